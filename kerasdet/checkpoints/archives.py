@@ -1,0 +1,261 @@
+"""File layouts: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`, each from bytes in memory."""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+
+from kerasdet.checkpoints.constructors import Array, storage
+from kerasdet.checkpoints.pickles import load
+from kerasdet.checkpoints.tensors import (
+    DTYPES,
+    Storage,
+    Tensor,
+    check_shape,
+    check_total,
+    contiguous_strides,
+    itemsize,
+    to_array,
+)
+from kerasdet.checkpoints.unwrap import named_tensors
+
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def read_zip(data: bytes) -> dict[str, np.ndarray]:
+    """Reads a torch zip file or an `.npz`, whichever the entries show.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        Arrays by name.
+
+    Raises:
+        ValueError: The file is damaged, neither of the two, or holds what is refused.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        check_total(sum(info.file_size for info in entries.values()), len(data))
+        roots = [name[: -len("data.pkl")] for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+        if len(roots) == 1:
+            if f"{roots[0]}constants.pkl" in entries:
+                raise ValueError("is a TorchScript archive; save model.state_dict() instead")
+            return _torch_zip(archive, entries, roots[0], len(data))
+        if not roots and any(name.endswith(".npy") for name in entries):
+            return _npz(archive, entries, len(data))
+    raise ValueError("is a zip file without one data.pkl (torch) and without .npy entries (.npz)")
+
+
+def read_pickles(data: bytes) -> dict[str, np.ndarray]:
+    """Reads a plain pickle of NumPy arrays or a torch file of the legacy format (a run of pickles, then storages).
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        Arrays by name.
+
+    Raises:
+        ValueError: The file is damaged or holds what is refused.
+    """
+    stream = io.BytesIO(data)
+    first = load(stream)
+    if type(first) is not int or first != TORCH_MAGIC:
+        return _arrays(named_tensors(first), None, len(data))
+    if load(stream) != 1001:
+        raise ValueError("is a legacy torch file of an unknown protocol")
+    load(stream)
+    storages: dict[str, Storage] = {}
+
+    def persistent(identity):
+        made = storage(identity)
+        storages.setdefault(made.key, made)
+        return made
+
+    named = named_tensors(load(stream, persistent))
+    keys = load(stream)
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise ValueError("is a legacy torch file without a list of storages")
+    return _arrays(named, _legacy_storages(data, stream.tell(), keys, storages), len(data))
+
+
+def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors` file: the header's length, a JSON header, then tensors without gap or overlap.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        Arrays by name.
+
+    Raises:
+        ValueError: The header or the data do not fit.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    if len(data) < 8 or start > len(data):
+        raise ValueError("is a .safetensors file whose header is longer than the file")
+    try:
+        header = json.loads(data[8:start].decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is a .safetensors file whose header is not valid JSON") from error
+    if type(header) is not dict:
+        raise ValueError("is a .safetensors file whose header is not a JSON object")
+    header.pop("__metadata__", None)
+    body, arrays, end = memoryview(data)[start:], {}, 0
+    check_total(sum(8 * math.prod(_safetensor(name, entry)[1]) for name, entry in header.items()), len(data))
+    for name, entry in sorted(header.items(), key=lambda item: _safetensor(*item)[2]):
+        element, shape, (first, last) = _safetensor(name, entry)
+        if first != end or last - first != math.prod(shape) * itemsize(element) or last > len(body):
+            raise ValueError(f"tensor {name[:100]!r} overlaps, leaves a gap, is cut off or does not fit its shape")
+        arrays[name], end = to_array(body[first:last], element, shape, contiguous_strides(shape)), last
+    if end != len(body):
+        raise ValueError(f"has {len(body) - end} bytes behind its last tensor")
+    return arrays
+
+
+def _safetensor(name, entry):
+    try:
+        element, shape, (first, last) = entry["dtype"], check_shape(entry["shape"]), check_shape(entry["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
+    if type(element) is not str or element not in _SAFETENSORS:
+        raise ValueError(f"tensor {name[:100]!r} has the unknown dtype {str(element)[:20]!r}")
+    return _SAFETENSORS[element], shape, (first, last)
+
+
+def _entry(archive, info):
+    """Reads no more of an entry than it declares; zipfile checks the CRC at its end."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+        raise ValueError(f"zip entry {info.filename[:100]!r} is encrypted or of an unusual compression")
+    with archive.open(info) as file:
+        data = file.read(info.file_size) if info.file_size else b""
+    if len(data) != info.file_size:
+        raise ValueError(f"zip entry {info.filename[:100]!r} is cut off")
+    return data
+
+
+def _torch_zip(archive, entries, root, file_size):
+    order = _entry(archive, entries[f"{root}byteorder"]) if f"{root}byteorder" in entries else b"little"
+    if order not in (b"little", b"big"):
+        raise ValueError("has a damaged byteorder record")
+    named = named_tensors(load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage))
+
+    def fetch(key):
+        if f"{root}data/{key}" not in entries:
+            raise ValueError(f"storage {key[:40]!r} is missing from the file")
+        return _entry(archive, entries[f"{root}data/{key}"])
+
+    return _arrays(named, fetch, file_size, ">" if order == b"big" else "<")
+
+
+def _legacy_storages(data, position, keys, storages):
+    spans = {}
+    for key in keys:
+        if key not in storages:
+            raise ValueError(f"storage {key[:40]!r} belongs to no tensor")
+        numel = int.from_bytes(data[position : position + 8], "little")
+        end = position + 8 + numel * itemsize(storages[key].element)
+        if end > len(data) or position + 8 > len(data):
+            raise ValueError(f"is cut off in storage {key[:40]!r}")
+        spans[key], position = (position + 8, end), end
+
+    def fetch(key):
+        if key not in spans:
+            raise ValueError(f"storage {key[:40]!r} is missing from the file")
+        return memoryview(data)[slice(*spans[key])]
+
+    return fetch
+
+
+def _arrays(
+    named: dict[str, Tensor | Array],
+    fetch: Callable[[str], bytes | memoryview] | None,
+    file_size: int,
+    byteorder: str = "<",
+) -> dict[str, np.ndarray]:
+    """Makes the arrays, once their sum is known to stand in proportion to the file."""
+    numeric = {name: item for name, item in named.items() if isinstance(item, Tensor) or _is_numeric(name, item)}
+    check_total(sum(8 * math.prod(item.shape) for item in numeric.values()), file_size)
+    storages, arrays = {}, {}
+    for name, item in numeric.items():
+        try:
+            if isinstance(item, Array):
+                arrays[name] = _from_numpy(item)
+            else:
+                if item.storage.key not in storages:
+                    storages[item.storage.key] = fetch(item.storage.key)
+                arrays[name] = _from_torch(item, storages[item.storage.key], byteorder)
+        except ValueError as error:
+            raise ValueError(f"tensor {name[:100]!r}: {error}") from error
+    return arrays
+
+
+def _is_numeric(name, item):
+    if item.dtype is None:
+        raise ValueError(f"array {name[:100]!r} has no contents")
+    return item.dtype.element is not None
+
+
+def _from_torch(item, data, byteorder):
+    size, declared = itemsize(item.storage.element), item.storage.numel
+    if len(data) != declared * size:
+        raise ValueError(
+            f"storage {item.storage.key[:40]!r} has {len(data)} bytes where {declared * size} are declared"
+        )
+    inside = memoryview(data)[item.storage.start * size : (item.storage.start + item.storage.length) * size]
+    return to_array(inside, item.element, item.shape, item.strides, item.offset, byteorder)
+
+
+def _from_numpy(item):
+    element = item.dtype.element
+    if len(item.raw) != math.prod(item.shape) * itemsize(element):
+        raise ValueError(f"shape {item.shape} and type {element} do not fit {len(item.raw)} bytes")
+    raw = item.raw.encode("latin-1") if isinstance(item.raw, str) else item.raw
+    strides = contiguous_strides(item.shape, item.fortran)
+    return to_array(raw, element, item.shape, strides, byteorder=item.dtype.byteorder)
+
+
+def _npz(archive, entries, file_size):
+    arrays, total = {}, 0
+    for filename, info in entries.items():
+        if not filename.endswith(".npy"):
+            continue
+        stream = io.BytesIO(_entry(archive, info))
+        version = np.lib.format.read_magic(stream)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read_header:
+            raise ValueError(f"array {filename[:100]!r} is of the .npy version {version}, which is not read")
+        shape, fortran, dtype = read_header[version](stream)
+        if dtype.hasobject:
+            raise ValueError(f"array {filename[:100]!r} holds Python objects, which is refused")
+        shape, raw = check_shape(shape), stream.getbuffer()[stream.tell() :]
+        element = dtype.name if dtype.kind in "fiub" and dtype.name in DTYPES else None
+        if element is None:
+            continue
+        total += 8 * math.prod(shape)
+        check_total(total, file_size)
+        if len(raw) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"array {filename[:100]!r} has {len(raw)} bytes, which do not fit its shape {shape}")
+        byteorder = ">" if dtype.byteorder == ">" else "<"
+        strides = contiguous_strides(shape, fortran)
+        arrays[filename.removesuffix(".npy")] = to_array(raw, element, shape, strides, byteorder=byteorder)
+    return arrays

@@ -1,0 +1,276 @@
+"""The closed table of names a pickle may mention, each standing for an inert constructor of ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kerasdet.checkpoints.tensors import DTYPES, Storage, Tensor, check_shape, itemsize
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Function:
+    """A name of the table that a pickle may call."""
+
+    name: str
+    call: Callable
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Element:
+    """A torch dtype, or the element of a torch storage class."""
+
+    name: str
+
+
+class Opaque:
+    """Stands for what no checkpoint reader needs: optimizer options, counters, paths."""
+
+    __slots__ = ()
+
+
+@dataclass(eq=False, slots=True)
+class Dtype:
+    """A pickled NumPy dtype; `element` is None where it is not numeric."""
+
+    element: str | None
+    byteorder: str = "<"
+
+
+@dataclass(eq=False, slots=True)
+class Array:
+    """A pickled NumPy array, its bytes as they stand in the file."""
+
+    dtype: Dtype | None = None
+    shape: tuple[int, ...] = ()
+    fortran: bool = False
+    raw: bytes | bytearray | str = b""
+
+
+def lookup(module: str, name: str) -> Function | Element:
+    """Finds what a name in a pickle stands for.
+
+    Args:
+        module: The module, in the spelling of Python 2 or 3, NumPy 1 or 2.
+        name: The name in it.
+
+    Returns:
+        Our constructor.
+
+    Raises:
+        ValueError: The name is not in the table.
+    """
+    spelling = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+    key = f"{spelling.replace('numpy._core.', 'numpy.core.')}.{name}" if len(spelling) + len(name) < 100 else ""
+    if key not in TABLE:
+        raise ValueError(
+            f"asks for {f'{module}.{name}'[:100]!r}, which is refused: only tensors and plain containers are read; "
+            "save model.state_dict() in the source framework"
+        )
+    return TABLE[key]
+
+
+def set_state(target: object, state: object) -> None:
+    """Does what a pickle's BUILD may do: completes a dtype or an array; the state of anything else is left out.
+
+    Args:
+        target: An object that a pickle has made.
+        state: Its state.
+
+    Raises:
+        ValueError: The state does not fit, or the target takes none.
+    """
+    if isinstance(target, Array):
+        if type(state) is not tuple or len(state) != 5:
+            raise ValueError("a NumPy array has a damaged state")
+        _, shape, dtype, fortran, raw = state
+        if isinstance(raw, list):
+            raise ValueError("a NumPy array of Python objects is refused")
+        if not isinstance(dtype, Dtype) or not isinstance(raw, (bytes, bytearray, str)):
+            raise ValueError("a NumPy array has a damaged state")
+        target.dtype, target.shape, target.fortran, target.raw = dtype, check_shape(shape), bool(fortran), raw
+    elif isinstance(target, Dtype):
+        if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
+            raise ValueError("a NumPy dtype has a damaged state")
+        target.byteorder = ">" if state[1] == ">" else "<"
+        if any(part is not None for part in state[2:5]):
+            target.element = None
+    elif not isinstance(target, (dict, Tensor, Opaque)):
+        raise ValueError(f"sets the state of a {type(target).__name__}, which is refused")
+
+
+def storage(identity: object) -> Storage:
+    """Makes the storage that a torch pickle names by a persistent id.
+
+    Args:
+        identity: `("storage", type, key, location, numel)`, and in the legacy format a view or None at the end.
+
+    Returns:
+        The storage, not yet read.
+
+    Raises:
+        ValueError: The id is anything else.
+    """
+    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise ValueError("names something that is not a tensor storage by a persistent id, which is refused")
+    _, kind, key, _, numel = identity[:5]
+    if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
+        raise ValueError("names a tensor storage by a damaged persistent id")
+    start, length = 0, numel
+    if len(identity) == 6 and identity[5] is not None:
+        _, start, length = identity[5]
+        if start < 0 or length < 0 or start + length > numel:
+            raise ValueError(f"storage {key[:40]!r} has a view outside of it")
+    return Storage(key, kind.name, numel, start, length)
+
+
+def _tensor_v2(data, offset, shape, strides, *_):
+    return _tensor(data, offset, shape, strides, data.element if isinstance(data, Storage) else "")
+
+
+def _tensor_v3(data, offset, shape, strides, _grad, _hooks, element, *_):
+    return _tensor(data, offset, shape, strides, element.name if isinstance(element, Element) else "")
+
+
+def _tensor(data, offset, shape, strides, element):
+    shape, strides = check_shape(shape), check_shape(strides, "stride")
+    if not isinstance(data, Storage) or element not in DTYPES:
+        raise ValueError("a tensor is not made from a storage and a type")
+    if len(shape) != len(strides) or type(offset) is not int or offset < 0:
+        raise ValueError("a tensor's shape, stride and offset do not fit together")
+    end = offset + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and end * itemsize(element) > data.length * itemsize(data.element):
+        raise ValueError(
+            f"a tensor of shape {shape} reaches outside its storage {data.key[:40]!r} of {data.length} elements"
+        )
+    return Tensor(data, element, offset, shape, strides)
+
+
+def _parameter(data, *_):
+    if not isinstance(data, Tensor):
+        raise ValueError("a parameter does not hold a tensor")
+    return data
+
+
+def _dtype(code, *_):
+    if type(code) is not str:
+        raise ValueError("a NumPy dtype has no name")
+    if code.startswith("O"):
+        raise ValueError("a NumPy array of Python objects is refused")
+    return Dtype("bool" if code == "b1" else _NUMPY_CODES.get(code))
+
+
+def _reconstruct(kind, *_):
+    if kind is not _NDARRAY:
+        raise ValueError("a NumPy array is of a class other than numpy.ndarray, which is refused")
+    return Array()
+
+
+def _frombuffer(raw, dtype, shape, order="C"):
+    array = Array()
+    set_state(array, (1, shape, dtype, order == "F", raw))
+    return array
+
+
+def _encode(text, encoding="latin1"):
+    """Leaves the text as it is, for latin1 text and bytes mean the same to an `Array`."""
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise ValueError("_codecs.encode is asked for something other than latin1 text, which is refused")
+    return text
+
+
+def _mapping(pairs=None):
+    """Takes the list of pairs that Python 2 writes; empties it, so that one list cannot be copied many times."""
+    if pairs is None or type(pairs) is dict:
+        return {} if pairs is None else pairs
+    if type(pairs) is not list:
+        raise ValueError("a dictionary is not made from pairs")
+    mapping = {}
+    for pair in pairs:
+        if type(pair) not in (tuple, list) or len(pair) != 2:
+            raise ValueError("a dictionary is not made from pairs")
+        if type(pair[0]) is str:
+            mapping[pair[0]] = pair[1]
+    pairs.clear()
+    return mapping
+
+
+def _opaque(*_):
+    return Opaque()
+
+
+def _getattr(owner, *_):
+    if not isinstance(owner, Function) or owner.name not in _OPAQUE:
+        raise ValueError("asks for 'builtins.getattr', which is refused: only tensors and plain containers are read")
+    return Opaque()
+
+
+def _reconstructor(kind, *_):
+    if not isinstance(kind, Function) or kind.call is not _opaque:
+        raise ValueError("asks for a new object of a class that is refused")
+    return Opaque()
+
+
+_NUMPY_CODES = {code: element for element, code in DTYPES.items() if element not in ("bfloat16", "bool")}
+_NDARRAY = Function("numpy.ndarray", _opaque)
+_STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "Untyped": "uint8",
+}
+_ALIASES = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32"}
+_OPAQUE = (
+    "argparse.Namespace",
+    "builtins.complex",
+    "builtins.dict",
+    "builtins.float",
+    "builtins.frozenset",
+    "builtins.int",
+    "builtins.list",
+    "builtins.object",
+    "builtins.range",
+    "builtins.set",
+    "builtins.slice",
+    "builtins.xrange",
+    "collections.Counter",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.core.multiarray.scalar",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.WindowsPath",
+    "torch.device",
+    "torch.torch_version.TorchVersion",
+)
+_CALLS = {
+    "torch._utils._rebuild_tensor": _tensor_v2,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.Size": check_shape,
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": lambda *_: {},
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy.core.numeric._frombuffer": _frombuffer,
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _encode,
+    "builtins.bytearray": lambda text="", encoding="latin-1": _encode(text, encoding),
+    "builtins.bytes": lambda text="", encoding="latin-1": _encode(text, encoding),
+    "builtins.getattr": _getattr,
+    "copyreg._reconstructor": _reconstructor,
+} | dict.fromkeys(_OPAQUE, _opaque)
+TABLE = (
+    {name: Function(name, call) for name, call in _CALLS.items()}
+    | {"numpy.ndarray": _NDARRAY}
+    | {f"torch.{prefix}Storage": Element(element) for prefix, element in _STORAGES.items()}
+    | {"torch.storage.UntypedStorage": Element("uint8")}
+    | {f"torch.{element}": Element(element) for element in DTYPES}
+    | {f"torch.{alias}": Element(element) for alias, element in _ALIASES.items()}
+)

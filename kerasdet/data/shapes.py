@@ -1,0 +1,326 @@
+"""A generated COCO data set of shapes: boxes, masks and keypoints, the same for everyone who names the same seed.
+
+Five kinds of shape, turned and stretched, lie over one another and over the border, on shaded, blotched and cluttered
+backgrounds. Colours say nothing about the kind. An arrow has four keypoints; its left and right are those of someone
+who looks from the tail to the tip, so a mirrored picture swaps them, as with the eyes of a COCO person.
+"""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+
+DESCRIPTION = "kerasdet shapes, generated"
+VERSION = 1  # to be raised whenever the same arguments give other pictures
+MIN_INSIDE = 0.55  # share of a shape's pixels within the image when it is placed
+MIN_VISIBLE = 0.3  # share of a shape's pixels that shapes placed later leave visible
+TRIES = 25
+OVERSAMPLING = 4
+
+
+def _ring(radii: list[float]) -> np.ndarray:
+    """A polygon whose corners alternate between the given radii, at equal angles: (V, 2) as (y, x)."""
+    angles = np.arange(len(radii)) * (2 * np.pi / len(radii))
+    return np.stack([-np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
+
+
+POLYGONS = {
+    "disk": _ring([0.5] * 48),
+    "square": _ring([0.5] * 4),
+    "triangle": _ring([0.5] * 3),
+    "star": _ring([0.5, 0.21] * 5),
+    "arrow": np.array(
+        [(-0.5, 0), (-0.04, 0.38), (-0.04, 0.14), (0.5, 0.14), (0.5, -0.14), (-0.04, -0.14), (-0.04, -0.38)]
+    ),
+}
+KEYPOINTS = {
+    "tip": (-0.42, 0.0),
+    "left_wing": (-0.1, -0.28),
+    "right_wing": (-0.1, 0.28),
+    "tail": (0.43, 0.0),
+}
+SKELETON = [[1, 2], [1, 3], [1, 4]]
+CATEGORIES = [
+    {"id": i, "name": name, "supercategory": "shape"}
+    | ({"keypoints": list(KEYPOINTS), "skeleton": SKELETON} if name == "arrow" else {})
+    for i, name in enumerate(POLYGONS, start=1)
+]
+
+
+def write(
+    folder: str | os.PathLike,
+    *,
+    num_images: int,
+    seed: int = 0,
+    image_size: tuple[int, int] = (128, 128),
+    objects: tuple[int, int] = (1, 6),
+    scale: tuple[float, float] = (0.12, 0.5),
+) -> Path:
+    """Writes a data set of shapes, or finds that the folder holds it already.
+
+    Image `i` follows from `seed` and `i`, so a longer data set begins with the shorter one. Training and validation
+    data are two folders with two seeds. The folder appears complete or not at all.
+
+    Args:
+        folder: Where `images/000001.jpg`, ... and `annotations.json` go.
+        num_images: How many images.
+        seed: Any integer from 0.
+        image_size: Height and width of every image, in pixels.
+        objects: Least and greatest number of shapes in an image; fewer where no more find room.
+        scale: Least and greatest longer side of a shape's whole box, as a share of the image's shorter side.
+
+    Returns:
+        The path of `annotations.json`. Boxes are COCO's (x, y, width, height) around the visible pixels, which
+        `segmentation` (compressed RLE) and `area` also mean; a keypoint is the pixel it falls into, with
+        visibility 2 (visible), 1 (behind a later shape) or 0 (outside the image).
+
+    Raises:
+        ValueError: An argument out of range, or a folder that holds something else.
+    """
+    arguments = {
+        "num_images": num_images,
+        "seed": seed,
+        "image_size": list(image_size),
+        "objects": list(objects),
+        "scale": list(scale),
+    }
+    _check(**arguments)
+    info = {"description": DESCRIPTION, "version": VERSION, "arguments": arguments}
+    folder = Path(folder)
+    annotations = folder / "annotations.json"
+    if _holds(folder, info):
+        return annotations
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        (temporary / "images").mkdir(parents=True)
+        _write_into(temporary, info)
+        _move(temporary, folder, info)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return annotations
+
+
+def _check(num_images, seed, image_size, objects, scale):
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
+    if len(image_size) != 2 or min(image_size) < 16:
+        raise ValueError(f"image_size must be (height, width) of at least 16 pixels each, got {tuple(image_size)}.")
+    if len(objects) != 2 or not 0 <= objects[0] <= objects[1]:
+        raise ValueError(f"objects must be (least, greatest) with 0 <= least <= greatest, got {tuple(objects)}.")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be (least, greatest) with 0 < least <= greatest <= 1, got {tuple(scale)}.")
+    if scale[0] * min(image_size) < 6:
+        raise ValueError(f"scale[0] {scale[0]} makes shapes of less than 6 pixels in an image of {tuple(image_size)}.")
+
+
+def _holds(folder: Path, info: dict) -> bool:
+    """Whether the folder holds this very data set; False where it is absent or empty, ValueError for anything else."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder that is empty or does not exist yet.")
+    if not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / "annotations.json").read_text()).get("info")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found == info:
+        return True
+    if isinstance(found, dict) and found.get("description") == DESCRIPTION:
+        raise ValueError(
+            f"{folder} holds shapes written as version {found.get('version')} with {found.get('arguments')}, not as "
+            f"version {info['version']} with {info['arguments']}: name another folder or remove this one."
+        )
+    raise ValueError(f"{folder} holds something else than generated shapes: name another folder.")
+
+
+def _move(temporary: Path, folder: Path, info: dict):
+    """Puts the finished folder in its place, unless another process was faster with the same data set."""
+    try:
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError:
+        if not _holds(folder, info):
+            raise
+
+
+def _write_into(folder: Path, info: dict):
+    arguments = info["arguments"]
+    height, width = arguments["image_size"]
+    images, annotations = [], []
+    for image_id in range(1, arguments["num_images"] + 1):
+        rng = np.random.default_rng((arguments["seed"], image_id))
+        picture, shapes = _scene(rng, height, width, arguments["objects"], arguments["scale"])
+        name = f"{image_id:06d}.jpg"
+        Image.fromarray(picture).save(folder / "images" / name, quality=95)
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height, "license": 1})
+        annotations += [{"id": len(annotations) + i, "image_id": image_id, **s} for i, s in enumerate(shapes, start=1)]
+    contents = {
+        "info": info,
+        "licenses": [{"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
+        "images": images,
+        "annotations": annotations,
+        "categories": CATEGORIES,
+    }
+    (folder / "annotations.json").write_text(json.dumps(contents))
+
+
+def _scene(rng, height, width, objects, scale) -> tuple[np.ndarray, list[dict]]:
+    """One picture (H, W, 3) uint8 and its annotations without ids."""
+    canvas = _background(rng, height, width)
+    owner = np.full((height, width), -1, np.int32)  # which shape each pixel shows
+    placed = []  # (category, whole area, keypoints)
+    for _ in range(rng.integers(objects[0], objects[1] + 1)):
+        category = CATEGORIES[rng.integers(len(CATEGORIES))]
+        side = min(height, width) * math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1])))
+        shape = _place(rng, category["name"], side, owner, [area for _, area, _ in placed])
+        if shape is None:
+            continue
+        coverage, top_left, keypoints = shape
+        local, inside = _overlap(coverage, top_left, owner.shape)
+        solid = coverage[inside] >= 0.5
+        _paint(canvas, coverage, top_left, _fill(rng, coverage.shape, canvas[local][solid].mean(axis=0)))
+        owner[local][solid] = len(placed)
+        placed.append((category, np.count_nonzero(coverage >= 0.5), keypoints))
+    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 7)
+    annotations = [_annotation(i, *shape, owner) for i, shape in enumerate(placed)]
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), annotations
+
+
+def _place(rng, name, side, owner, areas):
+    """A shape that leaves enough of itself and of the earlier ones to be seen.
+
+    Returns:
+        Coverage (h, w), its top left pixel and the keypoints (J, 2) as (y, x), or None where no try succeeded.
+    """
+    for _ in range(TRIES):
+        polygon, keypoints = _pose(rng, name, side, centre=rng.uniform((0, 0), owner.shape))
+        coverage, top_left = _rasterize(polygon)
+        local, inside = _overlap(coverage, top_left, owner.shape)
+        solid = coverage[inside] >= 0.5
+        if np.count_nonzero(solid) < MIN_INSIDE * np.count_nonzero(coverage >= 0.5):
+            continue
+        hidden = np.bincount(owner[local][solid] + 1, minlength=len(areas) + 1)[1:]
+        visible = np.bincount(owner.ravel() + 1, minlength=len(areas) + 1)[1:]
+        if np.all(visible - hidden >= MIN_VISIBLE * np.array(areas)):
+            return coverage, top_left, keypoints
+    return None
+
+
+def _pose(rng, name, side, centre) -> tuple[np.ndarray, np.ndarray]:
+    """Corners and keypoints, stretched, turned, and scaled so that the longer side of the box is `side` pixels."""
+    stretch = np.exp(rng.uniform(-0.15, 0.15))
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[cos, sin], [-sin, cos]]) * [[stretch], [1 / stretch]]
+    polygon = POLYGONS[name] @ turn
+    keypoints = np.array(list(KEYPOINTS.values()) if name == "arrow" else []).reshape(-1, 2) @ turn
+    low, high = polygon.min(axis=0), polygon.max(axis=0)
+    scale = side / (high - low).max()
+    offset = centre - scale * (low + high) / 2
+    return polygon * scale + offset, keypoints * scale + offset
+
+
+def _rasterize(polygon: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The share of each pixel that lies in the polygon (h, w), and the top left pixel (y, x) of that array."""
+    low = np.floor(polygon.min(axis=0)).astype(int)
+    size = np.ceil(polygon.max(axis=0)).astype(int) - low
+    corners = (polygon - low) * OVERSAMPLING - 0.5  # pillow's integers are pixel centres
+    picture = Image.new("L", (int(size[1]) * OVERSAMPLING, int(size[0]) * OVERSAMPLING))
+    ImageDraw.Draw(picture).polygon([(x, y) for y, x in corners.tolist()], fill=255)
+    return np.asarray(picture.reduce(OVERSAMPLING), np.float32) / 255, (int(low[0]), int(low[1]))
+
+
+def _overlap(patch: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]):
+    """The slices of an image of `size` under the patch, and of the patch within the image."""
+    local, inside = [], []
+    for start, length, limit in zip(top_left, patch.shape, size, strict=True):
+        first, last = min(max(start, 0), limit), max(min(start + length, limit), 0)
+        local.append(slice(first, last))
+        inside.append(slice(first - start, max(last, first) - start))
+    return tuple(local), tuple(inside)
+
+
+def _paint(canvas, coverage, top_left, colour):
+    local, inside = _overlap(coverage, top_left, canvas.shape[:2])
+    canvas[local] += coverage[inside][..., None] * (
+        np.broadcast_to(colour, (*coverage.shape, 3))[inside] - canvas[local]
+    )
+
+
+def _background(rng, height, width) -> np.ndarray:
+    """A gradient with blotches in two sizes and thin lines across: (H, W, 3) float32."""
+    base, slope = rng.uniform(60, 195) + rng.uniform(-45, 45, 3), rng.uniform(-60, 60) + rng.uniform(-30, 30, 3)
+    canvas = base + _ramp(rng, height, width) * slope
+    for cells, strength in ((4, 13), (14, 9)):
+        canvas += _blotches(rng, height, width, cells, strength)
+    canvas = canvas.astype(np.float32)
+    for _ in range(rng.integers(2, 9)):
+        start, angle = rng.uniform((0, 0), (height, width)), rng.uniform(0, np.pi)
+        along = np.array([np.sin(angle), np.cos(angle)]) * min(height, width) * rng.uniform(0.15, 0.9)
+        across = np.array([np.cos(angle), -np.sin(angle)]) * rng.uniform(0.5, 1.4)
+        line = np.stack([start - across, start + across, start + along + across, start + along - across])
+        coverage, top_left = _rasterize(line)
+        _paint(canvas, coverage * rng.uniform(0.4, 0.9), top_left, rng.uniform(40, 215) + rng.uniform(-40, 40, 3))
+    return canvas
+
+
+def _fill(rng, size, local_colour) -> np.ndarray:
+    """A shaded, blotched colour at a moderate distance from the colour it covers: (h, w, 3)."""
+    while True:
+        direction = rng.standard_normal(3)
+        colour = np.clip(local_colour + direction / np.linalg.norm(direction) * rng.uniform(75, 140), 15, 240)
+        if np.linalg.norm(colour - local_colour) > 65:
+            break
+    shade = _ramp(rng, *size) * rng.uniform(-45, 45)
+    return (colour + shade + _blotches(rng, *size, cells=4, strength=7)).astype(np.float32)
+
+
+def _ramp(rng, height, width) -> np.ndarray:
+    """A linear ramp in a random direction, about -0.5 to 0.5: (H, W, 1)."""
+    angle = rng.uniform(0, 2 * np.pi)
+    rows = np.linspace(-0.5, 0.5, height)[:, None, None] * np.sin(angle)
+    return rows + np.linspace(-0.5, 0.5, width)[None, :, None] * np.cos(angle)
+
+
+def _blotches(rng, height, width, cells, strength) -> np.ndarray:
+    """Smooth colour noise of `cells` x `cells` patches with a standard deviation of `strength`: (H, W, 3)."""
+    coarse = np.clip(rng.standard_normal((cells, cells, 3)) * 40 + 128, 0, 255).astype(np.uint8)
+    fine = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return (np.asarray(fine, np.float32) - 128) * (strength / 40)
+
+
+def _annotation(index, category, area, keypoints, owner) -> dict:
+    visible = owner == index
+    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
+    box = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+    segmentation = rle.encode(np.asfortranarray(visible, np.uint8))
+    annotation = {
+        "category_id": category["id"],
+        "bbox": [int(v) for v in box],
+        "area": int(np.count_nonzero(visible)),
+        "iscrowd": 0,
+        "segmentation": {"size": segmentation["size"], "counts": segmentation["counts"].decode("ascii")},
+    }
+    if len(keypoints):
+        points = [_keypoint(index, math.floor(y), math.floor(x), owner) for y, x in keypoints.tolist()]
+        annotation["keypoints"] = [v for point in points for v in point]
+        annotation["num_keypoints"] = sum(point[2] > 0 for point in points)
+    return annotation
+
+
+def _keypoint(index, y, x, owner) -> tuple[int, int, int]:
+    """COCO's (x, y, visibility) of a point in the given pixel."""
+    height, width = owner.shape
+    if not (0 <= y < height and 0 <= x < width):
+        return 0, 0, 0
+    return x, y, 1 if owner[y, x] > index else 2

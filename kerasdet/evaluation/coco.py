@@ -1,0 +1,311 @@
+"""COCO average precision through pycocotools, and the way from detections to COCO's result format.
+
+Nothing here needs TensorFlow: a detections file is scored with NumPy and pycocotools alone.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+GEOMETRY = {"bbox": "bbox", "segm": "segmentation"}
+CLASS_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The numbers of one evaluation, in 0..1; NaN where the ground truth has nothing to measure them on.
+
+    Attributes:
+        iou_type: "bbox" or "segm".
+        summary: COCO's twelve numbers by the names in `SUMMARY`.
+        per_class: AP (IoU 0.50 to 0.95) by class name.
+    """
+
+    iou_type: str
+    summary: dict[str, float]
+    per_class: dict[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.summary[name]
+
+    def to_json(self) -> str:
+        """The metrics as a JSON object; null stands for NaN."""
+        content = {
+            "iou_type": self.iou_type,
+            "summary": {name: _none_if_nan(value) for name, value in self.summary.items()},
+            "per_class": {name: _none_if_nan(value) for name, value in self.per_class.items()},
+        }
+        return json.dumps(content, indent=2)
+
+    def table(self) -> str:
+        """The twelve numbers, then the AP of every class in columns; "-" stands for NaN."""
+        lines = [
+            f"{self.iou_type:<6}" + "".join(f"{name:>7}" for name in self.summary),
+            " " * 6 + "".join(f"{_text(value):>7}" for value in self.summary.values()),
+            "",
+        ]
+        width = max(map(len, self.per_class))
+        cells = [f"{name:<{width}}{_text(value):>7}" for name, value in self.per_class.items()]
+        columns = min(CLASS_COLUMNS, len(cells))
+        lines.append("   ".join([f"{'class':<{width}}{'AP':>7}"] * columns))
+        lines += ["   ".join(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+        return "\n".join(lines)
+
+
+def _none_if_nan(value):
+    return None if math.isnan(value) else value
+
+
+def _text(value):
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[dict]:
+    """Turns a batch of detections into entries of a COCO results file.
+
+    Args:
+        detections: NumPy arrays in the coordinates of the original images: `boxes` (B, D, 4) yxyx in pixels,
+            `scores` (B, D), `class_ids` (B, D) and `valid` (B,), the number of entries that count.
+        image_ids: (B,) the data set's ids of the images.
+        category_ids: (K,) the data set's category id of every class id.
+
+    Returns:
+        Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) and `score`.
+
+    Raises:
+        ValueError: A class id that has no category.
+    """
+    results = []
+    for image, (image_id, count) in enumerate(zip(np.asarray(image_ids).tolist(), detections["valid"], strict=True)):
+        boxes = np.asarray(detections["boxes"][image, :count], np.float64)
+        classes = detections["class_ids"][image, :count].tolist()
+        scores = detections["scores"][image, :count].tolist()
+        for (y1, x1, y2, x2), class_id, score in zip(boxes.tolist(), classes, scores, strict=True):
+            if not 0 <= class_id < len(category_ids):
+                raise ValueError(
+                    f"Image {image_id} has a detection of class {class_id}, but the data set names "
+                    f"{len(category_ids)} categories: evaluate with the data set the model was built for."
+                )
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(category_ids[class_id]),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+            )
+    return results
+
+
+def read_ground_truth(source) -> dict:
+    """Reads a COCO annotation file, or takes its content, and checks what an evaluation needs of it.
+
+    Args:
+        source: A path, or the dict such a file holds; the dict is left as it is.
+
+    Returns:
+        A dict with `images`, `categories` and `annotations`; the annotations are copies numbered from 1, with
+        `iscrowd` filled in.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not COCO ground truth.
+    """
+    content, where = _read_json(source, "the ground truth")
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is not COCO ground truth: expected an object, found {type(content).__name__}.")
+    for key in ("images", "categories"):
+        if not content.get(key):
+            raise ValueError(f"{where} is not COCO ground truth: it has no {key}.")
+    annotations = []
+    # pycocotools takes an annotation with id 0 for "no match" and merges annotations of the same id.
+    for number, annotation in enumerate(content.get("annotations", []), 1):
+        for key in ("image_id", "category_id"):
+            if key not in annotation:
+                raise ValueError(f"{where}: annotation {annotation.get('id', number)} has no {key}.")
+        annotations.append({**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd") or 0)})
+    return {"images": content["images"], "categories": content["categories"], "annotations": annotations}
+
+
+def evaluate_coco(ground_truth, results, iou_type: str = "bbox", image_ids: Sequence[int] | None = None) -> CocoMetrics:
+    """Scores results against ground truth with pycocotools.
+
+    Among equal scores of one class in one image the earlier result ranks higher, as in pycocotools.
+
+    Args:
+        ground_truth: A COCO annotation file, or the dict it holds.
+        results: A COCO results file, or the list it holds; neither argument is changed.
+        iou_type: "bbox", or "segm" for masks as compressed RLE.
+        image_ids: The images to score; None for all of the ground truth.
+
+    Returns:
+        The twelve numbers and the AP of every class.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is not what it should be, or a result names an image or category that the ground truth
+            lacks.
+    """
+    if iou_type not in GEOMETRY:
+        raise ValueError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
+    truth = read_ground_truth(ground_truth)
+    truth_name = _name_of(ground_truth, "the ground truth")
+    annotations = [_with_area(annotation, iou_type, truth_name) for annotation in truth["annotations"]]
+    images = {image["id"]: image for image in truth["images"]}
+    if iou_type == "segm":
+        _check_image_sizes(images, truth_name)
+    entries, results_name = _read_json(results, "the results")
+    if not isinstance(entries, list):
+        raise ValueError(f"{results_name} must hold a list of detections, found {type(entries).__name__}.")
+    names = _class_names(truth["categories"])
+    detections = [
+        _checked_result(entry, number, iou_type, images, names, results_name, truth_name)
+        for number, entry in enumerate(entries, 1)
+    ]
+    return _score(
+        {**truth, "annotations": annotations},
+        {**truth, "annotations": detections},
+        iou_type,
+        sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name),
+        names,
+    )
+
+
+def _score(truth, detections, iou_type, image_ids, names):
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_indexed(truth), _indexed(detections), iou_type)
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    summary = {name: _nan_if_undefined(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
+    per_class = {
+        names[category_id]: _nan_if_undefined(precision[:, :, k].mean())
+        for k, category_id in enumerate(evaluation.params.catIds)
+    }
+    return CocoMetrics(iou_type, summary, per_class)
+
+
+def _nan_if_undefined(value):
+    return math.nan if value < 0 else float(value)
+
+
+def _indexed(dataset):
+    coco = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _is_path(source):
+    return isinstance(source, (str, os.PathLike))
+
+
+def _name_of(source, otherwise):
+    return os.fspath(source) if _is_path(source) else otherwise
+
+
+def _read_json(source, otherwise):
+    """The content of `source`, a path or content already, and what to call it in a message."""
+    name = _name_of(source, otherwise)
+    if not _is_path(source):
+        return source, name
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"There is no file {name}.")
+    with open(source, encoding="utf-8") as file:
+        try:
+            return json.load(file), name
+        except ValueError as error:
+            raise ValueError(f"{name} is not a JSON file: {error}.") from None
+
+
+def _class_names(categories):
+    """Category id -> name; the id is added where two categories share a name."""
+    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    count = Counter(names.values())
+    return {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+
+
+def _with_area(annotation, iou_type, where):
+    needed = {GEOMETRY[iou_type]} if annotation.get("area") is not None else {GEOMETRY[iou_type], "bbox"}
+    for key in sorted(needed):
+        if annotation.get(key) is None or len(annotation[key]) == 0:
+            raise ValueError(
+                f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no {key}."
+            )
+    if "bbox" not in needed:
+        return annotation
+    area = annotation.get("area")
+    return {**annotation, "area": annotation["bbox"][2] * annotation["bbox"][3] if area is None else area}
+
+
+def _check_image_sizes(images, where):
+    for image_id, image in images.items():
+        if not image.get("height") or not image.get("width"):
+            raise ValueError(f"{where}: image {image_id} has no height and width, which masks need.")
+
+
+def _checked_image_ids(image_ids, images, where):
+    chosen = sorted(set(np.asarray(image_ids).tolist()))
+    if not chosen:
+        raise ValueError("image_ids is empty: there is nothing to evaluate.")
+    for image_id in chosen:
+        if image_id not in images:
+            raise ValueError(f"image_ids names image {image_id!r}, which {where} lacks.")
+    return chosen
+
+
+def _checked_result(entry, number, iou_type, images, names, where, truth_name):
+    """A copy of one result with what COCOeval reads of it, and nothing else."""
+    key = GEOMETRY[iou_type]
+    missing = [k for k in ("image_id", "category_id", "score", key) if not isinstance(entry, dict) or k not in entry]
+    if missing:
+        raise ValueError(f"{where}: result {number} has no {' and no '.join(missing)}.")
+    image_id, category_id, score, geometry = entry["image_id"], entry["category_id"], entry["score"], entry[key]
+    if image_id not in images:
+        raise ValueError(f"{where}: result {number} is for image {image_id!r}, which {truth_name} lacks.")
+    if category_id not in names:
+        raise ValueError(f"{where}: result {number} is of category {category_id!r}, which {truth_name} lacks.")
+    if not _are_numbers([score]):
+        raise ValueError(f"{where}: result {number} has the score {score!r}, which is not a finite number.")
+    if iou_type == "bbox":
+        if len(geometry) != 4 or not _are_numbers(geometry):
+            raise ValueError(f"{where}: result {number} has the bbox {geometry!r}; expected x, y, width, height.")
+        area = geometry[2] * geometry[3]
+    else:
+        _check_rle(geometry, images[image_id], f"{where}: result {number}")
+        # The mask's own area, also where the entry brings a box: COCO's size classes are by mask area.
+        area = float(mask_utils.area(geometry))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "score": score,
+        key: geometry,
+        "area": area,
+        "iscrowd": 0,
+    }
+
+
+def _are_numbers(values):
+    return all(isinstance(value, (int, float, np.number)) and math.isfinite(value) for value in values)
+
+
+def _check_rle(rle, image, what):
+    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), (str, bytes)):
+        raise ValueError(f"{what} has a segmentation that is not compressed RLE.")
+    size = [image["height"], image["width"]]
+    if list(rle.get("size", [])) != size:
+        raise ValueError(f"{what} has a mask of size {rle.get('size')}, but its image is {size}.")

@@ -1,0 +1,80 @@
+"""The evaluation loop: a model over batches of images, scored in the images' own coordinates."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from kerasdet.evaluation.coco import CocoMetrics, coco_results, evaluate_coco, read_ground_truth
+
+
+def evaluate(
+    model, batches: Iterable[dict], ground_truth, category_ids: Sequence[int], image_ids: Sequence[int] | None = None
+) -> tuple[CocoMetrics, list[dict]]:
+    """Measures the COCO box AP of a detector.
+
+    Args:
+        model: Its `predict_on_batch` takes `image` and `image_size` and returns detections in the coordinates of the
+            network's input, padded at the bottom right.
+        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) valid height and width of it, `image_id` (B,) and
+            `original_size` (B, 2) height and width of the image in the data set. The last batch may be smaller.
+        ground_truth: A COCO annotation file, or the dict it holds.
+        category_ids: (K,) the data set's category id of every class id.
+        image_ids: The images to score; None for all of the ground truth.
+
+    Returns:
+        The metrics, and the results they were computed from (COCO's results format).
+
+    Raises:
+        ValueError: An image came twice, not at all or is not to be scored, or a category is not in the ground truth.
+    """
+    from keras.utils import Progbar  # here, so that scoring a detections file needs no TensorFlow
+
+    truth = read_ground_truth(ground_truth)
+    known = {category["id"] for category in truth["categories"]}
+    for category_id in category_ids:
+        if category_id not in known:
+            raise ValueError(f"category_ids names category {category_id}, which the ground truth lacks.")
+    wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
+    progress = Progbar(len(wanted), unit_name="image")
+    seen, results = set(), []
+    for batch in batches:
+        ids = np.asarray(batch["image_id"]).tolist()
+        for image_id in ids:
+            _check_image(image_id, seen, wanted)
+            seen.add(image_id)
+        detections = model.predict_on_batch({"image": batch["image"], "image_size": batch["image_size"]})
+        detections = {name: np.asarray(value) for name, value in detections.items()}
+        detections["boxes"] = to_original(
+            detections["boxes"], np.asarray(batch["image_size"]), np.asarray(batch["original_size"])
+        )
+        results += coco_results(detections, ids, category_ids)
+        progress.update(len(seen))
+    if len(seen) < len(wanted):
+        raise ValueError(
+            f"{len(wanted) - len(seen)} of {len(wanted)} images never came, image {min(wanted - seen)} first; "
+            "give image_ids to evaluate a part of the data set."
+        )
+    return evaluate_coco(truth, results, image_ids=sorted(wanted)), results
+
+
+def _check_image(image_id, seen, wanted):
+    if image_id in seen:
+        raise ValueError(f"Image {image_id} came twice: every image must be evaluated once.")
+    if image_id not in wanted:
+        raise ValueError(f"Image {image_id} came for evaluation, but is not among the images to score.")
+
+
+def to_original(boxes: np.ndarray, image_size: np.ndarray, original_size: np.ndarray) -> np.ndarray:
+    """Maps boxes on resized images back to the original images and clips them there.
+
+    Args:
+        boxes: (B, D, 4) yxyx in pixels of the resized images.
+        image_size: (B, 2) height and width of the resized images, without padding.
+        original_size: (B, 2) height and width of the original images.
+
+    Returns:
+        (B, D, 4) float64 yxyx in pixels of the original images.
+    """
+    limit = np.tile(original_size, 2)[:, None].astype(np.float64)  # (B, 1, 4)
+    scale = limit / np.tile(image_size, 2)[:, None]  # (B, 1, 4)
+    return np.clip(boxes * scale, 0.0, limit)

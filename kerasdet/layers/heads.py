@@ -1,0 +1,127 @@
+"""Heads of dense detectors, shared by all levels of a pyramid."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.norm import make_norm
+
+
+class Tower(keras.layers.Layer):
+    """A stack of 3x3 convolutions with norm and ReLU, shared by all levels.
+
+    Group norm is shared, too; batch statistics differ between levels, so every level has a batch norm of its own.
+
+    Args:
+        num_convs: How many.
+        channels: Of every one.
+        levels: Names of the pyramid's levels.
+        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
+        norm_epsilon: Added to variances.
+        initializer: Of the kernels.
+    """
+
+    def __init__(
+        self, num_convs, channels, levels, norm=None, norm_epsilon=1e-5, initializer="glorot_uniform", **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.convs = [
+            ConvNorm(
+                channels,
+                3,
+                use_bias=norm is None or norm == "gn",
+                kernel_initializer=initializer,
+                name=f"conv{i}",
+            )
+            for i in range(num_convs)
+        ]
+        self.norm_keys = ("shared",) if norm in (None, "gn") else tuple(levels)
+        self.norms = [
+            make_norm(norm, norm_epsilon, name=f"norm{i}_{key}") for i in range(num_convs) for key in self.norm_keys
+        ]
+
+    def build(self, input_shape):
+        shape = input_shape
+        for conv in self.convs:
+            conv.build(shape)
+            shape = (None, None, None, self.channels)
+        for norm in self.norms:
+            if norm is not None:
+                norm.build(shape)
+
+    def call(self, x, level, training=False):
+        key = self.norm_keys.index(level) if len(self.norm_keys) > 1 else 0
+        for conv, norm in zip(self.convs, self.norms[key :: len(self.norm_keys)], strict=True):
+            x = conv(x)
+            if norm is not None:
+                x = norm(x, training=training)
+            x = keras.ops.relu(x)
+        return x
+
+
+class RetinaNetHead(keras.layers.Layer):
+    """Classification and box regression of RetinaNet.
+
+    Args:
+        num_classes: K.
+        num_anchors: A.
+        levels: Names of the pyramid's levels.
+        num_convs: In each tower.
+        channels: Of the towers.
+        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
+        norm_epsilon: Added to variances.
+        prior_probability: Of an anchor's holding an object, before training.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        num_anchors,
+        levels,
+        num_convs=4,
+        channels=256,
+        norm=None,
+        norm_epsilon=1e-5,
+        prior_probability=0.01,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        self.class_tower = Tower(num_convs, channels, levels, norm, norm_epsilon, initializer, name="class_tower")
+        self.box_tower = Tower(num_convs, channels, levels, norm, norm_epsilon, initializer, name="box_tower")
+        bias = keras.initializers.Constant(-math.log((1 - prior_probability) / prior_probability))
+        self.class_logits = ConvNorm(
+            num_anchors * num_classes, 3, kernel_initializer=initializer, bias_initializer=bias, name="class_logits"
+        )
+        self.box_deltas = ConvNorm(num_anchors * 4, 3, kernel_initializer=initializer, name="box_deltas")
+
+    def build(self, input_shape):
+        for tower, last in ((self.class_tower, self.class_logits), (self.box_tower, self.box_deltas)):
+            tower.build(input_shape)
+            last.build((*input_shape[:-1], tower.channels))
+
+    def call(self, pyramid, training=False):
+        """Predictions for every anchor.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+
+        Returns:
+            ``class_logits``: level -> (B, h * w * A, K), ``box_deltas``: level -> (B, h * w * A, 4), float32.
+        """
+        class_logits, box_deltas = {}, {}
+        for level, x in pyramid.items():
+            logits = self.class_logits(self.class_tower(x, level=level, training=training))  # (B, h, w, A * K)
+            class_logits[level] = _per_anchor(logits, self.num_classes)
+            deltas = self.box_deltas(self.box_tower(x, level=level, training=training))  # (B, h, w, A * 4)
+            box_deltas[level] = _per_anchor(deltas, 4)
+        return {"class_logits": class_logits, "box_deltas": box_deltas}
+
+
+def _per_anchor(x, size):
+    """(B, h, w, A * size) as (B, h * w * A, size), float32."""
+    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), tf.float32)

@@ -1,0 +1,113 @@
+"""Normalisation, chosen by name.
+
+| name | statistics | scale and offset |
+|---|---|---|
+| ``frozen_bn`` | stored | stored |
+| ``bn_inference`` | stored | trained |
+| ``bn`` | of the batch on this replica while training | trained |
+| ``sync_bn`` | of the batch on all replicas while training | trained |
+| ``gn`` | of groups of channels of one image | trained |
+
+Epsilons and momenta are PyTorch's (1e-5, 0.9 in Keras' sense), and so are the running averages, which keep the
+unbiased variance.
+"""
+
+import keras
+import tensorflow as tf
+
+from kerasdet.serialization import Configured
+
+NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
+
+
+def make_norm(
+    norm: str | None, epsilon: float = 1e-5, groups: int = 32, name: str = "norm"
+) -> keras.layers.Layer | None:
+    """The layer of a name in `NORMS`; none for None.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if norm is None:
+        return None
+    if norm == "gn":
+        return keras.layers.GroupNormalization(groups, epsilon=epsilon, name=name)
+    if norm in NORMS:
+        return BatchNorm(norm, epsilon=epsilon, name=name)
+    raise ValueError(f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None.")
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class BatchNorm(Configured, keras.layers.Layer):
+    """Batch normalisation over the last axis (https://arxiv.org/abs/1502.03167), in one of the ways of `NORMS`.
+
+    Args:
+        mode: ``frozen_bn``, ``bn_inference``, ``bn`` or ``sync_bn``.
+        epsilon: Added to the variance.
+        momentum: Share of a running average that a training step keeps.
+    """
+
+    def __init__(self, mode: str = "bn", epsilon: float = 1e-5, momentum: float = 0.9, **kwargs):
+        super().__init__(**kwargs)
+        self.mode = mode
+        self.epsilon = epsilon
+        self.momentum = momentum
+
+    def build(self, input_shape):
+        shape, trainable = (input_shape[-1],), self.mode != "frozen_bn"
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones", trainable=trainable, autocast=False)
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", trainable=trainable, autocast=False)
+        self.moving_mean = self.add_weight(
+            name="moving_mean", shape=shape, initializer="zeros", trainable=False, autocast=False
+        )
+        self.moving_variance = self.add_weight(
+            name="moving_variance", shape=shape, initializer="ones", trainable=False, autocast=False
+        )
+
+    def call(self, x, training=False):
+        if training and self.trainable and self.mode in ("bn", "sync_bn"):
+            return self._normalize_by_batch(x)
+        if not training:  # the fused kernel is what grappler folds into the convolution
+            return self._fused(x, self.moving_mean, self.moving_variance, is_training=False).y
+        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+        return x * tf.cast(scale, x.dtype) + tf.cast(self.beta - self.moving_mean * scale, x.dtype)
+
+    def _fused(self, x, mean, variance, is_training):
+        return tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=tf.convert_to_tensor(self.gamma),
+            offset=tf.convert_to_tensor(self.beta),
+            mean=tf.convert_to_tensor(mean),
+            variance=tf.convert_to_tensor(variance),
+            epsilon=self.epsilon,
+            is_training=is_training,
+        )
+
+    def _normalize_by_batch(self, x):
+        if self.mode == "sync_bn":
+            mean, variance, unbiased = _global_moments(x)
+            y = tf.nn.batch_normalization(tf.cast(x, tf.float32), mean, variance, self.beta, self.gamma, self.epsilon)
+            y = tf.cast(y, x.dtype)
+        else:
+            fused = self._fused(x, tf.zeros([0]), tf.zeros([0]), is_training=True)
+            y, mean, unbiased = fused.y, fused.batch_mean, fused.batch_variance
+        self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
+        self.moving_variance.assign(self.momentum * self.moving_variance + (1 - self.momentum) * unbiased)
+        return y
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def _global_moments(x):
+    """Mean, variance and unbiased variance over all replicas' batches, (C,) each, float32."""
+    x = tf.cast(x, tf.float32)
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+    sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(tf.square(x), [0, 1, 2]), [count]], 0)
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:
+        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+    total, square, count = tf.split(sums, [x.shape[-1], x.shape[-1], 1])
+    mean = total / count
+    variance = tf.maximum(square / count - tf.square(mean), 0.0)
+    return mean, variance, variance * count / tf.maximum(count - 1, 1.0)

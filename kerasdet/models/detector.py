@@ -1,0 +1,158 @@
+"""What all detectors share: the training step, `predict`, and `detect` on images as they come."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasdet import boxes as box_ops
+from kerasdet import images as image_ops
+from kerasdet.models.preprocess import Preprocessing
+
+
+class Detector(keras.Model):
+    """A network, pure post-processing and a training step.
+
+    A model defines ``call``, ``compute_targets``, ``compute_losses`` and ``postprocess``; see `RetinaNet`. Its input
+    is a batch: a dict with ``image`` (B, H, W, 3), RGB 0..255, and ``image_size`` (B, 2); or a bare image tensor
+    without padding.
+
+    Args:
+        preprocessing: The resize rule and the pixel statistics.
+        loss_names: Keys of what ``compute_losses`` returns.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
+        super().__init__(autocast=False, **kwargs)  # images and boxes stay float32, whatever the policy
+        self.preprocessing = preprocessing
+        self.supports_jit = False  # non-maximum suppression has no XLA kernel
+        self.loss_means = [keras.metrics.Mean(name=name) for name in ("loss", *loss_names)]
+        self._detect_resized = tf.function(
+            self.detect_resized,
+            input_signature=[
+                tf.TensorSpec([None, None, None, 3], tf.float32),
+                tf.TensorSpec([None, 2], tf.int32),
+                tf.TensorSpec([None, 2], tf.int32),
+            ],
+        )
+
+    def train_step(self, batch):
+        with tf.GradientTape() as tape:
+            outputs = self(batch, training=True)
+            targets = self.compute_targets(outputs, batch)
+            losses = self.compute_losses(outputs, targets)
+            total = tf.add_n(list(losses.values()))
+            scaled = self.optimizer.scale_loss(total)
+        gradients = tape.gradient(scaled, [v.value for v in self.trainable_variables])
+        with tf.control_dependencies([self._finite_or_stop(total, losses, batch)]):
+            gradients = [tf.identity(g) for g in gradients]
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.after_step(targets)
+        return self._track({"loss": total, **losses})
+
+    def test_step(self, batch):
+        outputs = self(batch, training=False)
+        losses = self.compute_losses(outputs, self.compute_targets(outputs, batch))
+        return self._track({"loss": tf.add_n(list(losses.values())), **losses})
+
+    def predict_step(self, batch):
+        return self.postprocess(self(batch, training=False), _image_size(batch))
+
+    def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
+        """What a model keeps of a training step's targets, such as a running normaliser."""
+
+    def _track(self, values):
+        for metric in self.loss_means:
+            metric.update_state(values[metric.name])
+        return {metric.name: metric.result() for metric in self.loss_means}
+
+    def _finite_or_stop(self, total, losses, batch):
+        """An assertion that stops before a loss that is not finite reaches the weights."""
+        facts = ["The loss is not finite at iteration", self.optimizer.iterations.value]
+        for name, value in losses.items():
+            facts += [f"{name}", value]
+        if "image_id" in batch:
+            facts += ["image ids", batch["image_id"]]
+        return tf.debugging.Assert(tf.math.is_finite(total), facts, summarize=64)
+
+    def detect(
+        self,
+        images: np.ndarray | tf.Tensor | Sequence[np.ndarray],
+        resize: tuple[int, int] | bool | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Detects objects in images of any size.
+
+        Args:
+            images: One (H, W, 3) array, a list of such arrays of any sizes or a batch (B, H, W, 3): RGB, 0..255, uint8
+                or float.
+            resize: None for the model's own rule, False for none, or (shortest, longest).
+
+        Returns:
+            ``boxes`` (B, D, 4) yxyx in pixels of the images that came in, ``scores`` (B, D) descending, ``class_ids``
+            (B, D) with -1 for padding, ``valid`` (B,): how many of the D are detections.
+
+        Raises:
+            ValueError: If an image is not (H, W, 3).
+        """
+        images = _image_list(images)
+        original_size = tf.constant([image.shape[:2] for image in images], tf.int32)
+        resized = [self._resize(image, resize) for image in images]
+        image_size = tf.stack([tf.shape(image)[:2] for image in resized])
+        height, width = tf.unstack(self.preprocessing.padded_size(tf.reduce_max(image_size, 0)))
+        batch = tf.stack([image_ops.pad_to(image, height, width) for image in resized])
+        detections = self._detect_resized(batch, image_size, original_size)
+        return {name: value.numpy() for name, value in detections.items()}
+
+    def _resize(self, image, resize):
+        if resize is False:
+            return tf.cast(image, tf.float32)
+        shortest, longest = resize or (None, None)
+        return self.preprocessing.resize(image, shortest, longest)
+
+    def detect_resized(self, image: tf.Tensor, image_size: tf.Tensor, original_size: tf.Tensor) -> dict:
+        """`detect` without its first half, in the graph.
+
+        Args:
+            image: (B, H, W, 3) float32, resized and padded.
+            image_size: (B, 2) int32, after resizing.
+            original_size: (B, 2) int32, before.
+
+        Returns:
+            Detections in the coordinates of the original images.
+        """
+        outputs = self({"image": image, "image_size": image_size}, training=False)
+        detections = self.postprocess(outputs, image_size)
+        factor = tf.cast(original_size, tf.float32) / tf.cast(image_size, tf.float32)
+        boxes = box_ops.clip(box_ops.scale(detections["boxes"], factor), original_size)
+        return {**detections, "boxes": boxes}
+
+
+def _image_size(batch):
+    """(B, 2) int32 of a batch or of a bare image tensor."""
+    if isinstance(batch, Mapping):
+        if "image_size" in batch:
+            return batch["image_size"]
+        batch = batch["image"]
+    shape = tf.shape(batch)
+    return tf.broadcast_to(shape[1:3], [shape[0], 2])
+
+
+def split_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """The image of a model's inputs, and its size where it may be padded."""
+    if isinstance(inputs, Mapping):
+        return inputs["image"], inputs.get("image_size")
+    return inputs, None
+
+
+def _image_list(images):
+    """What `detect` accepts, as a list of (H, W, 3) arrays."""
+    if not isinstance(images, list | tuple):
+        images = list(images) if len(images.shape) == 4 else [images]
+    if not images:
+        raise ValueError("detect needs at least one image, got none.")
+    for index, image in enumerate(images):
+        shape = tuple(image.shape)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise ValueError(f"Image {index} has shape {shape}: detect takes RGB images of shape (height, width, 3).")
+    return images

@@ -1,0 +1,105 @@
+"""From what a dense network predicts to detections: pure functions, float32, stock TensorFlow ops.
+
+Detections are a dict padded to D: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D) int32 with -1 for
+padding, ``valid`` (B,) int32, by descending score.
+"""
+
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+
+from kerasdet import boxes as box_ops
+from kerasdet.ops import nms
+
+
+def top_candidates(
+    logits: tf.Tensor, k: int, score: Callable[[tf.Tensor], tf.Tensor] = tf.sigmoid
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The best (anchor, class) pairs of one level.
+
+    A pair among the k best belongs to one of the k anchors with the best maximum, so the classes of the other anchors
+    are never sorted.
+
+    Args:
+        logits: (B, R, K).
+        k: How many at most.
+        score: Monotonic, from logits to scores.
+
+    Returns:
+        scores, anchor indices and class ids, (B, min(k, R * K)) each, by descending score.
+    """
+    num_classes = tf.shape(logits)[2]
+    num_anchors = tf.minimum(k, tf.shape(logits)[1])
+    _, anchors = tf.math.top_k(tf.reduce_max(logits, -1), num_anchors)  # (B, a)
+    anchors = tf.sort(anchors)  # equal scores stay in the order of the anchors
+    logits = tf.reshape(tf.gather(logits, anchors, batch_dims=1), [tf.shape(logits)[0], -1])  # (B, a * K)
+    values, pairs = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[1]))
+    return score(values), tf.gather(anchors, pairs // num_classes, batch_dims=1), pairs % num_classes
+
+
+def detections_from_candidates(
+    candidates: Mapping[str, tf.Tensor],
+    image_size: tf.Tensor,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+    clip_before_nms: bool,
+) -> dict[str, tf.Tensor]:
+    """Per-class non-maximum suppression of candidates, and clipping to the image.
+
+    Args:
+        candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).
+        image_size: (B, 2) height and width.
+        score_threshold: Candidates need a score above it.
+        nms_threshold: IoU above which the lower score of a class goes.
+        max_detections: D.
+        clip_before_nms: Clip first (torchvision), or last and then drop what is empty (detectron2).
+
+    Returns:
+        Detections in the coordinates of the candidates.
+    """
+    boxes = candidates["boxes"]
+    if clip_before_nms:
+        boxes = box_ops.clip(boxes, image_size)
+    indices, counts = nms(
+        boxes,
+        candidates["scores"],
+        candidates["class_ids"],
+        iou_threshold=nms_threshold,
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+    )
+    chosen = tf.maximum(indices, 0)
+    detections = {
+        "boxes": box_ops.clip(tf.gather(boxes, chosen, batch_dims=1), image_size),
+        "scores": tf.gather(candidates["scores"], chosen, batch_dims=1),
+        "class_ids": tf.gather(candidates["class_ids"], chosen, batch_dims=1),
+    }
+    keep = tf.sequence_mask(counts, max_detections)  # (B, D)
+    if not clip_before_nms:
+        y1, x1, y2, x2 = tf.unstack(detections["boxes"], axis=-1)
+        keep &= (y2 > y1) & (x2 > x1)
+    return compact(detections, keep)
+
+
+def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Moves the detections to be kept to the front, in their order, and blanks the rest.
+
+    Args:
+        detections: name -> (B, D, ...).
+        keep: (B, D) bool.
+
+    Returns:
+        The detections with ``valid``.
+    """
+    order = tf.argsort(tf.cast(~keep, tf.int32), axis=-1, stable=True)
+    valid = tf.reduce_sum(tf.cast(keep, tf.int32), -1)
+    mask = tf.sequence_mask(valid, tf.shape(keep)[1])
+
+    def move(name, value):
+        value = tf.gather(value, order, batch_dims=1)
+        blank = tf.constant(-1 if name == "class_ids" else 0, value.dtype)
+        return tf.where(tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (value.shape.rank - 2)], 0)), value, blank)
+
+    return {**{name: move(name, value) for name, value in detections.items()}, "valid": valid}

@@ -1,0 +1,89 @@
+"""What a model does to an image before its network sees it, and to boxes afterwards."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from kerasdet import images
+from kerasdet.serialization import Configured
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class Preprocessing(Configured):
+    """The resize rule and the pixel statistics of a model.
+
+    Args:
+        mean: Of the three channels in the network's order, on a scale of 0..255.
+        std: Likewise.
+        channel_order: What the network was trained on, "rgb" or "bgr". Images always come as RGB.
+        shortest: The shorter side after resizing ...
+        longest: ... unless the longer one would pass this.
+        rounding: How a size is rounded: "detectron2" or "torchvision".
+        kernel: Interpolation: "pil" (antialiased, on uint8) or "bilinear" (on floats, as PyTorch).
+        size_divisor: Batches are padded to a multiple of it.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channel_order: str = "rgb",
+        shortest: int = 800,
+        longest: int = 1333,
+        rounding: str = "detectron2",
+        kernel: str = "pil",
+        size_divisor: int = 32,
+    ):
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"There is no channel order {channel_order!r}: choose 'rgb' or 'bgr'.")
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.channel_order = channel_order
+        self.shortest = shortest
+        self.longest = longest
+        self.rounding = rounding
+        self.kernel = kernel
+        self.size_divisor = size_divisor
+
+    def normalize(self, image: tf.Tensor, image_size: tf.Tensor | None) -> tf.Tensor:
+        """Network input, zero where there is padding.
+
+        Args:
+            image: (B, H, W, 3) RGB, 0..255, uint8 or float.
+            image_size: (B, 2) int32 height and width without padding; None: there is none.
+
+        Returns:
+            (B, H, W, 3) float32.
+        """
+        x = tf.cast(image, tf.float32)
+        if self.channel_order == "bgr":
+            x = tf.reverse(x, [-1])
+        x = (x - tf.constant(self.mean)) / tf.constant(self.std)
+        if image_size is None:
+            return x
+        rows = tf.sequence_mask(image_size[:, 0], tf.shape(x)[1])[:, :, None, None]
+        columns = tf.sequence_mask(image_size[:, 1], tf.shape(x)[2])[:, None, :, None]
+        return tf.where(rows & columns, x, 0.0)
+
+    def resize(self, image: tf.Tensor, shortest: int | None = None, longest: int | None = None) -> tf.Tensor:
+        """Resizes by the model's rule, or to the `shortest` and `longest` given.
+
+        Args:
+            image: (H, W, 3) or (B, H, W, 3), 0..255, uint8 or float.
+
+        Returns:
+            (h, w, 3) or (B, h, w, 3) float32.
+        """
+        height, width = tf.unstack(tf.shape(image)[-3:-1])
+        size = images.shortest_edge_size(
+            height, width, shortest or self.shortest, longest or self.longest, self.rounding
+        )
+        return images.resize(image, size, self.kernel)
+
+    def padded_size(self, size: tf.Tensor) -> tf.Tensor:
+        """The next multiple of `size_divisor`."""
+        return -(-size // self.size_divisor) * self.size_divisor

@@ -1,0 +1,55 @@
+"""Non-maximum suppression."""
+
+import math
+
+import tensorflow as tf
+
+
+def nms(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    class_ids: tf.Tensor | None = None,
+    *,
+    iou_threshold: float,
+    max_detections: int,
+    score_threshold: float = -math.inf,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Greedy non-maximum suppression, in float32, of every image of a batch.
+
+    A box goes when its IoU with a better one that stays is above the threshold. Equal scores: the first comes first.
+
+    Args:
+        boxes: (B, N, 4).
+        scores: (B, N).
+        class_ids: (B, N); boxes of different classes leave one another alone. None: all are of one class.
+        iou_threshold: Of suppression.
+        max_detections: D, how many are kept at most.
+        score_threshold: Boxes need a score above it.
+
+    Returns:
+        Indices into N by descending score, (B, D) int32 padded with -1, and how many there are, (B,) int32.
+    """
+    boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
+    if class_ids is not None:
+        boxes = _separate(boxes, class_ids)
+
+    def one_image(image):
+        kept = tf.image.non_max_suppression(*image, max_detections, iou_threshold, score_threshold)
+        count = tf.size(kept)
+        return tf.pad(kept, [[0, max_detections - count]], constant_values=-1), count
+
+    indices, counts = tf.map_fn(one_image, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
+    return tf.ensure_shape(indices, [None, max_detections]), counts
+
+
+def _separate(boxes, class_ids):
+    """Moves the boxes of each class to a place of its own, so that classes do not overlap.
+
+    The places form a square grid and not a row: the smaller the coordinates, the less precision the move costs.
+    """
+    low = tf.reduce_min(boxes[..., :2], axis=[1, 2], keepdims=True)
+    high = tf.reduce_max(boxes[..., 2:], axis=[1, 2], keepdims=True)
+    columns = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(tf.reduce_max(class_ids) + 1, tf.float32))), tf.int32)
+    columns = tf.maximum(columns, 1)
+    place = tf.stack([class_ids // columns, class_ids % columns] * 2, -1)  # (B, N, 4)
+    return boxes - low + tf.cast(place, tf.float32) * (high - low + 1)

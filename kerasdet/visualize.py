@@ -1,0 +1,399 @@
+"""Pictures: detections on an image, several pictures side by side, curves of a training run."""
+
+import colorsys
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's colours without black, which people with every kind of colour vision tell apart.
+PALETTE = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+)
+INK, PALE, PAPER = (40, 40, 40), (226, 226, 226), (255, 255, 255)
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # (top, left, bottom, right), integers
+
+
+def colour(class_id: int) -> Colour:
+    """The RGB colour of a class: the palette first, then hues a golden ratio apart in changing brightness."""
+    if class_id < len(PALETTE):
+        return PALETTE[class_id]
+    extra = class_id - len(PALETTE)
+    hue = (0.9 + extra * 0.6180339887) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[extra % 3], (0.9, 0.95, 0.65)[extra % 3])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str] | None = None,
+    scores: np.ndarray | None = None,
+    class_ids: np.ndarray | None = None,
+    *,
+    masks: np.ndarray | None = None,
+    keypoints: np.ndarray | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
+    scale: int = 1,
+) -> np.ndarray:
+    """Draws boxes with name tags, masks and keypoints; the highest score lies on top.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (N, 4) yxyx in pixels of the image.
+        labels: (N) names, one for each box.
+        scores: (N), written behind the name with two decimals.
+        class_ids: (N), which choose the colours; rows with -1 are padding and left out.
+        masks: (N, H, W) bool.
+        keypoints: (N, J, 3) as (y, x, score or visibility); those with 0 or less in the last place are left out.
+        skeleton: Pairs of keypoint indices from 0, joined by a line where both are drawn.
+        scale: How many times to enlarge a small image, so that names stay legible.
+
+    Returns:
+        (H * scale, W * scale, 3) uint8, a copy.
+
+    Raises:
+        ValueError: An argument of another type or shape.
+    """
+    _check_image(image)
+    if not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"scale must be a whole number from 1, got {scale!r}.")
+    boxes, scores, class_ids = _check_boxes(boxes, labels, scores, class_ids)
+    masks = _check_rows("masks", masks, (len(boxes), *image.shape[:2]))
+    keypoints = _check_rows("keypoints", keypoints, (len(boxes), None, 3))
+    height, width = image.shape[0] * scale, image.shape[1] * scale
+    picture = Image.fromarray(image)
+    if scale > 1:
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    order = np.argsort(scores if scores is not None else np.zeros(len(boxes)), kind="stable")
+    order = [i for i in order.tolist() if class_ids[i] >= 0]
+    colours = [colour(max(k, 0)) for k in class_ids.tolist()]
+    line = max(1, round(max(height, width) / 320))
+    for i in order:
+        if masks is not None:
+            _draw_mask(picture, masks[i], colours[i])
+    for i in order:
+        _draw_frame(picture, boxes[i] * scale, colours[i], line)
+    for i in order:
+        if keypoints is not None:
+            _draw_keypoints(picture, keypoints[i] * (scale, scale, 1), skeleton, colours[i], line)
+    texts = _texts(len(boxes), labels, scores)
+    named = [i for i in order if texts[i]]
+    _draw_tags(picture, [boxes[i] * scale for i in named], [texts[i] for i in named], [colours[i] for i in named])
+    return np.array(picture)
+
+
+def grid(images: Sequence[np.ndarray], columns: int, *, titles: Sequence[str] = ()) -> np.ndarray:
+    """Tiles pictures row by row on white, each in the middle of a cell as large as the largest picture.
+
+    Args:
+        images: (H, W, 3) uint8 pictures of any sizes.
+        columns: How many stand in a row.
+        titles: Names of the columns, written above them.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: No pictures, a picture of another type or shape, or another number of titles than columns.
+    """
+    if not len(images) or columns < 1:
+        raise ValueError(f"A grid needs at least one image and one column, got {len(images)} and {columns}.")
+    if titles and len(titles) != columns:
+        raise ValueError(f"titles must name each of the {columns} columns, got {len(titles)}.")
+    for image in images:
+        _check_image(image)
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    gap = max(2, round(max(height, width) / 80))
+    font = _font(max(12, round(width / 24)))
+    top = gap + (_text_height(font) + gap if titles else 0)
+    rows = math.ceil(len(images) / columns)
+    picture = Image.new("RGB", (columns * (width + gap) + gap, top + rows * (height + gap)), PAPER)
+    for i, image in enumerate(images):
+        y = top + i // columns * (height + gap) + (height - image.shape[0]) // 2
+        x = gap + i % columns * (width + gap) + (width - image.shape[1]) // 2
+        picture.paste(Image.fromarray(image), (x, y))
+    for i, title in enumerate(titles):
+        middle = gap + i * (width + gap) + width / 2
+        ImageDraw.Draw(picture).text((middle, top / 2), title, fill=INK, font=font, anchor="mm")
+    return np.array(picture)
+
+
+def draw_curve(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    size: tuple[int, int] = (640, 400),
+) -> np.ndarray:
+    """A line chart with ticks, grid and legend.
+
+    Args:
+        series: Name -> (x, y) points in the order in which they are joined; a point that is not finite leaves a gap.
+        title: What stands above the chart.
+        x_label: What stands below the horizontal axis.
+        y_label: What stands above the vertical axis.
+        size: Width and height of the picture in pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ValueError: No finite point, or a size too small for axes.
+    """
+    lines = {name: np.asarray(points, np.float64).reshape(-1, 2) for name, points in series.items()}
+    points = np.concatenate([np.zeros((0, 2)), *lines.values()])
+    points = points[np.isfinite(points).all(axis=1)]
+    if not len(points):
+        raise ValueError(f"The chart '{title}' has no finite point to draw.")
+    width, height = size
+    if width < 200 or height < 150:
+        raise ValueError(f"size must be (width, height) of at least 200 x 150 pixels, got {width} x {height}.")
+    body, head = _font(max(11, round(width / 52))), _font(max(13, round(width / 42)))
+    x_ticks, x_names = _ticks(points[:, 0], count=max(3, width // 100))
+    y_ticks, y_names = _ticks(points[:, 1], count=max(3, height // 70))
+    pad, row = _text_height(body) // 2, _text_height(body)
+    left = round(max(body.getlength(name) for name in y_names)) + 2 * pad
+    right = width - 2 * pad - round(body.getlength(x_names[-1]) / 2)
+    top, bottom = _text_height(head) + row + 3 * pad, height - 2 * row - 2 * pad
+
+    def place(x, y):
+        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return left + across * (right - left), bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top)
+
+    picture = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for value, name in zip(x_ticks, x_names, strict=True):
+        x, _ = place(value, y_ticks[0])
+        draw.line([(x, top), (x, bottom + pad // 2)], fill=PALE)
+        draw.text((x, bottom + pad), name, fill=INK, font=body, anchor="ma")
+    for value, name in zip(y_ticks, y_names, strict=True):
+        _, y = place(x_ticks[0], value)
+        draw.line([(left - pad // 2, y), (right, y)], fill=PALE)
+        draw.text((left - pad, y), name, fill=INK, font=body, anchor="rm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill=INK)
+    draw.text((width / 2, pad), title, fill=INK, font=head, anchor="ma")
+    draw.text(((left + right) / 2, height - pad), x_label, fill=INK, font=body, anchor="md")
+    draw.text((pad, top - pad), y_label, fill=INK, font=body, anchor="ld")
+    for i, values in enumerate(lines.values()):
+        _draw_line(picture, [place(x, y) for x, y in values], colour(i), max(2, round(width / 300)))
+    if len(lines) > 1:
+        _draw_legend(picture, list(lines), body, (left + pad, top + pad, right - pad, bottom - pad), points, place)
+    return np.array(picture)
+
+
+def _check_image(image):
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must be a NumPy array (H, W, 3) of uint8 in RGB, got {_describe(image)}.")
+
+
+def _describe(value) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__
+
+
+def _check_boxes(boxes, labels, scores, class_ids):
+    boxes = np.asarray(boxes)
+    if boxes.size == 0:
+        boxes = np.zeros((0, 4))
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
+        raise ValueError(f"boxes must be numbers of shape (N, 4) as (y1, x1, y2, x2), got {_describe(boxes)}.")
+    if not np.isfinite(boxes).all():
+        raise ValueError("boxes must be finite: at least one is NaN or infinite.")
+    for name, values in (("labels", labels), ("scores", scores), ("class_ids", class_ids)):
+        if values is not None and (isinstance(values, str) or len(values) != len(boxes)):
+            raise ValueError(f"{name} must hold one entry for each of the {len(boxes)} boxes, got {len(values)}.")
+    class_ids = np.zeros(len(boxes), int) if class_ids is None else np.asarray(class_ids, int)
+    return boxes.astype(np.float64), None if scores is None else np.asarray(scores, np.float64), class_ids
+
+
+def _check_rows(name, values, shape):
+    if values is None:
+        return None
+    values = np.asarray(values)
+    if values.ndim != len(shape) or any(
+        want not in (None, have) for have, want in zip(values.shape, shape, strict=True)
+    ):
+        wanted = ", ".join("J" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name} must have shape ({wanted}) for these boxes and this image, got {values.shape}.")
+    return values
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def _text_height(font) -> int:
+    return sum(font.getmetrics())
+
+
+def _texts(count, labels, scores) -> list[str]:
+    names = [""] * count if labels is None else list(labels)
+    numbers = [""] * count if scores is None else [f"{score:.2f}" for score in scores]
+    return [f"{name} {number}".strip() for name, number in zip(names, numbers, strict=True)]
+
+
+def _draw_mask(picture, mask, fill):
+    """A tint over the mask and a line along its inner border."""
+    shape = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    solid = np.pad(np.asarray(shape) >= 128, 1)
+    inner = solid[:-2, 1:-1] & solid[2:, 1:-1] & solid[1:-1, :-2] & solid[1:-1, 2:]
+    solid = solid[1:-1, 1:-1]
+    opacity = np.where(solid, 0.4, 0) + np.where(solid & ~inner, 0.5, 0)
+    picture.paste(fill, (0, 0), Image.fromarray(np.rint(opacity * 255).astype(np.uint8)))
+
+
+def _draw_frame(picture, box, fill, line):
+    """A frame whose outer edge is the box, rounded to pixels and cut at the image's border."""
+    top, left, bottom, right = _visible(box, picture.size)
+    if top < bottom and left < right:
+        ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=fill, width=line)
+
+
+def _visible(box, size) -> Rectangle:
+    """The part of a box within the image, in whole pixels: at least one in each direction unless the box is outside."""
+    width, height = size
+    top, left, bottom, right = (math.floor(v + 0.5) for v in box.tolist())
+    bottom, right = max(bottom, top + 1), max(right, left + 1)
+    return max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+
+
+def _draw_keypoints(picture, points, skeleton, fill, line):
+    radius = 1.25 * line + 1
+    drawn = points[:, 2] > 0
+    for a, b in skeleton:
+        if drawn[a] and drawn[b]:
+            _draw_line(picture, [points[a, 1::-1], points[b, 1::-1]], fill, line)
+    for i, (y, x, _) in enumerate(points):
+        if drawn[i]:
+            _draw_dot(picture, (x, y), radius + 1, PAPER)
+            _draw_dot(picture, (x, y), radius, colour(i))
+
+
+def _draw_dot(picture, centre, radius, fill):
+    def stroke(draw, points, r):
+        (x, y), *_ = points
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
+
+    _smooth(picture, [centre], radius, fill, stroke)
+
+
+def _draw_line(picture, points, fill, width):
+    """A line through (x, y) points, broken where one is not finite; a lone point becomes a dot."""
+    run = []
+    for point in [*points, (math.nan, math.nan)]:
+        if np.isfinite(point).all():
+            run.append(point)
+            continue
+        if len(run) > 1:
+            _smooth(picture, run, width, fill, lambda draw, p, w: draw.line(p, fill=255, width=round(w), joint="curve"))
+        elif run:
+            _draw_dot(picture, run[0], width, fill)
+        run = []
+
+
+def _smooth(picture, points, thickness, fill, stroke):
+    """Strokes at four times the size and scales down, since Pillow's own lines and circles are jagged."""
+    points = np.asarray(points, np.float64)
+    low = np.maximum(np.floor(points.min(axis=0) - thickness - 1), 0).astype(int)
+    high = np.minimum(np.ceil(points.max(axis=0) + thickness + 1), picture.size).astype(int)
+    if (low >= high).any():
+        return
+    cover = Image.new("L", tuple(((high - low) * 4).tolist()))
+    stroke(ImageDraw.Draw(cover), [tuple(p) for p in ((points - low) * 4 - 0.5).tolist()], thickness * 4)
+    picture.paste(fill, (*low.tolist(), *high.tolist()), cover.reduce(4))
+
+
+def _draw_tags(picture, boxes, texts, fills):
+    """Name tags; the last box, which has the highest score, chooses its place first and is drawn last."""
+    width, height = picture.size
+    font = _font(min(max(10, round(max(width, height) / 48)), max(6, height // 2)))
+    pad, tall = max(1, round(font.size / 5)), _text_height(font)
+    draw = ImageDraw.Draw(picture)
+    texts = [_shorten(text, font, width - 2 * pad) for text in texts]
+    places = []
+    for box, text in zip(reversed(boxes), reversed(texts), strict=True):
+        size = (tall, math.ceil(font.getlength(text)) + 2 * pad)
+        places.append(_tag_place(_visible(box, picture.size), size, (height, width), places))
+    for (top, left, bottom, right), text, fill in zip(reversed(places), texts, fills, strict=True):
+        draw.rectangle((left, top, right - 1, bottom - 1), fill=fill)
+        draw.text((left + pad, (top + bottom) / 2), text, fill=_contrast(fill), font=font, anchor="lm")
+
+
+def _shorten(text, font, room) -> str:
+    """The text, or its beginning with dots behind it, as much as has room."""
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "...") > room:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def _tag_place(box: Rectangle, size: tuple[int, int], limits: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
+    """Above the box, below it or inside its top, at its left or right end: the first place that covers the least."""
+    tall, wide = size
+    top, left, bottom, right = box
+    candidates = []
+    for y in (top - tall, bottom, top):
+        for x in (left, right - wide):
+            y_in, x_in = max(min(y, limits[0] - tall), 0), max(min(x, limits[1] - wide), 0)
+            candidates.append((y_in, x_in, y_in + tall, x_in + wide))
+    return min(candidates, key=lambda place: sum(_common_area(place, other) for other in taken))
+
+
+def _common_area(a: Rectangle, b: Rectangle) -> int:
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _contrast(fill: Colour) -> Colour:
+    """Black or white, whichever stands out more by WCAG's relative luminance."""
+    linear = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in fill]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def _ticks(values, count) -> tuple[list[float], list[str]]:
+    """Round numbers that enclose the values, in about `count` steps of 1, 2 or 5 times a power of ten."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        low, high = (low, low + 1) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [i * step for i in range(first, last + 1)]
+    largest, decimals = max(abs(ticks[0]), abs(ticks[-1])), max(0, -math.floor(math.log10(step) + 1e-9))
+    if step > 1e-4 and largest < 1e6:
+        return ticks, [f"{tick:.{decimals}f}" for tick in ticks]
+    return ticks, [f"{tick:.3g}" for tick in ticks]
+
+
+def _draw_legend(picture, names, font, room, points, place):
+    """Names beside their colours, in the corner of `room` (left, top, right, bottom) that holds the fewest points."""
+    row, sample = _text_height(font), 2 * font.size
+    wide = round(max(font.getlength(name) for name in names)) + sample + 3 * row // 2
+    tall = row * len(names) + row // 2
+    left, top, right, bottom = room
+    corners = [(x, y) for y in (top, bottom - tall) for x in (right - wide, left)]
+    drawn = np.array([place(x, y) for x, y in points])
+
+    def covered(corner):
+        return np.count_nonzero(((drawn >= corner) & (drawn <= (corner[0] + wide, corner[1] + tall))).all(axis=1))
+
+    x, y = min(corners, key=covered)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x, y, x + wide, y + tall), fill=PAPER, outline=PALE)
+    for i, name in enumerate(names):
+        middle = y + row // 4 + row * (i + 0.5)
+        _draw_line(picture, [(x + row // 2, middle), (x + row // 2 + sample, middle)], colour(i), 3)
+        draw.text((x + row + sample, middle), name, fill=INK, font=font, anchor="lm")

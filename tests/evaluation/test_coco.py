@@ -1,0 +1,275 @@
+import copy
+import json
+import math
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import shared
+
+from kerasdet.evaluation import coco
+from kerasdet.evaluation.coco import CocoMetrics, coco_results, evaluate_coco, read_ground_truth
+
+FAKES = {"bbox": "fakebbox100", "segm": "fakesegm100"}
+
+
+def reference(iou_type):
+    folder = shared("data/cocoapi_eval")
+    known = json.loads(shared("reference/known_answers.json").read_text())[f"cocoapi_{iou_type}"]
+    return folder / "instances_val2014_100.json", folder / f"instances_val2014_{FAKES[iou_type]}_results.json", known
+
+
+def assert_known(metrics, known):
+    assert list(metrics.summary) == list(coco.SUMMARY)
+    np.testing.assert_allclose(list(metrics.summary.values()), known, rtol=0, atol=1e-9)
+
+
+def shuffled_but_for_ties(results, seed):
+    """Another order; equal scores in one image and category, which pycocotools ranks by order, keep theirs."""
+    places = random.Random(seed).sample(range(len(results)), len(results))
+    ties = defaultdict(list)
+    for place, index in enumerate(places):
+        entry = results[index]
+        ties[entry["image_id"], entry["category_id"], entry["score"]].append(place)
+    for group in ties.values():
+        for place, index in zip(group, sorted(places[place] for place in group), strict=True):
+            places[place] = index
+    return [results[index] for index in places]
+
+
+def small_truth():
+    """Two images and three categories with gaps in their ids; nobody has ever seen category 9."""
+    boxes = [(1, 4, [10, 10, 20, 20]), (1, 7, [50, 50, 40, 40]), (2, 4, [0, 0, 100, 100])]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 120, "width": 160} for i in (1, 2)],
+        "categories": [{"id": 4, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "yeti"}],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for i, (image, category, box) in enumerate(boxes, 1)
+        ],
+    }
+
+
+def perfect(truth):
+    return [{**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in truth["annotations"]]
+
+
+@pytest.mark.parametrize("iou_type", FAKES)
+def test_equals_published_numbers(iou_type, capsys):
+    truth, results, known = reference(iou_type)
+    metrics = evaluate_coco(truth, str(results), iou_type)
+    assert_known(metrics, known)
+    assert len(metrics.per_class) == 80
+    assert capsys.readouterr().out == ""
+    seen = [ap for ap in metrics.per_class.values() if not math.isnan(ap)]
+    assert np.mean(seen) == pytest.approx(metrics["AP"], abs=1e-9)
+
+
+@pytest.mark.parametrize("iou_type", FAKES)
+def test_order_and_ids_do_not_matter(iou_type):
+    truth_path, results_path, known = reference(iou_type)
+    truth, results = json.loads(truth_path.read_text()), json.loads(results_path.read_text())
+    results = shuffled_but_for_ties(results, seed=0)
+    random.Random(1).shuffle(truth["annotations"])
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = number  # 0 included
+    category = {c["id"]: 1000 - c["id"] for c in truth["categories"]}
+    image = {i["id"]: 7 * i["id"] for i in truth["images"]}
+    for entry in (*truth["annotations"], *results):
+        entry.update(category_id=category[entry["category_id"]], image_id=image[entry["image_id"]])
+    for entry in truth["categories"]:
+        entry["id"] = category[entry["id"]]
+    for entry in truth["images"]:
+        entry["id"] = image[entry["id"]]
+    assert_known(evaluate_coco(truth, results, iou_type), known)
+
+
+def test_masks_that_bring_boxes_are_measured_by_mask_area():
+    truth, results_path, known = reference("segm")
+    results = [{**entry, "bbox": [0, 0, 1, 1]} for entry in json.loads(results_path.read_text())]
+    assert_known(evaluate_coco(truth, results, "segm"), known)
+
+
+@pytest.mark.parametrize("numbering", [lambda i: i, lambda i: 5])
+def test_annotation_id_zero_and_duplicate_ids(numbering):
+    truth = small_truth()
+    results = perfect(truth)
+    for i, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = numbering(i)
+    metrics = evaluate_coco(truth, results)
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["AR100"] == pytest.approx(1.0)
+
+
+def test_annotations_without_area_and_crowd():
+    complete, bare = small_truth(), small_truth()
+    for annotation in bare["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    results = perfect(complete)[:2]
+    assert evaluate_coco(bare, results) == evaluate_coco(complete, results)
+
+
+def test_a_crowd_swallows_detections():
+    truth = small_truth()
+    results = perfect(truth)
+    truth["annotations"][0]["iscrowd"] = 1
+    results.append({"image_id": 1, "category_id": 4, "bbox": [12, 12, 6, 6], "score": 0.99})
+    assert evaluate_coco(truth, results).per_class["cat"] == pytest.approx(1.0)
+
+
+def test_arguments_are_left_as_they_are():
+    truth = small_truth()
+    results = perfect(truth)
+    before = copy.deepcopy((truth, results))
+    evaluate_coco(truth, results)
+    assert (truth, results) == before
+
+
+def test_empty_results_score_zero(tmp_path):
+    truth = small_truth()
+    (tmp_path / "results.json").write_text("[]")
+    metrics = evaluate_coco(truth, tmp_path / "results.json")
+    assert all(value == 0 for value in metrics.summary.values())
+    assert metrics.per_class["cat"] == 0 and math.isnan(metrics.per_class["yeti"])
+
+
+@pytest.mark.parametrize("results", [[], [{"image_id": 1, "category_id": 4, "bbox": [0, 0, 5, 5], "score": 0.5}]])
+def test_ground_truth_without_annotations_is_undefined(results):
+    metrics = evaluate_coco({**small_truth(), "annotations": []}, results)
+    assert all(math.isnan(value) for value in [*metrics.summary.values(), *metrics.per_class.values()])
+
+
+def test_part_of_the_images():
+    truth = small_truth()
+    results = perfect(truth)[:2]  # image 2 has a miss
+    assert evaluate_coco(truth, results)["AR100"] < 1
+    assert evaluate_coco(truth, results, image_ids=[1])["AP"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="image_ids is empty"):
+        evaluate_coco(truth, results, image_ids=[])
+    with pytest.raises(ValueError, match="image_ids names image 3, which the ground truth lacks"):
+        evaluate_coco(truth, results, image_ids=[1, 3])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image_id": 99}, r"result 2 is for image 99, which the ground truth lacks"),
+        ({"image_id": "1"}, r"result 2 is for image '1', which the ground truth lacks"),
+        ({"category_id": 0}, r"result 2 is of category 0, which the ground truth lacks"),
+        ({"score": float("nan")}, r"result 2 has the score nan"),
+        ({"score": "high"}, r"result 2 has the score 'high'"),
+        ({"bbox": [1, 2, 3]}, r"result 2 has the bbox \[1, 2, 3\]; expected x, y, width, height"),
+    ],
+)
+def test_a_wrong_result_is_named(change, message):
+    results = perfect(small_truth())
+    results[1].update(change)
+    with pytest.raises(ValueError, match=message):
+        evaluate_coco(small_truth(), results)
+
+
+def test_a_result_with_missing_keys_is_named():
+    truth = small_truth()
+    with pytest.raises(ValueError, match="result 1 has no score and no bbox"):
+        evaluate_coco(truth, [{"image_id": 1, "category_id": 4}])
+    with pytest.raises(ValueError, match="result 1 has no image_id"):
+        evaluate_coco(truth, ["1.jpg"])
+
+
+def test_files_that_are_something_else(tmp_path):
+    truth = small_truth()
+    broken, listed = tmp_path / "broken.json", tmp_path / "list.json"
+    broken.write_text('{"images": [')
+    listed.write_text("[]")
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*absent\.json"):
+        evaluate_coco(truth, tmp_path / "absent.json")
+    with pytest.raises(ValueError, match=r"broken\.json is not a JSON file"):
+        evaluate_coco(broken, [])
+    with pytest.raises(ValueError, match=r"list\.json is not COCO ground truth: expected an object, found list"):
+        evaluate_coco(listed, [])
+    with pytest.raises(ValueError, match="the results must hold a list of detections, found dict"):
+        evaluate_coco(truth, truth)
+    with pytest.raises(ValueError, match="it has no categories"):
+        read_ground_truth({"images": truth["images"]})
+    with pytest.raises(ValueError, match="iou_type is 'boxes'"):
+        evaluate_coco(truth, [], "boxes")
+
+
+def test_ground_truth_that_lacks_geometry():
+    truth = small_truth()
+    with pytest.raises(ValueError, match=r"annotation at position 1 \(image 1\) has no segmentation"):
+        evaluate_coco(truth, [], "segm")
+    del truth["annotations"][2]["bbox"]
+    with pytest.raises(ValueError, match=r"annotation at position 3 \(image 2\) has no bbox"):
+        evaluate_coco(truth, [])
+    truth["annotations"][2].update(bbox=[0, 0, 1, 1], id=70)
+    del truth["annotations"][2]["image_id"]
+    with pytest.raises(ValueError, match="annotation 70 has no image_id"):
+        evaluate_coco(truth, [])
+
+
+def test_masks_that_do_not_fit():
+    truth = small_truth()
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = [[10, 10, 30, 10, 30, 30]]
+    entry = {"image_id": 1, "category_id": 4, "score": 0.5}
+    with pytest.raises(ValueError, match="result 1 has a segmentation that is not compressed RLE"):
+        evaluate_coco(truth, [{**entry, "segmentation": [[1, 1, 2, 1, 2, 2]]}], "segm")
+    with pytest.raises(ValueError, match=r"result 1 has a mask of size \[5, 5\], but its image is \[120, 160\]"):
+        evaluate_coco(truth, [{**entry, "segmentation": {"size": [5, 5], "counts": "i0"}}], "segm")
+    del truth["images"][1]["height"]
+    with pytest.raises(ValueError, match="image 2 has no height and width, which masks need"):
+        evaluate_coco(truth, [], "segm")
+
+
+def test_detections_become_results():
+    detections = {
+        "boxes": np.array([[[10, 20, 30, 60.5], [0, 0, 0, 0]], [[1, 2, 3, 4], [5, 6, 7, 8]]], np.float32),
+        "scores": np.array([[0.5, 0.0], [0.75, 0.25]], np.float32),
+        "class_ids": np.array([[1, -1], [0, 1]], np.int32),
+        "valid": np.array([1, 2], np.int32),
+    }
+    results = coco_results(detections, np.array([8, 3]), np.array([4, 90]))
+    assert results == [
+        {"image_id": 8, "category_id": 90, "bbox": [20.0, 10.0, 40.5, 20.0], "score": 0.5},
+        {"image_id": 3, "category_id": 4, "bbox": [2.0, 1.0, 2.0, 2.0], "score": 0.75},
+        {"image_id": 3, "category_id": 90, "bbox": [6.0, 5.0, 2.0, 2.0], "score": 0.25},
+    ]
+    json.dumps(results)
+    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the data set names 1 categories"):
+        coco_results(detections, [8, 3], [4])
+
+
+def test_table_and_json():
+    metrics = evaluate_coco(small_truth(), perfect(small_truth()))
+    content = json.loads(metrics.to_json())
+    assert content["iou_type"] == "bbox"
+    assert content["summary"]["AP"] == pytest.approx(1.0)
+    assert content["per_class"]["yeti"] is None
+    lines = metrics.table().splitlines()
+    assert lines[0].split() == ["bbox", *coco.SUMMARY]
+    assert lines[1].split()[0] == "1.000"
+    assert lines[3].split() == ["class", "AP"] * 3
+    assert lines[4].split() == ["cat", "1.000", "dog", "1.000", "yeti", "-"]
+    assert CocoMetrics("bbox", {"AP": 0.5}, {f"class {i}": 0.1 * i for i in range(4)}).table().count("\n") == 5
+
+
+def test_categories_of_the_same_name_stay_apart():
+    truth = small_truth()
+    truth["categories"][1]["name"] = "cat"
+    del truth["categories"][2]["name"]
+    assert list(evaluate_coco(truth, perfect(truth)).per_class) == ["cat (4)", "cat (7)", "9"]
+
+
+def test_needs_no_tensorflow():
+    package = Path(coco.__file__).parents[1]
+    code = (
+        "import sys, types; package = types.ModuleType('kerasdet'); "
+        f"package.__path__ = [{str(package)!r}]; sys.modules['kerasdet'] = package; "
+        "import kerasdet.evaluation; assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+
+from kerasdet.evaluation.evaluate import evaluate, to_original
+
+CATEGORY_IDS = [4, 7]
+IMAGE_SIZE = np.array([50, 100], np.int32)  # inside a 64x128 network input
+
+
+def truth_of(count, rng):
+    """Images of different sizes with three boxes each."""
+    images, annotations = [], []
+    for image_id in range(10, 10 + count):
+        height, width = (int(x) for x in rng.integers(200, 400, 2))
+        images.append({"id": image_id, "height": height, "width": width})
+        for k in range(3):
+            x, y = (float(v) for v in rng.uniform(0, 100, 2))
+            w, h = (float(v) for v in rng.uniform(40, 100, 2))
+            annotations.append(
+                {"id": k, "image_id": image_id, "category_id": CATEGORY_IDS[k % 2], "bbox": [x, y, w, h]}
+            )
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"thing {i}"} for i in CATEGORY_IDS],
+    }
+
+
+def batches_of(truth, size):
+    """Batches whose pixels carry the image id; the last one is partial."""
+    for start in range(0, len(truth["images"]), size):
+        part = truth["images"][start : start + size]
+        yield {
+            "image": np.stack([np.full((64, 128, 3), image["id"], np.uint8) for image in part]),
+            "image_size": np.stack([IMAGE_SIZE] * len(part)),
+            "image_id": np.array([image["id"] for image in part], np.int64),
+            "original_size": np.array([[image["height"], image["width"]] for image in part], np.int32),
+        }
+
+
+class Oracle:
+    """Finds the ground truth in the coordinates of the network's input, moved by `shift` of its boxes' widths."""
+
+    def __init__(self, truth, shift=0.0):
+        self.truth, self.shift = truth, shift
+
+    def predict_on_batch(self, inputs):
+        assert set(inputs) == {"image", "image_size"}
+        ids = inputs["image"][:, 0, 0, 0].tolist()
+        boxes = np.zeros((len(ids), 5, 4), np.float32)
+        class_ids = np.full((len(ids), 5), -1, np.int32)
+        scores = np.zeros((len(ids), 5), np.float32)
+        for i, image_id in enumerate(ids):
+            image = next(image for image in self.truth["images"] if image["id"] == image_id)
+            scale = IMAGE_SIZE / (image["height"], image["width"])
+            for k, a in enumerate(a for a in self.truth["annotations"] if a["image_id"] == image_id):
+                x, y, w, h = a["bbox"]
+                x += self.shift * w
+                boxes[i, k] = np.array([y, x, y + h, x + w]) * np.tile(scale, 2)
+                class_ids[i, k] = CATEGORY_IDS.index(a["category_id"])
+                scores[i, k] = 0.9 - 0.1 * k
+        return {"boxes": boxes, "scores": scores, "class_ids": class_ids, "valid": np.full(len(ids), 3, np.int32)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_an_oracle_is_perfect(rng, size):
+    truth = truth_of(5, rng)
+    metrics, results = evaluate(Oracle(truth), batches_of(truth, size), truth, CATEGORY_IDS)
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert len(results) == 15
+    for result, annotation in zip(results, truth["annotations"], strict=True):
+        assert result["image_id"] == annotation["image_id"]
+        np.testing.assert_allclose(result["bbox"], annotation["bbox"], rtol=1e-5, atol=1e-3)
+
+
+def test_a_shift_costs_precision(rng):
+    truth = truth_of(5, rng)
+    metrics, _ = evaluate(Oracle(truth, shift=0.2), batches_of(truth, 2), truth, CATEGORY_IDS)
+    assert metrics["AP50"] == pytest.approx(1.0)  # IoU 0.8 / 1.2
+    assert 0.3 < metrics["AP"] < 0.5
+    assert metrics["AP75"] == 0
+
+
+def test_every_image_once(rng):
+    truth = truth_of(5, rng)
+    oracle, batches = Oracle(truth), list(batches_of(truth, 2))
+    with pytest.raises(ValueError, match="Image 12 came twice"):
+        evaluate(oracle, [*batches[:2], batches[1]], truth, CATEGORY_IDS)
+    with pytest.raises(ValueError, match="1 of 5 images never came, image 14 first"):
+        evaluate(oracle, batches[:2], truth, CATEGORY_IDS)
+    metrics, _ = evaluate(oracle, batches[:2], truth, CATEGORY_IDS, image_ids=[10, 11, 12, 13])
+    assert metrics["AP"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="Image 12 came for evaluation, but is not among the images to score"):
+        evaluate(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
+
+
+def test_categories_are_checked_before_the_first_batch(rng):
+    with pytest.raises(ValueError, match="category_ids names category 5, which the ground truth lacks"):
+        evaluate(None, None, truth_of(1, rng), [4, 5])
+
+
+def test_boxes_return_to_the_original_image():
+    boxes = np.array([[[5, 10, 25, 60], [-3, -3, 90, 200]], [[5, 10, 25, 60], [0, 0, 50, 100]]], np.float32)
+    back = to_original(boxes, np.array([[50, 100], [50, 100]]), np.array([[100, 400], [25, 50]]))
+    expected = [[[10, 40, 50, 240], [0, 0, 100, 400]], [[2.5, 5, 12.5, 30], [0, 0, 25, 50]]]
+    np.testing.assert_array_equal(back, expected)
