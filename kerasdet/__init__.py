@@ -1,0 +1,10 @@
+"""Object detection for TensorFlow and Keras 3."""
+
+from kerasdet.evaluation import evaluate
+from kerasdet.layers import FPN, ResNet
+from kerasdet.loading import load
+from kerasdet.models import RetinaNet
+from kerasdet.training import train
+
+__all__ = ["FPN", "ResNet", "RetinaNet", "evaluate", "load", "train"]
+__version__ = "0.1.0"

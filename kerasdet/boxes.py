@@ -86,7 +86,7 @@ def paired_diou(boxes1, boxes2):
 
 
 def paired_ciou(boxes1, boxes2):
-    """Complete IoU of box i with box i, (...): DIoU less an aspect-ratio penalty, the weight of which has no gradient."""
+    """Complete IoU of box i with box i, (...): DIoU less an aspect-ratio penalty with a constant weight."""
     overlap, _ = _paired_iou(boxes1, boxes2)
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)

@@ -4,9 +4,11 @@ The data pipeline, `model.detect` and exported SavedModels share these, so an im
 everywhere. Only stock TensorFlow ops; every static shape may be unknown.
 """
 
+from pathlib import Path
+
 import tensorflow as tf
 
-_EXIF_SEARCH = 1 << 16
+EXIF_SEARCH = 1 << 16
 _EXIF_ORIENTATION = 0x0112
 _PIL_PRECISION = 22
 
@@ -41,7 +43,7 @@ def exif_orientation(encoded):
     Returns:
         () int32 in 1..8; 1 (upright) for other formats, without EXIF, and where anything is malformed.
     """
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, _EXIF_SEARCH), tf.uint8), tf.int32)
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
     head = tf.concat([head, [0]], 0)
 
@@ -50,8 +52,8 @@ def exif_orientation(encoded):
 
     def number(position, count, little):
         digits = [byte(position + i) for i in range(count)]
-        big_endian = sum(digit << 8 * (count - 1 - i) for i, digit in enumerate(digits))
-        little_endian = sum(digit << 8 * i for i, digit in enumerate(digits))
+        big_endian = sum(digit * 256**i for i, digit in enumerate(reversed(digits)))
+        little_endian = sum(digit * 256**i for i, digit in enumerate(digits))
         return tf.where(little, little_endian, big_endian)
 
     def starts_with(position, text):
@@ -150,6 +152,7 @@ def resize(image, size, kernel):
     Raises:
         ValueError: for another `kernel`.
     """
+    image = tf.convert_to_tensor(image)
     if kernel == "bilinear":
         return tf.image.resize(tf.cast(image, tf.float32), size, "bilinear", antialias=False)
     if kernel != "pil":
@@ -193,3 +196,25 @@ def pad_to(image, height, width):
     """Pads an image (H, W, C) with zeros at the bottom and the right to (height, width, C)."""
     shape = tf.shape(image)
     return tf.pad(image, [[0, height - shape[0]], [0, width - shape[1]], [0, 0]])
+
+
+def read(path):
+    """Reads an image file.
+
+    Args:
+        path: of a JPEG, PNG, BMP or GIF.
+
+    Returns:
+        (H, W, 3) uint8 NumPy array, RGB, upright.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is no image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image {path}.")
+    try:
+        return decode(path.read_bytes()).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"{path} cannot be read as an image: {error.message.splitlines()[0]}") from None

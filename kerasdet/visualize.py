@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 # Okabe and Ito's colours without black, which people with every kind of colour vision tell apart.
 PALETTE = (
@@ -17,7 +17,7 @@ PALETTE = (
     (240, 228, 66),
     (0, 114, 178),
 )
-INK, PALE, PAPER = (40, 40, 40), (226, 226, 226), (255, 255, 255)
+INK, PALE, PAPER, SHADOW = (40, 40, 40), (226, 226, 226), (255, 255, 255), (0, 0, 0, 100)
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # (top, left, bottom, right), integers
 
@@ -69,6 +69,8 @@ def draw_boxes(
     boxes, scores, class_ids = _check_boxes(boxes, labels, scores, class_ids)
     masks = _check_rows("masks", masks, (len(boxes), *image.shape[:2]))
     keypoints = _check_rows("keypoints", keypoints, (len(boxes), None, 3))
+    if keypoints is not None and not all(0 <= j < keypoints.shape[1] for pair in skeleton for j in pair):
+        raise ValueError(f"skeleton must hold pairs of indices from 0 to {keypoints.shape[1] - 1}, got {skeleton}.")
     height, width = image.shape[0] * scale, image.shape[1] * scale
     picture = Image.fromarray(image)
     if scale > 1:
@@ -76,7 +78,7 @@ def draw_boxes(
     order = np.argsort(scores if scores is not None else np.zeros(len(boxes)), kind="stable")
     order = [i for i in order.tolist() if class_ids[i] >= 0]
     colours = [colour(max(k, 0)) for k in class_ids.tolist()]
-    line = max(1, round(max(height, width) / 320))
+    line = max(1, round(max(height, width) / 256))
     for i in order:
         if masks is not None:
             _draw_mask(picture, masks[i], colours[i])
@@ -218,7 +220,7 @@ def _check_boxes(boxes, labels, scores, class_ids):
 
 
 def _check_rows(name, values, shape):
-    if values is None:
+    if values is None or not shape[0]:
         return None
     values = np.asarray(values)
     if values.ndim != len(shape) or any(
@@ -245,7 +247,10 @@ def _texts(count, labels, scores) -> list[str]:
 
 def _draw_mask(picture, mask, fill):
     """A tint over the mask and a line along its inner border."""
-    shape = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    shape = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    if shape.size != picture.size:
+        blur = ImageFilter.GaussianBlur(0.5 * picture.width / shape.width)
+        shape = shape.resize(picture.size, Image.Resampling.BICUBIC).filter(blur)
     solid = np.pad(np.asarray(shape) >= 128, 1)
     inner = solid[:-2, 1:-1] & solid[2:, 1:-1] & solid[1:-1, :-2] & solid[1:-1, 2:]
     solid = solid[1:-1, 1:-1]
@@ -254,10 +259,12 @@ def _draw_mask(picture, mask, fill):
 
 
 def _draw_frame(picture, box, fill, line):
-    """A frame whose outer edge is the box, rounded to pixels and cut at the image's border."""
+    """A frame whose outer edge is the box, rounded to pixels and cut at the image's border, in a thin shadow."""
     top, left, bottom, right = _visible(box, picture.size)
     if top < bottom and left < right:
-        ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=fill, width=line)
+        draw = ImageDraw.Draw(picture, "RGBA")
+        draw.rectangle((left - 1, top - 1, right, bottom), outline=SHADOW)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=fill, width=line)
 
 
 def _visible(box, size) -> Rectangle:
@@ -273,7 +280,8 @@ def _draw_keypoints(picture, points, skeleton, fill, line):
     drawn = points[:, 2] > 0
     for a, b in skeleton:
         if drawn[a] and drawn[b]:
-            _draw_line(picture, [points[a, 1::-1], points[b, 1::-1]], fill, line)
+            for stroke, width in ((PAPER, line + 2), (fill, line)):
+                _draw_line(picture, [points[a, 1::-1], points[b, 1::-1]], stroke, width)
     for i, (y, x, _) in enumerate(points):
         if drawn[i]:
             _draw_dot(picture, (x, y), radius + 1, PAPER)
@@ -295,7 +303,7 @@ def _draw_line(picture, points, fill, width):
         if np.isfinite(point).all():
             run.append(point)
             continue
-        if len(run) > 1:
+        if len(run) > 1 and np.ptp(run, axis=0).any():
             _smooth(picture, run, width, fill, lambda draw, p, w: draw.line(p, fill=255, width=round(w), joint="curve"))
         elif run:
             _draw_dot(picture, run[0], width, fill)
@@ -317,7 +325,7 @@ def _smooth(picture, points, thickness, fill, stroke):
 def _draw_tags(picture, boxes, texts, fills):
     """Name tags; the last box, which has the highest score, chooses its place first and is drawn last."""
     width, height = picture.size
-    font = _font(min(max(10, round(max(width, height) / 48)), max(6, height // 2)))
+    font = _font(min(max(13, round(max(width, height) / 48)), max(6, height // 2)))
     pad, tall = max(1, round(font.size / 5)), _text_height(font)
     draw = ImageDraw.Draw(picture)
     texts = [_shorten(text, font, width - 2 * pad) for text in texts]
@@ -340,11 +348,11 @@ def _shorten(text, font, room) -> str:
 
 
 def _tag_place(box: Rectangle, size: tuple[int, int], limits: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Above the box, below it or inside its top, at its left or right end: the first place that covers the least."""
+    """Above the box, below it, inside its top or bottom, left or right: the first place that covers the least."""
     tall, wide = size
     top, left, bottom, right = box
     candidates = []
-    for y in (top - tall, bottom, top):
+    for y in (top - tall, bottom, top, bottom - tall):
         for x in (left, right - wide):
             y_in, x_in = max(min(y, limits[0] - tall), 0), max(min(x, limits[1] - wide), 0)
             candidates.append((y_in, x_in, y_in + tall, x_in + wide))
@@ -373,7 +381,7 @@ def _ticks(values, count) -> tuple[list[float], list[str]]:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [i * step for i in range(first, last + 1)]
     largest, decimals = max(abs(ticks[0]), abs(ticks[-1])), max(0, -math.floor(math.log10(step) + 1e-9))
-    if step > 1e-4 and largest < 1e6:
+    if step > 1e-4 and largest < 1e7:
         return ticks, [f"{tick:.{decimals}f}" for tick in ticks]
     return ticks, [f"{tick:.3g}" for tick in ticks]
 

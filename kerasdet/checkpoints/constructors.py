@@ -254,7 +254,7 @@ _CALLS = {
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.Size": check_shape,
+    "torch.Size": lambda sizes=(): check_shape(sizes),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
     "numpy.core.multiarray._reconstruct": _reconstruct,

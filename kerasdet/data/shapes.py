@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
+from kerasdet.data.coco import CocoDataset
+
 DESCRIPTION = "kerasdet shapes, generated"
 VERSION = 1  # to be raised whenever the same arguments give other pictures
 MIN_INSIDE = 0.55  # share of a shape's pixels within the image when it is placed
@@ -324,3 +326,10 @@ def _keypoint(index, y, x, owner) -> tuple[int, int, int]:
     if not (0 <= y < height and 0 <= x < width):
         return 0, 0, 0
     return x, y, 1 if owner[y, x] > index else 2
+
+
+def shapes_dataset(
+    folder: str | os.PathLike, *, num_images: int, seed: int = 0, image_size: tuple[int, int] = (128, 128)
+) -> CocoDataset:
+    """The generated data set in a folder, written on first use; arguments as of `write`."""
+    return CocoDataset(write(folder, num_images=num_images, seed=seed, image_size=image_size))

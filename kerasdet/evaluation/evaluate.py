@@ -3,11 +3,46 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from keras.utils import Progbar
 
+from kerasdet.data.pipeline import evaluation_batches
+from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.evaluation.coco import CocoMetrics, coco_results, evaluate_coco, read_ground_truth
 
 
-def evaluate(
+def evaluate(model, dataset, *, batch_size: int = 1) -> CocoMetrics:
+    """Measures the COCO box AP of a detector on a data set, every image once.
+
+    Args:
+        model: A detector; images are resized by its own rule.
+        dataset: A `kerasdet.data.CocoDataset`.
+        batch_size: Images at a time; images of a batch are padded to one size.
+
+    Returns:
+        The 12 numbers and per-class AP.
+
+    Raises:
+        ValueError: If model and data differ in their number of classes.
+    """
+    metrics, _ = evaluate_with_results(model, dataset, batch_size=batch_size)
+    return metrics
+
+
+def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[CocoMetrics, list[dict]]:
+    """`evaluate`, and the detections in COCO's results format."""
+    if model.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"The model has {model.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
+            "evaluate on the classes the model was trained for."
+        )
+    rule = model.preprocessing
+    resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
+    batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
+    image_ids = [record.image_id for record in dataset.records]
+    return evaluate_batches(model, batches, dataset.annotations, dataset.category_ids, image_ids)
+
+
+def evaluate_batches(
     model, batches: Iterable[dict], ground_truth, category_ids: Sequence[int], image_ids: Sequence[int] | None = None
 ) -> tuple[CocoMetrics, list[dict]]:
     """Measures the COCO box AP of a detector.
@@ -27,8 +62,6 @@ def evaluate(
     Raises:
         ValueError: An image came twice, not at all or is not to be scored, or a category is not in the ground truth.
     """
-    from keras.utils import Progbar  # here, so that scoring a detections file needs no TensorFlow
-
     truth = read_ground_truth(ground_truth)
     known = {category["id"] for category in truth["categories"]}
     for category_id in category_ids:

@@ -37,7 +37,8 @@ class Detector(keras.Model):
             ],
         )
 
-    def train_step(self, batch):
+    def train_step(self, data):
+        batch = _only_input(data)
         with tf.GradientTape() as tape:
             outputs = self(batch, training=True)
             targets = self.compute_targets(outputs, batch)
@@ -51,12 +52,14 @@ class Detector(keras.Model):
         self.after_step(targets)
         return self._track({"loss": total, **losses})
 
-    def test_step(self, batch):
+    def test_step(self, data):
+        batch = _only_input(data)
         outputs = self(batch, training=False)
         losses = self.compute_losses(outputs, self.compute_targets(outputs, batch))
         return self._track({"loss": tf.add_n(list(losses.values())), **losses})
 
-    def predict_step(self, batch):
+    def predict_step(self, data):
+        batch = _only_input(data)
         return self.postprocess(self(batch, training=False), _image_size(batch))
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
@@ -126,6 +129,11 @@ class Detector(keras.Model):
         factor = tf.cast(original_size, tf.float32) / tf.cast(image_size, tf.float32)
         boxes = box_ops.clip(box_ops.scale(detections["boxes"], factor), original_size)
         return {**detections, "boxes": boxes}
+
+
+def _only_input(data):
+    """The batch, which Keras hands over bare from a data set and in a tuple from ``*_on_batch``."""
+    return data[0] if isinstance(data, tuple) else data
 
 
 def _image_size(batch):

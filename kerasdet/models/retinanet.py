@@ -1,6 +1,6 @@
 """RetinaNet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -22,6 +22,7 @@ class RetinaNet(Configured, Detector):
 
     Args:
         num_classes: K, without background.
+        class_names: Of the K classes, for people; training sets them from the data.
         backbone: Images to features, by default a ResNet-50 with frozen batch norm, stem and first stage.
         neck: Features to a pyramid, by default an FPN with P6 and P7 made of C5.
         anchors: An anchor generator over the levels of the neck.
@@ -56,6 +57,7 @@ class RetinaNet(Configured, Detector):
         self,
         num_classes: int,
         *,
+        class_names: Sequence[str] | None = None,
         backbone: keras.Model | None = None,
         neck: keras.layers.Layer | None = None,
         anchors: AnchorGenerator | None = None,
@@ -90,6 +92,7 @@ class RetinaNet(Configured, Detector):
         if num_classes < 1:
             raise ValueError(f"RetinaNet needs at least one class, got num_classes={num_classes}.")
         self.num_classes = num_classes
+        self.class_names = class_names
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("c5"))
         self.anchors = anchors or AnchorGenerator()

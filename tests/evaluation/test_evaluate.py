@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasdet.evaluation.evaluate import evaluate, to_original
+from kerasdet.evaluation.evaluate import evaluate_batches, to_original
 
 CATEGORY_IDS = [4, 7]
 IMAGE_SIZE = np.array([50, 100], np.int32)  # inside a 64x128 network input
@@ -65,7 +65,7 @@ class Oracle:
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_an_oracle_is_perfect(rng, size):
     truth = truth_of(5, rng)
-    metrics, results = evaluate(Oracle(truth), batches_of(truth, size), truth, CATEGORY_IDS)
+    metrics, results = evaluate_batches(Oracle(truth), batches_of(truth, size), truth, CATEGORY_IDS)
     assert metrics["AP"] == pytest.approx(1.0)
     assert len(results) == 15
     for result, annotation in zip(results, truth["annotations"], strict=True):
@@ -75,7 +75,7 @@ def test_an_oracle_is_perfect(rng, size):
 
 def test_a_shift_costs_precision(rng):
     truth = truth_of(5, rng)
-    metrics, _ = evaluate(Oracle(truth, shift=0.2), batches_of(truth, 2), truth, CATEGORY_IDS)
+    metrics, _ = evaluate_batches(Oracle(truth, shift=0.2), batches_of(truth, 2), truth, CATEGORY_IDS)
     assert metrics["AP50"] == pytest.approx(1.0)  # IoU 0.8 / 1.2
     assert 0.3 < metrics["AP"] < 0.5
     assert metrics["AP75"] == 0
@@ -85,18 +85,18 @@ def test_every_image_once(rng):
     truth = truth_of(5, rng)
     oracle, batches = Oracle(truth), list(batches_of(truth, 2))
     with pytest.raises(ValueError, match="Image 12 came twice"):
-        evaluate(oracle, [*batches[:2], batches[1]], truth, CATEGORY_IDS)
+        evaluate_batches(oracle, [*batches[:2], batches[1]], truth, CATEGORY_IDS)
     with pytest.raises(ValueError, match="1 of 5 images never came, image 14 first"):
-        evaluate(oracle, batches[:2], truth, CATEGORY_IDS)
-    metrics, _ = evaluate(oracle, batches[:2], truth, CATEGORY_IDS, image_ids=[10, 11, 12, 13])
+        evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS)
+    metrics, _ = evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS, image_ids=[10, 11, 12, 13])
     assert metrics["AP"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="Image 12 came for evaluation, but is not among the images to score"):
-        evaluate(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
+        evaluate_batches(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
 
 
 def test_categories_are_checked_before_the_first_batch(rng):
     with pytest.raises(ValueError, match="category_ids names category 5, which the ground truth lacks"):
-        evaluate(None, None, truth_of(1, rng), [4, 5])
+        evaluate_batches(None, None, truth_of(1, rng), [4, 5])
 
 
 def test_boxes_return_to_the_original_image():

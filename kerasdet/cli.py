@@ -1,0 +1,168 @@
+"""The command line: ``kerasdet train | eval | predict | export``."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kerasdet import config
+from kerasdet import images as image_ops
+from kerasdet.data import CocoDataset
+from kerasdet.evaluation import evaluate_coco, evaluate_with_results
+from kerasdet.export import export_saved_model, verify_saved_model
+from kerasdet.loading import load
+from kerasdet.visualize import draw_boxes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; a user's mistake is one line on standard error and exit code 2."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kerasdet").setLevel(logging.INFO)
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        message = str(error).split("\n  In call to configurable")[0]  # gin's postscript
+        print(f"kerasdet {options.command}: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="kerasdet", description="Object detection for TensorFlow and Keras 3.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, description):
+        sub = commands.add_parser(name, help=description, description=description)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", _train, "Train what a gin file configures, or go on where it stopped.")
+    train.add_argument("config", help="a gin file, or the name of one that ships with kerasdet")
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="override")
+
+    evaluate = command("eval", _eval, "COCO box AP of a model on a data set, or of a file of detections.")
+    evaluate.add_argument("model", nargs="?", help="a run directory or a .keras file")
+    evaluate.add_argument("--annotations", help="COCO annotations; by default those of the run's configuration")
+    evaluate.add_argument("--images", help="their folder; by default images/ beside the annotations")
+    evaluate.add_argument("--detections", help="score this file of COCO results; no model is needed")
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N")
+    evaluate.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
+    evaluate.add_argument("--save-detections", metavar="FILE", help="write the detections as COCO results")
+
+    predict = command("predict", _predict, "Detect objects in images.")
+    predict.add_argument("model", help="a run directory or a .keras file")
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("--score", type=float, default=0.3, metavar="S", help="show scores from S on (default 0.3)")
+    predict.add_argument("--draw", metavar="DIR", help="write pictures of the detections")
+    predict.add_argument("--json", action="store_true", help="print JSON and no table")
+
+    export = command("export", _export, "Write a model as a SavedModel that needs only TensorFlow.")
+    export.add_argument("model", help="a run directory or a .keras file")
+    export.add_argument("out", help="the folder to write")
+    export.add_argument("--format", choices=["saved_model"], default="saved_model")
+    export.add_argument("--class-offset", type=int, default=1, metavar="N", help="of the first class (default 1)")
+    export.add_argument("--verify", nargs="*", metavar="IMAGE", help="compare on these images and not on noise")
+    return parser
+
+
+def _train(options):
+    config.load(options.config, options.overrides)
+    config.train()
+
+
+def _eval(options):
+    if options.detections:
+        if not options.annotations:
+            raise ValueError("--detections needs --annotations, the ground truth to score against.")
+        metrics, results = evaluate_coco(options.annotations, options.detections), None
+    elif not options.model:
+        raise ValueError("name a model, or --detections.")
+    else:
+        metrics, results = _eval_model(options)
+    print(metrics.table())
+    if options.json:
+        Path(options.json).write_text(metrics.to_json())
+    if options.save_detections and results is not None:
+        Path(options.save_detections).write_text(json.dumps(results))
+
+
+def _eval_model(options):
+    if options.annotations:
+        data = CocoDataset(options.annotations, options.images)
+    else:
+        saved = Path(options.model) / "config.gin"
+        if not saved.is_file():
+            raise ValueError(f"{options.model} has no config.gin: name a data set with --annotations.")
+        config.load(saved)
+        data = config.eval_data()
+    return evaluate_with_results(load(options.model), data, batch_size=options.batch_size)
+
+
+def _predict(options):
+    images = [image_ops.read(path) for path in options.images]
+    model = load(options.model)
+    found = []
+    for path, image in zip(options.images, images, strict=True):
+        detections = _detections(model, image, options.score)
+        found.append({"image": path, "detections": detections})
+        if options.draw:
+            _draw(image, detections, Path(options.draw) / f"{Path(path).stem}.png")
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for entry in found:
+        print(f"{entry['image']}: {len(entry['detections'])} objects")
+        for d in entry["detections"]:
+            y1, x1, y2, x2 = d["box"]
+            print(f"  {d['label']:<20} {d['score']:.3f}   y {y1:7.1f} to {y2:7.1f}   x {x1:7.1f} to {x2:7.1f}")
+
+
+def _detections(model, image, min_score):
+    """The detections in one image as plain records: label, class_id, score, box (yxyx pixels)."""
+    result = model.detect(image)
+    records = []
+    for index in range(result["valid"][0]):
+        score, class_id = float(result["scores"][0, index]), int(result["class_ids"][0, index])
+        if score >= min_score:
+            label = model.class_names[class_id] if model.class_names else str(class_id)
+            box = [round(float(v), 3) for v in result["boxes"][0, index]]
+            records.append({"label": label, "class_id": class_id, "score": round(score, 5), "box": box})
+    return records
+
+
+def _draw(image, detections, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = draw_boxes(
+        image,
+        np.array([d["box"] for d in detections], np.float32).reshape(-1, 4),
+        labels=[d["label"] for d in detections],
+        scores=np.array([d["score"] for d in detections]),
+        class_ids=np.array([d["class_id"] for d in detections], int),
+        scale=2 if max(image.shape) < 400 else 1,
+    )
+    Image.fromarray(picture).save(path)
+
+
+def _export(options):
+    model = load(options.model)
+    path = export_saved_model(model, options.out, class_offset=options.class_offset)
+    if options.verify:
+        samples = [image_ops.read(image) for image in options.verify]
+    else:
+        samples = list(np.random.default_rng(0).integers(0, 256, (2, 240, 320, 3), np.uint8))
+    worst = verify_saved_model(model, path, samples)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    print(
+        f"{path}: {size / 2**20:.1f} MiB. Reloaded with TensorFlow alone, {len(samples)} images differ by at most",
+        end=" ",
+    )
+    print(f"{worst['boxes']:.2g} px and {worst['scores']:.2g} in score.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Training."""
+
+from kerasdet.training.optimizer import SGD
+from kerasdet.training.schedules import WarmupCosine, WarmupMultiStep
+from kerasdet.training.train import train
+
+__all__ = ["SGD", "WarmupCosine", "WarmupMultiStep", "train"]

@@ -1,0 +1,125 @@
+"""Training by Keras `fit`, with checkpoints and resumption."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from kerasdet.data.coco import CocoDataset
+from kerasdet.data.pipeline import training_batches
+from kerasdet.training.callbacks import Checkpoint, Evaluate, LogJson, StopAtStep, checkpoints
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    model: keras.Model,
+    data: CocoDataset,
+    *,
+    optimizer: keras.optimizers.Optimizer,
+    steps: int,
+    batch_size: int,
+    out_dir: str | Path,
+    transforms: Sequence[Callable] = (),
+    pad_to: tuple[int, int] | None = None,
+    eval_data: CocoDataset | None = None,
+    evaluate: Callable | None = None,
+    eval_every: int = 1,
+    epoch_steps: int | None = None,
+    keep_checkpoints: int = 3,
+    seed: int = 0,
+) -> keras.Model:
+    """Trains a detector, or goes on where an earlier run in `out_dir` stopped.
+
+    An epoch, after which a checkpoint is written, is `epoch_steps` steps. ``out_dir`` receives ``checkpoints/``,
+    ``tensorboard/`` and ``metrics.jsonl``.
+
+    Args:
+        model: A detector of `kerasdet.models`; compiled here. Learns the data set's class names.
+        data: What to train on.
+        optimizer: A Keras optimizer; `kerasdet.training.SGD` follows the published recipes.
+        steps: Of the optimizer in all.
+        batch_size: Images in a step.
+        out_dir: Where everything is written.
+        transforms: Of each image, in order, from `kerasdet.data`.
+        pad_to: A fixed (height, width) of the padded batch; by default each batch its own.
+        eval_data: What to measure AP on.
+        evaluate: ``evaluate(model, eval_data)`` -> metrics with a ``summary`` dict; `kerasdet.evaluate` gives COCO AP.
+        eval_every: Epochs between two evaluations; the last is always evaluated.
+        epoch_steps: By default one pass over the data.
+        keep_checkpoints: How many of the last checkpoints stay.
+        seed: Of the order of images and of the transforms.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        ValueError: If model and data differ in their number of classes, or `out_dir` holds another model's run.
+        FloatingPointError: If the loss is not finite: with iteration, losses and image ids, before weights are hurt.
+    """
+    if model.num_classes != data.num_classes:
+        raise ValueError(
+            f"The model has {model.num_classes} classes and the data set {data.num_classes} "
+            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
+            f"set NUM_CLASSES (num_classes) to {data.num_classes}."
+        )
+    model.class_names = tuple(data.class_names)
+    out_dir = Path(out_dir)
+    model.compile(optimizer=optimizer)
+    optimizer.build(model.trainable_variables)
+    done = _restore(model, out_dir / "checkpoints")
+    if done >= steps:
+        log.info("%s is already trained for %d steps.", out_dir, done)
+        return model
+
+    epoch_steps = min(epoch_steps or -(-len(data.records) // batch_size), steps)
+    callbacks = [StopAtStep(steps)]
+    if eval_data is not None and evaluate is not None:
+        callbacks.append(Evaluate(lambda model: evaluate(model, eval_data).summary, eval_every, steps))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    callbacks += [
+        Checkpoint(out_dir / "checkpoints", keep_checkpoints),
+        LogJson(out_dir / "metrics.jsonl"),
+        keras.callbacks.TensorBoard(out_dir / "tensorboard", write_graph=False),
+    ]
+    batches = training_batches(data, batch_size, transforms, seed=seed, start_step=done, pad_to=pad_to)
+    try:
+        model.fit(
+            batches,
+            initial_epoch=done // epoch_steps,
+            epochs=-(-steps // epoch_steps),
+            steps_per_epoch=epoch_steps,
+            shuffle=False,
+            callbacks=callbacks,
+        )
+    except tf.errors.InvalidArgumentError as error:
+        message = str(error)
+        if "The loss is not finite" not in message:
+            raise
+        raise FloatingPointError(_readable(message)) from None
+    return model
+
+
+def _restore(model, folder):
+    """Loads the last checkpoint, if there is one; returns its step."""
+    saved = checkpoints(folder)
+    if not saved:
+        return 0
+    try:
+        model.load_weights(saved[-1])
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{saved[-1]} does not fit this model: choose another OUT_DIR (out_dir) or delete that run. ({error})"
+        ) from None
+    step = int(model.optimizer.iterations)
+    log.info("Resuming from %s (step %d).", saved[-1], step)
+    return step
+
+
+def _readable(message):
+    """The sentence inside TensorFlow's assertion message."""
+    facts = re.search(r"assertion failed: (.*)", message).group(1)
+    return " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", facts)) or facts

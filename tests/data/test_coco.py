@@ -1,0 +1,207 @@
+import io
+import json
+import logging
+
+import numpy as np
+import pytest
+from conftest import shared
+from PIL import Image
+
+from kerasdet.data import CocoDataset
+
+
+def jpeg(height, width, orientation=None):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def png(height, width):
+    file = io.BytesIO()
+    Image.fromarray(np.arange(height * width, dtype=np.uint8).reshape(height, width)).save(file, "PNG")
+    return file.getvalue()
+
+
+def image(image_id=1, file_name="a.jpg", height=20, width=30):
+    return {"id": image_id, "file_name": file_name, "height": height, "width": width}
+
+
+def box(*xywh, annotation_id=1, image_id=1, category_id=7, **more):
+    return {"id": annotation_id, "image_id": image_id, "category_id": category_id, "bbox": list(xywh), **more}
+
+
+def write(folder, images=None, annotations=(), categories=((7, "cat"), (3, "dog")), files=None):
+    """A data set whose images are all gray JPEGs unless `files` {name: bytes or None} says otherwise."""
+    images = [image()] if images is None else images
+    contents = {item["file_name"]: jpeg(item["height"] or 1, item["width"]) for item in images} | (files or {})
+    for name, content in contents.items():
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+    categories = [{"id": category_id, "name": name} for category_id, name in categories]
+    path = folder / "train.json"
+    path.write_text(json.dumps({"images": images, "annotations": list(annotations), "categories": categories}))
+    return path
+
+
+def test_records(tmp_path):
+    images = [image(5, "sub/b.jpg"), image(2, "a.jpg", 10, 12)]
+    annotations = [
+        box(1, 2, 3, 4, annotation_id=1, image_id=2),
+        box(4, 5, 6, 7, annotation_id=2, image_id=5, category_id=3),
+        box(0, 0, 12, 10, annotation_id=3, image_id=2, iscrowd=1),
+    ]
+    dataset = CocoDataset(write(tmp_path, images, annotations))
+    assert (dataset.category_ids, dataset.class_names, dataset.num_classes) == ((3, 7), ("dog", "cat"), 2)
+    assert [record.image_id for record in dataset.records] == [5, 2] and len(dataset) == 2
+    first, second = dataset.records
+    assert (second.height, second.width) == (10, 12) and first.path.endswith("sub/b.jpg")
+    np.testing.assert_array_equal(first.boxes, [[5, 4, 12, 10]])
+    np.testing.assert_array_equal(second.boxes, [[2, 1, 6, 4], [0, 0, 10, 12]])
+    assert (second.boxes.dtype, second.class_ids.dtype, second.is_crowd.dtype) == (np.float32, np.int32, bool)
+    assert first.class_ids.tolist() == [0] and second.class_ids.tolist() == [1, 1]
+    assert second.is_crowd.tolist() == [False, True]
+    with pytest.raises(ValueError, match="read-only"):
+        second.boxes[0] = 0
+
+
+def test_odd_boxes_are_counted(tmp_path, caplog):
+    annotations = [
+        box(5, 5, 0, 5, annotation_id=1),
+        box(5, 5, 4, -2, annotation_id=2),
+        box(float("nan"), 5, 4, 4, annotation_id=3),
+        box(30, 5, 4, 4, annotation_id=4),
+        box(-9, -9, 4, 4, annotation_id=5),
+        box(-2, 15, 10, 10, annotation_id=6),
+        box(0, 0, 30.000001, 20, annotation_id=7),
+        box(1, 1, 2, 2, annotation_id=7),
+    ]
+    with caplog.at_level(logging.INFO, "kerasdet"):
+        dataset = CocoDataset(write(tmp_path, annotations=annotations))
+    np.testing.assert_array_equal(dataset.records[0].boxes, [[15, 0, 20, 8], [0, 0, 20, 30], [1, 1, 3, 3]])
+    assert dataset.counts == {
+        "images": 1,
+        "bad_images": 0,
+        "images_without_objects": 0,
+        "boxes": 3,
+        "crowd_boxes": 0,
+        "zero_area_boxes": 3,
+        "outside_boxes": 2,
+        "clipped_boxes": 1,
+        "duplicate_annotation_ids": 1,
+    }
+    assert len(caplog.records) == 1 and "3 boxes without area dropped" in caplog.text
+
+
+def test_images_without_objects(tmp_path):
+    images = [image(1, "a.jpg"), image(2, "b.jpg"), image(3, "c.jpg")]
+    annotations = [box(1, 1, 5, 5, image_id=2), box(1, 1, 5, 5, annotation_id=2, image_id=3, iscrowd=1)]
+    path = write(tmp_path, images, annotations)
+    kept, dropped = CocoDataset(path), CocoDataset(path, keep_empty=False)
+    assert [len(record.boxes) for record in kept.records] == [0, 1, 1]
+    assert kept.records[0].boxes.shape == (0, 4)
+    assert [record.image_id for record in dropped.records] == [2]
+    assert kept.counts["images_without_objects"] == dropped.counts["images_without_objects"] == 2
+    assert CocoDataset(write(tmp_path, images)).counts["boxes"] == 0
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not valid JSON"),
+        ("[]", "list"),
+        ('{"annotations": []}', 'no "images"'),
+        ('{"images": {}, "annotations": [], "categories": []}', "not a list"),
+        ('{"images": [], "annotations": [], "categories": []}', '"images" is empty'),
+    ],
+)
+def test_not_coco(tmp_path, content, message):
+    path = write(tmp_path)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        CocoDataset(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"annotations": [box(1, 2, 3, 4, annotation_id=8, image_id=99)]}, "annotation 8 .*image_id 99"),
+        ({"annotations": [box(1, 2, 3, 4, annotation_id=8, category_id=1)]}, "annotation 8 .*category_id 1"),
+        ({"annotations": [box(1, 2, 3, 4, annotation_id=8, image_id=[1])]}, "annotation 8 .*image_id"),
+        ({"annotations": [box(1, 2, 3, annotation_id=8)]}, "annotation 8 needs four numbers"),
+        ({"annotations": [box(1, 2, 3, None, annotation_id=8)]}, "annotation 8 needs four numbers"),
+        ({"annotations": [{"id": 8, "image_id": 1, "category_id": 7}]}, 'annotation 8 has no "bbox"'),
+        ({"annotations": [{"image_id": 1}]}, 'an annotation .* has no "category_id"'),
+        ({"images": [image(), image(1, "b.jpg")]}, "two images share the id 1"),
+        ({"images": [image("one")]}, "integer"),
+        ({"images": [image(height=None)]}, '"height"'),
+        ({"categories": ((1, "cat"), (1, "dog"))}, '"cat" and "dog" share the id 1'),
+    ],
+)
+def test_errors_name_the_item(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        CocoDataset(write(tmp_path, **change))
+
+
+def test_missing_paths(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        CocoDataset(tmp_path / "none.json")
+    path = write(tmp_path)
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        CocoDataset(path, images=tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="bad_images"):
+        CocoDataset(path, bad_images="ignore")
+
+
+def test_bad_images(tmp_path, rng):
+    damaged = bytearray(png(20, 30))
+    damaged[60] ^= 0xFF
+    noise = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(noise, "JPEG", quality=95)
+    files = {
+        "missing.jpg": None,
+        "truncated.jpg": noise.getvalue()[:-300],
+        "text.jpg": b"not an image",
+        "empty.jpg": b"",
+        "size.jpg": jpeg(21, 30),
+        "short.png": png(20, 30)[:-12],
+        "crc.png": bytes(damaged),
+        "good.png": png(20, 30),
+        "trailer.jpg": jpeg(20, 30) + bytes(9000),
+    }
+    path = write(tmp_path, [image(i, name) for i, name in enumerate(files)], files=files)
+    with pytest.raises(ValueError, match=r"7 of 9 images.*missing\.jpg: no such file.*truncated.*; \.\.\.") as error:
+        CocoDataset(path)
+    assert "size.jpg: is 21x30 (height x width), the JSON says 20x30" in str(error.value)
+    dataset = CocoDataset(path, bad_images="skip")
+    assert [record.path.split("/")[-1] for record in dataset.records] == ["good.png", "trailer.jpg"]
+    assert dataset.counts["bad_images"] == 7
+
+
+def test_formats_tensorflow_cannot_read(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="is TIFF; convert it"):
+        CocoDataset(write(tmp_path, files={"a.jpg": file.getvalue()}))
+
+
+def test_exif_rule(tmp_path):
+    images = [image(1, "rotated.jpg", 30, 20), image(2, "stored.jpg", 20, 30), image(3, "turned.jpg", 20, 30)]
+    files = {"rotated.jpg": jpeg(20, 30, 6), "stored.jpg": jpeg(20, 30, 6), "turned.jpg": jpeg(20, 30, 3)}
+    dataset = CocoDataset(write(tmp_path, images, files=files))
+    assert [record.exif for record in dataset.records] == [True, False, True]
+
+
+@pytest.mark.parametrize("name, classes", [("bccd/train.json", 3), ("coco_cc/val.json", 80)])
+def test_real_data(name, classes):
+    path = shared("data") / name
+    dataset, data = CocoDataset(path), json.loads(path.read_text())
+    assert dataset.num_classes == classes and len(dataset) == len(data["images"])
+    assert dataset.counts["boxes"] == len(data["annotations"])
+    total = sum(float(np.prod(r.boxes[:, 2:] - r.boxes[:, :2], axis=1).sum()) for r in dataset.records)
+    np.testing.assert_allclose(total, sum(a["bbox"][2] * a["bbox"][3] for a in data["annotations"]), rtol=1e-4)

@@ -1,0 +1,123 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kerasdet.data import RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
+from kerasdet.data.coco import Record
+
+TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Seven images; image i has i % 3 boxes, and its pixels and classes say i."""
+    folder, records = tmp_path_factory.mktemp("images"), []
+    for i in range(7):
+        height, width, count = 40 + i, 60 - 3 * i, i % 3
+        Image.fromarray(np.full((height, width, 3), 10 * i + 10, np.uint8)).save(folder / f"{i}.png")
+        boxes = np.array([[1, 2, 11 + j, 13] for j in range(count)], np.float32).reshape(-1, 4)
+        class_ids, crowd = np.full(count, i, np.int32), np.arange(count) == 1
+        records.append(Record(100 + i, str(folder / f"{i}.png"), height, width, True, boxes, class_ids, crowd))
+    return SimpleNamespace(records=tuple(records))
+
+
+def take(batches, count):
+    return list(batches.take(count).as_numpy_iterator())
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_batches_depend_on_the_seed_alone(dataset):
+    first = take(training_batches(dataset, 3, TRANSFORMS, seed=4), 5)
+    assert_same(first, take(training_batches(dataset, 3, TRANSFORMS, seed=4), 5))
+    other = take(training_batches(dataset, 3, TRANSFORMS, seed=5), 5)
+    assert [b["image_id"].tolist() for b in first] != [b["image_id"].tolist() for b in other]
+
+
+def test_resume_continues(dataset):
+    whole = take(training_batches(dataset, 3, TRANSFORMS, seed=4), 9)
+    for step in (1, 2, 7):
+        resumed = training_batches(dataset, 3, TRANSFORMS, seed=4, start_step=step)
+        assert_same(whole[step:], take(resumed, 9 - step))
+
+
+def test_every_epoch_is_a_permutation(dataset):
+    batches = take(training_batches(dataset, 2), 35)
+    epochs = np.concatenate([batch["image_id"] for batch in batches]).reshape(10, 7)
+    np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(np.arange(100, 107), (10, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) > 8
+
+
+def test_transforms_draw_anew_in_each_epoch(dataset):
+    one = SimpleNamespace(records=dataset.records[2:3])
+    batches = take(training_batches(one, 1, (RandomFlip(0.5, 0.5),)), 40)
+    assert len({tuple(batch["boxes"][0, 0]) for batch in batches}) == 4
+
+
+def test_padding(dataset):
+    for batch in take(training_batches(dataset, 3, TRANSFORMS, size_divisor=16), 8):
+        height, width = batch["image"].shape[1:3]
+        largest = batch["image_size"].max(0)
+        assert (height, width) == tuple(-(-largest // 16) * 16)
+        objects = (batch["image_id"] - 100) % 3
+        assert batch["boxes"].shape[1] == max(objects.max(), 1)
+        for i, (valid_height, valid_width) in enumerate(batch["image_size"]):
+            image = batch["image"][i].copy()
+            assert (image[:valid_height, :valid_width] == 10 * (batch["image_id"][i] - 99)).all()
+            image[:valid_height, :valid_width] = 0
+            assert not image.any()
+            assert (batch["class_ids"][i, : objects[i]] == batch["image_id"][i] - 100).all()
+            assert (batch["class_ids"][i, objects[i] :] == -1).all()
+            assert not batch["boxes"][i, objects[i] :].any() and not batch["is_crowd"][i, objects[i] :].any()
+
+
+def test_without_objects_there_is_one_row(dataset):
+    empty = SimpleNamespace(records=tuple(record for record in dataset.records if not len(record.boxes)))
+    [batch] = take(training_batches(empty, 2), 1)
+    assert batch["boxes"].shape == (2, 1, 4) and (batch["class_ids"] == -1).all()
+
+
+def test_fixed_shapes(dataset):
+    batches = training_batches(dataset, 2, pad_to=(64, 96), max_boxes=5)
+    assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
+    assert batches.element_spec["image"].shape == (2, 64, 96, 3)
+    assert batches.element_spec["boxes"].shape == (2, 5, 4)
+    [batch] = take(batches, 1)
+    assert batch["image"].shape == (2, 64, 96, 3) and batch["class_ids"].shape == (2, 5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than pad_to"):
+        take(training_batches(dataset, 2, pad_to=(32, 96)), 1)
+    with pytest.raises(ValueError, match="raise it to 2"):
+        training_batches(dataset, 2, max_boxes=1)
+
+
+def test_evaluation_covers_every_image_once(dataset):
+    batches = evaluation_batches(dataset, 3, resize=ResizeShortestEdge((20, 90), 64))
+    assert batches.cardinality() == 3
+    batches = list(batches.as_numpy_iterator())
+    assert [len(batch["image"]) for batch in batches] == [3, 3, 1]
+    assert np.concatenate([batch["image_id"] for batch in batches]).tolist() == list(range(100, 107))
+    sizes = np.concatenate([batch["original_size"] for batch in batches])
+    np.testing.assert_array_equal(sizes, [(r.height, r.width) for r in dataset.records])
+    assert all(batch["image_size"].min(1).tolist() == [20] * len(batch["image"]) for batch in batches)
+    assert batches[0]["image"].shape[1:3] == (32, 32)
+    plain = next(evaluation_batches(dataset, 3).as_numpy_iterator())
+    np.testing.assert_array_equal(plain["image_size"], plain["original_size"])
+    np.testing.assert_array_equal(plain["boxes"][2, 1], dataset.records[2].boxes[1])
+    assert plain["is_crowd"][2].tolist() == [False, True]
+
+
+def test_nothing_to_make_batches_of():
+    empty = SimpleNamespace(records=())
+    with pytest.raises(ValueError, match="no images"):
+        training_batches(empty, 2)
+    with pytest.raises(ValueError, match="no images"):
+        evaluation_batches(empty, 2)
