@@ -1,4 +1,4 @@
-"""The command line: ``kerasdet train | eval | predict | export``."""
+"""The command line: ``kerasdet train | eval | predict | export | convert``."""
 
 import argparse
 import json
@@ -11,11 +11,14 @@ from PIL import Image
 
 from kerasdet import config
 from kerasdet import images as image_ops
+from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
 from kerasdet.evaluation import evaluate_coco, evaluate_with_results
 from kerasdet.export import export_saved_model, verify_saved_model
 from kerasdet.loading import load
 from kerasdet.visualize import draw_boxes
+
+_EXAMPLE = "torchvision/retinanet_resnet50_fpn"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,6 +70,15 @@ def _parser():
     export.add_argument("--format", choices=["saved_model"], default="saved_model")
     export.add_argument("--class-offset", type=int, default=1, metavar="N", help="of the first class (default 1)")
     export.add_argument("--verify", nargs="*", metavar="IMAGE", help="compare on these images and not on noise")
+
+    convert = command("convert", _convert, "Make a Keras model of a checkpoint of another framework.")
+    convert.add_argument("file", help="a .pth, .pkl, .safetensors or .npz file")
+    convert.add_argument("--source", required=True, choices=list(SOURCES), metavar="NAME", help="such as " + _EXAMPLE)
+    convert.add_argument("--out", required=True, metavar="DIR", help="receives model.keras")
+    convert.add_argument("--num-classes", type=int, metavar="K", help="a new classification layer for K classes")
+    convert.add_argument("--norm-epsilon", type=float, metavar="E", help="of the backbone, if not as published")
+    convert.add_argument("--labels", metavar="FILE", help="class names, one a line")
+    convert.add_argument("--verify", metavar="OUTPUTS.npz", help="compare with outputs of the source framework")
     return parser
 
 
@@ -146,6 +158,30 @@ def _draw(image, detections, path):
         scale=2 if max(image.shape) < 400 else 1,
     )
     Image.fromarray(picture).save(path)
+
+
+def _convert(options):
+    model = to_model(
+        read(options.file), options.source, num_classes=options.num_classes, norm_epsilon=options.norm_epsilon
+    )
+    if options.labels:
+        model.class_names = tuple(Path(options.labels).read_text().split("\n")[: model.num_classes])
+    if options.verify:
+        _verify(model, options)
+    out = Path(options.out) / "model.keras"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(out)
+    print(f"{out}: {model.count_params():,} parameters of {options.source}.")
+
+
+def _verify(model, options):
+    with np.load(options.verify) as outputs:
+        report = verify(model, dict(outputs), options.source)
+    for name, difference, same in report:
+        print(f"{name:<14} {difference:.2e}{'' if same else '   differs'}")
+    different = [name for name, _, same in report if not same]
+    if different:
+        raise ValueError(f"{options.file} gives another {different[0]} than {options.verify}: nothing was written.")
 
 
 def _export(options):

@@ -9,7 +9,8 @@ from kerasdet.training.callbacks import checkpoints
 
 
 def load(path: str | Path) -> Detector:
-    """The detector in a ``.keras`` file, or in the last checkpoint of a run directory.
+    """The detector in a ``.keras`` file, in a folder that `kerasdet convert` wrote, or in the last
+    checkpoint of a run directory.
 
     Raises:
         FileNotFoundError: If there is nothing there.
@@ -30,7 +31,7 @@ def _model_file(path):
         raise FileNotFoundError(f"There is no {path}: give a run directory or a .keras file.")
     if path.is_file():
         return path
-    saved = checkpoints(path / "checkpoints")
-    if not saved:
-        raise FileNotFoundError(f"{path} holds no checkpoint: give the OUT_DIR of a training run or a .keras file.")
-    return saved[-1]
+    found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints")]
+    if not found:
+        raise FileNotFoundError(f"{path} holds no model: give the OUT_DIR of a training run or a .keras file.")
+    return found[-1]

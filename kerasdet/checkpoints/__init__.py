@@ -1,5 +1,8 @@
-"""Checkpoints of other frameworks: read without torch, without running what a pickle asks for."""
+"""Checkpoints of torchvision, detectron2 and mmdetection, read without torch."""
 
+from kerasdet.checkpoints.convert import to_model
 from kerasdet.checkpoints.read import read
+from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.checkpoints.verify import verify
 
-__all__ = ["read"]
+__all__ = ["SOURCES", "read", "to_model", "verify"]

@@ -32,7 +32,7 @@ class Tower(keras.layers.Layer):
             ConvNorm(
                 channels,
                 3,
-                use_bias=norm is None or norm == "gn",
+                use_bias=norm is None,
                 kernel_initializer=initializer,
                 name=f"conv{i}",
             )

@@ -71,7 +71,7 @@ class RetinaNet(Configured, Detector):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         box_loss: str = "smooth_l1",
-        smooth_l1_beta: float = 0.1,
+        smooth_l1_beta: float = 0.0,
         class_loss_weight: float = 1.0,
         box_loss_weight: float = 1.0,
         normalizer: str = "ema",

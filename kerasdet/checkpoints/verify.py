@@ -1,0 +1,89 @@
+"""Comparing a converted model with outputs saved from the source framework."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.models import Detector
+
+TENSOR_TOLERANCE = 1e-3  # of the largest value
+MATCHED_SHARE = 0.9  # of the detections: detectron2's resize rounds pixels to uint8
+MATCHED_PIXELS = 0.5
+MATCHED_SCORE = 2e-3
+
+
+def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> list[tuple[str, float, bool]]:
+    """Runs a model on an image and compares with what the source framework made of it.
+
+    Args:
+        model: A converted detector.
+        outputs: ``image`` (H, W, 3) uint8 RGB, and any of these, as the source framework gave them for that image
+            resized by its own rule, with or without a batch axis of 1: the pyramid ``p3`` ... (C, h, w),
+            ``class_logits`` (R, K) and ``box_deltas`` (R, 4) over all levels, and ``boxes`` (D, 4) xyxy, ``scores``,
+            ``labels`` in the coordinates of the image.
+        source: A key of `SOURCES`.
+
+    Returns:
+        For each, in the order of computation: name, largest difference (for detections: the share not found) and
+        whether that is small enough.
+
+    Raises:
+        ValueError: If `outputs` has no image, nothing to compare, or another shape than the model's.
+    """
+    if "image" not in outputs:
+        raise ValueError(f"The outputs need an entry 'image', (H, W, 3) uint8; they have {', '.join(outputs)}.")
+    torchvision = SOURCES[source].background_column
+    image = outputs["image"]
+    report = []
+    for name, ours in _network_outputs(model, image).items():
+        if name not in outputs:
+            continue
+        theirs = outputs[name][0] if outputs[name].ndim == ours.ndim + 1 else outputs[name]
+        if name == "class_logits" and torchvision:
+            theirs = theirs[:, 1:]
+        if theirs.shape != ours.shape:
+            raise ValueError(f"{name} has shape {theirs.shape} in the outputs, {ours.shape} in the model.")
+        difference = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+        report.append((name, difference, difference <= TENSOR_TOLERANCE))
+    if {"boxes", "scores", "labels"} <= set(outputs):
+        missed = _missed_share(model.detect(image), outputs, first_label=int(torchvision))
+        report.append(("detections", missed, missed <= 1 - MATCHED_SHARE))
+    if not report:
+        raise ValueError("The outputs have nothing to compare: save p3 ..., class_logits, box_deltas or detections.")
+    return report
+
+
+def _network_outputs(model, image):
+    """Pyramid, logits and deltas in torch's layout, by the names of `verify`."""
+    resized = model.preprocessing.resize(tf.constant(image)[None])
+    height, width = resized.shape[1:3]
+    padded = model.preprocessing.padded_size(np.array([height, width]))
+    batch = tf.pad(resized, [[0, 0], [0, padded[0] - height], [0, padded[1] - width], [0, 0]])
+    inputs = {"image": batch, "image_size": tf.constant([[height, width]])}
+    pyramid = model.neck(model.backbone(model.preprocessing.normalize(**inputs)))
+    outputs = model(inputs)
+    logits, deltas = (tf.concat(list(outputs[name].values()), 1)[0].numpy() for name in ("class_logits", "box_deltas"))
+    return {
+        **{level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()},
+        "class_logits": logits,
+        "box_deltas": deltas[:, [1, 0, 3, 2]],
+    }
+
+
+def _missed_share(detections, outputs, first_label):
+    """The share of the source's detections that the model does not have."""
+    count = detections["valid"][0]
+    boxes = detections["boxes"][0, :count][:, [1, 0, 3, 2]]
+    scores, labels = detections["scores"][0, :count], detections["class_ids"][0, :count] + first_label
+    free = np.ones(count, bool)
+    missed = 0
+    for box, score, label in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True):
+        same = free & (labels == label) & (np.abs(scores - score) <= MATCHED_SCORE)
+        same &= np.abs(boxes - box).max(1, initial=0) <= MATCHED_PIXELS
+        if same.any():
+            free[same.argmax()] = False
+        else:
+            missed += 1
+    return missed / max(len(outputs["boxes"]), 1)
