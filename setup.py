@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=find_packages(include=["kerasdet", "kerasdet.*"]) + ["kerasdet.export", "kerasdet.gin_configs"],
+    packages=[*find_packages(include=["kerasdet", "kerasdet.*"]), "kerasdet.export", "kerasdet.gin_configs"],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},
     package_data={"kerasdet.gin_configs": ["*.gin", "*/*.gin"]},
 )

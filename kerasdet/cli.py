@@ -15,7 +15,7 @@ from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
 from kerasdet.evaluation import evaluate_coco, evaluate_with_results
 from kerasdet.export import export_saved_model, verify_saved_model
-from kerasdet.loading import load
+from kerasdet.loading import load_detector
 from kerasdet.visualize import draw_boxes
 
 _EXAMPLE = "torchvision/retinanet_resnet50_fpn"
@@ -112,12 +112,12 @@ def _eval_model(options):
             raise ValueError(f"{options.model} has no config.gin: name a data set with --annotations.")
         config.load(saved)
         data = config.eval_data()
-    return evaluate_with_results(load(options.model), data, batch_size=options.batch_size)
+    return evaluate_with_results(load_detector(options.model), data, batch_size=options.batch_size)
 
 
 def _predict(options):
     images = [image_ops.read(path) for path in options.images]
-    model = load(options.model)
+    model = load_detector(options.model)
     found = []
     for path, image in zip(options.images, images, strict=True):
         detections = _detections(model, image, options.score)
@@ -185,7 +185,7 @@ def _verify(model, options):
 
 
 def _export(options):
-    model = load(options.model)
+    model = load_detector(options.model)
     path = export_saved_model(model, options.out, class_offset=options.class_offset)
     if options.verify:
         samples = [image_ops.read(image) for image in options.verify]

@@ -14,7 +14,7 @@ from pathlib import Path
 import gin
 import keras
 
-from kerasdet import anchors, coders, data, evaluation, layers, models, training
+from kerasdet import anchors, coders, data, evaluation, layers, loading, models, training
 from kerasdet.data import shapes
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
@@ -33,6 +33,8 @@ SURFACE = (
     data.ResizeShortestEdge,
     data.RandomFlip,
     shapes.shapes_dataset,
+    loading.pretrained,
+    loading.backbone_weights,
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
@@ -83,6 +85,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
 def train() -> keras.Model:
     """Trains what is configured, and writes the operative configuration to ``config.gin`` of its OUT_DIR."""
     keras.utils.set_random_seed(macro("SEED"))
+    keras.mixed_precision.set_global_policy(macro("PRECISION"))
     out_dir = Path(macro("OUT_DIR"))
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "config.gin").write_text(gin.config_str(max_line_length=110))

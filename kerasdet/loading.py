@@ -1,4 +1,4 @@
-"""Opening what was trained."""
+"""Opening what was trained or converted, and starting from it."""
 
 from pathlib import Path
 
@@ -8,22 +8,79 @@ from kerasdet.models import Detector
 from kerasdet.training.callbacks import checkpoints
 
 
-def load(path: str | Path) -> Detector:
-    """The detector in a ``.keras`` file, in a folder that `kerasdet convert` wrote, or in the last
-    checkpoint of a run directory.
+def load(path: str | Path) -> keras.Model:
+    """The model in a ``.keras`` file, in a folder of `kerasdet convert`, or in a training run's last checkpoint.
 
     Raises:
         FileNotFoundError: If there is nothing there.
-        ValueError: If it is no detector.
+        ValueError: If the file is not complete.
     """
     file = _model_file(Path(path))
     try:
-        model = keras.models.load_model(file)
+        return keras.models.load_model(file)
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise ValueError(f"{file} is no complete Keras model file: {error}") from None
+
+
+def load_detector(path: str | Path) -> Detector:
+    """`load`, for what must be a detector.
+
+    Raises:
+        ValueError: If it is something else, such as a backbone.
+    """
+    model = load(path)
     if not isinstance(model, Detector):
-        raise ValueError(f"{file} holds a {type(model).__name__}, not a detector of kerasdet.")
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a detector.")
     return model
+
+
+def pretrained(path: str | Path, num_classes: int) -> Detector:
+    """A detector to fine-tune: all weights are taken over, and a new classification layer where classes differ.
+
+    Args:
+        path: As of `load`.
+        num_classes: Of the new task. Where the file's model has as many, its classification layer stays.
+    """
+    model = load_detector(path)
+    if model.num_classes == num_classes:
+        return model
+    config = keras.saving.serialize_keras_object(model)["config"]
+    tuned = type(model).from_config({**config, "num_classes": num_classes, "class_names": None})
+    for new, old in zip(tuned.variables, model.variables, strict=True):
+        if "/class_logits/" not in f"/{new.path}":
+            new.assign(old)
+    return tuned
+
+
+def backbone_weights(model: Detector, path: str | Path) -> Detector:
+    """Gives a detector the backbone of a file, which holds a backbone or a detector.
+
+    Args:
+        model: Its backbone is overwritten.
+        path: As of `load`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the backbones are not of one shape, by name.
+    """
+    source = load(path)
+    theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
+    ours = {_inner_path(v): v for v in model.backbone.variables}
+    wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
+    if wrong:
+        raise ValueError(
+            f"The backbone in {path} does not fit: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} "
+            "are missing in it or of another shape. Configure ResNet as it was trained."
+        )
+    for name, variable in ours.items():
+        variable.assign(theirs[name])
+    return model
+
+
+def _inner_path(variable):
+    return variable.path.split("/", 1)[1]
 
 
 def _model_file(path):

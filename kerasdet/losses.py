@@ -21,8 +21,8 @@ def focal(
         gamma: Exponent that plays down what is already well classified; 0 is cross entropy.
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
-    # 1 - p_t is the probability given to the wrong answer
-    loss = cross_entropy * tf.pow(tf.sigmoid(logits * (1 - 2 * targets)), gamma)
+    # 1 - p_t is the probability given to the wrong answer; its power by logarithms, as pow has no gradient at 0
+    loss = cross_entropy * tf.exp(gamma * tf.math.log_sigmoid(logits * (1 - 2 * targets)))
     if alpha >= 0:
         loss *= alpha * targets + (1 - alpha) * (1 - targets)
     return tf.reduce_sum(loss * weights)

@@ -35,26 +35,30 @@ def match_iou(
     Returns:
         matched_gt (B, R) int32.
     """
-    overlap = box_ops.iou(anchors, gt_boxes)  # (B, R, M)
+    gt_boxes = tf.pad(gt_boxes, [[0, 0], [0, 1], [0, 0]])  # one row that matches nothing, so that M may be 0
+    gt_valid = tf.pad(gt_valid, [[0, 0], [0, 1]])
+    overlap = box_ops.iou(anchors, gt_boxes)  # (B, R, M + 1)
     overlap = tf.where(gt_valid[:, None, :], overlap, -1.0)
     best = tf.reduce_max(overlap, -1)  # (B, R)
     best_gt = tf.argmax(overlap, -1, output_type=tf.int32)
     matched = tf.where(best >= foreground_iou, best_gt, tf.where(best < background_iou, NEGATIVE, IGNORE))
     if low_quality:
-        best_of_gt = tf.reduce_max(overlap, 1, keepdims=True)  # (B, 1, M)
+        best_of_gt = tf.reduce_max(overlap, 1, keepdims=True)  # (B, 1, M + 1)
         is_best = tf.reduce_any((overlap == best_of_gt) & gt_valid[:, None, :], -1)
         matched = tf.where(is_best, best_gt, matched)
     return matched
 
 
 def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
-    """Each anchor's ground-truth value; that of ground truth 0 where there is no match.
+    """Each anchor's ground-truth value; zeros where there is no match.
 
     Args:
-        values: (B, M, ...), M at least 1.
+        values: (B, M, ...).
         matched_gt: (B, R) int32.
 
     Returns:
         (B, R, ...).
     """
-    return tf.gather(values, tf.maximum(matched_gt, 0), batch_dims=1)
+    values = tf.convert_to_tensor(values)
+    padded = tf.pad(values, [[0, 0], [1, 0]] + [[0, 0]] * (values.shape.rank - 2))  # row 0 is for no match
+    return tf.gather(padded, tf.maximum(matched_gt, NEGATIVE) + 1, batch_dims=1)

@@ -61,7 +61,7 @@ def write(
     seed: int = 0,
     image_size: tuple[int, int] = (128, 128),
     objects: tuple[int, int] = (1, 6),
-    scale: tuple[float, float] = (0.12, 0.5),
+    scale: tuple[float, float] = (0.2, 0.6),
 ) -> Path:
     """Writes a data set of shapes, or finds that the folder holds it already.
 
@@ -329,7 +329,12 @@ def _keypoint(index, y, x, owner) -> tuple[int, int, int]:
 
 
 def shapes_dataset(
-    folder: str | os.PathLike, *, num_images: int, seed: int = 0, image_size: tuple[int, int] = (128, 128)
+    folder: str | os.PathLike,
+    *,
+    num_images: int,
+    seed: int = 0,
+    image_size: tuple[int, int] = (128, 128),
+    scale: tuple[float, float] = (0.2, 0.6),
 ) -> CocoDataset:
     """The generated data set in a folder, written on first use; arguments as of `write`."""
-    return CocoDataset(write(folder, num_images=num_images, seed=seed, image_size=image_size))
+    return CocoDataset(write(folder, num_images=num_images, seed=seed, image_size=image_size, scale=scale))

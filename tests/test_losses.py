@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import shared
+
+from kerasdet import losses
+
+YXYX = [1, 0, 3, 2]
+BOX_LOSSES = {"giou": losses.giou, "diou": losses.diou, "ciou": losses.ciou}
+
+
+def value_and_gradient(loss, predictions, *args, **kwargs):
+    predictions = tf.constant(predictions)
+    with tf.GradientTape() as tape:
+        tape.watch(predictions)
+        value = loss(predictions, *args, **kwargs)
+    assert value.shape == () and value.dtype == tf.float32
+    return value.numpy(), tape.gradient(value, predictions).numpy()
+
+
+def golden(prefix):
+    with np.load(shared("reference/losses.npz")) as file:
+        return {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("alpha,gamma", [(0.25, 2.0), (0.25, 1.5), (-1, 2.0)])
+def test_focal_equals_fvcore(alpha, gamma):
+    case = golden(f"focal_a{alpha}_g{gamma}_")
+    value, gradient = value_and_gradient(losses.focal, case["logits"], case["targets"], alpha=alpha, gamma=gamma)
+    np.testing.assert_allclose(value, case["sum"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, case["grad"], rtol=1e-4, atol=1e-6)
+
+
+def test_focal_by_hand():
+    p = 0.9
+    logit = np.float32([[np.log(p / (1 - p))] * 2])
+    value = losses.focal(logit, tf.constant([[1.0, 0]]), alpha=0.25, gamma=2.0)
+    assert float(value) == pytest.approx(-0.25 * 0.1**2 * np.log(0.9) - 0.75 * 0.9**2 * np.log(0.1), rel=1e-5)
+
+
+def test_focal_without_gamma_and_alpha_is_cross_entropy(rng):
+    logits, targets = rng.normal(size=(9, 5)), rng.integers(0, 2, (9, 5))
+    p = 1 / (1 + np.exp(-logits))
+    expected = -np.sum(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+    value = losses.focal(np.float32(logits), np.float32(targets), alpha=-1, gamma=0.0)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_focal_of_extreme_logits_is_finite(gamma):
+    logits = np.float32([[-1000, -90, 0, 90, 1000]])
+    for target in (0.0, 1.0):
+        value, gradient = value_and_gradient(losses.focal, logits, tf.fill([1, 5], target), gamma=gamma)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("beta", ["0.000", "0.100", "0.111", "1.000"])
+def test_smooth_l1_equals_fvcore(beta):
+    case = golden(f"smooth_l1_b{beta}_")
+    value, gradient = value_and_gradient(losses.smooth_l1, case["pred"], case["target"], beta=float(case["beta"]))
+    np.testing.assert_allclose(value, case["sum"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, case["grad"], rtol=1e-4, atol=1e-6)
+
+
+def test_smooth_l1_by_hand():
+    errors = tf.constant([0.0, 0.25, -0.5, 2.0])
+    assert float(losses.smooth_l1(errors, tf.zeros(4), beta=0.5)) == pytest.approx(0 + 0.0625 + 0.25 + 1.75)
+    assert float(losses.smooth_l1(errors, tf.zeros(4), beta=0.0)) == pytest.approx(2.75)
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_losses_equal_fvcore(name):
+    case = golden(f"{name}_")
+    predictions, targets = case["pred_xyxy"][:, YXYX], case["target_xyxy"][:, YXYX]
+    value, gradient = value_and_gradient(BOX_LOSSES[name], predictions, targets)
+    np.testing.assert_allclose(value, case["sum"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, case["grad"][:, YXYX], rtol=1e-3, atol=1e-6)
+
+
+def test_giou_equals_torchvision():
+    answers = json.loads(shared("reference/known_answers.json").read_text())["torchvision"]["giou_loss"]
+    for name, expected in answers.items():
+        if name.startswith("l"):
+            pair = [np.float32([answers[f"b{digit}"]])[:, YXYX] for digit in name[1:]]
+            assert float(losses.giou(*pair)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_weights_of_box_losses(rng, name):
+    corner = rng.uniform(0, 30, (2, 8, 2)).astype(np.float32)
+    boxes = np.concatenate([corner, corner + 10], -1)
+    predictions, targets = boxes[:1], boxes[1:]
+    each = [float(BOX_LOSSES[name](predictions[0, i], targets[0, i])) for i in range(8)]
+    weights = np.float32([[0, 1, 2, 0, 0.5, 0, 0, 3]])
+    value = BOX_LOSSES[name](predictions, targets, weights)
+    assert float(value) == pytest.approx(float(np.dot(each, weights[0])), rel=1e-5)
+
+
+def test_a_weight_of_zero_leaves_out(rng):
+    logits, targets = tf.constant(rng.normal(size=(2, 6, 3)), tf.float32), tf.zeros([2, 6, 3])
+    weights = np.zeros([2, 6, 1], np.float32)
+    weights[1, 2] = 1
+    value, gradient = value_and_gradient(losses.focal, logits, targets, weights)
+    assert value == pytest.approx(float(losses.focal(logits[1, 2], targets[1, 2])), rel=1e-6)
+    assert np.count_nonzero(gradient.any(-1)) == 1
+    value, gradient = value_and_gradient(losses.smooth_l1, logits, targets, weights, beta=0.1)
+    assert value == pytest.approx(float(losses.smooth_l1(logits[1, 2], targets[1, 2], beta=0.1)), rel=1e-6)
+    assert np.count_nonzero(gradient.any(-1)) == 1
+
+
+@pytest.mark.parametrize("loss", [losses.focal, losses.smooth_l1, *BOX_LOSSES.values()])
+def test_of_nothing_is_zero(loss):
+    assert float(loss(tf.zeros([0, 4]), tf.zeros([0, 4]))) == 0
