@@ -1,0 +1,38 @@
+# Each target starts from a fresh clone; the first one installs what it needs into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test test-quick test-slow lint bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/kerasdet train retinanet_r18_fpn_shapes --set OUT_DIR=$(RUN)
+	$(BIN)/kerasdet eval $(RUN) --json $(RUN)/metrics.json
+	rm -rf $(RUN)/saved_model
+	$(BIN)/kerasdet export $(RUN) $(RUN)/saved_model
+	$(BIN)/kerasdet predict $(RUN) data/shapes/eval/images/00000[1-8].jpg --draw $(RUN)/pictures
+
+test: test-quick test-slow
+
+test-quick: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) runs data build *.egg-info
+
+$(VENV)/ready: requirements.txt setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,128 @@
+"""Seconds and peak memory of a RetinaNet R50-FPN training step, batch 2 at 512x512, on the CPU.
+
+    python benchmarks/train_step.py [--peer-python PYTHON]
+
+A step is forward, backward and SGD with momentum. Each measurement is a process of its own; with a Python that has
+torchvision (`--peer-python`) the two frameworks take turns, so that a noisy machine is noisy for both.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+BATCH, SIZE, OBJECTS, STEPS = 2, 512, 8, 6
+
+
+def measure_kerasdet(precision):
+    """Step times after warm-up, stem and frozen norms as detectron2 trains them."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import kerasdet
+
+    keras.mixed_precision.set_global_policy(precision)
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, SIZE / 2, (BATCH, OBJECTS, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(20, SIZE / 2, (BATCH, OBJECTS, 2))], -1)
+    batch = {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "image_size": np.full((BATCH, 2), SIZE, np.int32),
+        "boxes": boxes.astype(np.float32),
+        "class_ids": rng.integers(0, 80, (BATCH, OBJECTS)).astype(np.int32),
+        "is_crowd": np.zeros((BATCH, OBJECTS), bool),
+    }
+    model = kerasdet.RetinaNet(80)
+    model.compile(optimizer=keras.optimizers.SGD(1e-4, momentum=0.9))
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step)
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    return _times(lambda: step(batch)["loss"].numpy())
+
+
+def measure_torchvision():
+    """The same in torchvision, eager, with frozen norms and stem."""
+    import torch
+    from torchvision.models.detection import retinanet_resnet50_fpn
+    from torchvision.ops import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    model = retinanet_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=81,
+        min_size=SIZE,
+        max_size=SIZE,
+        trainable_backbone_layers=3,
+        norm_layer=FrozenBatchNorm2d,
+    ).train()
+    model.backbone.body.conv1.requires_grad_(False)
+    model.backbone.body.layer1.requires_grad_(False)
+    images = [torch.rand(3, SIZE, SIZE) for _ in range(BATCH)]
+    corners = torch.rand(BATCH, OBJECTS, 2) * SIZE / 2
+    boxes = torch.cat([corners, corners + 20 + torch.rand(BATCH, OBJECTS, 2) * (SIZE / 2 - 20)], -1)
+    targets = [{"boxes": b, "labels": torch.randint(1, 81, (OBJECTS,))} for b in boxes]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        loss = sum(model(images, targets).values())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return _times(step)
+
+
+def _times(step):
+    step(), step()
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def main():
+    """Runs the rounds and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", help="a Python interpreter with torchvision")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", choices=["kerasdet", "kerasdet bfloat16", "torchvision"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure = {
+            "kerasdet": lambda: measure_kerasdet("float32"),
+            "kerasdet bfloat16": lambda: measure_kerasdet("mixed_bfloat16"),
+            "torchvision": measure_torchvision,
+        }[options.measure]
+        times = measure()
+        print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+        return
+    pythons = {"kerasdet": sys.executable, "kerasdet bfloat16": sys.executable}
+    if options.peer_python:
+        pythons["torchvision"] = options.peer_python
+    times, memory = {name: [] for name in pythons}, dict.fromkeys(pythons, 0.0)
+    for _ in range(options.rounds):
+        for name, python in pythons.items():
+            command = [python, __file__, "--measure", name]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            step_times, peak = json.loads(run.stdout.strip().splitlines()[-1])
+            times[name] += step_times
+            memory[name] = max(memory[name], peak)
+    base = statistics.median(times.get("torchvision", times["kerasdet"]))
+    print(f"{'':<18} median s   min s   max s   peak MiB   relative")
+    for name, values in times.items():
+        median = statistics.median(values)
+        print(
+            f"{name:<18} {median:8.2f} {min(values):7.2f} {max(values):7.2f} {memory[name]:10.0f} {median / base:10.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

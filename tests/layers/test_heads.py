@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasdet.layers import RetinaNetHead, Tower
+
+LEVELS = ("p3", "p4", "p5")
+
+
+def pyramid(rng, channels=32, batch=2):
+    sizes = {"p3": (5, 7), "p4": (3, 4), "p5": (1, 2)}
+    return {
+        level: rng.normal(i, 1 + i, (batch, *sizes[level], channels)).astype(np.float32)
+        for i, level in enumerate(LEVELS)
+    }
+
+
+def built(layer, channels=32):
+    layer.build((None, None, None, channels))
+    return layer
+
+
+def head(num_convs=1, channels=32, **kwargs):
+    return built(RetinaNetHead(3, 2, LEVELS, num_convs, channels, **kwargs), channels)
+
+
+def test_rows_run_over_cells_and_then_anchors(rng):
+    layer, features = head(num_convs=0, channels=8), pyramid(rng, 8)
+    outputs = layer(features)
+    for level, x in features.items():
+        for name, conv, size in (("class_logits", layer.class_logits, 3), ("box_deltas", layer.box_deltas, 4)):
+            y = conv(x).numpy()  # (B, h, w, A * size)
+            batch, height, width, _ = y.shape
+            assert outputs[name][level].shape == (batch, height * width * 2, size)
+            rows = iter(outputs[name][level].numpy()[1])
+            for row in range(height):
+                for column in range(width):
+                    for anchor in range(2):
+                        expected = y[1, row, column, anchor * size : (anchor + 1) * size]
+                        np.testing.assert_array_equal(next(rows), expected)
+
+
+def test_the_prior_is_on_the_classes_alone(rng):
+    outputs = head(prior_probability=0.02)(pyramid(rng))
+    for level in LEVELS:
+        assert tf.sigmoid(outputs["class_logits"][level]).numpy().mean() == pytest.approx(0.02, rel=0.1)
+        assert abs(outputs["box_deltas"][level].numpy().mean()) < 0.1
+
+
+def test_initial_values_are_those_of_the_paper():
+    layer = built(RetinaNetHead(80, 9, LEVELS), 256)
+    parameters = sum(int(np.prod(w.shape)) for w in layer.weights)
+    assert parameters == 8 * (9 * 256 * 256 + 256) + (9 * 256 + 1) * (9 * 80 + 9 * 4)
+    for weight in layer.weights:
+        if weight.name == "kernel":
+            assert weight.numpy().std() == pytest.approx(0.01, rel=0.02)
+        else:
+            expected = -np.log(99) if "class_logits" in weight.path else 0
+            np.testing.assert_allclose(weight, np.full(weight.shape, expected), rtol=1e-6)
+
+
+def test_the_towers_are_apart_and_shared_by_levels(rng):
+    layer, features = head(num_convs=2), pyramid(rng)
+    same = {level: features["p3"] for level in LEVELS}
+    outputs = layer(same)
+    for name in outputs:
+        for level in LEVELS:
+            np.testing.assert_array_equal(outputs[name][level], outputs[name]["p3"])
+    before = outputs["box_deltas"]["p3"].numpy()
+    for conv in layer.class_tower.convs:
+        conv.conv.kernel.assign(conv.conv.kernel * 2)
+    np.testing.assert_array_equal(layer(same)["box_deltas"]["p3"], before)
+
+
+def test_a_tower_is_convolutions_with_relu(rng):
+    tower, x = built(Tower(3, 8, LEVELS), 8), pyramid(rng, 8)["p3"]
+    y = x
+    for conv in tower.convs:
+        conv.conv.bias.assign(rng.normal(size=8))
+        y = np.maximum(conv(y), 0)
+    np.testing.assert_allclose(tower(x, level="p4"), y, rtol=1e-5)
+
+
+def test_no_norm_and_group_norm_keep_the_bias_batch_norm_does_not():
+    for norm, bias in {None: True, "gn": True, "bn": False, "sync_bn": False, "frozen_bn": False}.items():
+        tower = built(Tower(2, 32, LEVELS, norm))
+        assert any(w.name == "bias" for w in tower.weights) == bias, norm
+
+
+def test_batch_norm_is_of_each_level(rng):
+    tower, features = built(Tower(2, 32, LEVELS, "bn")), pyramid(rng)
+    assert len({w.path for w in tower.weights}) == len(tower.weights) == 2 + 4 * 2 * len(LEVELS)
+    for conv in tower.convs:
+        conv.conv.kernel.assign(rng.normal(0, 0.1, conv.conv.kernel.shape))
+    means = {}
+    for level in LEVELS[:2]:
+        y = tower.convs[0](features[level]).numpy().reshape(-1, 32)
+        tower(features[level], level=level, training=True)
+        means[level] = 0.1 * y.mean(0)
+    first = dict(zip(tower.norm_keys, tower.norms, strict=False))
+    for level in LEVELS[:2]:
+        np.testing.assert_allclose(first[level].moving_mean, means[level], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(first["p5"].moving_mean, np.zeros(32))
+
+
+def test_each_level_uses_its_own_batch_norm(rng):
+    tower, x = built(Tower(2, 32, LEVELS, "frozen_bn")), pyramid(rng)["p3"]
+    before = {level: tower(x, level=level).numpy() for level in LEVELS}
+    for norm in tower.norms:
+        if norm.name.endswith("p4"):
+            norm.beta.assign(norm.beta + 1)
+    for level in LEVELS:
+        assert np.array_equal(tower(x, level=level), before[level]) == (level != "p4")
+
+
+def test_group_norm_is_shared(rng):
+    tower = built(Tower(2, 32, LEVELS, "gn"))
+    assert len(tower.weights) == 2 * (2 + 2)
+    x = pyramid(rng)["p3"]
+    np.testing.assert_array_equal(tower(x, level="p3"), tower(x, level="p5"))
+
+
+@pytest.mark.parametrize("norm", [None, "frozen_bn", "bn_inference", "bn", "sync_bn", "gn"])
+def test_gradients_reach_every_weight(rng, norm):
+    layer = head(num_convs=2, norm=norm)
+    with tf.GradientTape() as tape:
+        outputs = layer(pyramid(rng), training=True)
+        loss = tf.add_n([tf.reduce_sum(tf.square(x)) for x in tf.nest.flatten(outputs)])
+    gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
+    assert all(g is not None and np.any(g) for g in gradients)
+
+
+def test_norm_epsilon():
+    layer = head(norm="gn", norm_epsilon=1e-3)
+    assert {norm.epsilon for tower in (layer.class_tower, layer.box_tower) for norm in tower.norms} == {1e-3}
