@@ -52,18 +52,14 @@ def export_saved_model(model: Detector, path: str | Path, *, class_offset: int =
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
 
     def detect(image):
-        resized = model.preprocessing.resize(image)
-        shape = tf.shape(resized)
-        height, width = tf.unstack(model.preprocessing.padded_size(shape[1:3]))
-        image_size = tf.broadcast_to(shape[1:3], [shape[0], 2])
-        original_size = tf.broadcast_to(tf.shape(image)[1:3], [shape[0], 2])
-        return finish(image_ops.pad_to(resized, height, width), image_size, original_size)
+        original_size = tf.broadcast_to(tf.shape(image)[1:3], [tf.shape(image)[0], 2])
+        return named(model.detect_batch(image), original_size)
 
     def detect_encoded(image_bytes):
-        return finish(*_decode_batch(image_bytes, model.preprocessing))
+        image, image_size, original_size = _decode_batch(image_bytes, model.preprocessing)
+        return named(model.detect_resized(image, image_size, original_size), original_size)
 
-    def finish(image, image_size, original_size):
-        detections = model.detect_resized(image, image_size, original_size)
+    def named(detections, original_size):
         return {
             "detection_boxes": box_ops.scale(detections["boxes"], 1 / tf.cast(original_size, tf.float32)),
             "detection_scores": detections["scores"],
@@ -71,19 +67,19 @@ def export_saved_model(model: Detector, path: str | Path, *, class_offset: int =
             "num_detections": tf.cast(detections["valid"], tf.float32),
         }
 
-    with tempfile.TemporaryDirectory() as folder:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serving_default", detect, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")])
-        archive.add_endpoint("encoded", detect_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")])
-        if model.class_names:
-            labels = Path(folder) / "labels.txt"
-            labels.write_text("\n".join(model.class_names) + "\n")
-            archive.labels = tf.saved_model.Asset(str(labels))
-        archive.write_out(str(path), verbose=False)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serving_default", detect, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")])
+    archive.add_endpoint("encoded", detect_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")])
+    archive.write_out(str(path), verbose=False)
+    if model.class_names:
+        assets = path / "assets"
+        assets.mkdir(exist_ok=True)
+        (assets / "labels.txt").write_text("\n".join(model.class_names) + "\n", encoding="utf-8")
     return path
 
 
+@tf.function  # for the loop: ExportArchive traces endpoints without AutoGraph
 def _decode_batch(image_bytes, preprocessing):
     """Encoded images of any sizes as one padded batch: image, image_size, original_size."""
     count = tf.size(image_bytes)
@@ -119,17 +115,27 @@ assert "kerasdet" not in sys.modules
 np.savez(data, **results)
 """
 
+_OUTPUTS = {
+    "boxes": "detection_boxes",
+    "scores": "detection_scores",
+    "classes": "detection_classes",
+    "count": "num_detections",
+}
 
-def verify_saved_model(model: Detector, path: str | Path, images: Sequence[np.ndarray]) -> dict[str, float]:
+
+def verify_saved_model(
+    model: Detector, path: str | Path, images: Sequence[np.ndarray], *, class_offset: int = 1
+) -> dict[str, float]:
     """Loads a SavedModel in a process that has only TensorFlow and compares it with the model.
 
     Args:
         model: What was exported.
         path: The SavedModel.
         images: (H, W, 3) uint8 arrays.
+        class_offset: As it was exported.
 
     Returns:
-        The largest differences: ``boxes`` in pixels, ``scores``, and ``count`` of detections.
+        The largest differences: ``boxes`` in pixels, ``scores``, ``classes`` and ``count`` of detections.
 
     Raises:
         RuntimeError: If the SavedModel does not run, or differs by more than 0.01 px, 1e-4 in score or at all in class.
@@ -138,24 +144,30 @@ def verify_saved_model(model: Detector, path: str | Path, images: Sequence[np.nd
         data = Path(folder) / "data.npz"
         np.savez(data, **{str(index): image for index, image in enumerate(images)})
         run = subprocess.run(
-            [sys.executable, "-c", _RELOAD, str(path), str(data)], capture_output=True, text=True, cwd=folder
+            [sys.executable, "-c", _RELOAD, str(Path(path).resolve()), str(data)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
         )
         if run.returncode:
             raise RuntimeError(f"{path} does not run in a fresh process: {run.stderr.strip().splitlines()[-1]}")
         with np.load(data) as results:
             exported = {name: results[name] for name in results.files}
-    worst = {"boxes": 0.0, "scores": 0.0, "count": 0.0}
+    worst = {"boxes": 0.0, "scores": 0.0, "classes": 0.0, "count": 0.0}
     for index, image in enumerate(images):
-        expected = model.detect(image)
-        scale = np.tile(image.shape[:2], 2)
-        boxes = exported[f"{index}/detection_boxes"] * scale
-        worst["boxes"] = max(worst["boxes"], float(np.abs(boxes - expected["boxes"]).max()))
-        worst["scores"] = max(
-            worst["scores"], float(np.abs(exported[f"{index}/detection_scores"] - expected["scores"]).max())
-        )
-        worst["count"] = max(
-            worst["count"], float(np.abs(exported[f"{index}/num_detections"] - expected["valid"]).max())
-        )
-    if worst["boxes"] > 1e-2 or worst["scores"] > 1e-4 or worst["count"]:
+        detections = model.detect(image)
+        expected = {
+            "boxes": detections["boxes"] / np.tile(image.shape[:2], 2),
+            "scores": detections["scores"],
+            "classes": detections["class_ids"] + class_offset,
+            "count": detections["valid"],
+        }
+        for name, value in expected.items():
+            found = exported[f"{index}/{_OUTPUTS[name]}"]
+            if found.shape != value.shape:
+                raise RuntimeError(f"{path} differs from the model: {name} {found.shape} and not {value.shape}.")
+            pixels = np.tile(image.shape[:2], 2) if name == "boxes" else 1
+            worst[name] = max(worst[name], float(np.abs((found - value) * pixels).max()))
+    if worst["boxes"] > 1e-2 or worst["scores"] > 1e-4 or worst["classes"] or worst["count"]:
         raise RuntimeError(f"{path} differs from the model: {json.dumps(worst)}.")
     return worst

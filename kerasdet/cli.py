@@ -3,21 +3,26 @@
 import argparse
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from kerasdet import config
 from kerasdet import images as image_ops
+from kerasdet import keypoints as keypoint_ops
+from kerasdet import masks as mask_ops
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
-from kerasdet.evaluation import evaluate_coco, evaluate_with_results
+from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export import export_saved_model, verify_saved_model
 from kerasdet.loading import load_detector
 from kerasdet.visualize import draw_boxes
 
+_GIN = "\n  In call to configurable"
 _EXAMPLE = "torchvision/retinanet_resnet50_fpn"
 
 
@@ -28,11 +33,31 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        message = str(error).split("\n  In call to configurable")[0]  # gin's postscript
-        print(f"kerasdet {options.command}: {message}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError, RuntimeError, tf.errors.OpError) as error:
+        print(f"kerasdet {options.command}: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except (TypeError, AttributeError) as error:
+        where = re.search(rf"{_GIN} '(\w+)'", str(error))
+        if not where:
+            raise
+        print(f"kerasdet {options.command}: in an argument of {where.group(1)}: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _sentence(error):
+    """The message of an error in one line, without what gin and TensorFlow say of their own insides."""
+    text = str(error).split(_GIN)[0]
+    if isinstance(error, tf.errors.OpError) and (reason := re.search(r"Iterator::\S+ (.*)", text)):
+        text = reason.group(1)
+    return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", text).split())
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
 
 
 def _parser():
@@ -48,12 +73,12 @@ def _parser():
     train.add_argument("config", help="a gin file, or the name of one that ships with kerasdet")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="override")
 
-    evaluate = command("eval", _eval, "COCO box AP of a model on a data set, or of a file of detections.")
+    evaluate = command("eval", _eval, "COCO AP of a model on a data set, or of a file of detections.")
     evaluate.add_argument("model", nargs="?", help="a run directory or a .keras file")
     evaluate.add_argument("--annotations", help="COCO annotations; by default those of the run's configuration")
     evaluate.add_argument("--images", help="their folder; by default images/ beside the annotations")
     evaluate.add_argument("--detections", help="score this file of COCO results; no model is needed")
-    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N")
+    evaluate.add_argument("--batch-size", type=_positive, default=1, metavar="N")
     evaluate.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
     evaluate.add_argument("--save-detections", metavar="FILE", help="write the detections as COCO results")
 
@@ -75,7 +100,7 @@ def _parser():
     convert.add_argument("file", help="a .pth, .pkl, .safetensors or .npz file")
     convert.add_argument("--source", required=True, choices=list(SOURCES), metavar="NAME", help="such as " + _EXAMPLE)
     convert.add_argument("--out", required=True, metavar="DIR", help="receives model.keras")
-    convert.add_argument("--num-classes", type=int, metavar="K", help="a new classification layer for K classes")
+    convert.add_argument("--num-classes", type=_positive, metavar="K", help="a new classification layer for K classes")
     convert.add_argument("--norm-epsilon", type=float, metavar="E", help="of the backbone, if not as published")
     convert.add_argument("--labels", metavar="FILE", help="class names, one a line")
     convert.add_argument("--verify", metavar="OUTPUTS.npz", help="compare with outputs of the source framework")
@@ -91,7 +116,7 @@ def _eval(options):
     if options.detections:
         if not options.annotations:
             raise ValueError("--detections needs --annotations, the ground truth to score against.")
-        metrics, results = evaluate_coco(options.annotations, options.detections), None
+        metrics, results = evaluate_all(options.annotations, options.detections), None
     elif not options.model:
         raise ValueError("name a model, or --detections.")
     else:
@@ -112,12 +137,20 @@ def _eval_model(options):
             raise ValueError(f"{options.model} has no config.gin: name a data set with --annotations.")
         config.load(saved)
         data = config.eval_data()
-    return evaluate_with_results(load_detector(options.model), data, batch_size=options.batch_size)
+    return evaluate_with_results(_open(options.model), data, batch_size=options.batch_size)
+
+
+def _open(path):
+    """A detector, and first the modules that its run's configuration names."""
+    saved = Path(path) / "config.gin"
+    if saved.is_file():
+        config.import_modules(saved)
+    return load_detector(path)
 
 
 def _predict(options):
     images = [image_ops.read(path) for path in options.images]
-    model = load_detector(options.model)
+    model = _open(options.model)
     found = []
     for path, image in zip(options.images, images, strict=True):
         detections = _detections(model, image, options.score)
@@ -135,7 +168,10 @@ def _predict(options):
 
 
 def _detections(model, image, min_score):
-    """The detections in one image as plain records: label, class_id, score, box (yxyx pixels)."""
+    """The detections in one image as plain records: label, class_id, score, box (yxyx pixels).
+
+    Where the model finds them also keypoints, each (y, x, score), and segmentation, COCO's compressed RLE.
+    """
     result = model.detect(image)
     records = []
     for index in range(result["valid"][0]):
@@ -143,18 +179,31 @@ def _detections(model, image, min_score):
         if score >= min_score:
             label = model.class_names[class_id] if model.class_names else str(class_id)
             box = [round(float(v), 3) for v in result["boxes"][0, index]]
-            records.append({"label": label, "class_id": class_id, "score": round(score, 5), "box": box})
+            record = {"label": label, "class_id": class_id, "score": round(score, 5), "box": box}
+            if "keypoints" in result:
+                record["keypoints"] = np.round(result["keypoints"][0, index].astype(float), 3).tolist()
+            if "mask_probs" in result:
+                part = slice(index, index + 1)
+                mask = model.paste_masks(result["mask_probs"][0, part], result["boxes"][0, part], *image.shape[:2])
+                [record["segmentation"]] = mask_ops.encode(mask)
+            records.append(record)
     return records
 
 
 def _draw(image, detections, path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    masks = [d["segmentation"] for d in detections if "segmentation" in d]
+    keypoints = [d["keypoints"] for d in detections if "keypoints" in d]
+    is_person = keypoints and len(keypoints[0]) == keypoint_ops.PERSON_KEYPOINTS
     picture = draw_boxes(
         image,
         np.array([d["box"] for d in detections], np.float32).reshape(-1, 4),
         labels=[d["label"] for d in detections],
         scores=np.array([d["score"] for d in detections]),
         class_ids=np.array([d["class_id"] for d in detections], int),
+        masks=mask_ops.decode(masks) if masks else None,
+        keypoints=np.array(keypoints) if keypoints else None,
+        skeleton=keypoint_ops.PERSON_SKELETON if is_person else (),
         scale=2 if max(image.shape) < 400 else 1,
     )
     Image.fromarray(picture).save(path)
@@ -185,13 +234,13 @@ def _verify(model, options):
 
 
 def _export(options):
-    model = load_detector(options.model)
-    path = export_saved_model(model, options.out, class_offset=options.class_offset)
     if options.verify:
         samples = [image_ops.read(image) for image in options.verify]
     else:
         samples = list(np.random.default_rng(0).integers(0, 256, (2, 240, 320, 3), np.uint8))
-    worst = verify_saved_model(model, path, samples)
+    model = _open(options.model)
+    path = export_saved_model(model, options.out, class_offset=options.class_offset)
+    worst = verify_saved_model(model, path, samples, class_offset=options.class_offset)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     print(
         f"{path}: {size / 2**20:.1f} MiB. Reloaded with TensorFlow alone, {len(samples)} images differ by at most",

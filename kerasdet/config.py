@@ -5,9 +5,12 @@ Python ignores gin.
 """
 
 import ast
+import functools
+import importlib
 import inspect
 import logging
 import re
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +45,7 @@ SURFACE = (
     evaluation.evaluate,
     keras.optimizers.AdamW,
 )
+WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
 
 
 def _register(item):
@@ -56,7 +60,8 @@ def _register(item):
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
 # gin says so of every include that it finds only in the second folder it looks in
 logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
-gin.add_config_file_search_path(str(GIN_CONFIGS))
+_search = functools.cache(gin.add_config_file_search_path)
+_search(str(GIN_CONFIGS))
 
 
 def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
@@ -72,13 +77,17 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     """
     path = _find(config)
     gin.clear_config()
+    _search(str(path.parent))
     try:
-        gin.parse_config_files_and_bindings([str(path)], [], finalize_config=False)
+        parsed = gin.parse_config_file(str(path))
+        if parsed.includes:
+            _check_own_macros(path)
         for override in overrides:
             gin.parse_config(_binding(override))
+    except tokenize.TokenError as error:
+        raise ValueError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
     except (ValueError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"{path}: {' '.join(line.strip() for line in reason)}") from None
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     _check_macros(path)
 
 
@@ -86,15 +95,24 @@ def train() -> keras.Model:
     """Trains what is configured, and writes the operative configuration to ``config.gin`` of its OUT_DIR."""
     keras.utils.set_random_seed(macro("SEED"))
     keras.mixed_precision.set_global_policy(macro("PRECISION"))
-    out_dir = Path(macro("OUT_DIR"))
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "config.gin").write_text(gin.config_str(max_line_length=110))
-    return _CONFIGURABLES["train"]()
+    return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
+
+
+def import_modules(config: str | Path) -> None:
+    """Imports the modules that a gin file names, and configures nothing: what a user's own model needs to be loaded."""
+    for name in re.findall(r"^import ([\w.]+)", Path(config).read_text(), re.MULTILINE):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"{config} imports {name}: {error}. Put its folder on PYTHONPATH.") from None
 
 
 def eval_data() -> data.CocoDataset:
     """The data set that the configured training would be evaluated on."""
-    reference = gin.query_parameter("train.eval_data")
+    try:
+        reference = gin.query_parameter("train.eval_data")
+    except ValueError:
+        reference = None
     if reference is None:
         raise ValueError("The configuration has no train.eval_data: name a data set with --annotations.")
     return reference.scoped_configurable_fn()
@@ -124,12 +142,14 @@ def _binding(override):
     name, value = name.strip(), value.strip()
     if not equals or not name:
         raise ValueError(f"cannot read the override {override!r}: write NAME=value.")
-    if re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+    if "." not in name:
         _require_macro(name)
     if not value.startswith(("@", "%")):
         try:
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
+            if value.removesuffix("()") in _CONFIGURABLES:
+                raise ValueError(f"{override!r} would be a text: write {name}=@{value}.") from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
     return f"{name} = {value}"
@@ -142,12 +162,35 @@ def _require_macro(name):
         raise ValueError(f"the configuration has no macro {name}.") from None
 
 
-def _check_macros(path):
+def _used_macros():
     text = gin.config_str(max_line_length=10**6)
-    for name in sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text))):
+    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % in a text is no macro
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED"})
+
+
+def _check_own_macros(path):
+    """What a file sets beside its includes must be used: another name would have no effect."""
+    used = _used_macros()
+    for name in re.findall(r"^(\w+)\s*=", path.read_text(), re.MULTILINE):
+        if name not in used:
+            raise ValueError(f"the macro {name} is set and used nowhere.")
+
+
+def _check_macros(path):
+    missing = []
+    for name in _used_macros():
         try:
             value = gin.query_parameter(f"%{name}")
         except ValueError:
             raise ValueError(f"{path}: the macro {name} is used and never set.") from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:
-            raise ValueError(f"{path}: {name} must be set: add --set {name}=... or a line in the file.")
+            missing.append(name)
+        elif isinstance(value, gin.config.ConfigurableReference):
+            continue
+        elif name in WHOLE_NUMBERS and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{path}: {name} is {value!r}: it must be a whole number from 1.")
+        elif name == "LR" and not isinstance(value, int | float):
+            raise ValueError(f"{path}: LR is {value!r}: it must be a number.")
+    if missing:
+        settings = " ".join(f"--set {name}=..." for name in missing)
+        raise ValueError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.")

@@ -193,9 +193,10 @@ def _pil_pass(image, size, axis):
 
 
 def pad_to(image, height, width):
-    """Pads an image (H, W, C) with zeros at the bottom and the right to (height, width, C)."""
+    """Pads an image (..., H, W, C) with zeros at the bottom and the right to (..., height, width, C)."""
     shape = tf.shape(image)
-    return tf.pad(image, [[0, height - shape[0]], [0, width - shape[1]], [0, 0]])
+    batch = [[0, 0]] * (image.shape.rank - 3)
+    return tf.pad(image, [*batch, [0, height - shape[-3]], [0, width - shape[-2]], [0, 0]])
 
 
 def read(path):

@@ -1,5 +1,6 @@
 """Opening what was trained or converted, and starting from it."""
 
+import zipfile
 from pathlib import Path
 
 import keras
@@ -13,13 +14,16 @@ def load(path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If there is nothing there.
-        ValueError: If the file is not complete.
+        ValueError: If the file is damaged, or needs a class that is not imported.
     """
     file = _model_file(Path(path))
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file} is no Keras model file, or only the beginning of one.")
     try:
         return keras.models.load_model(file)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise ValueError(f"{file} is no complete Keras model file: {error}") from None
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
+        reason = " ".join(str(error).split(" Full object config")[0].split())
+        raise ValueError(f"{file} cannot be loaded: {reason}") from None
 
 
 def load_detector(path: str | Path) -> Detector:
@@ -69,10 +73,11 @@ def backbone_weights(model: Detector, path: str | Path) -> Detector:
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
     ours = {_inner_path(v): v for v in model.backbone.variables}
     wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
+    wrong += [name for name in theirs if name not in ours]  # a ResNet-101 would else pass for a ResNet-50
     if wrong:
         raise ValueError(
             f"The backbone in {path} does not fit: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} "
-            "are missing in it or of another shape. Configure ResNet as it was trained."
+            "are missing in one of the two or of another shape. Configure ResNet as it was trained."
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])

@@ -6,10 +6,9 @@ import keras
 import numpy as np
 
 from kerasdet.anchors import AnchorGenerator
-from kerasdet.checkpoints.names import IGNORED, modern_names, source_name
+from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
+from kerasdet.checkpoints.names import is_ignored, modern_names, source_name
 from kerasdet.checkpoints.sources import SOURCES
-from kerasdet.layers import FPN, ConvTop, ResNet
-from kerasdet.models import Preprocessing, RetinaNet
 
 _LISTED = 10
 
@@ -41,23 +40,16 @@ def to_model(
         raise ValueError(f"There is no source {source!r}: choose one of {', '.join(SOURCES)}.")
     spec = SOURCES[source]
     names = modern_names(state, spec.framework)
-    state = {names[name]: np.asarray(value) for name, value in state.items() if not IGNORED.search(names[name])}
-    backbone = ResNet(**{**spec.backbone, **({} if norm_epsilon is None else {"norm_epsilon": norm_epsilon})})
-    if spec.model is None:
-        _assign(_named_variables({"backbone": backbone}), state, spec, source)
-        return backbone
-    anchors = AnchorGenerator(**spec.anchors)
-    model = RetinaNet(
-        num_classes or _count_classes(state, spec, source, anchors.num_anchors),
-        backbone=backbone,
-        neck=FPN(top=ConvTop(**spec.top)),
-        anchors=anchors,
-        preprocessing=Preprocessing(**spec.preprocessing),
-        **spec.model,
-    )
-    variables = _named_variables({"backbone": model.backbone, "neck": model.neck, "head": model.head})
+    state = {
+        names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)
+    }
+    classes = num_classes
+    if classes is None and spec.kind != "backbone":
+        classes = _count_classes(state, spec, source)
+    model = build(spec, classes, _free_shapes(state, spec, source), norm_epsilon)
+    variables = named_variables(model, spec.kind)
     if num_classes is not None:
-        skipped = {name for name in variables if name.startswith("head/class_logits/")}
+        skipped = {name for name in variables if name.startswith(CLASS_LAYERS[spec.kind])}
         for name in skipped:
             state.pop(_their_name(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
@@ -65,33 +57,45 @@ def to_model(
     return model
 
 
-def _named_variables(parts):
-    """The variables of a model's parts by a name that depends on nothing but the structure."""
-    variables = {}
-    for part, layer in parts.items():
-        for variable in layer.variables:
-            path = variable.path.split("/")[1:]  # without the name of the part itself
-            if part == "neck" and path[0] == layer.top.name:
-                path[0] = "top"
-            variables["/".join([part, *path])] = variable
-    return variables
-
-
 def _their_name(name, spec):
-    return source_name(name, spec.framework, backbone_only=spec.model is None, finest=3)
+    finest = 2 if spec.kind == "rcnn" else 3
+    return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
 
 
-def _count_classes(state, spec, source, num_anchors):
-    name = _their_name("head/class_logits/conv/bias", spec)
-    if name not in state:
-        raise ValueError(f"The checkpoint has no {name}: is it of {source}? It holds {_list(sorted(state))}.")
-    return len(state[name]) // num_anchors - spec.background_column
+def _entry(state, name, spec, source):
+    theirs = _their_name(name, spec)
+    if theirs not in state:
+        raise ValueError(f"The checkpoint has no {theirs}: is it of {source}? It holds {_list(sorted(state))}.")
+    return theirs, state[theirs]
+
+
+def _free_shapes(state, spec, source):
+    """Shapes that the source leaves to the file."""
+    names = ["keypoint_branch/head/deconv/bias"] if spec.keypoint is not None else []
+    return {name: _entry(state, name, spec, source)[1].shape for name in names}
+
+
+def _count_classes(state, spec, source):
+    name, bias = _entry(state, COUNTING_BIAS[spec.kind], spec, source)
+    if spec.kind == "rcnn":
+        if bias.size < 2:
+            raise ValueError(f"The checkpoint's {name} has shape {bias.shape}: {source} has one for background, too.")
+        return bias.size - 1
+    num_anchors = AnchorGenerator(**spec.anchors).num_anchors
+    columns, rest = divmod(bias.size, num_anchors)
+    if rest or columns <= spec.background_first:
+        raise ValueError(
+            f"The checkpoint's {name} has shape {bias.shape}: {source} has {num_anchors} anchors a cell and as "
+            f"many logits for each class{', background included' if spec.background_first else ''}."
+        )
+    return columns - spec.background_first
 
 
 def _assign(variables, state, spec, source):
     """Puts every tensor in its place, or says by name what does not fit."""
     theirs = {name: _their_name(name, spec) for name in variables}
-    if not any(name.endswith("running_var") for name in state):  # MSRA's affine-only norms
+    if spec.framework == "detectron2" and not any(name.endswith("running_var") for name in state):
+        # affine-only norms, as in MSRA's files
         statistics = {name: value for name, value in theirs.items() if "running" in value}
         state = {**state, **{value: _identity(name, variables[name].shape) for name, value in statistics.items()}}
     problems = []
@@ -101,7 +105,7 @@ def _assign(variables, state, spec, source):
     left_over = sorted(set(state) - set(theirs.values()))
     if left_over:
         problems.append(f"unexpected: {_list(left_over)}")
-    values = {name: _ours(name, state[theirs[name]], spec) for name in variables if theirs[name] in state}
+    values = {name: our_layout(name, state[theirs[name]], spec) for name in variables if theirs[name] in state}
     misshapen = [
         f"{theirs[name]} {state[theirs[name]].shape}"
         for name, value in values.items()
@@ -117,20 +121,6 @@ def _assign(variables, state, spec, source):
 
 def _identity(name, shape):
     return np.ones(shape, np.float32) if name.endswith("variance") else np.zeros(shape, np.float32)
-
-
-def _ours(name, value, spec):
-    """A tensor in our layout: HWIO kernels, deltas in the order y, x, h, w, no background column; None if it cannot."""
-    if name.startswith("head/box_deltas/"):
-        if value.shape[0] % 4:
-            return None
-        value = value.reshape(-1, 4, *value.shape[1:])[:, [1, 0, 3, 2]].reshape(value.shape)
-    if name.startswith("head/class_logits/") and spec.background_column:
-        anchors = AnchorGenerator(**spec.anchors).num_anchors
-        if value.shape[0] % anchors:
-            return None
-        value = value.reshape(anchors, -1, *value.shape[1:])[:, 1:].reshape(-1, *value.shape[1:])
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
 
 
 def _list(names):

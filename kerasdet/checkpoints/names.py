@@ -37,6 +37,20 @@ LAYERS = {
         "head/box_tower/conv{i}/conv": "head.regression_head.conv.{i}.0",
         "head/box_tower/norm{i}_shared": "head.regression_head.conv.{i}.1",
         "head/box_deltas/conv": "head.regression_head.bbox_reg",
+        "neck/lateral_c{stage}/norm": "backbone.fpn.inner_blocks.{level}.1",
+        "neck/output_c{stage}/norm": "backbone.fpn.layer_blocks.{level}.1",
+        "rpn/head/conv{i}/conv": "rpn.head.conv.{i}.0",
+        "rpn/head/objectness/conv": "rpn.head.cls_logits",
+        "rpn/head/box_deltas/conv": "rpn.head.bbox_pred",
+        "box_head/fc{i}": "roi_heads.box_head.fc{from_6}",
+        "box_predictor/class_logits": "roi_heads.box_predictor.cls_score",
+        "box_predictor/box_deltas": "roi_heads.box_predictor.bbox_pred",
+        "mask_branch/head/conv{i}/conv": "roi_heads.mask_head.{i}.0",
+        "mask_branch/head/conv{i}/norm": "roi_heads.mask_head.{i}.1",
+        "mask_branch/head/deconv": "roi_heads.mask_predictor.conv5_mask",
+        "mask_branch/head/mask_logits/conv": "roi_heads.mask_predictor.mask_fcn_logits",
+        "keypoint_branch/head/conv{i}/conv": "roi_heads.keypoint_head.{twice}",
+        "keypoint_branch/head/deconv": "roi_heads.keypoint_predictor.kps_score_lowres",
     },
     "detectron2": {
         "backbone/stem/conv": "{backbone}stem.conv1",
@@ -45,6 +59,7 @@ LAYERS = {
         "backbone/c{stage}_{block}/conv{conv}/norm": "{backbone}res{stage}.{block}.conv{conv}.norm",
         "backbone/c{stage}_{block}/shortcut/conv": "{backbone}res{stage}.{block}.shortcut",
         "backbone/c{stage}_{block}/shortcut/norm": "{backbone}res{stage}.{block}.shortcut.norm",
+        "backbone/c{stage}_{block}/conv2/offset": "{backbone}res{stage}.{block}.conv2_offset",
         "neck/lateral_c{stage}/conv": "backbone.fpn_lateral{stage}",
         "neck/output_c{stage}/conv": "backbone.fpn_output{stage}",
         "neck/top/conv{i}/conv": "backbone.top_block.p{extra}",
@@ -52,6 +67,17 @@ LAYERS = {
         "head/class_logits/conv": "head.cls_score",
         "head/box_tower/conv{i}/conv": "head.bbox_subnet.{twice}",
         "head/box_deltas/conv": "head.bbox_pred",
+        "rpn/head/conv{i}/conv": "proposal_generator.rpn_head.conv",
+        "rpn/head/objectness/conv": "proposal_generator.rpn_head.objectness_logits",
+        "rpn/head/box_deltas/conv": "proposal_generator.rpn_head.anchor_deltas",
+        "box_head/fc{i}": "roi_heads.box_head.fc{from_1}",
+        "box_predictor/class_logits": "roi_heads.box_predictor.cls_score",
+        "box_predictor/box_deltas": "roi_heads.box_predictor.bbox_pred",
+        "mask_branch/head/conv{i}/conv": "roi_heads.mask_head.mask_fcn{from_1}",
+        "mask_branch/head/deconv": "roi_heads.mask_head.deconv",
+        "mask_branch/head/mask_logits/conv": "roi_heads.mask_head.predictor",
+        "keypoint_branch/head/conv{i}/conv": "roi_heads.keypoint_head.conv_fcn{from_1}",
+        "keypoint_branch/head/deconv": "roi_heads.keypoint_head.score_lowres",
     },
     "mmdet": {
         **_TORCH_RESNET,
@@ -62,6 +88,15 @@ LAYERS = {
         "head/class_logits/conv": "bbox_head.retina_cls",
         "head/box_tower/conv{i}/conv": "bbox_head.reg_convs.{i}.conv",
         "head/box_deltas/conv": "bbox_head.retina_reg",
+        "rpn/head/conv{i}/conv": "rpn_head.rpn_conv",
+        "rpn/head/objectness/conv": "rpn_head.rpn_cls",
+        "rpn/head/box_deltas/conv": "rpn_head.rpn_reg",
+        "box_head/fc{i}": "roi_head.bbox_head.shared_fcs.{i}",
+        "box_predictor/class_logits": "roi_head.bbox_head.fc_cls",
+        "box_predictor/box_deltas": "roi_head.bbox_head.fc_reg",
+        "mask_branch/head/conv{i}/conv": "roi_head.mask_head.convs.{i}.conv",
+        "mask_branch/head/deconv": "roi_head.mask_head.upsample",
+        "mask_branch/head/mask_logits/conv": "roi_head.mask_head.conv_logits",
     },
 }
 
@@ -72,10 +107,15 @@ BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bo
 IGNORED = re.compile(
     r"num_batches_tracked$|^anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
 )
+# Caffe's ImageNet files have biases in front of a norm, which detectron2 and mmdetection leave out.
+_CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downsample\.0)\.bias$")
 
 # Names inside published files that differ from what today's builders save.
-_TORCHVISION_OLDER = [(r"(inner_blocks|layer_blocks)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3")] + [
-    (rf"_head\.conv\.{2 * i}\.(weight|bias)$", rf"_head.conv.{i}.0.\1") for i in range(4)
+_TORCHVISION_OLDER = [
+    (r"(inner_blocks|layer_blocks)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3"),
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    *((rf"_head\.conv\.{2 * i}\.(weight|bias)$", rf"_head.conv.{i}.0.\1") for i in range(4)),
+    *((rf"mask_head\.mask_fcn{i + 1}\.(weight|bias)$", rf"mask_head.{i}.0.\1") for i in range(4)),
 ]
 _CAFFE2 = [
     (r"_", "."),
@@ -106,18 +146,24 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
     return {name: _rewrite(name, rules) for name in names}
 
 
+def is_ignored(name: str, framework: str) -> bool:
+    """Whether the framework leaves out an entry of this name of today when it loads a file."""
+    return bool(IGNORED.search(name) or (framework != "torchvision" and _CAFFE_BIASES.search(name)))
+
+
 def _rewrite(name, rules):
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def source_name(name: str, framework: str, *, backbone_only: bool, finest: int) -> str:
+def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, backbone_only: bool, finest: int) -> str:
     """What a framework calls a tensor of kerasdet.
 
     Args:
         name: Such as ``backbone/c3_0/conv1/conv/kernel``.
         framework: A key of `LAYERS`.
+        exceptions: Rows that stand before those of the framework.
         backbone_only: Whether the file holds a backbone alone.
         finest: The stage of the finest level of the neck, 3 for ``c3``.
 
@@ -125,7 +171,7 @@ def source_name(name: str, framework: str, *, backbone_only: bool, finest: int) 
         KeyError: If the framework has no such layer.
     """
     layer, parameter = name.rsplit("/", 1)
-    for ours, theirs in LAYERS[framework].items():
+    for ours, theirs in {**exceptions, **{k: v for k, v in LAYERS[framework].items() if k not in exceptions}}.items():
         match = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+)", ours), layer)
         if match:
             prefix = "" if backbone_only else BACKBONE_PREFIXES[framework]
@@ -143,4 +189,6 @@ def _numbers(groups: Mapping[str, int], finest: int) -> dict[str, int]:
         "twice": 2 * i,
         "extra": 6 + i,
         "after_c5": 6 - finest + i,
+        "from_1": 1 + i,
+        "from_6": 6 + i,
     }

@@ -3,7 +3,7 @@
 `SOURCES` names every model that `kerasdet.checkpoints.to_model` can build.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kerasdet.anchors import octave_sizes
 
@@ -40,32 +40,71 @@ DETECTRON2_RETINANET = {"normalizer": "ema", "clip_before_nms": False}
 MMDET_RETINANET = {"normalizer": "batch", "clip_before_nms": True}
 
 
+# R-CNNs
+_SIZES = [[size] for size in (32, 64, 128, 256, 512)]
+_RCNN_LEVELS = {"sizes": _SIZES, "levels": ("p2", "p3", "p4", "p5", "p6")}
+TORCHVISION_RCNN_ANCHORS = {
+    **_RCNN_LEVELS,
+    "round_corners": True,
+    "ratios_first": True,
+    "strides_from_image": True,
+}
+TORCHVISION_RPN = {
+    "normalizer": "sampled",
+    "smooth_l1_beta": 1 / 9,
+    "train_post_nms_top_k": 2000,
+    "min_size": 1e-3,
+}
+TORCHVISION_RCNN = {
+    "pool_sampling": 2,
+    "pool_aligned": False,
+    "level_epsilon": 1e-6,
+    "smooth_l1_beta": 1 / 9,
+    "min_size": 1e-2,
+}
+
+
 @dataclass(frozen=True)
 class Source:
     """A model of a source framework.
 
     Args:
         framework: A key of `kerasdet.checkpoints.names.LAYERS`.
+        kind: "backbone", "retinanet" or "rcnn".
         backbone: Arguments of `ResNet`.
+        neck: Arguments of `FPN`.
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`.
+        rpn: Arguments of `RPN`.
+        box_head: Arguments of `BoxHead`.
+        mask: Arguments of `MaskBranch`; None for no masks.
+        keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
-        model: Arguments of `RetinaNet`; None for a backbone alone.
-        background_column: Whether the class logits start with a column for background.
+        model: Arguments of the model.
+        background_first: Whether classes start with a column for background.
+        names: Rows of `LAYERS` that this model has otherwise.
     """
 
     framework: str
+    kind: str
     backbone: dict
+    neck: dict = field(default_factory=dict)
     top: dict = field(default_factory=dict)
     anchors: dict = field(default_factory=dict)
+    rpn: dict = field(default_factory=dict)
+    box_head: dict = field(default_factory=dict)
+    mask: dict | None = None
+    keypoint: dict | None = None
     preprocessing: dict = field(default_factory=dict)
-    model: dict | None = None
-    background_column: bool = False
+    model: dict = field(default_factory=dict)
+    background_first: bool = False
+    names: dict = field(default_factory=dict)
 
 
 def _detectron2_retinanet(depth):
     return Source(
         "detectron2",
+        "retinanet",
         backbone={"depth": depth, "stride_in_1x1": True, "freeze_at": 2},
         top={"in_feature": "c5"},
         anchors=DETECTRON2_ANCHORS,
@@ -77,6 +116,7 @@ def _detectron2_retinanet(depth):
 def _mmdet_retinanet(depth, caffe):
     return Source(
         "mmdet",
+        "retinanet",
         backbone={"depth": depth, "freeze_at": 2, **(_CAFFE if caffe else _PYTORCH)},
         top={"in_feature": "c5", "activation": None},
         anchors=MMDET_ANCHORS,
@@ -89,25 +129,89 @@ _CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}
 _PYTORCH = {"norm": "bn_inference"}
 _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
+_MASK_RCNN = {"mask": {}}
+_TORCHVISION_MASK = {"mask": {"rule": "torchvision"}}
+
+
+def _torchvision_rcnn(**parts):
+    return Source(
+        "torchvision",
+        "rcnn",
+        backbone={"depth": 50, "norm": "frozen_bn", "norm_epsilon": 0.0, "freeze_at": 2, **_ALL_FEATURES},
+        anchors=TORCHVISION_RCNN_ANCHORS,
+        rpn=TORCHVISION_RPN,
+        preprocessing=TORCHVISION,
+        model=TORCHVISION_RCNN,
+        background_first=True,
+        **parts,
+    )
+
+
+def _torchvision_rcnn_v2(**parts):
+    """Batch norm everywhere, two convolutions in the RPN, four and one fully connected layer in the box head."""
+    return replace(
+        _torchvision_rcnn(**parts),
+        backbone={"depth": 50, "norm": "bn", **_ALL_FEATURES},
+        neck={"norm": "bn"},
+        rpn={**TORCHVISION_RPN, "num_convs": 2},
+        box_head={"num_convs": 4, "num_fcs": 1, "norm": "bn"},
+        names={
+            "box_head/conv{i}/conv": "roi_heads.box_head.{i}.0",
+            "box_head/conv{i}/norm": "roi_heads.box_head.{i}.1",
+            "box_head/fc{i}": "roi_heads.box_head.5",
+        },
+    )
+
+
+def _detectron2_rcnn(depth, deform_stages=(), **parts):
+    return Source(
+        "detectron2",
+        "rcnn",
+        backbone={
+            "depth": depth,
+            "stride_in_1x1": True,
+            "deform_stages": deform_stages,
+            "freeze_at": 2,
+            **_ALL_FEATURES,
+        },
+        anchors=_RCNN_LEVELS,
+        preprocessing=DETECTRON2,
+        **parts,
+    )
+
+
+def _mmdet_rcnn(depth, caffe, **parts):
+    return Source(
+        "mmdet",
+        "rcnn",
+        backbone={"depth": depth, "freeze_at": 2, **(_CAFFE if caffe else _PYTORCH), **_ALL_FEATURES},
+        anchors={**_RCNN_LEVELS, "ratios_first": True},
+        preprocessing=MMDET_CAFFE if caffe else MMDET,
+        **parts,
+    )
+
+
 SOURCES = {
     # norm epsilon 0 is what torchvision sets for its published COCO_V1 files
     "torchvision/retinanet_resnet50_fpn": Source(
         "torchvision",
+        "retinanet",
         backbone={"depth": 50, "norm": "frozen_bn", "norm_epsilon": 0.0, "freeze_at": 2},
         top={"in_feature": "p5"},
         anchors=TORCHVISION_ANCHORS,
         preprocessing=TORCHVISION,
         model=TORCHVISION_RETINANET,
-        background_column=True,
+        background_first=True,
     ),
     "torchvision/retinanet_resnet50_fpn_v2": Source(
         "torchvision",
+        "retinanet",
         backbone={"depth": 50, "norm": "bn", "freeze_at": 0},
         top={"in_feature": "c5"},
         anchors=TORCHVISION_ANCHORS,
         preprocessing=TORCHVISION,
         model={**TORCHVISION_RETINANET, "head_norm": "gn", "box_loss": "giou"},
-        background_column=True,
+        background_first=True,
     ),
     "detectron2/retinanet_R_50_FPN": _detectron2_retinanet(50),
     "detectron2/retinanet_R_101_FPN": _detectron2_retinanet(101),
@@ -116,20 +220,41 @@ SOURCES = {
         for depth in (50, 101)
         for caffe in (False, True)
     },
+    "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
+    "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
+    "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),
+    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"rule": "torchvision", "norm": "bn"}),
+    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"rule": "torchvision"}),
+    **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
+    **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
+    **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, keypoint={}) for depth in (50, 101)},
+    "detectron2/mask_rcnn_R_50_FPN_dconv_c3-c5": _detectron2_rcnn(50, ("c3", "c4", "c5"), **_MASK_RCNN),
+    **{
+        f"mmdet/{name}_rcnn_r{depth}{'_caffe' if caffe else ''}_fpn": _mmdet_rcnn(depth, caffe, **parts)
+        for name, parts in (("faster", {}), ("mask", _MASK_RCNN))
+        for depth in (50, 101)
+        for caffe in (False, True)
+    },
     # backbones trained on ImageNet
     **{
-        f"torchvision/resnet{depth}": Source("torchvision", backbone={"depth": depth, **_ALL_FEATURES})
+        f"torchvision/resnet{depth}": Source("torchvision", "backbone", backbone={"depth": depth, **_ALL_FEATURES})
         for depth in (18, 34, 50, 101, 152)
     },
     **{
         f"detectron2/MSRA_R-{depth}": Source(
-            "detectron2", backbone={"depth": depth, "stride_in_1x1": True, **_ALL_FEATURES}, preprocessing=DETECTRON2
+            "detectron2",
+            "backbone",
+            backbone={"depth": depth, "stride_in_1x1": True, **_ALL_FEATURES},
+            preprocessing=DETECTRON2,
         )
         for depth in (50, 101)
     },
     **{
         f"mmdet/resnet{depth}_caffe": Source(
-            "mmdet", backbone={"depth": depth, **_CAFFE, **_ALL_FEATURES}, preprocessing=MMDET_CAFFE
+            "mmdet",
+            "backbone",
+            backbone={"depth": depth, **_CAFFE, **_ALL_FEATURES},
+            preprocessing=MMDET_CAFFE,
         )
         for depth in (50, 101)
     },

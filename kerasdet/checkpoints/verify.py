@@ -30,26 +30,33 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         whether that is small enough.
 
     Raises:
-        ValueError: If `outputs` has no image, nothing to compare, or another shape than the model's.
+        ValueError: If the model is no detector, `source` is unknown, or `outputs` has no image, nothing to compare, or
+            another shape than the model's.
     """
+    if not isinstance(model, Detector):
+        raise ValueError(f"Only detectors can be compared with outputs, not a {type(model).__name__} alone.")
+    if source not in SOURCES:
+        raise ValueError(f"There is no source {source!r}: choose one of {', '.join(SOURCES)}.")
     if "image" not in outputs:
         raise ValueError(f"The outputs need an entry 'image', (H, W, 3) uint8; they have {', '.join(outputs)}.")
-    torchvision = SOURCES[source].background_column
-    image = outputs["image"]
+    image = np.asarray(outputs["image"])
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"The outputs' image is {image.dtype} {image.shape}: save it as uint8 RGB (height, width, 3).")
+    torchvision = SOURCES[source].background_first
     report = []
     for name, ours in _network_outputs(model, image).items():
         if name not in outputs:
             continue
-        theirs = outputs[name][0] if outputs[name].ndim == ours.ndim + 1 else outputs[name]
-        if name == "class_logits" and torchvision:
+        theirs = _without_batch(outputs[name], ours.ndim)
+        if name == "class_logits" and torchvision and theirs.ndim == ours.ndim:
             theirs = theirs[:, 1:]
         if theirs.shape != ours.shape:
             raise ValueError(f"{name} has shape {theirs.shape} in the outputs, {ours.shape} in the model.")
         difference = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
         report.append((name, difference, difference <= TENSOR_TOLERANCE))
     if {"boxes", "scores", "labels"} <= set(outputs):
-        missed = _missed_share(model.detect(image), outputs, first_label=int(torchvision))
-        report.append(("detections", missed, missed <= 1 - MATCHED_SHARE))
+        missed = _missed_share(model.detect(image), _detections(outputs), first_label=int(torchvision))
+        report.append(("detections", missed, 1 - missed >= MATCHED_SHARE))
     if not report:
         raise ValueError("The outputs have nothing to compare: save p3 ..., class_logits, box_deltas or detections.")
     return report
@@ -72,18 +79,36 @@ def _network_outputs(model, image):
     }
 
 
-def _missed_share(detections, outputs, first_label):
+def _without_batch(value, rank):
+    """An array without the batch axis of 1 that it may have over its `rank`."""
+    value = np.asarray(value)
+    return value[0] if value.ndim == rank + 1 and len(value) == 1 else value
+
+
+def _detections(outputs):
+    """The source's boxes (D, 4), scores (D,) and labels (D,)."""
+    found = {name: _without_batch(outputs[name], rank) for name, rank in (("boxes", 2), ("scores", 1), ("labels", 1))}
+    count = len(found["scores"]) if found["scores"].ndim == 1 else -1
+    if [x.shape for x in found.values()] != [(count, 4), (count,), (count,)]:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in found.items())
+        raise ValueError(
+            f"The outputs need boxes (D, 4), scores (D,) and labels (D,) of one image; they have {shapes}."
+        )
+    return found
+
+
+def _missed_share(detections, theirs, first_label):
     """The share of the source's detections that the model does not have."""
     count = detections["valid"][0]
     boxes = detections["boxes"][0, :count][:, [1, 0, 3, 2]]
     scores, labels = detections["scores"][0, :count], detections["class_ids"][0, :count] + first_label
     free = np.ones(count, bool)
     missed = 0
-    for box, score, label in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True):
+    for box, score, label in zip(theirs["boxes"], theirs["scores"], theirs["labels"], strict=True):
         same = free & (labels == label) & (np.abs(scores - score) <= MATCHED_SCORE)
         same &= np.abs(boxes - box).max(1, initial=0) <= MATCHED_PIXELS
         if same.any():
             free[same.argmax()] = False
         else:
             missed += 1
-    return missed / max(len(outputs["boxes"]), 1)
+    return missed / max(len(theirs["boxes"]), 1)

@@ -1,48 +1,14 @@
 """COCO JSON to immutable records, one per image, with everything that is wrong counted or named."""
 
-import dataclasses
 import json
-import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
-from kerasdet import images
-
-_logger = logging.getLogger(__name__)
-
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF")
-_JPEG_TAIL = 4096
-_NAMED = 5
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Record:
-    """An image with its objects; an object is one row in each array.
-
-    Args:
-        image_id: the id in the JSON.
-        path: the image file.
-        height: in pixels, after rotation by EXIF.
-        width: likewise.
-        exif: whether the EXIF orientation is to be applied.
-        boxes: (M, 4) float32 yxyx in pixels, inside the image, none empty.
-        class_ids: (M,) int32 in 0..K-1.
-        is_crowd: (M,) bool.
-    """
-
-    image_id: int
-    path: str
-    height: int
-    width: int
-    exif: bool
-    boxes: np.ndarray
-    class_ids: np.ndarray
-    is_crowd: np.ndarray
+from kerasdet import keypoints as keypoint_ops
+from kerasdet import masks as mask_ops
+from kerasdet.data.records import corners_inside, make_records, split_by_image
 
 
 class CocoDataset:
@@ -52,19 +18,30 @@ class CocoDataset:
     orientation of a JPEG is applied, unless height and width in the JSON are those of the pixels as stored. `counts`
     says how often each of these happened; one line of it goes to the log.
 
+    With masks, objects whose mask covers no pixel are dropped, as their box says nothing about it; turning the
+    polygons of all of COCO into run lengths takes about two minutes. With keypoints, pixel indices become the centres
+    of pixels (+ 0.5), and objects without keypoints have those of visibility 0.
+
     Args:
         annotations: the JSON file.
         images: the folder that `file_name` starts from; by default `images` beside the JSON.
-        keep_empty: whether to keep images without an object; crowds are no objects here.
+        keep_empty: whether to keep images without an object; crowds are no objects here, nor, if there are to be
+            keypoints, objects without a labelled one.
         bad_images: what to do about missing and damaged image files and those of another size than the JSON says:
             "error" names them in one `ValueError`, "skip" leaves them out.
+        masks: whether to read the segmentations.
+        keypoints: whether to read the keypoints.
 
     Attributes:
         annotations: path of the JSON file.
+        ground_truth: what to evaluate against, the same path.
         records: tuple of `Record`, in the order of the JSON.
         class_names: tuple of K names, by ascending category id.
         category_ids: tuple of K category ids of the JSON: `category_ids[class_id]`.
         num_classes: K.
+        keypoint_names: tuple of J names; empty where keypoints were not asked for, as are the next two.
+        skeleton: tuple of pairs of indices from 0.
+        keypoint_flip: tuple of J indices, see `kerasdet.keypoints.flip_order`.
         counts: dict of how many images and boxes were kept, changed and dropped.
 
     Raises:
@@ -72,63 +49,32 @@ class CocoDataset:
         ValueError: for a file that is not COCO, naming the item, and for bad images.
     """
 
-    def __init__(self, annotations, images=None, *, keep_empty=True, bad_images="error"):
-        if bad_images not in ("error", "skip"):
-            raise ValueError(f'bad_images is "error" or "skip", not {bad_images!r}.')
-        self.annotations = Path(annotations)
+    def __init__(self, annotations, images=None, *, keep_empty=True, bad_images="error", masks=False, keypoints=False):
+        self.annotations = self.ground_truth = Path(annotations)
         folder = self.annotations.parent / "images" if images is None else Path(images)
         data = _read(self.annotations)
         if not folder.is_dir():
             raise FileNotFoundError(f"No folder {folder} with the images of {self.annotations}: give images=FOLDER.")
         self.category_ids, self.class_names = _categories(data, self.annotations)
         self.num_classes = len(self.category_ids)
+        self.keypoint_names, self.skeleton = _keypoint_names(data, self.annotations) if keypoints else ((), ())
+        self.keypoint_flip = keypoint_ops.flip_order(self.keypoint_names)
         sizes = _image_sizes(data, self.annotations)
-        objects, box_counts = _objects(data, sizes, self.category_ids, self.annotations)
-        paths = [str(folder / item["file_name"]) for item in data["images"]]
-        with ThreadPoolExecutor(16) as pool:
-            verdicts = list(pool.map(_check_file, paths, sizes.values()))
-        bad = [f"{path}: {verdict}" for path, verdict in zip(paths, verdicts, strict=True) if isinstance(verdict, str)]
-        if bad and bad_images == "error":
-            raise ValueError(
-                f"{len(bad)} of {len(paths)} images of {self.annotations} cannot be used "
-                f'(bad_images="skip" leaves them out): {"; ".join(bad[:_NAMED])}{"; ..." if len(bad) > _NAMED else ""}'
-            )
-        records = [
-            Record(image_id, path, *sizes[image_id], exif, *rows)
-            for image_id, path, exif, rows in zip(sizes, paths, verdicts, objects, strict=True)
-            if not isinstance(exif, str)
-        ]
-        empty = [record.is_crowd.all() for record in records]
-        self.records = tuple(r for r, is_empty in zip(records, empty, strict=True) if keep_empty or not is_empty)
-        self.counts = {
-            "images": len(self.records),
-            "bad_images": len(bad),
-            "images_without_objects": int(sum(empty)),
-            "boxes": sum(len(record.boxes) for record in self.records),
-            "crowd_boxes": sum(int(record.is_crowd.sum()) for record in self.records),
-            **box_counts,
-        }
-        _logger.info("%s", _describe(self.annotations, self.num_classes, self.counts, keep_empty, bad))
+        objects, counts = _objects(data, sizes, self.category_ids, self.annotations, masks, len(self.keypoint_names))
+        self.records, self.counts = make_records(
+            self.annotations,
+            list(sizes),
+            [str(folder / item["file_name"]) for item in data["images"]],
+            list(sizes.values()),
+            objects,
+            keep_empty=keep_empty,
+            bad_images=bad_images,
+            num_classes=self.num_classes,
+            object_counts=counts,
+        )
 
     def __len__(self):
         return len(self.records)
-
-
-def _describe(path, num_classes, counts, keep_empty, bad):
-    parts = [
-        f"{path}: {counts['images']} images, {counts['boxes']} boxes ({counts['crowd_boxes']} crowd)",
-        f"{num_classes} classes",
-        f"{counts['images_without_objects']} images without objects {'kept' if keep_empty else 'dropped'}",
-    ]
-    notes = {
-        "clipped_boxes": "boxes clipped to their image",
-        "zero_area_boxes": "boxes without area dropped",
-        "outside_boxes": "boxes outside their image dropped",
-        "duplicate_annotation_ids": "duplicate annotation ids",
-    }
-    parts += [f"{counts[key]} {note}" for key, note in notes.items() if counts[key]]
-    parts += [f"{len(bad)} bad images skipped (first {bad[0]})"] if bad else []
-    return ", ".join(parts)
 
 
 def _read(path):
@@ -185,8 +131,34 @@ def _image_sizes(data, path):
     return sizes
 
 
-def _objects(data, sizes, category_ids, path):
-    """One (boxes, class_ids, is_crowd) per image, in the order of `sizes`, and what was counted."""
+def _keypoint_names(data, path):
+    """Names of the keypoints and pairs of indices joined by a line: those of all categories that have keypoints."""
+    categories = [category for category in data["categories"] if category.get("keypoints")]
+    if not categories:
+        raise ValueError(f'{path}: no category has "keypoints", which keypoints=True needs.')
+    first, *others = categories
+    names = first["keypoints"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{path}: the "keypoints" of category {first["id"]} are not a list of names.')
+    for other in others:
+        if other["keypoints"] != names:
+            raise ValueError(
+                f"{path}: categories {first['id']} and {other['id']} have other keypoints: a model has one set."
+            )
+    try:
+        skeleton = tuple((int(a) - 1, int(b) - 1) for a, b in first.get("skeleton", []))
+        valid = all(0 <= i < len(names) for pair in skeleton for i in pair)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f'{path}: the "skeleton" of category {first["id"]} needs pairs of numbers from 1 to {len(names)}.'
+        )
+    return tuple(names), skeleton
+
+
+def _objects(data, sizes, category_ids, path, masks, num_keypoints):
+    """The arrays of each image's objects, in the order of `sizes`, and what was counted."""
     row_of = {image_id: row for row, image_id in enumerate(sizes)}
     class_of = {category_id: class_id for class_id, category_id in enumerate(category_ids)}
     rows, class_ids, xywh, crowd = [], [], [], []
@@ -202,47 +174,70 @@ def _objects(data, sizes, category_ids, path):
 
     rows = np.array(rows, np.int64)
     size = np.array(list(sizes.values()), np.float64)[rows]
-    boxes, keep, counts = _corners_inside(np.array(xywh, np.float64).reshape(-1, 4), size)
+    boxes, keep, counts = corners_inside(np.array(xywh, np.float64).reshape(-1, 4), size)
+    columns = {"boxes": boxes, "class_ids": np.array(class_ids, np.int32), "is_crowd": np.array(crowd, bool)}
+    if num_keypoints:
+        columns["keypoints"] = _keypoints(data, num_keypoints, path)
+    if masks:
+        runs = _runs(data, sizes, path)
+        columns["num_runs"] = np.array([len(part) for part in runs], np.int32)
+        counts["objects_without_mask"] = int((keep & (columns["num_runs"] == 0)).sum())
+        keep &= columns["num_runs"] > 0
     ids = Counter(str(annotation["id"]) for annotation in data["annotations"] if "id" in annotation)
     counts["duplicate_annotation_ids"] = ids.total() - len(ids)
 
-    order = np.argsort(rows[keep], kind="stable")
-    borders = np.searchsorted(rows[keep][order], np.arange(1, len(sizes)))
-    columns = [
-        np.split(_frozen(column[keep][order]), borders)
-        for column in (boxes, np.array(class_ids, np.int32), np.array(crowd, bool))
-    ]
-    return list(zip(*columns, strict=True)), counts
+    kept = np.flatnonzero(keep)
+    objects = split_by_image({name: column[kept] for name, column in columns.items()}, rows[kept], len(sizes))
+    if masks:
+        runs = [runs[i] for i in kept]
+        owners = np.repeat(rows[kept], columns["num_runs"][kept])
+        flat = split_by_image({"runs": np.concatenate(runs or [np.zeros(0, np.int32)])}, owners, len(sizes))
+        objects = [{**arrays, **part} for arrays, part in zip(objects, flat, strict=True)]
+    return objects, counts
 
 
-def _corners_inside(xywh, size):
-    """COCO's boxes as yxyx cut to images of `size` (N, 2): float32 (N, 4), which to keep (N,), counts."""
-    finite = np.isfinite(xywh).all(1)
-    x, y, w, h = np.where(finite[:, None], xywh, 0.0).T
-    corners = np.stack([y, x, y + h, x + w], 1)
-    clipped = np.clip(corners, 0.0, np.concatenate([size, size], 1))
-    boxes = clipped.astype(np.float32)
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    zero_area = ~finite | (w <= 0) | (h <= 0)
-    keep &= ~zero_area
-    outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
-    moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
-    counts = {
-        "zero_area_boxes": int((~keep & ~outside).sum()),
-        "outside_boxes": int(outside.sum()),
-        "clipped_boxes": int((keep & moved).sum()),
-    }
-    return boxes, keep, counts
+def _keypoints(data, count, path):
+    """(N, J, 3) float32 as (y, x, visibility) of all annotations, in continuous pixels."""
+    keypoints = np.zeros((len(data["annotations"]), count, 3), np.float32)  # (x, y, visibility)
+    for row, annotation in zip(keypoints, data["annotations"], strict=True):
+        if not annotation.get("keypoints"):
+            continue
+        try:
+            row[:] = np.array(annotation["keypoints"], np.float32).reshape(count, 3)
+        except (TypeError, ValueError):
+            row[:] = np.nan
+        if not np.isfinite(row).all() or not np.isin(row[:, 2], (0, 1, 2)).all():
+            raise ValueError(
+                f"{path}: {_name(annotation)} needs {3 * count} numbers (x, y, visibility 0, 1 or 2 of each of the "
+                f'{count} keypoints of its category) as "keypoints", has {str(annotation["keypoints"])[:80]}.'
+            )
+    labelled = keypoints[..., 2:] > 0
+    return np.where(labelled, keypoints[..., [1, 0, 2]] + np.float32([0.5, 0.5, 0]), np.float32(0))
 
 
-def _frozen(array):
-    array.flags.writeable = False
-    return array
+def _runs(data, sizes, path):
+    """The run lengths of every annotation's mask; none where it covers no pixel."""
+    runs = []
+    for annotation in data["annotations"]:
+        segmentation = annotation.get("segmentation")
+        if not isinstance(segmentation, list | dict):
+            raise ValueError(f'{path}: {_name(annotation)} has no "segmentation", which masks=True needs.')
+        try:
+            runs.append(mask_ops.runs_from_segmentation(segmentation, *sizes[annotation["image_id"]]))
+        except ValueError as error:
+            raise ValueError(f"{path}: {_name(annotation)} {error}.") from None
+    if runs and not any(map(len, runs)):
+        raise ValueError(f"{path}: no annotation has a mask, which masks=True needs.")
+    return runs
+
+
+def _name(annotation):
+    return f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"
 
 
 def _what_is_wrong(annotation, image_ids, category_ids):
     """The sentence about an annotation that could not be read."""
-    name = f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"
+    name = _name(annotation)
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         if key not in annotation:
             return f'{name} has no "{key}".'
@@ -253,61 +248,3 @@ def _what_is_wrong(annotation, image_ids, category_ids):
     if "bbox" not in annotation:
         return f'{name} has no "bbox".'
     return f'{name} needs four numbers [x, y, width, height] as "bbox", has {annotation["bbox"]!r}.'
-
-
-def _check_file(path, size):
-    """Looks at header and end of an image file.
-
-    Returns:
-        Whether its EXIF orientation is to be applied, or a str: why it cannot be used.
-    """
-    try:
-        with Image.open(path) as image:
-            orientation = int(_exif_orientation(_head(path))) if "exif" in image.info else 1
-            stored = image.height, image.width
-            upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-            problem = _damage(path, image)
-    except FileNotFoundError:
-        return "no such file"
-    except Exception as error:  # Pillow's readers raise almost anything on damaged files
-        return f"cannot be read ({error})"
-    if problem:
-        return problem
-    if size not in (upright, stored):
-        return f"is {upright[0]}x{upright[1]} (height x width), the JSON says {size[0]}x{size[1]}"
-    return size == upright
-
-
-_exif_orientation = tf.function(images.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
-
-
-def _head(path):
-    with open(path, "rb") as file:
-        return file.read(images.EXIF_SEARCH)
-
-
-def _damage(path, image):
-    """What is wrong with an open image, or None."""
-    if image.format not in _FORMATS:
-        return f"is {image.format}; convert it to JPEG or PNG"
-    if image.format == "BMP" and image.mode not in ("RGB", "L"):
-        return f"is a BMP of mode {image.mode}; convert it to JPEG or PNG"
-    if image.format == "PNG":
-        image.verify()
-    elif image.format in ("BMP", "GIF"):
-        image.load()
-    else:
-        with open(path, "rb") as file:
-            file.seek(-min(_JPEG_TAIL, file.seek(0, 2)), 2)
-            if b"\xff\xd9" not in file.read() and not _decodes(path):
-                return "is truncated (no end-of-image marker)"
-    return None
-
-
-def _decodes(path):
-    """Whether TensorFlow accepts the file: the last word where something was appended to a JPEG."""
-    try:
-        images.decode(Path(path).read_bytes())
-    except Exception:
-        return False
-    return True

@@ -8,13 +8,23 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet import images
+from kerasdet import masks as mask_ops
 
-_OBJECT_KEYS = ("boxes", "class_ids", "is_crowd")
+_OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 _PADDING = {"class_ids": -1}
 
 
 def training_batches(
-    dataset, batch_size, transforms=(), *, seed=0, start_step=0, size_divisor=32, pad_to=None, max_boxes=None
+    dataset,
+    batch_size,
+    transforms=(),
+    *,
+    seed=0,
+    start_step=0,
+    size_divisor=32,
+    pad_to=None,
+    max_boxes=None,
+    mask_size=mask_ops.CROP_SIZE,
 ):
     """Endless shuffled batches; every image once per epoch, in a new order each, batches running across epochs.
 
@@ -27,9 +37,11 @@ def training_batches(
         size_divisor: height and width are padded to multiples of this.
         pad_to: a fixed (height, width) instead.
         max_boxes: a fixed M; by default the batch's own maximum.
+        mask_size: S of the masks, where the data set was read with masks.
 
     Returns:
-        A `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` and `original_size`; M is at least 1.
+        A `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` and `original_size`; M is at least 1. `masks`
+        are uint8, the covered share of each cell times 255, so they cost M * S * S bytes an image whatever its size.
 
     Raises:
         ValueError: where there is nothing to train on, or a record has more than `max_boxes` boxes.
@@ -38,7 +50,7 @@ def training_batches(
     most = max(len(record.boxes) for record in records)
     if max_boxes is not None and most > max_boxes:
         raise ValueError(f"max_boxes={max_boxes}, but an image has {most} boxes: raise it to {most} or more.")
-    lookup = _lookup(records)
+    lookup = _lookup(dataset, mask_size)
 
     def example(position, index):
         result = _decode(lookup(index))
@@ -53,7 +65,7 @@ def training_batches(
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32):
+def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32, mask_size=mask_ops.CROP_SIZE):
     """Every image once, in the order of the records, the last batch as small as it comes.
 
     Args:
@@ -62,6 +74,7 @@ def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32):
         resize: a callable ``example -> example`` such as `ResizeShortestEdge`, which then takes its first length;
             None keeps the images as they are.
         size_divisor: height and width are padded to multiples of this.
+        mask_size: S of the masks, where the data set was read with masks.
 
     Returns:
         A finite `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` (B,) int64, `original_size` (B, 2)
@@ -71,7 +84,7 @@ def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32):
         ValueError: where there is nothing to evaluate on.
     """
     records = _records(dataset)
-    lookup = _lookup(records)
+    lookup = _lookup(dataset, mask_size)
 
     def example(index):
         result = _decode(lookup(index))
@@ -97,24 +110,41 @@ def _records(dataset):
     return dataset.records
 
 
-def _lookup(records):
-    """Holds `records` as flat tensors; returns a graph function from an index to one example without its image."""
+def _lookup(dataset, mask_size):
+    """Holds the records as flat tensors; returns a graph function from an index to one example without its image."""
+    records = dataset.records
     per_image = {
         "path": tf.constant([record.path for record in records]),
         "exif": tf.constant([record.exif for record in records]),
         "image_id": tf.constant([record.image_id for record in records], tf.int64),
         "original_size": tf.constant([(record.height, record.width) for record in records], tf.int32),
     }
-    per_object = {
-        name: tf.constant(np.concatenate([getattr(record, name) for record in records])) for name in _OBJECT_KEYS
-    }
-    starts = tf.constant(np.cumsum([0] + [len(record.boxes) for record in records]))
+    optional = [name for name in ("num_runs", "keypoints") if getattr(records[0], name) is not None]
+    objects_of = _slices(records, ["boxes", "class_ids", "is_crowd", *optional])
+    runs_of = _slices(records, ["runs"]) if "num_runs" in optional else None
 
     def lookup(index):
-        objects = {name: values[starts[index] : starts[index + 1]] for name, values in per_object.items()}
-        return {**{name: values[index] for name, values in per_image.items()}, **objects}
+        example = {**{name: values[index] for name, values in per_image.items()}, **objects_of(index)}
+        if runs_of:
+            runs, num_runs = runs_of(index)["runs"], example.pop("num_runs")
+            size = example["original_size"]
+            example["masks"] = mask_ops.crops_from_runs(runs, num_runs, example["boxes"], size, mask_size)
+        if "keypoints" in example:
+            example["keypoint_flip"] = tf.constant(dataset.keypoint_flip)
+        return example
 
     return lookup
+
+
+def _slices(records, names):
+    """Arrays of all records one after the other; returns a graph function from an index to those of one record."""
+    flat = {name: tf.constant(np.concatenate([getattr(record, name) for record in records])) for name in names}
+    starts = tf.constant(np.cumsum([0] + [len(getattr(record, names[0])) for record in records]))
+
+    def of(index):
+        return {name: values[starts[index] : starts[index + 1]] for name, values in flat.items()}
+
+    return of
 
 
 def _decode(example):
@@ -135,8 +165,10 @@ def _pad(example, size_divisor, pad_to=None, max_boxes=None):
     with tf.control_dependencies(checks):
         image = images.pad_to(example["image"], height, width)
     rows = tf.maximum(tf.shape(example["boxes"])[0], 1) if max_boxes is None else max_boxes
-    objects = {name: _pad_rows(example[name], rows, _PADDING.get(name, 0)) for name in _OBJECT_KEYS}
+    present = [name for name in _OBJECT_KEYS if name in example]
+    objects = {name: _pad_rows(example[name], rows, _PADDING.get(name, 0)) for name in present}
     objects = {name: tf.ensure_shape(value, (max_boxes, *value.shape[1:])) for name, value in objects.items()}
+    example.pop("keypoint_flip", None)
     return {**example, "image": tf.ensure_shape(image, (*(pad_to or (None, None)), 3)), **objects}
 
 

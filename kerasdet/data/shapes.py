@@ -335,6 +335,9 @@ def shapes_dataset(
     seed: int = 0,
     image_size: tuple[int, int] = (128, 128),
     scale: tuple[float, float] = (0.2, 0.6),
+    masks: bool = False,
+    keypoints: bool = False,
 ) -> CocoDataset:
-    """The generated data set in a folder, written on first use; arguments as of `write`."""
-    return CocoDataset(write(folder, num_images=num_images, seed=seed, image_size=image_size, scale=scale))
+    """The generated data set in a folder, written on first use; arguments as of `write` and `CocoDataset`."""
+    path = write(folder, num_images=num_images, seed=seed, image_size=image_size, scale=scale)
+    return CocoDataset(path, masks=masks, keypoints=keypoints)

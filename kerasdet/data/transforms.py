@@ -1,8 +1,9 @@
 """Transforms: callables ``(example, seed) -> example`` that change an image and its boxes together.
 
 An example is a dict of unbatched tensors with the keys of a batch: `image` (H, W, 3), `image_size` (2,), `boxes`
-(M, 4) and whatever else belongs to it. All randomness comes from `seed` (2,) int32, so that an example can be
-made again.
+(M, 4), sometimes `masks` (M, S, S) and `keypoints` (M, J, 3), and whatever else belongs to it. With keypoints comes
+`keypoint_flip` (J,), what stands in the place of each in a mirror image. All randomness comes from `seed` (2,) int32,
+so that an example can be made again.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from kerasdet import boxes as box_ops
 from kerasdet import images
+from kerasdet import keypoints as keypoint_ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,11 @@ class ResizeShortestEdge:
         size = tf.maximum(tf.stack(size), 1)
         image = images.resize(example["image"], size, self.kernel)  # (h, w, 3)
         image = tf.cast(image, tf.uint8) if self.kernel == "pil" else image
-        boxes = box_ops.scale(example["boxes"], tf.cast(size, tf.float32) / tf.cast(old, tf.float32))
-        return {**example, "image": image, "image_size": size, "boxes": boxes}
+        factor = tf.cast(size, tf.float32) / tf.cast(old, tf.float32)
+        example = {**example, "image": image, "image_size": size, "boxes": box_ops.scale(example["boxes"], factor)}
+        if "keypoints" in example:
+            example["keypoints"] = keypoint_ops.scale(example["keypoints"], factor)
+        return example
 
     def _draw(self, seed):
         if seed is None:
@@ -73,7 +78,7 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-    """Mirrors image and boxes.
+    """Mirrors the image and what is annotated in it; left and right keypoints change places.
 
     Args:
         horizontal: probability of swapping left and right.
@@ -92,15 +97,25 @@ class RandomFlip:
 
     def __call__(self, example, seed):
         draw = tf.random.stateless_uniform([2], seed)
-        example = _flip(example, draw[0] < self.horizontal, axis=1, flip_boxes=box_ops.flip_left_right)
-        return _flip(example, draw[1] < self.vertical, axis=0, flip_boxes=box_ops.flip_up_down)
+        example = _flip(
+            example, draw[0] < self.horizontal, box_ops.flip_left_right, keypoint_ops.flip_left_right, axis=1
+        )
+        return _flip(example, draw[1] < self.vertical, box_ops.flip_up_down, keypoint_ops.flip_up_down, axis=0)
 
 
-def _flip(example, when, axis, flip_boxes):
-    image, boxes = example["image"], example["boxes"]
-    image, boxes = tf.cond(
-        when,
-        lambda: (tf.reverse(image, [axis]), flip_boxes(boxes, tf.shape(image)[axis])),
-        lambda: (tf.identity(image), tf.identity(boxes)),
-    )
-    return {**example, "image": image, "boxes": boxes}
+def _flip(example, when, flip_boxes, flip_keypoints, axis):
+    length = tf.shape(example["image"])[axis]
+
+    def flipped():
+        changed = {"image": tf.reverse(example["image"], [axis]), "boxes": flip_boxes(example["boxes"], length)}
+        if "masks" in example:
+            changed["masks"] = tf.reverse(example["masks"], [axis + 1])
+        if "keypoints" in example:
+            changed["keypoints"] = flip_keypoints(example["keypoints"], length, example["keypoint_flip"])
+        return changed
+
+    def same():
+        names = ("image", "boxes", "masks", "keypoints")
+        return {name: tf.identity(example[name]) for name in names if name in example}
+
+    return {**example, **tf.cond(when, flipped, same)}

@@ -1,6 +1,16 @@
 """Measuring detectors: COCO AP of a model over a data set, or of a detections file."""
 
-from kerasdet.evaluation.coco import CocoMetrics, coco_results, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_coco, read_ground_truth
 from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results
+from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
 
-__all__ = ["CocoMetrics", "coco_results", "evaluate", "evaluate_coco", "evaluate_with_results", "read_ground_truth"]
+__all__ = [
+    "CocoMetrics",
+    "DetectorMetrics",
+    "coco_results",
+    "evaluate",
+    "evaluate_all",
+    "evaluate_coco",
+    "evaluate_with_results",
+    "read_ground_truth",
+]

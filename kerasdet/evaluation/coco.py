@@ -10,65 +10,16 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
-SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-GEOMETRY = {"bbox": "bbox", "segm": "segmentation"}
-CLASS_COLUMNS = 3
+from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
 
-
-@dataclass(frozen=True)
-class CocoMetrics:
-    """The numbers of one evaluation, in 0..1; NaN where the ground truth has nothing to measure them on.
-
-    Attributes:
-        iou_type: "bbox" or "segm".
-        summary: COCO's twelve numbers by the names in `SUMMARY`.
-        per_class: AP (IoU 0.50 to 0.95) by class name.
-    """
-
-    iou_type: str
-    summary: dict[str, float]
-    per_class: dict[str, float]
-
-    def __getitem__(self, name: str) -> float:
-        return self.summary[name]
-
-    def to_json(self) -> str:
-        """The metrics as a JSON object; null stands for NaN."""
-        content = {
-            "iou_type": self.iou_type,
-            "summary": {name: _none_if_nan(value) for name, value in self.summary.items()},
-            "per_class": {name: _none_if_nan(value) for name, value in self.per_class.items()},
-        }
-        return json.dumps(content, indent=2)
-
-    def table(self) -> str:
-        """The twelve numbers, then the AP of every class in columns; "-" stands for NaN."""
-        lines = [
-            f"{self.iou_type:<6}" + "".join(f"{name:>7}" for name in self.summary),
-            " " * 6 + "".join(f"{_text(value):>7}" for value in self.summary.values()),
-            "",
-        ]
-        width = max(map(len, self.per_class))
-        cells = [f"{name:<{width}}{_text(value):>7}" for name, value in self.per_class.items()]
-        columns = min(CLASS_COLUMNS, len(cells))
-        lines.append("   ".join([f"{'class':<{width}}{'AP':>7}"] * columns))
-        lines += ["   ".join(cells[i : i + columns]) for i in range(0, len(cells), columns)]
-        return "\n".join(lines)
-
-
-def _none_if_nan(value):
-    return None if math.isnan(value) else value
-
-
-def _text(value):
-    return "-" if math.isnan(value) else f"{value:.3f}"
+GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+UNIFORM_SIGMA = 0.05  # of keypoints that are not COCO's 17, for which `cocoeval` has measured ones
 
 
 def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[dict]:
@@ -76,12 +27,14 @@ def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Seque
 
     Args:
         detections: NumPy arrays in the coordinates of the original images: `boxes` (B, D, 4) yxyx in pixels,
-            `scores` (B, D), `class_ids` (B, D) and `valid` (B,), the number of entries that count.
+            `scores` (B, D), `class_ids` (B, D) and `valid` (B,), the number of entries that count; where there are
+            any, `keypoints` (B, D, J, 3) as (y, x, score) and `segmentations`, for each image a list of compressed RLE.
         image_ids: (B,) the data set's ids of the images.
         category_ids: (K,) the data set's category id of every class id.
 
     Returns:
-        Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) and `score`.
+        Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) and `score`, and with `segmentation` and
+        `keypoints` (x, y, score, x, ...), where COCO counts pixels from 0 at their centres.
 
     Raises:
         ValueError: A class id that has no category.
@@ -91,20 +44,24 @@ def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Seque
         boxes = np.asarray(detections["boxes"][image, :count], np.float64)
         classes = detections["class_ids"][image, :count].tolist()
         scores = detections["scores"][image, :count].tolist()
-        for (y1, x1, y2, x2), class_id, score in zip(boxes.tolist(), classes, scores, strict=True):
+        for place, ((y1, x1, y2, x2), class_id, score) in enumerate(zip(boxes.tolist(), classes, scores, strict=True)):
             if not 0 <= class_id < len(category_ids):
                 raise ValueError(
                     f"Image {image_id} has a detection of class {class_id}, but the data set names "
                     f"{len(category_ids)} categories: evaluate with the data set the model was built for."
                 )
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": int(category_ids[class_id]),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-            )
+            result = {
+                "image_id": image_id,
+                "category_id": int(category_ids[class_id]),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            if "segmentations" in detections:
+                result["segmentation"] = detections["segmentations"][image][place]
+            if "keypoints" in detections:
+                keypoints = np.asarray(detections["keypoints"][image][place], np.float64)[:, [1, 0, 2]]
+                result["keypoints"] = (keypoints - [0.5, 0.5, 0.0]).ravel().tolist()
+            results.append(result)
     return results
 
 
@@ -138,19 +95,62 @@ def read_ground_truth(source) -> dict:
     return {"images": content["images"], "categories": content["categories"], "annotations": annotations}
 
 
-def evaluate_coco(ground_truth, results, iou_type: str = "bbox", image_ids: Sequence[int] | None = None) -> CocoMetrics:
+def evaluate_all(
+    ground_truth, results, image_ids: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
+) -> DetectorMetrics:
+    """Scores boxes, masks and keypoints: whatever the results hold and the ground truth can judge.
+
+    Args:
+        ground_truth: A COCO annotation file, or the dict it holds.
+        results: A COCO results file, or the list it holds.
+        image_ids: The images to score; None for all of the ground truth.
+        sigmas: See `evaluate_coco`.
+
+    Returns:
+        The metrics of each; those of boxes, of no results, where there are none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As `evaluate_coco`.
+    """
+    truth, (entries, _) = read_ground_truth(ground_truth), _read_json(results, "the results")
+    offered = {name for name, key in GEOMETRY.items() if any(key in e for e in entries if isinstance(e, dict))}
+    if not any(annotation.get("segmentation") for annotation in truth["annotations"]):
+        offered.discard("segm")
+    if not any(category.get("keypoints") for category in truth["categories"]):
+        offered.discard("keypoints")
+    return DetectorMetrics(
+        {
+            iou_type: evaluate_coco(ground_truth, results, iou_type, image_ids, sigmas)
+            for iou_type in GEOMETRY
+            if iou_type in (offered or {"bbox"})
+        }
+    )
+
+
+def evaluate_coco(
+    ground_truth,
+    results,
+    iou_type: str = "bbox",
+    image_ids: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> CocoMetrics:
     """Scores results against ground truth with pycocotools.
 
-    Among equal scores of one class in one image the earlier result ranks higher, as in pycocotools.
+    Among equal scores of one class in one image the earlier result ranks higher, as in pycocotools. Ground truth with
+    a true `difficult`, as Pascal VOC has it, neither rewards nor punishes being found.
 
     Args:
         ground_truth: A COCO annotation file, or the dict it holds.
         results: A COCO results file, or the list it holds; neither argument is changed.
-        iou_type: "bbox", or "segm" for masks as compressed RLE.
+        iou_type: "bbox", "segm" for masks as compressed RLE, or "keypoints", which looks at the categories that have
+            some in the ground truth.
         image_ids: The images to score; None for all of the ground truth.
+        sigmas: (J) how far annotators are apart at each keypoint, as a share of the object's size; None for COCO's at
+            17 keypoints and 0.05 for any other number.
 
     Returns:
-        The twelve numbers and the AP of every class.
+        The twelve numbers, of keypoints ten, and the AP of every class.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -161,7 +161,11 @@ def evaluate_coco(ground_truth, results, iou_type: str = "bbox", image_ids: Sequ
         raise ValueError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
     truth = read_ground_truth(ground_truth)
     truth_name = _name_of(ground_truth, "the ground truth")
-    annotations = [_with_area(annotation, iou_type, truth_name) for annotation in truth["annotations"]]
+    categories, sigmas = _scored_categories(truth["categories"], iou_type, sigmas, truth_name)
+    annotations = [a for a in truth["annotations"] if iou_type != "keypoints" or a["category_id"] in categories]
+    annotations = [
+        _with_area(_with_keypoints(a, iou_type, sigmas, truth_name), iou_type, truth_name) for a in annotations
+    ]
     images = {image["id"]: image for image in truth["images"]}
     if iou_type == "segm":
         _check_image_sizes(images, truth_name)
@@ -170,7 +174,7 @@ def evaluate_coco(ground_truth, results, iou_type: str = "bbox", image_ids: Sequ
         raise ValueError(f"{results_name} must hold a list of detections, found {type(entries).__name__}.")
     names = _class_names(truth["categories"])
     detections = [
-        _checked_result(entry, number, iou_type, images, names, results_name, truth_name)
+        _checked_result(entry, number, iou_type, images, names, results_name, truth_name, sigmas)
         for number, entry in enumerate(entries, 1)
     ]
     return _score(
@@ -178,18 +182,33 @@ def evaluate_coco(ground_truth, results, iou_type: str = "bbox", image_ids: Sequ
         {**truth, "annotations": detections},
         iou_type,
         sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name),
-        names,
+        {category: names[category] for category in categories},
+        sigmas,
     )
 
 
-def _score(truth, detections, iou_type, image_ids, names):
+class _Evaluation(COCOeval):
+    """COCOeval that ignores what the ground truth calls difficult, at the ordinary IoU and not as a crowd."""
+
+    def _prepare(self):
+        super()._prepare()
+        for annotations in self._gts.values():
+            for annotation in annotations:
+                annotation["ignore"] = annotation["ignore"] or annotation.get("difficult", 0)
+
+
+def _score(truth, detections, iou_type, image_ids, names, sigmas):
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_indexed(truth), _indexed(detections), iou_type)
+        evaluation = _Evaluation(_indexed(truth), _indexed(detections), iou_type)
         evaluation.params.imgIds = image_ids
+        evaluation.params.catIds = sorted(names)
+        if iou_type == "keypoints":
+            evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    summary = {name: _nan_if_undefined(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
+    fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
+    summary = {name: _nan_if_undefined(value) for name, value in zip(fields, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
     per_class = {
         names[category_id]: _nan_if_undefined(precision[:, :, k].mean())
@@ -238,8 +257,40 @@ def _class_names(categories):
     return {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
+def _scored_categories(categories, iou_type, sigmas, where):
+    """Ids of the categories to look at, and the sigma (J,) of each keypoint."""
+    if iou_type != "keypoints":
+        return [category["id"] for category in categories], None
+    having = [category for category in categories if category.get("keypoints")]
+    if not having:
+        raise ValueError(f"{where} has no category with keypoints.")
+    count = len(having[0]["keypoints"])
+    if any(len(category["keypoints"]) != count for category in having):
+        raise ValueError(f"{where} has categories with different numbers of keypoints.")
+    if sigmas is None:
+        standard = Params(iouType="keypoints").kpt_oks_sigmas
+        sigmas = standard if len(standard) == count else np.full(count, UNIFORM_SIGMA)
+    if len(sigmas) != count:
+        raise ValueError(f"There are {len(sigmas)} sigmas for the {count} keypoints of {where}.")
+    return [category["id"] for category in having], np.asarray(sigmas, np.float64)
+
+
+def _with_keypoints(annotation, iou_type, sigmas, where):
+    if iou_type != "keypoints":
+        return annotation
+    keypoints = annotation.get("keypoints") or [0] * (3 * len(sigmas))
+    if len(keypoints) != 3 * len(sigmas) or not _are_numbers(keypoints):
+        raise ValueError(
+            f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) needs "
+            f"{3 * len(sigmas)} numbers as keypoints."
+        )
+    return {**annotation, "keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
+
+
 def _with_area(annotation, iou_type, where):
     needed = {GEOMETRY[iou_type]} if annotation.get("area") is not None else {GEOMETRY[iou_type], "bbox"}
+    if iou_type == "keypoints":
+        needed.add("bbox")
     for key in sorted(needed):
         if annotation.get(key) is None or len(annotation[key]) == 0:
             raise ValueError(
@@ -267,7 +318,7 @@ def _checked_image_ids(image_ids, images, where):
     return chosen
 
 
-def _checked_result(entry, number, iou_type, images, names, where, truth_name):
+def _checked_result(entry, number, iou_type, images, names, where, truth_name, sigmas):
     """A copy of one result with what COCOeval reads of it, and nothing else."""
     key = GEOMETRY[iou_type]
     missing = [k for k in ("image_id", "category_id", "score", key) if not isinstance(entry, dict) or k not in entry]
@@ -284,6 +335,11 @@ def _checked_result(entry, number, iou_type, images, names, where, truth_name):
         if len(geometry) != 4 or not _are_numbers(geometry):
             raise ValueError(f"{where}: result {number} has the bbox {geometry!r}; expected x, y, width, height.")
         area = geometry[2] * geometry[3]
+    elif iou_type == "keypoints":
+        if len(geometry) != 3 * len(sigmas) or not _are_numbers(geometry):
+            raise ValueError(f"{where}: result {number} needs {3 * len(sigmas)} numbers as keypoints.")
+        # The keypoints' own extent, also where the entry brings a box, as COCO's loadRes has it without one.
+        area = float(np.ptp(geometry[0::3]) * np.ptp(geometry[1::3]))
     else:
         _check_rle(geometry, images[image_id], f"{where}: result {number}")
         # The mask's own area, also where the entry brings a box: COCO's size classes are by mask area.

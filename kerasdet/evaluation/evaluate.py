@@ -5,21 +5,23 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from keras.utils import Progbar
 
+from kerasdet import masks as mask_ops
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
-from kerasdet.evaluation.coco import CocoMetrics, coco_results, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.coco import coco_results, evaluate_all, read_ground_truth
+from kerasdet.evaluation.metrics import DetectorMetrics
 
 
-def evaluate(model, dataset, *, batch_size: int = 1) -> CocoMetrics:
-    """Measures the COCO box AP of a detector on a data set, every image once.
+def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
+    """Measures the COCO AP of a detector on a data set, every image once.
 
     Args:
         model: A detector; images are resized by its own rule.
-        dataset: A `kerasdet.data.CocoDataset`.
+        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`, which need not have been read with masks or keypoints.
         batch_size: Images at a time; images of a batch are padded to one size.
 
     Returns:
-        The 12 numbers and per-class AP.
+        The numbers and per-class AP of boxes, and of masks and keypoints where model and ground truth have them.
 
     Raises:
         ValueError: If model and data differ in their number of classes.
@@ -28,7 +30,7 @@ def evaluate(model, dataset, *, batch_size: int = 1) -> CocoMetrics:
     return metrics
 
 
-def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[CocoMetrics, list[dict]]:
+def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[DetectorMetrics, list[dict]]:
     """`evaluate`, and the detections in COCO's results format."""
     if model.num_classes != dataset.num_classes:
         raise ValueError(
@@ -39,17 +41,17 @@ def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[CocoM
     resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
     batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
     image_ids = [record.image_id for record in dataset.records]
-    return evaluate_batches(model, batches, dataset.annotations, dataset.category_ids, image_ids)
+    return evaluate_batches(model, batches, dataset.ground_truth, dataset.category_ids, image_ids)
 
 
 def evaluate_batches(
     model, batches: Iterable[dict], ground_truth, category_ids: Sequence[int], image_ids: Sequence[int] | None = None
-) -> tuple[CocoMetrics, list[dict]]:
-    """Measures the COCO box AP of a detector.
+) -> tuple[DetectorMetrics, list[dict]]:
+    """Measures the COCO AP of a detector.
 
     Args:
         model: Its `predict_on_batch` takes `image` and `image_size` and returns detections in the coordinates of the
-            network's input, padded at the bottom right.
+            network's input, padded at the bottom right; its `paste_masks` is for detections with `mask_probs`.
         batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) valid height and width of it, `image_id` (B,) and
             `original_size` (B, 2) height and width of the image in the data set. The last batch may be smaller.
         ground_truth: A COCO annotation file, or the dict it holds.
@@ -76,10 +78,16 @@ def evaluate_batches(
             _check_image(image_id, seen, wanted)
             seen.add(image_id)
         detections = model.predict_on_batch({"image": batch["image"], "image_size": batch["image_size"]})
-        detections = {name: np.asarray(value) for name, value in detections.items()}
-        detections["boxes"] = to_original(
-            detections["boxes"], np.asarray(batch["image_size"]), np.asarray(batch["original_size"])
-        )
+        detections = {name: np.array(value) for name, value in detections.items()}
+        image_size, original_size = np.asarray(batch["image_size"]), np.asarray(batch["original_size"])
+        detections["boxes"] = to_original(detections["boxes"], image_size, original_size)
+        if "keypoints" in detections:
+            factor = (original_size / image_size)[:, None, None]  # (B, 1, 1, 2)
+            detections["keypoints"][..., :2] *= factor
+        if "mask_probs" in detections:
+            detections["segmentations"] = [
+                _segmentations(model, detections, i, *size) for i, size in enumerate(original_size.tolist())
+            ]
         results += coco_results(detections, ids, category_ids)
         progress.update(len(seen))
     if len(seen) < len(wanted):
@@ -87,7 +95,14 @@ def evaluate_batches(
             f"{len(wanted) - len(seen)} of {len(wanted)} images never came, image {min(wanted - seen)} first; "
             "give image_ids to evaluate a part of the data set."
         )
-    return evaluate_coco(truth, results, image_ids=sorted(wanted)), results
+    return evaluate_all(truth, results, image_ids=sorted(wanted)), results
+
+
+def _segmentations(model, detections, image, height, width):
+    """The masks of one image's detections as RLE, so that full-size masks of one image at most are in memory."""
+    count = detections["valid"][image]
+    boxes = detections["boxes"][image, :count].astype(np.float32)
+    return mask_ops.encode(model.paste_masks(detections["mask_probs"][image, :count], boxes, height, width))
 
 
 def _check_image(image_id, seen, wanted):

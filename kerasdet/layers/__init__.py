@@ -1,17 +1,24 @@
 """Building blocks of the networks."""
 
 from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
 from kerasdet.layers.heads import RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, make_norm
 from kerasdet.layers.resnet import ResNet
+from kerasdet.layers.roi_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 
 __all__ = [
     "FPN",
     "NORMS",
     "BatchNorm",
+    "BoxHead",
+    "BoxPredictor",
     "ConvNorm",
     "ConvTop",
+    "DeformConvNorm",
+    "KeypointHead",
+    "MaskHead",
     "MaxPoolTop",
     "ResNet",
     "RetinaNetHead",

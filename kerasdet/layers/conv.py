@@ -14,6 +14,7 @@ class ConvNorm(keras.layers.Layer):
         kernel_size: Odd.
         strides: Step in both directions.
         dilation: Distance of the taps.
+        groups: Parts of the channels that do not see one another.
         norm: A layer of `kerasdet.layers.norm`, or None.
         activation: A Keras activation, or None.
         use_bias: By default only without a norm.
@@ -28,6 +29,7 @@ class ConvNorm(keras.layers.Layer):
         *,
         strides: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         norm: keras.layers.Layer | None = None,
         activation: str | None = None,
         use_bias: bool | None = None,
@@ -43,6 +45,7 @@ class ConvNorm(keras.layers.Layer):
             kernel_size,
             strides=strides,
             dilation_rate=dilation,
+            groups=groups,
             padding="same" if self.pad is None else "valid",
             use_bias=norm is None if use_bias is None else use_bias,
             kernel_initializer=kernel_initializer or keras.initializers.VarianceScaling(2.0, "fan_out"),

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
 
 
@@ -21,23 +22,26 @@ class Tower(keras.layers.Layer):
         norm: A name of `kerasdet.layers.norm.NORMS`, or None.
         norm_epsilon: Added to variances.
         initializer: Of the kernels.
+        deform_last: Make the last convolution a deformable one of version 2.
     """
 
     def __init__(
-        self, num_convs, channels, levels, norm=None, norm_epsilon=1e-5, initializer="glorot_uniform", **kwargs
+        self,
+        num_convs,
+        channels,
+        levels,
+        norm=None,
+        norm_epsilon=1e-5,
+        initializer="glorot_uniform",
+        deform_last=False,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.channels = channels
-        self.convs = [
-            ConvNorm(
-                channels,
-                3,
-                use_bias=norm is None,
-                kernel_initializer=initializer,
-                name=f"conv{i}",
-            )
-            for i in range(num_convs)
-        ]
+        options = {"use_bias": norm is None, "kernel_initializer": initializer}
+        self.convs = [ConvNorm(channels, 3, name=f"conv{i}", **options) for i in range(num_convs)]
+        if deform_last and num_convs:
+            self.convs[-1] = DeformConvNorm(channels, 3, deform_version=2, name=f"conv{num_convs - 1}", **options)
         self.norm_keys = ("shared",) if norm in (None, "gn") else tuple(levels)
         self.norms = [
             make_norm(norm, norm_epsilon, name=f"norm{i}_{key}") for i in range(num_convs) for key in self.norm_keys
@@ -125,3 +129,48 @@ class RetinaNetHead(keras.layers.Layer):
 def _per_anchor(x, size):
     """(B, h, w, A * size) as (B, h * w * A, size), float32."""
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), tf.float32)
+
+
+class RPNHead(keras.layers.Layer):
+    """Objectness and box regression of a region proposal network.
+
+    Args:
+        num_anchors: A.
+        num_convs: 3x3 convolutions before the 1x1 predictors; 0 for none.
+        channels: Of these.
+    """
+
+    def __init__(self, num_anchors, num_convs=1, channels=256, **kwargs):
+        super().__init__(**kwargs)
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        self.convs = [
+            ConvNorm(channels, 3, activation="relu", kernel_initializer=initializer, name=f"conv{i}")
+            for i in range(num_convs)
+        ]
+        self.objectness = ConvNorm(num_anchors, 1, kernel_initializer=initializer, name="objectness")
+        self.box_deltas = ConvNorm(num_anchors * 4, 1, kernel_initializer=initializer, name="box_deltas")
+
+    def build(self, input_shape):
+        shape = input_shape
+        for conv in self.convs:
+            conv.build(shape)
+            shape = (*shape[:-1], conv.conv.filters)
+        self.objectness.build(shape)
+        self.box_deltas.build(shape)
+
+    def call(self, pyramid):
+        """Predictions for every anchor.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+
+        Returns:
+            ``objectness``: level -> (B, h * w * A) logits, ``box_deltas``: level -> (B, h * w * A, 4), float32.
+        """
+        objectness, box_deltas = {}, {}
+        for level, x in pyramid.items():
+            for conv in self.convs:
+                x = conv(x)
+            objectness[level] = _per_anchor(self.objectness(x), 1)[..., 0]
+            box_deltas[level] = _per_anchor(self.box_deltas(x), 4)
+        return {"objectness": objectness, "box_deltas": box_deltas}

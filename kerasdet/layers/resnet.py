@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
 from kerasdet.serialization import Configured
 
@@ -30,12 +31,16 @@ class ResNet(Configured, keras.Model):
         stride_in_1x1: Stride in a bottleneck's first convolution (caffe, MSRA), not in the 3x3 (torchvision).
         dilate_last: Replace the last built stage's stride by a dilation of 2, so that its map keeps the stride of
             the stage before.
+        groups: Of a bottleneck's 3x3 convolution.
+        deform_stages: Names of the maps whose blocks have a deformable convolution (as their ``conv2``).
+        deform_version: 1, or 2 with a mask.
+        deform_groups: Parts of the channels with offsets of their own.
         norm: A name of `kerasdet.layers.norm.NORMS`, or None.
         norm_epsilon: Added to variances.
         freeze_at: How many parts are not trained, the stem counting as the first and ``c2`` as the second.
 
     Raises:
-        ValueError: If the depth, a feature or `block` is unknown.
+        ValueError: If the depth, a feature or `block` is unknown, or basic blocks are given groups.
     """
 
     def __init__(
@@ -48,6 +53,10 @@ class ResNet(Configured, keras.Model):
         out_features: Sequence[str] = ("c3", "c4", "c5"),
         stride_in_1x1: bool = False,
         dilate_last: bool = False,
+        groups: int = 1,
+        deform_stages: Sequence[str] = (),
+        deform_version: int = 1,
+        deform_groups: int = 1,
         norm: str | None = "frozen_bn",
         norm_epsilon: float = 1e-5,
         freeze_at: int = 0,
@@ -62,12 +71,18 @@ class ResNet(Configured, keras.Model):
         if self.block not in ("basic", "bottleneck"):
             raise ValueError(f"ResNet has no block {self.block!r}: choose 'basic' or 'bottleneck'.")
         available = [f"c{i + 2}" for i in range(len(self.stages))]
-        if unknown := set(out_features) - set(available):
+        if groups > 1 and self.block == "basic":
+            raise ValueError(f"ResNet cannot have {groups} groups in basic blocks: choose block='bottleneck'.")
+        if unknown := {*out_features, *deform_stages} - set(available):
             raise ValueError(f"ResNet has no feature {sorted(unknown)}: this one has {', '.join(available)}.")
         self.width = width
         self.out_features = tuple(out_features)
         self.stride_in_1x1 = stride_in_1x1
         self.dilate_last = dilate_last
+        self.groups = groups
+        self.deform_stages = tuple(deform_stages)
+        self.deform_version = deform_version
+        self.deform_groups = deform_groups
         self.norm = norm
         self.norm_epsilon = norm_epsilon
         self.freeze_at = freeze_at
@@ -75,6 +90,7 @@ class ResNet(Configured, keras.Model):
         def norm_layer():
             return make_norm(norm, norm_epsilon)
 
+        deform = {"deform_version": deform_version, "deform_groups": deform_groups}
         self.stem = ConvNorm(width, 7, strides=2, norm=norm_layer(), activation="relu", use_bias=False, name="stem")
         self.pool_pad = keras.layers.ZeroPadding2D(1)
         self.pool = keras.layers.MaxPooling2D(3, 2)
@@ -91,6 +107,8 @@ class ResNet(Configured, keras.Model):
                     width * 2**index,
                     strides=2 if index > 0 and number == 0 and not dilated else 1,
                     dilation=2 if dilated else 1,
+                    groups=groups,
+                    deform=deform if available[index] in deform_stages else None,
                     shortcut=number == 0 and (index > 0 or expansion > 1),
                     stride_in_1x1=stride_in_1x1,
                     norm_layer=norm_layer,
@@ -129,33 +147,29 @@ def _stage(block):
 class _Block(keras.layers.Layer):
     """A residual block: ``relu(shortcut(x) + convs(x))``."""
 
-    def __init__(self, kind, width, *, strides, dilation, shortcut, stride_in_1x1, norm_layer, name):
+    def __init__(self, kind, width, *, strides, dilation, groups, deform, shortcut, stride_in_1x1, norm_layer, name):
         super().__init__(name=name)
         out_channels = width * (4 if kind == "bottleneck" else 1)
 
-        def conv(filters, kernel_size, name, *, strides=1, dilation=1, activation=None):
-            return ConvNorm(
-                filters,
-                kernel_size,
-                strides=strides,
-                dilation=dilation,
-                norm=norm_layer(),
-                activation=activation,
-                use_bias=False,
-                name=name,
-            )
+        def conv(filters, kernel_size, name, layer=ConvNorm, **options):
+            return layer(filters, kernel_size, norm=norm_layer(), use_bias=False, name=name, **options)
+
+        def conv2(**options):
+            if deform is None:
+                return conv(width, 3, "conv2", dilation=dilation, **options)
+            return conv(width, 3, "conv2", DeformConvNorm, dilation=dilation, **deform, **options)
 
         if kind == "bottleneck":
             first, second = (strides, 1) if stride_in_1x1 else (1, strides)
             self.convs = [
                 conv(width, 1, "conv1", strides=first, activation="relu"),
-                conv(width, 3, "conv2", strides=second, dilation=dilation, activation="relu"),
+                conv2(strides=second, groups=groups, activation="relu"),
                 conv(out_channels, 1, "conv3"),
             ]
         else:
             self.convs = [
                 conv(width, 3, "conv1", strides=strides, dilation=dilation, activation="relu"),
-                conv(width, 3, "conv2", dilation=dilation),
+                conv2(),
             ]
         self.shortcut = conv(out_channels, 1, "shortcut", strides=strides) if shortcut else None
 

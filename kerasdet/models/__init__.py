@@ -1,7 +1,21 @@
 """The model garden."""
 
+from kerasdet.models.branches import KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector
 from kerasdet.models.preprocess import Preprocessing
+from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
+from kerasdet.models.rpn import RPN, ProposalNetwork
 
-__all__ = ["Detector", "Preprocessing", "RetinaNet"]
+__all__ = [
+    "RPN",
+    "Detector",
+    "FasterRCNN",
+    "KeypointBranch",
+    "KeypointRCNN",
+    "MaskBranch",
+    "MaskRCNN",
+    "Preprocessing",
+    "ProposalNetwork",
+    "RetinaNet",
+]

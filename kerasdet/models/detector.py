@@ -40,13 +40,13 @@ class Detector(keras.Model):
     def train_step(self, data):
         batch = _only_input(data)
         with tf.GradientTape() as tape:
-            outputs = self(batch, training=True)
+            outputs = self.forward(batch, training=True)
             targets = self.compute_targets(outputs, batch)
             losses = self.compute_losses(outputs, targets)
             total = tf.add_n(list(losses.values()))
             scaled = self.optimizer.scale_loss(total)
         gradients = tape.gradient(scaled, [v.value for v in self.trainable_variables])
-        with tf.control_dependencies([self._finite_or_stop(total, losses, batch)]):
+        with tf.control_dependencies([self._finite_or_stop(total, gradients, losses, batch)]):
             gradients = [tf.identity(g) for g in gradients]
         self.optimizer.apply(gradients, self.trainable_variables)
         self.after_step(targets)
@@ -54,13 +54,17 @@ class Detector(keras.Model):
 
     def test_step(self, data):
         batch = _only_input(data)
-        outputs = self(batch, training=False)
+        outputs = self.forward(batch, training=False)
         losses = self.compute_losses(outputs, self.compute_targets(outputs, batch))
         return self._track({"loss": tf.add_n(list(losses.values())), **losses})
 
     def predict_step(self, data):
         batch = _only_input(data)
         return self.postprocess(self(batch, training=False), _image_size(batch))
+
+    def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
+        """The outputs that have losses; two-stage models give themselves the ground truth here."""
+        return self(batch, training=training)
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
         """What a model keeps of a training step's targets, such as a running normaliser."""
@@ -70,14 +74,17 @@ class Detector(keras.Model):
             metric.update_state(values[metric.name])
         return {metric.name: metric.result() for metric in self.loss_means}
 
-    def _finite_or_stop(self, total, losses, batch):
-        """An assertion that stops before a loss that is not finite reaches the weights."""
-        facts = ["The loss is not finite at iteration", self.optimizer.iterations.value]
+    def _finite_or_stop(self, total, gradients, losses, batch):
+        """An assertion that stops before a loss or gradient that is not finite reaches the weights."""
+        finite = tf.math.is_finite(total)
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # which skips such gradients itself
+            finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
+        facts = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
         for name, value in losses.items():
             facts += [f"{name}", value]
         if "image_id" in batch:
             facts += ["image ids", batch["image_id"]]
-        return tf.debugging.Assert(tf.math.is_finite(total), facts, summarize=64)
+        return tf.debugging.Assert(finite, facts, summarize=64)
 
     def detect(
         self,
@@ -113,6 +120,34 @@ class Detector(keras.Model):
         shortest, longest = resize or (None, None)
         return self.preprocessing.resize(image, shortest, longest)
 
+    def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
+        """Keras' `export`: a SavedModel whose endpoint ``serve`` is `detect` on a batch (B, H, W, 3) of equal images.
+
+        `kerasdet.export.export_saved_model` writes one with more signatures for TF Serving.
+
+        Raises:
+            ValueError: For another format.
+        """
+        if format != "tf_saved_model":
+            raise ValueError(f"A detector cannot be exported as {format!r}: choose 'tf_saved_model'.")
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint(
+            "serve", self.detect_batch, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")]
+        )
+        archive.write_out(filepath, verbose=verbose, **kwargs)
+
+    def detect_batch(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`detect` of a batch of equal images (B, H, W, 3), in the graph."""
+        resized = self.preprocessing.resize(image)
+        batch, size = tf.shape(resized)[0], tf.shape(resized)[1:3]
+        height, width = tf.unstack(self.preprocessing.padded_size(size))
+        return self.detect_resized(
+            image_ops.pad_to(resized, height, width),
+            tf.broadcast_to(size, [batch, 2]),
+            tf.broadcast_to(tf.shape(image)[1:3], [batch, 2]),
+        )
+
     def detect_resized(self, image: tf.Tensor, image_size: tf.Tensor, original_size: tf.Tensor) -> dict:
         """`detect` without its first half, in the graph.
 
@@ -128,7 +163,11 @@ class Detector(keras.Model):
         detections = self.postprocess(outputs, image_size)
         factor = tf.cast(original_size, tf.float32) / tf.cast(image_size, tf.float32)
         boxes = box_ops.clip(box_ops.scale(detections["boxes"], factor), original_size)
-        return {**detections, "boxes": boxes}
+        detections = {**detections, "boxes": boxes}
+        if "keypoints" in detections:
+            position, score = tf.split(detections["keypoints"], [2, 1], -1)
+            detections["keypoints"] = tf.concat([position * factor[:, None, None], score], -1)
+        return detections
 
 
 def _only_input(data):

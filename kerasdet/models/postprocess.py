@@ -45,6 +45,7 @@ def detections_from_candidates(
     nms_threshold: float,
     max_detections: int,
     clip_before_nms: bool,
+    drop_empty: bool,
 ) -> dict[str, tf.Tensor]:
     """Per-class non-maximum suppression of candidates, and clipping to the image.
 
@@ -54,7 +55,8 @@ def detections_from_candidates(
         score_threshold: Candidates need a score above it.
         nms_threshold: IoU above which the lower score of a class goes.
         max_detections: D.
-        clip_before_nms: Clip first (torchvision), or last and then drop what is empty (detectron2).
+        clip_before_nms: Clip first, or last.
+        drop_empty: Drop what is empty after clipping, as detectron2 does.
 
     Returns:
         Detections in the coordinates of the candidates.
@@ -77,7 +79,7 @@ def detections_from_candidates(
         "class_ids": tf.gather(candidates["class_ids"], chosen, batch_dims=1),
     }
     keep = tf.sequence_mask(counts, max_detections)  # (B, D)
-    if not clip_before_nms:
+    if drop_empty:
         y1, x1, y2, x2 = tf.unstack(detections["boxes"], axis=-1)
         keep &= (y2 > y1) & (x2 > x1)
     return compact(detections, keep)

@@ -62,7 +62,7 @@ class Preprocessing(Configured):
         x = tf.cast(image, tf.float32)
         if self.channel_order == "bgr":
             x = tf.reverse(x, [-1])
-        x = (x - tf.constant(self.mean)) / tf.constant(self.std)
+        x = (x - tf.constant(self.mean, tf.float32)) / tf.constant(self.std, tf.float32)
         if image_size is None:
             return x
         rows = tf.sequence_mask(image_size[:, 0], tf.shape(x)[1])[:, :, None, None]

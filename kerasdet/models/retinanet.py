@@ -92,7 +92,7 @@ class RetinaNet(Configured, Detector):
         if num_classes < 1:
             raise ValueError(f"RetinaNet needs at least one class, got num_classes={num_classes}.")
         self.num_classes = num_classes
-        self.class_names = class_names
+        self.class_names = tuple(class_names) if class_names else None
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("c5"))
         self.anchors = anchors or AnchorGenerator()
@@ -240,4 +240,5 @@ class RetinaNet(Configured, Detector):
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,
             clip_before_nms=self.clip_before_nms,
+            drop_empty=not self.clip_before_nms,
         )

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def train(
     epoch_steps: int | None = None,
     keep_checkpoints: int = 3,
     seed: int = 0,
+    config: str | None = None,
 ) -> keras.Model:
     """Trains a detector, or goes on where an earlier run in `out_dir` stopped.
 
@@ -52,20 +54,22 @@ def train(
         epoch_steps: By default one pass over the data.
         keep_checkpoints: How many of the last checkpoints stay.
         seed: Of the order of images and of the transforms.
+        config: How all this was configured; kept as ``config.gin`` of `out_dir`, once the run is known to be possible.
 
     Returns:
         The trained model.
 
     Raises:
-        ValueError: If model and data differ in their number of classes, or `out_dir` holds another model's run.
+        ValueError: If model and data differ in their number of classes, a count is not positive, or `out_dir` holds
+            another model's run or a damaged checkpoint.
         FloatingPointError: If the loss is not finite: with iteration, losses and image ids, before weights are hurt.
     """
-    if model.num_classes != data.num_classes:
-        raise ValueError(
-            f"The model has {model.num_classes} classes and the data set {data.num_classes} "
-            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
-            f"set NUM_CLASSES (num_classes) to {data.num_classes}."
-        )
+    counts = {"steps": steps, "batch_size": batch_size, "eval_every": eval_every, "keep_checkpoints": keep_checkpoints}
+    for name, value in {**counts, "epoch_steps": epoch_steps or 1}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}: it must be a whole number from 1.")
+    for part in [data] if eval_data is None else [data, eval_data]:
+        _check_classes(model, part)
     model.class_names = tuple(data.class_names)
     out_dir = Path(out_dir)
     model.compile(optimizer=optimizer)
@@ -80,6 +84,8 @@ def train(
     if eval_data is not None and evaluate is not None:
         callbacks.append(Evaluate(lambda model: evaluate(model, eval_data).summary, eval_every, steps))
     out_dir.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        (out_dir / "config.gin").write_text(config)
     callbacks += [
         Checkpoint(out_dir / "checkpoints", keep_checkpoints),
         LogJson(out_dir / "metrics.jsonl"),
@@ -97,10 +103,19 @@ def train(
         )
     except tf.errors.InvalidArgumentError as error:
         message = str(error)
-        if "The loss is not finite" not in message:
+        if "is not finite at iteration" not in message:
             raise
         raise FloatingPointError(_readable(message)) from None
     return model
+
+
+def _check_classes(model, data):
+    if model.num_classes != data.num_classes:
+        raise ValueError(
+            f"The model has {model.num_classes} classes and {data.annotations} has {data.num_classes} "
+            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
+            f"set NUM_CLASSES (num_classes) to {data.num_classes}."
+        )
 
 
 def _restore(model, folder):
@@ -110,11 +125,16 @@ def _restore(model, folder):
         return 0
     try:
         model.load_weights(saved[-1])
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{saved[-1]} is damaged ({error}): delete it to go on from the one before it.") from None
     except (ValueError, KeyError) as error:
+        reason = str(error).split(". ")[0]
         raise ValueError(
-            f"{saved[-1]} does not fit this model: choose another OUT_DIR (out_dir) or delete that run. ({error})"
+            f"{saved[-1]} does not fit this model: choose another OUT_DIR (out_dir) or delete that run. ({reason})"
         ) from None
     step = int(model.optimizer.iterations)
+    if step != int(saved[-1].stem.removeprefix("step_")):
+        raise ValueError(f"{saved[-1]} is of another optimizer: choose another OUT_DIR (out_dir) or delete that run.")
     log.info("Resuming from %s (step %d).", saved[-1], step)
     return step
 

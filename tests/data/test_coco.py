@@ -177,7 +177,7 @@ def test_bad_images(tmp_path, rng):
     path = write(tmp_path, [image(i, name) for i, name in enumerate(files)], files=files)
     with pytest.raises(ValueError, match=r"7 of 9 images.*missing\.jpg: no such file.*truncated.*; \.\.\.") as error:
         CocoDataset(path)
-    assert "size.jpg: is 21x30 (height x width), the JSON says 20x30" in str(error.value)
+    assert "size.jpg: is 21x30 (height x width), the annotations say 20x30" in str(error.value)
     dataset = CocoDataset(path, bad_images="skip")
     assert [record.path.split("/")[-1] for record in dataset.records] == ["good.png", "trailer.jpg"]
     assert dataset.counts["bad_images"] == 7

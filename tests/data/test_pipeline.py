@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kerasdet.data import RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
-from kerasdet.data.coco import Record
+from kerasdet.data.records import Record
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
 

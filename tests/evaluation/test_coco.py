@@ -266,10 +266,13 @@ def test_categories_of_the_same_name_stay_apart():
 
 
 def test_needs_no_tensorflow():
-    package = Path(coco.__file__).parents[1]
-    code = (
-        "import sys, types; package = types.ModuleType('kerasdet'); "
-        f"package.__path__ = [{str(package)!r}]; sys.modules['kerasdet'] = package; "
-        "import kerasdet.evaluation; assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    )
+    folder = Path(coco.__file__).parent
+    code = f"""
+import sys, types
+for name, path in (("kerasdet", {str(folder.parent)!r}), ("kerasdet.evaluation", {str(folder)!r})):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+import kerasdet.evaluation.coco
+assert not {{"tensorflow", "keras"}} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

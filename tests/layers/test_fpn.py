@@ -145,7 +145,7 @@ def test_builds_itself_and_runs_in_a_graph_of_unknown_sizes(rng):
 def test_kernels_start_small(rng):
     """LeCun's uniform is Caffe2's XavierFill, with which both source frameworks start."""
     neck = FPN(channels=64)
-    neck.build({name: (None, None, None, 64) for name in ("c3", "c4", "c5")})
+    neck.build(dict.fromkeys(neck.in_features, (None, None, None, 64)))
     kernel = neck.outputs[0].conv.kernel.numpy()
     assert np.abs(kernel).max() <= (3 / (9 * 64)) ** 0.5
     assert kernel.std() == pytest.approx((9 * 64) ** -0.5, rel=0.02)
@@ -192,7 +192,6 @@ def test_config_round_trip(rng, top):
     config = keras.saving.serialize_keras_object(neck)
     clone = keras.saving.deserialize_keras_object(config)
     assert keras.saving.serialize_keras_object(clone) == config
-    clone.build({name: (None, None, None, CHANNELS[name]) for name in ("c3", "c5")})
     clone.set_weights(neck.get_weights())
     features = backbone_features(rng, ("c3", "c5"), "odd")
     features["c5"] = rng.normal(size=(2, 7, 10, 6)).astype(np.float32)

@@ -1,0 +1,115 @@
+"""The model that a source describes, with random weights."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from kerasdet.anchors import AnchorGenerator
+from kerasdet.checkpoints.sources import Source
+from kerasdet.layers import FPN, BoxHead, ConvTop, MaxPoolTop, ResNet
+from kerasdet.models import RPN, FasterRCNN, KeypointBranch, MaskBranch, Preprocessing, RetinaNet
+
+# Of each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
+# the layer whose bias tells that number.
+PARTS = {
+    "backbone": ("backbone",),
+    "retinanet": ("backbone", "neck", "head"),
+    "rcnn": ("backbone", "neck", "rpn", "box_head", "box_predictor", "mask_branch", "keypoint_branch"),
+}
+CLASS_LAYERS = {
+    "backbone": (),
+    "retinanet": ("head/class_logits/",),
+    "rcnn": ("box_predictor/", "mask_branch/head/mask_logits/"),
+}
+COUNTING_BIAS = {"retinanet": "head/class_logits/conv/bias", "rcnn": "box_predictor/class_logits/bias"}
+
+
+def build(spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], norm_epsilon: float | None):
+    """The model of a source.
+
+    Args:
+        spec: A value of `kerasdet.checkpoints.SOURCES`.
+        num_classes: K; None for a backbone.
+        shapes: Of tensors of the checkpoint by our names, as far as the source leaves a number to the file.
+        norm_epsilon: Of the backbone's norms; None for the source's own.
+    """
+    epsilon = {} if norm_epsilon is None else {"norm_epsilon": norm_epsilon}
+    backbone = ResNet(**{**spec.backbone, **epsilon})
+    if spec.kind == "backbone":
+        return backbone
+    anchors = AnchorGenerator(**spec.anchors)
+    preprocessing = Preprocessing(**spec.preprocessing)
+    if spec.kind == "retinanet":
+        return RetinaNet(
+            num_classes,
+            backbone=backbone,
+            neck=FPN(top=ConvTop(**spec.top), **spec.neck),
+            anchors=anchors,
+            preprocessing=preprocessing,
+            **spec.model,
+        )
+    branches = []
+    if spec.mask is not None:
+        branches.append(MaskBranch(num_classes, **spec.mask))
+    if spec.keypoint is not None:
+        branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
+    return FasterRCNN(
+        num_classes,
+        backbone=backbone,
+        neck=FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop(), **spec.neck),
+        rpn=RPN(anchors=anchors, **spec.rpn),
+        box_head=BoxHead(**spec.box_head),
+        branches=branches,
+        preprocessing=preprocessing,
+        **spec.model,
+    )
+
+
+def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
+    """The variables that checkpoints hold, by a name that depends on nothing but the structure."""
+    variables = {}
+    for part in PARTS[kind]:
+        layer = model if kind == "backbone" else _part(model, part)
+        for variable in layer.variables if layer is not None else ():
+            path = variable.path.split("/")
+            path = path[path.index(layer.name) + 1 :] if layer.name in path else path
+            if part == "neck" and path[0] == layer.top.name:
+                path[0] = "top"
+            variables["/".join([part, *path])] = variable
+    return variables
+
+
+def _part(model, part):
+    branches = {branch.name: branch for branch in getattr(model, "branches", ())}
+    return branches.get(part) or getattr(model, part, None)
+
+
+def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
+    """A tensor of a source in our layout; None if its shape does not allow it.
+
+    Kernels are HWIO, dense ones (in, out), deltas in the order y, x, h, w; the background has no column in dense heads
+    and masks, and the last one in R-CNNs' classes.
+    """
+    try:
+        if "box_deltas/" in name:
+            value = value.reshape(-1, 4, *value.shape[1:])
+            if spec.background_first and name.startswith("box_predictor/"):
+                value = value[1:]
+            value = value[:, [1, 0, 3, 2]].reshape(-1, *value.shape[2:])
+        elif spec.background_first and name.startswith("head/class_logits/"):
+            value = value.reshape(AnchorGenerator(**spec.anchors).num_anchors, -1, *value.shape[1:])[:, 1:]
+            value = value.reshape(-1, *value.shape[2:])
+        elif spec.background_first and name.startswith("box_predictor/class_logits/"):
+            value = np.roll(value, -1, axis=0)
+        elif spec.background_first and "/mask_logits/" in name:
+            value = value[1:]
+        if name == "box_head/fc0/kernel":  # flattened from (C, h, w) there, from (h, w, C) here
+            pooled = spec.model.get("pool_size", 7)
+            value = value.reshape(len(value), -1, pooled, pooled).transpose(2, 3, 1, 0)
+            return value.reshape(-1, value.shape[-1])
+    except ValueError:
+        return None
+    if value.ndim == 2:
+        return value.T
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value

@@ -1,0 +1,95 @@
+"""The numbers of an evaluation, for people and for programs."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+CLASS_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The numbers of boxes, masks or keypoints, in 0..1; NaN where the ground truth has nothing to measure them on.
+
+    Attributes:
+        iou_type: "bbox", "segm" or "keypoints".
+        summary: COCO's twelve numbers by the names in `SUMMARY`, or the ten of `KEYPOINT_SUMMARY`.
+        per_class: AP (IoU 0.50 to 0.95) by class name.
+    """
+
+    iou_type: str
+    summary: dict[str, float]
+    per_class: dict[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.summary[name]
+
+    def content(self) -> dict:
+        """The metrics as plain values; None stands for NaN."""
+        return {
+            "iou_type": self.iou_type,
+            "summary": {name: _none_if_nan(value) for name, value in self.summary.items()},
+            "per_class": {name: _none_if_nan(value) for name, value in self.per_class.items()},
+        }
+
+    def to_json(self) -> str:
+        """The metrics as a JSON object; null stands for NaN."""
+        return json.dumps(self.content(), indent=2)
+
+    def table(self) -> str:
+        """The summary, then the AP of every class in columns; "-" stands for NaN."""
+        margin = max(6, len(self.iou_type))
+        lines = [
+            f"{self.iou_type:<{margin}}" + "".join(f"{name:>7}" for name in self.summary),
+            " " * margin + "".join(f"{_text(value):>7}" for value in self.summary.values()),
+            "",
+        ]
+        width = max(map(len, self.per_class))
+        cells = [f"{name:<{width}}{_text(value):>7}" for name, value in self.per_class.items()]
+        columns = min(CLASS_COLUMNS, len(cells))
+        lines.append("   ".join([f"{'class':<{width}}{'AP':>7}"] * columns))
+        lines += ["   ".join(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+        return "\n".join(lines)
+
+
+def _none_if_nan(value):
+    return None if math.isnan(value) else value
+
+
+def _text(value):
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class DetectorMetrics:
+    """The numbers of everything that a detector finds.
+
+    Attributes:
+        by_type: metrics of "bbox", "segm" and "keypoints", as far as there are any.
+    """
+
+    by_type: Mapping[str, CocoMetrics]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """All numbers by name: "AP" is that of boxes, "segm/AP" and "keypoints/AP" are the others'."""
+        return {
+            name if iou_type == "bbox" else f"{iou_type}/{name}": value
+            for iou_type, metrics in self.by_type.items()
+            for name, value in metrics.summary.items()
+        }
+
+    def __getitem__(self, name: str) -> float:
+        return self.summary[name]
+
+    def to_json(self) -> str:
+        """The metrics of boxes as a JSON object, in it those of masks and keypoints by their names."""
+        content = {iou_type: metrics.content() for iou_type, metrics in self.by_type.items()}
+        return json.dumps({**content.pop("bbox", {}), **content}, indent=2)
+
+    def table(self) -> str:
+        """The tables of all of them, one under the other."""
+        return "\n\n".join(metrics.table() for metrics in self.by_type.values())

@@ -1,0 +1,151 @@
+"""Keypoints: the order of a mirror image, heatmap targets for training, from heatmaps back to keypoints.
+
+A keypoint is (y, x, visibility) or, predicted, (y, x, score). Like boxes it is in continuous pixels, so one that COCO
+puts into pixel (i, j) lies at (i + 0.5, j + 0.5). Visibility is COCO's: 0 not labelled (then y and x are 0), 1 hidden,
+2 visible.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+RULES = ("detectron2", "torchvision")
+PERSON_KEYPOINTS = 17
+# Bones of a COCO person, as pairs of indices from 0.
+PERSON_SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
+    (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+_CUBIC = -0.75  # PyTorch's; TensorFlow's own bicubic kernel has -0.5
+
+
+def flip_order(names: Sequence[str]) -> tuple[int, ...]:
+    """What stands in the place of each keypoint in a mirror image: ``left_eye`` and ``right_eye`` change places.
+
+    Args:
+        names: (J) names, in which "left" and "right" are sides.
+
+    Returns:
+        (J) indices; a keypoint without an opposite keeps its place.
+    """
+    index = {name: i for i, name in enumerate(names)}
+    sides = {"left": "right", "right": "left"}
+
+    def opposite(name):
+        for side, other in sides.items():
+            if side in name:
+                return name.replace(side, other)
+        return name
+
+    return tuple(index.get(opposite(name), i) for i, name in enumerate(names))
+
+
+def scale(keypoints: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Multiplies y by ``factor[..., 0]`` and x by ``factor[..., 1]``: (..., M, J, 3), (..., 2)."""
+    factor = tf.cast(factor, keypoints.dtype)
+    factor = tf.concat([factor, tf.ones_like(factor[..., :1])], -1)
+    return keypoints * factor[..., tf.newaxis, tf.newaxis, :]
+
+
+def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
+    """Mirrors `keypoints` (..., J, 3) in an image `width` pixels wide; `order` (J,) is what `flip_order` says."""
+    y, x, visibility = tf.unstack(tf.gather(keypoints, order, axis=-2), axis=-1)
+    return _labelled(y, tf.cast(width, x.dtype) - x, visibility)
+
+
+def flip_up_down(keypoints: tf.Tensor, height: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
+    """Turns `keypoints` (..., J, 3) upside down in an image `height` pixels high, which swaps sides as well."""
+    y, x, visibility = tf.unstack(tf.gather(keypoints, order, axis=-2), axis=-1)
+    return _labelled(tf.cast(height, y.dtype) - y, x, visibility)
+
+
+def _labelled(y, x, visibility):
+    return tf.where(tf.expand_dims(visibility > 0, -1), tf.stack([y, x, visibility], -1), 0.0)
+
+
+def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tuple[tf.Tensor, tf.Tensor]:
+    """The cell of a region's heatmap that each keypoint falls into (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+
+    A keypoint on the bottom or right border of its region belongs to the last cell.
+
+    Args:
+        keypoints: (..., J, 3), those of the region's object.
+        rois: (..., 4).
+        size: Height and width of the heatmaps.
+
+    Returns:
+        Indices (..., J) int32 of the cells, row by row, and (..., J) bool: whether the keypoint is labelled and in the
+        region. Indices that do not count are 0.
+    """
+    low, high = tf.expand_dims(rois[..., :2], -2), tf.expand_dims(rois[..., 2:], -2)  # (..., 1, 2)
+    places = keypoints[..., :2]
+    cells = tf.floor((places - low) * (size / (high - low)))
+    cells = tf.where(places == high, size - 1.0, cells)
+    valid = tf.reduce_all((cells >= 0) & (cells < size), -1) & (keypoints[..., 2] > 0)
+    cells = tf.cast(tf.where(tf.expand_dims(valid, -1), cells, 0.0), tf.int32)
+    return cells[..., 0] * size + cells[..., 1], valid
+
+
+def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, rule: str = "detectron2") -> tf.Tensor:
+    """Reads keypoints off heatmaps: the highest pixel after bicubic resizing to the region's own size.
+
+    Args:
+        heatmaps: (..., h, w, J) logits.
+        rois: (..., 4) in pixels.
+        rule: What the score is: the probability that the softmax over the h * w cells gives that pixel ("detectron2"),
+            or the logit there ("torchvision").
+
+    Returns:
+        (..., J, 3) as (y, x, score) in the coordinates of the regions.
+
+    Raises:
+        ValueError: For an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule is one of {RULES}, not {rule!r}.")
+    shape = tf.shape(heatmaps)
+    flat = tf.reshape(heatmaps, tf.concat([[-1], shape[-3:]], 0))  # (N, h, w, J)
+    flat = tf.ensure_shape(tf.cast(flat, tf.float32), (None, *heatmaps.shape[-3:]))
+
+    def read(inputs):
+        heatmap, roi = inputs
+        return _read_one(heatmap, roi, rule)
+
+    signature = tf.TensorSpec([heatmaps.shape[-1], 3], tf.float32)
+    found = tf.map_fn(read, (flat, tf.reshape(rois, [-1, 4])), parallel_iterations=4, fn_output_signature=signature)
+    return tf.reshape(found, tf.concat([shape[:-3], shape[-1:], [3]], 0))
+
+
+def _read_one(heatmap, roi, rule):
+    """(J, 3) of one `heatmap` (h, w, J) and `roi` (4,)."""
+    length = tf.maximum(roi[2:] - roi[:2], 1.0)
+    pixels = tf.math.ceil(length)
+    size = tf.cast(pixels, tf.int32)
+    y_weights = _cubic_weights(tf.shape(heatmap)[0], size[0])  # (H, h)
+    x_weights = _cubic_weights(tf.shape(heatmap)[1], size[1])  # (W, w)
+    rows = tf.einsum("hwj,Ww->jhW", heatmap, x_weights)
+    resized = tf.matmul(y_weights, rows)  # (J, H, W)
+    resized = tf.reshape(resized, [tf.shape(rows)[0], -1])
+    best, logit = tf.argmax(resized, -1, tf.int32), tf.reduce_max(resized, -1)  # (J,)
+    place = tf.cast(tf.stack([best // size[1], best % size[1]], -1), tf.float32) + 0.5
+    score = logit if rule == "torchvision" else tf.exp(logit - tf.reduce_logsumexp(heatmap, [0, 1]))
+    return tf.concat([place * (length / pixels) + roi[:2], tf.expand_dims(score, -1)], -1)
+
+
+def _cubic_weights(size, new_size):
+    """The matrix (new_size, size) of PyTorch's bicubic resizing along one axis: no antialiasing, borders repeated."""
+    step = tf.cast(size, tf.float32) / tf.cast(new_size, tf.float32)
+    position = (tf.range(new_size, dtype=tf.float32) + 0.5) * step - 0.5
+    base = tf.floor(position)
+    part = position - base
+
+    def near(x):
+        return ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+
+    def far(x):
+        return ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
+
+    taps = tf.stack([far(part + 1), near(part), near(1 - part), far(2 - part)], 1)  # (new_size, 4)
+    index = tf.cast(tf.expand_dims(base, 1), tf.int32) + tf.range(-1, 3)
+    columns = tf.one_hot(tf.clip_by_value(index, 0, size - 1), size)  # (new_size, 4, size)
+    return tf.reduce_sum(tf.expand_dims(taps, -1) * columns, 1)

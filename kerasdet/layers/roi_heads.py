@@ -1,0 +1,180 @@
+"""Heads that look at one region at a time; regions are flattened into the batch axis, N = B * P."""
+
+import keras
+import tensorflow as tf
+
+from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.norm import make_norm
+from kerasdet.serialization import Configured
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class BoxHead(Configured, keras.layers.Layer):
+    """Pooled features to a vector: 3x3 convolutions, then fully connected layers.
+
+    Args:
+        num_convs: 3x3 convolutions, 0 in the standard head.
+        conv_channels: Of these.
+        num_fcs: Fully connected layers, 2 in the standard head.
+        fc_channels: Of these.
+        norm: Of the convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
+    """
+
+    def __init__(
+        self,
+        num_convs: int = 0,
+        conv_channels: int = 256,
+        num_fcs: int = 2,
+        fc_channels: int = 1024,
+        norm: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_convs = num_convs
+        self.conv_channels = conv_channels
+        self.num_fcs = num_fcs
+        self.fc_channels = fc_channels
+        self.norm = norm
+        self.convs = [_conv(conv_channels, norm, i) for i in range(num_convs)]
+        self.fcs = [
+            keras.layers.Dense(fc_channels, activation="relu", kernel_initializer="lecun_uniform", name=f"fc{i}")
+            for i in range(num_fcs)
+        ]
+
+    def build(self, input_shape):
+        shape = _build_all(self.convs, input_shape)
+        size = shape[1] * shape[2] * shape[3]
+        for fc in self.fcs:
+            fc.build((None, size))
+            size = self.fc_channels
+        self.out_channels = size
+
+    def call(self, x, training=False):
+        """Vectors (N, `out_channels`) of pooled features `x` (N, h, w, C)."""
+        for conv in self.convs:
+            x = conv(x, training=training)
+        x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
+        for fc in self.fcs:
+            x = fc(x)
+        return x
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class BoxPredictor(Configured, keras.layers.Layer):
+    """Class logits and box deltas of a region's vector.
+
+    Args:
+        num_classes: K.
+        class_agnostic: One box for a region and not one for each class.
+    """
+
+    def __init__(self, num_classes: int, class_agnostic: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.class_agnostic = class_agnostic
+        self.class_logits = keras.layers.Dense(
+            num_classes + 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01), name="class_logits"
+        )
+        self.box_deltas = keras.layers.Dense(
+            4 * (1 if class_agnostic else num_classes),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
+            name="box_deltas",
+        )
+
+    def build(self, input_shape):
+        self.class_logits.build(input_shape)
+        self.box_deltas.build(input_shape)
+
+    def call(self, x):
+        """Logits (N, K + 1), background last, and deltas (N, K or 1, 4), float32."""
+        deltas = tf.reshape(self.box_deltas(x), [-1, 1 if self.class_agnostic else self.num_classes, 4])
+        return tf.cast(self.class_logits(x), tf.float32), tf.cast(deltas, tf.float32)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class MaskHead(Configured, keras.layers.Layer):
+    """A mask of twice the pooled size for each class (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+
+    Args:
+        num_classes: K.
+        num_convs: 3x3 convolutions before the transposed one.
+        channels: Of all.
+        norm: Of the convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
+    """
+
+    def __init__(self, num_classes: int, num_convs: int = 4, channels: int = 256, norm: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.num_convs = num_convs
+        self.channels = channels
+        self.norm = norm
+        self.convs = [_conv(channels, norm, i) for i in range(num_convs)]
+        self.deconv = keras.layers.Conv2DTranspose(
+            channels,
+            2,
+            strides=2,
+            activation="relu",
+            kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out"),
+            name="deconv",
+        )
+        self.mask_logits = ConvNorm(
+            num_classes, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.001), name="mask_logits"
+        )
+
+    def build(self, input_shape):
+        shape = _build_all(self.convs, input_shape)
+        self.deconv.build(shape)
+        self.mask_logits.build((*shape[:-1], self.channels))
+
+    def call(self, x, training=False):
+        """Logits (N, 2h, 2w, K) float32 of pooled features `x` (N, h, w, C)."""
+        for conv in self.convs:
+            x = conv(x, training=training)
+        return tf.cast(self.mask_logits(self.deconv(x)), tf.float32)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class KeypointHead(Configured, keras.layers.Layer):
+    """A heatmap of four times the pooled size for each keypoint (Mask R-CNN, section 5).
+
+    Args:
+        num_keypoints: J.
+        num_convs: 3x3 convolutions before the transposed one.
+        channels: Of these.
+    """
+
+    def __init__(self, num_keypoints: int, num_convs: int = 8, channels: int = 512, **kwargs):
+        super().__init__(**kwargs)
+        self.num_keypoints = num_keypoints
+        self.num_convs = num_convs
+        self.channels = channels
+        self.convs = [_conv(channels, None, i) for i in range(num_convs)]
+        self.deconv = keras.layers.Conv2DTranspose(
+            num_keypoints,
+            4,
+            strides=2,
+            padding="same",
+            kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out"),
+            name="deconv",
+        )
+
+    def build(self, input_shape):
+        self.deconv.build(_build_all(self.convs, input_shape))
+
+    def call(self, x):
+        """Logits (N, 4h, 4w, J) float32 of pooled features `x` (N, h, w, C)."""
+        for conv in self.convs:
+            x = conv(x)
+        x = tf.cast(self.deconv(x), tf.float32)
+        return tf.image.resize(x, 2 * tf.shape(x)[1:3])
+
+
+def _conv(channels, norm, index):
+    return ConvNorm(channels, 3, norm=make_norm(norm), activation="relu", name=f"conv{index}")
+
+
+def _build_all(convs, shape):
+    for conv in convs:
+        conv.build(shape)
+        shape = (*shape[:-1], conv.conv.filters)
+    return shape

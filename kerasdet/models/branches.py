@@ -1,0 +1,169 @@
+"""What R-CNNs predict about a region beside its class and box: branches that `FasterRCNN` can carry.
+
+A branch pools features of its own, and has losses on positive regions only.
+"""
+
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from kerasdet import keypoints as keypoint_ops
+from kerasdet import masks as mask_ops
+from kerasdet.layers.roi_heads import KeypointHead, MaskHead
+from kerasdet.matching import gather_gt
+from kerasdet.serialization import Configured
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class MaskBranch(Configured, keras.layers.Layer):
+    """Instance masks (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+
+    Args:
+        num_classes: K.
+        pool_size: Of the pooled features; masks are twice as large.
+        num_convs: Of the head.
+        norm: Of the head's convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
+        rule: How masks are pasted and targets cropped: "detectron2" or "torchvision".
+        loss_weight: Factor of the loss.
+    """
+
+    loss_names = ("mask_loss",)
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        pool_size: int = 14,
+        num_convs: int = 4,
+        norm: str | None = None,
+        rule: str = "detectron2",
+        loss_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**{"autocast": False, "name": "mask_branch", **kwargs})
+        self.num_classes = num_classes
+        self.pool_size = pool_size
+        self.num_convs = num_convs
+        self.norm = norm
+        self.rule = rule
+        self.loss_weight = loss_weight
+
+    def build(self, input_shape):
+        self.head = MaskHead(self.num_classes, self.num_convs, norm=self.norm, name="head")
+        self.head.build((None, self.pool_size, self.pool_size, input_shape[-1]))
+
+    def call(self, pooled, training=False):
+        """Mask logits (N, S, S, K) of pooled features (N, pool_size, pool_size, C)."""
+        return self.head(pooled, training=training)
+
+    def compute_targets(self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping) -> dict[str, tf.Tensor]:
+        """``masks`` (B, P, S, S), the ground truth in the frame of each region, and ``class_ids`` (B, P)."""
+        masks = mask_ops.crop_masks_for_rois(
+            batch["masks"],
+            batch["boxes"],
+            rois,
+            matched_gt,
+            size=2 * self.pool_size,
+            rule=self.rule,
+            image_size=batch["image_size"],
+        )
+        return {"masks": masks, "class_ids": gather_gt(batch["class_ids"], matched_gt)}
+
+    def compute_losses(self, logits: tf.Tensor, targets: Mapping, positive: tf.Tensor) -> dict[str, tf.Tensor]:
+        """``mask_loss``: cross entropy of the true class's mask, averaged over pixels of positive regions.
+
+        Args:
+            logits: (B * P, S, S, K).
+            targets: Of `compute_targets`.
+            positive: (B, P) bool.
+        """
+        weights = tf.cast(tf.reshape(positive, [-1]), tf.float32)  # (N,)
+        logits = _of_class(logits, tf.reshape(targets["class_ids"], [-1]))  # (N, S, S)
+        masks = tf.reshape(targets["masks"], tf.shape(logits))
+        loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, tf.float32), logits)
+        loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
+        return {"mask_loss": self.loss_weight * loss / tf.maximum(tf.reduce_sum(weights), 1.0)}
+
+    def detect(self, logits: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+        """``mask_probs`` (B, D, S, S) inside the boxes of `detections`."""
+        class_ids = detections["class_ids"]
+        probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
+        shape = tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0)
+        return {"mask_probs": tf.where((class_ids >= 0)[..., None, None], tf.reshape(probs, shape), 0.0)}
+
+
+def _of_class(logits, class_ids):
+    """The maps (N, S, S) of one class each; logits (N, S, S, K), class_ids (N,)."""
+    return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(class_ids, 0), batch_dims=1)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class KeypointBranch(Configured, keras.layers.Layer):
+    """Keypoints as heatmaps (Mask R-CNN, section 5).
+
+    Args:
+        num_keypoints: J.
+        pool_size: Of the pooled features; heatmaps are four times as large.
+        num_convs: Of the head.
+        rule: How a keypoint is read off its heatmap: "detectron2" or "torchvision".
+        loss_weight: Factor of the loss.
+    """
+
+    loss_names = ("keypoint_loss",)
+
+    def __init__(
+        self,
+        num_keypoints: int = 17,
+        *,
+        pool_size: int = 14,
+        num_convs: int = 8,
+        rule: str = "detectron2",
+        loss_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**{"autocast": False, "name": "keypoint_branch", **kwargs})
+        self.num_keypoints = num_keypoints
+        self.pool_size = pool_size
+        self.num_convs = num_convs
+        self.rule = rule
+        self.loss_weight = loss_weight
+
+    def build(self, input_shape):
+        self.head = KeypointHead(self.num_keypoints, self.num_convs, name="head")
+        self.head.build((None, self.pool_size, self.pool_size, input_shape[-1]))
+
+    def call(self, pooled, training=False):
+        """Heatmap logits (N, S, S, J) of pooled features (N, pool_size, pool_size, C)."""
+        return self.head(pooled)
+
+    def compute_targets(self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping) -> dict[str, tf.Tensor]:
+        """``cells`` (B, P, J), the index of the heatmap's cell, and ``visible`` (B, P, J): what has a loss."""
+        cells, visible = keypoint_ops.heatmap_targets(
+            gather_gt(batch["keypoints"], matched_gt), rois, size=4 * self.pool_size
+        )
+        return {"cells": cells, "visible": visible}
+
+    def compute_losses(self, logits: tf.Tensor, targets: Mapping, positive: tf.Tensor) -> dict[str, tf.Tensor]:
+        """``keypoint_loss``: cross entropy over the cells of a heatmap, averaged over visible keypoints.
+
+        Args:
+            logits: (B * P, S, S, J).
+            targets: Of `compute_targets`.
+            positive: (B, P) bool.
+        """
+        cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
+        weights = tf.cast(targets["visible"] & positive[..., None], tf.float32)
+        weights = tf.reshape(weights, tf.shape(cells))
+        maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, (4 * self.pool_size) ** 2])
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights
+        return {"keypoint_loss": self.loss_weight * tf.reduce_sum(loss) / tf.maximum(tf.reduce_sum(weights), 1.0)}
+
+    def detect(self, logits: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+        """``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of `detections`."""
+        boxes = detections["boxes"]
+        keypoints = keypoint_ops.keypoints_from_heatmaps(
+            logits, tf.reshape(boxes, [-1, 4]), rule=self.rule
+        )  # (B * D, J, 3)
+        keypoints = tf.reshape(keypoints, [tf.shape(boxes)[0], -1, self.num_keypoints, 3])
+        return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}

@@ -1,0 +1,146 @@
+"""Deformable convolution (https://arxiv.org/abs/1703.06211), and its second version with a mask (1811.11168)."""
+
+import tensorflow as tf
+
+from kerasdet.ops.sparse import weighted_rows
+
+
+def deform_conv2d(
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    offsets: tf.Tensor,
+    mask: tf.Tensor | None = None,
+    *,
+    strides: int = 1,
+    padding: int = 0,
+    dilations: int = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+) -> tf.Tensor:
+    """Convolution whose taps are moved by offsets and sampled bilinearly; 0 lies outside of the image.
+
+    The samples are taken anew for the gradients instead of being kept: they need kh * kw times the memory of `x`.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (kh, kw, C / groups, O).
+        offsets: (B, h, w, G * kh * kw * 2) in pixels as (y, x) per tap; each of the G deformable groups, which have
+            C / G channels, has its own.
+        mask: Factors (B, h, w, G * kh * kw) of the samples, or None.
+        strides: Step in both directions.
+        padding: On all four sides.
+        dilations: Distance of the taps.
+        groups: Of the convolution: each output sees C / groups channels.
+        deformable_groups: G.
+
+    Returns:
+        (B, h, w, O) of the type of `x`, computed in float32.
+
+    Raises:
+        ValueError: If the channels do not fit the groups, the kernel or the offsets.
+    """
+    x, kernel, offsets = tf.convert_to_tensor(x), tf.convert_to_tensor(kernel), tf.convert_to_tensor(offsets)
+    kernel_height, kernel_width, _, filters = kernel.shape
+    taps = kernel_height * kernel_width
+    _check(x.shape[-1], kernel.shape, offsets.shape[-1], mask, groups, deformable_groups)
+
+    def convolve(x, kernel, offsets, *mask):
+        grid = _taps(tf.shape(offsets)[1:3], kernel_height, kernel_width, strides, padding, dilations)
+        shape = tf.concat([tf.shape(offsets)[:3], [deformable_groups, taps]], 0)
+        points = grid + tf.reshape(offsets, tf.concat([shape, [2]], 0))  # (B, h, w, G, taps, 2)
+        points = tf.einsum("bhwgtc->bhwtgc", points)
+        indices, weights = _corners(points, tf.shape(x))
+        if mask:
+            weights *= tf.einsum("bhwgt->bhwtg", tf.reshape(mask[0], shape))[..., None]
+        table = tf.reshape(x, [-1, x.shape[-1] // deformable_groups])  # (B * H * W * G, C / G)
+        samples = weighted_rows(table, tf.reshape(indices, [-1, 4]), tf.reshape(weights, [-1, 4]))
+        samples = tf.reshape(samples, [-1, taps, groups, x.shape[-1] // groups])
+        by_group = tf.reshape(kernel, [taps, x.shape[-1] // groups, groups, filters // groups])
+        result = tf.einsum("ntgc,tcgo->ngo", samples, by_group)
+        return tf.reshape(result, tf.concat([shape[:3], [filters]], 0))
+
+    arguments = [tf.cast(value, tf.float32) for value in (x, kernel, offsets, mask) if value is not None]
+    result = tf.cast(_recompute(convolve)(*arguments), x.dtype)
+    return tf.ensure_shape(result, [*offsets.shape[:3], filters])
+
+
+def _recompute(function):
+    """`function`, which keeps no more than its arguments for its gradient."""
+
+    @tf.custom_gradient
+    def forward(*arguments):
+        def gradient(upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
+                result = function(*arguments)
+            return tape.gradient(result, arguments, upstream)
+
+        return function(*arguments), gradient
+
+    return forward
+
+
+def _taps(size, kernel_height, kernel_width, strides, padding, dilations):
+    """Where the taps lie without offsets: (h, w, 1, taps, 2) as (y, x)."""
+    axes = [
+        tf.range(length)[:, None] * strides - padding + tf.range(taps) * dilations
+        for length, taps in ((size[0], kernel_height), (size[1], kernel_width))
+    ]
+    shape = [size[0], size[1], kernel_height, kernel_width]
+    y = tf.broadcast_to(axes[0][:, None, :, None], shape)
+    x = tf.broadcast_to(axes[1][None, :, None, :], shape)
+    grid = tf.cast(tf.stack([y, x], -1), tf.float32)
+    return tf.reshape(grid, [size[0], size[1], 1, kernel_height * kernel_width, 2])
+
+
+def _corners(points, shape):
+    """The four cells around each point and their bilinear weights.
+
+    Args:
+        points: (B, h, w, taps, G, 2) as (y, x) of cells.
+        shape: Of the feature map: (4,).
+
+    Returns:
+        Indices into B * H * W * G cells and weights, 0 outside of the map: both (B, h, w, taps, G, 4).
+    """
+    groups = points.shape[4]
+    lower = tf.stop_gradient(tf.floor(points))
+    fraction = points - lower
+    limit = shape[1:3]
+    # Far outside is as good as just outside, and fits an integer.
+    lower = tf.cast(tf.clip_by_value(lower, -2.0, tf.cast(limit, tf.float32)), tf.int32)
+    image = tf.reshape(tf.range(shape[0]), [-1, 1, 1, 1, 1])
+    indices, weights = [], []
+    for dy in (0, 1):
+        for dx in (0, 1):
+            cell = lower + tf.constant([dy, dx])
+            inside = tf.reduce_all((cell >= 0) & (cell < limit), -1)
+            cell = tf.clip_by_value(cell, 0, limit - 1)
+            row = image * shape[1] + cell[..., 0]
+            indices.append((row * shape[2] + cell[..., 1]) * groups + tf.range(groups))
+            weight_y = fraction[..., 0] if dy else 1 - fraction[..., 0]
+            weight_x = fraction[..., 1] if dx else 1 - fraction[..., 1]
+            weights.append(tf.where(inside, weight_y * weight_x, 0.0))
+    return tf.stack(indices, -1), tf.stack(weights, -1)
+
+
+def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups):
+    taps = kernel_shape[0] * kernel_shape[1]
+    if channels % groups or kernel_shape[3] % groups or channels % deformable_groups:
+        raise ValueError(
+            f"deform_conv2d cannot split {channels} channels and {kernel_shape[3]} filters into {groups} groups and "
+            f"{deformable_groups} deformable groups: these must divide them."
+        )
+    if kernel_shape[2] != channels // groups:
+        raise ValueError(
+            f"deform_conv2d has a kernel for {kernel_shape[2]} channels: with {channels} channels in {groups} groups "
+            f"it needs {channels // groups}."
+        )
+    expected = deformable_groups * taps
+    for name, number, given in (("offsets", expected * 2, num_offsets), ("mask", expected, _channels(mask))):
+        if given not in (None, number):
+            raise ValueError(f"deform_conv2d got {name} of {given} channels: {number} are needed.")
+
+
+def _channels(x):
+    return None if x is None else x.shape[-1]

@@ -1,0 +1,255 @@
+"""ROIAlign (https://arxiv.org/abs/1703.06870), on one feature map and on a pyramid.
+
+A bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a cell's weight is that
+of its row times that of its column. All bins together are one sparse matrix, which is multiplied with the feature map;
+its transpose gives the gradient. The grid of samples, which a long thin box makes large, never exists.
+
+(`tf.image.crop_and_resize` would do for the values, not for the gradients: on CPUs its threads overwrite one another's
+sums, and parts of the gradient get lost.)
+"""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
+from kerasdet.ops.sparse import csr_matrix, matmul
+
+_CELLS_AT_ONCE = 2**22
+
+
+class _Rois(NamedTuple):
+    """Regions in the coordinates of their feature maps, and where these lie in a table of all cells."""
+
+    start: tf.Tensor  # (N, 2), the first cell's centre at 0
+    size: tf.Tensor  # (N, 2)
+    map_size: tf.Tensor  # (N, 2) int32, height and width
+    map_begin: tf.Tensor  # (N,) int32, index of the map's first cell
+
+
+def roi_align(
+    features: tf.Tensor,
+    boxes: tf.Tensor,
+    *,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> tf.Tensor:
+    """Mean of bilinear samples in each bin of each box. Gradients go to the features alone.
+
+    Samples up to one pixel outside the map take the border's value, others are 0.
+
+    Args:
+        features: (B, H, W, C).
+        boxes: (B, P, 4) in pixels of the image.
+        output_size: Bins as (h, w), or one number for both.
+        spatial_scale: Of the feature map: 1 / stride.
+        sampling_ratio: Samples a bin and direction; 0 takes as many as a bin has pixels, rounded up.
+        aligned: Pixel centres are at .5 (detectron2, mmdetection); else at 0, with regions of at least one pixel
+            (torchvision).
+
+    Returns:
+        (B, P, h, w, C) of the features' type, computed in float32.
+    """
+    features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
+    shape, count = tf.shape(features), tf.size(boxes) // 4
+    rois = _make_rois(
+        tf.reshape(boxes, [-1, 4]),
+        tf.fill([count, 1], tf.constant(spatial_scale, tf.float32)),
+        aligned,
+        map_size=tf.broadcast_to(shape[1:3], [count, 2]),
+        map_begin=_image_of_each(boxes) * shape[1] * shape[2],
+    )
+    pooled = _pool(_table(features), rois, _pair(output_size), sampling_ratio)
+    return _unflatten(pooled, boxes, features.dtype)
+
+
+def multilevel_roi_align(
+    pyramid: dict[str, tf.Tensor],
+    boxes: tf.Tensor,
+    *,
+    output_size: int | tuple[int, int],
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+    level_epsilon: float = 0.0,
+) -> tf.Tensor:
+    """`roi_align` of each box on the level that suits its size (https://arxiv.org/abs/1612.03144, equation 1).
+
+    Args:
+        pyramid: "p2", "p3" ... without a gap: (B, H, W, C); level l has a stride of 2**l.
+        boxes: (B, P, 4) in pixels of the image.
+        output_size: As in `roi_align`.
+        sampling_ratio: As in `roi_align`.
+        aligned: As in `roi_align`.
+        canonical_size: Side of a square that is pooled from `canonical_level`.
+        canonical_level: A level's number.
+        level_epsilon: Added to the level before it is rounded down: 1e-6 in torchvision.
+
+    Returns:
+        (B, P, h, w, C) of the features' type, computed in float32.
+    """
+    boxes = tf.convert_to_tensor(boxes)
+    levels = sorted(int(name[1:]) for name in pyramid)
+    if levels != list(range(levels[0], levels[-1] + 1)):
+        raise ValueError(f"multilevel_roi_align needs levels without a gap, these are {', '.join(sorted(pyramid))}.")
+    maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
+    flat_boxes = tf.reshape(boxes, [-1, 4])
+    level = _levels(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
+    sizes = tf.stack([tf.shape(x)[1:3] for x in maps])  # (L, 2)
+    begins = tf.cumsum(tf.stack([tf.reduce_prod(tf.shape(x)[:3]) for x in maps]), exclusive=True)  # (L,)
+    scales = tf.constant([[2.0**-level] for level in levels])  # (L, 1)
+    map_size = tf.gather(sizes, level)  # (N, 2)
+    rois = _make_rois(
+        flat_boxes,
+        tf.gather(scales, level),
+        aligned,
+        map_size=map_size,
+        map_begin=tf.gather(begins, level) + _image_of_each(boxes) * map_size[:, 0] * map_size[:, 1],
+    )
+    pooled = _pool(tf.concat([_table(x) for x in maps], 0), rois, _pair(output_size), sampling_ratio)
+    return _unflatten(pooled, boxes, maps[0].dtype)
+
+
+def _levels(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
+    """Level (N,) int32 of each box (N, 4).
+
+    The logarithm is taken in float64 and rounded: float32's own is off by enough to move boxes on the edge of a level.
+    """
+    ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
+    log2 = tf.cast(tf.math.log(tf.cast(ratio, tf.float64)) / math.log(2), tf.float32)
+    level = tf.floor(canonical_level + log2 + epsilon)
+    level = tf.where(tf.math.is_nan(level), float(lowest), level)
+    return tf.cast(tf.clip_by_value(level, lowest, highest), tf.int32)
+
+
+def _make_rois(boxes, scale, aligned, map_size, map_begin):
+    boxes = tf.stop_gradient(tf.cast(boxes, tf.float32))
+    boxes = tf.where(tf.math.is_finite(boxes), boxes, 0.0) * scale - (0.5 if aligned else 0.0)
+    size = boxes[:, 2:] - boxes[:, :2]
+    return _Rois(boxes[:, :2], size if aligned else tf.maximum(size, 1.0), map_size, map_begin)
+
+
+def _pool(table, rois, output_size, sampling_ratio):
+    """Bins (N, h, w, C) of regions of a table (T, C), in chunks of regions."""
+    num_bins, channels = math.prod(output_size), table.shape[1]
+    count = tf.shape(rois.start)[0]
+    samples = _num_samples(rois, output_size, sampling_ratio)
+    chunk = _chunk_size(rois, output_size, samples)
+    table_shape = tf.shape(table)
+
+    def matrix(begin, end):
+        part = _Rois(*(value[begin:end] for value in rois))
+        return _bin_matrix(part, samples[begin:end], output_size, table_shape[0])
+
+    @tf.custom_gradient
+    def pool(table):
+        def gradient(upstream):
+            def to_table(begin, end):
+                dense = tf.reshape(upstream[begin:end], [-1, table_shape[1]])
+                return matmul(matrix(begin, end), dense, transpose=True)
+
+            upstream = tf.cast(upstream, tf.float32)
+            return sum_chunks(to_table, count, chunk, tf.zeros(table_shape))
+
+        def pool_chunk(begin, end):
+            return tf.reshape(matmul(matrix(begin, end), table), [-1, num_bins, table_shape[1]])
+
+        return map_chunks(pool_chunk, count, chunk, [num_bins, channels]), gradient
+
+    return tf.reshape(pool(table), [-1, *output_size, channels or table_shape[1]])
+
+
+def _num_samples(rois, output_size, sampling_ratio):
+    """Samples (N, 2) int32 in each bin, along y and x."""
+    if sampling_ratio > 0:
+        return tf.fill(tf.shape(rois.size), sampling_ratio)
+    # Rounded up. A plain division by a constant would be optimised into an inexact product.
+    samples = tf.cast(-tf.math.floordiv(-rois.size, tf.constant(output_size, tf.float32)), tf.int32)
+    return tf.clip_by_value(samples, 0, rois.map_size)  # exact for regions of up to h times the map's height
+
+
+def _chunk_size(rois, output_size, samples):
+    """How many regions are pooled at once, so that neither their cells nor their rows and columns take much memory."""
+    if rois.start.shape[0] == 0:
+        return tf.constant(1)
+    bins = tf.constant(output_size, tf.float32)
+    covered = tf.minimum(rois.size, tf.cast(rois.map_size, tf.float32)) + 3 * bins
+    lines = tf.minimum(covered, 2 * bins * tf.cast(samples, tf.float32))  # (N, 2), at most
+    cells = tf.reduce_max(tf.reduce_prod(tf.maximum(lines, 1.0), 1))
+    weights = tf.reduce_max(tf.reduce_sum(bins * tf.cast(rois.map_size, tf.float32), 1))
+    return tf.cast(tf.maximum(_CELLS_AT_ONCE / tf.maximum(tf.maximum(cells, weights), 1.0), 1.0), tf.int32)
+
+
+def _bin_matrix(rois, samples, output_size, table_size):
+    """Sparse matrix (N * h * w, T) of the weights of cells in bins."""
+    axes = []
+    for axis, bins in enumerate(output_size):
+        weights = _line_weights(rois.start[:, axis], rois.size[:, axis], samples[:, axis], bins, rois.map_size[:, axis])
+        lines = tf.cast(tf.where(weights > 0), tf.int32)  # (E, 3) of region, bin, row or column
+        counts = tf.math.count_nonzero(weights > 0, 2, dtype=tf.int32)
+        axes.append((counts, lines, tf.boolean_mask(weights, weights > 0)))
+    (y_counts, rows, y_weights), (x_counts, columns, x_weights) = axes
+    row_begins = tf.gather(rois.map_begin, rows[:, 0]) + rows[:, 2] * tf.gather(rois.map_size[:, 1], rows[:, 0])
+    bins, y, x = cells_of_bins(y_counts, x_counts)
+    cells = tf.gather(row_begins, y) + tf.gather(columns[:, 2], x)
+    weights = tf.gather(y_weights, y) * tf.gather(x_weights, x)
+    num_bins = tf.size(y_counts) * output_size[1]
+    return csr_matrix(bins, cells, weights, tf.cast(tf.stack([num_bins, table_size]), tf.int64))
+
+
+def _line_weights(start, size, samples, bins, limit):
+    """Weight of each row (or column) in each bin: the mean of its samples' bilinear weights.
+
+    Args:
+        start: (N,), of the regions.
+        size: (N,).
+        samples: (N,) int32, in a bin.
+        bins: Their number.
+        limit: (N,) int32, rows of the map.
+
+    Returns:
+        (N, bins, the greatest limit).
+    """
+    count, num_lines = tf.shape(start)[0], tf.maximum(tf.reduce_max(limit), 1)
+    number = tf.range(tf.maximum(tf.reduce_max(samples), 1))
+    start, size, samples, limit = (value[:, None, None] for value in (start, size, samples, limit))
+    bin_size, num_samples = size / bins, tf.maximum(tf.cast(samples, tf.float32), 1.0)
+    begin = start + tf.range(bins, dtype=tf.float32)[:, None] * bin_size  # (N, bins, 1)
+    position = begin + (tf.cast(number, tf.float32) + 0.5) * bin_size / num_samples  # (N, bins, S)
+    inside = (position >= -1) & (position <= tf.cast(limit, tf.float32)) & (number < samples)
+    position = tf.clip_by_value(tf.where(inside, position, 0.0), 0.0, tf.cast(limit - 1, tf.float32))
+    lower = tf.floor(position)
+    weight = tf.where(inside, 1 / num_samples, 0.0)
+    weights = tf.stack([(1 - position + lower) * weight, (position - lower) * weight], -1)  # (N, bins, S, 2)
+    line = tf.cast(lower, tf.int32)
+    lines = tf.stack([line, tf.minimum(line + 1, limit - 1)], -1)
+    bin_begins = tf.reshape(tf.range(count * bins) * num_lines, [-1, bins, 1, 1])
+    summed = tf.math.unsorted_segment_sum(
+        tf.reshape(weights, [-1]), tf.reshape(lines + bin_begins, [-1]), count * bins * num_lines
+    )
+    return tf.reshape(summed, [-1, bins, num_lines])
+
+
+def _table(features):
+    """Cells (B * H * W, C), float32."""
+    return tf.reshape(tf.cast(features, tf.float32), [-1, features.shape[-1] or tf.shape(features)[-1]])
+
+
+def _image_of_each(boxes):
+    """Index (B * P,) into the batch of each of boxes (B, P, 4)."""
+    return tf.repeat(tf.range(tf.shape(boxes)[0]), tf.shape(boxes)[1])
+
+
+def _unflatten(pooled, boxes, dtype):
+    """(B * P, ...) as (B, P, ...)."""
+    shape = tf.concat([tf.shape(boxes)[:2], tf.shape(pooled)[1:]], 0)
+    result = tf.cast(tf.reshape(pooled, shape), dtype)
+    return tf.ensure_shape(result, [*boxes.shape[:2], *pooled.shape[1:]])
+
+
+def _pair(output_size):
+    return (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)

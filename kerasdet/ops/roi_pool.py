@@ -1,0 +1,95 @@
+"""ROIPool (https://arxiv.org/abs/1504.08083): the maximum in each bin, with coordinates rounded to whole cells."""
+
+import tensorflow as tf
+
+from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
+
+_VALUES_AT_ONCE = 2**25
+
+
+def roi_pool(
+    features: tf.Tensor, boxes: tf.Tensor, *, output_size: int | tuple[int, int], spatial_scale: float
+) -> tf.Tensor:
+    """Maximum of the cells of each bin of each box, 0 where a bin lies outside. Gradients go to the features alone.
+
+    Of equal cells the first in reading order gets the gradient, as in torchvision.
+
+    Args:
+        features: (B, H, W, C).
+        boxes: (B, P, 4) in pixels of the image.
+        output_size: Bins as (h, w), or one number for both.
+        spatial_scale: Of the feature map: 1 / stride.
+
+    Returns:
+        (B, P, h, w, C) of the features' type.
+    """
+    features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    shape, channels = tf.shape(features), features.shape[-1]
+    table = tf.reshape(tf.cast(features, tf.float32), [-1, shape[3]])
+    regions = tf.reshape(tf.cast(boxes, tf.float32), [-1, 4]) * spatial_scale
+    regions = _round_half_away(tf.where(tf.math.is_finite(regions), regions, 0.0))
+    y_begin, y_end = _lines(regions[:, 0], regions[:, 2], height, shape[1])
+    x_begin, x_end = _lines(regions[:, 1], regions[:, 3], width, shape[2])
+    image = tf.repeat(tf.range(shape[0]), tf.shape(boxes)[1])
+    count = tf.size(boxes) // 4
+
+    def cells(begin, end):
+        """Bin and cell (E,) of each pair of these."""
+        part = slice(begin, end)
+        bins, y, x = cells_of_bins(y_end[part] - y_begin[part], x_end[part] - x_begin[part])
+        rows = tf.ragged.range(tf.reshape(y_begin[part], [-1]), tf.reshape(y_end[part], [-1])).flat_values
+        columns = tf.ragged.range(tf.reshape(x_begin[part], [-1]), tf.reshape(x_end[part], [-1])).flat_values
+        row = tf.gather(image[part], bins // (height * width)) * shape[1] + tf.gather(rows, y)
+        return bins, row * shape[2] + tf.gather(columns, x)
+
+    num_cells = tf.reduce_sum(y_end - y_begin, 1) * tf.reduce_sum(x_end - x_begin, 1)  # (N,)
+    most = tf.reduce_max(tf.concat([num_cells, [1]], 0)) * shape[3]
+    chunk = tf.maximum(_VALUES_AT_ONCE // tf.maximum(most, 1), 1)
+
+    @tf.custom_gradient
+    def pool(table):
+        def maxima(begin, end):
+            bins, cell = cells(begin, end)
+            values = tf.gather(table, cell)  # (E, C)
+            found = tf.math.unsorted_segment_max(values, bins, (end - begin) * height * width)
+            return bins, cell, values, found
+
+        def pool_chunk(begin, end):
+            found = maxima(begin, end)[-1]
+            found = tf.where(found == tf.float32.min, 0.0, found)
+            return tf.reshape(found, [-1, height * width, shape[3]])
+
+        def gradient(upstream):
+            def to_table(begin, end):
+                bins, cell, values, found = maxima(begin, end)
+                number = tf.range(tf.size(cell))[:, None]
+                candidates = tf.where(values == tf.gather(found, bins), number, tf.int32.max)
+                first = tf.math.unsorted_segment_min(candidates, bins, tf.shape(found)[0])  # (bins, C)
+                chosen = tf.where(first < tf.size(cell))  # (bins with cells * C, 2)
+                place = tf.stack([tf.gather(cell, tf.gather_nd(first, chosen)), tf.cast(chosen[:, 1], tf.int32)], -1)
+                dense = tf.reshape(upstream[begin:end], tf.shape(found))
+                return tf.scatter_nd(place, tf.gather_nd(dense, chosen), tf.shape(table))
+
+            return sum_chunks(to_table, count, chunk, tf.zeros_like(table))
+
+        return map_chunks(pool_chunk, count, chunk, [height * width, channels]), gradient
+
+    pooled = tf.reshape(pool(table), [shape[0], tf.shape(boxes)[1], height, width, shape[3]])
+    return tf.ensure_shape(tf.cast(pooled, features.dtype), [*boxes.shape[:2], height, width, channels])
+
+
+def _lines(low, high, bins, limit):
+    """First row (or column) of each bin of regions (N,), and the one after its last: (N, bins) int32."""
+    size = tf.maximum(high - low + 1, 1.0)
+    # float64: a float32 division by a constant would be optimised into an inexact product.
+    bin_size = tf.cast(tf.cast(size, tf.float64) / bins, tf.float32)[:, None]
+    number = tf.range(bins, dtype=tf.float32)
+    begin = tf.floor(number * bin_size) + low[:, None]
+    end = tf.math.ceil((number + 1) * bin_size) + low[:, None]
+    begin, end = (tf.cast(tf.clip_by_value(line, 0.0, tf.cast(limit, tf.float32)), tf.int32) for line in (begin, end))
+    return begin, tf.maximum(begin, end)
+
+
+def _round_half_away(x):
+    return tf.sign(x) * tf.floor(tf.abs(x) + 0.5)

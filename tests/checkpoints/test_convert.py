@@ -1,0 +1,199 @@
+"""`to_model` and `kerasdet convert`: what does not fit is named, number of classes, epsilon of the norms, the file."""
+
+import math
+
+import numpy as np
+import pytest
+from checkpoints import golden
+
+import kerasdet
+from kerasdet import cli
+from kerasdet.checkpoints import SOURCES, to_model
+
+TORCHVISION, TORCHVISION_SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
+DETECTRON2, DETECTRON2_SOURCE = "detectron2_retinanet_R_50_FPN", "detectron2/retinanet_R_50_FPN"
+CLASS_LAYERS = {
+    TORCHVISION: "head.classification_head.cls_logits",
+    DETECTRON2: "head.cls_score",
+}
+
+
+def with_columns(name, columns):
+    """A reference's layout with so many columns in its class logits."""
+    layer = CLASS_LAYERS[name]
+    shapes = {f"{layer}.weight": (9 * columns, 256, 3, 3), f"{layer}.bias": (9 * columns,)}
+    return golden.constants({**golden.layout(name), **shapes})
+
+
+# What does not fit
+
+
+@pytest.fixture
+def state():
+    return golden.constants(golden.layout(TORCHVISION))
+
+
+def message(state, source=TORCHVISION_SOURCE, **arguments):
+    with pytest.raises(ValueError) as error:
+        to_model(state, source, **arguments)
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".")
+    return text
+
+
+def test_what_does_not_fit_is_named_in_one_sentence(state):
+    del state["backbone.body.layer2.1.conv1.weight"]
+    state["backbone.body.layer9.0.conv1.weight"] = np.zeros(3)
+    state["head.regression_head.conv.1.0.bias"] = np.zeros(7)
+    assert message(state) == (
+        f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.1.conv1.weight; "
+        "unexpected: backbone.body.layer9.0.conv1.weight; "
+        "of another shape: head.regression_head.conv.1.0.bias (7,)."
+    )
+
+
+@pytest.mark.parametrize("shapes", [((), ()), ((35, 256, 3, 3), (100, 256, 3, 3)), ((1, 36, 256, 3), (810, 256, 3, 3))])
+def test_last_layers_of_another_shape(state, shapes):
+    names = "head.regression_head.bbox_reg.weight", "head.classification_head.cls_logits.weight"
+    state |= {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
+    listed = message(state).split("of another shape: ")[1]
+    assert all(f"{name} {shape}" in listed for name, shape in zip(names, shapes, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (9,), (100,)])
+def test_class_bias_without_a_number_of_classes(state, shape):
+    state["head.classification_head.cls_logits.bias"] = np.zeros(shape)
+    assert f"head.classification_head.cls_logits.bias has shape {shape}" in message(state)
+
+
+def test_long_lists_are_cut(state):
+    text = message({name: x for name, x in state.items() if "layer3" not in name})
+    assert text.count("layer3") == 10 and "and 85 more." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "named"),
+    [
+        (TORCHVISION, DETECTRON2_SOURCE, "head.cls_score.bias"),
+        (DETECTRON2, "mmdet/retinanet_r50_fpn", "bbox_head.retina_cls.bias"),
+        (TORCHVISION, TORCHVISION_SOURCE + "_v2", "missing: head.classification_head.conv.0.1.weight"),
+        (DETECTRON2, "detectron2/retinanet_R_101_FPN", "missing: backbone.bottom_up.res4.6.conv1.weight"),
+        (TORCHVISION, "torchvision/resnet50", "missing: conv1.weight"),
+    ],
+)
+def test_another_source_than_the_files(name, source, named):
+    text = message(golden.constants(golden.layout(name)), source)
+    assert source in text and named in text
+
+
+def test_unknown_source():
+    text = message({}, "torchvision/retinanet")
+    assert "'torchvision/retinanet'" in text
+    assert all(source in text for source in SOURCES)
+
+
+def test_empty_state():
+    assert "head.cls_score.bias" in message({}, DETECTRON2_SOURCE)
+
+
+def test_statistics_are_only_made_up_for_detectron2(state):
+    """A file without running averages is affine-only in MSRA's case; elsewhere somebody forgot to save the buffers."""
+    state = {name: x for name, x in state.items() if "running" not in name}
+    assert "missing: backbone.body.bn1.running_mean, backbone.body.bn1.running_var" in message(state)
+
+
+# The number of classes
+
+
+@pytest.mark.parametrize(("name", "columns"), [(TORCHVISION, 21), (TORCHVISION, 2), (DETECTRON2, 20), (DETECTRON2, 1)])
+def test_number_of_classes_of_the_file(name, columns):
+    model = to_model(with_columns(name, columns), name.replace("_", "/", 1))
+    assert model.num_classes == columns - (name == TORCHVISION)
+
+
+def test_rows_of_the_last_layers():
+    """Classes from column 1 on for every anchor; deltas as (dy, dx, dh, dw)."""
+    state = with_columns(TORCHVISION, 21)
+    state["head.classification_head.cls_logits.bias"] = np.arange(9 * 21)
+    state["head.regression_head.bbox_reg.bias"] = np.arange(36)
+    model = to_model(state, TORCHVISION_SOURCE)
+    np.testing.assert_array_equal(
+        model.head.class_logits.conv.bias, [21 * anchor + column for anchor in range(9) for column in range(1, 21)]
+    )
+    np.testing.assert_array_equal(
+        model.head.box_deltas.conv.bias, [4 * anchor + i for anchor in range(9) for i in (1, 0, 3, 2)]
+    )
+
+
+@pytest.mark.parametrize("name", [TORCHVISION, DETECTRON2])
+def test_new_classes_get_a_new_class_layer_and_keep_the_rest(name):
+    state, source = golden.constants(golden.layout(name)), name.replace("_", "/", 1)
+    model = to_model(state, source, num_classes=5)
+    assert model.num_classes == 5
+    layer = model.head.class_logits.conv
+    assert layer.kernel.shape == (3, 3, 256, 45)
+    assert 0.009 < np.std(layer.kernel) < 0.011
+    np.testing.assert_allclose(layer.bias, np.full(45, -math.log(99)), rtol=1e-6)
+
+    kept = [model.backbone, model.neck, model.head.class_tower, model.head.box_tower, model.head.box_deltas]
+    used = [int(x.flat[0]) for key, x in state.items() if not key.startswith(CLASS_LAYERS[name])]
+    assert sorted(golden.numbers(*kept)) == sorted(used)
+
+
+def test_new_classes_do_not_need_a_class_layer_in_the_file(state):
+    entries = {name: x for name, x in state.items() if not name.startswith(CLASS_LAYERS[TORCHVISION])}
+    assert to_model(entries, TORCHVISION_SOURCE, num_classes=3).num_classes == 3
+
+
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_no_classes(state, num_classes):
+    assert f"num_classes={num_classes}" in message(state, num_classes=num_classes)
+
+
+# The norms
+
+
+def test_norm_epsilon(state):
+    assert to_model(state, TORCHVISION_SOURCE).backbone.stem.norm.epsilon == 0
+    backbone = to_model(state, TORCHVISION_SOURCE, norm_epsilon=1e-3).backbone
+    assert {block.convs[0].norm.epsilon for block in backbone.blocks} | {backbone.stem.norm.epsilon} == {1e-3}
+
+
+# The command line
+
+
+@pytest.fixture
+def file(tmp_path, state):
+    path = tmp_path / "retinanet.npz"
+    np.savez(path, **state)
+    return path
+
+
+def convert(file, out, *arguments):
+    return cli.main(["convert", str(file), "--source", TORCHVISION_SOURCE, "--out", str(out), *arguments])
+
+
+def test_convert_writes_what_load_opens(file, tmp_path, state, capsys):
+    out = tmp_path / "out"
+    assert convert(file, out, "--num-classes", "3", "--norm-epsilon", "1e-5") == 0
+    assert str(out / "model.keras") in capsys.readouterr().out
+    model = kerasdet.load(out)
+    assert isinstance(model, kerasdet.RetinaNet) and model.num_classes == 3
+    assert model.backbone.stem.norm.epsilon == 1e-5
+    assert model.preprocessing.rounding == "torchvision"
+    expected = to_model(state, TORCHVISION_SOURCE, num_classes=3)
+    assert golden.numbers(model.backbone, model.neck) == golden.numbers(expected.backbone, expected.neck)
+
+
+def test_convert_says_what_does_not_fit(file, tmp_path, capsys):
+    np.savez(file, **{"head.classification_head.cls_logits.bias": np.zeros(18)})
+    assert convert(file, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("kerasdet convert: The checkpoint does not fit") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_needs_a_file(tmp_path, capsys):
+    assert convert(tmp_path / "nothing.pth", tmp_path / "out") == 2
+    assert "nothing.pth" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

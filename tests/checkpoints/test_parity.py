@@ -1,0 +1,173 @@
+"""Converted models against the frameworks they come from: features, heads, anchors, losses, detections, the export."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from checkpoints import golden
+from checkpoints.golden import XYXY
+from kerasdet.export import export_saved_model
+
+from kerasdet.checkpoints import to_model
+from kerasdet.models import Detector
+
+HEIGHT, WIDTH = 256, 320
+SHORTEST, LONGEST = 320, 500
+
+# name of the reference -> how it names the levels
+LEVELS = {
+    "torchvision_retinanet_resnet50_fpn": ("0", "1", "2", "p6", "p7"),
+    "torchvision_retinanet_resnet50_fpn_v2": ("0", "1", "2", "p6", "p7"),
+    "detectron2_retinanet_R_50_FPN": ("p3", "p4", "p5", "p6", "p7"),
+}
+
+
+@dataclass
+class Case:
+    """A converted model, its outputs for the reference's image, and the reference's."""
+
+    name: str
+    model: Detector
+    batch: dict
+    outputs: dict
+    golden: dict
+
+    @property
+    def first_label(self):
+        return int(self.name.startswith("torchvision"))
+
+    def flat(self, name):
+        """An output of all levels in one, (R, ...)."""
+        return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in self.outputs[name].values()])
+
+    def detect_in_batch(self):
+        """`detect` on the two images of ``e2e``."""
+        return self.model.detect(end_to_end_images(), resize=(SHORTEST, LONGEST))
+
+
+def end_to_end_images():
+    image = golden.weights().image
+    return [image(250, 333, 11), image(300, 200, 12)]
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def case(request):
+    name = request.param
+    expected = golden.outputs(name)
+    model = to_model(golden.state(name), name.replace("_", "/", 1))
+    image = golden.weights().image(HEIGHT, WIDTH, seed=0)
+    batch = {"image": tf.constant(image[None]), "image_size": tf.constant([[HEIGHT, WIDTH]])}
+    return Case(name, model, batch, model(batch), expected)
+
+
+def test_features(case):
+    pyramid = case.model.neck(case.model.backbone(case.model.preprocessing.normalize(**case.batch)))
+    for name, x in zip(LEVELS[case.name], pyramid.values(), strict=True):
+        assert golden.relative(x[0].numpy().transpose(2, 0, 1)[::16, ::2, ::2], case.golden[f"feature_{name}"]) < 1e-4
+
+
+def test_raw_heads(case):
+    if case.first_label:
+        logits, deltas = case.flat("class_logits")[::37], case.flat("box_deltas")[::37]
+        assert golden.relative(logits, case.golden["head_cls_logits"][:, 1:]) < 1e-4
+        assert golden.relative(deltas[:, XYXY], case.golden["head_bbox_regression"]) < 1e-4
+        return
+    for index, level in enumerate(case.outputs["class_logits"]):
+        logits, deltas = case.outputs["class_logits"][level][0, ::37], case.outputs["box_deltas"][level][0, ::37]
+        assert golden.relative(logits, case.golden[f"head_logits_{index}"]) < 1e-4
+        assert golden.relative(deltas.numpy()[:, XYXY], case.golden[f"head_deltas_{index}"]) < 1e-4
+
+
+def test_anchors_are_exact(case):
+    np.testing.assert_array_equal(case.flat("anchors")[::37][:, XYXY], case.golden["anchors"])
+
+
+def assert_losses(case, images, prefix):
+    """Losses of `images` with the targets of the reference, which has those of one image or of two."""
+    count = len(images)
+    names = [("gt_boxes", "gt_classes"), ("gt2_boxes", "gt2_classes")][:count]
+    size = max(len(case.golden[name]) for _, name in names)
+    boxes, class_ids = np.zeros((count, size, 4), np.float32), np.full((count, size), -1, np.int32)
+    for index, (box_name, class_name) in enumerate(names):
+        number = len(case.golden[class_name])
+        boxes[index, :number] = case.golden[box_name][:, XYXY]
+        class_ids[index, :number] = case.golden[class_name]
+    batch = {
+        "image": tf.constant(np.stack(images)),
+        "image_size": tf.constant([[HEIGHT, WIDTH]] * count),
+        "boxes": tf.constant(boxes),
+        "class_ids": tf.constant(class_ids),
+        "is_crowd": tf.zeros((count, size), tf.bool),
+    }
+    outputs = case.model(batch)
+    losses = case.model.compute_losses(outputs, case.model.compute_targets(outputs, batch))
+    expected = [float(value) for name, value in case.golden.items() if name.startswith(prefix)]
+    np.testing.assert_allclose([float(losses["class_loss"]), float(losses["box_loss"])], expected, rtol=1e-4)
+
+
+def test_losses_of_one_image(case):
+    assert_losses(case, [case.batch["image"][0].numpy()], "loss_")
+
+
+def test_losses_of_a_batch(case):
+    image = case.batch["image"][0].numpy()
+    assert_losses(case, [image, image[:, ::-1]], "loss2_")
+
+
+def test_detections_match_one_to_one(case):
+    result = case.model.postprocess(case.outputs, case.batch["image_size"])
+    found = golden.detections(result, 0, case.first_label)
+    expected = golden.expected_detections(case.golden, "detections")
+    assert len(found["scores"]) == len(expected["scores"])
+    assert golden.matched(found, expected, pixels=0.05, score=1e-4) == len(expected["scores"])
+
+
+def assert_end_to_end(case, result, first_label):
+    for index in (0, 1):
+        found = golden.detections(result, index, first_label)
+        expected = golden.expected_detections(case.golden, f"e2e_{index}")
+        assert len(found["scores"]) == len(expected["scores"])
+        assert golden.matched(found, expected, pixels=0.5, score=2e-3) >= 0.9 * len(expected["scores"])
+
+
+def test_end_to_end(case):
+    assert_end_to_end(case, case.detect_in_batch(), case.first_label)
+
+
+EXPORTED = [
+    pytest.param(name, marks=[] if name.startswith("detectron2_retinanet") else pytest.mark.slow) for name in LEVELS
+]
+
+
+@pytest.mark.parametrize("case", EXPORTED, indirect=True)
+def test_exported_model_gives_the_same(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(case.model.preprocessing, "shortest", SHORTEST)
+    monkeypatch.setattr(case.model.preprocessing, "longest", LONGEST)
+    signatures = tf.saved_model.load(str(export_saved_model(case.model, tmp_path / "saved"))).signatures
+    images = end_to_end_images()
+
+    encoded = signatures["encoded"](image_bytes=tf.stack([tf.io.encode_png(image) for image in images]))
+    assert_end_to_end(case, as_result(encoded, images), case.first_label)
+    assert_same_detections(as_result(encoded, images), case.detect_in_batch())
+
+    decoded = signatures["serving_default"](image=tf.constant(images[1][None]))
+    assert_same_detections(as_result(decoded, images[1:]), case.model.detect(images[1]))
+
+
+def as_result(exported, images):
+    """The outputs of a SavedModel, boxes as shares of the images and classes from 1 on, in the form of `detect`."""
+    sizes = np.array([[image.shape[0], image.shape[1]] * 2 for image in images])[:, None]
+    return {
+        "boxes": exported["detection_boxes"].numpy() * sizes,
+        "scores": exported["detection_scores"].numpy(),
+        "class_ids": exported["detection_classes"].numpy() - 1,
+        "valid": exported["num_detections"].numpy(),
+    }
+
+
+def assert_same_detections(result, expected):
+    for index, count in enumerate(expected["valid"]):
+        assert result["valid"][index] == count
+        found, wanted = golden.detections(result, index), golden.detections(expected, index)
+        assert golden.matched(found, wanted, pixels=0.05, score=1e-4) == count

@@ -1,0 +1,228 @@
+"""`verify` and `kerasdet convert --verify`: agreement with a source's outputs, and the first tensor that differs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from checkpoints import golden
+
+import kerasdet
+from kerasdet import cli
+from kerasdet.checkpoints import SOURCES, to_model, verify
+
+NAME, SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
+PYRAMID = ["p3", "p4", "p5", "p6", "p7"]
+TENSORS = [*PYRAMID, "class_logits", "box_deltas"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The converted reference, with the resize rule that leaves the reference's image as it is."""
+    model = to_model(golden.state(NAME), SOURCE)
+    model.preprocessing.shortest, model.preprocessing.longest = 256, 320
+    return model
+
+
+@pytest.fixture(scope="module")
+def image():
+    return golden.weights().image(256, 320, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tensors(model, image):
+    """What the model computes, as torchvision would save it: CHW, xyxy, and a column for background."""
+    batch = {"image": tf.constant(image[None]), "image_size": tf.constant([[256, 320]])}
+    pyramid = model.neck(model.backbone(model.preprocessing.normalize(**batch)))
+    outputs = model(batch)
+    logits, deltas = (np.concatenate([*map(np.asarray, outputs[name].values())], 1) for name in TENSORS[5:])
+    return {
+        **{level: np.transpose(x, (0, 3, 1, 2)) for level, x in pyramid.items()},
+        "class_logits": np.concatenate([np.full((*logits.shape[:2], 1), -12, np.float32), logits], 2),
+        "box_deltas": deltas[:, :, golden.XYXY],
+    }
+
+
+@pytest.fixture(scope="module")
+def detections():
+    return golden.expected_detections(golden.outputs(NAME), "detections")
+
+
+def differing(report):
+    return [name for name, _, same in report if not same]
+
+
+# Agreement
+
+
+def test_the_references_detections(model, image, detections):
+    assert verify(model, {"image": image, **detections}, SOURCE) == [("detections", 0, True)]
+
+
+def test_everything_in_the_order_of_computation(model, image, tensors, detections):
+    report = verify(model, {**detections, **tensors, "image": image, "else": np.zeros(1)}, SOURCE)
+    assert [name for name, _, _ in report] == [*TENSORS, "detections"]
+    assert differing(report) == []
+    assert max(difference for _, difference, _ in report) < 1e-5
+
+
+def test_with_and_without_a_batch_axis(model, image, tensors, detections):
+    without = {name: x[0] for name, x in tensors.items()}
+    assert differing(verify(model, {"image": image, **without}, SOURCE)) == []
+    batched = {name: x[None] for name, x in detections.items()}
+    assert verify(model, {"image": image, **batched}, SOURCE) == [("detections", 0, True)]
+
+
+def test_some_of_the_tensors(model, image, tensors):
+    report = verify(model, {"image": image, "box_deltas": tensors["box_deltas"], "p5": tensors["p5"]}, SOURCE)
+    assert [name for name, _, _ in report] == ["p5", "box_deltas"]
+
+
+def test_labels_count_from_one_in_torchvision_only(model, image, detections):
+    """detectron2 has the same numbers for its classes as kerasdet."""
+    zero_based = {**detections, "labels": detections["labels"] - 1}
+    assert verify(model, {"image": image, **zero_based}, SOURCE) == [("detections", 1, False)]
+    assert verify(model, {"image": image, **zero_based}, "detectron2/retinanet_R_50_FPN") == [("detections", 0, True)]
+
+
+# Differences
+
+
+@pytest.fixture
+def perturbed(model):
+    """Doubles one kernel, until the test is over."""
+    changed = []
+
+    def change(layer):
+        changed.append((layer.conv.kernel, layer.conv.kernel.numpy()))
+        layer.conv.kernel.assign(changed[-1][1] * 2)
+
+    yield change
+    for kernel, value in changed:
+        kernel.assign(value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (lambda m: m.backbone.stem, TENSORS),
+        (lambda m: m.neck.laterals[2], TENSORS),  # of c5; p6 of torchvision's v1 is made of p5
+        (lambda m: m.neck.outputs[0], ["p3", "class_logits", "box_deltas"]),
+        (lambda m: m.neck.outputs[1], ["p4", "class_logits", "box_deltas"]),
+        (lambda m: m.neck.top.convs[1], ["p7", "class_logits", "box_deltas"]),
+        (lambda m: m.head.class_tower.convs[0], ["class_logits"]),
+        (lambda m: m.head.class_logits, ["class_logits"]),
+        (lambda m: m.head.box_tower.convs[3], ["box_deltas"]),
+    ],
+    ids=["stem", "lateral_c5", "output_c3", "output_c4", "p7", "class_tower", "class_logits", "box_tower"],
+)
+def test_a_changed_weight(model, image, tensors, perturbed, layer, expected):
+    perturbed(layer(model))
+    assert differing(verify(model, {"image": image, **tensors}, SOURCE)) == expected
+
+
+def test_tensors_that_are_not_finite_differ(model, image, tensors):
+    broken = np.full_like(tensors["p4"], np.nan)
+    assert differing(verify(model, {"image": image, **tensors, "p4": broken}, SOURCE)) == ["p4"]
+
+
+@pytest.mark.parametrize(("moved", "same"), [(30, True), (31, False)])
+def test_nine_of_ten_detections_must_be_found(model, image, detections, moved, same):
+    boxes = detections["boxes"].copy()
+    boxes[:moved, 0] -= 50
+    report = verify(model, {"image": image, **detections, "boxes": boxes}, SOURCE)
+    assert report == [("detections", pytest.approx(moved / 300), same)]
+
+
+def test_a_detection_is_found_once(model, image, detections):
+    twice = {name: np.concatenate([x[:100], x[:100]]) for name, x in detections.items()}
+    assert verify(model, {"image": image, **twice}, SOURCE) == [("detections", 0.5, False)]
+
+
+# Mistakes
+
+
+def message(model, outputs, source=SOURCE):
+    with pytest.raises(ValueError) as error:
+        verify(model, outputs, source)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_no_image(model, tensors):
+    assert message(model, {"p3": tensors["p3"]}) == "The outputs need an entry 'image', (H, W, 3) uint8; they have p3."
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda image: image / np.float32(255),
+        lambda image: image.transpose(2, 0, 1),
+        lambda image: image[:, :, 0],
+        lambda image: image[None],
+    ],
+    ids=["float", "channels first", "gray", "batch"],
+)
+def test_another_image(model, image, tensors, wrong):
+    text = message(model, {"image": wrong(image), "p3": tensors["p3"]})
+    assert str(wrong(image).shape) in text and "uint8" in text
+
+
+def test_nothing_to_compare(model, image, detections):
+    assert "nothing to compare" in message(model, {"image": image})
+    assert "nothing to compare" in message(model, {"image": image, "boxes": detections["boxes"]})
+
+
+@pytest.mark.parametrize(("name", "shape"), [("p4", (256, 17, 20)), ("class_logits", (7,)), ("box_deltas", (3, 5, 4))])
+def test_another_shape(model, image, name, shape):
+    text = message(model, {"image": image, name: np.zeros(shape, np.float32)})
+    assert text.startswith(f"{name} has shape {shape} in the outputs, (")
+
+
+@pytest.mark.parametrize(("name", "count"), [("boxes", 9), ("scores", 9), ("labels", 9)])
+def test_detections_of_different_length(model, image, detections, name, count):
+    text = message(model, {"image": image, **detections, name: detections[name][:count]})
+    assert f"{name} ({count}," in text
+
+
+def test_unknown_source(model, image, tensors):
+    assert "'torch'" in message(model, {"image": image, **tensors}, "torch")
+
+
+def test_a_backbone_cannot_be_compared(model, image):
+    assert "ResNet" in message(model.backbone, {"image": image})
+
+
+# The command line
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch):
+    """`kerasdet convert --verify` of the reference, which is resized as the reference was."""
+    preprocessing = {**SOURCES[SOURCE].preprocessing, "shortest": 256, "longest": 320}
+    monkeypatch.setitem(SOURCES, SOURCE, replace(SOURCES[SOURCE], preprocessing=preprocessing))
+    np.savez(tmp_path / "file.npz", **golden.state(NAME))
+
+    def run(outputs):
+        np.savez(tmp_path / "outputs.npz", **outputs)
+        file, out, expected = (str(tmp_path / name) for name in ("file.npz", "out", "outputs.npz"))
+        return cli.main(["convert", file, "--source", SOURCE, "--out", out, "--verify", expected])
+
+    return run
+
+
+def test_convert_verifies_and_writes(convert, image, tensors, detections, tmp_path, capsys):
+    assert convert({"image": image, "p3": tensors["p3"], **detections}) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[:2]] == ["p3", "detections"]
+    loaded = kerasdet.load(tmp_path / "out")
+    assert verify(loaded, {"image": image, **detections}, SOURCE) == [("detections", 0, True)]
+
+
+def test_convert_writes_nothing_where_outputs_differ(convert, image, tensors, tmp_path, capsys):
+    wrong = {"p4": tensors["p4"] * 1.01, "class_logits": tensors["class_logits"] + 1}
+    assert convert({"image": image, **tensors, **wrong}) == 2
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines() if "differs" in line] == ["p4", "class_logits"]
+    assert captured.err.count("\n") == 1 and "another p4 than" in captured.err and "nothing was written" in captured.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,172 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image, ImageOps
+
+from kerasdet.export import export_saved_model, verify_saved_model
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+ELSEWHERE = """
+import json, sys
+checkout, folder, out = sys.argv[1:]
+sys.path = [path for path in sys.path if not path.startswith(checkout)]
+sys.modules["kerasdet"] = None  # importing it is an error from here on
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow.python.framework import op_def_registry
+
+data = np.load(out, allow_pickle=False)
+loaded = tf.saved_model.load(folder)
+results = {}
+for name in data.files:
+    if name.startswith("encoded"):
+        values = loaded.signatures["encoded"](image_bytes=tf.stack([tf.io.read_file(str(p)) for p in data[name]]))
+    else:
+        values = loaded.signatures["serving_default"](image=tf.constant(data[name]))
+    results |= {f"{name}/{key}": value.numpy() for key, value in values.items()}
+np.savez(out, **results)
+
+graph = SavedModel.FromString(open(folder + "/saved_model.pb", "rb").read()).meta_graphs[0].graph_def
+functions = {function.signature.name for function in graph.library.function}
+nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+ops = {node.op for node in nodes} - functions
+foreign = [op for op in ops if op_def_registry.get(op) is None]
+
+print(json.dumps({"foreign": foreign, "ops": sorted(ops), "nodes": len(nodes)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.talkative()
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    return export_saved_model(model, tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Encoded images of different kinds and sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    first, second, third = (Image.fromarray(image) for image in tiny.images())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = second.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(second.size))
+    first.save(folder / "a.jpg", quality=92)
+    second.save(folder / "b.png")
+    third.convert("L").save(folder / "gray.png")
+    alpha.save(folder / "rgba.png")
+    third.save(folder / "turned.jpg", exif=exif)
+    return sorted(folder.iterdir())
+
+
+def upright(path):
+    """What the file shows, by PIL."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def inputs(files):
+    paths = [str(path) for path in files]
+    three = np.stack([image[:48, :64] for image in tiny.images()])
+    return {"three": three, "one": tiny.images()[2][None], "encoded": paths, "encoded_one": paths[-1:]}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(exported, inputs, tmp_path_factory):
+    """Results of a process that has only TensorFlow, and what it says about the graph."""
+    out = tmp_path_factory.mktemp("elsewhere") / "data.npz"
+    np.savez(out, **inputs)
+    process = subprocess.run(  # -I: neither PYTHONPATH nor the current folder
+        [sys.executable, "-I", "-c", ELSEWHERE, str(CHECKOUT), str(exported), str(out)],
+        capture_output=True,
+        text=True,
+        cwd=out.parent,
+    )
+    assert process.returncode == 0, process.stderr
+    with np.load(out) as results:
+        return dict(results), eval(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["one", "three", "encoded", "encoded_one"])
+def test_gives_what_detect_gives(model, inputs, elsewhere, name):
+    images = [upright(path) for path in inputs[name]] if name.startswith("encoded") else list(inputs[name])
+    expected = model.detect(images)
+    found = {key.split("/")[1]: value for key, value in elsewhere[0].items() if key.split("/")[0] == name}
+    assert expected["valid"].min() > 10
+    sizes = np.array([image.shape[:2] for image in images], np.float32)[:, None, [0, 1, 0, 1]]
+    np.testing.assert_allclose(found["detection_boxes"] * sizes, expected["boxes"], atol=1e-3)
+    np.testing.assert_allclose(found["detection_scores"], expected["scores"], atol=1e-5)
+    np.testing.assert_array_equal(found["num_detections"], expected["valid"])
+    np.testing.assert_array_equal(found["detection_classes"], expected["class_ids"] + 1)
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+    assert found["detection_boxes"].min() >= 0
+    assert found["detection_boxes"].max() <= 1 + 1e-6
+
+
+def test_the_turned_image_is_turned(files):
+    turned = next(path for path in files if path.name == "turned.jpg")
+    assert upright(turned).shape == (70, 120, 3)
+    assert Image.open(turned).size == (70, 120)
+
+
+def test_stock_operations_only(elsewhere):
+    facts = elsewhere[1]
+    assert facts["nodes"] > 500
+    assert "Conv2D" in facts["ops"]
+    assert facts["foreign"] == []
+    assert "PyFunc" not in facts["ops"]
+    assert "EagerPyFunc" not in facts["ops"]
+
+
+def test_labels(exported):
+    assert (exported / "assets" / "labels.txt").read_text().splitlines() == list(tiny.CLASS_NAMES)
+
+
+def test_the_own_model_verifies_by_a_relative_path(model, exported, monkeypatch):
+    monkeypatch.chdir(exported.parent)
+    worst = verify_saved_model(model, exported.name, tiny.images())
+    assert worst["boxes"] <= 1e-3
+    assert worst["scores"] <= 1e-5
+    assert worst["classes"] == worst["count"] == 0
+
+
+def test_another_model_does_not_verify(exported, model):
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        verify_saved_model(tiny.talkative(seed=1), exported, tiny.images()[:1])
+    with pytest.raises(RuntimeError, match=r'"boxes": \S+, "scores": \S+, "classes": 1\.0'):
+        verify_saved_model(model, exported, tiny.images()[:1], class_offset=2)
+
+
+def test_what_does_not_run_does_not_verify(tmp_path, model):
+    with pytest.raises(RuntimeError, match="does not run in a fresh process: .*SavedModel") as error:
+        verify_saved_model(model, tmp_path, tiny.images()[:1])
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_overwritten(tmp_path, model):
+    (tmp_path / "precious.txt").write_text("x")
+    for path in (tmp_path, tmp_path / "precious.txt"):
+        with pytest.raises(FileExistsError, match="exists and is not empty: export to another folder or delete it"):
+            export_saved_model(model, path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_class_offset_and_no_names(tmp_path):
+    import tensorflow as tf
+
+    model = tiny.talkative(class_names=None)
+    path = export_saved_model(model, tmp_path, class_offset=0)  # an empty folder is fine
+    image = tiny.images()[0]
+    found = tf.saved_model.load(str(path)).signatures["serving_default"](image=tf.constant(image[None]))
+    np.testing.assert_array_equal(found["detection_classes"], model.detect(image)["class_ids"])
+    assert not (path / "assets" / "labels.txt").exists()

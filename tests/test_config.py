@@ -1,0 +1,336 @@
+import json
+import math
+import re
+
+import gin
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from kerasdet import FPN, ResNet, RetinaNet, config, load
+from kerasdet.data import RandomFlip
+from kerasdet.layers import ConvTop
+
+FILES = sorted(config.GIN_CONFIGS.glob("*.gin"))
+SHAPES = "retinanet_r18_fpn_shapes"
+TINY = (
+    "ResNet.width=8",
+    "ResNet.stages=(1, 1, 1, 1)",
+    "FPN.channels=32",
+    "ConvTop.channels=32",
+    "RetinaNet.head_convs=1",
+    "train/shapes_dataset.num_images=2",
+    "eval/shapes_dataset.num_images=2",
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_configured():
+    yield
+    gin.clear_config()
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory):
+    """Tiny data in COCO's format, and what CHECKPOINT may name: a backbone of each kind of block, a detector."""
+    folder = tmp_path_factory.mktemp("material")
+    tiny.shapes_data(folder / "data", num_images=2)
+    for block in ("basic", "bottleneck"):
+        tiny.backbone(norm="frozen_bn", block=block).save(folder / f"{block}.keras")
+    tiny.detector(num_classes=2).save(folder / "detector.keras")
+    return folder
+
+
+def with_includes(path):
+    """The text of a gin file and of what it includes."""
+    text = path.read_text()
+    return text + "".join(with_includes(config.GIN_CONFIGS / name) for name in re.findall(r"include '(.*)'", text))
+
+
+def tiny_overrides(path, material, out_dir):
+    """What turns the training of a file into one step of a tiny model on tiny data."""
+    text = with_includes(path)
+    depth = re.search(r"ResNet\.depth = (\d+)", text)
+    backbone = "basic" if depth and int(depth[1]) < 50 else "bottleneck"
+    annotations = material / "data" / "annotations.json"
+    macros = {
+        "OUT_DIR": out_dir,
+        "STEPS": 1,
+        "BATCH_SIZE": 2,
+        "NUM_CLASSES": 5,
+        "IMAGE_SIZE": 64,
+        "IMAGE_SIZE_MAX": 96,
+        "TRAIN_DIR": out_dir.parent / "train",
+        "EVAL_DIR": out_dir.parent / "eval",
+        "TRAIN_ANNOTATIONS": annotations,
+        "EVAL_ANNOTATIONS": annotations,
+        "TRAIN_IMAGES": None,
+        "EVAL_IMAGES": None,
+        "CHECKPOINT": material / ("detector.keras" if "@pretrained()" in text else f"{backbone}.keras"),
+    }
+    known = set(re.findall(r"^([A-Z][A-Z0-9_]*) =", text, re.MULTILINE))
+    # the sizes to train at are not everywhere those of IMAGE_SIZE
+    sizes = ("ResizeShortestEdge.shortest=(64,)", "ResizeShortestEdge.longest=96")
+    return [f"{name}={value}" for name, value in macros.items() if name in known] + [*TINY, *sizes]
+
+
+def configured(name):
+    """The object that a parameter refers to, made now."""
+    return gin.query_parameter(name).scoped_configurable_fn()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_trains_a_step(tmp_path, material, path):
+    out_dir = tmp_path / "run"
+    overrides = tiny_overrides(path, material, out_dir)
+    config.load(path.stem, overrides)
+    assert config.eval_data().num_classes == 5
+
+    config.load(path.stem, [*overrides, "train.eval_data=None"])
+    model = config.train()
+    assert type(model) is RetinaNet
+    assert model.num_classes == 5
+    (line,) = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    assert line["step"] == 1
+    assert 0 < line["loss"] < math.inf
+    for ours, theirs in zip(tiny.weights(load(out_dir)), tiny.weights(model), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    if "backbone_weights" in with_includes(path):
+        source = load(config.macro("CHECKPOINT"))
+        np.testing.assert_array_equal(model.backbone.stem.conv.kernel, source.stem.conv.kernel)  # frozen
+
+    written = (out_dir / "config.gin").read_text()
+    config.load(out_dir / "config.gin")
+    assert gin.config_str(max_line_length=110) == written
+    assert config.macro("STEPS") == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_says_how_it_is_run(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith(f"# kerasdet train {path.stem}")
+    assert len([line for line in lines if not line.startswith("#")]) <= 15
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "steps", "milestones"),
+    [
+        ("retinanet_r50_fpn_1x", 50, 90000, (60000, 80000)),
+        ("retinanet_r50_fpn_3x", 50, 270000, (210000, 250000)),
+        ("retinanet_r101_fpn_3x", 101, 270000, (210000, 250000)),
+    ],
+)
+def test_detectron2_recipes(name, depth, steps, milestones):
+    config.load(name, ["CHECKPOINT=R-50"])
+    assert gin.query_parameter("ResNet.depth") == depth
+    assert config.macro("STEPS") == steps
+    assert config.macro("BATCH_SIZE") == 16
+    optimizer = configured("train.optimizer")
+    rate = optimizer._learning_rate
+    assert rate.milestones == list(milestones)
+    assert [float(rate(step)) for step in (0, 1000, milestones[0], milestones[1])] == pytest.approx(
+        [1e-5, 1e-2, 1e-3, 1e-4]
+    )
+    assert (optimizer.momentum, optimizer.l2, optimizer.norm_l2) == (0.9, 1e-4, 0.0)
+    resize = gin.query_parameter("ResizeShortestEdge.shortest")
+    assert resize == (640, 672, 704, 736, 768, 800)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("OUT_DIR=runs/a b/it's", "runs/a b/it's"),
+        ("OUT_DIR = runs/100%/%DONE ", "runs/100%/%DONE"),
+        ("OUT_DIR=a=b", "a=b"),
+        ('OUT_DIR="quoted"', "quoted"),
+        ("OUT_DIR=#1", "#1"),
+        ("TRAIN_DIR=/data/ä/ö", "/data/ä/ö"),
+        ("LR=1e-3", 1e-3),
+        ("STEPS= 7 ", 7),
+        ("OUT_DIR=None", None),
+        ("Preprocessing.mean=(1, 2.5, 3)", (1, 2.5, 3)),
+        ("ResNet.out_features=['c4', 'c5']", ["c4", "c5"]),
+        ("RetinaNet.head_norm=gn", "gn"),
+        ("RetinaNet.head_norm=None", None),
+        ("FPN.norm='bn'", "bn"),
+        ("train/shapes_dataset.num_images=12", 12),
+    ],
+)
+def test_overrides_are_values_or_text(override, value):
+    config.load(SHAPES, [override])
+    name = override.partition("=")[0].strip()
+    assert gin.query_parameter(name if "." in name else f"%{name}") == value
+
+
+def test_overrides_may_refer():
+    config.load(SHAPES, ["train.optimizer=@SGD()", "SGD.learning_rate=%LR", "LR=0.5", "ConvTop.channels=%BATCH_SIZE"])
+    assert type(configured("train.optimizer")).__name__ == "SGD"
+    assert float(configured("train.optimizer").learning_rate) == 0.5
+    assert configured("FPN.top").channels == 16
+    config.load(SHAPES, ["train.transforms=[@RandomFlip()]", "RandomFlip.horizontal=0.25"])
+    (flip,) = gin.query_parameter("train.transforms")
+    assert flip.scoped_configurable_fn() == RandomFlip(0.25, 0.5)
+
+
+def test_the_last_override_wins():
+    config.load(SHAPES, ["STEPS=3", "STEPS=4"])
+    assert config.macro("STEPS") == 4
+
+
+MISTAKES = {
+    "STEPSS=3": "the configuration has no macro STEPSS",
+    "steps=3": "the configuration has no macro steps",
+    "out dir=3": "the configuration has no macro out dir",
+    "STEPS": "cannot read the override 'STEPS': write NAME=value",
+    "=3": "cannot read the override",
+    "STEPS=ten": "STEPS is 'ten': it must be a whole number from 1",
+    "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a whole number from 1",
+    "STEPS=1e3": "STEPS is 1000.0: it must be a whole number from 1",
+    "NUM_CLASSES=None": "NUM_CLASSES is None",
+    "LR=fast": "LR is 'fast': it must be a number",
+    "LR=%RATE": "the macro RATE is used and never set",
+    "ResNet.widht=8": "ResNet.* 'widht'",
+    "RetinaNet.num_clases=8": "RetinaNet.* 'num_clases'",
+    "AdamW.learning_rat=1": "AdamW.* 'learning_rat'",
+    "ResNett.width=8": "No configurable matching 'ResNett'",
+    "train.optimizer=@SDG()": "No configurable matching reference '@SDG",
+    "train.optimizer=SGD": r"would be a text: write train\.optimizer=@SGD",
+    "RetinaNet.neck=FPN()": r"would be a text: write RetinaNet\.neck=@FPN\(\)",
+    "Preprocessing.mean=(1, 2": "is a bracket not closed",
+    "OUT_DIR=(runs)/a": "Failed to parse",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_wrong_override_is_one_sentence(override):
+    with pytest.raises(ValueError, match=MISTAKES[override]) as error:
+        config.load(SHAPES, [override])
+    assert f"{SHAPES}.gin: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+WRONG_FILES = {
+    "include 'base/nothing.gin'\n": "Unable to open file: base/nothing.gin",
+    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set and used nowhere",
+    f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
+    f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used and never set",
+    f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin, line",
+    f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
+    f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
+    "import no_such_module\n": "No module named 'no_such_module'",
+    "train.steps = 3\n": "PRECISION is used and never set",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES)
+def test_a_wrong_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "own.gin"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=WRONG_FILES[text]) as error:
+        config.load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_no_text_is_no_configuration(tmp_path):
+    (tmp_path / "image.gin").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ValueError, match=r"image\.gin: 'utf-8' codec"):
+        config.load(tmp_path / "image.gin")
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.gin", "base", "/tmp", ""])
+def test_a_missing_file_names_those_there_are(name):
+    with pytest.raises(FileNotFoundError, match=rf"There is no configuration {name}: give a path or one of .*{SHAPES}"):
+        config.load(name)
+
+
+def test_all_missing_macros_are_named_at_once():
+    with pytest.raises(
+        ValueError, match="EVAL_ANNOTATIONS, NUM_CLASSES, TRAIN_ANNOTATIONS must be set: add --set EVAL"
+    ):
+        config.load("finetune", ["CHECKPOINT=x"])
+
+
+def test_a_file_includes_its_neighbours_and_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    (tmp_path / "common.gin").write_text(f"include '{SHAPES}.gin'\nMY_DEPTH = 34\nResNet.depth = %MY_DEPTH\n")
+    (tmp_path / "own.gin").write_text("include 'common.gin'\ninclude 'schedule/1x.gin'\nSTEPS = 11\nMY_DEPTH = 50\n")
+    config.load(tmp_path / "own.gin", ["MY_DEPTH=18"])
+    assert config.macro("STEPS") == 11
+    assert config.macro("BATCH_SIZE") == 16
+    assert config.macro("MY_DEPTH") == 18
+
+
+def test_loading_again_leaves_nothing_of_the_first(tmp_path):
+    config.load(SHAPES, ["FPN.norm=bn", "STEPS=5"])
+    config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=x"])
+    assert config.macro("STEPS") == 90000
+    for name in ("FPN.norm", "RetinaNet.head_norm", "%TRAIN_DIR", "train/shapes_dataset.seed"):
+        with pytest.raises(ValueError):
+            gin.query_parameter(name)
+    with pytest.raises(FileNotFoundError):
+        config.load("nothing")
+    assert config.macro("STEPS") == 90000
+
+
+def test_python_ignores_the_configuration():
+    config.load(SHAPES, [*TINY, "RandomFlip.horizontal=0.1", "RetinaNet.score_threshold=0.9"])
+    assert RandomFlip() == RandomFlip(0.5, 0.0)
+    assert ConvTop().channels == 256
+    assert FPN(top=ConvTop()).channels == 256
+    assert ResNet(18, stages=(1,), out_features=("c2",)).width == 64
+    assert tiny.detector().score_threshold == 0.05
+
+
+def test_what_is_configured_is_of_the_classes_themselves():
+    config.load(SHAPES, [*TINY, "NUM_CLASSES=7"])
+    model = configured("train.model")
+    assert [type(part) for part in (model, model.backbone, model.neck)] == [RetinaNet, ResNet, FPN]
+    assert (model.num_classes, model.backbone.width, model.neck.channels) == (7, 8, 32)
+    assert model.preprocessing.shortest == 128
+
+
+OWN_MODULE = """
+import gin
+import keras
+from kerasdet import ResNet
+
+@gin.register{module}
+@keras.saving.register_keras_serializable(package="own")
+class {name}(ResNet):
+    def __init__(self, squeeze: int = 2, **kwargs):
+        super().__init__(**kwargs)
+        self.squeeze = squeeze
+"""
+
+
+@pytest.mark.parametrize("module", ["", '(module="elsewhere")'])
+def test_a_backbone_of_the_users_own_module(tmp_path, monkeypatch, module):
+    name = f"Own{len(module)}"
+    (tmp_path / "modules" / name.lower()).mkdir(parents=True)
+    (tmp_path / "modules" / name.lower() / "backbones.py").write_text(OWN_MODULE.format(module=module, name=name))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    (tmp_path / "own.gin").write_text(
+        f"import {name.lower()}.backbones\ninclude '{SHAPES}.gin'\n\nRetinaNet.backbone = @{name}()\n"
+        f"{name}.squeeze = 4\n{name}.stages = (1, 1, 1, 1)\n{name}.width = 8\n"
+    )
+    config.load(tmp_path / "own.gin", TINY)
+    backbone = configured("train.model").backbone
+    assert type(backbone).__name__ == name
+    assert (backbone.squeeze, backbone.width) == (4, 8)
+
+    (tmp_path / "config.gin").write_text(gin.config_str())
+    config.load(tmp_path / "config.gin", [f"{name}.squeeze=5"])
+    assert configured("train.model").backbone.squeeze == 5
+
+
+def test_eval_data_must_be_configured(tmp_path):
+    (tmp_path / "own.gin").write_text("PRECISION = 'float32'\nSEED = 0\n")
+    config.load(tmp_path / "own.gin")
+    with pytest.raises(ValueError, match=r"train\.eval_data"):
+        config.eval_data()
+    config.load(SHAPES, ["train.eval_data=None"])
+    with pytest.raises(ValueError, match=r"no train\.eval_data: name a data set with --annotations"):
+        config.eval_data()

@@ -1,0 +1,169 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+import kerasdet
+from kerasdet.loading import backbone_weights, load, load_detector, pretrained
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.talkative(score_threshold=0.008, normalizer="batch", head_convs=2)
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("converted") / "model.keras"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def run_dir(tmp_path, model):
+    """As training leaves it: two states, and what an interrupted save left."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    tiny.detector(seed=5).save(folder / "step_00000099.keras")
+    model.save(folder / "step_00000100.keras")
+    (folder / ".partial_step_00000101.keras").write_bytes(b"PK")
+    return folder.parent
+
+
+def same_weights(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(tiny.weights(a), tiny.weights(b), strict=True))
+
+
+def head_kernel(model):
+    (kernel,) = [v for v in model.variables if v.path.endswith("class_logits/conv/kernel")]
+    return np.array(kernel)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_file_a_converted_folder_and_a_run_are_one(file, run_dir, model, as_text):
+    for path in (file, file.parent, run_dir):
+        loaded = load(str(path) if as_text else path)
+        assert same_weights(loaded, model)
+        assert loaded.score_threshold == 0.008
+        assert tuple(loaded.class_names) == tiny.CLASS_NAMES
+
+
+def test_a_loaded_model_detects_the_same(file, model):
+    ours, theirs = (m.detect(tiny.images()) for m in (model, kerasdet.load(file)))
+    assert ours["valid"].min() > 5
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name])
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*absent: give a run directory or a \.keras file"):
+        load(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="holds no model: give the OUT_DIR"):
+        load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".partial_step_00000001.keras").write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
+def test_a_truncated_newest_checkpoint_is_named(run_dir, keep):
+    newest = run_dir / "checkpoints" / "step_00000100.keras"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(ValueError, match=re.escape(f"{newest} is no Keras model file, or only the beginning of one")):
+        load(run_dir)
+
+
+def test_a_damaged_file_is_named(tmp_path, file):
+    content = file.read_bytes()
+    middle = len(content) // 2
+    damaged = tmp_path / "damaged.keras"
+    damaged.write_bytes(content[:middle] + bytes(500) + content[middle + 500 :])
+    with pytest.raises(ValueError, match=r"damaged\.keras cannot be loaded: .*model\.weights\.h5"):
+        load(damaged)
+    damaged.write_text("not a model")
+    with pytest.raises(ValueError, match=r"damaged\.keras is no Keras model file"):
+        load(damaged)
+
+
+def test_an_unknown_class_is_named_in_one_line(tmp_path):
+    class Homemade(keras.Model):
+        pass
+
+    model = Homemade()
+    model.built = True
+    model.save(tmp_path / "homemade.keras")
+    with pytest.raises(
+        ValueError, match=r"homemade\.keras cannot be loaded: Could not locate class 'Homemade'"
+    ) as error:
+        load(tmp_path / "homemade.keras")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_a_backbone_is_no_detector(tmp_path):
+    tiny.backbone().save(tmp_path / "model.keras")
+    assert load(tmp_path).width == 8
+    with pytest.raises(ValueError, match="holds a ResNet, not a detector"):
+        load_detector(tmp_path)
+
+
+def test_pretrained_with_as_many_classes_is_the_model_itself(file, model):
+    tuned = pretrained(file, 5)
+    assert same_weights(tuned, model)
+    assert tuple(tuned.class_names) == tiny.CLASS_NAMES
+
+
+def test_pretrained_with_other_classes_keeps_all_but_the_last_layer(file, model):
+    tuned = pretrained(file, 3)
+    assert tuned.num_classes == 3
+    assert tuned.class_names is None
+    changed = []
+    for new, old in zip(tuned.variables, model.variables, strict=True):
+        if new.shape != old.shape or not np.array_equal(new, old):
+            changed.append(new.path.split("/")[-3:])
+    assert changed == [["class_logits", "conv", "kernel"], ["class_logits", "conv", "bias"]]
+    assert np.std(head_kernel(tuned)) == pytest.approx(0.01, rel=0.2)  # fresh: as RetinaNet starts
+    (bias,) = [v for v in tuned.variables if v.path.endswith("class_logits/conv/bias")]
+    np.testing.assert_allclose(bias, np.log(0.01 / 0.99), rtol=1e-5)
+    options = ("score_threshold", "normalizer", "head_convs")
+    assert [getattr(tuned, name) for name in options] == [0.008, "batch", 2]
+    assert tuned.preprocessing.longest == 96
+
+
+@pytest.mark.parametrize("of", ["backbone", "detector"])
+def test_backbone_weights(tmp_path, model, of):
+    path = tmp_path / "model.keras"
+    (model.backbone if of == "backbone" else model).save(path)
+    receiver = tiny.detector(num_classes=2, seed=3)
+    rest = [np.array(v) for v in (*receiver.neck.variables, *receiver.head.variables)]
+    assert not same_weights(receiver.backbone, model.backbone)
+    assert backbone_weights(receiver, path) is receiver
+    assert same_weights(receiver.backbone, model.backbone)
+    for variable, old in zip((*receiver.neck.variables, *receiver.head.variables), rest, strict=True):
+        np.testing.assert_array_equal(variable, old)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"stages": (2, 1, 1, 1)}, r"c2_1/conv1/conv/kernel, .* \.\.\. are missing in one"),
+        ({"width": 16}, "stem/conv/kernel"),
+        ({"norm": "bn", "block": "bottleneck"}, "c2_0/conv1/conv/kernel"),
+    ],
+)
+def test_backbones_of_another_shape_are_named(tmp_path, options, named):
+    path = tmp_path / "backbone.keras"
+    tiny.backbone().save(path)
+    with pytest.raises(ValueError, match=named) as error:
+        backbone_weights(tiny.detector(backbone=tiny.backbone(**options)), path)
+    assert str(path) in str(error.value)
+
+
+def test_a_deeper_source_does_not_pass_for_a_shallow_one(tmp_path):
+    tiny.backbone(stages=(2, 1, 1, 1)).save(tmp_path / "deep.keras")
+    with pytest.raises(ValueError, match="c2_1/conv1/conv/kernel"):
+        backbone_weights(tiny.detector(), tmp_path / "deep.keras")

@@ -1,0 +1,157 @@
+"""Every class with a config keeps every constructor argument in it."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+
+import keras
+import pytest
+
+import kerasdet
+from kerasdet.anchors import AnchorGenerator
+from kerasdet.coders import DeltaCoder
+from kerasdet.layers import FPN, BatchNorm, ConvTop, MaxPoolTop, ResNet
+from kerasdet.models import Preprocessing, RetinaNet
+from kerasdet.serialization import Configured
+
+BACKBONE = {
+    "depth": 18,
+    "stages": (1, 1, 1),
+    "block": "bottleneck",
+    "width": 4,
+    "out_features": ("c3", "c4"),
+    "stride_in_1x1": True,
+    "dilate_last": True,
+    "norm": "bn",
+    "norm_epsilon": 1e-3,
+    "freeze_at": 1,
+}
+# For each class all of its arguments, none at its default.
+ARGUMENTS = {
+    AnchorGenerator: lambda: {
+        "sizes": ((16.0, 20.0), (32.0, 40.0)),
+        "aspect_ratios": ((1.0, 3.0), (0.5, 1.0)),
+        "levels": ("p3", "p4"),
+        "offset": 0.5,
+        "round_corners": True,
+        "ratios_first": True,
+        "strides_from_image": True,
+    },
+    DeltaCoder: lambda: {"weights": (10.0, 10.0, 5.0, 5.0), "max_log_scale": 2.0},
+    Preprocessing: lambda: {
+        "mean": (1.0, 2.0, 3.0),
+        "std": (4.0, 5.0, 6.0),
+        "channel_order": "bgr",
+        "shortest": 100,
+        "longest": 200,
+        "rounding": "torchvision",
+        "kernel": "bilinear",
+        "size_divisor": 64,
+    },
+    BatchNorm: lambda: {"mode": "frozen_bn", "epsilon": 1e-3, "momentum": 0.5},
+    MaxPoolTop: lambda: {"in_feature": "p4"},
+    ConvTop: lambda: {"in_feature": "p5", "channels": 8, "num_levels": 1, "activation": None},
+    FPN: lambda: {
+        "in_features": ("c3",),
+        "channels": 8,
+        "norm": "bn",
+        "norm_epsilon": 1e-3,
+        "fusion": "average",
+        "upsampling": "bilinear",
+        "top": ConvTop("c3", 8, num_levels=1),
+    },
+    ResNet: lambda: dict(BACKBONE),
+    RetinaNet: lambda: {
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "backbone": ResNet(**BACKBONE),
+        "neck": FPN(**ARGUMENTS[FPN]()),
+        "anchors": AnchorGenerator(**ARGUMENTS[AnchorGenerator]()),
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
+        "head_convs": 1,
+        "head_norm": "bn",
+        "prior_probability": 0.02,
+        "foreground_iou": 0.6,
+        "background_iou": 0.3,
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.0,
+        "box_loss": "giou",
+        "smooth_l1_beta": 0.7,
+        "class_loss_weight": 2.0,
+        "box_loss_weight": 3.0,
+        "normalizer": "image",
+        "ema_momentum": 0.5,
+        "ema_start": 10.0,
+        "score_threshold": 0.2,
+        "pre_nms_top_k": 50,
+        "nms_threshold": 0.6,
+        "max_detections": 7,
+        "clip_before_nms": True,
+    },
+}
+
+
+def configured_classes():
+    for module in pkgutil.walk_packages(kerasdet.__path__, "kerasdet."):
+        importlib.import_module(module.name)
+    found, queue = set(), [Configured]
+    while queue:
+        subclasses = queue.pop().__subclasses__()
+        found.update(subclasses)
+        queue += subclasses
+    # gin derives classes of its own from those it configures
+    return {cls for cls in found if getattr(importlib.import_module(cls.__module__), cls.__name__) is cls}
+
+
+def as_json(thing):
+    """What a file would hold of it."""
+    return json.loads(json.dumps(keras.saving.serialize_keras_object(thing)))
+
+
+def parameters(cls):
+    return {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind != p.VAR_KEYWORD}
+
+
+def test_every_class_is_in_the_table():
+    assert configured_classes() == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+def test_every_argument_survives_the_config(cls):
+    arguments = ARGUMENTS[cls]()
+    assert arguments.keys() == parameters(cls).keys()
+    for name, parameter in parameters(cls).items():
+        assert arguments[name] != parameter.default, f"{name} is at its default"
+    original = cls(**arguments)
+    for name, value in arguments.items():
+        assert getattr(original, name) == value
+
+    config = as_json(original)
+    clone = keras.saving.deserialize_keras_object(config)
+    assert type(clone) is cls
+    assert as_json(clone) == config
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+def test_from_config_undoes_get_config(cls):
+    original = cls(**ARGUMENTS[cls]())
+    clone = cls.from_config(original.get_config())
+    assert as_json(clone)["config"] == as_json(original)["config"]
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+def test_defaults_are_written_out(cls):
+    required = {name: 1 for name, p in parameters(cls).items() if p.default is p.empty}
+    if cls is RetinaNet:  # its default backbone is a large one
+        required["backbone"] = ResNet(18, width=4)
+    assert parameters(cls).keys() <= cls(**required).get_config().keys()
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in ARGUMENTS if issubclass(cls, keras.layers.Layer)], ids=lambda cls: cls.__name__
+)
+def test_the_name_survives_the_config(cls):
+    layer = cls(**ARGUMENTS[cls](), name="somebody")
+    assert keras.saving.deserialize_keras_object(as_json(layer)).name == "somebody"
