@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"kerasdet {options.command}: in an argument of {where.group(1)}: {_sentence(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"kerasdet {options.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -152,11 +155,13 @@ def _predict(options):
     images = [image_ops.read(path) for path in options.images]
     model = _open(options.model)
     found = []
-    for path, image in zip(options.images, images, strict=True):
+    stems = [Path(path).stem for path in options.images]
+    for number, (path, image) in enumerate(zip(options.images, images, strict=True)):
         detections = _detections(model, image, options.score)
         found.append({"image": path, "detections": detections})
         if options.draw:
-            _draw(image, detections, Path(options.draw) / f"{Path(path).stem}.png")
+            name = stems[number] if stems.count(stems[number]) == 1 else f"{stems[number]}_{number}"
+            _draw(image, detections, Path(options.draw) / f"{name}.png")
     if options.json:
         print(json.dumps(found, indent=1))
         return

@@ -39,7 +39,7 @@ def load_detector(path: str | Path) -> Detector:
 
 
 def pretrained(path: str | Path, num_classes: int) -> Detector:
-    """A detector to fine-tune: all weights are taken over, and a new classification layer where classes differ.
+    """A detector to fine-tune: all weights are taken over, and new layers for what there is one of a class.
 
     Args:
         path: As of `load`.
@@ -51,7 +51,7 @@ def pretrained(path: str | Path, num_classes: int) -> Detector:
     config = keras.saving.serialize_keras_object(model)["config"]
     tuned = type(model).from_config({**config, "num_classes": num_classes, "class_names": None})
     for new, old in zip(tuned.variables, model.variables, strict=True):
-        if "/class_logits/" not in f"/{new.path}":
+        if new.shape == old.shape and "/class_logits/" not in f"/{new.path}":
             new.assign(old)
     return tuned
 

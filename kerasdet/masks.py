@@ -277,8 +277,9 @@ def _paste(probs, boxes, image_size, threshold, rule):
         return tf.pad(inside, paddings)
 
     signature = tf.TensorSpec([None, None], tf.bool)
-    masks = tf.map_fn(paste, (probs, boxes), parallel_iterations=4, fn_output_signature=signature)
-    return tf.reshape(masks, tf.concat([tf.shape(boxes)[:1], image_size], 0))
+    # map_fn cannot stack nothing, so there is one more than was asked for.
+    inputs = tf.pad(probs, [[0, 1], [0, 0], [0, 0]]), tf.pad(boxes, [[0, 1], [0, 0]])
+    return tf.map_fn(paste, inputs, parallel_iterations=4, fn_output_signature=signature)[:-1]
 
 
 def _detectron2_samples(pixels, low, high, cells):

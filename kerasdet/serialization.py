@@ -18,7 +18,13 @@ class Configured:
 
     @classmethod
     def from_config(cls, config: dict):
-        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+        arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
+        policy = keras.config.dtype_policy()
+        try:  # the layers inside take the global policy
+            keras.config.set_dtype_policy(arguments.get("dtype", policy))
+            return cls(**arguments)
+        finally:
+            keras.config.set_dtype_policy(policy)
 
 
 def constructor_arguments(cls: type) -> list[str]:

@@ -80,14 +80,13 @@ def train(
         return model
 
     epoch_steps = min(epoch_steps or -(-len(data.records) // batch_size), steps)
-    callbacks = [StopAtStep(steps)]
-    if eval_data is not None and evaluate is not None:
-        callbacks.append(Evaluate(lambda model: evaluate(model, eval_data).summary, eval_every, steps))
     out_dir.mkdir(parents=True, exist_ok=True)
     if config is not None:
         (out_dir / "config.gin").write_text(config)
+    callbacks = [StopAtStep(steps), Checkpoint(out_dir / "checkpoints", keep_checkpoints)]
+    if eval_data is not None and evaluate is not None:
+        callbacks.append(Evaluate(lambda model: evaluate(model, eval_data).summary, eval_every, steps))
     callbacks += [
-        Checkpoint(out_dir / "checkpoints", keep_checkpoints),
         LogJson(out_dir / "metrics.jsonl"),
         keras.callbacks.TensorBoard(out_dir / "tensorboard", write_graph=False),
     ]

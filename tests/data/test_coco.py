@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import logging
 
@@ -205,3 +206,95 @@ def test_real_data(name, classes):
     assert dataset.counts["boxes"] == len(data["annotations"])
     total = sum(float(np.prod(r.boxes[:, 2:] - r.boxes[:, :2], axis=1).sum()) for r in dataset.records)
     np.testing.assert_allclose(total, sum(a["bbox"][2] * a["bbox"][3] for a in data["annotations"]), rtol=1e-4)
+
+
+SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
+PERSON = {"id": 7, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
+
+
+def write_keypoints(folder, annotations, *categories, images=None):
+    path = write(folder, images, annotations)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "categories": [{"id": 3, "name": "dog"}, *(categories or (PERSON,))]}))
+    return path
+
+
+def test_masks(tmp_path):
+    images = [image(5, "b.jpg"), image(2, "a.jpg", 10, 12), image(9, "c.jpg")]
+    annotations = [
+        box(2, 2, 6, 6, annotation_id=1, image_id=2, segmentation=SQUARE),
+        box(0, 0, 12, 10, annotation_id=2, image_id=2, iscrowd=1, segmentation={"size": [10, 12], "counts": [0, 120]}),
+        box(1, 1, 5, 5, annotation_id=3, image_id=9, segmentation=[]),
+        box(1, 1, 5, 5, annotation_id=4, image_id=9, segmentation=[[1, 1, 2, 2]]),
+        box(0, 0, 2, 20, annotation_id=5, image_id=9, segmentation={"size": [20, 30], "counts": [0, 40, 560]}),
+    ]
+    path = write(tmp_path, images, annotations)
+    dataset = CocoDataset(path, masks=True)
+    empty, square, stripe = dataset.records
+    assert dataset.counts["objects_without_mask"] == 2 and dataset.counts["boxes"] == 3
+    assert len(empty.runs) == len(empty.num_runs) == 0
+    assert square.num_runs.tolist() == [13, 2] and square.runs.tolist() == [22, *[6, 4] * 5, 6, 42, 0, 120]
+    assert stripe.runs.tolist() == [0, 40, 560] and stripe.boxes.tolist() == [[0, 0, 20, 2]]
+    plain = CocoDataset(path)
+    assert plain.records[1].runs is None and plain.records[1].num_runs is None and plain.counts["boxes"] == 5
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        (None, 'annotation 4 has no "segmentation", which masks=True needs'),
+        ([], "no annotation has a mask"),
+        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon that is no list"),
+        ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* is 20x30"),
+        ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),
+    ],
+)
+def test_bad_masks(tmp_path, segmentation, message):
+    path = write(tmp_path, annotations=[box(1, 1, 5, 5, annotation_id=4, segmentation=segmentation)])
+    with pytest.raises(ValueError, match=message) as error:
+        CocoDataset(path, masks=True)
+    assert str(path) in str(error.value)
+
+
+def test_keypoints(tmp_path):
+    annotations = [
+        box(1, 1, 9, 9, annotation_id=1, keypoints=[4, 5, 2, 0, 0, 0, 6.5, 7, 1]),
+        box(1, 1, 9, 9, annotation_id=2, category_id=3),
+        box(1, 1, 9, 9, annotation_id=3, image_id=2, keypoints=[0] * 9),
+    ]
+    path = write_keypoints(tmp_path, annotations, images=[image(1, "a.jpg"), image(2, "b.jpg")])
+    dataset = CocoDataset(path, keypoints=True)
+    assert dataset.keypoint_names == ("nose", "left_eye", "right_eye")
+    assert dataset.skeleton == ((0, 1), (0, 2)) and dataset.keypoint_flip == (0, 2, 1)
+    expected = [[[5.5, 4.5, 2], [0, 0, 0], [7.5, 7, 1]], [[0, 0, 0]] * 3]
+    np.testing.assert_array_equal(dataset.records[0].keypoints, expected)
+    assert dataset.records[0].keypoints.dtype == np.float32
+    assert len(CocoDataset(path, keypoints=True, keep_empty=False)) == 1
+    plain = CocoDataset(path, keep_empty=False)
+    assert len(plain) == 2 and plain.records[0].keypoints is None and plain.keypoint_names == ()
+
+
+@pytest.mark.parametrize(
+    "keypoints, categories, message",
+    [
+        ([1, 2, 2], (PERSON,), "annotation 1 needs 9 numbers"),
+        ([1, 2, 3] * 3, (PERSON,), "annotation 1 needs 9 numbers"),
+        (["a"] * 9, (PERSON,), "annotation 1 needs 9 numbers"),
+        ([0] * 9, ({"id": 7, "name": "person"},), 'no category has "keypoints"'),
+        ([0] * 9, (PERSON, {**PERSON, "id": 8, "keypoints": ["tail"]}), "categories 7 and 8 have other keypoints"),
+        ([0] * 9, ({**PERSON, "skeleton": [[0, 1]]},), "pairs of numbers from 1 to 3"),
+        ([0] * 9, ({**PERSON, "keypoints": "nose"},), "not a list of names"),
+    ],
+)
+def test_bad_keypoints(tmp_path, keypoints, categories, message):
+    path = write_keypoints(tmp_path, [box(1, 1, 9, 9, keypoints=keypoints)], *categories)
+    with pytest.raises(ValueError, match=message):
+        CocoDataset(path, keypoints=True)
+
+
+def test_real_masks():
+    dataset = CocoDataset(shared("data/coco_cc/val.json"), masks=True)
+    for record in dataset.records:
+        starts = np.cumsum([0, *record.num_runs])
+        for start, end in itertools.pairwise(starts):
+            assert record.runs[start:end].sum() == record.height * record.width

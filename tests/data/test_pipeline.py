@@ -1,12 +1,17 @@
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from pycocotools import mask as rle
 
+from kerasdet import masks
 from kerasdet.data import RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
 from kerasdet.data.records import Record
+from kerasdet.data.shapes import shapes_dataset
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
 
@@ -121,3 +126,62 @@ def test_nothing_to_make_batches_of():
         training_batches(empty, 2)
     with pytest.raises(ValueError, match="no images"):
         evaluation_batches(empty, 2)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return shapes_dataset(tmp_path_factory.mktemp("data") / "shapes", num_images=4, seed=3, masks=True, keypoints=True)
+
+
+def annotated(dataset):
+    data = json.loads(dataset.annotations.read_text())
+    return {i["id"]: [a for a in data["annotations"] if a["image_id"] == i["id"]] for i in data["images"]}
+
+
+def test_masks_and_keypoints_in_batches(shapes):
+    batches = take(training_batches(shapes, 2, (ResizeShortestEdge((96, 160)), RandomFlip(0.5, 0.3)), mask_size=56), 6)
+    flips = set()
+    for batch in batches:
+        assert batch.keys() == {
+            *("image", "image_size", "image_id", "original_size"),
+            *("boxes", "class_ids", "is_crowd", "masks", "keypoints"),
+        }
+        assert batch["masks"].shape == (*batch["boxes"].shape[:2], 56, 56) and batch["masks"].dtype == np.uint8
+        assert batch["keypoints"].shape == (*batch["boxes"].shape[:2], 4, 3)
+        for i, image_id in enumerate(batch["image_id"]):
+            truth, size = annotated(shapes)[image_id], batch["image_size"][i]
+            original = rle.decode([a["segmentation"] for a in truth]).transpose(2, 0, 1)
+            boxes = batch["boxes"][i, : len(truth)] * np.tile(batch["original_size"][i] / size, 2).astype(np.float32)
+            crops = batch["masks"][i, : len(truth)].astype(np.float32) / 255
+            pasted = masks.paste_masks(crops, boxes, *batch["original_size"][i]).numpy()
+            views = [original[:, ::v, ::h] for v in (1, -1) for h in (1, -1)]
+            overlap = [(pasted & view).sum() / (pasted | view).sum() for view in views]
+            assert max(overlap) > 0.99
+            flips.add(int(np.argmax(overlap)))
+            assert not batch["masks"][i, len(truth) :].any() and not batch["keypoints"][i, len(truth) :].any()
+            points = batch["keypoints"][i, : len(truth)]
+            labelled = points[..., 2] > 0
+            assert labelled.sum() == sum(a.get("num_keypoints", 0) for a in truth)
+            if int(np.argmax(overlap)) == 0:
+                expected = [
+                    [k[1] + 0.5, k[0] + 0.5] for a in truth for k in np.reshape(a.get("keypoints", []), (-1, 3)) if k[2]
+                ]
+                scale = size / batch["original_size"][i]
+                np.testing.assert_allclose(points[labelled][:, :2], np.reshape(expected, (-1, 2)) * scale, rtol=1e-5)
+    assert len(flips) > 1
+
+
+def test_masks_of_images_without_objects(dataset):
+    records = tuple(
+        dataclasses.replace(
+            record,
+            num_runs=np.full(len(record.boxes), 2, np.int32),
+            runs=np.tile(np.int32([0, record.height * record.width]), len(record.boxes)),
+        )
+        for record in dataset.records
+    )
+    batches = list(evaluation_batches(SimpleNamespace(records=records), 1).as_numpy_iterator())
+    assert [batch["masks"].shape for batch in batches[:3]] == [(1, 1, 112, 112)] * 2 + [(1, 2, 112, 112)]
+    assert not batches[0]["masks"].any() and (batches[2]["masks"] == 255).all()
+    fixed = training_batches(SimpleNamespace(records=records), 2, max_boxes=5, mask_size=14)
+    assert fixed.element_spec["masks"].shape == (2, 5, 14, 14)

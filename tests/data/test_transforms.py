@@ -99,3 +99,23 @@ def test_flips_are_independent():
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_masks_and_keypoints_follow_the_image(rng):
+    crop = rng.integers(0, 256, (1, 4, 4), dtype=np.uint8)
+    example = example_with((10, 20, 30, 60)) | {
+        "masks": tf.constant(crop),
+        "keypoints": tf.constant([[[10, 20, 2], [30, 45, 1], [0, 0, 0]]], tf.float32),
+        "keypoint_flip": tf.constant([0, 2, 1]),
+    }
+    resized = ResizeShortestEdge(30)(example)
+    np.testing.assert_array_equal(resized["masks"], crop)
+    np.testing.assert_array_equal(resized["keypoints"], [[[5, 10, 2], [15, 22.5, 1], [0, 0, 0]]])
+    mirrored = RandomFlip(1.0)(example, tf.constant([0, 0]))
+    np.testing.assert_array_equal(mirrored["masks"], crop[:, :, ::-1])
+    np.testing.assert_array_equal(mirrored["keypoints"], [[[10, 70, 2], [0, 0, 0], [30, 45, 1]]])
+    turned = RandomFlip(1.0, 1.0)(example, tf.constant([0, 0]))
+    np.testing.assert_array_equal(turned["masks"], crop[:, ::-1, ::-1])
+    np.testing.assert_array_equal(turned["keypoints"], [[[50, 70, 2], [30, 45, 1], [0, 0, 0]]])
+    kept = RandomFlip(0.0)(example, tf.constant([0, 0]))
+    np.testing.assert_array_equal(kept["keypoints"], example["keypoints"])

@@ -1,4 +1,6 @@
+import contextlib
 import copy
+import io
 import json
 import math
 import random
@@ -10,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import shared
+from pycocotools import mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from kerasdet.evaluation import coco
-from kerasdet.evaluation.coco import CocoMetrics, coco_results, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.metrics import CocoMetrics
 
 FAKES = {"bbox": "fakebbox100", "segm": "fakesegm100"}
 
@@ -276,3 +282,111 @@ import kerasdet.evaluation.coco
 assert not {{"tensorflow", "keras"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def keypoint_data(rng, count, categories=(1,)):
+    """Ground truth of `count` keypoints on three images, and detections near it; some annotations have none."""
+    truth = {
+        "images": [{"id": i, "height": 400, "width": 400} for i in (1, 2, 3)],
+        "categories": [
+            {"id": 1, "name": "person", "keypoints": [str(j) for j in range(count)]},
+            {"id": 2, "name": "cup"},
+        ],
+        "annotations": [],
+    }
+    results = []
+    for i in range(14):
+        (x, y), side = rng.uniform(0, 200, 2), rng.uniform(20, 150)
+        places = rng.uniform(0, side, (count, 2)) + np.array([x, y])
+        points = np.concatenate([places, rng.integers(0, 3, (count, 1))], 1)
+        points[:, 2] *= i % 5 > 0
+        box = [float(v) for v in (x, y, side, side)]
+        common = {"image_id": i % 3 + 1, "category_id": int(rng.choice(categories))}
+        annotation = {"id": i + 1, **common, "bbox": box, "area": side * side * 0.6, "iscrowd": int(i == 7)}
+        annotation |= {"keypoints": points.ravel().tolist(), "num_keypoints": int((points[:, 2] > 0).sum())}
+        truth["annotations"].append(annotation)
+        points[:, :2] += rng.normal(0, side * 0.03, (count, 2))
+        results.append({**common, "keypoints": points.ravel().tolist(), "score": float(rng.uniform())})
+    return truth, results
+
+
+def reference_keypoints(truth, results, sigmas=None):
+    """pycocotools as its own examples use it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO()
+        ground_truth.dataset = copy.deepcopy(truth)
+        ground_truth.createIndex()
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(copy.deepcopy(results)), "keypoints")
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+@pytest.mark.parametrize("count, sigmas", [(17, None), (4, None), (4, [0.02, 0.05, 0.1, 0.03])])
+def test_keypoints_equal_pycocotools(rng, count, sigmas):
+    truth, results = keypoint_data(rng, count)
+    metrics = evaluate_coco(truth, results, "keypoints", sigmas=sigmas)
+    expected = reference_keypoints(truth, results, sigmas or (None if count == 17 else [0.05] * count))
+    assert list(metrics.summary) == ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
+    np.testing.assert_allclose([-1 if math.isnan(v) else v for v in metrics.summary.values()], expected, atol=1e-12)
+    assert 0.2 < metrics["AP"] < 1 and list(metrics.per_class) == ["person"]
+    assert metrics.table().splitlines()[0].split() == ["keypoints", *metrics.summary]
+
+
+def test_keypoints_of_categories_without_any_do_not_count(rng):
+    truth, results = keypoint_data(rng, 4)
+    cup = {"id": 90, "image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9]}
+    with_cup = {**truth, "annotations": [*truth["annotations"], cup]}
+    stray = {"image_id": 1, "category_id": 2, "keypoints": [0] * 12, "score": 1.0}
+    assert evaluate_coco(with_cup, [*results, stray], "keypoints") == evaluate_coco(truth, results, "keypoints")
+
+
+def test_keypoint_mistakes(rng):
+    truth, results = keypoint_data(rng, 4)
+    with pytest.raises(ValueError, match="no category with keypoints"):
+        evaluate_coco(small_truth(), [], "keypoints")
+    with pytest.raises(ValueError, match="3 sigmas for the 4 keypoints"):
+        evaluate_coco(truth, results, "keypoints", sigmas=[0.1] * 3)
+    with pytest.raises(ValueError, match="result 1 needs 12 numbers as keypoints"):
+        evaluate_coco(truth, [{**results[0], "keypoints": [1, 2, 3]}], "keypoints")
+    truth["annotations"][2]["keypoints"] = [1, 2, 3]
+    with pytest.raises(ValueError, match=r"position 3 .* needs 12 numbers as keypoints"):
+        evaluate_coco(truth, results, "keypoints")
+
+
+def test_all_that_results_and_ground_truth_have(rng):
+    truth, keypoints = keypoint_data(rng, 4)
+    code = {"size": [400, 400], "counts": mask.encode(np.ones((400, 400), np.uint8, order="F"))["counts"].decode()}
+    results = [{**r, "bbox": [1, 2, 30, 40], "segmentation": code} for r in keypoints]
+    metrics = evaluate_all(truth, results)
+    assert list(metrics.by_type) == ["bbox", "keypoints"]  # the ground truth has no masks
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = code
+    metrics = evaluate_all(truth, results)
+    assert list(metrics.by_type) == ["bbox", "segm", "keypoints"]
+    assert metrics["keypoints/AP"] == evaluate_coco(truth, keypoints, "keypoints")["AP"]
+    assert metrics["AP50"] == metrics.by_type["bbox"]["AP50"]
+    assert list(metrics.summary)[:2] == ["AP", "AP50"] and list(metrics.summary)[12] == "segm/AP"
+    content = json.loads(metrics.to_json())
+    assert content["iou_type"] == "bbox" and content["keypoints"]["summary"]["AP"] == metrics["keypoints/AP"]
+    assert metrics.table() == "\n\n".join(part.table() for part in metrics.by_type.values())
+    assert list(evaluate_all(truth, keypoints).by_type) == ["keypoints"]
+    assert list(evaluate_all(truth, []).by_type) == ["bbox"]
+
+
+def test_masks_and_keypoints_become_results():
+    detections = {
+        "boxes": np.float32([[[10, 20, 30, 60]]]),
+        "scores": np.float32([[0.5]]),
+        "class_ids": np.int32([[0]]),
+        "valid": np.int32([1]),
+        "keypoints": np.float32([[[[3.5, 4.5, 0.75], [1.5, 2, 0.25]]]]),
+        "segmentations": [[{"size": [5, 5], "counts": "i0"}]],
+    }
+    [result] = coco_results(detections, [8], [4])
+    assert result["keypoints"] == [4, 3, 0.75, 1.5, 1, 0.25]
+    assert result["segmentation"] == {"size": [5, 5], "counts": "i0"}
+    json.dumps(result)

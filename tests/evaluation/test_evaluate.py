@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from kerasdet import masks
 from kerasdet.evaluation.evaluate import evaluate_batches, to_original
 
 CATEGORY_IDS = [4, 7]
@@ -104,3 +105,49 @@ def test_boxes_return_to_the_original_image():
     back = to_original(boxes, np.array([[50, 100], [50, 100]]), np.array([[100, 400], [25, 50]]))
     expected = [[[10, 40, 50, 240], [0, 0, 100, 400]], [[2.5, 5, 12.5, 30], [0, 0, 25, 50]]]
     np.testing.assert_array_equal(back, expected)
+
+
+class MaskOracle(Oracle):
+    """Finds also the left half of every box as its mask, and three keypoints."""
+
+    def predict_on_batch(self, inputs):
+        detections = super().predict_on_batch(inputs)
+        count = len(detections["valid"])
+        mask = np.zeros((count, 5, 28, 28), np.float32)
+        mask[..., :14] = 1
+        low, high = detections["boxes"][..., None, :2], detections["boxes"][..., None, 2:]
+        places = low + np.float32([[0.1, 0.2], [0.5, 0.5], [0.9, 0.3]]) * (high - low)
+        keypoints = np.concatenate([places, np.ones_like(places[..., :1])], -1)
+        return {**detections, "mask_probs": mask, "keypoints": keypoints}
+
+    def paste_masks(self, mask_probs, boxes, height, width):
+        return masks.paste_masks(mask_probs, boxes, height, width)
+
+
+def test_masks_and_keypoints_are_measured_in_the_original_images(rng):
+    truth = truth_of(5, rng)
+    truth["categories"][0] |= {"keypoints": ["a", "b", "c"]}
+    sizes = {image["id"]: image for image in truth["images"]}
+    for a in truth["annotations"]:
+        x, y, w, h = a["bbox"]
+        bitmap = np.zeros((sizes[a["image_id"]]["height"], sizes[a["image_id"]]["width"]), bool)
+        bitmap[round(y) : round(y + h), round(x) : round(x + w / 2)] = True
+        [a["segmentation"]] = masks.encode(bitmap[None])
+        a["area"] = int(bitmap.sum())
+        places = [(x + u * w - 0.5, y + v * h - 0.5, 2) for v, u in ((0.1, 0.2), (0.5, 0.5), (0.9, 0.3))]
+        a["keypoints"] = [float(value) for place in places for value in place]
+    metrics, results = evaluate_batches(MaskOracle(truth), batches_of(truth, 2), truth, CATEGORY_IDS)
+    assert metrics["AP"] == pytest.approx(1.0) and metrics["keypoints/AP"] == pytest.approx(1.0)
+    assert metrics["segm/AP75"] == pytest.approx(1.0) and metrics["segm/AP"] > 0.9
+    assert list(metrics.by_type["keypoints"].per_class) == ["thing 4"]
+    for result, annotation in zip(results, truth["annotations"], strict=True):
+        assert result["segmentation"]["size"] == annotation["segmentation"]["size"]
+        np.testing.assert_allclose(result["keypoints"][:2], annotation["keypoints"][:2], atol=1e-3)
+    moved, _ = evaluate_batches(MaskOracle(truth, shift=0.2), batches_of(truth, 2), truth, CATEGORY_IDS)
+    assert moved["segm/AP"] < 0.3 and moved["keypoints/AP"] < 0.1
+
+
+def test_a_model_with_masks_on_data_without(rng):
+    truth = truth_of(2, rng)
+    metrics, results = evaluate_batches(MaskOracle(truth), batches_of(truth, 2), truth, CATEGORY_IDS)
+    assert list(metrics.by_type) == ["bbox"] and "segmentation" in results[0]

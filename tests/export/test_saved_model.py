@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from PIL import Image, ImageOps
-
 from kerasdet.export import export_saved_model, verify_saved_model
+from PIL import Image, ImageOps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -148,7 +147,7 @@ def test_another_model_does_not_verify(exported, model):
 
 
 def test_what_does_not_run_does_not_verify(tmp_path, model):
-    with pytest.raises(RuntimeError, match="does not run in a fresh process: .*SavedModel") as error:
+    with pytest.raises(RuntimeError, match=r"does not run in a fresh process: .*SavedModel") as error:
         verify_saved_model(model, tmp_path, tiny.images()[:1])
     assert "\n" not in str(error.value)
 

@@ -24,7 +24,7 @@ def reference(image, box, output_size, scale):
             for x in range(max(columns[0], 0), min(columns[1], image.shape[1]))
         ]
         if inside:
-            cells[i, j, c] = max(inside, key=lambda cell: image[(*cell, c)])  # noqa: B023
+            cells[i, j, c] = max(inside, key=lambda cell: image[(*cell, c)])
             values[i, j, c] = image[(*cells[i, j, c], c)]
     return values, cells
 

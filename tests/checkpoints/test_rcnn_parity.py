@@ -1,0 +1,182 @@
+"""Converted R-CNNs against the frameworks they come from: features, proposals, heads on fixed boxes, losses, detections."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from checkpoints import golden
+from checkpoints.golden import XYXY
+from pycocotools import mask as rle
+
+from kerasdet import masks
+from kerasdet.checkpoints import to_model
+
+pytestmark = pytest.mark.slow
+
+HEIGHT, WIDTH = 256, 320
+EVERY_CANDIDATE = 10**6  # what the references' samplers take
+
+# name of the reference -> how it names the levels
+LEVELS = {
+    **dict.fromkeys(
+        (
+            "torchvision_fasterrcnn_resnet50_fpn",
+            "torchvision_maskrcnn_resnet50_fpn",
+            "torchvision_maskrcnn_resnet50_fpn_v2",
+            "torchvision_keypointrcnn_resnet50_fpn",
+        ),
+        ("0", "1", "2", "3", "pool"),
+    ),
+    **dict.fromkeys(
+        (
+            "detectron2_faster_rcnn_R_50_FPN",
+            "detectron2_mask_rcnn_R_50_FPN",
+            "detectron2_mask_rcnn_R_50_FPN_dconv_c3-c5",
+            "detectron2_keypoint_rcnn_R_50_FPN",
+        ),
+        ("p2", "p3", "p4", "p5", "p6"),
+    ),
+}
+LOSSES = {
+    "rpn_class_loss": ("objectness", "loss_rpn_cls"),
+    "rpn_box_loss": ("rpn_box_reg", "loss_rpn_loc"),
+    "class_loss": ("classifier", "loss_cls"),
+    "box_loss": ("box_reg", "loss_box_reg"),
+    "mask_loss": ("mask", "loss_mask"),
+    "keypoint_loss": ("keypoint", "loss_keypoint"),
+}
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def case(request):
+    """Name, model, its outputs for the reference's image, and the reference's."""
+    name = request.param
+    expected = golden.outputs(name)
+    model = to_model(golden.state(name), name.replace("_", "/", 1))
+    image = golden.weights().image(HEIGHT, WIDTH, seed=0)
+    outputs = model({"image": tf.constant(image[None]), "image_size": tf.constant([[HEIGHT, WIDTH]])})
+    return name, model, outputs, expected
+
+
+def is_torchvision(name):
+    return name.startswith("torchvision")
+
+
+def test_features_and_proposals(case):
+    name, _, outputs, expected = case
+    for level, features in zip(LEVELS[name], outputs["pyramid"].values(), strict=True):
+        found = features[0].numpy().transpose(2, 0, 1)[::16, ::2, ::2]
+        assert golden.relative(found, expected[f"feature_{level}"]) < 1e-4
+    rpn = outputs["rpn"]
+    for index, level in enumerate(rpn["objectness"]):
+        assert golden.relative(rpn["objectness"][level][0][::37], expected[f"rpn_logits_{index}"]) < 1e-4
+        deltas = rpn["box_deltas"][level][0].numpy()[::37][:, XYXY]
+        assert golden.relative(deltas, expected[f"rpn_deltas_{index}"]) < 1e-4
+    anchors = np.concatenate(list(rpn["anchors"].values()))[::37][:, XYXY]
+    np.testing.assert_allclose(anchors, expected["anchors"], atol=1e-4)
+    rois = outputs["rois"][0].numpy()[outputs["roi_valid"][0].numpy()][:, XYXY]
+    assert len(rois) == len(expected["proposals"])
+    distance = np.abs(rois[:, None] - expected["proposals"][None]).max(-1)
+    assert (distance.min(0) < 0.05).mean() >= 0.99
+
+
+def test_heads_on_fixed_boxes(case):
+    name, model, outputs, expected = case
+    boxes = tf.constant(expected["fixed_boxes"][None][..., XYXY])
+    pooled = model._pool(outputs["pyramid"], boxes, model.pool_size)
+    assert golden.relative(pooled.numpy().transpose(0, 3, 1, 2)[:, ::16], expected["fixed_pooled"]) < 1e-4
+    logits, deltas = model.box_predictor(model.box_head(pooled))
+    background = int(is_torchvision(name))
+    assert golden.relative(np.roll(logits, background, axis=1), expected["fixed_class_logits"]) < 1e-4
+    deltas = deltas.numpy()[..., XYXY].reshape(len(boxes[0]), -1)
+    assert golden.relative(deltas, expected["fixed_box_deltas"][:, 4 * background :]) < 1e-4
+    for branch in model.branches:
+        logits = model._branch_logits(branch, outputs["pyramid"], boxes[:, :10]).numpy().transpose(0, 3, 1, 2)
+        if branch.name == "mask_branch":  # the reference has every 10th class, torchvision's first is background
+            found = logits[:, 10 - background :: 10] if background else logits[:, ::10]
+            assert golden.relative(found, expected["fixed_mask_logits"][:, background:]) < 1e-4
+        else:
+            assert golden.relative(logits, expected["fixed_keypoint_logits"]) < 1e-4
+
+
+def test_detections(case):
+    name, model, outputs, expected = case
+    result = model.postprocess(outputs, tf.constant([[HEIGHT, WIDTH]]))
+    found = golden.detections(result, 0, int(is_torchvision(name)))
+    wanted = golden.expected_detections(expected, "detections")
+    assert len(found["scores"]) == len(wanted["scores"]) == golden.matched(found, wanted, 0.05, 1e-4)
+    distance = np.abs(found["boxes"][None] - wanted["boxes"][:, None]).max(-1)
+    partner = (distance + (found["labels"][None] != wanted["labels"][:, None]) * 1e3).argmin(1)
+    if "detections_mask_area" in expected:
+        boxes, probs = result["boxes"][0], result["mask_probs"][0]
+        pasted = model.paste_masks(probs, boxes, HEIGHT, WIDTH).numpy()[: len(partner)][partner]
+        np.testing.assert_allclose(pasted.sum((1, 2)), expected["detections_mask_area"], rtol=0.01)
+        assert (pasted[:5] != expected["detections_masks_first5"]).mean() < 1e-3
+    if "detections_keypoints" in expected:
+        keypoints = result["keypoints"][0].numpy()[: len(partner)][partner]
+        error = np.abs(keypoints[..., [1, 0]] - expected["detections_keypoints"][..., :2]).max(-1)
+        # the heatmap is resized to the box's size rounded up: one box of 53.00006 pixels becomes 54 wide, not 53
+        widths = np.stack(
+            [wanted["boxes"][:, 2] - wanted["boxes"][:, 0], wanted["boxes"][:, 3] - wanted["boxes"][:, 1]]
+        )
+        on_edge = (np.abs(widths - np.round(widths)) < 2e-4).any(0)
+        assert error[~on_edge].max() < 0.2 and on_edge.mean() < 0.05
+
+
+def test_losses(case):
+    name, model, _, expected = case
+    batch = loss_batch(model, expected)
+    sizes = model.samples_per_image, model.rpn.samples_per_image
+    model.samples_per_image = model.rpn.samples_per_image = EVERY_CANDIDATE
+    try:
+        outputs = model.forward(batch, training=False)
+        found = model.compute_losses(outputs, model.compute_targets(outputs, batch))
+    finally:
+        model.samples_per_image, model.rpn.samples_per_image = sizes
+    for loss, value in found.items():
+        theirs = LOSSES[loss][0 if is_torchvision(name) else 1]
+        key = f"loss2_loss_{theirs}" if is_torchvision(name) else f"loss2_{theirs}"
+        assert float(value) == pytest.approx(float(expected[key]), rel=0.02 if loss == "mask_loss" else 1e-3), loss
+
+
+def loss_batch(model, expected):
+    """The reference's image and its mirror image, with ground truth."""
+    weights = golden.weights()
+    image = weights.image(HEIGHT, WIDTH, seed=0)
+    gt = [(expected[f"{p}_boxes"], expected[f"{p}_classes"]) for p in ("gt", "gt2")]
+    count = len(gt[0][0])
+    batch = {
+        "image": np.stack([image, image[:, ::-1]]),
+        "image_size": np.array([[HEIGHT, WIDTH]] * 2, np.int32),
+        "boxes": np.zeros((2, count, 4), np.float32),
+        "class_ids": np.full((2, count), -1, np.int32),
+        "is_crowd": np.zeros((2, count), bool),
+        "masks": np.zeros((2, count, 112, 112), np.uint8),
+        "keypoints": np.zeros((2, count, 17, 3), np.float32),
+    }
+    for index, (boxes, classes) in enumerate(gt):
+        rows = slice(len(boxes))
+        batch["boxes"][index, rows] = boxes[:, XYXY]
+        batch["class_ids"][index, rows] = np.minimum(classes, model.num_classes - 1)
+        batch["keypoints"][index, rows] = weights.keypoints(boxes, 17, seed=0)[..., [1, 0, 2]]
+        runs = [runs_of(mask) for mask in weights.ellipses(HEIGHT, WIDTH, boxes)]
+        batch["masks"][index, rows] = masks.crops_from_runs(
+            tf.constant(np.concatenate(runs)),
+            tf.constant([len(r) for r in runs]),
+            tf.constant(boxes[:, XYXY]),
+            tf.constant([HEIGHT, WIDTH]),
+        )
+    return {key: tf.constant(value) for key, value in batch.items()}
+
+
+def runs_of(mask):
+    return masks.runs_from_segmentation(rle.encode(np.asfortranarray(mask)), HEIGHT, WIDTH)
+
+
+def test_detect_end_to_end(case):
+    name, model, _, expected = case
+    image = golden.weights().image
+    result = model.detect([image(250, 333, 11), image(300, 200, 12)], resize=(320, 500))
+    for index in (0, 1):
+        wanted = golden.expected_detections(expected, f"e2e_{index}")
+        found = golden.detections(result, index, int(is_torchvision(name)))
+        assert golden.matched(found, wanted, 0.5, 2e-3) >= 0.9 * len(wanted["scores"])
