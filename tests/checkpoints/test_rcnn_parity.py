@@ -1,4 +1,4 @@
-"""Converted R-CNNs against the frameworks they come from: features, proposals, heads on fixed boxes, losses, detections."""
+"""Converted R-CNNs against their frameworks: features, proposals, heads on fixed boxes, losses, detections."""
 
 import numpy as np
 import pytest
