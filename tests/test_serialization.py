@@ -11,9 +11,29 @@ import pytest
 import kerasdet
 from kerasdet.anchors import AnchorGenerator
 from kerasdet.coders import DeltaCoder
-from kerasdet.layers import FPN, BatchNorm, ConvTop, MaxPoolTop, ResNet
-from kerasdet.models import Preprocessing, RetinaNet
-from kerasdet.serialization import Configured
+from kerasdet.layers import (
+    FPN,
+    BatchNorm,
+    BoxHead,
+    BoxPredictor,
+    ConvTop,
+    KeypointHead,
+    MaskHead,
+    MaxPoolTop,
+    ResNet,
+)
+from kerasdet.models import (
+    RPN,
+    FasterRCNN,
+    KeypointBranch,
+    KeypointRCNN,
+    MaskBranch,
+    MaskRCNN,
+    Preprocessing,
+    ProposalNetwork,
+    RetinaNet,
+)
+from kerasdet.serialization import Configured, constructor_arguments
 
 BACKBONE = {
     "depth": 18,
@@ -23,6 +43,10 @@ BACKBONE = {
     "out_features": ("c3", "c4"),
     "stride_in_1x1": True,
     "dilate_last": True,
+    "groups": 2,
+    "deform_stages": ("c4",),
+    "deform_version": 2,
+    "deform_groups": 2,
     "norm": "bn",
     "norm_epsilon": 1e-3,
     "freeze_at": 1,
@@ -90,6 +114,73 @@ ARGUMENTS = {
         "max_detections": 7,
         "clip_before_nms": True,
     },
+    BoxHead: lambda: {"num_convs": 1, "conv_channels": 8, "num_fcs": 1, "fc_channels": 9, "norm": "bn"},
+    BoxPredictor: lambda: {"num_classes": 3, "class_agnostic": True},
+    MaskHead: lambda: {"num_classes": 3, "num_convs": 1, "channels": 8, "norm": "bn"},
+    KeypointHead: lambda: {"num_keypoints": 4, "num_convs": 1, "channels": 8},
+    MaskBranch: lambda: {
+        "num_classes": 2,
+        "pool_size": 7,
+        "num_convs": 1,
+        "norm": "bn",
+        "rule": "torchvision",
+        "loss_weight": 2.0,
+    },
+    KeypointBranch: lambda: {
+        "num_keypoints": 4,
+        "pool_size": 7,
+        "num_convs": 1,
+        "rule": "torchvision",
+        "loss_weight": 2.0,
+    },
+    RPN: lambda: {
+        "anchors": AnchorGenerator(**ARGUMENTS[AnchorGenerator]()),
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "num_convs": 2,
+        "foreground_iou": 0.6,
+        "background_iou": 0.2,
+        "samples_per_image": 16,
+        "positive_fraction": 0.25,
+        "straddle_threshold": 0.0,
+        "smooth_l1_beta": 0.1,
+        "normalizer": "sampled",
+        "train_pre_nms_top_k": 20,
+        "train_post_nms_top_k": 10,
+        "pre_nms_top_k": 21,
+        "post_nms_top_k": 11,
+        "nms_threshold": 0.6,
+        "min_size": 1.0,
+    },
+    ProposalNetwork: lambda: {
+        "backbone": ResNet(**BACKBONE),
+        "neck": FPN(**ARGUMENTS[FPN]()),
+        "rpn": RPN(**ARGUMENTS[RPN]()),
+        "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
+        "seed": 3,
+    },
+    FasterRCNN: lambda: {
+        **ARGUMENTS[ProposalNetwork](),
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "box_head": BoxHead(**ARGUMENTS[BoxHead]()),
+        "branches": [MaskBranch(2, num_convs=1), KeypointBranch(4, num_convs=1)],
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "pool_size": 5,
+        "pool_sampling": 2,
+        "pool_aligned": False,
+        "level_epsilon": 1e-6,
+        "class_agnostic": True,
+        "samples_per_image": 16,
+        "positive_fraction": 0.5,
+        "foreground_iou": 0.6,
+        "smooth_l1_beta": 0.1,
+        "score_threshold": 0.1,
+        "nms_threshold": 0.6,
+        "max_detections": 7,
+        "min_size": 1.0,
+    },
+    MaskRCNN: lambda: ARGUMENTS[FasterRCNN](),
+    KeypointRCNN: lambda: ARGUMENTS[FasterRCNN](),
 }
 
 
@@ -111,7 +202,10 @@ def as_json(thing):
 
 
 def parameters(cls):
-    return {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind != p.VAR_KEYWORD}
+    """The parameters of a constructor, and of those that its ``**kwargs`` reach in kerasdet."""
+    inherited = {name: p for base in cls.__mro__ for name, p in inspect.signature(base.__init__).parameters.items()}
+    own = inspect.signature(cls).parameters
+    return {name: own.get(name, inherited[name]) for name in constructor_arguments(cls)}
 
 
 def test_every_class_is_in_the_table():

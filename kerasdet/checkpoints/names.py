@@ -105,7 +105,7 @@ BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bo
 
 # Entries that are no weights of ours: counters, buffers, and the classifiers of ImageNet files.
 IGNORED = re.compile(
-    r"num_batches_tracked$|^anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
+    r"num_batches_tracked$|(^|\.)anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
 )
 # Caffe's ImageNet files have biases in front of a norm, which detectron2 and mmdetection leave out.
 _CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downsample\.0)\.bias$")

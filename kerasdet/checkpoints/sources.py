@@ -130,6 +130,7 @@ _PYTORCH = {"norm": "bn_inference"}
 _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
 _MASK_RCNN = {"mask": {}}
+_KEYPOINT_RCNN = {"keypoint": {}, "rpn": {"train_post_nms_top_k": 1500}, "model": {"smooth_l1_beta": 0.5}}
 _TORCHVISION_MASK = {"mask": {"rule": "torchvision"}}
 
 
@@ -227,7 +228,7 @@ SOURCES = {
     "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"rule": "torchvision"}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
-    **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, keypoint={}) for depth in (50, 101)},
+    **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},
     "detectron2/mask_rcnn_R_50_FPN_dconv_c3-c5": _detectron2_rcnn(50, ("c3", "c4", "c5"), **_MASK_RCNN),
     **{
         f"mmdet/{name}_rcnn_r{depth}{'_caffe' if caffe else ''}_fpn": _mmdet_rcnn(depth, caffe, **parts)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from checkpoints import golden
 
 from kerasdet.checkpoints import read, to_model
+from kerasdet.checkpoints.names import is_ignored
 from kerasdet.models import Preprocessing
 
 TORCHVISION = "torchvision_retinanet_resnet50_fpn"
@@ -127,6 +128,22 @@ def test_detectron2_pickle(tmp_path):
     rest = golden.constants(layout)
     model = to_model({**rest, **entries}, "detectron2/retinanet_R_50_FPN")
     assert sorted(golden.numbers(*parts(model))) == list(range(1, len(layout) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored"),
+    [
+        ("anchor_generator.cell_anchors.0", True),
+        ("proposal_generator.anchor_generator.cell_anchors.4", True),  # of published R-CNNs
+        ("pixel_mean", True),
+        ("stem.conv1.bias", True),
+        ("backbone.bottom_up.stem.conv1.bias", False),
+        ("head.cls_score.bias", False),
+        ("roi_heads.box_predictor.bbox_pred.bias", False),
+    ],
+)
+def test_entries_that_detectron2_leaves_out(name, ignored):
+    assert is_ignored(name, "detectron2") == ignored
 
 
 _CAFFE2_NAMES = (
