@@ -3,8 +3,19 @@
 from kerasdet.evaluation import evaluate
 from kerasdet.layers import FPN, ResNet
 from kerasdet.loading import load
-from kerasdet.models import RetinaNet
+from kerasdet.models import FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, RetinaNet
 from kerasdet.training import train
 
-__all__ = ["FPN", "ResNet", "RetinaNet", "evaluate", "load", "train"]
+__all__ = [
+    "FPN",
+    "FasterRCNN",
+    "KeypointRCNN",
+    "MaskRCNN",
+    "ProposalNetwork",
+    "ResNet",
+    "RetinaNet",
+    "evaluate",
+    "load",
+    "train",
+]
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from kerasdet.data import CocoDataset
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export import export_saved_model, verify_saved_model
 from kerasdet.loading import load_detector
+from kerasdet.models import Detector
 from kerasdet.visualize import draw_boxes
 
 _GIN = "\n  In call to configurable"
@@ -218,6 +220,9 @@ def _convert(options):
     model = to_model(
         read(options.file), options.source, num_classes=options.num_classes, norm_epsilon=options.norm_epsilon
     )
+    detector = isinstance(model, Detector)
+    if not detector and (options.labels or options.num_classes or options.verify):
+        raise ValueError(f"{options.source} is a backbone: it has no classes and no detections to compare.")
     if options.labels:
         model.class_names = tuple(Path(options.labels).read_text().split("\n")[: model.num_classes])
     if options.verify:
@@ -228,9 +233,16 @@ def _convert(options):
     print(f"{out}: {model.count_params():,} parameters of {options.source}.")
 
 
+def _read_outputs(path):
+    try:
+        with np.load(path) as outputs:
+            return dict(outputs)
+    except (TypeError, AttributeError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no .npz file of arrays: {error}") from None
+
+
 def _verify(model, options):
-    with np.load(options.verify) as outputs:
-        report = verify(model, dict(outputs), options.source)
+    report = verify(model, _read_outputs(options.verify), options.source)
     for name, difference, same in report:
         print(f"{name:<14} {difference:.2e}{'' if same else '   differs'}")
     different = [name for name, _, same in report if not same]

@@ -19,20 +19,30 @@ import keras
 
 from kerasdet import anchors, coders, data, evaluation, layers, loading, models, training
 from kerasdet.data import shapes
+from kerasdet.serialization import Configured, constructor_arguments
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
 SURFACE = (
     models.RetinaNet,
+    models.FasterRCNN,
+    models.MaskRCNN,
+    models.KeypointRCNN,
+    models.ProposalNetwork,
+    models.RPN,
+    models.MaskBranch,
+    models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
     layers.FPN,
+    layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     coders.DeltaCoder,
     data.CocoDataset,
+    data.VocDataset,
     data.ResizeShortestEdge,
     data.RandomFlip,
     shapes.shapes_dataset,
@@ -53,6 +63,8 @@ def _register(item):
     parameters = inspect.signature(item).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    if isinstance(item, type) and issubclass(item, Configured):
+        names = constructor_arguments(item)
     inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
     return gin.external_configurable(item, module="kerasdet", allowlist=[*names, *inherited])
 

@@ -152,7 +152,7 @@ def _torchvision_rcnn_v2(**parts):
     """Batch norm everywhere, two convolutions in the RPN, four and one fully connected layer in the box head."""
     return replace(
         _torchvision_rcnn(**parts),
-        backbone={"depth": 50, "norm": "bn", **_ALL_FEATURES},
+        backbone={"depth": 50, "norm": "bn", "freeze_at": 2, **_ALL_FEATURES},
         neck={"norm": "bn"},
         rpn={**TORCHVISION_RPN, "num_convs": 2},
         box_head={"num_convs": 4, "num_fcs": 1, "norm": "bn"},
@@ -207,7 +207,7 @@ SOURCES = {
     "torchvision/retinanet_resnet50_fpn_v2": Source(
         "torchvision",
         "retinanet",
-        backbone={"depth": 50, "norm": "bn", "freeze_at": 0},
+        backbone={"depth": 50, "norm": "bn", "freeze_at": 2},
         top={"in_feature": "c5"},
         anchors=TORCHVISION_ANCHORS,
         preprocessing=TORCHVISION,

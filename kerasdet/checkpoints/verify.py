@@ -20,9 +20,9 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
     Args:
         model: A converted detector.
         outputs: ``image`` (H, W, 3) uint8 RGB, and any of these, as the source framework gave them for that image
-            resized by its own rule, with or without a batch axis of 1: the pyramid ``p3`` ... (C, h, w),
-            ``class_logits`` (R, K) and ``box_deltas`` (R, 4) over all levels, and ``boxes`` (D, 4) xyxy, ``scores``,
-            ``labels`` in the coordinates of the image.
+            resized by its own rule, with or without a batch axis of 1: the pyramid ``p3`` ... (C, h, w), of dense
+            heads ``class_logits`` (R, K) and ``box_deltas`` (R, 4) over all levels, and ``boxes`` (D, 4) xyxy,
+            ``scores``, ``labels`` in the coordinates of the image.
         source: A key of `SOURCES`.
 
     Returns:
@@ -63,20 +63,19 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 
 
 def _network_outputs(model, image):
-    """Pyramid, logits and deltas in torch's layout, by the names of `verify`."""
+    """Pyramid, and of a dense head logits and deltas, in torch's layout, by the names of `verify`."""
     resized = model.preprocessing.resize(tf.constant(image)[None])
     height, width = resized.shape[1:3]
     padded = model.preprocessing.padded_size(np.array([height, width]))
     batch = tf.pad(resized, [[0, 0], [0, padded[0] - height], [0, padded[1] - width], [0, 0]])
     inputs = {"image": batch, "image_size": tf.constant([[height, width]])}
     pyramid = model.neck(model.backbone(model.preprocessing.normalize(**inputs)))
+    found = {level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()}
     outputs = model(inputs)
+    if not isinstance(outputs["class_logits"], Mapping):
+        return found
     logits, deltas = (tf.concat(list(outputs[name].values()), 1)[0].numpy() for name in ("class_logits", "box_deltas"))
-    return {
-        **{level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()},
-        "class_logits": logits,
-        "box_deltas": deltas[:, [1, 0, 3, 2]],
-    }
+    return {**found, "class_logits": logits, "box_deltas": deltas[:, [1, 0, 3, 2]]}
 
 
 def _without_batch(value, rank):

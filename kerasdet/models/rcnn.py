@@ -128,8 +128,8 @@ class FasterRCNN(Configured, Detector):
             training: Whether norms use the batch.
 
         Returns:
-            ``rpn``: see `RPN.call`; ``rois`` (B, P, 4) and ``roi_valid`` (B, P), of which ``class_logits`` (B, P, K + 1)
-            with the background last and ``box_deltas`` (B, P, K or 1, 4); ``pyramid``: level -> (B, h, w, C). With
+            ``rpn``: see `RPN.call`; ``rois`` (B, P, 4) and ``roi_valid`` (B, P), of which ``class_logits``
+            (B, P, K + 1) with the background last and ``box_deltas`` (B, P, K or 1, 4); ``pyramid``: level -> (B, h, w, C). With
             ground truth also ``matched_gt`` (B, P), positives first, and each branch's logits under its name.
         """
         image, image_size = split_inputs(inputs)

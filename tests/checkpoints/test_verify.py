@@ -84,6 +84,20 @@ def test_labels_count_from_one_in_torchvision_only(model, image, detections):
     assert verify(model, {"image": image, **zero_based}, "detectron2/retinanet_R_50_FPN") == [("detections", 0, True)]
 
 
+def test_two_stages(image):
+    """The pyramid and the detections: what a second stage computes depends on its proposals."""
+    name, source = "torchvision_fasterrcnn_resnet50_fpn", "torchvision/fasterrcnn_resnet50_fpn"
+    model = to_model(golden.state(name), source)
+    model.preprocessing.shortest, model.preprocessing.longest = 256, 320
+    batch = {"image": tf.constant(image[None]), "image_size": tf.constant([[256, 320]])}
+    p2 = model.neck(model.backbone(model.preprocessing.normalize(**batch)))["p2"]
+    expected = golden.expected_detections(golden.outputs(name), "detections")
+    report = verify(
+        model, {"image": image, "p2": np.transpose(p2[0], (2, 0, 1)), **expected}, name.replace("_", "/", 1)
+    )
+    assert [(name, same) for name, _, same in report] == [("p2", True), ("detections", True)]
+
+
 # Differences
 
 
