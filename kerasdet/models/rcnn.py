@@ -129,8 +129,9 @@ class FasterRCNN(Configured, Detector):
 
         Returns:
             ``rpn``: see `RPN.call`; ``rois`` (B, P, 4) and ``roi_valid`` (B, P), of which ``class_logits``
-            (B, P, K + 1) with the background last and ``box_deltas`` (B, P, K or 1, 4); ``pyramid``: level -> (B, h, w, C). With
-            ground truth also ``matched_gt`` (B, P), positives first, and each branch's logits under its name.
+            (B, P, K + 1), the background last, and ``box_deltas`` (B, P, K or 1, 4); ``pyramid``: level ->
+            (B, h, w, C). With ground truth also ``matched_gt`` (B, P), positives first, and each branch's logits
+            under its name.
         """
         image, image_size = split_inputs(inputs)
         if image_size is None:
