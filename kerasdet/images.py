@@ -195,7 +195,7 @@ def _pil_pass(image, size, axis):
 def pad_to(image, height, width):
     """Pads an image (..., H, W, C) with zeros at the bottom and the right to (..., height, width, C)."""
     shape = tf.shape(image)
-    batch = [[0, 0]] * (image.shape.rank - 3)
+    batch = [[0, 0]] * (len(image.shape) - 3)
     return tf.pad(image, [*batch, [0, height - shape[-3]], [0, width - shape[-2]], [0, 0]])
 
 

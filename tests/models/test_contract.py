@@ -443,7 +443,8 @@ def test_weights_file(trained, make, tmp_path):
 def test_keras_export(model, tmp_path):
     image = np.random.default_rng(3).uniform(0, 255, (2, 50, 70, 3)).astype(np.float32)
     model.export(tmp_path / "export", verbose=False)
-    found = tf.saved_model.load(tmp_path / "export").serve(image)
+    exported = tf.saved_model.load(tmp_path / "export")
+    found = exported.serve(image)
     expected = model.detect(image)
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-3)
