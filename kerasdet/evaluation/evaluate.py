@@ -1,5 +1,6 @@
 """The evaluation loop: a model over batches of images, scored in the images' own coordinates."""
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.evaluation.coco import coco_results, evaluate_all, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
@@ -37,11 +40,27 @@ def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[Detec
             f"The model has {model.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
             "evaluate on the classes the model was trained for."
         )
+    _check_names(model.class_names, dataset)
     rule = model.preprocessing
     resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
     batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
     image_ids = [record.image_id for record in dataset.records]
     return evaluate_batches(model, batches, dataset.ground_truth, dataset.category_ids, image_ids)
+
+
+def _check_names(class_names, dataset):
+    """Numbers of one class under the name of another would go unnoticed."""
+    theirs = tuple(dataset.class_names)
+    if not class_names or tuple(class_names) == theirs:
+        return
+    if set(class_names) == set(theirs):
+        raise ValueError(
+            f"{dataset.annotations} orders the classes {', '.join(theirs[:5])} ..., the model "
+            f"{', '.join(class_names[:5])} ...: give the categories the ids of the training data."
+        )
+    _logger.warning(
+        "%s names its classes otherwise than the model: they are matched by their order.", dataset.annotations
+    )
 
 
 def evaluate_batches(

@@ -38,7 +38,7 @@ class Detector(keras.Model):
         )
 
     def train_step(self, data):
-        batch = _only_input(data)
+        batch = self._with_finite_pixels(_only_input(data))
         with tf.GradientTape() as tape:
             outputs = self.forward(batch, training=True)
             targets = self.compute_targets(outputs, batch)
@@ -48,8 +48,8 @@ class Detector(keras.Model):
         gradients = tape.gradient(scaled, [v.value for v in self.trainable_variables])
         with tf.control_dependencies([self._finite_or_stop(total, gradients, losses, batch)]):
             gradients = [tf.identity(g) for g in gradients]
+            self.after_step(targets)
         self.optimizer.apply(gradients, self.trainable_variables)
-        self.after_step(targets)
         return self._track({"loss": total, **losses})
 
     def test_step(self, data):
@@ -73,6 +73,18 @@ class Detector(keras.Model):
         for metric in self.loss_means:
             metric.update_state(values[metric.name])
         return {metric.name: metric.result() for metric in self.loss_means}
+
+    def _with_finite_pixels(self, batch):
+        """The batch, once its pixels are known not to spoil the running averages of norms."""
+        image = tf.convert_to_tensor(batch["image"])
+        if not image.dtype.is_floating:
+            return batch
+        facts = ["A pixel is not finite at iteration", self.optimizer.iterations.value]
+        if "image_id" in batch:
+            facts += ["image ids", batch["image_id"]]
+        finite = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(image)), facts, summarize=64)
+        with tf.control_dependencies([finite]):
+            return {**batch, "image": tf.identity(image)}
 
     def _finite_or_stop(self, total, gradients, losses, batch):
         """An assertion that stops before a loss or gradient that is not finite reaches the weights."""
@@ -203,3 +215,18 @@ def _image_list(images):
         if len(shape) != 3 or shape[2] != 3 or 0 in shape:
             raise ValueError(f"Image {index} has shape {shape}: detect takes RGB images of shape (height, width, 3).")
     return images
+
+
+def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    """The names of a model's classes.
+
+    Raises:
+        ValueError: If there are not as many as classes.
+    """
+    if not class_names:
+        return None
+    if len(class_names) != num_classes:
+        raise ValueError(
+            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}."
+        )
+    return tuple(class_names)

@@ -40,6 +40,12 @@ class Preprocessing(Configured):
     ):
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"There is no channel order {channel_order!r}: choose 'rgb' or 'bgr'.")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean and std are three numbers each, std above 0; got {tuple(mean)} and {tuple(std)}.")
+        if rounding not in ("detectron2", "torchvision"):
+            raise ValueError(f"There is no rounding {rounding!r}: choose 'detectron2' or 'torchvision'.")
+        if kernel not in ("pil", "bilinear"):
+            raise ValueError(f"There is no kernel {kernel!r}: choose 'pil' or 'bilinear'.")
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.channel_order = channel_order
@@ -82,7 +88,7 @@ class Preprocessing(Configured):
         size = images.shortest_edge_size(
             height, width, shortest or self.shortest, longest or self.longest, self.rounding
         )
-        return images.resize(image, size, self.kernel)
+        return images.resize(image, tf.maximum(tf.stack(size), 1), self.kernel)  # a line stays a line
 
     def padded_size(self, size: tf.Tensor) -> tf.Tensor:
         """The next multiple of `size_divisor`."""

@@ -12,7 +12,7 @@ from kerasdet.coders import DeltaCoder
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
 from kerasdet.matching import IGNORE, gather_gt, match_iou
 from kerasdet.models.branches import KeypointBranch, MaskBranch
-from kerasdet.models.detector import Detector, split_inputs
+from kerasdet.models.detector import Detector, checked_names, split_inputs
 from kerasdet.models.postprocess import detections_from_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_neck
@@ -83,7 +83,7 @@ class FasterRCNN(Configured, Detector):
         loss_names += [name for branch in branches for name in branch.loss_names]
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
         self.num_classes = num_classes
-        self.class_names = class_names
+        self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or default_backbone()
         self.neck = neck or default_neck()
         self.rpn = rpn or RPN()

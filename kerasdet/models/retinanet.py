@@ -10,7 +10,7 @@ from kerasdet.anchors import AnchorGenerator
 from kerasdet.coders import DeltaCoder
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
 from kerasdet.matching import IGNORE, gather_gt, match_iou
-from kerasdet.models.detector import Detector, split_inputs
+from kerasdet.models.detector import Detector, checked_names, split_inputs
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.serialization import Configured
@@ -92,7 +92,7 @@ class RetinaNet(Configured, Detector):
         if num_classes < 1:
             raise ValueError(f"RetinaNet needs at least one class, got num_classes={num_classes}.")
         self.num_classes = num_classes
-        self.class_names = tuple(class_names) if class_names else None
+        self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("c5"))
         self.anchors = anchors or AnchorGenerator()

@@ -71,6 +71,8 @@ def train(
     for part in [data] if eval_data is None else [data, eval_data]:
         _check_classes(model, part)
     model.class_names = tuple(data.class_names)
+    if not str(out_dir).strip():
+        raise ValueError("OUT_DIR (out_dir) is empty: name a folder for the run.")
     out_dir = Path(out_dir)
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from kerasdet import masks
-from kerasdet.evaluation.evaluate import evaluate_batches, to_original
+from kerasdet.evaluation.evaluate import _check_names, evaluate_batches, to_original
 
 CATEGORY_IDS = [4, 7]
 IMAGE_SIZE = np.array([50, 100], np.int32)  # inside a 64x128 network input
@@ -151,3 +153,14 @@ def test_a_model_with_masks_on_data_without(rng):
     truth = truth_of(2, rng)
     metrics, results = evaluate_batches(MaskOracle(truth), batches_of(truth, 2), truth, CATEGORY_IDS)
     assert list(metrics.by_type) == ["bbox"] and "segmentation" in results[0]
+
+
+def test_classes_in_another_order_are_an_error(caplog):
+    dataset = SimpleNamespace(class_names=("cat", "dog"), annotations="val.json")
+    for same in (None, ("cat", "dog")):
+        _check_names(same, dataset)
+    with pytest.raises(ValueError, match=r"val\.json orders the classes cat, dog"):
+        _check_names(("dog", "cat"), dataset)
+    assert not caplog.records
+    _check_names(("kitten", "puppy"), dataset)
+    assert "other" in caplog.text or "otherwise" in caplog.text

@@ -475,3 +475,26 @@ def test_under_a_bfloat16_policy(make, model):
     half.compile(optimizer="sgd", run_eagerly=True)
     assert np.isfinite(half.train_on_batch(data, return_dict=True)["loss"])
     assert all(weight.dtype == "float32" for weight in half.weights)
+
+
+def test_a_pixel_that_is_not_finite_spoils_no_running_average(make):
+    model = make(norm="bn")
+    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    before = [np.array(weight) for weight in model.weights]
+    data = batch()
+    data["image"] = data["image"].astype(np.float32)
+    data["image"][0, 3, 4] = np.nan
+    with pytest.raises(tf.errors.InvalidArgumentError, match="A pixel is not finite at iteration"):
+        model.fit(tf.data.Dataset.from_tensors(data), verbose=0, shuffle=False)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_as_many_names_as_classes(make):
+    with pytest.raises(ValueError, match="3 classes and 1 class names: cat"):
+        make(class_names=["cat"])
+
+
+def test_a_thin_image_is_detected_in(model):
+    detections = model.detect(np.zeros((3, 900, 3), np.uint8))
+    assert np.isfinite(detections["boxes"]).all()

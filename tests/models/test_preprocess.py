@@ -88,3 +88,11 @@ def test_unknown_names():
         Preprocessing(kernel="cubic").resize(np.zeros([8, 8, 3], np.uint8))
     with pytest.raises(ValueError, match="mmdet"):
         Preprocessing(rounding="mmdet").resize(np.zeros([8, 8, 3], np.uint8))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"mean": (1, 2)}, {"std": (1, 0, 1)}, {"rounding": "x"}, {"kernel": "x"}], ids=lambda a: next(iter(a))
+)
+def test_arguments_without_sense_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        Preprocessing(**arguments)
