@@ -13,7 +13,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ELSEWHERE = """
 import json, sys
 checkout, folder, out = sys.argv[1:]
-sys.path = [path for path in sys.path if not path.startswith(checkout)]
+inside = [path for path in sys.path if path.startswith(checkout) and "site-packages" not in path]
+sys.path = [path for path in sys.path if path not in inside]
 sys.modules["kerasdet"] = None  # importing it is an error from here on
 import numpy as np
 import tensorflow as tf
