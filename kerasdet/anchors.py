@@ -24,6 +24,12 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
     )
 
 
+def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7")) -> "AnchorGenerator":
+    """The points of FCOS, one in the middle of every cell, as squares as large as the level's stride."""
+    sizes = tuple((2 ** int(level[1:]),) for level in levels)
+    return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=0.5)
+
+
 @keras.saving.register_keras_serializable(package="kerasdet")
 class AnchorGenerator(Configured):
     """Anchors for every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).

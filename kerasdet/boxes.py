@@ -32,12 +32,23 @@ def iou(boxes1, boxes2):
         (..., N, M) float32 in [0, 1].
     """
     boxes1, boxes2 = tf.expand_dims(boxes1, -2), tf.expand_dims(boxes2, -3)  # (..., N, 1, 4), (..., 1, M, 4)
+    intersection = _intersection(boxes1, boxes2)  # (..., N, M)
+    return tf.math.divide_no_nan(intersection, area(boxes1) + area(boxes2) - intersection)
+
+
+def iof(boxes1, boxes2):
+    """Intersection over the area of the first of every pair, (..., N, M); arguments as those of `iou`."""
+    boxes1, boxes2 = tf.expand_dims(boxes1, -2), tf.expand_dims(boxes2, -3)  # (..., N, 1, 4), (..., 1, M, 4)
+    return tf.math.divide_no_nan(_intersection(boxes1, boxes2), area(boxes1))
+
+
+def _intersection(boxes1, boxes2):
+    """Areas of the intersections of broadcast boxes, (...)."""
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     height = tf.maximum(tf.minimum(y2, v2) - tf.maximum(y1, v1), 0.0)
     width = tf.maximum(tf.minimum(x2, u2) - tf.maximum(x1, u1), 0.0)
-    intersection = height * width  # (..., N, M)
-    return tf.math.divide_no_nan(intersection, area(boxes1) + area(boxes2) - intersection)
+    return height * width
 
 
 @tf.custom_gradient
@@ -66,6 +77,11 @@ def _enclosing_size(boxes1, boxes2):
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     return _maximum(y2, v2) - _minimum(y1, v1), _maximum(x2, u2) - _minimum(x1, u1)
+
+
+def paired_iou(boxes1, boxes2):
+    """IoU of box i with box i, (...) in [0, 1]."""
+    return _paired_iou(boxes1, boxes2)[0]
 
 
 def paired_giou(boxes1, boxes2):

@@ -44,3 +44,38 @@ def _center_size(boxes):
     corner, opposite = tf.split(boxes, 2, -1)
     size = opposite - corner
     return corner + size / 2, size
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class DistanceCoder(Configured):
+    """Distances (t, l, b, r) from a point to the sides of a box (FCOS, https://arxiv.org/abs/1904.01355).
+
+    A point is the centre of a square as large as its stride.
+
+    Args:
+        normalize: Whether distances are in units of the square's sides, or else in pixels.
+    """
+
+    def __init__(self, normalize: bool = True):
+        self.normalize = normalize
+
+    def encode(self, boxes: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+        """Distances (..., 4) of the sides of `boxes` (..., 4) from the centres of `squares` (..., 4)."""
+        corner, opposite = tf.split(boxes, 2, -1)
+        center, size = _center_size(squares)
+        distances = tf.concat([center - corner, opposite - center], -1)
+        return distances / tf.concat([size, size], -1) if self.normalize else distances
+
+    def decode(self, distances: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+        """Boxes (..., 4) at `distances` (..., 4) around the centres of `squares` (..., 4)."""
+        center, size = _center_size(squares)
+        if self.normalize:
+            distances = distances * tf.concat([size, size], -1)
+        before, after = tf.split(distances, 2, -1)
+        return tf.concat([center - before, center + after], -1)
+
+
+def centerness(distances: tf.Tensor) -> tf.Tensor:
+    """How near a point inside a box is to its centre, 1 there and 0 at the sides; `distances` (..., 4), (...)."""
+    before, after = tf.split(distances, 2, -1)  # (..., 2)
+    return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

@@ -38,6 +38,18 @@ def smooth_l1(
     return tf.reduce_sum(error * weights)
 
 
+def iou(
+    predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, linear: bool = False
+) -> tf.Tensor:
+    """-log(IoU), or 1 - IoU if `linear`, of box i with box i, summed (UnitBox, https://arxiv.org/abs/1608.01471).
+
+    `predictions` and `targets` (..., 4), `weights` (...). Below an IoU of 1e-6 the logarithm is constant.
+    """
+    overlap = box_ops.paired_iou(predictions, targets)
+    each = 1 - overlap if linear else -tf.math.log(tf.maximum(overlap, 1e-6))
+    return tf.reduce_sum(each * weights)
+
+
 def giou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
     """1 - GIoU of box i with box i, summed; `predictions` and `targets` (..., 4), `weights` (...)."""
     return tf.reduce_sum((1 - box_ops.paired_giou(predictions, targets)) * weights)
@@ -51,3 +63,11 @@ def diou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
 def ciou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
     """1 - CIoU of box i with box i, summed; `predictions` and `targets` (..., 4), `weights` (...)."""
     return tf.reduce_sum((1 - box_ops.paired_ciou(predictions, targets)) * weights)
+
+
+def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """Binary cross entropy with targets between 0 and 1, summed; not 0 at its best (https://arxiv.org/abs/1904.01355).
+
+    `logits`, `targets` and `weights` (...).
+    """
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits) * weights)
