@@ -3,10 +3,11 @@
 from kerasdet.evaluation import evaluate
 from kerasdet.layers import FPN, ResNet
 from kerasdet.loading import load
-from kerasdet.models import FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, RetinaNet
+from kerasdet.models import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, RetinaNet
 from kerasdet.training import train
 
 __all__ = [
+    "FCOS",
     "FPN",
     "FasterRCNN",
     "KeypointRCNN",

@@ -25,6 +25,7 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 
 SURFACE = (
     models.RetinaNet,
+    models.FCOS,
     models.FasterRCNN,
     models.MaskRCNN,
     models.KeypointRCNN,
@@ -40,7 +41,9 @@ SURFACE = (
     layers.MaxPoolTop,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
+    anchors.point_squares,
     coders.DeltaCoder,
+    coders.DistanceCoder,
     data.CocoDataset,
     data.VocDataset,
     data.ResizeShortestEdge,

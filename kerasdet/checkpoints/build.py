@@ -7,22 +7,29 @@ import numpy as np
 
 from kerasdet.anchors import AnchorGenerator
 from kerasdet.checkpoints.sources import Source
+from kerasdet.coders import DistanceCoder
 from kerasdet.layers import FPN, BoxHead, ConvTop, MaxPoolTop, ResNet
-from kerasdet.models import RPN, FasterRCNN, KeypointBranch, MaskBranch, Preprocessing, RetinaNet
+from kerasdet.models import FCOS, RPN, FasterRCNN, KeypointBranch, MaskBranch, Preprocessing, RetinaNet
 
 # Of each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
 # the layer whose bias tells that number.
 PARTS = {
     "backbone": ("backbone",),
     "retinanet": ("backbone", "neck", "head"),
+    "fcos": ("backbone", "neck", "head"),
     "rcnn": ("backbone", "neck", "rpn", "box_head", "box_predictor", "mask_branch", "keypoint_branch"),
 }
 CLASS_LAYERS = {
     "backbone": (),
     "retinanet": ("head/class_logits/",),
+    "fcos": ("head/class_logits/",),
     "rcnn": ("box_predictor/", "mask_branch/head/mask_logits/"),
 }
-COUNTING_BIAS = {"retinanet": "head/class_logits/conv/bias", "rcnn": "box_predictor/class_logits/bias"}
+COUNTING_BIAS = {
+    "retinanet": "head/class_logits/conv/bias",
+    "fcos": "head/class_logits/conv/bias",
+    "rcnn": "box_predictor/class_logits/bias",
+}
 
 
 def build(spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], norm_epsilon: float | None):
@@ -46,6 +53,16 @@ def build(spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], no
             backbone=backbone,
             neck=FPN(top=ConvTop(**spec.top), **spec.neck),
             anchors=anchors,
+            preprocessing=preprocessing,
+            **spec.model,
+        )
+    if spec.kind == "fcos":
+        return FCOS(
+            num_classes,
+            backbone=backbone,
+            neck=FPN(top=ConvTop(**spec.top), **spec.neck),
+            anchors=anchors,
+            coder=DistanceCoder(**spec.coder),
             preprocessing=preprocessing,
             **spec.model,
         )
@@ -88,11 +105,11 @@ def _part(model, part):
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
     """A tensor of a source in our layout; None if its shape does not allow it.
 
-    Kernels are HWIO, dense ones (in, out), deltas in the order y, x, h, w; the background has no column in dense heads
-    and masks, and the last one in R-CNNs' classes.
+    Kernels are HWIO, dense ones (in, out), deltas in the order y, x, h, w, distances t, l, b, r; the background has no
+    column in dense heads and masks, and the last one in R-CNNs' classes.
     """
     try:
-        if "box_deltas/" in name:
+        if "box_deltas/" in name or "box_distances/" in name:
             value = value.reshape(-1, 4, *value.shape[1:])
             if spec.background_first and name.startswith("box_predictor/"):
                 value = value[1:]

@@ -14,6 +14,7 @@ PARAMETERS = {
     "beta": "bias",
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
+    "scale": "scale",
 }
 
 _TORCH_RESNET = {
@@ -37,6 +38,8 @@ LAYERS = {
         "head/box_tower/conv{i}/conv": "head.regression_head.conv.{i}.0",
         "head/box_tower/norm{i}_shared": "head.regression_head.conv.{i}.1",
         "head/box_deltas/conv": "head.regression_head.bbox_reg",
+        "head/box_distances/conv": "head.regression_head.bbox_reg",
+        "head/centerness/conv": "head.regression_head.bbox_ctrness",
         "neck/lateral_c{stage}/norm": "backbone.fpn.inner_blocks.{level}.1",
         "neck/output_c{stage}/norm": "backbone.fpn.layer_blocks.{level}.1",
         "rpn/head/conv{i}/conv": "rpn.head.conv.{i}.0",
@@ -67,6 +70,8 @@ LAYERS = {
         "head/class_logits/conv": "head.cls_score",
         "head/box_tower/conv{i}/conv": "head.bbox_subnet.{twice}",
         "head/box_deltas/conv": "head.bbox_pred",
+        "head/box_distances/conv": "head.bbox_pred",
+        "head/centerness/conv": "head.ctrness",
         "rpn/head/conv{i}/conv": "proposal_generator.rpn_head.conv",
         "rpn/head/objectness/conv": "proposal_generator.rpn_head.objectness_logits",
         "rpn/head/box_deltas/conv": "proposal_generator.rpn_head.anchor_deltas",
@@ -81,13 +86,21 @@ LAYERS = {
     },
     "mmdet": {
         **_TORCH_RESNET,
+        "backbone/c{stage}_{block}/conv2/offset": "{backbone}layer{layer}.{block}.conv2.conv_offset",
         "neck/lateral_c{stage}/conv": "neck.lateral_convs.{level}.conv",
         "neck/output_c{stage}/conv": "neck.fpn_convs.{level}.conv",
         "neck/top/conv{i}/conv": "neck.fpn_convs.{after_c5}.conv",
         "head/class_tower/conv{i}/conv": "bbox_head.cls_convs.{i}.conv",
+        "head/class_tower/conv{i}/offset": "bbox_head.cls_convs.{i}.conv.conv_offset",
+        "head/class_tower/norm{i}_shared": "bbox_head.cls_convs.{i}.gn",
         "head/class_logits/conv": "bbox_head.retina_cls",
         "head/box_tower/conv{i}/conv": "bbox_head.reg_convs.{i}.conv",
+        "head/box_tower/conv{i}/offset": "bbox_head.reg_convs.{i}.conv.conv_offset",
+        "head/box_tower/norm{i}_shared": "bbox_head.reg_convs.{i}.gn",
         "head/box_deltas/conv": "bbox_head.retina_reg",
+        "head/box_distances/conv": "bbox_head.conv_reg",
+        "head/centerness/conv": "bbox_head.conv_centerness",
+        "head/scale_p{stage}": "bbox_head.scales.{level}",
         "rpn/head/conv{i}/conv": "rpn_head.rpn_conv",
         "rpn/head/objectness/conv": "rpn_head.rpn_cls",
         "rpn/head/box_deltas/conv": "rpn_head.rpn_reg",
@@ -114,8 +127,13 @@ _CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downs
 _TORCHVISION_OLDER = [
     (r"(inner_blocks|layer_blocks)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3"),
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
-    *((rf"_head\.conv\.{2 * i}\.(weight|bias)$", rf"_head.conv.{i}.0.\1") for i in range(4)),
     *((rf"mask_head\.mask_fcn{i + 1}\.(weight|bias)$", rf"mask_head.{i}.0.\1") for i in range(4)),
+]
+# In RetinaNet's towers; FCOS has its norms at the odd numbers, and keeps them.
+_TORCHVISION_OLDER_TOWERS = [(rf"_head\.conv\.{2 * i}\.(weight|bias)$", rf"_head.conv.{i}.0.\1") for i in range(4)]
+_MMDET_OLDER = [
+    (r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1."),
+    (r"(?<!conv\.)(?<!conv\d\.)\b(conv\d?)_offset\.", r"\1.conv_offset."),
 ]
 _CAFFE2 = [
     (r"_", "."),
@@ -138,7 +156,10 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
     """Today's name of every entry of a file: its own name -> what the framework's builders save now."""
     names = list(names)
     if framework == "torchvision":
-        rules = _TORCHVISION_OLDER
+        has_norms = "head.classification_head.conv.1.weight" in names
+        rules = _TORCHVISION_OLDER if has_norms else _TORCHVISION_OLDER + _TORCHVISION_OLDER_TOWERS
+    elif framework == "mmdet":
+        rules = _MMDET_OLDER
     elif framework == "detectron2" and any(name.startswith(("conv1_", "res_conv1_", "res2_0_")) for name in names):
         rules = _CAFFE2
     else:
@@ -187,6 +208,8 @@ def _numbers(groups: Mapping[str, int], finest: int) -> dict[str, int]:
         "layer": stage - 1,
         "level": stage - finest,
         "twice": 2 * i,
+        "thrice": 3 * i,
+        "thrice_and_1": 3 * i + 1,
         "extra": 6 + i,
         "after_c5": 6 - finest + i,
         "from_1": 1 + i,

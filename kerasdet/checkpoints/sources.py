@@ -19,6 +19,8 @@ DETECTRON2 = {
 MMDET = {"rounding": "detectron2", "kernel": "bilinear"}
 MMDET_CAFFE = {**MMDET, "mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0), "channel_order": "bgr"}
 
+DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # of the first Detectron
+
 # Anchors of RetinaNet
 _ROUNDED_OCTAVES = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
 TORCHVISION_ANCHORS = {
@@ -39,6 +41,33 @@ TORCHVISION_RETINANET = {
 DETECTRON2_RETINANET = {"normalizer": "ema", "clip_before_nms": False}
 MMDET_RETINANET = {"normalizer": "batch", "clip_before_nms": True}
 
+# FCOS
+_STRIDES = ((8,), (16,), (32,), (64,), (128,))
+POINTS = {"sizes": _STRIDES, "aspect_ratios": (1.0,), "offset": 0.5}
+TORCHVISION_POINTS = {"sizes": _STRIDES, "aspect_ratios": (1.0,), "strides_from_image": True}
+MMDET_FCOS = {
+    "head_bias": False,
+    "centerness_on_boxes": False,
+    "level_scales": True,
+    "center_radius": None,
+    "matching_rule": "mmdet",
+    "box_loss": "iou",
+    "centerness_weights_boxes": True,
+    "normalizer": "batch",
+    "score_rule": "product",
+    "score_threshold": 0.05,
+    "min_size": 0.0,
+    "nms_threshold": 0.5,
+    "clip_before_nms": True,
+}
+MMDET_FCOS_TRICKS = {
+    **MMDET_FCOS,
+    "head_bias": True,
+    "centerness_on_boxes": True,
+    "center_radius": 1.5,
+    "box_loss": "giou",
+    "nms_threshold": 0.6,
+}
 
 # R-CNNs
 _SIZES = [[size] for size in (32, 64, 128, 256, 512)]
@@ -70,11 +99,12 @@ class Source:
 
     Args:
         framework: A key of `kerasdet.checkpoints.names.LAYERS`.
-        kind: "backbone", "retinanet" or "rcnn".
+        kind: "backbone", "retinanet", "fcos" or "rcnn".
         backbone: Arguments of `ResNet`.
         neck: Arguments of `FPN`.
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`.
+        coder: Arguments of FCOS' `DistanceCoder`.
         rpn: Arguments of `RPN`.
         box_head: Arguments of `BoxHead`.
         mask: Arguments of `MaskBranch`; None for no masks.
@@ -91,6 +121,7 @@ class Source:
     neck: dict = field(default_factory=dict)
     top: dict = field(default_factory=dict)
     anchors: dict = field(default_factory=dict)
+    coder: dict = field(default_factory=dict)
     rpn: dict = field(default_factory=dict)
     box_head: dict = field(default_factory=dict)
     mask: dict | None = None
@@ -123,6 +154,35 @@ def _mmdet_retinanet(depth, caffe):
         preprocessing=MMDET_CAFFE if caffe else MMDET,
         model=MMDET_RETINANET,
     )
+
+
+def _mmdet_fcos(depth, model, normalize, mean, deform_stages=()):
+    return Source(
+        "mmdet",
+        "fcos",
+        backbone={
+            "depth": depth,
+            "deform_stages": deform_stages,
+            "deform_version": 2,
+            "freeze_at": 2,
+            **_CAFFE,
+        },
+        top={"in_feature": "p5"},
+        anchors=POINTS,
+        coder={"normalize": normalize},
+        preprocessing={**MMDET_CAFFE, "mean": mean},
+        model=model,
+        names={"head/class_logits/conv": "bbox_head.conv_cls"},
+    )
+
+
+def _towers(theirs_of_classes, theirs_of_boxes):
+    """Names of towers in which convolution, norm and ReLU alternate."""
+    towers = (("class_tower", theirs_of_classes), ("box_tower", theirs_of_boxes))
+    return {
+        **{f"head/{ours}/conv{{i}}/conv": f"{theirs}.{{thrice}}" for ours, theirs in towers},
+        **{f"head/{ours}/norm{{i}}_shared": f"{theirs}.{{thrice_and_1}}" for ours, theirs in towers},
+    }
 
 
 _CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}
@@ -221,6 +281,39 @@ SOURCES = {
         for depth in (50, 101)
         for caffe in (False, True)
     },
+    "torchvision/fcos_resnet50_fpn": Source(
+        "torchvision",
+        "fcos",
+        backbone={"depth": 50, "norm": "frozen_bn", "freeze_at": 2},
+        top={"in_feature": "p5"},
+        anchors=TORCHVISION_POINTS,
+        preprocessing=TORCHVISION,
+        model={"normalizer": "batch", "clip_before_nms": True},
+        background_first=True,
+        names=_towers("head.classification_head.conv", "head.regression_head.conv"),
+    ),
+    "detectron2/fcos_R_50_FPN": Source(
+        "detectron2",
+        "fcos",
+        backbone={"depth": 50, "stride_in_1x1": True, "freeze_at": 2},
+        top={"in_feature": "p5"},
+        anchors=POINTS,
+        preprocessing=DETECTRON2,
+        names=_towers("head.cls_subnet", "head.bbox_subnet"),
+    ),
+    **{
+        f"mmdet/fcos_r{depth}_caffe_fpn_gn-head": _mmdet_fcos(depth, MMDET_FCOS, False, DETECTRON_MEAN)
+        for depth in (50, 101)
+    },
+    "mmdet/fcos_center_r50_caffe_fpn_gn-head": _mmdet_fcos(
+        50, {**MMDET_FCOS, "center_radius": 1.5}, False, DETECTRON_MEAN
+    ),
+    "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head": _mmdet_fcos(
+        50, MMDET_FCOS_TRICKS, True, MMDET_CAFFE["mean"]
+    ),
+    "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn": _mmdet_fcos(
+        50, {**MMDET_FCOS_TRICKS, "deform_last": True}, True, MMDET_CAFFE["mean"], ("c3", "c4", "c5")
+    ),
     "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
     "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
     "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),

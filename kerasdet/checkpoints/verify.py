@@ -21,8 +21,9 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         model: A converted detector.
         outputs: ``image`` (H, W, 3) uint8 RGB, and any of these, as the source framework gave them for that image
             resized by its own rule, with or without a batch axis of 1: the pyramid ``p3`` ... (C, h, w), of dense
-            heads ``class_logits`` (R, K) and ``box_deltas`` (R, 4) over all levels, and ``boxes`` (D, 4) xyxy,
-            ``scores``, ``labels`` in the coordinates of the image.
+            heads ``class_logits`` (R, K) and ``box_deltas`` (R, 4), or of FCOS ``box_distances`` (R, 4) and
+            ``centerness`` (R, 1), over all levels, and ``boxes`` (D, 4) xyxy, ``scores``, ``labels`` in the
+            coordinates of the image.
         source: A key of `SOURCES`.
 
     Returns:
@@ -63,7 +64,7 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 
 
 def _network_outputs(model, image):
-    """Pyramid, and of a dense head logits and deltas, in torch's layout, by the names of `verify`."""
+    """Pyramid, and what a dense head predicts, in torch's layout, by the names of `verify`."""
     resized = model.preprocessing.resize(tf.constant(image)[None])
     height, width = resized.shape[1:3]
     padded = model.preprocessing.padded_size(np.array([height, width]))
@@ -74,8 +75,11 @@ def _network_outputs(model, image):
     outputs = model(inputs)
     if not isinstance(outputs["class_logits"], Mapping):
         return found
-    logits, deltas = (tf.concat(list(outputs[name].values()), 1)[0].numpy() for name in ("class_logits", "box_deltas"))
-    return {**found, "class_logits": logits, "box_deltas": deltas[:, [1, 0, 3, 2]]}
+    for name in ("class_logits", "box_deltas", "box_distances", "centerness"):
+        if name in outputs:
+            x = tf.concat(list(outputs[name].values()), 1)[0].numpy()
+            found[name] = x[:, [1, 0, 3, 2]] if name.startswith("box") else x.reshape(len(x), -1)
+    return found
 
 
 def _without_batch(value, rank):

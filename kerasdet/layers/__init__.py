@@ -3,7 +3,7 @@
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
-from kerasdet.layers.heads import RetinaNetHead, Tower
+from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, make_norm
 from kerasdet.layers.resnet import ResNet
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
@@ -17,6 +17,7 @@ __all__ = [
     "ConvNorm",
     "ConvTop",
     "DeformConvNorm",
+    "FCOSHead",
     "KeypointHead",
     "MaskHead",
     "MaxPoolTop",

@@ -23,6 +23,7 @@ class Tower(keras.layers.Layer):
         norm_epsilon: Added to variances.
         initializer: Of the kernels.
         deform_last: Make the last convolution a deformable one of version 2.
+        use_bias: Of the convolutions, by default only without a norm.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Tower(keras.layers.Layer):
         norm_epsilon=1e-5,
         initializer="glorot_uniform",
         deform_last=False,
+        use_bias=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.channels = channels
-        options = {"use_bias": norm is None, "kernel_initializer": initializer}
+        options = {"use_bias": norm is None if use_bias is None else use_bias, "kernel_initializer": initializer}
         self.convs = [ConvNorm(channels, 3, name=f"conv{i}", **options) for i in range(num_convs)]
         if deform_last and num_convs:
             self.convs[-1] = DeformConvNorm(channels, 3, deform_version=2, name=f"conv{num_convs - 1}", **options)
@@ -97,9 +99,12 @@ class RetinaNetHead(keras.layers.Layer):
         initializer = keras.initializers.RandomNormal(stddev=0.01)
         self.class_tower = Tower(num_convs, channels, levels, norm, norm_epsilon, initializer, name="class_tower")
         self.box_tower = Tower(num_convs, channels, levels, norm, norm_epsilon, initializer, name="box_tower")
-        bias = keras.initializers.Constant(-math.log((1 - prior_probability) / prior_probability))
         self.class_logits = ConvNorm(
-            num_anchors * num_classes, 3, kernel_initializer=initializer, bias_initializer=bias, name="class_logits"
+            num_anchors * num_classes,
+            3,
+            kernel_initializer=initializer,
+            bias_initializer=_prior_bias(prior_probability),
+            name="class_logits",
         )
         self.box_deltas = ConvNorm(num_anchors * 4, 3, kernel_initializer=initializer, name="box_deltas")
 
@@ -129,6 +134,113 @@ class RetinaNetHead(keras.layers.Layer):
 def _per_anchor(x, size):
     """(B, h, w, A * size) as (B, h * w * A, size), float32."""
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), tf.float32)
+
+
+def _prior_bias(probability):
+    """The bias that gives every logit this probability."""
+    return keras.initializers.Constant(-math.log((1 - probability) / probability))
+
+
+class FCOSHead(keras.layers.Layer):
+    """Classification, distances to the sides of boxes and centerness of FCOS (https://arxiv.org/abs/2006.09214).
+
+    Args:
+        num_classes: K.
+        levels: Names of the pyramid's levels.
+        num_convs: In each tower.
+        channels: Of the towers.
+        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
+        use_bias: Of the towers' convolutions; None for only without a norm.
+        deform_last: Make the towers' last convolutions deformable ones.
+        centerness_on_boxes: Predict centerness from the tower of the boxes, or else from that of the classes.
+        level_scales: Multiply the boxes' raw predictions by a learnt number, one for each level.
+        activation: Of the distances, "relu" or "exp".
+        prior_probability: Of a point's lying in an object, before training.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        levels,
+        num_convs=4,
+        channels=256,
+        norm="gn",
+        use_bias=True,
+        deform_last=False,
+        centerness_on_boxes=True,
+        level_scales=False,
+        activation="relu",
+        prior_probability=0.01,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.centerness_on_boxes = centerness_on_boxes
+        self.activation = tf.exp if activation == "exp" else tf.nn.relu
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        tower = {
+            "levels": levels,
+            "norm": norm,
+            "initializer": initializer,
+            "deform_last": deform_last,
+            "use_bias": use_bias,
+        }
+        self.class_tower = Tower(num_convs, channels, **tower, name="class_tower")
+        self.box_tower = Tower(num_convs, channels, **tower, name="box_tower")
+        self.class_logits = ConvNorm(
+            num_classes,
+            3,
+            kernel_initializer=initializer,
+            bias_initializer=_prior_bias(prior_probability),
+            name="class_logits",
+        )
+        self.box_distances = ConvNorm(4, 3, kernel_initializer=initializer, name="box_distances")
+        self.centerness = ConvNorm(1, 3, kernel_initializer=initializer, name="centerness")
+        self.scales = {level: Scale(name=f"scale_{level}") for level in levels} if level_scales else {}
+
+    def build(self, input_shape):
+        for tower in (self.class_tower, self.box_tower):
+            tower.build(input_shape)
+        for last in (self.class_logits, self.box_distances, self.centerness):
+            last.build((*input_shape[:-1], self.class_tower.channels))
+        for scale in self.scales.values():
+            scale.build(())
+
+    def call(self, pyramid, training=False):
+        """Predictions for every point.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+
+        Returns:
+            ``class_logits``: level -> (B, h * w, K), ``box_distances``: level -> (B, h * w, 4), ``centerness``:
+            level -> (B, h * w) logits, float32.
+        """
+        class_logits, box_distances, centerness = {}, {}, {}
+        for level, x in pyramid.items():
+            of_classes = self.class_tower(x, level=level, training=training)
+            of_boxes = self.box_tower(x, level=level, training=training)
+            class_logits[level] = _per_anchor(self.class_logits(of_classes), self.num_classes)
+            distances = _per_anchor(self.box_distances(of_boxes), 4)
+            if level in self.scales:
+                distances = self.scales[level](distances)
+            box_distances[level] = self.activation(distances)
+            logits = self.centerness(of_boxes if self.centerness_on_boxes else of_classes)
+            centerness[level] = _per_anchor(logits, 1)[..., 0]
+        return {"class_logits": class_logits, "box_distances": box_distances, "centerness": centerness}
+
+
+class Scale(keras.layers.Layer):
+    """Multiplication by one learnt number, 1 at first, in float32."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
 
 
 class RPNHead(keras.layers.Layer):

@@ -2,12 +2,14 @@
 
 from kerasdet.models.branches import KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector
+from kerasdet.models.fcos import FCOS
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
 from kerasdet.models.rpn import RPN, ProposalNetwork
 
 __all__ = [
+    "FCOS",
     "RPN",
     "Detector",
     "FasterRCNN",

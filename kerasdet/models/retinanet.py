@@ -9,8 +9,9 @@ from kerasdet import losses
 from kerasdet.anchors import AnchorGenerator
 from kerasdet.coders import DeltaCoder
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
-from kerasdet.matching import IGNORE, gather_gt, match_iou
-from kerasdet.models.detector import Detector, checked_names, split_inputs
+from kerasdet.matching import IGNORE, match_iou
+from kerasdet.models import dense
+from kerasdet.models.detector import Detector, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.serialization import Configured
@@ -33,6 +34,8 @@ class RetinaNet(Configured, Detector):
         prior_probability: Of an anchor's holding an object, before training.
         foreground_iou: From this overlap on an anchor is positive.
         background_iou: Below this it is negative.
+        ignore_crowd_iof: Anchors with more than this share of their area in a crowd are ignored (mmdetection's
+            ``ignore_iof_thr``); None: crowds leave no trace (torchvision, detectron2).
         focal_alpha: Weight of positives in the focal loss.
         focal_gamma: Its exponent.
         box_loss: "smooth_l1" on deltas or "giou" on boxes.
@@ -68,6 +71,7 @@ class RetinaNet(Configured, Detector):
         prior_probability: float = 0.01,
         foreground_iou: float = 0.5,
         background_iou: float = 0.4,
+        ignore_crowd_iof: float | None = None,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         box_loss: str = "smooth_l1",
@@ -87,8 +91,7 @@ class RetinaNet(Configured, Detector):
         super().__init__(preprocessing or Preprocessing(), ("class_loss", "box_loss"), **kwargs)
         if box_loss not in ("smooth_l1", "giou"):
             raise ValueError(f"RetinaNet has no box loss {box_loss!r}: choose 'smooth_l1' or 'giou'.")
-        if normalizer not in ("ema", "batch", "image"):
-            raise ValueError(f"RetinaNet has no normalizer {normalizer!r}: choose 'ema', 'batch' or 'image'.")
+        dense.check_normalizer("RetinaNet", normalizer)
         if num_classes < 1:
             raise ValueError(f"RetinaNet needs at least one class, got num_classes={num_classes}.")
         self.num_classes = num_classes
@@ -96,14 +99,14 @@ class RetinaNet(Configured, Detector):
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("c5"))
         self.anchors = anchors or AnchorGenerator()
-        if tuple(self.anchors.levels) != tuple(self.neck.levels):
-            raise ValueError(f"The anchors are for levels {self.anchors.levels}, the neck makes {self.neck.levels}.")
+        dense.check_levels(self.anchors, self.neck)
         self.coder = coder or DeltaCoder()
         self.head_convs = head_convs
         self.head_norm = head_norm
         self.prior_probability = prior_probability
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
+        self.ignore_crowd_iof = ignore_crowd_iof
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.box_loss = box_loss
@@ -129,9 +132,7 @@ class RetinaNet(Configured, Detector):
             prior_probability=prior_probability,
             name="head",
         )
-        if not self.neck.built:
-            self.neck.build({name: (None, None, None, channels) for name, channels in self.backbone.channels.items()})
-        self.head.build((None, None, None, self.neck.channels))
+        dense.build_neck_and_head(self)
         self.mean_positives = self.add_weight(
             name="mean_positives", initializer=keras.initializers.Constant(ema_start), trainable=False
         )
@@ -147,11 +148,7 @@ class RetinaNet(Configured, Detector):
             ``class_logits``: level -> (B, R_l, K), ``box_deltas``: level -> (B, R_l, 4), ``anchors``: level ->
             (R_l, 4); R_l runs over rows, columns and a cell's anchors.
         """
-        image, image_size = split_inputs(inputs)
-        features = self.backbone(self.preprocessing.normalize(image, image_size), training=training)
-        pyramid = self.neck(features, training=training)
-        grids = {level: tuple(tf.unstack(tf.shape(x)[1:3])) for level, x in pyramid.items()}
-        anchors = self.anchors(grids, tuple(tf.unstack(tf.shape(image)[1:3])))
+        pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         return {**self.head(pyramid, training=training), "anchors": anchors}
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -162,24 +159,19 @@ class RetinaNet(Configured, Detector):
             batch: With ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); crowds are not trained on.
 
         Returns:
-            ``matched_gt`` (B, R), ``class_ids`` (B, R) with -1 where there is no object, and ``boxes`` (B, R, 4), an
-            anchor's own where it has no match.
+            As `dense.matched_targets`.
         """
         anchors = tf.concat(list(outputs["anchors"].values()), 0)  # (R, 4)
         matched_gt = match_iou(
             anchors,
             batch["boxes"],
-            (batch["class_ids"] >= 0) & ~batch["is_crowd"],
+            dense.trained_on(batch),
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
             low_quality=True,
+            ignored=dense.in_crowds(anchors, batch, self.ignore_crowd_iof),
         )
-        positive = matched_gt >= 0
-        return {
-            "matched_gt": matched_gt,
-            "class_ids": tf.where(positive, gather_gt(batch["class_ids"], matched_gt), -1),
-            "boxes": tf.where(positive[..., None], gather_gt(batch["boxes"], matched_gt), anchors),
-        }
+        return dense.matched_targets(matched_gt, anchors, batch)
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """``class_loss`` and ``box_loss``, weighted and normalised scalars."""
@@ -205,13 +197,7 @@ class RetinaNet(Configured, Detector):
         return {"class_loss": class_loss * self.class_loss_weight, "box_loss": box_loss * self.box_loss_weight}
 
     def _normalizer(self, targets):
-        positives = tf.reduce_sum(tf.cast(targets["matched_gt"] >= 0, tf.float32), 1, keepdims=True)  # (B, 1)
-        if self.normalizer == "image":
-            return tf.maximum(positives, 1.0) * tf.cast(tf.shape(positives)[0], tf.float32)
-        total = tf.maximum(tf.reduce_sum(positives), 1.0)
-        if self.normalizer == "batch":
-            return total
-        return self.ema_momentum * self.mean_positives + (1 - self.ema_momentum) * total
+        return dense.loss_normalizer(targets["matched_gt"], self.normalizer, self.mean_positives, self.ema_momentum)
 
     def after_step(self, targets):
         if self.normalizer == "ema":

@@ -20,6 +20,8 @@ LEVELS = {
     "torchvision_retinanet_resnet50_fpn": ("0", "1", "2", "p6", "p7"),
     "torchvision_retinanet_resnet50_fpn_v2": ("0", "1", "2", "p6", "p7"),
     "detectron2_retinanet_R_50_FPN": ("p3", "p4", "p5", "p6", "p7"),
+    "torchvision_fcos_resnet50_fpn": ("0", "1", "2", "p6", "p7"),
+    "detectron2_fcos_R_50_FPN": ("p3", "p4", "p5", "p6", "p7"),
 }
 
 
@@ -37,9 +39,21 @@ class Case:
     def first_label(self):
         return int(self.name.startswith("torchvision"))
 
+    @property
+    def heads(self):
+        """What the heads predict for box and centerness: our name -> torchvision's and detectron2's."""
+        if "fcos" in self.name:
+            return {"box_distances": ("bbox_regression", "deltas"), "centerness": ("bbox_ctrness", "centerness")}
+        return {"box_deltas": ("bbox_regression", "deltas")}
+
+    def level(self, name, level):
+        """An output of a level, (R_l, ...), coordinates in the order of the reference."""
+        x = np.asarray(self.outputs[name][level]).reshape(self.outputs["anchors"][level].shape[0], -1)
+        return x[:, XYXY] if x.shape[1] == 4 else x
+
     def flat(self, name):
         """An output of all levels in one, (R, ...)."""
-        return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in self.outputs[name].values()])
+        return np.concatenate([self.level(name, level) for level in self.outputs[name]])
 
     def detect_in_batch(self):
         """`detect` on the two images of ``e2e``."""
@@ -69,18 +83,18 @@ def test_features(case):
 
 def test_raw_heads(case):
     if case.first_label:
-        logits, deltas = case.flat("class_logits")[::37], case.flat("box_deltas")[::37]
-        assert golden.relative(logits, case.golden["head_cls_logits"][:, 1:]) < 1e-4
-        assert golden.relative(deltas[:, XYXY], case.golden["head_bbox_regression"]) < 1e-4
+        assert golden.relative(case.flat("class_logits")[::37], case.golden["head_cls_logits"][:, 1:]) < 1e-4
+        for ours, (theirs, _) in case.heads.items():
+            assert golden.relative(case.flat(ours)[::37], case.golden[f"head_{theirs}"]) < 1e-4
         return
     for index, level in enumerate(case.outputs["class_logits"]):
-        logits, deltas = case.outputs["class_logits"][level][0, ::37], case.outputs["box_deltas"][level][0, ::37]
-        assert golden.relative(logits, case.golden[f"head_logits_{index}"]) < 1e-4
-        assert golden.relative(deltas.numpy()[:, XYXY], case.golden[f"head_deltas_{index}"]) < 1e-4
+        assert golden.relative(case.level("class_logits", level)[::37], case.golden[f"head_logits_{index}"]) < 1e-4
+        for ours, (_, theirs) in case.heads.items():
+            assert golden.relative(case.level(ours, level)[::37], case.golden[f"head_{theirs}_{index}"]) < 1e-4
 
 
 def test_anchors_are_exact(case):
-    np.testing.assert_array_equal(case.flat("anchors")[::37][:, XYXY], case.golden["anchors"])
+    np.testing.assert_array_equal(case.flat("anchors")[::37], case.golden["anchors"])
 
 
 def assert_losses(case, images, prefix):
@@ -103,7 +117,7 @@ def assert_losses(case, images, prefix):
     outputs = case.model(batch)
     losses = case.model.compute_losses(outputs, case.model.compute_targets(outputs, batch))
     expected = [float(value) for name, value in case.golden.items() if name.startswith(prefix)]
-    np.testing.assert_allclose([float(losses["class_loss"]), float(losses["box_loss"])], expected, rtol=1e-4)
+    np.testing.assert_allclose([float(value) for value in losses.values()], expected, rtol=1e-4)
 
 
 def test_losses_of_one_image(case):
