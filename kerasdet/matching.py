@@ -142,15 +142,15 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
 
 def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -> Sequence[tf.Tensor]:
     """`state` after ``step(first row, state, boxes, valid)`` over ground truth in chunks of equal size, one by one."""
-    chunks = -(-tf.shape(boxes)[1] // _CHUNK)
-    missing = chunks * _CHUNK - tf.shape(boxes)[1]
-    boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
-    valid = tf.pad(valid, [[0, 0], [0, missing]])
+    batch, rows = tf.unstack(tf.shape(boxes)[:2])
+    chunks = -(-rows // _CHUNK)
+    missing = chunks * _CHUNK - rows
+    boxes = tf.reshape(tf.pad(boxes, [[0, 0], [0, missing], [0, 0]]), [batch, chunks, _CHUNK, 4])  # (B, M / c, c, 4)
+    valid = tf.reshape(tf.pad(valid, [[0, 0], [0, missing]]), [batch, chunks, _CHUNK])  # (B, M / c, c)
     shapes = [value.shape for value in state]
 
     def body(chunk, state):
-        start = chunk * _CHUNK
-        state = step(start, state, boxes[:, start : start + _CHUNK], valid[:, start : start + _CHUNK])
+        state = step(chunk * _CHUNK, state, boxes[:, chunk], valid[:, chunk])
         return chunk + 1, tuple(tf.ensure_shape(value, shape) for value, shape in zip(state, shapes, strict=True))
 
     _, state = tf.while_loop(lambda chunk, _: chunk < chunks, body, (0, state), parallel_iterations=1)

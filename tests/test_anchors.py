@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from conftest import shared
 
-from kerasdet.anchors import AnchorGenerator, octave_sizes
+from kerasdet.anchors import AnchorGenerator, octave_sizes, point_squares
 
 YXYX = [1, 0, 3, 2]
 IMAGE_SIZE = (192, 256)
@@ -97,6 +97,12 @@ def test_in_a_graph_with_tensor_sizes():
     actual = function(list(GRIDS.values()), IMAGE_SIZE)
     for level in GRIDS:
         np.testing.assert_array_equal(actual[level], expected[level])
+
+
+def test_points_are_squares_in_the_middle_of_their_cells():
+    squares = point_squares(("p3", "p5"))({"p3": (3, 2), "p5": (1, 1)}, (24, 16))
+    np.testing.assert_array_equal(squares["p3"][:3], [[0, 0, 8, 8], [0, 8, 8, 16], [8, 0, 16, 8]])
+    np.testing.assert_array_equal(squares["p5"], [[0, 0, 32, 32]])
 
 
 def test_lengths_that_disagree():

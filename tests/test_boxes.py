@@ -82,6 +82,17 @@ def test_empty_boxes_overlap_nothing():
     assert box_ops.iou(tf.zeros([0, 4]), full).shape == (0, 1)
 
 
+def test_iof_is_the_share_of_the_first(rng):
+    boxes1, boxes2 = random_boxes(rng, 23), random_boxes(rng, 17)
+    overlap, areas = box_ops.iou(boxes1, boxes2).numpy(), box_ops.area(boxes1).numpy()[:, None]
+    intersection = overlap * (areas + box_ops.area(boxes2).numpy()) / (1 + overlap)
+    np.testing.assert_allclose(box_ops.iof(boxes1, boxes2), intersection / areas, atol=1e-5)
+    inner, outer = tf.constant([[2.0, 2, 4, 4]]), tf.constant([[0.0, 0, 100, 100]])
+    np.testing.assert_allclose(box_ops.iof(inner, outer), [[1]])
+    np.testing.assert_allclose(box_ops.iof(outer, inner), [[4e-4]])
+    np.testing.assert_array_equal(box_ops.iof(tf.zeros([1, 4]), outer), [[0]])
+
+
 def test_touching_boxes_overlap_nothing():
     assert box_ops.iou(tf.constant([[0.0, 0, 5, 5]]), tf.constant([[5.0, 0, 9, 5]])).numpy() == 0
 

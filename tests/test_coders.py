@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 from conftest import shared
 
-from kerasdet.coders import DeltaCoder
+from kerasdet.anchors import point_squares
+from kerasdet.coders import DeltaCoder, DistanceCoder, centerness
 
 YXYX = [1, 0, 3, 2]
 
@@ -71,3 +72,42 @@ def test_config_round_trip():
     coder = DeltaCoder((1, 2, 3, 4), 2.0)
     assert coder.get_config() == {"weights": (1, 2, 3, 4), "max_log_scale": 2.0}
     assert DeltaCoder.from_config(coder.get_config()).get_config() == coder.get_config()
+
+
+# -- distances
+
+
+def test_distances_by_hand():
+    square, box = tf.constant([8.0, 16, 16, 24]), tf.constant([4.0, 10, 20, 60])  # the point is (12, 20)
+    pixels, strides = DistanceCoder(normalize=False), DistanceCoder()
+    np.testing.assert_allclose(pixels.encode(box, square), [8, 10, 8, 40])
+    np.testing.assert_allclose(strides.encode(box, square), [1, 1.25, 1, 5])
+    np.testing.assert_allclose(pixels.decode(tf.constant([1.0, 2, 3, 4]), square), [11, 18, 15, 24])
+    np.testing.assert_allclose(strides.decode(tf.constant([1.0, 2, 3, 4]), square), [4, 4, 36, 52])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_distances_round_trip(rng, normalize):
+    coder = DistanceCoder(normalize)
+    squares, boxes = random_boxes(rng, 100), random_boxes(rng, 300).reshape(3, 100, 4)
+    np.testing.assert_allclose(coder.decode(coder.encode(boxes, squares), squares), boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("center_sampling", [0, 1])
+def test_distances_and_centerness_equal_the_reference(center_sampling):
+    grids = {f"p{i}": (512 // 2**i, 640 // 2**i) for i in range(3, 8)}
+    squares = np.concatenate(list(point_squares()(grids, (512, 640)).values()))
+    with np.load(shared("reference/geometry.npz")) as golden:
+        prefix = f"fcos_targets_center_sampling_{center_sampling}_"
+        case = {key.removeprefix(prefix): golden[key] for key in golden.files if key.startswith(prefix)}
+    positive = case["matched_gt"] >= 0
+    boxes = case["gt_xyxy"][case["matched_gt"][positive]][:, YXYX]
+    distances = DistanceCoder(normalize=False).encode(boxes, squares[positive])
+    np.testing.assert_allclose(distances, case["ltrb"][positive][:, YXYX], rtol=1e-6)
+    np.testing.assert_allclose(centerness(distances), case["centerness"][positive], rtol=1e-5)
+    in_strides = DistanceCoder().encode(boxes, squares[positive])
+    np.testing.assert_allclose(centerness(in_strides), case["centerness"][positive], rtol=1e-5)
+
+
+def test_centerness_by_hand():
+    np.testing.assert_allclose(centerness(tf.constant([[3.0, 7, 3, 7], [1, 2, 4, 8], [0, 1, 2, 1]])), [1, 0.25, 0])

@@ -110,6 +110,37 @@ def test_a_weight_of_zero_leaves_out(rng):
     assert np.count_nonzero(gradient.any(-1)) == 1
 
 
-@pytest.mark.parametrize("loss", [losses.focal, losses.smooth_l1, *BOX_LOSSES.values()])
+@pytest.mark.parametrize("loss", [losses.focal, losses.smooth_l1, losses.iou, losses.centerness, *BOX_LOSSES.values()])
 def test_of_nothing_is_zero(loss):
     assert float(loss(tf.zeros([0, 4]), tf.zeros([0, 4]))) == 0
+
+
+def test_iou_by_hand():
+    boxes, targets = tf.constant([[0.0, 0, 4, 4], [0, 0, 4, 2]]), tf.constant([[0.0, 0, 4, 4], [0, 0, 4, 4]])
+    weights = tf.constant([5.0, 3.0])
+    assert float(losses.iou(boxes, targets, weights)) == pytest.approx(3 * np.log(2), rel=1e-5)
+    assert float(losses.iou(boxes, targets, weights, linear=True)) == pytest.approx(3 * 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_iou_of_boxes_apart_is_bounded_and_pulls_nowhere(linear):
+    apart = np.float32([[0, 0, 4, 4]]), np.float32([[9, 9, 12, 12]])
+    value, gradient = value_and_gradient(losses.iou, *apart, linear=linear)
+    assert value == pytest.approx(1 if linear else 6 * np.log(10), rel=1e-5)
+    assert not gradient.any()
+
+
+def test_the_gradient_of_the_logarithm_is_that_of_iou_over_iou():
+    boxes, targets = np.float32([[0, 0, 4, 3], [1, 2, 5, 9]]), np.float32([[1, 1, 5, 5], [0, 0, 4, 8]])
+    overlap = 1 - np.array([float(losses.iou(b, t, linear=True)) for b, t in zip(boxes, targets, strict=True)])
+    _, linear = value_and_gradient(losses.iou, boxes, targets, linear=True)
+    _, logarithm = value_and_gradient(losses.iou, boxes, targets)
+    np.testing.assert_allclose(logarithm, linear / overlap[:, None], rtol=1e-4)
+
+
+def test_centerness_is_cross_entropy_with_soft_targets(rng):
+    logits, targets, weights = rng.normal(size=(2, 9)), rng.random((2, 9)), rng.random((2, 9))
+    p = 1 / (1 + np.exp(-logits))
+    expected = -np.sum(weights * (targets * np.log(p) + (1 - targets) * np.log(1 - p)))
+    value = losses.centerness(np.float32(logits), np.float32(targets), np.float32(weights))
+    assert float(value) == pytest.approx(expected, rel=1e-5)

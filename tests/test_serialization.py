@@ -10,7 +10,7 @@ import pytest
 
 import kerasdet
 from kerasdet.anchors import AnchorGenerator
-from kerasdet.coders import DeltaCoder
+from kerasdet.coders import DeltaCoder, DistanceCoder
 from kerasdet.layers import (
     FPN,
     BatchNorm,
@@ -23,6 +23,7 @@ from kerasdet.layers import (
     ResNet,
 )
 from kerasdet.models import (
+    FCOS,
     RPN,
     FasterRCNN,
     KeypointBranch,
@@ -63,6 +64,7 @@ ARGUMENTS = {
         "strides_from_image": True,
     },
     DeltaCoder: lambda: {"weights": (10.0, 10.0, 5.0, 5.0), "max_log_scale": 2.0},
+    DistanceCoder: lambda: {"normalize": False},
     Preprocessing: lambda: {
         "mean": (1.0, 2.0, 3.0),
         "std": (4.0, 5.0, 6.0),
@@ -99,6 +101,7 @@ ARGUMENTS = {
         "prior_probability": 0.02,
         "foreground_iou": 0.6,
         "background_iou": 0.3,
+        "ignore_crowd_iof": 0.5,
         "focal_alpha": 0.5,
         "focal_gamma": 1.0,
         "box_loss": "giou",
@@ -111,6 +114,44 @@ ARGUMENTS = {
         "score_threshold": 0.2,
         "pre_nms_top_k": 50,
         "nms_threshold": 0.6,
+        "max_detections": 7,
+        "clip_before_nms": True,
+    },
+    FCOS: lambda: {
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "backbone": ResNet(**BACKBONE),
+        "neck": FPN(**ARGUMENTS[FPN]()),
+        "anchors": AnchorGenerator(((8,), (16,)), (1.0,), ("p3", "p4")),
+        "coder": DistanceCoder(normalize=False),
+        "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
+        "head_convs": 1,
+        "head_norm": "bn",
+        "head_bias": False,
+        "deform_last": True,
+        "centerness_on_boxes": False,
+        "level_scales": True,
+        "prior_probability": 0.02,
+        "regress_ranges": ((0, 32), (32, 1e8)),
+        "center_radius": None,
+        "matching_rule": "mmdet",
+        "ignore_crowd_iof": 0.5,
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.0,
+        "box_loss": "linear_iou",
+        "centerness_weights_boxes": True,
+        "class_loss_weight": 2.0,
+        "box_loss_weight": 3.0,
+        "centerness_loss_weight": 4.0,
+        "normalizer": "image",
+        "ema_momentum": 0.5,
+        "ema_start": 10.0,
+        "score_rule": "product",
+        "score_threshold": 0.1,
+        "pre_nms_top_k": 50,
+        "multi_label": False,
+        "min_size": 2.0,
+        "nms_threshold": 0.5,
         "max_detections": 7,
         "clip_before_nms": True,
     },
@@ -239,7 +280,7 @@ def test_from_config_undoes_get_config(cls):
 @pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
 def test_defaults_are_written_out(cls):
     required = {name: 1 for name, p in parameters(cls).items() if p.default is p.empty}
-    if cls is RetinaNet:  # its default backbone is a large one
+    if cls in (RetinaNet, FCOS):  # their default backbone is a large one
         required["backbone"] = ResNet(18, width=4)
     assert parameters(cls).keys() <= cls(**required).get_config().keys()
 

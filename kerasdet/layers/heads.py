@@ -41,9 +41,11 @@ class Tower(keras.layers.Layer):
         super().__init__(**kwargs)
         self.channels = channels
         options = {"use_bias": norm is None if use_bias is None else use_bias, "kernel_initializer": initializer}
-        self.convs = [ConvNorm(channels, 3, name=f"conv{i}", **options) for i in range(num_convs)]
-        if deform_last and num_convs:
-            self.convs[-1] = DeformConvNorm(channels, 3, deform_version=2, name=f"conv{num_convs - 1}", **options)
+        ordinary = num_convs - 1 if deform_last and num_convs else num_convs
+        convs = [ConvNorm(channels, 3, name=f"conv{i}", **options) for i in range(ordinary)]
+        if ordinary < num_convs:
+            convs.append(DeformConvNorm(channels, 3, deform_version=2, name=f"conv{ordinary}", **options))
+        self.convs = convs  # Keras does not see what is put into the list later
         self.norm_keys = ("shared",) if norm in (None, "gn") else tuple(levels)
         self.norms = [
             make_norm(norm, norm_epsilon, name=f"norm{i}_{key}") for i in range(num_convs) for key in self.norm_keys

@@ -17,7 +17,9 @@ from kerasdet.models import Preprocessing
 
 TORCHVISION = "torchvision_retinanet_resnet50_fpn"
 TORCHVISION_V2 = "torchvision_retinanet_resnet50_fpn_v2"
+TORCHVISION_FCOS = "torchvision_fcos_resnet50_fpn"
 DETECTRON2 = "detectron2_retinanet_R_50_FPN"
+DETECTRON2_FCOS = "detectron2_fcos_R_50_FPN"
 # Mean, deviation, maximum and value [1, 1, 2] of every 16th channel of torchvision 0.28.0's features
 FEATURES = {
     18: {
@@ -66,7 +68,7 @@ def deeper(layout, pattern, count):
 # Today's layouts
 
 
-@pytest.mark.parametrize("name", [TORCHVISION, TORCHVISION_V2, DETECTRON2])
+@pytest.mark.parametrize("name", [TORCHVISION, TORCHVISION_V2, TORCHVISION_FCOS, DETECTRON2, DETECTRON2_FCOS])
 def test_every_entry_of_a_layout_is_used_once(name):
     state = golden.constants(golden.layout(name))
     model = to_model(state, name.replace("_", "/", 1))
@@ -105,6 +107,15 @@ def test_torchvision_older_names_give_the_same_model():
         "head.regression_head.bbox_reg.weight",
     } <= set(old)
     source = "torchvision/retinanet_resnet50_fpn"
+    assert golden.numbers(*parts(to_model(old, source))) == golden.numbers(*parts(to_model(state, source)))
+
+
+def test_torchvision_fcos_with_older_names_of_the_pyramid():
+    """Its towers have norms between the convolutions and were never renamed."""
+    state = golden.constants(golden.layout(TORCHVISION_FCOS))
+    old = renamed(state, (r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2."))
+    assert {"head.classification_head.conv.0.weight", "backbone.fpn.inner_blocks.0.weight"} <= set(old)
+    source = "torchvision/fcos_resnet50_fpn"
     assert golden.numbers(*parts(to_model(old, source))) == golden.numbers(*parts(to_model(state, source)))
 
 
@@ -339,6 +350,99 @@ def test_mmdet_caffe_resnet(mmdet, detectron2, image, biases):
     for name in {"conv1": ["conv1.weight"], "all": convolutions}[biases]:
         state[name.replace("weight", "bias")] = np.ones(len(state[name]), np.float32)
     assert_same_features(to_model(state, "mmdet/resnet50_caffe"), detectron2, image)
+
+
+# mmdetection's FCOS. `AnchorFreeHead._load_from_state_dict` renames what was called fcos_cls, mmcv's
+# `ModulatedDeformConv2dPack` what was called conv_offset beside its convolution
+
+_MMDET_NECK = tuple(rule for rule in MMDET if "subnet" not in rule[0] and not rule[0].startswith(r"^head"))
+_TOWERS = (("cls_subnet", "cls_convs"), ("bbox_subnet", "reg_convs"))
+MMDET_FCOS = (
+    *_MMDET_NECK,
+    *((rf"^head\.{a}\.{3 * i}\.", f"bbox_head.{b}.{i}.conv.") for a, b in _TOWERS for i in range(4)),
+    *((rf"^head\.{a}\.{3 * i + 1}\.", f"bbox_head.{b}.{i}.gn.") for a, b in _TOWERS for i in range(4)),
+    (r"^head\.cls_score\.", "bbox_head.conv_cls."),
+    (r"^head\.bbox_pred\.", "bbox_head.conv_reg."),
+    (r"^head\.ctrness\.", "bbox_head.conv_centerness."),
+)
+FCOS_SOURCES = {
+    "fcos_r50_caffe_fpn_gn-head": {},
+    "fcos_r101_caffe_fpn_gn-head": {"depth": 101},
+    "fcos_center_r50_caffe_fpn_gn-head": {},
+    "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head": {"biases": True},
+    "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn": {"biases": True, "deformable": True},
+}
+
+
+def mmdet_fcos_layout(biases=False, deformable=False, depth=50):
+    """Names and shapes of a published file, without the statistics of training."""
+    layout = renamed(golden.layout(DETECTRON2_FCOS), *MMDET_FCOS)
+    layout |= {f"bbox_head.scales.{i}.scale": () for i in range(5)}
+    if not biases:
+        layout = {
+            name: x for name, x in layout.items() if not re.search(r"_convs\.\d\.conv\.bias$", name) or "neck" in name
+        }
+    if depth == 101:
+        layout = deeper(layout, "layer3.{}.", 23)
+    if deformable:
+        offsets = {f"bbox_head.{b}.3.conv.conv_offset": 256 for _, b in _TOWERS}
+        for name, shape in layout.items():
+            if re.match(r"backbone\.layer[234]\.\d+\.conv2\.weight", name):
+                offsets[name.removesuffix("weight") + "conv_offset"] = shape[1]
+        layout |= {f"{name}.weight": (27, channels, 3, 3) for name, channels in offsets.items()}
+        layout |= {f"{name}.bias": (27,) for name in offsets}
+    return layout
+
+
+@pytest.mark.parametrize("name", FCOS_SOURCES)
+def test_mmdet_fcos(name):
+    layout = mmdet_fcos_layout(**FCOS_SOURCES[name])
+    assert {
+        "bbox_head.cls_convs.0.conv.weight",
+        "bbox_head.reg_convs.3.gn.bias",
+        "bbox_head.conv_cls.weight",
+        "bbox_head.conv_reg.bias",
+        "bbox_head.conv_centerness.weight",
+        "bbox_head.scales.4.scale",
+        "neck.fpn_convs.4.conv.bias",
+    } <= set(layout)
+    state = golden.constants(layout)
+    counters = {"backbone.bn1.num_batches_tracked": np.array(5), "data_preprocessor.mean": np.zeros((3, 1, 1))}
+    model = to_model({**state, **counters}, f"mmdet/{name}")
+    assert sorted(golden.numbers(*parts(model))) == list(range(1, len(layout) + 1))
+    assert [float(scale.scale) for scale in model.head.scales.values()] == [
+        float(state[f"bbox_head.scales.{i}.scale"]) for i in range(5)
+    ]
+    assert model.coder.normalize == ("normbbox" in name) == model.centerness_on_boxes
+    assert (model.center_radius == 1.5) == ("center" in name)
+
+    older = renamed(
+        state,
+        (r"bbox_head\.conv_", "bbox_head.fcos_"),
+        (r"(conv2|conv)\.conv_offset\.", r"\1_offset."),
+    )
+    assert {"bbox_head.fcos_cls.weight", "bbox_head.fcos_centerness.bias"} <= set(older)
+    assert ("backbone.layer2.0.conv2_offset.weight" in older) == name.endswith("dcn")
+    assert golden.numbers(*parts(to_model(older, f"mmdet/{name}"))) == golden.numbers(*parts(model))
+
+
+def test_mmdet_fcos_computes_what_detectron2s_does():
+    """With scales of 1 and biases in the towers, the variant with all tricks is detectron2's network."""
+    image = golden.weights().image(64, 96)[None]
+    state = golden.state(DETECTRON2_FCOS)
+    scales = {f"bbox_head.scales.{i}.scale": np.float32(1) for i in range(5)}
+    source = "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head"
+    models = to_model(state, "detectron2/fcos_R_50_FPN"), to_model({**renamed(state, *MMDET_FCOS), **scales}, source)
+    theirs, ours = (model(image) for model in models)
+    tf.nest.assert_same_structure(ours, theirs)
+    for x, y in zip(tf.nest.flatten(ours), tf.nest.flatten(theirs), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_mmdet_fcos_of_another_variant_is_named():
+    state = golden.constants(mmdet_fcos_layout(biases=True))
+    with pytest.raises(ValueError, match=r"unexpected: bbox_head\.cls_convs\.0\.conv\.bias"):
+        to_model(state, "mmdet/fcos_r50_caffe_fpn_gn-head")
 
 
 # torchvision's ImageNet files

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasdet.layers import RetinaNetHead, Tower
+from kerasdet.layers import FCOSHead, RetinaNetHead, Tower
 
 LEVELS = ("p3", "p4", "p5")
 
@@ -132,3 +132,83 @@ def test_gradients_reach_every_weight(rng, norm):
 def test_norm_epsilon():
     layer = head(norm="gn", norm_epsilon=1e-3)
     assert {norm.epsilon for tower in (layer.class_tower, layer.box_tower) for norm in tower.norms} == {1e-3}
+
+
+# -- FCOS
+
+
+def fcos_head(num_convs=1, channels=32, **kwargs):
+    return built(FCOSHead(3, LEVELS, num_convs, channels, **kwargs), channels)
+
+
+def raw(conv, tower, x, level, size):
+    """What a predictor says of a level, (B, h * w, size)."""
+    return conv(tower(x, level=level)).numpy().reshape(len(x), -1, size)
+
+
+@pytest.mark.parametrize("centerness_on_boxes", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "exp"])
+@pytest.mark.parametrize("level_scales", [True, False])
+def test_fcos_predictions(rng, centerness_on_boxes, activation, level_scales):
+    layer = fcos_head(centerness_on_boxes=centerness_on_boxes, activation=activation, level_scales=level_scales)
+    layer.box_distances.conv.kernel.assign(rng.normal(0, 0.1, layer.box_distances.conv.kernel.shape))
+    scales = {level: 1.0 + i for i, level in enumerate(LEVELS)} if level_scales else dict.fromkeys(LEVELS, 1.0)
+    for level, scale in layer.scales.items():
+        assert float(scale.scale) == 1
+        scale.scale.assign(scales[level])
+    features = pyramid(rng)
+    outputs = layer(features)
+    assert list(outputs) == ["class_logits", "box_distances", "centerness"]
+    tower = layer.box_tower if centerness_on_boxes else layer.class_tower
+    function = np.exp if activation == "exp" else lambda x: np.maximum(x, 0)
+    for level, x in features.items():
+        cells = x.shape[1] * x.shape[2]
+        assert outputs["class_logits"][level].shape == (2, cells, 3)
+        assert outputs["centerness"][level].shape == (2, cells)
+        np.testing.assert_allclose(
+            outputs["class_logits"][level], raw(layer.class_logits, layer.class_tower, x, level, 3), rtol=1e-5
+        )
+        distances = function(raw(layer.box_distances, layer.box_tower, x, level, 4) * scales[level])
+        np.testing.assert_allclose(outputs["box_distances"][level], distances, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            outputs["centerness"][level], raw(layer.centerness, tower, x, level, 1)[..., 0], rtol=1e-4, atol=1e-6
+        )
+    assert (outputs["box_distances"]["p3"].numpy() == 0).any() == (activation == "relu")
+
+
+def test_the_prior_of_fcos_is_on_the_classes_alone():
+    for weight in fcos_head(prior_probability=0.02).weights:
+        if weight.name == "bias":
+            expected = -np.log(49) if "class_logits" in weight.path else 0
+            np.testing.assert_allclose(weight, np.full(weight.shape, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("use_bias,norm,expected", [(True, "gn", True), (None, "gn", False), (None, None, True)])
+def test_biases_of_towers(use_bias, norm, expected):
+    layer = fcos_head(2, norm=norm, use_bias=use_bias)
+    assert all(conv.conv.use_bias == expected for tower in (layer.class_tower, layer.box_tower) for conv in tower.convs)
+
+
+def test_the_last_convolutions_of_towers_can_be_deformable(rng):
+    """With offsets of zero and the mask's half, they are ordinary ones of half the output."""
+    layer = fcos_head(2, norm=None, deform_last=True)
+    offsets = sorted("/".join(w.path.split("/")[-4:]) for w in layer.weights if "offset" in w.path)
+    assert offsets == [
+        f"{tower}_tower/conv1/offset/{name}" for tower in ("box", "class") for name in ("bias", "kernel")
+    ]
+    x = pyramid(rng)["p3"]
+    tower = layer.box_tower
+    y = tf.nn.relu(tower.convs[0](x))
+    expected = tf.nn.relu(tf.nn.conv2d(y, tower.convs[1].conv.kernel, 1, "SAME") / 2)
+    np.testing.assert_allclose(tower(x, level="p3"), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [None, "bn", "gn"])
+def test_gradients_reach_every_weight_of_fcos(rng, norm):
+    layer = fcos_head(2, norm=norm, level_scales=True, deform_last=True, activation="exp", use_bias=None)
+    with tf.GradientTape() as tape:
+        outputs = layer(pyramid(rng), training=True)
+        loss = tf.add_n([tf.reduce_sum(tf.square(x)) for x in tf.nest.flatten(outputs)])
+    gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
+    for variable, gradient in zip(layer.trainable_variables, gradients, strict=True):
+        assert gradient is not None and np.any(gradient), variable.path

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasdet import FPN, ResNet, RetinaNet
+from kerasdet import FCOS, FPN, ResNet, RetinaNet
 from kerasdet.anchors import AnchorGenerator, octave_sizes
 from kerasdet.layers import ConvTop
 from kerasdet.models import Preprocessing
@@ -24,7 +24,19 @@ def retinanet(norm="bn_inference", **kwargs):
     return RetinaNet(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
 
 
-MODELS = {"retinanet": retinanet}
+def fcos(norm="bn_inference", **kwargs):
+    own = {
+        "neck": FPN(channels=64, top=ConvTop("p5", 64)),  # two channels to a group: the p7 of these images is 1x1
+        "head_convs": 1,
+        "normalizer": "batch",
+        "centerness_loss_weight": 0.5,  # its targets are soft: 0.64 is the least it can be
+        "score_threshold": 0.05,
+        "max_detections": 20,
+    }
+    return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
+
+
+MODELS = {"retinanet": retinanet, "fcos": fcos}
 
 
 def randomized(model, seed=0):
