@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 import re
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from kerasdet import FPN, ResNet, RetinaNet, config, load
+from kerasdet import FCOS, FPN, ResNet, RetinaNet, config, load
+from kerasdet.checkpoints import SOURCES
 from kerasdet.data import RandomFlip
 from kerasdet.layers import ConvTop
 from kerasdet.models import Detector
@@ -21,6 +23,7 @@ TINY = (
     "FPN.channels=32",
     "ConvTop.channels=32",
     "RetinaNet.head_convs=1",
+    "FCOS.head_convs=1",
     "BoxHead.fc_channels=16",
     "MaskBranch.channels=8",
     "KeypointBranch.channels=8",
@@ -126,6 +129,48 @@ def test_every_file_says_how_it_is_run(path):
 
 
 SHORTEST = (640, 672, 704, 736, 768, 800)
+
+
+MMDET_RECIPES = {
+    "fcos_r50_caffe_fpn_gn_1x": ("mmdet/fcos_r50_caffe_fpn_gn-head", "constant", 35.0),
+    "fcos_r101_caffe_fpn_gn_1x": ("mmdet/fcos_r101_caffe_fpn_gn-head", "constant", 35.0),
+    "fcos_r50_caffe_fpn_gn_tricks_1x": (
+        "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head",
+        "linear",
+        None,
+    ),
+    "fcos_r50_caffe_fpn_gn_tricks_dcn_1x": (
+        "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn",
+        "linear",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MMDET_RECIPES)
+def test_mmdetection_recipes(name):
+    """What a recipe trains is what the checkpoint of the same recipe becomes."""
+    source, warmup, clip = MMDET_RECIPES[name]
+    config.load(name, ["CHECKPOINT=R-50"])
+    assert (config.macro("STEPS"), config.macro("BATCH_SIZE")) == (12 * 7330, 16)
+    optimizer = configured("train.optimizer")
+    schedule = optimizer._learning_rate
+    assert (schedule.warmup, optimizer.global_clipnorm) == (warmup, clip)
+    rates = [float(schedule(step)) for step in (0, 499, 500, 8 * 7330, 11 * 7330)]
+    assert rates == pytest.approx([0.01 / 3, 0.01 / 3 if warmup == "constant" else 0.01, 0.01, 1e-3, 1e-4], rel=2e-3)
+    assert (optimizer.momentum, optimizer.l2, optimizer.norm_l2) == (0.9, 1e-4, 1e-4)
+    assert (optimizer.bias_l2, optimizer.bias_lr_factor) == (0.0, 2.0)
+
+    spec = SOURCES[source]
+    for parameter, argument in {**spec.model, **spec.backbone}.items():
+        owner = "FCOS" if parameter in spec.model else "ResNet"
+        try:
+            assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter
+        except ValueError:  # where the recipe says nothing, the default is right
+            assert inspect.signature({"FCOS": FCOS, "ResNet": ResNet}[owner]).parameters[parameter].default == argument
+    assert gin.query_parameter("DistanceCoder.normalize") == spec.coder["normalize"]
+    assert gin.query_parameter("Preprocessing.mean") == spec.preprocessing["mean"]
+    assert gin.query_parameter("ConvTop.in_feature") == spec.top["in_feature"]
 
 
 @pytest.mark.parametrize(

@@ -156,17 +156,11 @@ def _mmdet_retinanet(depth, caffe):
     )
 
 
-def _mmdet_fcos(depth, model, normalize, mean, deform_stages=()):
+def _mmdet_fcos(depth, model, normalize, mean, **backbone):
     return Source(
         "mmdet",
         "fcos",
-        backbone={
-            "depth": depth,
-            "deform_stages": deform_stages,
-            "deform_version": 2,
-            "freeze_at": 2,
-            **_CAFFE,
-        },
+        backbone={"depth": depth, "freeze_at": 2, **_CAFFE, **backbone},
         top={"in_feature": "p5"},
         anchors=POINTS,
         coder={"normalize": normalize},
@@ -187,6 +181,7 @@ def _towers(theirs_of_classes, theirs_of_boxes):
 
 _CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}
 _PYTORCH = {"norm": "bn_inference"}
+_DEFORMABLE = {"deform_stages": ("c3", "c4", "c5"), "deform_version": 2}
 _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
 _MASK_RCNN = {"mask": {}}
@@ -312,7 +307,7 @@ SOURCES = {
         50, MMDET_FCOS_TRICKS, True, MMDET_CAFFE["mean"]
     ),
     "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn": _mmdet_fcos(
-        50, {**MMDET_FCOS_TRICKS, "deform_last": True}, True, MMDET_CAFFE["mean"], ("c3", "c4", "c5")
+        50, {**MMDET_FCOS_TRICKS, "deform_last": True}, True, MMDET_CAFFE["mean"], **_DEFORMABLE
     ),
     "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
     "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
