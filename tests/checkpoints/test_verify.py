@@ -98,6 +98,28 @@ def test_two_stages(image):
     assert [(name, same) for name, _, same in report] == [("p2", True), ("detections", True)]
 
 
+def test_fcos(image):
+    """Centerness may come with a channel, as the source has it."""
+    name, source = "torchvision_fcos_resnet50_fpn", "torchvision/fcos_resnet50_fpn"
+    model = to_model(golden.state(name), source)
+    model.preprocessing.shortest, model.preprocessing.longest = 256, 320
+    outputs = model({"image": tf.constant(image[None]), "image_size": tf.constant([[256, 320]])})
+    distances, centerness = (
+        np.concatenate([*map(np.asarray, outputs[part].values())], 1) for part in ("box_distances", "centerness")
+    )
+    heads = {"box_distances": distances[:, :, golden.XYXY], "centerness": centerness[..., None]}
+    expected = golden.expected_detections(golden.outputs(name), "detections")
+    report = verify(model, {"image": image, **heads, **expected}, source)
+    assert [(name, same) for name, _, same in report] == [
+        ("box_distances", True),
+        ("centerness", True),
+        ("detections", True),
+    ]
+    assert differing(verify(model, {"image": image, **heads, "centerness": -heads["centerness"]}, source)) == [
+        "centerness"
+    ]
+
+
 # Differences
 
 

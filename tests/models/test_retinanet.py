@@ -94,6 +94,23 @@ def test_thresholds_of_matching(model, outputs):
     assert positives[0.5, 0.5][1] == 0 < positives[0.5, 0.4][1]
 
 
+def test_anchors_in_crowds_can_be_ignored(model, outputs):
+    """An anchor with more than half of its own area in the crowd, even where it overlaps an object."""
+    data = batch()
+    data["boxes"][1, 1] = 0, 20, 70, 128
+    plain = model.compute_targets(outputs, data)["matched_gt"].numpy()
+    matched = sibling(model, ignore_crowd_iof=0.5).compute_targets(outputs, data)["matched_gt"].numpy()
+    anchors = flat(outputs, "anchors", 0)
+    crowd = data["boxes"][1, 1]
+    inner = np.maximum(np.minimum(anchors[:, 2:], crowd[2:]) - np.maximum(anchors[:, :2], crowd[:2]), 0).prod(-1)
+    inside = inner > 0.5 * (anchors[:, 2:] - anchors[:, :2]).prod(-1)
+    assert (plain[1][inside] >= 0).any() and (plain[1][inside] == NEGATIVE).any()
+    np.testing.assert_array_equal(matched[0], plain[0])
+    assert (matched[1][inside] == IGNORE).all()
+    moved = ~inside & (matched[1] != plain[1])  # what is now the best anchor of an object
+    assert (matched[1][moved] >= 0).all()
+
+
 # -- losses
 
 
