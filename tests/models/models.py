@@ -46,6 +46,8 @@ def randomized(model, seed=0):
         if weight.name == "kernel":
             gain = {"class_logits": 0.05, "box_deltas": 0.1}.get(weight.path.split("/")[-3], 1.0)
             weight.assign(rng.normal(0, gain * (2 / np.prod(weight.shape[:-1])) ** 0.5, weight.shape))
+        elif "box_distances" in weight.path:  # boxes some strides wide
+            weight.assign(np.full(weight.shape, 2.0))
     return model
 
 
