@@ -22,7 +22,8 @@ def load(path: str | Path) -> keras.Model:
     try:
         return keras.models.load_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
-        reason = " ".join(str(error).split(" Full object config")[0].split())
+        innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
+        reason = " ".join(innermost.partition(" Full object config")[0].split())
         raise ValueError(f"{file} cannot be loaded: {reason}") from None
 
 

@@ -12,7 +12,7 @@ from kerasdet.coders import DistanceCoder, centerness
 from kerasdet.layers import FPN, ConvTop, FCOSHead, ResNet
 from kerasdet.matching import IGNORE, match_fcos
 from kerasdet.models import dense
-from kerasdet.models.detector import Detector, checked_names
+from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.serialization import Configured
@@ -71,8 +71,9 @@ class FCOS(Configured, Detector):
         clip_before_nms: Clip boxes first (torchvision), or last and then drop what is empty (detectron2).
 
     Raises:
-        ValueError: If an argument has no such choice, there is not one range a level or one anchor a cell, or the
-            anchors' levels are not the neck's.
+        TypeError: If `backbone` is no backbone.
+        ValueError: If it lacks what the neck merges, an argument has no such choice, there is not one range a level or
+            one anchor a cell, or the anchors' levels are not the neck's.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class FCOS(Configured, Detector):
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("p5"))
+        check_backbone(self.backbone, self.neck)
         self.anchors = anchors or point_squares(self.neck.levels)
         dense.check_levels(self.anchors, self.neck)
         if self.anchors.num_anchors != 1:

@@ -11,7 +11,7 @@ from kerasdet.coders import DeltaCoder
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
 from kerasdet.matching import IGNORE, match_iou
 from kerasdet.models import dense
-from kerasdet.models.detector import Detector, checked_names
+from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.serialization import Configured
@@ -53,7 +53,9 @@ class RetinaNet(Configured, Detector):
         clip_before_nms: Clip boxes first (torchvision), or last and then drop what is empty (detectron2).
 
     Raises:
-        ValueError: If `box_loss` or `normalizer` is unknown, or the anchors' levels are not the neck's.
+        TypeError: If `backbone` is no backbone.
+        ValueError: If it lacks what the neck merges, `box_loss` or `normalizer` is unknown, or the anchors' levels are
+            not the neck's.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class RetinaNet(Configured, Detector):
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("c5"))
+        check_backbone(self.backbone, self.neck)
         self.anchors = anchors or AnchorGenerator()
         dense.check_levels(self.anchors, self.neck)
         self.coder = coder or DeltaCoder()
