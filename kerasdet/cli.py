@@ -14,14 +14,13 @@ from PIL import Image
 
 from kerasdet import config
 from kerasdet import images as image_ops
-from kerasdet import keypoints as keypoint_ops
 from kerasdet import masks as mask_ops
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export import export_saved_model, verify_saved_model
 from kerasdet.loading import load_detector
-from kerasdet.models import Detector
+from kerasdet.models import AugmentedDetector, Detector
 from kerasdet.visualize import draw_boxes
 
 _GIN = "\n  In call to configurable"
@@ -84,6 +83,14 @@ def _parser():
     evaluate.add_argument("--images", help="their folder; by default images/ beside the annotations")
     evaluate.add_argument("--detections", help="score this file of COCO results; no model is needed")
     evaluate.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    evaluate.add_argument(
+        "--tta",
+        nargs="*",
+        type=_positive,
+        metavar="SIZE",
+        help="look at each image in these lengths of its shorter side, and in the mirror; by default 0.75, 1 and 1.25 "
+        "times the model's own",
+    )
     evaluate.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
     evaluate.add_argument("--save-detections", metavar="FILE", help="write the detections as COCO results")
 
@@ -142,7 +149,10 @@ def _eval_model(options):
             raise ValueError(f"{options.model} has no config.gin: name a data set with --annotations.")
         config.load(saved)
         data = config.eval_data()
-    return evaluate_with_results(_open(options.model), data, batch_size=options.batch_size)
+    model = _open(options.model)
+    if options.tta is not None:
+        model = AugmentedDetector(model, options.tta)
+    return evaluate_with_results(model, data, batch_size=options.batch_size)
 
 
 def _open(path):
@@ -166,7 +176,7 @@ def _predict(options):
         entries.append({"image": path, "detections": _detections(model, image, options.score)})
         if options.draw:
             name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
-            _draw(image, entries[-1]["detections"], Path(options.draw) / f"{name}.png")
+            _draw(image, entries[-1]["detections"], _skeleton(model), Path(options.draw) / f"{name}.png")
     errors = [entry["error"] for entry in entries if "error" in entry]
     if options.json:
         print(json.dumps(entries, indent=1))
@@ -208,11 +218,15 @@ def _detections(model, image, min_score):
     return records
 
 
-def _draw(image, detections, path):
+def _skeleton(model):
+    """The bones of the model's keypoints."""
+    return next((branch.skeleton for branch in model.branches if hasattr(branch, "skeleton")), ())
+
+
+def _draw(image, detections, skeleton, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     masks = [d["segmentation"] for d in detections if "segmentation" in d]
     keypoints = [d["keypoints"] for d in detections if "keypoints" in d]
-    is_person = keypoints and len(keypoints[0]) == keypoint_ops.PERSON_KEYPOINTS
     picture = draw_boxes(
         image,
         np.array([d["box"] for d in detections], np.float32).reshape(-1, 4),
@@ -221,7 +235,7 @@ def _draw(image, detections, path):
         class_ids=np.array([d["class_id"] for d in detections], int),
         masks=mask_ops.decode(masks) if masks else None,
         keypoints=np.array(keypoints) if keypoints else None,
-        skeleton=keypoint_ops.PERSON_SKELETON if is_person else (),
+        skeleton=skeleton,
         scale=2 if max(image.shape) < 400 else 1,
     )
     Image.fromarray(picture).save(path)

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 RULES = ("detectron2", "torchvision")
-PERSON_KEYPOINTS = 17
+PERSON_KEYPOINTS = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
 # Bones of a COCO person, as pairs of indices from 0.
 PERSON_SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),

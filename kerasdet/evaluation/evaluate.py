@@ -19,7 +19,7 @@ def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
     """Measures the COCO AP of a detector on a data set, every image once.
 
     Args:
-        model: A detector; images are resized by its own rule.
+        model: A detector, or an `AugmentedDetector`; images are resized by its own rule.
         dataset: A `kerasdet.data.CocoDataset` or `VocDataset`, which need not have been read with masks or keypoints.
         batch_size: Images at a time; images of a batch are padded to one size.
 
@@ -42,8 +42,11 @@ def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[Detec
         )
     _check_names(model.class_names, dataset)
     rule = model.preprocessing
-    resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
-    batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
+    if rule is None:
+        batches = evaluation_batches(dataset, batch_size)
+    else:
+        resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
+        batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
     image_ids = [record.image_id for record in dataset.records]
     return evaluate_batches(model, batches, dataset.ground_truth, dataset.category_ids, image_ids)
 

@@ -7,10 +7,12 @@ from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
 from kerasdet.models.rpn import RPN, ProposalNetwork
+from kerasdet.models.tta import AugmentedDetector
 
 __all__ = [
     "FCOS",
     "RPN",
+    "AugmentedDetector",
     "Detector",
     "FasterRCNN",
     "KeypointBranch",

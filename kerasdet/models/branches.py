@@ -3,7 +3,7 @@
 A branch pools features of its own or shares those of the box head, and has losses on positive regions only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -29,6 +29,7 @@ class MaskBranch(Configured, keras.layers.Layer):
         loss_weight: Factor of the loss.
     """
 
+    annotation = "masks"  # what it learns from
     loss_names = ("mask_loss",)
 
     def __init__(
@@ -89,12 +90,18 @@ class MaskBranch(Configured, keras.layers.Layer):
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
         return {"mask_loss": self.loss_weight * loss / tf.maximum(tf.reduce_sum(weights), 1.0)}
 
-    def detect(self, logits: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
-        """``mask_probs`` (B, D, S, S) inside the boxes of `detections`."""
-        class_ids = detections["class_ids"]
+    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+        """Masks as probabilities (B, D, S, S) of logits (B * D, S, S, K); class_ids (B, D)."""
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
-        shape = tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0)
-        return {"mask_probs": tf.where((class_ids >= 0)[..., None, None], tf.reshape(probs, shape), 0.0)}
+        return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
+
+    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+        """The maps of mirrored regions, (B, D, S, S), as those of the regions themselves."""
+        return tf.reverse(maps, [3])
+
+    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+        """``mask_probs`` (B, D, S, S) inside the boxes of `detections`."""
+        return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
 
 def _of_class(logits, class_ids):
@@ -114,8 +121,15 @@ class KeypointBranch(Configured, keras.layers.Layer):
         channels: Of the head.
         rule: How a keypoint is read off its heatmap: "detectron2" or "torchvision".
         loss_weight: Factor of the loss.
+        keypoint_names: J names, in which "left" and "right" are sides; by default those of a COCO person where J is 17.
+            Training sets them from the data.
+        skeleton: Pairs of indices from 0 to be joined in pictures, likewise.
+
+    Raises:
+        ValueError: If there are not as many names as keypoints.
     """
 
+    annotation = "keypoints"
     loss_names = ("keypoint_loss",)
 
     def __init__(
@@ -127,9 +141,18 @@ class KeypointBranch(Configured, keras.layers.Layer):
         channels: int = 512,
         rule: str = "detectron2",
         loss_weight: float = 1.0,
+        keypoint_names: Sequence[str] | None = None,
+        skeleton: Sequence[Sequence[int]] | None = None,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "keypoint_branch", **kwargs})
+        if num_keypoints == len(keypoint_ops.PERSON_KEYPOINTS):
+            keypoint_names = keypoint_names or keypoint_ops.PERSON_KEYPOINTS
+            skeleton = skeleton or keypoint_ops.PERSON_SKELETON
+        if keypoint_names and len(keypoint_names) != num_keypoints:
+            raise ValueError(f"There are {num_keypoints} keypoints and {len(keypoint_names)} keypoint_names.")
+        self.keypoint_names = tuple(keypoint_names or ())
+        self.skeleton = tuple(tuple(bone) for bone in skeleton or ())
         self.num_keypoints = num_keypoints
         self.pool_size = pool_size
         self.num_convs = num_convs
@@ -168,11 +191,24 @@ class KeypointBranch(Configured, keras.layers.Layer):
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights
         return {"keypoint_loss": self.loss_weight * tf.reduce_sum(loss) / tf.maximum(tf.reduce_sum(weights), 1.0)}
 
-    def detect(self, logits: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+        """Heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); class_ids (B, D)."""
+        return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
+
+    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+        """The maps of mirrored regions, (B, D, S, S, J), as those of the regions themselves: left becomes right.
+
+        Raises:
+            ValueError: If there are no `keypoint_names` to tell left from right.
+        """
+        if not self.keypoint_names:
+            raise ValueError(
+                f"The {self.num_keypoints} keypoints have no names, by which a mirror image tells left from right: "
+                "give KeypointBranch keypoint_names."
+            )
+        return tf.gather(tf.reverse(maps, [3]), keypoint_ops.flip_order(self.keypoint_names), axis=4)
+
+    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of `detections`."""
-        boxes = detections["boxes"]
-        keypoints = keypoint_ops.keypoints_from_heatmaps(
-            logits, tf.reshape(boxes, [-1, 4]), rule=self.rule
-        )  # (B * D, J, 3)
-        keypoints = tf.reshape(keypoints, [tf.shape(boxes)[0], -1, self.num_keypoints, 3])
+        keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], rule=self.rule)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}

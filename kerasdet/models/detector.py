@@ -15,14 +15,19 @@ from kerasdet.models.preprocess import Preprocessing
 class Detector(keras.Model):
     """A network, pure post-processing and a training step.
 
-    A model defines ``call``, ``compute_targets``, ``compute_losses`` and ``postprocess``; see `RetinaNet`. Its input
-    is a batch: a dict with ``image`` (B, H, W, 3), RGB 0..255, and ``image_size`` (B, 2); or a bare image tensor
-    without padding. In the batches of `fit` and `evaluate` a missing ``is_crowd`` means that nothing is a crowd.
+    A model defines ``call``, ``compute_targets``, ``compute_losses``, ``candidates`` and ``suppress``; see `RetinaNet`.
+    Its input is a batch: a dict with ``image`` (B, H, W, 3), RGB 0..255, and ``image_size`` (B, 2); or a bare image
+    tensor without padding. In the batches of `fit` and `evaluate` a missing ``is_crowd`` means that nothing is a crowd.
 
     Args:
         preprocessing: The resize rule and the pixel statistics.
         loss_names: Keys of what ``compute_losses`` returns.
+
+    Attributes:
+        branches: What is predicted beside class and box, see `kerasdet.models.branches`.
     """
+
+    branches = ()
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         super().__init__(autocast=False, **kwargs)  # images and boxes stay float32, whatever the policy
@@ -62,6 +67,18 @@ class Detector(keras.Model):
     def predict_step(self, data):
         batch = _only_input(data)
         return self.postprocess(self(batch, training=False), _image_size(batch))
+
+    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Detections in the coordinates of the network's input.
+
+        Args:
+            outputs: Of the model.
+            image_size: (B, 2) int32, without padding.
+
+        Returns:
+            ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,).
+        """
+        return self.suppress(self.candidates(outputs, image_size), image_size)
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
         """The outputs that have losses; two-stage models give themselves the ground truth here."""
@@ -119,7 +136,7 @@ class Detector(keras.Model):
             TypeError: If an image is no array, but for example a path.
             ValueError: If an image is not (H, W, 3), or `resize` is something else.
         """
-        images = _image_list(images)
+        images = image_list(images)
         _check_resize(resize)
         original_size = tf.constant([image.shape[:2] for image in images], tf.int32)
         resized = [self._resize(image, resize) for image in images]
@@ -213,7 +230,7 @@ def split_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor
     return inputs, None
 
 
-def _image_list(images):
+def image_list(images):
     """What `detect` accepts, as a list of (H, W, 3) arrays."""
     if not isinstance(images, list | tuple):
         images = list(images) if len(getattr(images, "shape", ())) == 4 else [images]

@@ -273,19 +273,23 @@ class FCOS(Configured, Detector):
         if self.normalizer == "ema":
             self.mean_positives.assign(self._normalizer(targets))
 
-    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detections in the coordinates of the network's input.
+    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
             outputs: Of the model.
             image_size: (B, 2) int32, without padding.
 
         Returns:
-            ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,).
+            ``boxes`` (B, N, 4), ``scores`` (B, N) with 0 for none, ``class_ids`` (B, N).
         """
         levels = [self._level_candidates(outputs, level, image_size) for level in outputs["class_logits"]]
+        return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
+
+    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
         return detections_from_candidates(
-            {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]},
+            candidates,
             image_size,
             score_threshold=0.0,
             nms_threshold=self.nms_threshold,

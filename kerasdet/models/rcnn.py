@@ -280,15 +280,15 @@ class FasterRCNN(Configured, Detector):
     def after_step(self, targets):
         self.step.assign_add(1)
 
-    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detections in the coordinates of the network's input.
+    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
             outputs: Of the model, called without ground truth.
             image_size: (B, 2) int32, without padding.
 
         Returns:
-            ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,), and what the branches add.
+            ``boxes`` (B, P * K, 4), ``scores`` (B, P * K) with 0 for none, ``class_ids`` (B, P * K).
         """
         scores = tf.nn.softmax(outputs["class_logits"])[..., : self.num_classes]  # (B, P, K)
         boxes = self.coder.decode(outputs["box_deltas"], outputs["rois"][:, :, None])  # (B, P, K or 1, 4)
@@ -298,8 +298,12 @@ class FasterRCNN(Configured, Detector):
         usable = tf.reduce_all(size >= self.min_size, -1) & tf.repeat(outputs["roi_valid"], self.num_classes, axis=1)
         scores = tf.where(usable, tf.reshape(scores, tf.shape(usable)), 0.0)
         class_ids = tf.broadcast_to(tf.range(tf.shape(scores)[1]) % self.num_classes, tf.shape(scores))
-        detections = detections_from_candidates(
-            {"boxes": boxes, "scores": scores, "class_ids": class_ids},
+        return {"boxes": boxes, "scores": scores, "class_ids": class_ids}
+
+    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
+        return detections_from_candidates(
+            candidates,
             image_size,
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
@@ -307,10 +311,18 @@ class FasterRCNN(Configured, Detector):
             clip_before_nms=True,
             drop_empty=True,
         )
+
+    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """As of every detector, and what the branches add."""
+        detections = super().postprocess(outputs, image_size)
         for branch in self.branches:
-            logits = self._branch_logits(branch, outputs["pyramid"], detections["boxes"])
-            detections = {**detections, **branch.detect(logits, detections)}
+            maps = self.branch_maps(branch, outputs["pyramid"], detections["boxes"], detections["class_ids"])
+            detections = {**detections, **branch.detect(maps, detections)}
         return detections
+
+    def branch_maps(self, branch, pyramid: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+        """A branch's masks or heatmaps, (B, D, S, S, ...), of boxes (B, D, 4) and their classes (B, D)."""
+        return branch.maps(self._branch_logits(branch, pyramid, boxes), class_ids)
 
     def paste_masks(self, mask_probs: tf.Tensor, boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:
         """Full-size masks of one image, by the rule of the model's source.

@@ -206,15 +206,15 @@ class RetinaNet(Configured, Detector):
         if self.normalizer == "ema":
             self.mean_positives.assign(self._normalizer(targets))
 
-    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detections in the coordinates of the network's input.
+    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
             outputs: Of the model.
             image_size: (B, 2) int32, without padding.
 
         Returns:
-            ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,).
+            ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).
         """
         levels = []
         for level, logits in outputs["class_logits"].items():
@@ -222,8 +222,12 @@ class RetinaNet(Configured, Detector):
             deltas = tf.gather(outputs["box_deltas"][level], indices, batch_dims=1)
             boxes = self.coder.decode(deltas, tf.gather(outputs["anchors"][level], indices))
             levels.append({"boxes": boxes, "scores": scores, "class_ids": class_ids})
+        return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
+
+    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
         return detections_from_candidates(
-            {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]},
+            candidates,
             image_size,
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,

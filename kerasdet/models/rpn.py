@@ -135,14 +135,20 @@ class RPN(Configured, keras.layers.Layer):
         Returns:
             ``boxes`` (B, P, 4), ``logits`` (B, P) descending, ``valid`` (B,); padding is zero.
         """
-        pre_nms, post_nms = (
-            (self.train_pre_nms_top_k, self.train_post_nms_top_k)
-            if training
-            else (self.pre_nms_top_k, self.post_nms_top_k)
-        )
+        if training:
+            candidates = self.candidates(outputs, image_size, self.train_pre_nms_top_k)
+            return self.suppress(candidates, self.train_post_nms_top_k)
+        return self.suppress(self.candidates(outputs, image_size, self.pre_nms_top_k), self.post_nms_top_k)
+
+    def candidates(self, outputs: Mapping, image_size: tf.Tensor, top_k: int) -> dict[str, tf.Tensor]:
+        """The best boxes of each level, clipped.
+
+        Returns:
+            ``boxes`` (B, N, 4), ``logits`` (B, N), minus infinity for what is too small, ``level_ids`` (B, N).
+        """
         boxes, logits, level_ids = [], [], []
         for level_id, (level, objectness) in enumerate(outputs["objectness"].items()):
-            values, indices = tf.math.top_k(objectness, tf.minimum(pre_nms, tf.shape(objectness)[1]))
+            values, indices = tf.math.top_k(objectness, tf.minimum(top_k, tf.shape(objectness)[1]))
             deltas = tf.gather(outputs["box_deltas"][level], indices, batch_dims=1)
             boxes.append(self.coder.decode(deltas, tf.gather(outputs["anchors"][level], indices)))
             logits.append(values)
@@ -150,13 +156,14 @@ class RPN(Configured, keras.layers.Layer):
         boxes = box_ops.clip(tf.concat(boxes, 1), image_size)  # (B, N, 4)
         size = boxes[..., 2:] - boxes[..., :2]
         large = tf.reduce_all((size > 0) & (size >= self.min_size), -1)
-        logits = tf.concat(logits, 1)
+        logits = tf.where(large, tf.concat(logits, 1), -float("inf"))
+        return {"boxes": boxes, "logits": logits, "level_ids": tf.concat(level_ids, 1)}
+
+    def suppress(self, candidates: Mapping[str, tf.Tensor], top_k: int) -> dict[str, tf.Tensor]:
+        """Proposals out of candidates; see `propose`."""
+        boxes, logits = candidates["boxes"], candidates["logits"]
         indices, valid = nms(
-            boxes,
-            tf.where(large, logits, -float("inf")),
-            tf.concat(level_ids, 1),
-            iou_threshold=self.nms_threshold,
-            max_detections=post_nms,
+            boxes, logits, candidates["level_ids"], iou_threshold=self.nms_threshold, max_detections=top_k
         )
         chosen = tf.maximum(indices, 0)
         keep = indices >= 0
@@ -278,10 +285,14 @@ class ProposalNetwork(Configured, Detector):
     def after_step(self, targets):
         self.step.assign_add(1)
 
-    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """See `RPN.candidates`."""
+        return self.rpn.candidates(outputs, image_size, self.rpn.pre_nms_top_k)
+
+    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Proposals as detections of class 0."""
-        proposals = self.rpn.propose(outputs, image_size, training=False)
-        valid = tf.sequence_mask(proposals["valid"], tf.shape(proposals["logits"])[1])
+        proposals = self.rpn.suppress(candidates, self.max_detections)
+        valid = tf.sequence_mask(proposals["valid"], self.max_detections)
         return {
             "boxes": proposals["boxes"],
             "scores": tf.where(valid, tf.sigmoid(proposals["logits"]), 0.0),

@@ -71,6 +71,10 @@ def train(
     for part in [data] if eval_data is None else [data, eval_data]:
         _check_classes(model, part)
     model.class_names = tuple(data.class_names)
+    for branch in model.branches:
+        _check_annotations(branch, data)
+        if branch.annotation == "keypoints":
+            branch.keypoint_names, branch.skeleton = data.keypoint_names, data.skeleton
     if not str(out_dir).strip():
         raise ValueError("OUT_DIR (out_dir) is empty: name a folder for the run.")
     out_dir = Path(out_dir)
@@ -116,6 +120,19 @@ def _check_classes(model, data):
             f"The model has {model.num_classes} classes and {data.annotations} has {data.num_classes} "
             f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
             f"set NUM_CLASSES (num_classes) to {data.num_classes}."
+        )
+
+
+def _check_annotations(branch, data):
+    name = branch.annotation
+    if getattr(data.records[0], {"masks": "num_runs", "keypoints": "keypoints"}[name]) is None:
+        raise ValueError(
+            f"The model learns {name}, and {data.annotations} was read without them: give CocoDataset {name}=True."
+        )
+    if name == "keypoints" and branch.num_keypoints != len(data.keypoint_names):
+        raise ValueError(
+            f"The model has {branch.num_keypoints} keypoints and {data.annotations} has {len(data.keypoint_names)}: "
+            f"set KeypointBranch.num_keypoints to {len(data.keypoint_names)}."
         )
 
 
