@@ -12,6 +12,7 @@ from PIL import Image
 
 from kerasdet import cli, config
 from kerasdet.evaluation import evaluate
+from kerasdet.models import AugmentedDetector, KeypointBranch
 
 SHAPES = "retinanet_r18_fpn_shapes"
 
@@ -83,6 +84,17 @@ def test_eval_of_a_run_on_the_data_of_its_configuration(capsys, tmp_path, folder
     annotations = folder / "shapes" / "annotations.json"
     assert kerasdet("eval", "--detections", found, "--annotations", annotations, "--json", again) == 0
     assert again.read_text() == scores.read_text()
+
+
+def test_eval_with_test_time_augmentation(tmp_path, folder, model):
+    found = tmp_path / "detections.json"
+    assert kerasdet("eval", folder / "run", "--save-detections", found, "--tta", "48", "64") == 0
+    augmented = AugmentedDetector(model, [48, 64])
+    images = [np.asarray(Image.open(path)) for path in pictures(folder)]
+    expected = np.concatenate([augmented.detect(image)["scores"][0] for image in images])
+    scores = [detection["score"] for detection in json.loads(found.read_text())]
+    assert len(scores) > 10
+    np.testing.assert_allclose(scores, expected[expected > 0], rtol=1e-3)
 
 
 def test_predict_as_a_table(capsys, folder, model):
@@ -250,6 +262,19 @@ def test_errors_of_other_libraries_become_one_line(capsys, monkeypatch, error, e
     monkeypatch.setattr(config, "train", fails)
     assert kerasdet("train", SHAPES) == 2
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(("num_keypoints", "joined"), [(4, True), (17, False)])
+def test_predict_joins_the_keypoints_of_the_model(monkeypatch, tmp_path, folder, num_keypoints, joined):
+    """Four have the bones that training took from the data, seventeen are a person's."""
+    branch = KeypointBranch(num_keypoints, num_convs=1, channels=8)
+    if joined:
+        branch.keypoint_names, branch.skeleton = ("tip", "left", "right", "tail"), ((0, 1), (0, 2))
+    tiny.rcnn(branches=[branch]).save(tmp_path / "model.keras")
+    seen = []
+    monkeypatch.setattr(cli, "draw_boxes", lambda image, *_, skeleton, **__: seen.append(skeleton) or image)
+    assert kerasdet("predict", tmp_path / "model.keras", pictures(folder)[0], "--draw", tmp_path / "drawn") == 0
+    assert seen == [((0, 1), (0, 2))] if joined else len(seen[0]) == 19
 
 
 def test_a_bug_is_no_mistake_of_the_user(monkeypatch):

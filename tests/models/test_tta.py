@@ -9,8 +9,12 @@ from kerasdet.keypoints import flip_order
 from kerasdet.models import AugmentedDetector, KeypointBranch
 from kerasdet.models.tta import FACTORS
 
+QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")
 
-@pytest.fixture(scope="module", params=MODELS)
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
+)
 def model(request):
     model = randomized(MODELS[request.param]())
     for branch in keypoint_branches(model):

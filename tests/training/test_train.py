@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from kerasdet import evaluate, load
-from kerasdet.data import RandomFlip, ResizeShortestEdge
-from kerasdet.models import RetinaNet
+from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
+from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.training import SGD, WarmupMultiStep, train
 from kerasdet.training.callbacks import checkpoints
 
@@ -162,6 +162,29 @@ def test_classes_must_match_before_anything_is_written(tmp_path, data):
     with pytest.raises(ValueError, match=r"5 classes and val\.json has 2"):
         run(out_dir, data, eval_data=Fewer(), evaluate=evaluate)
     assert not out_dir.exists()
+
+
+@pytest.fixture(scope="module")
+def data_with_parts(data):
+    return CocoDataset(data.annotations, masks=True, keypoints=True)
+
+
+def test_masks_and_keypoints_must_have_been_read(tmp_path, data, data_with_parts):
+    out_dir = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"learns masks, and .* was read without them: give CocoDataset masks=True"):
+        run(out_dir, data, model=tiny.rcnn())
+    with pytest.raises(ValueError, match=r"learns keypoints, .* give CocoDataset keypoints=True"):
+        run(out_dir, data, model=tiny.rcnn(branches=[KeypointBranch(4)]))
+    with pytest.raises(ValueError, match=r"has 17 keypoints and .* has 4: set KeypointBranch\.num_keypoints to 4"):
+        run(out_dir, data_with_parts, model=tiny.rcnn(branches=[KeypointBranch(17)]))
+    assert not out_dir.exists()
+
+
+def test_the_model_learns_the_names_of_keypoints(tmp_path, data_with_parts):
+    run(tmp_path, data_with_parts, model=tiny.rcnn(), steps=1)
+    _, branch = load(tmp_path).branches
+    assert branch.keypoint_names == ("tip", "left_wing", "right_wing", "tail")
+    assert branch.skeleton == ((0, 1), (0, 2), (0, 3))
 
 
 def test_counts_are_whole_and_positive(tmp_path, data):
