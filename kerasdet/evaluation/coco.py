@@ -16,9 +16,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
+from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
 
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+PROPOSAL_LIMITS = (100, 300, 1000)  # boxes of an image that are looked at
 UNIFORM_SIGMA = 0.05  # of keypoints that are not COCO's 17, for which `cocoeval` has measured ones
 
 
@@ -159,6 +160,44 @@ def evaluate_coco(
     """
     if iou_type not in GEOMETRY:
         raise ValueError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
+    evaluation, names = _accumulated(ground_truth, results, iou_type, image_ids, sigmas)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
+    summary = {name: _nan_if_undefined(value) for name, value in zip(fields, evaluation.stats, strict=True)}
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
+    per_class = {
+        names[category_id]: _nan_if_undefined(precision[:, :, k].mean())
+        for k, category_id in enumerate(evaluation.params.catIds)
+    }
+    return CocoMetrics(iou_type, summary, per_class)
+
+
+def evaluate_proposals(ground_truth, results, image_ids: Sequence[int] | None = None) -> DetectorMetrics:
+    """Average recall of boxes whose class does not count, over IoU 0.50 to 0.95.
+
+    Args:
+        ground_truth: A COCO annotation file, or the dict it holds.
+        results: A COCO results file, or the list it holds, its categories any of the ground truth's.
+        image_ids: The images to score; None for all of the ground truth.
+
+    Returns:
+        Of the best 100, 300 and 1000 boxes of each image ``AR100``, ``AR300`` and ``AR1000``, and of the latter those
+        of small, medium and large objects; no AP and no classes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As `evaluate_coco`.
+    """
+    evaluation, _ = _accumulated(ground_truth, results, "bbox", image_ids, limits=PROPOSAL_LIMITS)
+    recall = evaluation.eval["recall"].mean(0)[0]  # (all, small, medium and large, limits)
+    values = [*recall[0], *recall[1:, -1]]
+    summary = {name: _nan_if_undefined(value) for name, value in zip(PROPOSAL_SUMMARY, values, strict=True)}
+    return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
+
+
+def _accumulated(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
+    """A COCOeval that has done its work, and the names of categories; with `limits`, whatever the classes."""
     truth = read_ground_truth(ground_truth)
     truth_name = _name_of(ground_truth, "the ground truth")
     categories, sigmas = _scored_categories(truth["categories"], iou_type, sigmas, truth_name)
@@ -177,14 +216,20 @@ def evaluate_coco(
         _checked_result(entry, number, iou_type, images, names, results_name, truth_name, sigmas)
         for number, entry in enumerate(entries, 1)
     ]
-    return _score(
-        {**truth, "annotations": annotations},
-        {**truth, "annotations": detections},
-        iou_type,
-        sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name),
-        {category: names[category] for category in categories},
-        sigmas,
-    )
+    image_ids = sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_index = _indexed({**truth, "annotations": annotations})
+        evaluation = _Evaluation(truth_index, _indexed({**truth, "annotations": detections}), iou_type)
+        evaluation.params.imgIds = image_ids
+        evaluation.params.catIds = sorted(categories)
+        if iou_type == "keypoints":
+            evaluation.params.kpt_oks_sigmas = sigmas
+        if limits:
+            evaluation.params.useCats = 0
+            evaluation.params.maxDets = list(limits)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation, names
 
 
 class _Evaluation(COCOeval):
@@ -195,26 +240,6 @@ class _Evaluation(COCOeval):
         for annotations in self._gts.values():
             for annotation in annotations:
                 annotation["ignore"] = annotation["ignore"] or annotation.get("difficult", 0)
-
-
-def _score(truth, detections, iou_type, image_ids, names, sigmas):
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _Evaluation(_indexed(truth), _indexed(detections), iou_type)
-        evaluation.params.imgIds = image_ids
-        evaluation.params.catIds = sorted(names)
-        if iou_type == "keypoints":
-            evaluation.params.kpt_oks_sigmas = sigmas
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
-    summary = {name: _nan_if_undefined(value) for name, value in zip(fields, evaluation.stats, strict=True)}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
-    per_class = {
-        names[category_id]: _nan_if_undefined(precision[:, :, k].mean())
-        for k, category_id in enumerate(evaluation.params.catIds)
-    }
-    return CocoMetrics(iou_type, summary, per_class)
 
 
 def _nan_if_undefined(value):

@@ -9,14 +9,14 @@ from keras.utils import Progbar
 from kerasdet import masks as mask_ops
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
-from kerasdet.evaluation.coco import coco_results, evaluate_all, read_ground_truth
+from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
 
 _logger = logging.getLogger(__name__)
 
 
 def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
-    """Measures the COCO AP of a detector on a data set, every image once.
+    """Measures the COCO AP of a detector on a data set, every image once, or the recall of a `ProposalNetwork`.
 
     Args:
         model: A detector, or an `AugmentedDetector`; images are resized by its own rule.
@@ -24,7 +24,8 @@ def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
         batch_size: Images at a time; images of a batch are padded to one size.
 
     Returns:
-        The numbers and per-class AP of boxes, and of masks and keypoints where model and ground truth have them.
+        The numbers and per-class AP of boxes, and of masks and keypoints where model and ground truth have them. Of a
+        model without classes what `evaluate_proposals` says.
 
     Raises:
         ValueError: If model and data differ in their number of classes.
@@ -35,12 +36,13 @@ def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
 
 def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[DetectorMetrics, list[dict]]:
     """`evaluate`, and the detections in COCO's results format."""
-    if model.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"The model has {model.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
-            "evaluate on the classes the model was trained for."
-        )
-    _check_names(model.class_names, dataset)
+    if model.num_classes is not None:
+        if model.num_classes != dataset.num_classes:
+            raise ValueError(
+                f"The model has {model.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
+                "evaluate on the classes the model was trained for."
+            )
+        _check_names(model.class_names, dataset)
     rule = model.preprocessing
     if rule is None:
         batches = evaluation_batches(dataset, batch_size)
@@ -48,7 +50,8 @@ def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[Detec
         resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
         batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
     image_ids = [record.image_id for record in dataset.records]
-    return evaluate_batches(model, batches, dataset.ground_truth, dataset.category_ids, image_ids)
+    category_ids = None if model.num_classes is None else dataset.category_ids
+    return evaluate_batches(model, batches, dataset.ground_truth, category_ids, image_ids)
 
 
 def _check_names(class_names, dataset):
@@ -67,7 +70,11 @@ def _check_names(class_names, dataset):
 
 
 def evaluate_batches(
-    model, batches: Iterable[dict], ground_truth, category_ids: Sequence[int], image_ids: Sequence[int] | None = None
+    model,
+    batches: Iterable[dict],
+    ground_truth,
+    category_ids: Sequence[int] | None,
+    image_ids: Sequence[int] | None = None,
 ) -> tuple[DetectorMetrics, list[dict]]:
     """Measures the COCO AP of a detector.
 
@@ -77,7 +84,8 @@ def evaluate_batches(
         batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) valid height and width of it, `image_id` (B,) and
             `original_size` (B, 2) height and width of the image in the data set. The last batch may be smaller.
         ground_truth: A COCO annotation file, or the dict it holds.
-        category_ids: (K,) the data set's category id of every class id.
+        category_ids: (K,) the data set's category id of every class id; None for a model without classes, whose
+            results all get the ground truth's first category and are scored by `evaluate_proposals`.
         image_ids: The images to score; None for all of the ground truth.
 
     Returns:
@@ -87,7 +95,10 @@ def evaluate_batches(
         ValueError: An image came twice, not at all or is not to be scored, or a category is not in the ground truth.
     """
     truth = read_ground_truth(ground_truth)
-    known = {category["id"] for category in truth["categories"]}
+    known = [category["id"] for category in truth["categories"]]
+    score = evaluate_all
+    if category_ids is None:
+        score, category_ids = evaluate_proposals, known[:1]
     for category_id in category_ids:
         if category_id not in known:
             raise ValueError(f"category_ids names category {category_id}, which the ground truth lacks.")
@@ -117,7 +128,7 @@ def evaluate_batches(
             f"{len(wanted) - len(seen)} of {len(wanted)} images never came, image {min(wanted - seen)} first; "
             "give image_ids to evaluate a part of the data set."
         )
-    return evaluate_all(truth, results, image_ids=sorted(wanted)), results
+    return score(truth, results, image_ids=sorted(wanted)), results
 
 
 def _segmentations(model, detections, image, height, width):

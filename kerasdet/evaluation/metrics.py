@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+PROPOSAL_SUMMARY = ("AR100", "AR300", "AR1000", "ARs", "ARm", "ARl")
 CLASS_COLUMNS = 3
 
 
@@ -16,8 +17,9 @@ class CocoMetrics:
 
     Attributes:
         iou_type: "bbox", "segm" or "keypoints".
-        summary: COCO's twelve numbers by the names in `SUMMARY`, or the ten of `KEYPOINT_SUMMARY`.
-        per_class: AP (IoU 0.50 to 0.95) by class name.
+        summary: COCO's twelve numbers by the names in `SUMMARY`, the ten of `KEYPOINT_SUMMARY` or, for boxes without
+            classes, the six of `PROPOSAL_SUMMARY`.
+        per_class: AP (IoU 0.50 to 0.95) by class name; empty for boxes without classes.
     """
 
     iou_type: str
@@ -45,12 +47,13 @@ class CocoMetrics:
         lines = [
             f"{self.iou_type:<{margin}}" + "".join(f"{name:>7}" for name in self.summary),
             " " * margin + "".join(f"{_text(value):>7}" for value in self.summary.values()),
-            "",
         ]
+        if not self.per_class:
+            return "\n".join(lines)
         width = max(map(len, self.per_class))
         cells = [f"{name:<{width}}{_text(value):>7}" for name, value in self.per_class.items()]
         columns = min(CLASS_COLUMNS, len(cells))
-        lines.append("   ".join([f"{'class':<{width}}{'AP':>7}"] * columns))
+        lines += ["", "   ".join([f"{'class':<{width}}{'AP':>7}"] * columns)]
         lines += ["   ".join(cells[i : i + columns]) for i in range(0, len(cells), columns)]
         return "\n".join(lines)
 

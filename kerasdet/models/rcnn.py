@@ -335,9 +335,14 @@ class FasterRCNN(Configured, Detector):
 
         Returns:
             (D, height, width) bool.
+
+        Raises:
+            ValueError: If the model has no `MaskBranch`.
         """
-        rule = next(branch.rule for branch in self.branches if isinstance(branch, MaskBranch))
-        return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=rule)
+        rules = [branch.rule for branch in self.branches if isinstance(branch, MaskBranch)]
+        if not rules:
+            raise ValueError(f"This {type(self).__name__} finds no masks: give it a MaskBranch among its branches.")
+        return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=rules[0])
 
 
 def _multilevel_roi_pool(pyramid, rois, size, level_epsilon):

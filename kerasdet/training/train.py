@@ -40,7 +40,8 @@ def train(
     ``tensorboard/`` and ``metrics.jsonl``.
 
     Args:
-        model: A detector of `kerasdet.models`; compiled here. Learns the data set's class names.
+        model: A detector of `kerasdet.models`; compiled here. Learns the data set's names of classes
+            and keypoints, if it has any.
         data: What to train on.
         optimizer: A Keras optimizer; `kerasdet.training.SGD` follows the published recipes.
         steps: Of the optimizer in all.
@@ -60,7 +61,7 @@ def train(
         The trained model.
 
     Raises:
-        ValueError: If model and data differ in their number of classes, a count is not positive, or `out_dir` holds
+        ValueError: If model and data differ in their classes or keypoints or the data were read without masks, a count is not positive, or `out_dir` holds
             another model's run or a damaged checkpoint.
         FloatingPointError: If the loss is not finite: with iteration, losses and image ids, before weights are hurt.
     """
@@ -70,7 +71,8 @@ def train(
             raise ValueError(f"{name} is {value!r}: it must be a whole number from 1.")
     for part in [data] if eval_data is None else [data, eval_data]:
         _check_classes(model, part)
-    model.class_names = tuple(data.class_names)
+    if model.num_classes is not None:
+        model.class_names = tuple(data.class_names)
     for branch in model.branches:
         _check_annotations(branch, data)
         if branch.annotation == "keypoints":
@@ -115,7 +117,7 @@ def train(
 
 
 def _check_classes(model, data):
-    if model.num_classes != data.num_classes:
+    if model.num_classes not in (None, data.num_classes):
         raise ValueError(
             f"The model has {model.num_classes} classes and {data.annotations} has {data.num_classes} "
             f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "

@@ -42,7 +42,7 @@ def rpn(**kwargs):
     """The RPN of `rcnn_parts`, with few proposals."""
     few = {"train_pre_nms_top_k": 100, "train_post_nms_top_k": 40, "pre_nms_top_k": 60, "post_nms_top_k": 30}
     anchors = AnchorGenerator([[16], [24], [32], [48], [64]], levels=("p2", "p3", "p4", "p5", "p6"))
-    return RPN(**{"anchors": anchors, "samples_per_image": 64, **few, **kwargs})
+    return RPN(**{"anchors": anchors, "samples_per_image": 64, "nms_threshold": 0.5, **few, **kwargs})
 
 
 def rcnn_parts(norm="bn_inference"):
@@ -61,7 +61,7 @@ def proposal_network(norm="bn_inference", **kwargs):
 
 
 def rcnn(model_class, norm, kwargs):
-    own = {"samples_per_image": 32, "positive_fraction": 0.5, "max_detections": 20}
+    own = {"samples_per_image": 32, "positive_fraction": 0.5, "nms_threshold": 0.2, "max_detections": 20}
     return model_class(NUM_CLASSES, **{**rcnn_parts(norm), "box_head": BoxHead(fc_channels=64), **own, **kwargs})
 
 
@@ -108,7 +108,8 @@ def randomized(model, seed=0):
     """Gives a model weights that make it find things of all classes everywhere."""
     rng = np.random.default_rng(seed)
     gains = {
-        "box_predictor/class_logits": 0.5,
+        "box_predictor/class_logits": 0.03,
+        "box_predictor/box_deltas": 0.02,
         "class_logits": 0.05,
         "box_deltas": 0.1,
         "keypoint_branch/head/deconv": 0.1,
