@@ -15,7 +15,7 @@ from kerasdet.models.branches import KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector, check_backbone, checked_names, split_inputs
 from kerasdet.models.postprocess import detections_from_candidates
 from kerasdet.models.preprocess import Preprocessing
-from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_neck
+from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
 from kerasdet.ops import multilevel_roi_align, roi_pool
 from kerasdet.ops.roi_align import _levels as levels_of
 from kerasdet.sampling import sample_balanced, uniform
@@ -56,7 +56,8 @@ class FasterRCNN(Configured, Detector):
 
     Raises:
         TypeError: If `backbone` is no backbone.
-        ValueError: If it lacks what the neck merges, `pooler` is unknown, or there are not as many names as classes.
+        ValueError: If it lacks what the neck merges, `pooler` is unknown, the sample has no room for positives, or
+            there are not as many names as classes.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class FasterRCNN(Configured, Detector):
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
         if pooler not in ("roi_align", "roi_pool"):
             raise ValueError(f"FasterRCNN has no pooler {pooler!r}: choose 'roi_align' or 'roi_pool'.")
+        check_sample(samples_per_image, positive_fraction)
         self.num_classes = num_classes
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or default_backbone()

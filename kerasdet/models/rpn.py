@@ -61,7 +61,7 @@ class RPN(Configured, keras.layers.Layer):
         min_size: Proposals with a shorter side go, empty ones in any case.
 
     Raises:
-        ValueError: If `normalizer` is unknown.
+        ValueError: If `normalizer` is unknown, or the sample has no room for positives.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class RPN(Configured, keras.layers.Layer):
         super().__init__(**{"autocast": False, **kwargs})
         if normalizer not in ("fixed", "sampled"):
             raise ValueError(f"RPN has no normalizer {normalizer!r}: choose 'fixed' or 'sampled'.")
+        check_sample(samples_per_image, positive_fraction)
         self.anchors = anchors or default_anchors()
         self.coder = coder or DeltaCoder()
         self.num_convs = num_convs
@@ -299,6 +300,19 @@ class ProposalNetwork(Configured, Detector):
             "class_ids": tf.where(valid, 0, -1),
             "valid": proposals["valid"],
         }
+
+
+def check_sample(samples_per_image: int, positive_fraction: float) -> None:
+    """Checks that there is room for a positive.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if int(samples_per_image * positive_fraction) < 1:
+        raise ValueError(
+            f"samples_per_image={samples_per_image} with positive_fraction={positive_fraction} leaves no room for "
+            "positives: raise one of them until their product is 1 or more."
+        )
 
 
 def build_pyramid(backbone, neck, rpn) -> None:

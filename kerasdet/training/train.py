@@ -61,8 +61,8 @@ def train(
         The trained model.
 
     Raises:
-        ValueError: If model and data differ in their classes or keypoints or the data were read without masks, a count is not positive, or `out_dir` holds
-            another model's run or a damaged checkpoint.
+        ValueError: If model and data differ in their classes or keypoints, the data were read without masks, a count
+            is not positive, or `out_dir` holds another model's run or a damaged checkpoint.
         FloatingPointError: If the loss is not finite: with iteration, losses and image ids, before weights are hurt.
     """
     counts = {"steps": steps, "batch_size": batch_size, "eval_every": eval_every, "keep_checkpoints": keep_checkpoints}
