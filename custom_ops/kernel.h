@@ -113,7 +113,23 @@ class Construction {
   TF_OpKernelConstruction* construction_;
 };
 
-// The bytes of a tensor, checked: nothing that is multiplied below this can overflow.
+// Scratch memory, not initialised. (What new[] does about overflows would ask for a newer libstdc++.)
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : data_(static_cast<T*>(::operator new(size * sizeof(T)))) {}
+  ~Buffer() { ::operator delete(data_); }
+  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// How many values a shape has: few enough that their bytes can be counted.
 inline int64_t CheckedSize(std::initializer_list<int64_t> shape, const char* what) {
   int64_t size = 1;
   for (const int64_t dim : shape) {

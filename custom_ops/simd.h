@@ -74,7 +74,6 @@ struct Wide {
   static void Store(Half* p, V v) {
     for (int i = 0; i < kWidth; ++i) FromFloat(v[i], p + i);
   }
-  static void Stream(float* p, V v) { Store(p, v); }
   static V Fma(V a, V b, V c) { return a * b + c; }
   static V Min(V a, V b) { return a < b ? a : b; }
   static V Max(V a, V b) { return a > b ? a : b; }
@@ -92,6 +91,10 @@ struct Wide {
 
 #endif
 
+  template <class T>
+  static void Stream(T* p, V v) {
+    Store(p, v);
+  }
   static void Store(BFloat16* p, V v) {
     float values[kWidth];
     Store(values, v);
@@ -112,7 +115,10 @@ struct Narrow {
   static void Store(T* p, V v) {
     FromFloat(v, p);
   }
-  static void Stream(float* p, V v) { *p = v; }
+  template <class T>
+  static void Stream(T* p, V v) {
+    Store(p, v);
+  }
   static V Fma(V a, V b, V c) {
 #if defined(KERASDET_AVX2)
     return __builtin_fmaf(a, b, c);

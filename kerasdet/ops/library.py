@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 _PATH = Path(__file__).with_name("_kerasdet_ops.so")
-_OPS = ("kerasdet_nms",)
+_OPS = ("kerasdet_nms", "kerasdet_roi_align", "kerasdet_roi_align_grad")
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
 
@@ -38,9 +38,9 @@ def implementation(name: str) -> Iterator[None]:
     """
     if name not in ("compiled", "tensorflow"):
         raise ValueError(f'implementation is "compiled" or "tensorflow", not {name!r}.')
-    if name == "compiled" and _library() is None:
+    if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
-            f"The compiled ops do not load from {_PATH}: install kerasdet from its wheel, or where there are g++ and make."
+            f"The compiled ops do not load from {_PATH}: install kerasdet from its wheel, or where g++ and make are."
         )
     global _chosen
     before, _chosen = _chosen, name
@@ -54,11 +54,12 @@ def compiled_ops() -> ModuleType | None:
     """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
     if _chosen == "tensorflow" or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
         return None
-    return _library()
+    return raw_ops()
 
 
 @functools.cache
-def _library():
+def raw_ops() -> ModuleType | None:
+    """The compiled ops as they are, whatever is chosen; None where their library does not load."""
     try:
         library = tf.load_op_library(str(_PATH))
     except (tf.errors.OpError, OSError) as error:

@@ -1,6 +1,6 @@
 """ROIAlign (https://arxiv.org/abs/1703.06870), on one feature map and on a pyramid.
 
-A bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a cell's weight is that
+In TensorFlow's ops: a bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a cell's weight is that
 of its row times that of its column. All bins together are one sparse matrix, which is multiplied with the feature map;
 its transpose gives the gradient. The grid of samples, which a long thin box makes large, never exists.
 
@@ -14,9 +14,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
+from kerasdet.ops.library import compiled_ops, raw_ops
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _CELLS_AT_ONCE = 2**22
+_COMPILED_TYPES = (tf.float32, tf.float16, tf.bfloat16)
+_ATTRIBUTES = ("spatial_scales", "output_height", "output_width", "sampling_ratio", "aligned", "lowest_level")
+_ATTRIBUTES += ("canonical_size", "canonical_level", "level_epsilon")
 
 
 class _Rois(NamedTuple):
@@ -54,6 +58,15 @@ def roi_align(
         (B, P, h, w, C) of the features' type, computed in float32.
     """
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
+    if compiled_ops() is not None:
+        return _compiled(
+            [features],
+            boxes,
+            output_size,
+            spatial_scales=[spatial_scale],
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+        )
     shape, count = tf.shape(features), tf.size(boxes) // 4
     rois = _make_rois(
         tf.reshape(boxes, [-1, 4]),
@@ -97,6 +110,19 @@ def multilevel_roi_align(
     if levels != list(range(levels[0], levels[-1] + 1)):
         raise ValueError(f"multilevel_roi_align needs levels without a gap, these are {', '.join(sorted(pyramid))}.")
     maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
+    if compiled_ops() is not None:
+        return _compiled(
+            maps,
+            boxes,
+            output_size,
+            spatial_scales=[2.0**-level for level in levels],
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+            lowest_level=levels[0],
+            canonical_size=canonical_size,
+            canonical_level=canonical_level,
+            level_epsilon=level_epsilon,
+        )
     flat_boxes = tf.reshape(boxes, [-1, 4])
     level = _levels(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
     sizes = tf.stack([tf.shape(x)[1:3] for x in maps])  # (L, 2)
@@ -112,6 +138,34 @@ def multilevel_roi_align(
     )
     pooled = _pool(tf.concat([_table(x) for x in maps], 0), rois, _pair(output_size), sampling_ratio)
     return _unflatten(pooled, boxes, maps[0].dtype)
+
+
+def _compiled(maps, boxes, output_size, **attributes):
+    one_level = {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0, "level_epsilon": 0.0}
+    height, width = _pair(output_size)
+    dtype = maps[0].dtype
+    pooled = compiled_ops().kerasdet_roi_align(
+        features=[tf.cast(x, dtype if dtype in _COMPILED_TYPES else tf.float32) for x in maps],
+        boxes=tf.stop_gradient(tf.cast(boxes, tf.float32)),
+        output_height=height,
+        output_width=width,
+        **{**one_level, **attributes},
+    )
+    return tf.ensure_shape(tf.cast(pooled, dtype), [*boxes.shape[:2], height, width, maps[0].shape[-1]])
+
+
+@tf.RegisterGradient("Kerasdet>RoiAlign")
+def _compiled_gradient(op, upstream):
+    *maps, boxes = op.inputs
+    gradients = raw_ops().kerasdet_roi_align_grad(
+        shapes=[tf.shape(x) for x in maps],
+        boxes=boxes,
+        grad=upstream,
+        **{name: op.get_attr(name) for name in _ATTRIBUTES},
+    )
+    for gradient, x in zip(gradients, maps, strict=True):
+        gradient.set_shape(x.shape)
+    return [*gradients, None]
 
 
 def _levels(boxes, lowest, highest, canonical_size, canonical_level, epsilon):

@@ -22,16 +22,16 @@ def detections(**options):
 
 @pytest.fixture
 def compiled():
-    if library._library() is None:
+    if library.raw_ops() is None:
         pytest.skip("no compiled ops here")
 
 
 @pytest.fixture
 def missing(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "_PATH", tmp_path / "_kerasdet_ops.so")
-    library._library.cache_clear()
+    library.raw_ops.cache_clear()
     yield library._PATH
-    library._library.cache_clear()
+    library.raw_ops.cache_clear()
 
 
 def runs_compiled(function, *arguments):
@@ -84,7 +84,7 @@ RELOAD = """
 import sys
 import tensorflow as tf
 from kerasdet.ops import library
-library._library()
+library.raw_ops()
 print(tf.saved_model.load(sys.argv[1]).run()[0].numpy().tolist())
 """
 
@@ -126,4 +126,4 @@ def test_what_does_not_fit_is_named(compiled, options, message):
     arguments = {"boxes": BOXES, "scores": SCORES, "class_ids": tf.zeros([1, 3], tf.int32)}
     attributes = {"max_detections": 3, "iou_threshold": 0.5, "score_threshold": 0.0, "by_class": True}
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        library._library().kerasdet_nms(**{**arguments, **attributes, **options})
+        library.raw_ops().kerasdet_nms(**{**arguments, **attributes, **options})
