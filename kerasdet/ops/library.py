@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 _PATH = Path(__file__).with_name("_kerasdet_ops.so")
-_OPS = ("kerasdet_nms", "kerasdet_roi_align", "kerasdet_roi_align_grad")
+_OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
 
@@ -65,7 +65,7 @@ def raw_ops() -> ModuleType | None:
     except (tf.errors.OpError, OSError) as error:
         _logger.warning("The compiled ops are not there, so TensorFlow's are used: %s", error)
         return None
-    missing = [name for name in _OPS if not hasattr(library, name)]
+    missing = [name for name in _OPS if not hasattr(library, f"kerasdet_{name}")]
     if missing:
         _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", _PATH, ", ".join(missing))
         return None

@@ -1,8 +1,9 @@
 """ROIAlign (https://arxiv.org/abs/1703.06870), on one feature map and on a pyramid.
 
-In TensorFlow's ops: a bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a cell's weight is that
-of its row times that of its column. All bins together are one sparse matrix, which is multiplied with the feature map;
-its transpose gives the gradient. The grid of samples, which a long thin box makes large, never exists.
+In TensorFlow's ops: a bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a
+cell's weight is that of its row times that of its column. All bins together are one sparse matrix, which is multiplied
+with the feature map; its transpose gives the gradient. The grid of samples, which a long thin box makes large, never
+exists.
 
 (`tf.image.crop_and_resize` would do for the values, not for the gradients: on CPUs its threads overwrite one another's
 sums, and parts of the gradient get lost.)

@@ -11,7 +11,6 @@ from conftest import shared
 
 from kerasdet.ops import multilevel_roi_align, roi_align
 
-
 pytestmark = pytest.mark.usefixtures("implementation")
 
 
