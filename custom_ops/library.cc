@@ -10,6 +10,7 @@ __attribute__((constructor)) static void RegisterAll() {
     kerasdet::RegisterNms();
     kerasdet::RegisterRoiAlign();
     kerasdet::RegisterDeformConv();
+    kerasdet::RegisterMasks();
   } catch (const std::exception& error) {
     // Python finds the op missing and goes without the library.
     std::fprintf(stderr, "kerasdet: an op was not registered: %s\n", error.what());

@@ -2,8 +2,18 @@
 
 from kerasdet.ops.deform_conv import deform_conv2d
 from kerasdet.ops.library import implementation
+from kerasdet.ops.masks import encode_masks, paste_masks
 from kerasdet.ops.nms import nms
 from kerasdet.ops.roi_align import multilevel_roi_align, roi_align
 from kerasdet.ops.roi_pool import roi_pool
 
-__all__ = ["deform_conv2d", "implementation", "multilevel_roi_align", "nms", "roi_align", "roi_pool"]
+__all__ = [
+    "deform_conv2d",
+    "encode_masks",
+    "implementation",
+    "multilevel_roi_align",
+    "nms",
+    "paste_masks",
+    "roi_align",
+    "roi_pool",
+]

@@ -15,6 +15,7 @@ from tensorflow.python.ops import control_flow_util
 
 _PATH = Path(__file__).with_name("_kerasdet_ops.so")
 _OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
+_OPS += ("paste_masks", "encode_masks")
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
 
