@@ -58,13 +58,24 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
     if class_ids is not None:
         boxes = _separate(boxes, class_ids)
 
+    missing = tf.maximum(max_detections - tf.shape(scores)[1], 0)  # XLA wants as many boxes as it may keep
+    boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
+    scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=-math.inf)
+
     def one_image(image):
-        kept = tf.image.non_max_suppression(*image, max_detections, iou_threshold, score_threshold)
-        count = tf.size(kept)
-        return tf.pad(kept, [[0, max_detections - count]], constant_values=-1), count
+        kept, count = tf.raw_ops.NonMaxSuppressionV4(
+            boxes=image[0],
+            scores=image[1],
+            max_output_size=max_detections,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
+            pad_to_max_output_size=True,
+        )
+        kept = tf.where(tf.range(max_detections) < count, kept, -1)
+        return tf.ensure_shape(kept, [max_detections]), count
 
     indices, counts = tf.map_fn(one_image, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
-    return tf.ensure_shape(indices, [None, max_detections]), counts
+    return tf.reshape(indices, [tf.shape(boxes)[0], max_detections]), counts
 
 
 def _separate(boxes, class_ids):

@@ -80,6 +80,16 @@ def test_xla_gets_no_compiled_op(compiled):
     assert not tf.function(lambda: tf.constant(library.compiled_ops() is None))().numpy()
 
 
+def test_nms_is_compiled_by_xla(rng):
+    low = rng.uniform(0, 50, (2, 60, 2))
+    boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 30, (2, 60, 2))], -1), tf.float32)
+    scores, class_ids = tf.constant(rng.random((2, 60)), tf.float32), tf.constant(rng.integers(0, 3, (2, 60)), tf.int32)
+    for most in (10, 100):
+        run = lambda most=most: ops.nms(boxes, scores, class_ids, iou_threshold=0.5, max_detections=most)  # noqa: E731
+        for one, other in zip(tf.function(run, jit_compile=True)(), run(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 RELOAD = """
 import sys
 import tensorflow as tf
