@@ -176,9 +176,10 @@ void FuzzMasks() {
   const bool done = RunTwice("Kerasdet>PasteMasks", TF_FLOAT, attributes, inputs, &pasted);
   if (!RunTwice("Kerasdet>EncodeMasks", TF_FLOAT, attributes, inputs, &coded) || !done) return;
   // Decoded, the code is the bitmap.
+  const int64_t number_of_codes = coded[1].shape[0];
   const unsigned char* character = coded[0].bytes.data();
   const auto* lengths = reinterpret_cast<const int32_t*>(coded[1].bytes.data());
-  for (int64_t number = 0; number < count; ++number) {
+  for (int64_t number = 0; number < number_of_codes; ++number) {
     const unsigned char* end = character + lengths[number];
     const unsigned char* bitmap = pasted[0].bytes.data() + number * height * width;
     std::vector<int64_t> runs;

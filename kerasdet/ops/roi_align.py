@@ -191,6 +191,8 @@ def _make_rois(boxes, scale, aligned, map_size, map_begin):
 def _pool(table, rois, output_size, sampling_ratio):
     """Bins (N, h, w, C) of regions of a table (T, C), in chunks of regions."""
     num_bins, channels = math.prod(output_size), table.shape[1]
+    wanted = tf.shape(rois.start)[0]
+    rois = _at_least_one(rois)
     count = tf.shape(rois.start)[0]
     samples = _num_samples(rois, output_size, sampling_ratio)
     chunk = _chunk_size(rois, output_size, samples)
@@ -215,7 +217,17 @@ def _pool(table, rois, output_size, sampling_ratio):
 
         return map_chunks(pool_chunk, count, chunk, [num_bins, channels]), gradient
 
-    return tf.reshape(pool(table), [-1, *output_size, channels or table_shape[1]])
+    return tf.reshape(pool(table)[:wanted], [-1, *output_size, channels or table_shape[1]])
+
+
+def _at_least_one(rois):
+    """In place of no region one that lies outside: TensorFlow 2.16 dies of a product with an empty sparse matrix."""
+    missing = tf.maximum(1 - tf.shape(rois.start)[0], 0)
+
+    def padded(value, padding):
+        return tf.pad(value, [[0, missing], *[[0, 0]] * (value.shape.rank - 1)], constant_values=padding)
+
+    return _Rois(padded(rois.start, -9.0), padded(rois.size, 1.0), padded(rois.map_size, 1), padded(rois.map_begin, 0))
 
 
 def _num_samples(rois, output_size, sampling_ratio):
@@ -229,8 +241,6 @@ def _num_samples(rois, output_size, sampling_ratio):
 
 def _chunk_size(rois, output_size, samples):
     """How many regions are pooled at once, so that neither their cells nor their rows and columns take much memory."""
-    if rois.start.shape[0] == 0:
-        return tf.constant(1)
     bins = tf.constant(output_size, tf.float32)
     covered = tf.minimum(rois.size, tf.cast(rois.map_size, tf.float32)) + 3 * bins
     lines = tf.minimum(covered, 2 * bins * tf.cast(samples, tf.float32))  # (N, 2), at most
