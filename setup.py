@@ -1,9 +1,58 @@
-"""Build script: everything static is in pyproject.toml; only the package layout needs code."""
+"""Build script: everything static is in pyproject.toml; the package layout and the compiled ops need code.
 
-from setuptools import find_packages, setup
+The ops are compiled where there is a compiler and `KERASDET_BUILD_OPS` is not 0; without them kerasdet runs on
+TensorFlow's own. A wheel fits every Python 3 and every TensorFlow: the library knows neither.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("custom_ops")
+
+
+class BuildOps(build_ext):
+    """Leaves the building to custom_ops/Makefile, and the ops out where they do not compile."""
+
+    def get_ext_filename(self, fullname):
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext):
+        library, build = (os.path.abspath(path) for path in (self.get_ext_fullpath(ext.name), self.build_temp))
+        os.makedirs(os.path.dirname(library), exist_ok=True)
+        made = subprocess.run(["make", "-C", SOURCES, f"LIBRARY={library}", f"BUILD={build}"])
+        if made.returncode != 0:
+            print("kerasdet: its ops did not compile, so those of TensorFlow will be used.", file=sys.stderr)
+
+
+class Wheel(bdist_wheel):
+    """Names the platform as it is: no version of Python, and any glibc from 2.17 on."""
+
+    def get_tag(self):
+        tag = super().get_tag()[2]
+        return "py3", "none", tag.replace("linux_", "manylinux2014_", 1) if platform.libc_ver()[0] == "glibc" else tag
+
+
+def extensions():
+    """The compiled ops as setuptools sees them, if they are to be built."""
+    tools = (shutil.which("make"), shutil.which(os.environ.get("CXX", "g++")))
+    if os.environ.get("KERASDET_BUILD_OPS") == "0" or sys.platform != "linux" or not all(tools):
+        return []
+    sources, others = (sorted(map(str, SOURCES.glob(pattern))) for pattern in ("*.cc", "[!.]*[!c]"))
+    return [Extension("kerasdet.ops._kerasdet_ops", sources, depends=others, optional=True)]
+
 
 setup(
     packages=[*find_packages(include=["kerasdet", "kerasdet.*"]), "kerasdet.export", "kerasdet.gin_configs"],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},
     package_data={"kerasdet.gin_configs": ["*.gin", "*/*.gin"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildOps} | ({"bdist_wheel": Wheel} if extensions() else {}),
 )

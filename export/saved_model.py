@@ -31,6 +31,7 @@ import tensorflow as tf
 from kerasdet import boxes as box_ops
 from kerasdet import images as image_ops
 from kerasdet.models import Detector
+from kerasdet.ops import implementation
 
 
 def export_saved_model(model: Detector, path: str | Path, *, class_offset: int = 1) -> Path:
@@ -69,8 +70,9 @@ def export_saved_model(model: Detector, path: str | Path, *, class_offset: int =
 
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serving_default", detect, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")])
-    archive.add_endpoint("encoded", detect_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")])
+    with implementation("tensorflow"):
+        archive.add_endpoint("serving_default", detect, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")])
+        archive.add_endpoint("encoded", detect_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")])
     archive.write_out(str(path), verbose=False)
     if model.class_names:
         assets = path / "assets"

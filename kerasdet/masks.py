@@ -181,7 +181,7 @@ def crop_masks_for_rois(
     Raises:
         ValueError: For an unknown rule.
     """
-    _check_rule(rule)
+    check_rule(rule)
     index = tf.maximum(matched_gt, 0)
     boxes = tf.gather(boxes, index, batch_dims=1)  # (B, P, 4)
     crops = tf.cast(tf.gather(masks, index, batch_dims=1), tf.float32) / _FULL  # (B, P, S, S)
@@ -234,7 +234,8 @@ def paste_masks(
 
     "detectron2" samples a mask bilinearly at the pixels' centres, zero around it; a pixel belongs to the object from
     the threshold on. "torchvision" adds a border of zeros to mask and box, truncates the box to whole pixels and
-    resizes the mask to it; a pixel belongs to the object above the threshold.
+    resizes the mask to it; a pixel belongs to the object above the threshold. The mask of a box that is not finite is
+    empty.
 
     Args:
         mask_probs: (D, S, S) in 0..1.
@@ -250,9 +251,10 @@ def paste_masks(
     Raises:
         ValueError: For an unknown rule.
     """
-    _check_rule(rule)
+    check_rule(rule)
     size = tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)])
     probs, boxes = tf.cast(mask_probs, tf.float32), tf.cast(boxes, tf.float32)
+    boxes = tf.where(tf.reduce_all(tf.math.is_finite(boxes), 1, keepdims=True), boxes, -_FAR)
     return _paste(probs, boxes, size, tf.constant(threshold, tf.float32), rule)
 
 
@@ -307,6 +309,7 @@ def decode(codes: Sequence[Mapping]) -> np.ndarray:
     return rle.decode(list(codes)).transpose(2, 0, 1).astype(bool)
 
 
-def _check_rule(rule):
+def check_rule(rule: str) -> None:
+    """Raises ValueError for a rule of pasting that there is not."""
     if rule not in RULES:
         raise ValueError(f"rule is one of {RULES}, not {rule!r}.")

@@ -80,7 +80,8 @@ def evaluate_batches(
 
     Args:
         model: Its `predict_on_batch` takes `image` and `image_size` and returns detections in the coordinates of the
-            network's input, padded at the bottom right; its `paste_masks` is for detections with `mask_probs`.
+            network's input, padded at the bottom right; for detections with `mask_probs` it has `encode_masks` or
+            `paste_masks`.
         batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) valid height and width of it, `image_id` (B,) and
             `original_size` (B, 2) height and width of the image in the data set. The last batch may be smaller.
         ground_truth: A COCO annotation file, or the dict it holds.
@@ -132,10 +133,12 @@ def evaluate_batches(
 
 
 def _segmentations(model, detections, image, height, width):
-    """The masks of one image's detections as RLE, so that full-size masks of one image at most are in memory."""
+    """The masks of one image's detections as RLE, by way of full-size masks only where the model knows no other."""
     count = detections["valid"][image]
-    boxes = detections["boxes"][image, :count].astype(np.float32)
-    return mask_ops.encode(model.paste_masks(detections["mask_probs"][image, :count], boxes, height, width))
+    probs, boxes = detections["mask_probs"][image, :count], detections["boxes"][image, :count].astype(np.float32)
+    if hasattr(model, "encode_masks"):
+        return model.encode_masks(probs, boxes, height, width)
+    return mask_ops.encode(model.paste_masks(probs, boxes, height, width))
 
 
 def _check_image(image_id, seen, wanted):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kerasdet import boxes as box_ops
 from kerasdet import images as image_ops
 from kerasdet.models.preprocess import Preprocessing
+from kerasdet.ops import implementation
 
 
 class Detector(keras.Model):
@@ -164,10 +165,11 @@ class Detector(keras.Model):
             raise ValueError(f"A detector cannot be exported as {format!r}: choose 'tf_saved_model'.")
         archive = keras.export.ExportArchive()
         archive.track(self)
-        archive.add_endpoint(
-            "serve", self.detect_batch, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")]
-        )
-        archive.write_out(filepath, verbose=verbose, **kwargs)
+        with implementation("tensorflow"):  # so that it runs where nothing of kerasdet is
+            archive.add_endpoint(
+                "serve", self.detect_batch, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")]
+            )
+            archive.write_out(filepath, verbose=verbose, **kwargs)
 
     def detect_batch(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """`detect` of a batch of equal images (B, H, W, 3), in the graph."""

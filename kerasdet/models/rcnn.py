@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasdet import boxes as box_ops
-from kerasdet import losses
-from kerasdet import masks as mask_ops
+from kerasdet import losses, ops
 from kerasdet.coders import DeltaCoder
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
 from kerasdet.matching import IGNORE, gather_gt, match_iou
@@ -16,12 +16,8 @@ from kerasdet.models.detector import Detector, check_backbone, checked_names, sp
 from kerasdet.models.postprocess import detections_from_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
-from kerasdet.ops import multilevel_roi_align, roi_pool
-from kerasdet.ops.roi_align import _levels as levels_of
 from kerasdet.sampling import sample_balanced, uniform
 from kerasdet.serialization import Configured
-
-_OUTSIDE = -1e6  # pixels, of every image
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -186,9 +182,9 @@ class FasterRCNN(Configured, Detector):
         levels = [f"p{name[1:]}" for name in self.neck.in_features]
         pyramid = {level: pyramid[level] for level in levels}
         if self.pooler == "roi_pool":
-            pooled = _multilevel_roi_pool(pyramid, rois, size, self.level_epsilon)
+            pooled = ops.multilevel_roi_pool(pyramid, rois, output_size=size, level_epsilon=self.level_epsilon)
         else:
-            pooled = multilevel_roi_align(
+            pooled = ops.multilevel_roi_align(
                 pyramid,
                 rois,
                 output_size=size,
@@ -341,22 +337,30 @@ class FasterRCNN(Configured, Detector):
         Raises:
             ValueError: If the model has no `MaskBranch`.
         """
+        return ops.paste_masks(mask_probs, boxes, height, width, rule=self._mask_rule())
+
+    def encode_masks(self, mask_probs: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
+        """The compressed RLE of what `paste_masks` gives, without full-size masks where the ops are compiled.
+
+        Args:
+            mask_probs: (D, S, S).
+            boxes: (D, 4) in pixels of the image.
+            height: Of the image.
+            width: Of the image.
+
+        Returns:
+            For each mask {"size", "counts"}, as in COCO's result files.
+
+        Raises:
+            ValueError: If the model has no `MaskBranch`.
+        """
+        return ops.encode_masks(mask_probs, boxes, height, width, rule=self._mask_rule())
+
+    def _mask_rule(self):
         rules = [branch.rule for branch in self.branches if isinstance(branch, MaskBranch)]
         if not rules:
             raise ValueError(f"This {type(self).__name__} finds no masks: give it a MaskBranch among its branches.")
-        return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=rules[0])
-
-
-def _multilevel_roi_pool(pyramid, rois, size, level_epsilon):
-    """`roi_pool` of each region on the level that `multilevel_roi_align` would take: (B, P, size, size, C)."""
-    numbers = [int(level[1:]) for level in pyramid]
-    own = levels_of(tf.reshape(rois, [-1, 4]), min(numbers), max(numbers), 224, 4, level_epsilon)
-    own = tf.reshape(own, tf.shape(rois)[:2])[..., None]  # (B, P, 1)
-    pooled = [
-        roi_pool(features, tf.where(own == number, rois, _OUTSIDE), output_size=size, spatial_scale=2.0**-number)
-        for number, features in zip(numbers, pyramid.values(), strict=True)
-    ]
-    return tf.add_n(pooled)  # a region that lies outside is 0
+        return rules[0]
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

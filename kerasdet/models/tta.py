@@ -50,6 +50,10 @@ class AugmentedDetector:
         return self.model.class_names
 
     @property
+    def encode_masks(self):
+        return self.model.encode_masks
+
+    @property
     def paste_masks(self):
         return self.model.paste_masks
 

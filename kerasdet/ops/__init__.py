@@ -1,8 +1,20 @@
-"""Operations of detectors, in pure TensorFlow."""
+"""Operations of detectors: each in TensorFlow's ops, and most compiled as well."""
 
 from kerasdet.ops.deform_conv import deform_conv2d
+from kerasdet.ops.library import implementation
+from kerasdet.ops.masks import encode_masks, paste_masks
 from kerasdet.ops.nms import nms
 from kerasdet.ops.roi_align import multilevel_roi_align, roi_align
-from kerasdet.ops.roi_pool import roi_pool
+from kerasdet.ops.roi_pool import multilevel_roi_pool, roi_pool
 
-__all__ = ["deform_conv2d", "multilevel_roi_align", "nms", "roi_align", "roi_pool"]
+__all__ = [
+    "deform_conv2d",
+    "encode_masks",
+    "implementation",
+    "multilevel_roi_align",
+    "multilevel_roi_pool",
+    "nms",
+    "paste_masks",
+    "roi_align",
+    "roi_pool",
+]

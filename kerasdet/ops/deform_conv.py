@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from kerasdet.ops.library import compiled_ops
 from kerasdet.ops.sparse import weighted_rows
 
 
@@ -40,9 +41,73 @@ def deform_conv2d(
         ValueError: If the channels do not fit the groups, the kernel or the offsets.
     """
     x, kernel, offsets = tf.convert_to_tensor(x), tf.convert_to_tensor(kernel), tf.convert_to_tensor(offsets)
-    kernel_height, kernel_width, _, filters = kernel.shape
-    taps = kernel_height * kernel_width
     _check(x.shape[-1], kernel.shape, offsets.shape[-1], mask, groups, deformable_groups)
+    convolve = _reference if compiled_ops() is None else _compiled
+    arguments = [tf.cast(value, tf.float32) for value in (x, kernel, offsets, mask) if value is not None]
+    result = convolve(arguments, strides, padding, dilations, groups, deformable_groups)
+    return tf.ensure_shape(tf.cast(result, x.dtype), [*offsets.shape[:3], kernel.shape[3]])
+
+
+def _compiled(arguments, stride, padding, dilation, groups, deformable_groups):
+    """The columns of samples are compiled, their product with the kernel is TensorFlow's."""
+    library = compiled_ops()
+    kernel_height, kernel_width, depth, filters = arguments[1].shape
+    attributes = {
+        "kernel_height": kernel_height,
+        "kernel_width": kernel_width,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "deformable_groups": deformable_groups,
+        "masked": len(arguments) == 4,
+    }
+    rows = kernel_height * kernel_width * depth  # of the matrix that a group's kernel is
+
+    @tf.custom_gradient
+    def convolve(x, kernel, offsets, *mask):
+        size = tf.shape(offsets)[:3]
+        inputs = {"x": x, "offsets": offsets, "mask": mask[0] if mask else tf.zeros(tf.concat([size, [0]], 0))}
+        matrix = _split(tf.reshape(kernel, [rows, filters]), groups)
+        columns = library.kerasdet_deform_columns(**inputs, **attributes)
+        columns = tf.ensure_shape(columns, [groups, None, rows])  # (groups, B * h * w, rows)
+
+        def gradient(upstream):
+            upstream = _split(tf.reshape(upstream, [-1, filters]), groups)  # (groups, B * h * w, O / groups)
+            to_columns = tf.matmul(upstream, matrix, transpose_b=True)
+            to_x, to_offsets, to_mask, columns = library.kerasdet_deform_columns_grad(
+                **inputs, grad=to_columns, **attributes
+            )
+            columns = tf.ensure_shape(columns, [groups, None, rows])
+            to_matrix = tf.matmul(columns, upstream, transpose_a=True)
+            to_kernel = tf.reshape(_join(to_matrix, groups), kernel.shape)
+            to_x, to_offsets = tf.ensure_shape(to_x, x.shape), tf.ensure_shape(to_offsets, offsets.shape)
+            return [to_x, to_kernel, to_offsets, *[tf.ensure_shape(to_mask, value.shape) for value in mask]]
+
+        result = _join(tf.matmul(columns, matrix), groups)
+        return tf.reshape(result, tf.concat([size, [filters]], 0)), gradient
+
+    return convolve(*arguments)
+
+
+def _split(matrix, groups):
+    """(N, columns) as (groups, N, columns / groups)."""
+    if groups == 1:
+        return matrix[tf.newaxis]
+    return tf.transpose(tf.reshape(matrix, [-1, groups, matrix.shape[1] // groups]), [1, 0, 2])
+
+
+def _join(matrices, groups):
+    """The reverse of `_split`."""
+    if groups == 1:
+        return matrices[0]
+    return tf.reshape(tf.transpose(matrices, [1, 0, 2]), [tf.shape(matrices)[1], groups * matrices.shape[2]])
+
+
+def _reference(arguments, strides, padding, dilations, groups, deformable_groups):
+    """In TensorFlow's ops."""
+    kernel_height, kernel_width, _, filters = arguments[1].shape
+    channels, taps = arguments[0].shape[-1], kernel_height * kernel_width
 
     def convolve(x, kernel, offsets, *mask):
         grid = _taps(tf.shape(offsets)[1:3], kernel_height, kernel_width, strides, padding, dilations)
@@ -52,16 +117,14 @@ def deform_conv2d(
         indices, weights = _corners(points, tf.shape(x))
         if mask:
             weights *= tf.einsum("bhwgt->bhwtg", tf.reshape(mask[0], shape))[..., None]
-        table = tf.reshape(x, [-1, x.shape[-1] // deformable_groups])  # (B * H * W * G, C / G)
+        table = tf.reshape(x, [-1, channels // deformable_groups])  # (B * H * W * G, C / G)
         samples = weighted_rows(table, tf.reshape(indices, [-1, 4]), tf.reshape(weights, [-1, 4]))
-        samples = tf.reshape(samples, [-1, taps, groups, x.shape[-1] // groups])
-        by_group = tf.reshape(kernel, [taps, x.shape[-1] // groups, groups, filters // groups])
+        samples = tf.reshape(samples, [-1, taps, groups, channels // groups])
+        by_group = tf.reshape(kernel, [taps, channels // groups, groups, filters // groups])
         result = tf.einsum("ntgc,tcgo->ngo", samples, by_group)
         return tf.reshape(result, tf.concat([shape[:3], [filters]], 0))
 
-    arguments = [tf.cast(value, tf.float32) for value in (x, kernel, offsets, mask) if value is not None]
-    result = tf.cast(_recompute(convolve)(*arguments), x.dtype)
-    return tf.ensure_shape(result, [*offsets.shape[:3], filters])
+    return _recompute(convolve)(*arguments)
 
 
 def _recompute(function):

@@ -4,6 +4,10 @@ import math
 
 import tensorflow as tf
 
+from kerasdet.ops.library import compiled_ops
+
+tf.no_gradient("Kerasdet>Nms")
+
 
 def nms(
     boxes: tf.Tensor,
@@ -17,6 +21,7 @@ def nms(
     """Greedy non-maximum suppression, in float32, of every image of a batch.
 
     A box goes when its IoU with a better one that stays is above the threshold. Equal scores: the first comes first.
+    A box with a coordinate that is not finite overlaps nothing; a score that is NaN is not above any threshold.
 
     Args:
         boxes: (B, N, 4).
@@ -30,16 +35,47 @@ def nms(
         Indices into N by descending score, (B, D) int32 padded with -1, and how many there are, (B,) int32.
     """
     boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
+    library = compiled_ops()
+    if library is None:
+        return _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshold)
+    no_ids = tf.zeros([tf.shape(boxes)[0], 0], tf.int32)
+    indices, counts = library.kerasdet_nms(
+        boxes=boxes,
+        scores=scores,
+        class_ids=no_ids if class_ids is None else tf.cast(class_ids, tf.int32),
+        max_detections=max_detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        by_class=class_ids is not None,
+    )
+    batch = boxes.shape[:1]
+    return tf.ensure_shape(indices, [*batch, max_detections]), tf.ensure_shape(counts, batch)
+
+
+def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshold):
+    finite = tf.reduce_all(tf.math.is_finite(boxes), -1, keepdims=True)
+    boxes = tf.where(finite, boxes, 0.0)  # an empty box overlaps nothing
     if class_ids is not None:
         boxes = _separate(boxes, class_ids)
 
+    missing = tf.maximum(max_detections - tf.shape(scores)[1], 0)  # XLA wants as many boxes as it may keep
+    boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
+    scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=-math.inf)
+
     def one_image(image):
-        kept = tf.image.non_max_suppression(*image, max_detections, iou_threshold, score_threshold)
-        count = tf.size(kept)
-        return tf.pad(kept, [[0, max_detections - count]], constant_values=-1), count
+        kept, count = tf.raw_ops.NonMaxSuppressionV4(
+            boxes=image[0],
+            scores=image[1],
+            max_output_size=max_detections,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
+            pad_to_max_output_size=True,
+        )
+        kept = tf.where(tf.range(max_detections) < count, kept, -1)
+        return tf.ensure_shape(kept, [max_detections]), count
 
     indices, counts = tf.map_fn(one_image, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
-    return tf.ensure_shape(indices, [None, max_detections]), counts
+    return tf.reshape(indices, [tf.shape(boxes)[0], max_detections]), counts
 
 
 def _separate(boxes, class_ids):

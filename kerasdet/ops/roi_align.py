@@ -1,8 +1,9 @@
 """ROIAlign (https://arxiv.org/abs/1703.06870), on one feature map and on a pyramid.
 
-A bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a cell's weight is that
-of its row times that of its column. All bins together are one sparse matrix, which is multiplied with the feature map;
-its transpose gives the gradient. The grid of samples, which a long thin box makes large, never exists.
+In TensorFlow's ops: a bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a
+cell's weight is that of its row times that of its column. All bins together are one sparse matrix, which is multiplied
+with the feature map; its transpose gives the gradient. The grid of samples, which a long thin box makes large, never
+exists.
 
 (`tf.image.crop_and_resize` would do for the values, not for the gradients: on CPUs its threads overwrite one another's
 sums, and parts of the gradient get lost.)
@@ -14,9 +15,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
+from kerasdet.ops.library import compiled_ops, raw_ops
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _CELLS_AT_ONCE = 2**22
+_COMPILED_TYPES = (tf.float32, tf.float16, tf.bfloat16)
+_ATTRIBUTES = ("spatial_scales", "output_height", "output_width", "sampling_ratio", "aligned", "lowest_level")
+_ATTRIBUTES += ("canonical_size", "canonical_level", "level_epsilon")
 
 
 class _Rois(NamedTuple):
@@ -54,6 +59,15 @@ def roi_align(
         (B, P, h, w, C) of the features' type, computed in float32.
     """
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
+    if compiled_ops() is not None:
+        return _compiled(
+            [features],
+            boxes,
+            output_size,
+            spatial_scales=[spatial_scale],
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+        )
     shape, count = tf.shape(features), tf.size(boxes) // 4
     rois = _make_rois(
         tf.reshape(boxes, [-1, 4]),
@@ -97,8 +111,21 @@ def multilevel_roi_align(
     if levels != list(range(levels[0], levels[-1] + 1)):
         raise ValueError(f"multilevel_roi_align needs levels without a gap, these are {', '.join(sorted(pyramid))}.")
     maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
+    if compiled_ops() is not None:
+        return _compiled(
+            maps,
+            boxes,
+            output_size,
+            spatial_scales=[2.0**-level for level in levels],
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+            lowest_level=levels[0],
+            canonical_size=canonical_size,
+            canonical_level=canonical_level,
+            level_epsilon=level_epsilon,
+        )
     flat_boxes = tf.reshape(boxes, [-1, 4])
-    level = _levels(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
+    level = levels_of(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
     sizes = tf.stack([tf.shape(x)[1:3] for x in maps])  # (L, 2)
     begins = tf.cumsum(tf.stack([tf.reduce_prod(tf.shape(x)[:3]) for x in maps]), exclusive=True)  # (L,)
     scales = tf.constant([[2.0**-level] for level in levels])  # (L, 1)
@@ -114,7 +141,35 @@ def multilevel_roi_align(
     return _unflatten(pooled, boxes, maps[0].dtype)
 
 
-def _levels(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
+def _compiled(maps, boxes, output_size, **attributes):
+    one_level = {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0, "level_epsilon": 0.0}
+    height, width = _pair(output_size)
+    dtype = maps[0].dtype
+    pooled = compiled_ops().kerasdet_roi_align(
+        features=[tf.cast(x, dtype if dtype in _COMPILED_TYPES else tf.float32) for x in maps],
+        boxes=tf.stop_gradient(tf.cast(boxes, tf.float32)),
+        output_height=height,
+        output_width=width,
+        **{**one_level, **attributes},
+    )
+    return tf.ensure_shape(tf.cast(pooled, dtype), [*boxes.shape[:2], height, width, maps[0].shape[-1]])
+
+
+@tf.RegisterGradient("Kerasdet>RoiAlign")
+def _compiled_gradient(op, upstream):
+    *maps, boxes = op.inputs
+    gradients = raw_ops().kerasdet_roi_align_grad(
+        shapes=[tf.shape(x) for x in maps],
+        boxes=boxes,
+        grad=upstream,
+        **{name: op.get_attr(name) for name in _ATTRIBUTES},
+    )
+    for gradient, x in zip(gradients, maps, strict=True):
+        gradient.set_shape(x.shape)
+    return [*gradients, None]
+
+
+def levels_of(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
     """Level (N,) int32 of each box (N, 4).
 
     The logarithm is taken in float64 and rounded: float32's own is off by enough to move boxes on the edge of a level.
@@ -136,6 +191,8 @@ def _make_rois(boxes, scale, aligned, map_size, map_begin):
 def _pool(table, rois, output_size, sampling_ratio):
     """Bins (N, h, w, C) of regions of a table (T, C), in chunks of regions."""
     num_bins, channels = math.prod(output_size), table.shape[1]
+    wanted = tf.shape(rois.start)[0]
+    rois = _at_least_one(rois)
     count = tf.shape(rois.start)[0]
     samples = _num_samples(rois, output_size, sampling_ratio)
     chunk = _chunk_size(rois, output_size, samples)
@@ -160,7 +217,17 @@ def _pool(table, rois, output_size, sampling_ratio):
 
         return map_chunks(pool_chunk, count, chunk, [num_bins, channels]), gradient
 
-    return tf.reshape(pool(table), [-1, *output_size, channels or table_shape[1]])
+    return tf.reshape(pool(table)[:wanted], [-1, *output_size, channels or table_shape[1]])
+
+
+def _at_least_one(rois):
+    """In place of no region one that lies outside: TensorFlow 2.16 dies of a product with an empty sparse matrix."""
+    missing = tf.maximum(1 - tf.shape(rois.start)[0], 0)
+
+    def padded(value, padding):
+        return tf.pad(value, [[0, missing], *[[0, 0]] * (value.shape.rank - 1)], constant_values=padding)
+
+    return _Rois(padded(rois.start, -9.0), padded(rois.size, 1.0), padded(rois.map_size, 1), padded(rois.map_begin, 0))
 
 
 def _num_samples(rois, output_size, sampling_ratio):
@@ -174,8 +241,6 @@ def _num_samples(rois, output_size, sampling_ratio):
 
 def _chunk_size(rois, output_size, samples):
     """How many regions are pooled at once, so that neither their cells nor their rows and columns take much memory."""
-    if rois.start.shape[0] == 0:
-        return tf.constant(1)
     bins = tf.constant(output_size, tf.float32)
     covered = tf.minimum(rois.size, tf.cast(rois.map_size, tf.float32)) + 3 * bins
     lines = tf.minimum(covered, 2 * bins * tf.cast(samples, tf.float32))  # (N, 2), at most

@@ -1,10 +1,14 @@
 """ROIPool (https://arxiv.org/abs/1504.08083): the maximum in each bin, with coordinates rounded to whole cells."""
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
+from kerasdet.ops.roi_align import levels_of
 
 _VALUES_AT_ONCE = 2**25
+_OUTSIDE = -1e6  # pixels, of every image
 
 
 def roi_pool(
@@ -77,6 +81,39 @@ def roi_pool(
 
     pooled = tf.reshape(pool(table), [shape[0], tf.shape(boxes)[1], height, width, shape[3]])
     return tf.ensure_shape(tf.cast(pooled, features.dtype), [*boxes.shape[:2], height, width, channels])
+
+
+def multilevel_roi_pool(
+    pyramid: Mapping[str, tf.Tensor],
+    boxes: tf.Tensor,
+    *,
+    output_size: int | tuple[int, int],
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+    level_epsilon: float = 0.0,
+) -> tf.Tensor:
+    """`roi_pool` of every box on a level of its size, as `kerasdet.ops.multilevel_roi_align`, which see.
+
+    Args:
+        pyramid: name -> (B, H, W, C); level ``p2`` has stride 4, and every next twice that of the one before.
+        boxes: (B, P, 4) in pixels of the image.
+        output_size: Bins in each direction.
+        canonical_size: Edge of a box, in pixels, that belongs to ...
+        canonical_level: ... this level.
+        level_epsilon: Added to a level before it is rounded down.
+
+    Returns:
+        (B, P, h, w, C).
+    """
+    numbers = [int(name[1:]) for name in pyramid]
+    own = levels_of(tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon)
+    own = tf.reshape(own, tf.shape(boxes)[:2])[..., None]  # (B, P, 1)
+    parts = [tf.where(own == number, boxes, _OUTSIDE) for number in numbers]  # what lies outside pools to 0
+    pooled = [
+        roi_pool(features, part, output_size=output_size, spatial_scale=2.0**-number)
+        for number, features, part in zip(numbers, pyramid.values(), parts, strict=True)
+    ]
+    return tf.add_n(pooled)
 
 
 def _lines(low, high, bins, limit):

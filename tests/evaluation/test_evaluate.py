@@ -149,6 +149,24 @@ def test_masks_and_keypoints_are_measured_in_the_original_images(rng):
     assert moved["segm/AP"] < 0.3 and moved["keypoints/AP"] < 0.1
 
 
+class CodingOracle(MaskOracle):
+    """Gives the code of its masks, and no full-size ones."""
+
+    def encode_masks(self, mask_probs, boxes, height, width):
+        return masks.encode(masks.paste_masks(mask_probs, boxes, height, width))
+
+    paste_masks = None
+
+
+def test_a_model_that_codes_its_masks_is_not_asked_to_paste_them(rng):
+    truth = truth_of(3, rng)
+    results = [
+        evaluate_batches(model(truth), batches_of(truth, 2), truth, CATEGORY_IDS)[1]
+        for model in (MaskOracle, CodingOracle)
+    ]
+    assert results[0] == results[1]
+
+
 def test_a_model_with_masks_on_data_without(rng):
     truth = truth_of(2, rng)
     metrics, results = evaluate_batches(MaskOracle(truth), batches_of(truth, 2), truth, CATEGORY_IDS)

@@ -5,6 +5,8 @@ from conftest import shared
 
 from kerasdet.ops import deform_conv2d
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 def bilinear(image, y, x):
     """Value of `image` (H, W) between cells, 0 outside."""

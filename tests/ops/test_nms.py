@@ -7,6 +7,8 @@ from conftest import shared
 
 from kerasdet.ops import nms
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 YXYX = [1, 0, 3, 2]
 
 

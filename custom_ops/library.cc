@@ -1,0 +1,18 @@
+// What happens when TensorFlow loads the library.
+
+#include <cstdio>
+#include <exception>
+
+#include "ops.h"
+
+__attribute__((constructor)) static void RegisterAll() {
+  try {
+    kerasdet::RegisterNms();
+    kerasdet::RegisterRoiAlign();
+    kerasdet::RegisterDeformConv();
+    kerasdet::RegisterMasks();
+  } catch (const std::exception& error) {
+    // Python finds the op missing and goes without the library.
+    std::fprintf(stderr, "kerasdet: an op was not registered: %s\n", error.what());
+  }
+}

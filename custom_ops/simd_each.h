@@ -1,0 +1,52 @@
+// Compiles KERASDET_SIMD_FILE once for each instruction set, in the namespaces `base`, `avx2` and `avx512`.
+//
+// The file holds what is hot, and includes nothing. Everything it uses must have been included before, so that no
+// function of a library is ever compiled for a processor that the machine may not be.
+
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+#include "isa.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define KERASDET_ISA base
+#include "simd.h"
+#include KERASDET_SIMD_FILE
+#undef KERASDET_ISA
+
+#if defined(__x86_64__)
+
+#define KERASDET_AVX2
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define KERASDET_ISA avx2
+#include "simd.h"
+#include KERASDET_SIMD_FILE
+#undef KERASDET_ISA
+#pragma GCC pop_options
+
+#define KERASDET_AVX512
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512")
+#define KERASDET_ISA avx512
+#include "simd.h"
+#include KERASDET_SIMD_FILE
+#undef KERASDET_ISA
+#pragma GCC pop_options
+
+#undef KERASDET_AVX512
+#undef KERASDET_AVX2
+
+// Calls a function of the best namespace that this processor runs.
+#define KERASDET_DISPATCH(...)                                           \
+  (::kerasdet::BestIsa() == ::kerasdet::Isa::kAvx512 ? avx512::__VA_ARGS__ \
+   : ::kerasdet::BestIsa() == ::kerasdet::Isa::kAvx2 ? avx2::__VA_ARGS__   \
+                                                     : base::__VA_ARGS__)
+#else
+#define KERASDET_DISPATCH(...) base::__VA_ARGS__
+#endif

@@ -1,0 +1,73 @@
+"""The compiled ops, and which implementation of an operation runs.
+
+The library speaks TensorFlow's C API, so one file serves every TensorFlow. Its sources are in custom_ops/.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+_PATH = Path(__file__).with_name("_kerasdet_ops.so")
+_OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
+_OPS += ("paste_masks", "encode_masks")
+_logger = logging.getLogger(__name__)
+_chosen: str | None = None
+
+
+@contextlib.contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Chooses how the operations of this package run.
+
+    By default the compiled ones are taken where their library loads. A `tf.function` keeps what it was traced with. It
+    holds for all threads, since TensorFlow traces in several.
+
+    Args:
+        name: "compiled", or "tensorflow" for stock TensorFlow ops, which run anywhere.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: For another name.
+        RuntimeError: If the compiled ops are not there.
+    """
+    if name not in ("compiled", "tensorflow"):
+        raise ValueError(f'implementation is "compiled" or "tensorflow", not {name!r}.')
+    if name == "compiled" and raw_ops() is None:
+        raise RuntimeError(
+            f"The compiled ops do not load from {_PATH}: install kerasdet from its wheel, or where g++ and make are."
+        )
+    global _chosen
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def compiled_ops() -> ModuleType | None:
+    """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
+    if _chosen == "tensorflow" or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return None
+    return raw_ops()
+
+
+@functools.cache
+def raw_ops() -> ModuleType | None:
+    """The compiled ops as they are, whatever is chosen; None where their library does not load."""
+    try:
+        library = tf.load_op_library(str(_PATH))
+    except (tf.errors.OpError, OSError) as error:
+        _logger.warning("The compiled ops are not there, so TensorFlow's are used: %s", error)
+        return None
+    missing = [name for name in _OPS if not hasattr(library, f"kerasdet_{name}")]
+    if missing:
+        _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", _PATH, ", ".join(missing))
+        return None
+    return library

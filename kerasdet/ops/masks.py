@@ -1,0 +1,86 @@
+"""Masks of detections in their image: as bitmaps, or as run lengths without ever being bitmaps."""
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet import masks
+from kerasdet.ops.library import compiled_ops
+
+tf.no_gradient("Kerasdet>PasteMasks")
+tf.no_gradient("Kerasdet>EncodeMasks")
+
+
+def paste_masks(
+    mask_probs: tf.Tensor,
+    boxes: tf.Tensor,
+    height: int | tf.Tensor,
+    width: int | tf.Tensor,
+    rule: str = "detectron2",
+    threshold: float = 0.5,
+) -> tf.Tensor:
+    """`kerasdet.masks.paste_masks`, which see; the compiled implementation of it where there is one.
+
+    Args:
+        mask_probs: (D, S, S) in 0..1.
+        boxes: (D, 4) in pixels of the image.
+        height: Of the image.
+        width: Likewise.
+        rule: "detectron2" or "torchvision".
+        threshold: Above 0.
+
+    Returns:
+        (D, height, width) bool.
+
+    Raises:
+        ValueError: For an unknown rule.
+    """
+    library = compiled_ops()
+    if library is None:
+        return masks.paste_masks(mask_probs, boxes, height, width, rule, threshold)
+    pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
+    sizes = [size if isinstance(size, int) else None for size in (height, width)]
+    return tf.ensure_shape(pasted, [mask_probs.shape[0], *sizes])
+
+
+def encode_masks(
+    mask_probs: np.ndarray | tf.Tensor,
+    boxes: np.ndarray | tf.Tensor,
+    height: int,
+    width: int,
+    rule: str = "detectron2",
+    threshold: float = 0.5,
+) -> list[dict]:
+    """The compressed RLE of what `paste_masks` gives; compiled, no full-size mask is ever made.
+
+    Args:
+        mask_probs: (D, S, S) in 0..1.
+        boxes: (D, 4) in pixels of the image.
+        height: Of the image.
+        width: Likewise.
+        rule: "detectron2" or "torchvision".
+        threshold: Above 0.
+
+    Returns:
+        For each mask {"size": [height, width], "counts": text}, as in COCO's result files.
+
+    Raises:
+        ValueError: For an unknown rule.
+    """
+    library = compiled_ops()
+    if library is None:
+        return masks.encode(masks.paste_masks(mask_probs, boxes, height, width, rule, threshold))
+    characters, lengths = library.kerasdet_encode_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
+    text, ends = characters.numpy().tobytes().decode("ascii"), np.cumsum(lengths.numpy()).tolist()
+    size = [int(height), int(width)]
+    return [{"size": size, "counts": text[start:end]} for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _inputs(mask_probs, boxes, height, width, rule, threshold):
+    masks.check_rule(rule)
+    return {
+        "mask_probs": tf.cast(mask_probs, tf.float32),
+        "boxes": tf.cast(boxes, tf.float32),
+        "image_size": tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)]),
+        "torchvision": rule == "torchvision",
+        "threshold": threshold,
+    }

@@ -1,0 +1,204 @@
+"""The compiled ops against those of TensorFlow and scalar NumPy, over thousands of random cases."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ops.test_deform_conv import reference as scalar_deform_conv
+from ops.test_nms import scalar_nms
+from ops.test_roi_align import reference as scalar_roi_align
+
+from kerasdet import ops
+from kerasdet.ops import library
+
+IMPLEMENTATIONS = ("tensorflow", "compiled")
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if library.raw_ops() is None:
+        pytest.skip("no compiled ops here")
+
+
+def on_both(function, *arguments):
+    """Results and, of float results, gradients to the arguments, on both implementations."""
+    results = []
+    for name in IMPLEMENTATIONS:
+        with ops.implementation(name), tf.GradientTape() as tape:
+            tape.watch(arguments)
+            result = function(*arguments)
+            loss = tf.reduce_sum(tf.sin(result)) if isinstance(result, tf.Tensor) else None
+        results.append((result, [] if loss is None else tape.gradient(loss, arguments)))
+    return results
+
+
+def wild_boxes(rng, shape, extent):
+    """Usual boxes and every odd kind: empty, inverted, under a pixel, outside, long and thin, not finite."""
+    low = rng.uniform(-0.2, 1, (*shape, 2)) * extent
+    boxes = np.concatenate([low, low + rng.uniform(0, 0.6, (*shape, 2)) * extent], -1)
+    odd = rng.integers(0, 30, shape)
+    boxes[odd == 0, 2:] = boxes[odd == 0, :2]
+    boxes[odd == 1] = boxes[odd == 1][:, [2, 3, 0, 1]]
+    boxes[odd == 2, 2:] = boxes[odd == 2, :2] + 0.3
+    boxes[odd == 3] += 10 * extent
+    boxes[odd == 4, 3] = boxes[odd == 4, 1] + 0.1
+    boxes[odd == 5, rng.integers(0, 4)] = rng.choice([np.nan, np.inf, -np.inf])
+    boxes[odd == 6] = 0
+    return boxes.astype(np.float32)
+
+
+def test_nms_of_wild_boxes(rng):
+    for case in range(400):
+        batch, count = int(rng.integers(0, 3)), int(rng.integers(0, 60))
+        boxes = tf.constant(np.round(wild_boxes(rng, (batch, count), 30) * 4) / 4)
+        scores = rng.integers(-3, 12, (batch, count)).astype(np.float32) / 10
+        scores[rng.random(scores.shape) < 0.03] = rng.choice([np.nan, np.inf, -np.inf])
+        options = {
+            "iou_threshold": float(rng.choice([0, 0.3, 0.5, 0.7, 1])),
+            "max_detections": int(rng.integers(1, 70)),
+        }
+        options["score_threshold"] = float(rng.choice([-math.inf, 0, 0.5]))
+        (expected, _), (found, _) = on_both(lambda b, s=scores, o=options: ops.nms(b, s, **o), boxes)
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=str(case))
+
+
+def test_class_aware_nms_of_random_boxes(rng):
+    for _ in range(300):
+        count, classes = int(rng.integers(1, 80)), int(rng.integers(1, 6))
+        low = rng.uniform(0, 30, (count, 2))
+        boxes = np.concatenate([low, low + rng.uniform(1, 20, (count, 2))], 1).astype(np.float32)
+        scores, class_ids = rng.random(count).astype(np.float32), rng.integers(-1, classes, count)
+        expected, margin = scalar_nms(boxes.astype(float), scores, class_ids, 0.5, count)
+        if margin < 1e-6:
+            continue
+        indices, counts = ops.nms(boxes[None], scores[None], class_ids[None], iou_threshold=0.5, max_detections=count)
+        assert indices[0, : counts[0]].numpy().tolist() == expected
+
+
+def test_nms_finds_the_best_of_many_without_sorting_all(rng):
+    """More candidates than are looked at in one go, with ties and with scores close to one another."""
+    for scores in (rng.random(40_000), rng.integers(0, 3, 40_000) / 2, 0.5 + rng.random(40_000) * 1e-3):
+        low = rng.uniform(0, 400, (40_000, 2))
+        boxes = tf.constant(np.concatenate([low, low + 30], 1)[None], tf.float32)
+        (expected, _), (found, _) = on_both(
+            lambda b, s=scores: ops.nms(b, s[None], iou_threshold=0.5, max_detections=300), boxes
+        )
+        np.testing.assert_array_equal(found[0], expected[0])
+
+
+def random_pyramid(rng, channels):
+    batch, height, width = (int(n) for n in rng.integers(1, [3, 40, 40]))
+    sizes = [(math.ceil(height / 2**i), math.ceil(width / 2**i)) for i in range(3)]
+    return [tf.constant(rng.normal(size=(batch, *size, channels)), tf.float32) for size in sizes]
+
+
+def test_roi_align_of_wild_boxes(rng):
+    for case in range(250):
+        maps = random_pyramid(rng, int(rng.choice([1, 3, 16, 20])))
+        boxes = wild_boxes(rng, (maps[0].shape[0], int(rng.integers(0, 12))), 4.0 * max(maps[0].shape[1:3]))
+        options = {"output_size": tuple(rng.integers(1, 5, 2).tolist()), "sampling_ratio": int(rng.integers(0, 4))}
+        options |= {"aligned": bool(rng.integers(0, 2))}
+
+        def pooled(*maps, b=boxes, o=options):
+            pyramid = {f"p{level}": x for level, x in enumerate(maps, 2)}
+            return ops.multilevel_roi_align(pyramid, b, canonical_size=60, **o)
+
+        (expected, gradients), (found, found_gradients) = on_both(pooled, *maps)
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=str(case))
+        for one, other in zip(gradients, found_gradients, strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-4, err_msg=str(case))
+
+
+def test_roi_align_of_random_boxes_equals_the_loop_over_samples(rng):
+    for _ in range(150):
+        image = rng.normal(size=rng.integers(1, [20, 20, 6])).astype(np.float32)
+        low = rng.uniform(-10, 60, 2)
+        box = np.concatenate([low, low + rng.uniform(0, 60, 2)]).astype(np.float32)
+        size, ratio, aligned = tuple(rng.integers(1, 4, 2).tolist()), int(rng.integers(1, 4)), bool(rng.integers(0, 2))
+        found = ops.roi_align(
+            image[None], box[None, None], output_size=size, spatial_scale=0.25, sampling_ratio=ratio, aligned=aligned
+        )
+        expected = scalar_roi_align(image, box, size, 0.25, ratio, aligned)
+        np.testing.assert_allclose(found[0, 0], expected, atol=2e-5)
+
+
+def random_convolution(rng):
+    """Arguments and options of `deform_conv2d`, offsets from small to far outside."""
+    groups, deformable_groups, taps = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.integers(1, 4))
+    channels = groups * deformable_groups * int(rng.integers(1, 10))
+    batch, height, width, rows, columns = (int(n) for n in rng.integers(1, [3, 8, 8, 6, 6]))
+    shape = (batch, rows, columns, deformable_groups * taps * taps)
+    arguments = [
+        rng.normal(size=(batch, height, width, channels)),
+        rng.normal(size=(taps, taps, channels // groups, groups * int(rng.integers(1, 4)))),
+        rng.normal(0, rng.choice([0.3, 3, 30]), (*shape[:3], 2 * shape[3])),
+        rng.uniform(size=shape),
+    ][: int(rng.integers(3, 5))]
+    options = {"strides": int(rng.integers(1, 3)), "padding": int(rng.integers(0, 3))}
+    options |= {"dilations": int(rng.integers(1, 3)), "groups": groups, "deformable_groups": deformable_groups}
+    return [tf.constant(value, tf.float32) for value in arguments], options
+
+
+def test_deform_conv_of_random_shapes(rng):
+    for case in range(150):
+        arguments, options = random_convolution(rng)
+        (expected, gradients), (found, found_gradients) = on_both(
+            lambda *arguments, o=options: ops.deform_conv2d(*arguments, **o), *arguments
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5, err_msg=str(case))
+        for one, other in zip(gradients, found_gradients, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4, err_msg=str(case))
+
+
+def test_deform_conv_of_random_shapes_equals_the_loop_over_taps(rng):
+    for _ in range(20):
+        arguments, options = random_convolution(rng)
+        values = [argument.numpy().astype(float) for argument in arguments]
+        mask = values[3] if len(values) == 4 else np.ones_like(values[2][..., ::2])
+        expected = scalar_deform_conv(*values[:3], mask, *options.values())
+        np.testing.assert_allclose(ops.deform_conv2d(*arguments, **options), expected, atol=5e-5)
+
+
+def test_offsets_that_are_not_finite_sample_nothing(rng):
+    arguments, options = random_convolution(rng)
+    offsets = arguments[2].numpy()
+    offsets.flat[::3], offsets.flat[1::7] = np.nan, np.inf
+    arguments[2] = tf.constant(offsets)
+    (expected, _), (found, _) = on_both(lambda *a: ops.deform_conv2d(*a, **options), *arguments)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_half_precision_rounds_once(rng, dtype):
+    features = tf.cast(rng.normal(size=(2, 9, 11, 35)), dtype)
+    boxes = wild_boxes(rng, (2, 40), 40.0)
+    options = {"output_size": 3, "spatial_scale": 0.25, "sampling_ratio": 2}
+    (expected, [gradient]), (found, [found_gradient]) = on_both(
+        lambda x: tf.cast(ops.roi_align(x, boxes, **options), tf.float32), features
+    )
+    ulp = 2.0 ** (-10 if dtype == tf.float16 else -7)
+    np.testing.assert_allclose(found, expected, rtol=ulp, atol=1e-6)
+    assert found_gradient.dtype == dtype
+    np.testing.assert_allclose(tf.cast(found_gradient, tf.float32), tf.cast(gradient, tf.float32), rtol=ulp, atol=1e-3)
+
+
+def test_gradients_come_out_the_same_each_time(rng):
+    """Bit by bit, as `tf.config.experimental.enable_op_determinism` promises of every op."""
+    features = tf.constant(rng.normal(size=(1, 40, 50, 48)), tf.float32)
+    boxes = wild_boxes(rng, (1, 300), 160.0)
+    arguments = [tf.constant(rng.normal(size=s), tf.float32) for s in ((1, 20, 30, 48), (3, 3, 48, 8), (1, 20, 30, 18))]
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            tape.watch([features, *arguments])
+            pooled = ops.roi_align(features, boxes, output_size=7, spatial_scale=0.25)
+            loss = tf.reduce_sum(pooled**2) + tf.reduce_sum(ops.deform_conv2d(*arguments, padding=1) ** 2)
+        return tape.gradient(loss, [features, *arguments])
+
+    first = gradients()
+    for _ in range(5):
+        for one, other in zip(first, gradients(), strict=True):
+            np.testing.assert_array_equal(one, other)

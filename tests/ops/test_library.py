@@ -1,0 +1,139 @@
+import logging
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasdet import ops
+from kerasdet.ops import library
+
+BOXES = tf.constant([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])
+SCORES = tf.constant([[0.5, 0.6, 0.7]])
+NEWEST_SYMBOLS = {"GLIBC": (2, 17), "GLIBCXX": (3, 4, 19), "CXXABI": (1, 3, 7), "GCC": (4, 8)}  # manylinux2014
+
+
+def detections(**options):
+    return ops.nms(BOXES, SCORES, **{"iou_threshold": 0.5, "max_detections": 3, **options})
+
+
+@pytest.fixture
+def compiled():
+    if library.raw_ops() is None:
+        pytest.skip("no compiled ops here")
+
+
+@pytest.fixture
+def missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_PATH", tmp_path / "_kerasdet_ops.so")
+    library.raw_ops.cache_clear()
+    yield library._PATH
+    library.raw_ops.cache_clear()
+
+
+def runs_compiled(function, *arguments):
+    graph = tf.function(function).get_concrete_function(*arguments).graph
+    return any(operation.type.startswith("Kerasdet>") for operation in graph.get_operations())
+
+
+def test_the_compiled_ops_are_the_default(compiled):
+    assert runs_compiled(detections)
+    with ops.implementation("tensorflow"):
+        assert not runs_compiled(detections)
+        with ops.implementation("compiled"):
+            assert runs_compiled(detections)
+        assert not runs_compiled(detections)
+    assert runs_compiled(detections)
+
+
+def test_an_unknown_implementation_is_named():
+    with pytest.raises(ValueError, match="not 'torch'"), ops.implementation("torch"):
+        pass
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_without_the_library_it_is_said_once_and_tensorflow_does_the_work(missing, caplog, content):
+    if content is not None:
+        missing.write_bytes(content)
+    with caplog.at_level(logging.INFO):
+        indices, _ = detections()
+        detections()
+    assert indices.numpy().tolist() == [[2, 1, -1]]
+    assert len(caplog.records) == 1 and "TensorFlow's are used" in caplog.text
+    with pytest.raises(RuntimeError, match=r"do not load from .*_kerasdet_ops\.so"), ops.implementation("compiled"):
+        pass
+
+
+def test_xla_gets_no_compiled_op(compiled):
+    @tf.function(jit_compile=True)
+    def outer():
+        return inner()
+
+    @tf.function
+    def inner():
+        return tf.constant(library.compiled_ops() is None)
+
+    assert outer().numpy()
+    assert not tf.function(lambda: tf.constant(library.compiled_ops() is None))().numpy()
+
+
+def test_nms_is_compiled_by_xla(rng):
+    low = rng.uniform(0, 50, (2, 60, 2))
+    boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 30, (2, 60, 2))], -1), tf.float32)
+    scores, class_ids = tf.constant(rng.random((2, 60)), tf.float32), tf.constant(rng.integers(0, 3, (2, 60)), tf.int32)
+    for most in (10, 100):
+        run = lambda most=most: ops.nms(boxes, scores, class_ids, iou_threshold=0.5, max_detections=most)  # noqa: E731
+        for one, other in zip(tf.function(run, jit_compile=True)(), run(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+RELOAD = """
+import sys
+import tensorflow as tf
+from kerasdet.ops import library
+library.raw_ops()
+print(tf.saved_model.load(sys.argv[1]).run()[0].numpy().tolist())
+"""
+
+
+def test_a_saved_model_with_compiled_ops_loads_in_another_process(compiled, tmp_path):
+    module = tf.Module()
+    module.run = tf.function(detections, input_signature=[])
+    tf.saved_model.save(module, str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", RELOAD, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[[2, 1, -1]]"
+
+
+def test_in_a_data_set(compiled):
+    dataset = tf.data.Dataset.range(3).map(lambda _: detections()[0], num_parallel_calls=2)
+    np.testing.assert_array_equal(list(dataset), [[[2, 1, -1]]] * 3)
+
+
+def test_the_library_runs_on_old_systems(compiled):
+    if shutil.which("objdump") is None:
+        pytest.skip("no objdump here")
+    listing = subprocess.run(["objdump", "-T", library._PATH], capture_output=True, text=True, check=True).stdout
+    versions = set(re.findall(r"\((GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)\)", listing))
+    assert {"GLIBC", "GLIBCXX"} <= {name for name, _ in versions}
+    for name, version in versions:
+        assert tuple(map(int, version.split("."))) <= NEWEST_SYMBOLS[name], f"{name}_{version}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"boxes": tf.zeros([1, 3, 5])}, r"boxes has the shape \(1, 3, 5\), expected \(\?, \?, 4\)"),
+        ({"scores": tf.zeros([1, 4])}, r"scores has the shape \(1, 4\), expected \(1, 3\)"),
+        ({"class_ids": tf.zeros([2, 3], tf.int32)}, "class_ids"),
+        ({"max_detections": -1}, "max_detections is negative"),
+        ({"iou_threshold": 1.5}, r"iou_threshold must be in 0\.\.1"),
+    ],
+)
+def test_what_does_not_fit_is_named(compiled, options, message):
+    arguments = {"boxes": BOXES, "scores": SCORES, "class_ids": tf.zeros([1, 3], tf.int32)}
+    attributes = {"max_detections": 3, "iou_threshold": 0.5, "score_threshold": 0.0, "by_class": True}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        library.raw_ops().kerasdet_nms(**{**arguments, **attributes, **options})

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import shared
+from pycocotools import mask as rle
+
+from kerasdet import masks
+from kerasdet.ops import encode_masks, paste_masks
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+BOXES = np.array(
+    [
+        [3, 4, 30, 21],
+        [-5.3, -2.2, 9.1, 50],
+        [20, 30, 60, 70],  # beyond the border
+        [5.5, 5.5, 5.9, 5.9],  # within a pixel
+        [0, 0, 40, 52],  # the whole image
+        [-90, -80, 200, 300],
+        [39.5, 3, 39.8, 51],
+        [-9, -9, -3, -3],  # outside
+        [0, 0, 0, 0],  # padding
+        [30, 20, 10, 5],  # inverted
+        [10, 10, 11, 11],  # one pixel
+    ],
+    np.float32,
+)
+
+
+def random_cases(rng, count):
+    """Masks with boxes of every kind, and the size of their image."""
+    for _ in range(count):
+        height, width, cells = *rng.integers(1, 90, 2).tolist(), int(rng.integers(1, 30))
+        low = rng.uniform(-30, 80, (6, 2))
+        boxes = np.concatenate([low, low + rng.uniform(-2, 90, (6, 2))], 1).astype(np.float32)
+        probs = rng.uniform(0, 1, (6, cells, cells)) ** rng.uniform(0.2, 3)
+        yield probs.astype(np.float32), boxes, height, width
+
+
+def test_golden_values():
+    golden = np.load(shared("reference/geometry.npz"))
+    boxes = golden["paste_masks_boxes_xyxy"][:, [1, 0, 3, 2]]
+    found = paste_masks(golden["paste_masks_probs"], boxes, *golden["paste_masks_image_size"])
+    np.testing.assert_array_equal(found, golden["paste_masks_output"])
+
+
+@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_equal_to_tensorflow_and_coded_as_pycocotools_does(rng, rule, threshold):
+    probs = rng.uniform(0, 1, (len(BOXES), 7, 7)).astype(np.float32)
+    cases = [(probs, BOXES, 40, 52), *random_cases(rng, 25)]
+    different = total = 0
+    for probs, boxes, height, width in cases:
+        pasted = paste_masks(probs, boxes, height, width, rule, threshold).numpy()
+        expected = masks.paste_masks(probs, boxes, height, width, rule, threshold).numpy()
+        different += (pasted != expected).sum()
+        total += expected.sum()
+        codes = encode_masks(probs, boxes, height, width, rule, threshold)
+        assert codes == masks.encode(pasted)
+    assert different <= 2 and total > 10_000  # a value may fall on the threshold
+
+
+def test_full_and_empty_masks_are_coded(rng):
+    probs = np.stack([np.ones((4, 4)), np.zeros((4, 4))]).astype(np.float32)
+    boxes = np.float32([[-50, -50, 90, 90], [0, 0, 12, 9]])
+    full, empty = encode_masks(probs, boxes, 12, 9)
+    assert rle.area([full, empty]).tolist() == [108, 0] and rle.decode(full).all()
+    assert encode_masks(probs[:0], boxes[:0], 12, 9) == []
+    assert paste_masks(probs[:0], boxes[:0], 12, 9).shape == (0, 12, 9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_box_that_is_nowhere_is_empty_and_leaves_the_others_alone(rng, bad):
+    probs = rng.uniform(0.6, 1, (2, 5, 5)).astype(np.float32)
+    boxes = np.float32([[1, 1, bad, 9], [2, 2, 8, 8]])
+    for rule in masks.RULES:
+        pasted = paste_masks(probs, boxes, 12, 12, rule).numpy()
+        assert not pasted[0].any() and pasted[1].any()
+
+
+def test_in_a_graph_with_unknown_shapes(rng):
+    signature = [tf.TensorSpec([None, None, None]), tf.TensorSpec([None, 4]), *[tf.TensorSpec([], tf.int32)] * 2]
+    paste = tf.function(paste_masks, input_signature=signature)
+    probs = rng.uniform(0, 1, (len(BOXES), 5, 5)).astype(np.float32)
+    np.testing.assert_array_equal(paste(probs, BOXES, 15, 20), paste_masks(probs, BOXES, 15, 20))
+
+
+def test_an_unknown_rule_is_named(rng):
+    for function in (paste_masks, encode_masks):
+        with pytest.raises(ValueError, match="rule is one of"):
+            function(np.ones((1, 2, 2)), BOXES[:1], 4, 4, "caffe")
