@@ -73,7 +73,7 @@ def export_saved_model(model: Detector, path: str | Path, *, class_offset: int =
     with implementation("tensorflow"):
         archive.add_endpoint("serving_default", detect, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")])
         archive.add_endpoint("encoded", detect_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")])
-    archive.write_out(str(path), verbose=False)
+        archive.write_out(str(path), verbose=False)
     if model.class_names:
         assets = path / "assets"
         assets.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -35,7 +36,7 @@ class Detector(keras.Model):
         self.preprocessing = preprocessing
         self.supports_jit = False  # non-maximum suppression has no XLA kernel
         self.loss_means = [keras.metrics.Mean(name=name) for name in ("loss", *loss_names)]
-        self._detect_resized = tf.function(
+        graph = tf.function(
             self.detect_resized,
             input_signature=[
                 tf.TensorSpec([None, None, None, 3], tf.float32),
@@ -43,6 +44,7 @@ class Detector(keras.Model):
                 tf.TensorSpec([None, 2], tf.int32),
             ],
         )
+        self._graph = SimpleNamespace(detect_resized=graph)  # in what Keras does not track, or exports would hold it
 
     def train_step(self, data):
         batch = self._with_finite_pixels(_training_batch(data))
@@ -144,7 +146,7 @@ class Detector(keras.Model):
         image_size = tf.stack([tf.shape(image)[:2] for image in resized])
         height, width = tf.unstack(self.preprocessing.padded_size(tf.reduce_max(image_size, 0)))
         batch = tf.stack([image_ops.pad_to(image, height, width) for image in resized])
-        detections = self._detect_resized(batch, image_size, original_size)
+        detections = self._graph.detect_resized(batch, image_size, original_size)
         return {name: value.numpy() for name, value in detections.items()}
 
     def _resize(self, image, resize):
@@ -276,7 +278,8 @@ def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
             f"backbone is {what}: give a kerasdet.ResNet, or a model that returns features by name and has their "
             "channels, such as {'c3': 128, 'c4': 256, 'c5': 512}."
         )
-    missing = [name for name in getattr(neck, "in_features", ()) if name not in channels]
+    given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
+    missing = [name for name in getattr(neck, "in_features", ()) if name not in given]
     if missing:
         raise ValueError(
             f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "

@@ -336,7 +336,7 @@ def test_detect_does_not_retrace(model, rng):
     for count, size in ((1, (40, 50)), (2, (64, 90)), (3, (33, 31))):
         model.detect(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8), resize=False)
         model.detect(rng.random((count, *size, 3), dtype=np.float32) * 255)
-    assert model._detect_resized.experimental_get_tracing_count() == 1
+    assert model._graph.detect_resized.experimental_get_tracing_count() == 1
 
 
 def test_detect_uses_the_weights_of_the_moment(model):
@@ -351,7 +351,7 @@ def test_detect_uses_the_weights_of_the_moment(model):
 
 def test_nothing_is_computed_in_double_precision(model):
     """But for the logarithm that assigns a region to a level, a number for each region."""
-    graph = model._detect_resized.get_concrete_function().graph.as_graph_def()
+    graph = model._graph.detect_resized.get_concrete_function().graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     assert "DT_FLOAT" in str(graph)
     double = {node.op for node in nodes if any(a.type == tf.float64.as_datatype_enum for a in node.attr.values())}

@@ -18,11 +18,12 @@ from models.models import (
 from models.test_contract import assert_same, detections_of, inputs, losses, numpy
 from PIL import Image
 
+from kerasdet import ops
 from kerasdet.data import CocoDataset, ResizeShortestEdge
 from kerasdet.data.pipeline import training_batches
 from kerasdet.layers import BoxHead
 from kerasdet.layers.heads import RPNHead
-from kerasdet.models import RPN, rcnn
+from kerasdet.models import RPN
 from kerasdet.ops import roi_pool
 
 # -- branches that share the box head's features
@@ -31,8 +32,8 @@ from kerasdet.ops import roi_pool
 def test_a_branch_shares_the_features_of_the_box_head(monkeypatch):
     """It predicts what one with the same size of its own would, and nothing is pooled twice in training."""
     calls = []
-    align = rcnn.multilevel_roi_align
-    monkeypatch.setattr(rcnn, "multilevel_roi_align", lambda *args, **kw: calls.append(kw) or align(*args, **kw))
+    align = ops.multilevel_roi_align
+    monkeypatch.setattr(ops, "multilevel_roi_align", lambda *args, **kw: calls.append(kw) or align(*args, **kw))
     shared = randomized(mask_rcnn(branches=[mask_branch(pool_size=None)]))
     own = randomized(mask_rcnn(branches=[mask_branch(pool_size=7)]))
     assert_same(losses(shared, batch()), losses(own, batch()))
