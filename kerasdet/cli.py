@@ -58,10 +58,9 @@ def _sentence(error):
 
 
 def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
 def _parser():
@@ -171,11 +170,11 @@ def _predict(options):
         try:
             image = image_ops.read(path)
         except (OSError, ValueError) as error:
-            entries.append({"image": path, "error": str(error)})
+            entries.append({"image": path, "error": _sentence(error)})
             continue
         entries.append({"image": path, "detections": _detections(model, image, options.score)})
         if options.draw:
-            name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
+            name = stem if stems.count(stem) == 1 else f"{number:03d}_{stem}"
             _draw(image, entries[-1]["detections"], _skeleton(model), Path(options.draw) / f"{name}.png")
     errors = [entry["error"] for entry in entries if "error" in entry]
     if options.json:

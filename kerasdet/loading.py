@@ -42,6 +42,8 @@ def load_detector(path: str | Path) -> Detector:
 def pretrained(path: str | Path, num_classes: int) -> Detector:
     """A detector to fine-tune: all weights are taken over, and new layers for what there is one of a class.
 
+    It computes in the global precision policy, whatever the file's model did.
+
     Args:
         path: As of `load`.
         num_classes: Of the new task. Where the file's model has as many, its classification layer stays.
@@ -52,17 +54,31 @@ def pretrained(path: str | Path, num_classes: int) -> Detector:
     model = load_detector(path)
     if model.num_classes is None:
         raise ValueError(f"{path} holds a {type(model).__name__}, which knows no classes to fine-tune.")
-    if model.num_classes == num_classes:
+    policy = keras.config.dtype_policy()
+    if model.num_classes == num_classes and model.dtype_policy.name == policy.name:
         return model
-    config = {**keras.saving.serialize_keras_object(model)["config"], "class_names": None}
+    config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
+    if model.num_classes != num_classes:
+        config["class_names"] = None
     for part in (config, *(branch["config"] for branch in config.get("branches", ()))):
         if "num_classes" in part:
             part["num_classes"] = num_classes
     tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
-        if new.shape == old.shape and "/class_logits/" not in f"/{new.path}":
+        if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
             new.assign(old)
     return tuned
+
+
+def _with_policy(config, policy):
+    """A serialised configuration, with another precision policy wherever it names one."""
+    if isinstance(config, list):
+        return [_with_policy(item, policy) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return keras.saving.serialize_keras_object(policy)
+    return {name: _with_policy(value, policy) for name, value in config.items()}
 
 
 def backbone_weights(model: Detector, path: str | Path) -> Detector:

@@ -1,5 +1,6 @@
 """Configs for Keras out of constructors, so that no option can be forgotten in one."""
 
+import contextlib
 import inspect
 
 import keras
@@ -19,12 +20,32 @@ class Configured:
     @classmethod
     def from_config(cls, config: dict):
         arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
-        policy = keras.config.dtype_policy()
-        try:  # the layers inside take the global policy
-            keras.config.set_dtype_policy(arguments.get("dtype", policy))
-            return cls(**arguments)
-        finally:
-            keras.config.set_dtype_policy(policy)
+        with _policy(arguments.get("dtype")):
+            made = cls(**arguments)
+        return _frozen_as_configured(made)
+
+    def build_from_config(self, config: dict) -> None:
+        with _policy(self.dtype_policy):
+            super().build_from_config(config)
+        _frozen_as_configured(self)
+
+
+@contextlib.contextmanager
+def _policy(policy):
+    """Layers made within take this policy, None leaving the global one."""
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(policy or before)
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _frozen_as_configured(made):
+    """What is not to be trained, with all the layers inside it, to which Keras does not hand it down."""
+    if isinstance(made, keras.layers.Layer) and not made.trainable:
+        made.trainable = False
+    return made
 
 
 def constructor_arguments(cls: type) -> list[str]:

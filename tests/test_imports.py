@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 GEOMETRY = {"boxes", "anchors", "coders", "matching", "sampling", "losses", "masks", "keypoints"}
-GEOMETRY |= {"images", "serialization"}
+GEOMETRY |= {"images", "serialization", "replicas"}
 NETWORK = GEOMETRY | {"ops", "layers"}
 PICTURES = {"boxes", "images", "masks", "keypoints"}
 LIBRARY = NETWORK | {"models", "data", "visualize", "evaluation", "training", "checkpoints", "export", "loading"}
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "keypoints": GEOMETRY,
     "images": GEOMETRY,
     "serialization": GEOMETRY,
+    "replicas": set(),
     "ops": NETWORK,
     "layers": NETWORK,
     "models": NETWORK,

@@ -82,6 +82,7 @@ class RetinaNetHead(keras.layers.Layer):
         norm: A name of `kerasdet.layers.norm.NORMS`, or None.
         norm_epsilon: Added to variances.
         prior_probability: Of an anchor's holding an object, before training.
+        deform_last: Make the towers' last convolutions deformable ones.
     """
 
     def __init__(
@@ -94,13 +95,15 @@ class RetinaNetHead(keras.layers.Layer):
         norm=None,
         norm_epsilon=1e-5,
         prior_probability=0.01,
+        deform_last=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         initializer = keras.initializers.RandomNormal(stddev=0.01)
-        self.class_tower = Tower(num_convs, channels, levels, norm, norm_epsilon, initializer, name="class_tower")
-        self.box_tower = Tower(num_convs, channels, levels, norm, norm_epsilon, initializer, name="box_tower")
+        tower = (num_convs, channels, levels, norm, norm_epsilon, initializer)
+        self.class_tower = Tower(*tower, deform_last=deform_last, name="class_tower")
+        self.box_tower = Tower(*tower, deform_last=deform_last, name="box_tower")
         self.class_logits = ConvNorm(
             num_anchors * num_classes,
             3,

@@ -15,6 +15,7 @@ unbiased variance.
 import keras
 import tensorflow as tf
 
+from kerasdet.replicas import global_sum
 from kerasdet.serialization import Configured
 
 NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
@@ -104,10 +105,7 @@ def _global_moments(x):
     x = tf.cast(x, tf.float32)
     count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
     sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(tf.square(x), [0, 1, 2]), [count]], 0)
-    replica = tf.distribute.get_replica_context()
-    if replica is not None and replica.num_replicas_in_sync > 1:
-        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
-    total, square, count = tf.split(sums, [x.shape[-1], x.shape[-1], 1])
+    total, square, count = tf.split(global_sum(sums), [x.shape[-1], x.shape[-1], 1])
     mean = total / count
     variance = tf.maximum(square / count - tf.square(mean), 0.0)
     return mean, variance, variance * count / tf.maximum(count - 1, 1.0)

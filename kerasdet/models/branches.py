@@ -12,6 +12,7 @@ from kerasdet import keypoints as keypoint_ops
 from kerasdet import masks as mask_ops
 from kerasdet.layers.roi_heads import KeypointHead, MaskHead
 from kerasdet.matching import gather_gt
+from kerasdet.replicas import global_sum
 from kerasdet.serialization import Configured
 
 
@@ -45,6 +46,7 @@ class MaskBranch(Configured, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "mask_branch", **kwargs})
+        mask_ops.check_rule(rule)
         self.num_classes = num_classes
         self.pool_size = pool_size
         self.num_convs = num_convs
@@ -64,8 +66,13 @@ class MaskBranch(Configured, keras.layers.Layer):
 
     def compute_targets(self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping) -> dict[str, tf.Tensor]:
         """``masks`` (B, P, S, S), the ground truth in the frame of each region, and ``class_ids`` (B, P)."""
+        masks = tf.convert_to_tensor(batch["masks"])
+        if masks.dtype.is_floating:
+            raise ValueError("masks are floats: give uint8, the covered share of each cell times 255, or bool.")
+        if masks.dtype.is_bool:
+            masks = tf.cast(masks, tf.uint8) * 255
         masks = mask_ops.crop_masks_for_rois(
-            tf.pad(batch["masks"], [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one row that nothing matches: M may be 0
+            tf.pad(masks, [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one row that nothing matches: M may be 0
             tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]]),
             rois,
             matched_gt,
@@ -88,7 +95,7 @@ class MaskBranch(Configured, keras.layers.Layer):
         masks = tf.reshape(targets["masks"], tf.shape(logits))
         loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, tf.float32), logits)
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
-        return {"mask_loss": self.loss_weight * loss / tf.maximum(tf.reduce_sum(weights), 1.0)}
+        return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
     def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Masks as probabilities (B, D, S, S) of logits (B * D, S, S, K); class_ids (B, D)."""
@@ -146,9 +153,11 @@ class KeypointBranch(Configured, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "keypoint_branch", **kwargs})
+        if rule not in keypoint_ops.RULES:
+            raise ValueError(f"KeypointBranch has no rule {rule!r}: choose one of {keypoint_ops.RULES}.")
         if num_keypoints == len(keypoint_ops.PERSON_KEYPOINTS):
-            keypoint_names = keypoint_names or keypoint_ops.PERSON_KEYPOINTS
-            skeleton = skeleton or keypoint_ops.PERSON_SKELETON
+            keypoint_names = keypoint_ops.PERSON_KEYPOINTS if keypoint_names is None else keypoint_names
+            skeleton = keypoint_ops.PERSON_SKELETON if skeleton is None else skeleton
         if keypoint_names and len(keypoint_names) != num_keypoints:
             raise ValueError(f"There are {num_keypoints} keypoints and {len(keypoint_names)} keypoint_names.")
         self.keypoint_names = tuple(keypoint_names or ())
@@ -189,7 +198,11 @@ class KeypointBranch(Configured, keras.layers.Layer):
         weights = tf.reshape(weights, tf.shape(cells))
         maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.heatmap_size**2])
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights
-        return {"keypoint_loss": self.loss_weight * tf.reduce_sum(loss) / tf.maximum(tf.reduce_sum(weights), 1.0)}
+        return {
+            "keypoint_loss": self.loss_weight
+            * tf.reduce_sum(loss)
+            / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)
+        }
 
     def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); class_ids (B, D)."""

@@ -7,6 +7,7 @@ import tensorflow as tf
 from kerasdet.anchors import AnchorGenerator
 from kerasdet.matching import covered, gather_gt
 from kerasdet.models.detector import Detector, split_inputs
+from kerasdet.replicas import global_sum
 
 
 def pyramid_and_anchors(
@@ -46,7 +47,7 @@ def matched_targets(matched_gt: tf.Tensor, anchors: tf.Tensor, batch: Mapping[st
 
 
 def loss_normalizer(matched_gt: tf.Tensor, rule: str, mean_positives: tf.Tensor, momentum: float) -> tf.Tensor:
-    """What divides an anchor's losses.
+    """What divides an anchor's losses; replicas count together.
 
     Args:
         matched_gt: (B, R).
@@ -60,8 +61,8 @@ def loss_normalizer(matched_gt: tf.Tensor, rule: str, mean_positives: tf.Tensor,
     """
     positives = tf.reduce_sum(tf.cast(matched_gt >= 0, tf.float32), 1, keepdims=True)  # (B, 1)
     if rule == "image":
-        return tf.maximum(positives, 1.0) * tf.cast(tf.shape(positives)[0], tf.float32)
-    total = tf.maximum(tf.reduce_sum(positives), 1.0)
+        return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], tf.float32))
+    total = tf.maximum(global_sum(tf.reduce_sum(positives)), 1.0)
     return total if rule == "batch" else momentum * mean_positives + (1 - momentum) * total
 
 

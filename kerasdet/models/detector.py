@@ -12,6 +12,9 @@ from kerasdet import boxes as box_ops
 from kerasdet import images as image_ops
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.ops import implementation
+from kerasdet.replicas import num_replicas
+
+_TYPES = {"boxes": tf.float32, "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
 
 
 class Detector(keras.Model):
@@ -92,7 +95,7 @@ class Detector(keras.Model):
 
     def _track(self, values):
         for metric in self.loss_means:
-            metric.update_state(values[metric.name])
+            metric.update_state(values[metric.name] * num_replicas())  # which hold a part of the sum each
         return {metric.name: metric.result() for metric in self.loss_means}
 
     def _with_finite_pixels(self, batch):
@@ -212,9 +215,13 @@ def _only_input(data):
 
 
 def _training_batch(data):
-    """`_only_input`; where nothing is said of crowds, there are none."""
-    batch = _only_input(data)
-    return {"is_crowd": tf.zeros_like(batch["class_ids"], tf.bool), **batch}
+    """`_only_input` in the types of the contract; without ``is_crowd`` there are no crowds, without size no padding."""
+    batch = dict(_only_input(data))
+    if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
+        raise ValueError(f"A batch to train on lacks {', '.join(missing)}; it has {', '.join(batch)}.")
+    batch.setdefault("image_size", _image_size(batch))
+    batch.setdefault("is_crowd", tf.zeros_like(batch["class_ids"], tf.bool))
+    return {name: tf.cast(value, _TYPES[name]) if name in _TYPES else value for name, value in batch.items()}
 
 
 def _image_size(batch):

@@ -15,6 +15,7 @@ from kerasdet.models import dense
 from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
+from kerasdet.replicas import global_sum
 from kerasdet.serialization import Configured
 
 REGRESS_RANGES = ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
@@ -253,7 +254,7 @@ class FCOS(Configured, Detector):
         box_weights = positive
         if self.centerness_weights_boxes:
             box_weights = is_positive * targets["centerness"]
-            box_weights /= tf.maximum(tf.reduce_sum(box_weights), 1e-6)
+            box_weights /= tf.maximum(global_sum(tf.reduce_sum(box_weights)), 1e-6)
         boxes = self.coder.decode(distances, anchors)
         if self.box_loss == "giou":
             box_loss = losses.giou(boxes, targets["boxes"], box_weights)

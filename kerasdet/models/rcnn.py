@@ -16,6 +16,7 @@ from kerasdet.models.detector import Detector, check_backbone, checked_names, sp
 from kerasdet.models.postprocess import detections_from_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
+from kerasdet.replicas import global_sum
 from kerasdet.sampling import sample_balanced, uniform
 from kerasdet.serialization import Configured
 
@@ -91,6 +92,8 @@ class FasterRCNN(Configured, Detector):
         if pooler not in ("roi_align", "roi_pool"):
             raise ValueError(f"FasterRCNN has no pooler {pooler!r}: choose 'roi_align' or 'roi_pool'.")
         check_sample(samples_per_image, positive_fraction)
+        if num_classes < 1:
+            raise ValueError(f"{type(self).__name__} needs at least one class, got num_classes={num_classes}.")
         self.num_classes = num_classes
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or default_backbone()
@@ -99,6 +102,7 @@ class FasterRCNN(Configured, Detector):
         self.rpn = rpn or RPN()
         self.box_head = box_head or BoxHead()
         self.branches = list(branches)
+        _check_branches(self.branches, num_classes)
         self.coder = coder or DeltaCoder((10.0, 10.0, 5.0, 5.0))
         self.pooler = pooler
         self.pool_size = pool_size
@@ -129,6 +133,9 @@ class FasterRCNN(Configured, Detector):
         self.built = True
 
     def forward(self, batch, training):
+        for branch in self.branches:
+            if branch.annotation not in batch:
+                raise ValueError(f"The {type(branch).__name__} learns from {branch.annotation}, which the batch lacks.")
         return self(batch, ground_truth=batch, training=training)
 
     def call(self, inputs, ground_truth=None, training=False):
@@ -255,7 +262,7 @@ class FasterRCNN(Configured, Detector):
     def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
         """``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and those of the branches."""
         sampled = tf.cast(targets["sampled"], tf.float32)
-        count = tf.maximum(tf.reduce_sum(sampled), 1.0)
+        count = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
         class_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets["class_ids"], outputs["class_logits"])
         deltas = outputs["box_deltas"]  # (B, S, K or 1, 4)
         own = tf.minimum(targets["class_ids"], tf.shape(deltas)[2] - 1)
@@ -363,12 +370,25 @@ class FasterRCNN(Configured, Detector):
         return rules[0]
 
 
+def _check_branches(branches, num_classes):
+    """Branches that would overwrite one another's outputs, or are for other classes, are an error."""
+    for names in ([branch.name for branch in branches], [name for branch in branches for name in branch.loss_names]):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"Two branches have the name or loss {', '.join(sorted(twice))}: give one of each kind.")
+    for branch in branches:
+        if getattr(branch, "num_classes", num_classes) != num_classes:
+            raise ValueError(
+                f"The model has {num_classes} classes and its {type(branch).__name__} {branch.num_classes}: "
+                "give both the same num_classes."
+            )
+
+
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaskRCNN(FasterRCNN):
     """Mask R-CNN (https://arxiv.org/abs/1703.06870): `FasterRCNN` with a `MaskBranch`, unless `branches` says more."""
 
     def __init__(self, num_classes: int, *, branches: Sequence[keras.layers.Layer] | None = None, **kwargs):
-        super().__init__(num_classes, branches=branches or [MaskBranch(num_classes)], **kwargs)
+        super().__init__(num_classes, branches=[MaskBranch(num_classes)] if branches is None else branches, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -376,4 +396,4 @@ class KeypointRCNN(FasterRCNN):
     """Keypoint R-CNN (Mask R-CNN, section 5): `FasterRCNN` with a `KeypointBranch`, unless `branches` says more."""
 
     def __init__(self, num_classes: int = 1, *, branches: Sequence[keras.layers.Layer] | None = None, **kwargs):
-        super().__init__(num_classes, branches=branches or [KeypointBranch()], **kwargs)
+        super().__init__(num_classes, branches=[KeypointBranch()] if branches is None else branches, **kwargs)

@@ -31,6 +31,7 @@ class RetinaNet(Configured, Detector):
         preprocessing: Resize rule and pixel statistics.
         head_convs: Convolutions in each tower of the head.
         head_norm: A name of `kerasdet.layers.norm.NORMS`, or None.
+        deform_last: Make the towers' last convolutions deformable ones.
         prior_probability: Of an anchor's holding an object, before training.
         foreground_iou: From this overlap on an anchor is positive.
         background_iou: Below this it is negative.
@@ -70,6 +71,7 @@ class RetinaNet(Configured, Detector):
         preprocessing: Preprocessing | None = None,
         head_convs: int = 4,
         head_norm: str | None = None,
+        deform_last: bool = False,
         prior_probability: float = 0.01,
         foreground_iou: float = 0.5,
         background_iou: float = 0.4,
@@ -106,6 +108,7 @@ class RetinaNet(Configured, Detector):
         self.coder = coder or DeltaCoder()
         self.head_convs = head_convs
         self.head_norm = head_norm
+        self.deform_last = deform_last
         self.prior_probability = prior_probability
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
@@ -133,6 +136,7 @@ class RetinaNet(Configured, Detector):
             self.neck.channels,
             head_norm,
             prior_probability=prior_probability,
+            deform_last=deform_last,
             name="head",
         )
         dense.build_neck_and_head(self)

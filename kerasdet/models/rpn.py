@@ -15,6 +15,7 @@ from kerasdet.matching import IGNORE, gather_gt, match_iou
 from kerasdet.models.detector import Detector, check_backbone, split_inputs
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.ops import nms
+from kerasdet.replicas import global_sum
 from kerasdet.sampling import sample_balanced, uniform
 from kerasdet.serialization import Configured
 
@@ -210,9 +211,9 @@ class RPN(Configured, keras.layers.Layer):
         positive = tf.cast(targets["positive"], tf.float32)
         sampled = positive + tf.cast(targets["negative"], tf.float32)
         if self.normalizer == "fixed":
-            normalizer = tf.cast(self.samples_per_image * tf.shape(logits)[0], tf.float32)
+            normalizer = global_sum(tf.cast(self.samples_per_image * tf.shape(logits)[0], tf.float32))
         else:
-            normalizer = tf.maximum(tf.reduce_sum(sampled), 1.0)
+            normalizer = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
         class_loss = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits) * sampled)
         box_loss = losses.smooth_l1(
             deltas, self.coder.encode(targets["boxes"], anchors), positive[..., None], beta=self.smooth_l1_beta
@@ -319,5 +320,10 @@ def build_pyramid(backbone, neck, rpn) -> None:
     """Creates the variables of neck and RPN, as far as they are not there yet."""
     if not neck.built:
         neck.build({name: (None, None, None, channels) for name, channels in backbone.channels.items()})
+    if missing := [level for level in rpn.anchors.levels if level not in neck.levels]:
+        raise ValueError(
+            f"The RPN has anchors for {', '.join(missing)}, which the neck does not make: it makes "
+            f"{', '.join(neck.levels)}."
+        )
     if not rpn.built:
         rpn.build((None, None, None, neck.channels))

@@ -37,7 +37,7 @@ class AugmentedDetector:
         self.shortest = tuple(shortest) or tuple(round(rule.shortest * factor) for factor in FACTORS)
         self.mirror = mirror
         for length in self.shortest:
-            if not isinstance(length, int) or length < 1:
+            if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
                 raise ValueError(f"A view's shorter side is {length!r}: give whole pixels, such as {rule.shortest}.")
         self._looks = [self._look_at(length, round(rule.longest * length / rule.shortest)) for length in self.shortest]
 

@@ -129,7 +129,8 @@ def _check_annotations(branch, data):
     name = branch.annotation
     if getattr(data.records[0], {"masks": "num_runs", "keypoints": "keypoints"}[name]) is None:
         raise ValueError(
-            f"The model learns {name}, and {data.annotations} was read without them: give CocoDataset {name}=True."
+            f"The model learns {name}, and {data.annotations} was read without them: set CocoDataset.{name}=True "
+            f"({name}=True); Pascal VOC has none."
         )
     if name == "keypoints" and branch.num_keypoints != len(data.keypoint_names):
         raise ValueError(

@@ -101,7 +101,8 @@ MODELS = {
 }
 
 
-SLOW = ("mask_rcnn", "keypoint_rcnn")  # the quick suite has what they are made of in `mask_keypoint_rcnn`
+# The quick suite has what these are made of in `mask_keypoint_rcnn`.
+SLOW = ("proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 
 
 def randomized(model, seed=0):

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from models.models import MODELS, OBJECT_KEYS, SLOW, batch, faster_rcnn, randomized, rpn, without_objects
+from models.models import MODELS, OBJECT_KEYS, batch, faster_rcnn, randomized, rpn, without_objects
 from models.test_contract import assert_contract, detections_of, inputs, losses, numpy
 
-RCNNS = [name for name in MODELS if name == "proposal_network" or name.endswith("rcnn")]
+RCNNS = ("proposal_network", "faster_rcnn", "mask_keypoint_rcnn")
+PARTS = ("mask_rcnn", "keypoint_rcnn")  # of the last
 BOX_LOSSES = {"rpn_box_loss", "box_loss", "mask_loss", "keypoint_loss"}
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RCNNS])
+@pytest.fixture(scope="module", params=[*RCNNS, *(pytest.param(name, marks=pytest.mark.slow) for name in PARTS)])
 def make(request):
     return MODELS[request.param]
 

@@ -171,9 +171,9 @@ def data_with_parts(data):
 
 def test_masks_and_keypoints_must_have_been_read(tmp_path, data, data_with_parts):
     out_dir = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"learns masks, and .* was read without them: give CocoDataset masks=True"):
+    with pytest.raises(ValueError, match=r"learns masks, and .* was read without them: set CocoDataset.masks=True"):
         run(out_dir, data, model=tiny.rcnn())
-    with pytest.raises(ValueError, match=r"learns keypoints, .* give CocoDataset keypoints=True"):
+    with pytest.raises(ValueError, match=r"learns keypoints, .* set CocoDataset.keypoints=True"):
         run(out_dir, data, model=tiny.rcnn(branches=[KeypointBranch(4)]))
     with pytest.raises(ValueError, match=r"has 17 keypoints and .* has 4: set KeypointBranch\.num_keypoints to 4"):
         run(out_dir, data_with_parts, model=tiny.rcnn(branches=[KeypointBranch(17)]))
