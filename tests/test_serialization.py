@@ -98,6 +98,7 @@ ARGUMENTS = {
         "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
         "head_convs": 1,
         "head_norm": "bn",
+        "deform_last": True,
         "prior_probability": 0.02,
         "foreground_iou": 0.6,
         "background_iou": 0.3,
@@ -175,6 +176,8 @@ ARGUMENTS = {
         "channels": 8,
         "rule": "torchvision",
         "loss_weight": 2.0,
+        "keypoint_names": ("tip", "left", "right", "tail"),
+        "skeleton": ((0, 1), (0, 2)),
     },
     RPN: lambda: {
         "anchors": AnchorGenerator(**ARGUMENTS[AnchorGenerator]()),
@@ -230,7 +233,8 @@ ARGUMENTS = {
 
 def configured_classes():
     for module in pkgutil.walk_packages(kerasdet.__path__, "kerasdet."):
-        importlib.import_module(module.name)
+        if module.name != "kerasdet.ops._kerasdet_ops":  # a library for TensorFlow to load, no module of Python
+            importlib.import_module(module.name)
     found, queue = set(), [Configured]
     while queue:
         subclasses = queue.pop().__subclasses__()
