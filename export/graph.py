@@ -17,8 +17,9 @@ _WEIGHTED = {"Conv2D": (0, 1), "DepthwiseConv2dNative": (0, 1), "Conv2DBackpropI
 _FOLLOWING = {  # op -> its inputs of type T; none of them needs more bits than what it is given
     **dict.fromkeys(["BiasAdd", "AddV2"], (0, 1)),
     **dict.fromkeys(["Relu", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "ExpandDims", "Tile"], (0,)),
-    **dict.fromkeys(["StridedSlice", "Transpose", "ResizeNearestNeighbor"], (0,)),
+    **dict.fromkeys(["StridedSlice", "Transpose", "ResizeNearestNeighbor", "Max", "GatherV2"], (0,)),
 }
+_BLIND = ("Shape", "Size")  # to values
 _FLOAT = tf.float32.as_datatype_enum
 _LARGE = 2048  # bytes
 
@@ -162,9 +163,13 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
         return node.name
 
     for node in _in_order(graph):
-        typed = _weighted_inputs(node, is_constant) or _following_inputs(node, is_constant, low)
-        if typed and _type(node, "T") in (_FLOAT, None) and node.name not in ends:
+        if node.op in _BLIND and node.input[0] in low:
             node.attr["T"].type = dtype.as_datatype_enum
+            continue
+        key = "Tparams" if node.op == "GatherV2" else "T"
+        typed = _weighted_inputs(node, is_constant) or _following_inputs(node, is_constant, low)
+        if typed and _type(node, key) in (_FLOAT, None) and node.name not in ends:
+            node.attr[key].type = dtype.as_datatype_enum
             low.add(node.name)
         else:
             typed = ()
