@@ -159,22 +159,33 @@ def _open(path):
 
 
 def _predict(options):
-    images = [image_ops.read(path) for path in options.images]
     model = _open(options.model)
-    found = []
     stems = [Path(path).stem for path in options.images]
-    for number, (path, image) in enumerate(zip(options.images, images, strict=True)):
-        detections = _detections(model, image, options.score)
-        found.append({"image": path, "detections": detections})
+    entries = []
+    for number, (path, stem) in enumerate(zip(options.images, stems, strict=True)):
+        try:
+            image = image_ops.read(path)
+        except (OSError, ValueError) as error:
+            entries.append({"image": path, "error": str(error)})
+            continue
+        entries.append({"image": path, "detections": _detections(model, image, options.score)})
         if options.draw:
-            name = stems[number] if stems.count(stems[number]) == 1 else f"{stems[number]}_{number}"
-            _draw(image, detections, Path(options.draw) / f"{name}.png")
+            name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
+            _draw(image, entries[-1]["detections"], Path(options.draw) / f"{name}.png")
+    errors = [entry["error"] for entry in entries if "error" in entry]
     if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    for entry in found:
-        print(f"{entry['image']}: {len(entry['detections'])} objects")
-        for d in entry["detections"]:
+        print(json.dumps(entries, indent=1))
+    elif len(errors) < len(entries):
+        _print(entries)
+    if errors:
+        raise ValueError(f"{len(errors)} of {len(entries)} images could not be read: {errors[0]}")
+
+
+def _print(entries):
+    for entry in entries:
+        found = entry.get("detections", [])
+        print(f"{entry['image']}: {'not read' if 'error' in entry else f'{len(found)} objects'}")
+        for d in found:
             y1, x1, y2, x2 = d["box"]
             print(f"  {d['label']:<20} {d['score']:.3f}   y {y1:7.1f} to {y2:7.1f}   x {x1:7.1f} to {x2:7.1f}")
 

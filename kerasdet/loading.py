@@ -26,7 +26,8 @@ def load(path: str | Path) -> keras.Model | SavedDetector:
     try:
         return keras.models.load_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
-        reason = " ".join(str(error).split(" Full object config")[0].split())
+        innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
+        reason = " ".join(innermost.partition(" Full object config")[0].split())
         raise ValueError(f"{file} cannot be loaded: {reason}") from None
 
 
@@ -48,12 +49,20 @@ def pretrained(path: str | Path, num_classes: int) -> Detector:
     Args:
         path: As of `load`.
         num_classes: Of the new task. Where the file's model has as many, its classification layer stays.
+
+    Raises:
+        ValueError: If the file holds no detector, or one without classes.
     """
     model = load_detector(path)
+    if model.num_classes is None:
+        raise ValueError(f"{path} holds a {type(model).__name__}, which knows no classes to fine-tune.")
     if model.num_classes == num_classes:
         return model
-    config = keras.saving.serialize_keras_object(model)["config"]
-    tuned = type(model).from_config({**config, "num_classes": num_classes, "class_names": None})
+    config = {**keras.saving.serialize_keras_object(model)["config"], "class_names": None}
+    for part in (config, *(branch["config"] for branch in config.get("branches", ()))):
+        if "num_classes" in part:
+            part["num_classes"] = num_classes
+    tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and "/class_logits/" not in f"/{new.path}":
             new.assign(old)
@@ -62,6 +71,8 @@ def pretrained(path: str | Path, num_classes: int) -> Detector:
 
 def backbone_weights(model: Detector, path: str | Path) -> Detector:
     """Gives a detector the backbone of a file, which holds a backbone or a detector.
+
+    Deformable convolutions take the kernels of ordinary ones, and begin without offsets.
 
     Args:
         model: Its backbone is overwritten.
@@ -76,6 +87,7 @@ def backbone_weights(model: Detector, path: str | Path) -> Detector:
     source = load(path)
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
     ours = {_inner_path(v): v for v in model.backbone.variables}
+    ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
     wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
     wrong += [name for name in theirs if name not in ours]  # a ResNet-101 would else pass for a ResNet-50
     if wrong:

@@ -111,6 +111,22 @@ def test_predict_as_json(capsys, folder, model):
         assert all(d["label"] == tiny.CLASS_NAMES[d["class_id"]] for d in detections)
 
 
+def test_predict_goes_on_after_a_file_that_is_no_image(capsys, folder):
+    good, absent = pictures(folder)[0], folder / "absent.jpg"
+    assert kerasdet("predict", folder / "plain.keras", good, folder / "words.jpg", absent, good, "--json") == 2
+    captured = capsys.readouterr()
+    entries = json.loads(captured.out)
+    assert [sorted(entry) for entry in entries] == [
+        ["detections", "image"],
+        ["error", "image"],
+        ["error", "image"],
+        ["detections", "image"],
+    ]
+    assert "2 of 4 images could not be read: " in captured.err and "words.jpg" in captured.err
+    assert kerasdet("predict", folder / "plain.keras", absent, good) == 2
+    assert capsys.readouterr().out.splitlines()[0] == f"{absent}: not read"
+
+
 def test_predict_draws(folder, tmp_path):
     path, *_ = pictures(folder)
     assert kerasdet("predict", folder / "run", path, "--draw", tmp_path / "new" / "drawn", "--score", "0.05") == 0
@@ -183,7 +199,10 @@ MISTAKES = {
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not a JSON file"),
     "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes holds no model: give the OUT_DIR"),
     "predict: cut model": (["predict", "{}/cut.keras", PICTURE], "cut.keras is no Keras model file"),
-    "predict: no image": (["predict", "{}/run", PICTURE, "{}/no.jpg"], "There is no image {}/no.jpg"),
+    "predict: no image": (
+        ["predict", "{}/run", "{}/no.jpg"],
+        "1 of 1 images could not be read: There is no image {}/no.jpg",
+    ),
     "predict: corrupt image": (["predict", "{}/run", "{}/words.jpg"], "{}/words.jpg cannot be read as an image"),
     "export: not empty": (["export", "{}/run", "{}/shapes"], "{}/shapes exists and is not empty"),
     "export: no image": (["export", "{}/run", "{}/new", "--verify", "{}/no.jpg"], "There is no image {}/no.jpg"),

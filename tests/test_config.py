@@ -21,6 +21,12 @@ TINY = (
     "FPN.channels=32",
     "ConvTop.channels=32",
     "RetinaNet.head_convs=1",
+    "BoxHead.fc_channels=16",
+    "MaskBranch.channels=8",
+    "KeypointBranch.channels=8",
+    "RPN.train_post_nms_top_k=20",
+    "RPN.post_nms_top_k=20",
+    f"VocDataset.class_names={tiny.CLASS_NAMES}",
     "train/shapes_dataset.num_images=2",
     "eval/shapes_dataset.num_images=2",
 )
@@ -37,7 +43,8 @@ def nothing_stays_configured():
 def material(tmp_path_factory):
     """Tiny data in COCO's format, and what CHECKPOINT may name: a backbone of each kind of block, a detector."""
     folder = tmp_path_factory.mktemp("material")
-    tiny.shapes_data(folder / "data", num_images=2)
+    data = tiny.shapes_data(folder / "data", num_images=4)
+    tiny.as_voc(data.annotations, folder / "voc", ["trainval", "test"])
     for block in ("basic", "bottleneck"):
         tiny.backbone(norm="frozen_bn", block=block).save(folder / f"{block}.keras")
     tiny.detector(num_classes=2).save(folder / "detector.keras")
@@ -69,6 +76,9 @@ def tiny_overrides(path, material, out_dir):
         "EVAL_ANNOTATIONS": annotations,
         "TRAIN_IMAGES": None,
         "EVAL_IMAGES": None,
+        "TRAIN_FOLDERS": (str(material / "voc"),),
+        "EVAL_FOLDERS": (str(material / "voc"),),
+        "NUM_KEYPOINTS": 4,
         "CHECKPOINT": material / ("detector.keras" if "@pretrained()" in text else f"{backbone}.keras"),
     }
     known = set(re.findall(r"^([A-Z][A-Z0-9_]*) =", text, re.MULTILINE))
@@ -98,7 +108,7 @@ def test_every_file_trains_a_step(tmp_path, material, path):
     assert 0 < line["loss"] < math.inf
     for ours, theirs in zip(tiny.weights(load(out_dir)), tiny.weights(model), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    if "backbone_weights" in with_includes(path):
+    if "@backbone_weights()" in with_includes(path):
         source = load(config.macro("CHECKPOINT"))
         np.testing.assert_array_equal(model.backbone.stem.conv.kernel, source.stem.conv.kernel)  # frozen
 
@@ -115,28 +125,37 @@ def test_every_file_says_how_it_is_run(path):
     assert len([line for line in lines if not line.startswith("#")]) <= 15
 
 
+SHORTEST = (640, 672, 704, 736, 768, 800)
+
+
 @pytest.mark.parametrize(
-    ("name", "depth", "steps", "milestones"),
+    ("name", "depth", "steps", "milestones", "rate", "shortest"),
     [
-        ("retinanet_r50_fpn_1x", 50, 90000, (60000, 80000)),
-        ("retinanet_r50_fpn_3x", 50, 270000, (210000, 250000)),
-        ("retinanet_r101_fpn_3x", 101, 270000, (210000, 250000)),
+        ("retinanet_r50_fpn_1x", 50, 90000, (60000, 80000), 0.01, SHORTEST),
+        ("retinanet_r50_fpn_3x", 50, 270000, (210000, 250000), 0.01, SHORTEST),
+        ("retinanet_r101_fpn_3x", 101, 270000, (210000, 250000), 0.01, SHORTEST),
+        ("faster_rcnn_r50_fpn_1x", 50, 90000, (60000, 80000), 0.02, SHORTEST),
+        ("faster_rcnn_r50_fpn_3x", 50, 270000, (210000, 250000), 0.02, SHORTEST),
+        ("faster_rcnn_r50_fpn_voc", 50, 18000, (12000, 16000), 0.02, (480, 512, 544, 576, 608, *SHORTEST)),
+        ("mask_rcnn_r50_fpn_1x", 50, 90000, (60000, 80000), 0.02, SHORTEST),
+        ("mask_rcnn_r50_fpn_3x", 50, 270000, (210000, 250000), 0.02, SHORTEST),
+        ("mask_rcnn_r50_fpn_dconv_1x", 50, 90000, (60000, 80000), 0.02, SHORTEST),
+        ("keypoint_rcnn_r50_fpn_1x", 50, 90000, (60000, 80000), 0.02, SHORTEST),
     ],
 )
-def test_detectron2_recipes(name, depth, steps, milestones):
+def test_detectron2_recipes(name, depth, steps, milestones, rate, shortest):
     config.load(name, ["CHECKPOINT=R-50"])
     assert gin.query_parameter("ResNet.depth") == depth
     assert config.macro("STEPS") == steps
     assert config.macro("BATCH_SIZE") == 16
     optimizer = configured("train.optimizer")
-    rate = optimizer._learning_rate
-    assert rate.milestones == list(milestones)
-    assert [float(rate(step)) for step in (0, 1000, milestones[0], milestones[1])] == pytest.approx(
-        [1e-5, 1e-2, 1e-3, 1e-4]
+    schedule = optimizer._learning_rate
+    assert schedule.milestones == list(milestones)
+    assert [float(schedule(step)) for step in (0, 1000, milestones[0], milestones[1])] == pytest.approx(
+        [rate / 1000, rate, rate / 10, rate / 100]
     )
     assert (optimizer.momentum, optimizer.l2, optimizer.norm_l2) == (0.9, 1e-4, 0.0)
-    resize = gin.query_parameter("ResizeShortestEdge.shortest")
-    assert resize == (640, 672, 704, 736, 768, 800)
+    assert gin.query_parameter("ResizeShortestEdge.shortest") == shortest
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,38 @@ def test_pretrained_with_other_classes_keeps_all_but_the_last_layer(file, model)
     assert tuned.preprocessing.longest == 96
 
 
+def test_an_rcnn_with_other_classes_gets_new_layers_in_its_branches_too(tmp_path):
+    model = tiny.rcnn()
+    model.save(tmp_path / "model.keras")
+    tuned = pretrained(tmp_path / "model.keras", 2)
+    logits = tuned({"image": np.zeros((1, 64, 64, 3), np.uint8), "image_size": np.int32([[64, 64]])})["class_logits"]
+    assert (tuned.num_classes, tuned.branches[0].num_classes, logits.shape[-1]) == (2, 2, 3)
+    changed = {
+        new.path.split("/")[-2 if new.path.split("/")[-2] != "conv" else -3]
+        for new, old in zip(tuned.variables, model.variables, strict=True)
+        if new.shape != old.shape or not np.array_equal(new, old)
+    }
+    assert changed == {"class_logits", "box_deltas", "mask_logits"}
+    assert tuned.detect(tiny.images())["mask_probs"].shape[2:] == (28, 28)
+
+
+def test_a_proposal_network_has_no_classes_to_tune(tmp_path):
+    part = tiny.rcnn()
+    kerasdet.ProposalNetwork(backbone=part.backbone, neck=part.neck, rpn=part.rpn).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="holds a ProposalNetwork, which knows no classes"):
+        pretrained(tmp_path / "model.keras", 2)
+
+
+def test_a_deformable_backbone_takes_ordinary_kernels(tmp_path):
+    source = tiny.backbone()
+    source.save(tmp_path / "model.keras")
+    receiver = tiny.detector(backbone=tiny.backbone(deform_stages=("c4", "c5")))
+    backbone_weights(receiver, tmp_path / "model.keras")
+    image = np.float32(np.random.default_rng(0).normal(size=(1, 64, 64, 3)))
+    for name, value in source(image).items():  # without offsets it is the ordinary one
+        np.testing.assert_allclose(receiver.backbone(image)[name], value, atol=1e-4)
+
+
 @pytest.mark.parametrize("of", ["backbone", "detector"])
 def test_backbone_weights(tmp_path, model, of):
     path = tmp_path / "model.keras"

@@ -1,12 +1,15 @@
-"""The smallest detector and data set that go the whole way."""
+"""The smallest detectors and data sets that go the whole way."""
+
+import json
+import shutil
 
 import keras
 import numpy as np
 
-from kerasdet import FPN, ResNet, RetinaNet
+from kerasdet import FPN, MaskRCNN, ResNet, RetinaNet
 from kerasdet.data import CocoDataset, shapes
-from kerasdet.layers import ConvTop
-from kerasdet.models import Preprocessing
+from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop
+from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
 
 CLASS_NAMES = ("disk", "square", "triangle", "star", "arrow")
 
@@ -30,6 +33,28 @@ def detector(num_classes=5, seed=0, model_class=RetinaNet, **kwargs):
     )
 
 
+def rcnn(num_classes=5, seed=0, **kwargs):
+    """An R-CNN with masks and keypoints for images of 64x64, its weights by `seed`."""
+    keras.utils.set_random_seed(seed)
+    features = ("c2", "c3", "c4", "c5")
+    return MaskRCNN(
+        num_classes,
+        **{
+            "backbone": backbone(out_features=features),
+            "neck": FPN(features, channels=16, top=MaxPoolTop()),
+            "preprocessing": Preprocessing(shortest=64, longest=96),
+            "rpn": RPN(train_post_nms_top_k=20, post_nms_top_k=20),
+            "box_head": BoxHead(fc_channels=16),
+            "branches": [
+                MaskBranch(num_classes, num_convs=1, channels=8),
+                KeypointBranch(4, num_convs=1, channels=8),
+            ],
+            "samples_per_image": 16,
+            **kwargs,
+        },
+    )
+
+
 def talkative(seed=0, **kwargs):
     """A `detector` with 20 detections in any image, their scores far apart."""
     model = detector(seed=seed, **{"max_detections": 20, "class_names": CLASS_NAMES, **kwargs})
@@ -44,6 +69,32 @@ def talkative(seed=0, **kwargs):
 
 def shapes_data(folder, num_images=4, seed=0, image_size=(64, 64)):
     return CocoDataset(shapes.write(folder, num_images=num_images, seed=seed, image_size=image_size))
+
+
+_XML = (
+    """<annotation><size><width>{width}</width><height>{height}</height><depth>3</depth></size>{objects}</annotation>"""
+)
+_OBJECT = """<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax>
+<ymax>{3}</ymax></bndbox></object>"""
+
+
+def as_voc(annotations, folder, splits):
+    """Writes a COCO data set as a Pascal VOC folder, all of it in each of the splits."""
+    data = json.loads(annotations.read_text())
+    shutil.copytree(annotations.parent / "images", folder / "JPEGImages")
+    (folder / "Annotations").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    for image in data["images"]:
+        boxes = [(names[a["category_id"]], a["bbox"]) for a in data["annotations"] if a["image_id"] == image["id"]]
+        objects = "".join(_OBJECT.format(x + 1, y + 1, x + w, y + h, name=name) for name, (x, y, w, h) in boxes)
+        stem = image["file_name"].removesuffix(".jpg")
+        xml = _XML.format(width=image["width"], height=image["height"], objects=objects)
+        (folder / "Annotations" / f"{stem}.xml").write_text(xml)
+        for split in splits:
+            with (folder / "ImageSets" / "Main" / f"{split}.txt").open("a") as file:
+                file.write(f"{stem}\n")
+    return folder
 
 
 def images(seed=0, sizes=((64, 64), (50, 90), (120, 70))):

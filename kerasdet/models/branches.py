@@ -1,6 +1,6 @@
 """What R-CNNs predict about a region beside its class and box: branches that `FasterRCNN` can carry.
 
-A branch pools features of its own, and has losses on positive regions only.
+A branch pools features of its own or shares those of the box head, and has losses on positive regions only.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,9 @@ class MaskBranch(Configured, keras.layers.Layer):
 
     Args:
         num_classes: K.
-        pool_size: Of the pooled features; masks are twice as large.
+        pool_size: Of the features pooled for this branch; None takes those of the box head. Masks are twice as large.
         num_convs: Of the head.
+        channels: Of the head.
         norm: Of the head's convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
         rule: How masks are pasted and targets cropped: "detectron2" or "torchvision".
         loss_weight: Factor of the loss.
@@ -34,8 +35,9 @@ class MaskBranch(Configured, keras.layers.Layer):
         self,
         num_classes: int,
         *,
-        pool_size: int = 14,
+        pool_size: int | None = 14,
         num_convs: int = 4,
+        channels: int = 256,
         norm: str | None = None,
         rule: str = "detectron2",
         loss_weight: float = 1.0,
@@ -45,26 +47,28 @@ class MaskBranch(Configured, keras.layers.Layer):
         self.num_classes = num_classes
         self.pool_size = pool_size
         self.num_convs = num_convs
+        self.channels = channels
         self.norm = norm
         self.rule = rule
         self.loss_weight = loss_weight
 
     def build(self, input_shape):
-        self.head = MaskHead(self.num_classes, self.num_convs, norm=self.norm, name="head")
-        self.head.build((None, self.pool_size, self.pool_size, input_shape[-1]))
+        self.head = MaskHead(self.num_classes, self.num_convs, self.channels, norm=self.norm, name="head")
+        self.head.build(input_shape)
+        self.mask_size = 2 * input_shape[1]
 
     def call(self, pooled, training=False):
-        """Mask logits (N, S, S, K) of pooled features (N, pool_size, pool_size, C)."""
+        """Mask logits (N, S, S, K) of pooled features (N, S / 2, S / 2, C)."""
         return self.head(pooled, training=training)
 
     def compute_targets(self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping) -> dict[str, tf.Tensor]:
         """``masks`` (B, P, S, S), the ground truth in the frame of each region, and ``class_ids`` (B, P)."""
         masks = mask_ops.crop_masks_for_rois(
-            batch["masks"],
-            batch["boxes"],
+            tf.pad(batch["masks"], [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one row that nothing matches: M may be 0
+            tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]]),
             rois,
             matched_gt,
-            size=2 * self.pool_size,
+            size=self.mask_size,
             rule=self.rule,
             image_size=batch["image_size"],
         )
@@ -104,8 +108,10 @@ class KeypointBranch(Configured, keras.layers.Layer):
 
     Args:
         num_keypoints: J.
-        pool_size: Of the pooled features; heatmaps are four times as large.
+        pool_size: Of the features pooled for this branch; None takes those of the box head. Heatmaps are four times
+            as large.
         num_convs: Of the head.
+        channels: Of the head.
         rule: How a keypoint is read off its heatmap: "detectron2" or "torchvision".
         loss_weight: Factor of the loss.
     """
@@ -116,8 +122,9 @@ class KeypointBranch(Configured, keras.layers.Layer):
         self,
         num_keypoints: int = 17,
         *,
-        pool_size: int = 14,
+        pool_size: int | None = 14,
         num_convs: int = 8,
+        channels: int = 512,
         rule: str = "detectron2",
         loss_weight: float = 1.0,
         **kwargs,
@@ -126,21 +133,23 @@ class KeypointBranch(Configured, keras.layers.Layer):
         self.num_keypoints = num_keypoints
         self.pool_size = pool_size
         self.num_convs = num_convs
+        self.channels = channels
         self.rule = rule
         self.loss_weight = loss_weight
 
     def build(self, input_shape):
-        self.head = KeypointHead(self.num_keypoints, self.num_convs, name="head")
-        self.head.build((None, self.pool_size, self.pool_size, input_shape[-1]))
+        self.head = KeypointHead(self.num_keypoints, self.num_convs, self.channels, name="head")
+        self.head.build(input_shape)
+        self.heatmap_size = 4 * input_shape[1]
 
     def call(self, pooled, training=False):
-        """Heatmap logits (N, S, S, J) of pooled features (N, pool_size, pool_size, C)."""
+        """Heatmap logits (N, S, S, J) of pooled features (N, S / 4, S / 4, C)."""
         return self.head(pooled)
 
     def compute_targets(self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping) -> dict[str, tf.Tensor]:
         """``cells`` (B, P, J), the index of the heatmap's cell, and ``visible`` (B, P, J): what has a loss."""
         cells, visible = keypoint_ops.heatmap_targets(
-            gather_gt(batch["keypoints"], matched_gt), rois, size=4 * self.pool_size
+            gather_gt(batch["keypoints"], matched_gt), rois, size=self.heatmap_size
         )
         return {"cells": cells, "visible": visible}
 
@@ -155,7 +164,7 @@ class KeypointBranch(Configured, keras.layers.Layer):
         cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
         weights = tf.cast(targets["visible"] & positive[..., None], tf.float32)
         weights = tf.reshape(weights, tf.shape(cells))
-        maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, (4 * self.pool_size) ** 2])
+        maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.heatmap_size**2])
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights
         return {"keypoint_loss": self.loss_weight * tf.reduce_sum(loss) / tf.maximum(tf.reduce_sum(weights), 1.0)}
 

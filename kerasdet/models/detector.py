@@ -1,6 +1,7 @@
 """What all detectors share: the training step, `predict`, and `detect` on images as they come."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ class Detector(keras.Model):
 
     A model defines ``call``, ``compute_targets``, ``compute_losses`` and ``postprocess``; see `RetinaNet`. Its input
     is a batch: a dict with ``image`` (B, H, W, 3), RGB 0..255, and ``image_size`` (B, 2); or a bare image tensor
-    without padding.
+    without padding. In the batches of `fit` and `evaluate` a missing ``is_crowd`` means that nothing is a crowd.
 
     Args:
         preprocessing: The resize rule and the pixel statistics.
@@ -38,7 +39,7 @@ class Detector(keras.Model):
         )
 
     def train_step(self, data):
-        batch = self._with_finite_pixels(_only_input(data))
+        batch = self._with_finite_pixels(_training_batch(data))
         with tf.GradientTape() as tape:
             outputs = self.forward(batch, training=True)
             targets = self.compute_targets(outputs, batch)
@@ -53,7 +54,7 @@ class Detector(keras.Model):
         return self._track({"loss": total, **losses})
 
     def test_step(self, data):
-        batch = _only_input(data)
+        batch = _training_batch(data)
         outputs = self.forward(batch, training=False)
         losses = self.compute_losses(outputs, self.compute_targets(outputs, batch))
         return self._track({"loss": tf.add_n(list(losses.values())), **losses})
@@ -115,9 +116,11 @@ class Detector(keras.Model):
             (B, D) with -1 for padding, ``valid`` (B,): how many of the D are detections.
 
         Raises:
-            ValueError: If an image is not (H, W, 3).
+            TypeError: If an image is no array, but for example a path.
+            ValueError: If an image is not (H, W, 3), or `resize` is something else.
         """
         images = _image_list(images)
+        _check_resize(resize)
         original_size = tf.constant([image.shape[:2] for image in images], tf.int32)
         resized = [self._resize(image, resize) for image in images]
         image_size = tf.stack([tf.shape(image)[:2] for image in resized])
@@ -187,6 +190,12 @@ def _only_input(data):
     return data[0] if isinstance(data, tuple) else data
 
 
+def _training_batch(data):
+    """`_only_input`; where nothing is said of crowds, there are none."""
+    batch = _only_input(data)
+    return {"is_crowd": tf.zeros_like(batch["class_ids"], tf.bool), **batch}
+
+
 def _image_size(batch):
     """(B, 2) int32 of a batch or of a bare image tensor."""
     if isinstance(batch, Mapping):
@@ -207,14 +216,53 @@ def split_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor
 def _image_list(images):
     """What `detect` accepts, as a list of (H, W, 3) arrays."""
     if not isinstance(images, list | tuple):
-        images = list(images) if len(images.shape) == 4 else [images]
+        images = list(images) if len(getattr(images, "shape", ())) == 4 else [images]
     if not images:
         raise ValueError("detect needs at least one image, got none.")
     for index, image in enumerate(images):
+        if not hasattr(image, "shape"):
+            what = repr(image) if isinstance(image, str | Path | None) else f"of type {type(image).__name__}"
+            raise TypeError(
+                f"Image {index} is {what}: detect takes RGB arrays of shape (height, width, 3), "
+                "which kerasdet.images.read(path) gives for a file and numpy.asarray for a PIL image."
+            )
         shape = tuple(image.shape)
         if len(shape) != 3 or shape[2] != 3 or 0 in shape:
             raise ValueError(f"Image {index} has shape {shape}: detect takes RGB images of shape (height, width, 3).")
     return images
+
+
+def _check_resize(resize):
+    if resize is None or resize is False:
+        return
+    pair = isinstance(resize, list | tuple) and len(resize) == 2
+    if not pair or not all(isinstance(length, int | np.integer) and length > 0 for length in resize):
+        raise ValueError(
+            f"resize is {resize!r}: give (shortest, longest) in whole pixels, None for the model's own rule or False "
+            "for none."
+        )
+
+
+def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
+    """Checks that a backbone is one, and has what the neck merges.
+
+    Raises:
+        TypeError: If it is something else, such as a name.
+        ValueError: If it lacks a feature.
+    """
+    channels = getattr(backbone, "channels", None)
+    if not isinstance(channels, Mapping):
+        what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
+        raise TypeError(
+            f"backbone is {what}: give a kerasdet.ResNet, or a model that returns features by name and has their "
+            "channels, such as {'c3': 128, 'c4': 256, 'c5': 512}."
+        )
+    missing = [name for name in getattr(neck, "in_features", ()) if name not in channels]
+    if missing:
+        raise ValueError(
+            f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "
+            f"ResNet out_features={tuple(neck.in_features)}."
+        )
 
 
 def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:

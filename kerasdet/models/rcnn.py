@@ -12,13 +12,16 @@ from kerasdet.coders import DeltaCoder
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
 from kerasdet.matching import IGNORE, gather_gt, match_iou
 from kerasdet.models.branches import KeypointBranch, MaskBranch
-from kerasdet.models.detector import Detector, checked_names, split_inputs
+from kerasdet.models.detector import Detector, check_backbone, checked_names, split_inputs
 from kerasdet.models.postprocess import detections_from_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_neck
-from kerasdet.ops import multilevel_roi_align
+from kerasdet.ops import multilevel_roi_align, roi_pool
+from kerasdet.ops.roi_align import _levels as levels_of
 from kerasdet.sampling import sample_balanced, uniform
 from kerasdet.serialization import Configured
+
+_OUTSIDE = -1e6  # pixels, of every image
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -35,8 +38,9 @@ class FasterRCNN(Configured, Detector):
         branches: What else is predicted, such as `MaskBranch` and `KeypointBranch`; any of them together.
         coder: Between boxes and deltas of the second stage.
         preprocessing: Resize rule and pixel statistics.
+        pooler: How features of a region are pooled: "roi_align", or "roi_pool" for maxima of whole cells.
         pool_size: Of the features pooled for the box head.
-        pool_sampling: Samples in each direction of a bin; 0 adapts to the region's size.
+        pool_sampling: ROIAlign's samples in each direction of a bin; 0 adapts to the region's size.
         pool_aligned: Without ROIAlign's half-pixel shift.
         level_epsilon: Added to a region's level before it is rounded down; torchvision has 1e-6.
         class_agnostic: One box for a region and not one for each class.
@@ -49,6 +53,10 @@ class FasterRCNN(Configured, Detector):
         max_detections: D.
         min_size: Boxes with a shorter side are dropped before suppression, as torchvision does.
         seed: Of the sampling.
+
+    Raises:
+        TypeError: If `backbone` is no backbone.
+        ValueError: If it lacks what the neck merges, `pooler` is unknown, or there are not as many names as classes.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class FasterRCNN(Configured, Detector):
         branches: Sequence[keras.layers.Layer] = (),
         coder: DeltaCoder | None = None,
         preprocessing: Preprocessing | None = None,
+        pooler: str = "roi_align",
         pool_size: int = 7,
         pool_sampling: int = 0,
         pool_aligned: bool = True,
@@ -82,14 +91,18 @@ class FasterRCNN(Configured, Detector):
         loss_names = ["rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss"]
         loss_names += [name for branch in branches for name in branch.loss_names]
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
+        if pooler not in ("roi_align", "roi_pool"):
+            raise ValueError(f"FasterRCNN has no pooler {pooler!r}: choose 'roi_align' or 'roi_pool'.")
         self.num_classes = num_classes
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or default_backbone()
         self.neck = neck or default_neck()
+        check_backbone(self.backbone, self.neck)
         self.rpn = rpn or RPN()
         self.box_head = box_head or BoxHead()
         self.branches = list(branches)
         self.coder = coder or DeltaCoder((10.0, 10.0, 5.0, 5.0))
+        self.pooler = pooler
         self.pool_size = pool_size
         self.pool_sampling = pool_sampling
         self.pool_aligned = pool_aligned
@@ -112,7 +125,8 @@ class FasterRCNN(Configured, Detector):
         self.box_predictor.build((None, self.box_head.out_channels))
         for branch in self.branches:
             if not branch.built:
-                branch.build((None, None, None, self.neck.channels))
+                size = branch.pool_size or pool_size
+                branch.build((None, size, size, self.neck.channels))
         self.step = self.add_weight(name="step", initializer="zeros", dtype="int64", trainable=False)
         self.built = True
 
@@ -147,12 +161,17 @@ class FasterRCNN(Configured, Detector):
         else:
             rois, outputs["matched_gt"] = self._sample(rois, proposals["valid"], ground_truth)
             outputs["roi_valid"] = outputs["matched_gt"] != IGNORE
-            for branch in self.branches:
-                positives = self._positives(rois)
-                outputs[branch.name] = self._branch_logits(branch, pyramid, positives, training)
-        vectors = self.box_head(self._pool(pyramid, rois, self.pool_size), training=training)
-        class_logits, box_deltas = self.box_predictor(vectors)
+        pooled = self._pool(pyramid, rois, self.pool_size)
         shape = tf.shape(rois)[:2]
+        if ground_truth is not None:
+            positives = self._positives(tf.reshape(pooled, [*tf.unstack(shape), *pooled.shape[1:]]))
+            shared = tf.reshape(positives, [-1, *pooled.shape[1:]])
+            for branch in self.branches:
+                if branch.pool_size is None:
+                    outputs[branch.name] = branch(shared, training=training)
+                else:
+                    outputs[branch.name] = self._branch_logits(branch, pyramid, self._positives(rois), training)
+        class_logits, box_deltas = self.box_predictor(self.box_head(pooled, training=training))
         return {
             **outputs,
             "rois": rois,
@@ -163,18 +182,22 @@ class FasterRCNN(Configured, Detector):
     def _pool(self, pyramid, rois, size):
         """Features of regions, (B * P, size, size, C), from the levels that the neck has features for."""
         levels = [f"p{name[1:]}" for name in self.neck.in_features]
-        pooled = multilevel_roi_align(
-            {level: pyramid[level] for level in levels},
-            rois,
-            output_size=size,
-            sampling_ratio=self.pool_sampling,
-            aligned=self.pool_aligned,
-            level_epsilon=self.level_epsilon,
-        )
+        pyramid = {level: pyramid[level] for level in levels}
+        if self.pooler == "roi_pool":
+            pooled = _multilevel_roi_pool(pyramid, rois, size, self.level_epsilon)
+        else:
+            pooled = multilevel_roi_align(
+                pyramid,
+                rois,
+                output_size=size,
+                sampling_ratio=self.pool_sampling,
+                aligned=self.pool_aligned,
+                level_epsilon=self.level_epsilon,
+            )
         return tf.reshape(pooled, [-1, size, size, self.neck.channels])
 
     def _branch_logits(self, branch, pyramid, rois, training=False):
-        return branch(self._pool(pyramid, rois, branch.pool_size), training=training)
+        return branch(self._pool(pyramid, rois, branch.pool_size or self.pool_size), training=training)
 
     def _sample(self, proposals, valid, ground_truth):
         """Regions to train on, ground truth among them, positives first: rois (B, S, 4) and matched_gt (B, S)."""
@@ -303,6 +326,18 @@ class FasterRCNN(Configured, Detector):
         """
         rule = next(branch.rule for branch in self.branches if isinstance(branch, MaskBranch))
         return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=rule)
+
+
+def _multilevel_roi_pool(pyramid, rois, size, level_epsilon):
+    """`roi_pool` of each region on the level that `multilevel_roi_align` would take: (B, P, size, size, C)."""
+    numbers = [int(level[1:]) for level in pyramid]
+    own = levels_of(tf.reshape(rois, [-1, 4]), min(numbers), max(numbers), 224, 4, level_epsilon)
+    own = tf.reshape(own, tf.shape(rois)[:2])[..., None]  # (B, P, 1)
+    pooled = [
+        roi_pool(features, tf.where(own == number, rois, _OUTSIDE), output_size=size, spatial_scale=2.0**-number)
+        for number, features in zip(numbers, pyramid.values(), strict=True)
+    ]
+    return tf.add_n(pooled)  # a region that lies outside is 0
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

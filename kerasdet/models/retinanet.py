@@ -10,7 +10,7 @@ from kerasdet.anchors import AnchorGenerator
 from kerasdet.coders import DeltaCoder
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
 from kerasdet.matching import IGNORE, gather_gt, match_iou
-from kerasdet.models.detector import Detector, checked_names, split_inputs
+from kerasdet.models.detector import Detector, check_backbone, checked_names, split_inputs
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.serialization import Configured
@@ -50,7 +50,9 @@ class RetinaNet(Configured, Detector):
         clip_before_nms: Clip boxes first (torchvision), or last and then drop what is empty (detectron2).
 
     Raises:
-        ValueError: If `box_loss` or `normalizer` is unknown, or the anchors' levels are not the neck's.
+        TypeError: If `backbone` is no backbone.
+        ValueError: If it lacks what the neck merges, `box_loss` or `normalizer` is unknown, or the anchors' levels are
+            not the neck's.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class RetinaNet(Configured, Detector):
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or ResNet(50, freeze_at=2)
         self.neck = neck or FPN(top=ConvTop("c5"))
+        check_backbone(self.backbone, self.neck)
         self.anchors = anchors or AnchorGenerator()
         if tuple(self.anchors.levels) != tuple(self.neck.levels):
             raise ValueError(f"The anchors are for levels {self.anchors.levels}, the neck makes {self.neck.levels}.")

@@ -12,7 +12,7 @@ from kerasdet.coders import DeltaCoder
 from kerasdet.layers import FPN, MaxPoolTop, ResNet
 from kerasdet.layers.heads import RPNHead
 from kerasdet.matching import IGNORE, gather_gt, match_iou
-from kerasdet.models.detector import Detector, split_inputs
+from kerasdet.models.detector import Detector, check_backbone, split_inputs
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.ops import nms
 from kerasdet.sampling import sample_balanced, uniform
@@ -227,6 +227,10 @@ class ProposalNetwork(Configured, Detector):
         rpn: Head, anchors and proposals.
         preprocessing: Resize rule and pixel statistics.
         seed: Of the sampling of anchors.
+
+    Raises:
+        TypeError: If `backbone` is no backbone.
+        ValueError: If it lacks what the neck merges.
     """
 
     num_classes = None  # objects of any class train it, and what it finds has none
@@ -246,10 +250,16 @@ class ProposalNetwork(Configured, Detector):
         self.seed = seed
         self.backbone = backbone or default_backbone()
         self.neck = neck or default_neck()
+        check_backbone(self.backbone, self.neck)
         self.rpn = rpn or RPN()
         build_pyramid(self.backbone, self.neck, self.rpn)
         self.step = self.add_weight(name="step", initializer="zeros", dtype="int64", trainable=False)
         self.built = True
+
+    @property
+    def max_detections(self) -> int:
+        """D, the number of proposals."""
+        return self.rpn.post_nms_top_k
 
     def call(self, inputs, training=False):
         """Predictions for every anchor; see `RPN.call`."""
@@ -269,7 +279,7 @@ class ProposalNetwork(Configured, Detector):
         self.step.assign_add(1)
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Proposals as detections of class 0, D of them as `RPN.post_nms_top_k` says."""
+        """Proposals as detections of class 0."""
         proposals = self.rpn.propose(outputs, image_size, training=False)
         valid = tf.sequence_mask(proposals["valid"], tf.shape(proposals["logits"])[1])
         return {

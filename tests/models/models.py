@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from kerasdet import FPN, ResNet, RetinaNet
+from kerasdet import FPN, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
 from kerasdet.anchors import AnchorGenerator, octave_sizes
-from kerasdet.layers import ConvTop
-from kerasdet.models import Preprocessing
+from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop
+from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
 
 NUM_CLASSES = 3
+NUM_KEYPOINTS = 2
+OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 
 
 def parts(norm="bn_inference"):
@@ -24,15 +26,83 @@ def retinanet(norm="bn_inference", **kwargs):
     return RetinaNet(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
 
 
-MODELS = {"retinanet": retinanet}
+def rpn(**kwargs):
+    """The RPN of `rcnn_parts`, with few proposals."""
+    few = {"train_pre_nms_top_k": 100, "train_post_nms_top_k": 40, "pre_nms_top_k": 60, "post_nms_top_k": 30}
+    anchors = AnchorGenerator([[16], [24], [32], [48], [64]], levels=("p2", "p3", "p4", "p5", "p6"))
+    return RPN(**{"anchors": anchors, "samples_per_image": 64, **few, **kwargs})
+
+
+def rcnn_parts(norm="bn_inference"):
+    """`parts` with a p2, and a RPN."""
+    features = ("c2", "c3", "c4", "c5")
+    return {
+        **parts(norm),
+        "backbone": ResNet(18, stages=(1, 1, 1, 1), width=16, out_features=features, norm=norm),
+        "neck": FPN(features, 32, top=MaxPoolTop()),
+        "rpn": rpn(),
+    }
+
+
+def proposal_network(norm="bn_inference", **kwargs):
+    return ProposalNetwork(**{**rcnn_parts(norm), **kwargs})
+
+
+def rcnn(model_class, norm, kwargs):
+    own = {"samples_per_image": 32, "positive_fraction": 0.5, "max_detections": 20}
+    return model_class(NUM_CLASSES, **{**rcnn_parts(norm), "box_head": BoxHead(fc_channels=64), **own, **kwargs})
+
+
+def mask_branch(**kwargs):
+    return MaskBranch(NUM_CLASSES, **{"pool_size": 7, "num_convs": 1, "channels": 32, **kwargs})
+
+
+def keypoint_branch(**kwargs):
+    return KeypointBranch(NUM_KEYPOINTS, **{"pool_size": 7, "num_convs": 1, "channels": 32, **kwargs})
+
+
+def faster_rcnn(norm="bn_inference", **kwargs):
+    return rcnn(FasterRCNN, norm, kwargs)
+
+
+def mask_rcnn(norm="bn_inference", **kwargs):
+    return rcnn(MaskRCNN, norm, {"branches": [mask_branch()], **kwargs})
+
+
+def keypoint_rcnn(norm="bn_inference", **kwargs):
+    return rcnn(KeypointRCNN, norm, {"branches": [keypoint_branch()], **kwargs})
+
+
+def mask_keypoint_rcnn(norm="bn_inference", **kwargs):
+    """Both branches in one model, the second on the features of the box head."""
+    return rcnn(MaskRCNN, norm, {"branches": [mask_branch(), keypoint_branch(pool_size=None)], **kwargs})
+
+
+MODELS = {
+    "retinanet": retinanet,
+    "proposal_network": proposal_network,
+    "faster_rcnn": faster_rcnn,
+    "mask_rcnn": mask_rcnn,
+    "keypoint_rcnn": keypoint_rcnn,
+    "mask_keypoint_rcnn": mask_keypoint_rcnn,
+}
+
+
+SLOW = ("mask_rcnn", "keypoint_rcnn")  # the quick suite has what they are made of in `mask_keypoint_rcnn`
 
 
 def randomized(model, seed=0):
     """Gives a model weights that make it find things of all classes everywhere."""
     rng = np.random.default_rng(seed)
+    gains = {
+        "box_predictor/class_logits": 0.5,
+        "class_logits": 0.05,
+        "box_deltas": 0.1,
+        "keypoint_branch/head/deconv": 0.1,
+    }
     for weight in model.weights:
         if weight.name == "kernel":
-            gain = {"class_logits": 0.05, "box_deltas": 0.1}.get(weight.path.split("/")[-3], 1.0)
+            gain = next((gain for layer, gain in gains.items() if f"/{layer}/" in f"/{weight.path}"), 1.0)
             weight.assign(rng.normal(0, gain * (2 / np.prod(weight.shape[:-1])) ** 0.5, weight.shape))
     return model
 
@@ -43,27 +113,42 @@ def batch(seed=0, size=(96, 128), image_size=((96, 100), (70, 128))):
     image = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
     for index, (height, width) in enumerate(image_size):
         image[index, height:] = image[index, :, width:] = 0
+    boxes = np.float32(
+        [
+            [[10, 10, 50, 40], [30, 50, 60, 95], [60, 20, 90, 60]],
+            [[5, 5, 40, 60], [10, 60, 60, 120], [0, 0, 0, 0]],
+        ]
+    )
+    class_ids = np.int32([[0, 2, 1], [1, 0, -1]])
     return {
         "image": image,
         "image_size": np.int32(image_size),
-        "boxes": np.float32(
-            [
-                [[10, 10, 50, 40], [30, 50, 60, 95], [60, 20, 90, 60]],
-                [[5, 5, 40, 60], [10, 60, 60, 120], [0, 0, 0, 0]],
-            ]
-        ),
-        "class_ids": np.int32([[0, 2, 1], [1, 0, -1]]),
+        "boxes": boxes,
+        "class_ids": class_ids,
         "is_crowd": np.array([[False, False, False], [False, True, False]]),
+        "masks": _ellipses(class_ids),
+        "keypoints": _keypoints(boxes, class_ids),
         "image_id": np.int64([17, 4242]),
         "original_size": np.int32(image_size),
     }
 
 
+def _ellipses(class_ids, size=28):
+    """Crops (B, M, S, S): the ellipse that fills a box, without the part that tells the class."""
+    y, x = np.meshgrid(*[(np.arange(size) + 0.5) / size * 2 - 1] * 2, indexing="ij")
+    missing = [y < -0.3, x < -0.3, x > 0.3, np.full_like(y, True, bool)]
+    return np.array([[255 * ((y**2 + x**2 < 1) & ~missing[k]) for k in row] for row in class_ids], np.uint8)
+
+
+def _keypoints(boxes, class_ids):
+    """(B, M, J, 3): one in the middle, visible; one at the upper left, not labelled for class 2."""
+    low, size = boxes[..., None, :2], boxes[..., None, 2:] - boxes[..., None, :2]
+    places = low + np.float32([[0.5, 0.5], [0.25, 0.125]]) * size  # (B, M, J, 2)
+    visibility = np.stack([np.where(class_ids >= 0, 2, 0), np.where(np.isin(class_ids, (0, 1)), 1, 0)], -1)[..., None]
+    return np.float32(np.concatenate([np.where(visibility > 0, places, 0), visibility], -1))
+
+
 def without_objects(data):
     """The same images with nothing but padding in their ground truth."""
-    return {
-        **data,
-        "boxes": np.zeros_like(data["boxes"]),
-        "class_ids": np.full_like(data["class_ids"], -1),
-        "is_crowd": np.zeros_like(data["is_crowd"]),
-    }
+    padding = {"class_ids": -1}
+    return {**data, **{name: np.full_like(data[name], padding.get(name, 0)) for name in OBJECT_KEYS}}
