@@ -307,10 +307,20 @@ class FasterRCNN(Configured, Detector):
             clip_before_nms=True,
             drop_empty=True,
         )
+        return {**detections, **self._branch_detections(outputs["pyramid"], detections)}
+
+    def _branch_detections(self, pyramid, detections):
+        """What the branches say of detections, for no more of them than the fullest image has."""
+        most = tf.maximum(tf.reduce_max(detections["valid"]), 1)
+        missing = self.max_detections - most
+        first = {name: detections[name][:, :most] for name in ("boxes", "scores", "class_ids")}
+        found = {}
         for branch in self.branches:
-            logits = self._branch_logits(branch, outputs["pyramid"], detections["boxes"])
-            detections = {**detections, **branch.detect(logits, detections)}
-        return detections
+            found |= branch.detect(self._branch_logits(branch, pyramid, first["boxes"]), first)
+        for name, value in found.items():
+            padded = tf.pad(value, [[0, 0], [0, missing]] + [[0, 0]] * (value.shape.rank - 2))
+            found[name] = tf.ensure_shape(padded, [None, self.max_detections, *value.shape[2:]])
+        return found
 
     def paste_masks(self, mask_probs: tf.Tensor, boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:
         """Full-size masks of one image, by the rule of the model's source.

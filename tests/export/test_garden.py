@@ -1,10 +1,10 @@
 """Every model in every precision: what the table of the README says."""
 
-import garden
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from export_models import MODELS, SLOW, make
 from kerasdet.export import export_saved_model, verify_saved_model
 
 import kerasdet
@@ -17,14 +17,16 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("garden")
 
 
-@pytest.fixture(scope="module", params=garden.MODELS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
+)
 def model(request):
-    return garden.make(request.param)
+    return make(request.param)
 
 
 @pytest.fixture(scope="module")
 def exported(model, folder):
-    return export_saved_model(model, folder / type(model).__name__)
+    return export_saved_model(model, folder / model.name)
 
 
 def test_float32(model, exported):
@@ -40,7 +42,7 @@ def test_float32(model, exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_16_bits(model, folder, precision):
-    path = export_saved_model(model, folder / f"{type(model).__name__}_{precision}", precision=precision)
+    path = export_saved_model(model, folder / f"{model.name}_{precision}", precision=precision)
     report = verify_saved_model(model, path, tiny.images(), precision=precision)
     assert report.detections >= 50
     assert 1e-3 < report.boxes < 10
@@ -67,13 +69,13 @@ def test_loaded_it_detects_as_the_model(model, exported):
 
 
 def test_loaded_it_pastes_masks_as_the_model(folder):
-    model = garden.make("MaskRCNN")
+    model = make("mask_rcnn")
     loaded = kerasdet.load(export_saved_model(model, folder / "masks"))
     image = tiny.images()[1]
     found = loaded.detect(image)
     arguments = found["mask_probs"][0], found["boxes"][0], *image.shape[:2]
     masks = np.array(loaded.paste_masks(*arguments))
-    assert masks.shape == (10, *image.shape[:2])
+    assert masks.shape == (20, *image.shape[:2])
     assert masks.any()
     np.testing.assert_array_equal(masks, model.paste_masks(*arguments))
 

@@ -1,9 +1,9 @@
-import garden
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from export_models import MODELS, make
 from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, in_float32
 
 import kerasdet
@@ -41,9 +41,9 @@ def test_group_norm_stays_in_float32(rng):
     assert {node.attr["T"].type for node in nodes(graph, "Rsqrt")} == {tf.float32.as_datatype_enum}
 
 
-@pytest.mark.parametrize("name", garden.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_convolutions_are_in_16_bits_and_boxes_in_float32(name):
-    model = garden.make(name)
+    model = make(name)
     signature = [
         tf.TensorSpec([None, None, None, 3], tf.float32),
         tf.TensorSpec([None, 2], tf.int32),
