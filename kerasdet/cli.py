@@ -23,7 +23,7 @@ from kerasdet.export.graph import PRECISIONS
 from kerasdet.export.saved_model import MAX_PIXELS
 from kerasdet.loading import load_detector
 from kerasdet.models import Detector
-from kerasdet.shipping import compare_ap, ship
+from kerasdet.shipping import compare_ap, ship, ship_version
 from kerasdet.visualize import draw_boxes
 
 _GIN = "\n  In call to configurable"
@@ -100,6 +100,9 @@ def _parser():
     export.add_argument("model", help="a run directory or a .keras file")
     export.add_argument("out", help="the folder to write")
     export.add_argument("--format", choices=["saved_model"], default="saved_model")
+    export.add_argument(
+        "--serving", action="store_true", help="write a folder for TF Serving, this being its next version"
+    )
     export.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (default float32)")
     export.add_argument("--class-offset", type=int, default=1, metavar="N", help="of the first class (default 1)")
     export.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="of an encoded image")
@@ -270,7 +273,7 @@ def _export(options):
     saved = Path(options.model) / "config.gin"
     data = CocoDataset(options.eval) if options.eval else None
     model = _open(options.model)
-    report = ship(
+    out, report = (ship_version if options.serving else ship)(
         model,
         options.out,
         images=options.verify,
@@ -281,7 +284,7 @@ def _export(options):
     )
     print(report)
     if data:
-        print(compare_ap(model, options.out, data))
+        print(compare_ap(model, out, data))
 
 
 if __name__ == "__main__":

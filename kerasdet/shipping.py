@@ -13,6 +13,7 @@ from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.evaluation import evaluate
 from kerasdet.evaluation.evaluate import evaluate_batches
 from kerasdet.export import export_saved_model, verify_saved_model
+from kerasdet.export.serving import next_version, warmup_protos, write_kit, write_warmup
 from kerasdet.models import Detector
 from kerasdet.saved_detector import SavedDetector
 
@@ -27,7 +28,7 @@ def ship(
     images: Sequence[str | Path] = (),
     class_offset: int = 1,
     **options,
-) -> str:
+) -> tuple[Path, str]:
     """Exports a SavedModel and shows that it is the model.
 
     Args:
@@ -37,7 +38,7 @@ def ship(
         class_offset: See `export_saved_model`, as for the other `options`.
 
     Returns:
-        What was found, for people.
+        The path, and what was found, for people.
 
     Raises:
         RuntimeError: If the SavedModel differs from the model.
@@ -50,7 +51,26 @@ def ship(
     lines = [f"{path}: {size / 2**20:.1f} MiB, {precision}.", f"Reloaded with TensorFlow alone: {report}"]
     if not report.detections and hasattr(model, "score_threshold"):
         lines.append("The model finds nothing on these images. " + _verify_below_threshold(model, samples, precision))
-    return "\n".join(lines)
+    return path, "\n".join(lines)
+
+
+def ship_version(model: Detector, folder: str | Path, **options) -> tuple[Path, str]:
+    """`ship` as the next version in a folder for TF Serving, where it appears when it is complete.
+
+    Args:
+        model: The detector.
+        folder: New, or of an earlier call.
+        options: As of `ship`.
+    """
+    warmup_protos()  # before any work is done
+    version = next_version(folder)
+    version.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial_", dir=version.parent) as partial:
+        path, report = ship(model, Path(partial) / "model", **options)
+        write_warmup(path)
+        path.rename(version)
+    write_kit(folder)
+    return version, report.replace(str(path), str(version))
 
 
 def compare_ap(model: Detector, path: str | Path, data) -> str:
