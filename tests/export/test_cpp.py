@@ -53,7 +53,7 @@ def parsed(output):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "proposal_network"])
+@pytest.mark.parametrize("name", MODELS)
 def test_it_finds_what_the_model_finds(binary, tmp_path, name):
     model = make(name)
     path = export_saved_model(model, tmp_path / "model")
