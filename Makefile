@@ -33,6 +33,6 @@ clean:
 
 $(VENV)/ready: requirements.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -r requirements.txt  # all of them are there; one asks for tensorflow, not -cpu
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@

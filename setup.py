@@ -50,9 +50,18 @@ def extensions():
 
 
 setup(
-    packages=[*find_packages(include=["kerasdet", "kerasdet.*"]), "kerasdet.export", "kerasdet.gin_configs"],
+    packages=[
+        *find_packages(include=["kerasdet", "kerasdet.*"]),
+        "kerasdet.export",
+        "kerasdet.export.serving",
+        "kerasdet.gin_configs",
+    ],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},
-    package_data={"kerasdet.gin_configs": ["*.gin", "*/*.gin"]},
+    package_data={
+        "kerasdet.export": ["cpp/*"],
+        "kerasdet.export.serving": ["kit/*"],
+        "kerasdet.gin_configs": ["*.gin", "*/*.gin"],
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps} | ({"bdist_wheel": Wheel} if extensions() else {}),
 )

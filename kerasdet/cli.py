@@ -18,9 +18,11 @@ from kerasdet import masks as mask_ops
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
-from kerasdet.export import export_saved_model, verify_saved_model
+from kerasdet.export.graph import PRECISIONS
+from kerasdet.export.saved_model import MAX_PIXELS
 from kerasdet.loading import load_detector
 from kerasdet.models import AugmentedDetector, Detector
+from kerasdet.shipping import compare_ap, ship, ship_version
 from kerasdet.visualize import draw_boxes
 
 _GIN = "\n  In call to configurable"
@@ -100,12 +102,18 @@ def _parser():
     predict.add_argument("--draw", metavar="DIR", help="write pictures of the detections")
     predict.add_argument("--json", action="store_true", help="print JSON and no table")
 
-    export = command("export", _export, "Write a model as a SavedModel that needs only TensorFlow.")
+    export = command("export", _export, "Write a model as a SavedModel for TensorFlow alone, and compare the two.")
     export.add_argument("model", help="a run directory or a .keras file")
     export.add_argument("out", help="the folder to write")
     export.add_argument("--format", choices=["saved_model"], default="saved_model")
+    export.add_argument(
+        "--serving", action="store_true", help="write a folder for TF Serving, this being its next version"
+    )
+    export.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (default float32)")
     export.add_argument("--class-offset", type=int, default=1, metavar="N", help="of the first class (default 1)")
-    export.add_argument("--verify", nargs="*", metavar="IMAGE", help="compare on these images and not on noise")
+    export.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="of an encoded image")
+    export.add_argument("--verify", nargs="+", default=[], metavar="IMAGE", help="compare on these")
+    export.add_argument("--eval", metavar="ANNOTATIONS", help="print the AP of both on this COCO data set")
 
     convert = command("convert", _convert, "Make a Keras model of a checkpoint of another framework.")
     convert.add_argument("file", help="a .pth, .pkl, .safetensors or .npz file")
@@ -275,19 +283,21 @@ def _verify(model, options):
 
 
 def _export(options):
-    if options.verify:
-        samples = [image_ops.read(image) for image in options.verify]
-    else:
-        samples = list(np.random.default_rng(0).integers(0, 256, (2, 240, 320, 3), np.uint8))
+    saved = Path(options.model) / "config.gin"
+    data = CocoDataset(options.eval) if options.eval else None
     model = _open(options.model)
-    path = export_saved_model(model, options.out, class_offset=options.class_offset)
-    worst = verify_saved_model(model, path, samples, class_offset=options.class_offset)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    print(
-        f"{path}: {size / 2**20:.1f} MiB. Reloaded with TensorFlow alone, {len(samples)} images differ by at most",
-        end=" ",
+    out, report = (ship_version if options.serving else ship)(
+        model,
+        options.out,
+        images=options.verify,
+        class_offset=options.class_offset,
+        precision=options.precision,
+        max_pixels=options.max_pixels,
+        gin_config=saved.read_text() if saved.is_file() else None,
     )
-    print(f"{worst['boxes']:.2g} px and {worst['scores']:.2g} in score.")
+    print(report)
+    if data:
+        print(compare_ap(model, out, data))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,20 @@ from pathlib import Path
 import keras
 
 from kerasdet.models import Detector
+from kerasdet.saved_detector import SavedDetector
 from kerasdet.training.callbacks import checkpoints
 
 
-def load(path: str | Path) -> keras.Model:
-    """The model in a ``.keras`` file, in a folder of `kerasdet convert`, or in a training run's last checkpoint.
+def load(path: str | Path) -> keras.Model | SavedDetector:
+    """The model in a ``.keras`` file, in a folder of `kerasdet convert`, in a training run's last checkpoint or in a
+    SavedModel of `kerasdet export`. All detectors answer `detect` alike; one in a SavedModel can do no more than that.
 
     Raises:
         FileNotFoundError: If there is nothing there.
         ValueError: If the file is damaged, or needs a class that is not imported.
     """
+    if (Path(path) / "saved_model.pb").is_file():
+        return SavedDetector(path)
     file = _model_file(Path(path))
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is no Keras model file, or only the beginning of one.")
@@ -31,7 +35,7 @@ def load_detector(path: str | Path) -> Detector:
     """`load`, for what must be a detector.
 
     Raises:
-        ValueError: If it is something else, such as a backbone.
+        ValueError: If it is something else, such as a backbone or a SavedModel.
     """
     model = load(path)
     if not isinstance(model, Detector):

@@ -151,10 +151,19 @@ def test_predict_draws(folder, tmp_path):
 
 def test_export(capsys, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert kerasdet("export", folder / "run", "served", "--verify", pictures(folder)[0]) == 0
-    printed = capsys.readouterr().out
-    assert "Reloaded with TensorFlow alone, 1 images differ by at most" in printed
+    annotations = folder / "shapes" / "annotations.json"
+    arguments = ["--verify", pictures(folder)[0], "--eval", annotations, "--class-offset", "0", "--max-pixels", "5000"]
+    assert kerasdet("export", folder / "run", "served", *arguments) == 0
+    first, second, *tables = capsys.readouterr().out.splitlines()
+    assert first.startswith("served: ")
+    assert first.endswith(" MiB, float32.")
+    assert second.startswith("Reloaded with TensorFlow alone: 60 detections compared, 0 found by one side only; ")
+    ours, theirs = (tables[tables.index(title) + 1 :] for title in ("The model:", "The SavedModel:"))
+    assert ours[:3] == theirs[:3]
     assert (tmp_path / "served" / "saved_model.pb").is_file()
+    assert "eval_data" in (tmp_path / "served" / "assets" / "config.gin").read_text()
+    facts = json.loads((tmp_path / "served" / "assets" / "kerasdet.json").read_text())
+    assert (facts["class_offset"], facts["max_pixels"]) == (0, 5000)
 
 
 DATA = ["--annotations", "{}/shapes/annotations.json"]

@@ -16,6 +16,7 @@ GEOMETRY |= {"images", "serialization", "replicas"}
 NETWORK = GEOMETRY | {"ops", "layers"}
 PICTURES = {"boxes", "images", "masks", "keypoints"}
 LIBRARY = NETWORK | {"models", "data", "visualize", "evaluation", "training", "checkpoints", "export", "loading"}
+LIBRARY |= {"saved_detector", "shipping"}
 
 MAY_IMPORT = {
     "boxes": set(),
@@ -37,8 +38,10 @@ MAY_IMPORT = {
     "evaluation": PICTURES | {"data"},
     "training": PICTURES | {"data", "evaluation"},
     "checkpoints": NETWORK | {"models"},
-    "export": NETWORK | {"models"},
-    "loading": NETWORK | {"models", "training"},
+    "saved_detector": GEOMETRY,
+    "export": NETWORK | {"models", "saved_detector"},
+    "loading": NETWORK | {"models", "training", "saved_detector"},
+    "shipping": NETWORK | {"models", "data", "evaluation", "export", "loading", "saved_detector"},
     "config": LIBRARY,
     "cli": LIBRARY | {"config"},
     "__init__": LIBRARY,  # the face of the package

@@ -318,11 +318,16 @@ class FasterRCNN(Configured, Detector):
         )
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """As of every detector, and what the branches add."""
+        """As of every detector, and what the branches add; these run on no more regions than the fullest image has."""
         detections = super().postprocess(outputs, image_size)
+        most = tf.maximum(tf.reduce_max(detections["valid"]), 1)
+        first = {name: detections[name][:, :most] for name in ("boxes", "class_ids")}
         for branch in self.branches:
-            maps = self.branch_maps(branch, outputs["pyramid"], detections["boxes"], detections["class_ids"])
-            detections = {**detections, **branch.detect(maps, detections)}
+            maps = self.branch_maps(branch, outputs["pyramid"], first["boxes"], first["class_ids"])
+            for name, value in branch.detect(maps, first).items():
+                missing = [[0, 0], [0, self.max_detections - most]] + [[0, 0]] * (value.shape.rank - 2)
+                shape = [None, self.max_detections, *value.shape[2:]]
+                detections[name] = tf.ensure_shape(tf.pad(value, missing), shape)
         return detections
 
     def branch_maps(self, branch, pyramid: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:

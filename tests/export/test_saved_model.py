@@ -1,9 +1,12 @@
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 from kerasdet.export import export_saved_model, verify_saved_model
 from PIL import Image, ImageOps
@@ -25,10 +28,13 @@ data = np.load(out, allow_pickle=False)
 loaded = tf.saved_model.load(folder)
 results = {}
 for name in data.files:
-    if name.startswith("encoded"):
+    if name.startswith("nothing"):
+        values = loaded.signatures["encoded"](image_bytes=tf.zeros([0], tf.string))
+    elif name.startswith("encoded"):
         values = loaded.signatures["encoded"](image_bytes=tf.stack([tf.io.read_file(str(p)) for p in data[name]]))
     else:
-        values = loaded.signatures["serving_default"](image=tf.constant(data[name]))
+        signature = "float_image" if data[name].dtype == np.float32 else "serving_default"
+        values = loaded.signatures[signature](image=tf.constant(data[name]))
     results |= {f"{name}/{key}": value.numpy() for key, value in values.items()}
 np.savez(out, **results)
 
@@ -50,6 +56,11 @@ def model():
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     return export_saved_model(model, tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(str(exported))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +89,15 @@ def upright(path):
 def inputs(files):
     paths = [str(path) for path in files]
     three = np.stack([image[:48, :64] for image in tiny.images()])
-    return {"three": three, "one": tiny.images()[2][None], "encoded": paths, "encoded_one": paths[-1:]}
+    return {
+        "three": three,
+        "one": tiny.images()[2][None],
+        "float": three.astype(np.float32),
+        "encoded": paths,
+        "encoded_one": paths[-1:],
+        "none": three[:0],
+        "nothing": np.zeros(0),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +116,7 @@ def elsewhere(exported, inputs, tmp_path_factory):
         return dict(results), eval(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["one", "three", "encoded", "encoded_one"])
+@pytest.mark.parametrize("name", ["one", "three", "float", "encoded", "encoded_one"])
 def test_gives_what_detect_gives(model, inputs, elsewhere, name):
     images = [upright(path) for path in inputs[name]] if name.startswith("encoded") else list(inputs[name])
     expected = model.detect(images)
@@ -128,22 +147,46 @@ def test_stock_operations_only(elsewhere):
     assert "EagerPyFunc" not in facts["ops"]
 
 
-def test_labels(exported):
-    assert (exported / "assets" / "labels.txt").read_text().splitlines() == list(tiny.CLASS_NAMES)
+@pytest.mark.parametrize("name", ["none", "nothing"])
+def test_an_empty_batch_gives_empty_outputs(elsewhere, name):
+    shapes = {key.split("/")[1]: value.shape for key, value in elsewhere[0].items() if key.split("/")[0] == name}
+    assert shapes == {
+        "detection_boxes": (0, 20, 4),
+        "detection_scores": (0, 20),
+        "detection_classes": (0, 20),
+        "num_detections": (0,),
+    }
+
+
+def test_assets(exported):
+    assets = exported / "assets"
+    assert (assets / "labels.txt").read_text().splitlines() == list(tiny.CLASS_NAMES)
+    items = (assets / "label_map.pbtxt").read_text().split("item")[1:]
+    assert items[0].split() == ["{", "id:", "1", "name:", '"disk"', "}"]
+    assert len(items) == 5
+    card = (assets / "model_card.md").read_text()
+    for words in ("# RetinaNet", "3: triangle", "resized to 64 pixels", "`encoded`", "(any, 20, 4)", "1.0"):
+        assert words in card
+    facts = json.loads((assets / "kerasdet.json").read_text())
+    assert facts["class_offset"] == 1
+    assert facts["preprocessing"]["longest"] == 96
+    assert not (assets / "config.gin").exists()
 
 
 def test_the_own_model_verifies_by_a_relative_path(model, exported, monkeypatch):
     monkeypatch.chdir(exported.parent)
-    worst = verify_saved_model(model, exported.name, tiny.images())
-    assert worst["boxes"] <= 1e-3
-    assert worst["scores"] <= 1e-5
-    assert worst["classes"] == worst["count"] == 0
+    report = verify_saved_model(model, exported.name, tiny.images())
+    assert report.detections > 80
+    assert report.lost == 0
+    assert report.boxes <= 1e-3
+    assert report.scores <= 1e-5
+    assert "found by one side only; the largest differences are" in str(report)
 
 
 def test_another_model_does_not_verify(exported, model):
     with pytest.raises(RuntimeError, match="differs from the model"):
         verify_saved_model(tiny.talkative(seed=1), exported, tiny.images()[:1])
-    with pytest.raises(RuntimeError, match=r'"boxes": \S+, "scores": \S+, "classes": 1\.0'):
+    with pytest.raises(RuntimeError, match=r"differs from the model in boxes, scores: .* found by one side only"):
         verify_saved_model(model, exported, tiny.images()[:1], class_offset=2)
 
 
@@ -161,12 +204,70 @@ def test_nothing_is_overwritten(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_class_offset_and_no_names(tmp_path):
-    import tensorflow as tf
-
+def test_class_offset_names_and_configuration(tmp_path):
     model = tiny.talkative(class_names=None)
-    path = export_saved_model(model, tmp_path, class_offset=0)  # an empty folder is fine
+    path = export_saved_model(model, tmp_path, class_offset=0, gin_config="STEPS = 3\n")  # an empty folder is fine
     image = tiny.images()[0]
     found = tf.saved_model.load(str(path)).signatures["serving_default"](image=tf.constant(image[None]))
     np.testing.assert_array_equal(found["detection_classes"], model.detect(image)["class_ids"])
     assert not (path / "assets" / "labels.txt").exists()
+    assert (path / "assets" / "config.gin").read_text() == "STEPS = 3\n"
+
+
+def test_an_unknown_precision(tmp_path):
+    with pytest.raises(ValueError, match="no precision 'int8': choose one of float32, bfloat16, float16"):
+        export_saved_model(tiny.talkative(), tmp_path / "model", precision="int8")
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+PNG, JPEG = encoded(tiny.images()[0]), encoded(tiny.images()[1], "JPEG")
+BOMB = PNG[:16] + (60000).to_bytes(4, "big") * 2 + PNG[24:]
+BAD = {
+    "nothing": (b"", "is no JPEG or PNG file"),
+    "text": (b"not an image", "is no JPEG or PNG file"),
+    "gif": (encoded(tiny.images()[0], "GIF"), "is no JPEG or PNG file"),
+    "JPEG cut in its header": (JPEG[:100], "has a damaged header"),
+    "JPEG cut in the middle": (JPEG[: len(JPEG) * 3 // 4], "is damaged or cut short"),
+    "PNG cut in its header": (PNG[:18], "has a damaged header"),
+    "PNG cut in the middle": (PNG[: len(PNG) // 2], "is damaged or cut short"),
+    "PNG with other bytes": (PNG[:60] + b"XXXX" + PNG[64:], "is damaged or cut short"),
+    "bomb": (BOMB, "has 3600000000 pixels, and this model accepts 50000000: send it smaller"),
+    "JPEG bomb": (None, "has 4225000000 pixels, and this model accepts 50000000: send it smaller"),
+    "no pixels": (PNG[:16] + bytes(8) + PNG[24:], "has a damaged header"),
+}
+
+
+def jpeg_bomb():
+    """A small JPEG whose header says 65000 x 65000."""
+    start = JPEG.index(b"\xff\xc0") + 5
+    return JPEG[:start] + (65000).to_bytes(2, "big") * 2 + JPEG[start + 4 :]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_fails_its_request_and_is_named(exported, loaded, kind):
+    bad, message = BAD[kind]
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        loaded.signatures["encoded"](image_bytes=tf.constant([JPEG, PNG, jpeg_bomb() if bad is None else bad, JPEG]))
+    assert f"image_bytes[2] {message}" in str(error.value)
+    good = loaded.signatures["encoded"](image_bytes=tf.constant([JPEG]))
+    assert good["num_detections"][0] > 10
+
+
+def test_images_without_pixels(loaded):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image has no pixels"):
+        loaded.signatures["serving_default"](image=tf.zeros([2, 0, 5, 3], tf.uint8))
+
+
+def test_the_bound_on_pixels_is_an_option(tmp_path):
+    image = tiny.images()[0]
+    path = export_saved_model(tiny.talkative(), tmp_path / "model", max_pixels=image.shape[0] * image.shape[1])
+    signature = tf.saved_model.load(str(path)).signatures["encoded"]
+    assert signature(image_bytes=tf.constant([PNG]))["num_detections"][0] > 10
+    wider = np.pad(image, [[0, 0], [0, 1], [0, 0]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes\[0\] has 4160 pixels"):
+        signature(image_bytes=tf.constant([encoded(wider)]))

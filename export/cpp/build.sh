@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Builds the client against the headers and libraries of an installed TensorFlow: build.sh [OUTPUT] (default ./detect).
+# PYTHON names the Python whose TensorFlow it is, CXX the compiler.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+read -r -a flags < <("${PYTHON:-python3}" -c "import tensorflow as tf; print(*tf.sysconfig.get_compile_flags())")
+library="$("${PYTHON:-python3}" -c "import tensorflow as tf; print(tf.sysconfig.get_lib())")"
+"${CXX:-g++}" -O2 -w "${flags[@]}" "$here/detect.cc" -o "${1:-detect}" \
+    -L"$library" -Wl,--no-as-needed -l:libtensorflow_cc.so.2 -l:libtensorflow_framework.so.2 -Wl,-rpath,"$library"

@@ -1,0 +1,257 @@
+"""A model's inference as one graph, made fast: batch norm folded, weights and arithmetic in the chosen precision.
+
+The steps are functions from a `GraphDef` to a `GraphDef`, which know nothing of the model it came from.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+_WEIGHTED = {"Conv2D": (0, 1), "DepthwiseConv2dNative": (0, 1), "Conv2DBackpropInput": (2, 1), "MatMul": (0, 1)}
+_FOLLOWING = {  # op -> its inputs of type T; none of them needs more bits than what it is given
+    **dict.fromkeys(["BiasAdd", "AddV2"], (0, 1)),
+    **dict.fromkeys(["Relu", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "ExpandDims", "Tile"], (0,)),
+    **dict.fromkeys(["StridedSlice", "Transpose", "ResizeNearestNeighbor", "Max", "GatherV2"], (0,)),
+}
+_BLIND = ("Shape", "Size")  # to values
+_FLOAT = tf.float32.as_datatype_enum
+_LARGE = 2048  # bytes
+
+
+class InferenceGraph(tf.Module):
+    """A function as a graph of its own, with weights that it no longer shares with the model.
+
+    Args:
+        function: From tensors to a dict of tensors.
+        signature: Of its arguments.
+        precision: One of `PRECISIONS`, of convolutions, matrix products and what lies between them.
+
+    Raises:
+        ValueError: If the precision is unknown.
+    """
+
+    def __init__(self, function: Callable, signature: Sequence[tf.TensorSpec], precision: str = "float32"):
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"There is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+        concrete = tf.function(function, input_signature=signature).get_concrete_function()
+        frozen, graph = convert_variables_to_constants_v2_as_graph(concrete, lower_control_flow=False)
+        self._names = sorted(concrete.structured_outputs)  # as a dict is flattened
+        self._inputs = [tensor.name for tensor in frozen.inputs]
+        self._outputs = [tensor.name for tensor in frozen.outputs]
+        ends = [name.split(":")[0] for name in (*self._inputs, *self._outputs)]
+        graph = fold_batch_norm(fold_constants(in_float32(without_gradients(graph))))
+        if precision != "float32":
+            graph = lower_precision(graph, tf.as_dtype(precision), ends)
+        self._graph, weights = split_weights(_in_order(graph, ends), graph)
+        self.weights = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
+        self.detect = tf.function(self._call, input_signature=signature)
+
+    def _call(self, *arguments):
+        values = {f"{name}:0": weight.read_value() for name, weight in self.weights.items()}
+        results = tf.graph_util.import_graph_def(
+            self._graph,
+            input_map={**dict(zip(self._inputs, arguments, strict=True)), **values},
+            return_elements=self._outputs,
+            name="graph",
+        )
+        return dict(zip(self._names, results, strict=True))
+
+
+def without_gradients(graph: GraphDef) -> GraphDef:
+    """The graph without references to custom gradients, which only this process knows."""
+    graph = _copy(graph)
+    for node in _all_nodes(graph):
+        node.attr.pop("_gradient_op_type", None)
+    return graph
+
+
+def in_float32(graph: GraphDef) -> GraphDef:
+    """The graph with all that has 16 bits, as in a model trained in mixed precision, in float32."""
+    graph = _copy(graph)
+    low = {tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum}
+    for node in _all_nodes(graph):
+        if node.op == "Const" and node.attr["dtype"].type in low:
+            node.CopyFrom(_constant(node.name, _value(node).astype(np.float32)))
+        for attribute in node.attr.values():
+            if attribute.type in low:
+                attribute.type = _FLOAT
+            for index, dtype in enumerate(attribute.list.type):
+                if dtype in low:
+                    attribute.list.type[index] = _FLOAT
+    return graph
+
+
+def fold_constants(graph: GraphDef) -> GraphDef:
+    """Takes away what stands between a weight and its use: copies, casts to its own type, changes of its shape."""
+    graph = _copy(graph)
+    nodes = {node.name: node for node in graph.node}
+    constant = {name: name for name, node in nodes.items() if node.op == "Const"}  # and what is as good as one
+    for node in _in_order(graph):
+        data = [name for name in node.input if not name.startswith("^")]
+        if node.name in constant or not data or any(name not in constant for name in data):
+            continue
+        sources = [nodes[constant[name]] for name in data]
+        if node.op == "Identity" or (node.op == "Cast" and _type(node, "SrcT") == _type(node, "DstT")):
+            constant[node.name] = sources[0].name
+        elif node.op in ("Reshape", "Squeeze"):
+            values = [_value(source) for source in sources]
+            if node.op == "Squeeze":
+                values.append([size for size in values[0].shape if size > 1])
+            node.CopyFrom(_constant(node.name, values[0].reshape(values[1])))
+            constant[node.name] = node.name
+    for node in graph.node:
+        waited = [name for name in node.input if name.lstrip("^") not in constant or not name.startswith("^")]
+        node.input[:] = [constant.get(name, name) for name in waited]  # nothing need wait for a constant
+    return graph
+
+
+def fold_batch_norm(graph: GraphDef) -> GraphDef:
+    """Batch norm with stored statistics as part of the convolution before it: other weights, and a bias."""
+    graph = _copy(graph)
+    nodes = {node.name: node for node in graph.node}
+    for norm in [node for node in graph.node if node.op == "FusedBatchNormV3" and not node.attr["is_training"].b]:
+        conv = nodes.get(norm.input[0])
+        if conv is None or conv.op != "Conv2D":
+            continue
+        weights = [nodes.get(name) for name in (conv.input[1], *norm.input[1:5])]
+        if any(weight is None or weight.op != "Const" for weight in weights):
+            continue
+        kernel, gamma, beta, mean, variance = (_value(weight).astype(np.float64) for weight in weights)
+        scale = gamma / np.sqrt(variance + norm.attr["epsilon"].f)
+        folded = _copy(conv)
+        folded.name, folded.input[1] = f"{norm.name}/folded", f"{norm.name}/kernel"
+        bias_add = NodeDef(name=norm.name, op="BiasAdd", input=[folded.name, f"{norm.name}/bias"])
+        bias_add.attr["T"].CopyFrom(norm.attr["T"])
+        bias_add.attr["data_format"].CopyFrom(norm.attr["data_format"])
+        norm.CopyFrom(bias_add)
+        kernel, bias = (kernel * scale).astype(np.float32), (beta - mean * scale).astype(np.float32)
+        graph.node.extend([folded, _constant(folded.input[1], kernel), _constant(bias_add.input[1], bias)])
+    return graph
+
+
+def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> GraphDef:
+    """Convolutions and matrix products by constant weights in 16 bits, and what lies between two of them.
+
+    All else, such as the decoding of boxes, stays in float32. The casts are part of the graph and the weights are
+    stored in `dtype`, so that no setting of a server and no other processor changes what is computed where.
+
+    Args:
+        graph: In float32, with constants where weights are used.
+        dtype: `tf.bfloat16` or `tf.float16`.
+        ends: Names of nodes that stay as they are: the inputs and outputs of the graph.
+    """
+    graph = _copy(graph)
+    nodes = {node.name: node for node in graph.node}
+    low, added = set(), {}
+
+    def is_constant(name):
+        return name in nodes and nodes[name].op == "Const"
+
+    def cast(name, source, target):
+        node = NodeDef(name=f"{name.replace(':', '_')}/{target.name}", op="Cast", input=[name])
+        node.attr["SrcT"].type, node.attr["DstT"].type = source.as_datatype_enum, target.as_datatype_enum
+        if is_constant(name):
+            node = _constant(node.name, _value(nodes[name]).astype(target.as_numpy_dtype))
+        added[node.name] = node
+        return node.name
+
+    for node in _in_order(graph):
+        if node.op in _BLIND and node.input[0] in low:
+            node.attr["T"].type = dtype.as_datatype_enum
+            continue
+        key = "Tparams" if node.op == "GatherV2" else "T"
+        typed = _weighted_inputs(node, is_constant) or _following_inputs(node, is_constant, low)
+        if typed and _type(node, key) in (_FLOAT, None) and node.name not in ends:
+            node.attr[key].type = dtype.as_datatype_enum
+            low.add(node.name)
+        else:
+            typed = ()
+        for index, name in enumerate(node.input):
+            if index in typed and name not in low:
+                node.input[index] = cast(name, tf.float32, dtype)
+            elif index not in typed and name in low:
+                node.input[index] = cast(name, dtype, tf.float32)
+    graph.node.extend(added.values())
+    return graph
+
+
+def split_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, dict[str, np.ndarray]]:
+    """A graph of `nodes` with placeholders for its large constants, and these.
+
+    As constants they would be copied with the graph at each step of loading it: 5 GB in place of 1 for a ResNet-50.
+    """
+    result = GraphDef(node=nodes, library=graph.library, versions=graph.versions)
+    weights = {}
+    for node in result.node:
+        if node.op == "Const" and node.ByteSize() > _LARGE:
+            weights[node.name] = _value(node)
+            placeholder = NodeDef(name=node.name, op="Placeholder")
+            placeholder.attr["dtype"].CopyFrom(node.attr["dtype"])
+            node.CopyFrom(placeholder)
+    return result, weights
+
+
+def _weighted_inputs(node, is_constant):
+    """Indices of the inputs of a convolution or matrix product whose weights are constant, else none."""
+    typed = _WEIGHTED.get(node.op, ())
+    return typed if typed and is_constant(node.input[typed[1]]) else ()
+
+
+def _following_inputs(node, is_constant, low):
+    """Indices of the inputs of an operation that stays in 16 bits if what it is given has no more, else none."""
+    typed = _FOLLOWING.get(node.op, ())
+    if node.op == "ConcatV2":
+        typed = tuple(range(node.attr["N"].i))
+    names = [node.input[index] for index in typed]
+    follows = any(name in low for name in names) and all(name in low or is_constant(name) for name in names)
+    return typed if follows else ()
+
+
+def _all_nodes(graph):
+    return [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+
+
+def _in_order(graph, ends=None):
+    """The nodes that `ends` need, or all, each after its inputs."""
+    nodes = {node.name: node for node in graph.node}
+    done, order = set(), []
+    for root in nodes if ends is None else ends:
+        stack = [(nodes[root], False)]
+        while stack:
+            node, inputs_done = stack.pop()
+            if inputs_done:
+                order.append(node)
+            elif node.name not in done:
+                done.add(node.name)
+                stack.append((node, True))
+                stack += [(nodes[name.lstrip("^").split(":")[0]], False) for name in node.input]
+    return order
+
+
+def _type(node, name):
+    """A type attribute, or None."""
+    return node.attr[name].type if name in node.attr else None
+
+
+def _value(node):
+    return tf.make_ndarray(node.attr["value"].tensor)
+
+
+def _constant(name, value):
+    node = NodeDef(name=name, op="Const")
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    node.attr["dtype"].type = node.attr["value"].tensor.dtype
+    return node
+
+
+def _copy(message):
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy

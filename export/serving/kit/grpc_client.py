@@ -1,0 +1,60 @@
+"""Sends images to a server by gRPC: ``python grpc_client.py IMAGE... [--server HOST:8500]``.
+
+Needs tensorflow-serving-api.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+def detect(stub, images, model="detector", timeout=60.0):
+    """Detections of encoded images.
+
+    Args:
+        stub: A `PredictionServiceStub`.
+        images: A list of the bytes of JPEG or PNG files, of any sizes.
+        model: Its name on the server.
+        timeout: In seconds.
+
+    Returns:
+        Output name -> array; see assets/model_card.md.
+    """
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = "encoded"
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(images, tf.string, [len(images)]))
+    response = stub.Predict(request, timeout)
+    return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+
+
+def main(arguments=None):
+    """Prints the detections."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("--server", default="localhost:8500")
+    parser.add_argument("--model", default="detector")
+    parser.add_argument("--score", type=float, default=0.3, help="show scores from this on")
+    options = parser.parse_args(arguments)
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(options.server, UNLIMITED))
+    try:
+        found = detect(stub, [path.read_bytes() for path in options.images], options.model)
+    except grpc.RpcError as error:
+        sys.exit(f"{options.server}: {error.code().name}: {error.details()}")
+    for index, path in enumerate(options.images):
+        print(path)
+        for k in range(int(found["num_detections"][index])):
+            score = found["detection_scores"][index, k]
+            if score >= options.score:
+                box = " ".join(f"{value:.4f}" for value in found["detection_boxes"][index, k])
+                print(f"  class {found['detection_classes'][index, k]:.0f}  score {score:.3f}  box {box}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Sends images to a server by REST: ``python rest_client.py IMAGE... [--server http://HOST:8501]``.
+
+Needs nothing but Python. For large masks gRPC is faster, as JSON writes numbers as text.
+"""
+
+import argparse
+import base64
+import json
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def detect(server, images, model="detector", timeout=60.0):
+    """Detections of encoded images.
+
+    Args:
+        server: Such as ``http://localhost:8501``.
+        images: A list of the bytes of JPEG or PNG files, of any sizes.
+        model: Its name on the server.
+        timeout: In seconds.
+
+    Returns:
+        Output name -> nested lists; see assets/model_card.md.
+    """
+    encoded = [{"b64": base64.b64encode(image).decode()} for image in images]
+    body = json.dumps({"signature_name": "encoded", "inputs": {"image_bytes": encoded}}).encode()
+    request = urllib.request.Request(f"{server}/v1/models/{model}:predict", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        return json.load(response)["outputs"]
+
+
+def main(arguments=None):
+    """Prints the detections."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("--server", default="http://localhost:8501")
+    parser.add_argument("--model", default="detector")
+    parser.add_argument("--score", type=float, default=0.3, help="show scores from this on")
+    options = parser.parse_args(arguments)
+    try:
+        found = detect(options.server, [path.read_bytes() for path in options.images], options.model)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{options.server}: {error.code}: {error.read().decode(errors='replace')}")
+    except urllib.error.URLError as error:
+        sys.exit(f"{options.server}: {error.reason}")
+    for index, path in enumerate(options.images):
+        print(path)
+        for k in range(int(found["num_detections"][index])):
+            score = found["detection_scores"][index][k]
+            if score >= options.score:
+                box = " ".join(f"{value:.4f}" for value in found["detection_boxes"][index][k])
+                print(f"  class {found['detection_classes'][index][k]:.0f}  score {score:.3f}  box {box}")
+
+
+if __name__ == "__main__":
+    main()

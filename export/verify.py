@@ -1,0 +1,186 @@
+"""Whether a SavedModel gives what the model gives: it is run in a process with TensorFlow only, and compared."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kerasdet.models import Detector
+from kerasdet.saved_detector import in_pixels
+
+_SAME_OBJECT = 0.5  # IoU
+_MOVED = 1.0  # pixels from which on a keypoint counts as another one
+_RUNS = 3
+
+
+class Tolerance(NamedTuple):
+    """How far apart two detections of one object may be, and how many objects one side alone may find."""
+
+    boxes: float  # pixels
+    scores: float
+    masks: float  # mean difference in probability
+    moved_keypoints: float  # share
+    lost: float  # share of the detections
+    at_cut: float  # above the lowest score, where a detection may make place for another one
+
+
+EXACT = Tolerance(boxes=1e-2, scores=1e-4, masks=1e-3, moved_keypoints=0.02, lost=0.0, at_cut=1e-4)
+ROUNDED = Tolerance(boxes=np.inf, scores=0.15, masks=0.2, moved_keypoints=1.0, lost=0.2, at_cut=0.02)
+
+
+class Report(NamedTuple):
+    """What came of a comparison: the largest differences over all images and signatures."""
+
+    detections: int  # of the model
+    lost: int  # found by one side only
+    boxes: float  # pixels
+    scores: float
+    masks: float  # mean difference in probability
+    moved_keypoints: float  # share of those of an image
+    milliseconds: float  # median of the SavedModel on the first image
+    model_milliseconds: float  # of `detect`
+
+    def __str__(self):
+        words = [f"{self.boxes:.2g} px", f"{self.scores:.2g} in score"]
+        words += [f"{self.masks:.2g} in mask probability"] * (self.masks > 0)
+        words += [f"{self.moved_keypoints:.1%} of the keypoints moved"] * (self.moved_keypoints > 0)
+        return (
+            f"{self.detections} detections compared, {self.lost} found by one side only; the largest differences are "
+            f"{', '.join(words)}. {self.milliseconds:.0f} ms for the first image, "
+            f"{self.model_milliseconds:.0f} ms in the model's detect."
+        )
+
+
+def verify_saved_model(
+    model: Detector,
+    path: str | Path,
+    images: Sequence[np.ndarray],
+    *,
+    class_offset: int = 1,
+    precision: str = "float32",
+) -> Report:
+    """Loads a SavedModel in a process that has only TensorFlow and compares it with the model.
+
+    Args:
+        model: What was exported.
+        path: The SavedModel.
+        images: (H, W, 3) uint8 arrays.
+        class_offset: As it was exported.
+        precision: As it was exported. Where it or the model's own is not float32, rounding is allowed for.
+
+    Returns:
+        The differences.
+
+    Raises:
+        RuntimeError: If the SavedModel does not run, or differs by more than `EXACT` or `ROUNDED` allow.
+    """
+    outputs = _run(Path(path), images)
+    exact = precision == "float32" and model.backbone.compute_dtype == "float32"
+    tolerance = EXACT if exact else ROUNDED
+    seconds = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        first = model.detect(images[:1])
+        seconds.append(time.perf_counter() - start)
+    together = model.detect(list(images)) if len(images) > 1 else first
+    differences = []
+    for signature in ("serving_default", "float_image", "encoded"):
+        expected = together if signature == "encoded" else first
+        found = {key.split("/")[1]: value for key, value in outputs.items() if key.startswith(f"{signature}/")}
+        found = in_pixels(found, [image.shape[:2] for image in images[: len(expected["valid"])]], class_offset)
+        for name, value in expected.items():
+            if name not in found or found[name].shape != value.shape:
+                raise RuntimeError(f"{path} differs from the model in the {name} of signature {signature}.")
+        differences += [compare(expected, found, index, tolerance) for index in range(len(expected["valid"]))]
+    worst = np.max(differences, 0)
+    detections, lost = np.sum(differences, 0, dtype=int)[:2].tolist()
+    report = Report(
+        detections, lost, *worst[2:].tolist(), 1e3 * statistics.median(outputs["seconds"]), 1e3 * min(seconds)
+    )
+    wrong = [name for name in ("boxes", "scores", "masks", "moved_keypoints") if _exceeds(report, tolerance, name)]
+    if wrong or report.lost > tolerance.lost * max(report.detections, 1):
+        raise RuntimeError(f"{path} differs from the model{' in ' * bool(wrong)}{', '.join(wrong)}: {report}")
+    return report
+
+
+def _exceeds(report, tolerance, name):
+    return not getattr(report, name) <= getattr(tolerance, name)  # NaN exceeds
+
+
+def _run(path, images):
+    """The outputs of the SavedModel by "signature/name", and ``seconds`` of each run."""
+    with tempfile.TemporaryDirectory() as folder:
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(Path(folder) / f"{index}.png")
+        run = subprocess.run(
+            [sys.executable, "-c", Path(__file__).with_name("reload.py").read_text(), str(path.resolve()), folder],
+            capture_output=True,
+            text=True,
+            cwd=folder,  # neither the checkout nor kerasdet is on the path
+        )
+        if run.returncode:
+            raise RuntimeError(f"{path} does not run in a fresh process: {run.stderr.strip().splitlines()[-1]}")
+        with np.load(Path(folder) / "outputs.npz") as outputs:
+            return dict(outputs)
+
+
+def compare(
+    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], index: int, tolerance: Tolerance
+) -> tuple[float, ...]:
+    """Differences between two sides' detections in one image, where equal scores may change places.
+
+    Args:
+        expected: Of `Detector.detect`.
+        found: Likewise.
+        index: Of the image in the batch.
+        tolerance: Whose `at_cut` says which detections may be on one side only.
+
+    Returns:
+        The first six values of a `Report`.
+    """
+    ours, theirs = (
+        {name: value[index, : side["valid"][index]] for name, value in side.items() if name != "valid"}
+        for side in (expected, found)
+    )
+    pairs = _pairs(ours, theirs)
+    cut = min([*ours["scores"], *theirs["scores"]], default=0.0) + tolerance.at_cut
+    lost = sum((np.delete(side["scores"], pairs[:, column]) > cut).sum() for column, side in enumerate((ours, theirs)))
+    ours, theirs = ({name: value[pairs[:, k]] for name, value in side.items()} for k, side in enumerate((ours, theirs)))
+    difference = {name: np.abs(ours[name] - theirs[name]) for name in ours}
+    masks = difference["mask_probs"].mean((1, 2)) if "mask_probs" in difference else np.zeros(1)
+    moved = difference["keypoints"][..., :2].max(-1) > _MOVED if "keypoints" in difference else np.zeros(1)
+    return (
+        expected["valid"][index],
+        lost,
+        difference["boxes"].max(initial=0.0),
+        difference["scores"].max(initial=0.0),
+        masks.max(initial=0.0),
+        moved.mean() if moved.size else 0.0,
+    )
+
+
+def _pairs(ours, theirs):
+    """Indices (N, 2) of detections of one object: of one class, and of the nearest boxes that overlap enough."""
+    pairs, free = [], np.ones(len(theirs["scores"]), bool)
+    for index, (box, class_id) in enumerate(zip(ours["boxes"], ours["class_ids"], strict=True)):
+        overlap = _iou(box, theirs["boxes"]) * (free & (theirs["class_ids"] == class_id))
+        distance = np.where(overlap >= _SAME_OBJECT, np.abs(theirs["boxes"] - box).max(-1), np.inf)
+        if np.isfinite(distance).any():
+            nearest = int(distance.argmin())
+            pairs.append((index, nearest))
+            free[nearest] = False
+    return np.array(pairs, int).reshape(-1, 2)
+
+
+def _iou(box, boxes):
+    size = np.maximum(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0)
+    intersection = size.prod(-1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - intersection
+    return intersection / np.maximum(union, 1e-9)

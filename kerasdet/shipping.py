@@ -1,0 +1,135 @@
+"""An export from beginning to end: written, loaded again elsewhere, compared with the model, measured."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdet import images as image_ops
+from kerasdet.data import shapes
+from kerasdet.data.pipeline import evaluation_batches
+from kerasdet.evaluation import evaluate
+from kerasdet.evaluation.evaluate import evaluate_batches
+from kerasdet.export import export_saved_model, verify_saved_model
+from kerasdet.export.serving import next_version, warmup_protos, write_kit, write_warmup
+from kerasdet.models import Detector
+from kerasdet.saved_detector import SavedDetector
+
+_SAMPLE_SIZES = ((480, 640), (500, 333))
+_WANTED = 20  # detections to compare where the model has none above its own threshold
+
+
+def ship(
+    model: Detector,
+    path: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    class_offset: int = 1,
+    **options,
+) -> tuple[Path, str]:
+    """Exports a SavedModel and shows that it is the model.
+
+    Args:
+        model: The detector.
+        path: A folder that does not exist or is empty.
+        images: Files to compare on; by default generated pictures.
+        class_offset: See `export_saved_model`, as for the other `options`.
+
+    Returns:
+        The path, and what was found, for people.
+
+    Raises:
+        RuntimeError: If the SavedModel differs from the model.
+    """
+    precision = options.get("precision", "float32")
+    samples = [image_ops.read(image) for image in images] or sample_images()
+    path = export_saved_model(model, path, class_offset=class_offset, **options)
+    report = verify_saved_model(model, path, samples, class_offset=class_offset, precision=precision)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    lines = [f"{path}: {size / 2**20:.1f} MiB, {precision}.", f"Reloaded with TensorFlow alone: {report}"]
+    if not report.detections and hasattr(model, "score_threshold"):
+        lines.append("The model finds nothing on these images. " + _verify_below_threshold(model, samples, precision))
+    return path, "\n".join(lines)
+
+
+def ship_version(model: Detector, folder: str | Path, **options) -> tuple[Path, str]:
+    """`ship` as the next version in a folder for TF Serving, where it appears when it is complete.
+
+    Args:
+        model: The detector.
+        folder: New, or of an earlier call.
+        options: As of `ship`.
+    """
+    warmup_protos()  # before any work is done
+    version = next_version(folder)
+    version.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial_", dir=version.parent) as partial:
+        path, report = ship(model, Path(partial) / "model", **options)
+        write_warmup(path)
+        path.rename(version)
+    write_kit(folder)
+    return version, report.replace(str(path), str(version))
+
+
+def compare_ap(model: Detector, path: str | Path, data) -> str:
+    """The AP of a model and of its SavedModel, as tables.
+
+    Args:
+        model: What was exported.
+        path: The SavedModel.
+        data: As for `kerasdet.evaluate`.
+    """
+    saved = SavedDetector(path)
+    ours = evaluate(model, data)
+    theirs, _ = evaluate_batches(
+        _InPixels(saved),
+        evaluation_batches(data, 1, size_divisor=1),
+        data.ground_truth,
+        data.category_ids,
+        [record.image_id for record in data.records],
+    )
+    return f"The model:\n{ours.table()}\nThe SavedModel:\n{theirs.table()}"
+
+
+def sample_images() -> list[np.ndarray]:
+    """Generated pictures of two sizes, uint8."""
+    pictures = []
+    for seed, size in enumerate(_SAMPLE_SIZES):
+        with tempfile.TemporaryDirectory() as folder:
+            shapes.write(folder, num_images=1, seed=seed, image_size=size, objects=(6, 6))
+            pictures.append(image_ops.read(next(Path(folder).rglob("*.jpg"))))
+    return pictures
+
+
+def _verify_below_threshold(model, samples, precision):
+    """The comparison at a score threshold where there is something to compare: another export, which is not kept."""
+    found = _with_threshold(model, 0.0).detect(samples[:1])
+    scores = found["scores"][0, : found["valid"][0]][:_WANTED]
+    threshold = 0.999 * float(scores.min(initial=1.0))
+    model = _with_threshold(model, threshold)
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_saved_model(model, Path(folder) / "model", precision=precision)
+        report = verify_saved_model(model, path, samples, precision=precision)
+    return f"The same with a score threshold of {threshold:.2g}: {report}"
+
+
+def _with_threshold(model, threshold):
+    """A copy of the model."""
+    config = keras.saving.serialize_keras_object(model)["config"]
+    copy = type(model).from_config({**config, "score_threshold": threshold})
+    for new, old in zip(copy.variables, model.variables, strict=True):
+        new.assign(old)
+    return copy
+
+
+class _InPixels:
+    """A `SavedDetector` for `evaluate_batches`, which gives it images in their own size."""
+
+    def __init__(self, saved):
+        self.paste_masks = saved.paste_masks
+        self._saved = saved
+
+    def predict_on_batch(self, batch):
+        return self._saved.detect(np.asarray(batch["image"], np.uint8))
