@@ -21,7 +21,6 @@ class Tower(keras.layers.Layer):
         levels: Names of the pyramid's levels.
         norm: A name of `kerasdet.layers.norm.NORMS`, or None.
         norm_epsilon: Added to variances.
-        initializer: Of the kernels.
         deform_last: Make the last convolution a deformable one of version 2.
         use_bias: Of the convolutions, by default only without a norm.
     """
@@ -33,19 +32,21 @@ class Tower(keras.layers.Layer):
         levels,
         norm=None,
         norm_epsilon=1e-5,
-        initializer="glorot_uniform",
         deform_last=False,
         use_bias=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.channels = channels
-        options = {"use_bias": norm is None if use_bias is None else use_bias, "kernel_initializer": initializer}
-        ordinary = num_convs - 1 if deform_last and num_convs else num_convs
-        convs = [ConvNorm(channels, 3, name=f"conv{i}", **options) for i in range(ordinary)]
-        if ordinary < num_convs:
-            convs.append(DeformConvNorm(channels, 3, deform_version=2, name=f"conv{ordinary}", **options))
-        self.convs = convs  # Keras does not see what is put into the list later
+        use_bias = norm is None if use_bias is None else use_bias
+
+        def conv(index):
+            options = {"use_bias": use_bias, "kernel_initializer": _small_normal(), "name": f"conv{index}"}
+            if deform_last and index == num_convs - 1:
+                return DeformConvNorm(channels, 3, deform_version=2, **options)
+            return ConvNorm(channels, 3, **options)
+
+        self.convs = [conv(i) for i in range(num_convs)]
         self.norm_keys = ("shared",) if norm in (None, "gn") else tuple(levels)
         self.norms = [
             make_norm(norm, norm_epsilon, name=f"norm{i}_{key}") for i in range(num_convs) for key in self.norm_keys
@@ -100,18 +101,17 @@ class RetinaNetHead(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.num_classes = num_classes
-        initializer = keras.initializers.RandomNormal(stddev=0.01)
-        tower = (num_convs, channels, levels, norm, norm_epsilon, initializer)
+        tower = (num_convs, channels, levels, norm, norm_epsilon)
         self.class_tower = Tower(*tower, deform_last=deform_last, name="class_tower")
         self.box_tower = Tower(*tower, deform_last=deform_last, name="box_tower")
         self.class_logits = ConvNorm(
             num_anchors * num_classes,
             3,
-            kernel_initializer=initializer,
+            kernel_initializer=_small_normal(),
             bias_initializer=_prior_bias(prior_probability),
             name="class_logits",
         )
-        self.box_deltas = ConvNorm(num_anchors * 4, 3, kernel_initializer=initializer, name="box_deltas")
+        self.box_deltas = ConvNorm(num_anchors * 4, 3, kernel_initializer=_small_normal(), name="box_deltas")
 
     def build(self, input_shape):
         for tower, last in ((self.class_tower, self.class_logits), (self.box_tower, self.box_deltas)):
@@ -139,6 +139,11 @@ class RetinaNetHead(keras.layers.Layer):
 def _per_anchor(x, size):
     """(B, h, w, A * size) as (B, h * w * A, size), float32."""
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), tf.float32)
+
+
+def _small_normal():
+    """A new one for every layer: a Keras initializer without a seed gives the same values each time it is called."""
+    return keras.initializers.RandomNormal(stddev=0.01)
 
 
 def _prior_bias(probability):
@@ -182,11 +187,9 @@ class FCOSHead(keras.layers.Layer):
         self.num_classes = num_classes
         self.centerness_on_boxes = centerness_on_boxes
         self.activation = tf.exp if activation == "exp" else tf.nn.relu
-        initializer = keras.initializers.RandomNormal(stddev=0.01)
         tower = {
             "levels": levels,
             "norm": norm,
-            "initializer": initializer,
             "deform_last": deform_last,
             "use_bias": use_bias,
         }
@@ -195,12 +198,12 @@ class FCOSHead(keras.layers.Layer):
         self.class_logits = ConvNorm(
             num_classes,
             3,
-            kernel_initializer=initializer,
+            kernel_initializer=_small_normal(),
             bias_initializer=_prior_bias(prior_probability),
             name="class_logits",
         )
-        self.box_distances = ConvNorm(4, 3, kernel_initializer=initializer, name="box_distances")
-        self.centerness = ConvNorm(1, 3, kernel_initializer=initializer, name="centerness")
+        self.box_distances = ConvNorm(4, 3, kernel_initializer=_small_normal(), name="box_distances")
+        self.centerness = ConvNorm(1, 3, kernel_initializer=_small_normal(), name="centerness")
         self.scales = {level: Scale(name=f"scale_{level}") for level in levels} if level_scales else {}
 
     def build(self, input_shape):
@@ -259,13 +262,12 @@ class RPNHead(keras.layers.Layer):
 
     def __init__(self, num_anchors, num_convs=1, channels=256, **kwargs):
         super().__init__(**kwargs)
-        initializer = keras.initializers.RandomNormal(stddev=0.01)
         self.convs = [
-            ConvNorm(channels, 3, activation="relu", kernel_initializer=initializer, name=f"conv{i}")
+            ConvNorm(channels, 3, activation="relu", kernel_initializer=_small_normal(), name=f"conv{i}")
             for i in range(num_convs)
         ]
-        self.objectness = ConvNorm(num_anchors, 1, kernel_initializer=initializer, name="objectness")
-        self.box_deltas = ConvNorm(num_anchors * 4, 1, kernel_initializer=initializer, name="box_deltas")
+        self.objectness = ConvNorm(num_anchors, 1, kernel_initializer=_small_normal(), name="objectness")
+        self.box_deltas = ConvNorm(num_anchors * 4, 1, kernel_initializer=_small_normal(), name="box_deltas")
 
     def build(self, input_shape):
         shape = input_shape

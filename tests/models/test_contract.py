@@ -116,6 +116,17 @@ def test_weights_exist_after_construction(model):
     assert all(w.dtype == ("int64" if w.name == "step" else "float32") for w in model.weights)
 
 
+def test_no_two_layers_begin_alike(make):
+    """An initializer shared by layers gives all of them the same values."""
+    kernels = {w.path: w.numpy() for w in make().trainable_weights if w.name == "kernel" and np.any(w)}
+    assert len(kernels) > 10
+    first = {}
+    for path, kernel in kernels.items():
+        values = kernel.ravel()[:20].tobytes()  # of two shapes, too, the same draw begins alike
+        assert values not in first, f"{path} begins as {first.get(values)}"
+        first[values] = path
+
+
 def test_a_bare_image_is_one_without_padding(model):
     image = batch()["image"]
     sized = {"image": image, "image_size": np.int32([image.shape[1:3]] * 2)}
