@@ -105,8 +105,7 @@ def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, rule: str = "d
     Raises:
         ValueError: For an unknown rule.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule is one of {RULES}, not {rule!r}.")
+    check_rule(rule)
     shape = tf.shape(heatmaps)
     flat = tf.reshape(heatmaps, tf.concat([[-1], shape[-3:]], 0))  # (N, h, w, J)
     flat = tf.ensure_shape(tf.cast(flat, tf.float32), (None, *heatmaps.shape[-3:]))
@@ -118,6 +117,12 @@ def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, rule: str = "d
     signature = tf.TensorSpec([heatmaps.shape[-1], 3], tf.float32)
     found = tf.map_fn(read, (flat, tf.reshape(rois, [-1, 4])), parallel_iterations=4, fn_output_signature=signature)
     return tf.reshape(found, tf.concat([shape[:-3], shape[-1:], [3]], 0))
+
+
+def check_rule(rule: str) -> None:
+    """Raises a ValueError unless `keypoints_from_heatmaps` knows the rule."""
+    if rule not in RULES:
+        raise ValueError(f"rule is one of {RULES}, not {rule!r}.")
 
 
 def _read_one(heatmap, roi, rule):

@@ -153,8 +153,7 @@ class KeypointBranch(Configured, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "keypoint_branch", **kwargs})
-        if rule not in keypoint_ops.RULES:
-            raise ValueError(f"KeypointBranch has no rule {rule!r}: choose one of {keypoint_ops.RULES}.")
+        keypoint_ops.check_rule(rule)
         if num_keypoints == len(keypoint_ops.PERSON_KEYPOINTS):
             keypoint_names = keypoint_ops.PERSON_KEYPOINTS if keypoint_names is None else keypoint_names
             skeleton = keypoint_ops.PERSON_SKELETON if skeleton is None else skeleton
