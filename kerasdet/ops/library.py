@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import tensorflow as tf
+from tensorflow.python.framework import kernels
 from tensorflow.python.ops import control_flow_util
 
 _PATH = Path(__file__).with_name("_kerasdet_ops.so")
@@ -51,11 +52,26 @@ def implementation(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def compiled_ops() -> ModuleType | None:
-    """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
+def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
+    """The compiled ops if they are to run here, else None: XLA, for one, cannot take them.
+
+    Args:
+        for_gpus: Whether the op has a kernel for GPUs, too, and is better not taken where that was not built.
+    """
     if _chosen == "tensorflow" or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
         return None
-    return raw_ops()
+    return None if _chosen is None and for_gpus and _lacks_gpu_kernels() else raw_ops()
+
+
+@functools.cache
+def _lacks_gpu_kernels() -> bool:
+    """Whether TensorFlow has GPUs and the library nothing for them: the way to the CPU and back would cost more."""
+    if not tf.config.list_physical_devices("GPU") or raw_ops() is None:
+        return False
+    if any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Kerasdet>Nms").kernel):
+        return False
+    _logger.warning("The compiled ops were built without NVRTC or found no CUDA, so on GPUs TensorFlow's are used.")
+    return True
 
 
 @functools.cache

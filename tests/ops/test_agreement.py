@@ -1,4 +1,4 @@
-"""The compiled ops against those of TensorFlow and scalar NumPy, over thousands of random cases."""
+"""The compiled ops, and the kernels for GPUs, against TensorFlow's and scalar NumPy, over thousands of random cases."""
 
 import math
 
@@ -10,21 +10,17 @@ from ops.test_nms import scalar_nms
 from ops.test_roi_align import reference as scalar_roi_align
 
 from kerasdet import ops
-from kerasdet.ops import library
 
-IMPLEMENTATIONS = ("tensorflow", "compiled")
-
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if library.raw_ops() is None:
-        pytest.skip("no compiled ops here")
+pytestmark = [
+    pytest.mark.usefixtures("implementation"),
+    pytest.mark.parametrize("implementation", ["compiled", "gpu"], indirect=True),
+]
 
 
 def on_both(function, *arguments):
-    """Results and, of float results, gradients to the arguments, on both implementations."""
+    """Results and, of float results, gradients to the arguments, of TensorFlow's ops and of the compiled ones."""
     results = []
-    for name in IMPLEMENTATIONS:
+    for name in ("tensorflow", "compiled"):
         with ops.implementation(name), tf.GradientTape() as tape:
             tape.watch(arguments)
             result = function(*arguments)
