@@ -53,9 +53,12 @@ def implementation(name: str) -> Iterator[None]:
 
 def compiled_ops() -> ModuleType | None:
     """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
-    if _chosen == "tensorflow" or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return None
-    return raw_ops()
+    return None if _chosen == "tensorflow" or in_xla() else raw_ops()
+
+
+def in_xla() -> bool:
+    """Whether what is traced here goes through XLA, which needs static shapes and knows no sparse matrices."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 @functools.cache
