@@ -28,9 +28,9 @@ def compiled():
 
 @pytest.fixture
 def missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "_PATH", tmp_path / "_kerasdet_ops.so")
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "_kerasdet_ops.so")
     library.raw_ops.cache_clear()
-    yield library._PATH
+    yield library.LIBRARY
     library.raw_ops.cache_clear()
 
 
@@ -171,7 +171,7 @@ def test_in_a_data_set(compiled):
 def test_the_library_runs_on_old_systems(compiled):
     if shutil.which("objdump") is None:
         pytest.skip("no objdump here")
-    listing = subprocess.run(["objdump", "-T", library._PATH], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["objdump", "-T", library.LIBRARY], capture_output=True, text=True, check=True).stdout
     versions = set(re.findall(r"\((GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)\)", listing))
     assert {"GLIBC", "GLIBCXX"} <= {name for name, _ in versions}
     for name, version in versions:
