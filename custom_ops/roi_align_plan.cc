@@ -7,6 +7,7 @@ namespace kerasdet {
 namespace {
 
 constexpr int64_t kTileBytes = 16 << 10;  // about this much of a map stays in the smallest cache
+constexpr int64_t kTilesAcross = 1024;    // at most
 constexpr int64_t kRegionsOfPart = 64;    // that a thread takes
 
 // The bits of a 16-bit number at the even places.
@@ -75,13 +76,16 @@ void Lines::Add(int32_t index, float weight) {
 Plan::Plan(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t count,
            int64_t cell_bytes, const ThreadPool& threads)
     : height_(options.output_height), width_(options.output_width), regions_(count) {
-  const int32_t tile = static_cast<int32_t>(
-      std::clamp(std::sqrt(static_cast<double>(kTileBytes) / static_cast<double>(cell_bytes)), 4.0, 64.0));
+  const double cells = std::sqrt(static_cast<double>(kTileBytes) / static_cast<double>(cell_bytes));
+  std::vector<int32_t> tiles;  // cells along a side
   std::vector<int64_t> first_tile;
   int64_t num_tiles = 1;  // tile 0 is for bins without a sample
   for (const Map& map : maps) {
+    const int64_t length = std::max(map.height, map.width);
+    const int64_t tile = std::max(static_cast<int64_t>(std::clamp(cells, 4.0, 64.0)), length / kTilesAcross + 1);
     int64_t side = 1;
-    while (side <= std::max(map.height, map.width) / tile) side *= 2;
+    while (side <= length / tile) side *= 2;
+    tiles.push_back(static_cast<int32_t>(tile));
     first_tile.push_back(num_tiles);
     num_tiles += side * side;
   }
@@ -91,6 +95,7 @@ Plan::Plan(const RoiOptions& options, const std::vector<Map>& maps, const float*
     for (int64_t number = begin; number < end; ++number) {
       Region& region = regions_[number];
       FindLines(options, maps, boxes + 4 * number, &region);
+      const int32_t tile = tiles[region.level];
       uint32_t* place = tile_of_bin.data() + number * bins_of_region;
       for (int row = 0; row < height_; ++row) {
         for (int column = 0; column < width_; ++column, ++place) {
