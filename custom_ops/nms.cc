@@ -23,7 +23,7 @@ struct Box {
 // Kept boxes of one class, padded with empty ones.
 struct KeptBlock {
   static constexpr int kSize = 16;
-  float y1[kSize], x1[kSize], y2[kSize], x2[kSize], area[kSize];
+  float y1[kSize], x1[kSize], y2[kSize], x2[kSize], area[kSize], share_of_area[kSize];
   int32_t next;  // block of the class, or -1
 };
 
@@ -35,7 +35,7 @@ class KeptBoxes {
   const KeptBlock* blocks() const { return blocks_.data(); }
   int32_t first(int32_t owner) const { return chains_[owner].first; }
 
-  void Add(int32_t owner, const Box& box) {
+  void Add(int32_t owner, const Box& box, float share) {
     Chain& chain = chains_[owner];
     if (chain.used == KeptBlock::kSize) {
       const int32_t added = static_cast<int32_t>(blocks_.size());
@@ -52,6 +52,7 @@ class KeptBoxes {
     block.y2[place] = box.y2;
     block.x2[place] = box.x2;
     block.area[place] = box.area;
+    block.share_of_area[place] = share * box.area;
   }
 
  private:

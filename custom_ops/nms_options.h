@@ -29,7 +29,7 @@ struct NmsCall {
   NmsCall(const NmsOptions& options, const Context& context)
       : boxes(context.Input(0, "boxes", {-1, -1, 4})),
         scores(context.Input(1, "scores", {batch(), count()})),
-        class_ids(context.Input(2, "class_ids", {batch(), options.by_class ? count() : -1})),
+        class_ids(context.Input(2, "class_ids", {options.by_class ? batch() : -1, options.by_class ? count() : -1})),
         indices(context.Output(0, TF_INT32, {batch(), options.max_detections})),
         counts(context.Output(1, TF_INT32, {batch()})) {
     if (count() > std::numeric_limits<int32_t>::max()) {

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "evaluation": PICTURES | {"data"},
     "training": PICTURES | {"data", "evaluation"},
     "checkpoints": NETWORK | {"models"},
-    "saved_detector": GEOMETRY,
+    "saved_detector": NETWORK,
     "export": NETWORK | {"models", "saved_detector"},
     "loading": NETWORK | {"models", "training", "saved_detector"},
     "shipping": NETWORK | {"models", "data", "evaluation", "export", "loading", "saved_detector"},

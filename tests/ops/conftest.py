@@ -8,6 +8,7 @@ import contextlib
 import pytest
 import tensorflow as tf
 from ops import emulated
+from tensorflow.python.framework import config
 
 from kerasdet import ops
 from kerasdet.ops import library
@@ -35,3 +36,15 @@ def implementation(request, monkeypatch):
         pytest.skip("no compiled ops here")
     with on_gpu(monkeypatch) if request.param == "gpu" else ops.implementation(request.param):
         yield request.param
+
+
+@pytest.fixture
+def deterministic():
+    """As after `tf.config.experimental.enable_op_determinism()`."""
+    config.enable_op_determinism()
+    if emulated.library():
+        emulated.library().set_determinism(True)
+    yield
+    config.disable_op_determinism()
+    if emulated.library():
+        emulated.library().set_determinism(False)

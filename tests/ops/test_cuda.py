@@ -18,7 +18,6 @@ import without_tensorflow
 from ops import emulated
 from ops.conftest import GPUS
 from ops.test_agreement import wild_boxes
-from tensorflow.python.framework import config
 
 from kerasdet import ops
 from kerasdet.ops import library
@@ -30,18 +29,6 @@ def on_gpu(test):
     """Marks a test that runs the kernels for GPUs."""
     test = pytest.mark.usefixtures("implementation")(test)
     return pytest.mark.parametrize("implementation", ["gpu"], indirect=True)(test)
-
-
-@pytest.fixture
-def deterministic():
-    """As after `tf.config.experimental.enable_op_determinism()`."""
-    config.enable_op_determinism()
-    if emulated.library():
-        emulated.library().set_determinism(True)
-    yield
-    config.disable_op_determinism()
-    if emulated.library():
-        emulated.library().set_determinism(False)
 
 
 @pytest.fixture
