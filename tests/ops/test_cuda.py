@@ -183,10 +183,10 @@ ROI_ALIGN |= {"canonical_size": 1.0, "canonical_level": 0.0, "level_epsilon": 0.
 @on_gpu
 @pytest.mark.parametrize("most", [40, 4000])
 def test_nms_goes_on_behind_the_boxes_it_has_masks_for(rng, most):
-    """Of the first 4096 boxes few stay; behind them come some that touch nothing."""
+    """Of the first 4096 boxes few stay; behind them come groups of three that lie apart."""
     group = rng.integers(0, 100, 5000)
     low = np.stack([group // 10 * 30, group % 10 * 30], 1) + rng.integers(0, 8, (5000, 2)) / 4
-    apart = np.arange(900) * 30
+    apart = np.arange(900) // 3 * 30
     low[4100:] = np.stack([1000 + apart, apart % 300], 1)
     boxes = tf.constant(np.concatenate([low, low + 20], 1)[None], tf.float32)
     scores = tf.constant(np.linspace(1, 0.1, 5000)[None], tf.float32)
@@ -196,7 +196,7 @@ def test_nms_goes_on_behind_the_boxes_it_has_masks_for(rng, most):
     with ops.implementation("tensorflow"):
         expected, _ = ops.nms(boxes, scores, class_ids, **options)
     np.testing.assert_array_equal(found, expected)
-    assert count == 40 if most == 40 else found[0, count - 1] == 4999 and 900 < count < 1300
+    assert count == 40 if most == 40 else found[0, count - 1] > 4990 and 700 < count < 1100
 
 
 @on_gpu
@@ -213,6 +213,24 @@ def test_nms_of_images_that_are_sorted_digit_by_digit(rng):
         with ops.implementation("tensorflow"):
             for one, other in zip(ops.nms(boxes, scores, **options), found, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+@on_gpu
+@pytest.mark.parametrize("sampling_ratio", [0, 2, 40])
+def test_bins_of_more_lines_than_a_warp_has_threads(rng, sampling_ratio):
+    features = tf.constant(rng.normal(size=(1, 110, 90, 5)), tf.float32)
+    boxes = tf.constant([[[0.0, 0, 110, 90], [-9, 3, 100, 5], [40, -20, 44, 300], [1, 1, 66, 65]]])
+    results = []
+    for name in ("tensorflow", "compiled"):
+        with ops.implementation(name), tf.GradientTape() as tape:
+            tape.watch(features)
+            pooled = ops.roi_align(
+                features, boxes, output_size=(1, 2), spatial_scale=1.0, sampling_ratio=sampling_ratio
+            )
+        with ops.implementation(name):
+            results.append((pooled, tape.gradient(pooled, features, tf.cos(pooled))))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)
 
 
 def gradients_of_both(rng, dtype=tf.float32):
