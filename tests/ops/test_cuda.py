@@ -181,13 +181,13 @@ ROI_ALIGN |= {"canonical_size": 1.0, "canonical_level": 0.0, "level_epsilon": 0.
 
 
 @on_gpu
-@pytest.mark.parametrize("most", [40, 4000])
+@pytest.mark.parametrize("most", [40, 500, 1024])
 def test_nms_goes_on_behind_the_boxes_it_has_masks_for(rng, most):
-    """Of the first 4096 boxes few stay; behind them come groups of three that lie apart."""
+    """Of the first 4096 boxes few stay; behind them come more of the same and groups of three that lie apart."""
     group = rng.integers(0, 100, 5000)
     low = np.stack([group // 10 * 30, group % 10 * 30], 1) + rng.integers(0, 8, (5000, 2)) / 4
     apart = np.arange(900) // 3 * 30
-    low[4100:] = np.stack([1000 + apart, apart % 300], 1)
+    low[4100:] = np.where(rng.random((900, 1)) < 0.2, low[4100:], np.stack([1000 + apart, apart % 300], 1))
     boxes = tf.constant(np.concatenate([low, low + 20], 1)[None], tf.float32)
     scores = tf.constant(np.linspace(1, 0.1, 5000)[None], tf.float32)
     class_ids = tf.constant(rng.integers(0, 3, (1, 5000)), tf.int32)
@@ -196,7 +196,7 @@ def test_nms_goes_on_behind_the_boxes_it_has_masks_for(rng, most):
     with ops.implementation("tensorflow"):
         expected, _ = ops.nms(boxes, scores, class_ids, **options)
     np.testing.assert_array_equal(found, expected)
-    assert count == 40 if most == 40 else found[0, count - 1] > 4990 and 700 < count < 1100
+    assert 600 < count < 1024 and found[0, count - 1] > 4950 if most == 1024 else count == most
 
 
 @on_gpu
