@@ -246,7 +246,7 @@ def gradients_of_both(rng, dtype=tf.float32):
             pyramid = {f"p{level}": x for level, x in enumerate(maps, 2)}
             pooled = tf.cast(ops.multilevel_roi_align(pyramid, boxes, output_size=3, canonical_size=40), tf.float32)
             convolved = ops.deform_conv2d(*arguments, padding=1, groups=2, deformable_groups=2)
-            loss = tf.reduce_sum(tf.sin(pooled)) + tf.reduce_sum(convolved**2)
+            loss = tf.reduce_sum(tf.sin(pooled)) + tf.reduce_sum(tf.sin(convolved))
         return tape.gradient(loss, [*maps, *arguments])
 
     return gradients
@@ -260,11 +260,11 @@ def test_deterministic_gradients_are_the_same_each_time_and_right(rng, determini
     for _ in range(3):
         for one, other in zip(first, gradients(), strict=True):
             np.testing.assert_array_equal(one, other)
-    relative = {tf.float32: 1e-5, tf.float16: 2e-3, tf.bfloat16: 2e-2}[dtype]
+    relative = {tf.float32: 1e-4, tf.float16: 2e-3, tf.bfloat16: 2e-2}[dtype]
     with ops.implementation("tensorflow"):
         for one, other in zip(gradients(), first, strict=True):
             one, other = tf.cast(one, tf.float32), tf.cast(other, tf.float32)
-            np.testing.assert_allclose(other, one, rtol=relative, atol=1e-4 if dtype == tf.float32 else relative)
+            np.testing.assert_allclose(other, one, rtol=relative, atol=relative)
 
 
 @on_gpu
