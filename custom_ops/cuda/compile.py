@@ -66,9 +66,21 @@ def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
     return bytes_of(f"nvrtcGet{kind}Size", f"nvrtcGet{kind}")
 
 
+def known(nvrtc: ctypes.CDLL) -> list[int]:
+    """Those of the architectures that this NVRTC knows: not all before 12.8."""
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    numbers = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(numbers)
+    return [number for number in ARCHITECTURES if number in numbers]
+
+
 def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
     """All images by name: sm_70 ..., and last compute_70, the PTX."""
-    images = {f"sm_{number}": compile_kernels(nvrtc, number, "CUBIN") for number in ARCHITECTURES}
+    images = {f"sm_{number}": compile_kernels(nvrtc, number, "CUBIN") for number in known(nvrtc)}
+    missing = [f"sm_{number}" for number in ARCHITECTURES if f"sm_{number}" not in images]
+    if missing:
+        print(f"kerasdet: only PTX for {', '.join(missing)}, since NVRTC is older than 12.8.")
     return {**images, f"compute_{PTX_OF}": lowered(compile_kernels(nvrtc, PTX_OF, "PTX"))}
 
 
@@ -105,7 +117,11 @@ def main() -> None:
     first_line = f"// {fingerprint(nvrtc)}\n"
     if result.exists() and result.read_text().startswith(first_line):
         return
-    for name, image in (compile_all(nvrtc) if nvrtc else {}).items():
+    try:
+        images = compile_all(nvrtc) if nvrtc else {}
+    except RuntimeError as error:
+        sys.exit(f"kerasdet: {error}")
+    for name, image in images.items():
         files[name] = folder / name
         files[name].write_bytes(image)
     result.write_text(first_line + assembly(files))

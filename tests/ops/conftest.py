@@ -13,13 +13,11 @@ from tensorflow.python.framework import config
 from kerasdet import ops
 from kerasdet.ops import library
 
-GPUS = tf.config.list_physical_devices("GPU")
-
 
 @contextlib.contextmanager
 def on_gpu(monkeypatch):
     """Runs the kernels for GPUs."""
-    if GPUS:
+    if emulated.GPUS:
         with ops.implementation("compiled"), tf.device("/GPU:0"):
             yield
     elif emulated.library() is None:

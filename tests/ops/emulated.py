@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import without_tensorflow
 
+GPUS = tf.config.list_physical_devices("GPU")  # real ones, which are taken instead
+
 
 @functools.cache
 def library():

@@ -16,7 +16,6 @@ import pytest
 import tensorflow as tf
 import without_tensorflow
 from ops import emulated
-from ops.conftest import GPUS
 from ops.test_agreement import wild_boxes
 
 from kerasdet import ops
@@ -121,7 +120,7 @@ library.op("Nms", "GPU")
 """
 
 
-@pytest.mark.skipif(bool(GPUS), reason="a driver is here")
+@pytest.mark.skipif(bool(emulated.GPUS), reason="a driver is here")
 def test_without_tensorflow_and_without_a_driver_it_is_said_what_lacks(needs_emulation):
     code = f"import sys; sys.path.insert(0, {str(without_tensorflow.FOLDER)!r}){WITHOUT_DRIVER}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -131,7 +130,7 @@ def test_without_tensorflow_and_without_a_driver_it_is_said_what_lacks(needs_emu
 
 @pytest.mark.skipif(library.raw_ops() is None, reason="no compiled ops here")
 def test_a_gpu_without_kernels_is_left_to_tensorflow(monkeypatch, caplog):
-    if GPUS:
+    if emulated.GPUS:
         pytest.skip("there are kernels")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     library._lacks_gpu_kernels.cache_clear()
