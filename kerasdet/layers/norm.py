@@ -32,7 +32,7 @@ def make_norm(
     if norm is None:
         return None
     if norm == "gn":
-        return GroupNorm(groups, epsilon, name=name)
+        return GroupNormalization(groups, epsilon, name=name)
     if norm in NORMS:
         return BatchNorm(norm, epsilon=epsilon, name=name)
     raise ValueError(f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None.")
@@ -101,11 +101,11 @@ class BatchNorm(Configured, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class GroupNorm(Configured, keras.layers.Layer):
+class GroupNormalization(Configured, keras.layers.Layer):
     """Normalisation of groups of channels of each image (https://arxiv.org/abs/1803.08494).
 
-    Keras' own layer takes ten times as long on CPUs, and loses digits where it subtracts the mean's square from that of
-    the values.
+    Keras' layer of this name, whose weights it takes, needs ten times as long on CPUs, and loses digits where it
+    subtracts the mean's square from that of the values.
 
     Args:
         groups: Their number, which divides that of the channels.
@@ -120,7 +120,7 @@ class GroupNorm(Configured, keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         if channels % self.groups:
-            raise ValueError(f"GroupNorm cannot split {channels} channels into {self.groups} groups.")
+            raise ValueError(f"GroupNormalization cannot split {channels} channels into {self.groups} groups.")
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
 
