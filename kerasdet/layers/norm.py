@@ -15,7 +15,8 @@ unbiased variance.
 import keras
 import tensorflow as tf
 
-from kerasdet.replicas import global_sum
+from kerasdet.precision import real
+from kerasdet.replicas import global_mean, global_sum
 from kerasdet.serialization import Configured
 
 NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
@@ -87,11 +88,11 @@ class BatchNorm(Configured, keras.layers.Layer):
     def _normalize_by_batch(self, x):
         if self.mode == "sync_bn":
             mean, variance, unbiased = _global_moments(x)
-            y = tf.nn.batch_normalization(tf.cast(x, tf.float32), mean, variance, self.beta, self.gamma, self.epsilon)
+            y = tf.nn.batch_normalization(tf.cast(x, real()), mean, variance, self.beta, self.gamma, self.epsilon)
             y = tf.cast(y, x.dtype)
         else:
             fused = self._fused(x, tf.zeros([0]), tf.zeros([0]), is_training=True)
-            y, mean, unbiased = fused.y, fused.batch_mean, fused.batch_variance
+            y, (mean, unbiased) = fused.y, global_mean([fused.batch_mean, fused.batch_variance])
         self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
         self.moving_variance.assign(self.momentum * self.moving_variance + (1 - self.momentum) * unbiased)
         return y
@@ -102,8 +103,8 @@ class BatchNorm(Configured, keras.layers.Layer):
 
 def _global_moments(x):
     """Mean, variance and unbiased variance over all replicas' batches, (C,) each, float32."""
-    x = tf.cast(x, tf.float32)
-    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+    x = tf.cast(x, real())
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], real())
     sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(tf.square(x), [0, 1, 2]), [count]], 0)
     total, square, count = tf.split(global_sum(sums), [x.shape[-1], x.shape[-1], 1])
     mean = total / count

@@ -9,7 +9,7 @@ from kerasdet import evaluate, load
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
 from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.training import SGD, WarmupMultiStep, train
-from kerasdet.training.callbacks import checkpoints
+from kerasdet.training.checkpoints import checkpoints
 
 STEPS = 6
 
