@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gin
 import keras
+import tensorflow as tf
 
 from kerasdet import anchors, coders, data, evaluation, layers, loading, models, training
 from kerasdet.data import shapes
@@ -57,6 +58,7 @@ SURFACE = (
     training.train,
     evaluation.evaluate,
     keras.optimizers.AdamW,
+    keras.optimizers.Lamb,
 )
 WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
 
@@ -108,9 +110,13 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
 
 def train() -> keras.Model:
     """Trains what is configured, and writes the operative configuration to ``config.gin`` of its OUT_DIR."""
+    strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
+    if macro("DETERMINISTIC"):
+        tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(macro("PRECISION"))
-    return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
+    with strategy.scope():
+        return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
 
 
 def import_modules(config: str | Path) -> None:
@@ -180,7 +186,7 @@ def _require_macro(name):
 def _used_macros():
     text = gin.config_str(max_line_length=10**6)
     text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % in a text is no macro
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED"})
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"DETERMINISTIC", "PRECISION", "SEED", "STRATEGY"})
 
 
 def _check_own_macros(path):

@@ -87,7 +87,7 @@ class BatchNorm(Configured, keras.layers.Layer):
 
     def _normalize_by_batch(self, x):
         if self.mode == "sync_bn":
-            mean, variance, unbiased = _global_moments(x)
+            mean, variance, unbiased = _global_moments(x, tf.convert_to_tensor(self.moving_mean))
             y = tf.nn.batch_normalization(tf.cast(x, real()), mean, variance, self.beta, self.gamma, self.epsilon)
             y = tf.cast(y, x.dtype)
         else:
@@ -101,12 +101,15 @@ class BatchNorm(Configured, keras.layers.Layer):
         return input_shape
 
 
-def _global_moments(x):
-    """Mean, variance and unbiased variance over all replicas' batches, (C,) each, float32."""
-    x = tf.cast(x, real())
+def _global_moments(x, center):
+    """Mean, variance and unbiased variance over all replicas' batches, (C,) each, float32.
+
+    The nearer `center`, (C,), is to the mean, the less is lost where squares are subtracted.
+    """
+    x = tf.cast(x, real()) - center
     count = tf.cast(tf.size(x) // tf.shape(x)[-1], real())
     sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(tf.square(x), [0, 1, 2]), [count]], 0)
     total, square, count = tf.split(global_sum(sums), [x.shape[-1], x.shape[-1], 1])
     mean = total / count
     variance = tf.maximum(square / count - tf.square(mean), 0.0)
-    return mean, variance, variance * count / tf.maximum(count - 1, 1.0)
+    return mean + center, variance, variance * count / tf.maximum(count - 1, 1.0)

@@ -87,11 +87,10 @@ class Speedometer:
         values["images_per_second"] = self.count * self.batch_size / seconds
         values["data_wait"] = (self.model.data_wait - self.waited) / self.count  # seconds in a step
         self.run_log.write(step, values)
-        left = (self.steps - step) * seconds / self.count
-        log.info(
-            "step %d of %d: loss %.4f, %.1f images/s, %d min left",
-            *(step, self.steps, values["loss"], values["images_per_second"], round(left / 60)),
-        )
+        if self.run_log.writer is not None:
+            left = (self.steps - step) * seconds / self.count / 60
+            text = "step %d of %d: loss %.4f, %.1f images/s, %d min left"
+            log.info(text, step, self.steps, values["loss"], values["images_per_second"], round(left))
         self.model.reset_metrics()
         self.restart()
 

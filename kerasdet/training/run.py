@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from kerasdet.replicas import all_workers
 from kerasdet.training import checkpoints
 from kerasdet.training.logs import Speedometer
 from kerasdet.training.validation import Validation
@@ -89,6 +90,7 @@ class Run(keras.callbacks.Callback):
                 callbacks=[self],
                 verbose=0,
             )
+            all_workers(strategy, None)  # none leaves before the others are done
         finally:
             _handle_sigterm(before)
 
