@@ -7,8 +7,7 @@ import keras
 
 from kerasdet.models import Detector
 from kerasdet.saved_detector import SavedDetector
-from kerasdet.training.averages import use_averages
-from kerasdet.training.checkpoints import checkpoints
+from kerasdet.training.checkpoints import checkpoints, open_model
 
 
 def load(path: str | Path) -> keras.Model | SavedDetector:
@@ -25,13 +24,11 @@ def load(path: str | Path) -> keras.Model | SavedDetector:
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is no Keras model file, or only the beginning of one.")
     try:
-        model = keras.models.load_model(file)
+        return open_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
         innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
         reason = " ".join(innermost.partition(" Full object config")[0].split())
         raise ValueError(f"{file} cannot be loaded: {reason}") from None
-    use_averages(model)
-    return model
 
 
 def load_detector(path: str | Path) -> Detector:

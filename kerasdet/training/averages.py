@@ -33,6 +33,6 @@ def _pairs(model):
     """Each trained weight and its average."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
+    if not getattr(optimizer, "use_ema", False) or int(optimizer.iterations.numpy()) == 0:
         return []
     return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))

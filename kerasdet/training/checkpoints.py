@@ -1,13 +1,18 @@
 """The state of a run on disk. A file appears under its name only when it is complete and on the disk."""
 
+import contextlib
 import json
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
+
+from kerasdet.training.averages import use_averages
+from kerasdet.training.freezing import freeze_layers
 
 _STATE = "training.json"  # beside Keras' own files in the archive
 
@@ -17,7 +22,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step_*.keras") if re.fullmatch(r"step_\d+\.keras", path.name))
 
 
-def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int) -> None:
+def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int, freeze: Sequence[str] = ()) -> None:
     """Writes ``step_00000500.keras`` and deletes all but the last `keep`.
 
     It holds the model, its optimizer with the averages of weights, step and place in the data. All that is random in a
@@ -29,11 +34,12 @@ def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int)
         keep: How many stay.
         step: Steps made.
         images: Images seen.
+        freeze: What `freeze_layers` was given.
 
     Raises:
         OSError: If the file cannot be written, in one sentence; what was there before stays.
     """
-    state = {"step": step, "images": images, **_facts(model.optimizer)}
+    state = {"step": step, "images": images, "freeze": list(freeze), **_facts(model.optimizer)}
     save_model(model, folder / f"step_{step:08d}.keras", state)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
@@ -79,8 +85,7 @@ def restore(model: keras.Model, folder: Path) -> tuple[int, int]:
     path = saved[-1]
     elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
     try:
-        with zipfile.ZipFile(path) as archive:
-            state = json.loads(archive.read(_STATE))
+        state = _read_state(path)
         model.load_weights(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it to go on from the one before it.") from None
@@ -91,6 +96,25 @@ def restore(model: keras.Model, folder: Path) -> tuple[int, int]:
     if any(state[name] != facts[name] for name in facts):  # Keras only warns, and leaves its optimizer as it was
         raise ValueError(f"{path} is of another optimizer, or of one of other trained weights: {elsewhere}")
     return state["step"], state["images"]
+
+
+def open_model(path: Path) -> keras.Model:
+    """The model in a ``.keras`` file, with the averages of its weights where it was trained with any."""
+    model = keras.models.load_model(path)
+    with contextlib.suppress(KeyError):  # of files that are no checkpoint
+        if patterns := _read_state(path)["freeze"]:  # without which Keras does not restore the optimizer
+            freeze_layers(model, patterns)
+            inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            model.compile(optimizer=type(inner).from_config(inner.get_config()))
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+    use_averages(model)
+    return model
+
+
+def _read_state(path):
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(_STATE))
 
 
 def _facts(optimizer):

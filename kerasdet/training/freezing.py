@@ -32,4 +32,4 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 
 def _inner_layers(part, pattern):
     inner = part._flatten_layers(include_self=False)
-    return [x for x in inner if x.path and fnmatch.fnmatchcase(x.path.partition("/")[2], pattern)]
+    return [layer for layer in inner if layer.path and fnmatch.fnmatchcase(layer.path, f"*/{pattern}")]

@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -30,6 +30,7 @@ class Run(keras.callbacks.Callback):
         measure_every: Steps between two measurements.
         steps: In all.
         batch_size: Of all replicas together.
+        freeze: Patterns of layers that are not trained.
         done: Steps that were made before.
         images: Images that were seen before.
     """
@@ -46,6 +47,7 @@ class Run(keras.callbacks.Callback):
         measure_every: int,
         steps: int,
         batch_size: int,
+        freeze: Sequence[str],
         done: int,
         images: int,
     ):
@@ -59,6 +61,7 @@ class Run(keras.callbacks.Callback):
         self.measure_every = measure_every
         self.steps = steps
         self.batch_size = batch_size
+        self.freeze = freeze
         self.done = done
         self.images = images
         self.terminated = False
@@ -110,7 +113,7 @@ class Run(keras.callbacks.Callback):
     def _save(self, step):
         if self.folder is not None:
             images = self.images + (step - self.done) * self.batch_size
-            checkpoints.save(self.detector, self.folder, self.keep, step=step, images=images)
+            checkpoints.save(self.detector, self.folder, self.keep, step=step, images=images, freeze=self.freeze)
 
     def _measure(self, step):
         due = step % self.measure_every == 0 or step == self.steps

@@ -136,6 +136,7 @@ def train(
         measure_every=epoch_steps * eval_every,
         steps=steps,
         batch_size=batch_size,
+        freeze=freeze,
         done=done,
         images=images,
     )

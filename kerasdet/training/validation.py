@@ -45,7 +45,7 @@ class Validation:
         self.evaluate = evaluate
         self.run_log = run_log
         self.best = best
-        self.monitor = monitor
+        self.monitor = monitor or next((name for line in self._measured() for name in line if name != "step"), None)
         self.patience = patience
 
     def __call__(self, step: int) -> None:
@@ -69,7 +69,7 @@ class Validation:
 
     def has_measured(self, step: int) -> bool:
         """Whether the run has come as far as measuring after this step."""
-        return any(line["step"] == step and "learning_rate" not in line for line in self.run_log.lines)
+        return any(line["step"] == step for line in self._measured())
 
     def has_ended(self) -> bool:
         """Whether `patience` is at its end."""
@@ -80,7 +80,10 @@ class Validation:
         return True
 
     def _history(self):
-        return [self._goodness(line) for line in self.run_log.lines if self.monitor in line]
+        return [self._goodness(line) for line in self._measured() if self.monitor in line]
+
+    def _measured(self):
+        return [line for line in self.run_log.lines if "learning_rate" not in line]
 
     def _goodness(self, values):
         value = values[self.monitor]
