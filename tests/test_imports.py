@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "data": PICTURES,
     "visualize": PICTURES | {"data"},
     "evaluation": PICTURES | {"data", "replicas"},
-    "training": PICTURES | {"data", "evaluation", "replicas", "visualize"},
+    "training": PICTURES | {"data", "evaluation", "replicas", "serialization", "visualize"},
     "checkpoints": NETWORK | {"models"},
     "saved_detector": GEOMETRY,
     "export": NETWORK | {"models", "saved_detector"},

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import keras
 
+from kerasdet.serialization import freeze
+
 
 def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
     """Makes layers of a detector untrainable, and their norms use what they have stored.
@@ -27,7 +29,7 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
         if not found:
             raise ValueError(f"freeze: {pattern!r} matches no layer of {name}.")
         for layer in found:
-            layer.trainable = False
+            freeze(layer)
 
 
 def _inner_layers(part, pattern):
