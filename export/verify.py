@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from kerasdet.models import Detector
+from kerasdet.ops.library import LIBRARY
 from kerasdet.saved_detector import in_pixels
 
 _SAME_OBJECT = 0.5  # IoU
@@ -65,6 +66,7 @@ def verify_saved_model(
     *,
     class_offset: int = 1,
     precision: str = "float32",
+    ops: str = "tensorflow",
 ) -> Report:
     """Loads a SavedModel in a process that has only TensorFlow and compares it with the model.
 
@@ -74,6 +76,7 @@ def verify_saved_model(
         images: (H, W, 3) uint8 arrays.
         class_offset: As it was exported.
         precision: As it was exported. Where it or the model's own is not float32, rounding is allowed for.
+        ops: As it was exported; the process is given the library of "compiled" ones.
 
     Returns:
         The differences.
@@ -81,7 +84,7 @@ def verify_saved_model(
     Raises:
         RuntimeError: If the SavedModel does not run, or differs by more than `EXACT` or `ROUNDED` allow.
     """
-    outputs = _run(Path(path), images)
+    outputs = _run(Path(path), images, [str(LIBRARY)] if ops == "compiled" else [])
     exact = precision == "float32" and model.backbone.compute_dtype == "float32"
     tolerance = EXACT if exact else ROUNDED
     seconds = []
@@ -114,13 +117,20 @@ def _exceeds(report, tolerance, name):
     return not getattr(report, name) <= getattr(tolerance, name)  # NaN exceeds
 
 
-def _run(path, images):
+def _run(path, images, libraries):
     """The outputs of the SavedModel by "signature/name", and ``seconds`` of each run."""
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(Path(folder) / f"{index}.png")
         run = subprocess.run(
-            [sys.executable, "-c", Path(__file__).with_name("reload.py").read_text(), str(path.resolve()), folder],
+            [
+                sys.executable,
+                "-c",
+                Path(__file__).with_name("reload.py").read_text(),
+                str(path.resolve()),
+                folder,
+                *libraries,
+            ],
             capture_output=True,
             text=True,
             cwd=folder,  # neither the checkout nor kerasdet is on the path

@@ -112,6 +112,7 @@ def _parser():
         "--serving", action="store_true", help="write a folder for TF Serving, this being its next version"
     )
     export.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (default float32)")
+    export.add_argument("--ops", choices=["tensorflow", "compiled"], default="tensorflow", help="(default tensorflow)")
     export.add_argument("--class-offset", type=int, default=1, metavar="N", help="of the first class (default 1)")
     export.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="of an encoded image")
     export.add_argument("--verify", nargs="+", default=[], metavar="IMAGE", help="compare on these")
@@ -301,6 +302,7 @@ def _export(options):
         class_offset=options.class_offset,
         precision=options.precision,
         max_pixels=options.max_pixels,
+        ops=options.ops,
         gin_config=saved.read_text() if saved.is_file() else None,
     )
     print(report)

@@ -43,14 +43,17 @@ def ship(
     Raises:
         RuntimeError: If the SavedModel differs from the model.
     """
-    precision = options.get("precision", "float32")
+    how = {name: options[name] for name in ("precision", "ops") if name in options}
     samples = [image_ops.read(image) for image in images] or sample_images()
     path = export_saved_model(model, path, class_offset=class_offset, **options)
-    report = verify_saved_model(model, path, samples, class_offset=class_offset, precision=precision)
+    report = verify_saved_model(model, path, samples, class_offset=class_offset, **how)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    lines = [f"{path}: {size / 2**20:.1f} MiB, {precision}.", f"Reloaded with TensorFlow alone: {report}"]
+    lines = [
+        f"{path}: {size / 2**20:.1f} MiB, {how.get('precision', 'float32')}.",
+        f"Reloaded with TensorFlow alone: {report}",
+    ]
     if not report.detections and hasattr(model, "score_threshold"):
-        lines.append("The model finds nothing on these images. " + _verify_below_threshold(model, samples, precision))
+        lines.append("The model finds nothing on these images. " + _verify_below_threshold(model, samples, how))
     return path, "\n".join(lines)
 
 
@@ -103,15 +106,15 @@ def sample_images() -> list[np.ndarray]:
     return pictures
 
 
-def _verify_below_threshold(model, samples, precision):
+def _verify_below_threshold(model, samples, how):
     """The comparison at a score threshold where there is something to compare: another export, which is not kept."""
     found = _with_threshold(model, 0.0).detect(samples[:1])
     scores = found["scores"][0, : found["valid"][0]][:_WANTED]
     threshold = 0.999 * float(scores.min(initial=1.0))
     model = _with_threshold(model, threshold)
     with tempfile.TemporaryDirectory() as folder:
-        path = export_saved_model(model, Path(folder) / "model", precision=precision)
-        report = verify_saved_model(model, path, samples, precision=precision)
+        path = export_saved_model(model, Path(folder) / "model", **how)
+        report = verify_saved_model(model, path, samples, **how)
     return f"The same with a score threshold of {threshold:.2g}: {report}"
 
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "evaluation": PICTURES | {"data", "replicas"},
     "training": PICTURES | {"data", "evaluation", "replicas", "serialization", "visualize"},
     "checkpoints": NETWORK | {"models"},
-    "saved_detector": GEOMETRY,
+    "saved_detector": NETWORK,
     "export": NETWORK | {"models", "saved_detector"},
     "loading": NETWORK | {"models", "training", "saved_detector"},
     "shipping": NETWORK | {"models", "data", "evaluation", "export", "loading", "saved_detector"},

@@ -13,7 +13,7 @@ from types import ModuleType
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-_PATH = Path(__file__).with_name("_kerasdet_ops.so")
+LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
 _OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
 _OPS += ("paste_masks", "encode_masks")
 _logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def implementation(name: str) -> Iterator[None]:
         raise ValueError(f'implementation is "compiled" or "tensorflow", not {name!r}.')
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
-            f"The compiled ops do not load from {_PATH}: install kerasdet from its wheel, or where g++ and make are."
+            f"The compiled ops do not load from {LIBRARY}: install kerasdet from its wheel, or where g++ and make are."
         )
     global _chosen
     before, _chosen = _chosen, name
@@ -53,21 +53,24 @@ def implementation(name: str) -> Iterator[None]:
 
 def compiled_ops() -> ModuleType | None:
     """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
-    if _chosen == "tensorflow" or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return None
-    return raw_ops()
+    return None if _chosen == "tensorflow" or in_xla() else raw_ops()
+
+
+def in_xla() -> bool:
+    """Whether what is traced here goes through XLA, which needs static shapes and knows no sparse matrices."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 @functools.cache
 def raw_ops() -> ModuleType | None:
     """The compiled ops as they are, whatever is chosen; None where their library does not load."""
     try:
-        library = tf.load_op_library(str(_PATH))
+        library = tf.load_op_library(str(LIBRARY))
     except (tf.errors.OpError, OSError) as error:
         _logger.warning("The compiled ops are not there, so TensorFlow's are used: %s", error)
         return None
     missing = [name for name in _OPS if not hasattr(library, f"kerasdet_{name}")]
     if missing:
-        _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", _PATH, ", ".join(missing))
+        _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", LIBRARY, ", ".join(missing))
         return None
     return library
