@@ -71,6 +71,7 @@ def _register(item):
     if isinstance(item, type) and issubclass(item, Configured):
         names = constructor_arguments(item)
     inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
+    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
     return gin.external_configurable(item, module="kerasdet", allowlist=[*names, *inherited])
 
 
