@@ -68,6 +68,35 @@ def test_twenty_kills_change_no_bit(tmp_path, data):
     assert len(again) == len(set(again))  # what was made again is not told twice
 
 
+DISK_FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.path.insert(0, sys.argv[1])
+import survival_run
+from kerasdet.training import checkpoints, run
+save = checkpoints.save
+def save_on_a_small_disk(model, folder, keep, *, step, **kwargs):
+    if step > 5:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    save(model, folder, keep, step=step, **kwargs)
+checkpoints.save = save_on_a_small_disk
+try:
+    survival_run.main(*sys.argv[2:])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_written_whole_is_an_error_and_leaves_the_last(tmp_path, data):
+    """Of a limit on the size of files, which is met where a disk is full: within a write."""
+    command = [sys.executable, "-c", DISK_FULL, str(RUN.parent), str(data.annotations), str(tmp_path), "5"]
+    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
+    message = process.stdout.splitlines()[-1]
+    assert "step_00000010.keras cannot be written: File too large. What was saved before is untouched." in message
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.keras"]
+
+
 @pytest.mark.slow
 def test_sigterm_saves_first(tmp_path, data):
     process, log = start(data, tmp_path, save_every=10**6), tmp_path / "metrics.jsonl"

@@ -1,4 +1,6 @@
 import json
+import resource
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -376,3 +378,27 @@ def test_xla_makes_the_steps_that_tensorflow_makes(tmp_path, data):
         models.append(run(tmp_path / str(jit), data, model=tiny.detector(backbone=backbone), **arguments))
     for a, b in zip(*map(tiny.weights, models), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_300_steps_of_many_sizes(tmp_path, data):
+    resident = []
+
+    def evaluate(model, data):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * resource.getpagesize() / 2**20)
+        return Summary(len(resident))
+
+    sizes = ResizeShortestEdge(tuple(range(32, 224, 8)), 320)
+    run(
+        tmp_path,
+        data,
+        steps=300,
+        epoch_steps=25,
+        keep_checkpoints=1,
+        transforms=[sizes, RandomFlip()],
+        eval_data=data,
+        evaluate=evaluate,
+    )
+    assert len(resident) == 12
+    assert max(resident[4:]) - max(resident[:4]) < 40, resident  # MiB
