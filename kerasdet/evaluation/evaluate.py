@@ -126,7 +126,8 @@ def evaluate_batches(
         if category_id not in known:
             raise ValueError(f"category_ids names category {category_id}, which the ground truth lacks.")
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
-    progress = Progbar(len(wanted), unit_name="image")
+    number, workers = worker(_strategy(model))
+    progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=int(number == 0))
     seen, results = set(), []
     for batch, detections in _predictions(model, batches):
         ids = np.asarray(batch["image_id"]).tolist()

@@ -25,8 +25,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int, freeze: Sequence[str] = ()) -> None:
     """Writes ``step_00000500.keras`` and deletes all but the last `keep`.
 
-    It holds the model, its optimizer with the averages of weights, step and place in the data. All that is random in a
-    run depends on its seed and on these, or is a weight.
+    It holds the model, its optimizer with the averages of weights, step, place in the data and the states of random
+    generators. What is random outside of the model follows from its seed, step and place.
 
     Args:
         model: Compiled.
@@ -39,7 +39,8 @@ def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int,
     Raises:
         OSError: If the file cannot be written, in one sentence; what was there before stays.
     """
-    state = {"step": step, "images": images, "freeze": list(freeze), **_facts(model.optimizer)}
+    random = [generator.state.numpy().tolist() for generator in _generators(model)]
+    state = {"step": step, "images": images, "freeze": list(freeze), "random": random, **_facts(model.optimizer)}
     save_model(model, folder / f"step_{step:08d}.keras", state)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
@@ -95,6 +96,8 @@ def restore(model: keras.Model, folder: Path) -> tuple[int, int]:
     facts = _facts(model.optimizer)
     if any(state[name] != facts[name] for name in facts):  # Keras only warns, and leaves its optimizer as it was
         raise ValueError(f"{path} is of another optimizer, or of one of other trained weights: {elsewhere}")
+    for generator, value in zip(_generators(model), state["random"], strict=True):
+        generator.state.assign(value)
     return state["step"], state["images"]
 
 
@@ -115,6 +118,11 @@ def open_model(path: Path) -> keras.Model:
 def _read_state(path):
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read(_STATE))
+
+
+def _generators(model):
+    """What layers such as dropout draw from, which Keras does not save."""
+    return [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
 
 
 def _facts(optimizer):

@@ -58,11 +58,11 @@ class Validation:
             self.monitor = self.monitor or next(iter(values))
             if self.monitor not in values:
                 raise ValueError(f"There is no {self.monitor!r} to monitor: there are {', '.join(values)}.")
-            self.run_log.write(step, values)
             if self.best is not None:
                 self.run_log.picture(step, "truth and detections", panel(self.model, self.data))
                 if self._goodness(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
+            self.run_log.write(step, values)  # last: what is in the log is not done again
         log.info("step %d: %s", step, ", ".join(f"{name} {values[name]:.3f}" for name in [self.monitor, *values][:3]))
         if self.has_ended():
             self.model.stop_training = True
