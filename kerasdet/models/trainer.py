@@ -72,11 +72,13 @@ class Trainer(keras.Model):
         """`_gradients` of a batch, averaged over its parts."""
         if self.micro_batches == 1:
             return self._gradients(batch)
-        results = []
-        for part in _parts(batch, self.micro_batches):
-            with tf.control_dependencies(tf.nest.flatten(results[-1:])):  # one after the other, or nothing is saved
-                results.append(self._gradients({name: tf.identity(value) for name, value in part.items()}))
-        return tf.nest.map_structure(lambda *values: tf.add_n(values) / len(values), *results)
+        first, *others = _parts(batch, self.micro_batches)
+        total = self._gradients(first)
+        for part in others:
+            with tf.control_dependencies(tf.nest.flatten(total)):  # one after the other, or nothing is saved
+                part = {name: tf.identity(value) for name, value in part.items()}
+            total = tf.nest.map_structure(tf.add, total, self._gradients(part))
+        return tf.nest.map_structure(lambda value: value / self.micro_batches, total)
 
     def _gradients(self, batch):
         """Of the scaled loss of a batch; the losses; positives in an image."""

@@ -62,7 +62,8 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
         os.replace(partial, path)
         _flush(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         reason = error.strerror or " ".join(str(error).split())
         raise OSError(f"{path} cannot be written: {reason}. What was saved before is untouched.") from None
 
