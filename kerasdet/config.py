@@ -60,6 +60,7 @@ SURFACE = (
     keras.optimizers.AdamW,
     keras.optimizers.Lamb,
 )
+OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # macros that a file may leave out
 WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
 
 
@@ -146,7 +147,12 @@ def macro(name: str):
     Raises:
         ValueError: If the configuration has no such macro.
     """
-    return gin.query_parameter(f"%{name}")
+    try:
+        return gin.query_parameter(f"%{name}")
+    except ValueError:
+        if name in OPTIONAL:
+            return OPTIONAL[name]
+        raise
 
 
 def _find(config):
@@ -179,7 +185,7 @@ def _binding(override):
 
 def _require_macro(name):
     try:
-        gin.query_parameter(f"%{name}")
+        macro(name)
     except ValueError:
         raise ValueError(f"the configuration has no macro {name}.") from None
 
@@ -187,7 +193,7 @@ def _require_macro(name):
 def _used_macros():
     text = gin.config_str(max_line_length=10**6)
     text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % in a text is no macro
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"DETERMINISTIC", "PRECISION", "SEED", "STRATEGY"})
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
 
 
 def _check_own_macros(path):
@@ -202,7 +208,7 @@ def _check_macros(path):
     missing = []
     for name in _used_macros():
         try:
-            value = gin.query_parameter(f"%{name}")
+            value = macro(name)
         except ValueError:
             raise ValueError(f"{path}: the macro {name} is used and never set.") from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:

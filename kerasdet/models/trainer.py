@@ -88,7 +88,8 @@ class Trainer(keras.Model):
             losses = _with_total(self.compute_losses(outputs, targets))
             scaled = self.optimizer.scale_loss(losses["loss"])
         gradients = tape.gradient(scaled, [v.value for v in self.trainable_variables])
-        self.after_step(targets)
+        with tf.control_dependencies(gradients):
+            self.after_step(targets)
         positive = targets["positive"] if "positive" in targets else targets["matched_gt"] >= 0  # (B, R)
         return gradients, losses, tf.reduce_mean(tf.reduce_sum(tf.cast(positive, real()), 1))
 

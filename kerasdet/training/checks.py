@@ -58,13 +58,8 @@ def division(batch_size: int, strategy: tf.distribute.Strategy, micro_batches: i
         raise ValueError(f"BATCH_SIZE (batch_size) {batch_size} does not divide among {among}.")
 
 
-def jit(model: keras.Model, strategy: tf.distribute.Strategy, pad_to, max_boxes) -> None:
+def jit(strategy: tf.distribute.Strategy, pad_to, max_boxes) -> None:
     """XLA can compile the training step."""
-    if hasattr(model, "rpn"):
-        raise ValueError(
-            f"jit_compile: {type(model).__name__} suppresses proposals while it trains, and non-maximum suppression "
-            "does not run under XLA; RetinaNet and FCOS do."
-        )
     if pad_to is None or max_boxes is None:
         raise ValueError("jit_compile needs batches of one shape: give train pad_to and max_boxes.")
     if strategy.num_replicas_in_sync > 1:

@@ -68,8 +68,7 @@ def train(
         freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
         micro_batches: Into how many parts a replica splits its images, one after the other, to save memory: the
             gradient is the mean of theirs.
-        jit_compile: Compile the training step with XLA: needs `pad_to`, `max_boxes`, one replica and a model of one
-            stage.
+        jit_compile: Compile the training step with XLA: needs `pad_to`, `max_boxes` and one replica.
         eval_data: What to measure losses and AP on.
         evaluate: ``evaluate(model, eval_data)`` -> metrics with a ``summary`` dict; `kerasdet.evaluate` gives COCO AP.
         eval_every: Epochs between two evaluations; the last is always evaluated.
@@ -104,7 +103,7 @@ def train(
     checks.optimizer(optimizer, strategy)
     checks.division(batch_size, strategy, micro_batches)
     if jit_compile:
-        checks.jit(model, strategy, pad_to, max_boxes)
+        checks.jit(strategy, pad_to, max_boxes)
     if not str(out_dir).strip():
         raise ValueError("OUT_DIR (out_dir) is empty: name a folder for the run.")
     out_dir = Path(out_dir)
