@@ -154,7 +154,8 @@ class Trainer(keras.Model):
             spec = getattr(iterator, "element_spec", None)  # which leaves sizes open: one trace for all
             if not compiled or compiled[0] != spec:
                 signature = None if spec is None else [spec]
-                compiled[:] = spec, tf.function(run, signature, reduce_retracing=True, jit_compile=jit or None)
+                options = {"reduce_retracing": True, "jit_compile": jit or None, "autograph": False}
+                compiled[:] = spec, tf.function(run, signature, **options)
             return compiled[1](batch)
 
         return function
@@ -185,7 +186,7 @@ class Trainer(keras.Model):
         strategy = self.distribute_strategy
         count = local_replicas(strategy)
         run = self._untracked.functions.setdefault(
-            name, tf.function(lambda batch: strategy.run(step, args=(batch,)), reduce_retracing=True)
+            name, tf.function(lambda batch: strategy.run(step, args=(batch,)), reduce_retracing=True, autograph=False)
         )
         batches = iter(batches)
         while group := list(islice(batches, count)):
