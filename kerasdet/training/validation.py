@@ -63,7 +63,9 @@ class Validation:
                 if self._goodness(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
             self.run_log.write(step, values)  # last: what is in the log is not done again
-        log.info("step %d: %s", step, ", ".join(f"{name} {values[name]:.3f}" for name in [self.monitor, *values][:3]))
+        if self.best is not None:
+            shown = list(dict.fromkeys([self.monitor, *values]))[:3]
+            log.info("step %d: %s", step, ", ".join(f"{name} {values[name]:.3f}" for name in shown))
         if self.has_ended():
             self.model.stop_training = True
 
