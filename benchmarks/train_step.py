@@ -1,6 +1,6 @@
-"""Seconds and peak memory of a RetinaNet R50-FPN training step, batch 2 at 512x512, on the CPU.
+"""Seconds and peak memory of a training step of R50-FPN detectors, batch 2 at 512x512, on the CPU.
 
-    python benchmarks/train_step.py [--peer-python PYTHON]
+    python benchmarks/train_step.py [--peer-python PYTHON] [--models retinanet fcos mask_rcnn] [--rounds N]
 
 A step is forward, backward and SGD with momentum. Each measurement is a process of its own; with a Python that has
 torchvision (`--peer-python`) the two frameworks take turns, so that a noisy machine is noisy for both.
@@ -15,9 +15,10 @@ import sys
 import time
 
 BATCH, SIZE, OBJECTS, STEPS = 2, 512, 8, 6
+MODELS = ("retinanet", "fcos", "mask_rcnn")
 
 
-def measure_kerasdet(precision):
+def measure_kerasdet(name, precision):
     """Step times after warm-up, stem and frozen norms as detectron2 trains them."""
     import keras
     import numpy as np
@@ -35,8 +36,10 @@ def measure_kerasdet(precision):
         "boxes": boxes.astype(np.float32),
         "class_ids": rng.integers(0, 80, (BATCH, OBJECTS)).astype(np.int32),
         "is_crowd": np.zeros((BATCH, OBJECTS), bool),
+        "masks": np.full((BATCH, OBJECTS, 112, 112), 255, np.uint8),
     }
-    model = kerasdet.RetinaNet(80)
+    classes = {"retinanet": kerasdet.RetinaNet, "fcos": kerasdet.FCOS, "mask_rcnn": kerasdet.MaskRCNN}
+    model = classes[name](80)
     model.compile(optimizer=keras.optimizers.SGD(1e-4, momentum=0.9))
     model.optimizer.build(model.trainable_variables)
     step = tf.function(model.train_step)
@@ -44,14 +47,20 @@ def measure_kerasdet(precision):
     return _times(lambda: step(batch)["loss"].numpy())
 
 
-def measure_torchvision():
-    """The same in torchvision, eager, with frozen norms and stem."""
+def measure_torchvision(name):
+    """The same in torchvision, eager, with frozen norms and stem, and as many proposals as kerasdet has."""
     import torch
-    from torchvision.models.detection import retinanet_resnet50_fpn
+    from torchvision.models import detection
     from torchvision.ops import FrozenBatchNorm2d
 
     torch.manual_seed(0)
-    model = retinanet_resnet50_fpn(
+    builders = {
+        "retinanet": (detection.retinanet_resnet50_fpn, {}),
+        "fcos": (detection.fcos_resnet50_fpn, {}),
+        "mask_rcnn": (detection.maskrcnn_resnet50_fpn, {"rpn_post_nms_top_n_train": 1000}),
+    }
+    build, arguments = builders[name]
+    model = build(
         weights=None,
         weights_backbone=None,
         num_classes=81,
@@ -59,6 +68,7 @@ def measure_torchvision():
         max_size=SIZE,
         trainable_backbone_layers=3,
         norm_layer=FrozenBatchNorm2d,
+        **arguments,
     ).train()
     model.backbone.body.conv1.requires_grad_(False)
     model.backbone.body.layer1.requires_grad_(False)
@@ -66,6 +76,8 @@ def measure_torchvision():
     corners = torch.rand(BATCH, OBJECTS, 2) * SIZE / 2
     boxes = torch.cat([corners, corners + 20 + torch.rand(BATCH, OBJECTS, 2) * (SIZE / 2 - 20)], -1)
     targets = [{"boxes": b, "labels": torch.randint(1, 81, (OBJECTS,))} for b in boxes]
+    for target in targets if name == "mask_rcnn" else []:
+        target["masks"] = torch.ones(OBJECTS, SIZE, SIZE, dtype=torch.uint8)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
 
     def step():
@@ -92,36 +104,41 @@ def main():
     """Runs the rounds and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="a Python interpreter with torchvision")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=["kerasdet", "kerasdet bfloat16", "torchvision"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
+        model, framework = options.measure
         measure = {
-            "kerasdet": lambda: measure_kerasdet("float32"),
-            "kerasdet bfloat16": lambda: measure_kerasdet("mixed_bfloat16"),
-            "torchvision": measure_torchvision,
-        }[options.measure]
+            "kerasdet": lambda: measure_kerasdet(model, "float32"),
+            "kerasdet bfloat16": lambda: measure_kerasdet(model, "mixed_bfloat16"),
+            "torchvision": lambda: measure_torchvision(model),
+        }[framework]
         times = measure()
         print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
         return
     pythons = {"kerasdet": sys.executable, "kerasdet bfloat16": sys.executable}
     if options.peer_python:
-        pythons["torchvision"] = options.peer_python
-    times, memory = {name: [] for name in pythons}, dict.fromkeys(pythons, 0.0)
-    for _ in range(options.rounds):
-        for name, python in pythons.items():
-            command = [python, __file__, "--measure", name]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
-            step_times, peak = json.loads(run.stdout.strip().splitlines()[-1])
-            times[name] += step_times
-            memory[name] = max(memory[name], peak)
-    base = statistics.median(times.get("torchvision", times["kerasdet"]))
-    print(f"{'':<18} median s   min s   max s   peak MiB   relative")
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(
-            f"{name:<18} {median:8.2f} {min(values):7.2f} {max(values):7.2f} {memory[name]:10.0f} {median / base:10.2f}"
-        )
+        pythons = {"torchvision": options.peer_python, **pythons}
+    print(f"{'':<28} median s   min s   max s   peak MiB   relative", flush=True)
+    for model in options.models:
+        times, memory = {name: [] for name in pythons}, dict.fromkeys(pythons, 0.0)
+        for _ in range(options.rounds):
+            for name, python in pythons.items():
+                command = [python, __file__, "--measure", model, name]
+                run = subprocess.run(command, capture_output=True, text=True, check=True)
+                step_times, peak = json.loads(run.stdout.strip().splitlines()[-1])
+                times[name] += step_times
+                memory[name] = max(memory[name], peak)
+        base = statistics.median(times.get("torchvision", times["kerasdet"]))
+        for name, values in times.items():
+            median = statistics.median(values)
+            print(
+                f"{model + ', ' + name:<28} {median:8.2f} {min(values):7.2f} {max(values):7.2f} {memory[name]:10.0f} "
+                f"{median / base:10.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.precision import real
 from kerasdet.serialization import Configured
 
 
@@ -113,9 +114,9 @@ class AnchorGenerator(Configured):
         nominal = 2 ** int(level[1:])
         strides = [i // g if self.strides_from_image else nominal for i, g in zip(image_size, grid, strict=True)]
         y, x = (
-            (tf.range(cells, dtype=tf.float32) + self.offset) * tf.cast(stride, tf.float32)
+            (tf.range(cells, dtype=real()) + self.offset) * tf.cast(stride, real())
             for cells, stride in zip(grid, strides, strict=True)
         )
         y, x = tf.meshgrid(y, x, indexing="ij")  # (H, W) each
         shifts = tf.reshape(tf.stack([y, x, y, x], -1), [-1, 1, 4])  # (H * W, 1, 4)
-        return tf.reshape(shifts + self.cell_anchors(level), [-1, 4])  # (H * W * A, 4)
+        return tf.reshape(shifts + tf.constant(self.cell_anchors(level), real()), [-1, 4])  # (H * W * A, 4)

@@ -23,6 +23,7 @@ from kerasdet.export.saved_model import MAX_PIXELS
 from kerasdet.loading import load_detector
 from kerasdet.models import AugmentedDetector, Detector
 from kerasdet.shipping import compare_ap, ship, ship_version
+from kerasdet.training import run_workers
 from kerasdet.visualize import draw_boxes
 
 _GIN = "\n  In call to configurable"
@@ -77,6 +78,7 @@ def _parser():
     train = command("train", _train, "Train what a gin file configures, or go on where it stopped.")
     train.add_argument("config", help="a gin file, or the name of one that ships with kerasdet")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help="override")
+    train.add_argument("--workers", type=_positive, metavar="N", help="in N processes of this machine")
 
     evaluate = command("eval", _eval, "COCO AP of a model on a data set, or of a file of detections.")
     evaluate.add_argument("model", nargs="?", help="a run directory or a .keras file")
@@ -129,7 +131,13 @@ def _parser():
 
 def _train(options):
     config.load(options.config, options.overrides)
-    config.train()
+    if options.workers is None:
+        config.train()
+        return
+    overrides = [word for override in (*options.overrides, "STRATEGY=multi_worker") for word in ("--set", override)]
+    command = [sys.executable, "-m", "kerasdet.cli", "train", options.config, *overrides]
+    if code := run_workers(command, options.workers, len(tf.config.list_physical_devices("GPU"))):
+        raise SystemExit(code)
 
 
 def _eval(options):

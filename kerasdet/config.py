@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gin
 import keras
+import tensorflow as tf
 
 from kerasdet import anchors, coders, data, evaluation, layers, loading, models, training
 from kerasdet.data import shapes
@@ -57,7 +58,9 @@ SURFACE = (
     training.train,
     evaluation.evaluate,
     keras.optimizers.AdamW,
+    keras.optimizers.Lamb,
 )
+OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # macros that a file may leave out
 WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
 
 
@@ -69,6 +72,7 @@ def _register(item):
     if isinstance(item, type) and issubclass(item, Configured):
         names = constructor_arguments(item)
     inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
+    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
     return gin.external_configurable(item, module="kerasdet", allowlist=[*names, *inherited])
 
 
@@ -108,9 +112,13 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
 
 def train() -> keras.Model:
     """Trains what is configured, and writes the operative configuration to ``config.gin`` of its OUT_DIR."""
+    strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
+    if macro("DETERMINISTIC"):
+        tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(macro("PRECISION"))
-    return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
+    with strategy.scope():
+        return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
 
 
 def import_modules(config: str | Path) -> None:
@@ -139,7 +147,12 @@ def macro(name: str):
     Raises:
         ValueError: If the configuration has no such macro.
     """
-    return gin.query_parameter(f"%{name}")
+    try:
+        return gin.query_parameter(f"%{name}")
+    except ValueError:
+        if name in OPTIONAL:
+            return OPTIONAL[name]
+        raise
 
 
 def _find(config):
@@ -172,7 +185,7 @@ def _binding(override):
 
 def _require_macro(name):
     try:
-        gin.query_parameter(f"%{name}")
+        macro(name)
     except ValueError:
         raise ValueError(f"the configuration has no macro {name}.") from None
 
@@ -180,7 +193,7 @@ def _require_macro(name):
 def _used_macros():
     text = gin.config_str(max_line_length=10**6)
     text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % in a text is no macro
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED"})
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
 
 
 def _check_own_macros(path):
@@ -195,7 +208,7 @@ def _check_macros(path):
     missing = []
     for name in _used_macros():
         try:
-            value = gin.query_parameter(f"%{name}")
+            value = macro(name)
         except ValueError:
             raise ValueError(f"{path}: the macro {name} is used and never set.") from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:

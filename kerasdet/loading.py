@@ -7,7 +7,7 @@ import keras
 
 from kerasdet.models import Detector
 from kerasdet.saved_detector import SavedDetector
-from kerasdet.training.callbacks import checkpoints
+from kerasdet.training.checkpoints import checkpoints, open_model
 
 
 def load(path: str | Path) -> keras.Model | SavedDetector:
@@ -24,7 +24,7 @@ def load(path: str | Path) -> keras.Model | SavedDetector:
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is no Keras model file, or only the beginning of one.")
     try:
-        return keras.models.load_model(file)
+        return open_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
         innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
         reason = " ".join(innermost.partition(" Full object config")[0].split())

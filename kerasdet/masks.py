@@ -183,6 +183,7 @@ def crop_masks_for_rois(
     """
     check_rule(rule)
     index = tf.maximum(matched_gt, 0)
+    boxes, rois = tf.cast(boxes, tf.float32), tf.cast(rois, tf.float32)
     boxes = tf.gather(boxes, index, batch_dims=1)  # (B, P, 4)
     crops = tf.cast(tf.gather(masks, index, batch_dims=1), tf.float32) / _FULL  # (B, P, S, S)
     limits = tf.fill([tf.shape(rois)[0], 2], _FAR) if image_size is None else tf.cast(image_size, tf.float32)

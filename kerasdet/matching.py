@@ -115,7 +115,7 @@ def match_fcos(
         return tf.where(better, best, quality), tf.where(better, index, matched)
 
     size = [tf.shape(gt_boxes)[0], tf.shape(squares)[0]]
-    state = (tf.fill(size, tf.constant(from_area - _NO_AREA)), tf.fill(size, NEGATIVE))
+    state = (tf.fill(size, tf.constant(from_area - _NO_AREA, squares.dtype)), tf.fill(size, NEGATIVE))
     _, matched = _fold_gt(step, state, gt_boxes, gt_valid)
     return matched if ignored is None else tf.where(ignored, IGNORE, matched)
 

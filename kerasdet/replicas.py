@@ -1,16 +1,104 @@
-"""Sums over the replicas of a `tf.distribute` strategy, so that N replicas count like one with the whole batch."""
+"""What the replicas of a `tf.distribute` strategy tell one another, so that N train like one with the whole batch."""
 
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
 import tensorflow as tf
 
-
-def global_sum(x: tf.Tensor) -> tf.Tensor:
-    """The sum of all replicas' `x`; `x` itself where there is one replica."""
-    replica = tf.distribute.get_replica_context()
-    if replica is None or replica.num_replicas_in_sync == 1:
-        return x
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, x)
+_thread = threading.local()  # a strategy traces each replica in a thread of its own
 
 
 def num_replicas() -> int:
     """How many replicas share a batch."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    return 1 if getattr(_thread, "alone", False) else tf.distribute.get_strategy().num_replicas_in_sync
+
+
+@contextlib.contextmanager
+def counted_alone() -> Iterator[None]:
+    """Within, what is counted on all replicas is counted on this one: its batch is nobody else's."""
+    before, _thread.alone = getattr(_thread, "alone", False), True
+    try:
+        yield
+    finally:
+        _thread.alone = before
+
+
+def global_sum(x):
+    """The sum of all replicas' `x`, a tensor or a list of tensors; `x` itself where there is one replica."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or num_replicas() == 1:
+        return x
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def global_mean(x: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The means of all replicas' tensors."""
+    return [value / num_replicas() for value in global_sum(x)] if num_replicas() > 1 else list(x)
+
+
+def global_max(x: tf.Tensor) -> tf.Tensor:
+    """The elementwise maximum of all replicas' `x`."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or num_replicas() == 1:
+        return x
+    return tf.reduce_max(replica.all_gather(x[None], axis=0), 0)
+
+
+def padded_alike(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The batch, its images padded to the largest height and width on any replica, as in one batch of them all."""
+    image = tf.convert_to_tensor(batch["image"])
+    if num_replicas() == 1 or image.shape[1:3].is_fully_defined():
+        return {**batch, "image": image}
+    size = tf.shape(image)[1:3]
+    missing = tf.pad(tf.stack([tf.zeros(2, tf.int32), global_max(size) - size], 1), [[1, 1], [0, 0]])
+    padded = tf.ensure_shape(tf.pad(image, missing), image.shape)
+    return {**batch, "image": padded}
+
+
+def apply_sum(optimizer: keras.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable]) -> None:
+    """One step of a Keras optimizer by gradients that are summed over the replicas already.
+
+    Keras would clip what each replica has before it sums; so it gets the sum, and is told not to sum again.
+    """
+    if num_replicas() > 1:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if not hasattr(inner, "_all_reduce_sum_gradients"):
+            raise NotImplementedError(
+                f"{type(inner).__name__} of Keras {keras.__version__} does not sum over replicas."
+            )
+        inner._all_reduce_sum_gradients = list
+    optimizer.apply(gradients, variables)
+
+
+def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """The number of this process, and how many train together; number 0 is the one that writes."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0, 1
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict()
+    chiefs, workers = (len(cluster.get(name, [])) for name in ("chief", "worker"))
+    return (0 if resolver.task_type == "chief" else chiefs + (resolver.task_id or 0)), max(chiefs + workers, 1)
+
+
+def all_workers(strategy: tf.distribute.Strategy, value) -> list:
+    """What each process has for `value`, anything that JSON can hold, in the order of the workers."""
+    if worker(strategy)[1] == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    content = np.frombuffer(text + b"\n" * (4 - len(text) % 4), np.int32)  # which can be gathered, as bytes cannot
+
+    def of_replica(context):
+        local = context.replica_id_in_sync_group % local_replicas(strategy)
+        return tf.constant(content if local == 0 else content[:0])
+
+    gathered = strategy.gather(strategy.experimental_distribute_values_from_function(of_replica), axis=0)
+    return [json.loads(line) for line in gathered.numpy().tobytes().split(b"\n") if line]
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """How many replicas this process has."""
+    return strategy.num_replicas_in_sync // worker(strategy)[1]

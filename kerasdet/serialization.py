@@ -44,8 +44,14 @@ def _policy(policy):
 def _frozen_as_configured(made):
     """What is not to be trained, with all the layers inside it, to which Keras does not hand it down."""
     if isinstance(made, keras.layers.Layer) and not made.trainable:
-        made.trainable = False
+        freeze(made)
     return made
+
+
+def freeze(layer: keras.layers.Layer) -> None:
+    """Makes a layer untrainable with all that is inside it; Keras hands nothing down where the layer is so already."""
+    layer.trainable = True
+    layer.trainable = False
 
 
 def constructor_arguments(cls: type) -> list[str]:

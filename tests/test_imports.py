@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 GEOMETRY = {"boxes", "anchors", "coders", "matching", "sampling", "losses", "masks", "keypoints"}
-GEOMETRY |= {"images", "serialization", "replicas"}
+GEOMETRY |= {"images", "serialization", "replicas", "precision"}
 NETWORK = GEOMETRY | {"ops", "layers"}
 PICTURES = {"boxes", "images", "masks", "keypoints"}
 LIBRARY = NETWORK | {"models", "data", "visualize", "evaluation", "training", "checkpoints", "export", "loading"}
@@ -30,13 +30,14 @@ MAY_IMPORT = {
     "images": GEOMETRY,
     "serialization": GEOMETRY,
     "replicas": set(),
+    "precision": set(),
     "ops": NETWORK,
     "layers": NETWORK,
     "models": NETWORK,
     "data": PICTURES,
     "visualize": PICTURES | {"data"},
-    "evaluation": PICTURES | {"data"},
-    "training": PICTURES | {"data", "evaluation"},
+    "evaluation": PICTURES | {"data", "replicas"},
+    "training": PICTURES | {"data", "evaluation", "replicas", "serialization", "visualize"},
     "checkpoints": NETWORK | {"models"},
     "saved_detector": NETWORK,
     "export": NETWORK | {"models", "saved_detector"},

@@ -61,10 +61,12 @@ def log(folder):
 
 @pytest.mark.slow
 def test_training_learns_and_writes_down_what_it_did(folder):
-    first, last = log(folder)
-    assert (first["step"], last["step"]) == (130, 260)
-    assert last["loss"] < 0.8 * first["loss"]
-    assert last["AP50"] > 0.02
+    losses = [line["loss"] for line in log(folder) if "loss" in line]
+    measured = [line for line in log(folder) if "AP50" in line]
+    assert [line["step"] for line in measured] == [130, 260]
+    assert losses[-1] < 0.8 * losses[0]
+    assert measured[-1]["AP50"] > 0.02
+    assert measured[-1]["val_loss"] > 0
     assert "STEPS = 260" in (folder / "run" / "config.gin").read_text()
     assert [path.name for path in sorted((folder / "run" / "checkpoints").iterdir())] == [
         "step_00000130.keras",

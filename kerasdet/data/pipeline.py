@@ -25,12 +25,13 @@ def training_batches(
     pad_to=None,
     max_boxes=None,
     mask_size=mask_ops.CROP_SIZE,
+    input_context=None,
 ):
     """Endless shuffled batches; every image once per epoch, in a new order each, batches running across epochs.
 
     Args:
         dataset: a `CocoDataset`, or anything with `records` like it.
-        batch_size: images per batch.
+        batch_size: images per batch, of all replicas together.
         transforms: callables ``(example, seed) -> example``, applied in order.
         seed: decides the orders and the transforms.
         start_step: the batch to begin with: the same batches follow as in a run from step 0.
@@ -38,6 +39,8 @@ def training_batches(
         pad_to: a fixed (height, width) instead.
         max_boxes: a fixed M; by default the batch's own maximum.
         mask_size: S of the masks, where the data set was read with masks.
+        input_context: the `tf.distribute.InputContext` of a worker, which then gets its part of each batch, replica by
+            replica, and decodes no other images.
 
     Returns:
         A `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` and `original_size`; M is at least 1. `masks`
@@ -60,12 +63,18 @@ def training_batches(
         return _pad(result, size_divisor, pad_to, max_boxes)
 
     order = _endless_order(len(records), seed, start_step * batch_size)
+    if input_context is not None:
+        share = batch_size // input_context.num_input_pipelines
+        order = order.filter(lambda position, _: position % batch_size // share == input_context.input_pipeline_id)
+        batch_size = input_context.get_per_replica_batch_size(batch_size)
     examples = order.map(example, tf.data.AUTOTUNE, deterministic=True)
     batches = _batches(examples, batch_size, drop_remainder=True)
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32, mask_size=mask_ops.CROP_SIZE):
+def evaluation_batches(
+    dataset, batch_size, *, resize=None, size_divisor=32, mask_size=mask_ops.CROP_SIZE, shard=(0, 1)
+):
     """Every image once, in the order of the records, the last batch as small as it comes.
 
     Args:
@@ -75,6 +84,7 @@ def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32, mas
             None keeps the images as they are.
         size_divisor: height and width are padded to multiples of this.
         mask_size: S of the masks, where the data set was read with masks.
+        shard: (i, n): only every n-th image, from the i-th on.
 
     Returns:
         A finite `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` (B,) int64, `original_size` (B, 2)
@@ -90,7 +100,8 @@ def evaluation_batches(dataset, batch_size, *, resize=None, size_divisor=32, mas
         result = _decode(lookup(index))
         return _pad(resize(result) if resize else result, size_divisor)
 
-    examples = tf.data.Dataset.range(len(records)).map(example, tf.data.AUTOTUNE, deterministic=True)
+    index, count = shard
+    examples = tf.data.Dataset.range(index, len(records), count).map(example, tf.data.AUTOTUNE, deterministic=True)
     return _batches(examples, batch_size, drop_remainder=False)
 
 

@@ -1,7 +1,7 @@
 """Measuring detectors: COCO AP of a model over a data set, or of a detections file."""
 
 from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_coco, evaluate_proposals, read_ground_truth
-from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results
+from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, validation_losses
 from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "evaluate_proposals",
     "evaluate_with_results",
     "read_ground_truth",
+    "validation_losses",
 ]

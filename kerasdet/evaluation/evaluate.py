@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import tensorflow as tf
 from keras.utils import Progbar
 
 from kerasdet import masks as mask_ops
@@ -11,6 +12,7 @@ from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
+from kerasdet.replicas import all_workers, worker
 
 _logger = logging.getLogger(__name__)
 
@@ -43,15 +45,35 @@ def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[Detec
                 "evaluate on the classes the model was trained for."
             )
         _check_names(model.class_names, dataset)
-    rule = model.preprocessing
-    if rule is None:
-        batches = evaluation_batches(dataset, batch_size)
-    else:
-        resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
-        batches = evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor)
+    batches = model_batches(model, dataset, batch_size)
     image_ids = [record.image_id for record in dataset.records]
     category_ids = None if model.num_classes is None else dataset.category_ids
     return evaluate_batches(model, batches, dataset.ground_truth, category_ids, image_ids)
+
+
+def model_batches(model, dataset, batch_size: int = 1):
+    """This worker's share of a data set, in batches that are resized by the model's own rule."""
+    shard, rule = worker(_strategy(model)), model.preprocessing
+    if rule is None:
+        return evaluation_batches(dataset, batch_size, shard=shard)
+    resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
+    return evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor, shard=shard)
+
+
+def validation_losses(model, dataset) -> dict[str, float]:
+    """The losses of a detector, ``val_loss`` and its parts: the mean over images, each a batch of its own.
+
+    Args:
+        model: A detector that is trained, on any number of replicas.
+        dataset: Read with the masks or keypoints that the model learns.
+    """
+    losses = list(model.batch_losses(model_batches(model, dataset)))
+    losses = [each for part in all_workers(_strategy(model), losses) for each in part]
+    return {f"val_{name}": float(np.mean([each[name] for each in losses])) for name in losses[0]}
+
+
+def _strategy(model):
+    return getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
 def _check_names(class_names, dataset):
@@ -104,14 +126,14 @@ def evaluate_batches(
         if category_id not in known:
             raise ValueError(f"category_ids names category {category_id}, which the ground truth lacks.")
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
-    progress = Progbar(len(wanted), unit_name="image")
+    number, workers = worker(_strategy(model))
+    progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=int(number == 0))
     seen, results = set(), []
-    for batch in batches:
+    for batch, detections in _predictions(model, batches):
         ids = np.asarray(batch["image_id"]).tolist()
         for image_id in ids:
             _check_image(image_id, seen, wanted)
             seen.add(image_id)
-        detections = model.predict_on_batch({"image": batch["image"], "image_size": batch["image_size"]})
         detections = {name: np.array(value) for name, value in detections.items()}
         image_size, original_size = np.asarray(batch["image_size"]), np.asarray(batch["original_size"])
         detections["boxes"] = to_original(detections["boxes"], image_size, original_size)
@@ -124,12 +146,23 @@ def evaluate_batches(
             ]
         results += coco_results(detections, ids, category_ids)
         progress.update(len(seen))
+    parts = all_workers(_strategy(model), {"seen": sorted(seen), "results": results})
+    seen, results = {image for part in parts for image in part["seen"]}, [r for part in parts for r in part["results"]]
     if len(seen) < len(wanted):
         raise ValueError(
             f"{len(wanted) - len(seen)} of {len(wanted)} images never came, image {min(wanted - seen)} first; "
             "give image_ids to evaluate a part of the data set."
         )
     return score(truth, results, image_ids=sorted(wanted)), results
+
+
+def _predictions(model, batches):
+    """Batches and their detections, on several replicas at a time where the model is trained on several."""
+    if _strategy(model).num_replicas_in_sync > 1:
+        yield from model.predict_batches(batches)
+        return
+    for batch in batches:
+        yield batch, model.predict_on_batch({"image": batch["image"], "image_size": batch["image_size"]})
 
 
 def _segmentations(model, detections, image, height, width):

@@ -40,10 +40,12 @@ class ConvNorm(keras.layers.Layer):
         super().__init__(**kwargs)
         padding = dilation * (kernel_size - 1) // 2
         self.pad = keras.layers.ZeroPadding2D(padding, name="pad") if strides > 1 and padding else None
+        # TensorFlow 2.21's oneDNN writes out of bounds in the gradient of a 1x1 kernel with strides
+        self.skip = strides if kernel_size == 1 else 1
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
-            strides=strides,
+            strides=strides // self.skip,
             dilation_rate=dilation,
             groups=groups,
             padding="same" if self.pad is None else "valid",
@@ -61,6 +63,7 @@ class ConvNorm(keras.layers.Layer):
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
     def call(self, x, training=False):
+        x = x[:, :: self.skip, :: self.skip] if self.skip > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:
             x = self.norm(x, training=training)

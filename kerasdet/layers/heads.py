@@ -8,6 +8,7 @@ import tensorflow as tf
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
+from kerasdet.precision import real
 
 
 class Tower(keras.layers.Layer):
@@ -138,7 +139,7 @@ class RetinaNetHead(keras.layers.Layer):
 
 def _per_anchor(x, size):
     """(B, h, w, A * size) as (B, h * w * A, size), float32."""
-    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), tf.float32)
+    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), real())
 
 
 def _small_normal():

@@ -15,7 +15,8 @@ unbiased variance.
 import keras
 import tensorflow as tf
 
-from kerasdet.replicas import global_sum
+from kerasdet.precision import real
+from kerasdet.replicas import global_mean, global_sum
 from kerasdet.serialization import Configured
 
 NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
@@ -86,12 +87,12 @@ class BatchNorm(Configured, keras.layers.Layer):
 
     def _normalize_by_batch(self, x):
         if self.mode == "sync_bn":
-            mean, variance, unbiased = _global_moments(x)
-            y = tf.nn.batch_normalization(tf.cast(x, tf.float32), mean, variance, self.beta, self.gamma, self.epsilon)
+            mean, variance, unbiased = _global_moments(x, tf.convert_to_tensor(self.moving_mean))
+            y = tf.nn.batch_normalization(tf.cast(x, real()), mean, variance, self.beta, self.gamma, self.epsilon)
             y = tf.cast(y, x.dtype)
         else:
             fused = self._fused(x, tf.zeros([0]), tf.zeros([0]), is_training=True)
-            y, mean, unbiased = fused.y, fused.batch_mean, fused.batch_variance
+            y, (mean, unbiased) = fused.y, global_mean([fused.batch_mean, fused.batch_variance])
         self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
         self.moving_variance.assign(self.momentum * self.moving_variance + (1 - self.momentum) * unbiased)
         return y
@@ -126,7 +127,7 @@ class GroupNormalization(Configured, keras.layers.Layer):
 
     def call(self, x):
         shape, channels = tf.shape(x), x.shape[-1]
-        cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), tf.float32)  # (B, H * W, C)
+        cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), real())  # (B, H * W, C)
         centered = cells - self._group_means(cells)
         scale = self.gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
         return tf.cast(tf.reshape(centered * scale + self.beta, shape), x.dtype)
@@ -143,12 +144,15 @@ class GroupNormalization(Configured, keras.layers.Layer):
         return input_shape
 
 
-def _global_moments(x):
-    """Mean, variance and unbiased variance over all replicas' batches, (C,) each, float32."""
-    x = tf.cast(x, tf.float32)
-    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+def _global_moments(x, center):
+    """Mean, variance and unbiased variance over all replicas' batches, (C,) each, float32.
+
+    The nearer `center`, (C,), is to the mean, the less is lost where squares are subtracted.
+    """
+    x = tf.cast(x, real()) - center
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], real())
     sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(tf.square(x), [0, 1, 2]), [count]], 0)
     total, square, count = tf.split(global_sum(sums), [x.shape[-1], x.shape[-1], 1])
     mean = total / count
     variance = tf.maximum(square / count - tf.square(mean), 0.0)
-    return mean, variance, variance * count / tf.maximum(count - 1, 1.0)
+    return mean + center, variance, variance * count / tf.maximum(count - 1, 1.0)

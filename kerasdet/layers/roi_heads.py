@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
+from kerasdet.precision import real
 from kerasdet.serialization import Configured
 
 
@@ -88,7 +89,7 @@ class BoxPredictor(Configured, keras.layers.Layer):
     def call(self, x):
         """Logits (N, K + 1), background last, and deltas (N, K or 1, 4), float32."""
         deltas = tf.reshape(self.box_deltas(x), [-1, 1 if self.class_agnostic else self.num_classes, 4])
-        return tf.cast(self.class_logits(x), tf.float32), tf.cast(deltas, tf.float32)
+        return tf.cast(self.class_logits(x), real()), tf.cast(deltas, real())
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -130,7 +131,7 @@ class MaskHead(Configured, keras.layers.Layer):
         """Logits (N, 2h, 2w, K) float32 of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x, training=training)
-        return tf.cast(self.mask_logits(self.deconv(x)), tf.float32)
+        return tf.cast(self.mask_logits(self.deconv(x)), real())
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -165,7 +166,7 @@ class KeypointHead(Configured, keras.layers.Layer):
         """Logits (N, 4h, 4w, J) float32 of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x)
-        x = tf.cast(self.deconv(x), tf.float32)
+        x = tf.cast(self.deconv(x), real())
         return tf.image.resize(x, 2 * tf.shape(x)[1:3])
 
 

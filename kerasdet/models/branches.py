@@ -12,6 +12,7 @@ from kerasdet import keypoints as keypoint_ops
 from kerasdet import masks as mask_ops
 from kerasdet.layers.roi_heads import KeypointHead, MaskHead
 from kerasdet.matching import gather_gt
+from kerasdet.precision import real
 from kerasdet.replicas import global_sum
 from kerasdet.serialization import Configured
 
@@ -90,10 +91,10 @@ class MaskBranch(Configured, keras.layers.Layer):
             targets: Of `compute_targets`.
             positive: (B, P) bool.
         """
-        weights = tf.cast(tf.reshape(positive, [-1]), tf.float32)  # (N,)
+        weights = tf.cast(tf.reshape(positive, [-1]), real())  # (N,)
         logits = _of_class(logits, tf.reshape(targets["class_ids"], [-1]))  # (N, S, S)
         masks = tf.reshape(targets["masks"], tf.shape(logits))
-        loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, tf.float32), logits)
+        loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, real()), logits)
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
         return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
@@ -193,7 +194,7 @@ class KeypointBranch(Configured, keras.layers.Layer):
             positive: (B, P) bool.
         """
         cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
-        weights = tf.cast(targets["visible"] & positive[..., None], tf.float32)
+        weights = tf.cast(targets["visible"] & positive[..., None], real())
         weights = tf.reshape(weights, tf.shape(cells))
         maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.heatmap_size**2])
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights

@@ -7,6 +7,7 @@ import tensorflow as tf
 from kerasdet.anchors import AnchorGenerator
 from kerasdet.matching import covered, gather_gt
 from kerasdet.models.detector import Detector, split_inputs
+from kerasdet.precision import real
 from kerasdet.replicas import global_sum
 
 
@@ -59,9 +60,9 @@ def loss_normalizer(matched_gt: tf.Tensor, rule: str, mean_positives: tf.Tensor,
     Returns:
         () or, for "image", (B, 1).
     """
-    positives = tf.reduce_sum(tf.cast(matched_gt >= 0, tf.float32), 1, keepdims=True)  # (B, 1)
+    positives = tf.reduce_sum(tf.cast(matched_gt >= 0, real()), 1, keepdims=True)  # (B, 1)
     if rule == "image":
-        return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], tf.float32))
+        return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], real()))
     total = tf.maximum(global_sum(tf.reduce_sum(positives)), 1.0)
     return total if rule == "batch" else momentum * mean_positives + (1 - momentum) * total
 

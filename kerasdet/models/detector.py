@@ -1,4 +1,4 @@
-"""What all detectors share: the training step, `predict`, and `detect` on images as they come."""
+"""What all detectors share beside their training: `predict`, and `detect` on images as they come."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +11,11 @@ import tensorflow as tf
 from kerasdet import boxes as box_ops
 from kerasdet import images as image_ops
 from kerasdet.models.preprocess import Preprocessing
+from kerasdet.models.trainer import Trainer, only_input, valid_size
 from kerasdet.ops import implementation
-from kerasdet.replicas import num_replicas
-
-_TYPES = {"boxes": tf.float32, "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
 
 
-class Detector(keras.Model):
+class Detector(Trainer):
     """A network, pure post-processing and a training step.
 
     A model defines ``call``, ``compute_targets``, ``compute_losses``, ``candidates`` and ``suppress``; see `RetinaNet`.
@@ -35,10 +33,9 @@ class Detector(keras.Model):
     branches = ()
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
-        super().__init__(autocast=False, **kwargs)  # images and boxes stay float32, whatever the policy
+        super().__init__(loss_names, autocast=False, **kwargs)  # images and boxes stay float32, whatever the policy
         self.preprocessing = preprocessing
         self.supports_jit = False  # non-maximum suppression has no XLA kernel
-        self.loss_means = [keras.metrics.Mean(name=name) for name in ("loss", *loss_names)]
         graph = tf.function(
             self.detect_resized,
             input_signature=[
@@ -49,30 +46,9 @@ class Detector(keras.Model):
         )
         self._graph = SimpleNamespace(detect_resized=graph)  # in what Keras does not track, or exports would hold it
 
-    def train_step(self, data):
-        batch = self._with_finite_pixels(_training_batch(data))
-        with tf.GradientTape() as tape:
-            outputs = self.forward(batch, training=True)
-            targets = self.compute_targets(outputs, batch)
-            losses = self.compute_losses(outputs, targets)
-            total = tf.add_n(list(losses.values()))
-            scaled = self.optimizer.scale_loss(total)
-        gradients = tape.gradient(scaled, [v.value for v in self.trainable_variables])
-        with tf.control_dependencies([self._finite_or_stop(total, gradients, losses, batch)]):
-            gradients = [tf.identity(g) for g in gradients]
-            self.after_step(targets)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        return self._track({"loss": total, **losses})
-
-    def test_step(self, data):
-        batch = _training_batch(data)
-        outputs = self.forward(batch, training=False)
-        losses = self.compute_losses(outputs, self.compute_targets(outputs, batch))
-        return self._track({"loss": tf.add_n(list(losses.values())), **losses})
-
     def predict_step(self, data):
-        batch = _only_input(data)
-        return self.postprocess(self(batch, training=False), _image_size(batch))
+        batch = only_input(data)
+        return self.postprocess(self(batch, training=False), valid_size(batch))
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detections in the coordinates of the network's input.
@@ -85,42 +61,6 @@ class Detector(keras.Model):
             ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,).
         """
         return self.suppress(self.candidates(outputs, image_size), image_size)
-
-    def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """The outputs that have losses; two-stage models give themselves the ground truth here."""
-        return self(batch, training=training)
-
-    def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """What a model keeps of a training step's targets, such as a running normaliser."""
-
-    def _track(self, values):
-        for metric in self.loss_means:
-            metric.update_state(values[metric.name] * num_replicas())  # which hold a part of the sum each
-        return {metric.name: metric.result() for metric in self.loss_means}
-
-    def _with_finite_pixels(self, batch):
-        """The batch, once its pixels are known not to spoil the running averages of norms."""
-        image = tf.convert_to_tensor(batch["image"])
-        if not image.dtype.is_floating:
-            return batch
-        facts = ["A pixel is not finite at iteration", self.optimizer.iterations.value]
-        if "image_id" in batch:
-            facts += ["image ids", batch["image_id"]]
-        finite = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(image)), facts, summarize=64)
-        with tf.control_dependencies([finite]):
-            return {**batch, "image": tf.identity(image)}
-
-    def _finite_or_stop(self, total, gradients, losses, batch):
-        """An assertion that stops before a loss or gradient that is not finite reaches the weights."""
-        finite = tf.math.is_finite(total)
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # which skips such gradients itself
-            finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
-        facts = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
-        for name, value in losses.items():
-            facts += [f"{name}", value]
-        if "image_id" in batch:
-            facts += ["image ids", batch["image_id"]]
-        return tf.debugging.Assert(finite, facts, summarize=64)
 
     def detect(
         self,
@@ -207,31 +147,6 @@ class Detector(keras.Model):
             position, score = tf.split(detections["keypoints"], [2, 1], -1)
             detections["keypoints"] = tf.concat([position * factor[:, None, None], score], -1)
         return detections
-
-
-def _only_input(data):
-    """The batch, which Keras hands over bare from a data set and in a tuple from ``*_on_batch``."""
-    return data[0] if isinstance(data, tuple) else data
-
-
-def _training_batch(data):
-    """`_only_input` in the types of the contract; without ``is_crowd`` there are no crowds, without size no padding."""
-    batch = dict(_only_input(data))
-    if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
-        raise ValueError(f"A batch to train on lacks {', '.join(missing)}; it has {', '.join(batch)}.")
-    batch.setdefault("image_size", _image_size(batch))
-    batch.setdefault("is_crowd", tf.zeros_like(batch["class_ids"], tf.bool))
-    return {name: tf.cast(value, _TYPES[name]) if name in _TYPES else value for name, value in batch.items()}
-
-
-def _image_size(batch):
-    """(B, 2) int32 of a batch or of a bare image tensor."""
-    if isinstance(batch, Mapping):
-        if "image_size" in batch:
-            return batch["image_size"]
-        batch = batch["image"]
-    shape = tf.shape(batch)
-    return tf.broadcast_to(shape[1:3], [shape[0], 2])
 
 
 def split_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:

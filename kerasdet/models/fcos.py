@@ -15,6 +15,7 @@ from kerasdet.models import dense
 from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
+from kerasdet.precision import real
 from kerasdet.replicas import global_sum
 from kerasdet.serialization import Configured
 
@@ -232,7 +233,7 @@ class FCOS(Configured, Detector):
     def _ranges(self, anchors):
         """Each point's regress range, (R, 2)."""
         counts = [tf.shape(level)[0] for level in anchors.values()]
-        return tf.repeat(tf.constant(self.regress_ranges, tf.float32), counts, axis=0)
+        return tf.repeat(tf.constant(self.regress_ranges, real()), counts, axis=0)
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """``class_loss``, ``box_loss`` and ``centerness_loss``, weighted and normalised scalars."""
@@ -241,12 +242,12 @@ class FCOS(Configured, Detector):
         distances = tf.concat(list(outputs["box_distances"].values()), 1)  # (B, R, 4)
         centerness_logits = tf.concat(list(outputs["centerness"].values()), 1)  # (B, R)
         normalizer = self._normalizer(targets)  # () or (B, 1)
-        valid = tf.cast(targets["matched_gt"] != IGNORE, tf.float32) / normalizer  # (B, R)
-        is_positive = tf.cast(targets["matched_gt"] >= 0, tf.float32)
+        valid = tf.cast(targets["matched_gt"] != IGNORE, real()) / normalizer  # (B, R)
+        is_positive = tf.cast(targets["matched_gt"] >= 0, real())
         positive = is_positive / normalizer
         class_loss = losses.focal(
             logits,
-            tf.one_hot(targets["class_ids"], self.num_classes),
+            tf.one_hot(targets["class_ids"], self.num_classes, dtype=logits.dtype),
             valid[..., None],
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,

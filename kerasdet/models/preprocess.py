@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import images
+from kerasdet.precision import real
 from kerasdet.serialization import Configured
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -65,10 +66,10 @@ class Preprocessing(Configured):
         Returns:
             (B, H, W, 3) float32.
         """
-        x = tf.cast(image, tf.float32)
+        x = tf.cast(image, real())
         if self.channel_order == "bgr":
             x = tf.reverse(x, [-1])
-        x = (x - tf.constant(self.mean, tf.float32)) / tf.constant(self.std, tf.float32)
+        x = (x - tf.constant(self.mean, real())) / tf.constant(self.std, real())
         if image_size is None:
             return x
         rows = tf.sequence_mask(image_size[:, 0], tf.shape(x)[1])[:, :, None, None]

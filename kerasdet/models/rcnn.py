@@ -16,6 +16,7 @@ from kerasdet.models.detector import Detector, check_backbone, checked_names, sp
 from kerasdet.models.postprocess import detections_from_candidates
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
+from kerasdet.precision import real
 from kerasdet.replicas import global_sum
 from kerasdet.sampling import sample_balanced, uniform
 from kerasdet.serialization import Configured
@@ -261,13 +262,13 @@ class FasterRCNN(Configured, Detector):
 
     def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
         """``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and those of the branches."""
-        sampled = tf.cast(targets["sampled"], tf.float32)
+        sampled = tf.cast(targets["sampled"], real())
         count = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
         class_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets["class_ids"], outputs["class_logits"])
         deltas = outputs["box_deltas"]  # (B, S, K or 1, 4)
         own = tf.minimum(targets["class_ids"], tf.shape(deltas)[2] - 1)
         deltas = tf.gather(deltas, own, batch_dims=2)  # (B, S, 4)
-        weights = tf.cast(targets["positive"], tf.float32)[..., None]
+        weights = tf.cast(targets["positive"], real())[..., None]
         anchors = tf.where(weights > 0, outputs["rois"], [0.0, 0.0, 1.0, 1.0])  # padding has no size to divide by
         goals = self.coder.encode(tf.where(weights > 0, targets["boxes"], anchors), anchors)
         box_loss = losses.smooth_l1(deltas, goals, weights, beta=self.smooth_l1_beta)

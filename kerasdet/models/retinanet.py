@@ -14,6 +14,7 @@ from kerasdet.models import dense
 from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
 from kerasdet.models.preprocess import Preprocessing
+from kerasdet.precision import real
 from kerasdet.serialization import Configured
 
 
@@ -186,11 +187,11 @@ class RetinaNet(Configured, Detector):
         logits = tf.concat(list(outputs["class_logits"].values()), 1)  # (B, R, K)
         deltas = tf.concat(list(outputs["box_deltas"].values()), 1)  # (B, R, 4)
         normalizer = self._normalizer(targets)  # () or (B, 1)
-        valid = tf.cast(targets["matched_gt"] != IGNORE, tf.float32) / normalizer  # (B, R)
-        positive = tf.cast(targets["matched_gt"] >= 0, tf.float32) / normalizer
+        valid = tf.cast(targets["matched_gt"] != IGNORE, real()) / normalizer  # (B, R)
+        positive = tf.cast(targets["matched_gt"] >= 0, real()) / normalizer
         class_loss = losses.focal(
             logits,
-            tf.one_hot(targets["class_ids"], self.num_classes),
+            tf.one_hot(targets["class_ids"], self.num_classes, dtype=logits.dtype),
             valid[..., None],
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,

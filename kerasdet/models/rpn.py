@@ -15,6 +15,7 @@ from kerasdet.matching import IGNORE, gather_gt, match_iou
 from kerasdet.models.detector import Detector, check_backbone, split_inputs
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.ops import nms
+from kerasdet.precision import real
 from kerasdet.replicas import global_sum
 from kerasdet.sampling import sample_balanced, uniform
 from kerasdet.serialization import Configured
@@ -193,7 +194,7 @@ class RPN(Configured, keras.layers.Layer):
         )
         if self.straddle_threshold is not None:
             margin = self.straddle_threshold
-            limit = tf.cast(image_size, tf.float32)[:, None, :] + margin  # (B, 1, 2)
+            limit = tf.cast(image_size, real())[:, None, :] + margin  # (B, 1, 2)
             inside = tf.reduce_all((anchors[:, :2] >= -margin) & (anchors[:, 2:] < limit), -1)  # (B, R)
             matched_gt = tf.where(inside, matched_gt, IGNORE)
         priority = uniform(tf.shape(anchors)[0], seed, step, _image_ids(batch))
@@ -208,10 +209,10 @@ class RPN(Configured, keras.layers.Layer):
         anchors = tf.concat(list(outputs["anchors"].values()), 0)
         logits = tf.concat(list(outputs["objectness"].values()), 1)  # (B, R)
         deltas = tf.concat(list(outputs["box_deltas"].values()), 1)  # (B, R, 4)
-        positive = tf.cast(targets["positive"], tf.float32)
-        sampled = positive + tf.cast(targets["negative"], tf.float32)
+        positive = tf.cast(targets["positive"], real())
+        sampled = positive + tf.cast(targets["negative"], real())
         if self.normalizer == "fixed":
-            normalizer = global_sum(tf.cast(self.samples_per_image * tf.shape(logits)[0], tf.float32))
+            normalizer = global_sum(tf.cast(self.samples_per_image * tf.shape(logits)[0], real()))
         else:
             normalizer = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
         class_loss = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits) * sampled)

@@ -1,8 +1,7 @@
-"""Training by Keras `fit`, with checkpoints and resumption."""
+"""Training by Keras `fit`, on one device or many, that goes on where it was interrupted."""
 
-import logging
 import re
-import zipfile
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +10,14 @@ import tensorflow as tf
 
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
-from kerasdet.training.callbacks import Checkpoint, Evaluate, LogJson, StopAtStep, checkpoints
-
-log = logging.getLogger(__name__)
+from kerasdet.replicas import worker
+from kerasdet.training import checks
+from kerasdet.training.averages import use_averages
+from kerasdet.training.checkpoints import restore
+from kerasdet.training.freezing import freeze_layers
+from kerasdet.training.logs import RunLog, Speedometer
+from kerasdet.training.run import Run
+from kerasdet.training.validation import Validation
 
 
 def train(
@@ -26,34 +30,53 @@ def train(
     out_dir: str | Path,
     transforms: Sequence[Callable] = (),
     pad_to: tuple[int, int] | None = None,
+    max_boxes: int | None = None,
+    freeze: Sequence[str] = (),
+    micro_batches: int = 1,
+    jit_compile: bool = False,
     eval_data: CocoDataset | None = None,
     evaluate: Callable | None = None,
     eval_every: int = 1,
+    monitor: str | None = None,
+    patience: int | None = None,
     epoch_steps: int | None = None,
     keep_checkpoints: int = 3,
+    log_every: int = 20,
     seed: int = 0,
     config: str | None = None,
 ) -> keras.Model:
     """Trains a detector, or goes on where an earlier run in `out_dir` stopped.
 
-    An epoch, after which a checkpoint is written, is `epoch_steps` steps. ``out_dir`` receives ``checkpoints/``,
-    ``tensorboard/`` and ``metrics.jsonl``.
+    An epoch, after which a checkpoint is written, is `epoch_steps` steps; SIGTERM has one written, too, and ends the
+    process. ``out_dir`` receives ``checkpoints/``, ``best.keras``, ``tensorboard/`` and ``metrics.jsonl``.
+
+    On many replicas model and optimizer are made, and this is called, in the scope of a `tf.distribute` strategy (see
+    `make_strategy`). All workers need the same `out_dir`; the first writes it.
 
     Args:
         model: A detector of `kerasdet.models`; compiled here. Learns the data set's names of classes
             and keypoints, if it has any.
         data: What to train on.
-        optimizer: A Keras optimizer; `kerasdet.training.SGD` follows the published recipes.
-        steps: Of the optimizer in all.
-        batch_size: Images in a step.
+        optimizer: A Keras optimizer; `kerasdet.training.SGD` follows the published recipes. With `use_ema` the
+            averages are what is measured, kept as the best and returned.
+        steps: In all.
+        batch_size: Images in a step, of all replicas together.
         out_dir: Where everything is written.
         transforms: Of each image, in order, from `kerasdet.data`.
         pad_to: A fixed (height, width) of the padded batch; by default each batch its own.
-        eval_data: What to measure AP on.
+        max_boxes: A fixed number of objects in an image, padded; by default each batch its own.
+        freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
+        micro_batches: Into how many parts a replica splits its images, one after the other, to save memory: the
+            gradient is the mean of theirs.
+        jit_compile: Compile the training step with XLA: needs `pad_to`, `max_boxes` and one replica.
+        eval_data: What to measure losses and AP on.
         evaluate: ``evaluate(model, eval_data)`` -> metrics with a ``summary`` dict; `kerasdet.evaluate` gives COCO AP.
         eval_every: Epochs between two evaluations; the last is always evaluated.
+        monitor: By what number the best model is chosen, such as "AP50", "segm/AP" or "val_loss"; by default "AP".
+        patience: Training ends after so many evaluations without a better one; by default never.
         epoch_steps: By default one pass over the data.
         keep_checkpoints: How many of the last checkpoints stay.
+        log_every: Steps whose mean is a line of the log.
         seed: Of the order of images and of the transforms.
         config: How all this was configured; kept as ``config.gin`` of `out_dir`, once the run is known to be possible.
 
@@ -62,102 +85,95 @@ def train(
 
     Raises:
         ValueError: If model and data differ in their classes or keypoints, the data were read without masks, a count
-            is not positive, or `out_dir` holds another model's run or a damaged checkpoint.
+            is not positive, images do not divide among replicas, or `out_dir` holds another model's run or a damaged
+            checkpoint.
+        OSError: If `out_dir` cannot be written; what is there stays.
         FloatingPointError: If the loss is not finite: with iteration, losses and image ids, before weights are hurt.
+        SystemExit: 143 after SIGTERM.
     """
     counts = {"steps": steps, "batch_size": batch_size, "eval_every": eval_every, "keep_checkpoints": keep_checkpoints}
-    for name, value in {**counts, "epoch_steps": epoch_steps or 1}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}: it must be a whole number from 1.")
+    optional = {"epoch_steps": epoch_steps, "patience": patience}
+    counts |= {"micro_batches": micro_batches, "log_every": log_every}
+    checks.whole_and_positive({**counts, **{name: value for name, value in optional.items() if value is not None}})
     for part in [data] if eval_data is None else [data, eval_data]:
-        _check_classes(model, part)
-    if model.num_classes is not None:
-        model.class_names = tuple(data.class_names)
+        checks.classes(model, part)
     for branch in model.branches:
-        _check_annotations(branch, data)
-        if branch.annotation == "keypoints":
-            branch.keypoint_names, branch.skeleton = data.keypoint_names, data.skeleton
+        checks.annotations(branch, data)
+    strategy = model.distribute_strategy
+    checks.optimizer(optimizer, strategy)
+    checks.division(batch_size, strategy, micro_batches)
+    if jit_compile:
+        checks.jit(strategy, pad_to, max_boxes)
     if not str(out_dir).strip():
         raise ValueError("OUT_DIR (out_dir) is empty: name a folder for the run.")
     out_dir = Path(out_dir)
+    _learn_names(model, data)
+    freeze_layers(model, freeze)
+    model.micro_batches = micro_batches
+    model.xla = jit_compile
     model.compile(optimizer=optimizer)
-    optimizer.build(model.trainable_variables)
-    done = _restore(model, out_dir / "checkpoints")
-    if done >= steps:
-        log.info("%s is already trained for %d steps.", out_dir, done)
-        return model
+    model.optimizer.build(model.trainable_variables)
 
+    done, images = restore(model, out_dir / "checkpoints")
+    checks.same_on_all_workers(strategy, done, out_dir)
+    number, _ = worker(strategy)
+    if number == 0 and done < steps:
+        _prepare(out_dir, config)
+    run_log = RunLog(out_dir, done, writes=number == 0)
     epoch_steps = min(epoch_steps or -(-len(data.records) // batch_size), steps)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    if config is not None:
-        (out_dir / "config.gin").write_text(config)
-    callbacks = [StopAtStep(steps), Checkpoint(out_dir / "checkpoints", keep_checkpoints)]
+    validation = None
     if eval_data is not None and evaluate is not None:
-        callbacks.append(Evaluate(lambda model: evaluate(model, eval_data).summary, eval_every, steps))
-    callbacks += [
-        LogJson(out_dir / "metrics.jsonl"),
-        keras.callbacks.TensorBoard(out_dir / "tensorboard", write_graph=False),
-    ]
-    batches = training_batches(data, batch_size, transforms, seed=seed, start_step=done, pad_to=pad_to)
+        best = out_dir / "best.keras" if number == 0 else None
+        validation = Validation(model, eval_data, evaluate, run_log, best, monitor, patience)
+    run = Run(
+        model,
+        out_dir / "checkpoints" if number == 0 else None,
+        keep=keep_checkpoints,
+        speed=Speedometer(model, run_log, batch_size, log_every, steps),
+        validation=validation,
+        save_every=epoch_steps,
+        measure_every=epoch_steps * eval_every,
+        steps=steps,
+        batch_size=batch_size,
+        freeze=freeze,
+        done=done,
+        images=images,
+    )
+
+    def batches(input_context=None):
+        start = images // batch_size
+        arguments = {"seed": seed, "start_step": start, "pad_to": pad_to, "max_boxes": max_boxes}
+        return training_batches(data, batch_size, transforms, input_context=input_context, **arguments)
+
     try:
-        model.fit(
-            batches,
-            initial_epoch=done // epoch_steps,
-            epochs=-(-steps // epoch_steps),
-            steps_per_epoch=epoch_steps,
-            shuffle=False,
-            callbacks=callbacks,
-        )
+        run.fit(batches)
     except tf.errors.InvalidArgumentError as error:
         message = str(error)
         if "is not finite at iteration" not in message:
             raise
         raise FloatingPointError(_readable(message)) from None
+    use_averages(model)
     return model
 
 
-def _check_classes(model, data):
-    if model.num_classes not in (None, data.num_classes):
-        raise ValueError(
-            f"The model has {model.num_classes} classes and {data.annotations} has {data.num_classes} "
-            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
-            f"set NUM_CLASSES (num_classes) to {data.num_classes}."
-        )
+def _learn_names(model, data):
+    if model.num_classes is not None:
+        model.class_names = tuple(data.class_names)
+    for branch in model.branches:
+        if branch.annotation == "keypoints":
+            branch.keypoint_names, branch.skeleton = data.keypoint_names, data.skeleton
 
 
-def _check_annotations(branch, data):
-    name = branch.annotation
-    if getattr(data.records[0], {"masks": "num_runs", "keypoints": "keypoints"}[name]) is None:
-        raise ValueError(
-            f"The model learns {name}, and {data.annotations} was read without them: set CocoDataset.{name}=True "
-            f"({name}=True); Pascal VOC has none."
-        )
-    if name == "keypoints" and branch.num_keypoints != len(data.keypoint_names):
-        raise ValueError(
-            f"The model has {branch.num_keypoints} keypoints and {data.annotations} has {len(data.keypoint_names)}: "
-            f"set KeypointBranch.num_keypoints to {len(data.keypoint_names)}."
-        )
-
-
-def _restore(model, folder):
-    """Loads the last checkpoint, if there is one; returns its step."""
-    saved = checkpoints(folder)
-    if not saved:
-        return 0
+def _prepare(out_dir, config):
+    """Makes the folder of the run, or says at once that it cannot be written."""
     try:
-        model.load_weights(saved[-1])
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{saved[-1]} is damaged ({error}): delete it to go on from the one before it.") from None
-    except (ValueError, KeyError) as error:
-        reason = str(error).split(". ")[0]
-        raise ValueError(
-            f"{saved[-1]} does not fit this model: choose another OUT_DIR (out_dir) or delete that run. ({reason})"
-        ) from None
-    step = int(model.optimizer.iterations)
-    if step != int(saved[-1].stem.removeprefix("step_")):
-        raise ValueError(f"{saved[-1]} is of another optimizer: choose another OUT_DIR (out_dir) or delete that run.")
-    log.info("Resuming from %s (step %d).", saved[-1], step)
-    return step
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir):
+            pass
+        if config is not None:
+            (out_dir / "config.gin").write_text(config)
+    except OSError as error:
+        raise OSError(f"OUT_DIR (out_dir) {out_dir} cannot be written: {error.strerror}.") from None
 
 
 def _readable(message):

@@ -1,4 +1,6 @@
 import json
+import resource
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ from kerasdet import evaluate, load
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
 from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.training import SGD, WarmupMultiStep, train
-from kerasdet.training.callbacks import checkpoints
+from kerasdet.training.checkpoints import checkpoints
 
 STEPS = 6
 
@@ -24,14 +26,17 @@ def run(out_dir, data, model=None, **kwargs):
         "steps": STEPS,
         "batch_size": 2,
         "epoch_steps": 2,
+        "log_every": 1,
         "transforms": [ResizeShortestEdge((48, 64), 96), RandomFlip()],
         **kwargs,
     }
     return train(model or tiny.detector(), data, out_dir=out_dir, **arguments)
 
 
-def lines(out_dir):
-    return [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+def lines(out_dir, measured=False):
+    """Lines of the log, of training or of measuring."""
+    every = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if ("learning_rate" not in line) == measured]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,8 @@ def resumed(tmp_path_factory, data):
     out_dir = tmp_path_factory.mktemp("runs") / "parts"
     run(out_dir, data, steps=3, eval_data=data, evaluate=evaluate, eval_every=2, config="STEPS = 3\n")
     (out_dir / "checkpoints" / ".partial_step_00000004.keras").write_bytes(b"PK\x03\x04 half a file")
+    with (out_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0, "learning_rate": 1.0}\n{"step": 4, "los')
     model = run(out_dir, data, model=tiny.detector(seed=7), keep_checkpoints=2)
     return out_dir, model
 
@@ -65,29 +72,51 @@ def test_resumed_equals_uninterrupted(uninterrupted, resumed):
 
 def test_stops_at_steps_that_are_no_multiple_of_an_epoch(resumed):
     out_dir, model = resumed
-    assert [line["step"] for line in lines(out_dir)] == [2, 3, 5, 6]
+    assert [line["step"] for line in lines(out_dir)] == [1, 2, 3, 4, 5, 6]  # what was not saved is told once
+    assert [line["step"] for line in lines(out_dir, measured=True)] == [3]
     assert int(model.optimizer.iterations) == STEPS
 
 
 def test_only_the_last_checkpoints_stay(uninterrupted, resumed):
     assert [path.name for path in checkpoints(resumed[0] / "checkpoints")] == [
-        "step_00000005.keras",
+        "step_00000004.keras",
         "step_00000006.keras",
     ]
+    assert not list((resumed[0] / "checkpoints").glob(".partial*"))
     assert [path.name for path in checkpoints(uninterrupted[0] / "checkpoints")] == [
         f"step_{step:08d}.keras" for step in (2, 4, 6)
     ]
 
 
-def test_the_log_has_losses_rate_and_evaluation(resumed):
-    first, second, *_, last = lines(resumed[0])
-    for line in (first, second, last):
+def test_the_log_has_losses_rate_and_speed(resumed):
+    *_, before, last = lines(resumed[0])
+    for line in lines(resumed[0]):
         assert line["loss"] == pytest.approx(line["class_loss"] + line["box_loss"], rel=1e-5)
-    assert first["learning_rate"] == pytest.approx(0.02)  # of the next step
+        assert line["gradient_norm"] > 0
+        assert line["positives"] > 0
+        assert line["images_per_second"] > 0
+        assert line["data_wait"] >= 0
+    assert before["learning_rate"] == pytest.approx(0.002)  # of the next step
     assert last["learning_rate"] == pytest.approx(0.002)
-    assert "AP50" not in first
-    assert 0 <= second["AP50"] <= 1  # the last epoch is always evaluated
-    assert list((resumed[0] / "tensorboard" / "train").iterdir())
+
+
+def test_measurements_are_losses_and_ap_and_the_best_is_kept(resumed):
+    out_dir, _ = resumed
+    [line] = lines(out_dir, measured=True)
+    assert 0 <= line["AP50"] <= 1
+    assert line["val_loss"] == pytest.approx(line["val_class_loss"] + line["val_box_loss"], rel=1e-5)
+    best, third = load(out_dir / "best.keras"), keras.models.load_model(out_dir / "best.keras")
+    assert int(third.optimizer.iterations) == 3
+    assert best.class_names == tiny.CLASS_NAMES
+
+
+def test_tensorboard_has_curves_and_pictures(resumed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = [EventAccumulator(str(path)).Reload() for path in (resumed[0] / "tensorboard").iterdir()]
+    tags = {tag for each in events for tag in each.Tags()["tensors"]}
+    assert {"loss", "learning_rate", "gradient_norm", "positives", "images_per_second", "data_wait"} <= tags
+    assert {"AP", "val_loss", "truth and detections"} <= tags
 
 
 def test_the_configuration_is_kept(resumed):
@@ -99,6 +128,7 @@ def test_a_finished_run_returns_at_once(resumed, data):
     before = lines(out_dir)
     model = run(out_dir, data, model=tiny.detector(seed=9))
     assert lines(out_dir) == before
+    assert len(before) == STEPS
     for a, b in zip(tiny.weights(model), tiny.weights(finished), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -189,7 +219,7 @@ def test_the_model_learns_the_names_of_keypoints(tmp_path, data_with_parts):
 
 def test_counts_are_whole_and_positive(tmp_path, data):
     model = tiny.detector()
-    for name in ("steps", "batch_size", "epoch_steps", "eval_every", "keep_checkpoints"):
+    for name in ("steps", "batch_size", "epoch_steps", "eval_every", "keep_checkpoints", "log_every", "patience"):
         for value in (-1, 1.5, "10"):
             with pytest.raises(ValueError, match=f"{name} is {value!r}: it must be a whole number from 1"):
                 run(tmp_path, data, model=model, **{name: value})
@@ -231,3 +261,142 @@ def test_other_image_sizes_are_no_new_trace_in_bfloat16_with_adamw(tmp_path, dat
     assert loaded.detect(image)["boxes"].dtype == np.float32
     for a, b in zip(tiny.weights(loaded), tiny.weights(model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Summary:
+    """What a user's own measure returns."""
+
+    def __init__(self, value):
+        self.summary = {"score": value}
+
+
+def test_training_ends_where_nothing_improves_and_the_best_stays(tmp_path, data):
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    arguments = {"eval_data": data, "evaluate": lambda model, data: Summary(next(scores)), "epoch_steps": 1}
+    run(tmp_path, data, patience=2, **arguments)
+    assert [line["score"] for line in lines(tmp_path, measured=True)] == [0.1, 0.5, 0.4, 0.3]
+    assert int(keras.models.load_model(tmp_path / "best.keras").optimizer.iterations) == 2
+    run(tmp_path, data, patience=2, **arguments)  # the same command again has nothing to do
+    assert lines(tmp_path)[-1]["step"] == 4
+
+
+def test_a_measure_that_does_not_exist_is_named(tmp_path, data):
+    with pytest.raises(ValueError, match=r"There is no 'mAP' to monitor: there are score, val_loss"):
+        run(tmp_path, data, eval_data=data, evaluate=lambda model, data: Summary(0.1), monitor="mAP", steps=1)
+
+
+def test_averages_are_what_is_measured_and_loaded(tmp_path, data):
+    measured = []
+
+    def evaluate(model, data):
+        measured.append(tiny.weights(model))
+        return Summary(1.0)
+
+    optimizer = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.5)
+    model = run(tmp_path, data, optimizer=optimizer, steps=3, eval_data=data, evaluate=evaluate, epoch_steps=3)
+    raw = tiny.detector(seed=5)
+    raw.load_weights(checkpoints(tmp_path / "checkpoints")[-1])
+    for trained, average in zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True):
+        np.testing.assert_array_equal(trained, average)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(tiny.weights(raw), tiny.weights(model), strict=True))
+    for other in (measured[0], tiny.weights(load(tmp_path)), tiny.weights(load(tmp_path / "best.keras"))):
+        for a, b in zip(other, tiny.weights(model), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [keras.optimizers.AdamW, keras.optimizers.Lamb])
+def test_parts_of_a_batch_make_its_step(tmp_path, data, optimizer):
+    """With norms that use stored statistics, and losses normalised by image, the mean of parts is the whole."""
+    models = []
+    for parts in (1, 2):
+        keras.utils.set_random_seed(0)
+        model = tiny.detector(backbone=tiny.backbone(norm="bn_inference"), normalizer="image")
+        start = tiny.weights(model)
+        arguments = {"batch_size": 4, "steps": 2, "pad_to": (96, 96), "micro_batches": parts}
+        made = optimizer(1e-3, global_clipnorm=1.0, epsilon=1e-3)
+        models.append(run(tmp_path / str(parts), data, model=model, optimizer=made, **arguments))
+    whole, parts = map(tiny.weights, models)
+    assert max(np.abs(a - b).max() for a, b in zip(whole, start, strict=True)) > 1e-4
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_what_does_not_divide_or_work_is_said_first(tmp_path, data):
+    with pytest.raises(ValueError, match=r"batch_size\) 2 does not divide among 1 replicas with 3 micro_batches"):
+        run(tmp_path, data, micro_batches=3)
+    with pytest.raises(ValueError, match="give train micro_batches instead"):
+        run(tmp_path, data, optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2))
+    with pytest.raises(ValueError, match="jit_compile needs batches of one shape: give train pad_to and max_boxes"):
+        run(tmp_path, data, jit_compile=True)
+    with pytest.raises(ValueError, match=r"freeze: RetinaNet has no part 'bacbone': it has .*backbone"):
+        run(tmp_path, data, freeze=["bacbone"])
+    with pytest.raises(ValueError, match=r"freeze: 'backbone/c9_\*' matches no layer of backbone"):
+        run(tmp_path, data, freeze=["backbone/c9_*"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\) .*file/run cannot be written: Not a directory"):
+        run(tmp_path / "file" / "run", data)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_frozen_layers_stay_as_they_are_and_averages_are_found_without_them(tmp_path, data):
+    model = tiny.detector()
+    before = {v.path: v.numpy() for v in model.variables}
+    optimizer = keras.optimizers.AdamW(0.01, use_ema=True)
+    run(tmp_path, data, model=model, optimizer=optimizer, freeze=["backbone/stem", "backbone/c2_*", "neck"], steps=2)
+    frozen = [v for v in model.variables if v.path.startswith(("res_net/stem", "res_net/c2_", "fpn"))]
+    assert len(frozen) > 10
+    for variable in frozen:
+        np.testing.assert_array_equal(variable, before[variable.path])
+    assert any(np.abs(v.numpy() - before[v.path]).max() > 1e-3 for v in model.trainable_variables)
+    for a, b in zip(tiny.weights(load(tmp_path)), tiny.weights(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_float16_scales_its_loss_and_skips_what_overflows(tmp_path, data):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = run(tmp_path, data, optimizer=keras.optimizers.SGD(1e-3), steps=4)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert float(model.optimizer.dynamic_scale) > 1
+    assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
+    assert all(np.isfinite(v).all() and v.dtype == "float32" for v in model.trainable_variables)
+    assert load(tmp_path).detect(tiny.images()[0])["boxes"].dtype == np.float32
+
+
+@pytest.mark.slow
+def test_xla_makes_the_steps_that_tensorflow_makes(tmp_path, data):
+    models = []
+    for jit in (False, True):
+        keras.utils.set_random_seed(0)
+        backbone = tiny.backbone(norm="bn_inference")
+        arguments = {"pad_to": (96, 96), "max_boxes": 8, "steps": 2, "jit_compile": jit}
+        models.append(run(tmp_path / str(jit), data, model=tiny.detector(backbone=backbone), **arguments))
+    for a, b in zip(*map(tiny.weights, models), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_300_steps_of_many_sizes(tmp_path, data):
+    resident = []
+
+    def evaluate(model, data):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * resource.getpagesize() / 2**20)
+        return Summary(len(resident))
+
+    sizes = ResizeShortestEdge(tuple(range(32, 224, 8)), 320)
+    run(
+        tmp_path,
+        data,
+        steps=300,
+        epoch_steps=25,
+        keep_checkpoints=1,
+        transforms=[sizes, RandomFlip()],
+        eval_data=data,
+        evaluate=evaluate,
+    )
+    assert len(resident) == 12
+    assert max(resident[4:]) - max(resident[:4]) < 40, resident  # MiB

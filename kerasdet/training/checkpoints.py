@@ -1,0 +1,140 @@
+"""The state of a run on disk. A file appears under its name only when it is complete and on the disk."""
+
+import contextlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+
+from kerasdet.training.averages import use_averages
+from kerasdet.training.freezing import freeze_layers
+
+_STATE = "training.json"  # beside Keras' own files in the archive
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; empty where there is no such folder."""
+    return sorted(path for path in Path(folder).glob("step_*.keras") if re.fullmatch(r"step_\d+\.keras", path.name))
+
+
+def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int, freeze: Sequence[str] = ()) -> None:
+    """Writes ``step_00000500.keras`` and deletes all but the last `keep`.
+
+    It holds the model, its optimizer with the averages of weights, step, place in the data and the states of random
+    generators. What is random outside of the model follows from its seed, step and place.
+
+    Args:
+        model: Compiled.
+        folder: Made where it is not there.
+        keep: How many stay.
+        step: Steps made.
+        images: Images seen.
+        freeze: What `freeze_layers` was given.
+
+    Raises:
+        OSError: If the file cannot be written, in one sentence; what was there before stays.
+    """
+    random = [generator.state.numpy().tolist() for generator in _generators(model)]
+    state = {"step": step, "images": images, "freeze": list(freeze), "random": random, **_facts(model.optimizer)}
+    save_model(model, folder / f"step_{step:08d}.keras", state)
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink()
+
+
+def save_model(model: keras.Model, path: Path, state: dict | None = None) -> None:
+    """Writes a ``.keras`` file in one piece; raises OSError as `save`."""
+    partial = path.with_name(f".partial_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in path.parent.glob(".partial_*.keras"):
+            abandoned.unlink()
+        with ThreadPoolExecutor(1) as thread:  # which is in no strategy's scope: Keras makes variables where it saves
+            thread.submit(model.save, partial).result()
+        if state is not None:
+            with zipfile.ZipFile(partial, "a") as archive:
+                archive.writestr(_STATE, json.dumps(state))
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        reason = error.strerror or " ".join(str(error).split())
+        raise OSError(f"{path} cannot be written: {reason}. What was saved before is untouched.") from None
+
+
+def restore(model: keras.Model, folder: Path) -> tuple[int, int]:
+    """Loads the last checkpoint, if there is one.
+
+    Args:
+        model: Compiled, its optimizer built.
+        folder: Where `save` wrote.
+
+    Returns:
+        Steps made and images seen; (0, 0) where there is no checkpoint.
+
+    Raises:
+        ValueError: If the file is damaged, or of another model or optimizer.
+    """
+    saved = checkpoints(folder)
+    if not saved:
+        return 0, 0
+    path = saved[-1]
+    elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
+    try:
+        state = _read_state(path)
+        model.load_weights(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to go on from the one before it.") from None
+    except (ValueError, KeyError) as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"{path} does not fit this model: {elsewhere} ({reason})") from None
+    facts = _facts(model.optimizer)
+    if any(state[name] != facts[name] for name in facts):  # Keras only warns, and leaves its optimizer as it was
+        raise ValueError(f"{path} is of another optimizer, or of one of other trained weights: {elsewhere}")
+    for generator, value in zip(_generators(model), state["random"], strict=True):
+        generator.state.assign(value)
+    return state["step"], state["images"]
+
+
+def open_model(path: Path) -> keras.Model:
+    """The model in a ``.keras`` file, with the averages of its weights where it was trained with any."""
+    model = keras.models.load_model(path)
+    with contextlib.suppress(KeyError):  # of files that are no checkpoint
+        if patterns := _read_state(path)["freeze"]:  # without which Keras does not restore the optimizer
+            freeze_layers(model, patterns)
+            inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            model.compile(optimizer=type(inner).from_config(inner.get_config()))
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+    use_averages(model)
+    return model
+
+
+def _read_state(path):
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(_STATE))
+
+
+def _generators(model):
+    """What layers such as dropout draw from, which Keras does not save."""
+    return [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
+
+
+def _facts(optimizer):
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return {"optimizer": type(inner).__name__, "iterations": int(inner.iterations.numpy())}
+
+
+def _flush(path):
+    """Onto the disk, so that not even a loss of power can leave half a file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""A training run between its first step and its last: what is saved and measured when."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from kerasdet.replicas import all_workers
+from kerasdet.training import checkpoints
+from kerasdet.training.logs import Speedometer
+from kerasdet.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+class Run(keras.callbacks.Callback):
+    """Steps of a model until they are `steps`, those that an earlier process made included.
+
+    Args:
+        model: Compiled and restored.
+        folder: Of the checkpoints; None in a process that does not write.
+        keep: How many checkpoints stay.
+        speed: Logs the steps.
+        validation: Measures, if there is anything to measure on.
+        save_every: Steps between two checkpoints.
+        measure_every: Steps between two measurements.
+        steps: In all.
+        batch_size: Of all replicas together.
+        freeze: Patterns of layers that are not trained.
+        done: Steps that were made before.
+        images: Images that were seen before.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        folder: Path | None,
+        *,
+        keep: int,
+        speed: Speedometer,
+        validation: Validation | None,
+        save_every: int,
+        measure_every: int,
+        steps: int,
+        batch_size: int,
+        freeze: Sequence[str],
+        done: int,
+        images: int,
+    ):
+        super().__init__()
+        self.detector = model
+        self.folder = folder
+        self.keep = keep
+        self.speed = speed
+        self.validation = validation
+        self.save_every = save_every
+        self.measure_every = measure_every
+        self.steps = steps
+        self.batch_size = batch_size
+        self.freeze = freeze
+        self.done = done
+        self.images = images
+        self.terminated = False
+        self.at_once = False  # to be left without a checkpoint, there being one of this step
+
+    def fit(self, batches: Callable[..., tf.data.Dataset]) -> None:
+        """Makes the steps that are missing.
+
+        Args:
+            batches: Of the data, from the first that was not seen; takes the ``input_context`` of a worker.
+
+        Raises:
+            SystemExit: 143 after SIGTERM.
+        """
+        if self.done:
+            log.info("Going on from step %d of %d.", self.done, self.steps)
+            self._measure(self.done)  # in case the process ended before it did
+        if self.done >= self.steps or (self.validation and self.validation.has_ended()):
+            return
+        strategy = self.detector.distribute_strategy
+        several = strategy.num_replicas_in_sync > 1
+        before = _handle_sigterm(self._terminate)
+        try:
+            self.detector.fit(
+                strategy.distribute_datasets_from_function(batches) if several else batches(),
+                epochs=1,
+                steps_per_epoch=self.steps - self.done,
+                shuffle=False,
+                callbacks=[self],
+                verbose=0,
+            )
+            all_workers(strategy, None)  # none leaves before the others are done
+        finally:
+            _handle_sigterm(before)
+
+    def on_train_begin(self, logs=None):
+        self.speed.restart()
+
+    def on_train_batch_end(self, batch, logs: Mapping | None = None):
+        step = self.done + batch + 1
+        self.speed(step, logs)
+        with self.speed.paused():
+            if step % self.save_every == 0 or step == self.steps or self.terminated:
+                self._save(step)
+            if self.terminated:
+                self._leave()
+            self._measure(step)
+
+    def _save(self, step):
+        if self.folder is not None:
+            images = self.images + (step - self.done) * self.batch_size
+            checkpoints.save(self.detector, self.folder, self.keep, step=step, images=images, freeze=self.freeze)
+
+    def _measure(self, step):
+        due = step % self.measure_every == 0 or step == self.steps
+        if self.validation is None or not due or self.validation.has_measured(step):
+            return
+        self.at_once = True
+        if self.terminated:
+            self._leave()
+        self.validation(step)
+        self.at_once = False
+
+    def _terminate(self, *_):
+        self.terminated = True
+        if self.at_once:
+            self._leave()
+
+    def _leave(self):
+        log.info("SIGTERM: the state is saved, and the same command goes on from it.")
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _handle_sigterm(handler):
+    """Installs a handler where Python allows it, and returns the one before."""
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,121 @@
+"""What a run measures on held-out images, and what follows: the best model, an early end, pictures."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdet import images, visualize
+from kerasdet.evaluation import validation_losses
+from kerasdet.training.averages import averaged
+from kerasdet.training.checkpoints import save_model
+from kerasdet.training.logs import RunLog
+
+log = logging.getLogger(__name__)
+
+
+class Validation:
+    """Measures a model in training on held-out data, with the averages of its weights where there are any.
+
+    Args:
+        model: In training.
+        data: Held-out data.
+        evaluate: ``evaluate(model, data)`` -> metrics with a ``summary`` dict.
+        run_log: Receives the numbers, ``val_loss`` and pictures; knows the best of earlier processes.
+        best: Where the model with the best `monitor` is written; None in a process that does not write.
+        monitor: A number of the summary, the first by default, or ``val_loss``.
+        patience: After how many measurements without a better one training ends; None for never.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data,
+        evaluate: Callable,
+        run_log: RunLog,
+        best: Path | None,
+        monitor: str | None = None,
+        patience: int | None = None,
+    ):
+        self.model = model
+        self.data = data
+        self.evaluate = evaluate
+        self.run_log = run_log
+        self.best = best
+        self.monitor = monitor or next((name for line in self._measured() for name in line if name != "step"), None)
+        self.patience = patience
+
+    def __call__(self, step: int) -> None:
+        """Measures after a step; raises ValueError if there is no number `monitor`."""
+        before = self._history()
+        with averaged(self.model):
+            values = dict(self.evaluate(self.model, self.data).summary)
+            if _annotated(self.model, self.data):
+                values.update(validation_losses(self.model, self.data))
+            self.monitor = self.monitor or next(iter(values))
+            if self.monitor not in values:
+                raise ValueError(f"There is no {self.monitor!r} to monitor: there are {', '.join(values)}.")
+            if self.best is not None:
+                self.run_log.picture(step, "truth and detections", panel(self.model, self.data))
+                if self._goodness(values) > max(before, default=-math.inf):
+                    save_model(self.model, self.best)
+            self.run_log.write(step, values)  # last: what is in the log is not done again
+        if self.best is not None:
+            shown = list(dict.fromkeys([self.monitor, *values]))[:3]
+            log.info("step %d: %s", step, ", ".join(f"{name} {values[name]:.3f}" for name in shown))
+        if self.has_ended():
+            self.model.stop_training = True
+
+    def has_measured(self, step: int) -> bool:
+        """Whether the run has come as far as measuring after this step."""
+        return any(line["step"] == step for line in self._measured())
+
+    def has_ended(self) -> bool:
+        """Whether `patience` is at its end."""
+        history = self._history()
+        if self.patience is None or not history or len(history) - 1 - int(np.argmax(history)) < self.patience:
+            return False
+        log.info("%s has not improved in %d measurements: training ends.", self.monitor, self.patience)
+        return True
+
+    def _history(self):
+        return [self._goodness(line) for line in self._measured() if self.monitor in line]
+
+    def _measured(self):
+        return [line for line in self.run_log.lines if "learning_rate" not in line]
+
+    def _goodness(self, values):
+        value = values[self.monitor]
+        return -math.inf if math.isnan(value) else -value if self.monitor.endswith("loss") else value
+
+
+def _annotated(model, data):
+    """Whether the data were read with all that the model has losses on."""
+    fields = {"masks": "num_runs", "keypoints": "keypoints"}
+    return all(getattr(data.records[0], fields[branch.annotation]) is not None for branch in model.branches)
+
+
+def panel(model: keras.Model, data, count: int = 4, min_score: float = 0.3) -> np.ndarray:
+    """Ground truth beside detections for the first `count` images, (H, W, 3) uint8."""
+    pictures = []
+    for record in data.records[:count]:
+        image = images.read(record.path)
+        found = {name: value[0] for name, value in model.detect(image).items()}
+        keep = np.flatnonzero((found["scores"] >= min_score) & (found["class_ids"] >= 0))
+        masks = None
+        if "mask_probs" in found and len(keep):
+            masks = np.array(model.paste_masks(found["mask_probs"][keep], found["boxes"][keep], *image.shape[:2]))
+        pictures += [
+            _drawn(model, image, record.boxes, record.class_ids),
+            _drawn(model, image, found["boxes"][keep], found["class_ids"][keep], found["scores"][keep], masks),
+        ]
+    return visualize.grid(pictures, 2, titles=("ground truth", "detections"))
+
+
+def _drawn(model, image, boxes, class_ids, scores=None, masks=None):
+    names = model.class_names or {}
+    labels = [names[k] if k < len(names) else str(k) for k in class_ids.tolist()]
+    return visualize.draw_boxes(image, boxes, labels, scores, class_ids, masks=masks)
