@@ -28,7 +28,8 @@ def implementation(name: str) -> Iterator[None]:
     holds for all threads, since TensorFlow traces in several.
 
     Args:
-        name: "compiled", or "tensorflow" for stock TensorFlow ops, which run anywhere.
+        name: "compiled"; "tensorflow" for stock TensorFlow ops, which run anywhere; or "tflite" for those of them that
+            TFLite knows, in static shapes and without empty boxes in `nms`.
 
     Yields:
         Nothing.
@@ -37,8 +38,8 @@ def implementation(name: str) -> Iterator[None]:
         ValueError: For another name.
         RuntimeError: If the compiled ops are not there.
     """
-    if name not in ("compiled", "tensorflow"):
-        raise ValueError(f'implementation is "compiled" or "tensorflow", not {name!r}.')
+    if name not in ("compiled", "tensorflow", "tflite"):
+        raise ValueError(f'implementation is "compiled", "tensorflow" or "tflite", not {name!r}.')
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
             f"The compiled ops do not load from {_PATH}: install kerasdet from its wheel, or where g++ and make are."
@@ -53,9 +54,17 @@ def implementation(name: str) -> Iterator[None]:
 
 def compiled_ops() -> ModuleType | None:
     """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
-    if _chosen == "tensorflow" or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return None
-    return raw_ops()
+    return None if _chosen == "tensorflow" or static_shapes() else raw_ops()
+
+
+def static_shapes() -> bool:
+    """Whether what is traced here goes through XLA or to TFLite, which need static shapes and know no sparse matrices."""
+    return in_tflite() or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def in_tflite() -> bool:
+    """Whether what is traced here goes to TFLite."""
+    return _chosen == "tflite"
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 In TensorFlow's ops: a bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a
 cell's weight is that of its row times that of its column. All bins together are one sparse matrix, which is multiplied
 with the feature map; its transpose gives the gradient. The grid of samples, which a long thin box makes large, never
-exists.
+exists. For XLA, which has no sparse matrices, the samples are summed one after the other.
 
 (`tf.image.crop_and_resize` would do for the values, not for the gradients: on CPUs its threads overwrite one another's
 sums, and parts of the gradient get lost.)
@@ -12,10 +12,11 @@ sums, and parts of the gradient get lost.)
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.library import compiled_ops, raw_ops
+from kerasdet.ops.library import compiled_ops, raw_ops, static_shapes
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _CELLS_AT_ONCE = 2**22
@@ -170,15 +171,23 @@ def _compiled_gradient(op, upstream):
 
 
 def levels_of(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
-    """Level (N,) int32 of each box (N, 4).
-
-    The logarithm is taken in float64 and rounded: float32's own is off by enough to move boxes on the edge of a level.
-    """
+    """Level (N,) int32 of each box (N, 4)."""
     ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
-    log2 = tf.cast(tf.math.log(tf.cast(ratio, tf.float64)) / math.log(2), tf.float32)
-    level = tf.floor(canonical_level + log2 + epsilon)
-    level = tf.where(tf.math.is_nan(level), float(lowest), level)
-    return tf.cast(tf.clip_by_value(level, lowest, highest), tf.int32)
+    begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
+    above = tf.expand_dims(ratio, 1) >= tf.constant(begins, tf.float32, [len(begins)])  # (N, L - 1)
+    return lowest + tf.reduce_sum(tf.cast(above, tf.int32), 1)
+
+
+def _level_begin(level, canonical_level, epsilon):
+    """The smallest ratio of size to canonical size whose `floor(canonical_level + log2(ratio) + epsilon)` is `level`.
+
+    The sum is one of float32 numbers, as in the sources; float32's own logarithm is off by enough to move boxes.
+    """
+    ulps = np.arange(-64, 65) * 2.0**-24
+    ratios = np.float32(2.0 ** (level - canonical_level - epsilon) * (1 + ulps))
+    log2 = np.log2(ratios.astype(np.float64)).astype(np.float32)
+    levels = np.floor(np.float32(canonical_level) + log2 + np.float32(epsilon))
+    return ratios[levels >= level][0]
 
 
 def _make_rois(boxes, scale, aligned, map_size, map_begin):
@@ -189,7 +198,57 @@ def _make_rois(boxes, scale, aligned, map_size, map_begin):
 
 
 def _pool(table, rois, output_size, sampling_ratio):
-    """Bins (N, h, w, C) of regions of a table (T, C), in chunks of regions."""
+    """Bins (N, h, w, C) of regions of a table (T, C)."""
+    if static_shapes():
+        return _pool_samples(table, rois, output_size, _num_samples(rois, output_size, sampling_ratio))
+    return _pool_bins(table, rois, output_size, sampling_ratio)
+
+
+def _pool_samples(table, rois, output_size, samples):
+    """`_pool` in static shapes: one sample of every bin at a time, as many times as the largest bin has samples."""
+    table_size, channels = tf.shape(table)[0], table.shape[1]
+    limit = tf.reduce_max(tf.reduce_prod(tf.pad(samples, [[0, 1], [0, 0]]), 1))
+    columns_of_samples = tf.maximum(samples[:, 1], 1)
+
+    def taps(index):
+        """Cells and weights (N * h * w, 4) of each bin's sample of this number."""
+        axes = []
+        for axis, number in enumerate((index // columns_of_samples, index % columns_of_samples)):
+            of_axis = (rois.start[:, axis], rois.size[:, axis], samples[:, axis], output_size[axis])
+            lines, weights = _line_samples(*of_axis, rois.map_size[:, axis], number[:, None, None])
+            axes.append((lines[:, :, 0], weights[:, :, 0]))  # (N, bins, 2)
+        (rows, y_weights), (columns, x_weights) = axes
+        rows = rois.map_begin[:, None, None] + rows * rois.map_size[:, 1, None, None]
+        cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (N, h, w, 2, 2)
+        weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
+        return tf.reshape(cells, [-1, 4]), tf.reshape(weights, [-1, 4])
+
+    def sum_samples(of_sample, zeros):
+        def body(index, total):
+            return index + 1, total + of_sample(*taps(index))
+
+        return tf.while_loop(lambda index, _: index < limit, body, (0, zeros))[1]
+
+    @tf.custom_gradient
+    def pool(table):
+        def gradient(upstream):
+            def to_table(cells, weights):
+                return tf.math.unsorted_segment_sum(weights[:, :, None] * upstream[:, None], cells, table_size)
+
+            upstream = tf.cast(upstream, tf.float32)
+            return sum_samples(to_table, tf.zeros_like(table))
+
+        def pooled(cells, weights):
+            return tf.einsum("nk,nkc->nc", weights, tf.gather(table, cells))
+
+        count = tf.shape(rois.start)[0] * math.prod(output_size)
+        return sum_samples(pooled, tf.zeros([count, tf.shape(table)[1]])), gradient
+
+    return tf.reshape(pool(table), [-1, *output_size, channels or tf.shape(table)[1]])
+
+
+def _pool_bins(table, rois, output_size, sampling_ratio):
+    """`_pool` by a sparse matrix of all bins, in chunks of regions."""
     num_bins, channels = math.prod(output_size), table.shape[1]
     wanted = tf.shape(rois.start)[0]
     rois = _at_least_one(rois)
@@ -280,23 +339,36 @@ def _line_weights(start, size, samples, bins, limit):
         (N, bins, the greatest limit).
     """
     count, num_lines = tf.shape(start)[0], tf.maximum(tf.reduce_max(limit), 1)
-    number = tf.range(tf.maximum(tf.reduce_max(samples), 1))
-    start, size, samples, limit = (value[:, None, None] for value in (start, size, samples, limit))
-    bin_size, num_samples = size / bins, tf.maximum(tf.cast(samples, tf.float32), 1.0)
-    begin = start + tf.range(bins, dtype=tf.float32)[:, None] * bin_size  # (N, bins, 1)
-    position = begin + (tf.cast(number, tf.float32) + 0.5) * bin_size / num_samples  # (N, bins, S)
-    inside = (position >= -1) & (position <= tf.cast(limit, tf.float32)) & (number < samples)
-    position = tf.clip_by_value(tf.where(inside, position, 0.0), 0.0, tf.cast(limit - 1, tf.float32))
-    lower = tf.floor(position)
-    weight = tf.where(inside, 1 / num_samples, 0.0)
-    weights = tf.stack([(1 - position + lower) * weight, (position - lower) * weight], -1)  # (N, bins, S, 2)
-    line = tf.cast(lower, tf.int32)
-    lines = tf.stack([line, tf.minimum(line + 1, limit - 1)], -1)
+    numbers = tf.range(tf.maximum(tf.reduce_max(samples), 1))
+    lines, weights = _line_samples(start, size, samples, bins, limit, numbers)
     bin_begins = tf.reshape(tf.range(count * bins) * num_lines, [-1, bins, 1, 1])
     summed = tf.math.unsorted_segment_sum(
         tf.reshape(weights, [-1]), tf.reshape(lines + bin_begins, [-1]), count * bins * num_lines
     )
     return tf.reshape(summed, [-1, bins, num_lines])
+
+
+def _line_samples(start, size, samples, bins, limit, numbers):
+    """The two rows (or columns) around samples of each bin, and their weights in it.
+
+    Args:
+        start: As in `_line_weights`, and so are `size`, `samples`, `bins` and `limit`.
+        numbers: (S,) int32 or (N, 1, S), which samples; of those that a bin has not, the weights are 0.
+
+    Returns:
+        (N, bins, S, 2) int32 and float32.
+    """
+    start, size, samples, limit = (value[:, None, None] for value in (start, size, samples, limit))
+    bin_size, num_samples = size / bins, tf.maximum(tf.cast(samples, tf.float32), 1.0)
+    begin = start + tf.range(bins, dtype=tf.float32)[:, None] * bin_size  # (N, bins, 1)
+    position = begin + (tf.cast(numbers, tf.float32) + 0.5) * bin_size / num_samples  # (N, bins, S)
+    inside = (position >= -1) & (position <= tf.cast(limit, tf.float32)) & (numbers < samples)
+    position = tf.clip_by_value(tf.where(inside, position, 0.0), 0.0, tf.cast(limit - 1, tf.float32))
+    lower = tf.floor(position)
+    weight = tf.where(inside, 1 / num_samples, 0.0)
+    weights = tf.stack([(1 - position + lower) * weight, (position - lower) * weight], -1)
+    line = tf.cast(lower, tf.int32)
+    return tf.stack([line, tf.minimum(line + 1, limit - 1)], -1), weights
 
 
 def _table(features):

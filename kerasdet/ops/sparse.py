@@ -5,6 +5,8 @@ TensorFlow's compressed rows (CSR) run several times faster than `tf.sparse.spar
 
 import tensorflow as tf
 
+from kerasdet.ops.library import static_shapes
+
 
 def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     """A sparse matrix.
@@ -47,6 +49,9 @@ def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> t
     Returns:
         (N, C).
     """
+
+    if static_shapes():
+        return tf.einsum("nkc,nk->nc", tf.gather(table, indices), weights)
 
     @tf.custom_gradient
     def product(table, weights):
