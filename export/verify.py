@@ -1,4 +1,4 @@
-"""Whether an artefact gives what the model gives: it is run in a process with TensorFlow or LiteRT only, and compared."""
+"""Whether an artefact gives what the model gives: it is run in a process of its own, and compared."""
 
 import statistics
 import subprocess

@@ -95,15 +95,13 @@ def _tensor(name, description, content, units=(), files=()):
 
 def _write(builder, fields):
     """A table, after all that it points to; its offset."""
-    offsets = [
-        field if field is None or field[0] == "byte" else ("offset", _value(builder, *field)) for field in fields
-    ]
+    values = [field and (field[0], field[1] if field[0] == "byte" else _value(builder, *field)) for field in fields]
     builder.StartObject(len(fields))
-    for slot, field in enumerate(offsets):
-        if field is not None and field[0] == "byte":
-            builder.PrependInt8Slot(slot, field[1], -1)
-        elif field is not None:
-            builder.PrependUOffsetTRelativeSlot(slot, field[1], 0)
+    for slot, value in enumerate(values):
+        if value is not None and value[0] == "byte":
+            builder.PrependInt8Slot(slot, value[1], -1)
+        elif value is not None:
+            builder.PrependUOffsetTRelativeSlot(slot, value[1], 0)
     return builder.EndObject()
 
 

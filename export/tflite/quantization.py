@@ -1,4 +1,4 @@
-"""Convolutions and matrix products of a float32 TFLite file in fewer bits; what decodes and suppresses stays in float32.
+"""Convolutions and matrix products of a TFLite file in fewer bits; what decodes and suppresses stays in float32.
 
 | precision | weights | what lies between convolutions |
 |---|---|---|

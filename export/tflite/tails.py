@@ -4,7 +4,7 @@
 |---|---|
 | ``raw`` | the heads, levels concatenated, as the model's `call` names them |
 | ``postprocess`` | those of the custom op ``TFLite_Detection_PostProcess`` |
-| ``nms`` | the same four, of built-in ops with the model's own decoding, selection and suppression; masks and keypoints |
+| ``nms`` | the same four, of built-in ops by the model's own rules, then masks and keypoints |
 """
 
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ def candidates(model: RetinaNet | FCOS, outputs: Mapping, size: tuple[int, int])
 
 
 def suppressed(model: RetinaNet | FCOS, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The outputs of ``TFLite_Detection_PostProcess``, clipped, and without what is empty then where the model drops it.
+    """The outputs of ``TFLite_Detection_PostProcess``, clipped, without what is empty then if the model drops it.
 
     Boxes go in decoded; so the op's own anchors are all the unit square around 0. On T > 1 threads LiteRT's op (2.3)
     skips class T, so there are no classes 2 to 17 in what it is given.

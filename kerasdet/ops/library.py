@@ -58,7 +58,7 @@ def compiled_ops() -> ModuleType | None:
 
 
 def static_shapes() -> bool:
-    """Whether what is traced here goes through XLA or to TFLite, which need static shapes and know no sparse matrices."""
+    """Whether what is traced here goes to XLA or TFLite, which need static shapes and know no sparse matrices."""
     return in_tflite() or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
