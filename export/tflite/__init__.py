@@ -91,8 +91,8 @@ def _check(model, path, tail, precision, input_type, images):
             raise ValueError(f"TFLite has no {what} {value!r}: choose one of {', '.join(choices)}.")
     if path.exists():
         raise FileExistsError(f"{path} exists: export to another file or delete it.")
-    if reason := tails.why_not(model, tail):
-        raise ValueError(f"{type(model).__name__} has no tail {tail!r}: {reason}. Choose 'nms'.")
+    if reason := tails.why_not(model, tail, precision):
+        raise ValueError(f"{type(model).__name__} cannot be had with the tail {tail} in {precision}: {reason}.")
     if precision == "int8" and not len(images):
         raise ValueError("int8 needs representative images: some dozens of pictures as the model will meet them.")
 

@@ -5,6 +5,9 @@
 | ``float16`` | float16, half the size | float32 |
 | ``dynamic`` | int8, one scale a channel | float32, rounded to int8 at each convolution by the range it has there |
 | ``int8`` | int8, one scale a channel | int8, by the ranges seen in representative images |
+
+With "int8" the heads' last convolutions are as with "dynamic": logits of one range for all classes in 8 bits would cost
+2 points of AP50 (BCCD, RetinaNet ResNet-18: 0.897 in place of 0.919).
 """
 
 import contextlib
@@ -18,7 +21,9 @@ import numpy as np
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 
+_THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
+_LAST = r"/(class_logits|box_deltas|box_distances|centerness|objectness)(_\d+)?/"
 _BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU")  # of backbone and neck
 
 
@@ -42,29 +47,41 @@ def lower_precision(
     """
     if precision == "float32":
         return flatbuffer
-    quantizer, recipes = _quantizer()
+    quantizer, types = _quantizer()
     work = quantizer.Quantizer(bytearray(flatbuffer))
-    for operation in _WEIGHTED:
-        if precision == "float16":
-            recipe = recipes.OpQuantizationConfig(
-                weight_tensor_config=recipes.TensorQuantizationConfig(16, dtype=recipes.TensorDataType.FLOAT),
-                compute_precision=recipes.ComputePrecision.FLOAT,
-                explicit_dequantize=True,
-            )
-            work.update_quantization_recipe(".*", operation, recipe, quantizer.AlgorithmName.FLOAT_CASTING)
-        elif precision == "dynamic":
+    if precision == "float16":
+        _to_float16(work, quantizer, types)
+    elif precision == "dynamic":
+        for operation in _WEIGHTED:
             work.add_dynamic_config(".*", operation, num_bits=8)
-        else:
-            work.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-    if precision == "int8" and scopes:
-        within = rf"^(?!.*norm).*/({'|'.join(map(re.escape, scopes))})(_\d+)?/"
-        for operation in _BETWEEN:
-            work.add_static_config(within, operation, activation_num_bits=8, weight_num_bits=8)
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):  # bars of progress
+    else:
+        _to_int8(work, scopes)
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # bars of progress, advice to debuggers
+        warnings.simplefilter("ignore")
         inputs = {"serving_default": [{"image": image[None]} for image in images]}
-        ranges = work.calibrate(inputs, num_threads=2) if precision == "int8" else None
+        ranges = work.calibrate(inputs, num_threads=_THREADS) if precision == "int8" else None
         result = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
+
+
+def _to_float16(work, quantizer, types):
+    recipe = types.OpQuantizationConfig(
+        weight_tensor_config=types.TensorQuantizationConfig(16, dtype=types.TensorDataType.FLOAT),
+        compute_precision=types.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    for operation in _WEIGHTED:
+        work.update_quantization_recipe(".*", operation, recipe, quantizer.AlgorithmName.FLOAT_CASTING)
+
+
+def _to_int8(work, scopes):
+    eight = {"activation_num_bits": 8, "weight_num_bits": 8}
+    for operation in _WEIGHTED:
+        work.add_static_config(".*", operation, **eight)
+    work.add_dynamic_config(_LAST, "CONV_2D", num_bits=8)
+    within = rf"^(?!.*norm).*/({'|'.join(map(re.escape, scopes))})(_\d+)?/"
+    for operation in _BETWEEN if scopes else ():
+        work.add_static_config(within, operation, **eight)
 
 
 def _quantizer() -> tuple[ModuleType, ModuleType]:

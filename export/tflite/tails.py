@@ -25,15 +25,16 @@ _EMPTY = 1e-5  # of which no more than this is left in the image
 _SKIPPED = 16  # classes
 
 
-def why_not(model: Detector, tail: str) -> str | None:
-    """Why a model cannot have a tail, or None."""
-    if tail == "nms" or isinstance(model, RetinaNet | FCOS):
-        return None
-    if isinstance(model, ProposalNetwork):
-        return None if tail == "raw" else "TFLite_Detection_PostProcess does not suppress level by level"
-    if tail == "raw":
-        return "the second stage looks at proposals, so there are no heads without suppression"
-    return "TFLite_Detection_PostProcess decodes anchors, and its proposals are none"
+def why_not(model: Detector, tail: str, precision: str) -> str | None:
+    """Why a model cannot be had with a tail and in a precision, or None."""
+    dense = isinstance(model, RetinaNet | FCOS)
+    if tail == "postprocess" and not dense:
+        return "TFLite_Detection_PostProcess decodes anchors and suppresses class by class: choose the tail nms"
+    if tail == "raw" and not dense and not isinstance(model, ProposalNetwork):
+        return "its heads look at proposals, which suppression has chosen: choose the tail nms"
+    if precision == "int8" and not dense and not isinstance(model, ProposalNetwork):
+        return "ranges cannot be observed inside the loop of ROIAlign: choose float32, float16 or dynamic"
+    return None
 
 
 def raw(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
