@@ -22,7 +22,7 @@ NMS = [1000, 5000, 20000]  # boxes
 CLASS_NMS = [(1000, 80), (20000, 80)]  # boxes, each scored for so many classes
 DEFORM_CONV = [(100, 168, 128), (50, 84, 256), (25, 42, 512)]  # height, width, channels
 MASKS = (100, 28, 800, 1344)  # detections, cells, height and width of the image
-SECONDS, MOST_REPEATS = 0.5, 30  # of each measurement
+SECONDS, MOST_REPEATS = 0.5, 1000  # of each measurement
 
 
 def random_boxes(count, height, width, low, high):

@@ -22,7 +22,7 @@ struct Box {
 // Kept boxes of one class, padded with empty ones.
 struct KeptBlock {
   static constexpr int kSize = 16;
-  float y1[kSize], x1[kSize], y2[kSize], x2[kSize], area[kSize];
+  float y1[kSize], x1[kSize], y2[kSize], x2[kSize], area[kSize], share_of_area[kSize];
   int32_t next;  // block of the class, or -1
 };
 
@@ -34,7 +34,7 @@ class KeptBoxes {
   const KeptBlock* blocks() const { return blocks_.data(); }
   int32_t first(int32_t owner) const { return chains_[owner].first; }
 
-  void Add(int32_t owner, const Box& box) {
+  void Add(int32_t owner, const Box& box, float share) {
     Chain& chain = chains_[owner];
     if (chain.used == KeptBlock::kSize) {
       const int32_t added = static_cast<int32_t>(blocks_.size());
@@ -51,6 +51,7 @@ class KeptBoxes {
     block.y2[place] = box.y2;
     block.x2[place] = box.x2;
     block.area[place] = box.area;
+    block.share_of_area[place] = share * box.area;
   }
 
  private:
@@ -238,7 +239,7 @@ class Nms {
     const Tensor boxes = context.Input(0, "boxes", {-1, -1, 4});
     const int64_t batch = boxes.dim(0), count = boxes.dim(1);
     const Tensor scores = context.Input(1, "scores", {batch, count});
-    const Tensor class_ids = context.Input(2, "class_ids", {batch, by_class_ ? count : -1});
+    const Tensor class_ids = context.Input(2, "class_ids", {by_class_ ? batch : -1, by_class_ ? count : -1});
     if (count > std::numeric_limits<int32_t>::max()) {
       throw InvalidArgument("There are more boxes than an int32 index can name.");
     }

@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kStreamFrom = 4 << 20;       // bytes of a result
 constexpr int64_t kBinsAtOnce = 1 << 20;       // that are planned
-constexpr int64_t kBinsOfPart = 256;           // that a thread takes
+constexpr int64_t kBinsOfPart = 1024;          // that a thread takes
 constexpr int64_t kValuesOfPart = 256 << 10;
 
 RoiOptions Options(const Construction& attrs) {
@@ -43,12 +43,13 @@ Map CheckedMap(int64_t height, int64_t width) {
 // Calls body(plan, image, first box) for all boxes (batch, per_image, 4), some of one image at a time.
 template <class Body>
 void ForPlans(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t batch,
-              int64_t per_image, int64_t cell_bytes, const Body& body) {
+              int64_t per_image, int64_t cell_bytes, const ThreadPool& threads, const Body& body) {
   const int64_t most = std::max<int64_t>(kBinsAtOnce / (options.output_height * options.output_width), 1);
   for (int64_t image = 0; image < batch; ++image) {
     for (int64_t first = 0; first < per_image; first += most) {
       const int64_t number = image * per_image + first;
-      body(Plan(options, maps, boxes + 4 * number, std::min(most, per_image - first), cell_bytes), image, number);
+      const int64_t count = std::min(most, per_image - first);
+      body(Plan(options, maps, boxes + 4 * number, count, cell_bytes, threads), image, number);
     }
   }
 }
@@ -94,7 +95,7 @@ class RoiAlign {
         }
       });
     };
-    ForPlans(options_, maps, boxes.data<float>(), batch, per_image, channels * sizeof(T), pool);
+    ForPlans(options_, maps, boxes.data<float>(), batch, per_image, channels * sizeof(T), threads, pool);
   }
 
  private:
@@ -163,7 +164,7 @@ class RoiAlignGrad {
         KERASDET_DISPATCH(SpreadBins(plan, gradient, channels, begin, end, taps.data(), of_image.data()));
       });
     };
-    ForPlans(options_, maps, boxes.data<float>(), batch, per_image, channels * sizeof(float), spread);
+    ForPlans(options_, maps, boxes.data<float>(), batch, per_image, channels * sizeof(float), threads, spread);
   }
 
   const RoiOptions options_;

@@ -6,7 +6,17 @@
 namespace kerasdet {
 namespace {
 
-constexpr int64_t kTileBytes = 256 << 10;  // about this much of a map stays in a cache
+constexpr int64_t kTileBytes = 16 << 10;  // about this much of a map stays in the smallest cache
+constexpr int64_t kTilesAcross = 1024;    // at most
+constexpr int64_t kRegionsOfPart = 64;    // that a thread takes
+
+// The bits of a 16-bit number at the even places.
+uint32_t Spaced(uint32_t x) {
+  x = (x | x << 8) & 0x00ff00ffu;
+  x = (x | x << 4) & 0x0f0f0f0fu;
+  x = (x | x << 2) & 0x33333333u;
+  return (x | x << 1) & 0x55555555u;
+}
 
 float Finite(float x) { return std::isfinite(x) ? x : 0.0f; }
 
@@ -64,56 +74,65 @@ void Lines::Add(int32_t index, float weight) {
 }
 
 Plan::Plan(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t count,
-           int64_t cell_bytes)
+           int64_t cell_bytes, const ThreadPool& threads)
     : height_(options.output_height), width_(options.output_width), regions_(count) {
-  const int32_t tile = static_cast<int32_t>(
-      std::clamp(std::sqrt(static_cast<double>(kTileBytes) / static_cast<double>(cell_bytes)), 4.0, 64.0));
-  std::vector<int64_t> first_tile, tiles_across;
+  const double cells = std::sqrt(static_cast<double>(kTileBytes) / static_cast<double>(cell_bytes));
+  std::vector<int32_t> tiles;  // cells along a side
+  std::vector<int64_t> first_tile;
   int64_t num_tiles = 1;  // tile 0 is for bins without a sample
   for (const Map& map : maps) {
+    const int64_t length = std::max(map.height, map.width);
+    const int64_t tile = std::max(static_cast<int64_t>(std::clamp(cells, 4.0, 64.0)), length / kTilesAcross + 1);
+    int64_t side = 1;
+    while (side <= length / tile) side *= 2;
+    tiles.push_back(static_cast<int32_t>(tile));
     first_tile.push_back(num_tiles);
-    tiles_across.push_back(map.width / tile + 1);
-    num_tiles += (map.height / tile + 1) * tiles_across.back();
+    num_tiles += side * side;
   }
-  std::vector<int32_t> tile_of_bin;
-  tile_of_bin.reserve(count * height_ * width_);
-  for (int64_t number = 0; number < count; ++number) {
-    const float* box = boxes + 4 * number;
-    Region& region = regions_[number];
-    region.level = LevelOf(options, box);
-    const Map& map = maps[region.level];
-    region.map_width = map.width;
-    const int64_t bins[2] = {height_, width_}, limits[2] = {map.height, map.width};
-    Lines* lines[2] = {&region.rows, &region.columns};
-    for (int axis = 0; axis < 2; ++axis) {
-      const float scale = options.scales[region.level], offset = options.aligned ? 0.5f : 0.0f;
-      const float low = Finite(box[axis]) * scale - offset, high = Finite(box[axis + 2]) * scale - offset;
-      const float size = options.aligned ? high - low : std::max(high - low, 1.0f);
-      lines[axis]->Find(low, size, bins[axis], SamplesOf(options, size, bins[axis], limits[axis]), limits[axis]);
-    }
-    most_taps_ = std::max(most_taps_, region.rows.most() * region.columns.most());
-    for (int row = 0; row < height_; ++row) {
-      for (int column = 0; column < width_; ++column) {
-        int64_t place = 0;
-        if (region.rows.begin(row) != region.rows.end(row) &&
-            region.columns.begin(column) != region.columns.end(column)) {
-          const int64_t y = region.rows.begin(row)->index / tile, x = region.columns.begin(column)->index / tile;
-          const int64_t across = tiles_across[region.level];
-          place = first_tile[region.level] + y * across + (y % 2 == 0 ? x : across - 1 - x);  // to and fro
+  const int64_t bins_of_region = height_ * width_;
+  std::vector<uint32_t> tile_of_bin(count * bins_of_region, 0);
+  threads.For(count, kRegionsOfPart, [&](int64_t begin, int64_t end) {
+    for (int64_t number = begin; number < end; ++number) {
+      Region& region = regions_[number];
+      FindLines(options, maps, boxes + 4 * number, &region);
+      const int32_t tile = tiles[region.level];
+      uint32_t* place = tile_of_bin.data() + number * bins_of_region;
+      for (int row = 0; row < height_; ++row) {
+        for (int column = 0; column < width_; ++column, ++place) {
+          if (region.rows.begin(row) == region.rows.end(row)) continue;
+          if (region.columns.begin(column) == region.columns.end(column)) continue;
+          const uint32_t y = region.rows.begin(row)->index / tile, x = region.columns.begin(column)->index / tile;
+          *place = static_cast<uint32_t>(first_tile[region.level]) + (Spaced(y) << 1 | Spaced(x));
         }
-        tile_of_bin.push_back(static_cast<int32_t>(place));
       }
     }
+  });
+  for (const Region& region : regions_) {
+    most_taps_ = std::max(most_taps_, region.rows.most() * region.columns.most());
   }
   std::vector<int32_t> begins(num_tiles + 1, 0);
-  for (const int32_t place : tile_of_bin) ++begins[place + 1];
+  for (const uint32_t place : tile_of_bin) ++begins[place + 1];
   for (int64_t i = 0; i < num_tiles; ++i) begins[i + 1] += begins[i];
   bins_.resize(tile_of_bin.size());
-  const int32_t* place = tile_of_bin.data();
+  const uint32_t* place = tile_of_bin.data();
   for (int32_t number = 0; number < count; ++number) {
     for (int16_t row = 0; row < height_; ++row) {
       for (int16_t column = 0; column < width_; ++column) bins_[begins[*place++]++] = {number, row, column};
     }
+  }
+}
+
+void Plan::FindLines(const RoiOptions& options, const std::vector<Map>& maps, const float* box, Region* region) {
+  region->level = LevelOf(options, box);
+  const Map& map = maps[region->level];
+  region->map_width = map.width;
+  const int64_t bins[2] = {options.output_height, options.output_width}, limits[2] = {map.height, map.width};
+  Lines* lines[2] = {&region->rows, &region->columns};
+  for (int axis = 0; axis < 2; ++axis) {
+    const float scale = options.scales[region->level], offset = options.aligned ? 0.5f : 0.0f;
+    const float low = Finite(box[axis]) * scale - offset, high = Finite(box[axis + 2]) * scale - offset;
+    const float size = options.aligned ? high - low : std::max(high - low, 1.0f);
+    lines[axis]->Find(low, size, bins[axis], SamplesOf(options, size, bins[axis], limits[axis]), limits[axis]);
   }
 }
 

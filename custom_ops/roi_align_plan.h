@@ -1,12 +1,14 @@
 // Which cells each bin of ROIAlign sums with which weights, and in which order the bins are taken.
 //
 // The samples of a bin lie on a grid, so a bin is a weighted sum over the cells of some rows and some columns; samples
-// that share a cell share a tap. Bins are ordered by the tile of the map that they lie on, whatever box they are of:
-// each part of a map is then read into the cache about once.
+// that share a cell share a tap. Bins are ordered by the small tile of the map that they lie on, whatever box they are
+// of, and the tiles along a Z-order curve: neighbours come soon after one another, on the scale of every cache.
 #pragma once
 
 #include <cstdint>
 #include <vector>
+
+#include "thread_pool.h"
 
 namespace kerasdet {
 
@@ -59,7 +61,8 @@ class Lines {
 class Plan {
  public:
   // Boxes (count, 4); `cell_bytes` is the size of a cell of the maps.
-  Plan(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t count, int64_t cell_bytes);
+  Plan(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t count, int64_t cell_bytes,
+       const ThreadPool& threads);
 
   const std::vector<Bin>& bins() const { return bins_; }
   int64_t most_taps() const { return most_taps_; }
@@ -87,6 +90,8 @@ class Plan {
     int64_t map_width;
     int level;
   };
+
+  static void FindLines(const RoiOptions& options, const std::vector<Map>& maps, const float* box, Region* region);
 
   int64_t height_, width_, most_taps_ = 0;
   std::vector<Region> regions_;

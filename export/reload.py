@@ -1,4 +1,6 @@
-"""Runs a SavedModel in a process of its own: ``python reload.py SAVED_MODEL FOLDER``; only TensorFlow is needed.
+"""Runs a SavedModel in a process of its own: ``python reload.py SAVED_MODEL FOLDER [LIBRARY]``.
+
+Only TensorFlow is needed, and the library of compiled operations where the SavedModel has some.
 
 The folder holds ``0.png``, ``1.png`` ... and receives ``outputs.npz``: of all images by ``encoded``, of the first one
 by ``serving_default`` and ``float_image``, and how long the first one took each time.
@@ -14,8 +16,10 @@ import tensorflow as tf
 RUNS = 5
 
 
-def main(saved_model: str, folder: str) -> None:
+def main(saved_model: str, folder: str, *libraries: str) -> None:
     """Writes the outputs."""
+    for library in libraries:
+        tf.load_op_library(library)
     signatures = tf.saved_model.load(saved_model).signatures
     paths = sorted(Path(folder).glob("*.png"), key=lambda path: int(path.stem))
     encoded = tf.stack([tf.io.read_file(str(path)) for path in paths])

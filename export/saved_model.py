@@ -1,6 +1,7 @@
 """SavedModel with everything inside: decoding, resizing, the network, NMS, and boxes of the images that came in.
 
-Signatures, all with a dynamic batch and stock TensorFlow ops only; an empty batch gives empty outputs:
+Signatures, all with a dynamic batch and, unless asked otherwise, stock TensorFlow ops only; an empty batch gives empty
+outputs:
 
 | signature | input |
 |---|---|
@@ -42,6 +43,7 @@ def export_saved_model(
     class_offset: int = 1,
     precision: str = "float32",
     max_pixels: int = MAX_PIXELS,
+    ops: str = "tensorflow",
     gin_config: str | None = None,
 ) -> Path:
     """Writes a detector as a SavedModel.
@@ -53,6 +55,7 @@ def export_saved_model(
         precision: Of the network: "float32", "bfloat16" (processors with AVX-512 or AMX, TPUs) or "float16" (GPUs).
             Boxes are decoded and suppressed in float32.
         max_pixels: Encoded images with more are refused before they are decoded.
+        ops: "tensorflow", or "compiled" for the compiled operations of kerasdet, which a server must then contain.
         gin_config: What configured the model, for the assets.
 
     Returns:
@@ -66,7 +69,7 @@ def export_saved_model(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
     root = tf.Module()
-    with implementation("tensorflow"):  # so that it runs where nothing of kerasdet is
+    with implementation(ops):
         root.network = InferenceGraph(
             model.detect_resized,
             [
@@ -78,7 +81,7 @@ def export_saved_model(
         )
         signatures = _signatures(root.network.detect, model.preprocessing, class_offset, max_pixels)
     tf.saved_model.save(root, str(path), signatures)
-    facts = {"class_offset": class_offset, "precision": precision, "max_pixels": max_pixels}
+    facts = {"class_offset": class_offset, "precision": precision, "max_pixels": max_pixels, "ops": ops}
     write_assets(model, path, facts, signatures, gin_config)
     return path
 

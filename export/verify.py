@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from kerasdet.models import Detector
+from kerasdet.ops.library import LIBRARY
 from kerasdet.saved_detector import in_pixels
 from kerasdet.tflite_detector import TFLiteDetector
 
@@ -67,6 +68,7 @@ def verify_saved_model(
     *,
     class_offset: int = 1,
     precision: str = "float32",
+    ops: str = "tensorflow",
 ) -> Report:
     """Loads a SavedModel in a process that has only TensorFlow and compares it with the model.
 
@@ -76,6 +78,7 @@ def verify_saved_model(
         images: (H, W, 3) uint8 arrays.
         class_offset: As it was exported.
         precision: As it was exported. Where it or the model's own is not float32, rounding is allowed for.
+        ops: As it was exported; the process is given the library of "compiled" ones.
 
     Returns:
         The differences.
@@ -83,7 +86,7 @@ def verify_saved_model(
     Raises:
         RuntimeError: If the SavedModel does not run, or differs by more than `EXACT` or `ROUNDED` allow.
     """
-    outputs = _run_saved_model(Path(path), images)
+    outputs = _run_saved_model(Path(path), images, [str(LIBRARY)] if ops == "compiled" else [])
     tolerance = _tolerance(model, precision)
     first, seconds = _timed(lambda: model.detect(images[:1]))
     together = model.detect(list(images)) if len(images) > 1 else first
@@ -156,12 +159,12 @@ def _exceeds(report, tolerance, name):
     return not getattr(report, name) <= getattr(tolerance, name)  # NaN exceeds
 
 
-def _run_saved_model(path, images):
+def _run_saved_model(path, images, libraries):
     """The outputs of the SavedModel by "signature/name", and ``seconds`` of each run."""
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(Path(folder) / f"{index}.png")
-        return _run(path, "reload.py", folder)
+        return _run(path, "reload.py", folder, *libraries)
 
 
 def _run_tflite(path, frames):
@@ -172,11 +175,11 @@ def _run_tflite(path, frames):
         return outputs, outputs.pop("seconds")
 
 
-def _run(path, script, folder):
-    """What a script of this package writes in a process of its own, given the artefact and a folder."""
+def _run(path, script, folder, *arguments):
+    """What a script of this package writes in a process of its own, given the artefact, a folder and more."""
     script = Path(__file__).parent / script
     run = subprocess.run(
-        [sys.executable, "-c", script.read_text(), str(path.resolve()), folder],
+        [sys.executable, "-c", script.read_text(), str(path.resolve()), folder, *arguments],
         capture_output=True,
         text=True,
         cwd=folder,  # neither the checkout nor kerasdet is on the path

@@ -119,6 +119,7 @@ def _parser():
     saved_model.add_argument(
         "--serving", action="store_true", help="write a folder for TF Serving, this being its next version"
     )
+    saved_model.add_argument("--ops", choices=["tensorflow", "compiled"], help="(default tensorflow)")
     saved_model.add_argument("--class-offset", type=int, metavar="N", help="of the first class (default 1)")
     saved_model.add_argument("--max-pixels", type=_positive, metavar="N", help="of an encoded image")
     tflite = export.add_argument_group("TFLite")
@@ -300,7 +301,7 @@ def _verify(model, options):
         raise ValueError(f"{options.file} gives another {different[0]} than {options.verify}: nothing was written.")
 
 
-_ONLY_SAVED_MODEL = {"class_offset": 1, "max_pixels": MAX_PIXELS}
+_ONLY_SAVED_MODEL = {"class_offset": 1, "max_pixels": MAX_PIXELS, "ops": "tensorflow"}
 _ONLY_TFLITE = {"tail": "nms", "size": None, "input": "float32", "representative": ()}
 
 

@@ -229,6 +229,7 @@ def paste_masks(
     width: int | tf.Tensor,
     rule: str = "detectron2",
     threshold: float = 0.5,
+    whole_image: bool = False,
 ) -> tf.Tensor:
     """Puts predicted masks into their boxes in an image.
 
@@ -244,6 +245,7 @@ def paste_masks(
         width: Likewise.
         rule: "detectron2" or "torchvision".
         threshold: Above 0.
+        whole_image: Compute every pixel and not only those near the box: slower, in the static shapes that XLA needs.
 
     Returns:
         (D, height, width) bool.
@@ -255,11 +257,11 @@ def paste_masks(
     size = tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)])
     probs, boxes = tf.cast(mask_probs, tf.float32), tf.cast(boxes, tf.float32)
     boxes = tf.where(tf.reduce_all(tf.math.is_finite(boxes), 1, keepdims=True), boxes, -_FAR)
-    return _paste(probs, boxes, size, tf.constant(threshold, tf.float32), rule)
+    return _paste(probs, boxes, size, tf.constant(threshold, tf.float32), rule, whole_image)
 
 
 @tf.function(reduce_retracing=True)
-def _paste(probs, boxes, image_size, threshold, rule):
+def _paste(probs, boxes, image_size, threshold, rule, whole_image):
     cells = tf.cast(tf.shape(probs)[1], tf.float32)
     sample = _detectron2_samples if rule == "detectron2" else _torchvision_samples
 
@@ -271,9 +273,11 @@ def _paste(probs, boxes, image_size, threshold, rule):
             margin = (high - low) / cells + 2  # further outside all is zero
             start = tf.clip_by_value(tf.floor(low - margin), 0.0, limit)
             stop = tf.clip_by_value(tf.math.ceil(high + margin), start, limit)
-            places = sample(tf.range(start, stop), low, high, cells)
+            pixels = tf.range(0.0, limit) if whole_image else tf.range(start, stop)
+            places = tf.where((pixels >= start) & (pixels < stop), sample(pixels, low, high, cells), -1.0)
             weights.append(tf.nn.relu(1 - tf.abs(tf.expand_dims(places, 1) - tf.range(cells))))  # (h, S)
-            paddings.append([tf.cast(start, tf.int32), image_size[axis] - tf.cast(stop, tf.int32)])
+            padding = [tf.cast(start, tf.int32), image_size[axis] - tf.cast(stop, tf.int32)]
+            paddings.append([0, 0] if whole_image else padding)
         values = tf.matmul(tf.matmul(weights[0], mask), weights[1], transpose_b=True)
         inside = values >= threshold if rule == "detectron2" else values > threshold
         return tf.pad(inside, paddings)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet import masks as mask_ops
+from kerasdet.ops.library import raw_ops
 
 
 class SavedDetector:
@@ -26,6 +27,8 @@ class SavedDetector:
         if not facts.is_file():
             raise ValueError(f"{path} is no SavedModel of `kerasdet export`: it has no assets/kerasdet.json.")
         self.facts = json.loads(facts.read_text(encoding="utf-8"))
+        if self.facts.get("ops") == "compiled":
+            raw_ops()  # loads their library
         try:
             self._loaded = tf.saved_model.load(str(path))
         except (OSError, ValueError, tf.errors.OpError) as error:

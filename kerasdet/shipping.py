@@ -43,16 +43,16 @@ def ship(
     Raises:
         RuntimeError: If the SavedModel differs from the model.
     """
-    precision = options.get("precision", "float32")
+    how = {name: options[name] for name in ("precision", "ops") if name in options}
 
     def export_and_verify(model, path, samples):
         export_saved_model(model, path, class_offset=class_offset, **options)
-        return verify_saved_model(model, path, samples, class_offset=class_offset, precision=precision)
+        return verify_saved_model(model, path, samples, class_offset=class_offset, **how)
 
     path = Path(path)
     lines = _compared(model, path, images, export_and_verify, "TensorFlow")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path, "\n".join([f"{path}: {size / 2**20:.1f} MiB, {precision}.", *lines])
+    return path, "\n".join([f"{path}: {size / 2**20:.1f} MiB, {how.get('precision', 'float32')}.", *lines])
 
 
 def ship_tflite(

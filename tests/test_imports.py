@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "evaluation": PICTURES | {"data"},
     "training": PICTURES | {"data", "evaluation"},
     "checkpoints": NETWORK | {"models"},
-    "saved_detector": GEOMETRY,
+    "saved_detector": NETWORK,
     "tflite_detector": NETWORK | {"models", "saved_detector"},
     "export": NETWORK | {"models", "saved_detector", "tflite_detector"},
     "loading": NETWORK | {"models", "training", "saved_detector", "tflite_detector"},

@@ -13,7 +13,7 @@ from types import ModuleType
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-_PATH = Path(__file__).with_name("_kerasdet_ops.so")
+LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
 _OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
 _OPS += ("paste_masks", "encode_masks")
 _logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def implementation(name: str) -> Iterator[None]:
         raise ValueError(f'implementation is "compiled", "tensorflow" or "tflite", not {name!r}.')
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
-            f"The compiled ops do not load from {_PATH}: install kerasdet from its wheel, or where g++ and make are."
+            f"The compiled ops do not load from {LIBRARY}: install kerasdet from its wheel, or where g++ and make are."
         )
     global _chosen
     before, _chosen = _chosen, name
@@ -71,12 +71,12 @@ def in_tflite() -> bool:
 def raw_ops() -> ModuleType | None:
     """The compiled ops as they are, whatever is chosen; None where their library does not load."""
     try:
-        library = tf.load_op_library(str(_PATH))
+        library = tf.load_op_library(str(LIBRARY))
     except (tf.errors.OpError, OSError) as error:
         _logger.warning("The compiled ops are not there, so TensorFlow's are used: %s", error)
         return None
     missing = [name for name in _OPS if not hasattr(library, f"kerasdet_{name}")]
     if missing:
-        _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", _PATH, ", ".join(missing))
+        _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", LIBRARY, ", ".join(missing))
         return None
     return library

@@ -39,11 +39,10 @@ def nms(
     library = compiled_ops()
     if library is None:
         return _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshold)
-    no_ids = tf.zeros([tf.shape(boxes)[0], 0], tf.int32)
     indices, counts = library.kerasdet_nms(
         boxes=boxes,
         scores=scores,
-        class_ids=no_ids if class_ids is None else tf.cast(class_ids, tf.int32),
+        class_ids=tf.zeros([0, 0], tf.int32) if class_ids is None else tf.cast(class_ids, tf.int32),
         max_detections=max_detections,
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,

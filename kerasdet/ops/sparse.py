@@ -25,7 +25,9 @@ def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf
 
 
 def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:
-    """``matrix @ dense`` or ``matrix.T @ dense``, without a gradient.
+    """``matrix @ dense`` or ``matrix.T @ dense``, without a gradient; the same bits each time.
+
+    TensorFlow's own product with a transposed matrix adds up what its threads find in the order in which they end.
 
     Args:
         matrix: From `csr_matrix`.
@@ -35,7 +37,9 @@ def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.T
     Returns:
         (M, C).
     """
-    return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=dense, transpose_a=transpose)
+    if transpose:
+        matrix = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
+    return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=dense)
 
 
 def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

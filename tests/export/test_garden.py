@@ -8,6 +8,7 @@ from export_models import MODELS, SLOW, make
 from kerasdet.export import export_saved_model, verify_saved_model
 
 import kerasdet
+from kerasdet.ops.library import raw_ops
 
 TOLERANCES = {"boxes": (1e-3, 0), "scores": (1e-5, 0), "mask_probs": (1e-4, 0), "keypoints": (1e-2, 1e-2)}
 
@@ -51,6 +52,20 @@ def test_16_bits(model, folder, precision):
     assert len(kernels) > 10
     types = {tf.train.load_variable(variables, name).dtype.name for name in kernels}
     assert types == {precision}
+
+
+@pytest.mark.slow
+def test_compiled_operations_by_option(folder):
+    if raw_ops() is None:
+        pytest.skip("no compiled ops here")
+    model = make("mask_keypoint_rcnn")
+    path = export_saved_model(model, folder / "compiled", ops="compiled")
+    report = verify_saved_model(model, path, tiny.images(), ops="compiled")
+    assert report.lost == 0
+    assert report.boxes <= 1e-3
+    assert b"Kerasdet>Nms" in (path / "saved_model.pb").read_bytes()
+    found = kerasdet.load(path).detect(tiny.images()[0])
+    np.testing.assert_allclose(found["boxes"], model.detect(tiny.images()[0])["boxes"], atol=1e-3)
 
 
 def test_loaded_it_detects_as_the_model(model, exported):

@@ -21,6 +21,12 @@ def compiled():
         pytest.skip("no compiled ops here")
 
 
+@pytest.fixture(params=[1, pytest.param(4, marks=pytest.mark.slow)])
+def times(request):
+    """How many times the usual number of random cases."""
+    return request.param
+
+
 def on_both(function, *arguments):
     """Results and, of float results, gradients to the arguments, on both implementations."""
     results = []
@@ -48,8 +54,8 @@ def wild_boxes(rng, shape, extent):
     return boxes.astype(np.float32)
 
 
-def test_nms_of_wild_boxes(rng):
-    for case in range(400):
+def test_nms_of_wild_boxes(rng, times):
+    for case in range(400 * times):
         batch, count = int(rng.integers(0, 3)), int(rng.integers(0, 60))
         boxes = tf.constant(np.round(wild_boxes(rng, (batch, count), 30) * 4) / 4)
         scores = rng.integers(-3, 12, (batch, count)).astype(np.float32) / 10
@@ -64,8 +70,8 @@ def test_nms_of_wild_boxes(rng):
             np.testing.assert_array_equal(one, other, err_msg=str(case))
 
 
-def test_class_aware_nms_of_random_boxes(rng):
-    for _ in range(300):
+def test_class_aware_nms_of_random_boxes(rng, times):
+    for _ in range(300 * times):
         count, classes = int(rng.integers(1, 80)), int(rng.integers(1, 6))
         low = rng.uniform(0, 30, (count, 2))
         boxes = np.concatenate([low, low + rng.uniform(1, 20, (count, 2))], 1).astype(np.float32)
@@ -94,8 +100,8 @@ def random_pyramid(rng, channels):
     return [tf.constant(rng.normal(size=(batch, *size, channels)), tf.float32) for size in sizes]
 
 
-def test_roi_align_of_wild_boxes(rng):
-    for case in range(250):
+def test_roi_align_of_wild_boxes(rng, times):
+    for case in range(250 * times):
         maps = random_pyramid(rng, int(rng.choice([1, 3, 16, 20])))
         boxes = wild_boxes(rng, (maps[0].shape[0], int(rng.integers(0, 12))), 4.0 * max(maps[0].shape[1:3]))
         options = {"output_size": tuple(rng.integers(1, 5, 2).tolist()), "sampling_ratio": int(rng.integers(0, 4))}
@@ -111,8 +117,8 @@ def test_roi_align_of_wild_boxes(rng):
             np.testing.assert_allclose(other, one, atol=1e-4, err_msg=str(case))
 
 
-def test_roi_align_of_random_boxes_equals_the_loop_over_samples(rng):
-    for _ in range(150):
+def test_roi_align_of_random_boxes_equals_the_loop_over_samples(rng, times):
+    for _ in range(150 * times):
         image = rng.normal(size=rng.integers(1, [20, 20, 6])).astype(np.float32)
         low = rng.uniform(-10, 60, 2)
         box = np.concatenate([low, low + rng.uniform(0, 60, 2)]).astype(np.float32)
@@ -141,8 +147,8 @@ def random_convolution(rng):
     return [tf.constant(value, tf.float32) for value in arguments], options
 
 
-def test_deform_conv_of_random_shapes(rng):
-    for case in range(150):
+def test_deform_conv_of_random_shapes(rng, times):
+    for case in range(150 * times):
         arguments, options = random_convolution(rng)
         (expected, gradients), (found, found_gradients) = on_both(
             lambda *arguments, o=options: ops.deform_conv2d(*arguments, **o), *arguments
@@ -152,8 +158,8 @@ def test_deform_conv_of_random_shapes(rng):
             np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4, err_msg=str(case))
 
 
-def test_deform_conv_of_random_shapes_equals_the_loop_over_taps(rng):
-    for _ in range(20):
+def test_deform_conv_of_random_shapes_equals_the_loop_over_taps(rng, times):
+    for _ in range(20 * times):
         arguments, options = random_convolution(rng)
         values = [argument.numpy().astype(float) for argument in arguments]
         mask = values[3] if len(values) == 4 else np.ones_like(values[2][..., ::2])
@@ -184,7 +190,8 @@ def test_half_precision_rounds_once(rng, dtype):
     np.testing.assert_allclose(tf.cast(found_gradient, tf.float32), tf.cast(gradient, tf.float32), rtol=ulp, atol=1e-3)
 
 
-def test_gradients_come_out_the_same_each_time(rng):
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_gradients_come_out_the_same_each_time(rng, name):
     """Bit by bit, as `tf.config.experimental.enable_op_determinism` promises of every op."""
     features = tf.constant(rng.normal(size=(1, 40, 50, 48)), tf.float32)
     boxes = wild_boxes(rng, (1, 300), 160.0)
@@ -192,13 +199,13 @@ def test_gradients_come_out_the_same_each_time(rng):
 
     @tf.function
     def gradients():
-        with tf.GradientTape() as tape:
+        with ops.implementation(name), tf.GradientTape() as tape:
             tape.watch([features, *arguments])
             pooled = ops.roi_align(features, boxes, output_size=7, spatial_scale=0.25)
             loss = tf.reduce_sum(pooled**2) + tf.reduce_sum(ops.deform_conv2d(*arguments, padding=1) ** 2)
         return tape.gradient(loss, [features, *arguments])
 
     first = gradients()
-    for _ in range(5):
+    for _ in range(30):
         for one, other in zip(first, gradients(), strict=True):
             np.testing.assert_array_equal(one, other)

@@ -28,9 +28,9 @@ def compiled():
 
 @pytest.fixture
 def missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "_PATH", tmp_path / "_kerasdet_ops.so")
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "_kerasdet_ops.so")
     library.raw_ops.cache_clear()
-    yield library._PATH
+    yield library.LIBRARY
     library.raw_ops.cache_clear()
 
 
@@ -80,16 +80,6 @@ def test_xla_gets_no_compiled_op(compiled):
     assert not tf.function(lambda: tf.constant(library.compiled_ops() is None))().numpy()
 
 
-def test_nms_is_compiled_by_xla(rng):
-    low = rng.uniform(0, 50, (2, 60, 2))
-    boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 30, (2, 60, 2))], -1), tf.float32)
-    scores, class_ids = tf.constant(rng.random((2, 60)), tf.float32), tf.constant(rng.integers(0, 3, (2, 60)), tf.int32)
-    for most in (10, 100):
-        run = lambda most=most: ops.nms(boxes, scores, class_ids, iou_threshold=0.5, max_detections=most)  # noqa: E731
-        for one, other in zip(tf.function(run, jit_compile=True)(), run(), strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
 RELOAD = """
 import sys
 import tensorflow as tf
@@ -107,6 +97,72 @@ def test_a_saved_model_with_compiled_ops_loads_in_another_process(compiled, tmp_
     assert run.stdout.strip() == "[[2, 1, -1]]"
 
 
+RELOAD_GRADIENTS = """
+import sys
+import numpy as np
+import tensorflow as tf
+from kerasdet.ops import library
+library.raw_ops()
+module, x = tf.saved_model.load(sys.argv[1]), tf.ones([1, 6, 7, 4])
+with tf.GradientTape() as tape:
+    tape.watch(x)
+    result = tf.reduce_sum(module.run(x) ** 2)
+np.save(sys.argv[2], tape.gradient(result, x))
+"""
+
+
+def test_gradients_survive_a_saved_model(compiled, tmp_path):
+    offsets, boxes = tf.fill([1, 6, 7, 18], 0.3), tf.constant([[[1.0, 2, 15, 20]]])
+    module, x = tf.Module(), tf.ones([1, 6, 7, 4])
+
+    def run(x):
+        x = ops.deform_conv2d(x, tf.reshape(tf.range(9 * 4 * 2.0) / 50, [3, 3, 4, 2]), offsets, padding=1)
+        return ops.roi_align(x, boxes, output_size=2, spatial_scale=0.25)
+
+    module.run = tf.function(run, input_signature=[tf.TensorSpec([1, 6, 7, 4])])
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    arguments = [sys.executable, "-c", RELOAD_GRADIENTS, str(tmp_path / "saved"), str(tmp_path / "gradient.npy")]
+    subprocess.run(arguments, capture_output=True, check=True)
+    with ops.implementation("tensorflow"), tf.GradientTape() as tape:
+        tape.watch(x)
+        expected = tape.gradient(tf.reduce_sum(run(x) ** 2), x)
+    np.testing.assert_allclose(np.load(tmp_path / "gradient.npy"), expected, rtol=1e-4)
+
+
+DETERMINISM = """
+import sys
+import numpy as np
+import tensorflow as tf
+from kerasdet import ops
+tf.config.experimental.enable_op_determinism()
+rng = np.random.default_rng(0)
+shapes = (1, 40, 50, 24), (3, 3, 24, 8), (1, 40, 50, 18)
+x, kernel, offsets = (tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes)
+boxes = tf.constant(np.sort(rng.uniform(0, 200, (1, 300, 4)), -1), tf.float32)
+found = []
+for name in sys.argv[2:]:
+    with ops.implementation(name), tf.GradientTape() as tape:
+        tape.watch([x, kernel, offsets])
+        moved = ops.deform_conv2d(x, kernel, offsets, padding=1)
+        loss = tf.reduce_sum(ops.roi_align(moved, boxes, output_size=7, spatial_scale=0.25) ** 2)
+    found += [loss, *tape.gradient(loss, [x, kernel, offsets])]
+    found += ops.nms(boxes, tf.random.stateless_uniform([1, 300], [0, 0]), iou_threshold=0.5, max_detections=50)
+np.savez(sys.argv[1], *found)
+"""
+
+
+def test_deterministic_where_it_is_asked_for(tmp_path):
+    """The same bits from two processes, of ops that TensorFlow lets run when it promises determinism."""
+    implementations = ["tensorflow"] + ["compiled"] * (library.raw_ops() is not None)
+    for number in range(2):
+        arguments = [sys.executable, "-c", DETERMINISM, str(tmp_path / f"{number}.npz"), *implementations]
+        subprocess.run(arguments, capture_output=True, check=True)
+    first, second = (np.load(tmp_path / f"{number}.npz") for number in range(2))
+    assert len(first.files) == 6 * len(implementations)
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
 def test_in_a_data_set(compiled):
     dataset = tf.data.Dataset.range(3).map(lambda _: detections()[0], num_parallel_calls=2)
     np.testing.assert_array_equal(list(dataset), [[[2, 1, -1]]] * 3)
@@ -115,7 +171,7 @@ def test_in_a_data_set(compiled):
 def test_the_library_runs_on_old_systems(compiled):
     if shutil.which("objdump") is None:
         pytest.skip("no objdump here")
-    listing = subprocess.run(["objdump", "-T", library._PATH], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["objdump", "-T", library.LIBRARY], capture_output=True, text=True, check=True).stdout
     versions = set(re.findall(r"\((GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)\)", listing))
     assert {"GLIBC", "GLIBCXX"} <= {name for name, _ in versions}
     for name, version in versions:
