@@ -7,6 +7,7 @@ another shape is fitted in by `kerasdet.models.Preprocessing.frame`. The outputs
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.tflite import tails
 from kerasdet.export.tflite.metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import PRECISIONS, lower_precision
+from tensorflow.lite.python.convert_phase import ConverterError
 
 from kerasdet import images as image_ops
 from kerasdet.models import Detector
@@ -56,7 +58,7 @@ def export_tflite(
     Raises:
         FileExistsError: If there is something at `path`.
         ValueError: If an option is unknown, the model cannot have that tail, or "int8" comes without images.
-        RuntimeError: If the precision needs a package that is not installed.
+        RuntimeError: If the precision needs a package that is not installed, or TFLite lacks an operation of the model.
     """
     path = Path(path)
     _check(model, path, tail, precision, input_type, images)
@@ -121,7 +123,17 @@ def _convert(model, tail, size, input_type):
     concrete = tf.function(detect, input_signature=signature).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
     converter.allow_custom_ops = tail == "postprocess"
-    return converter.convert()
+    try:
+        flatbuffer = converter.convert()
+    except ConverterError as error:
+        missing = re.search(r"(?:TF Select|Custom) ops: (.*)", str(error))
+        raise RuntimeError(
+            f"{type(model).__name__} does not fit into TFLite: "
+            + (f"it has no {missing[1]}." if missing else str(error).splitlines()[0])
+        ) from None
+    if tail == "postprocess":
+        flatbuffer = tails.with_detections_per_class(flatbuffer, model.max_detections)
+    return flatbuffer
 
 
 def _padded(model, size):

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 
 import flatbuffers
+import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
@@ -38,7 +39,11 @@ def with_metadata(
         order: Of all outputs that there may be.
         files: Name -> content; `LABELS_FILE` names the classes.
     """
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(flatbuffer))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+    for buffer in model.buffers:
+        if buffer.offset:  # what ai-edge-quantizer wrote behind the flatbuffer
+            buffer.data = np.frombuffer(flatbuffer, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     tensors = {output.name.decode(): output.tensorIndex for output in signature.outputs}
     outputs = sorted(tensors, key=order.index)

@@ -10,6 +10,9 @@
 from collections.abc import Mapping
 
 import tensorflow as tf
+from flatbuffers import flexbuffers
+from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
 
 from kerasdet import boxes as box_ops
 from kerasdet.models import FCOS, Detector, ProposalNetwork, RetinaNet
@@ -118,7 +121,6 @@ def suppressed(model: RetinaNet | FCOS, candidates: Mapping[str, tf.Tensor]) -> 
     attributes = {
         "max_detections": ("i", most),
         "max_classes_per_detection": ("i", 1),
-        "detections_per_class": ("i", most),
         "num_classes": ("i", scores.shape[-1]),
         "use_regular_nms": ("b", "true"),
         "nms_score_threshold": ("f", 1e-9),  # those that pass are not 0
@@ -144,3 +146,13 @@ def suppressed(model: RetinaNet | FCOS, candidates: Mapping[str, tf.Tensor]) -> 
     class_ids = tf.where(classes < 2, classes, classes - _SKIPPED)
     found = compact({"boxes": boxes, "class_ids": class_ids, "scores": scores}, keep)
     return _named(found)
+
+
+def with_detections_per_class(flatbuffer: bytes, number: int) -> bytes:
+    """A file whose ``TFLite_Detection_PostProcess`` keeps so many of one class; the converter leaves it at 100."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+    for operator in model.subgraphs[0].operators:
+        if model.operatorCodes[operator.opcodeIndex].customCode == b"TFLite_Detection_PostProcess":
+            options = flexbuffers.Loads(bytes(operator.customOptions))
+            operator.customOptions = list(flexbuffers.Dumps({**options, "detections_per_class": number}))
+    return flatbuffer_utils.convert_object_to_bytearray(model)
