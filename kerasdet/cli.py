@@ -309,7 +309,7 @@ def _export(options):
     saved = Path(options.model) / "config.gin"
     tflite = options.format == "tflite"
     own, other = (_ONLY_TFLITE, _ONLY_SAVED_MODEL) if tflite else (_ONLY_SAVED_MODEL, _ONLY_TFLITE)
-    given = {name: value for name, value in vars(options).items() if value not in (None, False)}
+    given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     if wrong := [name for name in (*other, *["serving"] * tflite) if name in given]:
         raise ValueError(f"--format {options.format} has no --{wrong[0].replace('_', '-')}.")
     own = {name: given.get(name, default) for name, default in own.items()}
