@@ -79,7 +79,7 @@ class Masks {
     height_ = size.data<int32_t>()[0];
     width_ = size.data<int32_t>()[1];
     if (height_ < 0 || width_ < 0 || height_ > 1 << 24 || width_ > 1 << 24 || height_ * width_ > 0xffffffffLL) {
-      throw InvalidArgument("An image of %lldx%lld has no masks.", static_cast<long long>(height_),
+      throw InvalidArgument("An image of %lldx%lld is too large to have masks.", static_cast<long long>(height_),
                             static_cast<long long>(width_));
     }
     if (probs_.dim(1) != probs_.dim(2)) throw InvalidArgument("mask_probs are not square.");

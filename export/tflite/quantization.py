@@ -53,7 +53,7 @@ def lower_precision(
         _to_float16(work, quantizer, types)
     elif precision == "dynamic":
         for operation in _WEIGHTED:
-            work.add_dynamic_config(".*", operation, num_bits=8)
+            work.add_dynamic_config(_scope(operation), operation, num_bits=8)
     else:
         _to_int8(work, scopes)
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # bars of progress, advice to debuggers
@@ -64,6 +64,11 @@ def lower_precision(
     return bytes(result.quantized_model)
 
 
+def _scope(operation):
+    """Where an operation is the network's; a norm takes its means by a matrix product, which has to be exact."""
+    return "^(?!.*norm)" if operation == "FULLY_CONNECTED" else ".*"
+
+
 def _to_float16(work, quantizer, types):
     recipe = types.OpQuantizationConfig(
         weight_tensor_config=types.TensorQuantizationConfig(16, dtype=types.TensorDataType.FLOAT),
@@ -71,13 +76,13 @@ def _to_float16(work, quantizer, types):
         explicit_dequantize=True,
     )
     for operation in _WEIGHTED:
-        work.update_quantization_recipe(".*", operation, recipe, quantizer.AlgorithmName.FLOAT_CASTING)
+        work.update_quantization_recipe(_scope(operation), operation, recipe, quantizer.AlgorithmName.FLOAT_CASTING)
 
 
 def _to_int8(work, scopes):
     eight = {"activation_num_bits": 8, "weight_num_bits": 8}
     for operation in _WEIGHTED:
-        work.add_static_config(".*", operation, **eight)
+        work.add_static_config(_scope(operation), operation, **eight)
     work.add_dynamic_config(_LAST, "CONV_2D", num_bits=8)
     within = rf"^(?!.*norm).*/({'|'.join(map(re.escape, scopes))})(_\d+)?/"
     for operation in _BETWEEN if scopes else ():

@@ -32,7 +32,7 @@ def make_norm(
     if norm is None:
         return None
     if norm == "gn":
-        return keras.layers.GroupNormalization(groups, epsilon=epsilon, name=name)
+        return GroupNorm(groups, epsilon, name=name)
     if norm in NORMS:
         return BatchNorm(norm, epsilon=epsilon, name=name)
     raise ValueError(f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None.")
@@ -95,6 +95,49 @@ class BatchNorm(Configured, keras.layers.Layer):
         self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
         self.moving_variance.assign(self.momentum * self.moving_variance + (1 - self.momentum) * unbiased)
         return y
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class GroupNorm(Configured, keras.layers.Layer):
+    """Normalisation of groups of channels of each image (https://arxiv.org/abs/1803.08494).
+
+    Keras' own layer takes ten times as long on CPUs, and loses digits where it subtracts the mean's square from that of
+    the values.
+
+    Args:
+        groups: Their number, which divides that of the channels.
+        epsilon: Added to the variance.
+    """
+
+    def __init__(self, groups: int = 32, epsilon: float = 1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        if channels % self.groups:
+            raise ValueError(f"GroupNorm cannot split {channels} channels into {self.groups} groups.")
+        self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
+        self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
+
+    def call(self, x):
+        shape, channels = tf.shape(x), x.shape[-1]
+        cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), tf.float32)  # (B, H * W, C)
+        centered = cells - self._group_means(cells)
+        scale = self.gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
+        return tf.cast(tf.reshape(centered * scale + self.beta, shape), x.dtype)
+
+    def _group_means(self, cells):
+        """The mean (B, 1, C) of each channel's group; the sum over cells is a product with ones, which is fast."""
+        count, channels = tf.shape(cells)[1], cells.shape[-1]
+        means = tf.matmul(tf.fill([1, 1, count], 1 / tf.cast(count, cells.dtype)), cells)  # (B, 1, C)
+        size = channels // self.groups
+        of_groups = tf.reduce_mean(tf.reshape(means, [-1, 1, self.groups, size]), -1, keepdims=True)
+        return tf.reshape(tf.tile(of_groups, [1, 1, 1, size]), [-1, 1, channels])
 
     def compute_output_shape(self, input_shape):
         return input_shape

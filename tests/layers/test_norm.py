@@ -188,6 +188,20 @@ def test_group_norm(rng):
         np.testing.assert_allclose(layer(x, training=training), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_group_norm_keeps_its_digits_far_from_zero(rng):
+    layer, x = randomized("gn", rng, channels=64), rng.normal(100, 1, (2, 40, 30, 64)).astype(np.float32)
+    rows = x.astype(float).reshape(2, -1, 32, 2)
+    mean, variance = rows.mean((1, 3), keepdims=True), rows.var((1, 3), keepdims=True)
+    normalized = ((rows - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    np.testing.assert_allclose(layer(x), normalized * layer.gamma.numpy() + layer.beta.numpy(), atol=2e-4)
+
+
+def test_group_norm_in_half_precision_sums_in_float32(rng):
+    layer = randomized("gn", rng, channels=64)
+    x = tf.cast(rng.normal(3, 1, (1, 100, 100, 64)), tf.bfloat16)
+    np.testing.assert_allclose(tf.cast(layer(x), tf.float32), layer(tf.cast(x, tf.float32)), rtol=2**-7, atol=1e-2)
+
+
 def test_number_of_groups():
     assert make_norm("gn", groups=8).groups == 8
 

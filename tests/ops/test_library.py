@@ -193,3 +193,20 @@ def test_what_does_not_fit_is_named(compiled, options, message):
     attributes = {"max_detections": 3, "iou_threshold": 0.5, "score_threshold": 0.0, "by_class": True}
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         library.raw_ops().kerasdet_nms(**{**arguments, **attributes, **options})
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [([1, 2**31 - 1, 2, 4], "A map is too large"), ([1, 2**20, 2**20, 4], "Out of memory")]
+)
+def test_what_is_too_large_is_refused(compiled, shape, message):
+    attributes = {"spatial_scales": [1.0], "output_height": 1, "output_width": 1, "sampling_ratio": 1, "aligned": True}
+    attributes |= {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0, "level_epsilon": 0.0}
+    with pytest.raises(tf.errors.OpError, match=message):
+        library.raw_ops().kerasdet_roi_align_grad(
+            shapes=[shape], boxes=tf.zeros([1, 1, 4]), grad=tf.zeros([1, 1, 1, 1, 4]), **attributes
+        )
+
+
+def test_images_that_are_too_large_are_refused(compiled):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="1048576x1048576 is too large to have masks"):
+        ops.paste_masks(tf.zeros([3, 28, 28]), tf.zeros([3, 4]), 2**20, 2**20)
