@@ -27,7 +27,9 @@ class BuildOps(build_ext):
     def build_extension(self, ext):
         library, build = (os.path.abspath(path) for path in (self.get_ext_fullpath(ext.name), self.build_temp))
         os.makedirs(os.path.dirname(library), exist_ok=True)
-        made = subprocess.run(["make", "-C", SOURCES, f"LIBRARY={library}", f"BUILD={build}"])
+        made = subprocess.run(
+            ["make", "-C", SOURCES, f"LIBRARY={library}", f"BUILD={build}", f"PYTHON={sys.executable}"]
+        )
         if made.returncode != 0:
             print("kerasdet: its ops did not compile, so those of TensorFlow will be used.", file=sys.stderr)
 
@@ -45,8 +47,9 @@ def extensions():
     tools = (shutil.which("make"), shutil.which(os.environ.get("CXX", "g++")))
     if os.environ.get("KERASDET_BUILD_OPS") == "0" or sys.platform != "linux" or not all(tools):
         return []
-    sources, others = (sorted(map(str, SOURCES.glob(pattern))) for pattern in ("*.cc", "[!.]*[!c]"))
-    return [Extension("kerasdet.ops._kerasdet_ops", sources, depends=others, optional=True)]
+    files = sorted(str(path) for path in SOURCES.glob("**/*") if path.is_file() and "build" not in path.parts)
+    sources = [path for path in files if path.endswith(".cc")]
+    return [Extension("kerasdet.ops._kerasdet_ops", sources, depends=files, optional=True)]
 
 
 setup(

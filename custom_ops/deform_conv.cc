@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "deform_conv_inputs.h"
 #include "kernel.h"
 #include "ops.h"
 
@@ -44,53 +45,13 @@ struct Segment {
   int64_t begin, end, deformable_group, group;
 };
 
-class Geometry {
- public:
-  explicit Geometry(const Construction& attrs)
-      : kernel_height_(attrs.Int("kernel_height")),
-        kernel_width_(attrs.Int("kernel_width")),
-        stride_(attrs.Int("stride")),
-        padding_(attrs.Int("padding")),
-        dilation_(attrs.Int("dilation")),
-        groups_(attrs.Int("groups")),
-        deformable_groups_(attrs.Int("deformable_groups")),
-        masked_(attrs.Bool("masked")) {
-    for (const int64_t value : {kernel_height_, kernel_width_, stride_, dilation_, groups_, deformable_groups_}) {
-      if (value < 1 || value > 1 << 20) throw InvalidArgument("An attribute of the convolution is not in 1..2**20.");
-    }
-    if (padding_ < 0 || padding_ > 1 << 20) throw InvalidArgument("The padding is not in 0..2**20.");
-    CheckedSize({kernel_height_, kernel_width_, deformable_groups_, 2}, "The kernel");
-  }
-
-  int64_t taps() const { return kernel_height_ * kernel_width_; }
-  int64_t kernel_width() const { return kernel_width_; }
-  int64_t stride() const { return stride_; }
-  int64_t padding() const { return padding_; }
-  int64_t dilation() const { return dilation_; }
-  int64_t groups() const { return groups_; }
-  int64_t deformable_groups() const { return deformable_groups_; }
-  bool masked() const { return masked_; }
-
- private:
-  int64_t kernel_height_, kernel_width_, stride_, padding_, dilation_, groups_, deformable_groups_;
-  bool masked_;
-};
-
 // One call: the inputs and where things lie in them.
 class Call {
  public:
   Call(const Geometry& geometry, const Context& context)
       : geometry_(geometry),
-        x_(context.Input(0, "x", {-1, -1, -1, -1})),
-        offsets_(context.Input(1, "offsets", {x_.dim(0), -1, -1, 2 * geometry.deformable_groups() * geometry.taps()})),
-        mask_(context.Input(2, "mask",
-                            {x_.dim(0), offsets_.dim(1), offsets_.dim(2),
-                             geometry.masked() ? geometry.deformable_groups() * geometry.taps() : -1})),
-        zeros_(x_.dim(3), 0.0f) {
-    if (channels() % geometry.groups() != 0 || channels() % geometry.deformable_groups() != 0) {
-      throw InvalidArgument("The groups do not divide the channels.");
-    }
-    CheckedSize({positions(), geometry.taps(), channels()}, "The matrix of samples");
+        inputs_(geometry, context),
+        zeros_(channels(), 0.0f) {
     const int64_t of_group = channels() / geometry.groups(), of_deformable = channels() / geometry.deformable_groups();
     for (int64_t begin = 0, end; begin < channels(); begin = end) {
       const int64_t group = begin / of_group, deformable = begin / of_deformable;
@@ -99,12 +60,12 @@ class Call {
     }
   }
 
-  const Tensor& x() const { return x_; }
-  const Tensor& offsets() const { return offsets_; }
-  const Tensor& mask() const { return mask_; }
-  int64_t channels() const { return x_.dim(3); }
+  const Tensor& x() const { return inputs_.x; }
+  const Tensor& offsets() const { return inputs_.offsets; }
+  const Tensor& mask() const { return inputs_.mask; }
+  int64_t channels() const { return inputs_.channels(); }
   int64_t group_channels() const { return channels() / geometry_.groups(); }
-  int64_t positions() const { return offsets_.dim(0) * offsets_.dim(1) * offsets_.dim(2); }
+  int64_t positions() const { return inputs_.positions(); }
   const std::vector<Segment>& segments() const { return segments_; }
 
   // Number of an offset (as a pair) or a factor of the mask.
@@ -112,11 +73,11 @@ class Call {
     return (position * geometry_.deformable_groups() + deformable_group) * geometry_.taps() + tap;
   }
 
-  float Factor(int64_t number) const { return geometry_.masked() ? mask_.data<float>()[number] : 1.0f; }
+  float Factor(int64_t number) const { return geometry_.masked() ? mask().data<float>()[number] : 1.0f; }
 
   Point At(int64_t position, int64_t number, int64_t tap) const {
-    const int64_t out_width = offsets_.dim(2), row = position / out_width % offsets_.dim(1), column = position % out_width;
-    const float* offset = offsets_.data<float>() + 2 * number;
+    const int64_t out_width = offsets().dim(2), row = position / out_width % offsets().dim(1), column = position % out_width;
+    const float* offset = offsets().data<float>() + 2 * number;
     const int64_t top = row * geometry_.stride() - geometry_.padding() + tap / geometry_.kernel_width() * geometry_.dilation();
     const int64_t left =
         column * geometry_.stride() - geometry_.padding() + tap % geometry_.kernel_width() * geometry_.dilation();
@@ -141,7 +102,7 @@ class Call {
 
   // Offset of the first channel of a corner that is inside.
   int64_t Cell(int64_t position, const Point& point, int corner) const {
-    const int64_t image = position / (offsets_.dim(1) * offsets_.dim(2));
+    const int64_t image = position / (offsets().dim(1) * offsets().dim(2));
     return ((image * height() + point.y + (corner >> 1)) * width() + point.x + (corner & 1)) * channels();
   }
 
@@ -149,7 +110,7 @@ class Call {
     Corners corners;
     for (int corner = 0; corner < 4; ++corner) {
       const bool inside = point.inside[corner];
-      corners.cell[corner] = inside ? x_.data<float>() + Cell(position, point, corner) : zeros_.data();
+      corners.cell[corner] = inside ? x().data<float>() + Cell(position, point, corner) : zeros_.data();
       corners.weight[corner] = inside ? point.Weight(corner) * factor : 0.0f;
     }
     return corners;
@@ -162,11 +123,11 @@ class Call {
   }
 
  private:
-  int64_t height() const { return x_.dim(1); }
-  int64_t width() const { return x_.dim(2); }
+  int64_t height() const { return x().dim(1); }
+  int64_t width() const { return x().dim(2); }
 
   const Geometry& geometry_;
-  const Tensor x_, offsets_, mask_;
+  const DeformConvInputs inputs_;
   const std::vector<float> zeros_;
   std::vector<Segment> segments_;
 };
@@ -220,6 +181,12 @@ class DeformColumnsGrad {
     const Tensor& mask = call.mask();
     const Tensor dmask = context.Output(2, TF_FLOAT, {mask.dim(0), mask.dim(1), mask.dim(2), mask.dim(3)});
     const Tensor columns = context.Output(3, TF_FLOAT, {geometry_.groups(), call.positions(), width});
+    if (call.channels() == 0) {
+      for (const Tensor* gradient : {&doffsets, &dmask}) {
+        std::fill_n(gradient->data<float>(), call.positions() * gradient->dim(3), 0.0f);
+      }
+      return;
+    }
     const ThreadPool threads = context.threads();
     threads.For(call.positions(), kPositionsOfPart, [&](int64_t begin, int64_t end) {
       for (int64_t position = begin; position < end; ++position) {

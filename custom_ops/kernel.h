@@ -9,6 +9,8 @@
 #include <new>
 #include <vector>
 
+#include "cuda/driver.h"
+#include "cuda/gpu_device.h"
 #include "tf_c_api.h"
 #include "thread_pool.h"
 
@@ -177,7 +179,16 @@ class Context {
     return Tensor(raw);
   }
 
+  // Bytes where the kernel runs, not initialised.
+  Tensor Scratch(int64_t bytes) const {
+    Status status;
+    TF_Tensor* raw = TF_AllocateTemp(context_, TF_UINT8, &bytes, 1, nullptr, status);
+    if (raw == nullptr || TF_GetCode(status) != TF_OK) throw std::bad_alloc();
+    return Tensor(raw);
+  }
+
   ThreadPool threads() const { return ThreadPool(context_); }
+  Stream stream() const { return Stream(StreamOf(context_)); }
 
  private:
   static size_t Width(TF_DataType type) {
@@ -218,8 +229,10 @@ void Guarded(const Body& body, const Fail& fail) {
     body();
   } catch (const std::bad_alloc&) {
     report(TF_RESOURCE_EXHAUSTED, "Out of memory.");
-  } catch (const std::exception& error) {
+  } catch (const InvalidArgument& error) {
     report(TF_INVALID_ARGUMENT, error.what());
+  } catch (const std::exception& error) {
+    report(TF_INTERNAL, error.what());
   }
 }
 

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <exception>
 
+#include "cuda/driver.h"
+#include "cuda/gpu_device.h"
 #include "ops.h"
 
 __attribute__((constructor)) static void RegisterAll() {
@@ -11,6 +13,11 @@ __attribute__((constructor)) static void RegisterAll() {
     kerasdet::RegisterRoiAlign();
     kerasdet::RegisterDeformConv();
     kerasdet::RegisterMasks();
+    if (kerasdet::HasDriver() && kerasdet::HasStreams()) {
+      kerasdet::RegisterNmsOnGpu();
+      kerasdet::RegisterRoiAlignOnGpu();
+      kerasdet::RegisterDeformConvOnGpu();
+    }
   } catch (const std::exception& error) {
     // Python finds the op missing and goes without the library.
     std::fprintf(stderr, "kerasdet: an op was not registered: %s\n", error.what());

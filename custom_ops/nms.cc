@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "nms_options.h"
 #include "ops.h"
 
 namespace kerasdet {
@@ -226,41 +227,25 @@ class ImageNms {
 
 class Nms {
  public:
-  explicit Nms(const Construction& attrs)
-      : max_detections_(attrs.Int("max_detections")),
-        iou_threshold_(attrs.Float("iou_threshold")),
-        score_threshold_(attrs.Float("score_threshold")),
-        by_class_(attrs.Bool("by_class")) {
-    if (max_detections_ < 0) throw InvalidArgument("max_detections is negative.");
-    if (!(iou_threshold_ >= 0 && iou_threshold_ <= 1)) throw InvalidArgument("iou_threshold must be in 0..1.");
-  }
+  explicit Nms(const Construction& attrs) : options_(attrs) {}
 
   void Compute(const Context& context) const {
-    const Tensor boxes = context.Input(0, "boxes", {-1, -1, 4});
-    const int64_t batch = boxes.dim(0), count = boxes.dim(1);
-    const Tensor scores = context.Input(1, "scores", {batch, count});
-    const Tensor class_ids = context.Input(2, "class_ids", {by_class_ ? batch : -1, by_class_ ? count : -1});
-    if (count > std::numeric_limits<int32_t>::max()) {
-      throw InvalidArgument("There are more boxes than an int32 index can name.");
-    }
-    const Tensor indices = context.Output(0, TF_INT32, {batch, max_detections_});
-    const Tensor counts = context.Output(1, TF_INT32, {batch});
+    const NmsCall call(options_, context);
+    const int64_t batch = call.batch(), count = call.count(), most = options_.max_detections;
     context.threads().For(batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; ++image) {
-        int32_t* result = indices.data<int32_t>() + image * max_detections_;
-        const int32_t* ids = by_class_ ? class_ids.data<int32_t>() + image * count : nullptr;
-        ImageNms nms(boxes.data<float>() + image * count * 4, scores.data<float>() + image * count, ids, count);
-        const int32_t kept = nms.Run(iou_threshold_, score_threshold_, max_detections_, result);
-        std::fill(result + kept, result + max_detections_, -1);
-        counts.data<int32_t>()[image] = kept;
+        int32_t* result = call.indices.data<int32_t>() + image * most;
+        const int32_t* ids = options_.by_class ? call.class_ids.data<int32_t>() + image * count : nullptr;
+        ImageNms nms(call.boxes.data<float>() + image * count * 4, call.scores.data<float>() + image * count, ids, count);
+        const int32_t kept = nms.Run(options_.iou_threshold, options_.score_threshold, most, result);
+        std::fill(result + kept, result + most, -1);
+        call.counts.data<int32_t>()[image] = kept;
       }
     });
   }
 
  private:
-  int64_t max_detections_;
-  float iou_threshold_, score_threshold_;
-  bool by_class_;
+  const NmsOptions options_;
 };
 
 }  // namespace

@@ -8,4 +8,9 @@ void RegisterRoiAlign();
 void RegisterDeformConv();
 void RegisterMasks();
 
+// On GPUs, where there are a driver and compiled kernels.
+void RegisterNmsOnGpu();
+void RegisterRoiAlignOnGpu();
+void RegisterDeformConvOnGpu();
+
 }  // namespace kerasdet

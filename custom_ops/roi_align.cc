@@ -10,6 +10,7 @@
 #include "half.h"
 #include "kernel.h"
 #include "ops.h"
+#include "roi_align_options.h"
 #include "roi_align_plan.h"
 
 #define KERASDET_SIMD_FILE "roi_align_simd.h"
@@ -22,23 +23,6 @@ constexpr int64_t kStreamFrom = 4 << 20;       // bytes of a result
 constexpr int64_t kBinsAtOnce = 1 << 20;       // that are planned
 constexpr int64_t kBinsOfPart = 1024;          // that a thread takes
 constexpr int64_t kValuesOfPart = 256 << 10;
-
-RoiOptions Options(const Construction& attrs) {
-  const RoiOptions options{attrs.Floats("spatial_scales"), attrs.Int("output_height"),    attrs.Int("output_width"),
-                           attrs.Int("sampling_ratio"),    attrs.Int("lowest_level"),     attrs.Bool("aligned"),
-                           attrs.Float("canonical_size"),  attrs.Float("canonical_level"), attrs.Float("level_epsilon")};
-  const int64_t height = options.output_height, width = options.output_width;
-  if (height < 1 || width < 1 || height > 4096 || width > 4096) throw InvalidArgument("output_size must be in 1..4096.");
-  if (options.sampling_ratio < 0 || options.sampling_ratio > 4096) {
-    throw InvalidArgument("sampling_ratio must be in 0..4096.");
-  }
-  return options;
-}
-
-Map CheckedMap(int64_t height, int64_t width) {
-  if (height < 0 || width < 0 || height > (1 << 30) || width > (1 << 30)) throw InvalidArgument("A map is too large.");
-  return {height, width};
-}
 
 // Calls body(plan, image, first box) for all boxes (batch, per_image, 4), some of one image at a time.
 template <class Body>
@@ -57,7 +41,7 @@ void ForPlans(const RoiOptions& options, const std::vector<Map>& maps, const flo
 template <class T, TF_DataType kType>
 class RoiAlign {
  public:
-  explicit RoiAlign(const Construction& attrs) : options_(Options(attrs)) {}
+  explicit RoiAlign(const Construction& attrs) : options_(RoiOptionsOf(attrs)) {}
 
   void Compute(const Context& context) const {
     const int num_levels = static_cast<int>(options_.scales.size());
@@ -105,7 +89,7 @@ class RoiAlign {
 template <class T, TF_DataType kType>
 class RoiAlignGrad {
  public:
-  explicit RoiAlignGrad(const Construction& attrs) : options_(Options(attrs)) {}
+  explicit RoiAlignGrad(const Construction& attrs) : options_(RoiOptionsOf(attrs)) {}
 
   void Compute(const Context& context) const {
     const int num_levels = static_cast<int>(options_.scales.size());

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import tensorflow as tf
+from tensorflow.python.framework import kernels
 from tensorflow.python.ops import control_flow_util
 
 LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
@@ -52,9 +53,15 @@ def implementation(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def compiled_ops() -> ModuleType | None:
-    """The compiled ops if they are to run here, else None: XLA, for one, cannot take them."""
-    return None if _chosen == "tensorflow" or static_shapes() else raw_ops()
+def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
+    """The compiled ops if they are to run here, else None: XLA, for one, cannot take them.
+
+    Args:
+        for_gpus: Whether the op has a kernel for GPUs, too, and is better not taken where that was not built.
+    """
+    if _chosen == "tensorflow" or static_shapes():
+        return None
+    return None if _chosen is None and for_gpus and _lacks_gpu_kernels() else raw_ops()
 
 
 def static_shapes() -> bool:
@@ -65,6 +72,17 @@ def static_shapes() -> bool:
 def in_tflite() -> bool:
     """Whether what is traced here goes to TFLite."""
     return _chosen == "tflite"
+
+
+@functools.cache
+def _lacks_gpu_kernels() -> bool:
+    """Whether TensorFlow has GPUs and the library nothing for them: the way to the CPU and back would cost more."""
+    if not tf.config.list_physical_devices("GPU") or raw_ops() is None:
+        return False
+    if any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Kerasdet>Nms").kernel):
+        return False
+    _logger.warning("The compiled ops were built without NVRTC or found no CUDA, so on GPUs TensorFlow's are used.")
+    return True
 
 
 @functools.cache

@@ -34,7 +34,7 @@ def paste_masks(
     Raises:
         ValueError: For an unknown rule.
     """
-    library = compiled_ops()
+    library = compiled_ops(for_gpus=False)
     if library is None:
         return masks.paste_masks(mask_probs, boxes, height, width, rule, threshold, whole_image=static_shapes())
     pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
@@ -66,7 +66,7 @@ def encode_masks(
     Raises:
         ValueError: For an unknown rule.
     """
-    library = compiled_ops()
+    library = compiled_ops(for_gpus=False)
     if library is None:
         return masks.encode(masks.paste_masks(mask_probs, boxes, height, width, rule, threshold))
     characters, lengths = library.kerasdet_encode_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))

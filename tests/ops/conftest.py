@@ -1,14 +1,48 @@
-"""Every test of an operation that is compiled, too, runs on both implementations."""
+"""Every test of an operation that is compiled, too, runs on both implementations, and on the kernels for GPUs.
+
+These run on a GPU where TensorFlow sees one (`CUDA_VISIBLE_DEVICES=0 pytest tests/ops`), else on an emulated one.
+"""
+
+import contextlib
 
 import pytest
+import tensorflow as tf
+from ops import emulated
+from tensorflow.python.framework import config
 
 from kerasdet import ops
 from kerasdet.ops import library
 
 
-@pytest.fixture(params=["tensorflow", "compiled"])
-def implementation(request):
+@contextlib.contextmanager
+def on_gpu(monkeypatch):
+    """Runs the kernels for GPUs."""
+    if emulated.GPUS:
+        with ops.implementation("compiled"), tf.device("/GPU:0"):
+            yield
+    elif emulated.library() is None:
+        pytest.skip("no compiler here")
+    else:
+        monkeypatch.setattr(library, "raw_ops", lambda: emulated.RAW_OPS)
+        with ops.implementation("compiled"):
+            yield
+
+
+@pytest.fixture(params=["tensorflow", "compiled", "gpu"])
+def implementation(request, monkeypatch):
     if request.param == "compiled" and library.raw_ops() is None:
         pytest.skip("no compiled ops here")
-    with ops.implementation(request.param):
+    with on_gpu(monkeypatch) if request.param == "gpu" else ops.implementation(request.param):
         yield request.param
+
+
+@pytest.fixture
+def deterministic():
+    """As after `tf.config.experimental.enable_op_determinism()`."""
+    config.enable_op_determinism()
+    if emulated.library():
+        emulated.library().set_determinism(True)
+    yield
+    config.disable_op_determinism()
+    if emulated.library():
+        emulated.library().set_determinism(False)

@@ -1,4 +1,4 @@
-"""The compiled ops against those of TensorFlow and scalar NumPy, over thousands of random cases."""
+"""The compiled ops, and the kernels for GPUs, against TensorFlow's and scalar NumPy, over thousands of random cases."""
 
 import math
 
@@ -10,15 +10,11 @@ from ops.test_nms import scalar_nms
 from ops.test_roi_align import reference as scalar_roi_align
 
 from kerasdet import ops
-from kerasdet.ops import library
 
-IMPLEMENTATIONS = ("tensorflow", "compiled")
-
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if library.raw_ops() is None:
-        pytest.skip("no compiled ops here")
+pytestmark = [
+    pytest.mark.usefixtures("implementation"),
+    pytest.mark.parametrize("implementation", ["compiled", "gpu"], indirect=True),
+]
 
 
 @pytest.fixture(params=[1, pytest.param(4, marks=pytest.mark.slow)])
@@ -28,9 +24,9 @@ def times(request):
 
 
 def on_both(function, *arguments):
-    """Results and, of float results, gradients to the arguments, on both implementations."""
+    """Results and, of float results, gradients to the arguments, of TensorFlow's ops and of the compiled ones."""
     results = []
-    for name in IMPLEMENTATIONS:
+    for name in ("tensorflow", "compiled"):
         with ops.implementation(name), tf.GradientTape() as tape:
             tape.watch(arguments)
             result = function(*arguments)
@@ -188,24 +184,3 @@ def test_half_precision_rounds_once(rng, dtype):
     np.testing.assert_allclose(found, expected, rtol=ulp, atol=1e-6)
     assert found_gradient.dtype == dtype
     np.testing.assert_allclose(tf.cast(found_gradient, tf.float32), tf.cast(gradient, tf.float32), rtol=ulp, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_gradients_come_out_the_same_each_time(rng, name):
-    """Bit by bit, as `tf.config.experimental.enable_op_determinism` promises of every op."""
-    features = tf.constant(rng.normal(size=(1, 40, 50, 48)), tf.float32)
-    boxes = wild_boxes(rng, (1, 300), 160.0)
-    arguments = [tf.constant(rng.normal(size=s), tf.float32) for s in ((1, 20, 30, 48), (3, 3, 48, 8), (1, 20, 30, 18))]
-
-    @tf.function
-    def gradients():
-        with ops.implementation(name), tf.GradientTape() as tape:
-            tape.watch([features, *arguments])
-            pooled = ops.roi_align(features, boxes, output_size=7, spatial_scale=0.25)
-            loss = tf.reduce_sum(pooled**2) + tf.reduce_sum(ops.deform_conv2d(*arguments, padding=1) ** 2)
-        return tape.gradient(loss, [features, *arguments])
-
-    first = gradients()
-    for _ in range(30):
-        for one, other in zip(first, gradients(), strict=True):
-            np.testing.assert_array_equal(one, other)

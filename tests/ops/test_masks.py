@@ -7,7 +7,10 @@ from pycocotools import mask as rle
 from kerasdet import masks
 from kerasdet.ops import encode_masks, paste_masks
 
-pytestmark = pytest.mark.usefixtures("implementation")
+pytestmark = [
+    pytest.mark.usefixtures("implementation"),
+    pytest.mark.parametrize("implementation", ["tensorflow", "compiled"], indirect=True),  # there are none for GPUs
+]
 
 BOXES = np.array(
     [

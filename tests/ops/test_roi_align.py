@@ -288,6 +288,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.parametrize("implementation", ["tensorflow", "compiled"], indirect=True)
 def test_long_thin_boxes_take_little_memory(implementation):
     run = subprocess.run([sys.executable, "-c", PEAK, implementation], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 300  # MiB; the grid of samples would take 100 * 14 * 14 * 24 * 256 floats, 460 MiB

@@ -1,0 +1,131 @@
+"""Compiles the kernels for every architecture, without a GPU, to an assembly file that embeds them.
+
+    python compile.py FOLDER
+
+NVRTC 12 does it: `pip install nvidia-cuda-nvrtc-cu12`. Where it is missing, the file holds an empty table, and the
+library has its CPU kernels alone.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # each runs on the later ones of its generation, too
+PTX_OF, PTX_VERSION = 70, "7.0"  # for what comes after; any driver of CUDA 11 or newer compiles it
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
+# All that the kernels want of these two headers.
+HEADERS = {
+    "cstdint": "#pragma once\nusing int16_t = short; using int32_t = int; using int64_t = long;\n"
+    "using uint16_t = unsigned short; using uint32_t = unsigned; using uint64_t = unsigned long;\n",
+    "cstring": "#pragma once\nnamespace std { using ::memcpy; }\n",
+}
+
+
+def find_nvrtc() -> ctypes.CDLL | None:
+    """NVRTC 12 from its wheel, or from where the system's linker looks."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(folder, "cuda_nvrtc", "lib") for folder in spec.submodule_search_locations] if spec else []
+    for name in [*(folder / "libnvrtc.so.12" for folder in folders), "libnvrtc.so.12"]:
+        try:
+            return ctypes.CDLL(str(name))
+        except OSError:
+            continue
+    return None
+
+
+def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
+    """The kernels as machine code ("CUBIN") or for any later GPU ("PTX").
+
+    Raises:
+        RuntimeError: With the compiler's words, if they do not compile.
+    """
+
+    def bytes_of(size_function, function):
+        size = ctypes.c_size_t()
+        getattr(nvrtc, size_function)(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, function)(program, buffer)
+        return buffer.raw
+
+    texts = (ctypes.c_char_p * len(HEADERS))(*(text.encode() for text in HEADERS.values()))
+    names = (ctypes.c_char_p * len(HEADERS))(*(name.encode() for name in HEADERS))
+    program, main = ctypes.c_void_p(), SOURCES / "kernels.cu"
+    created = (ctypes.byref(program), main.read_bytes(), str(main).encode(), len(HEADERS), texts, names)
+    if nvrtc.nvrtcCreateProgram(*created) != 0:
+        raise RuntimeError("NVRTC does not start.")
+    target = f"--gpu-architecture={'sm' if kind == 'CUBIN' else 'compute'}_{architecture}"
+    options = [option.encode() for option in (target, f"--include-path={SOURCES}", *OPTIONS)]
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    if failed:
+        log = bytes_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog").rstrip(b"\0").decode()
+        raise RuntimeError(f"The kernels do not compile for sm_{architecture}:\n{log}")
+    return bytes_of(f"nvrtcGet{kind}Size", f"nvrtcGet{kind}")
+
+
+def known(nvrtc: ctypes.CDLL) -> list[int]:
+    """Those of the architectures that this NVRTC knows: not all before 12.8."""
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    numbers = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(numbers)
+    return [number for number in ARCHITECTURES if number in numbers]
+
+
+def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
+    """All images by name: sm_70 ..., and last compute_70, the PTX."""
+    images = {f"sm_{number}": compile_kernels(nvrtc, number, "CUBIN") for number in known(nvrtc)}
+    missing = [f"sm_{number}" for number in ARCHITECTURES if f"sm_{number}" not in images]
+    if missing:
+        print(f"kerasdet: only PTX for {', '.join(missing)}, since NVRTC is older than 12.8.")
+    return {**images, f"compute_{PTX_OF}": lowered(compile_kernels(nvrtc, PTX_OF, "PTX"))}
+
+
+def lowered(ptx: bytes) -> bytes:
+    """PTX for older drivers than the compiler's; of what is newer it has but a hint to the optimiser."""
+    ptx = re.sub(rb"(?m)^.*\.pragma \"used_bytes_mask.*\n", b"", ptx)
+    return re.sub(rb"(?m)^\.version .*$", f".version {PTX_VERSION}".encode(), ptx)
+
+
+def assembly(files: dict[str, Path]) -> str:
+    """A table `kerasdet_cuda_images` of (is PTX, number of the architecture, address), its end marked by zeros."""
+    rows = [f".quad {int(name.startswith('compute'))}, {name.split('_')[1]}, {name}" for name in files]
+    blobs = [f'.balign 64\n{name}: .incbin "{path}"' for name, path in files.items()]
+    table = ['.section .data.rel.ro, "aw"', ".balign 8", ".globl kerasdet_cuda_images", ".hidden kerasdet_cuda_images"]
+    data = ["kerasdet_cuda_images:", *rows, ".quad 0, 0, 0", '.section .rodata, "a"', *blobs]
+    return "\n".join([*table, *data, '.section .note.GNU-stack, "", %progbits', ""])
+
+
+def fingerprint(nvrtc: ctypes.CDLL | None) -> str:
+    """Of all that the images depend on."""
+    version = (ctypes.c_int * 2)()
+    if nvrtc is not None:
+        nvrtc.nvrtcVersion(ctypes.byref(version, 0), ctypes.byref(version, ctypes.sizeof(ctypes.c_int)))
+    files = [SOURCES.parent / "half.h", *sorted(file for file in SOURCES.glob("*") if file.is_file())]
+    return hashlib.sha256(b"".join([bytes(version), *(file.read_bytes() for file in files)])).hexdigest()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    nvrtc, files, result = find_nvrtc(), {}, folder / "images.S"
+    if nvrtc is None:
+        print("kerasdet: no CUDA kernels, since NVRTC 12 is not there (pip install nvidia-cuda-nvrtc-cu12).")
+    first_line = f"// {fingerprint(nvrtc)}\n"
+    if result.exists() and result.read_text().startswith(first_line):
+        return
+    try:
+        images = compile_all(nvrtc) if nvrtc else {}
+    except RuntimeError as error:
+        sys.exit(f"kerasdet: {error}")
+    for name, image in images.items():
+        files[name] = folder / name
+        files[name].write_bytes(image)
+    result.write_text(first_line + assembly(files))
+
+
+if __name__ == "__main__":
+    main()

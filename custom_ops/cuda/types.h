@@ -1,0 +1,14 @@
+// The types that kernels are told of when they are launched.
+#pragma once
+
+#include "../half.h"
+
+namespace kerasdet {
+
+enum Type { kFloat, kHalf, kBFloat16 };
+
+inline Type TypeOf(const float*) { return kFloat; }
+inline Type TypeOf(const Half*) { return kHalf; }
+inline Type TypeOf(const BFloat16*) { return kBFloat16; }
+
+}  // namespace kerasdet
