@@ -36,7 +36,7 @@ def write_assets(
     """
     folder = path / "assets"
     folder.mkdir(exist_ok=True)
-    facts = _facts(model, options)
+    facts = model_facts(model, options)
     _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
     names = model.class_names
     if names:
@@ -51,7 +51,8 @@ def _write(path, text):
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _facts(model, options):
+def model_facts(model: Detector, options: Mapping) -> dict:
+    """What `kerasdet.load` needs to know of a model, and the options of its export."""
     return {
         "model": type(model).__name__,
         "num_classes": model.num_classes,

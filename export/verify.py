@@ -1,4 +1,4 @@
-"""Whether a SavedModel gives what the model gives: it is run in a process with TensorFlow only, and compared."""
+"""Whether an artefact gives what the model gives: it is run in a process of its own, and compared."""
 
 import statistics
 import subprocess
@@ -15,6 +15,7 @@ from PIL import Image
 from kerasdet.models import Detector
 from kerasdet.ops.library import LIBRARY
 from kerasdet.saved_detector import in_pixels
+from kerasdet.tflite_detector import TFLiteDetector
 
 _SAME_OBJECT = 0.5  # IoU
 _MOVED = 1.0  # pixels from which on a keypoint counts as another one
@@ -34,6 +35,7 @@ class Tolerance(NamedTuple):
 
 EXACT = Tolerance(boxes=1e-2, scores=1e-4, masks=1e-3, moved_keypoints=0.02, lost=0.0, at_cut=1e-4)
 ROUNDED = Tolerance(boxes=np.inf, scores=0.15, masks=0.2, moved_keypoints=1.0, lost=0.2, at_cut=0.02)
+QUANTIZED = Tolerance(boxes=np.inf, scores=0.5, masks=0.5, moved_keypoints=1.0, lost=0.5, at_cut=0.1)
 
 
 class Report(NamedTuple):
@@ -45,7 +47,7 @@ class Report(NamedTuple):
     scores: float
     masks: float  # mean difference in probability
     moved_keypoints: float  # share of those of an image
-    milliseconds: float  # median of the SavedModel on the first image
+    milliseconds: float  # median of the artefact on the first image
     model_milliseconds: float  # of `detect`
 
     def __str__(self):
@@ -84,14 +86,9 @@ def verify_saved_model(
     Raises:
         RuntimeError: If the SavedModel does not run, or differs by more than `EXACT` or `ROUNDED` allow.
     """
-    outputs = _run(Path(path), images, [str(LIBRARY)] if ops == "compiled" else [])
-    exact = precision == "float32" and model.backbone.compute_dtype == "float32"
-    tolerance = EXACT if exact else ROUNDED
-    seconds = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        first = model.detect(images[:1])
-        seconds.append(time.perf_counter() - start)
+    outputs = _run_saved_model(Path(path), images, [str(LIBRARY)] if ops == "compiled" else [])
+    tolerance = _tolerance(model, precision)
+    first, seconds = _timed(lambda: model.detect(images[:1]))
     together = model.detect(list(images)) if len(images) > 1 else first
     differences = []
     for signature in ("serving_default", "float_image", "encoded"):
@@ -102,11 +99,56 @@ def verify_saved_model(
             if name not in found or found[name].shape != value.shape:
                 raise RuntimeError(f"{path} differs from the model in the {name} of signature {signature}.")
         differences += [compare(expected, found, index, tolerance) for index in range(len(expected["valid"]))]
+    return _report(path, differences, tolerance, outputs["seconds"], seconds)
+
+
+def verify_tflite(model: Detector, path: str | Path, images: Sequence[np.ndarray]) -> Report:
+    """Runs a TFLite file in a process that has only LiteRT and compares it with the model on the same pixels.
+
+    Args:
+        model: What was exported.
+        path: The file.
+        images: (H, W, 3) arrays, which are fitted into the file's input.
+
+    Returns:
+        The differences, after the model's own post-processing where the file has none. Where the file's precision or
+        the model's own is not float32, rounding is allowed for.
+
+    Raises:
+        RuntimeError: If the file does not run, or differs by more than its precision explains.
+    """
+    detector = TFLiteDetector(path)
+    frames = np.concatenate([detector.frame(image)[0] for image in images])
+    outputs, seconds = _run_tflite(Path(path), frames)
+    tolerance = _tolerance(model, detector.facts["precision"])
+    expected, model_seconds = _timed(lambda: [model.detect(frame, resize=False) for frame in frames])
+    differences = []
+    for index, detections in enumerate(expected):
+        found = detector.detections({name: value[index] for name, value in outputs.items()})
+        differences.append(compare(detections, found, 0, tolerance))
+    return _report(path, differences, tolerance, seconds, [value / len(frames) for value in model_seconds])
+
+
+def _tolerance(model, precision):
+    if precision in ("dynamic", "int8"):
+        return QUANTIZED
+    return EXACT if precision == "float32" and model.backbone.compute_dtype == "float32" else ROUNDED
+
+
+def _timed(function):
+    seconds = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return result, seconds
+
+
+def _report(path, differences, tolerance, seconds, model_seconds):
+    """The differences in all images as one; an error where they are too large."""
     worst = np.max(differences, 0)
     detections, lost = np.sum(differences, 0, dtype=int)[:2].tolist()
-    report = Report(
-        detections, lost, *worst[2:].tolist(), 1e3 * statistics.median(outputs["seconds"]), 1e3 * min(seconds)
-    )
+    report = Report(detections, lost, *worst[2:].tolist(), 1e3 * statistics.median(seconds), 1e3 * min(model_seconds))
     wrong = [name for name in ("boxes", "scores", "masks", "moved_keypoints") if _exceeds(report, tolerance, name)]
     if wrong or report.lost > tolerance.lost * max(report.detections, 1):
         raise RuntimeError(f"{path} differs from the model{' in ' * bool(wrong)}{', '.join(wrong)}: {report}")
@@ -117,28 +159,35 @@ def _exceeds(report, tolerance, name):
     return not getattr(report, name) <= getattr(tolerance, name)  # NaN exceeds
 
 
-def _run(path, images, libraries):
+def _run_saved_model(path, images, libraries):
     """The outputs of the SavedModel by "signature/name", and ``seconds`` of each run."""
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(Path(folder) / f"{index}.png")
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                Path(__file__).with_name("reload.py").read_text(),
-                str(path.resolve()),
-                folder,
-                *libraries,
-            ],
-            capture_output=True,
-            text=True,
-            cwd=folder,  # neither the checkout nor kerasdet is on the path
-        )
-        if run.returncode:
-            raise RuntimeError(f"{path} does not run in a fresh process: {run.stderr.strip().splitlines()[-1]}")
-        with np.load(Path(folder) / "outputs.npz") as outputs:
-            return dict(outputs)
+        return _run(path, "reload.py", folder, *libraries)
+
+
+def _run_tflite(path, frames):
+    """The outputs of a file for each frame by name, (images, 1, ...), and the seconds of each run."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "frames.npy", frames)
+        outputs = _run(path, "tflite/reload.py", folder)
+        return outputs, outputs.pop("seconds")
+
+
+def _run(path, script, folder, *arguments):
+    """What a script of this package writes in a process of its own, given the artefact, a folder and more."""
+    script = Path(__file__).parent / script
+    run = subprocess.run(
+        [sys.executable, "-c", script.read_text(), str(path.resolve()), folder, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,  # neither the checkout nor kerasdet is on the path
+    )
+    if run.returncode:
+        raise RuntimeError(f"{path} does not run in a fresh process: {run.stderr.strip().splitlines()[-1]}")
+    with np.load(Path(folder) / "outputs.npz") as outputs:
+        return dict(outputs)
 
 
 def compare(

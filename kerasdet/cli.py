@@ -18,11 +18,12 @@ from kerasdet import masks as mask_ops
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
-from kerasdet.export.graph import PRECISIONS
+from kerasdet.export import graph
 from kerasdet.export.saved_model import MAX_PIXELS
+from kerasdet.export.tflite import INPUT_TYPES, quantization, tails
 from kerasdet.loading import load_detector
 from kerasdet.models import AugmentedDetector, Detector
-from kerasdet.shipping import compare_ap, ship, ship_version
+from kerasdet.shipping import compare_ap, ship, ship_tflite, ship_version
 from kerasdet.training import run_workers
 from kerasdet.visualize import draw_boxes
 
@@ -104,17 +105,34 @@ def _parser():
     predict.add_argument("--draw", metavar="DIR", help="write pictures of the detections")
     predict.add_argument("--json", action="store_true", help="print JSON and no table")
 
-    export = command("export", _export, "Write a model as a SavedModel for TensorFlow alone, and compare the two.")
+    export = command("export", _export, "Write a model as a SavedModel or a TFLite file, and compare the two.")
     export.add_argument("model", help="a run directory or a .keras file")
-    export.add_argument("out", help="the folder to write")
-    export.add_argument("--format", choices=["saved_model"], default="saved_model")
+    export.add_argument("out", help="the folder or .tflite file to write")
+    export.add_argument("--format", choices=["saved_model", "tflite"], default="saved_model")
+    precisions = list(dict.fromkeys([*graph.PRECISIONS, *quantization.PRECISIONS]))
     export.add_argument(
+        "--precision",
+        choices=precisions,
+        default="float32",
+        help=f"of the network (default float32); SavedModel: {', '.join(graph.PRECISIONS)}; TFLite: "
+        f"{', '.join(quantization.PRECISIONS)}",
+    )
+    saved_model = export.add_argument_group("SavedModel")
+    saved_model.add_argument(
         "--serving", action="store_true", help="write a folder for TF Serving, this being its next version"
     )
-    export.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (default float32)")
-    export.add_argument("--ops", choices=["tensorflow", "compiled"], default="tensorflow", help="(default tensorflow)")
-    export.add_argument("--class-offset", type=int, default=1, metavar="N", help="of the first class (default 1)")
-    export.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="of an encoded image")
+    saved_model.add_argument("--ops", choices=["tensorflow", "compiled"], help="(default tensorflow)")
+    saved_model.add_argument("--class-offset", type=int, metavar="N", help="of the first class (default 1)")
+    saved_model.add_argument("--max-pixels", type=_positive, metavar="N", help="of an encoded image")
+    tflite = export.add_argument_group("TFLite")
+    tflite.add_argument("--tail", choices=tails.TAILS, help="what follows the network (default nms)")
+    tflite.add_argument(
+        "--size", nargs=2, type=_positive, metavar=("H", "W"), help="of the input; by default by the resize rule"
+    )
+    tflite.add_argument("--input", choices=INPUT_TYPES, help="type of the pixels (default float32)")
+    tflite.add_argument(
+        "--representative", nargs="+", metavar="IMAGE", help="images or folders of images, for the ranges of int8"
+    )
     export.add_argument("--verify", nargs="+", default=[], metavar="IMAGE", help="compare on these")
     export.add_argument("--eval", metavar="ANNOTATIONS", help="print the AP of both on this COCO data set")
 
@@ -291,19 +309,30 @@ def _verify(model, options):
         raise ValueError(f"{options.file} gives another {different[0]} than {options.verify}: nothing was written.")
 
 
+_ONLY_SAVED_MODEL = {"class_offset": 1, "max_pixels": MAX_PIXELS, "ops": "tensorflow"}
+_ONLY_TFLITE = {"tail": "nms", "size": None, "input": "float32", "representative": ()}
+
+
 def _export(options):
     saved = Path(options.model) / "config.gin"
+    tflite = options.format == "tflite"
+    own, other = (_ONLY_TFLITE, _ONLY_SAVED_MODEL) if tflite else (_ONLY_SAVED_MODEL, _ONLY_TFLITE)
+    given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
+    if wrong := [name for name in (*other, *["serving"] * tflite) if name in given]:
+        raise ValueError(f"--format {options.format} has no --{wrong[0].replace('_', '-')}.")
+    own = {name: given.get(name, default) for name, default in own.items()}
+    if tflite:
+        own["input_type"] = own.pop("input")
     data = CocoDataset(options.eval) if options.eval else None
     model = _open(options.model)
-    out, report = (ship_version if options.serving else ship)(
+    export = ship_tflite if tflite else ship_version if options.serving else ship
+    out, report = export(
         model,
         options.out,
         images=options.verify,
-        class_offset=options.class_offset,
         precision=options.precision,
-        max_pixels=options.max_pixels,
-        ops=options.ops,
         gin_config=saved.read_text() if saved.is_file() else None,
+        **own,
     )
     print(report)
     if data:

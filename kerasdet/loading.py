@@ -7,12 +7,14 @@ import keras
 
 from kerasdet.models import Detector
 from kerasdet.saved_detector import SavedDetector
+from kerasdet.tflite_detector import TFLiteDetector
 from kerasdet.training.checkpoints import checkpoints, open_model
 
 
-def load(path: str | Path) -> keras.Model | SavedDetector:
-    """The model in a ``.keras`` file, in a folder of `kerasdet convert`, in a training run's last checkpoint or in a
-    SavedModel of `kerasdet export`. All detectors answer `detect` alike; one in a SavedModel can do no more than that.
+def load(path: str | Path) -> keras.Model | SavedDetector | TFLiteDetector:
+    """The model in a ``.keras`` file, in a folder of `kerasdet convert`, in a training run's last checkpoint, or in a
+    SavedModel or ``.tflite`` file of `kerasdet export`. All detectors answer `detect` alike; exported ones can do no
+    more than that.
 
     Raises:
         FileNotFoundError: If there is nothing there.
@@ -20,6 +22,8 @@ def load(path: str | Path) -> keras.Model | SavedDetector:
     """
     if (Path(path) / "saved_model.pb").is_file():
         return SavedDetector(path)
+    if Path(path).suffix == ".tflite":
+        return TFLiteDetector(path)
     file = _model_file(Path(path))
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is no Keras model file, or only the beginning of one.")

@@ -12,10 +12,10 @@ from kerasdet.data import shapes
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.evaluation import evaluate
 from kerasdet.evaluation.evaluate import evaluate_batches
-from kerasdet.export import export_saved_model, verify_saved_model
+from kerasdet.export import export_saved_model, export_tflite, verify_saved_model, verify_tflite
 from kerasdet.export.serving import next_version, warmup_protos, write_kit, write_warmup
+from kerasdet.loading import load
 from kerasdet.models import Detector
-from kerasdet.saved_detector import SavedDetector
 
 _SAMPLE_SIZES = ((480, 640), (500, 333))
 _WANTED = 20  # detections to compare where the model has none above its own threshold
@@ -44,17 +44,59 @@ def ship(
         RuntimeError: If the SavedModel differs from the model.
     """
     how = {name: options[name] for name in ("precision", "ops") if name in options}
-    samples = [image_ops.read(image) for image in images] or sample_images()
-    path = export_saved_model(model, path, class_offset=class_offset, **options)
-    report = verify_saved_model(model, path, samples, class_offset=class_offset, **how)
+
+    def export_and_verify(model, path, samples):
+        export_saved_model(model, path, class_offset=class_offset, **options)
+        return verify_saved_model(model, path, samples, class_offset=class_offset, **how)
+
+    path = Path(path)
+    lines = _compared(model, path, images, export_and_verify, "TensorFlow")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    lines = [
-        f"{path}: {size / 2**20:.1f} MiB, {how.get('precision', 'float32')}.",
-        f"Reloaded with TensorFlow alone: {report}",
-    ]
-    if not report.detections and hasattr(model, "score_threshold"):
-        lines.append("The model finds nothing on these images. " + _verify_below_threshold(model, samples, how))
-    return path, "\n".join(lines)
+    return path, "\n".join([f"{path}: {size / 2**20:.1f} MiB, {how.get('precision', 'float32')}.", *lines])
+
+
+def ship_tflite(
+    model: Detector,
+    path: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    representative: Sequence[str | Path] = (),
+    **options,
+) -> tuple[Path, str]:
+    """Exports a TFLite file and shows that it is the model.
+
+    Args:
+        model: The detector.
+        path: A file that does not exist.
+        images: Files to compare on; by default generated pictures.
+        representative: Image files, or folders of such, for the ranges of "int8".
+        options: See `export_tflite`.
+
+    Returns:
+        The path, and what was found, for people.
+
+    Raises:
+        RuntimeError: If the file differs from the model.
+    """
+    pictures = [image_ops.read(image) for image in _files(representative)]
+
+    def export_and_verify(model, path, samples):
+        return verify_tflite(model, export_tflite(model, path, images=pictures, **options), samples)
+
+    path = Path(path)
+    lines = _compared(model, path, images, export_and_verify, "LiteRT")
+    facts = load(path).facts
+    head = (
+        f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {facts['precision']}, tail {facts['tail']}, input "
+        f"{'x'.join(map(str, facts['size']))} {facts['input_type']}."
+    )
+    return path, "\n".join([head, *lines])
+
+
+def _files(paths):
+    """Image files; of a folder all that it holds."""
+    for path in map(Path, paths):
+        yield from sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
 def ship_version(model: Detector, folder: str | Path, **options) -> tuple[Path, str]:
@@ -77,14 +119,14 @@ def ship_version(model: Detector, folder: str | Path, **options) -> tuple[Path, 
 
 
 def compare_ap(model: Detector, path: str | Path, data) -> str:
-    """The AP of a model and of its SavedModel, as tables.
+    """The AP of a model and of its artefact, as tables.
 
     Args:
         model: What was exported.
-        path: The SavedModel.
+        path: The SavedModel or TFLite file.
         data: As for `kerasdet.evaluate`.
     """
-    saved = SavedDetector(path)
+    saved = load(path)
     ours = evaluate(model, data)
     theirs, _ = evaluate_batches(
         _InPixels(saved),
@@ -93,7 +135,7 @@ def compare_ap(model: Detector, path: str | Path, data) -> str:
         data.category_ids,
         [record.image_id for record in data.records],
     )
-    return f"The model:\n{ours.table()}\nThe SavedModel:\n{theirs.table()}"
+    return f"The model:\n{ours.table()}\nThe export:\n{theirs.table()}"
 
 
 def sample_images() -> list[np.ndarray]:
@@ -106,15 +148,24 @@ def sample_images() -> list[np.ndarray]:
     return pictures
 
 
-def _verify_below_threshold(model, samples, how):
+def _compared(model, path, images, export_and_verify, runtime):
+    """What came of an export and its comparison, in lines."""
+    samples = [image_ops.read(image) for image in images] or sample_images()
+    report = export_and_verify(model, path, samples)
+    lines = [f"Reloaded with {runtime} alone: {report}"]
+    if not report.detections and hasattr(model, "score_threshold"):
+        found = _verify_below_threshold(model, samples, export_and_verify)
+        lines.append(f"The model finds nothing on these images. {found}")
+    return lines
+
+
+def _verify_below_threshold(model, samples, export_and_verify):
     """The comparison at a score threshold where there is something to compare: another export, which is not kept."""
     found = _with_threshold(model, 0.0).detect(samples[:1])
     scores = found["scores"][0, : found["valid"][0]][:_WANTED]
     threshold = 0.999 * float(scores.min(initial=1.0))
-    model = _with_threshold(model, threshold)
     with tempfile.TemporaryDirectory() as folder:
-        path = export_saved_model(model, Path(folder) / "model", **how)
-        report = verify_saved_model(model, path, samples, **how)
+        report = export_and_verify(_with_threshold(model, threshold), Path(folder) / "model.tflite", samples)
     return f"The same with a score threshold of {threshold:.2g}: {report}"
 
 
@@ -128,7 +179,7 @@ def _with_threshold(model, threshold):
 
 
 class _InPixels:
-    """A `SavedDetector` for `evaluate_batches`, which gives it images in their own size."""
+    """A loaded export for `evaluate_batches`, which gives it images in their own size."""
 
     def __init__(self, saved):
         self.paste_masks = saved.paste_masks

@@ -158,12 +158,26 @@ def test_export(capsys, folder, tmp_path, monkeypatch):
     assert first.startswith("served: ")
     assert first.endswith(" MiB, float32.")
     assert second.startswith("Reloaded with TensorFlow alone: 60 detections compared, 0 found by one side only; ")
-    ours, theirs = (tables[tables.index(title) + 1 :] for title in ("The model:", "The SavedModel:"))
+    ours, theirs = (tables[tables.index(title) + 1 :] for title in ("The model:", "The export:"))
     assert ours[:3] == theirs[:3]
     assert (tmp_path / "served" / "saved_model.pb").is_file()
     assert "eval_data" in (tmp_path / "served" / "assets" / "config.gin").read_text()
     facts = json.loads((tmp_path / "served" / "assets" / "kerasdet.json").read_text())
     assert (facts["class_offset"], facts["max_pixels"]) == (0, 5000)
+
+
+def test_export_to_tflite(capsys, folder, tmp_path, monkeypatch):
+    pytest.importorskip("ai_edge_quantizer")
+    monkeypatch.chdir(tmp_path)
+    annotations = folder / "shapes" / "annotations.json"
+    arguments = ["--precision", "int8", "--tail", "postprocess", "--size", 64, 64, "--input", "uint8"]
+    arguments += ["--representative", folder / "shapes" / "images", "--eval", annotations]
+    assert kerasdet("export", folder / "run", "a.tflite", "--format", "tflite", *arguments) == 0
+    first, second, *tables = capsys.readouterr().out.splitlines()
+    assert first.startswith("a.tflite: 0.")
+    assert first.endswith(" MiB, int8, tail postprocess, input 64x64 uint8.")
+    assert second.startswith("Reloaded with LiteRT alone: 40 detections compared")
+    assert {"The model:", "The export:"} <= set(tables)
 
 
 DATA = ["--annotations", "{}/shapes/annotations.json"]
@@ -217,6 +231,19 @@ MISTAKES = {
     ),
     "predict: corrupt image": (["predict", "{}/run", "{}/words.jpg"], "{}/words.jpg cannot be read as an image"),
     "export: not empty": (["export", "{}/run", "{}/shapes"], "{}/shapes exists and is not empty"),
+    "export: not for TFLite": (
+        ["export", "{}/run", "{}/new.tflite", "--format", "tflite", "--class-offset", "0"],
+        "--format tflite has no --class-offset",
+    ),
+    "export: only for TFLite": (["export", "{}/run", "{}/new", "--tail", "raw"], "--format saved_model has no --tail"),
+    "export: no such precision": (
+        ["export", "{}/run", "{}/new.tflite", "--format", "tflite", "--precision", "bfloat16"],
+        "TFLite has no precision 'bfloat16': choose one of float32, float16, dynamic, int8",
+    ),
+    "export: no representative images": (
+        ["export", "{}/run", "{}/new.tflite", "--format", "tflite", "--precision", "int8"],
+        "int8 needs representative images",
+    ),
     "export: no image": (["export", "{}/run", "{}/new", "--verify", "{}/no.jpg"], "There is no image {}/no.jpg"),
     "convert: no file": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet_resnet50_fpn", "--out", "{}/new"],

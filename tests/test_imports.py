@@ -16,7 +16,7 @@ GEOMETRY |= {"images", "serialization", "replicas", "precision"}
 NETWORK = GEOMETRY | {"ops", "layers"}
 PICTURES = {"boxes", "images", "masks", "keypoints"}
 LIBRARY = NETWORK | {"models", "data", "visualize", "evaluation", "training", "checkpoints", "export", "loading"}
-LIBRARY |= {"saved_detector", "shipping"}
+LIBRARY |= {"saved_detector", "tflite_detector", "shipping"}
 
 MAY_IMPORT = {
     "boxes": set(),
@@ -40,9 +40,10 @@ MAY_IMPORT = {
     "training": PICTURES | {"data", "evaluation", "replicas", "serialization", "visualize"},
     "checkpoints": NETWORK | {"models"},
     "saved_detector": NETWORK,
-    "export": NETWORK | {"models", "saved_detector"},
-    "loading": NETWORK | {"models", "training", "saved_detector"},
-    "shipping": NETWORK | {"models", "data", "evaluation", "export", "loading", "saved_detector"},
+    "tflite_detector": NETWORK | {"models", "saved_detector"},
+    "export": NETWORK | {"models", "saved_detector", "tflite_detector"},
+    "loading": NETWORK | {"models", "training", "saved_detector", "tflite_detector"},
+    "shipping": NETWORK | {"models", "data", "evaluation", "export", "loading", "saved_detector", "tflite_detector"},
     "config": LIBRARY,
     "cli": LIBRARY | {"config"},
     "__init__": LIBRARY,  # the face of the package

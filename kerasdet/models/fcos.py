@@ -300,22 +300,34 @@ class FCOS(Configured, Detector):
             drop_empty=not self.clip_before_nms,
         )
 
-    def _level_candidates(self, outputs, level, image_size):
-        """The best boxes of a level, their scores and classes; a score of 0 is none."""
+    def level_scores(self, outputs: Mapping, level: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the points of a level are ranked by, and what multiplies it afterwards.
+
+        Returns:
+            (B, R_l, K) which must pass the threshold, and (B, R_l).
+        """
         scores = tf.sigmoid(outputs["class_logits"][level])  # (B, R_l, K)
-        centered = tf.sigmoid(outputs["centerness"][level])  # (B, R_l)
+        factor = tf.sigmoid(outputs["centerness"][level])  # (B, R_l)
         if self.score_rule == "sqrt":
-            scores = tf.sqrt(scores * centered[..., None])
+            scores, factor = tf.sqrt(scores * factor[..., None]), tf.ones_like(factor)
         if not self.multi_label:
             best = tf.reduce_max(scores, -1, keepdims=True)
             scores = tf.where(scores == best, scores, 0.0)
+        return scores, factor
+
+    def large_enough(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+        """Which boxes (B, N, 4) `min_size` leaves, (B, N) bool; image_size (B, 2)."""
+        if self.min_size is None:
+            return tf.ones(tf.shape(boxes)[:2], tf.bool)
+        corner, opposite = tf.split(box_ops.clip(boxes, image_size), 2, -1)
+        return tf.reduce_all(opposite - corner > self.min_size, -1)
+
+    def _level_candidates(self, outputs, level, image_size):
+        """The best boxes of a level, their scores and classes; a score of 0 is none."""
+        scores, factor = self.level_scores(outputs, level)
         scores, indices, class_ids = top_candidates(scores, self.pre_nms_top_k, tf.identity)
-        keep = scores > self.score_threshold
-        if self.score_rule == "product":
-            scores *= tf.gather(centered, indices, batch_dims=1)
         distances = tf.gather(outputs["box_distances"][level], indices, batch_dims=1)
         boxes = self.coder.decode(distances, tf.gather(outputs["anchors"][level], indices))
-        if self.min_size is not None:
-            corner, opposite = tf.split(box_ops.clip(boxes, image_size), 2, -1)
-            keep &= tf.reduce_all(opposite - corner > self.min_size, -1)
+        keep = (scores > self.score_threshold) & self.large_enough(boxes, image_size)
+        scores *= tf.gather(factor, indices, batch_dims=1)
         return {"boxes": boxes, "scores": tf.where(keep, scores, 0.0), "class_ids": class_ids}

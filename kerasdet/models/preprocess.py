@@ -91,6 +91,28 @@ class Preprocessing(Configured):
         )
         return images.resize(image, tf.maximum(tf.stack(size), 1), self.kernel)  # a line stays a line
 
+    def frame(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
+        """Resizes an image so that it just fits, and fills the rest, at the bottom or right, with the mean.
+
+        The mean is zero to the network, as padding is.
+
+        Args:
+            image: (H, W, 3) RGB, 0..255, uint8 or float.
+            height: Of the frame.
+            width: Of the frame.
+
+        Returns:
+            (height, width, 3) float32, and the height and width of the image in it.
+        """
+        scale = min(height / image.shape[0], width / image.shape[1])
+        half = 0.5 if self.rounding == "detectron2" else 1e-9  # against what is lost in the quotient
+        size = tuple(max(int(length * scale + half), 1) for length in image.shape[:2])
+        small = images.resize(image, size, self.kernel)
+        mean = self.mean if self.channel_order == "rgb" else self.mean[::-1]
+        below = tf.broadcast_to(tf.constant(mean, tf.float32), [height - size[0], size[1], 3])
+        right = tf.broadcast_to(tf.constant(mean, tf.float32), [height, width - size[1], 3])
+        return tf.concat([tf.concat([small, below], 0), right], 1), size
+
     def padded_size(self, size: tf.Tensor) -> tf.Tensor:
         """The next multiple of `size_divisor`."""
         return -(-size // self.size_divisor) * self.size_divisor

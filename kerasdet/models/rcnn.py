@@ -321,7 +321,9 @@ class FasterRCNN(Configured, Detector):
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """As of every detector, and what the branches add; these run on no more regions than the fullest image has."""
         detections = super().postprocess(outputs, image_size)
-        most = tf.maximum(tf.reduce_max(detections["valid"]), 1)
+        most = self.max_detections
+        if not ops.static_shapes():
+            most = tf.maximum(tf.reduce_max(detections["valid"]), 1)
         first = {name: detections[name][:, :most] for name in ("boxes", "class_ids")}
         for branch in self.branches:
             maps = self.branch_maps(branch, outputs["pyramid"], first["boxes"], first["class_ids"])

@@ -29,7 +29,8 @@ def implementation(name: str) -> Iterator[None]:
     holds for all threads, since TensorFlow traces in several.
 
     Args:
-        name: "compiled", or "tensorflow" for stock TensorFlow ops, which run anywhere.
+        name: "compiled"; "tensorflow" for stock TensorFlow ops, which run anywhere; or "tflite" for those of them that
+            TFLite knows, in static shapes and without empty boxes in `nms`.
 
     Yields:
         Nothing.
@@ -38,8 +39,8 @@ def implementation(name: str) -> Iterator[None]:
         ValueError: For another name.
         RuntimeError: If the compiled ops are not there.
     """
-    if name not in ("compiled", "tensorflow"):
-        raise ValueError(f'implementation is "compiled" or "tensorflow", not {name!r}.')
+    if name not in ("compiled", "tensorflow", "tflite"):
+        raise ValueError(f'implementation is "compiled", "tensorflow" or "tflite", not {name!r}.')
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
             f"The compiled ops do not load from {LIBRARY}: install kerasdet from its wheel, or where g++ and make are."
@@ -58,14 +59,19 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     Args:
         for_gpus: Whether the op has a kernel for GPUs, too, and is better not taken where that was not built.
     """
-    if _chosen == "tensorflow" or in_xla():
+    if _chosen == "tensorflow" or static_shapes():
         return None
     return None if _chosen is None and for_gpus and _lacks_gpu_kernels() else raw_ops()
 
 
-def in_xla() -> bool:
-    """Whether what is traced here goes through XLA, which needs static shapes and knows no sparse matrices."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+def static_shapes() -> bool:
+    """Whether what is traced here goes to XLA or TFLite, which need static shapes and know no sparse matrices."""
+    return in_tflite() or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def in_tflite() -> bool:
+    """Whether what is traced here goes to TFLite."""
+    return _chosen == "tflite"
 
 
 @functools.cache

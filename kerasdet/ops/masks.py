@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet import masks
-from kerasdet.ops.library import compiled_ops, in_xla
+from kerasdet.ops.library import compiled_ops, static_shapes
 
 tf.no_gradient("Kerasdet>PasteMasks")
 tf.no_gradient("Kerasdet>EncodeMasks")
@@ -36,7 +36,7 @@ def paste_masks(
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
-        return masks.paste_masks(mask_probs, boxes, height, width, rule, threshold, whole_image=in_xla())
+        return masks.paste_masks(mask_probs, boxes, height, width, rule, threshold, whole_image=static_shapes())
     pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
     sizes = [size if isinstance(size, int) else None for size in (height, width)]
     return tf.ensure_shape(pasted, [mask_probs.shape[0], *sizes])

@@ -4,9 +4,10 @@ import math
 
 import tensorflow as tf
 
-from kerasdet.ops.library import compiled_ops
+from kerasdet.ops.library import compiled_ops, in_tflite
 
 tf.no_gradient("Kerasdet>Nms")
+_SMALLEST = 0.02  # pixels
 
 
 def nms(
@@ -56,6 +57,9 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
     boxes = tf.where(finite, boxes, 0.0)  # an empty box overlaps nothing
     if class_ids is not None:
         boxes = _separate(boxes, class_ids)
+    if in_tflite():  # it keeps an empty box again and again, since that does not overlap itself
+        low, high = tf.split(boxes, 2, -1)
+        boxes = tf.concat([low, tf.maximum(high, low + _SMALLEST)], -1)
 
     missing = tf.maximum(max_detections - tf.shape(scores)[1], 0)  # XLA wants as many boxes as it may keep
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
@@ -73,6 +77,9 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
         kept = tf.where(tf.range(max_detections) < count, kept, -1)
         return tf.ensure_shape(kept, [max_detections]), count
 
+    if boxes.shape[0] == 1:  # TFLite runs no loop over images
+        kept, count = one_image((boxes[0], scores[0]))
+        return kept[None], count[None]
     indices, counts = tf.map_fn(one_image, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
     return tf.reshape(indices, [tf.shape(boxes)[0], max_detections]), counts
 

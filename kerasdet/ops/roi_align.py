@@ -12,10 +12,11 @@ sums, and parts of the gradient get lost.)
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.library import compiled_ops, in_xla, raw_ops
+from kerasdet.ops.library import compiled_ops, raw_ops, static_shapes
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _CELLS_AT_ONCE = 2**22
@@ -170,15 +171,23 @@ def _compiled_gradient(op, upstream):
 
 
 def levels_of(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
-    """Level (N,) int32 of each box (N, 4).
-
-    The logarithm is taken in float64 and rounded: float32's own is off by enough to move boxes on the edge of a level.
-    """
+    """Level (N,) int32 of each box (N, 4)."""
     ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
-    log2 = tf.cast(tf.math.log(tf.cast(ratio, tf.float64)) / math.log(2), tf.float32)
-    level = tf.floor(canonical_level + log2 + epsilon)
-    level = tf.where(tf.math.is_nan(level), float(lowest), level)
-    return tf.cast(tf.clip_by_value(level, lowest, highest), tf.int32)
+    begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
+    above = tf.expand_dims(ratio, 1) >= tf.constant(begins, tf.float32, [len(begins)])  # (N, L - 1)
+    return lowest + tf.reduce_sum(tf.cast(above, tf.int32), 1)
+
+
+def _level_begin(level, canonical_level, epsilon):
+    """The smallest ratio of size to canonical size whose `floor(canonical_level + log2(ratio) + epsilon)` is `level`.
+
+    The sum is one of float32 numbers, as in the sources; float32's own logarithm is off by enough to move boxes.
+    """
+    ulps = np.arange(-64, 65) * 2.0**-24
+    ratios = np.float32(2.0 ** (level - canonical_level - epsilon) * (1 + ulps))
+    log2 = np.log2(ratios.astype(np.float64)).astype(np.float32)
+    levels = np.floor(np.float32(canonical_level) + log2 + np.float32(epsilon))
+    return ratios[levels >= level][0]
 
 
 def _make_rois(boxes, scale, aligned, map_size, map_begin):
@@ -190,7 +199,7 @@ def _make_rois(boxes, scale, aligned, map_size, map_begin):
 
 def _pool(table, rois, output_size, sampling_ratio):
     """Bins (N, h, w, C) of regions of a table (T, C)."""
-    if in_xla():
+    if static_shapes():
         return _pool_samples(table, rois, output_size, _num_samples(rois, output_size, sampling_ratio))
     return _pool_bins(table, rois, output_size, sampling_ratio)
 
@@ -198,14 +207,15 @@ def _pool(table, rois, output_size, sampling_ratio):
 def _pool_samples(table, rois, output_size, samples):
     """`_pool` in static shapes: one sample of every bin at a time, as many times as the largest bin has samples."""
     table_size, channels = tf.shape(table)[0], table.shape[1]
-    limit = tf.reduce_max(tf.pad(samples, [[0, 1], [0, 0]]), 0)  # (2,), along y and x
+    limit = tf.reduce_max(tf.reduce_prod(tf.pad(samples, [[0, 1], [0, 0]]), 1))
+    columns_of_samples = tf.maximum(samples[:, 1], 1)
 
     def taps(index):
         """Cells and weights (N * h * w, 4) of each bin's sample of this number."""
         axes = []
-        for axis, number in enumerate((index // limit[1], index % limit[1])):
-            of_axis = (rois.start[:, axis], rois.size[:, axis], samples[:, axis])
-            lines, weights = _line_samples(*of_axis, output_size[axis], rois.map_size[:, axis], number[tf.newaxis])
+        for axis, number in enumerate((index // columns_of_samples, index % columns_of_samples)):
+            of_axis = (rois.start[:, axis], rois.size[:, axis], samples[:, axis], output_size[axis])
+            lines, weights = _line_samples(*of_axis, rois.map_size[:, axis], number[:, None, None])
             axes.append((lines[:, :, 0], weights[:, :, 0]))  # (N, bins, 2)
         (rows, y_weights), (columns, x_weights) = axes
         rows = rois.map_begin[:, None, None] + rows * rois.map_size[:, 1, None, None]
@@ -217,7 +227,7 @@ def _pool_samples(table, rois, output_size, samples):
         def body(index, total):
             return index + 1, total + of_sample(*taps(index))
 
-        return tf.while_loop(lambda index, _: index < limit[0] * limit[1], body, (0, zeros))[1]
+        return tf.while_loop(lambda index, _: index < limit, body, (0, zeros))[1]
 
     @tf.custom_gradient
     def pool(table):
@@ -343,7 +353,7 @@ def _line_samples(start, size, samples, bins, limit, numbers):
 
     Args:
         start: As in `_line_weights`, and so are `size`, `samples`, `bins` and `limit`.
-        numbers: (S,) int32, which samples; of those that a bin has not, the weights are 0.
+        numbers: (S,) int32 or (N, 1, S), which samples; of those that a bin has not, the weights are 0.
 
     Returns:
         (N, bins, S, 2) int32 and float32.

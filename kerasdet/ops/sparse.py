@@ -5,7 +5,7 @@ TensorFlow's compressed rows (CSR) run several times faster than `tf.sparse.spar
 
 import tensorflow as tf
 
-from kerasdet.ops.library import in_xla
+from kerasdet.ops.library import static_shapes
 
 
 def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
@@ -54,7 +54,7 @@ def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> t
         (N, C).
     """
 
-    if in_xla():
+    if static_shapes():
         return tf.einsum("nkc,nk->nc", tf.gather(table, indices), weights)
 
     @tf.custom_gradient

@@ -1,0 +1,29 @@
+// Android, MediaPipe Tasks: a file of `kerasdet export --format tflite` (tail nms or postprocess) in app/src/main/assets.
+//
+// build.gradle.kts: implementation("com.google.mediapipe:tasks-vision:<the newest>")
+
+import android.content.Context
+import android.graphics.Bitmap
+import com.google.mediapipe.framework.image.BitmapImageBuilder
+import com.google.mediapipe.tasks.core.BaseOptions
+import com.google.mediapipe.tasks.vision.core.RunningMode
+import com.google.mediapipe.tasks.vision.objectdetector.ObjectDetector
+
+class ObjectDetection(context: Context, model: String = "detector.tflite") : AutoCloseable {
+    private val detector = ObjectDetector.createFromOptions(
+        context,
+        ObjectDetector.ObjectDetectorOptions.builder()
+            .setBaseOptions(BaseOptions.builder().setModelAssetPath(model).build())
+            .setRunningMode(RunningMode.IMAGE)
+            .setScoreThreshold(0.3f)
+            .build(),
+    )
+
+    /** Label, score and box in pixels of the bitmap (ARGB_8888), of each object. */
+    fun detect(bitmap: Bitmap) = detector.detect(BitmapImageBuilder(bitmap).build()).detections().map {
+        val best = it.categories().first()
+        Triple(best.categoryName(), best.score(), it.boundingBox())
+    }
+
+    override fun close() = detector.close()
+}
