@@ -22,7 +22,7 @@ def load(path: str | Path) -> keras.Model | SavedDetector | TFLiteDetector:
     """
     if (Path(path) / "saved_model.pb").is_file():
         return SavedDetector(path)
-    if Path(path).suffix == ".tflite":
+    if Path(path).suffix.lower() == ".tflite":
         return TFLiteDetector(path)
     file = _model_file(Path(path))
     if not zipfile.is_zipfile(file):
@@ -42,6 +42,8 @@ def load_detector(path: str | Path) -> Detector:
         ValueError: If it is something else, such as a backbone or a SavedModel.
     """
     model = load(path)
+    if isinstance(model, SavedDetector | TFLiteDetector):
+        raise ValueError(f"{path} is an export, for `detect` alone: name the run or .keras file that it is of.")
     if not isinstance(model, Detector):
         raise ValueError(f"{path} holds a {type(model).__name__}, not a detector.")
     return model

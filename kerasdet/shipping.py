@@ -78,13 +78,19 @@ def ship_tflite(
     Raises:
         RuntimeError: If the file differs from the model.
     """
+    if representative and options.get("precision") != "int8":
+        raise ValueError("--representative images are for --precision int8 alone.")
     pictures = [image_ops.read(image) for image in _files(representative)]
 
     def export_and_verify(model, path, samples):
         return verify_tflite(model, export_tflite(model, path, images=pictures, **options), samples)
 
     path = Path(path)
-    lines = _compared(model, path, images, export_and_verify, "LiteRT")
+    try:
+        lines = _compared(model, path, images, export_and_verify, "LiteRT")
+    except RuntimeError:
+        path.unlink(missing_ok=True)  # no file is left that is not the model
+        raise
     facts = load(path).facts
     head = (
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {facts['precision']}, tail {facts['tail']}, input "
@@ -94,9 +100,10 @@ def ship_tflite(
 
 
 def _files(paths):
-    """Image files; of a folder all that it holds."""
+    """Image files; of a folder all that it holds but for what is hidden."""
     for path in map(Path, paths):
-        yield from sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        visible = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        yield from sorted(visible) if path.is_dir() else [path]
 
 
 def ship_version(model: Detector, folder: str | Path, **options) -> tuple[Path, str]:
@@ -163,7 +170,12 @@ def _verify_below_threshold(model, samples, export_and_verify):
     """The comparison at a score threshold where there is something to compare: another export, which is not kept."""
     found = _with_threshold(model, 0.0).detect(samples[:1])
     scores = found["scores"][0, : found["valid"][0]][:_WANTED]
-    threshold = 0.999 * float(scores.min(initial=1.0))
+    if not len(scores):
+        raise RuntimeError(
+            f"{type(model).__name__} finds nothing on these images at any score, so there is nothing to compare: name "
+            "other images with --verify, and see that the weights are finite."
+        )
+    threshold = 0.999 * float(scores.min())
     with tempfile.TemporaryDirectory() as folder:
         report = export_and_verify(_with_threshold(model, threshold), Path(folder) / "model.tflite", samples)
     return f"The same with a score threshold of {threshold:.2g}: {report}"

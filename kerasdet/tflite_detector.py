@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from kerasdet import keypoints as keypoint_ops
 from kerasdet import masks as mask_ops
 from kerasdet.models import Preprocessing
 from kerasdet.models.detector import image_list
+from kerasdet.models.postprocess import compact
 from kerasdet.saved_detector import in_pixels
 
 FACTS_FILE = "kerasdet.json"
@@ -46,6 +48,7 @@ class TFLiteDetector:
         self.class_names = tuple(self.facts["class_names"]) if self.facts["class_names"] else None
         self._preprocessing = Preprocessing(**self.facts["preprocessing"])
         self._head = _Head(files, self.facts["size"]) if self.facts["tail"] == "raw" else None
+        self._lock = threading.Lock()  # an interpreter runs one image at a time
         self._run = _runner(self.path, num_threads or len(os.sched_getaffinity(0)))
 
     def detect(self, images: np.ndarray | tf.Tensor | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -71,7 +74,8 @@ class TFLiteDetector:
 
     def outputs(self, frame: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs of the file for its input, by name."""
-        return self._run(image=frame)
+        with self._lock:
+            return {name: np.array(value) for name, value in self._run(image=frame).items()}
 
     def detections(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs as `detect` gives detections, in pixels of the file's input."""
@@ -87,7 +91,7 @@ class TFLiteDetector:
         detections["boxes"] = boxes.numpy()
         if "keypoints" in detections:
             detections["keypoints"] = keypoint_ops.scale(detections["keypoints"], factor).numpy()
-        return detections
+        return _without_empty(detections)
 
     def paste_masks(self, mask_probs: tf.Tensor, boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:
         """Full-size masks (D, height, width) bool of one image, by the rule of the model's source.
@@ -123,6 +127,16 @@ class _Head:
         }
         detections = self._model.postprocess({**heads, "anchors": self._anchors}, self._size)
         return {name: value.numpy() for name, value in detections.items()}
+
+
+def _without_empty(detections):
+    """Without boxes that lay in what fills the frame beside the image."""
+    sides = detections["boxes"][..., 2:] - detections["boxes"][..., :2]
+    keep = (sides > 0).all(-1) & (np.arange(sides.shape[1]) < detections["valid"][:, None])
+    if keep.sum() == detections["valid"].sum():
+        return detections
+    detections = {name: value for name, value in detections.items() if name != "valid"}
+    return {name: value.numpy() for name, value in compact(detections, tf.constant(keep)).items()}
 
 
 def as_input(frame: np.ndarray, input_type: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from kerasdet import images as image_ops
 from kerasdet.models import Detector
+from kerasdet.models.detector import image_list
 from kerasdet.ops import implementation
 from kerasdet.tflite_detector import ANCHORS_FILE, FACTS_FILE, MODEL_FILE, as_input
 
@@ -57,11 +58,13 @@ def export_tflite(
 
     Raises:
         FileExistsError: If there is something at `path`.
-        ValueError: If an option is unknown, the model cannot have that tail, or "int8" comes without images.
+        FileNotFoundError: If its folder is not there.
+        ValueError: If an option is unknown, the model cannot have that tail, "int8" comes without images, or these are
+            not (H, W, 3).
         RuntimeError: If the precision needs a package that is not installed, or TFLite lacks an operation of the model.
     """
     path = Path(path)
-    _check(model, path, tail, precision, input_type, images)
+    _check(model, path, tail, precision, input_type, images, size)
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
     with implementation("tflite"):
         flatbuffer = _convert(model, tail, size, input_type)
@@ -83,7 +86,9 @@ def export_tflite(
     return path
 
 
-def _check(model, path, tail, precision, input_type, images):
+def _check(model, path, tail, precision, input_type, images, size):
+    if not isinstance(model, Detector):
+        raise TypeError(f"A {type(model).__name__} is no detector that could be exported.")
     for what, value, choices in (
         ("tail", tail, tails.TAILS),
         ("precision", precision, PRECISIONS),
@@ -91,12 +96,22 @@ def _check(model, path, tail, precision, input_type, images):
     ):
         if value not in choices:
             raise ValueError(f"TFLite has no {what} {value!r}: choose one of {', '.join(choices)}.")
+    if size is not None and not (
+        np.shape(size) == (2,) and all(isinstance(n, int | np.integer) and n > 0 for n in size)
+    ):
+        raise ValueError(f"size is {size!r}: give (height, width) in whole pixels.")
+    if path.suffix.lower() != ".tflite":
+        raise ValueError(f"{path} does not end in .tflite, by which such a file is known.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
     if path.exists():
         raise FileExistsError(f"{path} exists: export to another file or delete it.")
     if reason := tails.why_not(model, tail, precision):
         raise ValueError(f"{type(model).__name__} cannot be had with the tail {tail} in {precision}: {reason}.")
     if precision == "int8" and not len(images):
         raise ValueError("int8 needs representative images: some dozens of pictures as the model will meet them.")
+    if len(images):
+        image_list(list(images))
 
 
 def _convert(model, tail, size, input_type):

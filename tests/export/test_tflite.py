@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,42 @@ def test_detect_gives_what_the_model_gives(models, exported):
     assert loaded.num_classes == model.num_classes
     with pytest.raises(TypeError, match=r"Image 0 is 'photo\.jpg'"):
         loaded.detect(["photo.jpg"])
+
+
+def test_threads_may_share_a_file(models, exported):
+    loaded = kerasdet.load(exported("retinanet", tail="nms", precision="float32"))
+    images = [tiny.images(sizes=[SIZE], seed=seed)[0] for seed in range(4)]
+    expected = [loaded.detect(image)["boxes"] for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda image: loaded.detect(image)["boxes"], images * 10))
+    for one, other in zip(found, expected * 10, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_boxes_are_found_beside_the_image(exported):
+    loaded = kerasdet.load(exported("retinanet", tail="nms", precision="float32"))
+    [image] = tiny.images(sizes=[(120, 60)])
+    found = loaded.detect(image)
+    valid = found["valid"][0]
+    assert 0 < valid < found["boxes"].shape[1]
+    sides = found["boxes"][0, :, 2:] - found["boxes"][0, :, :2]
+    assert (sides[:valid] > 0).all() and (sides[valid:] == 0).all()
+    assert (found["class_ids"][0, :valid] >= 0).all() and (found["class_ids"][0, valid:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    "name,options,message",
+    [
+        ("model.bin", {}, "does not end in .tflite"),
+        ("nowhere/model.tflite", {}, "There is no folder .*nowhere to write model.tflite to"),
+        ("model.tflite", {"size": 96}, "size is 96: give"),
+        ("model.tflite", {"size": (0, 96)}, "give .height, width. in whole pixels"),
+        ("model.tflite", {"precision": "int8", "images": [np.zeros([8, 8], np.uint8)]}, "Image 0 has shape .8, 8."),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_done(models, tmp_path, name, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        export_tflite(models("retinanet"), tmp_path / name, **options)
 
 
 def test_heads_and_anchors_are_the_models_own(models, exported):
