@@ -4,7 +4,7 @@ from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
 from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
-from kerasdet.layers.norm import NORMS, BatchNorm, make_norm
+from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
 from kerasdet.layers.resnet import ResNet
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 
@@ -18,6 +18,7 @@ __all__ = [
     "ConvTop",
     "DeformConvNorm",
     "FCOSHead",
+    "GroupNormalization",
     "KeypointHead",
     "MaskHead",
     "MaxPoolTop",

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=[1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def times(request):
     """How many times the usual number of random cases."""
     return request.param

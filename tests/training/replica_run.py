@@ -35,7 +35,7 @@ def optimizer(precision):
     """AdamW in float64, SGD in float32; both clip."""
     if precision == "float64":
         return keras.optimizers.AdamW(1e-3, weight_decay=0.05, global_clipnorm=1.0)
-    return SGD(WarmupMultiStep(5e-4, milestones=(15,), warmup_steps=5), weight_decay=1e-3, global_clipnorm=1.0)
+    return SGD(WarmupMultiStep(2e-4, milestones=(15,), warmup_steps=5), weight_decay=1e-3, global_clipnorm=1.0)
 
 
 def main(strategy, way, precision, annotations, out, out_dir):
