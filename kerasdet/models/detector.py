@@ -35,7 +35,7 @@ class Detector(Trainer):
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         super().__init__(loss_names, autocast=False, **kwargs)  # images and boxes stay float32, whatever the policy
         self.preprocessing = preprocessing
-        self.supports_jit = False  # non-maximum suppression has no XLA kernel
+        self.supports_jit = False  # unasked: XLA compiles anew for every size of images
         graph = tf.function(
             self.detect_resized,
             input_signature=[
