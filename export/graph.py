@@ -3,6 +3,8 @@
 The steps are functions from a `GraphDef` to a `GraphDef`, which know nothing of the model it came from.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -10,6 +12,8 @@ import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
+
+from kerasdet.ops import static_shapes
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -46,9 +50,11 @@ class InferenceGraph(tf.Module):
         self._inputs = [tensor.name for tensor in frozen.inputs]
         self._outputs = [tensor.name for tensor in frozen.outputs]
         ends = [name.split(":")[0] for name in (*self._inputs, *self._outputs)]
-        graph = fold_batch_norm(fold_constants(in_float32(without_gradients(graph))))
+        graph = fold_strides(fold_batch_norm(fold_constants(in_float32(without_gradients(graph)))))
         if precision != "float32":
             graph = lower_precision(graph, tf.as_dtype(precision), ends)
+        elif not static_shapes():
+            graph = halve_images(graph, ends)
         self._graph, weights = split_weights(_in_order(graph, ends), graph)
         self.weights = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
         self.detect = tf.function(self._call, input_signature=signature)
@@ -89,10 +95,14 @@ def in_float32(graph: GraphDef) -> GraphDef:
 
 
 def fold_constants(graph: GraphDef) -> GraphDef:
-    """Takes away what stands between a weight and its use: copies, casts to its own type, changes of its shape."""
+    """Takes away what stands between a weight and its use, which are copies, casts to its own type and changes of its
+    shape, and all but one of equal constants."""
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
-    constant = {name: name for name, node in nodes.items() if node.op == "Const"}  # and what is as good as one
+    constant, first = {}, {}  # what is as good as which constant; the first of each value
+    for name, node in nodes.items():
+        if node.op == "Const":
+            constant[name] = first.setdefault(node.attr["value"].tensor.SerializeToString(deterministic=True), name)
     for node in _in_order(graph):
         data = [name for name in node.input if not name.startswith("^")]
         if node.name in constant or not data or any(name not in constant for name in data):
@@ -133,6 +143,54 @@ def fold_batch_norm(graph: GraphDef) -> GraphDef:
         norm.CopyFrom(bias_add)
         kernel, bias = (kernel * scale).astype(np.float32), (beta - mean * scale).astype(np.float32)
         graph.node.extend([folded, _constant(folded.input[1], kernel), _constant(bias_add.input[1], bias)])
+    return graph
+
+
+def fold_strides(graph: GraphDef) -> GraphDef:
+    """A 1x1 convolution of every s-th pixel as one with strides, for which the pixels need not be gathered first."""
+    graph = _copy(graph)
+    nodes = {node.name: node for node in graph.node}
+    for conv in [node for node in graph.node if node.op == "Conv2D"]:
+        pixels, kernel = (nodes.get(name) for name in conv.input)
+        if pixels is None or pixels.op != "StridedSlice" or kernel is None or kernel.op != "Const":
+            continue
+        steps, masks = (
+            nodes.get(pixels.input[3]),
+            {name: attr.i for name, attr in pixels.attr.items() if "mask" in name},
+        )
+        whole = masks.pop("begin_mask") == masks.pop("end_mask") == 0b111 and not any(masks.values())
+        if whole and steps is not None and steps.op == "Const" and list(conv.attr["strides"].list.i) == [1] * 4:
+            height, width = _value(kernel).shape[:2]
+            first, *steps = _value(steps)
+            if height == width == first == 1:
+                conv.input[0] = pixels.input[0]
+                conv.attr["strides"].list.i[1:3] = steps
+    return graph
+
+
+def halve_images(graph: GraphDef, ends: Collection[str]) -> GraphDef:
+    """The 3x3 convolutions to many channels, of one image as of its two halves, as long as they are in float32.
+
+    On CPUs TensorFlow reorders a convolution's weights for two images, not for one, and without that oneDNN takes half
+    as long again where there are 256 channels or a multiple. The results are the same to the last bit.
+
+    Args:
+        graph: With constants where weights are used.
+        ends: Names of nodes that stay as they are: the inputs and outputs of the graph.
+    """
+    graph = _copy(graph)
+    nodes = {node.name: node for node in graph.node}
+    uses = Counter(name.lstrip("^").split(":")[0] for node in graph.node for name in node.input)
+    followers = {node.input[0]: node for node in graph.node if node.input}
+    for conv in [node for node in graph.node if node.op == "Conv2D"]:
+        bias_add = followers.get(conv.name)
+        if not _is_wide(conv, nodes) or uses[conv.name] != 1 or bias_add is None or bias_add.op != "BiasAdd":
+            continue
+        last, relu = bias_add, followers.get(bias_add.name)
+        if relu is not None and relu.op == "Relu" and uses[bias_add.name] == 1 and bias_add.name not in ends:
+            last = relu
+        call = _call(last.name, _halving(last is relu), [*conv.input, bias_add.input[1]], graph)
+        last.CopyFrom(call)
     return graph
 
 
@@ -196,6 +254,57 @@ def split_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, 
             placeholder.attr["dtype"].CopyFrom(node.attr["dtype"])
             node.CopyFrom(placeholder)
     return result, weights
+
+
+def _is_wide(conv, nodes):
+    """Whether a convolution is one that `halve_images` is for."""
+    kernel = nodes.get(conv.input[1])
+    if kernel is None or kernel.op != "Const" or _type(conv, "T") != _FLOAT or conv.attr["padding"].s != b"SAME":
+        return False
+    *size, _, channels = _value(kernel).shape
+    steps = [*conv.attr["strides"].list.i, *conv.attr["dilations"].list.i]
+    return size == [3, 3] and channels % 256 == 0 and set(steps) == {1}
+
+
+@functools.cache
+def _halving(relu):
+    """A 3x3 convolution with bias, and ReLU, as a function that halves a single image."""
+
+    def convolve(x, kernel, bias, padding):
+        y = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, padding), bias)
+        return tf.nn.relu(y) if relu else y
+
+    def halved(x, kernel, bias):
+        _, height, width, channels = tf.unstack(tf.shape(x))
+        half = (height + 1) // 2
+        zeros = tf.zeros([2 * half - height + 1, width, channels])
+        rows = tf.concat([zeros[:1], x[0, : half + 1], x[0, half - 1 :], zeros], 0)  # each half and what it borders on
+        halves = tf.reshape(rows, [2, half + 2, width, channels])
+        y = convolve(halves, kernel, bias, [[0, 0], [0, 0], [1, 1], [0, 0]])
+        return tf.reshape(y, [1, 2 * half, width, tf.size(bias)])[:, :height]
+
+    def function(x, kernel, bias):
+        return tf.cond(
+            (tf.shape(x)[0] == 1) & (tf.shape(x)[1] > 16),
+            lambda: halved(x, kernel, bias),
+            lambda: convolve(x, kernel, bias, "SAME"),
+        )
+
+    specs = [tf.TensorSpec(shape) for shape in ([None] * 4, [3, 3, None, None], [None])]
+    return tf.function(function, input_signature=specs).get_concrete_function()
+
+
+def _call(name, function, inputs, graph):
+    """A node that calls a function, which the graph's library then has."""
+    library = graph.library.function
+    known = {each.signature.name for each in library}
+    nested = function.graph.as_graph_def().library.function
+    library.extend(each for each in [*nested, function.function_def] if each.signature.name not in known)
+    node = NodeDef(name=name, op="PartitionedCall", input=inputs)
+    node.attr["Tin"].list.type.extend(tensor.dtype.as_datatype_enum for tensor in function.inputs)
+    node.attr["Tout"].list.type.extend(tensor.dtype.as_datatype_enum for tensor in function.outputs)
+    node.attr["f"].func.name = function.function_def.signature.name
+    return node
 
 
 def _weighted_inputs(node, is_constant):

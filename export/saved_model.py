@@ -68,9 +68,8 @@ def export_saved_model(
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
-    root = tf.Module()
     with implementation(ops):
-        root.network = InferenceGraph(
+        network = InferenceGraph(
             model.detect_resized,
             [
                 tf.TensorSpec([None, None, None, 3], tf.float32, "image"),
@@ -79,7 +78,9 @@ def export_saved_model(
             ],
             precision,
         )
-        signatures = _signatures(root.network.detect, model.preprocessing, class_offset, max_pixels)
+        signatures = _signatures(network.detect, model.preprocessing, class_offset, max_pixels)
+    root = tf.Module()
+    root.weights = network.weights  # and not its function, of which there would be another copy
     tf.saved_model.save(root, str(path), signatures)
     facts = {"class_offset": class_offset, "precision": precision, "max_pixels": max_pixels, "ops": ops}
     write_assets(model, path, facts, signatures, gin_config)

@@ -170,13 +170,16 @@ class FasterRCNN(Configured, Detector):
         pooled = self._pool(pyramid, rois, self.pool_size)
         shape = tf.shape(rois)[:2]
         if ground_truth is not None:
-            positives = self._positives(tf.reshape(pooled, [*tf.unstack(shape), *pooled.shape[1:]]))
+            positive = outputs["matched_gt"] >= 0
+            positives = self._positives(tf.reshape(pooled, [*tf.unstack(shape), *pooled.shape[1:]]), positive)
             shared = tf.reshape(positives, [-1, *pooled.shape[1:]])
             for branch in self.branches:
                 if branch.pool_size is None:
                     outputs[branch.name] = branch(shared, training=training)
                 else:
-                    outputs[branch.name] = self._branch_logits(branch, pyramid, self._positives(rois), training)
+                    outputs[branch.name] = self._branch_logits(
+                        branch, pyramid, self._positives(rois, positive), training
+                    )
         class_logits, box_deltas = self.box_predictor(self.box_head(pooled, training=training))
         return {
             **outputs,
@@ -230,9 +233,18 @@ class FasterRCNN(Configured, Detector):
         matched_gt = tf.where(kind < 2, matched_gt, IGNORE)
         return tf.gather(candidates, order, batch_dims=1), tf.gather(matched_gt, order, batch_dims=1)
 
-    def _positives(self, regions):
-        """The first of the sampled regions (B, S, ...), among which all positives are."""
-        return regions[:, : int(self.samples_per_image * self.positive_fraction)]
+    def _positives(self, regions, positive):
+        """The first of the sampled regions (B, S, ...), among which all those that are `positive` (B, S) are.
+
+        They are as many as the image with the most has, in steps of 8, as each size costs oneDNN a kernel of its own.
+        Statistics of a batch norm would depend on how many: then, and in static shapes, as many as there may be.
+        """
+        most = int(self.samples_per_image * self.positive_fraction)
+        by_batch = any(getattr(branch, "norm", None) in ("bn", "sync_bn") for branch in self.branches)
+        if not by_batch and not ops.static_shapes():
+            count = tf.reduce_max(tf.reduce_sum(tf.cast(positive, tf.int32), 1))
+            most = tf.clip_by_value((count + 7) // 8 * 8, 1, most)
+        return regions[:, :most]
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict:
         """What each sampled anchor and region should say.
@@ -248,7 +260,9 @@ class FasterRCNN(Configured, Detector):
         matched_gt, rois = outputs["matched_gt"], outputs["rois"]
         positive = matched_gt >= 0
         branches = {
-            branch.name: branch.compute_targets(self._positives(rois), self._positives(matched_gt), batch)
+            branch.name: branch.compute_targets(
+                self._positives(rois, positive), self._positives(matched_gt, positive), batch
+            )
             for branch in self.branches
         }
         return {
@@ -272,9 +286,9 @@ class FasterRCNN(Configured, Detector):
         anchors = tf.where(weights > 0, outputs["rois"], [0.0, 0.0, 1.0, 1.0])  # padding has no size to divide by
         goals = self.coder.encode(tf.where(weights > 0, targets["boxes"], anchors), anchors)
         box_loss = losses.smooth_l1(deltas, goals, weights, beta=self.smooth_l1_beta)
+        positive = self._positives(targets["positive"], targets["positive"])
         branch_losses = [
-            branch.compute_losses(outputs[branch.name], targets[branch.name], self._positives(targets["positive"]))
-            for branch in self.branches
+            branch.compute_losses(outputs[branch.name], targets[branch.name], positive) for branch in self.branches
         ]
         return {
             **self.rpn.compute_losses(outputs["rpn"], targets["rpn"]),

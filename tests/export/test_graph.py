@@ -4,9 +4,11 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, make
-from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, in_float32
+from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, in_float32
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 
 import kerasdet
+from kerasdet.ops import implementation
 
 IMAGE = [tf.TensorSpec([None, None, None, 3], tf.float32)]
 
@@ -30,6 +32,72 @@ def test_norms_are_folded_into_convolutions(norm, rng):
     x = rng.normal(0, 1, (2, 40, 56, 3)).astype(np.float32)
     expected = layer(x)["c3"]
     np.testing.assert_allclose(graph.detect(x)["y"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("size", [(40, 56), (41, 67)])
+def test_strides_are_folded_into_1x1_convolutions(size, rng):
+    layer = tiny.backbone()
+    graph = InferenceGraph(features(layer), IMAGE)
+    assert not nodes(graph, "StridedSlice")
+    strides = [tuple(node.attr["strides"].list.i) for node in nodes(graph, "Conv2D")]
+    assert strides.count((1, 2, 2, 1)) == 1 + 2  # the stem, and the way and the short cut of c3
+    x = rng.normal(0, 1, (2, *size, 3)).astype(np.float32)
+    np.testing.assert_allclose(graph.detect(x)["y"], layer(x)["c3"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [np.s_[:, 1::2, 1::2], np.s_[:, :9:2, :9:2], np.s_[:, ::2, ::2, ::2]])
+def test_other_slices_stay(pixels, rng):
+    x = rng.normal(0, 1, (1, 12, 12, 4)).astype(np.float32)
+    channels = x[pixels].shape[-1]
+    kernel = tf.Variable(rng.normal(0, 1, (1, 1, channels, 5)).astype(np.float32))
+    graph = InferenceGraph(
+        lambda x: {"y": tf.nn.conv2d(x[pixels], kernel, 1, "SAME")}, [tf.TensorSpec([None, 12, 12, 4])]
+    )
+    np.testing.assert_allclose(graph.detect(x)["y"], tf.nn.conv2d(x[pixels], kernel, 1, "SAME"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("size", [(1, 1, 5), (1, 2, 5), (1, 16, 9), (1, 17, 9), (1, 34, 6), (1, 35, 6), (2, 35, 6)])
+def test_wide_convolutions_of_one_image_are_those_of_its_halves(size, relu, rng):
+    x = rng.normal(0, 1, (*size, 8)).astype(np.float32)
+    kernel, bias = (tf.Variable(rng.normal(0, 1, shape).astype(np.float32)) for shape in ([3, 3, 8, 256], [256]))
+
+    def convolve(x):
+        y = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias)
+        return {"y": tf.nn.relu(y) if relu else y}
+
+    graph = InferenceGraph(convolve, [tf.TensorSpec([None, None, None, 8])])
+    assert len(nodes(graph, "PartitionedCall")) == 1 and not nodes(graph, "Conv2D")
+    np.testing.assert_allclose(graph.detect(x)["y"], convolve(x)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_other_convolutions_are_not_halved(rng):
+    def convolutions(x):
+        y = tf.nn.bias_add(tf.nn.conv2d(x, kernels[0], 1, "SAME"), biases[0])
+        without_bias = tf.nn.conv2d(x, kernels[0], 1, "SAME")
+        narrow = tf.nn.bias_add(tf.nn.conv2d(x, kernels[1], 1, "SAME"), biases[1])
+        dilated = tf.nn.bias_add(tf.nn.conv2d(x, kernels[0], 1, "SAME", dilations=2), biases[0])
+        valid = tf.nn.bias_add(tf.nn.conv2d(x, kernels[0], 1, "VALID"), biases[0])
+        return {"a": y, "b": tf.nn.relu(y), "c": without_bias, "d": narrow, "e": dilated, "f": valid}
+
+    kernels = [tf.Variable(rng.normal(0, 1, (3, 3, 8, n)).astype(np.float32)) for n in (256, 128)]
+    biases = [tf.Variable(rng.normal(0, 1, n).astype(np.float32)) for n in (256, 128)]
+    x = rng.normal(0, 1, (1, 40, 12, 8)).astype(np.float32)
+    graph = InferenceGraph(convolutions, [tf.TensorSpec([None, None, None, 8])])
+    assert len(nodes(graph, "PartitionedCall")) == 1 and len(nodes(graph, "Relu")) == 1
+    for name, value in graph.detect(x).items():
+        np.testing.assert_allclose(value, convolutions(x)[name], rtol=1e-5, atol=1e-5)
+    with implementation("tflite"):
+        graph = InferenceGraph(convolutions, [tf.TensorSpec([1, 40, 12, 8])])
+    assert not nodes(graph, "PartitionedCall")
+
+
+def test_equal_constants_are_kept_once():
+    concrete = tf.function(features(tiny.backbone()), input_signature=IMAGE).get_concrete_function()
+    graph = convert_variables_to_constants_v2_as_graph(concrete)[1]
+    used = {name for node in fold_constants(graph).node for name in node.input}
+    values = [n.attr["value"].tensor.SerializeToString() for n in graph.node if n.op == "Const" and n.name in used]
+    assert len(values) == len(set(values)) < sum(node.op == "Const" for node in graph.node)
 
 
 def test_group_norm_stays_in_float32(rng):
@@ -88,6 +156,6 @@ def test_the_steps_leave_their_argument_alone():
     concrete = tf.function(features(layer), input_signature=IMAGE).get_concrete_function()
     graph = concrete.graph.as_graph_def()
     before = graph.SerializeToString(deterministic=True)
-    for step in (in_float32, fold_constants, fold_batch_norm):
+    for step in (in_float32, fold_constants, fold_batch_norm, fold_strides):
         step(graph)
     assert graph.SerializeToString(deterministic=True) == before

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tiny
 from kerasdet.export import export_saved_model, verify_saved_model
 from PIL import Image, ImageOps
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -156,6 +157,12 @@ def test_an_empty_batch_gives_empty_outputs(elsewhere, name):
         "detection_classes": (0, 20),
         "num_detections": (0,),
     }
+
+
+def test_the_network_is_saved_once(exported, model):
+    saved = SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    assert sum(any(node.op == "Conv2D" for node in function.node_def) for function in functions) == 1
 
 
 def test_assets(exported):

@@ -47,6 +47,19 @@ def test_masks_are_twice_as_large_as_what_is_shared():
     assert all(np.isfinite(value) for value in losses(model, batch()).values())
 
 
+def test_branches_learn_from_no_more_regions_than_there_may_be_positive_ones():
+    model, data = randomized(mask_rcnn(samples_per_image=256)), batch()
+    outputs = model(data, ground_truth=data)
+    positive = (outputs["matched_gt"].numpy() >= 0).sum(1)
+    each = len(outputs["mask_branch"]) // len(positive)
+    most = min(64, outputs["rois"].shape[1])
+    assert positive.max() <= each < positive.max() + 8 < most
+    few = losses(model, data)["mask_loss"]
+    with ops.implementation("tflite"):  # which has static shapes
+        assert len(model(data, ground_truth=data)["mask_branch"]) == most * len(positive)
+        np.testing.assert_allclose(losses(model, data)["mask_loss"], few, rtol=1e-6)
+
+
 def test_a_model_without_masks_pastes_none():
     with pytest.raises(ValueError, match="This FasterRCNN finds no masks: give it a MaskBranch"):
         faster_rcnn().paste_masks(np.zeros([1, 14, 14]), np.zeros([1, 4]), 10, 10)
