@@ -291,7 +291,8 @@ def _halving(relu):
         )
 
     specs = [tf.TensorSpec(shape) for shape in ([None] * 4, [3, 3, None, None], [None])]
-    return tf.function(function, input_signature=specs).get_concrete_function()
+    once = {"_noinline": True}  # in memory, and not for each convolution
+    return tf.function(function, input_signature=specs, experimental_attributes=once).get_concrete_function()
 
 
 def _call(name, function, inputs, graph):
