@@ -1,11 +1,12 @@
 """Seconds and peak memory of a detector end to end, batch 1 at 800x1344 on the CPU: SavedModels beside torchvision.
 
-    python benchmarks/export.py [--peer-python PYTHON] [--models retinanet fcos mask_rcnn] [--rounds N]
+    python benchmarks/export.py [--peer-python PYTHON] [--client DETECT] [--models retinanet fcos mask_rcnn] [--rounds N]
     python benchmarks/export.py --differences MODEL IMAGE...
 
 ResNet-50-FPN, 80 classes, random weights; uint8 pixels in, boxes in pixels of the image out. "idle": no score passes
 the threshold; "busy": all do, and post-processing is saturated. Each measurement is a process of its own, and the sides
-take turns, so that a noisy machine is noisy for all. The second form says how the detections of a trained model (a run
+take turns, so that a noisy machine is noisy for all. With the C++ client that `export/cpp/build.sh` builds (`--client`), also
+the peak memory of a server's process, which has no Python in it. The second form says how the detections of a trained model (a run
 or a ``.keras`` file) differ under bfloat16.
 """
 
@@ -93,6 +94,19 @@ def measure_torchvision(model_name, load, mode, size, runs):
     return _times(run, runs)
 
 
+def measure_client(client, path, size):
+    """Peak memory of the C++ client that is sent a JPEG four times, in MiB."""
+    import numpy as np
+    import tensorflow as tf
+
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(tf.io.encode_jpeg(image).numpy())
+        file.flush()
+        subprocess.run([client, path, *[file.name] * 4], capture_output=True, check=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
 def _times(run, count):
     run(), run()
     times = []
@@ -105,6 +119,9 @@ def _times(run, count):
 
 def _measure(options):
     model_name, load, side = options.measure
+    if options.client:
+        print(json.dumps(measure_client(options.client, options.path, options.size)))
+        return
     if side in OURS:
         times, found = measure_saved_model(options.path, options.size, options.runs)
     else:
@@ -128,6 +145,10 @@ def _compare(model_name, load, options):
                 output = _run(python, arguments, options)
                 if output is not None:
                     results.setdefault(side, []).append(json.loads(output.strip().splitlines()[-1]))
+        servers = {}
+        for side in OURS if options.client else ():
+            arguments = ["--measure", model_name, load, side, "--path", str(Path(folder) / side)]
+            servers[side] = float(_run(sys.executable, [*arguments, "--client", options.client], options))
     base = results.get("torchvision compiled") or results[OURS[0]]
     base = statistics.median(base[0][0])
     print(f"\n{model_name}, {load}, {options.size[0]}x{options.size[1]}, {len(os.sched_getaffinity(0))} cores")
@@ -139,6 +160,8 @@ def _compare(model_name, load, options):
             f"{side:<30} {median:8.3f} {min(times):7.3f} {max(times):7.3f} {max(r[2] for r in rounds):10.0f} "
             f"{rounds[0][1]:12} {median / base:10.2f}"
         )
+    for side, peak in servers.items():
+        print(f"{side + ', C++ client':<30} {peak:36.0f}")
 
 
 def _run(python, arguments, options):
@@ -163,6 +186,7 @@ def main():
     """Runs the rounds and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="a Python interpreter with torchvision")
+    parser.add_argument("--client", help="the C++ client, to measure its memory")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--rounds", type=int, default=3)
