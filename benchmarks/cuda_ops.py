@@ -4,10 +4,11 @@
     python benchmarks/cuda_ops.py [--check] [--only roi_align] [--json benchmarks/results/cuda_ops_DEVICE.json]
 
 Needs PyTorch and torchvision for CUDA, and custom_ops built where NVRTC is. Each line is first compared with
-torchvision in float32: values within 1e-5 and gradients within 1e-4 of the largest, indices exactly. Then both are
-timed by CUDA events, in turns, and the best of some rounds counts. The share of bandwidth is that of a large copy in
-the same run which the op would have if it read each input and wrote each output once. `--check` leaves it at comparing,
-as is best under compute-sanitizer; `--emulated` does so without a GPU, on small sizes.
+torchvision in float32: poolings, in which nvcc contracts torchvision's products with sums, and gradients within 1e-4 of
+the largest value, others within 1e-5, indices exactly. Then both are timed by CUDA events, in turns, and the best of
+some rounds counts. The share of bandwidth is that of a large copy in the same run which the op would have if it read
+each input and wrote each output once. `--check` leaves it at comparing, as is best under compute-sanitizer;
+`--emulated` does so without a GPU, on small sizes.
 """
 
 import argparse
@@ -72,7 +73,7 @@ class Device:
         """Memory that calls use one after the other."""
         place, self.next_scratch = self.next_scratch, self.next_scratch + 1
         if place == len(self.scratch):
-            self.scratch.append(self.empty([0], "uint8"))
+            self.scratch.append(self.empty([1], "uint8"))  # of none the address is null, as of what failed
         if self.scratch[place].numel() < size:
             self.scratch[place] = self.empty([size], "uint8")
         return self.scratch[place].data_ptr()
@@ -197,7 +198,7 @@ def pooling_lines(device, name, pool, images, boxes, options):
         results=lambda: [channels_first(ours()[0]).flatten(0, 1)],
         expected=lambda: [pool(exact).detach()],
         bytes=size_of(*features, boxes, pooled),
-        tolerance=1e-5 if dtype == "float32" else 1e-3,
+        tolerance=1e-4 if dtype == "float32" else 1e-3,
     )
     upstream = device.random(*pooled.shape, dtype=dtype)
     shapes = [torch.tensor(x.shape, dtype=torch.int32) for x in features]

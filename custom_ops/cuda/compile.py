@@ -112,6 +112,8 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     nvrtc, files, result = find_nvrtc(), {}, folder / "images.S"
+    if nvrtc is None and result.exists() and ".incbin" in result.read_text():
+        sys.exit("kerasdet: NVRTC 12, which compiled these CUDA kernels, is gone (pip install nvidia-cuda-nvrtc-cu12).")
     if nvrtc is None:
         print("kerasdet: no CUDA kernels, since NVRTC 12 is not there (pip install nvidia-cuda-nvrtc-cu12).")
     first_line = f"// {fingerprint(nvrtc)}\n"

@@ -17,6 +17,7 @@ from tensorflow.python.ops import control_flow_util
 LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
 _OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
 _OPS += ("paste_masks", "encode_masks")
+_OLDEST = (7, 0)  # compute capability that the kernels for GPUs are compiled for
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
 
@@ -77,12 +78,22 @@ def in_tflite() -> bool:
 @functools.cache
 def _lacks_gpu_kernels() -> bool:
     """Whether TensorFlow has GPUs and the library nothing for them: the way to the CPU and back would cost more."""
-    if not tf.config.list_physical_devices("GPU") or raw_ops() is None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus or raw_ops() is None:
         return False
-    if any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Kerasdet>Nms").kernel):
+    if not any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Kerasdet>Nms").kernel):
+        why = "The compiled ops were built without NVRTC or found no CUDA"
+    elif old := [gpu.name for gpu in gpus if _capability(gpu) < _OLDEST]:
+        why = f"The compiled ops have nothing for a GPU as old as {old[0]}"
+    else:
         return False
-    _logger.warning("The compiled ops were built without NVRTC or found no CUDA, so on GPUs TensorFlow's are used.")
+    _logger.warning("%s, so on GPUs TensorFlow's are used.", why)
     return True
+
+
+def _capability(gpu):
+    """The compute capability of a GPU, of which TensorFlow may know nothing."""
+    return tf.config.experimental.get_device_details(gpu).get("compute_capability", _OLDEST)
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from tensorflow.python.framework import config
 from kerasdet import ops
 from kerasdet.ops import library
 
+tf.config.experimental.enable_tensor_float_32_execution(False)  # which GPUs would multiply with
+
 
 @contextlib.contextmanager
 def on_gpu(monkeypatch):

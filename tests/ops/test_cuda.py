@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +145,23 @@ def test_a_gpu_without_kernels_is_left_to_tensorflow(monkeypatch, caplog):
     assert len(caplog.records) == 1 and "on GPUs TensorFlow's are used" in caplog.text
 
 
+@pytest.mark.skipif(library.raw_ops() is None, reason="no compiled ops here")
+@pytest.mark.parametrize(("capability", "left"), [((6, 1), True), ((7, 0), False), (None, False)])
+def test_a_gpu_older_than_the_kernels_is_left_to_tensorflow(monkeypatch, caplog, capability, left):
+    gpu, registered = SimpleNamespace(name="GPU:0"), SimpleNamespace(kernel=[SimpleNamespace(device_type="GPU")])
+    details = {} if capability is None else {"compute_capability": capability}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    monkeypatch.setattr(library.kernels, "get_registered_kernels_for_op", lambda name: registered)
+    library._lacks_gpu_kernels.cache_clear()
+    try:
+        assert (library.compiled_ops() is None) == left
+    finally:
+        library._lacks_gpu_kernels.cache_clear()
+    assert ("nothing for a GPU as old as GPU:0" in caplog.text) == left
+
+
+@pytest.mark.skipif(bool(emulated.GPUS), reason="TensorFlow has loaded the real driver")
 @pytest.mark.parametrize(
     ("gpu", "image"), [(70, "sm_70"), (75, "sm_70"), (80, "sm_80"), (89, "sm_86"), (90, "sm_90"), (120, "compute_70")]
 )
