@@ -95,7 +95,12 @@ def configured(name):
     return gin.query_parameter(name).scoped_configurable_fn()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+LARGE = re.compile("r50|r101|_bccd|_dsb")  # others quickly show the same
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.slow] * bool(LARGE.search(p.stem)), id=p.stem) for p in FILES]
+)
 def test_every_file_trains_a_step(tmp_path, material, path):
     out_dir = tmp_path / "run"
     overrides = tiny_overrides(path, material, out_dir)

@@ -14,6 +14,7 @@ def test_sample_images_are_pictures_of_two_sizes():
     assert min(first.std(), second.std()) > 10
 
 
+@pytest.mark.slow
 def test_a_model_that_finds_nothing_is_compared_below_its_threshold(tmp_path):
     model = tiny.talkative(score_threshold=0.9999)
     said = shipping.ship(model, tmp_path / "model")[1].splitlines()

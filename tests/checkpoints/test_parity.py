@@ -149,12 +149,8 @@ def test_end_to_end(case):
     assert_end_to_end(case, case.detect_in_batch(), case.first_label)
 
 
-EXPORTED = [
-    pytest.param(name, marks=[] if name.startswith("detectron2_retinanet") else pytest.mark.slow) for name in LEVELS
-]
-
-
-@pytest.mark.parametrize("case", EXPORTED, indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LEVELS, indirect=True)
 def test_exported_model_gives_the_same(case, tmp_path, monkeypatch):
     monkeypatch.setattr(case.model.preprocessing, "shortest", SHORTEST)
     monkeypatch.setattr(case.model.preprocessing, "longest", LONGEST)

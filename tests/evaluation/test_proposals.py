@@ -175,6 +175,7 @@ def run(tmp_path_factory):
     return model, data, folder / "run"
 
 
+@pytest.mark.slow
 def test_a_proposal_network_is_trained_and_evaluated_without_classes(run):
     model, data, out_dir = run
     assert model.class_names == ("object",)
@@ -185,6 +186,7 @@ def test_a_proposal_network_is_trained_and_evaluated_without_classes(run):
     assert logged[-1]["AR1000"] == pytest.approx(metrics["AR1000"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(run, tmp_path, capsys):
     _, data, out_dir = run
     numbers, found = tmp_path / "numbers.json", tmp_path / "found.json"

@@ -109,7 +109,8 @@ def assert_meaning(model, values, outputs, targets):
     own = np.take_along_axis(log_probs, targets["class_ids"][..., None], -1)[..., 0]
     assert values["class_loss"] == pytest.approx(-own[sampled].mean(), rel=1e-4)
     if "mask_branch" in targets:
-        first = positive[:, :most]
+        first = positive[:, : len(outputs["mask_branch"]) // len(positive)]
+        assert first.sum() == positive.sum()
         logits = outputs["mask_branch"].reshape(*first.shape, *outputs["mask_branch"].shape[1:])[first]
         classes, masks = targets["mask_branch"]["class_ids"][first], targets["mask_branch"]["masks"][first]
         logits = np.stack([x[..., k] for x, k in zip(logits, classes, strict=True)]) if len(classes) else np.zeros(1)
