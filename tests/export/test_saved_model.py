@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from kerasdet.export import export_saved_model, verify_saved_model
+from kerasdet.export import export_saved_model, verify, verify_saved_model
 from PIL import Image, ImageOps
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
@@ -195,6 +195,21 @@ def test_another_model_does_not_verify(exported, model):
         verify_saved_model(tiny.talkative(seed=1), exported, tiny.images()[:1])
     with pytest.raises(RuntimeError, match=r"differs from the model in boxes, scores: .* found by one side only"):
         verify_saved_model(model, exported, tiny.images()[:1], class_offset=2)
+
+
+@pytest.mark.parametrize(("off", "changed", "fits"), [(0.3, 3, True), (0.05, 100, False), (np.nan, 1, False)])
+def test_rounding_changes_a_few_scores_or_all_a_little(off, changed, fits):
+    corners = 50 * np.stack(np.unravel_index(np.arange(100), (10, 10)), -1)
+    boxes = np.concatenate([corners, corners + 20], -1)[None].astype(np.float32)
+    same = {"boxes": boxes, "scores": np.full((1, 100), 0.5), "class_ids": np.zeros((1, 100), int), "valid": [100]}
+    other = {**same, "scores": same["scores"] + off * (np.arange(100) < changed)}
+    differences = [verify.compare(same, other, 0, verify.ROUNDED)]
+    if fits:
+        report = verify._report("here", differences, verify.ROUNDED, [1.0], [1.0])
+        assert (report.lost, report.scores, report.mean_score) == pytest.approx((0, 0.3, 0.009))
+    else:
+        with pytest.raises(RuntimeError, match="^here differs from the model in (scores, )?mean score: 100 detections"):
+            verify._report("here", differences, verify.ROUNDED, [1.0], [1.0])
 
 
 def test_what_does_not_run_does_not_verify(tmp_path, model):
