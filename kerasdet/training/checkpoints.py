@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import keras
 
 from kerasdet.training.averages import use_averages
+from kerasdet.training.files import replacing
 from kerasdet.training.freezing import freeze_layers
 
 _STATE = "training.json"  # beside Keras' own files in the archive
@@ -48,9 +48,7 @@ def save(model: keras.Model, folder: Path, keep: int, *, step: int, images: int,
 
 def save_model(model: keras.Model, path: Path, state: dict | None = None) -> None:
     """Writes a ``.keras`` file in one piece; raises OSError as `save`."""
-    partial = path.with_name(f".partial_{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         for abandoned in path.parent.glob(".partial_*.keras"):
             abandoned.unlink()
         with ThreadPoolExecutor(1) as thread:  # which is in no strategy's scope: Keras makes variables where it saves
@@ -58,14 +56,6 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
         if state is not None:
             with zipfile.ZipFile(partial, "a") as archive:
                 archive.writestr(_STATE, json.dumps(state))
-        _flush(partial)
-        os.replace(partial, path)
-        _flush(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        reason = error.strerror or " ".join(str(error).split())
-        raise OSError(f"{path} cannot be written: {reason}. What was saved before is untouched.") from None
 
 
 def restore(model: keras.Model, folder: Path) -> tuple[int, int]:
@@ -129,12 +119,3 @@ def _generators(model):
 def _facts(optimizer):
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return {"optimizer": type(inner).__name__, "iterations": int(inner.iterations.numpy())}
-
-
-def _flush(path):
-    """Onto the disk, so that not even a loss of power can leave half a file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

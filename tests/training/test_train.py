@@ -334,7 +334,7 @@ def test_what_does_not_divide_or_work_is_said_first(tmp_path, data):
     with pytest.raises(ValueError, match=r"freeze: 'backbone/c9_\*' matches no layer of backbone"):
         run(tmp_path, data, freeze=["backbone/c9_*"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\) .*file/run cannot be written: Not a directory"):
+    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\): .*file/run cannot be written: Not a directory"):
         run(tmp_path / "file" / "run", data)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
