@@ -1,8 +1,10 @@
 """Training by Keras `fit`, on one device or many, that goes on where it was interrupted."""
 
 import contextlib
+import json
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -120,7 +122,8 @@ def train(
     if number == 0:
         _make_folders(out_dir)
     with locked(out_dir) if number == 0 else contextlib.nullcontext():
-        done, images = restore(model, out_dir / "checkpoints")
+        settings = {"data": _fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
+        done, images = restore(model, out_dir / "checkpoints", settings)
         checks.same_on_all_workers(strategy, done, out_dir)
         if number == 0 and done < steps and config is not None:
             with replacing(out_dir / "config.gin") as partial:
@@ -141,7 +144,7 @@ def train(
             measure_every=epoch_steps * eval_every,
             steps=steps,
             batch_size=batch_size,
-            freeze=freeze,
+            settings=settings,
             done=done,
             images=images,
         )
@@ -168,6 +171,12 @@ def _learn_names(model, data):
     for branch in model.branches:
         if branch.annotation == "keypoints":
             branch.keypoint_names, branch.skeleton = data.keypoint_names, data.skeleton
+
+
+def _fingerprint(data):
+    """By which another data set is told: its images, their order, the names of classes."""
+    content = json.dumps([[record.image_id for record in data.records], list(data.class_names)])
+    return f"{len(data.records)} images of {data.num_classes} classes (checksum {zlib.crc32(content.encode()):08x})"
 
 
 def _make_folders(out_dir):
