@@ -105,6 +105,7 @@ def train(
         checks.annotations(branch, data)
     strategy = model.distribute_strategy
     checks.optimizer(optimizer, strategy)
+    checks.monitored(model, eval_data, evaluate, monitor, patience)
     checks.division(batch_size, strategy, micro_batches)
     if jit_compile:
         checks.jit(strategy, pad_to, max_boxes)
