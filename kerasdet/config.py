@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import logging
+import math
 import re
 import tokenize
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ SURFACE = (
     keras.optimizers.Lamb,
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # macros that a file may leave out
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
 
 
@@ -215,10 +217,22 @@ def _check_macros(path):
             missing.append(name)
         elif isinstance(value, gin.config.ConfigurableReference):
             continue
-        elif name in WHOLE_NUMBERS and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{path}: {name} is {value!r}: it must be a whole number from 1.")
-        elif name == "LR" and not isinstance(value, int | float):
-            raise ValueError(f"{path}: LR is {value!r}: it must be a number.")
+        elif requirement := _unmet(name, value):
+            raise ValueError(f"{path}: {name} is {value!r}: it must be {requirement}.")
     if missing:
         settings = " ".join(f"--set {name}=..." for name in missing)
         raise ValueError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.")
+
+
+def _unmet(name, value):
+    """What the value of a macro must be, if it is something else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in WHOLE_NUMBERS and not (is_number and isinstance(value, int) and value >= 1):
+        return "a whole number from 1"
+    if name == "LR" and not (is_number and 0 < value < math.inf):
+        return "a number above 0"
+    if name == "DETERMINISTIC" and not isinstance(value, bool):
+        return "True or False"
+    if name == "PRECISION" and value not in PRECISIONS:
+        return f"one of {', '.join(PRECISIONS)}"
+    return None

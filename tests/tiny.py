@@ -1,7 +1,10 @@
 """The smallest detectors and data sets that go the whole way."""
 
+import contextlib
 import json
+import resource
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -109,3 +112,15 @@ def images(seed=0, sizes=((64, 64), (50, 90), (120, 70))):
 
 def weights(model):
     return [np.array(variable) for variable in model.variables]
+
+
+@contextlib.contextmanager
+def disk(size):
+    """Within, no file can become larger, which is met where a disk is full: within a write."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -1,11 +1,14 @@
 """What would go wrong in a training, said in a sentence before anything is built or written."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
 
 import keras
 import tensorflow as tf
 
 from kerasdet.replicas import all_workers
+from kerasdet.training.validation import measures
 
 
 def whole_and_positive(counts: Mapping[str, int]) -> None:
@@ -48,6 +51,21 @@ def optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Str
         raise ValueError(
             "ema_overwrite_frequency works on one device only: leave it out, training ends with the averages."
         )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for name in ("clipnorm", "clipvalue", "global_clipnorm"):
+        limit = getattr(inner, name)
+        if limit is not None and not (isinstance(limit, Real) and 0 < limit < math.inf):
+            raise ValueError(f"{name} is {limit!r}: it must be a number above 0, or None to clip nothing.")
+
+
+def monitored(model, eval_data, evaluate: Callable | None, monitor: str | None, patience: int | None) -> None:
+    """There is something to measure, and a number `monitor` in it, as far as one can know before."""
+    if eval_data is None or evaluate is None:
+        for name, value in {"monitor": monitor, "patience": patience}.items():
+            if value is not None:
+                raise ValueError(f"{name} is {value!r}, and nothing is measured: give train eval_data and evaluate.")
+    elif monitor and (known := measures(evaluate, model, eval_data)) and monitor not in known:
+        raise ValueError(f"There is no {monitor!r} to monitor: there are {', '.join(known)}.")
 
 
 def division(batch_size: int, strategy: tf.distribute.Strategy, micro_batches: int) -> None:

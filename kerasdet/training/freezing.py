@@ -17,8 +17,10 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
             "backbone/c2_*".
 
     Raises:
-        ValueError: If a pattern matches nothing.
+        ValueError: If a pattern matches nothing, or nothing is left to train.
     """
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"freeze is {patterns!r}: it must be a list of names, such as ['backbone'].")
     for pattern in patterns:
         name, _, path = pattern.partition("/")
         part = getattr(model, name, None)
@@ -30,6 +32,8 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
             raise ValueError(f"freeze: {pattern!r} matches no layer of {name}.")
         for layer in found:
             freeze(layer)
+    if not model.trainable_variables:
+        raise ValueError(f"freeze: nothing of {type(model).__name__} is left to train.")
 
 
 def _inner_layers(part, pattern):

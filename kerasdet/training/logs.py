@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+
+from kerasdet.training.files import replacing, writing
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class RunLog:
         self.lines = [line for line in _read_lines(self.path) if line["step"] <= done]
         self.writer = None
         if writes:
-            _replace(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+            with replacing(self.path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
             self.writer = tf.summary.create_file_writer(str(out_dir / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -39,7 +41,7 @@ class RunLog:
         self.lines.append(line)
         if self.writer is None:
             return
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         with self.writer.as_default():
             for name, value in line.items():
@@ -110,9 +112,3 @@ def _read_lines(path):
             with contextlib.suppress(ValueError):
                 lines.append(json.loads(text))
     return lines
-
-
-def _replace(path, text):
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(text)
-    os.replace(partial, path)

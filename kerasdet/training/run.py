@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -30,7 +30,7 @@ class Run(keras.callbacks.Callback):
         measure_every: Steps between two measurements.
         steps: In all.
         batch_size: Of all replicas together.
-        freeze: Patterns of layers that are not trained.
+        settings: Of the run, that checkpoints keep.
         done: Steps that were made before.
         images: Images that were seen before.
     """
@@ -47,7 +47,7 @@ class Run(keras.callbacks.Callback):
         measure_every: int,
         steps: int,
         batch_size: int,
-        freeze: Sequence[str],
+        settings: Mapping,
         done: int,
         images: int,
     ):
@@ -61,7 +61,7 @@ class Run(keras.callbacks.Callback):
         self.measure_every = measure_every
         self.steps = steps
         self.batch_size = batch_size
-        self.freeze = freeze
+        self.settings = settings
         self.done = done
         self.images = images
         self.terminated = False
@@ -113,7 +113,7 @@ class Run(keras.callbacks.Callback):
     def _save(self, step):
         if self.folder is not None:
             images = self.images + (step - self.done) * self.batch_size
-            checkpoints.save(self.detector, self.folder, self.keep, step=step, images=images, freeze=self.freeze)
+            checkpoints.save(self.detector, self.folder, self.keep, step=step, images=images, settings=self.settings)
 
     def _measure(self, step):
         due = step % self.measure_every == 0 or step == self.steps

@@ -1,7 +1,10 @@
 """Training by Keras `fit`, on one device or many, that goes on where it was interrupted."""
 
+import contextlib
+import json
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from kerasdet.replicas import worker
 from kerasdet.training import checks
 from kerasdet.training.averages import use_averages
 from kerasdet.training.checkpoints import restore
+from kerasdet.training.files import locked, replacing
 from kerasdet.training.freezing import freeze_layers
 from kerasdet.training.logs import RunLog, Speedometer
 from kerasdet.training.run import Run
@@ -85,8 +89,8 @@ def train(
 
     Raises:
         ValueError: If model and data differ in their classes or keypoints, the data were read without masks, a count
-            is not positive, images do not divide among replicas, or `out_dir` holds another model's run or a damaged
-            checkpoint.
+            is not positive, images do not divide among replicas, another process trains in `out_dir`, or it holds
+            another model's run or a damaged checkpoint.
         OSError: If `out_dir` cannot be written; what is there stays.
         FloatingPointError: If the loss is not finite: with iteration, losses and image ids, before weights are hurt.
         SystemExit: 143 after SIGTERM.
@@ -101,6 +105,7 @@ def train(
         checks.annotations(branch, data)
     strategy = model.distribute_strategy
     checks.optimizer(optimizer, strategy)
+    checks.monitored(model, eval_data, evaluate, monitor, patience)
     checks.division(batch_size, strategy, micro_batches)
     if jit_compile:
         checks.jit(strategy, pad_to, max_boxes)
@@ -114,44 +119,49 @@ def train(
     model.compile(optimizer=optimizer)
     model.optimizer.build(model.trainable_variables)
 
-    done, images = restore(model, out_dir / "checkpoints")
-    checks.same_on_all_workers(strategy, done, out_dir)
     number, _ = worker(strategy)
-    if number == 0 and done < steps:
-        _prepare(out_dir, config)
-    run_log = RunLog(out_dir, done, writes=number == 0)
-    epoch_steps = min(epoch_steps or -(-len(data.records) // batch_size), steps)
-    validation = None
-    if eval_data is not None and evaluate is not None:
-        best = out_dir / "best.keras" if number == 0 else None
-        validation = Validation(model, eval_data, evaluate, run_log, best, monitor, patience)
-    run = Run(
-        model,
-        out_dir / "checkpoints" if number == 0 else None,
-        keep=keep_checkpoints,
-        speed=Speedometer(model, run_log, batch_size, log_every, steps),
-        validation=validation,
-        save_every=epoch_steps,
-        measure_every=epoch_steps * eval_every,
-        steps=steps,
-        batch_size=batch_size,
-        freeze=freeze,
-        done=done,
-        images=images,
-    )
+    if number == 0:
+        _make_folders(out_dir)
+    with locked(out_dir) if number == 0 else contextlib.nullcontext():
+        settings = {"data": _fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
+        done, images = restore(model, out_dir / "checkpoints", settings)
+        checks.same_on_all_workers(strategy, done, out_dir)
+        if number == 0 and done < steps and config is not None:
+            with replacing(out_dir / "config.gin") as partial:
+                partial.write_text(config)
+        run_log = RunLog(out_dir, done, writes=number == 0)
+        epoch_steps = min(epoch_steps or -(-len(data.records) // batch_size), steps)
+        validation = None
+        if eval_data is not None and evaluate is not None:
+            best = out_dir / "best.keras" if number == 0 else None
+            validation = Validation(model, eval_data, evaluate, run_log, best, monitor, patience)
+        run = Run(
+            model,
+            out_dir / "checkpoints" if number == 0 else None,
+            keep=keep_checkpoints,
+            speed=Speedometer(model, run_log, batch_size, log_every, steps),
+            validation=validation,
+            save_every=epoch_steps,
+            measure_every=epoch_steps * eval_every,
+            steps=steps,
+            batch_size=batch_size,
+            settings=settings,
+            done=done,
+            images=images,
+        )
 
-    def batches(input_context=None):
-        start = images // batch_size
-        arguments = {"seed": seed, "start_step": start, "pad_to": pad_to, "max_boxes": max_boxes}
-        return training_batches(data, batch_size, transforms, input_context=input_context, **arguments)
+        def batches(input_context=None):
+            start = images // batch_size
+            arguments = {"seed": seed, "start_step": start, "pad_to": pad_to, "max_boxes": max_boxes}
+            return training_batches(data, batch_size, transforms, input_context=input_context, **arguments)
 
-    try:
-        run.fit(batches)
-    except tf.errors.InvalidArgumentError as error:
-        message = str(error)
-        if "is not finite at iteration" not in message:
-            raise
-        raise FloatingPointError(_readable(message)) from None
+        try:
+            run.fit(batches)
+        except tf.errors.InvalidArgumentError as error:
+            message = str(error)
+            if "is not finite at iteration" not in message:
+                raise
+            raise FloatingPointError(_readable(message)) from None
     use_averages(model)
     return model
 
@@ -164,16 +174,22 @@ def _learn_names(model, data):
             branch.keypoint_names, branch.skeleton = data.keypoint_names, data.skeleton
 
 
-def _prepare(out_dir, config):
-    """Makes the folder of the run, or says at once that it cannot be written."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out_dir):
-            pass
-        if config is not None:
-            (out_dir / "config.gin").write_text(config)
-    except OSError as error:
-        raise OSError(f"OUT_DIR (out_dir) {out_dir} cannot be written: {error.strerror}.") from None
+def _fingerprint(data):
+    """By which another data set is told: its images, their order, the names of classes."""
+    content = json.dumps([[record.image_id for record in data.records], list(data.class_names)])
+    return f"{len(data.records)} images of {data.num_classes} classes (checksum {zlib.crc32(content.encode()):08x})"
+
+
+def _make_folders(out_dir):
+    """Makes the folders of the run, or says at once that they cannot be written."""
+    for folder in (out_dir, out_dir / "checkpoints", out_dir / "tensorboard"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise OSError(f"OUT_DIR (out_dir): {folder} cannot be written: {reason}.") from None
 
 
 def _readable(message):

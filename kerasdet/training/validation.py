@@ -1,5 +1,6 @@
 """What a run measures on held-out images, and what follows: the best model, an early end, pictures."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -8,8 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasdet import images, visualize
-from kerasdet.evaluation import validation_losses
+from kerasdet import evaluation, images, visualize
+from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY
 from kerasdet.training.averages import averaged
 from kerasdet.training.checkpoints import save_model
 from kerasdet.training.logs import RunLog
@@ -45,7 +46,8 @@ class Validation:
         self.evaluate = evaluate
         self.run_log = run_log
         self.best = best
-        self.monitor = monitor or next((name for line in self._measured() for name in line if name != "step"), None)
+        logged = (name for line in self._measured() for name in line if name != "step")
+        self.monitor = monitor or next(iter([*measures(evaluate, model, data), *logged]), None)
         self.patience = patience
 
     def __call__(self, step: int) -> None:
@@ -54,9 +56,9 @@ class Validation:
         with averaged(self.model):
             values = dict(self.evaluate(self.model, self.data).summary)
             if _annotated(self.model, self.data):
-                values.update(validation_losses(self.model, self.data))
+                values.update(evaluation.validation_losses(self.model, self.data))
             self.monitor = self.monitor or next(iter(values))
-            if self.monitor not in values:
+            if self.monitor not in [*values, *measures(self.evaluate, self.model, self.data)]:
                 raise ValueError(f"There is no {self.monitor!r} to monitor: there are {', '.join(values)}.")
             if self.best is not None:
                 self.run_log.picture(step, "truth and detections", panel(self.model, self.data))
@@ -65,7 +67,10 @@ class Validation:
             self.run_log.write(step, values)  # last: what is in the log is not done again
         if self.best is not None:
             shown = list(dict.fromkeys([self.monitor, *values]))[:3]
-            log.info("step %d: %s", step, ", ".join(f"{name} {values[name]:.3f}" for name in shown))
+            log.info("step %d: %s", step, ", ".join(f"{name} {values.get(name, math.nan):.3f}" for name in shown))
+            if not math.isfinite(values.get(self.monitor, math.nan)):
+                reason = "" if any(len(record.boxes) for record in self.data.records) else ": eval_data has no objects"
+                log.warning("%s is not a number%s; no model is the best by it.", self.monitor, reason)
         if self.has_ended():
             self.model.stop_training = True
 
@@ -82,14 +87,26 @@ class Validation:
         return True
 
     def _history(self):
-        return [self._goodness(line) for line in self._measured() if self.monitor in line]
+        return [self._goodness(line) for line in self._measured()]
 
     def _measured(self):
         return [line for line in self.run_log.lines if "learning_rate" not in line]
 
     def _goodness(self, values):
-        value = values[self.monitor]
+        value = values.get(self.monitor, math.nan)
         return -math.inf if math.isnan(value) else -value if self.monitor.endswith("loss") else value
+
+
+def measures(evaluate: Callable, model: keras.Model, data) -> list[str]:
+    """Names of what `kerasdet.evaluate` and the losses may have to say of a model; none where `evaluate` is another."""
+    if inspect.unwrap(evaluate) is not evaluation.evaluate:  # which gin wraps
+        return []
+    names = list(PROPOSAL_SUMMARY if model.num_classes is None else SUMMARY)
+    parts = {"masks": ("segm", SUMMARY), "keypoints": ("keypoints", KEYPOINT_SUMMARY)}
+    for iou_type, summary in (parts[branch.annotation] for branch in model.branches):
+        names += [f"{iou_type}/{name}" for name in summary]
+    losses = [f"val_{mean.name}" for mean in model._untracked.losses] if _annotated(model, data) else []
+    return names + losses
 
 
 def _annotated(model, data):

@@ -1,5 +1,8 @@
+import functools
 import json
+import re
 import resource
+import shutil
 from pathlib import Path
 
 import keras
@@ -9,9 +12,12 @@ import tiny
 
 from kerasdet import evaluate, load
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
+from kerasdet.evaluation import validation_losses
 from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.training import SGD, WarmupMultiStep, train
 from kerasdet.training.checkpoints import checkpoints
+from kerasdet.training.files import locked
+from kerasdet.training.validation import measures
 
 STEPS = 6
 
@@ -285,6 +291,41 @@ def test_a_measure_that_does_not_exist_is_named(tmp_path, data):
         run(tmp_path, data, eval_data=data, evaluate=lambda model, data: Summary(0.1), monitor="mAP", steps=1)
 
 
+def test_a_misspelt_measure_is_named_before_the_first_step(tmp_path, data, data_with_parts):
+    out_dir = tmp_path / "run"
+    for evaluator in (evaluate, functools.wraps(evaluate)(lambda *arguments: evaluate(*arguments))):  # as gin has it
+        with pytest.raises(ValueError, match=r"There is no 'AP5O' to monitor: there are AP, AP50, .*, val_class_loss"):
+            run(out_dir, data, eval_data=data, evaluate=evaluator, monitor="AP5O")
+    with pytest.raises(ValueError, match=r"no 'segm/AP' to monitor: there are AP, .*, keypoints/AP, .*, val_loss"):
+        model = tiny.rcnn(branches=[KeypointBranch(4)])
+        run(out_dir, data_with_parts, model=model, eval_data=data_with_parts, evaluate=evaluate, monitor="segm/AP")
+    for name, value in {"monitor": "AP", "patience": 3}.items():
+        with pytest.raises(ValueError, match=f"{name} is {value!r}, and nothing is measured: give train eval_data and"):
+            run(out_dir, data, evaluate=evaluate, **{name: value})
+    assert not out_dir.exists()
+
+
+@pytest.mark.slow
+def test_names_of_measures_are_those_that_come(data_with_parts):
+    for model in (tiny.detector(), tiny.rcnn()):
+        found = {**evaluate(model, data_with_parts).summary, **validation_losses(model, data_with_parts)}
+        assert list(found) == measures(evaluate, model, data_with_parts)
+
+
+def test_a_measure_that_is_no_number_is_said_and_is_no_improvement(tmp_path, data, caplog):
+    content = json.loads(data.annotations.read_text())
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps({**content, "annotations": []}))
+    eval_data = CocoDataset(empty, data.annotations.parent / "images")
+    arguments = {"eval_data": eval_data, "evaluate": evaluate, "epoch_steps": 1, "patience": 1, "steps": 4}
+    run(tmp_path, data, **arguments)
+    assert "AP is not a number: eval_data has no objects; no model is the best by it." in caplog.messages
+    assert [line["step"] for line in lines(tmp_path, measured=True)] == [1, 2]
+    assert not (tmp_path / "best.keras").exists()
+    run(tmp_path, data, **arguments)  # the same command again has nothing to do
+    assert lines(tmp_path)[-1]["step"] == 2
+
+
 def test_averages_are_what_is_measured_and_loaded(tmp_path, data):
     measured = []
 
@@ -333,10 +374,64 @@ def test_what_does_not_divide_or_work_is_said_first(tmp_path, data):
         run(tmp_path, data, freeze=["bacbone"])
     with pytest.raises(ValueError, match=r"freeze: 'backbone/c9_\*' matches no layer of backbone"):
         run(tmp_path, data, freeze=["backbone/c9_*"])
+    for freeze in ("backbone", [3]):
+        with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: it must be a list of names, such as")):
+            run(tmp_path, data, freeze=freeze)
+    with pytest.raises(ValueError, match="freeze: nothing of RetinaNet is left to train"):
+        run(tmp_path, data, freeze=["backbone", "neck", "head"])
+    with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: it must be a number above 0, or None to clip"):
+        run(tmp_path, data, optimizer=SGD(1e-3, global_clipnorm=-1.0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\) .*file/run cannot be written: Not a directory"):
+    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\): .*file/run cannot be written: Not a directory"):
         run(tmp_path / "file" / "run", data)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_the_configuration_as_it_was(tmp_path, data, resumed):
+    out_dir = shutil.copytree(resumed[0], tmp_path / "run")
+    with pytest.raises(OSError, match=r"/config\.gin cannot be written: File too large"), tiny.disk(4096):
+        run(out_dir, data, steps=STEPS + 1, config="STEPS = 7\n" * 900)
+    assert (out_dir / "config.gin").read_text() == "STEPS = 3\n"
+    assert not list(out_dir.glob(".partial*"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_file_where_a_folder_should_be_is_named_first(tmp_path, data, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OSError, match=rf"OUT_DIR \(out_dir\): .*/{name} cannot be written: it is a file"):
+        run(tmp_path, data, config="STEPS = 3\n")
+    assert not (tmp_path / "config.gin").exists()
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_folder_where_the_log_should_be_is_named(tmp_path, data):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"/metrics\.jsonl cannot be written: Is a directory"):
+        run(tmp_path, data)
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_another_process_keeps_its_folder(resumed, data):
+    out_dir, _ = resumed
+    files = {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    message = "is being trained by another process: let that end, or choose another OUT_DIR"
+    with locked(out_dir), pytest.raises(ValueError, match=message):
+        run(out_dir, data, config="another")
+    assert {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == files
+
+
+def test_other_settings_are_said_where_a_run_goes_on(tmp_path, data, caplog):
+    run(tmp_path, data, steps=1)
+    run(tmp_path, data, steps=1)
+    assert not [message for message in caplog.messages if "other settings" in message]
+    other = CocoDataset(data.annotations)
+    other.records = other.records[1:]
+    run(tmp_path, other, steps=1, batch_size=1, seed=5)
+    [message] = [message for message in caplog.messages if "other settings" in message]
+    for words in ("data being 5 images of 5 classes (", "and 4 images", "batch_size being 2 there and 1", "seed being"):
+        assert words in message
+    with pytest.raises(ValueError, match=r"other trained weights .*freeze being \[\] there and \['neck'\] here"):
+        run(tmp_path, data, steps=1, freeze=["neck"])
 
 
 def test_frozen_layers_stay_as_they_are_and_averages_are_found_without_them(tmp_path, data):
