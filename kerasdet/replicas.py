@@ -1,6 +1,7 @@
 """What the replicas of a `tf.distribute` strategy tell one another, so that N train like one with the whole batch."""
 
 import contextlib
+import functools
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,13 +91,21 @@ def all_workers(strategy: tf.distribute.Strategy, value) -> list:
         return [value]
     text = json.dumps(value).encode()
     content = np.frombuffer(text + b"\n" * (4 - len(text) % 4), np.int32)  # which can be gathered, as bytes cannot
-
-    def of_replica(context):
-        local = context.replica_id_in_sync_group % local_replicas(strategy)
-        return tf.constant(content if local == 0 else content[:0])
-
-    gathered = strategy.gather(strategy.experimental_distribute_values_from_function(of_replica), axis=0)
+    gathered = strategy.experimental_local_results(_gather(strategy)(tf.constant(content)))[0]
     return [json.loads(line) for line in gathered.numpy().tobytes().split(b"\n") if line]
+
+
+@functools.cache  # or else each call would be a trace, and a collective that is never freed
+def _gather(strategy):
+    """A function of this worker's (N,) int32, the N of each its own, to those of all workers one after the other."""
+
+    def of_replica(content):
+        replica = tf.distribute.get_replica_context()
+        is_first = tf.cast(replica.replica_id_in_sync_group % local_replicas(strategy) == 0, tf.int32)
+        return replica.all_gather(content[: is_first * tf.size(content)], axis=0)
+
+    signature = [tf.TensorSpec([None], tf.int32)]
+    return tf.function(lambda content: strategy.run(of_replica, args=(content,)), signature, autograph=False)
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:

@@ -115,7 +115,8 @@ def train(
     model.optimizer.build(model.trainable_variables)
 
     done, images = restore(model, out_dir / "checkpoints")
-    checks.same_on_all_workers(strategy, done, out_dir)
+    settings = {"data": data, "eval_data": eval_data, **counts, **optional, "seed": seed, "monitor": monitor}
+    checks.same_on_all_workers(strategy, done, out_dir, settings)
     number, _ = worker(strategy)
     if number == 0 and done < steps:
         _prepare(out_dir, config)
