@@ -60,6 +60,36 @@ def padded_alike(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {**batch, "image": padded}
 
 
+def with_an_image(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
+    """A batch that is never empty, as the last of a data set is on the replicas beyond its images.
+
+    Returns:
+        The batch, or an image of zeros without objects; and 0 where it is that image, else 1, for `kept` to drop what
+        is made of it. The batch itself and None where there is one replica.
+    """
+    if num_replicas() == 1:
+        return batch, None
+    batch = batch if isinstance(batch, Mapping) else {"image": batch}
+    share = tf.minimum(tf.shape(batch["image"])[0], 1)
+    filled = {}
+    for name, value in batch.items():
+        smallest = [1, 32, 32, 3] if name == "image" else [1] * value.shape.rank
+        missing = tf.maximum((1 - share) * smallest - tf.shape(value), 0)
+        nothing = tf.cast(-1 if name == "class_ids" else 0, value.dtype)
+        padded = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=nothing)
+        filled[name] = tf.ensure_shape(padded, [None, *value.shape[1:]])
+    return filled, share
+
+
+def kept(outputs, share: tf.Tensor | None):
+    """What a model makes of the images, nothing of the one that `with_an_image` added; anchors are of no image."""
+    if share is None:
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {name: value if name == "anchors" else kept(value, share) for name, value in outputs.items()}
+    return outputs[: share * tf.shape(outputs)[0]]
+
+
 def apply_sum(optimizer: keras.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable]) -> None:
     """One step of a Keras optimizer by gradients that are summed over the replicas already.
 

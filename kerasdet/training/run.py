@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 from kerasdet.replicas import all_workers, worker
 from kerasdet.training import checkpoints
 from kerasdet.training.logs import Speedometer
+from kerasdet.training.signals import handle_sigterm
 from kerasdet.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Run(keras.callbacks.Callback):
             return
         strategy = self.detector.distribute_strategy
         several = strategy.num_replicas_in_sync > 1
-        before = _handle_sigterm(self._terminate)
+        before = handle_sigterm(self._terminate)
         try:
             self.detector.fit(
                 strategy.distribute_datasets_from_function(batches) if several else batches(),
@@ -106,7 +106,7 @@ class Run(keras.callbacks.Callback):
                 f"given to all workers, goes on from the last checkpoint. ({str(error).splitlines()[0][:200]})"
             ) from None
         finally:
-            _handle_sigterm(before)
+            handle_sigterm(before)
 
     def on_train_begin(self, logs=None):
         self.speed.restart()
@@ -155,10 +155,3 @@ class Run(keras.callbacks.Callback):
     def _leave(self):
         log.info("SIGTERM: the state is saved, and the same command goes on from it.")
         raise SystemExit(128 + signal.SIGTERM)
-
-
-def _handle_sigterm(handler):
-    """Installs a handler where Python allows it, and returns the one before."""
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, handler)

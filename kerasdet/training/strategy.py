@@ -1,14 +1,17 @@
 """Which devices a training runs on."""
 
+import contextlib
 import json
 import logging
 import os
 import re
 import signal
-import threading
-from concurrent.futures import Future, wait
+import socket
+import time
 
 import tensorflow as tf
+
+from kerasdet.training.signals import handle_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +43,42 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 def _multi_worker():
     address, workers = _addresses(os.environ.get("TF_CONFIG"))
-    if len(workers) > 1:
-        log.info("Waiting for %d workers at %s.", len(workers), ", ".join(workers))
+    _meet(address, workers)
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        return _interruptible(tf.distribute.MultiWorkerMirroredStrategy)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
-        raise ValueError(
-            f"The worker at {address} of TF_CONFIG cannot start: is its port taken by another process, or another "
-            f"worker missing? ({' '.join(str(error).split())[:200]})"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"The worker at {address} of TF_CONFIG cannot start ({reason}).") from None
+    handle_sigterm(before)  # TensorFlow has installed its own, which does nothing here
+    return strategy
+
+
+def _meet(address, workers):
+    """Returns when all workers listen: TensorFlow waits for them, too, but says nothing and cannot be interrupted."""
+    others = [worker for worker in workers if worker != address]
+    everywhere = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    try:
+        server = socket.create_server(("", _split(address)[1]), backlog=len(workers), **everywhere)
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise ValueError(f"The worker at {address} of TF_CONFIG cannot have its port: {reason}.") from None
+    with server:
+        if others:
+            log.info("Worker %s waits for %s.", address, ", ".join(others))
+        while others := [worker for worker in others if not _listens(worker)]:
+            time.sleep(0.2)
+
+
+def _listens(address):
+    with contextlib.suppress(OSError), socket.create_connection(_split(address), timeout=1):
+        return True
+    return False
+
+
+def _split(address):
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _addresses(text):
@@ -56,12 +86,13 @@ def _addresses(text):
     try:
         config = json.loads(text or "")
         cluster, task = config["cluster"], config["task"]
-        jobs, job, index = list(cluster.values()), cluster[task["type"]], int(task["index"])
+        jobs = {name: cluster[name] for name in ("chief", "worker") if name in cluster}
+        job, index = jobs[task["type"]], int(task["index"])
     except (TypeError, AttributeError, KeyError, ValueError):
         raise _no_tf_config(text, "lacks a cluster, or a task of it") from None
-    if not all(isinstance(addresses, list) and addresses for addresses in jobs):
+    if not all(isinstance(addresses, list) and addresses for addresses in jobs.values()):
         raise _no_tf_config(text, "does not list the workers")
-    workers = [address for addresses in jobs for address in addresses]
+    workers = [address for addresses in jobs.values() for address in addresses]
     if wrong := [address for address in workers if not re.fullmatch(r"\S+:\d+", str(address))]:
         raise _no_tf_config(text, f"has {wrong[0]!r} where host:port of a worker should be")
     if not 0 <= index < len(job):
@@ -75,27 +106,6 @@ def _no_tf_config(text, fault):
         f"STRATEGY multi_worker finds the workers in the environment variable TF_CONFIG, which is {text!r} and "
         f"{fault}: set it as in {example}, or start local workers with kerasdet train --workers N."
     )
-
-
-def _interruptible(make):
-    """What `make` returns. It waits for all workers, and TensorFlow would keep SIGTERM from ending it."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        return make()
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(make())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    while not future.done():
-        signal.signal(signal.SIGTERM, handler)
-        wait([future], timeout=0.2)
-    signal.signal(signal.SIGTERM, handler)
-    return future.result()
 
 
 def _tpu():

@@ -67,7 +67,8 @@ def train(
         max_boxes: A fixed number of objects in an image, padded; by default each batch its own.
         freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
         micro_batches: Into how many parts a replica splits its images, one after the other, to save memory: the
-            gradient is the mean of theirs.
+            gradient is the mean of theirs. Each is counted and normalised by itself, and a running normaliser (``ema``)
+            moves once a part: parts on replicas hold other images, and make another step, than parts on one device.
         jit_compile: Compile the training step with XLA: needs `pad_to`, `max_boxes` and one replica.
         eval_data: What to measure losses and AP on.
         evaluate: ``evaluate(model, eval_data)`` -> metrics with a ``summary`` dict; `kerasdet.evaluate` gives COCO AP.
