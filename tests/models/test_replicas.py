@@ -66,7 +66,10 @@ data = batch()
 def batches():
     yield data
     yield {key: value[:1] for key, value in data.items()}
-open_sizes = {key: tf.TensorSpec([None] * min(v.ndim, 3) + list(v.shape[3:]), v.dtype) for key, v in data.items()}
+free = {"image": 3, "image_size": 1, "original_size": 1, "image_id": 1}  # sizes, of the rest images and objects
+open_sizes = {
+    key: tf.TensorSpec([None] * free.get(key, 2) + list(v.shape[free.get(key, 2):]), v.dtype) for key, v in data.items()
+}
 dataset = tf.data.Dataset.from_generator(batches, output_signature=open_sizes)
 model = made()
 model.compile(optimizer="sgd")

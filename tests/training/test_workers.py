@@ -128,7 +128,8 @@ def test_workers_wait_for_one_another_and_say_so(caplog):
         time.sleep(0.01)
     assert first.is_alive()
     strategy._meet(addresses[1], addresses)
-    first.join()
+    with socket.create_server(("", int(addresses[1].split(":")[1]))):  # as TensorFlow's does then
+        first.join()
     assert caplog.messages == [f"Worker {a} waits for {b}." for a, b in (addresses, addresses[::-1])]
 
 
