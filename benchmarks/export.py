@@ -1,13 +1,13 @@
 """Seconds and peak memory of a detector end to end, batch 1 at 800x1344 on the CPU: SavedModels beside torchvision.
 
-    python benchmarks/export.py [--peer-python PYTHON] [--client DETECT] [--models retinanet fcos mask_rcnn] [--rounds N]
+    python benchmarks/export.py [--peer-python PYTHON] [--client DETECT] [--models retinanet fcos mask_rcnn]
     python benchmarks/export.py --differences MODEL IMAGE...
 
 ResNet-50-FPN, 80 classes, random weights; uint8 pixels in, boxes in pixels of the image out. "idle": no score passes
 the threshold; "busy": all do, and post-processing is saturated. Each measurement is a process of its own, and the sides
-take turns, so that a noisy machine is noisy for all. With the C++ client that `export/cpp/build.sh` builds (`--client`), also
-the peak memory of a server's process, which has no Python in it. The second form says how the detections of a trained model (a run
-or a ``.keras`` file) differ under bfloat16.
+take turns, so that a noisy machine is noisy for all. With the C++ client that `export/cpp/build.sh` builds, also the
+peak memory of a server's process, which has no Python in it. The second form says how the detections of a trained model
+(a run or a ``.keras`` file) differ under bfloat16.
 """
 
 import argparse

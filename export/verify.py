@@ -37,7 +37,9 @@ class Tolerance(NamedTuple):
 
 EXACT = Tolerance(boxes=1e-2, scores=1e-4, mean_score=1e-4, masks=1e-3, moved_keypoints=0.02, lost=0.0, at_cut=1e-4)
 ROUNDED = Tolerance(boxes=np.inf, scores=np.inf, mean_score=0.03, masks=0.2, moved_keypoints=1.0, lost=0.2, at_cut=0.02)
-QUANTIZED = Tolerance(boxes=np.inf, scores=np.inf, mean_score=0.25, masks=0.5, moved_keypoints=1.0, lost=0.5, at_cut=0.1)
+QUANTIZED = Tolerance(
+    boxes=np.inf, scores=np.inf, mean_score=0.25, masks=0.5, moved_keypoints=1.0, lost=0.5, at_cut=0.1
+)
 
 
 class Report(NamedTuple):

@@ -1,6 +1,7 @@
 """What the replicas of a `tf.distribute` strategy tell one another, so that N train like one with the whole batch."""
 
 import contextlib
+import functools
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,36 @@ def padded_alike(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {**batch, "image": padded}
 
 
+def with_an_image(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
+    """A batch that is never empty, as the last of a data set is on the replicas beyond its images.
+
+    Returns:
+        The batch, or an image of zeros without objects; and 0 where it is that image, else 1, for `kept` to drop what
+        is made of it. The batch itself and None where there is one replica.
+    """
+    if num_replicas() == 1:
+        return batch, None
+    batch = batch if isinstance(batch, Mapping) else {"image": batch}
+    share = tf.minimum(tf.shape(batch["image"])[0], 1)
+    filled = {}
+    for name, value in batch.items():
+        smallest = [1, 32, 32, 3] if name == "image" else [1] * value.shape.rank
+        missing = tf.maximum((1 - share) * smallest - tf.shape(value), 0)
+        nothing = tf.cast(-1 if name == "class_ids" else 0, value.dtype)
+        padded = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=nothing)
+        filled[name] = tf.ensure_shape(padded, [None, *value.shape[1:]])
+    return filled, share
+
+
+def kept(outputs, share: tf.Tensor | None):
+    """What a model makes of the images, nothing of the one that `with_an_image` added; anchors are of no image."""
+    if share is None:
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {name: value if name == "anchors" else kept(value, share) for name, value in outputs.items()}
+    return outputs[: share * tf.shape(outputs)[0]]
+
+
 def apply_sum(optimizer: keras.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable]) -> None:
     """One step of a Keras optimizer by gradients that are summed over the replicas already.
 
@@ -90,13 +121,21 @@ def all_workers(strategy: tf.distribute.Strategy, value) -> list:
         return [value]
     text = json.dumps(value).encode()
     content = np.frombuffer(text + b"\n" * (4 - len(text) % 4), np.int32)  # which can be gathered, as bytes cannot
-
-    def of_replica(context):
-        local = context.replica_id_in_sync_group % local_replicas(strategy)
-        return tf.constant(content if local == 0 else content[:0])
-
-    gathered = strategy.gather(strategy.experimental_distribute_values_from_function(of_replica), axis=0)
+    gathered = strategy.experimental_local_results(_gather(strategy)(tf.constant(content)))[0]
     return [json.loads(line) for line in gathered.numpy().tobytes().split(b"\n") if line]
+
+
+@functools.cache  # or else each call would be a trace, and a collective that is never freed
+def _gather(strategy):
+    """A function of this worker's (N,) int32, the N of each its own, to those of all workers one after the other."""
+
+    def of_replica(content):
+        replica = tf.distribute.get_replica_context()
+        is_first = tf.cast(replica.replica_id_in_sync_group % local_replicas(strategy) == 0, tf.int32)
+        return replica.all_gather(content[: is_first * tf.size(content)], axis=0)
+
+    signature = [tf.TensorSpec([None], tf.int32)]
+    return tf.function(lambda content: strategy.run(of_replica, args=(content,)), signature, autograph=False)
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:

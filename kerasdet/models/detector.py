@@ -13,6 +13,7 @@ from kerasdet import images as image_ops
 from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.trainer import Trainer, only_input, valid_size
 from kerasdet.ops import implementation
+from kerasdet.replicas import kept, with_an_image
 
 
 class Detector(Trainer):
@@ -47,8 +48,8 @@ class Detector(Trainer):
         self._graph = SimpleNamespace(detect_resized=graph)  # in what Keras does not track, or exports would hold it
 
     def predict_step(self, data):
-        batch = only_input(data)
-        return self.postprocess(self(batch, training=False), valid_size(batch))
+        batch, share = with_an_image(only_input(data))
+        return kept(self.postprocess(self(batch, training=False), valid_size(batch)), share)
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detections in the coordinates of the network's input.

@@ -9,7 +9,16 @@ import keras
 import tensorflow as tf
 
 from kerasdet.precision import real
-from kerasdet.replicas import apply_sum, counted_alone, global_sum, local_replicas, num_replicas, padded_alike
+from kerasdet.replicas import (
+    apply_sum,
+    counted_alone,
+    global_sum,
+    kept,
+    local_replicas,
+    num_replicas,
+    padded_alike,
+    with_an_image,
+)
 
 
 class Trainer(keras.Model):
@@ -57,9 +66,10 @@ class Trainer(keras.Model):
         return {**self._track(losses), **{mean.name: mean.result() for mean in self._untracked.steps}}
 
     def test_step(self, data):
-        batch = padded_alike(training_batch(data))
+        batch, share = with_an_image(padded_alike(training_batch(data)))
         outputs = self.forward(batch, training=False)
-        return self._track(_with_total(self.compute_losses(outputs, self.compute_targets(outputs, batch))))
+        targets = self.compute_targets(outputs, batch)
+        return self._track(_with_total(self.compute_losses(kept(outputs, share), kept(targets, share))))
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
         """The outputs that have losses; two-stage models give themselves the ground truth here."""
@@ -124,14 +134,27 @@ class Trainer(keras.Model):
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:
-            self.train_function = self._on_replicas(self.train_step, jit=self.xla)
+            self.train_function = self._on_replicas(self.train_step, self._check_division, jit=self.xla)
 
     def make_test_function(self, force=False):
         if self.test_function is None or force:
             self.test_function = self._on_replicas(self.test_step)
 
-    def _on_replicas(self, step: Callable, jit: bool = False) -> Callable:
-        """Keras' train and test function: of an iterator, whose next batch all replicas share.
+    def _check_division(self, batch):
+        """Each replica has images to train on, and each of its parts as many."""
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas == self.micro_batches == 1:
+            return
+        counts = [len(only_input(each)["image"]) for each in self.distribute_strategy.experimental_local_results(batch)]
+        if 0 in counts or any(count % self.micro_batches for count in counts):
+            among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
+            raise ValueError(
+                f"A batch to train on has {sum(counts)} images, which do not divide among {among}: the last batch of a "
+                "data set is left out with batch(..., drop_remainder=True)."
+            )
+
+    def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:
+        """Keras' train and test function: of an iterator, whose next batch all replicas share once `check` has passed.
 
         Keras' own fails with several workers, where it averages scalars over an axis.
         """
@@ -149,6 +172,8 @@ class Trainer(keras.Model):
             start = time.perf_counter()
             batch = next(iterator)
             self.data_wait += time.perf_counter() - start
+            if check:
+                check(batch)
             if self.run_eagerly:
                 return run(batch)
             spec = getattr(iterator, "element_spec", None)  # which leaves sizes open: one trace for all

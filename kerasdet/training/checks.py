@@ -1,10 +1,12 @@
 """What would go wrong in a training, said in a sentence before anything is built or written."""
 
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from numbers import Real
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasdet.replicas import all_workers
@@ -84,10 +86,28 @@ def jit(strategy: tf.distribute.Strategy, pad_to, max_boxes) -> None:
         raise ValueError("jit_compile works on one replica only.")
 
 
-def same_on_all_workers(strategy: tf.distribute.Strategy, done: int, out_dir) -> None:
-    """All workers go on from one checkpoint."""
-    steps = all_workers(strategy, done)
+def same_on_all_workers(strategy: tf.distribute.Strategy, done: int, out_dir, settings: Mapping) -> None:
+    """All workers go on from one checkpoint, with the same settings and data sets."""
+    settings = {name: _comparable(value) for name, value in settings.items()}
+    workers = all_workers(strategy, {"done": done, "settings": settings})
+    for name in settings:
+        values = [each["settings"][name] for each in workers]
+        other = next((number for number, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"The workers differ in {name}: worker 0 has {values[0]} and worker {other} has {values[other]}: start "
+                "all with the same configuration and data."
+            )
+    steps = [each["done"] for each in workers]
     if len(set(steps)) > 1:
         raise ValueError(
             f"The workers find checkpoints of steps {steps} in {out_dir}: OUT_DIR must be on a shared disk."
         )
+
+
+def _comparable(value):
+    """What JSON can hold of a setting; of a data set which images it has, in which order."""
+    if not hasattr(value, "records"):
+        return value
+    ids = np.array([record.image_id for record in value.records], np.int64)
+    return f"{len(ids)} images (ids with checksum {zlib.crc32(ids.tobytes()):08x})"

@@ -2,19 +2,22 @@
 
 import logging
 import signal
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from kerasdet.replicas import all_workers
+from kerasdet.replicas import all_workers, worker
 from kerasdet.training import checkpoints
 from kerasdet.training.logs import Speedometer
+from kerasdet.training.signals import handle_sigterm
 from kerasdet.training.validation import Validation
 
 log = logging.getLogger(__name__)
+
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+ASK_EVERY = 5  # steps, after which several workers ask one another whether to end
 
 
 class Run(keras.callbacks.Callback):
@@ -75,6 +78,7 @@ class Run(keras.callbacks.Callback):
 
         Raises:
             SystemExit: 143 after SIGTERM.
+            RuntimeError: If another worker ended.
         """
         if self.done:
             log.info("Going on from step %d of %d.", self.done, self.steps)
@@ -83,7 +87,7 @@ class Run(keras.callbacks.Callback):
             return
         strategy = self.detector.distribute_strategy
         several = strategy.num_replicas_in_sync > 1
-        before = _handle_sigterm(self._terminate)
+        before = handle_sigterm(self._terminate)
         try:
             self.detector.fit(
                 strategy.distribute_datasets_from_function(batches) if several else batches(),
@@ -94,8 +98,15 @@ class Run(keras.callbacks.Callback):
                 verbose=0,
             )
             all_workers(strategy, None)  # none leaves before the others are done
+        except _LOST as error:
+            if worker(strategy)[1] == 1:
+                raise
+            raise RuntimeError(
+                "Another worker has ended, or cannot be reached any more: its own output says why. The same command, "
+                f"given to all workers, goes on from the last checkpoint. ({str(error).splitlines()[0][:200]})"
+            ) from None
         finally:
-            _handle_sigterm(before)
+            handle_sigterm(before)
 
     def on_train_begin(self, logs=None):
         self.speed.restart()
@@ -104,16 +115,27 @@ class Run(keras.callbacks.Callback):
         step = self.done + batch + 1
         self.speed(step, logs)
         with self.speed.paused():
-            if step % self.save_every == 0 or step == self.steps or self.terminated:
+            is_to_end = self._is_to_end(step)
+            if step % self.save_every == 0 or step == self.steps or is_to_end:
                 self._save(step)
-            if self.terminated:
+            if is_to_end:
                 self._leave()
             self._measure(step)
+
+    def _is_to_end(self, step):
+        """Whether this or another worker was asked to end, the same on all of them.
+
+        To hear of others is to wait for the devices: not after each step, but at steps that all know.
+        """
+        strategy = self.detector.distribute_strategy
+        due = step % ASK_EVERY == 0 or worker(strategy)[1] == 1
+        return due and any(all_workers(strategy, self.terminated))
 
     def _save(self, step):
         if self.folder is not None:
             images = self.images + (step - self.done) * self.batch_size
             checkpoints.save(self.detector, self.folder, self.keep, step=step, images=images, settings=self.settings)
+        all_workers(self.detector.distribute_strategy, None)  # none goes on, or leaves, before it is on the disk
 
     def _measure(self, step):
         due = step % self.measure_every == 0 or step == self.steps
@@ -133,10 +155,3 @@ class Run(keras.callbacks.Callback):
     def _leave(self):
         log.info("SIGTERM: the state is saved, and the same command goes on from it.")
         raise SystemExit(128 + signal.SIGTERM)
-
-
-def _handle_sigterm(handler):
-    """Installs a handler where Python allows it, and returns the one before."""
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, handler)

@@ -71,7 +71,8 @@ def train(
         max_boxes: A fixed number of objects in an image, padded; by default each batch its own.
         freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
         micro_batches: Into how many parts a replica splits its images, one after the other, to save memory: the
-            gradient is the mean of theirs.
+            gradient is the mean of theirs. Each is counted and normalised by itself, and a running normaliser (``ema``)
+            moves once a part: parts on replicas hold other images, and make another step, than parts on one device.
         jit_compile: Compile the training step with XLA: needs `pad_to`, `max_boxes` and one replica.
         eval_data: What to measure losses and AP on.
         evaluate: ``evaluate(model, eval_data)`` -> metrics with a ``summary`` dict; `kerasdet.evaluate` gives COCO AP.
@@ -125,7 +126,8 @@ def train(
     with locked(out_dir) if number == 0 else contextlib.nullcontext():
         settings = {"data": _fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
         done, images = restore(model, out_dir / "checkpoints", settings)
-        checks.same_on_all_workers(strategy, done, out_dir)
+        shared = {"data": data, "eval_data": eval_data, **counts, **optional, "seed": seed, "monitor": monitor}
+        checks.same_on_all_workers(strategy, done, out_dir, shared)
         if number == 0 and done < steps and config is not None:
             with replacing(out_dir / "config.gin") as partial:
                 partial.write_text(config)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -13,13 +14,15 @@ from collections.abc import Sequence
 log = logging.getLogger(__name__)
 
 RESTARTS = 3
+GRACE = 120  # seconds in which all save and leave, from when the first has left as it was asked to
 
 
 def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
     """Runs a command in `count` processes, each a worker of one TF_CONFIG, and ends when they do.
 
     When a worker is killed the others cannot go on: all are started again, three times at most, and go on from the
-    last checkpoint. SIGTERM and SIGINT are handed on.
+    last checkpoint. SIGTERM, SIGINT and SIGHUP are handed on, and the workers have time to save: they are in sessions
+    of their own, where Ctrl-C reaches them once.
 
     Args:
         command: Such as ``kerasdet train``.
@@ -37,16 +40,15 @@ def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
     for restarts in range(RESTARTS + 1):
         if restarts:
             log.warning("A worker was killed: starting all again (%d of %d times).", restarts, RESTARTS)
-        workers = [
-            subprocess.Popen(command, env={**os.environ, **environment})
-            for environment in worker_environments(count, num_gpus)
-        ]
-        with _handing_on(workers) as asked_to_end:
-            codes = _wait(workers)
-        killed = any(code < 0 for code in codes)
-        if not killed or asked_to_end:
+        with _signals_to_end() as received:
+            workers = [
+                subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+                for environment in worker_environments(count, num_gpus)
+            ]
+            failed = _wait(workers, received)
+        if received or not any(code < 0 for code in failed):
             break
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    return next((code if code > 0 else 128 - code for code in failed), 0)
 
 
 def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
@@ -65,31 +67,35 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
     return environments
 
 
-def _wait(workers):
-    """Exit codes, the first that failed before those of workers that are ended for it."""
+def _wait(workers, received):
+    """Exit codes of the workers that failed, lowest first, without those that are ended for it."""
+    handed_on, deadline = 0, math.inf
     while True:
+        for number in received[handed_on:]:
+            for worker in workers:
+                worker.send_signal(number)
+            handed_on += 1
         codes = [worker.poll() for worker in workers]
-        if failed := [code for code in codes if code]:
+        failed = sorted(code for code in codes if code)
+        if None not in codes:
+            return failed
+        as_asked = {code for number in received for code in (-number, 128 + number)}
+        if failed and deadline == math.inf:
+            deadline = time.monotonic() + (GRACE if as_asked.issuperset(failed) else 0)
+        if failed and (time.monotonic() >= deadline or not as_asked.issuperset(failed)):
             for worker in workers:
                 worker.kill()  # it may wait for the dead forever
                 worker.wait()
-            return sorted(failed)
-        if None not in codes:
-            return codes
+            return failed
         time.sleep(0.1)
 
 
 @contextlib.contextmanager
-def _handing_on(workers):
-    """Within, signals to end go to the workers; a list of those that came."""
+def _signals_to_end():
+    """A list of the signals to end that come within; those that this process ignores, as under nohup, stay ignored."""
     received = []
-
-    def hand_on(number, _):
-        received.append(number)
-        for worker in workers:
-            worker.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     try:
         yield received
     finally:

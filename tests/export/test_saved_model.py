@@ -208,7 +208,9 @@ def test_rounding_changes_a_few_scores_or_all_a_little(off, changed, fits):
         report = verify._report("here", differences, verify.ROUNDED, [1.0], [1.0])
         assert (report.lost, report.scores, report.mean_score) == pytest.approx((0, 0.3, 0.009))
     else:
-        with pytest.raises(RuntimeError, match="^here differs from the model in (scores, )?mean score: 100 detections"):
+        with pytest.raises(
+            RuntimeError, match=r"^here differs from the model in (scores, )?mean score: 100 detections"
+        ):
             verify._report("here", differences, verify.ROUNDED, [1.0], [1.0])
 
 

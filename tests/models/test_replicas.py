@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+from models.models import batch, retinanet
 
 TESTS = Path(__file__).parents[1]
-COMPARE = """
+TWO_DEVICES = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
 tests, name, options = sys.argv[1:]
@@ -18,7 +20,12 @@ from models.models import MODELS, batch
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def made():
+    keras.utils.set_random_seed(1)
+    return MODELS[name](**json.loads(options))
+"""
 
+COMPARE = """
 def step(model, data):
     with tf.GradientTape() as tape:
         outputs = model.forward(data, training=True)
@@ -28,9 +35,6 @@ def step(model, data):
     return losses, [tf.zeros_like(v) if g is None else g for g, v in zip(gradients, model.trainable_variables)]
 
 data = {key: tf.constant(value) for key, value in batch().items()}
-def made():
-    keras.utils.set_random_seed(1)
-    return MODELS[name](**json.loads(options))
 losses, gradients = step(made(), data)
 with strategy.scope():
     model = made()
@@ -57,15 +61,72 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_replicas_count_together(name, options):
+UNEVEN = """
+data = batch()
+def batches():
+    yield data
+    yield {key: value[:1] for key, value in data.items()}
+free = {"image": 3, "image_size": 1, "original_size": 1, "image_id": 1}  # sizes, of the rest images and objects
+open_sizes = {
+    key: tf.TensorSpec([None] * free.get(key, 2) + list(v.shape[free.get(key, 2):]), v.dtype) for key, v in data.items()
+}
+dataset = tf.data.Dataset.from_generator(batches, output_signature=open_sizes)
+model = made()
+model.compile(optimizer="sgd")
+with strategy.scope():
+    replicated = made()
+    replicated.compile(optimizer="sgd")
+differences = {}
+for way in ("evaluate", "predict"):
+    options = {"return_dict": True} if way == "evaluate" else {}
+    whole, parts = (getattr(each, way)(dataset, verbose=0, **options) for each in (model, replicated))
+    assert whole.keys() == parts.keys()
+    for key, value in whole.items():
+        assert np.shape(parts[key]) == np.shape(value), key
+        differences[f"{way} {key}"] = float(np.abs(np.subtract(parts[key], value, dtype=float)).max())
+try:
+    replicated.fit(dataset, verbose=0)
+except ValueError as error:
+    print(error)
+print(json.dumps(differences))
+"""
+
+
+def on_two_devices(script, name, options):
+    """The lines that a script prints."""
     process = subprocess.run(
-        [sys.executable, "-c", COMPARE, str(TESTS), name, json.dumps(options)],
+        [sys.executable, "-c", TWO_DEVICES + script, str(TESTS), name, json.dumps(options)],
         capture_output=True,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    differences = json.loads(process.stdout.splitlines()[-1])
+    return process.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_replicas_count_together(name, options):
+    differences = json.loads(on_two_devices(COMPARE, name, options)[-1])
     assert max(differences.values()) < 1e-4, differences
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"), [("retinanet", {"normalizer": "image"}), ("fcos", {}), ("mask_keypoint_rcnn", {})]
+)
+def test_a_last_batch_smaller_than_the_replicas_is_measured_as_on_one(name, options):
+    *_, message, differences = on_two_devices(UNEVEN, name, options)
+    differences = json.loads(differences)
+    assert {"evaluate loss", "predict boxes"} <= differences.keys()
+    assert max(differences.values()) < 1e-3, differences
+    assert message.startswith("A batch to train on has 1 images, which do not divide among 2 replicas")
+
+
+def test_a_batch_that_does_not_divide_into_parts_is_said_before_the_step():
+    model = retinanet()
+    model.compile(optimizer="sgd")
+    model.micro_batches = 2
+    dataset = tf.data.Dataset.from_tensors({name: value[:1] for name, value in batch().items()})
+    with pytest.raises(ValueError, match=r"has 1 images, which do not divide among 1 replicas with 2 micro_batches"):
+        model.fit(dataset, verbose=0)

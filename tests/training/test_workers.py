@@ -1,8 +1,16 @@
 import json
+import logging
+import os
+import signal
+import socket
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from kerasdet.training import checks, make_strategy, strategy
 from kerasdet.training.workers import run_workers, worker_environments
 
 
@@ -43,3 +51,113 @@ if len(open({str(marks)!r}).read()) < 5:
     assert len(marks.read_text()) >= 5
     always = script("os.kill(os.getpid(), 9)")
     assert run_workers(always, 1) == 128 + 9
+
+
+ASKED = """
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+def end(number, _):
+    if index == 0:
+        time.sleep(1)
+        open("saved", "w").close()
+    raise SystemExit(128 + number)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
+open(f"ready{index}", "w").close()
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_left_as_it_was_asked_to_does_not_end_the_one_that_writes(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+
+    def ask():
+        while not all((tmp_path / f"ready{index}").exists() for index in (0, 1)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask).start()
+    assert run_workers(script("import time" + ASKED), 2) == 128 + number
+    assert (tmp_path / "saved").exists()
+
+
+def test_workers_have_a_session_of_their_own():
+    """So that Ctrl-C, which a terminal sends to all of its session's foreground, reaches them once."""
+    assert run_workers(script("sys.exit(os.getsid(0) != os.getpid())"), 1) == 0
+
+
+def tf_config(workers, index=0, **task):
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index, **task}})
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, "None and lacks a cluster, or a task of it"),
+        ("{}", "lacks a cluster"),
+        (tf_config(["a:1"], type="evaluator"), "lacks a cluster, or a task of it"),
+        (tf_config(["a:1"], index="x"), "lacks a cluster, or a task of it"),
+        (tf_config("127.0.0.1:23411"), "does not list the workers"),
+        (tf_config([]), "does not list the workers"),
+        (tf_config(["a:1", "b"]), "has 'b' where host:port of a worker should be"),
+        (tf_config(["a:1", "b:1"], index=2), "has the index 2, and of 2 workers the first is 0"),
+        (tf_config(["a:1", "b:1"], index=-1), "has the index -1"),
+    ],
+)
+def test_a_wrong_tf_config_is_named(monkeypatch, text, fault):
+    monkeypatch.setenv("TF_CONFIG", text) if text else monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match=fault) as error:
+        make_strategy("multi_worker")
+    assert "set it as in" in str(error.value)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("TF_CONFIG", tf_config([address]))
+        with pytest.raises(ValueError, match=f"worker at {address} of TF_CONFIG cannot have its port: Address already"):
+            make_strategy("multi_worker")
+
+
+def test_workers_wait_for_one_another_and_say_so(caplog):
+    caplog.set_level(logging.INFO, "kerasdet")
+    addresses = json.loads(worker_environments(2, 0)[0]["TF_CONFIG"])["cluster"]["worker"]
+    first = threading.Thread(target=strategy._meet, args=(addresses[0], addresses), daemon=True)
+    first.start()
+    while not caplog.messages:
+        time.sleep(0.01)
+    assert first.is_alive()
+    strategy._meet(addresses[1], addresses)
+    with socket.create_server(("", int(addresses[1].split(":")[1]))):  # as TensorFlow's does then
+        first.join()
+    assert caplog.messages == [f"Worker {a} waits for {b}." for a, b in (addresses, addresses[::-1])]
+
+
+def test_what_workers_were_given_must_be_the_same(monkeypatch):
+    gathered = []
+    monkeypatch.setattr(checks, "all_workers", lambda _, value: [*gathered, json.loads(json.dumps(value))])
+
+    def check(done=0, **settings):
+        checks.same_on_all_workers(None, done, "run", settings)
+
+    def data(*ids):
+        return SimpleNamespace(records=[SimpleNamespace(image_id=image_id) for image_id in ids])
+
+    def of_first(value):
+        gathered[:] = [value]
+        return [value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "all_workers", lambda _, value: of_first(value))
+        check(data=data(1, 2), eval_data=None, steps=12)
+    check(data=data(1, 2), eval_data=None, steps=12)
+    with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 3 images"):
+        check(data=data(1, 2, 3), eval_data=None, steps=12)
+    with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 2 images"):
+        check(data=data(2, 1), eval_data=None, steps=12)
+    with pytest.raises(ValueError, match="differ in eval_data: worker 0 has None and worker 1 has 1 images"):
+        check(data=data(1, 2), eval_data=data(3), steps=12)
+    with pytest.raises(ValueError, match="differ in steps: worker 0 has 12 and worker 1 has 8"):
+        check(data=data(1, 2), eval_data=None, steps=8)
+    with pytest.raises(ValueError, match=r"checkpoints of steps \[0, 4\] in run: OUT_DIR must be on a shared disk"):
+        check(done=4, data=data(1, 2), eval_data=None, steps=12)
