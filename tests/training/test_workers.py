@@ -76,8 +76,14 @@ def test_a_worker_that_left_as_it_was_asked_to_does_not_end_the_one_that_writes(
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=ask).start()
-    assert run_workers(script("import time" + ASKED), 2) == 128 + number
+    before = signal.signal(
+        number, signal.default_int_handler
+    )  # a shell's background jobs ignore SIGINT, and so would we
+    try:
+        threading.Thread(target=ask).start()
+        assert run_workers(script("import time" + ASKED), 2) == 128 + number
+    finally:
+        signal.signal(number, before)
     assert (tmp_path / "saved").exists()
 
 
