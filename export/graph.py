@@ -52,7 +52,7 @@ class InferenceGraph(tf.Module):
         ends = [name.split(":")[0] for name in (*self._inputs, *self._outputs)]
         graph = fold_strides(fold_batch_norm(fold_constants(in_float32(without_gradients(graph)))))
         if precision != "float32":
-            graph = lower_precision(graph, tf.as_dtype(precision), ends)
+            graph = widen_strides(lower_precision(graph, tf.as_dtype(precision), ends))
         elif not static_shapes():
             graph = halve_images(graph, ends)
         self._graph, weights = split_weights(_in_order(graph, ends), graph)
@@ -113,8 +113,10 @@ def fold_constants(graph: GraphDef) -> GraphDef:
         elif node.op in ("Reshape", "Squeeze"):
             values = [_value(source) for source in sources]
             if node.op == "Squeeze":
-                values.append([size for size in values[0].shape if size > 1])
-            node.CopyFrom(_constant(node.name, values[0].reshape(values[1])))
+                axes = tuple(node.attr["squeeze_dims"].list.i) or None
+                node.CopyFrom(_constant(node.name, np.squeeze(values[0], axes)))
+            else:
+                node.CopyFrom(_constant(node.name, values[0].reshape(values[1])))
             constant[node.name] = node.name
     for node in graph.node:
         waited = [name for name in node.input if name.lstrip("^") not in constant or not name.startswith("^")]
@@ -159,12 +161,12 @@ def fold_strides(graph: GraphDef) -> GraphDef:
             {name: attr.i for name, attr in pixels.attr.items() if "mask" in name},
         )
         whole = masks.pop("begin_mask") == masks.pop("end_mask") == 0b111 and not any(masks.values())
-        if whole and steps is not None and steps.op == "Const" and list(conv.attr["strides"].list.i) == [1] * 4:
-            height, width = _value(kernel).shape[:2]
-            first, *steps = _value(steps)
-            if height == width == first == 1:
+        plain = list(conv.attr["strides"].list.i) == [1] * 4 and conv.attr["padding"].s in (b"SAME", b"VALID")
+        if whole and plain and steps is not None and steps.op == "Const" and _value(kernel).shape[:2] == (1, 1):
+            steps = _value(steps).tolist()
+            if len(steps) == 3 and steps[0] == 1 and min(steps) > 0:
                 conv.input[0] = pixels.input[0]
-                conv.attr["strides"].list.i[1:3] = steps
+                conv.attr["strides"].list.i[1:3] = steps[1:]
     return graph
 
 
@@ -237,6 +239,37 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
             elif index not in typed and name in low:
                 node.input[index] = cast(name, dtype, tf.float32)
     graph.node.extend(added.values())
+    return graph
+
+
+def widen_strides(graph: GraphDef) -> GraphDef:
+    """3x3 convolutions of 16 bits with strides with another column of outputs, which is cut off again.
+
+    TensorFlow 2.21's oneDNN gives garbage on AMX where there is but one column, and several rows. All have a pad by
+    constants before them, as those of this package have.
+    """
+    graph = _copy(graph)
+    nodes = {node.name: node for node in graph.node}
+    for conv in [node for node in graph.node if node.op == "Conv2D" and _type(node, "T") != _FLOAT]:
+        step, pad = conv.attr["strides"].list.i[2], nodes.get(conv.input[0])
+        if step == 1 or pad is None or pad.op != "Pad" or nodes[pad.input[1]].op != "Const":
+            continue
+        kernel = nodes.get(conv.input[1])
+        if kernel is None or kernel.op != "Const" or _value(kernel).shape[:2] != (3, 3):  # 7x7 ones have wide inputs
+            continue
+        paddings = np.add(_value(nodes[pad.input[1]]), [[0, 0], [0, 0], [0, step], [0, 0]])
+        wide, wide_pad = _copy(conv), _copy(pad)
+        wide.name, wide_pad.name = f"{conv.name}/wide", f"{pad.name}/wide"
+        wide.input[0], wide_pad.input[1] = wide_pad.name, f"{pad.name}/wide/paddings"
+        cut = NodeDef(name=conv.name, op="StridedSlice", input=[wide.name])
+        cut.attr["T"].CopyFrom(conv.attr["T"])
+        cut.attr["Index"].type = tf.int32.as_datatype_enum
+        cut.attr["begin_mask"].i, cut.attr["end_mask"].i = 0b111, 0b011
+        for name, values in {"begin": [0, 0, 0], "end": [0, 0, -1], "strides": [1, 1, 1]}.items():
+            cut.input.append(f"{conv.name}/{name}")
+            graph.node.append(_constant(cut.input[-1], np.int32(values)))
+        conv.CopyFrom(cut)
+        graph.node.extend([wide, wide_pad, _constant(wide_pad.input[1], paddings.astype(np.int32))])
     return graph
 
 

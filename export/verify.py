@@ -1,5 +1,6 @@
 """Whether an artefact gives what the model gives: it is run in a process of its own, and compared."""
 
+import re
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,7 @@ class Tolerance(NamedTuple):
     masks: float  # mean difference in probability
     moved_keypoints: float  # share
     lost: float  # share of the detections
-    at_cut: float  # above the lowest score, where a detection may make place for another one
+    at_cut: float  # above the threshold and the end of a full list, where a detection may make place for another
 
 
 EXACT = Tolerance(boxes=1e-2, scores=1e-4, mean_score=1e-4, masks=1e-3, moved_keypoints=0.02, lost=0.0, at_cut=1e-4)
@@ -103,7 +104,8 @@ def verify_saved_model(
         for name, value in expected.items():
             if name not in found or found[name].shape != value.shape:
                 raise RuntimeError(f"{path} differs from the model in the {name} of signature {signature}.")
-        differences += [compare(expected, found, index, tolerance) for index in range(len(expected["valid"]))]
+        count = len(expected["valid"])
+        differences += [compare(expected, found, index, tolerance, _threshold(model)) for index in range(count)]
     return _report(path, differences, tolerance, outputs["seconds"], seconds)
 
 
@@ -130,7 +132,7 @@ def verify_tflite(model: Detector, path: str | Path, images: Sequence[np.ndarray
     differences = []
     for index, detections in enumerate(expected):
         found = detector.detections({name: value[index] for name, value in outputs.items()})
-        differences.append(compare(detections, found, 0, tolerance))
+        differences.append(compare(detections, found, 0, tolerance, _threshold(model)))
     return _report(path, differences, tolerance, seconds, [value / len(frames) for value in model_seconds])
 
 
@@ -138,6 +140,10 @@ def _tolerance(model, precision):
     if precision in ("dynamic", "int8"):
         return QUANTIZED
     return EXACT if precision == "float32" and model.backbone.compute_dtype == "float32" else ROUNDED
+
+
+def _threshold(model):
+    return getattr(model, "score_threshold", 0.0)  # proposal networks have none
 
 
 def _timed(function):
@@ -158,7 +164,7 @@ def _report(path, differences, tolerance, seconds, model_seconds):
     means = total / max(paired, 1), masks, moved_keypoints
     report = Report(int(detections), int(lost), boxes, scores, *means, *milliseconds)
     wrong = [name for name in _MEASURES if _exceeds(report, tolerance, name)]
-    if wrong or report.lost > tolerance.lost * max(report.detections, 1):
+    if wrong or report.lost > tolerance.lost * max(report.detections, 1) or report.detections > 0 == paired:
         raise RuntimeError(
             f"{path} differs from the model{' in ' * bool(wrong)}{', '.join(wrong).replace('_', ' ')}: {report}"
         )
@@ -195,13 +201,19 @@ def _run(path, script, folder, *arguments):
         cwd=folder,  # neither the checkout nor kerasdet is on the path
     )
     if run.returncode:
-        raise RuntimeError(f"{path} does not run in a fresh process: {run.stderr.strip().splitlines()[-1]}")
+        lines = run.stderr.strip().splitlines()
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        raise RuntimeError(f"{path} does not run in a fresh process: {(named or lines)[-1]}")
     with np.load(Path(folder) / "outputs.npz") as outputs:
         return dict(outputs)
 
 
 def compare(
-    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], index: int, tolerance: Tolerance
+    expected: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    index: int,
+    tolerance: Tolerance,
+    threshold: float,
 ) -> tuple[float, ...]:
     """Differences between two sides' detections in one image, where equal scores may change places.
 
@@ -210,6 +222,7 @@ def compare(
         found: Likewise.
         index: Of the image in the batch.
         tolerance: Whose `at_cut` says which detections may be on one side only.
+        threshold: Of the model's scores.
 
     Returns:
         How many detections are expected and on one side only; the largest differences in boxes, scores and masks; the
@@ -220,7 +233,9 @@ def compare(
         for side in (expected, found)
     )
     pairs = _pairs(ours, theirs)
-    cut = min([*ours["scores"], *theirs["scores"]], default=0.0) + tolerance.at_cut
+    size = expected["scores"].shape[1]
+    ends = [side["scores"].min() for side in (ours, theirs) if len(side["scores"]) == size]  # of full lists
+    cut = max([threshold, *ends]) + tolerance.at_cut
     lost = sum((np.delete(side["scores"], pairs[:, column]) > cut).sum() for column, side in enumerate((ours, theirs)))
     ours, theirs = ({name: value[pairs[:, k]] for name, value in side.items()} for k, side in enumerate((ours, theirs)))
     difference = {name: np.abs(ours[name] - theirs[name]) for name in ours}

@@ -1,5 +1,6 @@
 """An export from beginning to end: written, loaded again elsewhere, compared with the model, measured."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,11 @@ def ship(
         return verify_saved_model(model, path, samples, class_offset=class_offset, **how)
 
     path = Path(path)
-    lines = _compared(model, path, images, export_and_verify, "TensorFlow")
+    try:
+        lines = _compared(model, path, images, export_and_verify, "TensorFlow")
+    except RuntimeError:
+        shutil.rmtree(path, ignore_errors=True)  # no folder is left that is not the model
+        raise
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path, "\n".join([f"{path}: {size / 2**20:.1f} MiB, {how.get('precision', 'float32')}.", *lines])
 

@@ -45,7 +45,17 @@ def test_strides_are_folded_into_1x1_convolutions(size, rng):
     np.testing.assert_allclose(graph.detect(x)["y"], layer(x)["c3"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pixels", [np.s_[:, 1::2, 1::2], np.s_[:, :9:2, :9:2], np.s_[:, ::2, ::2, ::2]])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.s_[:, 1::2, 1::2],
+        np.s_[:, :9:2, :9:2],
+        np.s_[:, ::2, ::2, ::2],
+        np.s_[:, ::2, ::2, 1:3],
+        np.s_[:, :, ::-1],
+        np.s_[:, ::-2, ::2],
+    ],
+)
 def test_other_slices_stay(pixels, rng):
     x = rng.normal(0, 1, (1, 12, 12, 4)).astype(np.float32)
     channels = x[pixels].shape[-1]
@@ -98,6 +108,26 @@ def test_equal_constants_are_kept_once():
     used = {name for node in fold_constants(graph).node for name in node.input}
     values = [n.attr["value"].tensor.SerializeToString() for n in graph.node if n.op == "Const" and n.name in used]
     assert len(values) == len(set(values)) < sum(node.op == "Const" for node in graph.node)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [(160, 16), (33, 17), (200, 32), (64, 96)])
+def test_a_single_column_of_features_in_16_bits(precision, size, rng):
+    """Of which TensorFlow 2.21's oneDNN makes garbage on AMX."""
+    layer = tiny.backbone(width=16, out_features=("c3", "c4", "c5"))
+    graph = InferenceGraph(layer, IMAGE, precision)
+    for _ in range(3):
+        x = rng.normal(0, 1, (1, *size, 3)).astype(np.float32)
+        found = graph.detect(x)
+        for name, expected in layer(x).items():
+            np.testing.assert_allclose(found[name], expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_squeezed_constants_keep_their_other_axes(rng):
+    weight = tf.Variable(rng.normal(0, 1, (1, 1, 1, 8)).astype(np.float32))
+    graph = InferenceGraph(lambda x: {"y": x[:, 0, 0, :1, None] + tf.squeeze(weight, [0])}, IMAGE)
+    x = rng.normal(0, 1, (1, 4, 4, 3)).astype(np.float32)
+    np.testing.assert_allclose(graph.detect(x)["y"], x[:, 0, 0, :1, None] + weight[0], rtol=1e-6)
 
 
 def test_group_norm_stays_in_float32(rng):

@@ -203,7 +203,7 @@ def test_rounding_changes_a_few_scores_or_all_a_little(off, changed, fits):
     boxes = np.concatenate([corners, corners + 20], -1)[None].astype(np.float32)
     same = {"boxes": boxes, "scores": np.full((1, 100), 0.5), "class_ids": np.zeros((1, 100), int), "valid": [100]}
     other = {**same, "scores": same["scores"] + off * (np.arange(100) < changed)}
-    differences = [verify.compare(same, other, 0, verify.ROUNDED)]
+    differences = [verify.compare(same, other, 0, verify.ROUNDED, 0.05)]
     if fits:
         report = verify._report("here", differences, verify.ROUNDED, [1.0], [1.0])
         assert (report.lost, report.scores, report.mean_score) == pytest.approx((0, 0.3, 0.009))
@@ -212,6 +212,14 @@ def test_rounding_changes_a_few_scores_or_all_a_little(off, changed, fits):
             RuntimeError, match=r"^here differs from the model in (scores, )?mean score: 100 detections"
         ):
             verify._report("here", differences, verify.ROUNDED, [1.0], [1.0])
+
+
+@pytest.mark.parametrize("tolerance", [verify.EXACT, verify.ROUNDED])
+def test_what_finds_nothing_does_not_verify(tolerance):
+    one = {"boxes": np.float32([[[0, 0, 9, 9]] * 20]), "scores": np.full((1, 20), 0.07), "class_ids": np.zeros((1, 20))}
+    differences = [verify.compare({**one, "valid": [1]}, {**one, "valid": [0]}, 0, tolerance, 0.06)]
+    with pytest.raises(RuntimeError, match=r"^here differs from the model: 1 detections"):
+        verify._report("here", differences, tolerance, [1.0], [1.0])
 
 
 def test_what_does_not_run_does_not_verify(tmp_path, model):
