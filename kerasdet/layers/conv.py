@@ -39,14 +39,9 @@ class ConvNorm(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         padding = dilation * (kernel_size - 1) // 2
+        self.pad = keras.layers.ZeroPadding2D(padding, name="pad") if strides > 1 and padding else None
         # TensorFlow 2.21's oneDNN writes out of bounds in the gradient of a 1x1 kernel with strides
         self.skip = strides if kernel_size == 1 else 1
-        # in 16 bits it gives garbage where strides leave one column of outputs: another is made, and cut off
-        self.spare = (
-            strides if kernel_size == 3 and strides > 1 and self.compute_dtype in ("bfloat16", "float16") else 0
-        )
-        sides = ((padding, padding), (padding, padding + self.spare))
-        self.pad = keras.layers.ZeroPadding2D(sides, name="pad") if strides > 1 and padding else None
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -70,7 +65,6 @@ class ConvNorm(keras.layers.Layer):
     def call(self, x, training=False):
         x = x[:, :: self.skip, :: self.skip] if self.skip > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
-        x = x[:, :, :-1] if self.spare else x
         if self.norm is not None:
             x = self.norm(x, training=training)
         return self.activation(x)
