@@ -156,10 +156,8 @@ def fold_strides(graph: GraphDef) -> GraphDef:
         pixels, kernel = (nodes.get(name) for name in conv.input)
         if pixels is None or pixels.op != "StridedSlice" or kernel is None or kernel.op != "Const":
             continue
-        steps, masks = (
-            nodes.get(pixels.input[3]),
-            {name: attr.i for name, attr in pixels.attr.items() if "mask" in name},
-        )
+        steps = nodes.get(pixels.input[3])
+        masks = {name: attr.i for name, attr in pixels.attr.items() if "mask" in name}
         whole = masks.pop("begin_mask") == masks.pop("end_mask") == 0b111 and not any(masks.values())
         plain = list(conv.attr["strides"].list.i) == [1] * 4 and conv.attr["padding"].s in (b"SAME", b"VALID")
         if whole and plain and steps is not None and steps.op == "Const" and _value(kernel).shape[:2] == (1, 1):
@@ -191,8 +189,7 @@ def halve_images(graph: GraphDef, ends: Collection[str]) -> GraphDef:
         last, relu = bias_add, followers.get(bias_add.name)
         if relu is not None and relu.op == "Relu" and uses[bias_add.name] == 1 and bias_add.name not in ends:
             last = relu
-        call = _call(last.name, _halving(last is relu), [*conv.input, bias_add.input[1]], graph)
-        last.CopyFrom(call)
+        last.CopyFrom(_calling(_halving(last is relu), last.name, [*conv.input, bias_add.input[1]], graph))
     return graph
 
 
@@ -328,7 +325,7 @@ def _halving(relu):
     return tf.function(function, input_signature=specs, experimental_attributes=once).get_concrete_function()
 
 
-def _call(name, function, inputs, graph):
+def _calling(function, name, inputs, graph):
     """A node that calls a function, which the graph's library then has."""
     library = graph.library.function
     known = {each.signature.name for each in library}

@@ -164,7 +164,7 @@ def _report(path, differences, tolerance, seconds, model_seconds):
     means = total / max(paired, 1), masks, moved_keypoints
     report = Report(int(detections), int(lost), boxes, scores, *means, *milliseconds)
     wrong = [name for name in _MEASURES if _exceeds(report, tolerance, name)]
-    if wrong or report.lost > tolerance.lost * max(report.detections, 1) or report.detections > 0 == paired:
+    if wrong or report.lost > tolerance.lost * max(report.detections, 1) or (report.detections and not paired):
         raise RuntimeError(
             f"{path} differs from the model{' in ' * bool(wrong)}{', '.join(wrong).replace('_', ' ')}: {report}"
         )

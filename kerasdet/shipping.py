@@ -50,9 +50,9 @@ def ship(
         export_saved_model(model, path, class_offset=class_offset, **options)
         return verify_saved_model(model, path, samples, class_offset=class_offset, **how)
 
-    path = Path(path)
+    path, samples = Path(path), _samples(images)
     try:
-        lines = _compared(model, path, images, export_and_verify, "TensorFlow")
+        lines = _compared(model, path, samples, export_and_verify, "TensorFlow")
     except RuntimeError:
         shutil.rmtree(path, ignore_errors=True)  # no folder is left that is not the model
         raise
@@ -90,9 +90,9 @@ def ship_tflite(
     def export_and_verify(model, path, samples):
         return verify_tflite(model, export_tflite(model, path, images=pictures, **options), samples)
 
-    path = Path(path)
+    path, samples = Path(path), _samples(images)
     try:
-        lines = _compared(model, path, images, export_and_verify, "LiteRT")
+        lines = _compared(model, path, samples, export_and_verify, "LiteRT")
     except RuntimeError:
         path.unlink(missing_ok=True)  # no file is left that is not the model
         raise
@@ -160,9 +160,12 @@ def sample_images() -> list[np.ndarray]:
     return pictures
 
 
-def _compared(model, path, images, export_and_verify, runtime):
+def _samples(images):
+    return [image_ops.read(image) for image in images] or sample_images()
+
+
+def _compared(model, path, samples, export_and_verify, runtime):
     """What came of an export and its comparison, in lines."""
-    samples = [image_ops.read(image) for image in images] or sample_images()
     report = export_and_verify(model, path, samples)
     lines = [f"Reloaded with {runtime} alone: {report}"]
     if not report.detections and hasattr(model, "score_threshold"):

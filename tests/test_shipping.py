@@ -37,6 +37,14 @@ def test_a_mismatch_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(shipping, "export_saved_model", of_another_model)
     with pytest.raises(RuntimeError, match="differs from the model in boxes"):
         shipping.ship(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_was_there_before_stays(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        shipping.ship(tiny.talkative(), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_the_copy_with_another_threshold_is_the_model(rng):
