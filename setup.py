@@ -56,14 +56,15 @@ setup(
     packages=[
         *find_packages(include=["kerasdet", "kerasdet.*"]),
         "kerasdet.export",
-        "kerasdet.export.serving",
+        "kerasdet.export.saved_model",
+        "kerasdet.export.saved_model.serving",
         "kerasdet.export.tflite",
         "kerasdet.gin_configs",
     ],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},
     package_data={
         "kerasdet.export": ["cpp/*"],
-        "kerasdet.export.serving": ["kit/*"],
+        "kerasdet.export.saved_model.serving": ["templates/*"],
         "kerasdet.export.tflite": ["examples/*"],
         "kerasdet.gin_configs": ["*.gin", "*/*.gin"],
     },

@@ -175,8 +175,9 @@ def _run(python, arguments, options):
 
 def _differences(path, images):
     """How a trained model's detections differ under bfloat16."""
+    from kerasdet.export import workflow as shipping
+
     import kerasdet
-    from kerasdet import shipping
 
     with tempfile.TemporaryDirectory() as folder:
         print(shipping.ship(kerasdet.load(path), Path(folder) / "model", images=images, precision="bfloat16")[1])

@@ -148,7 +148,7 @@ def measure_tensorflow(watch):
     import tensorflow as tf
     from pycocotools import mask as rle
 
-    from kerasdet import masks
+    from kerasdet.geometry import masks
 
     features, image = tf.random.normal([1, *MAP]), np.tile(np.multiply(MAP[:2], STRIDE), 2)
     for count, size, ratio in ROI_ALIGN:

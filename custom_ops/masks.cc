@@ -1,6 +1,6 @@
 // Puts predicted masks (S, S) into their boxes: as bitmaps of the image, or straight as COCO's run-length code.
 //
-// A mask is interpolated along y for all its columns, then along x pixel by pixel: the order of kerasdet.masks, so that
+// A mask is interpolated along y for all its columns, then along x pixel by pixel: the order of kerasdet.geometry.masks, so that
 // rounding is the same. The two rules differ in where a pixel samples the mask, and in what belongs to the object at
 // the threshold.
 

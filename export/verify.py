@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from kerasdet.export.saved_model.load import in_pixels
+from kerasdet.export.tflite.load import TFLiteDetector
 from PIL import Image
 
 from kerasdet.models import Detector
-from kerasdet.ops.library import LIBRARY
-from kerasdet.saved_detector import in_pixels
-from kerasdet.tflite_detector import TFLiteDetector
+from kerasdet.ops.dispatch import LIBRARY
 
 _SAME_OBJECT = 0.5  # IoU
 _MOVED = 1.0  # pixels from which on a keypoint counts as another one
@@ -180,14 +180,14 @@ def _run_saved_model(path, images, libraries):
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(Path(folder) / f"{index}.png")
-        return _run(path, "reload.py", folder, *libraries)
+        return _run(path, "saved_model/verify_worker.py", folder, *libraries)
 
 
 def _run_tflite(path, frames):
     """The outputs of a file for each frame by name, (images, 1, ...), and the seconds of each run."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "frames.npy", frames)
-        outputs = _run(path, "tflite/reload.py", folder)
+        outputs = _run(path, "tflite/verify_worker.py", folder)
         return outputs, outputs.pop("seconds")
 
 

@@ -13,17 +13,19 @@ import tensorflow as tf
 from PIL import Image
 
 from kerasdet import config
-from kerasdet import images as image_ops
-from kerasdet import masks as mask_ops
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.data import CocoDataset
+from kerasdet.data import images as image_ops
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export import graph
-from kerasdet.export.saved_model import MAX_PIXELS
-from kerasdet.export.tflite import INPUT_TYPES, quantization, tails
+from kerasdet.export.saved_model.write import MAX_PIXELS
+from kerasdet.export.tflite import postprocessing as tails
+from kerasdet.export.tflite import quantization
+from kerasdet.export.tflite.write import INPUT_TYPES
+from kerasdet.export.workflow import compare_ap, ship, ship_tflite, ship_version
+from kerasdet.geometry import rle
 from kerasdet.loading import load_detector
 from kerasdet.models import AugmentedDetector, Detector
-from kerasdet.shipping import compare_ap, ship, ship_tflite, ship_version
 from kerasdet.training import run_workers
 from kerasdet.visualize import draw_boxes
 
@@ -247,7 +249,7 @@ def _detections(model, image, min_score):
             if "mask_probs" in result:
                 part = slice(index, index + 1)
                 mask = model.paste_masks(result["mask_probs"][0, part], result["boxes"][0, part], *image.shape[:2])
-                [record["segmentation"]] = mask_ops.encode(mask)
+                [record["segmentation"]] = rle.encode(mask)
             records.append(record)
     return records
 
@@ -267,7 +269,7 @@ def _draw(image, detections, skeleton, path):
         labels=[d["label"] for d in detections],
         scores=np.array([d["score"] for d in detections]),
         class_ids=np.array([d["class_id"] for d in detections], int),
-        masks=mask_ops.decode(masks) if masks else None,
+        masks=rle.decode(masks) if masks else None,
         keypoints=np.array(keypoints) if keypoints else None,
         skeleton=skeleton,
         scale=2 if max(image.shape) < 400 else 1,

@@ -19,9 +19,10 @@ import gin
 import keras
 import tensorflow as tf
 
-from kerasdet import anchors, coders, data, evaluation, layers, loading, models, training
+from kerasdet import data, evaluation, layers, loading, models, training
 from kerasdet.data import shapes
-from kerasdet.serialization import Configured, constructor_arguments
+from kerasdet.geometry import anchors, coders
+from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -71,7 +72,7 @@ def _register(item):
     parameters = inspect.signature(item).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    if isinstance(item, type) and issubclass(item, Configured):
+    if isinstance(item, type) and issubclass(item, ConfigFromInit):
         names = constructor_arguments(item)
     inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
     inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import keras
 
+from kerasdet.export.saved_model.load import SavedDetector
+from kerasdet.export.tflite.load import TFLiteDetector
 from kerasdet.models import Detector
-from kerasdet.saved_detector import SavedDetector
-from kerasdet.tflite_detector import TFLiteDetector
-from kerasdet.training.checkpoints import checkpoints, open_model
+from kerasdet.training.resume import checkpoints, open_model
 
 
 def load(path: str | Path) -> keras.Model | SavedDetector | TFLiteDetector:

@@ -5,7 +5,7 @@
 
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
+from kerasdet.geometry import boxes as box_ops
 
 
 def focal(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from kerasdet.anchors import AnchorGenerator
 from kerasdet.checkpoints.sources import Source
-from kerasdet.coders import DistanceCoder
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.coders import DistanceCoder
 from kerasdet.layers import FPN, BoxHead, ConvTop, MaxPoolTop, ResNet
 from kerasdet.models import FCOS, RPN, FasterRCNN, KeypointBranch, MaskBranch, Preprocessing, RetinaNet
 

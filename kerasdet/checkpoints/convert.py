@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from kerasdet.anchors import AnchorGenerator
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.geometry.anchors import AnchorGenerator
 
 _LISTED = 10
 

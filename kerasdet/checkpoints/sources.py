@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from kerasdet.anchors import octave_sizes
+from kerasdet.geometry.anchors import octave_sizes
 
 # Pixel statistics and resize rules
 TORCHVISION = {"rounding": "torchvision", "kernel": "bilinear"}  # mean and std are Preprocessing's own, RGB

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasdet import keypoints as keypoint_ops
-from kerasdet import masks as mask_ops
 from kerasdet.data.records import corners_inside, make_records, split_by_image
+from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.geometry import rle
 
 
 class CocoDataset:
@@ -41,7 +41,7 @@ class CocoDataset:
         num_classes: K.
         keypoint_names: tuple of J names; empty where keypoints were not asked for, as are the next two.
         skeleton: tuple of pairs of indices from 0.
-        keypoint_flip: tuple of J indices, see `kerasdet.keypoints.flip_order`.
+        keypoint_flip: tuple of J indices, see `kerasdet.geometry.keypoints.flip_order`.
         counts: dict of how many images and boxes were kept, changed and dropped.
 
     Raises:
@@ -223,7 +223,7 @@ def _runs(data, sizes, path):
         if not isinstance(segmentation, list | dict):
             raise ValueError(f'{path}: {_name(annotation)} has no "segmentation", which masks=True needs.')
         try:
-            runs.append(mask_ops.runs_from_segmentation(segmentation, *sizes[annotation["image_id"]]))
+            runs.append(rle.runs_from_segmentation(segmentation, *sizes[annotation["image_id"]]))
         except ValueError as error:
             raise ValueError(f"{path}: {_name(annotation)} {error}.") from None
     if runs and not any(map(len, runs)):

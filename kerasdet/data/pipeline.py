@@ -7,8 +7,9 @@ step s therefore starts at position ``s * batch_size`` and sees what it would ha
 import numpy as np
 import tensorflow as tf
 
-from kerasdet import images
-from kerasdet import masks as mask_ops
+from kerasdet.data import images
+from kerasdet.geometry import masks as mask_ops
+from kerasdet.ops import resize as resize_ops
 
 _OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 _PADDING = {"class_ids": -1}
@@ -174,7 +175,7 @@ def _pad(example, size_divisor, pad_to=None, max_boxes=None):
         message = f"An image is larger than pad_to={tuple(pad_to)}: enlarge it or resize the images to fit. Image id:"
         checks = [tf.debugging.Assert(tf.reduce_all(size <= pad_to), [message, example["image_id"], "size:", size])]
     with tf.control_dependencies(checks):
-        image = images.pad_to(example["image"], height, width)
+        image = resize_ops.pad_to(example["image"], height, width)
     rows = tf.maximum(tf.shape(example["boxes"])[0], 1) if max_boxes is None else max_boxes
     present = [name for name in _OBJECT_KEYS if name in example]
     objects = {name: _pad_rows(example[name], rows, _PADDING.get(name, 0)) for name in present}

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kerasdet import images
+from kerasdet.data import images
 
 _logger = logging.getLogger("kerasdet.data")
 
@@ -33,7 +33,7 @@ class Record:
         class_ids: (M,) int32 in 0..K-1.
         is_crowd: (M,) bool.
         num_runs: (M,) int32, how many of `runs` are each object's; None where masks were not asked for.
-        runs: int32 run lengths of the masks of all objects, see `kerasdet.masks.crops_from_runs`.
+        runs: int32 run lengths of the masks of all objects, see `kerasdet.geometry.masks.crops_from_runs`.
         keypoints: (M, J, 3) float32 as (y, x, visibility); None where they were not asked for.
     """
 

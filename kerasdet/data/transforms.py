@@ -10,9 +10,9 @@ import dataclasses
 
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
-from kerasdet import images
-from kerasdet import keypoints as keypoint_ops
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.ops import resize as resize_ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ class ResizeShortestEdge:
 
     def __call__(self, example, seed=None):
         old = tf.shape(example["image"])[:2]
-        size = images.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
+        size = resize_ops.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
         size = tf.maximum(tf.stack(size), 1)
-        image = images.resize(example["image"], size, self.kernel)  # (h, w, 3)
+        image = resize_ops.resize(example["image"], size, self.kernel)  # (h, w, 3)
         image = tf.cast(image, tf.uint8) if self.kernel == "pil" else image
         factor = tf.cast(size, tf.float32) / tf.cast(old, tf.float32)
         example = {**example, "image": image, "image_size": size, "boxes": box_ops.scale(example["boxes"], factor)}

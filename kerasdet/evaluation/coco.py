@@ -160,7 +160,7 @@ def evaluate_coco(
     """
     if iou_type not in GEOMETRY:
         raise ValueError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
-    evaluation, names = _accumulated(ground_truth, results, iou_type, image_ids, sigmas)
+    evaluation, names = _accumulate_gradients(ground_truth, results, iou_type, image_ids, sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
@@ -189,14 +189,14 @@ def evaluate_proposals(ground_truth, results, image_ids: Sequence[int] | None = 
         FileNotFoundError: There is no such file.
         ValueError: As `evaluate_coco`.
     """
-    evaluation, _ = _accumulated(ground_truth, results, "bbox", image_ids, limits=PROPOSAL_LIMITS)
+    evaluation, _ = _accumulate_gradients(ground_truth, results, "bbox", image_ids, limits=PROPOSAL_LIMITS)
     recall = evaluation.eval["recall"].mean(0)[0]  # (all, small, medium and large, limits)
     values = [*recall[0], *recall[1:, -1]]
     summary = {name: _nan_if_undefined(value) for name, value in zip(PROPOSAL_SUMMARY, values, strict=True)}
     return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
 
 
-def _accumulated(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
+def _accumulate_gradients(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
     """A COCOeval that has done its work, and the names of categories; with `limits`, whatever the classes."""
     truth = read_ground_truth(ground_truth)
     truth_name = _name_of(ground_truth, "the ground truth")

@@ -7,12 +7,12 @@ import numpy as np
 import tensorflow as tf
 from keras.utils import Progbar
 
-from kerasdet import masks as mask_ops
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
-from kerasdet.replicas import all_workers, worker
+from kerasdet.geometry import rle
+from kerasdet.ops.distribute import all_gather_object, worker_rank
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[Detec
 
 def model_batches(model, dataset, batch_size: int = 1):
     """This worker's share of a data set, in batches that are resized by the model's own rule."""
-    shard, rule = worker(_strategy(model)), model.preprocessing
+    shard, rule = worker_rank(_strategy(model)), model.preprocessing
     if rule is None:
         return evaluation_batches(dataset, batch_size, shard=shard)
     resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
@@ -68,7 +68,7 @@ def validation_losses(model, dataset) -> dict[str, float]:
         dataset: Read with the masks or keypoints that the model learns.
     """
     losses = list(model.batch_losses(model_batches(model, dataset)))
-    losses = [each for part in all_workers(_strategy(model), losses) for each in part]
+    losses = [each for part in all_gather_object(_strategy(model), losses) for each in part]
     return {f"val_{name}": float(np.mean([each[name] for each in losses])) for name in losses[0]}
 
 
@@ -126,7 +126,7 @@ def evaluate_batches(
         if category_id not in known:
             raise ValueError(f"category_ids names category {category_id}, which the ground truth lacks.")
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
-    number, workers = worker(_strategy(model))
+    number, workers = worker_rank(_strategy(model))
     progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=int(number == 0))
     seen, results = set(), []
     for batch, detections in _predictions(model, batches):
@@ -146,7 +146,7 @@ def evaluate_batches(
             ]
         results += coco_results(detections, ids, category_ids)
         progress.update(len(seen))
-    parts = all_workers(_strategy(model), {"seen": sorted(seen), "results": results})
+    parts = all_gather_object(_strategy(model), {"seen": sorted(seen), "results": results})
     seen, results = {image for part in parts for image in part["seen"]}, [r for part in parts for r in part["results"]]
     if len(seen) < len(wanted):
         raise ValueError(
@@ -171,7 +171,7 @@ def _segmentations(model, detections, image, height, width):
     probs, boxes = detections["mask_probs"][image, :count], detections["boxes"][image, :count].astype(np.float32)
     if hasattr(model, "encode_masks"):
         return model.encode_masks(probs, boxes, height, width)
-    return mask_ops.encode(model.paste_masks(probs, boxes, height, width))
+    return rle.encode(model.paste_masks(probs, boxes, height, width))
 
 
 def _check_image(image_id, seen, wanted):

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
-from kerasdet.serialization import Configured
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class FPN(Configured, keras.layers.Layer):
+class FPN(ConfigFromInit, keras.layers.Layer):
     """Backbone features ``c3`` ... in, a pyramid ``p3`` ... of equal channels out.
 
     Args:
@@ -105,7 +105,7 @@ class FPN(Configured, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class MaxPoolTop(Configured, keras.layers.Layer):
+class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
     """One more level by taking every second pixel of the last one: the P6 of Faster R-CNN.
 
     Args:
@@ -123,7 +123,7 @@ class MaxPoolTop(Configured, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class ConvTop(Configured, keras.layers.Layer):
+class ConvTop(ConfigFromInit, keras.layers.Layer):
     """More levels, each by a 3x3 convolution of stride 2 on the one before: P6 and P7 of RetinaNet and FCOS.
 
     Args:

@@ -5,10 +5,10 @@ import math
 import keras
 import tensorflow as tf
 
+from kerasdet.keras_utils import float_dtype
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
-from kerasdet.precision import real
 
 
 class Tower(keras.layers.Layer):
@@ -139,7 +139,7 @@ class RetinaNetHead(keras.layers.Layer):
 
 def _per_anchor(x, size):
     """(B, h, w, A * size) as (B, h * w * A, size), float32."""
-    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), real())
+    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
 
 
 def _small_normal():

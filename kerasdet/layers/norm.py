@@ -15,9 +15,8 @@ unbiased variance.
 import keras
 import tensorflow as tf
 
-from kerasdet.precision import real
-from kerasdet.replicas import global_mean, global_sum
-from kerasdet.serialization import Configured
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.ops.distribute import global_mean, global_sum
 
 NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
 
@@ -40,7 +39,7 @@ def make_norm(
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class BatchNorm(Configured, keras.layers.Layer):
+class BatchNorm(ConfigFromInit, keras.layers.Layer):
     """Batch normalisation over the last axis (https://arxiv.org/abs/1502.03167), in one of the ways of `NORMS`.
 
     Args:
@@ -88,7 +87,9 @@ class BatchNorm(Configured, keras.layers.Layer):
     def _normalize_by_batch(self, x):
         if self.mode == "sync_bn":
             mean, variance, unbiased = _global_moments(x, tf.convert_to_tensor(self.moving_mean))
-            y = tf.nn.batch_normalization(tf.cast(x, real()), mean, variance, self.beta, self.gamma, self.epsilon)
+            y = tf.nn.batch_normalization(
+                tf.cast(x, float_dtype()), mean, variance, self.beta, self.gamma, self.epsilon
+            )
             y = tf.cast(y, x.dtype)
         else:
             fused = self._fused(x, tf.zeros([0]), tf.zeros([0]), is_training=True)
@@ -102,7 +103,7 @@ class BatchNorm(Configured, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class GroupNormalization(Configured, keras.layers.Layer):
+class GroupNormalization(ConfigFromInit, keras.layers.Layer):
     """Normalisation of groups of channels of each image (https://arxiv.org/abs/1803.08494).
 
     Keras' layer of this name, whose weights it takes, needs ten times as long on CPUs, and loses digits where it
@@ -127,7 +128,7 @@ class GroupNormalization(Configured, keras.layers.Layer):
 
     def call(self, x):
         shape, channels = tf.shape(x), x.shape[-1]
-        cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), real())  # (B, H * W, C)
+        cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), float_dtype())  # (B, H * W, C)
         centered = cells - self._group_means(cells)
         scale = self.gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
         return tf.cast(tf.reshape(centered * scale + self.beta, shape), x.dtype)
@@ -149,8 +150,8 @@ def _global_moments(x, center):
 
     The nearer `center`, (C,), is to the mean, the less is lost where squares are subtracted.
     """
-    x = tf.cast(x, real()) - center
-    count = tf.cast(tf.size(x) // tf.shape(x)[-1], real())
+    x = tf.cast(x, float_dtype()) - center
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], float_dtype())
     sums = tf.concat([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(tf.square(x), [0, 1, 2]), [count]], 0)
     total, square, count = tf.split(global_sum(sums), [x.shape[-1], x.shape[-1], 1])
     mean = total / count

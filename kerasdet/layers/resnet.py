@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import keras
 
+from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
-from kerasdet.serialization import Configured
 
 _BLOCKS = {
     18: ("basic", (2, 2, 2, 2)),
@@ -19,7 +19,7 @@ _BLOCKS = {
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class ResNet(Configured, keras.Model):
+class ResNet(ConfigFromInit, keras.Model):
     """A normalised image in, feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... out.
 
     Args:

@@ -3,14 +3,13 @@
 import keras
 import tensorflow as tf
 
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
-from kerasdet.precision import real
-from kerasdet.serialization import Configured
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class BoxHead(Configured, keras.layers.Layer):
+class BoxHead(ConfigFromInit, keras.layers.Layer):
     """Pooled features to a vector: 3x3 convolutions, then fully connected layers.
 
     Args:
@@ -61,7 +60,7 @@ class BoxHead(Configured, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class BoxPredictor(Configured, keras.layers.Layer):
+class BoxPredictor(ConfigFromInit, keras.layers.Layer):
     """Class logits and box deltas of a region's vector.
 
     Args:
@@ -89,11 +88,11 @@ class BoxPredictor(Configured, keras.layers.Layer):
     def call(self, x):
         """Logits (N, K + 1), background last, and deltas (N, K or 1, 4), float32."""
         deltas = tf.reshape(self.box_deltas(x), [-1, 1 if self.class_agnostic else self.num_classes, 4])
-        return tf.cast(self.class_logits(x), real()), tf.cast(deltas, real())
+        return tf.cast(self.class_logits(x), float_dtype()), tf.cast(deltas, float_dtype())
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class MaskHead(Configured, keras.layers.Layer):
+class MaskHead(ConfigFromInit, keras.layers.Layer):
     """A mask of twice the pooled size for each class (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     Args:
@@ -131,11 +130,11 @@ class MaskHead(Configured, keras.layers.Layer):
         """Logits (N, 2h, 2w, K) float32 of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x, training=training)
-        return tf.cast(self.mask_logits(self.deconv(x)), real())
+        return tf.cast(self.mask_logits(self.deconv(x)), float_dtype())
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class KeypointHead(Configured, keras.layers.Layer):
+class KeypointHead(ConfigFromInit, keras.layers.Layer):
     """A heatmap of four times the pooled size for each keypoint (Mask R-CNN, section 5).
 
     Args:
@@ -166,7 +165,7 @@ class KeypointHead(Configured, keras.layers.Layer):
         """Logits (N, 4h, 4w, J) float32 of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x)
-        x = tf.cast(self.deconv(x), real())
+        x = tf.cast(self.deconv(x), float_dtype())
         return tf.image.resize(x, 2 * tf.shape(x)[1:3])
 
 

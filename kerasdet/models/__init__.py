@@ -1,13 +1,13 @@
 """The model garden."""
 
+from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.inference.tta import AugmentedDetector
 from kerasdet.models.branches import KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector
 from kerasdet.models.fcos import FCOS
-from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
 from kerasdet.models.rpn import RPN, ProposalNetwork
-from kerasdet.models.tta import AugmentedDetector
 
 __all__ = [
     "FCOS",

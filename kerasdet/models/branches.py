@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
-from kerasdet import keypoints as keypoint_ops
-from kerasdet import masks as mask_ops
+from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.geometry import masks as mask_ops
+from kerasdet.geometry.matching import gather_gt
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.roi_heads import KeypointHead, MaskHead
-from kerasdet.matching import gather_gt
-from kerasdet.precision import real
-from kerasdet.replicas import global_sum
-from kerasdet.serialization import Configured
+from kerasdet.ops.distribute import global_sum
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class MaskBranch(Configured, keras.layers.Layer):
+class MaskBranch(ConfigFromInit, keras.layers.Layer):
     """Instance masks (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     Args:
@@ -91,10 +90,10 @@ class MaskBranch(Configured, keras.layers.Layer):
             targets: Of `compute_targets`.
             positive: (B, P) bool.
         """
-        weights = tf.cast(tf.reshape(positive, [-1]), real())  # (N,)
+        weights = tf.cast(tf.reshape(positive, [-1]), float_dtype())  # (N,)
         logits = _of_class(logits, tf.reshape(targets["class_ids"], [-1]))  # (N, S, S)
         masks = tf.reshape(targets["masks"], tf.shape(logits))
-        loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, real()), logits)
+        loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, float_dtype()), logits)
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
         return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
@@ -118,7 +117,7 @@ def _of_class(logits, class_ids):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class KeypointBranch(Configured, keras.layers.Layer):
+class KeypointBranch(ConfigFromInit, keras.layers.Layer):
     """Keypoints as heatmaps (Mask R-CNN, section 5).
 
     Args:
@@ -194,7 +193,7 @@ class KeypointBranch(Configured, keras.layers.Layer):
             positive: (B, P) bool.
         """
         cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
-        weights = tf.cast(targets["visible"] & positive[..., None], real())
+        weights = tf.cast(targets["visible"] & positive[..., None], float_dtype())
         weights = tf.reshape(weights, tf.shape(cells))
         maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.heatmap_size**2])
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights

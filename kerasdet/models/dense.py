@@ -4,30 +4,30 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from kerasdet.anchors import AnchorGenerator
-from kerasdet.matching import covered, gather_gt
-from kerasdet.models.detector import Detector, split_inputs
-from kerasdet.precision import real
-from kerasdet.replicas import global_sum
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.matching import covered, gather_gt
+from kerasdet.keras_utils import float_dtype
+from kerasdet.models.detector import Detector, unpack_inputs
+from kerasdet.ops.distribute import global_sum
 
 
 def pyramid_and_anchors(
     model: Detector, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """The pyramid of a model's inputs, level -> (B, h, w, C), and its anchors, level -> (R_l, 4)."""
-    image, image_size = split_inputs(inputs)
+    image, image_size = unpack_inputs(inputs)
     features = model.backbone(model.preprocessing.normalize(image, image_size), training=training)
     pyramid = model.neck(features, training=training)
     grids = {level: tuple(tf.unstack(tf.shape(x)[1:3])) for level, x in pyramid.items()}
     return pyramid, model.anchors(grids, tuple(tf.unstack(tf.shape(image)[1:3])))
 
 
-def trained_on(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """The ground truth that is no padding and no crowd, (B, M) bool."""
     return (batch["class_ids"] >= 0) & ~batch["is_crowd"]
 
 
-def in_crowds(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: float | None) -> tf.Tensor | None:
+def ignore_mask(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: float | None) -> tf.Tensor | None:
     """Anchors (B, R) that are ignored, more than `min_iof` of their area being in a crowd; None for a bound of None."""
     return None if min_iof is None else covered(anchors, batch["boxes"], batch["is_crowd"], min_iof=min_iof)
 
@@ -60,9 +60,9 @@ def loss_normalizer(matched_gt: tf.Tensor, rule: str, mean_positives: tf.Tensor,
     Returns:
         () or, for "image", (B, 1).
     """
-    positives = tf.reduce_sum(tf.cast(matched_gt >= 0, real()), 1, keepdims=True)  # (B, 1)
+    positives = tf.reduce_sum(tf.cast(matched_gt >= 0, float_dtype()), 1, keepdims=True)  # (B, 1)
     if rule == "image":
-        return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], real()))
+        return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], float_dtype()))
     total = tf.maximum(global_sum(tf.reduce_sum(positives)), 1.0)
     return total if rule == "batch" else momentum * mean_positives + (1 - momentum) * total
 

@@ -8,12 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
-from kerasdet import images as image_ops
-from kerasdet.models.preprocess import Preprocessing
-from kerasdet.models.trainer import Trainer, only_input, valid_size
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.models.trainer import Trainer, drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
 from kerasdet.ops import implementation
-from kerasdet.replicas import kept, with_an_image
+from kerasdet.ops import resize as resize_ops
 
 
 class Detector(Trainer):
@@ -48,8 +47,8 @@ class Detector(Trainer):
         self._graph = SimpleNamespace(detect_resized=graph)  # in what Keras does not track, or exports would hold it
 
     def predict_step(self, data):
-        batch, share = with_an_image(only_input(data))
-        return kept(self.postprocess(self(batch, training=False), valid_size(batch)), share)
+        batch, share = pad_empty_batch(unpack_batch(data))
+        return drop_padded_outputs(self.postprocess(self(batch, training=False), valid_size(batch)), share)
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detections in the coordinates of the network's input.
@@ -89,7 +88,7 @@ class Detector(Trainer):
         resized = [self._resize(image, resize) for image in images]
         image_size = tf.stack([tf.shape(image)[:2] for image in resized])
         height, width = tf.unstack(self.preprocessing.padded_size(tf.reduce_max(image_size, 0)))
-        batch = tf.stack([image_ops.pad_to(image, height, width) for image in resized])
+        batch = tf.stack([resize_ops.pad_to(image, height, width) for image in resized])
         detections = self._graph.detect_resized(batch, image_size, original_size)
         return {name: value.numpy() for name, value in detections.items()}
 
@@ -123,7 +122,7 @@ class Detector(Trainer):
         batch, size = tf.shape(resized)[0], tf.shape(resized)[1:3]
         height, width = tf.unstack(self.preprocessing.padded_size(size))
         return self.detect_resized(
-            image_ops.pad_to(resized, height, width),
+            resize_ops.pad_to(resized, height, width),
             tf.broadcast_to(size, [batch, 2]),
             tf.broadcast_to(tf.shape(image)[1:3], [batch, 2]),
         )
@@ -150,7 +149,7 @@ class Detector(Trainer):
         return detections
 
 
-def split_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+def unpack_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
     """The image of a model's inputs, and its size where it may be padded."""
     if isinstance(inputs, Mapping):
         return inputs["image"], inputs.get("image_size")
@@ -168,7 +167,7 @@ def image_list(images):
             what = repr(image) if isinstance(image, str | Path | None) else f"of type {type(image).__name__}"
             raise TypeError(
                 f"Image {index} is {what}: detect takes RGB arrays of shape (height, width, 3), "
-                "which kerasdet.images.read(path) gives for a file and numpy.asarray for a PIL image."
+                "which kerasdet.data.images.read(path) gives for a file and numpy.asarray for a PIL image."
             )
         shape = tuple(image.shape)
         if len(shape) != 3 or shape[2] != 3 or 0 in shape:

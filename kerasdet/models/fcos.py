@@ -5,26 +5,25 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
 from kerasdet import losses
-from kerasdet.anchors import AnchorGenerator, point_squares
-from kerasdet.coders import DistanceCoder, centerness
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.anchors import AnchorGenerator, point_squares
+from kerasdet.geometry.coders import DistanceCoder, centerness
+from kerasdet.geometry.matching import IGNORE, match_fcos
+from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, ConvTop, FCOSHead, ResNet
-from kerasdet.matching import IGNORE, match_fcos
 from kerasdet.models import dense
 from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
-from kerasdet.models.preprocess import Preprocessing
-from kerasdet.precision import real
-from kerasdet.replicas import global_sum
-from kerasdet.serialization import Configured
+from kerasdet.ops.distribute import global_sum
 
 REGRESS_RANGES = ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
 BOX_LOSSES = ("giou", "iou", "linear_iou")
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class FCOS(Configured, Detector):
+class FCOS(ConfigFromInit, Detector):
     """FCOS: A Simple and Strong Anchor-free Object Detector (https://arxiv.org/abs/2006.09214).
 
     The defaults are detectron2's. A point is the middle of a square anchor as large as its stride.
@@ -34,7 +33,7 @@ class FCOS(Configured, Detector):
         class_names: Of the K classes, for people; training sets them from the data.
         backbone: Images to features, by default a ResNet-50 with frozen batch norm, stem and first stage.
         neck: Features to a pyramid, by default an FPN with P6 and P7 made of P5.
-        anchors: A generator of one square a cell, by default `kerasdet.anchors.point_squares` of the neck's levels.
+        anchors: A generator of one square a cell, by default `point_squares` of the neck's levels.
         coder: Between boxes and distances; with normalised ones the head ends in a ReLU, else in an exponential.
         preprocessing: Resize rule and pixel statistics.
         head_convs: Convolutions in each tower of the head.
@@ -47,7 +46,7 @@ class FCOS(Configured, Detector):
         regress_ranges: For each level, in pixels, between what the largest of a point's distances to the sides of its
             box lies.
         center_radius: In strides, how far a positive point may be from the centre of its box; None for no bound.
-        matching_rule: "detectron2" (and torchvision) or "mmdet"; see `kerasdet.matching.match_fcos`.
+        matching_rule: "detectron2" (and torchvision) or "mmdet"; see `kerasdet.geometry.matching.match_fcos`.
         ignore_crowd_iof: Points with more than this share of their square in a crowd are ignored (mmdetection's
             ``ignore_iof_thr``); None: crowds leave no trace (all published FCOS).
         focal_alpha: Weight of positives in the focal loss.
@@ -222,10 +221,10 @@ class FCOS(Configured, Detector):
             anchors,
             self._ranges(outputs["anchors"]),
             batch["boxes"],
-            dense.trained_on(batch),
+            dense.valid_gt_mask(batch),
             radius=self.center_radius,
             rule=self.matching_rule,
-            ignored=dense.in_crowds(anchors, batch, self.ignore_crowd_iof),
+            ignored=dense.ignore_mask(anchors, batch, self.ignore_crowd_iof),
         )
         targets = dense.matched_targets(matched_gt, anchors, batch)
         return {**targets, "centerness": centerness(self.coder.encode(targets["boxes"], anchors))}
@@ -233,7 +232,7 @@ class FCOS(Configured, Detector):
     def _ranges(self, anchors):
         """Each point's regress range, (R, 2)."""
         counts = [tf.shape(level)[0] for level in anchors.values()]
-        return tf.repeat(tf.constant(self.regress_ranges, real()), counts, axis=0)
+        return tf.repeat(tf.constant(self.regress_ranges, float_dtype()), counts, axis=0)
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """``class_loss``, ``box_loss`` and ``centerness_loss``, weighted and normalised scalars."""
@@ -242,8 +241,8 @@ class FCOS(Configured, Detector):
         distances = tf.concat(list(outputs["box_distances"].values()), 1)  # (B, R, 4)
         centerness_logits = tf.concat(list(outputs["centerness"].values()), 1)  # (B, R)
         normalizer = self._normalizer(targets)  # () or (B, 1)
-        valid = tf.cast(targets["matched_gt"] != IGNORE, real()) / normalizer  # (B, R)
-        is_positive = tf.cast(targets["matched_gt"] >= 0, real())
+        valid = tf.cast(targets["matched_gt"] != IGNORE, float_dtype()) / normalizer  # (B, R)
+        is_positive = tf.cast(targets["matched_gt"] >= 0, float_dtype())
         positive = is_positive / normalizer
         class_loss = losses.focal(
             logits,
@@ -315,7 +314,7 @@ class FCOS(Configured, Detector):
             scores = tf.where(scores == best, scores, 0.0)
         return scores, factor
 
-    def large_enough(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+    def min_size_mask(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
         """Which boxes (B, N, 4) `min_size` leaves, (B, N) bool; image_size (B, 2)."""
         if self.min_size is None:
             return tf.ones(tf.shape(boxes)[:2], tf.bool)
@@ -328,6 +327,6 @@ class FCOS(Configured, Detector):
         scores, indices, class_ids = top_candidates(scores, self.pre_nms_top_k, tf.identity)
         distances = tf.gather(outputs["box_distances"][level], indices, batch_dims=1)
         boxes = self.coder.decode(distances, tf.gather(outputs["anchors"][level], indices))
-        keep = (scores > self.score_threshold) & self.large_enough(boxes, image_size)
+        keep = (scores > self.score_threshold) & self.min_size_mask(boxes, image_size)
         scores *= tf.gather(factor, indices, batch_dims=1)
         return {"boxes": boxes, "scores": tf.where(keep, scores, 0.0), "class_ids": class_ids}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
+from kerasdet.geometry import boxes as box_ops
 from kerasdet.ops import nms
 
 

@@ -6,24 +6,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
 from kerasdet import losses, ops
-from kerasdet.coders import DeltaCoder
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.coders import DeltaCoder
+from kerasdet.geometry.matching import IGNORE, gather_gt, match_iou
+from kerasdet.geometry.sampling import sample_balanced, uniform
+from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
-from kerasdet.matching import IGNORE, gather_gt, match_iou
 from kerasdet.models.branches import KeypointBranch, MaskBranch
-from kerasdet.models.detector import Detector, check_backbone, checked_names, split_inputs
+from kerasdet.models.detector import Detector, check_backbone, checked_names, unpack_inputs
 from kerasdet.models.postprocess import detections_from_candidates
-from kerasdet.models.preprocess import Preprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
-from kerasdet.precision import real
-from kerasdet.replicas import global_sum
-from kerasdet.sampling import sample_balanced, uniform
-from kerasdet.serialization import Configured
+from kerasdet.ops.distribute import global_sum
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class FasterRCNN(Configured, Detector):
+class FasterRCNN(ConfigFromInit, Detector):
     """Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
 
     Args:
@@ -153,7 +152,7 @@ class FasterRCNN(Configured, Detector):
             (B, h, w, C). With ground truth also ``matched_gt`` (B, P), positives first, and each branch's logits
             under its name.
         """
-        image, image_size = split_inputs(inputs)
+        image, image_size = unpack_inputs(inputs)
         if image_size is None:
             image_size = tf.broadcast_to(tf.shape(image)[1:3], [tf.shape(image)[0], 2])
         features = self.backbone(self.preprocessing.normalize(image, image_size), training=training)
@@ -276,13 +275,13 @@ class FasterRCNN(Configured, Detector):
 
     def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
         """``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and those of the branches."""
-        sampled = tf.cast(targets["sampled"], real())
+        sampled = tf.cast(targets["sampled"], float_dtype())
         count = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
         class_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets["class_ids"], outputs["class_logits"])
         deltas = outputs["box_deltas"]  # (B, S, K or 1, 4)
         own = tf.minimum(targets["class_ids"], tf.shape(deltas)[2] - 1)
         deltas = tf.gather(deltas, own, batch_dims=2)  # (B, S, 4)
-        weights = tf.cast(targets["positive"], real())[..., None]
+        weights = tf.cast(targets["positive"], float_dtype())[..., None]
         anchors = tf.where(weights > 0, outputs["rois"], [0.0, 0.0, 1.0, 1.0])  # padding has no size to divide by
         goals = self.coder.encode(tf.where(weights > 0, targets["boxes"], anchors), anchors)
         box_loss = losses.smooth_l1(deltas, goals, weights, beta=self.smooth_l1_beta)

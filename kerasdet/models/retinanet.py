@@ -6,20 +6,19 @@ import keras
 import tensorflow as tf
 
 from kerasdet import losses
-from kerasdet.anchors import AnchorGenerator
-from kerasdet.coders import DeltaCoder
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.coders import DeltaCoder
+from kerasdet.geometry.matching import IGNORE, match_iou
+from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
-from kerasdet.matching import IGNORE, match_iou
 from kerasdet.models import dense
 from kerasdet.models.detector import Detector, check_backbone, checked_names
 from kerasdet.models.postprocess import detections_from_candidates, top_candidates
-from kerasdet.models.preprocess import Preprocessing
-from kerasdet.precision import real
-from kerasdet.serialization import Configured
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class RetinaNet(Configured, Detector):
+class RetinaNet(ConfigFromInit, Detector):
     """Focal Loss for Dense Object Detection (https://arxiv.org/abs/1708.02002).
 
     Args:
@@ -173,11 +172,11 @@ class RetinaNet(Configured, Detector):
         matched_gt = match_iou(
             anchors,
             batch["boxes"],
-            dense.trained_on(batch),
+            dense.valid_gt_mask(batch),
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
             low_quality=True,
-            ignored=dense.in_crowds(anchors, batch, self.ignore_crowd_iof),
+            ignored=dense.ignore_mask(anchors, batch, self.ignore_crowd_iof),
         )
         return dense.matched_targets(matched_gt, anchors, batch)
 
@@ -187,8 +186,8 @@ class RetinaNet(Configured, Detector):
         logits = tf.concat(list(outputs["class_logits"].values()), 1)  # (B, R, K)
         deltas = tf.concat(list(outputs["box_deltas"].values()), 1)  # (B, R, 4)
         normalizer = self._normalizer(targets)  # () or (B, 1)
-        valid = tf.cast(targets["matched_gt"] != IGNORE, real()) / normalizer  # (B, R)
-        positive = tf.cast(targets["matched_gt"] >= 0, real()) / normalizer
+        valid = tf.cast(targets["matched_gt"] != IGNORE, float_dtype()) / normalizer  # (B, R)
+        positive = tf.cast(targets["matched_gt"] >= 0, float_dtype()) / normalizer
         class_loss = losses.focal(
             logits,
             tf.one_hot(targets["class_ids"], self.num_classes, dtype=logits.dtype),

@@ -5,20 +5,19 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from kerasdet import boxes as box_ops
 from kerasdet import losses
-from kerasdet.anchors import AnchorGenerator
-from kerasdet.coders import DeltaCoder
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.coders import DeltaCoder
+from kerasdet.geometry.matching import IGNORE, gather_gt, match_iou
+from kerasdet.geometry.sampling import sample_balanced, uniform
+from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, MaxPoolTop, ResNet
 from kerasdet.layers.heads import RPNHead
-from kerasdet.matching import IGNORE, gather_gt, match_iou
-from kerasdet.models.detector import Detector, check_backbone, split_inputs
-from kerasdet.models.preprocess import Preprocessing
+from kerasdet.models.detector import Detector, check_backbone, unpack_inputs
 from kerasdet.ops import nms
-from kerasdet.precision import real
-from kerasdet.replicas import global_sum
-from kerasdet.sampling import sample_balanced, uniform
-from kerasdet.serialization import Configured
+from kerasdet.ops.distribute import global_sum
 
 FPN_LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
@@ -39,7 +38,7 @@ def default_backbone() -> ResNet:
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class RPN(Configured, keras.layers.Layer):
+class RPN(ConfigFromInit, keras.layers.Layer):
     """Objectness and boxes of anchors, and the proposals they make (https://arxiv.org/abs/1506.01497).
 
     Args:
@@ -194,7 +193,7 @@ class RPN(Configured, keras.layers.Layer):
         )
         if self.straddle_threshold is not None:
             margin = self.straddle_threshold
-            limit = tf.cast(image_size, real())[:, None, :] + margin  # (B, 1, 2)
+            limit = tf.cast(image_size, float_dtype())[:, None, :] + margin  # (B, 1, 2)
             inside = tf.reduce_all((anchors[:, :2] >= -margin) & (anchors[:, 2:] < limit), -1)  # (B, R)
             matched_gt = tf.where(inside, matched_gt, IGNORE)
         priority = uniform(tf.shape(anchors)[0], seed, step, _image_ids(batch))
@@ -209,10 +208,10 @@ class RPN(Configured, keras.layers.Layer):
         anchors = tf.concat(list(outputs["anchors"].values()), 0)
         logits = tf.concat(list(outputs["objectness"].values()), 1)  # (B, R)
         deltas = tf.concat(list(outputs["box_deltas"].values()), 1)  # (B, R, 4)
-        positive = tf.cast(targets["positive"], real())
-        sampled = positive + tf.cast(targets["negative"], real())
+        positive = tf.cast(targets["positive"], float_dtype())
+        sampled = positive + tf.cast(targets["negative"], float_dtype())
         if self.normalizer == "fixed":
-            normalizer = global_sum(tf.cast(self.samples_per_image * tf.shape(logits)[0], real()))
+            normalizer = global_sum(tf.cast(self.samples_per_image * tf.shape(logits)[0], float_dtype()))
         else:
             normalizer = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
         class_loss = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits) * sampled)
@@ -228,7 +227,7 @@ def _image_ids(batch):
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
-class ProposalNetwork(Configured, Detector):
+class ProposalNetwork(ConfigFromInit, Detector):
     """A region proposal network alone: a detector of objects of one unnamed kind.
 
     Args:
@@ -273,7 +272,7 @@ class ProposalNetwork(Configured, Detector):
 
     def call(self, inputs, training=False):
         """Predictions for every anchor; see `RPN.call`."""
-        image, image_size = split_inputs(inputs)
+        image, image_size = unpack_inputs(inputs)
         features = self.backbone(self.preprocessing.normalize(image, image_size), training=training)
         return self.rpn(self.neck(features, training=training), image=image)
 

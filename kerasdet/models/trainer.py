@@ -8,17 +8,8 @@ from types import SimpleNamespace
 import keras
 import tensorflow as tf
 
-from kerasdet.precision import real
-from kerasdet.replicas import (
-    apply_sum,
-    counted_alone,
-    global_sum,
-    kept,
-    local_replicas,
-    num_replicas,
-    padded_alike,
-    with_an_image,
-)
+from kerasdet.keras_utils import float_dtype
+from kerasdet.ops.distribute import global_max, global_sum, local_reductions, local_replicas, num_replicas
 
 
 class Trainer(keras.Model):
@@ -41,7 +32,7 @@ class Trainer(keras.Model):
         self.micro_batches = 1
         self.xla = False
         self.data_wait = 0.0
-        self._untracked = SimpleNamespace(  # what Keras is not to track: checkpoints would hold them
+        self._metric_state = SimpleNamespace(  # what Keras is not to track: checkpoints would hold them
             losses=[keras.metrics.Mean(name=name) for name in ("loss", *loss_names)],
             steps=[keras.metrics.Mean(name=name) for name in ("gradient_norm", "positives")],
             functions={},
@@ -49,27 +40,29 @@ class Trainer(keras.Model):
 
     @property
     def metrics(self):
-        return [*super().metrics, *self._untracked.losses, *self._untracked.steps]
+        return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
 
     def train_step(self, data):
-        batch = padded_alike(self._with_finite_pixels(training_batch(data)))
-        gradients, losses, positives = self._accumulated(batch)
+        batch = pad_to_global_max(self._with_finite_pixels(training_batch(data)))
+        gradients, losses, positives = self._accumulate_gradients(batch)
         gradients = global_sum(gradients)
-        norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([], real()))
-        with tf.control_dependencies([self._finite_or_stop(norm, losses, batch)]):
+        norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([], float_dtype()))
+        with tf.control_dependencies([self._assert_finite_loss(norm, losses, batch)]):
             gradients = [tf.identity(gradient) for gradient in gradients]
-        apply_sum(self.optimizer, gradients, self.trainable_variables)
-        norm_mean, positives_mean = self._untracked.steps
+        apply_reduced_gradients(self.optimizer, gradients, self.trainable_variables)
+        norm_mean, positives_mean = self._metric_state.steps
         finite = tf.math.is_finite(norm)  # or else, in float16, the step is skipped
-        norm_mean.update_state(tf.where(finite, norm, 0), sample_weight=tf.cast(finite, real()))
+        norm_mean.update_state(tf.where(finite, norm, 0), sample_weight=tf.cast(finite, float_dtype()))
         positives_mean.update_state(positives)
-        return {**self._track(losses), **{mean.name: mean.result() for mean in self._untracked.steps}}
+        return {**self._track(losses), **{mean.name: mean.result() for mean in self._metric_state.steps}}
 
     def test_step(self, data):
-        batch, share = with_an_image(padded_alike(training_batch(data)))
+        batch, share = pad_empty_batch(pad_to_global_max(training_batch(data)))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
-        return self._track(_with_total(self.compute_losses(kept(outputs, share), kept(targets, share))))
+        return self._track(
+            _with_total(self.compute_losses(drop_padded_outputs(outputs, share), drop_padded_outputs(targets, share)))
+        )
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
         """The outputs that have losses; two-stage models give themselves the ground truth here."""
@@ -78,7 +71,7 @@ class Trainer(keras.Model):
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
         """What a model keeps of a training step's targets, such as a running normaliser."""
 
-    def _accumulated(self, batch):
+    def _accumulate_gradients(self, batch):
         """`_gradients` of a batch, averaged over its parts."""
         if self.micro_batches == 1:
             return self._gradients(batch)
@@ -101,12 +94,12 @@ class Trainer(keras.Model):
         with tf.control_dependencies(gradients):
             self.after_step(targets)
         positive = targets["positive"] if "positive" in targets else targets["matched_gt"] >= 0  # (B, R)
-        return gradients, losses, tf.reduce_mean(tf.reduce_sum(tf.cast(positive, real()), 1))
+        return gradients, losses, tf.reduce_mean(tf.reduce_sum(tf.cast(positive, float_dtype()), 1))
 
     def _track(self, losses):
-        for mean in self._untracked.losses:
+        for mean in self._metric_state.losses:
             mean.update_state(losses[mean.name] * num_replicas())  # which hold a part of the sum each
-        return {mean.name: mean.result() for mean in self._untracked.losses}
+        return {mean.name: mean.result() for mean in self._metric_state.losses}
 
     def _with_finite_pixels(self, batch):
         """The batch, once its pixels are known not to spoil the running averages of norms."""
@@ -120,7 +113,7 @@ class Trainer(keras.Model):
         with tf.control_dependencies([finite]):
             return {**batch, "image": tf.identity(image)}
 
-    def _finite_or_stop(self, norm, losses, batch):
+    def _assert_finite_loss(self, norm, losses, batch):
         """An assertion that stops before a loss or gradient that is not finite reaches the weights."""
         finite = tf.math.is_finite(losses["loss"])
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # which skips such gradients itself
@@ -145,7 +138,9 @@ class Trainer(keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == self.micro_batches == 1:
             return
-        counts = [len(only_input(each)["image"]) for each in self.distribute_strategy.experimental_local_results(batch)]
+        counts = [
+            len(unpack_batch(each)["image"]) for each in self.distribute_strategy.experimental_local_results(batch)
+        ]
         if 0 in counts or any(count % self.micro_batches for count in counts):
             among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
             raise ValueError(
@@ -198,7 +193,7 @@ class Trainer(keras.Model):
         """The losses of each batch by itself, as many at a time as this process has replicas."""
 
         def step(batch):
-            with counted_alone():
+            with local_reductions():
                 batch = training_batch(batch)
                 outputs = self.forward(batch, training=False)
                 return _with_total(self.compute_losses(outputs, self.compute_targets(outputs, batch)))
@@ -210,7 +205,7 @@ class Trainer(keras.Model):
         """Batches and what `step` makes of them; a function that was traced once stays under its name."""
         strategy = self.distribute_strategy
         count = local_replicas(strategy)
-        run = self._untracked.functions.setdefault(
+        run = self._metric_state.functions.setdefault(
             name, tf.function(lambda batch: strategy.run(step, args=(batch,)), reduce_retracing=True, autograph=False)
         )
         batches = iter(batches)
@@ -230,17 +225,17 @@ class Trainer(keras.Model):
 
 
 def training_batch(data) -> dict[str, tf.Tensor]:
-    """`only_input` in the types of the contract; without ``is_crowd`` there are no crowds, without size no padding."""
-    batch = dict(only_input(data))
+    """Casts a batch to the types of the contract and fills in ``is_crowd`` and ``image_size`` if they are missing."""
+    batch = dict(unpack_batch(data))
     if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
         raise ValueError(f"A batch to train on lacks {', '.join(missing)}; it has {', '.join(batch)}.")
     batch.setdefault("image_size", valid_size(batch))
     batch.setdefault("is_crowd", tf.zeros_like(batch["class_ids"], tf.bool))
-    types = {"boxes": real(), "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
+    types = {"boxes": float_dtype(), "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
     return {name: tf.cast(value, types[name]) if name in types else value for name, value in batch.items()}
 
 
-def only_input(data):
+def unpack_batch(data):
     """The batch, which Keras hands over bare from a data set and in a tuple from ``*_on_batch``."""
     return data[0] if isinstance(data, tuple) else data
 
@@ -263,3 +258,63 @@ def _parts(batch, count):
     """Equal parts of a batch."""
     split = {name: tf.split(value, count) for name, value in batch.items()}
     return [{name: values[index] for name, values in split.items()} for index in range(count)]
+
+
+def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The batch, its images padded to the largest height and width on any replica, as in one batch of them all."""
+    image = tf.convert_to_tensor(batch["image"])
+    if num_replicas() == 1 or image.shape[1:3].is_fully_defined():
+        return {**batch, "image": image}
+    size = tf.shape(image)[1:3]
+    missing = tf.pad(tf.stack([tf.zeros(2, tf.int32), global_max(size) - size], 1), [[1, 1], [0, 0]])
+    padded = tf.ensure_shape(tf.pad(image, missing), image.shape)
+    return {**batch, "image": padded}
+
+
+def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
+    """A batch that is never empty, as the last of a data set is on the replicas beyond its images.
+
+    Returns:
+        The batch, or an image of zeros without objects; and 0 where it is that image, else 1, for `kept` to drop what
+        is made of it. The batch itself and None where there is one replica.
+    """
+    if num_replicas() == 1:
+        return batch, None
+    batch = batch if isinstance(batch, Mapping) else {"image": batch}
+    share = tf.minimum(tf.shape(batch["image"])[0], 1)
+    filled = {}
+    for name, value in batch.items():
+        smallest = [1, 32, 32, 3] if name == "image" else [1] * value.shape.rank
+        missing = tf.maximum((1 - share) * smallest - tf.shape(value), 0)
+        nothing = tf.cast(-1 if name == "class_ids" else 0, value.dtype)
+        padded = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=nothing)
+        filled[name] = tf.ensure_shape(padded, [None, *value.shape[1:]])
+    return filled, share
+
+
+def drop_padded_outputs(outputs, share: tf.Tensor | None):
+    """What a model makes of the images, nothing of the one that `pad_empty_batch` added; anchors are of no image."""
+    if share is None:
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {
+            name: value if name == "anchors" else drop_padded_outputs(value, share) for name, value in outputs.items()
+        }
+    return outputs[: share * tf.shape(outputs)[0]]
+
+
+def apply_reduced_gradients(
+    optimizer: keras.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable]
+) -> None:
+    """One step of a Keras optimizer by gradients that are summed over the replicas already.
+
+    Keras would clip what each replica has before it sums; so it gets the sum, and is told not to sum again.
+    """
+    if num_replicas() > 1:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if not hasattr(inner, "_all_reduce_sum_gradients"):
+            raise NotImplementedError(
+                f"{type(inner).__name__} of Keras {keras.__version__} does not sum over replicas."
+            )
+        inner._all_reduce_sum_gradients = list
+    optimizer.apply(gradients, variables)

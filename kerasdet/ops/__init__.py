@@ -1,7 +1,7 @@
 """Operations of detectors: each in TensorFlow's ops, and most compiled as well."""
 
 from kerasdet.ops.deform_conv import deform_conv2d
-from kerasdet.ops.library import implementation, static_shapes
+from kerasdet.ops.dispatch import implementation, static_shapes
 from kerasdet.ops.masks import encode_masks, paste_masks
 from kerasdet.ops.nms import nms
 from kerasdet.ops.roi_align import multilevel_roi_align, roi_align

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kerasdet.ops.library import compiled_ops
+from kerasdet.ops.dispatch import compiled_ops
 from kerasdet.ops.sparse import weighted_rows
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from kerasdet import masks
-from kerasdet.ops.library import compiled_ops, static_shapes
+from kerasdet.geometry import masks, rle
+from kerasdet.ops.dispatch import compiled_ops, static_shapes
 
 tf.no_gradient("Kerasdet>PasteMasks")
 tf.no_gradient("Kerasdet>EncodeMasks")
@@ -18,7 +18,7 @@ def paste_masks(
     rule: str = "detectron2",
     threshold: float = 0.5,
 ) -> tf.Tensor:
-    """`kerasdet.masks.paste_masks`, which see; the compiled implementation of it where there is one.
+    """`kerasdet.geometry.masks.paste_masks`, which see; the compiled implementation of it where there is one.
 
     Args:
         mask_probs: (D, S, S) in 0..1.
@@ -68,7 +68,7 @@ def encode_masks(
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
-        return masks.encode(masks.paste_masks(mask_probs, boxes, height, width, rule, threshold))
+        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width, rule, threshold))
     characters, lengths = library.kerasdet_encode_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
     text, ends = characters.numpy().tobytes().decode("ascii"), np.cumsum(lengths.numpy()).tolist()
     size = [int(height), int(width)]

@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from kerasdet.ops.library import compiled_ops, in_tflite
+from kerasdet.ops.dispatch import compiled_ops, in_tflite
 
 tf.no_gradient("Kerasdet>Nms")
 _SMALLEST = 0.02  # pixels

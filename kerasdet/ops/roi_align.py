@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.library import compiled_ops, raw_ops, static_shapes
+from kerasdet.ops.dispatch import compiled_ops, raw_ops, static_shapes
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _CELLS_AT_ONCE = 2**22

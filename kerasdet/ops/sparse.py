@@ -5,7 +5,7 @@ TensorFlow's compressed rows (CSR) run several times faster than `tf.sparse.spar
 
 import tensorflow as tf
 
-from kerasdet.ops.library import static_shapes
+from kerasdet.ops.dispatch import static_shapes
 
 
 def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:

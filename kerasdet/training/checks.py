@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.replicas import all_workers
+from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.validation import measures
 
 
@@ -89,7 +89,7 @@ def jit(strategy: tf.distribute.Strategy, pad_to, max_boxes) -> None:
 def same_on_all_workers(strategy: tf.distribute.Strategy, done: int, out_dir, settings: Mapping) -> None:
     """All workers go on from one checkpoint, with the same settings and data sets."""
     settings = {name: _comparable(value) for name, value in settings.items()}
-    workers = all_workers(strategy, {"done": done, "settings": settings})
+    workers = all_gather_object(strategy, {"done": done, "settings": settings})
     for name in settings:
         values = [each["settings"][name] for each in workers]
         other = next((number for number, value in enumerate(values) if value != values[0]), None)

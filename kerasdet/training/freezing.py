@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from kerasdet.serialization import freeze
+from kerasdet.keras_utils import freeze
 
 
 def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:

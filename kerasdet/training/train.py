@@ -13,14 +13,14 @@ import tensorflow as tf
 
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
-from kerasdet.replicas import worker
+from kerasdet.ops.distribute import worker_rank
 from kerasdet.training import checks
-from kerasdet.training.averages import use_averages
-from kerasdet.training.checkpoints import restore
+from kerasdet.training.ema import use_averages
 from kerasdet.training.files import locked, replacing
 from kerasdet.training.freezing import freeze_layers
-from kerasdet.training.logs import RunLog, Speedometer
-from kerasdet.training.run import Run
+from kerasdet.training.loop import Run
+from kerasdet.training.metrics_log import RunLog, ThroughputLogger
+from kerasdet.training.resume import restore
 from kerasdet.training.validation import Validation
 
 
@@ -120,7 +120,7 @@ def train(
     model.compile(optimizer=optimizer)
     model.optimizer.build(model.trainable_variables)
 
-    number, _ = worker(strategy)
+    number, _ = worker_rank(strategy)
     if number == 0:
         _make_folders(out_dir)
     with locked(out_dir) if number == 0 else contextlib.nullcontext():
@@ -141,7 +141,7 @@ def train(
             model,
             out_dir / "checkpoints" if number == 0 else None,
             keep=keep_checkpoints,
-            speed=Speedometer(model, run_log, batch_size, log_every, steps),
+            speed=ThroughputLogger(model, run_log, batch_size, log_every, steps),
             validation=validation,
             save_every=epoch_steps,
             measure_every=epoch_steps * eval_every,

@@ -9,11 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasdet import evaluation, images, visualize
+from kerasdet import evaluation, visualize
+from kerasdet.data import images
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY
-from kerasdet.training.averages import averaged
-from kerasdet.training.checkpoints import save_model
-from kerasdet.training.logs import RunLog
+from kerasdet.training.ema import averaged_weights
+from kerasdet.training.metrics_log import RunLog
+from kerasdet.training.resume import save_model
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Validation:
     def __call__(self, step: int) -> None:
         """Measures after a step; raises ValueError if there is no number `monitor`."""
         before = self._history()
-        with averaged(self.model):
+        with averaged_weights(self.model):
             values = dict(self.evaluate(self.model, self.data).summary)
             if _annotated(self.model, self.data):
                 values.update(evaluation.validation_losses(self.model, self.data))
@@ -105,7 +106,7 @@ def measures(evaluate: Callable, model: keras.Model, data) -> list[str]:
     parts = {"masks": ("segm", SUMMARY), "keypoints": ("keypoints", KEYPOINT_SUMMARY)}
     for iou_type, summary in (parts[branch.annotation] for branch in model.branches):
         names += [f"{iou_type}/{name}" for name in summary]
-    losses = [f"val_{mean.name}" for mean in model._untracked.losses] if _annotated(model, data) else []
+    losses = [f"val_{mean.name}" for mean in model._metric_state.losses] if _annotated(model, data) else []
     return names + losses
 
 

@@ -7,8 +7,8 @@ from checkpoints import golden
 from checkpoints.golden import XYXY
 from pycocotools import mask as rle
 
-from kerasdet import masks
 from kerasdet.checkpoints import to_model
+from kerasdet.geometry import masks
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +169,7 @@ def loss_batch(model, expected):
 
 
 def runs_of(mask):
-    return masks.runs_from_segmentation(rle.encode(np.asfortranarray(mask)), HEIGHT, WIDTH)
+    return rle.runs_from_segmentation(rle.encode(np.asfortranarray(mask)), HEIGHT, WIDTH)
 
 
 def test_detect_end_to_end(case):

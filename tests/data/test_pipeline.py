@@ -8,10 +8,10 @@ import tensorflow as tf
 from PIL import Image
 from pycocotools import mask as rle
 
-from kerasdet import masks
 from kerasdet.data import RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
 from kerasdet.data.records import Record
 from kerasdet.data.shapes import shapes_dataset
+from kerasdet.geometry import masks
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kerasdet import masks
 from kerasdet.evaluation.evaluate import _check_names, evaluate_batches, to_original
+from kerasdet.geometry import masks, rle
 
 CATEGORY_IDS = [4, 7]
 IMAGE_SIZE = np.array([50, 100], np.int32)  # inside a 64x128 network input
@@ -134,7 +134,7 @@ def test_masks_and_keypoints_are_measured_in_the_original_images(rng):
         x, y, w, h = a["bbox"]
         bitmap = np.zeros((sizes[a["image_id"]]["height"], sizes[a["image_id"]]["width"]), bool)
         bitmap[round(y) : round(y + h), round(x) : round(x + w / 2)] = True
-        [a["segmentation"]] = masks.encode(bitmap[None])
+        [a["segmentation"]] = rle.encode(bitmap[None])
         a["area"] = int(bitmap.sum())
         places = [(x + u * w - 0.5, y + v * h - 0.5, 2) for v, u in ((0.1, 0.2), (0.5, 0.5), (0.9, 0.3))]
         a["keypoints"] = [float(value) for place in places for value in place]
@@ -153,7 +153,7 @@ class CodingOracle(MaskOracle):
     """Gives the code of its masks, and no full-size ones."""
 
     def encode_masks(self, mask_probs, boxes, height, width):
-        return masks.encode(masks.paste_masks(mask_probs, boxes, height, width))
+        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width))
 
     paste_masks = None
 

@@ -14,9 +14,8 @@ import pytest
 import tensorflow as tf
 import tiny
 from kerasdet.export import serving
+from kerasdet.export import workflow as shipping
 from PIL import Image
-
-from kerasdet import shipping
 
 grpc = pytest.importorskip("grpc")
 apis = pytest.importorskip("tensorflow_serving.apis.prediction_service_pb2_grpc")

@@ -15,8 +15,8 @@ import tensorflow as tf
 import tiny
 from export_models import MODELS, make
 from kerasdet.export import export_tflite, tflite, verify_tflite
-from kerasdet.export.tflite import tails
 from kerasdet.export.tflite.quantization import PRECISIONS
+from kerasdet.export.tflite.write import tails
 from PIL import Image
 
 import kerasdet
@@ -228,7 +228,7 @@ def test_the_frame_keeps_the_aspect_and_pads_with_what_is_zero_to_the_network(mo
     inside = np.array(rule.normalize(frame[None], None))[0]
     np.testing.assert_array_equal(inside[:, 48:], 0)
     assert np.abs(inside[:, :48]).min() > 0
-    np.testing.assert_array_equal(frame[:, :48], kerasdet.images.resize(image, (96, 48), rule.kernel))
+    np.testing.assert_array_equal(frame[:, :48], kerasdet.data.images.resize(image, (96, 48), rule.kernel))
 
 
 def test_labels_and_facts_travel_in_the_file(tmp_path):

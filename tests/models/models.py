@@ -3,7 +3,7 @@
 import numpy as np
 
 from kerasdet import FCOS, FPN, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
-from kerasdet.anchors import AnchorGenerator, octave_sizes
+from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
 from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop
 from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
 

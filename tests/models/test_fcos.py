@@ -8,10 +8,10 @@ from models.models import NUM_CLASSES, batch, fcos, randomized, without_objects
 from models.test_retinanet import flat, numpy_focal, numpy_giou, scalar_iou, sigmoid
 
 from kerasdet import FCOS, FPN
-from kerasdet.anchors import AnchorGenerator
-from kerasdet.coders import DistanceCoder
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.coders import DistanceCoder
+from kerasdet.geometry.matching import IGNORE, NEGATIVE
 from kerasdet.layers import ConvTop
-from kerasdet.matching import IGNORE, NEGATIVE
 
 
 @pytest.fixture(scope="module")

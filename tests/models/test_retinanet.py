@@ -5,10 +5,10 @@ import tensorflow as tf
 from models.models import NUM_CLASSES, batch, randomized, retinanet, without_objects
 
 from kerasdet import FPN, RetinaNet
-from kerasdet.anchors import AnchorGenerator, octave_sizes
-from kerasdet.coders import DeltaCoder
+from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
+from kerasdet.geometry.coders import DeltaCoder
+from kerasdet.geometry.matching import IGNORE, NEGATIVE
 from kerasdet.layers import ConvTop, MaxPoolTop
-from kerasdet.matching import IGNORE, NEGATIVE
 
 
 @pytest.fixture(scope="module")

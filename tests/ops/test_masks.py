@@ -4,7 +4,7 @@ import tensorflow as tf
 from conftest import shared
 from pycocotools import mask as rle
 
-from kerasdet import masks
+from kerasdet.geometry import masks
 from kerasdet.ops import encode_masks, paste_masks
 
 pytestmark = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kerasdet.training.checkpoints import checkpoints
+from kerasdet.training.resume import checkpoints
 from kerasdet.training.workers import worker_environments
 
 RUN = Path(__file__).with_name("replica_run.py")

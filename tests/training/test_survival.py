@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kerasdet.training.checkpoints import checkpoints
+from kerasdet.training.resume import checkpoints
 
 RUN = Path(__file__).with_name("survival_run.py")
 KILLS = 20

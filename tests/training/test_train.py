@@ -15,8 +15,8 @@ from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
 from kerasdet.evaluation import validation_losses
 from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.training import SGD, WarmupMultiStep, train
-from kerasdet.training.checkpoints import checkpoints
 from kerasdet.training.files import locked
+from kerasdet.training.resume import checkpoints
 from kerasdet.training.validation import measures
 
 STEPS = 6

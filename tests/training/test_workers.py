@@ -141,7 +141,7 @@ def test_workers_wait_for_one_another_and_say_so(caplog):
 
 def test_what_workers_were_given_must_be_the_same(monkeypatch):
     gathered = []
-    monkeypatch.setattr(checks, "all_workers", lambda _, value: [*gathered, json.loads(json.dumps(value))])
+    monkeypatch.setattr(checks, "all_gather_object", lambda _, value: [*gathered, json.loads(json.dumps(value))])
 
     def check(done=0, **settings):
         checks.same_on_all_workers(None, done, "run", settings)
@@ -154,7 +154,7 @@ def test_what_workers_were_given_must_be_the_same(monkeypatch):
         return [value]
 
     with monkeypatch.context() as patch:
-        patch.setattr(checks, "all_workers", lambda _, value: of_first(value))
+        patch.setattr(checks, "all_gather_object", lambda _, value: of_first(value))
         check(data=data(1, 2), eval_data=None, steps=12)
     check(data=data(1, 2), eval_data=None, steps=12)
     with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 3 images"):

@@ -1,0 +1,1 @@
+"""TensorFlow SavedModels, for TF Serving and every TensorFlow runtime."""

@@ -1,0 +1,93 @@
+"""Encoded images of a request as a batch: bounds are checked before decoding, and errors name the image."""
+
+import tensorflow as tf
+
+from kerasdet.data import images as image_ops
+from kerasdet.ops import resize as resize_ops
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_batch(image_bytes: tf.Tensor, preprocessing, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Encoded images of any sizes, resized and padded.
+
+    Args:
+        image_bytes: (B,) string, JPEG or PNG files, B at least 1.
+        preprocessing: The model's.
+        max_pixels: Of an image; the header of a larger one is read, and no more of it.
+
+    Returns:
+        image (B, H, W, 3) float32, image_size (B, 2) without padding, original_size (B, 2), both int32. It fails with
+        `tf.errors.InvalidArgumentError` where an image is damaged, too large or of another format.
+    """
+
+    @tf.function  # for the loop: SavedModels trace signatures without AutoGraph
+    def decode_all(image_bytes):
+        count = tf.size(image_bytes)
+        resized = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=[None, None, 3])
+        original_size = tf.TensorArray(tf.int32, count, element_shape=[2])
+        image_size = tf.TensorArray(tf.int32, count, element_shape=[2])
+        for index in tf.range(count):
+            image = _decode(image_bytes[index], index, max_pixels)
+            small = preprocessing.resize(image)
+            original_size = original_size.write(index, tf.shape(image)[:2])
+            image_size = image_size.write(index, tf.shape(small)[:2])
+            resized = resized.write(index, small)
+        image_size = image_size.stack()
+        height, width = tf.unstack(preprocessing.padded_size(tf.reduce_max(image_size, 0)))
+        image = tf.map_fn(
+            lambda index: resize_ops.pad_to(resized.read(index), height, width),
+            tf.range(count),
+            fn_output_signature=tf.TensorSpec([None, None, 3], tf.float32),
+        )
+        return image, image_size, original_size.stack()
+
+    return decode_all(image_bytes)
+
+
+def _decode(encoded, index, max_pixels):
+    """One image (H, W, 3) uint8; what is wrong with it is said with its index."""
+    is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
+    with tf.control_dependencies(
+        [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is no JPEG or PNG file", index)]
+    ):
+        encoded = tf.identity(encoded)
+    readable, size = _attempt(lambda data: tf.cond(is_png, lambda: _png_size(data), lambda: _jpeg_size(data)), encoded)
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    too_large = "image_bytes[{}] has {} pixels, and this model accepts " + f"{max_pixels}: send it smaller"
+    with tf.control_dependencies(
+        [
+            _check(readable & (pixels > 0), "image_bytes[{}] has a damaged header", index),
+            _check(pixels <= max_pixels, too_large, index, pixels),
+        ]
+    ):
+        encoded = tf.identity(encoded)
+    whole, image = _attempt(image_ops.decode, encoded)
+    with tf.control_dependencies([_check(whole, "image_bytes[{}] is damaged or cut short", index)]):
+        return tf.identity(image)
+
+
+def _check(condition, message, *values):
+    return tf.debugging.Assert(condition, [tf.strings.format(message, values)])
+
+
+def _png_size(encoded):
+    """(height, width) in the header, 0 where that is cut short or larger than int32."""
+    digits = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
+    digits = tf.pad(digits, [[0, 8 - tf.size(digits)]])
+    width, height = tf.unstack(tf.reduce_sum(tf.reshape(digits, [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1], 1))
+    return tf.stack([height, width])
+
+
+def _jpeg_size(encoded):
+    return tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
+
+
+def _attempt(function, encoded):
+    """Whether a function of an encoded image succeeds, and its result, which is empty otherwise.
+
+    A failing operation ends a graph and cannot tell which image it had; a data set can pass over it.
+    """
+    result = tf.data.Dataset.from_tensors(encoded).map(function)
+    empty = tf.zeros([size or 0 for size in result.element_spec.shape], result.element_spec.dtype)
+    return result.ignore_errors().reduce((False, empty), lambda _, value: (True, value))

@@ -1,0 +1,42 @@
+"""Runs a SavedModel in a process of its own: ``python verify_worker.py SAVED_MODEL FOLDER [LIBRARY]``.
+
+Only TensorFlow is needed, and the library of compiled operations where the SavedModel has some.
+
+The folder holds ``0.png``, ``1.png`` ... and receives ``outputs.npz``: of all images by ``encoded``, of the first one
+by ``serving_default`` and ``float_image``, and how long the first one took each time.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+RUNS = 5
+
+
+def main(saved_model: str, folder: str, *libraries: str) -> None:
+    """Writes the outputs."""
+    for library in libraries:
+        tf.load_op_library(library)
+    signatures = tf.saved_model.load(saved_model).signatures
+    paths = sorted(Path(folder).glob("*.png"), key=lambda path: int(path.stem))
+    encoded = tf.stack([tf.io.read_file(str(path)) for path in paths])
+    image = tf.io.decode_png(encoded[0], channels=3)[None]
+    results = {"encoded": signatures["encoded"](image_bytes=encoded)}
+    results["float_image"] = signatures["float_image"](image=tf.cast(image, tf.float32))
+    seconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        results["serving_default"] = signatures["serving_default"](image=image)
+        results["serving_default"]["num_detections"].numpy()
+        seconds.append(time.perf_counter() - start)
+    if "kerasdet" in sys.modules:
+        raise RuntimeError("the SavedModel imported kerasdet")
+    arrays = {f"{name}/{key}": value.numpy() for name, outputs in results.items() for key, value in outputs.items()}
+    np.savez(Path(folder) / "outputs.npz", seconds=seconds, **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Boxes, anchors, matching, masks and keypoints as pure functions."""

@@ -1,0 +1,121 @@
+"""Anchor boxes of a feature pyramid.
+
+A level is named after its nominal stride: ``p3`` has stride 2**3. Its anchors are listed cell by cell, row
+first, and within a cell in the order of `AnchorGenerator.cell_anchors`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
+
+
+def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> tuple[tuple[float, ...], ...]:
+    """Sizes of RetinaNet's anchors: each level doubles the last, split into `octaves` geometric steps.
+
+    Returns:
+        One tuple of `octaves` edge lengths in pixels for each of `levels` levels.
+    """
+    return tuple(
+        tuple(smallest * 2**level * 2 ** (octave / octaves) for octave in range(octaves)) for level in range(levels)
+    )
+
+
+def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7")) -> "AnchorGenerator":
+    """The points of FCOS, one in the middle of every cell, as squares as large as the level's stride."""
+    sizes = tuple((2 ** int(level[1:]),) for level in levels)
+    return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=0.5)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class AnchorGenerator(ConfigFromInit):
+    """Anchors for every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).
+
+    Args:
+        sizes: For each level the edge lengths, in pixels, of its square anchors.
+        aspect_ratios: Height over width; one tuple for all levels or a tuple for each.
+        levels: Names of the levels, finest first.
+        offset: Where the centre of an anchor lies in its cell, as a share of the stride: 0 is the upper left
+            corner (detectron2, torchvision), 0.5 the middle.
+        round_corners: Round the corners of the cell anchors to integers, as torchvision does.
+        ratios_first: List a cell's anchors ratio by ratio (torchvision) and not size by size (detectron2).
+        strides_from_image: Take the stride as image size // grid size, as torchvision does, and not as 2**level;
+            they differ where the padded image is no multiple of the coarsest stride.
+
+    Raises:
+        ValueError: If `sizes`, `aspect_ratios` and `levels` do not agree in length.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]] = octave_sizes(),
+        aspect_ratios: Sequence = (0.5, 1.0, 2.0),
+        levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"),
+        offset: float = 0.0,
+        round_corners: bool = False,
+        ratios_first: bool = False,
+        strides_from_image: bool = False,
+    ):
+        if not isinstance(aspect_ratios[0], Sequence):
+            aspect_ratios = [aspect_ratios] * len(levels)
+        if not len(sizes) == len(aspect_ratios) == len(levels):
+            raise ValueError(
+                f"AnchorGenerator needs sizes and aspect ratios for each of its {len(levels)} levels {tuple(levels)}, "
+                f"got {len(sizes)} of sizes and {len(aspect_ratios)} of aspect ratios."
+            )
+        self.sizes = tuple(tuple(level) for level in sizes)
+        self.aspect_ratios = tuple(tuple(level) for level in aspect_ratios)
+        self.levels = tuple(levels)
+        self.offset = offset
+        self.round_corners = round_corners
+        self.ratios_first = ratios_first
+        self.strides_from_image = strides_from_image
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchors in a cell, A.
+
+        Raises:
+            ValueError: If the levels differ in it: a head shared by all levels needs one number.
+        """
+        counts = {len(s) * len(r) for s, r in zip(self.sizes, self.aspect_ratios, strict=True)}
+        if len(counts) != 1:
+            raise ValueError(f"Every level must have as many anchors a cell as the others, got {sorted(counts)}.")
+        return counts.pop()
+
+    def cell_anchors(self, level: str) -> np.ndarray:
+        """Anchors of one cell, centred on the origin, (A, 4) float32."""
+        index = self.levels.index(level)
+        sizes, ratios = np.array(self.sizes[index]), np.sqrt(np.array(self.aspect_ratios[index]))
+        height, width = np.outer(sizes, ratios), np.outer(sizes, 1 / ratios)  # (sizes, ratios)
+        if self.ratios_first:
+            height, width = height.T, width.T
+        height, width = height.reshape(-1) / 2, width.reshape(-1) / 2
+        anchors = np.stack([-height, -width, height, width], -1).astype(np.float32)
+        return np.round(anchors) if self.round_corners else anchors
+
+    def __call__(self, grids: Mapping[str, tuple], image_size: tuple) -> dict[str, tf.Tensor]:
+        """Anchors of all levels.
+
+        Args:
+            grids: level -> (height, width) of its feature map, Python or tensor integers.
+            image_size: (height, width) of the padded network input.
+
+        Returns:
+            level -> (height * width * A, 4) float32.
+        """
+        return {level: self._level_anchors(level, grids[level], image_size) for level in self.levels}
+
+    def _level_anchors(self, level, grid, image_size):
+        nominal = 2 ** int(level[1:])
+        strides = [i // g if self.strides_from_image else nominal for i, g in zip(image_size, grid, strict=True)]
+        y, x = (
+            (tf.range(cells, dtype=float_dtype()) + self.offset) * tf.cast(stride, float_dtype())
+            for cells, stride in zip(grid, strides, strict=True)
+        )
+        y, x = tf.meshgrid(y, x, indexing="ij")  # (H, W) each
+        shifts = tf.reshape(tf.stack([y, x, y, x], -1), [-1, 1, 4])  # (H * W, 1, 4)
+        return tf.reshape(shifts + tf.constant(self.cell_anchors(level), float_dtype()), [-1, 4])  # (H * W * A, 4)

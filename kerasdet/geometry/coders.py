@@ -1,0 +1,81 @@
+"""Between boxes and what a network regresses."""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from kerasdet.keras_utils import ConfigFromInit
+
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class DeltaCoder(ConfigFromInit):
+    """Deltas (dy, dx, dh, dw) of a box from an anchor (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
+
+    Args:
+        weights: Factors of (dy, dx, dh, dw).
+        max_log_scale: Bound on dh and dw in decoding, so that no box overflows.
+    """
+
+    def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), max_log_scale: float = MAX_LOG_SCALE):
+        self.weights = tuple(weights)
+        self.max_log_scale = max_log_scale
+
+    def encode(self, boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+        """Deltas (..., 4) that turn `anchors` (..., 4) into `boxes` (..., 4); both must have a positive size."""
+        center, size = _center_size(boxes)
+        anchor_center, anchor_size = _center_size(anchors)
+        deltas = tf.concat([(center - anchor_center) / anchor_size, tf.math.log(size / anchor_size)], -1)
+        return deltas * self.weights
+
+    def decode(self, deltas: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+        """Boxes (..., 4) that `deltas` (..., 4) make of `anchors` (..., 4)."""
+        shift, log_scale = tf.split(deltas / tf.constant(self.weights, deltas.dtype), 2, -1)
+        anchor_center, anchor_size = _center_size(anchors)
+        center = shift * anchor_size + anchor_center
+        half = tf.exp(tf.minimum(log_scale, self.max_log_scale)) * anchor_size / 2
+        return tf.concat([center - half, center + half], -1)
+
+
+def _center_size(boxes):
+    corner, opposite = tf.split(boxes, 2, -1)
+    size = opposite - corner
+    return corner + size / 2, size
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class DistanceCoder(ConfigFromInit):
+    """Distances (t, l, b, r) from a point to the sides of a box (FCOS, https://arxiv.org/abs/1904.01355).
+
+    A point is the centre of a square as large as its stride.
+
+    Args:
+        normalize: Whether distances are in units of the square's sides, or else in pixels.
+    """
+
+    def __init__(self, normalize: bool = True):
+        self.normalize = normalize
+
+    def encode(self, boxes: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+        """Distances (..., 4) of the sides of `boxes` (..., 4) from the centres of `squares` (..., 4)."""
+        corner, opposite = tf.split(boxes, 2, -1)
+        center, size = _center_size(squares)
+        distances = tf.concat([center - corner, opposite - center], -1)
+        return distances / tf.concat([size, size], -1) if self.normalize else distances
+
+    def decode(self, distances: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+        """Boxes (..., 4) at `distances` (..., 4) around the centres of `squares` (..., 4)."""
+        center, size = _center_size(squares)
+        if self.normalize:
+            distances = distances * tf.concat([size, size], -1)
+        before, after = tf.split(distances, 2, -1)
+        return tf.concat([center - before, center + after], -1)
+
+
+def centerness(distances: tf.Tensor) -> tf.Tensor:
+    """How near a point inside a box is to its centre, 1 there and 0 at the sides; `distances` (..., 4), (...)."""
+    before, after = tf.split(distances, 2, -1)  # (..., 2)
+    return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

@@ -1,0 +1,1 @@
+"""From images to detections: preprocessing, results and everything that can detect."""

@@ -1,0 +1,1 @@
+"""Private hooks of Keras and TensorFlow."""

@@ -1,0 +1,178 @@
+import io
+import itertools
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import shared
+from PIL import Image, ImageOps
+
+from kerasdet.data import images
+from kerasdet.ops import resize as resize_ops
+
+decode = tf.function(images.decode, input_signature=[tf.TensorSpec((), tf.string)])
+orientation_of = tf.function(images.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+
+
+@tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8), tf.TensorSpec((2,), tf.int32)])
+def resize_pil(image, size):
+    return resize_ops.resize(image, size, "pil")
+
+
+def picture(rng, height=23, width=37):
+    return Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((width, height))
+
+
+def encode(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiff(order, value, kind=3):
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    value = struct.pack(order + "HH", value, 0) if kind == 3 else struct.pack(order + "I", value)
+    entries = struct.pack(order + "HHII", 0x010F, 2, 3, 0) + struct.pack(order + "HHI", 0x0112, kind, 1) + value
+    return b"Exif\0\0" + magic + struct.pack(order + "IH", 8, 2) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("value", range(1, 9))
+def test_exif_orientations_equal_pil(rng, order, value):
+    encoded = encode(picture(rng), "JPEG", exif=tiff(order, value))
+    assert orientation_of(encoded) == value
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    np.testing.assert_array_equal(decode(encoded), upright)
+    np.testing.assert_array_equal(images.decode(encoded, exif=False), Image.open(io.BytesIO(encoded)))
+
+
+def test_exif_other_forms(rng):
+    assert orientation_of(encode(picture(rng), "JPEG", exif=tiff(">", 6, kind=4))) == 6
+    assert orientation_of(encode(picture(rng), "JPEG", exif=tiff("<", 9))) == 1
+    assert orientation_of(encode(picture(rng), "JPEG", exif=tiff("<", 0))) == 1
+    assert orientation_of(encode(picture(rng), "JPEG", exif=tiff("<", 6), comment=b"x" * 9000)) == 6
+    assert orientation_of(encode(picture(rng), "PNG")) == 1
+
+
+def test_exif_survives_garbage(rng):
+    encoded = encode(picture(rng), "JPEG", exif=tiff(">", 6))
+    for length in range(0, 120, 3):
+        assert orientation_of(encoded[:length]) in (1, 6)
+    for _ in range(100):
+        damaged = bytearray(encoded)
+        for position in rng.integers(2, 90, 4):
+            damaged[position] = rng.integers(256)
+        assert 1 <= orientation_of(bytes(damaged)) <= 8
+
+
+@pytest.mark.parametrize(
+    "kind, mode, options",
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True, "quality": 40}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "LA", {}),
+        ("PNG", "L", {}),
+        ("PNG", "1", {}),
+        ("PNG", "P", {}),
+        ("BMP", "RGB", {}),
+        ("BMP", "L", {}),
+        ("GIF", "P", {}),
+    ],
+)
+def test_decode_equals_pil(rng, kind, mode, options):
+    image = picture(rng)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(rng.integers(0, 256, (23, 37), dtype=np.uint8)))
+    encoded = encode(image.convert(mode), kind, **options)
+    np.testing.assert_array_equal(decode(encoded), Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def test_decode_sixteen_bits_and_animation(rng):
+    gray = rng.integers(0, 65536, (6, 7), dtype=np.uint16)
+    expected = np.repeat((gray >> 8)[..., None], 3, -1)
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(gray), "PNG")), expected)
+    first, second = picture(rng), picture(rng)
+    encoded = encode(first, "GIF", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode(encoded), Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def detectron2_size(height, width, shortest, longest):
+    scale = shortest / min(height, width)
+    new = (shortest, scale * width) if height < width else (scale * height, shortest)
+    if max(new) > longest:
+        shrink = longest / max(new)
+        new = new[0] * shrink, new[1] * shrink
+    return int(new[0] + 0.5), int(new[1] + 0.5)
+
+
+def torchvision_size(height, width, shortest, longest):
+    scale = min(shortest / min(height, width), longest / max(height, width))
+    return int(height * scale), int(width * scale)
+
+
+@pytest.mark.parametrize("rounding, rule", [("detectron2", detectron2_size), ("torchvision", torchvision_size)])
+def test_shortest_edge_rules(rng, rounding, rule):
+    limits = [(800, 1333), (640, 1333), (512, 800), (320, 500)]
+    cases = [(*size, *limits[i % 4]) for i, size in enumerate(rng.integers(1, 2001, (1500, 2)).tolist())]
+    one = tf.TensorSpec((), tf.int32)
+
+    @tf.function(input_signature=[one] * 4)
+    def size_of(*case):
+        return tf.stack(resize_ops.shortest_edge_size(*case, rounding))
+
+    for case in cases:
+        assert tuple(size_of(*case).numpy()) == rule(*case), case
+    assert tuple(size_of(480, 640, 800, 1333).numpy()) == (800, 1067 if rounding == "detectron2" else 1066)
+
+
+def test_shortest_edge_golden():
+    for *case, height, width in np.load(shared("reference/geometry.npz"))["resize_shortest_edge"].tolist():
+        assert tuple(map(int, resize_ops.shortest_edge_size(*case, "detectron2"))) == (height, width)
+
+
+def test_unknown_rule_and_kernel():
+    with pytest.raises(ValueError, match="rounding"):
+        resize_ops.shortest_edge_size(4, 4, 8, 8, "up")
+    with pytest.raises(ValueError, match="kernel"):
+        resize_ops.resize(np.zeros((2, 2, 3), np.uint8), (4, 4), "cubic")
+
+
+def test_pil_kernel_equals_pil(rng):
+    sizes = [(480, 640, 160, 213), (40, 53, 80, 107), (30, 30, 30, 61), (30, 30, 7, 30), (1, 9, 5, 2), (9, 9, 9, 9)]
+    sizes += rng.integers(1, 150, (60, 4)).tolist()
+    for height, width, new_height, new_width in sizes:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        two_passes = Image.fromarray(image).resize((new_width, height), Image.BILINEAR)
+        two_passes = two_passes.resize((new_width, new_height), Image.BILINEAR)
+        np.testing.assert_array_equal(resize_pil(image, (new_height, new_width)), two_passes)
+
+
+def test_pil_kernel_on_a_batch_and_on_floats(rng):
+    batch = rng.integers(0, 256, (2, 9, 11, 3), dtype=np.uint8)
+    resized = resize_ops.resize(batch, (14, 5), "pil")
+    np.testing.assert_array_equal(resized[1], resize_pil(batch[1], (14, 5)))
+    np.testing.assert_array_equal(resize_ops.resize(batch.astype(np.float32), (14, 5), "pil"), resized)
+
+
+def test_bilinear_kernel_samples_half_pixel_centres(rng):
+    image = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    for height, width in [(12, 20), (4, 5), (7, 3)]:
+        expected = np.zeros((height, width, 3))
+        for i, j in itertools.product(range(height), range(width)):
+            y, x = max((i + 0.5) * 7 / height - 0.5, 0), max((j + 0.5) * 9 / width - 0.5, 0)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, 6), min(left + 1, 8)
+            upper = image[top, left] * (1 - (x - left)) + image[top, right] * (x - left)
+            lower = image[bottom, left] * (1 - (x - left)) + image[bottom, right] * (x - left)
+            expected[i, j] = upper * (1 - (y - top)) + lower * (y - top)
+        np.testing.assert_allclose(resize_ops.resize(image, (height, width), "bilinear"), expected, atol=1e-3)
+
+
+def test_pad_to():
+    padded = resize_ops.pad_to(np.ones((2, 3, 3), np.uint8), 4, 5).numpy()
+    assert padded.shape == (4, 5, 3) and padded[:2, :3].all() and padded.sum() == 18

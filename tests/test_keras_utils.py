@@ -1,0 +1,302 @@
+"""Every class with a config keeps every constructor argument in it."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+
+import keras
+import pytest
+
+import kerasdet
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
+from kerasdet.layers import (
+    FPN,
+    BatchNorm,
+    BoxHead,
+    BoxPredictor,
+    ConvTop,
+    GroupNormalization,
+    KeypointHead,
+    MaskHead,
+    MaxPoolTop,
+    ResNet,
+)
+from kerasdet.models import (
+    FCOS,
+    RPN,
+    FasterRCNN,
+    KeypointBranch,
+    KeypointRCNN,
+    MaskBranch,
+    MaskRCNN,
+    Preprocessing,
+    ProposalNetwork,
+    RetinaNet,
+)
+
+BACKBONE = {
+    "depth": 18,
+    "stages": (1, 1, 1),
+    "block": "bottleneck",
+    "width": 4,
+    "out_features": ("c3", "c4"),
+    "stride_in_1x1": True,
+    "dilate_last": True,
+    "groups": 2,
+    "deform_stages": ("c4",),
+    "deform_version": 2,
+    "deform_groups": 2,
+    "norm": "bn",
+    "norm_epsilon": 1e-3,
+    "freeze_at": 1,
+}
+# For each class all of its arguments, none at its default.
+ARGUMENTS = {
+    AnchorGenerator: lambda: {
+        "sizes": ((16.0, 20.0), (32.0, 40.0)),
+        "aspect_ratios": ((1.0, 3.0), (0.5, 1.0)),
+        "levels": ("p3", "p4"),
+        "offset": 0.5,
+        "round_corners": True,
+        "ratios_first": True,
+        "strides_from_image": True,
+    },
+    DeltaCoder: lambda: {"weights": (10.0, 10.0, 5.0, 5.0), "max_log_scale": 2.0},
+    DistanceCoder: lambda: {"normalize": False},
+    Preprocessing: lambda: {
+        "mean": (1.0, 2.0, 3.0),
+        "std": (4.0, 5.0, 6.0),
+        "channel_order": "bgr",
+        "shortest": 100,
+        "longest": 200,
+        "rounding": "torchvision",
+        "kernel": "bilinear",
+        "size_divisor": 64,
+    },
+    GroupNormalization: lambda: {"groups": 2, "epsilon": 1e-3},
+    BatchNorm: lambda: {"mode": "frozen_bn", "epsilon": 1e-3, "momentum": 0.5},
+    MaxPoolTop: lambda: {"in_feature": "p4"},
+    ConvTop: lambda: {"in_feature": "p5", "channels": 8, "num_levels": 1, "activation": None},
+    FPN: lambda: {
+        "in_features": ("c3",),
+        "channels": 8,
+        "norm": "bn",
+        "norm_epsilon": 1e-3,
+        "fusion": "average",
+        "upsampling": "bilinear",
+        "top": ConvTop("c3", 8, num_levels=1),
+    },
+    ResNet: lambda: dict(BACKBONE),
+    RetinaNet: lambda: {
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "backbone": ResNet(**BACKBONE),
+        "neck": FPN(**ARGUMENTS[FPN]()),
+        "anchors": AnchorGenerator(**ARGUMENTS[AnchorGenerator]()),
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
+        "head_convs": 1,
+        "head_norm": "bn",
+        "deform_last": True,
+        "prior_probability": 0.02,
+        "foreground_iou": 0.6,
+        "background_iou": 0.3,
+        "ignore_crowd_iof": 0.5,
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.0,
+        "box_loss": "giou",
+        "smooth_l1_beta": 0.7,
+        "class_loss_weight": 2.0,
+        "box_loss_weight": 3.0,
+        "normalizer": "image",
+        "ema_momentum": 0.5,
+        "ema_start": 10.0,
+        "score_threshold": 0.2,
+        "pre_nms_top_k": 50,
+        "nms_threshold": 0.6,
+        "max_detections": 7,
+        "clip_before_nms": True,
+    },
+    FCOS: lambda: {
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "backbone": ResNet(**BACKBONE),
+        "neck": FPN(**ARGUMENTS[FPN]()),
+        "anchors": AnchorGenerator(((8,), (16,)), (1.0,), ("p3", "p4")),
+        "coder": DistanceCoder(normalize=False),
+        "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
+        "head_convs": 1,
+        "head_norm": "bn",
+        "head_bias": False,
+        "deform_last": True,
+        "centerness_on_boxes": False,
+        "level_scales": True,
+        "prior_probability": 0.02,
+        "regress_ranges": ((0, 32), (32, 1e8)),
+        "center_radius": None,
+        "matching_rule": "mmdet",
+        "ignore_crowd_iof": 0.5,
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.0,
+        "box_loss": "linear_iou",
+        "centerness_weights_boxes": True,
+        "class_loss_weight": 2.0,
+        "box_loss_weight": 3.0,
+        "centerness_loss_weight": 4.0,
+        "normalizer": "image",
+        "ema_momentum": 0.5,
+        "ema_start": 10.0,
+        "score_rule": "product",
+        "score_threshold": 0.1,
+        "pre_nms_top_k": 50,
+        "multi_label": False,
+        "min_size": 2.0,
+        "nms_threshold": 0.5,
+        "max_detections": 7,
+        "clip_before_nms": True,
+    },
+    BoxHead: lambda: {"num_convs": 1, "conv_channels": 8, "num_fcs": 1, "fc_channels": 9, "norm": "bn"},
+    BoxPredictor: lambda: {"num_classes": 3, "class_agnostic": True},
+    MaskHead: lambda: {"num_classes": 3, "num_convs": 1, "channels": 8, "norm": "bn"},
+    KeypointHead: lambda: {"num_keypoints": 4, "num_convs": 1, "channels": 8},
+    MaskBranch: lambda: {
+        "num_classes": 2,
+        "pool_size": 7,
+        "num_convs": 1,
+        "channels": 8,
+        "norm": "bn",
+        "rule": "torchvision",
+        "loss_weight": 2.0,
+    },
+    KeypointBranch: lambda: {
+        "num_keypoints": 4,
+        "pool_size": None,
+        "num_convs": 1,
+        "channels": 8,
+        "rule": "torchvision",
+        "loss_weight": 2.0,
+        "keypoint_names": ("tip", "left", "right", "tail"),
+        "skeleton": ((0, 1), (0, 2)),
+    },
+    RPN: lambda: {
+        "anchors": AnchorGenerator(**ARGUMENTS[AnchorGenerator]()),
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "num_convs": 2,
+        "foreground_iou": 0.6,
+        "background_iou": 0.2,
+        "samples_per_image": 16,
+        "positive_fraction": 0.25,
+        "straddle_threshold": 0.0,
+        "smooth_l1_beta": 0.1,
+        "normalizer": "sampled",
+        "train_pre_nms_top_k": 20,
+        "train_post_nms_top_k": 10,
+        "pre_nms_top_k": 21,
+        "post_nms_top_k": 11,
+        "nms_threshold": 0.6,
+        "min_size": 1.0,
+    },
+    ProposalNetwork: lambda: {
+        "backbone": ResNet(**BACKBONE),
+        "neck": FPN(**ARGUMENTS[FPN]()),
+        "rpn": RPN(**ARGUMENTS[RPN]()),
+        "preprocessing": Preprocessing(**ARGUMENTS[Preprocessing]()),
+        "seed": 3,
+    },
+    FasterRCNN: lambda: {
+        **ARGUMENTS[ProposalNetwork](),
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "box_head": BoxHead(**ARGUMENTS[BoxHead]()),
+        "branches": [MaskBranch(2, num_convs=1), KeypointBranch(4, pool_size=None, num_convs=1)],
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "pooler": "roi_pool",
+        "pool_size": 5,
+        "pool_sampling": 2,
+        "pool_aligned": False,
+        "level_epsilon": 1e-6,
+        "class_agnostic": True,
+        "samples_per_image": 16,
+        "positive_fraction": 0.5,
+        "foreground_iou": 0.6,
+        "smooth_l1_beta": 0.1,
+        "score_threshold": 0.1,
+        "nms_threshold": 0.6,
+        "max_detections": 7,
+        "min_size": 1.0,
+    },
+    MaskRCNN: lambda: ARGUMENTS[FasterRCNN](),
+    KeypointRCNN: lambda: ARGUMENTS[FasterRCNN](),
+}
+
+
+def configured_classes():
+    for module in pkgutil.walk_packages(kerasdet.__path__, "kerasdet."):
+        if module.name != "kerasdet.ops._kerasdet_ops":  # a library for TensorFlow to load, no module of Python
+            importlib.import_module(module.name)
+    found, queue = set(), [ConfigFromInit]
+    while queue:
+        subclasses = queue.pop().__subclasses__()
+        found.update(subclasses)
+        queue += subclasses
+    # other tests derive classes of theirs, and gin from those it configures
+    found = {cls for cls in found if cls.__module__.startswith("kerasdet.")}
+    return {cls for cls in found if getattr(importlib.import_module(cls.__module__), cls.__name__) is cls}
+
+
+def as_json(thing):
+    """What a file would hold of it."""
+    return json.loads(json.dumps(keras.saving.serialize_keras_object(thing)))
+
+
+def parameters(cls):
+    """The parameters of a constructor, and of those that its ``**kwargs`` reach in kerasdet."""
+    inherited = {name: p for base in cls.__mro__ for name, p in inspect.signature(base.__init__).parameters.items()}
+    own = inspect.signature(cls).parameters
+    return {name: own.get(name, inherited[name]) for name in constructor_arguments(cls)}
+
+
+def test_every_class_is_in_the_table():
+    assert configured_classes() == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+def test_every_argument_survives_the_config(cls):
+    arguments = ARGUMENTS[cls]()
+    assert arguments.keys() == parameters(cls).keys()
+    for name, parameter in parameters(cls).items():
+        assert arguments[name] != parameter.default, f"{name} is at its default"
+    original = cls(**arguments)
+    for name, value in arguments.items():
+        assert getattr(original, name) == value
+
+    config = as_json(original)
+    clone = keras.saving.deserialize_keras_object(config)
+    assert type(clone) is cls
+    assert as_json(clone) == config
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+def test_from_config_undoes_get_config(cls):
+    original = cls(**ARGUMENTS[cls]())
+    clone = cls.from_config(original.get_config())
+    assert as_json(clone)["config"] == as_json(original)["config"]
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+def test_defaults_are_written_out(cls):
+    required = {name: 1 for name, p in parameters(cls).items() if p.default is p.empty}
+    if cls in (RetinaNet, FCOS):  # their default backbone is a large one
+        required["backbone"] = ResNet(18, width=4)
+    assert parameters(cls).keys() <= cls(**required).get_config().keys()
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in ARGUMENTS if issubclass(cls, keras.layers.Layer)], ids=lambda cls: cls.__name__
+)
+def test_the_name_survives_the_config(cls):
+    layer = cls(**ARGUMENTS[cls](), name="somebody")
+    assert keras.saving.deserialize_keras_object(as_json(layer)).name == "somebody"

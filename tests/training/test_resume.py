@@ -1,0 +1,118 @@
+import json
+import random
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from kerasdet.training import resume
+
+SETTINGS = {"data": "40 images", "batch_size": 4, "seed": 0, "freeze": []}
+
+
+def model(seed=0, optimizer=None):
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.Dense(8), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+    made = keras.Sequential([keras.Input((4,)), *layers])
+    made.compile(optimizer=optimizer or keras.optimizers.AdamW(0.1, use_ema=True), loss="mse")
+    made.optimizer.build(made.trainable_variables)
+    return made
+
+
+def train(made, steps):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 4)), rng.normal(size=(16, 1))
+    for _ in range(steps):
+        made.train_on_batch(x, y)
+    return [variable.numpy() for variable in [*made.variables, *made.optimizer.variables]]
+
+
+def test_everything_goes_on_where_it_was_dropout_included(tmp_path):
+    first = model()
+    train(first, 3)
+    resume.save(first, tmp_path, keep=2, step=3, images=48)
+    other = model(seed=1)
+    assert resume.restore(other, tmp_path) == (3, 48)
+    for a, b in zip(train(first, 3), train(other, 3), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_is_lost_where_a_folder_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=r"file/run/step_00000003\.keras cannot be written: Not a directory"):
+        resume.save(model(), tmp_path / "file" / "run", keep=2, step=3, images=48)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_no_checkpoint_is_the_beginning(tmp_path):
+    assert resume.restore(model(), tmp_path / "none") == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model, and the folder with its checkpoint of step 3."""
+    made, folder = model(), tmp_path_factory.mktemp("saved")
+    train(made, 3)
+    resume.save(made, folder, keep=2, step=3, images=48, settings=SETTINGS)
+    return made, folder
+
+
+def test_a_flipped_bit_is_damage_or_changes_nothing(tmp_path, saved):
+    made, [path] = saved[0], resume.checkpoints(saved[1])
+    content, rng = path.read_bytes(), random.Random(0)
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    places = [rng.randrange(directory, len(content)) for _ in range(120)]
+    places += [rng.randrange(len(content)) for _ in range(20)]
+    other, damaged = model(seed=1), 0
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.randrange(8)
+        (tmp_path / path.name).write_bytes(flipped)
+        try:
+            assert resume.restore(other, tmp_path) == (3, 48)
+        except ValueError as error:
+            assert f"{path.name} is damaged (" in str(error), (place, str(error))
+            assert "()" not in str(error)
+            damaged += 1
+            continue
+        for a, b in zip(made.variables, other.variables, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert damaged > 60
+
+
+def test_what_another_optimizer_differs_in_is_named(saved, recwarn):
+    adamw = keras.optimizers.AdamW
+    scaled = keras.optimizers.LossScaleOptimizer(adamw(use_ema=True))
+    others = {
+        "optimizer being AdamW there and SGD here": keras.optimizers.SGD(use_ema=True),
+        "use_ema being True there and False here": adamw(),
+        r"loss scaling being none there and dynamic \(PRECISION mixed_float16\) here": scaled,
+    }
+    for message, optimizer in others.items():
+        with pytest.raises(ValueError, match=rf"00003\.keras is of another optimizer, {message}: choose"):
+            resume.restore(model(optimizer=optimizer), saved[1])
+    assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
+
+
+def test_other_settings_are_a_warning(saved, caplog):
+    assert resume.restore(model(), saved[1], SETTINGS) == (3, 48)
+    assert not caplog.messages
+    resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
+    [message] = caplog.messages
+    assert "data being 40 images there and 30 images here, seed being 0 there and 5 here: going on" in message
+    assert "batch_size" not in message
+
+
+def test_what_an_earlier_kerasdet_wrote_is_gone_on_with(tmp_path, saved, caplog):
+    [path] = resume.checkpoints(saved[1])
+    kept = ("step", "images", "freeze", "random", "optimizer", "iterations")
+    with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / path.name, "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            if name == "training.json":
+                content = json.dumps({key: json.loads(content)[key] for key in kept})
+            old.writestr(name, content)
+    assert resume.restore(model(seed=1), tmp_path, {**SETTINGS, "seed": 5}) == (3, 48)
+    assert not caplog.messages
