@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first. A room may import itself and the rooms on the lines above its own.
 LAYERS = (
-    ("keras_compat",),
+    ("errors", "keras_compat"),
     ("keras_utils",),
     ("geometry",),
     ("losses", "ops"),
