@@ -79,7 +79,7 @@ def expected_detections(golden, prefix):
 
 
 def matched(found, expected, pixels, score):
-    """Counts expected detections with a found one of the same label, and box and score within limits; uses each once."""
+    """Counts expected detections with a found one of equal label, and box and score within limits; uses each once."""
     free = np.ones(len(found["scores"]), bool)
     count = 0
     for box, expected_score, label in zip(*expected.values(), strict=True):
