@@ -38,9 +38,9 @@ def match_iou(
         gt_valid: (B, M) bool, false for padding and for what must not be trained on.
         foreground_iou: At least this overlap with its best ground truth makes an anchor positive.
         background_iou: Less than this makes it negative; in between it is ignored.
-        allow_low_quality_matches: Also make the anchors positive that no other overlaps a ground truth more than. Such an
-            anchor still answers for its own best ground truth. A box that no anchor touches makes positives of all
-            anchors without overlap with it, as in detectron2 and torchvision: the maximum they tie in is 0.
+        allow_low_quality_matches: Whether the anchors that overlap an object most are positive, however little that is.
+            Such an anchor still answers for its own best object. An object that no anchor touches makes all anchors
+            positive that do not overlap it, as in detectron2 and torchvision: they tie at an IoU of 0.
         ignored: (B, R) bool, anchors that are ignored whatever they overlap, such as those in `covered`.
 
     Returns:
@@ -82,8 +82,8 @@ def match_fcos(
         gt_boxes: (B, M, 4).
         gt_valid: (B, M) bool, false for padding and for what must not be trained on.
         radius: In strides: how far a point may be from the centre of its box, in y and in x; None for no bound.
-        convention: "detectron2" (and torchvision): ranges are open, and areas are compared as 1e8 - area in float32, in which
-            those within about 8 square pixels tie and the first wins; "mmdet": ranges are closed, areas exact.
+        convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, where those within
+            about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
         ignored: (B, R) bool, points that are ignored wherever they lie, such as those in `covered`.
 
     Returns:
@@ -93,7 +93,7 @@ def match_fcos(
         ValueError: If `convention` is unknown.
     """
     if convention not in ("detectron2", "mmdet"):
-        raise ValueError(f"FCOS has no matching convention {convention!r}: choose 'detectron2' or 'mmdet'.")
+        raise ValueError(f"match_fcos has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
     points = box_ops.centers(squares)[:, None, :]  # (R, 1, 2)
     stride = squares[:, None, 2] - squares[:, None, 0]  # (R, 1)
     lower, upper = ranges[:, None, 0], ranges[:, None, 1]

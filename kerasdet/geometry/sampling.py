@@ -27,6 +27,26 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
     return tf.map_fn(one_image, image_ids, fn_output_signature=tf.float32)
 
 
+def sample_balanced(
+    matched_gt: tf.Tensor, priority: tf.Tensor, *, size: int, positive_fraction: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Picks at most `size` candidates of each image, of them at most a share of positives (Fast R-CNN, section 2.3).
+
+    Args:
+        matched_gt: (B, R) as of `kerasdet.geometry.matching`; ignored candidates are never picked.
+        priority: (B, R); among candidates of a kind the highest are picked.
+        size: Of the sample.
+        positive_fraction: The most positives, as a share of `size`; negatives fill up the rest.
+
+    Returns:
+        Which positives and which negatives are picked, (B, R) bool each.
+    """
+    most_positives = tf.minimum(int(size * positive_fraction), tf.shape(matched_gt)[1])
+    positive = _highest(matched_gt >= 0, priority, most_positives)
+    room = size - tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
+    return positive, _highest(matched_gt == NEGATIVE, priority, room)
+
+
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BalancedSampler(ConfigFromInit):
     """Samples a fixed number of candidates an image, at most a fraction of them positive (Fast R-CNN, section 2.3).

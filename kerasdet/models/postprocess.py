@@ -127,6 +127,54 @@ def _has_area(boxes):
     return tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
 
 
+def detections_from_candidates(
+    candidates: Mapping[str, tf.Tensor],
+    image_size: tf.Tensor,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+    clip_before_nms: bool,
+    drop_empty: bool,
+) -> dict[str, tf.Tensor]:
+    """Per-class non-maximum suppression of candidates, and clipping to the image.
+
+    Args:
+        candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).
+        image_size: (B, 2) height and width.
+        score_threshold: Candidates need a score above it.
+        nms_threshold: IoU above which the lower score of a class goes.
+        max_detections: D.
+        clip_before_nms: Clip first, or last.
+        drop_empty: Drop what is empty after clipping, as detectron2 does.
+
+    Returns:
+        Detections in the coordinates of the candidates.
+    """
+    boxes = candidates["boxes"]
+    if clip_before_nms:
+        boxes = box_ops.clip(boxes, image_size)
+    indices, counts = nms(
+        boxes,
+        candidates["scores"],
+        candidates["class_ids"],
+        iou_threshold=nms_threshold,
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+    )
+    chosen = tf.maximum(indices, 0)
+    detections = {
+        "boxes": box_ops.clip(tf.gather(boxes, chosen, batch_dims=1), image_size),
+        "scores": tf.gather(candidates["scores"], chosen, batch_dims=1),
+        "class_ids": tf.gather(candidates["class_ids"], chosen, batch_dims=1),
+    }
+    keep = tf.sequence_mask(counts, max_detections)  # (B, D)
+    if drop_empty:
+        y1, x1, y2, x2 = tf.unstack(detections["boxes"], axis=-1)
+        keep &= (y2 > y1) & (x2 > x1)
+    return compact(detections, keep)
+
+
 def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, tf.Tensor]:
     """Moves the detections to be kept to the front, in their order, and blanks the rest.
 
