@@ -82,7 +82,7 @@ class AugmentedDetector:
             outputs = self.model(
                 {"image": resize_ops.pad_to(views, height, width), "image_size": image_size}, training=False
             )
-            candidates = self.model.candidates(outputs, image_size)
+            candidates = self.model.decode(outputs, image_size)
             factor = tf.cast(tf.shape(image)[:2], tf.float32) / tf.cast(size, tf.float32)
             boxes = box_ops.scale(self._mirrored(candidates["boxes"], size[1]), factor)
             return {"candidates": {**candidates, "boxes": boxes}, "pyramid": outputs.get("pyramid", {}), "size": size}
@@ -97,12 +97,12 @@ class AugmentedDetector:
             name: tf.concat([tf.reshape(c[name], [1, -1, *c[name].shape[2:]]) for c in candidates], 1)
             for name in candidates[0]
         }
-        detections = self.model.suppress(merged, size[None])
+        detections = self.model.apply_nms(merged, size[None])
         for branch in self.model.branches:
             maps = [self._maps(branch, view, detections, size) for view in views]
             detections = {
                 **detections,
-                **branch.detect(tf.reduce_mean(tf.concat(maps, 0), 0, keepdims=True), detections),
+                **branch.postprocess(tf.reduce_mean(tf.concat(maps, 0), 0, keepdims=True), detections),
             }
         boxes = box_ops.clip(detections["boxes"], size[None])
         return {name: value.numpy() for name, value in {**detections, "boxes": boxes}.items()}
@@ -114,7 +114,7 @@ class AugmentedDetector:
         boxes = tf.repeat(box_ops.scale(detections["boxes"], factor), count, axis=0)  # (V, D, 4)
         class_ids = tf.repeat(detections["class_ids"], count, axis=0)
         maps = self.model.branch_maps(branch, view["pyramid"], self._mirrored(boxes, view["size"][1]), class_ids)
-        return tf.concat([maps[:1], *([branch.mirror(maps[1:])] if self.mirror else [])], 0)
+        return tf.concat([maps[:1], *([branch.hflip(maps[1:])] if self.mirror else [])], 0)
 
     def _mirrored(self, boxes, width):
         """Boxes (V, N, 4), those of the second view mirrored."""

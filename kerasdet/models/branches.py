@@ -97,16 +97,16 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
         return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
-    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Masks as probabilities (B, D, S, S) of logits (B * D, S, S, K); class_ids (B, D)."""
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
         return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
 
-    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """The maps of mirrored regions, (B, D, S, S), as those of the regions themselves."""
         return tf.reverse(maps, [3])
 
-    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def postprocess(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``mask_probs`` (B, D, S, S) inside the boxes of `detections`."""
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
@@ -203,11 +203,11 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)
         }
 
-    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); class_ids (B, D)."""
         return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
 
-    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """The maps of mirrored regions, (B, D, S, S, J), as those of the regions themselves: left becomes right.
 
         Raises:
@@ -220,7 +220,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             )
         return tf.gather(tf.reverse(maps, [3]), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 
-    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def postprocess(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of `detections`."""
         keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], rule=self.rule)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}
