@@ -223,7 +223,7 @@ class FCOS(ConfigFromInit, Detector):
             batch["boxes"],
             dense.valid_gt_mask(batch),
             radius=self.center_radius,
-            rule=self.matching_rule,
+            convention=self.matching_rule,
             ignored=dense.ignore_mask(anchors, batch, self.ignore_crowd_iof),
         )
         targets = dense.matched_targets(matched_gt, anchors, batch)

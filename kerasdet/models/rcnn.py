@@ -10,7 +10,7 @@ from kerasdet import losses, ops
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.coders import DeltaCoder
 from kerasdet.geometry.matching import IGNORE, gather_gt, match_iou
-from kerasdet.geometry.sampling import sample_balanced, uniform
+from kerasdet.geometry.sampling import per_image_uniform, sample_balanced
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
@@ -218,12 +218,12 @@ class FasterRCNN(ConfigFromInit, Detector):
             gt_valid,
             foreground_iou=self.foreground_iou,
             background_iou=self.foreground_iou,
-            low_quality=False,
+            allow_low_quality_matches=False,
         )
         matched_gt = tf.where(usable, matched_gt, IGNORE)
         count = tf.shape(candidates)[1]
         ids = ground_truth["image_id"] if "image_id" in ground_truth else tf.range(tf.shape(candidates)[0])
-        priority = uniform(count, self.seed + 1, self.step, ids)
+        priority = per_image_uniform(count, self.seed + 1, self.step, ids)
         positive, negative = sample_balanced(
             matched_gt, priority, size=self.samples_per_image, positive_fraction=self.positive_fraction
         )

@@ -175,7 +175,7 @@ class RetinaNet(ConfigFromInit, Detector):
             dense.valid_gt_mask(batch),
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            low_quality=True,
+            allow_low_quality_matches=True,
             ignored=dense.ignore_mask(anchors, batch, self.ignore_crowd_iof),
         )
         return dense.matched_targets(matched_gt, anchors, batch)

@@ -10,7 +10,7 @@ from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder
 from kerasdet.geometry.matching import IGNORE, gather_gt, match_iou
-from kerasdet.geometry.sampling import sample_balanced, uniform
+from kerasdet.geometry.sampling import per_image_uniform, sample_balanced
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, MaxPoolTop, ResNet
@@ -189,14 +189,14 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             (batch["class_ids"] >= 0) & ~batch["is_crowd"],
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            low_quality=True,
+            allow_low_quality_matches=True,
         )
         if self.straddle_threshold is not None:
             margin = self.straddle_threshold
             limit = tf.cast(image_size, float_dtype())[:, None, :] + margin  # (B, 1, 2)
             inside = tf.reduce_all((anchors[:, :2] >= -margin) & (anchors[:, 2:] < limit), -1)  # (B, R)
             matched_gt = tf.where(inside, matched_gt, IGNORE)
-        priority = uniform(tf.shape(anchors)[0], seed, step, _image_ids(batch))
+        priority = per_image_uniform(tf.shape(anchors)[0], seed, step, _image_ids(batch))
         positive, negative = sample_balanced(
             matched_gt, priority, size=self.samples_per_image, positive_fraction=self.positive_fraction
         )
