@@ -32,6 +32,7 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
 
     annotation = "masks"  # what it learns from
     loss_names = ("mask_loss",)
+    output_names = ("mask_probs",)
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         self.num_convs = num_convs
         self.channels = channels
         self.norm = norm
-        self.rule = rule
+        self.rule = self.convention = rule
         self.loss_weight = loss_weight
 
     def build(self, input_shape):
@@ -138,6 +139,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
 
     annotation = "keypoints"
     loss_names = ("keypoint_loss",)
+    output_names = ("keypoints",)
 
     def __init__(
         self,
@@ -165,7 +167,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
         self.pool_size = pool_size
         self.num_convs = num_convs
         self.channels = channels
-        self.rule = rule
+        self.rule = self.convention = rule
         self.loss_weight = loss_weight
 
     def build(self, input_shape):
