@@ -340,7 +340,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         first = {name: detections[name][:, :most] for name in ("boxes", "class_ids")}
         for branch in self.branches:
             maps = self.branch_maps(branch, outputs["pyramid"], first["boxes"], first["class_ids"])
-            for name, value in branch.detect(maps, first).items():
+            for name, value in branch.postprocess(maps, first).items():
                 missing = [[0, 0], [0, self.max_detections - most]] + [[0, 0]] * (value.shape.rank - 2)
                 shape = [None, self.max_detections, *value.shape[2:]]
                 detections[name] = tf.ensure_shape(tf.pad(value, missing), shape)
@@ -348,7 +348,7 @@ class FasterRCNN(ConfigFromInit, Detector):
 
     def branch_maps(self, branch, pyramid: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """A branch's masks or heatmaps, (B, D, S, S, ...), of boxes (B, D, 4) and their classes (B, D)."""
-        return branch.maps(self._branch_logits(branch, pyramid, boxes), class_ids)
+        return branch.select_class_maps(self._branch_logits(branch, pyramid, boxes), class_ids)
 
     def paste_masks(self, mask_probs: tf.Tensor, boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:
         """Full-size masks of one image, by the rule of the model's source.
