@@ -82,7 +82,7 @@ class AugmentedDetector:
             outputs = self.model(
                 {"image": resize_ops.pad_to(views, height, width), "image_size": image_size}, training=False
             )
-            candidates = self.model.candidates(outputs, image_size)
+            candidates = self.model.decode(outputs, image_size)
             factor = tf.cast(tf.shape(image)[:2], tf.float32) / tf.cast(size, tf.float32)
             boxes = box_ops.scale(self._mirrored(candidates["boxes"], size[1]), factor)
             return {"candidates": {**candidates, "boxes": boxes}, "pyramid": outputs.get("pyramid", {}), "size": size}
@@ -97,7 +97,7 @@ class AugmentedDetector:
             name: tf.concat([tf.reshape(c[name], [1, -1, *c[name].shape[2:]]) for c in candidates], 1)
             for name in candidates[0]
         }
-        detections = self.model.suppress(merged, size[None])
+        detections = self.model.apply_nms(merged, size[None])
         for branch in self.model.branches:
             maps = [self._maps(branch, view, detections, size) for view in views]
             detections = {

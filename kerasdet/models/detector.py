@@ -18,7 +18,7 @@ from kerasdet.ops import resize as resize_ops
 class Detector(Trainer):
     """A network, pure post-processing and a training step.
 
-    A model defines ``call``, ``compute_targets``, ``compute_losses``, ``candidates`` and ``suppress``; see `RetinaNet`.
+    A model defines ``call``, ``compute_targets``, ``compute_losses``, ``decode`` and ``apply_nms``; see `RetinaNet`.
     Its input is a batch: a dict with ``image`` (B, H, W, 3), RGB 0..255, and ``image_size`` (B, 2); or a bare image
     tensor without padding. In the batches of `fit` and `evaluate` a missing ``is_crowd`` means that nothing is a crowd.
 
@@ -60,7 +60,7 @@ class Detector(Trainer):
         Returns:
             ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,).
         """
-        return self.suppress(self.candidates(outputs, image_size), image_size)
+        return self.apply_nms(self.decode(outputs, image_size), image_size)
 
     def detect(
         self,

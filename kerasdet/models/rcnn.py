@@ -299,7 +299,7 @@ class FasterRCNN(ConfigFromInit, Detector):
     def after_step(self, targets):
         self.step.assign_add(1)
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
@@ -319,7 +319,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         class_ids = tf.broadcast_to(tf.range(tf.shape(scores)[1]) % self.num_classes, tf.shape(scores))
         return {"boxes": boxes, "scores": scores, "class_ids": class_ids}
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
         return detections_from_candidates(
             candidates,

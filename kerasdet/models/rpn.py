@@ -138,11 +138,11 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             ``boxes`` (B, P, 4), ``logits`` (B, P) descending, ``valid`` (B,); padding is zero.
         """
         if training:
-            candidates = self.candidates(outputs, image_size, self.train_pre_nms_top_k)
-            return self.suppress(candidates, self.train_post_nms_top_k)
-        return self.suppress(self.candidates(outputs, image_size, self.pre_nms_top_k), self.post_nms_top_k)
+            candidates = self.decode(outputs, image_size, self.train_pre_nms_top_k)
+            return self.apply_nms(candidates, self.train_post_nms_top_k)
+        return self.apply_nms(self.decode(outputs, image_size, self.pre_nms_top_k), self.post_nms_top_k)
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor, top_k: int) -> dict[str, tf.Tensor]:
+    def decode(self, outputs: Mapping, image_size: tf.Tensor, top_k: int) -> dict[str, tf.Tensor]:
         """The best boxes of each level, clipped.
 
         Returns:
@@ -161,7 +161,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         logits = tf.where(large, tf.concat(logits, 1), -float("inf"))
         return {"boxes": boxes, "logits": logits, "level_ids": tf.concat(level_ids, 1)}
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], top_k: int) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], top_k: int) -> dict[str, tf.Tensor]:
         """Proposals out of candidates; see `propose`."""
         boxes, logits = candidates["boxes"], candidates["logits"]
         indices, valid = nms(
@@ -287,13 +287,13 @@ class ProposalNetwork(ConfigFromInit, Detector):
     def after_step(self, targets):
         self.step.assign_add(1)
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """See `RPN.candidates`."""
-        return self.rpn.candidates(outputs, image_size, self.rpn.pre_nms_top_k)
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """See `RPN.decode`."""
+        return self.rpn.decode(outputs, image_size, self.rpn.pre_nms_top_k)
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Proposals as detections of class 0."""
-        proposals = self.rpn.suppress(candidates, self.max_detections)
+        proposals = self.rpn.apply_nms(candidates, self.max_detections)
         valid = tf.sequence_mask(proposals["valid"], self.max_detections)
         return {
             "boxes": proposals["boxes"],
