@@ -365,7 +365,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         Raises:
             ValueError: If the model has no `MaskBranch`.
         """
-        return ops.paste_masks(mask_probs, boxes, height, width, rule=self._mask_rule())
+        return ops.paste_masks(mask_probs, boxes, height, width, convention=self._mask_convention())
 
     def encode_masks(self, mask_probs: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
         """The compressed RLE of what `paste_masks` gives, without full-size masks where the ops are compiled.
@@ -382,13 +382,13 @@ class FasterRCNN(ConfigFromInit, Detector):
         Raises:
             ValueError: If the model has no `MaskBranch`.
         """
-        return ops.encode_masks(mask_probs, boxes, height, width, rule=self._mask_rule())
+        return ops.encode_masks(mask_probs, boxes, height, width, convention=self._mask_convention())
 
-    def _mask_rule(self):
-        rules = [branch.rule for branch in self.branches if isinstance(branch, MaskBranch)]
-        if not rules:
+    def _mask_convention(self):
+        conventions = [branch.convention for branch in self.branches if isinstance(branch, MaskBranch)]
+        if not conventions:
             raise ValueError(f"This {type(self).__name__} finds no masks: give it a MaskBranch among its branches.")
-        return rules[0]
+        return conventions[0]
 
 
 def _check_branches(branches, num_classes):
