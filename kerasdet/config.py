@@ -67,6 +67,9 @@ SURFACE = (
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
+    training.Validation,
+    training.Checkpointing,
+    training.StepOptions,
     training.train,
     evaluation.evaluate,
     keras.optimizers.AdamW,
@@ -74,7 +77,7 @@ SURFACE = (
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
+WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
 
 def _register(item):
@@ -146,11 +149,11 @@ def import_modules(config: str | Path) -> None:
 def eval_data() -> data.CocoDataset:
     """The data set that the configured training would be evaluated on."""
     try:
-        reference = gin.query_parameter("train.eval_data")
+        reference = gin.query_parameter("Validation.data")
     except ValueError:
         reference = None
     if reference is None:
-        raise ValueError("The configuration has no train.eval_data: name a data set with --annotations.")
+        raise ValueError("The configuration has no Validation.data: name a data set with --annotations.")
     return reference.scoped_configurable_fn()
 
 

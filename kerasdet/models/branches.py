@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import masks as mask_ops
 from kerasdet.geometry.matching import gather_gt
@@ -30,9 +31,10 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         loss_weight: Factor of the loss.
     """
 
-    annotation = "masks"  # what it learns from
+    target_key = "masks"  # entry of a batch that the branch learns from
     loss_names = ("mask_loss",)
     output_names = ("mask_probs",)
+    metric = "segm"
 
     def __init__(
         self,
@@ -55,6 +57,21 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         self.norm = norm
         self.convention = convention
         self.loss_weight = loss_weight
+
+    def learn_names(self, dataset) -> None:
+        """Takes no names: masks have none."""
+
+    def check_dataset(self, dataset) -> None:
+        """Checks that a dataset was read with masks.
+
+        Raises:
+            UserError: If it was not.
+        """
+        if dataset.records[0].num_runs is None:
+            raise UserError(
+                f"The model learns masks, and {dataset.annotations} was read without them: set CocoDataset.masks=True "
+                "(masks=True); Pascal VOC has none."
+            )
 
     def build(self, input_shape):
         self.head = MaskHead(self.num_classes, self.num_convs, self.channels, norm=self.norm, name="head")
@@ -137,9 +154,10 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
         ValueError: If there are not as many names as keypoints.
     """
 
-    annotation = "keypoints"
+    target_key = "keypoints"
     loss_names = ("keypoint_loss",)
     output_names = ("keypoints",)
+    metric = "keypoints"
 
     def __init__(
         self,
@@ -169,6 +187,27 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
         self.channels = channels
         self.convention = convention
         self.loss_weight = loss_weight
+
+    def learn_names(self, dataset) -> None:
+        """Takes the dataset's keypoint names and skeleton."""
+        self.keypoint_names, self.skeleton = dataset.keypoint_names, dataset.skeleton
+
+    def check_dataset(self, dataset) -> None:
+        """Checks that a dataset was read with as many keypoints as the branch predicts.
+
+        Raises:
+            UserError: If it was not.
+        """
+        if dataset.records[0].keypoints is None:
+            raise UserError(
+                f"The model learns keypoints, and {dataset.annotations} was read without them: set "
+                "CocoDataset.keypoints=True (keypoints=True); Pascal VOC has none."
+            )
+        if self.num_keypoints != len(dataset.keypoint_names):
+            raise UserError(
+                f"The model has {self.num_keypoints} keypoints and {dataset.annotations} has "
+                f"{len(dataset.keypoint_names)}: set KeypointBranch.num_keypoints to {len(dataset.keypoint_names)}."
+            )
 
     def build(self, input_shape):
         self.head = KeypointHead(self.num_keypoints, self.num_convs, self.channels, name="head")

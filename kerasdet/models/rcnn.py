@@ -134,8 +134,8 @@ class FasterRCNN(ConfigFromInit, Detector):
 
     def forward(self, batch, training):
         for branch in self.branches:
-            if branch.annotation not in batch:
-                raise ValueError(f"The {type(branch).__name__} learns from {branch.annotation}, which the batch lacks.")
+            if branch.target_key not in batch:
+                raise ValueError(f"The {type(branch).__name__} learns from {branch.target_key}, which the batch lacks.")
         return self(batch, ground_truth=batch, training=training)
 
     def call(self, inputs, ground_truth=None, training=False):
