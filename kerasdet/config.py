@@ -219,7 +219,9 @@ def _require_macro(name):
     try:
         macro(name)
     except ValueError:
-        raise UserError(f"the configuration has no macro {name}: write a macro of the file, or Name.argument.") from None
+        raise UserError(
+            f"the configuration has no macro {name}: write a macro of the file, or Name.argument."
+        ) from None
 
 
 def _used_macros():

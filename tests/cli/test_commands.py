@@ -273,33 +273,6 @@ def test_a_mistake_is_one_line(capsys, folder, mistake):
     assert not (folder / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (
-            tf.errors.NotFoundError(
-                None,
-                None,
-                "Graph execution error:\n\nDetected at node ReadFile defined at (most recent call last):\nError in "
-                "user-defined function passed to ParallelMapDatasetV2:72 transformation with iterator: Iterator::Root"
-                "::Prefetch::ParallelMapV2: a/1.jpg; No such file or directory\n\t [[{{node ReadFile}}]] [Op:__inf]",
-            ),
-            "kerasdet train: a/1.jpg; No such file or directory\n",
-        ),
-        (FloatingPointError("The loss is not finite"), "kerasdet train: The loss is not finite\n"),
-        (ValueError("one\n  two\n  In call to configurable 'x' (<class>)"), "kerasdet train: one two\n"),
-    ],
-)
-def test_errors_of_other_libraries_become_one_line(capsys, monkeypatch, error, expected):
-    def fails():
-        raise error
-
-    monkeypatch.setattr(config, "load", lambda *_: None)
-    monkeypatch.setattr(config, "train", fails)
-    assert kerasdet("train", SHAPES) == 2
-    assert capsys.readouterr().err == expected
-
-
 @pytest.mark.parametrize(("num_keypoints", "joined"), [(4, True), (17, False)])
 def test_predict_joins_the_keypoints_of_the_model(monkeypatch, tmp_path, folder, num_keypoints, joined):
     """Four have the bones that training took from the data, seventeen are a person's."""
@@ -311,27 +284,6 @@ def test_predict_joins_the_keypoints_of_the_model(monkeypatch, tmp_path, folder,
     monkeypatch.setattr(cli, "draw_boxes", lambda image, *_, skeleton, **__: seen.append(skeleton) or image)
     assert kerasdet("predict", tmp_path / "model.keras", pictures(folder)[0], "--draw", tmp_path / "drawn") == 0
     assert seen == [((0, 1), (0, 2))] if joined else len(seen[0]) == 19
-
-
-def test_a_bug_is_no_mistake_of_the_user(monkeypatch):
-    def fails():
-        raise TypeError("a bug")
-
-    monkeypatch.setattr(config, "load", lambda *_: None)
-    monkeypatch.setattr(config, "train", fails)
-    with pytest.raises(TypeError, match="a bug"):
-        kerasdet("train", SHAPES)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["trian"], ["train"], ["predict", "x"], ["eval", "x", "--batch-size", "0"], ["export", "x", "y", "--fast"]],
-)
-def test_wrong_usage(capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        kerasdet(*arguments)
-    assert stop.value.code == 2
-    assert "usage: kerasdet" in capsys.readouterr().err
 
 
 def test_a_failed_start_leaves_the_configuration_of_the_run(tmp_path, folder):
