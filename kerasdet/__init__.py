@@ -107,7 +107,7 @@ class _RegisterWithKeras(MetaPathFinder):
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(fullname, path, target)):
                 if spec.loader is not None:
-                    # Only this loader object is changed: its type and all its other methods stay, for importlib.resources
+                    # The loader keeps its type and its other methods, which importlib.resources needs
                     spec.loader.exec_module = functools.partial(self._exec_module, spec.loader.exec_module)
                 return spec
         return None

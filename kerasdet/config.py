@@ -1,7 +1,7 @@
 """Reads gin files and knows what they can configure: the only module that imports gin.
 
-A gin file binds arguments of every class and function in `SURFACE` as ``Name.argument = value``. Objects that Python code
-constructs ignore gin.
+A gin file binds arguments of every class and function in `SURFACE` as ``Name.argument = value``. Objects that Python
+code constructs ignore gin.
 """
 
 import ast

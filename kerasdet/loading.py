@@ -61,7 +61,7 @@ def load_predictor(path: str | Path) -> Predictor:
     model = load(path)
     if not isinstance(model, Predictor):
         raise UserError(
-            f"{path} holds a {type(model).__name__}, not a detector: name a run, a .keras file or an export of a detector."
+            f"{path} holds a {type(model).__name__}, not a detector: name a run, a .keras file or an export of one."
         )
     return model
 

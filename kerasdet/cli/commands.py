@@ -109,10 +109,10 @@ def _predict(options):
 def _export(options):
     form = _export_format(options)
     only, others = (_ONLY_TFLITE, _ONLY_SAVED_MODEL) if form == "tflite" else (_ONLY_SAVED_MODEL, _ONLY_TFLITE)
-    given = {name for name in (*others, "serving") if getattr(options, name) not in (None, False)}
-    if wrong := given - ({"serving"} if form == "saved_model" else set()):
-        raise UserError(f"--{min(wrong).replace('_', '-')} is not an option of --format {form}: leave it out.")
-    arguments = {name: getattr(options, name) for name in ("precision", *only) if getattr(options, name) is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
+    if wrong := [name for name in (*others, *["serving"] * (form == "tflite")) if name in given]:
+        raise UserError(f"--{wrong[0].replace('_', '-')} is not an option of --format {form}: leave it out.")
+    arguments = {name: given[name] for name in ("precision", *only) if name in given}
     if "input" in arguments:
         arguments["input_type"] = arguments.pop("input")
     data = CocoDataset(options.eval) if options.eval else None

@@ -70,8 +70,8 @@ def _print_entry(entry):
 def _records(found: Detections) -> list[dict]:
     """Returns detections as plain values: label, class_id, score and box (yxyx in pixels of the image).
 
-    Models with keypoints add ``keypoints``, (y, x, score) each; models with masks add ``segmentation``, a compressed RLE
-    as in COCO's results.
+    Models with keypoints add ``keypoints``, (y, x, score) each. Models with masks add ``segmentation``, a compressed
+    RLE as in COCO's results.
     """
     records = []
     for box, score, class_id, label in zip(found.boxes, found.scores, found.class_ids, found.labels, strict=True):

@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import gin
 import numpy as np
@@ -19,7 +20,7 @@ _DATA_ERROR = (
 
 def raised(function, *arguments, **keywords):
     """The exception of a call, with its traceback."""
-    with pytest.raises(Exception) as error:  # noqa: B017 - the type is what is tested
+    with pytest.raises(Exception) as error:
         function(*arguments, **keywords)
     return error.value
 
@@ -42,7 +43,7 @@ MISTAKES = {
     "user error": (lambda: throw(UserError("x.json is not\n  JSON")), "x.json is not JSON"),
     "verification": (lambda: throw(VerificationError("the boxes differ")), "the boxes differ"),
     "check of kerasdet": (lambda: visualize.grid([], 1), "A grid needs at least one image"),
-    "file": (lambda: open("/absent/x"), "/absent/x: No such file or directory"),
+    "file": (lambda: Path("/absent/x").read_text(), "/absent/x: No such file or directory"),
     "full disk": (lambda: throw(OSError(errno.ENOSPC, "No space left on device")), "No space left on device"),
     "loss": (lambda: throw(FloatingPointError("The loss is not finite")), "The loss is not finite"),
     "memory": (lambda: throw(MemoryError()), "The memory is full. Choose smaller batches"),
