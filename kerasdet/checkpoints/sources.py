@@ -186,7 +186,7 @@ _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
 _MASK_RCNN = {"mask": {}}
 _KEYPOINT_RCNN = {"keypoint": {}, "rpn": {"train_post_nms_top_k": 1500}, "model": {"smooth_l1_beta": 0.5}}
-_TORCHVISION_MASK = {"mask": {"rule": "torchvision"}}
+_TORCHVISION_MASK = {"mask": {"convention": "torchvision"}}
 
 
 def _torchvision_rcnn(**parts):
@@ -312,8 +312,8 @@ SOURCES = {
     "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
     "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
     "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),
-    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"rule": "torchvision", "norm": "bn"}),
-    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"rule": "torchvision"}),
+    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"convention": "torchvision", "norm": "bn"}),
+    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"convention": "torchvision"}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
     **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},
