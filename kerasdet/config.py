@@ -19,10 +19,11 @@ import gin
 import keras
 import tensorflow as tf
 
-from kerasdet import data, evaluation, layers, loading, models, training
+from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes
-from kerasdet.geometry import anchors, coders
+from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
+from kerasdet.models import common, postprocess
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -47,6 +48,15 @@ SURFACE = (
     anchors.point_squares,
     coders.DeltaCoder,
     coders.DistanceCoder,
+    matching.IoUMatcher,
+    matching.FCOSMatcher,
+    sampling.BalancedSampler,
+    losses.FocalLoss,
+    losses.SmoothL1Loss,
+    losses.IoULoss,
+    losses.GIoULoss,
+    postprocess.Postprocessing,
+    common.LossNormalizer,
     data.CocoDataset,
     data.VocDataset,
     data.ResizeShortestEdge,

@@ -32,6 +32,7 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
 
     annotation = "masks"  # what it learns from
     loss_names = ("mask_loss",)
+    output_names = ("mask_probs",)
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         self.num_convs = num_convs
         self.channels = channels
         self.norm = norm
-        self.rule = rule
+        self.rule = self.convention = rule
         self.loss_weight = loss_weight
 
     def build(self, input_shape):
@@ -97,16 +98,16 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
         return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
-    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Masks as probabilities (B, D, S, S) of logits (B * D, S, S, K); class_ids (B, D)."""
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
         return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
 
-    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """The maps of mirrored regions, (B, D, S, S), as those of the regions themselves."""
         return tf.reverse(maps, [3])
 
-    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def postprocess(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``mask_probs`` (B, D, S, S) inside the boxes of `detections`."""
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
@@ -138,6 +139,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
 
     annotation = "keypoints"
     loss_names = ("keypoint_loss",)
+    output_names = ("keypoints",)
 
     def __init__(
         self,
@@ -165,7 +167,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
         self.pool_size = pool_size
         self.num_convs = num_convs
         self.channels = channels
-        self.rule = rule
+        self.rule = self.convention = rule
         self.loss_weight = loss_weight
 
     def build(self, input_shape):
@@ -203,11 +205,11 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)
         }
 
-    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); class_ids (B, D)."""
         return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
 
-    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """The maps of mirrored regions, (B, D, S, S, J), as those of the regions themselves: left becomes right.
 
         Raises:
@@ -220,7 +222,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             )
         return tf.gather(tf.reverse(maps, [3]), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 
-    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def postprocess(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of `detections`."""
         keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], rule=self.rule)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}
