@@ -31,6 +31,8 @@ class Detector(Trainer):
     """
 
     branches = ()
+    single_stage = False  # whether the heads' outputs depend on no selected proposals
+    supports_decode_all = False  # whether there is a `decode_all`: a box for every anchor, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         super().__init__(loss_names, autocast=False, **kwargs)  # images and boxes stay float32, whatever the policy
@@ -184,3 +186,42 @@ def _check_resize(resize):
             f"resize is {resize!r}: give (shortest, longest) in whole pixels, None for the model's own rule or False "
             "for none."
         )
+
+
+def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
+    """Checks that a backbone is one, and has what the neck merges.
+
+    Raises:
+        TypeError: If it is something else, such as a name.
+        ValueError: If it lacks a feature.
+    """
+    channels = getattr(backbone, "channels", None)
+    if not isinstance(channels, Mapping):
+        what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
+        raise TypeError(
+            f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that keeps the protocol "
+            "kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` of each, "
+            "such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
+        )
+    given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
+    missing = [name for name in getattr(neck, "in_features", ()) if name not in given]
+    if missing:
+        raise ValueError(
+            f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "
+            f"ResNet out_features={tuple(neck.in_features)}."
+        )
+
+
+def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    """The names of a model's classes.
+
+    Raises:
+        ValueError: If there are not as many as classes.
+    """
+    if not class_names:
+        return None
+    if len(class_names) != num_classes:
+        raise ValueError(
+            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}."
+        )
+    return tuple(class_names)

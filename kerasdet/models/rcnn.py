@@ -15,8 +15,7 @@ from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
 from kerasdet.models.branches import KeypointBranch, MaskBranch
-from kerasdet.models.common import check_backbone, checked_names
-from kerasdet.models.detector import Detector, unpack_inputs
+from kerasdet.models.detector import Detector, check_backbone, checked_names, unpack_inputs
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
 from kerasdet.ops.distribute import global_sum
