@@ -46,6 +46,8 @@ SURFACE = (
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
+    layers.RetinaNetHead,
+    layers.FCOSHead,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,

@@ -32,6 +32,8 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
+    single_stage = False  # whether the heads' outputs depend on no selected proposals
+    supports_decode_all = False  # whether there is a `decode_all`: a box for every anchor, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         # Under a mixed-precision policy Keras would cast float inputs to 16 bits, in which pixels and box coordinates
@@ -174,8 +176,9 @@ def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
     if not isinstance(channels, Mapping):
         what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
         raise TypeError(
-            f"backbone is {what}: give a kerasdet.ResNet, or a model that returns features by name and has their "
-            "channels, such as {'c3': 128, 'c4': 256, 'c5': 512}."
+            f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that keeps the protocol "
+            "kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` of each, "
+            "such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
         )
     given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
     missing = [name for name in getattr(neck, "in_features", ()) if name not in given]

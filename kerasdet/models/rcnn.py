@@ -16,7 +16,7 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
 from kerasdet.models.branches import KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector, check_backbone, checked_names, unpack_inputs
-from kerasdet.models.postprocess import detections_from_candidates
+from kerasdet.models.postprocess import Postprocessing
 from kerasdet.models.rpn import RPN, build_pyramid, check_sample, default_backbone, default_neck
 from kerasdet.ops.distribute import global_sum
 
@@ -321,14 +321,16 @@ class FasterRCNN(ConfigFromInit, Detector):
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
-        return detections_from_candidates(
-            candidates,
-            image_size,
-            score_threshold=self.score_threshold,
+        return self.postprocessing.apply_nms(candidates, image_size)
+
+    @property
+    def postprocessing(self) -> Postprocessing:
+        """Thresholds and suppression of the second stage."""
+        return Postprocessing(
+            self.score_threshold,
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,
             clip_before_nms=True,
-            drop_empty=True,
         )
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
