@@ -1,4 +1,4 @@
-"""COCO average precision through pycocotools, and the way from detections to COCO's result format.
+"""COCO average precision through pycocotools.
 
 Nothing here needs TensorFlow: a detections file is scored with NumPy and pycocotools alone.
 """
@@ -21,49 +21,6 @@ from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMM
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 PROPOSAL_LIMITS = (100, 300, 1000)  # boxes of an image that are looked at
 UNIFORM_SIGMA = 0.05  # of keypoints that are not COCO's 17, for which `cocoeval` has measured ones
-
-
-def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[dict]:
-    """Turns a batch of detections into entries of a COCO results file.
-
-    Args:
-        detections: NumPy arrays in the coordinates of the original images: `boxes` (B, D, 4) yxyx in pixels,
-            `scores` (B, D), `class_ids` (B, D) and `valid` (B,), the number of entries that count; where there are
-            any, `keypoints` (B, D, J, 3) as (y, x, score) and `segmentations`, for each image a list of compressed RLE.
-        image_ids: (B,) the data set's ids of the images.
-        category_ids: (K,) the data set's category id of every class id.
-
-    Returns:
-        Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) and `score`, and with `segmentation` and
-        `keypoints` (x, y, score, x, ...), where COCO counts pixels from 0 at their centres.
-
-    Raises:
-        ValueError: A class id that has no category.
-    """
-    results = []
-    for image, (image_id, count) in enumerate(zip(np.asarray(image_ids).tolist(), detections["valid"], strict=True)):
-        boxes = np.asarray(detections["boxes"][image, :count], np.float64)
-        classes = detections["class_ids"][image, :count].tolist()
-        scores = detections["scores"][image, :count].tolist()
-        for place, ((y1, x1, y2, x2), class_id, score) in enumerate(zip(boxes.tolist(), classes, scores, strict=True)):
-            if not 0 <= class_id < len(category_ids):
-                raise ValueError(
-                    f"Image {image_id} has a detection of class {class_id}, but the data set names "
-                    f"{len(category_ids)} categories: evaluate with the data set the model was built for."
-                )
-            result = {
-                "image_id": image_id,
-                "category_id": int(category_ids[class_id]),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": score,
-            }
-            if "segmentations" in detections:
-                result["segmentation"] = detections["segmentations"][image][place]
-            if "keypoints" in detections:
-                keypoints = np.asarray(detections["keypoints"][image][place], np.float64)[:, [1, 0, 2]]
-                result["keypoints"] = (keypoints - [0.5, 0.5, 0.0]).ravel().tolist()
-            results.append(result)
-    return results
 
 
 def read_ground_truth(source) -> dict:
