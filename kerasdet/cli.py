@@ -24,8 +24,9 @@ from kerasdet.export.tflite import quantization
 from kerasdet.export.tflite.write import INPUT_TYPES
 from kerasdet.export.workflow import compare_ap, ship, ship_tflite, ship_version
 from kerasdet.geometry import rle
+from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector
-from kerasdet.models import AugmentedDetector, Detector
+from kerasdet.models import Detector
 from kerasdet.training import run_workers
 from kerasdet.visualize import draw_boxes
 
@@ -187,7 +188,7 @@ def _eval_model(options):
         data = config.eval_data()
     model = _open(options.model)
     if options.tta is not None:
-        model = AugmentedDetector(model, options.tta)
+        model = AugmentedPredictor(model, options.tta)
     return evaluate_with_results(model, data, batch_size=options.batch_size)
 
 

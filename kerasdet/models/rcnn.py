@@ -83,16 +83,6 @@ class FasterRCNN(ConfigFromInit, Detector):
         """Post-processing of `roi_heads`, which makes the detections."""
         return self.roi_heads.postprocessing
 
-    @property
-    def mask_convention(self) -> str | None:
-        """Framework that masks are pasted as, "detectron2" or "torchvision"; None if the model finds no masks."""
-        return next((branch.convention for branch in self.branches if "mask_probs" in branch.output_names), None)
-
-    @property
-    def skeleton(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of keypoint indices that pictures join by a line; () if the model finds no keypoints."""
-        return next((branch.skeleton for branch in self.branches if branch.skeleton), ())
-
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
         """Predicts for the regions of a batch that have losses.
 

@@ -120,7 +120,7 @@ def test_a_last_batch_smaller_than_the_replicas_is_measured_as_on_one(name, opti
     differences = json.loads(differences)
     assert {"evaluate loss", "predict boxes"} <= differences.keys()
     assert max(differences.values()) < 1e-3, differences
-    assert message.startswith("A batch to train on has 1 images, which do not divide among 2 replicas")
+    assert message.startswith("A training batch has 1 images, which do not divide among 2 replicas")
 
 
 def test_a_batch_that_does_not_divide_into_parts_is_said_before_the_step():
