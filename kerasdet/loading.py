@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 
+from kerasdet.errors import UserError
 from kerasdet.export.saved_model.load import SavedDetector
 from kerasdet.export.tflite.load import TFLiteDetector
 from kerasdet.models import Detector
@@ -50,29 +51,32 @@ def load_detector(path: str | Path) -> Detector:
 
 
 def pretrained(path: str | Path, num_classes: int) -> Detector:
-    """A detector to fine-tune: all weights are taken over, and new layers for what there is one of a class.
+    """Loads a detector to fine-tune, and re-initialises the layers whose size depends on the number of classes.
 
-    It computes in the global precision policy, whatever the file's model did.
+    The result computes in the global precision policy, whatever policy the file's model had.
 
     Args:
-        path: As of `load`.
-        num_classes: Of the new task. Where the file's model has as many, its classification layer stays.
+        path: A file or folder that `load` opens.
+        num_classes: Number of classes of the new task. If the file's model has as many, its classification layer and
+            class names stay.
+
+    Returns:
+        The detector; its post-processing, anchors and other parts are those of the file.
 
     Raises:
-        ValueError: If the file holds no detector, or one without classes.
+        ValueError: If the file does not hold a detector with classes.
     """
     model = load_detector(path)
     if model.num_classes is None:
-        raise ValueError(f"{path} holds a {type(model).__name__}, which knows no classes to fine-tune.")
+        raise UserError(
+            f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: give a detector with classes."
+        )
     policy = keras.config.dtype_policy()
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name:
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
-        config["class_names"] = None
-    for part in (config, *(branch["config"] for branch in config.get("branches", ()))):
-        if "num_classes" in part:
-            part["num_classes"] = num_classes
+        config.update(num_classes=num_classes, class_names=None)  # parts learn the number from the model
     tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
@@ -81,7 +85,7 @@ def pretrained(path: str | Path, num_classes: int) -> Detector:
 
 
 def _with_policy(config, policy):
-    """A serialised configuration, with another precision policy wherever it names one."""
+    """Returns a serialised configuration with another precision policy wherever it names one."""
     if isinstance(config, list):
         return [_with_policy(item, policy) for item in config]
     if not isinstance(config, dict):
@@ -92,30 +96,30 @@ def _with_policy(config, policy):
 
 
 def backbone_weights(model: Detector, path: str | Path) -> Detector:
-    """Gives a detector the backbone of a file, which holds a backbone or a detector.
+    """Copies the backbone's weights from a file that holds a backbone or a detector.
 
-    Deformable convolutions take the kernels of ordinary ones, and begin without offsets.
+    Deformable convolutions take the kernels of ordinary ones and start without offsets.
 
     Args:
-        model: Its backbone is overwritten.
-        path: As of `load`.
+        model: Detector whose backbone the function overwrites.
+        path: A file or folder that `load` opens.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: If the backbones are not of one shape, by name.
+        UserError: If the backbones differ in the names or shapes of their weights.
     """
     source = load(path)
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
     ours = {_inner_path(v): v for v in model.backbone.variables}
     ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
     wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
-    wrong += [name for name in theirs if name not in ours]  # a ResNet-101 would else pass for a ResNet-50
+    wrong += [name for name in theirs if name not in ours]  # otherwise a ResNet-101 would pass for a ResNet-50
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"The backbone in {path} does not fit: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} "
-            "are missing in one of the two or of another shape. Configure ResNet as it was trained."
+            "are missing in one of the two or have another shape. Configure the backbone as it was trained."
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])

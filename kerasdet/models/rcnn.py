@@ -9,7 +9,8 @@ from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
-from kerasdet.models.detector import Detector, checked_names, unpack_inputs
+from kerasdet.models.common import check_num_classes, checked_names
+from kerasdet.models.detector import Detector, unpack_inputs
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_neck
@@ -55,11 +56,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         roi_heads = roi_heads or RoIHeads()
         loss_names = ("rpn_class_loss", "rpn_box_loss", *roi_heads.loss_names)
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
-        if num_classes < 1:
-            raise UserError(
-                f"{type(self).__name__} needs at least one class, got num_classes={num_classes}: background is not a "
-                "class."
-            )
+        check_num_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
         self.class_names = checked_names(class_names, num_classes)
         self.backbone = backbone or default_backbone()

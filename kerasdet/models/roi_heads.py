@@ -347,9 +347,9 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         boxes = tf.broadcast_to(boxes, tf.concat([tf.shape(scores), [4]], 0))
         boxes = box_ops.clip(tf.reshape(boxes, [tf.shape(boxes)[0], -1, 4]), image_size)  # (B, P * K, 4)
         usable = tf.repeat(outputs["roi_valid"], self.num_classes, axis=1)  # (B, P * K)
-        if self.postprocessing.min_size is not None:
-            size = boxes[..., 2:] - boxes[..., :2]
-            usable &= tf.reduce_all(size >= self.postprocessing.min_size, -1)
+        mask = self.postprocessing.box_mask(boxes, image_size)
+        if mask is not None:
+            usable &= mask
         scores = tf.where(usable, tf.reshape(scores, tf.shape(usable)), 0.0)
         class_ids = tf.broadcast_to(tf.range(tf.shape(scores)[1]) % self.num_classes, tf.shape(scores))
         return {"boxes": boxes, "scores": scores, "class_ids": class_ids}
