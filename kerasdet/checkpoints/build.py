@@ -117,9 +117,7 @@ def build(
 
 def _with_parts(arguments):
     """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts."""
-    return {
-        name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()
-    }
+    return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
 
 def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:

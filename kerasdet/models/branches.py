@@ -392,7 +392,9 @@ class KeypointBranch(ConfigFromInit, Branch):
         cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
         weights = tf.cast(targets["visible"] & positive[..., None], float_dtype())
         weights = tf.reshape(weights, tf.shape(cells))  # (N, J)
-        maps = tf.reshape(tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.map_size**2])  # (N, J, S * S)
+        maps = tf.reshape(
+            tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.map_size**2]
+        )  # (N, J, S * S)
         loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights)
         return {"keypoint_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
