@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from kerasdet.export.saved_model.load import in_pixels
-from kerasdet.export.tflite.load import TFLiteDetector
 from PIL import Image
 
+from kerasdet.export.saved_model.load import in_pixels
+from kerasdet.export.tflite.load import TFLiteDetector
 from kerasdet.models import Detector
 from kerasdet.ops.dispatch import LIBRARY
 

@@ -32,7 +32,7 @@ def folder(tmp_path_factory, model):
     model.save(checkpoints / "step_00000001.keras")
     (folder / "run" / "config.gin").write_text(
         "PRECISION = 'float32'\nSEED = 0\n"
-        f"train.eval_data = @eval/CocoDataset()\neval/CocoDataset.annotations = '{folder}/shapes/annotations.json'\n"
+        f"Validation.data = @eval/CocoDataset()\neval/CocoDataset.annotations = '{folder}/shapes/annotations.json'\n"
     )
     model.save(folder / "plain.keras")
     tiny.detector(num_classes=3).save(folder / "three.keras")
@@ -161,7 +161,7 @@ def test_export(capsys, folder, tmp_path, monkeypatch):
     ours, theirs = (tables[tables.index(title) + 1 :] for title in ("The model:", "The export:"))
     assert ours[:3] == theirs[:3]
     assert (tmp_path / "served" / "saved_model.pb").is_file()
-    assert "eval_data" in (tmp_path / "served" / "assets" / "config.gin").read_text()
+    assert "Validation.data" in (tmp_path / "served" / "assets" / "config.gin").read_text()
     facts = json.loads((tmp_path / "served" / "assets" / "kerasdet.json").read_text())
     assert (facts["class_offset"], facts["max_pixels"]) == (0, 5000)
 
