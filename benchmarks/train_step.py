@@ -3,8 +3,7 @@
     python benchmarks/train_step.py [--peer-python PYTHON] [--models retinanet fcos mask_rcnn] [--rounds N]
 
 A step is forward, backward and SGD with momentum, with frozen norms, stem and c2. Each measurement runs in a process of
-its own. With a Python that has torchvision (`--peer-python`) the two frameworks take turns, so that noise of the machine
-affects both.
+its own. With a Python that has torchvision (`--peer-python`) the two frameworks take turns, so that noise affects both.
 """
 
 import argparse
