@@ -7,14 +7,14 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from kerasdet.export import export_saved_model, export_tflite, verify_saved_model, verify_tflite
+from kerasdet.export.saved_model.serving import next_version, warmup_protos, write_kit, write_warmup
 
 from kerasdet.data import images as image_ops
 from kerasdet.data import shapes
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.evaluation import evaluate
 from kerasdet.evaluation.evaluate import evaluate_batches
-from kerasdet.export import export_saved_model, export_tflite, verify_saved_model, verify_tflite
-from kerasdet.export.saved_model.serving import next_version, warmup_protos, write_kit, write_warmup
 from kerasdet.loading import load
 from kerasdet.models import Detector
 

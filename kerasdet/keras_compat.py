@@ -1,8 +1,47 @@
-"""Private hooks of Keras and TensorFlow."""
+"""Private names of Keras and TensorFlow: the only module that touches them.
+
+Each function says which name it needs, why no public one does, and the versions on which it was seen.
+"""
 
 from collections.abc import Sequence
 
 import keras
+
+
+class SkipSymbolicBuild:
+    """Mixin for a `keras.Model`: `fit` and `evaluate` build only the optimizer before the first step.
+
+    Private names: `Trainer._maybe_symbolic_build`, overridden, and `Model._distribute_strategy`. Keras' own version
+    calls the model on the mean of all replicas' batches, which fails for integers and masks and with several workers.
+    kerasdet's models have all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is not None and self.optimizer is not None and not self.optimizer.built:
+            with self._distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+
+def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes an optimizer take its gradients as they are, because they are summed over the replicas already.
+
+    Private name: `TFOptimizer._all_reduce_sum_gradients`, replaced by `list`. Keras 3 clips each replica's gradients
+    before it sums them, so N replicas would train differently from one device, and has no option to skip the sum. Seen
+    in TensorFlow 2.21.0, Keras 3.15.1.
+
+    Args:
+        optimizer: A Keras optimizer, or a `LossScaleOptimizer` around one.
+
+    Raises:
+        NotImplementedError: If this version of Keras has no such method.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(inner, "_all_reduce_sum_gradients"):
+        raise NotImplementedError(
+            f"{type(inner).__name__} of Keras {keras.__version__} cannot train on several replicas: kerasdet was "
+            "tested with Keras 3.15.1; install that version, or train on one device."
+        )
+    inner._all_reduce_sum_gradients = list
 
 
 def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:

@@ -59,7 +59,9 @@ def model_facts(model: Detector, options: Mapping) -> dict:
         "class_names": list(model.class_names) if model.class_names else None,
         "parameters": model.count_params(),
         "preprocessing": model.preprocessing.get_config(),
-        "mask_rule": next((branch.rule for branch in getattr(model, "branches", ()) if _has_masks(branch)), None),
+        "mask_convention": next(
+            (branch.convention for branch in getattr(model, "branches", ()) if _has_masks(branch)), None
+        ),
         **options,
         "kerasdet": metadata.version("kerasdet"),
         "tensorflow": tf.__version__,

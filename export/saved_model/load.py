@@ -87,7 +87,7 @@ class SavedDetector:
             height: Of the image.
             width: Of the image.
         """
-        return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=self.facts["mask_rule"])
+        return mask_ops.paste_masks(mask_probs, boxes, height, width, convention=self.facts["mask_convention"])
 
 
 def in_pixels(

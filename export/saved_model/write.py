@@ -24,10 +24,10 @@ The outputs are those of the TF Object Detection API, all float32:
 from pathlib import Path
 
 import tensorflow as tf
-
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
 from kerasdet.export.saved_model.decoding import decode_batch
+
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.models import Detector
 from kerasdet.ops import implementation

@@ -16,8 +16,8 @@ from kerasdet.export.saved_model.load import in_pixels
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import masks as mask_ops
+from kerasdet.inference import open_images
 from kerasdet.models import Preprocessing
-from kerasdet.models.detector import image_list
 from kerasdet.models.postprocess import compact
 
 FACTS_FILE = "kerasdet.json"
@@ -64,12 +64,12 @@ class TFLiteDetector:
             TypeError: If an image is no array.
             ValueError: If an image is not (H, W, 3).
         """
-        found = [self._detect_one(image) for image in image_list(images)]
+        found = [self._detect_one(image) for image in open_images(images)[0]]
         return {name: np.concatenate([detections[name] for detections in found]) for name in found[0]}
 
     def frame(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """An image (H, W, 3) as the file's input (1, h, w, 3), and the size it has in there."""
-        frame, size = self._preprocessing.frame(image, *self.facts["size"])
+        frame, size = self._preprocessing.letterbox(image, *self.facts["size"])
         return as_input(frame.numpy(), self.facts["input_type"])[None], size
 
     def outputs(self, frame: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ class TFLiteDetector:
             height: Of the image.
             width: Of the image.
         """
-        return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=self.facts["mask_rule"])
+        return mask_ops.paste_masks(mask_probs, boxes, height, width, convention=self.facts["mask_convention"])
 
 
 class _Head:

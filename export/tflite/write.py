@@ -22,8 +22,8 @@ from kerasdet.export.tflite import postprocessing as tails
 from kerasdet.export.tflite.load import ANCHORS_FILE, FACTS_FILE, MODEL_FILE, as_input
 from kerasdet.export.tflite.metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import PRECISIONS, lower_precision
+from kerasdet.inference import open_images
 from kerasdet.models import Detector
-from kerasdet.models.detector import image_list
 from kerasdet.ops import implementation
 from kerasdet.ops import resize as resize_ops
 
@@ -68,7 +68,7 @@ def export_tflite(
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
     with implementation("tflite"):
         flatbuffer = _convert(model, tail, size, input_type)
-    frames = [model.preprocessing.frame(image, *size)[0].numpy() for image in images] if precision == "int8" else []
+    frames = [model.preprocessing.letterbox(image, *size)[0].numpy() for image in images] if precision == "int8" else []
     frames = [as_input(frame, input_type) for frame in frames]
     flatbuffer = lower_precision(flatbuffer, precision, frames, [model.backbone.name, model.neck.name])
     options = {"class_offset": 0, "precision": precision, "tail": tail, "size": size, "input_type": input_type}
@@ -111,7 +111,7 @@ def _check(model, path, tail, precision, input_type, images, size):
     if precision == "int8" and not len(images):
         raise ValueError("int8 needs representative images: some dozens of pictures as the model will meet them.")
     if len(images):
-        image_list(list(images))
+        open_images(list(images))
 
 
 def _convert(model, tail, size, input_type):

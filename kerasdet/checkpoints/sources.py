@@ -136,7 +136,7 @@ def _detectron2_retinanet(depth):
     return Source(
         "detectron2",
         "retinanet",
-        backbone={"depth": depth, "stride_in_1x1": True, "freeze_at": 2},
+        backbone={"depth": depth, "freeze_at": 2, **_CAFFE},
         top={"in_feature": "c5"},
         anchors=DETECTRON2_ANCHORS,
         preprocessing=DETECTRON2,
@@ -186,7 +186,7 @@ _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
 _MASK_RCNN = {"mask": {}}
 _KEYPOINT_RCNN = {"keypoint": {}, "rpn": {"train_post_nms_top_k": 1500}, "model": {"smooth_l1_beta": 0.5}}
-_TORCHVISION_MASK = {"mask": {"rule": "torchvision"}}
+_TORCHVISION_MASK = {"mask": {"convention": "torchvision"}}
 
 
 def _torchvision_rcnn(**parts):
@@ -225,9 +225,9 @@ def _detectron2_rcnn(depth, deform_stages=(), **parts):
         "rcnn",
         backbone={
             "depth": depth,
-            "stride_in_1x1": True,
             "deform_stages": deform_stages,
             "freeze_at": 2,
+            **_CAFFE,
             **_ALL_FEATURES,
         },
         anchors=_RCNN_LEVELS,
@@ -290,7 +290,7 @@ SOURCES = {
     "detectron2/fcos_R_50_FPN": Source(
         "detectron2",
         "fcos",
-        backbone={"depth": 50, "stride_in_1x1": True, "freeze_at": 2},
+        backbone={"depth": 50, "freeze_at": 2, **_CAFFE},
         top={"in_feature": "p5"},
         anchors=POINTS,
         preprocessing=DETECTRON2,
@@ -312,8 +312,8 @@ SOURCES = {
     "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
     "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
     "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),
-    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"rule": "torchvision", "norm": "bn"}),
-    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"rule": "torchvision"}),
+    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"convention": "torchvision", "norm": "bn"}),
+    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"convention": "torchvision"}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
     **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},
@@ -326,14 +326,16 @@ SOURCES = {
     },
     # backbones trained on ImageNet
     **{
-        f"torchvision/resnet{depth}": Source("torchvision", "backbone", backbone={"depth": depth, **_ALL_FEATURES})
+        f"torchvision/resnet{depth}": Source(
+            "torchvision", "backbone", backbone={"depth": depth, "norm": "frozen_bn", **_ALL_FEATURES}
+        )
         for depth in (18, 34, 50, 101, 152)
     },
     **{
         f"detectron2/MSRA_R-{depth}": Source(
             "detectron2",
             "backbone",
-            backbone={"depth": depth, "stride_in_1x1": True, **_ALL_FEATURES},
+            backbone={"depth": depth, **_CAFFE, **_ALL_FEATURES},
             preprocessing=DETECTRON2,
         )
         for depth in (50, 101)

@@ -1,5 +1,6 @@
-"""Building blocks of the networks."""
+"""Layers and networks that detectors are built from."""
 
+from kerasdet.layers.backbone import Backbone
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
@@ -11,6 +12,7 @@ from kerasdet.layers.roi_heads import BoxHead, BoxPredictor, KeypointHead, MaskH
 __all__ = [
     "FPN",
     "NORMS",
+    "Backbone",
     "BatchNorm",
     "BoxHead",
     "BoxPredictor",

@@ -1,7 +1,6 @@
 """The model garden."""
 
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.inference.tta import AugmentedDetector
 from kerasdet.models.branches import KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector
 from kerasdet.models.fcos import FCOS
@@ -12,7 +11,6 @@ from kerasdet.models.rpn import RPN, ProposalNetwork
 __all__ = [
     "FCOS",
     "RPN",
-    "AugmentedDetector",
     "Detector",
     "FasterRCNN",
     "KeypointBranch",

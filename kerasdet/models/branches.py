@@ -27,12 +27,13 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         num_convs: Of the head.
         channels: Of the head.
         norm: Of the head's convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
-        rule: How masks are pasted and targets cropped: "detectron2" or "torchvision".
+        convention: How masks are pasted and targets cropped: "detectron2" or "torchvision".
         loss_weight: Factor of the loss.
     """
 
     target_key = "masks"  # entry of a batch that the branch learns from
     loss_names = ("mask_loss",)
+    output_names = ("mask_probs",)
     metric = "segm"
 
     def __init__(
@@ -43,18 +44,18 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         num_convs: int = 4,
         channels: int = 256,
         norm: str | None = None,
-        rule: str = "detectron2",
+        convention: str = "detectron2",
         loss_weight: float = 1.0,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "mask_branch", **kwargs})
-        mask_ops.check_rule(rule)
+        mask_ops.check_convention(convention)
         self.num_classes = num_classes
         self.pool_size = pool_size
         self.num_convs = num_convs
         self.channels = channels
         self.norm = norm
-        self.rule = rule
+        self.convention = convention
         self.loss_weight = loss_weight
 
     def learn_names(self, dataset) -> None:
@@ -94,7 +95,7 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
             rois,
             matched_gt,
             size=self.mask_size,
-            rule=self.rule,
+            convention=self.convention,
             image_size=batch["image_size"],
         )
         return {"masks": masks, "class_ids": gather_gt(batch["class_ids"], matched_gt)}
@@ -114,16 +115,16 @@ class MaskBranch(ConfigFromInit, keras.layers.Layer):
         loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
         return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
-    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Masks as probabilities (B, D, S, S) of logits (B * D, S, S, K); class_ids (B, D)."""
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
         return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
 
-    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """The maps of mirrored regions, (B, D, S, S), as those of the regions themselves."""
         return tf.reverse(maps, [3])
 
-    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def postprocess(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``mask_probs`` (B, D, S, S) inside the boxes of `detections`."""
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
@@ -143,7 +144,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             as large.
         num_convs: Of the head.
         channels: Of the head.
-        rule: How a keypoint is read off its heatmap: "detectron2" or "torchvision".
+        convention: How a keypoint is read off its heatmap: "detectron2" or "torchvision".
         loss_weight: Factor of the loss.
         keypoint_names: J names, in which "left" and "right" are sides; by default those of a COCO person where J is 17.
             Training sets them from the data.
@@ -155,6 +156,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
 
     target_key = "keypoints"
     loss_names = ("keypoint_loss",)
+    output_names = ("keypoints",)
     metric = "keypoints"
 
     def __init__(
@@ -164,14 +166,14 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
         pool_size: int | None = 14,
         num_convs: int = 8,
         channels: int = 512,
-        rule: str = "detectron2",
+        convention: str = "detectron2",
         loss_weight: float = 1.0,
         keypoint_names: Sequence[str] | None = None,
         skeleton: Sequence[Sequence[int]] | None = None,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "keypoint_branch", **kwargs})
-        keypoint_ops.check_rule(rule)
+        keypoint_ops.check_convention(convention)
         if num_keypoints == len(keypoint_ops.PERSON_KEYPOINTS):
             keypoint_names = keypoint_ops.PERSON_KEYPOINTS if keypoint_names is None else keypoint_names
             skeleton = keypoint_ops.PERSON_SKELETON if skeleton is None else skeleton
@@ -183,7 +185,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
         self.pool_size = pool_size
         self.num_convs = num_convs
         self.channels = channels
-        self.rule = rule
+        self.convention = convention
         self.loss_weight = loss_weight
 
     def learn_names(self, dataset) -> None:
@@ -242,11 +244,11 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)
         }
 
-    def maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """Heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); class_ids (B, D)."""
         return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
 
-    def mirror(self, maps: tf.Tensor) -> tf.Tensor:
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """The maps of mirrored regions, (B, D, S, S, J), as those of the regions themselves: left becomes right.
 
         Raises:
@@ -259,7 +261,7 @@ class KeypointBranch(ConfigFromInit, keras.layers.Layer):
             )
         return tf.gather(tf.reverse(maps, [3]), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 
-    def detect(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
+    def postprocess(self, maps: tf.Tensor, detections: Mapping) -> dict[str, tf.Tensor]:
         """``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of `detections`."""
-        keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], rule=self.rule)
+        keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], convention=self.convention)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}

@@ -223,7 +223,7 @@ class FCOS(ConfigFromInit, Detector):
             batch["boxes"],
             dense.valid_gt_mask(batch),
             radius=self.center_radius,
-            rule=self.matching_rule,
+            convention=self.matching_rule,
             ignored=dense.ignore_mask(anchors, batch, self.ignore_crowd_iof),
         )
         targets = dense.matched_targets(matched_gt, anchors, batch)
@@ -274,7 +274,7 @@ class FCOS(ConfigFromInit, Detector):
         if self.normalizer == "ema":
             self.mean_positives.assign(self._normalizer(targets))
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
@@ -287,7 +287,7 @@ class FCOS(ConfigFromInit, Detector):
         levels = [self._level_candidates(outputs, level, image_size) for level in outputs["class_logits"]]
         return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
         return detections_from_candidates(
             candidates,

@@ -6,9 +6,11 @@ padding, ``valid`` (B,) int32, by descending score.
 
 from collections.abc import Callable, Mapping
 
+import keras
 import tensorflow as tf
 
 from kerasdet.geometry import boxes as box_ops
+from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.ops import nms
 
 
@@ -35,6 +37,94 @@ def top_candidates(
     logits = tf.reshape(tf.gather(logits, anchors, batch_dims=1), [tf.shape(logits)[0], -1])  # (B, a * K)
     values, pairs = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[1]))
     return score(values), tf.gather(anchors, pairs // num_classes, batch_dims=1), pairs % num_classes
+
+
+EMPTY_BOXES = ("drop_after_nms", "drop_before_nms", "keep")
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class Postprocessing(ConfigFromInit):
+    """Turns scored boxes into detections by per-class non-maximum suppression.
+
+    Args:
+        score_threshold: Detections with a score at or below this are dropped. In [0, 1].
+        pre_nms_top_k: Most candidates that each pyramid level hands to suppression; R-CNNs hand over all of theirs.
+        nms_threshold: Boxes of a class that overlap a better one by more than this IoU are dropped. In [0, 1].
+        max_detections: D, most detections in an image.
+        min_size: Boxes with a side below this many pixels are dropped before suppression; None keeps them.
+        clip_before_nms: Whether boxes are clipped to the image before suppression (torchvision, mmdetection) or after
+            it (detectron2's dense models).
+        empty_boxes: What happens to boxes that are empty once clipped: "drop_after_nms" (detectron2, all R-CNNs),
+            "drop_before_nms" (mmdetection's dense models) or "keep" (torchvision's dense models).
+
+    Raises:
+        ValueError: If `empty_boxes` is unknown, or boxes are to be dropped before suppression without being clipped.
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.05,
+        pre_nms_top_k: int = 1000,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        min_size: float | None = None,
+        clip_before_nms: bool = False,
+        empty_boxes: str = "drop_after_nms",
+    ):
+        if empty_boxes not in EMPTY_BOXES:
+            raise ValueError(
+                f"Postprocessing has no empty_boxes={empty_boxes!r}: choose one of {', '.join(map(repr, EMPTY_BOXES))}."
+            )
+        if empty_boxes == "drop_before_nms" and not clip_before_nms:
+            raise ValueError("empty_boxes='drop_before_nms' needs clip_before_nms=True: boxes are empty once clipped.")
+        self.score_threshold = score_threshold
+        self.pre_nms_top_k = pre_nms_top_k
+        self.nms_threshold = nms_threshold
+        self.max_detections = max_detections
+        self.min_size = min_size
+        self.clip_before_nms = clip_before_nms
+        self.empty_boxes = empty_boxes
+
+    def apply_nms(
+        self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor, score_threshold: float | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Suppresses candidates class by class and clips the rest to the image.
+
+        Args:
+            candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).
+            image_size: (B, 2) height and width without padding.
+            score_threshold: Overrides the threshold, for models that have applied it to another score.
+
+        Returns:
+            Padded detections in the coordinates of the candidates.
+        """
+        boxes, scores = candidates["boxes"], candidates["scores"]
+        if self.clip_before_nms:
+            boxes = box_ops.clip(boxes, image_size)
+        if self.empty_boxes == "drop_before_nms":
+            scores = tf.where(_has_area(boxes), scores, -1.0)
+        indices, counts = nms(
+            boxes,
+            scores,
+            candidates["class_ids"],
+            iou_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+        )
+        chosen = tf.maximum(indices, 0)
+        detections = {
+            "boxes": box_ops.clip(tf.gather(boxes, chosen, batch_dims=1), image_size),
+            "scores": tf.gather(scores, chosen, batch_dims=1),
+            "class_ids": tf.gather(candidates["class_ids"], chosen, batch_dims=1),
+        }
+        keep = tf.sequence_mask(counts, self.max_detections)  # (B, D)
+        if self.empty_boxes == "drop_after_nms":
+            keep &= _has_area(detections["boxes"])
+        return compact(detections, keep)
+
+
+def _has_area(boxes):
+    return tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
 
 
 def detections_from_candidates(

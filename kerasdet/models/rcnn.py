@@ -10,7 +10,7 @@ from kerasdet import losses, ops
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.coders import DeltaCoder
 from kerasdet.geometry.matching import IGNORE, gather_gt, match_iou
-from kerasdet.geometry.sampling import sample_balanced, uniform
+from kerasdet.geometry.sampling import per_image_uniform, sample_balanced
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.roi_heads import BoxHead, BoxPredictor
@@ -218,12 +218,12 @@ class FasterRCNN(ConfigFromInit, Detector):
             gt_valid,
             foreground_iou=self.foreground_iou,
             background_iou=self.foreground_iou,
-            low_quality=False,
+            allow_low_quality_matches=False,
         )
         matched_gt = tf.where(usable, matched_gt, IGNORE)
         count = tf.shape(candidates)[1]
         ids = ground_truth["image_id"] if "image_id" in ground_truth else tf.range(tf.shape(candidates)[0])
-        priority = uniform(count, self.seed + 1, self.step, ids)
+        priority = per_image_uniform(count, self.seed + 1, self.step, ids)
         positive, negative = sample_balanced(
             matched_gt, priority, size=self.samples_per_image, positive_fraction=self.positive_fraction
         )
@@ -299,7 +299,7 @@ class FasterRCNN(ConfigFromInit, Detector):
     def after_step(self, targets):
         self.step.assign_add(1)
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
@@ -319,7 +319,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         class_ids = tf.broadcast_to(tf.range(tf.shape(scores)[1]) % self.num_classes, tf.shape(scores))
         return {"boxes": boxes, "scores": scores, "class_ids": class_ids}
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
         return detections_from_candidates(
             candidates,
@@ -340,7 +340,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         first = {name: detections[name][:, :most] for name in ("boxes", "class_ids")}
         for branch in self.branches:
             maps = self.branch_maps(branch, outputs["pyramid"], first["boxes"], first["class_ids"])
-            for name, value in branch.detect(maps, first).items():
+            for name, value in branch.postprocess(maps, first).items():
                 missing = [[0, 0], [0, self.max_detections - most]] + [[0, 0]] * (value.shape.rank - 2)
                 shape = [None, self.max_detections, *value.shape[2:]]
                 detections[name] = tf.ensure_shape(tf.pad(value, missing), shape)
@@ -348,7 +348,7 @@ class FasterRCNN(ConfigFromInit, Detector):
 
     def branch_maps(self, branch, pyramid: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
         """A branch's masks or heatmaps, (B, D, S, S, ...), of boxes (B, D, 4) and their classes (B, D)."""
-        return branch.maps(self._branch_logits(branch, pyramid, boxes), class_ids)
+        return branch.select_class_maps(self._branch_logits(branch, pyramid, boxes), class_ids)
 
     def paste_masks(self, mask_probs: tf.Tensor, boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:
         """Full-size masks of one image, by the rule of the model's source.
@@ -365,7 +365,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         Raises:
             ValueError: If the model has no `MaskBranch`.
         """
-        return ops.paste_masks(mask_probs, boxes, height, width, rule=self._mask_rule())
+        return ops.paste_masks(mask_probs, boxes, height, width, convention=self._mask_convention())
 
     def encode_masks(self, mask_probs: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
         """The compressed RLE of what `paste_masks` gives, without full-size masks where the ops are compiled.
@@ -382,13 +382,13 @@ class FasterRCNN(ConfigFromInit, Detector):
         Raises:
             ValueError: If the model has no `MaskBranch`.
         """
-        return ops.encode_masks(mask_probs, boxes, height, width, rule=self._mask_rule())
+        return ops.encode_masks(mask_probs, boxes, height, width, convention=self._mask_convention())
 
-    def _mask_rule(self):
-        rules = [branch.rule for branch in self.branches if isinstance(branch, MaskBranch)]
-        if not rules:
+    def _mask_convention(self):
+        conventions = [branch.convention for branch in self.branches if isinstance(branch, MaskBranch)]
+        if not conventions:
             raise ValueError(f"This {type(self).__name__} finds no masks: give it a MaskBranch among its branches.")
-        return rules[0]
+        return conventions[0]
 
 
 def _check_branches(branches, num_classes):

@@ -175,7 +175,7 @@ class RetinaNet(ConfigFromInit, Detector):
             dense.valid_gt_mask(batch),
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            low_quality=True,
+            allow_low_quality_matches=True,
             ignored=dense.ignore_mask(anchors, batch, self.ignore_crowd_iof),
         )
         return dense.matched_targets(matched_gt, anchors, batch)
@@ -210,7 +210,7 @@ class RetinaNet(ConfigFromInit, Detector):
         if self.normalizer == "ema":
             self.mean_positives.assign(self._normalizer(targets))
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Boxes before suppression, in the coordinates of the network's input.
 
         Args:
@@ -228,7 +228,7 @@ class RetinaNet(ConfigFromInit, Detector):
             levels.append({"boxes": boxes, "scores": scores, "class_ids": class_ids})
         return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Out of candidates: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D), ``valid`` (B,)."""
         return detections_from_candidates(
             candidates,

@@ -10,7 +10,7 @@ from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder
 from kerasdet.geometry.matching import IGNORE, gather_gt, match_iou
-from kerasdet.geometry.sampling import sample_balanced, uniform
+from kerasdet.geometry.sampling import per_image_uniform, sample_balanced
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, MaxPoolTop, ResNet
@@ -138,11 +138,11 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             ``boxes`` (B, P, 4), ``logits`` (B, P) descending, ``valid`` (B,); padding is zero.
         """
         if training:
-            candidates = self.candidates(outputs, image_size, self.train_pre_nms_top_k)
-            return self.suppress(candidates, self.train_post_nms_top_k)
-        return self.suppress(self.candidates(outputs, image_size, self.pre_nms_top_k), self.post_nms_top_k)
+            candidates = self.decode(outputs, image_size, self.train_pre_nms_top_k)
+            return self.apply_nms(candidates, self.train_post_nms_top_k)
+        return self.apply_nms(self.decode(outputs, image_size, self.pre_nms_top_k), self.post_nms_top_k)
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor, top_k: int) -> dict[str, tf.Tensor]:
+    def decode(self, outputs: Mapping, image_size: tf.Tensor, top_k: int) -> dict[str, tf.Tensor]:
         """The best boxes of each level, clipped.
 
         Returns:
@@ -161,7 +161,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         logits = tf.where(large, tf.concat(logits, 1), -float("inf"))
         return {"boxes": boxes, "logits": logits, "level_ids": tf.concat(level_ids, 1)}
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], top_k: int) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], top_k: int) -> dict[str, tf.Tensor]:
         """Proposals out of candidates; see `propose`."""
         boxes, logits = candidates["boxes"], candidates["logits"]
         indices, valid = nms(
@@ -189,14 +189,14 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             (batch["class_ids"] >= 0) & ~batch["is_crowd"],
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            low_quality=True,
+            allow_low_quality_matches=True,
         )
         if self.straddle_threshold is not None:
             margin = self.straddle_threshold
             limit = tf.cast(image_size, float_dtype())[:, None, :] + margin  # (B, 1, 2)
             inside = tf.reduce_all((anchors[:, :2] >= -margin) & (anchors[:, 2:] < limit), -1)  # (B, R)
             matched_gt = tf.where(inside, matched_gt, IGNORE)
-        priority = uniform(tf.shape(anchors)[0], seed, step, _image_ids(batch))
+        priority = per_image_uniform(tf.shape(anchors)[0], seed, step, _image_ids(batch))
         positive, negative = sample_balanced(
             matched_gt, priority, size=self.samples_per_image, positive_fraction=self.positive_fraction
         )
@@ -287,13 +287,13 @@ class ProposalNetwork(ConfigFromInit, Detector):
     def after_step(self, targets):
         self.step.assign_add(1)
 
-    def candidates(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """See `RPN.candidates`."""
-        return self.rpn.candidates(outputs, image_size, self.rpn.pre_nms_top_k)
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """See `RPN.decode`."""
+        return self.rpn.decode(outputs, image_size, self.rpn.pre_nms_top_k)
 
-    def suppress(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """Proposals as detections of class 0."""
-        proposals = self.rpn.suppress(candidates, self.max_detections)
+        proposals = self.rpn.apply_nms(candidates, self.max_detections)
         valid = tf.sequence_mask(proposals["valid"], self.max_detections)
         return {
             "boxes": proposals["boxes"],

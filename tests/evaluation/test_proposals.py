@@ -196,6 +196,6 @@ def test_proposal_network_on_the_command_line(run, tmp_path, capsys):
     assert list(json.loads(numbers.read_text())["summary"]) == NAMES
     assert len(json.loads(found.read_text())) > 6 * 20
     picture = next((data.annotations.parent / "images").iterdir())
-    assert cli.main(["predict", str(out_dir), str(picture), "--score", "0", "--json"]) == 0
+    assert cli.main(["predict", str(out_dir), str(picture), "--score-threshold", "0", "--json"]) == 0
     [entry] = json.loads(capsys.readouterr().out)
     assert {d["label"] for d in entry["detections"]} == {"object"}

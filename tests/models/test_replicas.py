@@ -131,7 +131,7 @@ def test_last_batch_with_fewer_images_than_replicas_evaluates_as_on_one(uneven_d
     message = differences.pop("error")
     assert {"evaluate loss", "predict boxes"} <= differences.keys()
     assert max(differences.values()) < 1e-3, differences
-    assert message.startswith("A batch to train on has 1 images, which do not divide among 2 replicas")
+    assert message.startswith("A training batch has 1 images, which do not divide among 2 replicas")
 
 
 def test_batch_that_does_not_divide_into_micro_batches_raises():
