@@ -313,7 +313,7 @@ def _checked_result(entry, number, iou_type, images, names, where, truth_name, s
     image_id, category_id, score, geometry = entry["image_id"], entry["category_id"], entry["score"], entry[key]
     if image_id not in images:
         raise UserError(
-            f"{where}: result {number} is for image {image_id!r}, which {truth_name} lacks: give the results of this data."
+            f"{where}: result {number} is for image {image_id!r}, which {truth_name} lacks: give its own results."
         )
     if category_id not in names:
         raise UserError(
