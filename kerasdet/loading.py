@@ -5,8 +5,8 @@ from pathlib import Path
 
 import keras
 
-from kerasdet.export.saved_model.load import SavedDetector
-from kerasdet.export.tflite.load import TFLiteDetector
+from kerasdet.export.formats import format_of
+from kerasdet.inference.predictor import Predictor
 from kerasdet.models import Detector
 from kerasdet.training.resume import checkpoints, open_model
 
