@@ -1,11 +1,14 @@
-"""Losses as plain sums, in float32; whoever calls them divides.
+"""Sums the losses of detectors; the caller divides by its normalizer.
 
-``weights`` multiplies each element's loss before it is summed: 0 leaves an anchor out.
+Functions are pure sums. ``weights`` multiplies each element's loss before the sum: 0 leaves an anchor out. Classes
+carry a loss' options into a model; every box loss takes the same arguments, so one replaces another in a gin file.
 """
 
+import keras
 import tensorflow as tf
 
 from kerasdet.geometry import boxes as box_ops
+from kerasdet.keras_utils import ConfigFromInit
 
 
 def focal(
@@ -71,3 +74,84 @@ def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float
     `logits`, `targets` and `weights` (...).
     """
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits) * weights)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class FocalLoss(ConfigFromInit):
+    """Sums the sigmoid focal loss (https://arxiv.org/abs/1708.02002).
+
+    Args:
+        alpha: Weight of positives; negatives weigh 1 - alpha. A negative number turns both weights off.
+        gamma: Exponent that reduces the loss of well-classified anchors; 0 is plain cross entropy.
+        weight: Factor of the whole loss.
+    """
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0):
+        self.alpha = alpha
+        self.gamma = gamma
+        self.weight = weight
+
+    def __call__(self, logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Returns the weighted sum, (); `logits` and `targets` are (..., K), `weights` broadcasts against them."""
+        return self.weight * focal(logits, targets, weights, alpha=self.alpha, gamma=self.gamma)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class SmoothL1Loss(ConfigFromInit):
+    """Sums the smooth L1 loss between predicted and encoded boxes (Fast R-CNN, https://arxiv.org/abs/1504.08083).
+
+    Args:
+        beta: Error below which the loss is quadratic, in units of the box encoding; 0 is plain L1.
+        weight: Factor of the whole loss.
+    """
+
+    def __init__(self, beta: float = 0.0, weight: float = 1.0):
+        self.beta = beta
+        self.weight = weight
+
+    def __call__(self, predictions, anchors: tf.Tensor, boxes: tf.Tensor, weights: tf.Tensor, coder) -> tf.Tensor:
+        """Returns the weighted sum, ().
+
+        Args:
+            predictions: (..., 4) encoded boxes.
+            anchors: (R, 4) or (..., 4) boxes that the predictions are relative to.
+            boxes: (..., 4) ground truth.
+            weights: (...) factor of each box' loss.
+            coder: Box coder with `encode` and `decode`.
+        """
+        targets = coder.encode(boxes, anchors)
+        return self.weight * smooth_l1(predictions, targets, weights[..., None], beta=self.beta)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class IoULoss(ConfigFromInit):
+    """Sums -log(IoU) or 1 - IoU of decoded boxes (UnitBox, https://arxiv.org/abs/1608.01471).
+
+    Args:
+        linear: Whether the loss is 1 - IoU; otherwise it is -log(IoU).
+        weight: Factor of the whole loss.
+    """
+
+    def __init__(self, linear: bool = False, weight: float = 1.0):
+        self.linear = linear
+        self.weight = weight
+
+    def __call__(self, predictions, anchors: tf.Tensor, boxes: tf.Tensor, weights: tf.Tensor, coder) -> tf.Tensor:
+        """Returns the weighted sum, (); see `SmoothL1Loss.__call__` for the arguments."""
+        return self.weight * iou(coder.decode(predictions, anchors), boxes, weights, linear=self.linear)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class GIoULoss(ConfigFromInit):
+    """Sums 1 - GIoU of decoded boxes (https://arxiv.org/abs/1902.09630).
+
+    Args:
+        weight: Factor of the whole loss.
+    """
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
+    def __call__(self, predictions, anchors: tf.Tensor, boxes: tf.Tensor, weights: tf.Tensor, coder) -> tf.Tensor:
+        """Returns the weighted sum, (); see `SmoothL1Loss.__call__` for the arguments."""
+        return self.weight * giou(coder.decode(predictions, anchors), boxes, weights)

@@ -1,18 +1,22 @@
-"""Choosing the anchors and proposals that are trained on."""
+"""Samples the anchors and proposals that a detector trains on."""
 
+from collections.abc import Mapping
+
+import keras
 import tensorflow as tf
 
 from kerasdet.geometry.matching import NEGATIVE
+from kerasdet.keras_utils import ConfigFromInit
 
 
-def uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -> tf.Tensor:
-    """Random numbers that depend on nothing but seed, step and image, whichever batch or replica the image is in.
+def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -> tf.Tensor:
+    """Draws random numbers that depend only on seed, step and image id, not on the batch or replica that has the image.
 
     Args:
-        size: How many for each image, R.
-        seed: Of the run.
-        step: () integer.
-        image_ids: (B,) integers.
+        size: R, how many numbers each image gets.
+        seed: Seed of the training run.
+        step: () integer, the training step.
+        image_ids: (B,) integers, one key an image.
 
     Returns:
         (B, R) float32 in [0, 1).
@@ -25,27 +29,65 @@ def uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -
     return tf.map_fn(one_image, image_ids, fn_output_signature=tf.float32)
 
 
-def sample_balanced(
-    matched_gt: tf.Tensor, priority: tf.Tensor, *, size: int, positive_fraction: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Picks at most `size` candidates of each image, of them at most a share of positives (Fast R-CNN, section 2.3).
+def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Draws the numbers by which a sampler chooses among the candidates of each image.
 
     Args:
-        matched_gt: (B, R) as of `kerasdet.geometry.matching`; ignored candidates are never picked.
-        priority: (B, R); among candidates of a kind the highest are picked.
-        size: Of the sample.
-        positive_fraction: The most positives, as a share of `size`; negatives fill up the rest.
+        size: R, number of candidates in each image.
+        seed: Seed of the training run.
+        step: () integer, the training step.
+        batch: ``boxes`` (B, M, 4) and, for the same numbers in every batch and on every replica, ``image_id`` (B,).
+            Without ids an image's place in the batch replaces its id.
 
     Returns:
-        Which positives and which negatives are picked, (B, R) bool each.
+        (B, R) float32 in [0, 1).
     """
-    most_positives = tf.minimum(int(size * positive_fraction), tf.shape(matched_gt)[1])
-    positive = _highest(matched_gt >= 0, priority, most_positives)
-    room = size - tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
-    return positive, _highest(matched_gt == NEGATIVE, priority, room)
+    image_ids = batch["image_id"] if "image_id" in batch else tf.range(tf.shape(batch["boxes"])[0])
+    return per_image_uniform(size, seed, step, image_ids)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class BalancedSampler(ConfigFromInit):
+    """Samples a fixed number of candidates an image, at most a fraction of them positive (Fast R-CNN, section 2.3).
+
+    Args:
+        samples_per_image: Most candidates that one image trains on.
+        positive_fraction: Largest fraction of positives among them, in (0, 1]; negatives fill the rest.
+
+    Raises:
+        ValueError: If the sample has no room for a positive.
+    """
+
+    def __init__(self, samples_per_image: int = 256, positive_fraction: float = 0.5):
+        if int(samples_per_image * positive_fraction) < 1:
+            raise ValueError(
+                f"samples_per_image={samples_per_image} with positive_fraction={positive_fraction} leaves no room for "
+                "positives: raise one of them until their product is 1 or more."
+            )
+        self.samples_per_image = samples_per_image
+        self.positive_fraction = positive_fraction
+
+    @property
+    def max_positives(self) -> int:
+        """Most positives that one image can have in its sample."""
+        return int(self.samples_per_image * self.positive_fraction)
+
+    def __call__(self, matched_gt: tf.Tensor, priority: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Picks candidates.
+
+        Args:
+            matched_gt: (B, R) int32 from a matcher; ignored candidates are never picked.
+            priority: (B, R) float; the highest of each kind are picked, see `per_image_uniform`.
+
+        Returns:
+            The picked positives and the picked negatives, (B, R) bool each.
+        """
+        positive = _highest(matched_gt >= 0, priority, tf.minimum(self.max_positives, tf.shape(matched_gt)[1]))
+        room = self.samples_per_image - tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
+        return positive, _highest(matched_gt == NEGATIVE, priority, room)
 
 
 def _highest(candidates, priority, count):
-    """The `count`, () or (B,), candidates with the highest priorities, (B, R) bool."""
+    """Marks the `count`, () or (B,), candidates with the highest priorities, (B, R) bool."""
     rank = tf.argsort(tf.argsort(tf.where(candidates, priority, -1.0), direction="DESCENDING"))
     return candidates & (rank < tf.reshape(count, [-1, 1]))

@@ -9,10 +9,10 @@ from kerasdet.models.fcos import REGRESS_RANGES
 
 YXYX = [1, 0, 3, 2]
 RULES = {
-    "retinanet": {"foreground_iou": 0.5, "background_iou": 0.4, "low_quality": True},
-    "rpn": {"foreground_iou": 0.7, "background_iou": 0.3, "low_quality": True},
-    "roi": {"foreground_iou": 0.5, "background_iou": 0.5, "low_quality": False},
-    "retinanet_far": {"foreground_iou": 0.95, "background_iou": 0.95, "low_quality": True},
+    "retinanet": {"foreground_iou": 0.5, "background_iou": 0.4, "allow_low_quality_matches": True},
+    "rpn": {"foreground_iou": 0.7, "background_iou": 0.3, "allow_low_quality_matches": True},
+    "roi": {"foreground_iou": 0.5, "background_iou": 0.5, "allow_low_quality_matches": False},
+    "retinanet_far": {"foreground_iou": 0.95, "background_iou": 0.95, "allow_low_quality_matches": True},
 }
 
 
@@ -93,13 +93,17 @@ def test_padding_and_crowd_change_nothing():
 
 def test_thresholds_include_the_foreground_and_exclude_the_background():
     anchors = [[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4], [0, 0, 10, 3]]  # IoU 1, 0.5, 0.4, 0.3
-    np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 10]], low_quality=False), [0, 0, IGNORE, NEGATIVE])
+    np.testing.assert_array_equal(
+        match(anchors, [[0, 0, 10, 10]], allow_low_quality_matches=False), [0, 0, IGNORE, NEGATIVE]
+    )
 
 
 def test_low_quality_finds_an_anchor_for_every_object():
     anchors = [[0, 0, 10, 1], [0, 0, 10, 2], [90, 90, 99, 99]]
-    np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 10]], low_quality=True), [NEGATIVE, 0, NEGATIVE])
-    np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 10]], low_quality=False), [NEGATIVE] * 3)
+    np.testing.assert_array_equal(
+        match(anchors, [[0, 0, 10, 10]], allow_low_quality_matches=True), [NEGATIVE, 0, NEGATIVE]
+    )
+    np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 10]], allow_low_quality_matches=False), [NEGATIVE] * 3)
 
 
 def test_low_quality_takes_every_tied_anchor():
@@ -182,7 +186,7 @@ def test_fcos_equals_the_reference(center_sampling, rule):
     squares, ranges = points(512, 640)
     gt_boxes = case["gt_xyxy"][None, :, YXYX]
     radius = 1.5 if center_sampling else None
-    matched = match_fcos(squares, ranges, gt_boxes, np.ones([1, 12], bool), radius=radius, rule=rule)[0].numpy()
+    matched = match_fcos(squares, ranges, gt_boxes, np.ones([1, 12], bool), radius=radius, convention=rule)[0].numpy()
     np.testing.assert_array_equal(matched, case["matched_gt"])
     np.testing.assert_array_equal(np.where(matched >= 0, case["gt_classes"][matched], -1), case["labels"])
     assert (matched >= 0).sum() > 50
@@ -198,7 +202,7 @@ def test_fcos_in_chunks_equals_the_direct_form(rng, count, radius, rule):
     gt_boxes = np.concatenate([corner, corner + size], -1).astype(np.float32)
     valid = rng.random((3, count)) < 0.8
     squares, ranges = points(256, 224)
-    matched = match_fcos(squares, ranges, gt_boxes, valid, radius=radius, rule=rule).numpy()
+    matched = match_fcos(squares, ranges, gt_boxes, valid, radius=radius, convention=rule).numpy()
     for image in range(3):
         expected = direct_match_fcos(squares, ranges, gt_boxes[image], valid[image], radius, rule)
         np.testing.assert_array_equal(matched[image], expected)
@@ -211,7 +215,7 @@ def fcos_of_one_point(gt_boxes, rule, center=(100.0, 100.0), bounds=(0, 64), rad
     square = np.float32([[y - 4, x - 4, y + 4, x + 4]])
     gt_boxes = np.float32(gt_boxes)[None]
     valid = np.ones(gt_boxes.shape[:2], bool)
-    return int(match_fcos(square, np.float32([bounds]), gt_boxes, valid, radius=radius, rule=rule)[0, 0])
+    return int(match_fcos(square, np.float32([bounds]), gt_boxes, valid, radius=radius, convention=rule)[0, 0])
 
 
 def test_ranges_are_open_in_detectron2_and_closed_in_mmdetection():
@@ -248,14 +252,16 @@ def test_center_sampling_is_a_square_around_the_centre_within_the_box():
 def test_fcos_without_objects_is_all_negative(rows):
     squares, ranges = points(64, 64)
     none = np.zeros([2, rows], bool)
-    matched = match_fcos(squares, ranges, np.zeros([2, rows, 4], np.float32), none, radius=1.5, rule="mmdet")
+    matched = match_fcos(squares, ranges, np.zeros([2, rows, 4], np.float32), none, radius=1.5, convention="mmdet")
     np.testing.assert_array_equal(matched, np.full([2, len(squares)], NEGATIVE))
 
 
 def test_fcos_rules_are_named():
     squares, ranges = points(64, 64)
-    with pytest.raises(ValueError, match="no matching rule 'adelai': choose 'detectron2' or 'mmdet'"):
-        match_fcos(squares, ranges, np.zeros([1, 1, 4], np.float32), np.ones([1, 1], bool), radius=None, rule="adelai")
+    with pytest.raises(ValueError, match="no convention 'adelai': choose 'detectron2' or 'mmdet'"):
+        match_fcos(
+            squares, ranges, np.zeros([1, 1, 4], np.float32), np.ones([1, 1], bool), radius=None, convention="adelai"
+        )
 
 
 @pytest.mark.parametrize("function", ["match_fcos", "covered"])
@@ -268,7 +274,7 @@ def test_memory_does_not_grow_with_the_number_of_objects(function):
     def traced(gt_boxes, valid):
         if function == "covered":
             return covered(squares, gt_boxes, valid, min_iof=0.5)
-        return match_fcos(squares, ranges, gt_boxes, valid, radius=1.5, rule="detectron2")
+        return match_fcos(squares, ranges, gt_boxes, valid, radius=1.5, convention="detectron2")
 
     largest = {}
     for rows in (5, 1000):
@@ -314,8 +320,8 @@ def test_ignored_anchors_take_no_part_in_matching():
 def test_ignored_points(rng):
     squares, ranges = points(64, 64)
     gt = np.float32([[[10, 10, 50, 50]]])
-    plain = match_fcos(squares, ranges, gt, np.ones([1, 1], bool), radius=None, rule="mmdet").numpy()
+    plain = match_fcos(squares, ranges, gt, np.ones([1, 1], bool), radius=None, convention="mmdet").numpy()
     ignored = rng.random(plain.shape) < 0.5
-    matched = match_fcos(squares, ranges, gt, np.ones([1, 1], bool), radius=None, rule="mmdet", ignored=ignored)
+    matched = match_fcos(squares, ranges, gt, np.ones([1, 1], bool), radius=None, convention="mmdet", ignored=ignored)
     np.testing.assert_array_equal(matched, np.where(ignored, IGNORE, plain))
     assert (plain >= 0).any()
