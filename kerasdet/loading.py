@@ -8,7 +8,7 @@ import keras
 from kerasdet.errors import UserError
 from kerasdet.export.saved_model.load import SavedModelPredictor
 from kerasdet.export.tflite.load import TFLitePredictor
-from kerasdet.inference.predictor import Predictor
+from kerasdet.inference import Predictor
 from kerasdet.training.resume import checkpoints, open_model
 
 

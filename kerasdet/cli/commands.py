@@ -17,7 +17,7 @@ from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.inference.tta import AugmentedPredictor
+from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor
 from kerasdet.training import run_workers
 
