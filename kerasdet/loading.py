@@ -6,23 +6,22 @@ from pathlib import Path
 import keras
 
 from kerasdet.errors import UserError
-from kerasdet.export.saved_model.load import SavedModelPredictor
-from kerasdet.export.tflite.load import TFLitePredictor
+from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.training.resume import checkpoints, open_model
 
 
-def load(path: str | Path) -> keras.Model | SavedModelPredictor | TFLitePredictor:
+def load(path: str | Path) -> keras.Model | Predictor:
     """Loads a model that kerasdet trained, converted or exported.
 
     Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, a
-            SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or what
+            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
 
     Returns:
-        The model: a detector, or a backbone if the file holds one.
+        The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or the folder holds no model.
@@ -33,10 +32,8 @@ def load(path: str | Path) -> keras.Model | SavedModelPredictor | TFLitePredicto
         >>> detections = model.detect("photo.jpg")
     """
     path = Path(path).expanduser()
-    if (path / "saved_model.pb").is_file():
-        return SavedModelPredictor(path)
-    if path.suffix.lower() == ".tflite":
-        return TFLitePredictor(path)
+    if exported := format_of(path):
+        return exported.load(path)
     file = _model_file(path)
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
