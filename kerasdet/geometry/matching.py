@@ -82,8 +82,8 @@ def match_fcos(
         gt_boxes: (B, M, 4).
         gt_valid: (B, M) bool, false for padding and for what must not be trained on.
         radius: In strides: how far a point may be from the centre of its box, in y and in x; None for no bound.
-        convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, where areas within
-            about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
+        convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, in which areas
+            within about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
         ignored: (B, R) bool, points that are ignored wherever they lie, such as those in `covered`.
 
     Returns:

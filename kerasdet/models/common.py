@@ -1,6 +1,5 @@
 """Helpers of all models: the normaliser of losses, checks of parts, and copies with another score threshold."""
 
-from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import keras
@@ -79,50 +78,6 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
         new.assign(old)
     copy.postprocessing.score_threshold = threshold  # the copy has a post-processing of its own
     return copy
-
-
-def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
-    """Checks that a backbone keeps the protocol of `kerasdet.layers.backbone`, and has the features of the neck.
-
-    Args:
-        backbone: Keras model from images to {name: feature}, with `channels` {name: int} and `strides` {name: int}.
-        neck: Layer that merges the features named by its `in_features`.
-
-    Raises:
-        TypeError: If it is something else, such as a name.
-        UserError: If it lacks a feature.
-    """
-    channels = getattr(backbone, "channels", None)
-    if not isinstance(channels, Mapping):
-        what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
-        raise TypeError(
-            f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that returns features by name and has "
-            "`channels` and `strides` of each, such as {'c3': 128, 'c4': 256, 'c5': 512} and "
-            "{'c3': 8, 'c4': 16, 'c5': 32}."
-        )
-    given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
-    missing = [name for name in getattr(neck, "in_features", ()) if name not in given]
-    if missing:
-        raise UserError(
-            f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "
-            f"ResNet out_features={tuple(neck.in_features)}, or the neck other in_features."
-        )
-
-
-def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """Returns the names of a model's classes as a tuple, or None if there are none.
-
-    Raises:
-        UserError: If the number of names is not the number of classes.
-    """
-    if not class_names:
-        return None
-    if len(class_names) != num_classes:
-        raise UserError(
-            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}. Give one "
-            "name for each class."
-        )
-    return tuple(class_names)
 
 
 def check_num_classes(model: str, num_classes: int) -> None:
