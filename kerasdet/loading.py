@@ -6,13 +6,12 @@ from pathlib import Path
 import keras
 
 from kerasdet.errors import UserError
-from kerasdet.export.saved_model.load import SavedModelPredictor
-from kerasdet.export.tflite.load import TFLitePredictor
+from kerasdet.export.formats import format_of
 from kerasdet.inference.predictor import Predictor
 from kerasdet.training.resume import checkpoints, open_model
 
 
-def load(path: str | Path) -> keras.Model | SavedModelPredictor | TFLitePredictor:
+def load(path: str | Path) -> keras.Model | Predictor:
     """Loads a model that kerasdet trained, converted or exported.
 
     Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
@@ -33,10 +32,8 @@ def load(path: str | Path) -> keras.Model | SavedModelPredictor | TFLitePredicto
         >>> detections = model.detect("photo.jpg")
     """
     path = Path(path).expanduser()
-    if (path / "saved_model.pb").is_file():
-        return SavedModelPredictor(path)
-    if path.suffix.lower() == ".tflite":
-        return TFLitePredictor(path)
+    if export_format := format_of(path):
+        return export_format.load(path)
     file = _model_file(path)
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")

@@ -201,7 +201,7 @@ class MaskBranch(ConfigFromInit, Branch):
     output_names = ("mask_probs",)
     metric = "segm"
     rescaling = "boxes_relative"
-    export_names: Mapping[str, str] = {"mask_probs": "detection_masks"}
+    export_names = {"mask_probs": "detection_masks"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -246,8 +246,7 @@ class MaskBranch(ConfigFromInit, Branch):
         masks = tf.convert_to_tensor(batch["masks"])
         if masks.dtype.is_floating:
             raise ValueError(
-                f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with the covered share of each cell times "
-                "255."
+                f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with each cell's covered share times 255."
             )
         if masks.dtype.is_bool:
             masks = tf.cast(masks, tf.uint8) * 255
@@ -324,7 +323,7 @@ class KeypointBranch(ConfigFromInit, Branch):
     output_names = ("keypoints",)
     metric = "keypoints"
     rescaling = "positions"
-    export_names: Mapping[str, str] = {"keypoints": "detection_keypoints"}
+    export_names = {"keypoints": "detection_keypoints"}  # noqa: RUF012
 
     def __init__(
         self,

@@ -16,7 +16,8 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, MaxPoolTop, ResNet
 from kerasdet.layers.heads import RPNHead
 from kerasdet.losses import SmoothL1Loss
-from kerasdet.models.detector import Detector, check_backbone, unpack_inputs
+from kerasdet.models.common import check_backbone
+from kerasdet.models.detector import Detector, unpack_inputs
 from kerasdet.ops import nms
 from kerasdet.ops.distribute import global_sum
 
