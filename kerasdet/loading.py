@@ -111,7 +111,7 @@ def pretrained(path: str | Path, num_classes: int) -> keras.Model:
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
-        config = {**_with_classes(config, num_classes), "class_names": None}
+        config.update(num_classes=num_classes, class_names=None)  # parts learn the number from the model
     tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
@@ -128,18 +128,6 @@ def _with_policy(config, policy):
     if config.get("class_name") == "DTypePolicy":
         return keras.saving.serialize_keras_object(policy)
     return {name: _with_policy(value, policy) for name, value in config.items()}
-
-
-def _with_classes(config, num_classes):
-    """Returns a serialised configuration with another number of classes in the model and in its parts."""
-    if isinstance(config, list):
-        return [_with_classes(item, num_classes) for item in config]
-    if not isinstance(config, dict):
-        return config
-    return {
-        name: num_classes if name == "num_classes" and value is not None else _with_classes(value, num_classes)
-        for name, value in config.items()
-    }
 
 
 def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:

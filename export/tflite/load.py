@@ -11,8 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-
 from kerasdet.export.saved_model.load import in_pixels
+
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import masks as mask_ops

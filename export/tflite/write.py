@@ -14,14 +14,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.lite.python.convert_phase import ConverterError
-
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import model_facts
 from kerasdet.export.tflite import postprocessing as tails
 from kerasdet.export.tflite.load import ANCHORS_FILE, FACTS_FILE, MODEL_FILE, as_input
 from kerasdet.export.tflite.metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import PRECISIONS, lower_precision
+from tensorflow.lite.python.convert_phase import ConverterError
+
 from kerasdet.inference import open_images
 from kerasdet.models import Detector
 from kerasdet.ops import implementation

@@ -25,50 +25,6 @@ PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of best boxes per image for which 
 UNIFORM_SIGMA = 0.05  # annotators' spread at keypoints other than COCO's 17; nobody has measured it there
 
 
-def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[dict]:
-    """Converts a batch of detections to entries of a COCO results file.
-
-    Args:
-        detections: NumPy arrays in pixels of the original images: `boxes` (B, D, 4) yxyx, `scores` (B, D), `class_ids`
-            (B, D) and `valid` (B,), the number of detections in each image. Optional: `keypoints` (B, D, J, 3) as
-            (y, x, score), and `segmentations`, a list of compressed RLE for each image.
-        image_ids: (B,) the dataset's ids of the images.
-        category_ids: (K,) the dataset's category id of each class id.
-
-    Returns:
-        Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) and `score`. If the detections have them,
-        also `segmentation`, and `keypoints` as (x, y, score, x, ...); COCO's keypoints have pixel centres at whole
-        numbers.
-
-    Raises:
-        UserError: If a class id has no category.
-    """
-    results = []
-    for image, (image_id, count) in enumerate(zip(np.asarray(image_ids).tolist(), detections["valid"], strict=True)):
-        boxes = np.asarray(detections["boxes"][image, :count], np.float64)
-        classes = detections["class_ids"][image, :count].tolist()
-        scores = detections["scores"][image, :count].tolist()
-        for place, ((y1, x1, y2, x2), class_id, score) in enumerate(zip(boxes.tolist(), classes, scores, strict=True)):
-            if not 0 <= class_id < len(category_ids):
-                raise UserError(
-                    f"Image {image_id} has a detection of class {class_id}, but the data set names "
-                    f"{len(category_ids)} categories: evaluate with the data set the model was built for."
-                )
-            result = {
-                "image_id": image_id,
-                "category_id": int(category_ids[class_id]),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": score,
-            }
-            if "segmentations" in detections:
-                result["segmentation"] = detections["segmentations"][image][place]
-            if "keypoints" in detections:
-                keypoints = np.asarray(detections["keypoints"][image][place], np.float64)[:, [1, 0, 2]]
-                result["keypoints"] = (keypoints - [0.5, 0.5, 0.0]).ravel().tolist()
-            results.append(result)
-    return results
-
-
 def read_ground_truth(source: Source) -> dict:
     """Reads COCO ground truth and checks everything that an evaluation needs of it.
 

@@ -1,10 +1,10 @@
 import pytest
-
-from kerasdet.cli import parser
-from kerasdet.cli.parser import make_parser
 from kerasdet.export import graph
 from kerasdet.export.tflite import postprocessing, quantization
 from kerasdet.export.tflite.write import INPUT_TYPES
+
+from kerasdet.cli import parser
+from kerasdet.cli.parser import make_parser
 
 COMMANDS = ("train", "eval", "predict", "export", "convert")
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kerasdet.evaluation import coco
-from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, read_ground_truth
 from kerasdet.evaluation.metrics import CocoMetrics
 
 FAKES = {"bbox": "fakebbox100", "segm": "fakesegm100"}
@@ -232,24 +232,6 @@ def test_masks_of_wrong_format_or_size_raise():
         evaluate_coco(truth, [], "segm")
 
 
-def test_detections_convert_to_results():
-    detections = {
-        "boxes": np.array([[[10, 20, 30, 60.5], [0, 0, 0, 0]], [[1, 2, 3, 4], [5, 6, 7, 8]]], np.float32),
-        "scores": np.array([[0.5, 0.0], [0.75, 0.25]], np.float32),
-        "class_ids": np.array([[1, -1], [0, 1]], np.int32),
-        "valid": np.array([1, 2], np.int32),
-    }
-    results = coco_results(detections, np.array([8, 3]), np.array([4, 90]))
-    assert results == [
-        {"image_id": 8, "category_id": 90, "bbox": [20.0, 10.0, 40.5, 20.0], "score": 0.5},
-        {"image_id": 3, "category_id": 4, "bbox": [2.0, 1.0, 2.0, 2.0], "score": 0.75},
-        {"image_id": 3, "category_id": 90, "bbox": [6.0, 5.0, 2.0, 2.0], "score": 0.25},
-    ]
-    json.dumps(results)
-    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the data set names 1 categories"):
-        coco_results(detections, [8, 3], [4])
-
-
 def test_table_and_json():
     metrics = evaluate_coco(small_truth(), perfect(small_truth()))
     content = json.loads(metrics.to_json())
@@ -375,18 +357,3 @@ def test_evaluate_all_scores_what_results_and_ground_truth_share(rng):
     assert metrics.table() == "\n\n".join(part.table() for part in metrics.by_type.values())
     assert list(evaluate_all(truth, keypoints).by_type) == ["keypoints"]
     assert list(evaluate_all(truth, []).by_type) == ["bbox"]
-
-
-def test_masks_and_keypoints_convert_to_results():
-    detections = {
-        "boxes": np.float32([[[10, 20, 30, 60]]]),
-        "scores": np.float32([[0.5]]),
-        "class_ids": np.int32([[0]]),
-        "valid": np.int32([1]),
-        "keypoints": np.float32([[[[3.5, 4.5, 0.75], [1.5, 2, 0.25]]]]),
-        "segmentations": [[{"size": [5, 5], "counts": "i0"}]],
-    }
-    [result] = coco_results(detections, [8], [4])
-    assert result["keypoints"] == [4, 3, 0.75, 1.5, 1, 0.25]
-    assert result["segmentation"] == {"size": [5, 5], "counts": "i0"}
-    json.dumps(result)

@@ -128,7 +128,7 @@ def test_honest_rounding_passes(precision, count):
     report = compare([(expected, rounded(expected, NOISE[precision]))], CLASSES[precision], score_threshold=THRESHOLD)
     assert report.detections == report.matched == count
     assert report.one_sided == 0
-    assert 0 < report.max_box_error
+    assert report.max_box_error > 0
 
 
 @pytest.mark.parametrize("tolerance", CLASSES.values(), ids=CLASSES)

@@ -278,7 +278,7 @@ def test_new_image_sizes_do_not_retrace_in_bfloat16_with_adamw(tmp_path, data):
     assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
     image = tiny.images()[1]
     loaded = load(tmp_path)
-    assert loaded.detect(image)["boxes"].dtype == np.float32
+    assert loaded.detect(image).boxes.dtype == np.float32
     for a, b in zip(tiny.weights(loaded), tiny.weights(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -480,7 +480,7 @@ def test_float16_scales_the_loss_and_skips_overflowing_steps(tmp_path, data):
     assert float(model.optimizer.dynamic_scale) > 1
     assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
     assert all(np.isfinite(v).all() and v.dtype == "float32" for v in model.trainable_variables)
-    assert load(tmp_path).detect(tiny.images()[0])["boxes"].dtype == np.float32
+    assert load(tmp_path).detect(tiny.images()[0]).boxes.dtype == np.float32
 
 
 @pytest.mark.slow
