@@ -6,8 +6,8 @@ from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
 from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
-from kerasdet.layers.resnet import ResNet
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
+from kerasdet.layers.resnet import ResNet
 
 __all__ = [
     "FPN",

@@ -59,7 +59,7 @@ class Branch(keras.layers.Layer):
     output_names: tuple[str, ...]
     metric: str | None = None
     rescaling: str = "boxes_relative"
-    export_names: Mapping[str, str] = {}  # noqa: RUF012  (read only)
+    export_names: Mapping[str, str] = {}
     convention: str | None = None
     skeleton: tuple[tuple[int, int], ...] = ()
     norm: str | None = None
@@ -246,7 +246,7 @@ class MaskBranch(ConfigFromInit, Branch):
         masks = tf.convert_to_tensor(batch["masks"])
         if masks.dtype.is_floating:
             raise ValueError(
-                f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with the covered share of each cell times 255."
+                f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with each cell's covered share times 255."
             )
         if masks.dtype.is_bool:
             masks = tf.cast(masks, tf.uint8) * 255

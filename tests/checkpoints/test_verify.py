@@ -1,4 +1,4 @@
-"""`verify` and `kerasdet convert --reference-outputs`: agreement with a source's outputs, and the first tensor that differs."""
+"""`convert --reference-outputs`: agreement with a source's outputs, and the first tensor that differs."""
 
 from dataclasses import replace
 

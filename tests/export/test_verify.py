@@ -61,7 +61,7 @@ def scaled_about_center(boxes):
 
 
 BROKEN = {
-    "boxes shifted down by 2 px": lambda d: changed(d, boxes=lambda b: b + [2, 0, 2, 0]),
+    "boxes shifted down by 2 px": lambda d: changed(d, boxes=lambda b: b + np.array([2, 0, 2, 0])),
     "boxes shifted to the left by 2 px": lambda d: changed(d, boxes=lambda b: b - [0, 2, 0, 2]),
     "y and x of boxes swapped": lambda d: changed(d, boxes=lambda b: b[..., [1, 0, 3, 2]]),
     "boxes scaled by 1.05": lambda d: changed(d, boxes=lambda b: 1.05 * b),
