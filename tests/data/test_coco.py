@@ -244,7 +244,7 @@ def test_masks(tmp_path):
     [
         (None, 'annotation 4 has no "segmentation", which masks=True needs'),
         ([], "no annotation has a mask"),
-        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon that is no list"),
+        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon that is not a list"),
         ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* is 20x30"),
         ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),
     ],
