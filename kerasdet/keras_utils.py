@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -21,19 +22,19 @@ class ConfigFromInit:
     @classmethod
     def from_config(cls, config: dict):
         arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
-        with _policy(arguments.get("dtype")):
+        with policy_scope(arguments.get("dtype")):
             made = cls(**arguments)
         return _frozen_as_configured(made)
 
     def build_from_config(self, config: dict) -> None:
-        with _policy(self.dtype_policy):
+        with policy_scope(self.dtype_policy):
             super().build_from_config(config)
         _frozen_as_configured(self)
 
 
 @contextlib.contextmanager
-def _policy(policy):
-    """Layers made within take this policy, None leaving the global one."""
+def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
+    """Gives layers that are made inside the block this precision policy; None leaves the global one."""
     before = keras.config.dtype_policy()
     try:
         keras.config.set_dtype_policy(policy or before)

@@ -16,16 +16,16 @@ SETTINGS = {
     "EVAL_DIR": "data/eval",
     "STEPS": 260,
     "BATCH_SIZE": 4,
-    "IMAGE_SIZE": 64,
-    "IMAGE_SIZE_MAX": 64,
+    "SHORTEST_EDGE": 64,
+    "LONGEST_EDGE": 64,
     "BACKBONE_WIDTH": 16,
     "HEAD_CHANNELS": 32,
     "LR": 0.003,
     "train/shapes_dataset.num_images": 200,
     "eval/shapes_dataset.num_images": 24,
     "WarmupCosine.warmup_steps": 20,
-    "train.epoch_steps": 130,
-    "train.eval_every": 1,
+    "Checkpointing.steps_per_epoch": 130,
+    "Validation.every": 1,
 }
 
 

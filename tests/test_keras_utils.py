@@ -168,7 +168,7 @@ ARGUMENTS = {
         "num_convs": 1,
         "channels": 8,
         "norm": "bn",
-        "rule": "torchvision",
+        "convention": "torchvision",
         "loss_weight": 2.0,
     },
     KeypointBranch: lambda: {
@@ -176,7 +176,7 @@ ARGUMENTS = {
         "pool_size": None,
         "num_convs": 1,
         "channels": 8,
-        "rule": "torchvision",
+        "convention": "torchvision",
         "loss_weight": 2.0,
         "keypoint_names": ("tip", "left", "right", "tail"),
         "skeleton": ((0, 1), (0, 2)),

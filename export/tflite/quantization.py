@@ -28,12 +28,8 @@ PRECISIONS = ("float32", "float16", "dynamic", "int8")
 _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
 _LAST = r"/(class_logits|box_deltas|box_distances|centerness|objectness)(_\d+)?/"
-_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU")  # ops between the convolutions of backbone and neck
-
-
-def lower_precision(
-    flatbuffer: bytes, precision: str, images: Sequence[np.ndarray] = (), scopes: Sequence[str] = ()
-) -> bytes:
+# Ops between the convolutions of backbone and neck.
+_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU") -> bytes:
     """Converts a float32 TFLite file to another precision.
 
     Args:

@@ -1,18 +1,49 @@
-"""The model that a source describes, with random weights."""
+"""Builds the model that a source describes, with random weights."""
 
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
+from kerasdet import losses
 from kerasdet.checkpoints.sources import Source
 from kerasdet.geometry.anchors import AnchorGenerator
-from kerasdet.geometry.coders import DistanceCoder
-from kerasdet.layers import FPN, BoxHead, ConvTop, MaxPoolTop, ResNet
-from kerasdet.models import FCOS, RPN, FasterRCNN, KeypointBranch, MaskBranch, Preprocessing, RetinaNet
+from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
+from kerasdet.geometry.sampling import BalancedSampler
+from kerasdet.layers import FPN, BoxHead, ConvTop, FCOSHead, MaxPoolTop, ResNet, RetinaNetHead
+from kerasdet.models import (
+    FCOS,
+    RPN,
+    FasterRCNN,
+    KeypointBranch,
+    MaskBranch,
+    Preprocessing,
+    ProposalSelection,
+    RetinaNet,
+    RoIHeads,
+    RoIPooler,
+)
+from kerasdet.models.common import LossNormalizer
+from kerasdet.models.postprocess import Postprocessing
 
-# Of each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
-# the layer whose bias tells that number.
+# Kind of dense model -> the classes of the model, its coder, its head and its matcher
+DENSE_PARTS = {
+    "retinanet": (RetinaNet, DeltaCoder, RetinaNetHead, IoUMatcher),
+    "fcos": (FCOS, DistanceCoder, FCOSHead, FCOSMatcher),
+}
+# Argument of `RPN` or `RoIHeads` -> class of the part
+RCNN_PARTS = {
+    "matcher": IoUMatcher,
+    "sampler": BalancedSampler,
+    "box_loss": losses.SmoothL1Loss,
+    "proposals": ProposalSelection,
+    "pooler": RoIPooler,
+    "box_head": BoxHead,
+    "postprocessing": Postprocessing,
+}
+# For each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
+# the bias that tells that number.
 PARTS = {
     "backbone": ("backbone",),
     "retinanet": ("backbone", "neck", "head"),
@@ -32,14 +63,19 @@ COUNTING_BIAS = {
 }
 
 
-def build(spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], norm_epsilon: float | None):
-    """The model of a source.
+def build(
+    spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], norm_epsilon: float | None
+) -> keras.Model:
+    """Builds the model of a source, with random weights.
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
-        num_classes: K; None for a backbone.
-        shapes: Of tensors of the checkpoint by our names, as far as the source leaves a number to the file.
-        norm_epsilon: Of the backbone's norms; None for the source's own.
+        num_classes: K, number of classes without background; None for a backbone.
+        shapes: Our name of a tensor -> its shape in the checkpoint, for numbers that the source leaves to the file.
+        norm_epsilon: Epsilon of the backbone's norms; None for the source's own.
+
+    Returns:
+        A `ResNet` or a detector.
     """
     epsilon = {} if norm_epsilon is None else {"norm_epsilon": norm_epsilon}
     backbone = ResNet(**{**spec.backbone, **epsilon})
@@ -47,44 +83,45 @@ def build(spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], no
         return backbone
     anchors = AnchorGenerator(**spec.anchors)
     preprocessing = Preprocessing(**spec.preprocessing)
-    if spec.kind == "retinanet":
-        return RetinaNet(
+    if spec.kind in DENSE_PARTS:
+        model, coder, head, matcher = DENSE_PARTS[spec.kind]
+        return model(
             num_classes,
             backbone=backbone,
             neck=FPN(top=ConvTop(**spec.top), **spec.neck),
             anchors=anchors,
-            preprocessing=preprocessing,
-            **spec.model,
-        )
-    if spec.kind == "fcos":
-        return FCOS(
-            num_classes,
-            backbone=backbone,
-            neck=FPN(top=ConvTop(**spec.top), **spec.neck),
-            anchors=anchors,
-            coder=DistanceCoder(**spec.coder),
+            coder=coder(**spec.coder),
+            head=head(**spec.head),
+            matcher=matcher(**spec.matcher),
+            box_loss=None if spec.box_loss is None else getattr(losses, spec.box_loss[0])(**spec.box_loss[1]),
+            normalizer=None if spec.normalizer is None else LossNormalizer(**spec.normalizer),
+            postprocessing=None if spec.postprocessing is None else Postprocessing(**spec.postprocessing),
             preprocessing=preprocessing,
             **spec.model,
         )
     branches = []
     if spec.mask is not None:
-        branches.append(MaskBranch(num_classes, **spec.mask))
+        branches.append(MaskBranch(**spec.mask))
     if spec.keypoint is not None:
         branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
     return FasterRCNN(
         num_classes,
         backbone=backbone,
         neck=FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop(), **spec.neck),
-        rpn=RPN(anchors=anchors, **spec.rpn),
-        box_head=BoxHead(**spec.box_head),
-        branches=branches,
+        rpn=RPN(anchors=anchors, **_with_parts(spec.rpn)),
+        roi_heads=RoIHeads(branches=branches, **_with_parts(spec.roi_heads)),
         preprocessing=preprocessing,
         **spec.model,
     )
 
 
+def _with_parts(arguments):
+    """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts."""
+    return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
+
+
 def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
-    """The variables that checkpoints hold, by a name that depends on nothing but the structure."""
+    """Returns the variables that checkpoints hold, by names that depend on nothing but the structure."""
     variables = {}
     for part in PARTS[kind]:
         layer = model if kind == "backbone" else _part(model, part)
@@ -98,15 +135,25 @@ def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
 
 
 def _part(model, part):
-    branches = {branch.name: branch for branch in getattr(model, "branches", ())}
-    return branches.get(part) or getattr(model, part, None)
+    if hasattr(model, part):
+        return getattr(model, part)
+    branches = {branch.name: branch for branch in model.branches}
+    return branches.get(part) or getattr(model.roi_heads, part, None)
 
 
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
-    """A tensor of a source in our layout; None if its shape does not allow it.
+    """Converts a tensor of a source to our layout.
 
-    Kernels are HWIO, dense ones (in, out), deltas in the order y, x, h, w, distances t, l, b, r; the background has no
-    column in dense heads and masks, and the last one in R-CNNs' classes.
+    Kernels become (h, w, in, out), dense ones (in, out); deltas get the order (y, x, h, w), distances (t, l, b, r).
+    Dense heads and masks lose the background's column; in R-CNNs' classes it becomes the last.
+
+    Args:
+        name: Our name of the tensor.
+        value: The source's tensor.
+        spec: The source.
+
+    Returns:
+        The converted tensor; None if the shape does not allow it.
     """
     try:
         if "box_deltas/" in name or "box_distances/" in name:
@@ -122,7 +169,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         elif spec.background_first and "/mask_logits/" in name:
             value = value[1:]
         if name == "box_head/fc0/kernel":  # flattened from (C, h, w) there, from (h, w, C) here
-            pooled = spec.model.get("pool_size", 7)
+            pooled = RoIPooler(**spec.roi_heads.get("pooler", {})).output_size
             value = value.reshape(len(value), -1, pooled, pooled).transpose(2, 3, 1, 0)
             return value.reshape(-1, value.shape[-1])
     except ValueError:

@@ -1,6 +1,6 @@
-"""What differs between the sources of checkpoints, as constructor arguments. Pure data.
+"""Lists how the sources of checkpoints differ: for each source the constructor arguments of a model's parts.
 
-`SOURCES` names every model that `kerasdet.checkpoints.to_model` can build.
+`SOURCES` names every model that `kerasdet.checkpoints.to_model` can build. An absent argument means the part's default.
 """
 
 from dataclasses import dataclass, field, replace
@@ -32,42 +32,36 @@ TORCHVISION_ANCHORS = {
 DETECTRON2_ANCHORS = {"sizes": octave_sizes()}
 MMDET_ANCHORS = {"sizes": octave_sizes(), "ratios_first": True}
 
-# Losses and post-processing of RetinaNet
-TORCHVISION_RETINANET = {
-    "normalizer": "image",
-    "max_detections": 300,
-    "clip_before_nms": True,
-}
-DETECTRON2_RETINANET = {"normalizer": "ema", "clip_before_nms": False}
-MMDET_RETINANET = {"normalizer": "batch", "clip_before_nms": True}
+# Post-processing of dense models
+TORCHVISION_DENSE = {"clip_before_nms": True, "empty_boxes": "keep"}
+MMDET_RETINANET = {"clip_before_nms": True, "empty_boxes": "keep"}
 
 # FCOS
 _STRIDES = ((8,), (16,), (32,), (64,), (128,))
 POINTS = {"sizes": _STRIDES, "aspect_ratios": (1.0,), "offset": 0.5}
 TORCHVISION_POINTS = {"sizes": _STRIDES, "aspect_ratios": (1.0,), "strides_from_image": True}
+FCOS_POSTPROCESSING = {"score_threshold": 0.2, "nms_threshold": 0.6}
 MMDET_FCOS = {
-    "head_bias": False,
-    "centerness_on_boxes": False,
-    "level_scales": True,
-    "center_radius": None,
-    "matching_rule": "mmdet",
-    "box_loss": "iou",
-    "centerness_weights_boxes": True,
-    "normalizer": "batch",
-    "score_rule": "product",
-    "score_threshold": 0.05,
-    "min_size": 0.0,
-    "nms_threshold": 0.5,
-    "clip_before_nms": True,
+    "head": {"use_bias": False, "centerness_on_boxes": False, "level_scales": True},
+    "matcher": {"center_radius": None, "convention": "mmdet"},
+    "box_loss": ("IoULoss", {}),
+    "normalizer": {"method": "batch"},
+    "postprocessing": {
+        "score_threshold": 0.05,
+        "nms_threshold": 0.5,
+        "clip_before_nms": True,
+        "empty_boxes": "drop_before_nms",
+    },
+    "model": {"centerness_weights_boxes": True, "score_convention": "product"},
 }
+MMDET_FCOS_CENTER = {**MMDET_FCOS, "matcher": {"center_radius": 1.5, "convention": "mmdet"}}
 MMDET_FCOS_TRICKS = {
-    **MMDET_FCOS,
-    "head_bias": True,
-    "centerness_on_boxes": True,
-    "center_radius": 1.5,
-    "box_loss": "giou",
-    "nms_threshold": 0.6,
+    **MMDET_FCOS_CENTER,
+    "head": {"use_bias": True, "centerness_on_boxes": True, "level_scales": True},
+    "box_loss": ("GIoULoss", {}),
+    "postprocessing": {**MMDET_FCOS["postprocessing"], "nms_threshold": 0.6},
 }
+MMDET_FCOS_TRICKS_DCN = {**MMDET_FCOS_TRICKS, "head": {**MMDET_FCOS_TRICKS["head"], "deform_last": True}}
 
 # R-CNNs
 _SIZES = [[size] for size in (32, 64, 128, 256, 512)]
@@ -79,23 +73,20 @@ TORCHVISION_RCNN_ANCHORS = {
     "strides_from_image": True,
 }
 TORCHVISION_RPN = {
+    "box_loss": {"beta": 1 / 9},
     "normalizer": "sampled",
-    "smooth_l1_beta": 1 / 9,
-    "train_post_nms_top_k": 2000,
-    "min_size": 1e-3,
+    "proposals": {"train_post_nms_top_k": 2000, "min_size": 1e-3},
 }
-TORCHVISION_RCNN = {
-    "pool_sampling": 2,
-    "pool_aligned": False,
-    "level_epsilon": 1e-6,
-    "smooth_l1_beta": 1 / 9,
-    "min_size": 1e-2,
+TORCHVISION_ROI_HEADS = {
+    "pooler": {"sampling_ratio": 2, "aligned": False, "level_epsilon": 1e-6},
+    "box_loss": {"beta": 1 / 9},
+    "postprocessing": {"min_size": 1e-2, "clip_before_nms": True},
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model of a source framework.
+    """Describes a model of a source framework by the arguments of its parts.
 
     Args:
         framework: A key of `kerasdet.checkpoints.names.LAYERS`.
@@ -105,14 +96,19 @@ class Source:
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`.
         coder: Arguments of FCOS' `DistanceCoder`.
-        rpn: Arguments of `RPN`.
-        box_head: Arguments of `BoxHead`.
+        head: Arguments of `RetinaNetHead` or `FCOSHead`.
+        matcher: Arguments of RetinaNet's `IoUMatcher` or of `FCOSMatcher`.
+        box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
+        normalizer: Arguments of `LossNormalizer`; None for the model's default.
+        postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
+        rpn: Arguments of `RPN`; those that are parts are given by their own arguments.
+        roi_heads: Arguments of `RoIHeads`, likewise; branches have fields of their own.
         mask: Arguments of `MaskBranch`; None for no masks.
         keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
-        model: Arguments of the model.
-        background_first: Whether classes start with a column for background.
-        names: Rows of `LAYERS` that this model has otherwise.
+        model: Arguments of the model that are not parts.
+        background_first: Whether the first column of class logits is background.
+        names: Layers that this source names otherwise than `LAYERS` says for its framework.
     """
 
     framework: str
@@ -122,8 +118,13 @@ class Source:
     top: dict = field(default_factory=dict)
     anchors: dict = field(default_factory=dict)
     coder: dict = field(default_factory=dict)
+    head: dict = field(default_factory=dict)
+    matcher: dict = field(default_factory=dict)
+    box_loss: tuple[str, dict] | None = None
+    normalizer: dict | None = None
+    postprocessing: dict | None = None
     rpn: dict = field(default_factory=dict)
-    box_head: dict = field(default_factory=dict)
+    roi_heads: dict = field(default_factory=dict)
     mask: dict | None = None
     keypoint: dict | None = None
     preprocessing: dict = field(default_factory=dict)
@@ -136,11 +137,10 @@ def _detectron2_retinanet(depth):
     return Source(
         "detectron2",
         "retinanet",
-        backbone={"depth": depth, "stride_in_1x1": True, "freeze_at": 2},
+        backbone={"depth": depth, "freeze_at": 2, **_CAFFE},
         top={"in_feature": "c5"},
         anchors=DETECTRON2_ANCHORS,
         preprocessing=DETECTRON2,
-        model=DETECTRON2_RETINANET,
     )
 
 
@@ -151,12 +151,13 @@ def _mmdet_retinanet(depth, caffe):
         backbone={"depth": depth, "freeze_at": 2, **(_CAFFE if caffe else _PYTORCH)},
         top={"in_feature": "c5", "activation": None},
         anchors=MMDET_ANCHORS,
+        normalizer={"method": "batch"},
+        postprocessing=MMDET_RETINANET,
         preprocessing=MMDET_CAFFE if caffe else MMDET,
-        model=MMDET_RETINANET,
     )
 
 
-def _mmdet_fcos(depth, model, normalize, mean, **backbone):
+def _mmdet_fcos(depth, parts, normalize, mean, **backbone):
     return Source(
         "mmdet",
         "fcos",
@@ -165,13 +166,13 @@ def _mmdet_fcos(depth, model, normalize, mean, **backbone):
         anchors=POINTS,
         coder={"normalize": normalize},
         preprocessing={**MMDET_CAFFE, "mean": mean},
-        model=model,
         names={"head/class_logits/conv": "bbox_head.conv_cls"},
+        **parts,
     )
 
 
 def _towers(theirs_of_classes, theirs_of_boxes):
-    """Names of towers in which convolution, norm and ReLU alternate."""
+    """Returns the names of towers in which convolution, norm and ReLU alternate."""
     towers = (("class_tower", theirs_of_classes), ("box_tower", theirs_of_boxes))
     return {
         **{f"head/{ours}/conv{{i}}/conv": f"{theirs}.{{thrice}}" for ours, theirs in towers},
@@ -179,14 +180,18 @@ def _towers(theirs_of_classes, theirs_of_boxes):
     }
 
 
-_CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}
+_CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}  # MSRA's, which detectron2 has, too
 _PYTORCH = {"norm": "bn_inference"}
 _DEFORMABLE = {"deform_stages": ("c3", "c4", "c5"), "deform_version": 2}
 _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
 _MASK_RCNN = {"mask": {}}
-_KEYPOINT_RCNN = {"keypoint": {}, "rpn": {"train_post_nms_top_k": 1500}, "model": {"smooth_l1_beta": 0.5}}
-_TORCHVISION_MASK = {"mask": {"rule": "torchvision"}}
+_KEYPOINT_RCNN = {
+    "keypoint": {},
+    "rpn": {"proposals": {"train_post_nms_top_k": 1500}},
+    "roi_heads": {"box_loss": {"beta": 0.5}},
+}
+_TORCHVISION_MASK = {"mask": {"convention": "torchvision"}}
 
 
 def _torchvision_rcnn(**parts):
@@ -196,21 +201,21 @@ def _torchvision_rcnn(**parts):
         backbone={"depth": 50, "norm": "frozen_bn", "norm_epsilon": 0.0, "freeze_at": 2, **_ALL_FEATURES},
         anchors=TORCHVISION_RCNN_ANCHORS,
         rpn=TORCHVISION_RPN,
+        roi_heads=TORCHVISION_ROI_HEADS,
         preprocessing=TORCHVISION,
-        model=TORCHVISION_RCNN,
         background_first=True,
         **parts,
     )
 
 
 def _torchvision_rcnn_v2(**parts):
-    """Batch norm everywhere, two convolutions in the RPN, four and one fully connected layer in the box head."""
+    """Returns a source with batch norms everywhere, a deeper RPN, and convolutions in the box head."""
     return replace(
         _torchvision_rcnn(**parts),
         backbone={"depth": 50, "norm": "bn", "freeze_at": 2, **_ALL_FEATURES},
         neck={"norm": "bn"},
         rpn={**TORCHVISION_RPN, "num_convs": 2},
-        box_head={"num_convs": 4, "num_fcs": 1, "norm": "bn"},
+        roi_heads={**TORCHVISION_ROI_HEADS, "box_head": {"num_convs": 4, "num_fcs": 1, "norm": "bn"}},
         names={
             "box_head/conv{i}/conv": "roi_heads.box_head.{i}.0",
             "box_head/conv{i}/norm": "roi_heads.box_head.{i}.1",
@@ -223,13 +228,7 @@ def _detectron2_rcnn(depth, deform_stages=(), **parts):
     return Source(
         "detectron2",
         "rcnn",
-        backbone={
-            "depth": depth,
-            "stride_in_1x1": True,
-            "deform_stages": deform_stages,
-            "freeze_at": 2,
-            **_ALL_FEATURES,
-        },
+        backbone={"depth": depth, "deform_stages": deform_stages, "freeze_at": 2, **_CAFFE, **_ALL_FEATURES},
         anchors=_RCNN_LEVELS,
         preprocessing=DETECTRON2,
         **parts,
@@ -255,8 +254,9 @@ SOURCES = {
         backbone={"depth": 50, "norm": "frozen_bn", "norm_epsilon": 0.0, "freeze_at": 2},
         top={"in_feature": "p5"},
         anchors=TORCHVISION_ANCHORS,
+        normalizer={"method": "image"},
+        postprocessing={**TORCHVISION_DENSE, "max_detections": 300},
         preprocessing=TORCHVISION,
-        model=TORCHVISION_RETINANET,
         background_first=True,
     ),
     "torchvision/retinanet_resnet50_fpn_v2": Source(
@@ -265,8 +265,11 @@ SOURCES = {
         backbone={"depth": 50, "norm": "bn", "freeze_at": 2},
         top={"in_feature": "c5"},
         anchors=TORCHVISION_ANCHORS,
+        head={"norm": "gn"},
+        box_loss=("GIoULoss", {}),
+        normalizer={"method": "image"},
+        postprocessing={**TORCHVISION_DENSE, "max_detections": 300},
         preprocessing=TORCHVISION,
-        model={**TORCHVISION_RETINANET, "head_norm": "gn", "box_loss": "giou"},
         background_first=True,
     ),
     "detectron2/retinanet_R_50_FPN": _detectron2_retinanet(50),
@@ -282,15 +285,16 @@ SOURCES = {
         backbone={"depth": 50, "norm": "frozen_bn", "freeze_at": 2},
         top={"in_feature": "p5"},
         anchors=TORCHVISION_POINTS,
+        normalizer={"method": "batch"},
+        postprocessing={**FCOS_POSTPROCESSING, **TORCHVISION_DENSE},
         preprocessing=TORCHVISION,
-        model={"normalizer": "batch", "clip_before_nms": True},
         background_first=True,
         names=_towers("head.classification_head.conv", "head.regression_head.conv"),
     ),
     "detectron2/fcos_R_50_FPN": Source(
         "detectron2",
         "fcos",
-        backbone={"depth": 50, "stride_in_1x1": True, "freeze_at": 2},
+        backbone={"depth": 50, "freeze_at": 2, **_CAFFE},
         top={"in_feature": "p5"},
         anchors=POINTS,
         preprocessing=DETECTRON2,
@@ -300,20 +304,18 @@ SOURCES = {
         f"mmdet/fcos_r{depth}_caffe_fpn_gn-head": _mmdet_fcos(depth, MMDET_FCOS, False, DETECTRON_MEAN)
         for depth in (50, 101)
     },
-    "mmdet/fcos_center_r50_caffe_fpn_gn-head": _mmdet_fcos(
-        50, {**MMDET_FCOS, "center_radius": 1.5}, False, DETECTRON_MEAN
-    ),
+    "mmdet/fcos_center_r50_caffe_fpn_gn-head": _mmdet_fcos(50, MMDET_FCOS_CENTER, False, DETECTRON_MEAN),
     "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head": _mmdet_fcos(
         50, MMDET_FCOS_TRICKS, True, MMDET_CAFFE["mean"]
     ),
     "mmdet/fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn": _mmdet_fcos(
-        50, {**MMDET_FCOS_TRICKS, "deform_last": True}, True, MMDET_CAFFE["mean"], **_DEFORMABLE
+        50, MMDET_FCOS_TRICKS_DCN, True, MMDET_CAFFE["mean"], **_DEFORMABLE
     ),
     "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
     "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
     "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),
-    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"rule": "torchvision", "norm": "bn"}),
-    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"rule": "torchvision"}),
+    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"convention": "torchvision", "norm": "bn"}),
+    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"convention": "torchvision"}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
     **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},
@@ -326,14 +328,16 @@ SOURCES = {
     },
     # backbones trained on ImageNet
     **{
-        f"torchvision/resnet{depth}": Source("torchvision", "backbone", backbone={"depth": depth, **_ALL_FEATURES})
+        f"torchvision/resnet{depth}": Source(
+            "torchvision", "backbone", backbone={"depth": depth, "norm": "frozen_bn", **_ALL_FEATURES}
+        )
         for depth in (18, 34, 50, 101, 152)
     },
     **{
         f"detectron2/MSRA_R-{depth}": Source(
             "detectron2",
             "backbone",
-            backbone={"depth": depth, "stride_in_1x1": True, **_ALL_FEATURES},
+            backbone={"depth": depth, **_CAFFE, **_ALL_FEATURES},
             preprocessing=DETECTRON2,
         )
         for depth in (50, 101)

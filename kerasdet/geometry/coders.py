@@ -1,4 +1,4 @@
-"""Between boxes and what a network regresses."""
+"""Translates between boxes and the numbers that a network regresses."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DeltaCoder(ConfigFromInit):
-    """Deltas (dy, dx, dh, dw) of a box from an anchor (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
+    """Encodes a box as deltas (dy, dx, dh, dw) from an anchor (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
 
     Args:
-        weights: Factors of (dy, dx, dh, dw).
-        max_log_scale: Bound on dh and dw in decoding, so that no box overflows.
+        weights: Factors of (dy, dx, dh, dw); larger ones make the network predict larger numbers.
+        max_log_scale: Upper bound of dh and dw in decoding, so that no box overflows.
     """
 
     def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), max_log_scale: float = MAX_LOG_SCALE):
@@ -25,14 +25,14 @@ class DeltaCoder(ConfigFromInit):
         self.max_log_scale = max_log_scale
 
     def encode(self, boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
-        """Deltas (..., 4) that turn `anchors` (..., 4) into `boxes` (..., 4); both must have a positive size."""
+        """Returns the deltas (..., 4) of `boxes` (..., 4) from `anchors` (..., 4); both must have positive sizes."""
         center, size = _center_size(boxes)
         anchor_center, anchor_size = _center_size(anchors)
         deltas = tf.concat([(center - anchor_center) / anchor_size, tf.math.log(size / anchor_size)], -1)
         return deltas * self.weights
 
     def decode(self, deltas: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
-        """Boxes (..., 4) that `deltas` (..., 4) make of `anchors` (..., 4)."""
+        """Returns the boxes (..., 4) at `deltas` (..., 4) from `anchors` (..., 4)."""
         shift, log_scale = tf.split(deltas / tf.constant(self.weights, deltas.dtype), 2, -1)
         anchor_center, anchor_size = _center_size(anchors)
         center = shift * anchor_size + anchor_center
@@ -48,26 +48,31 @@ def _center_size(boxes):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DistanceCoder(ConfigFromInit):
-    """Distances (t, l, b, r) from a point to the sides of a box (FCOS, https://arxiv.org/abs/1904.01355).
+    """Encodes a box as distances (t, l, b, r) from a point to its sides (FCOS, https://arxiv.org/abs/1904.01355).
 
     A point is the centre of a square as large as its stride.
 
     Args:
-        normalize: Whether distances are in units of the square's sides, or else in pixels.
+        normalize: Whether distances are in strides and a ReLU makes raw predictions positive; otherwise distances are
+            in pixels and an exponential does.
     """
 
     def __init__(self, normalize: bool = True):
         self.normalize = normalize
 
+    def activate(self, raw: tf.Tensor) -> tf.Tensor:
+        """Returns the distances that a network's raw predictions, (..., 4), stand for; none is negative."""
+        return tf.nn.relu(raw) if self.normalize else tf.exp(raw)
+
     def encode(self, boxes: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Distances (..., 4) of the sides of `boxes` (..., 4) from the centres of `squares` (..., 4)."""
+        """Returns the distances (..., 4) from the centres of `squares` (..., 4) to the sides of `boxes` (..., 4)."""
         corner, opposite = tf.split(boxes, 2, -1)
         center, size = _center_size(squares)
         distances = tf.concat([center - corner, opposite - center], -1)
         return distances / tf.concat([size, size], -1) if self.normalize else distances
 
     def decode(self, distances: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Boxes (..., 4) at `distances` (..., 4) around the centres of `squares` (..., 4)."""
+        """Returns the boxes (..., 4) at `distances` (..., 4) around the centres of `squares` (..., 4)."""
         center, size = _center_size(squares)
         if self.normalize:
             distances = distances * tf.concat([size, size], -1)
@@ -76,6 +81,10 @@ class DistanceCoder(ConfigFromInit):
 
 
 def centerness(distances: tf.Tensor) -> tf.Tensor:
-    """How near a point inside a box is to its centre, 1 there and 0 at the sides; `distances` (..., 4), (...)."""
+    """Returns how central a point inside a box lies, 1 at the centre and 0 at the sides, (...).
+
+    Args:
+        distances: (..., 4) from the point to the sides, in any unit.
+    """
     before, after = tf.split(distances, 2, -1)  # (..., 2)
     return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

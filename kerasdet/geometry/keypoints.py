@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-RULES = ("detectron2", "torchvision")
+CONVENTIONS = ("detectron2", "torchvision")
 PERSON_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
@@ -90,42 +90,42 @@ def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tu
     return cells[..., 0] * size + cells[..., 1], valid
 
 
-def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, rule: str = "detectron2") -> tf.Tensor:
+def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: str = "detectron2") -> tf.Tensor:
     """Reads keypoints off heatmaps: the highest pixel after bicubic resizing to the region's own size.
 
     Args:
         heatmaps: (..., h, w, J) logits.
         rois: (..., 4) in pixels.
-        rule: What the score is: the probability that the softmax over the h * w cells gives that pixel ("detectron2"),
-            or the logit there ("torchvision").
+        convention: What the score of a keypoint is. "detectron2" returns the probability that the softmax over the
+            h * w cells gives the pixel, "torchvision" the logit there.
 
     Returns:
         (..., J, 3) as (y, x, score) in the coordinates of the regions.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: For an unknown convention.
     """
-    check_rule(rule)
+    check_convention(convention)
     shape = tf.shape(heatmaps)
     flat = tf.reshape(heatmaps, tf.concat([[-1], shape[-3:]], 0))  # (N, h, w, J)
     flat = tf.ensure_shape(tf.cast(flat, tf.float32), (None, *heatmaps.shape[-3:]))
 
     def read(inputs):
         heatmap, roi = inputs
-        return _read_one(heatmap, roi, rule)
+        return _read_one(heatmap, roi, convention)
 
     signature = tf.TensorSpec([heatmaps.shape[-1], 3], tf.float32)
     found = tf.map_fn(read, (flat, tf.reshape(rois, [-1, 4])), parallel_iterations=4, fn_output_signature=signature)
     return tf.reshape(found, tf.concat([shape[:-3], shape[-1:], [3]], 0))
 
 
-def check_rule(rule: str) -> None:
-    """Raises a ValueError unless `keypoints_from_heatmaps` knows the rule."""
-    if rule not in RULES:
-        raise ValueError(f"rule is one of {RULES}, not {rule!r}.")
+def check_convention(convention: str) -> None:
+    """Raises a ValueError unless `keypoints_from_heatmaps` knows the convention."""
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention is one of {CONVENTIONS}, not {convention!r}.")
 
 
-def _read_one(heatmap, roi, rule):
+def _read_one(heatmap, roi, convention):
     """(J, 3) of one `heatmap` (h, w, J) and `roi` (4,)."""
     length = tf.maximum(roi[2:] - roi[:2], 1.0)
     pixels = tf.math.ceil(length)
@@ -137,7 +137,7 @@ def _read_one(heatmap, roi, rule):
     resized = tf.reshape(resized, [tf.shape(rows)[0], -1])
     best, logit = tf.argmax(resized, -1, tf.int32), tf.reduce_max(resized, -1)  # (J,)
     place = tf.cast(tf.stack([best // size[1], best % size[1]], -1), tf.float32) + 0.5
-    score = logit if rule == "torchvision" else tf.exp(logit - tf.reduce_logsumexp(heatmap, [0, 1]))
+    score = logit if convention == "torchvision" else tf.exp(logit - tf.reduce_logsumexp(heatmap, [0, 1]))
     return tf.concat([place * (length / pixels) + roi[:2], tf.expand_dims(score, -1)], -1)
 
 

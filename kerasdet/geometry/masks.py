@@ -11,7 +11,7 @@ pixels, the worst of 1,129 objects 0.992) and 0.998 at S = 56; taking the pixel 
 import tensorflow as tf
 
 CROP_SIZE = 112
-RULES = ("detectron2", "torchvision")
+CONVENTIONS = ("detectron2", "torchvision")
 _FULL = 255.0
 _FAR = 1e6  # pixels
 # A target at the threshold, usual where boxes lie on the pixel grid, must not turn on rounding: 1 / 510 is the
@@ -79,7 +79,7 @@ def crop_masks_for_rois(
     rois: tf.Tensor,
     matched_gt: tf.Tensor,
     size: int = 28,
-    rule: str = "detectron2",
+    convention: str = "detectron2",
     image_size: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Mask targets: each region's view of the mask of its object.
@@ -93,33 +93,33 @@ def crop_masks_for_rois(
         rois: (B, P, 4).
         matched_gt: (B, P) int32, the object of each region; where it is negative the target is 0.
         size: Height and width of the targets.
-        rule: "detectron2" makes targets of 0 and 1, "torchvision" keeps fractions.
+        convention: "detectron2" makes targets of 0 and 1, "torchvision" keeps fractions.
         image_size: (B, 2), beyond which the sources repeat the outermost pixels; None where that does not matter.
 
     Returns:
         (B, P, size, size) float32 in 0..1.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: For an unknown convention.
     """
-    check_rule(rule)
+    check_convention(convention)
     index = tf.maximum(matched_gt, 0)
     boxes, rois = tf.cast(boxes, tf.float32), tf.cast(rois, tf.float32)
     boxes = tf.gather(boxes, index, batch_dims=1)  # (B, P, 4)
     crops = tf.cast(tf.gather(masks, index, batch_dims=1), tf.float32) / _FULL  # (B, P, S, S)
     limits = tf.fill([tf.shape(rois)[0], 2], _FAR) if image_size is None else tf.cast(image_size, tf.float32)
-    y, x = (_sampling_weights(rois, boxes, limits[:, i : i + 1], i, size, crops.shape[-1], rule) for i in (0, 1))
+    y, x = (_sampling_weights(rois, boxes, limits[:, i : i + 1], i, size, crops.shape[-1], convention) for i in (0, 1))
     targets = tf.matmul(tf.matmul(y, crops), x, transpose_b=True)  # (B, P, size, size)
-    if rule == "detectron2":
+    if convention == "detectron2":
         targets = tf.cast(targets >= _TARGET_THRESHOLD, tf.float32)
     return tf.where(matched_gt[..., tf.newaxis, tf.newaxis] >= 0, targets, 0.0)
 
 
-def _sampling_weights(rois, boxes, limit, axis, size, cells, rule):
+def _sampling_weights(rois, boxes, limit, axis, size, cells, convention):
     """What each bin of a region takes from each cell of a crop along one axis: (B, P, size, cells)."""
     start, end = rois[..., axis], rois[..., axis + 2]
     length = end - start
-    if rule == "torchvision":
+    if convention == "torchvision":
         start, length = start + 0.5, tf.maximum(length, 1.0)
     samples = tf.maximum(tf.math.ceil(length / size), 1.0)  # a bin
     step = length / (size * samples)
@@ -149,7 +149,7 @@ def paste_masks(
     boxes: tf.Tensor,
     height: int | tf.Tensor,
     width: int | tf.Tensor,
-    rule: str = "detectron2",
+    convention: str = "detectron2",
     threshold: float = 0.5,
     whole_image: bool = False,
 ) -> tf.Tensor:
@@ -165,7 +165,7 @@ def paste_masks(
         boxes: (D, 4) in pixels of the image.
         height: Of the image.
         width: Likewise.
-        rule: "detectron2" or "torchvision".
+        convention: "detectron2" or "torchvision".
         threshold: Above 0.
         whole_image: Compute every pixel and not only those near the box: slower, in the static shapes that XLA needs.
 
@@ -173,19 +173,19 @@ def paste_masks(
         (D, height, width) bool.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: For an unknown convention.
     """
-    check_rule(rule)
+    check_convention(convention)
     size = tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)])
     probs, boxes = tf.cast(mask_probs, tf.float32), tf.cast(boxes, tf.float32)
     boxes = tf.where(tf.reduce_all(tf.math.is_finite(boxes), 1, keepdims=True), boxes, -_FAR)
-    return _paste(probs, boxes, size, tf.constant(threshold, tf.float32), rule, whole_image)
+    return _paste(probs, boxes, size, tf.constant(threshold, tf.float32), convention, whole_image)
 
 
 @tf.function(reduce_retracing=True)
-def _paste(probs, boxes, image_size, threshold, rule, whole_image):
+def _paste(probs, boxes, image_size, threshold, convention, whole_image):
     cells = tf.cast(tf.shape(probs)[1], tf.float32)
-    sample = _detectron2_samples if rule == "detectron2" else _torchvision_samples
+    sample = _detectron2_samples if convention == "detectron2" else _torchvision_samples
 
     def paste(inputs):
         mask, box = inputs
@@ -201,7 +201,7 @@ def _paste(probs, boxes, image_size, threshold, rule, whole_image):
             padding = [tf.cast(start, tf.int32), image_size[axis] - tf.cast(stop, tf.int32)]
             paddings.append([0, 0] if whole_image else padding)
         values = tf.matmul(tf.matmul(weights[0], mask), weights[1], transpose_b=True)
-        inside = values >= threshold if rule == "detectron2" else values > threshold
+        inside = values >= threshold if convention == "detectron2" else values > threshold
         return tf.pad(inside, paddings)
 
     signature = tf.TensorSpec([None, None], tf.bool)
@@ -224,7 +224,7 @@ def _torchvision_samples(pixels, low, high, cells):
     return tf.where((pixels >= low) & (pixels < low + length), places, -1.0)
 
 
-def check_rule(rule: str) -> None:
-    """Raises ValueError for a rule of pasting that there is not."""
-    if rule not in RULES:
-        raise ValueError(f"rule is one of {RULES}, not {rule!r}.")
+def check_convention(convention: str) -> None:
+    """Raises ValueError for a convention of pasting that there is not."""
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention is one of {CONVENTIONS}, not {convention!r}.")

@@ -82,8 +82,8 @@ def match_fcos(
         gt_boxes: (B, M, 4).
         gt_valid: (B, M) bool, false for padding and for what must not be trained on.
         radius: In strides: how far a point may be from the centre of its box, in y and in x; None for no bound.
-        convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, where those within
-            about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
+        convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, in which areas
+            within about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
         ignored: (B, R) bool, points that are ignored wherever they lie, such as those in `covered`.
 
     Returns:
@@ -128,7 +128,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
     """Anchors that lie in regions to be ignored, such as crowds (mmdetection's ``ignore_iof_thr``).
 
     Args:
-        anchors: (R, 4); a point is a square as large as its stride.
+        anchors: (R, 4) or (B, R, 4); a point is a square as large as its stride.
         regions: (B, M, 4).
         is_region: (B, M) bool; other rows are passed over.
         min_iof: A region covers an anchor if more than this share of the anchor's area lies in it.
@@ -140,7 +140,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
     def step(start, state, boxes, valid):
         return (state[0] | tf.reduce_any((box_ops.iof(anchors, boxes) > min_iof) & valid[:, None], -1),)
 
-    size = [tf.shape(regions)[0], tf.shape(anchors)[0]]
+    size = [tf.shape(regions)[0], tf.shape(anchors)[-2]]
     return _fold_gt(step, (tf.fill(size, False),), regions, is_region)[0]
 
 

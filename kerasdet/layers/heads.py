@@ -1,40 +1,43 @@
-"""Heads of dense detectors, shared by all levels of a pyramid."""
+"""Heads of dense detectors and of region proposal networks; all levels of a pyramid share their weights."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
-from kerasdet.keras_utils import float_dtype
+from kerasdet.errors import UserError
+from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
 
 
 class Tower(keras.layers.Layer):
-    """A stack of 3x3 convolutions with norm and ReLU, shared by all levels.
+    """Applies a stack of 3x3 convolutions with norm and ReLU to any level of a pyramid.
 
-    Group norm is shared, too; batch statistics differ between levels, so every level has a batch norm of its own.
+    The levels share convolutions and group norms. Statistics of batches differ between levels, so each level has its
+    own batch norms.
 
     Args:
-        num_convs: How many.
-        channels: Of every one.
+        num_convs: Number of convolutions; 0 makes the tower an identity.
+        channels: Output channels of each convolution.
         levels: Names of the pyramid's levels.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
-        norm_epsilon: Added to variances.
-        deform_last: Make the last convolution a deformable one of version 2.
-        use_bias: Of the convolutions, by default only without a norm.
+        norm: A name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm_epsilon: Constant that the norms add to variances.
+        deform_last: Whether the last convolution is a modulated deformable one (DCNv2).
+        use_bias: Whether the convolutions have biases; None adds them only if there is no norm.
     """
 
     def __init__(
         self,
-        num_convs,
-        channels,
-        levels,
-        norm=None,
-        norm_epsilon=1e-5,
-        deform_last=False,
-        use_bias=None,
+        num_convs: int,
+        channels: int,
+        levels: Sequence[str],
+        norm: str | None = None,
+        norm_epsilon: float = 1e-5,
+        deform_last: bool = False,
+        use_bias: bool | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -53,7 +56,8 @@ class Tower(keras.layers.Layer):
             make_norm(norm, norm_epsilon, name=f"norm{i}_{key}") for i in range(num_convs) for key in self.norm_keys
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for features of shape (B, h, w, C)."""
         shape = input_shape
         for conv in self.convs:
             conv.build(shape)
@@ -62,7 +66,8 @@ class Tower(keras.layers.Layer):
             if norm is not None:
                 norm.build(shape)
 
-    def call(self, x, level, training=False):
+    def call(self, x: tf.Tensor, level: str, training: bool = False) -> tf.Tensor:
+        """Returns features (B, h, w, channels) of `x` (B, h, w, C), a map of the pyramid level `level`."""
         key = self.norm_keys.index(level) if len(self.norm_keys) > 1 else 0
         for conv, norm in zip(self.convs, self.norms[key :: len(self.norm_keys)], strict=True):
             x = conv(x)
@@ -72,58 +77,109 @@ class Tower(keras.layers.Layer):
         return x
 
 
-class RetinaNetHead(keras.layers.Layer):
-    """Classification and box regression of RetinaNet.
+class DenseHead(keras.layers.Layer):
+    """Base of heads that predict something for each anchor of a pyramid.
+
+    A user makes a head without classes, anchors and channels, because model, anchors and neck know these. The model
+    calls `attach`, which creates the layers and variables. A subclass defines `create_layers`, `build` and `call`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"name": "head", **kwargs})
+        self.attached_to = None
+
+    def attach(self, *, num_classes: int, num_anchors: int, levels: Sequence[str], channels: int) -> None:
+        """Creates the layers and variables.
+
+        Models of equal sizes may share one head and thus its weights; the second call then changes nothing.
+
+        Args:
+            num_classes: K, number of classes without background.
+            num_anchors: A, anchors in each cell.
+            levels: Names of the pyramid's levels, finest first.
+            channels: Channels of each level, and of the towers.
+
+        Raises:
+            UserError: If the head belongs to a model of other sizes.
+        """
+        sizes = (num_classes, num_anchors, tuple(levels), channels)
+        if self.attached_to == sizes:
+            return
+        if self.attached_to is not None:
+            raise UserError(
+                f"This {type(self).__name__} belongs to a model with (num_classes, num_anchors, levels, channels) = "
+                f"{self.attached_to} and cannot serve one with {sizes}: make a new head for each model."
+            )
+        self.attached_to = sizes
+        with policy_scope(self.dtype_policy):
+            self.create_layers(num_classes, num_anchors, tuple(levels), channels)
+        self.build((None, None, None, channels))
+        if not self.trainable:
+            freeze(self)
+
+    def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
+        """Creates the sublayers; `attach` explains the arguments."""
+        raise NotImplementedError(f"{type(self).__name__} must define create_layers.")
+
+    def get_build_config(self) -> None:
+        """Returns None: Keras must not build a loaded head before its model attaches it."""
+        return None
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class RetinaNetHead(ConfigFromInit, DenseHead):
+    """Predicts classes and box deltas for each anchor (RetinaNet, https://arxiv.org/abs/1708.02002).
 
     Args:
-        num_classes: K.
-        num_anchors: A.
-        levels: Names of the pyramid's levels.
-        num_convs: In each tower.
-        channels: Of the towers.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
-        norm_epsilon: Added to variances.
-        prior_probability: Of an anchor's holding an object, before training.
-        deform_last: Make the towers' last convolutions deformable ones.
+        num_convs: Convolutions in each of the two towers.
+        norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm_epsilon: Constant that the norms add to variances.
+        deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
+        prior_probability: Probability of each class at each anchor before training, in (0, 1). A small value keeps
+            the many negatives from dominating the first losses.
+
+    Example:
+        >>> model = kerasdet.RetinaNet(80, head=RetinaNetHead(num_convs=2, norm="gn"))
     """
 
     def __init__(
         self,
-        num_classes,
-        num_anchors,
-        levels,
-        num_convs=4,
-        channels=256,
-        norm=None,
-        norm_epsilon=1e-5,
-        prior_probability=0.01,
-        deform_last=False,
+        num_convs: int = 4,
+        norm: str | None = None,
+        norm_epsilon: float = 1e-5,
+        deform_last: bool = False,
+        prior_probability: float = 0.01,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_classes = num_classes
-        tower = (num_convs, channels, levels, norm, norm_epsilon)
-        self.class_tower = Tower(*tower, deform_last=deform_last, name="class_tower")
-        self.box_tower = Tower(*tower, deform_last=deform_last, name="box_tower")
-        self.class_logits = ConvNorm(
-            num_anchors * num_classes,
-            3,
-            kernel_initializer=_small_normal(),
-            bias_initializer=_prior_bias(prior_probability),
-            name="class_logits",
-        )
-        self.box_deltas = ConvNorm(num_anchors * 4, 3, kernel_initializer=_small_normal(), name="box_deltas")
+        self.num_convs = num_convs
+        self.norm = norm
+        self.norm_epsilon = norm_epsilon
+        self.deform_last = deform_last
+        self.prior_probability = prior_probability
 
-    def build(self, input_shape):
+    def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
+        """Creates towers and predictors; `attach` explains the arguments."""
+        self.num_classes = num_classes
+        tower = (self.num_convs, channels, levels, self.norm, self.norm_epsilon, self.deform_last)
+        self.class_tower = Tower(*tower, name="class_tower")
+        self.box_tower = Tower(*tower, name="box_tower")
+        self.class_logits = _class_predictor(num_anchors * num_classes, self.prior_probability)
+        self.box_deltas = _predictor(num_anchors * 4, "box_deltas")
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables; only `attach` calls this."""
+        _check_attached(self)
         for tower, last in ((self.class_tower, self.class_logits), (self.box_tower, self.box_deltas)):
             tower.build(input_shape)
             last.build((*input_shape[:-1], tower.channels))
 
-    def call(self, pyramid, training=False):
-        """Predictions for every anchor.
+    def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
+        """Predicts for every anchor.
 
         Args:
             pyramid: level -> (B, h, w, C).
+            training: Whether norms use the statistics of the batch.
 
         Returns:
             ``class_logits``: level -> (B, h * w * A, K), ``box_deltas``: level -> (B, h * w * A, 4), float32.
@@ -137,77 +193,72 @@ class RetinaNetHead(keras.layers.Layer):
         return {"class_logits": class_logits, "box_deltas": box_deltas}
 
 
-def _per_anchor(x, size):
-    """(B, h, w, A * size) as (B, h * w * A, size), float32."""
-    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
+@keras.saving.register_keras_serializable(package="kerasdet")
+class FCOSHead(ConfigFromInit, DenseHead):
+    """Predicts classes, distances to the sides of a box, and centerness for each point (FCOS, arXiv 2006.09214).
 
-
-def _small_normal():
-    """A new one for every layer: a Keras initializer without a seed gives the same values each time it is called."""
-    return keras.initializers.RandomNormal(stddev=0.01)
-
-
-def _prior_bias(probability):
-    """The bias that gives every logit this probability."""
-    return keras.initializers.Constant(-math.log((1 - probability) / probability))
-
-
-class FCOSHead(keras.layers.Layer):
-    """Classification, distances to the sides of boxes and centerness of FCOS (https://arxiv.org/abs/2006.09214).
+    The distances are raw: `FCOS` makes them positive, as its coder asks for.
 
     Args:
-        num_classes: K.
-        levels: Names of the pyramid's levels.
-        num_convs: In each tower.
-        channels: Of the towers.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
-        use_bias: Of the towers' convolutions; None for only without a norm.
-        deform_last: Make the towers' last convolutions deformable ones.
-        centerness_on_boxes: Predict centerness from the tower of the boxes, or else from that of the classes.
-        level_scales: Multiply the boxes' raw predictions by a learnt number, one for each level.
-        activation: Of the distances, "relu" or "exp".
-        prior_probability: Of a point's lying in an object, before training.
+        num_convs: Convolutions in each of the two towers.
+        norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm_epsilon: Constant that the norms add to variances.
+        use_bias: Whether the towers' convolutions have biases beside a norm. Without a norm they always have.
+        deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
+        centerness_on_boxes: Whether the box tower predicts centerness; otherwise the class tower does.
+        level_scales: Whether a learnt factor for each level multiplies the raw distances.
+        prior_probability: Probability of each class at each point before training, in (0, 1).
+
+    Example:
+        >>> model = kerasdet.FCOS(80, head=FCOSHead(num_convs=2, level_scales=True))
     """
 
     def __init__(
         self,
-        num_classes,
-        levels,
-        num_convs=4,
-        channels=256,
-        norm="gn",
-        use_bias=True,
-        deform_last=False,
-        centerness_on_boxes=True,
-        level_scales=False,
-        activation="relu",
-        prior_probability=0.01,
+        num_convs: int = 4,
+        norm: str | None = "gn",
+        norm_epsilon: float = 1e-5,
+        use_bias: bool = True,
+        deform_last: bool = False,
+        centerness_on_boxes: bool = True,
+        level_scales: bool = False,
+        prior_probability: float = 0.01,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_classes = num_classes
+        self.num_convs = num_convs
+        self.norm = norm
+        self.norm_epsilon = norm_epsilon
+        self.use_bias = use_bias
+        self.deform_last = deform_last
         self.centerness_on_boxes = centerness_on_boxes
-        self.activation = tf.exp if activation == "exp" else tf.nn.relu
-        tower = {
-            "levels": levels,
-            "norm": norm,
-            "deform_last": deform_last,
-            "use_bias": use_bias,
-        }
-        self.class_tower = Tower(num_convs, channels, **tower, name="class_tower")
-        self.box_tower = Tower(num_convs, channels, **tower, name="box_tower")
-        self.class_logits = ConvNorm(
-            num_classes,
-            3,
-            kernel_initializer=_small_normal(),
-            bias_initializer=_prior_bias(prior_probability),
-            name="class_logits",
-        )
-        self.box_distances = ConvNorm(4, 3, kernel_initializer=_small_normal(), name="box_distances")
-        self.centerness = ConvNorm(1, 3, kernel_initializer=_small_normal(), name="centerness")
-        self.scales = {level: Scale(name=f"scale_{level}") for level in levels} if level_scales else {}
+        self.level_scales = level_scales
+        self.prior_probability = prior_probability
 
-    def build(self, input_shape):
+    def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
+        """Creates towers, predictors and scales; `attach` explains the arguments.
+
+        Raises:
+            UserError: If there is more than one point a cell.
+        """
+        if num_anchors != 1:
+            raise UserError(
+                f"FCOSHead predicts for 1 point a cell and was given {num_anchors} anchors: use "
+                "kerasdet.geometry.anchors.point_squares()."
+            )
+        self.num_classes = num_classes
+        use_bias = self.use_bias or None  # without a norm there are biases all the same
+        tower = (self.num_convs, channels, levels, self.norm, self.norm_epsilon, self.deform_last, use_bias)
+        self.class_tower = Tower(*tower, name="class_tower")
+        self.box_tower = Tower(*tower, name="box_tower")
+        self.class_logits = _class_predictor(num_classes, self.prior_probability)
+        self.box_distances = _predictor(4, "box_distances")
+        self.centerness = _predictor(1, "centerness")
+        self.scales = {level: Scale(name=f"scale_{level}") for level in levels} if self.level_scales else {}
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables; only `attach` calls this."""
+        _check_attached(self)
         for tower in (self.class_tower, self.box_tower):
             tower.build(input_shape)
         for last in (self.class_logits, self.box_distances, self.centerness):
@@ -215,62 +266,65 @@ class FCOSHead(keras.layers.Layer):
         for scale in self.scales.values():
             scale.build(())
 
-    def call(self, pyramid, training=False):
-        """Predictions for every point.
+    def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
+        """Predicts for every point.
 
         Args:
             pyramid: level -> (B, h, w, C).
+            training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, h * w, K), ``box_distances``: level -> (B, h * w, 4), ``centerness``:
+            ``class_logits``: level -> (B, h * w, K), ``box_distances``: level -> (B, h * w, 4) raw, ``centerness``:
             level -> (B, h * w) logits, float32.
         """
         class_logits, box_distances, centerness = {}, {}, {}
         for level, x in pyramid.items():
-            of_classes = self.class_tower(x, level=level, training=training)
-            of_boxes = self.box_tower(x, level=level, training=training)
+            of_classes = self.class_tower(x, level=level, training=training)  # (B, h, w, C)
+            of_boxes = self.box_tower(x, level=level, training=training)  # (B, h, w, C)
             class_logits[level] = _per_anchor(self.class_logits(of_classes), self.num_classes)
             distances = _per_anchor(self.box_distances(of_boxes), 4)
-            if level in self.scales:
-                distances = self.scales[level](distances)
-            box_distances[level] = self.activation(distances)
-            logits = self.centerness(of_boxes if self.centerness_on_boxes else of_classes)
+            box_distances[level] = self.scales[level](distances) if level in self.scales else distances
+            logits = self.centerness(of_boxes if self.centerness_on_boxes else of_classes)  # (B, h, w, 1)
             centerness[level] = _per_anchor(logits, 1)[..., 0]
         return {"class_logits": class_logits, "box_distances": box_distances, "centerness": centerness}
 
 
 class Scale(keras.layers.Layer):
-    """Multiplication by one learnt number, 1 at first, in float32."""
+    """Multiplies by one learnt number that starts at 1, in float32 under every precision policy."""
 
     def __init__(self, **kwargs):
+        # Keras would round inputs to 16 bits under a mixed policy, and distances in pixels do not fit into these
         super().__init__(**{"autocast": False, **kwargs})
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the number."""
         self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns `x` times the number."""
         return x * self.scale
 
 
 class RPNHead(keras.layers.Layer):
-    """Objectness and box regression of a region proposal network.
+    """Predicts objectness and box deltas for each anchor (Faster R-CNN, https://arxiv.org/abs/1506.01497).
 
     Args:
-        num_anchors: A.
+        num_anchors: A, anchors in each cell.
         num_convs: 3x3 convolutions before the 1x1 predictors; 0 for none.
-        channels: Of these.
+        channels: Output channels of each 3x3 convolution.
     """
 
-    def __init__(self, num_anchors, num_convs=1, channels=256, **kwargs):
+    def __init__(self, num_anchors: int, num_convs: int = 1, channels: int = 256, **kwargs):
         super().__init__(**kwargs)
         self.convs = [
             ConvNorm(channels, 3, activation="relu", kernel_initializer=_small_normal(), name=f"conv{i}")
             for i in range(num_convs)
         ]
-        self.objectness = ConvNorm(num_anchors, 1, kernel_initializer=_small_normal(), name="objectness")
-        self.box_deltas = ConvNorm(num_anchors * 4, 1, kernel_initializer=_small_normal(), name="box_deltas")
+        self.objectness = _predictor(num_anchors, "objectness", kernel_size=1)
+        self.box_deltas = _predictor(num_anchors * 4, "box_deltas", kernel_size=1)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for features of shape (B, h, w, C)."""
         shape = input_shape
         for conv in self.convs:
             conv.build(shape)
@@ -278,8 +332,8 @@ class RPNHead(keras.layers.Layer):
         self.objectness.build(shape)
         self.box_deltas.build(shape)
 
-    def call(self, pyramid):
-        """Predictions for every anchor.
+    def call(self, pyramid: Mapping[str, tf.Tensor]) -> dict[str, dict[str, tf.Tensor]]:
+        """Predicts for every anchor.
 
         Args:
             pyramid: level -> (B, h, w, C).
@@ -294,3 +348,31 @@ class RPNHead(keras.layers.Layer):
             objectness[level] = _per_anchor(self.objectness(x), 1)[..., 0]
             box_deltas[level] = _per_anchor(self.box_deltas(x), 4)
         return {"objectness": objectness, "box_deltas": box_deltas}
+
+
+def _check_attached(head):
+    if head.attached_to is None:
+        raise RuntimeError(
+            f"{type(head).__name__} has no layers yet: give it to a model, or call attach(num_classes=..., "
+            "num_anchors=..., levels=..., channels=...) first."
+        )
+
+
+def _predictor(filters, name, kernel_size=3):
+    return ConvNorm(filters, kernel_size, kernel_initializer=_small_normal(), name=name)
+
+
+def _class_predictor(filters, prior_probability):
+    """Returns a convolution whose bias gives each logit the prior probability."""
+    bias = keras.initializers.Constant(-math.log((1 - prior_probability) / prior_probability))
+    return ConvNorm(filters, 3, kernel_initializer=_small_normal(), bias_initializer=bias, name="class_logits")
+
+
+def _per_anchor(x, size):
+    """Reshapes (B, h, w, A * size) to (B, h * w * A, size), float32."""
+    return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
+
+
+def _small_normal():
+    """Returns a new initializer: layers that share one Keras initializer object would start with equal values."""
+    return keras.initializers.RandomNormal(stddev=0.01)

@@ -1,20 +1,56 @@
-"""What models that predict at every anchor or point of a pyramid have in common."""
+"""Steps that RetinaNet and FCOS share: both predict at every anchor or point of a pyramid."""
 
 from collections.abc import Mapping
 
+import keras
 import tensorflow as tf
 
-from kerasdet.geometry.anchors import AnchorGenerator
-from kerasdet.geometry.matching import covered, gather_gt
+from kerasdet.errors import UserError
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.matching import IGNORE, gather_gt
 from kerasdet.keras_utils import float_dtype
 from kerasdet.models.detector import Detector, unpack_inputs
-from kerasdet.ops.distribute import global_sum
+from kerasdet.models.postprocess import Postprocessing
+
+
+def attach_head(model: Detector) -> None:
+    """Creates the variables of a model's neck and head, unless they exist, and those of its normaliser.
+
+    Args:
+        model: Detector with `backbone`, `neck`, `anchors`, `head`, `normalizer` and `num_classes`.
+
+    Raises:
+        UserError: If the levels of the anchors are not those of the neck.
+    """
+    anchors, neck = model.anchors, model.neck
+    if tuple(anchors.levels) != tuple(neck.levels):
+        raise UserError(
+            f"The anchors are for levels {tuple(anchors.levels)}, the neck makes {tuple(neck.levels)}: give the "
+            "anchors the levels of the neck."
+        )
+    if not neck.built:
+        neck.build({name: (None, None, None, channels) for name, channels in model.backbone.channels.items()})
+    model.head.attach(
+        num_classes=model.num_classes, num_anchors=anchors.num_anchors, levels=neck.levels, channels=neck.channels
+    )
+    model.mean_positives = model.add_weight(
+        name="mean_positives", initializer=keras.initializers.Constant(model.normalizer.start), trainable=False
+    )
 
 
 def pyramid_and_anchors(
     model: Detector, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-    """The pyramid of a model's inputs, level -> (B, h, w, C), and its anchors, level -> (R_l, 4)."""
+    """Runs backbone and neck, and lays out the anchors.
+
+    Args:
+        model: Detector with `preprocessing`, `backbone`, `neck` and `anchors`.
+        inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
+        training: Whether norms use the statistics of the batch.
+
+    Returns:
+        The pyramid, level -> (B, h, w, C), and the anchors, level -> (R_l, 4).
+    """
     image, image_size = unpack_inputs(inputs)
     features = model.backbone(model.preprocessing.normalize(image, image_size), training=training)
     pyramid = model.neck(features, training=training)
@@ -22,22 +58,22 @@ def pyramid_and_anchors(
     return pyramid, model.anchors(grids, tuple(tf.unstack(tf.shape(image)[1:3])))
 
 
-def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """The ground truth that is no padding and no crowd, (B, M) bool."""
-    return (batch["class_ids"] >= 0) & ~batch["is_crowd"]
-
-
-def ignore_mask(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: float | None) -> tf.Tensor | None:
-    """Anchors (B, R) that are ignored, more than `min_iof` of their area being in a crowd; None for a bound of None."""
-    return None if min_iof is None else covered(anchors, batch["boxes"], batch["is_crowd"], min_iof=min_iof)
+def all_levels(outputs: Mapping, name: str) -> tf.Tensor:
+    """Concatenates an output's levels: (B, R, ...), or (R, 4) for ``anchors``."""
+    return tf.concat(list(outputs[name].values()), 0 if name == "anchors" else 1)
 
 
 def matched_targets(matched_gt: tf.Tensor, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """What the anchors should say.
+    """Gives each anchor the class and box of the object that it matches.
+
+    Args:
+        matched_gt: (B, R) int32 from a matcher.
+        anchors: (R, 4).
+        batch: ``boxes`` (B, M, 4) and ``class_ids`` (B, M).
 
     Returns:
-        ``matched_gt`` (B, R), ``class_ids`` (B, R) with -1 where there is no object, and ``boxes`` (B, R, 4), an
-        anchor's own where it has no match.
+        ``matched_gt`` (B, R); ``class_ids`` (B, R) with -1 for anchors without an object; ``boxes`` (B, R, 4), the
+        anchor itself where it has no object.
     """
     positive = matched_gt >= 0
     return {
@@ -47,40 +83,53 @@ def matched_targets(matched_gt: tf.Tensor, anchors: tf.Tensor, batch: Mapping[st
     }
 
 
-def loss_normalizer(matched_gt: tf.Tensor, rule: str, mean_positives: tf.Tensor, momentum: float) -> tf.Tensor:
-    """What divides an anchor's losses; replicas count together.
+def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tensor], normalizer: tf.Tensor) -> tf.Tensor:
+    """Computes the classification loss of all anchors that are not ignored.
 
     Args:
-        matched_gt: (B, R).
-        rule: "ema", the running mean of positives in a batch; "batch", the positives of the batch; "image", each
-            image's own, times the images.
-        mean_positives: The running mean before this batch.
-        momentum: Its share in the next.
+        model: Detector with `class_loss` and `num_classes`.
+        outputs: ``class_logits``: level -> (B, R_l, K).
+        targets: Result of `matched_targets`.
+        normalizer: () or (B, 1) divisor.
 
     Returns:
-        () or, for "image", (B, 1).
+        The loss, ().
     """
-    positives = tf.reduce_sum(tf.cast(matched_gt >= 0, float_dtype()), 1, keepdims=True)  # (B, 1)
-    if rule == "image":
-        return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], float_dtype()))
-    total = tf.maximum(global_sum(tf.reduce_sum(positives)), 1.0)
-    return total if rule == "batch" else momentum * mean_positives + (1 - momentum) * total
+    logits = all_levels(outputs, "class_logits")  # (B, R, K)
+    valid = tf.cast(targets["matched_gt"] != IGNORE, float_dtype()) / normalizer  # (B, R)
+    one_hot = tf.one_hot(targets["class_ids"], model.num_classes, dtype=logits.dtype)  # (B, R, K)
+    return model.class_loss(logits, one_hot, valid[..., None])
 
 
-def check_normalizer(name: str, normalizer: str) -> None:
-    """Raises a ValueError unless `loss_normalizer` has this rule; `name` is the model's."""
-    if normalizer not in ("ema", "batch", "image"):
-        raise ValueError(f"{name} has no normalizer {normalizer!r}: choose 'ema', 'batch' or 'image'.")
+def update_running_mean(model: Detector, targets: Mapping[str, tf.Tensor]) -> None:
+    """Moves the running mean of positives by one training step, if the model's normaliser keeps one."""
+    if model.normalizer.method == "ema":
+        model.mean_positives.assign(model.normalizer(targets["matched_gt"], model.mean_positives))
 
 
-def check_levels(anchors: AnchorGenerator, neck) -> None:
-    """Raises a ValueError unless the anchors are for the levels that the neck makes."""
-    if tuple(anchors.levels) != tuple(neck.levels):
-        raise ValueError(f"The anchors are for levels {anchors.levels}, the neck makes {neck.levels}.")
+def filtered(
+    postprocessing: Postprocessing, boxes: tf.Tensor, scores: tf.Tensor, factor: tf.Tensor | None, image_size: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Applies everything that comes before suppression to all anchors, for `Detector.decode_all`.
 
+    Args:
+        postprocessing: The model's.
+        boxes: (B, R, 4).
+        scores: (B, R, K) that must pass the score threshold.
+        factor: (B, R) that multiplies the scores that have passed; None for no factor.
+        image_size: (B, 2) height and width without padding.
 
-def build_neck_and_head(model: Detector) -> None:
-    """Creates the variables of neck and head, as far as they are not there yet."""
-    if not model.neck.built:
-        model.neck.build({name: (None, None, None, channels) for name, channels in model.backbone.channels.items()})
-    model.head.build((None, None, None, model.neck.channels))
+    Returns:
+        ``boxes`` (B, R, 4), clipped if the model clips before suppression, and ``scores`` (B, R, K), 0 where the model
+        would not take the pair of box and class.
+    """
+    keep = scores > postprocessing.score_threshold  # (B, R, K)
+    if factor is not None:
+        scores *= factor[..., None]
+    scores = tf.where(keep, scores, 0.0)
+    mask = postprocessing.box_mask(boxes, image_size)  # (B, R) or None
+    if mask is not None:
+        scores = tf.where(mask[..., None], scores, 0.0)
+    if postprocessing.clip_before_nms:
+        boxes = box_ops.clip(boxes, image_size)
+    return {"boxes": boxes, "scores": scores}

@@ -32,6 +32,8 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
+    single_stage = False  # whether the heads' outputs depend on no selected proposals
+    supports_decode_all = False  # whether there is a `decode_all`: a box for every anchor, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         # Under a mixed-precision policy Keras would cast float inputs to 16 bits, in which pixels and box coordinates
@@ -157,49 +159,3 @@ def unpack_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tenso
     if isinstance(inputs, Mapping):
         return inputs["image"], inputs.get("image_size")
     return inputs, None
-
-
-def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
-    """Checks that a backbone returns the features that the neck merges.
-
-    Args:
-        backbone: A model with `channels`, the number of channels by feature name.
-        neck: A layer with `in_features`, the names that it merges.
-
-    Raises:
-        TypeError: If the backbone is something else, such as a name.
-        ValueError: If it lacks a feature.
-    """
-    channels = getattr(backbone, "channels", None)
-    if not isinstance(channels, Mapping):
-        what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
-        raise TypeError(
-            f"backbone is {what}: give a kerasdet.ResNet, or a model that returns features by name and has their "
-            "channels, such as {'c3': 128, 'c4': 256, 'c5': 512}."
-        )
-    given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
-    missing = [name for name in getattr(neck, "in_features", ()) if name not in given]
-    if missing:
-        raise ValueError(
-            f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "
-            f"ResNet out_features={tuple(neck.in_features)}."
-        )
-
-
-def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """Returns a model's class names as a tuple.
-
-    Args:
-        class_names: The names, or None if they are unknown.
-        num_classes: Number of classes K.
-
-    Raises:
-        ValueError: If there are not K names.
-    """
-    if not class_names:
-        return None
-    if len(class_names) != num_classes:
-        raise ValueError(
-            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}."
-        )
-    return tuple(class_names)

@@ -1,4 +1,4 @@
-"""From what a dense network predicts to detections: pure functions, float32, stock TensorFlow ops.
+"""Turns scored boxes into detections: pure functions, float32, stock TensorFlow ops.
 
 Detections are a dict padded to D: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D) int32 with -1 for
 padding, ``valid`` (B,) int32, by descending score.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.ops import nms
@@ -17,18 +18,18 @@ from kerasdet.ops import nms
 def top_candidates(
     logits: tf.Tensor, k: int, score: Callable[[tf.Tensor], tf.Tensor] = tf.sigmoid
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The best (anchor, class) pairs of one level.
+    """Finds the best (anchor, class) pairs of one level.
 
-    A pair among the k best belongs to one of the k anchors with the best maximum, so the classes of the other anchors
-    are never sorted.
+    A pair among the k best belongs to one of the k anchors with the best maximum, so the function never sorts the
+    classes of the other anchors.
 
     Args:
         logits: (B, R, K).
-        k: How many at most.
-        score: Monotonic, from logits to scores.
+        k: Most pairs to return for an image.
+        score: Monotonic function from logits to scores.
 
     Returns:
-        scores, anchor indices and class ids, (B, min(k, R * K)) each, by descending score.
+        Scores, anchor indices and class ids, (B, min(k, R * K)) each, by descending score.
     """
     num_classes = tf.shape(logits)[2]
     num_anchors = tf.minimum(k, tf.shape(logits)[1])
@@ -37,6 +38,12 @@ def top_candidates(
     logits = tf.reshape(tf.gather(logits, anchors, batch_dims=1), [tf.shape(logits)[0], -1])  # (B, a * K)
     values, pairs = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[1]))
     return score(values), tf.gather(anchors, pairs // num_classes, batch_dims=1), pairs % num_classes
+
+
+def best_class_only(scores: tf.Tensor) -> tf.Tensor:
+    """Lowers all scores of an anchor except its best to the smallest float; `scores` are (B, R, K), logits or not."""
+    best = tf.reduce_max(scores, -1, keepdims=True)
+    return tf.where(scores == best, scores, scores.dtype.min)
 
 
 EMPTY_BOXES = ("drop_after_nms", "drop_before_nms", "keep")
@@ -51,14 +58,17 @@ class Postprocessing(ConfigFromInit):
         pre_nms_top_k: Most candidates that each pyramid level hands to suppression; R-CNNs hand over all of theirs.
         nms_threshold: Boxes of a class that overlap a better one by more than this IoU are dropped. In [0, 1].
         max_detections: D, most detections in an image.
-        min_size: Boxes with a side below this many pixels are dropped before suppression; None keeps them.
+        min_size: Boxes with a side below this many pixels, once clipped to the image, are dropped before suppression;
+            None keeps them.
         clip_before_nms: Whether boxes are clipped to the image before suppression (torchvision, mmdetection) or after
             it (detectron2's dense models).
         empty_boxes: What happens to boxes that are empty once clipped: "drop_after_nms" (detectron2, all R-CNNs),
             "drop_before_nms" (mmdetection's dense models) or "keep" (torchvision's dense models).
+        multi_label: Whether one anchor or point may give detections of several classes; otherwise only its best class
+            counts. Dense models only.
 
     Raises:
-        ValueError: If `empty_boxes` is unknown, or boxes are to be dropped before suppression without being clipped.
+        UserError: If `empty_boxes` is unknown, or boxes are to be dropped before suppression without being clipped.
     """
 
     def __init__(
@@ -70,13 +80,14 @@ class Postprocessing(ConfigFromInit):
         min_size: float | None = None,
         clip_before_nms: bool = False,
         empty_boxes: str = "drop_after_nms",
+        multi_label: bool = True,
     ):
         if empty_boxes not in EMPTY_BOXES:
-            raise ValueError(
+            raise UserError(
                 f"Postprocessing has no empty_boxes={empty_boxes!r}: choose one of {', '.join(map(repr, EMPTY_BOXES))}."
             )
         if empty_boxes == "drop_before_nms" and not clip_before_nms:
-            raise ValueError("empty_boxes='drop_before_nms' needs clip_before_nms=True: boxes are empty once clipped.")
+            raise UserError("empty_boxes='drop_before_nms' needs clipped boxes: set clip_before_nms=True.")
         self.score_threshold = score_threshold
         self.pre_nms_top_k = pre_nms_top_k
         self.nms_threshold = nms_threshold
@@ -84,6 +95,26 @@ class Postprocessing(ConfigFromInit):
         self.min_size = min_size
         self.clip_before_nms = clip_before_nms
         self.empty_boxes = empty_boxes
+        self.multi_label = multi_label
+
+    def box_mask(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor | None:
+        """Returns which boxes may take part in suppression.
+
+        Args:
+            boxes: (B, N, 4).
+            image_size: (B, 2) height and width without padding.
+
+        Returns:
+            (B, N) bool: false for boxes below `min_size`, and for empty ones if `empty_boxes` is "drop_before_nms".
+            None if every box may take part.
+        """
+        if self.min_size is None and self.empty_boxes != "drop_before_nms":
+            return None
+        boxes = box_ops.clip(boxes, image_size)
+        mask = _has_area(boxes) if self.empty_boxes == "drop_before_nms" else tf.ones(tf.shape(boxes)[:-1], tf.bool)
+        if self.min_size is None:
+            return mask
+        return mask & tf.reduce_all(boxes[..., 2:] - boxes[..., :2] >= self.min_size, -1)
 
     def apply_nms(
         self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor, score_threshold: float | None = None
@@ -101,8 +132,9 @@ class Postprocessing(ConfigFromInit):
         boxes, scores = candidates["boxes"], candidates["scores"]
         if self.clip_before_nms:
             boxes = box_ops.clip(boxes, image_size)
-        if self.empty_boxes == "drop_before_nms":
-            scores = tf.where(_has_area(boxes), scores, -1.0)
+        mask = self.box_mask(boxes, image_size)
+        if mask is not None:
+            scores = tf.where(mask, scores, -1.0)
         indices, counts = nms(
             boxes,
             scores,
@@ -125,54 +157,6 @@ class Postprocessing(ConfigFromInit):
 
 def _has_area(boxes):
     return tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
-
-
-def detections_from_candidates(
-    candidates: Mapping[str, tf.Tensor],
-    image_size: tf.Tensor,
-    *,
-    score_threshold: float,
-    nms_threshold: float,
-    max_detections: int,
-    clip_before_nms: bool,
-    drop_empty: bool,
-) -> dict[str, tf.Tensor]:
-    """Per-class non-maximum suppression of candidates, and clipping to the image.
-
-    Args:
-        candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).
-        image_size: (B, 2) height and width.
-        score_threshold: Candidates need a score above it.
-        nms_threshold: IoU above which the lower score of a class goes.
-        max_detections: D.
-        clip_before_nms: Clip first, or last.
-        drop_empty: Drop what is empty after clipping, as detectron2 does.
-
-    Returns:
-        Detections in the coordinates of the candidates.
-    """
-    boxes = candidates["boxes"]
-    if clip_before_nms:
-        boxes = box_ops.clip(boxes, image_size)
-    indices, counts = nms(
-        boxes,
-        candidates["scores"],
-        candidates["class_ids"],
-        iou_threshold=nms_threshold,
-        max_detections=max_detections,
-        score_threshold=score_threshold,
-    )
-    chosen = tf.maximum(indices, 0)
-    detections = {
-        "boxes": box_ops.clip(tf.gather(boxes, chosen, batch_dims=1), image_size),
-        "scores": tf.gather(candidates["scores"], chosen, batch_dims=1),
-        "class_ids": tf.gather(candidates["class_ids"], chosen, batch_dims=1),
-    }
-    keep = tf.sequence_mask(counts, max_detections)  # (B, D)
-    if drop_empty:
-        y1, x1, y2, x2 = tf.unstack(detections["boxes"], axis=-1)
-        keep &= (y2 > y1) & (x2 > x1)
-    return compact(detections, keep)
 
 
 def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, tf.Tensor]:

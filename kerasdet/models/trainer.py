@@ -32,6 +32,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def __init__(self, loss_names: Sequence[str], **kwargs):
         super().__init__(**kwargs)
+        self.loss_names = tuple(loss_names)
         self.micro_batches = 1
         self.xla = False
         self.data_wait = 0.0

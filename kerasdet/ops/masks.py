@@ -15,7 +15,7 @@ def paste_masks(
     boxes: tf.Tensor,
     height: int | tf.Tensor,
     width: int | tf.Tensor,
-    rule: str = "detectron2",
+    convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> tf.Tensor:
     """`kerasdet.geometry.masks.paste_masks`, which see; the compiled implementation of it where there is one.
@@ -25,19 +25,19 @@ def paste_masks(
         boxes: (D, 4) in pixels of the image.
         height: Of the image.
         width: Likewise.
-        rule: "detectron2" or "torchvision".
+        convention: "detectron2" or "torchvision".
         threshold: Above 0.
 
     Returns:
         (D, height, width) bool.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: For an unknown convention.
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
-        return masks.paste_masks(mask_probs, boxes, height, width, rule, threshold, whole_image=static_shapes())
-    pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
+        return masks.paste_masks(mask_probs, boxes, height, width, convention, threshold, whole_image=static_shapes())
+    pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, convention, threshold))
     sizes = [size if isinstance(size, int) else None for size in (height, width)]
     return tf.ensure_shape(pasted, [mask_probs.shape[0], *sizes])
 
@@ -47,7 +47,7 @@ def encode_masks(
     boxes: np.ndarray | tf.Tensor,
     height: int,
     width: int,
-    rule: str = "detectron2",
+    convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> list[dict]:
     """The compressed RLE of what `paste_masks` gives; compiled, no full-size mask is ever made.
@@ -57,30 +57,32 @@ def encode_masks(
         boxes: (D, 4) in pixels of the image.
         height: Of the image.
         width: Likewise.
-        rule: "detectron2" or "torchvision".
+        convention: "detectron2" or "torchvision".
         threshold: Above 0.
 
     Returns:
         For each mask {"size": [height, width], "counts": text}, as in COCO's result files.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: For an unknown convention.
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
-        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width, rule, threshold))
-    characters, lengths = library.kerasdet_encode_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
+        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width, convention, threshold))
+    characters, lengths = library.kerasdet_encode_masks(
+        **_inputs(mask_probs, boxes, height, width, convention, threshold)
+    )
     text, ends = characters.numpy().tobytes().decode("ascii"), np.cumsum(lengths.numpy()).tolist()
     size = [int(height), int(width)]
     return [{"size": size, "counts": text[start:end]} for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _inputs(mask_probs, boxes, height, width, rule, threshold):
-    masks.check_rule(rule)
+def _inputs(mask_probs, boxes, height, width, convention, threshold):
+    masks.check_convention(convention)
     return {
         "mask_probs": tf.cast(mask_probs, tf.float32),
         "boxes": tf.cast(boxes, tf.float32),
         "image_size": tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)]),
-        "torchvision": rule == "torchvision",
+        "torchvision": convention == "torchvision",
         "threshold": threshold,
     }

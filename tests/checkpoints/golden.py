@@ -55,6 +55,15 @@ def detections(result, index, first_label=0):
     return {"boxes": boxes[:, XYXY], "scores": scores, "labels": class_ids + first_label}
 
 
+def unpadded(detections, first_label=0):
+    """The `Detections` of one image in the form of the references."""
+    return {
+        "boxes": detections.xyxy,
+        "scores": detections.scores,
+        "labels": detections.class_ids + first_label,
+    }
+
+
 def expected_detections(golden, prefix):
     """The detections of a reference."""
     return {name: golden[f"{prefix}_{name}"] for name in ("boxes", "scores", "labels")}

@@ -1,4 +1,4 @@
-"""`verify` and `kerasdet convert --verify`: agreement with a source's outputs, and the first tensor that differs."""
+"""`convert --reference-outputs`: agreement with a source's outputs, and the first tensor that differs."""
 
 from dataclasses import replace
 
@@ -233,7 +233,7 @@ def test_a_backbone_cannot_be_compared(model, image):
 
 @pytest.fixture
 def convert(tmp_path, monkeypatch):
-    """`kerasdet convert --verify` of the reference, which is resized as the reference was."""
+    """`kerasdet convert --reference-outputs` of the reference, which is resized as the reference was."""
     preprocessing = {**SOURCES[SOURCE].preprocessing, "shortest": 256, "longest": 320}
     monkeypatch.setitem(SOURCES, SOURCE, replace(SOURCES[SOURCE], preprocessing=preprocessing))
     np.savez(tmp_path / "file.npz", **golden.state(NAME))
@@ -241,7 +241,7 @@ def convert(tmp_path, monkeypatch):
     def run(outputs):
         np.savez(tmp_path / "outputs.npz", **outputs)
         file, out, expected = (str(tmp_path / name) for name in ("file.npz", "out", "outputs.npz"))
-        return cli.main(["convert", file, "--source", SOURCE, "--out", out, "--verify", expected])
+        return cli.main(["convert", file, "--source", SOURCE, "--out", out, "--reference-outputs", expected])
 
     return run
 

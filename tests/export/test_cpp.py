@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, make
-from kerasdet.export import export_saved_model
 from PIL import Image
+
+from kerasdet.export import export_saved_model
 
 SOURCES = Path(__file__).resolve().parents[2] / "export" / "cpp"
 

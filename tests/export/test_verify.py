@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from kerasdet.export.verify import EIGHT_BITS, EXACT, ROUNDED, compare, tolerance_for
 
 from kerasdet.errors import VerificationError
+from kerasdet.export.verify import EIGHT_BITS, EXACT, ROUNDED, compare, tolerance_for
 
 CLASSES = {"float32": EXACT, "16 bits": ROUNDED, "8 bits": EIGHT_BITS}
 THRESHOLD = 0.05
@@ -61,7 +61,7 @@ def scaled_about_center(boxes):
 
 
 BROKEN = {
-    "boxes shifted down by 2 px": lambda d: changed(d, boxes=lambda b: b + [2, 0, 2, 0]),
+    "boxes shifted down by 2 px": lambda d: changed(d, boxes=lambda b: b + np.array([2, 0, 2, 0])),
     "boxes shifted to the left by 2 px": lambda d: changed(d, boxes=lambda b: b - [0, 2, 0, 2]),
     "y and x of boxes swapped": lambda d: changed(d, boxes=lambda b: b[..., [1, 0, 3, 2]]),
     "boxes scaled by 1.05": lambda d: changed(d, boxes=lambda b: 1.05 * b),
@@ -128,7 +128,7 @@ def test_honest_rounding_passes(precision, count):
     report = compare([(expected, rounded(expected, NOISE[precision]))], CLASSES[precision], score_threshold=THRESHOLD)
     assert report.detections == report.matched == count
     assert report.one_sided == 0
-    assert 0 < report.max_box_error
+    assert report.max_box_error > 0
 
 
 @pytest.mark.parametrize("tolerance", CLASSES.values(), ids=CLASSES)

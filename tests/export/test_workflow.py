@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 import tiny
+
 from kerasdet.export import workflow as shipping
 
 

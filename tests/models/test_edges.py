@@ -6,6 +6,8 @@ import tensorflow as tf
 from models.models import MODELS, OBJECT_KEYS, batch, faster_rcnn, randomized, rpn, without_objects
 from models.test_contract import assert_contract, detections_of, inputs, losses, numpy
 
+from kerasdet import ops
+
 RCNNS = ("proposal_network", "faster_rcnn", "mask_keypoint_rcnn")
 PARTS = ("mask_rcnn", "keypoint_rcnn")  # of the last
 BOX_LOSSES = {"rpn_box_loss", "box_loss", "mask_loss", "keypoint_loss"}
@@ -167,7 +169,7 @@ def test_inference_without_proposals(model, no_proposals):
     if "mask_probs" in detections:
         for count in (0, model.max_detections):
             boxes = np.zeros((count, 4), np.float32)
-            masks = model.paste_masks(detections["mask_probs"][0, :count], boxes, 96, 100)
+            masks = ops.paste_masks(detections["mask_probs"][0, :count], boxes, 96, 100, model.mask_convention)
             assert masks.shape == (count, 96, 100) and not masks.numpy().any()
     found = model.predict_on_batch(inputs(batch()))
     assert not found["valid"].any()
@@ -196,7 +198,8 @@ def test_tiny_boxes_in_inference(model):
     boxes = detections["boxes"][0, : detections["valid"][0]]
     assert ((boxes[:, 2:] - boxes[:, :2]).max(1) < 1.5).sum() > 2
     if "mask_probs" in detections:
-        masks = model.paste_masks(detections["mask_probs"][0], detections["boxes"][0], 96, 100).numpy()
+        probs, boxes = detections["mask_probs"][0], detections["boxes"][0]
+        masks = ops.paste_masks(probs, boxes, 96, 100, model.mask_convention).numpy()
         assert masks.sum((1, 2)).max() <= 6**2
 
 

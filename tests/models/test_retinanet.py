@@ -321,7 +321,7 @@ def test_other_pyramids(rng):
         anchors = AnchorGenerator(octave_sizes(16, 1, len(levels)), levels=levels)
         model = RetinaNet(2, backbone=backbone, neck=neck, anchors=anchors, head_convs=1)
         assert tuple(model(image)["class_logits"]) == levels
-        assert model.detect(image, resize=False)["boxes"].shape == (1, 100, 4)
+        assert model.predict_on_batch(image)["boxes"].shape == (1, 100, 4)
 
 
 def test_the_size_of_an_image_need_not_divide(model, rng):

@@ -11,7 +11,7 @@ from ops import emulated
 from tensorflow.python.framework import config
 
 from kerasdet import ops
-from kerasdet.ops import library
+from kerasdet.ops import dispatch
 
 tf.config.experimental.enable_tensor_float_32_execution(False)  # which GPUs would multiply with
 
@@ -25,14 +25,14 @@ def on_gpu(monkeypatch):
     elif emulated.library() is None:
         pytest.skip("no compiler here")
     else:
-        monkeypatch.setattr(library, "raw_ops", lambda: emulated.RAW_OPS)
+        monkeypatch.setattr(dispatch, "raw_ops", lambda: emulated.RAW_OPS)
         with ops.implementation("compiled"):
             yield
 
 
 @pytest.fixture(params=["tensorflow", "compiled", "gpu"])
 def implementation(request, monkeypatch):
-    if request.param == "compiled" and library.raw_ops() is None:
+    if request.param == "compiled" and dispatch.raw_ops() is None:
         pytest.skip("no compiled ops here")
     with on_gpu(monkeypatch) if request.param == "gpu" else ops.implementation(request.param):
         yield request.param

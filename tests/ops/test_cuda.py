@@ -20,7 +20,7 @@ from ops import emulated
 from ops.test_agreement import wild_boxes
 
 from kerasdet import ops
-from kerasdet.ops import library
+from kerasdet.ops import dispatch
 
 ARCHITECTURES = {70, 75, 80, 86, 89, 90, 100, 120}
 
@@ -92,8 +92,8 @@ REGISTERED = """
 import ctypes, sys
 ctypes.CDLL(sys.argv[1])  # in the place of a driver
 from tensorflow.python.framework import kernels
-from kerasdet.ops import library
-library.raw_ops()
+from kerasdet.ops import dispatch
+dispatch.raw_ops()
 for op in ("Nms", "RoiAlign", "RoiAlignGrad", "DeformColumns", "DeformColumnsGrad"):
     devices = [kernel.device_type for kernel in kernels.get_registered_kernels_for_op(f"Kerasdet>{op}").kernel]
     print(op, devices.count("GPU"), devices.count("CPU"))
@@ -129,35 +129,35 @@ def test_without_tensorflow_and_without_a_driver_it_is_said_what_lacks(needs_emu
     assert run.stderr.splitlines()[-1].startswith(line)
 
 
-@pytest.mark.skipif(library.raw_ops() is None, reason="no compiled ops here")
+@pytest.mark.skipif(dispatch.raw_ops() is None, reason="no compiled ops here")
 def test_a_gpu_without_kernels_is_left_to_tensorflow(monkeypatch, caplog):
     if emulated.GPUS:
         pytest.skip("there are kernels")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-    library._lacks_gpu_kernels.cache_clear()
+    dispatch._lacks_gpu_kernels.cache_clear()
     try:
-        assert library.compiled_ops() is None and library.compiled_ops() is None
-        assert library.compiled_ops(for_gpus=False) is library.raw_ops()
+        assert dispatch.compiled_ops() is None and dispatch.compiled_ops() is None
+        assert dispatch.compiled_ops(for_gpus=False) is dispatch.raw_ops()
         with ops.implementation("compiled"):
-            assert library.compiled_ops() is library.raw_ops()
+            assert dispatch.compiled_ops() is dispatch.raw_ops()
     finally:
-        library._lacks_gpu_kernels.cache_clear()
+        dispatch._lacks_gpu_kernels.cache_clear()
     assert len(caplog.records) == 1 and "on GPUs TensorFlow's are used" in caplog.text
 
 
-@pytest.mark.skipif(library.raw_ops() is None, reason="no compiled ops here")
+@pytest.mark.skipif(dispatch.raw_ops() is None, reason="no compiled ops here")
 @pytest.mark.parametrize(("capability", "left"), [((6, 1), True), ((7, 0), False), (None, False)])
 def test_a_gpu_older_than_the_kernels_is_left_to_tensorflow(monkeypatch, caplog, capability, left):
     gpu, registered = SimpleNamespace(name="GPU:0"), SimpleNamespace(kernel=[SimpleNamespace(device_type="GPU")])
     details = {} if capability is None else {"compute_capability": capability}
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
-    monkeypatch.setattr(library.kernels, "get_registered_kernels_for_op", lambda name: registered)
-    library._lacks_gpu_kernels.cache_clear()
+    monkeypatch.setattr(dispatch.kernels, "get_registered_kernels_for_op", lambda name: registered)
+    dispatch._lacks_gpu_kernels.cache_clear()
     try:
-        assert (library.compiled_ops() is None) == left
+        assert (dispatch.compiled_ops() is None) == left
     finally:
-        library._lacks_gpu_kernels.cache_clear()
+        dispatch._lacks_gpu_kernels.cache_clear()
     assert ("nothing for a GPU as old as GPU:0" in caplog.text) == left
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kerasdet import ops
-from kerasdet.ops import library
+from kerasdet.ops import dispatch
 
 BOXES = tf.constant([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])
 SCORES = tf.constant([[0.5, 0.6, 0.7]])
@@ -22,16 +22,16 @@ def detections(**options):
 
 @pytest.fixture
 def compiled():
-    if library.raw_ops() is None:
+    if dispatch.raw_ops() is None:
         pytest.skip("no compiled ops here")
 
 
 @pytest.fixture
 def missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "LIBRARY", tmp_path / "_kerasdet_ops.so")
-    library.raw_ops.cache_clear()
-    yield library.LIBRARY
-    library.raw_ops.cache_clear()
+    monkeypatch.setattr(dispatch, "LIBRARY", tmp_path / "_kerasdet_ops.so")
+    dispatch.raw_ops.cache_clear()
+    yield dispatch.LIBRARY
+    dispatch.raw_ops.cache_clear()
 
 
 def runs_compiled(function, *arguments):
@@ -74,17 +74,17 @@ def test_xla_gets_no_compiled_op(compiled):
 
     @tf.function
     def inner():
-        return tf.constant(library.compiled_ops() is None)
+        return tf.constant(dispatch.compiled_ops() is None)
 
     assert outer().numpy()
-    assert not tf.function(lambda: tf.constant(library.compiled_ops() is None))().numpy()
+    assert not tf.function(lambda: tf.constant(dispatch.compiled_ops() is None))().numpy()
 
 
 RELOAD = """
 import sys
 import tensorflow as tf
-from kerasdet.ops import library
-library.raw_ops()
+from kerasdet.ops import dispatch
+dispatch.raw_ops()
 print(tf.saved_model.load(sys.argv[1]).run()[0].numpy().tolist())
 """
 
@@ -101,8 +101,8 @@ RELOAD_GRADIENTS = """
 import sys
 import numpy as np
 import tensorflow as tf
-from kerasdet.ops import library
-library.raw_ops()
+from kerasdet.ops import dispatch
+dispatch.raw_ops()
 module, x = tf.saved_model.load(sys.argv[1]), tf.ones([1, 6, 7, 4])
 with tf.GradientTape() as tape:
     tape.watch(x)
@@ -153,7 +153,7 @@ np.savez(sys.argv[1], *found)
 
 def test_deterministic_where_it_is_asked_for(tmp_path):
     """The same bits from two processes, of ops that TensorFlow lets run when it promises determinism."""
-    implementations = ["tensorflow"] + ["compiled"] * (library.raw_ops() is not None)
+    implementations = ["tensorflow"] + ["compiled"] * (dispatch.raw_ops() is not None)
     for number in range(2):
         arguments = [sys.executable, "-c", DETERMINISM, str(tmp_path / f"{number}.npz"), *implementations]
         subprocess.run(arguments, capture_output=True, check=True)
@@ -171,7 +171,7 @@ def test_in_a_data_set(compiled):
 def test_the_library_runs_on_old_systems(compiled):
     if shutil.which("objdump") is None:
         pytest.skip("no objdump here")
-    listing = subprocess.run(["objdump", "-T", library.LIBRARY], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["objdump", "-T", dispatch.LIBRARY], capture_output=True, text=True, check=True).stdout
     versions = set(re.findall(r"\((GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)\)", listing))
     assert {"GLIBC", "GLIBCXX"} <= {name for name, _ in versions}
     for name, version in versions:
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_named(compiled, options, message):
     arguments = {"boxes": BOXES, "scores": SCORES, "class_ids": tf.zeros([1, 3], tf.int32)}
     attributes = {"max_detections": 3, "iou_threshold": 0.5, "score_threshold": 0.0, "by_class": True}
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        library.raw_ops().kerasdet_nms(**{**arguments, **attributes, **options})
+        dispatch.raw_ops().kerasdet_nms(**{**arguments, **attributes, **options})
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_is_too_large_is_refused(compiled, shape, message):
     attributes = {"spatial_scales": [1.0], "output_height": 1, "output_width": 1, "sampling_ratio": 1, "aligned": True}
     attributes |= {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0, "level_epsilon": 0.0}
     with pytest.raises(tf.errors.OpError, match=message):
-        library.raw_ops().kerasdet_roi_align_grad(
+        dispatch.raw_ops().kerasdet_roi_align_grad(
             shapes=[shape], boxes=tf.zeros([1, 1, 4]), grad=tf.zeros([1, 1, 1, 1, 4]), **attributes
         )
 

@@ -47,18 +47,18 @@ def test_golden_values():
     np.testing.assert_array_equal(found, golden["paste_masks_output"])
 
 
-@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("convention", masks.CONVENTIONS)
 @pytest.mark.parametrize("threshold", [0.5, 0.2])
-def test_equal_to_tensorflow_and_coded_as_pycocotools_does(rng, rule, threshold):
+def test_equal_to_tensorflow_and_coded_as_pycocotools_does(rng, convention, threshold):
     probs = rng.uniform(0, 1, (len(BOXES), 7, 7)).astype(np.float32)
     cases = [(probs, BOXES, 40, 52), *random_cases(rng, 25)]
     different = total = 0
     for probs, boxes, height, width in cases:
-        pasted = paste_masks(probs, boxes, height, width, rule, threshold).numpy()
-        expected = masks.paste_masks(probs, boxes, height, width, rule, threshold).numpy()
+        pasted = paste_masks(probs, boxes, height, width, convention, threshold).numpy()
+        expected = masks.paste_masks(probs, boxes, height, width, convention, threshold).numpy()
         different += (pasted != expected).sum()
         total += expected.sum()
-        codes = encode_masks(probs, boxes, height, width, rule, threshold)
+        codes = encode_masks(probs, boxes, height, width, convention, threshold)
         assert codes == masks.encode(pasted)
     assert different <= 2 and total > 10_000  # a value may fall on the threshold
 
@@ -76,8 +76,8 @@ def test_full_and_empty_masks_are_coded(rng):
 def test_a_box_that_is_nowhere_is_empty_and_leaves_the_others_alone(rng, bad):
     probs = rng.uniform(0.6, 1, (2, 5, 5)).astype(np.float32)
     boxes = np.float32([[1, 1, bad, 9], [2, 2, 8, 8]])
-    for rule in masks.RULES:
-        pasted = paste_masks(probs, boxes, 12, 12, rule).numpy()
+    for convention in masks.CONVENTIONS:
+        pasted = paste_masks(probs, boxes, 12, 12, convention).numpy()
         assert not pasted[0].any() and pasted[1].any()
 
 
@@ -90,5 +90,5 @@ def test_in_a_graph_with_unknown_shapes(rng):
 
 def test_an_unknown_rule_is_named(rng):
     for function in (paste_masks, encode_masks):
-        with pytest.raises(ValueError, match="rule is one of"):
+        with pytest.raises(ValueError, match="convention is one of"):
             function(np.ones((1, 2, 2)), BOXES[:1], 4, 4, "caffe")

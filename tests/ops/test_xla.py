@@ -55,10 +55,10 @@ def test_deform_conv2d(rng):
         agree(lambda *arguments, o=options: ops.deform_conv2d(*arguments, **o), *arguments)
 
 
-@pytest.mark.parametrize("rule", ["detectron2", "torchvision"])
-def test_paste_masks(rng, rule):
+@pytest.mark.parametrize("convention", ["detectron2", "torchvision"])
+def test_paste_masks(rng, convention):
     probs, boxes = rng.random((30, 14, 14)).astype(np.float32), wild_boxes(rng, (30,), 50.0)
-    run = lambda: ops.paste_masks(probs, boxes, 50, 60, rule)  # noqa: E731
+    run = lambda: ops.paste_masks(probs, boxes, 50, 60, convention)  # noqa: E731
     found, expected = tf.function(run, jit_compile=True)().numpy(), run().numpy()
     assert np.mean(expected) > 0.01
     assert np.mean(found != expected) < 1e-4  # where a value is the threshold but for rounding
