@@ -29,7 +29,12 @@ _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
 _LAST = r"/(class_logits|box_deltas|box_distances|centerness|objectness)(_\d+)?/"
 # Ops between the convolutions of backbone and neck.
-_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU") -> bytes:
+_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU")
+
+
+def lower_precision(
+    flatbuffer: bytes, precision: str, images: Sequence[np.ndarray] = (), scopes: Sequence[str] = ()
+) -> bytes:
     """Converts a float32 TFLite file to another precision.
 
     Args:
