@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kerasdet.evaluation import evaluate
-    from kerasdet.inference.detections import Detections
+    from kerasdet.inference import Detections
     from kerasdet.layers import FPN, ResNet
     from kerasdet.loading import load
     from kerasdet.models import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, RetinaNet
@@ -41,7 +41,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Detections": "kerasdet.inference.detections",
+    "Detections": "kerasdet.inference",
     **dict.fromkeys(["FPN", "ResNet"], "kerasdet.layers"),
     **dict.fromkeys(
         ["FCOS", "FasterRCNN", "KeypointRCNN", "MaskRCNN", "ProposalNetwork", "RetinaNet"], "kerasdet.models"

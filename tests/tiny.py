@@ -1,4 +1,4 @@
-"""The smallest detectors and data sets that go the whole way."""
+"""Smallest detectors and data sets for tests of whole journeys."""
 
 import contextlib
 import json
@@ -11,8 +11,9 @@ import numpy as np
 
 from kerasdet import FPN, MaskRCNN, ResNet, RetinaNet
 from kerasdet.data import CocoDataset, shapes
-from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop
+from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop, RetinaNetHead
 from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
+from kerasdet.models.postprocess import Postprocessing
 
 CLASS_NAMES = ("disk", "square", "triangle", "star", "arrow")
 
@@ -21,8 +22,8 @@ def backbone(**kwargs):
     return ResNet(**{"depth": 18, "stages": (1, 1, 1, 1), "width": 8, "norm": "bn", **kwargs})
 
 
-def detector(num_classes=5, seed=0, model_class=RetinaNet, **kwargs):
-    """A RetinaNet of 100,000 parameters for images of 64x64, its weights by `seed`."""
+def detector(num_classes=5, seed=0, model_class=RetinaNet, score_threshold=0.05, max_detections=100, **kwargs):
+    """Makes a RetinaNet of 100,000 parameters for images of 64x64; `seed` decides its weights."""
     keras.utils.set_random_seed(seed)
     return model_class(
         num_classes,
@@ -30,7 +31,8 @@ def detector(num_classes=5, seed=0, model_class=RetinaNet, **kwargs):
             "backbone": backbone(),
             "neck": FPN(channels=16, top=ConvTop(channels=16)),
             "preprocessing": Preprocessing(shortest=64, longest=96),
-            "head_convs": 1,
+            "head": RetinaNetHead(num_convs=1),
+            "postprocessing": Postprocessing(score_threshold, max_detections=max_detections),
             **kwargs,
         },
     )
@@ -59,7 +61,7 @@ def rcnn(num_classes=5, seed=0, **kwargs):
 
 
 def talkative(seed=0, **kwargs):
-    """A `detector` with 20 detections in any image, their scores far apart."""
+    """Makes a `detector` that finds 20 objects in any image, with scores far apart."""
     model = detector(seed=seed, **{"max_detections": 20, "class_names": CLASS_NAMES, **kwargs})
     rng = np.random.default_rng(seed)
     for variable in model.variables:

@@ -16,13 +16,11 @@ from kerasdet.cli.predict import predict
 from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
+from kerasdet.export.formats import FORMATS, format_named
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.inference.tta import AugmentedPredictor
+from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor
 from kerasdet.training import run_workers
-
-_ONLY_SAVED_MODEL = ("class_offset", "max_pixels", "ops")
-_ONLY_TFLITE = ("postprocessing", "size", "input", "calibration_images")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -107,27 +105,31 @@ def _predict(options):
 
 
 def _export(options):
-    form = _export_format(options)
-    only, others = (_ONLY_TFLITE, _ONLY_SAVED_MODEL) if form == "tflite" else (_ONLY_SAVED_MODEL, _ONLY_TFLITE)
-    given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
-    if wrong := [name for name in (*others, *["serving"] * (form == "tflite")) if name in given]:
-        raise UserError(f"--{wrong[0].replace('_', '-')} is not an option of --format {form}: leave it out.")
-    arguments = {name: given[name] for name in ("precision", *only) if name in given}
-    if "input" in arguments:
-        arguments["input_type"] = arguments.pop("input")
+    form = format_named(_export_format(options))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    foreign = {name for other in FORMATS for name in other.options} - set(form.options)
+    if wrong := sorted(foreign & set(given)):
+        raise UserError(f"{_flag(wrong[0])} is not an option of --format {form.name}: leave it out.")
+    if options.serving and form.new_version is None:
+        raise UserError(f"--serving is not an option of --format {form.name}: no server takes this format.")
     data = CocoDataset(options.eval) if options.eval else None
     configuration = Path(options.model) / "config.gin"
     _, report = export_and_verify(
         _load(options.model, load_detector),
         options.out,
-        format=form,
+        format=form.name,
         serving=options.serving,
         verify_images=options.verify_images,
         eval_data=data,
         gin_config=configuration.read_text() if configuration.is_file() else None,
-        **arguments,
+        **{name: given[name] for name in ("precision", *form.options) if name in given},
     )
     print(report)
+
+
+def _flag(name):
+    """Returns the option of the command line for an argument of an exporter."""
+    return {"input_type": "--input"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _export_format(options):
@@ -149,7 +151,7 @@ def _convert(options):
         for name in ("labels", "num_classes", "reference_outputs"):
             if getattr(options, name):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is for detectors, and {options.source} is a backbone without classes "
+                    f"{_flag(name)} is for detectors, and {options.source} is a backbone without classes "
                     "and detections: leave it out."
                 )
     model = to_model(

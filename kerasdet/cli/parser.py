@@ -8,6 +8,7 @@ import os
 
 import kerasdet
 
+FORMATS = ("saved_model", "tflite")
 SAVED_MODEL_PRECISIONS = ("float32", "bfloat16", "float16")
 TFLITE_PRECISIONS = ("float32", "float16", "dynamic", "int8")
 TFLITE_POSTPROCESSING = ("raw", "postprocess", "nms")
@@ -162,7 +163,7 @@ def _add_export(commands):
     export.add_argument("out", type=_path, metavar="OUT", help="the folder or .tflite file to write")
     export.add_argument(
         "--format",
-        choices=("saved_model", "tflite"),
+        choices=FORMATS,
         help="(default: tflite if OUT ends in .tflite, otherwise saved_model)",
     )
     export.add_argument(
@@ -213,7 +214,9 @@ def _add_export(commands):
         metavar=("H", "W"),
         help="height and width of the input in pixels (default: shortest and longest edge of the model's resize rule)",
     )
-    tflite.add_argument("--input", choices=TFLITE_INPUTS, help="type of the input's pixels (default float32)")
+    tflite.add_argument(
+        "--input", dest="input_type", choices=TFLITE_INPUTS, help="type of the input's pixels (default float32)"
+    )
     tflite.add_argument(
         "--calibration-images",
         nargs="+",

@@ -10,8 +10,7 @@ from PIL import Image
 from kerasdet.cli.inputs import image_files
 from kerasdet.data import images as image_ops
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import Detections
-from kerasdet.inference.predictor import Predictor
+from kerasdet.inference import Detections, Predictor
 
 
 def predict(

@@ -34,7 +34,7 @@ def report_error(error: Exception, command: str, *, debug: bool) -> int:
     if is_users_mistake(error):
         print(f"kerasdet {command}: {_sentence(error)}", file=sys.stderr)
         return 2
-    print(f"kerasdet {command}: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
+    print(f"kerasdet {command}: {type(error).__name__}: {str(error).split(_GIN_NOTE)[0].strip()}", file=sys.stderr)
     print("This is a bug in kerasdet, or in a module that your configuration imports. ", end="", file=sys.stderr)
     if debug:
         print("Please report it with the stack above.", file=sys.stderr)

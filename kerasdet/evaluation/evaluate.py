@@ -1,6 +1,7 @@
 """The evaluation loop: any predictor over batches of images, scored in the images' own coordinates."""
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -171,15 +172,19 @@ def evaluate_batches(
             )
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
     rank, workers = worker_rank(_strategy(predictor))
-    progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=int(rank == 0))
+    progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=_verbosity() if rank == 0 else 0)
     seen, results = set(), []
-    for batch, padded in _detected(predictor, batches):
-        ids = np.asarray(batch["image_id"]).tolist()
-        for image_id, detections in zip(ids, predictor.unpad(padded, batch["original_size"]), strict=True):
-            _check_image(image_id, seen, wanted)
-            seen.add(image_id)
-            results += detections.to_coco(image_id, category_ids)
-        progress.update(len(seen))
+    try:
+        for batch, padded in _detected(predictor, batches):
+            ids = np.asarray(batch["image_id"]).tolist()
+            for image_id, detections in zip(ids, predictor.unpad(padded, batch["original_size"]), strict=True):
+                _check_image(image_id, seen, wanted)
+                seen.add(image_id)
+                results += detections.to_coco(image_id, category_ids)
+            progress.update(len(seen))
+    finally:
+        if 0 < len(seen) < progress.target:  # an error or Ctrl-C: its message begins on a new line
+            progress.update(len(seen), finalize=True)
     parts = all_gather_object(_strategy(predictor), {"seen": sorted(seen), "results": results})
     seen, results = {image for part in parts for image in part["seen"]}, [r for part in parts for r in part["results"]]
     if len(seen) < len(wanted):
@@ -188,6 +193,11 @@ def evaluate_batches(
             "give image_ids to evaluate a part of the data set."
         )
     return score(truth, results, image_ids=sorted(wanted)), results
+
+
+def _verbosity():
+    """Chooses Keras' moving bar on a terminal or in a notebook. Elsewhere, one line at the end: a file needs no bar."""
+    return 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
 
 
 def _detected(predictor: Predictor, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, Mapping]]:

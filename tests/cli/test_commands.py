@@ -14,7 +14,7 @@ from PIL import Image
 
 from kerasdet import cli, visualize
 from kerasdet.evaluation import evaluate
-from kerasdet.inference.tta import AugmentedPredictor
+from kerasdet.inference import AugmentedPredictor
 from kerasdet.models import KeypointBranch
 
 SHAPES = "retinanet_r18_fpn_shapes"

@@ -1,10 +1,10 @@
 import pytest
+from kerasdet.export import formats
+from kerasdet.export.tflite.postprocessing import POSTPROCESSING
+from kerasdet.export.tflite.write import INPUT_TYPES
 
 from kerasdet.cli import parser
 from kerasdet.cli.parser import make_parser
-from kerasdet.export import graph
-from kerasdet.export.tflite import postprocessing, quantization
-from kerasdet.export.tflite.write import INPUT_TYPES
 
 COMMANDS = ("train", "eval", "predict", "export", "convert")
 
@@ -67,7 +67,14 @@ def test_home_folder_is_expanded_in_every_path(monkeypatch):
 
 def test_choices_are_those_of_the_exporters():
     """The parser repeats them because it must not import the exporters, which import TensorFlow."""
-    assert parser.SAVED_MODEL_PRECISIONS == graph.PRECISIONS
-    assert parser.TFLITE_PRECISIONS == quantization.PRECISIONS
-    assert parser.TFLITE_POSTPROCESSING == postprocessing.POSTPROCESSING
-    assert parser.TFLITE_INPUTS == INPUT_TYPES
+    saved_model, tflite = formats.FORMATS
+    assert parser.FORMATS == (saved_model.name, tflite.name)
+    assert parser.SAVED_MODEL_PRECISIONS == tuple(saved_model.precisions)
+    assert parser.TFLITE_PRECISIONS == tuple(tflite.precisions)
+    assert parser.TFLITE_POSTPROCESSING == tuple(POSTPROCESSING)
+    assert parser.TFLITE_INPUTS == tuple(INPUT_TYPES)
+
+
+def test_every_option_of_an_exporter_is_an_option_of_export():
+    options = vars(parse("export", "run", "out"))
+    assert {name for each in formats.FORMATS for name in each.options} <= set(options)
