@@ -93,3 +93,52 @@ def optimizer_variable(
     index = optimizer._get_variable_index(variable)
     known: Sequence[keras.Variable] = optimizer._trainable_variables
     return index, known[index], optimizer._use_weight_decay(known[index])
+
+
+def freeze_variables(function) -> tuple:
+    """Turns the variables of a concrete function into constants.
+
+    Private name: `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does it for
+    sessions only. Seen in TensorFlow 2.16.1 and 2.21.0.
+
+    Args:
+        function: A `tf.types.experimental.ConcreteFunction`.
+
+    Returns:
+        The frozen concrete function, and its `GraphDef`, in which control flow stays functional.
+    """
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
+
+    return convert_variables_to_constants_v2_as_graph(function, lower_control_flow=False)
+
+
+def tflite_schema():
+    """Returns the module with the classes of TFLite's flatbuffer, such as `ModelT`.
+
+    Private name: `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public one; the public `flatbuffers`
+    package can only write what a schema describes. Seen in TensorFlow 2.21.0.
+    """
+    from tensorflow.lite.python import schema_py_generated
+
+    return schema_py_generated
+
+
+def tflite_to_bytes(model) -> bytearray:
+    """Writes a `ModelT` of `tflite_schema` as a flatbuffer.
+
+    Private name: `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.
+    """
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    return flatbuffer_utils.convert_object_to_bytearray(model)
+
+
+def tflite_converter_error() -> type[Exception]:
+    """Returns the error that `tf.lite.TFLiteConverter.convert` raises for a graph that does not fit into TFLite.
+
+    Private name: `tensorflow.lite.python.convert_phase.ConverterError`. The converter documents no error. Seen in
+    TensorFlow 2.21.0.
+    """
+    from tensorflow.lite.python.convert_phase import ConverterError
+
+    return ConverterError

@@ -1,4 +1,4 @@
-"""Comparing a converted model with outputs saved from the source framework."""
+"""Compares a converted model with outputs that the source framework saved for an image."""
 
 from collections.abc import Mapping
 
@@ -6,43 +6,60 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.errors import UserError
 from kerasdet.models import Detector
 
-TENSOR_TOLERANCE = 1e-3  # of the largest value
-MATCHED_SHARE = 0.9  # of the detections: detectron2's resize rounds pixels to uint8
-MATCHED_PIXELS = 0.5
-MATCHED_SCORE = 2e-3
+TENSOR_TOLERANCE = 1e-3  # largest difference, relative to the largest value of the tensor
+# Not every detection must be found: detectron2's resize rounds pixels to uint8, which moves borderline scores.
+MIN_MATCHED_FRACTION = 0.9
+MAX_BOX_DIFFERENCE = 0.5  # pixels
+MAX_SCORE_DIFFERENCE = 2e-3
 
 
 def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> list[tuple[str, float, bool]]:
-    """Runs a model on an image and compares with what the source framework made of it.
+    """Runs a model on an image and compares its outputs with those of the source framework.
+
+    Example:
+        >>> outputs = dict(numpy.load("reference_outputs.npz"))
+        >>> kerasdet.checkpoints.verify(model, outputs, "torchvision/retinanet_resnet50_fpn")
+        [('p3', 2.1e-06, True), ('class_logits', 4.5e-06, True), ('detections', 0.0, True)]
 
     Args:
-        model: A converted detector.
-        outputs: ``image`` (H, W, 3) uint8 RGB, and any of these, as the source framework gave them for that image
-            resized by its own rule, with or without a batch axis of 1: the pyramid ``p3`` ... (C, h, w), of dense
-            heads ``class_logits`` (R, K) and ``box_deltas`` (R, 4), or of FCOS ``box_distances`` (R, 4) and
-            ``centerness`` (R, 1), over all levels, and ``boxes`` (D, 4) xyxy, ``scores``, ``labels`` in the
-            coordinates of the image.
-        source: A key of `SOURCES`.
+        model: Converted detector.
+        outputs: ``image``, (H, W, 3) uint8 RGB, and at least one output of the source framework for this image,
+            resized by the framework's own rule. Possible outputs, with or without a batch axis of length 1, are the
+            levels ``p3``, ... of the pyramid, (C, h, w); of dense heads, concatenated over all levels,
+            ``class_logits`` (R, K), ``box_deltas`` (R, 4) or ``box_distances`` (R, 4), ``centerness`` (R, 1); and the
+            detections ``boxes`` (D, 4) xyxy in pixels of the image, ``scores`` (D,) and ``labels`` (D,).
+        source: Name of the model in its framework, a key of `SOURCES`.
 
     Returns:
-        For each, in the order of computation: name, largest difference (for detections: the share not found) and
-        whether that is small enough.
+        A tuple for each output, in the order of computation: name, largest relative difference (for detections, the
+        fraction that the model does not find), and whether it is within the tolerance.
 
     Raises:
-        ValueError: If the model is no detector, `source` is unknown, or `outputs` has no image, nothing to compare, or
-            another shape than the model's.
+        UserError: If the model is not a detector, `source` is unknown, or `outputs` has no image, no known output, or
+            an output whose shape differs from the model's.
     """
     if not isinstance(model, Detector):
-        raise ValueError(f"Only detectors can be compared with outputs, not a {type(model).__name__} alone.")
+        raise UserError(
+            f"Outputs cannot be compared with a {type(model).__name__}; expected a detector. Convert a detector's file."
+        )
     if source not in SOURCES:
-        raise ValueError(f"There is no source {source!r}: choose one of {', '.join(SOURCES)}.")
+        raise UserError(
+            f"There is no source {source!r}; expected one of {', '.join(SOURCES)}. Choose the file's model."
+        )
     if "image" not in outputs:
-        raise ValueError(f"The outputs need an entry 'image', (H, W, 3) uint8; they have {', '.join(outputs)}.")
+        raise UserError(
+            f"The outputs have no entry 'image', only {', '.join(outputs)}; expected the image as (H, W, 3) uint8. "
+            "Save it with the outputs."
+        )
     image = np.asarray(outputs["image"])
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"The outputs' image is {image.dtype} {image.shape}: save it as uint8 RGB (height, width, 3).")
+        raise UserError(
+            f"The outputs' image is {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3). Save the image "
+            "before normalisation."
+        )
     torchvision = SOURCES[source].background_first
     report = []
     for name, ours in _network_outputs(model, image).items():
@@ -52,19 +69,25 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         if name == "class_logits" and torchvision and theirs.ndim == ours.ndim:
             theirs = theirs[:, 1:]
         if theirs.shape != ours.shape:
-            raise ValueError(f"{name} has shape {theirs.shape} in the outputs, {ours.shape} in the model.")
+            raise UserError(
+                f"{name} has shape {theirs.shape} in the outputs; the model computes {ours.shape}. Save the outputs "
+                "for this image at the framework's own size."
+            )
         difference = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
         report.append((name, difference, difference <= TENSOR_TOLERANCE))
     if {"boxes", "scores", "labels"} <= set(outputs):
-        missed = _missed_share(model.detect(image), _detections(outputs), first_label=int(torchvision))
-        report.append(("detections", missed, 1 - missed >= MATCHED_SHARE))
+        missed = _missed_fraction(model.detect(image), _detections(outputs), first_label=int(torchvision))
+        report.append(("detections", missed, 1 - missed >= MIN_MATCHED_FRACTION))
     if not report:
-        raise ValueError("The outputs have nothing to compare: save p3 ..., class_logits, box_deltas or detections.")
+        raise UserError(
+            "The outputs have nothing to compare; expected levels (p3, ...), class_logits, box_deltas, box_distances, "
+            "centerness, or boxes with scores and labels. Save at least one of them."
+        )
     return report
 
 
 def _network_outputs(model, image):
-    """Pyramid, and what a dense head predicts, in torch's layout, by the names of `verify`."""
+    """Returns the pyramid and the outputs of a dense head in torch's layout, by the names of `verify`."""
     resized = model.preprocessing.resize(tf.constant(image)[None])
     height, width = resized.shape[1:3]
     padded = model.preprocessing.padded_size(np.array([height, width]))
@@ -83,33 +106,34 @@ def _network_outputs(model, image):
 
 
 def _without_batch(value, rank):
-    """An array without the batch axis of 1 that it may have over its `rank`."""
+    """Removes a batch axis of length 1 from an array that should have `rank` axes."""
     value = np.asarray(value)
     return value[0] if value.ndim == rank + 1 and len(value) == 1 else value
 
 
 def _detections(outputs):
-    """The source's boxes (D, 4), scores (D,) and labels (D,)."""
+    """Returns the source's boxes (D, 4), scores (D,) and labels (D,)."""
     found = {name: _without_batch(outputs[name], rank) for name, rank in (("boxes", 2), ("scores", 1), ("labels", 1))}
     count = len(found["scores"]) if found["scores"].ndim == 1 else -1
     if [x.shape for x in found.values()] != [(count, 4), (count,), (count,)]:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in found.items())
-        raise ValueError(
-            f"The outputs need boxes (D, 4), scores (D,) and labels (D,) of one image; they have {shapes}."
+        raise UserError(
+            f"The outputs have {shapes}; expected boxes (D, 4), scores (D,) and labels (D,). Save the detections of "
+            "one image."
         )
     return found
 
 
-def _missed_share(detections, theirs, first_label):
-    """The share of the source's detections that the model does not have."""
+def _missed_fraction(detections, theirs, first_label):
+    """Returns the fraction of the source's detections that the model does not find."""
     count = detections["valid"][0]
     boxes = detections["boxes"][0, :count][:, [1, 0, 3, 2]]
     scores, labels = detections["scores"][0, :count], detections["class_ids"][0, :count] + first_label
     free = np.ones(count, bool)
     missed = 0
     for box, score, label in zip(theirs["boxes"], theirs["scores"], theirs["labels"], strict=True):
-        same = free & (labels == label) & (np.abs(scores - score) <= MATCHED_SCORE)
-        same &= np.abs(boxes - box).max(1, initial=0) <= MATCHED_PIXELS
+        same = free & (labels == label) & (np.abs(scores - score) <= MAX_SCORE_DIFFERENCE)
+        same &= np.abs(boxes - box).max(1, initial=0) <= MAX_BOX_DIFFERENCE
         if same.any():
             free[same.argmax()] = False
         else:
