@@ -17,11 +17,11 @@ def load(path: str | Path) -> keras.Model | Predictor:
     Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, a
-            SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or what
+            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
 
     Returns:
-        The model: a detector, or a backbone if the file holds one.
+        The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or the folder holds no model.
@@ -32,8 +32,8 @@ def load(path: str | Path) -> keras.Model | Predictor:
         >>> detections = model.detect("photo.jpg")
     """
     path = Path(path).expanduser()
-    if export_format := format_of(path):
-        return export_format.load(path)
+    if exported := format_of(path):
+        return exported.load(path)
     file = _model_file(path)
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")

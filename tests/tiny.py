@@ -1,4 +1,4 @@
-"""The smallest detectors and data sets that go the whole way."""
+"""Smallest detectors and data sets for tests of whole journeys."""
 
 import contextlib
 import json
@@ -11,8 +11,10 @@ import numpy as np
 
 from kerasdet import FPN, MaskRCNN, ResNet, RetinaNet
 from kerasdet.data import CocoDataset, shapes
-from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop
-from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
+from kerasdet.geometry.sampling import BalancedSampler
+from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop, RetinaNetHead
+from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
+from kerasdet.models.postprocess import Postprocessing
 
 CLASS_NAMES = ("disk", "square", "triangle", "star", "arrow")
 
@@ -21,8 +23,8 @@ def backbone(**kwargs):
     return ResNet(**{"depth": 18, "stages": (1, 1, 1, 1), "width": 8, "norm": "bn", **kwargs})
 
 
-def detector(num_classes=5, seed=0, model_class=RetinaNet, **kwargs):
-    """A RetinaNet of 100,000 parameters for images of 64x64, its weights by `seed`."""
+def detector(num_classes=5, seed=0, model_class=RetinaNet, score_threshold=0.05, max_detections=100, **kwargs):
+    """Makes a RetinaNet of 100,000 parameters for images of 64x64; `seed` decides its weights."""
     keras.utils.set_random_seed(seed)
     return model_class(
         num_classes,
@@ -30,36 +32,36 @@ def detector(num_classes=5, seed=0, model_class=RetinaNet, **kwargs):
             "backbone": backbone(),
             "neck": FPN(channels=16, top=ConvTop(channels=16)),
             "preprocessing": Preprocessing(shortest=64, longest=96),
-            "head_convs": 1,
+            "head": RetinaNetHead(num_convs=1),
+            "postprocessing": Postprocessing(score_threshold, max_detections=max_detections),
             **kwargs,
         },
     )
 
 
-def rcnn(num_classes=5, seed=0, **kwargs):
+def rcnn(num_classes=5, seed=0, branches=None, **kwargs):
     """An R-CNN with masks and keypoints for images of 64x64, its weights by `seed`."""
     keras.utils.set_random_seed(seed)
     features = ("c2", "c3", "c4", "c5")
+    if branches is None:
+        branches = [MaskBranch(num_convs=1, channels=8), KeypointBranch(4, num_convs=1, channels=8)]
     return MaskRCNN(
         num_classes,
         **{
             "backbone": backbone(out_features=features),
             "neck": FPN(features, channels=16, top=MaxPoolTop()),
             "preprocessing": Preprocessing(shortest=64, longest=96),
-            "rpn": RPN(train_post_nms_top_k=20, post_nms_top_k=20),
-            "box_head": BoxHead(fc_channels=16),
-            "branches": [
-                MaskBranch(num_classes, num_convs=1, channels=8),
-                KeypointBranch(4, num_convs=1, channels=8),
-            ],
-            "samples_per_image": 16,
+            "rpn": RPN(proposals=ProposalSelection(post_nms_top_k=20, train_post_nms_top_k=20)),
+            "roi_heads": RoIHeads(
+                box_head=BoxHead(fc_channels=16), branches=branches, sampler=BalancedSampler(16, 0.25)
+            ),
             **kwargs,
         },
     )
 
 
 def talkative(seed=0, **kwargs):
-    """A `detector` with 20 detections in any image, their scores far apart."""
+    """Makes a `detector` that finds 20 objects in any image, with scores far apart."""
     model = detector(seed=seed, **{"max_detections": 20, "class_names": CLASS_NAMES, **kwargs})
     rng = np.random.default_rng(seed)
     for variable in model.variables:

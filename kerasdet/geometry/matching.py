@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 
@@ -93,7 +94,7 @@ def match_fcos(
         ValueError: If `convention` is unknown.
     """
     if convention not in ("detectron2", "mmdet"):
-        raise ValueError(f"match_fcos has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
+        raise UserError(f"match_fcos has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
     points = box_ops.centers(squares)[:, None, :]  # (R, 1, 2)
     stride = squares[:, None, 2] - squares[:, None, 0]  # (R, 1)
     lower, upper = ranges[:, None, 0], ranges[:, None, 1]
@@ -256,7 +257,7 @@ class FCOSMatcher(ConfigFromInit):
         ignore_crowd_iof: float | None = None,
     ):
         if convention not in ("detectron2", "mmdet"):
-            raise ValueError(f"FCOSMatcher has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
+            raise UserError(f"FCOSMatcher has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
         self.regress_ranges = tuple(tuple(bounds) for bounds in regress_ranges)
         self.center_radius = center_radius
         self.convention = convention

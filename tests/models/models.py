@@ -1,12 +1,14 @@
-"""The tiny models that all tests of the detector contract run on: a new detector adds a line to `MODELS`."""
+"""Tiny models for the tests of the detector contract; a new detector adds a line to `MODELS`."""
 
 import numpy as np
 
 from kerasdet import FCOS, FPN, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop
+from kerasdet.layers import BoxHead, ConvTop, FCOSHead, MaxPoolTop, RetinaNetHead
 from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
+from kerasdet.models.common import LossNormalizer
+>>>>>>> training
 from kerasdet.models.postprocess import Postprocessing
 
 NUM_CLASSES = 3
@@ -15,7 +17,7 @@ OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 
 
 def parts(norm="bn_inference"):
-    """A backbone and a neck of a few thousand weights, and images that stay small."""
+    """Makes a backbone and a neck of a few thousand weights, and a rule that keeps images small."""
     return {
         "backbone": ResNet(18, stages=(1, 1, 1, 1), width=16, norm=norm),
         "neck": FPN(channels=32, top=ConvTop("c5", 32)),
@@ -23,19 +25,22 @@ def parts(norm="bn_inference"):
     }
 
 
-def retinanet(norm="bn_inference", **kwargs):
-    own = {"head_convs": 1, "anchors": AnchorGenerator(octave_sizes(16, 2)), "max_detections": 20}
+def retinanet(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
+    own = {
+        "head": RetinaNetHead(num_convs=1),
+        "anchors": AnchorGenerator(octave_sizes(16, 2)),
+        "postprocessing": Postprocessing(score_threshold, max_detections=max_detections),
+    }
     return RetinaNet(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
 
 
-def fcos(norm="bn_inference", **kwargs):
+def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
     own = {
         "neck": FPN(channels=64, top=ConvTop("p5", 64)),  # two channels to a group: the p7 of these images is 1x1
-        "head_convs": 1,
-        "normalizer": "batch",
-        "centerness_loss_weight": 0.5,  # its targets are soft: 0.64 is the least it can be
-        "score_threshold": 0.05,
-        "max_detections": 20,
+        "head": FCOSHead(num_convs=1),
+        "normalizer": LossNormalizer("batch"),
+        "centerness_loss_weight": 0.5,  # its targets are soft, so that the loss cannot fall below 0.64
+        "postprocessing": Postprocessing(score_threshold, nms_threshold=0.6, max_detections=max_detections),
     }
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
 
@@ -118,12 +123,12 @@ MODELS = {
 }
 
 
-# The quick suite has what these are made of in `mask_keypoint_rcnn`.
+# Only the slow suite runs these: `mask_keypoint_rcnn` has all their parts.
 SLOW = ("proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 
 
 def randomized(model, seed=0):
-    """Gives a model weights that make it find things of all classes everywhere."""
+    """Gives a model weights with which it detects objects of all classes everywhere."""
     rng = np.random.default_rng(seed)
     gains = {
         "box_predictor/class_logits": 0.03,
@@ -142,7 +147,7 @@ def randomized(model, seed=0):
 
 
 def batch(seed=0, size=(96, 128), image_size=((96, 100), (70, 128))):
-    """Two padded images with three objects, one object and a crowd."""
+    """Makes a batch of two padded images: one with three objects, one with an object and a crowd."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
     for index, (height, width) in enumerate(image_size):
@@ -168,14 +173,14 @@ def batch(seed=0, size=(96, 128), image_size=((96, 100), (70, 128))):
 
 
 def _ellipses(class_ids, size=28):
-    """Crops (B, M, S, S): the ellipse that fills a box, without the part that tells the class."""
+    """Makes crops (B, M, S, S): an ellipse that fills the box and lacks a part that tells the class."""
     y, x = np.meshgrid(*[(np.arange(size) + 0.5) / size * 2 - 1] * 2, indexing="ij")
     missing = [y < -0.3, x < -0.3, x > 0.3, np.full_like(y, True, bool)]
     return np.array([[255 * ((y**2 + x**2 < 1) & ~missing[k]) for k in row] for row in class_ids], np.uint8)
 
 
 def _keypoints(boxes, class_ids):
-    """(B, M, J, 3): one in the middle, visible; one at the upper left, not labelled for class 2."""
+    """Makes two keypoints an object: a visible one in the middle, one at the upper left without label for class 2."""
     low, size = boxes[..., None, :2], boxes[..., None, 2:] - boxes[..., None, :2]
     places = low + np.float32([[0.5, 0.5], [0.25, 0.125]]) * size  # (B, M, J, 2)
     visibility = np.stack([np.where(class_ids >= 0, 2, 0), np.where(np.isin(class_ids, (0, 1)), 1, 0)], -1)[..., None]
@@ -183,6 +188,6 @@ def _keypoints(boxes, class_ids):
 
 
 def without_objects(data):
-    """The same images with nothing but padding in their ground truth."""
+    """Returns the same images with only padding in their ground truth."""
     padding = {"class_ids": -1}
     return {**data, **{name: np.full_like(data[name], padding.get(name, 0)) for name in OBJECT_KEYS}}

@@ -8,10 +8,16 @@ from models.models import NUM_CLASSES, batch, fcos, randomized, without_objects
 from models.test_retinanet import flat, numpy_focal, numpy_giou, scalar_iou, sigmoid
 
 from kerasdet import FCOS, FPN
+from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DistanceCoder
-from kerasdet.geometry.matching import IGNORE, NEGATIVE
-from kerasdet.layers import ConvTop
+from kerasdet.geometry.matching import IGNORE, NEGATIVE, FCOSMatcher
+from kerasdet.layers import ConvTop, FCOSHead
+from kerasdet.losses import FocalLoss, GIoULoss, IoULoss
+from kerasdet.models.common import LossNormalizer
+from kerasdet.models.postprocess import Postprocessing
+
+BOX_LOSSES = {"giou": GIoULoss, "iou": IoULoss, "linear_iou": lambda **options: IoULoss(linear=True, **options)}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def outputs(model):
-    """Of a network that has seen something: boxes of some strides around every point."""
+    """Outputs of a network that predicts boxes of some strides around every point."""
     rng = np.random.default_rng(3)
     found = model(batch())
     distances = {
@@ -32,9 +38,9 @@ def outputs(model):
 
 
 def sibling(model, **kwargs):
-    """A model that shares the network of `model`: only what is done with its outputs differs."""
-    parts = {name: getattr(model, name) for name in ("backbone", "neck", "anchors", "preprocessing", "head_convs")}
-    return FCOS(NUM_CLASSES, **{**parts, "max_detections": model.max_detections, **kwargs})
+    """Makes a model that shares the network of `model` and differs in the given parts."""
+    names = ("backbone", "neck", "anchors", "head", "preprocessing")
+    return FCOS(NUM_CLASSES, **{**{name: getattr(model, name) for name in names}, **kwargs})
 
 
 def numpy_boxes(distances, squares, normalize=True):
@@ -68,8 +74,8 @@ def test_targets(model, outputs):
 
 
 @pytest.mark.parametrize("ranges,level", [(((0, 1e8), *[(0, 0)] * 4), 0), (((0, 0), (0, 1e8), *[(0, 0)] * 3), 1)])
-def test_ranges_are_of_levels(model, outputs, ranges, level):
-    rule = sibling(model, regress_ranges=ranges, center_radius=None)
+def test_each_level_has_its_own_range(model, outputs, ranges, level):
+    rule = sibling(model, matcher=FCOSMatcher(ranges, center_radius=None))
     matched = rule.compute_targets(outputs, batch())["matched_gt"].numpy()
     counts = [len(anchors) for anchors in outputs["anchors"].values()]
     per_level = [(part >= 0).sum() for part in np.split(matched, np.cumsum(counts)[:-1], axis=1)]
@@ -78,7 +84,10 @@ def test_ranges_are_of_levels(model, outputs, ranges, level):
 
 def test_center_sampling_leaves_fewer_points(model, outputs):
     counts = [
-        (sibling(model, center_radius=radius).compute_targets(outputs, batch())["matched_gt"].numpy() >= 0).sum()
+        np.sum(
+            sibling(model, matcher=FCOSMatcher(center_radius=radius)).compute_targets(outputs, batch())["matched_gt"]
+            >= 0
+        )
         for radius in (None, 1.5, 0.8)
     ]
     assert counts[0] > counts[1] > counts[2] > 0
@@ -89,19 +98,14 @@ def test_center_sampling_leaves_fewer_points(model, outputs):
 
 @pytest.mark.parametrize("normalizer", ["ema", "batch", "image"])
 @pytest.mark.parametrize("centerness_weights_boxes", [False, True])
-@pytest.mark.parametrize("box_loss", ["giou", "iou", "linear_iou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 def test_losses_equal_numpy(model, outputs, normalizer, centerness_weights_boxes, box_loss):
     rule = sibling(
         model,
-        normalizer=normalizer,
-        ema_start=40.0,
-        ema_momentum=0.75,
-        box_loss=box_loss,
+        normalizer=LossNormalizer(normalizer, momentum=0.75, start=40.0),
+        class_loss=FocalLoss(0.3, 1.5, weight=2.0),
+        box_loss=BOX_LOSSES[box_loss](weight=0.5),
         centerness_weights_boxes=centerness_weights_boxes,
-        focal_alpha=0.3,
-        focal_gamma=1.5,
-        class_loss_weight=2.0,
-        box_loss_weight=0.5,
         centerness_loss_weight=3.0,
     )
     targets = rule.compute_targets(outputs, batch())
@@ -142,14 +146,15 @@ def test_losses_equal_numpy(model, outputs, normalizer, centerness_weights_boxes
 @pytest.mark.parametrize("centerness_weights_boxes", [False, True])
 @pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 300 + 0.1), ("batch", 1), ("image", 2)])
 def test_losses_without_objects(model, outputs, normalizer, divisor, centerness_weights_boxes):
-    rule = sibling(model, normalizer=normalizer, centerness_weights_boxes=centerness_weights_boxes)
+    loss_normalizer = LossNormalizer(normalizer, start=300.0)
+    rule = sibling(model, normalizer=loss_normalizer, centerness_weights_boxes=centerness_weights_boxes)
     losses = rule.compute_losses(outputs, rule.compute_targets(outputs, without_objects(batch())))
     focal = numpy_focal(flat(outputs, "class_logits", 1), np.zeros(1), 0.25, 2)
     assert float(losses["class_loss"]) == pytest.approx(focal.sum() / divisor, rel=1e-4)
     assert float(losses["box_loss"]) == float(losses["centerness_loss"]) == 0
 
 
-def test_boxes_and_centerness_pull_on_positives_alone(model, outputs):
+def test_only_positives_have_gradients_of_box_and_centerness_losses(model, outputs):
     targets = model.compute_targets(outputs, batch())
     distances, logits = (tf.concat(list(outputs[name].values()), 1) for name in ("box_distances", "centerness"))
     with tf.GradientTape() as tape:
@@ -164,18 +169,18 @@ def test_boxes_and_centerness_pull_on_positives_alone(model, outputs):
     np.testing.assert_array_equal(of_logits != 0, positive)
 
 
-@pytest.mark.parametrize("box_loss", ["giou", "iou", "linear_iou"])
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_perfect_box_costs_nothing(model, outputs, box_loss, normalize):
-    rule = sibling(model, box_loss=box_loss, coder=DistanceCoder(normalize))
+    rule = sibling(model, box_loss=BOX_LOSSES[box_loss](), coder=DistanceCoder(normalize))
     targets = rule.compute_targets(outputs, batch())
     distances = rule.coder.encode(targets["boxes"], tf.concat(list(outputs["anchors"].values()), 0))
     losses = rule.compute_losses({**outputs, "box_distances": {"all": distances}}, targets)
     assert float(losses["box_loss"]) == pytest.approx(0, abs=1e-5)
 
 
-def test_the_running_normalizer_starts_at_detectron2s():
-    model = fcos(normalizer="ema", ema_momentum=0.8)
+def test_only_training_moves_the_running_mean():
+    model = fcos(normalizer=LossNormalizer(momentum=0.8, start=300.0))
     model.compile(optimizer="sgd", run_eagerly=True)
     data = batch()
     positives = int(np.sum(model.compute_targets(model(data), data)["matched_gt"] >= 0))
@@ -189,7 +194,8 @@ def test_the_running_normalizer_starts_at_detectron2s():
 
 
 def scalar_postprocess(model, outputs, image, size):
-    """One image's detections as (box, score, class id), by loops and full sorts."""
+    """Computes one image's detections as (box, score, class id) by loops and full sorts."""
+    rule, convention = model.postprocessing, model.score_convention
     found = []
     limit = np.array([*size, *size])
     for level, squares in outputs["anchors"].items():
@@ -200,40 +206,50 @@ def scalar_postprocess(model, outputs, image, size):
         pairs = []
         for point, class_id in np.ndindex(*logits.shape):
             probability = sigmoid(logits[point, class_id])
-            if not model.multi_label and class_id != logits[point].argmax():
+            if not rule.multi_label and class_id != logits[point].argmax():
                 continue
-            rank = np.sqrt(probability * centered[point]) if model.score_rule == "sqrt" else probability
-            score = rank if model.score_rule == "sqrt" else probability * centered[point]
+            rank = np.sqrt(probability * centered[point]) if convention == "sqrt" else probability
+            score = rank if convention == "sqrt" else probability * centered[point]
             pairs.append((rank, score, boxes[point], class_id))
-        for rank, score, box, class_id in sorted(pairs, key=lambda pair: -pair[0])[: model.pre_nms_top_k]:
+        for rank, score, box, class_id in sorted(pairs, key=lambda pair: -pair[0])[: rule.pre_nms_top_k]:
             clipped = np.clip(box, 0, limit)
-            if rank > model.score_threshold and (
-                model.min_size is None or (clipped[2:] - clipped[:2] > model.min_size).all()
-            ):
-                found.append((score, clipped if model.clip_before_nms else box, class_id))
+            size_of_box = (clipped[2:] - clipped[:2]).min()
+            if rule.empty_boxes == "drop_before_nms" and size_of_box <= 0:
+                continue
+            if rank > rule.score_threshold and (rule.min_size is None or size_of_box >= rule.min_size):
+                found.append((score, clipped if rule.clip_before_nms else box, class_id))
     kept = []
     for score, box, class_id in sorted(found, key=lambda pair: -pair[0]):
-        if all(other != class_id or scalar_iou(box, rival) <= model.nms_threshold for _, rival, other in kept):
+        if all(other != class_id or scalar_iou(box, rival) <= rule.nms_threshold for _, rival, other in kept):
             kept.append((score, box, class_id))
-    kept = [(np.clip(box, 0, limit), score, class_id) for score, box, class_id in kept[: model.max_detections]]
-    return [d for d in kept if model.clip_before_nms or (d[0][2:] > d[0][:2]).all()]
+    kept = [(np.clip(box, 0, limit), score, class_id) for score, box, class_id in kept[: rule.max_detections]]
+    return [d for d in kept if rule.empty_boxes != "drop_after_nms" or (d[0][2:] > d[0][:2]).all()]
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("score_rule", ["sqrt", "product"])
+@pytest.mark.parametrize("score_convention", ["sqrt", "product"])
 @pytest.mark.parametrize(
     "options",
     [
         {"pre_nms_top_k": 15, "score_threshold": 0.3, "max_detections": 100},
-        {"score_threshold": 0.05, "max_detections": 12, "nms_threshold": 0.2, "clip_before_nms": True},
+        {
+            "score_threshold": 0.05,
+            "max_detections": 12,
+            "nms_threshold": 0.2,
+            "clip_before_nms": True,
+            "empty_boxes": "keep",
+        },
         {"score_threshold": 0.1, "max_detections": 40, "multi_label": False, "min_size": 10.0},
-        {"score_threshold": 0.1, "max_detections": 100, "min_size": 0.0, "clip_before_nms": True},
+        {"score_threshold": 0.1, "max_detections": 100, "clip_before_nms": True, "empty_boxes": "drop_before_nms"},
         {"pre_nms_top_k": 40, "score_threshold": 0.9999, "max_detections": 5},
     ],
     ids=str,
 )
-def test_postprocess_equals_scalar_loops(model, outputs, rng, options, score_rule, normalize):
-    rule = sibling(model, score_rule=score_rule, coder=DistanceCoder(normalize), **options)
+def test_postprocess_equals_scalar_loops(model, outputs, rng, options, score_convention, normalize):
+    postprocessing = Postprocessing(**{"nms_threshold": 0.6, **options})
+    rule = sibling(
+        model, score_convention=score_convention, coder=DistanceCoder(normalize), postprocessing=postprocessing
+    )
     shapes = {level: x.shape for level, x in outputs["class_logits"].items()}
     scale = 2 if normalize else 20
     outputs = {
@@ -264,15 +280,16 @@ def test_postprocess_equals_scalar_loops(model, outputs, rng, options, score_rul
 @pytest.mark.parametrize(
     "options",
     [
-        {"coder": DistanceCoder(normalize=False), "level_scales": True, "centerness_on_boxes": False},
-        {"deform_last": True, "head_bias": False, "level_scales": True},
+        {"level_scales": True, "centerness_on_boxes": False},
+        {"deform_last": True, "use_bias": False, "level_scales": True},
     ],
     ids=["plain", "deformable"],
 )
-def test_all_of_a_head_learns(head_norm, options):
+def test_every_weight_of_a_head_learns(head_norm, options):
     keras.utils.set_random_seed(0)
-    model = fcos(head_norm=head_norm, **options)
-    assert model.head.class_tower.convs[0].conv.use_bias == (head_norm is None or model.head_bias)
+    head = FCOSHead(1, head_norm, **options)
+    model = fcos(head=head, coder=DistanceCoder(normalize=head.deform_last))
+    assert head.class_tower.convs[0].conv.use_bias == (head_norm is None or head.use_bias)
     with tf.GradientTape() as tape:
         outputs = model(batch(), training=True)
         losses = model.compute_losses(outputs, model.compute_targets(outputs, batch()))
@@ -300,7 +317,7 @@ def test_other_pyramids(rng):
         (FPN(channels=32), ((0, 32), (32, 64), (64, 1e8))),
         (FPN(channels=32, top=ConvTop("p5", 32, num_levels=1)), ((0, 32), (32, 64), (64, 128), (128, 1e8))),
     ):
-        model = FCOS(2, backbone=backbone, neck=neck, regress_ranges=ranges, head_convs=1)
+        model = FCOS(2, backbone=backbone, neck=neck, matcher=FCOSMatcher(ranges), head=FCOSHead(1))
         outputs = model(image)
         assert tuple(outputs["class_logits"]) == neck.levels
         assert model.postprocess(outputs, tf.constant([[64, 96]]))["boxes"].shape == (1, 100, 4)
@@ -309,37 +326,30 @@ def test_other_pyramids(rng):
 def test_defaults_are_detectron2s():
     model = FCOS(80, backbone=fcos().backbone)
     assert model.neck.channels == 256 and model.neck.top.in_feature == "p5"
-    assert (model.head_norm, model.head_bias, model.center_radius) == ("gn", True, 1.5)
-    assert model.regress_ranges == ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
-    assert (model.score_threshold, model.pre_nms_top_k, model.nms_threshold, model.max_detections) == (
-        0.2,
-        1000,
-        0.6,
-        100,
-    )
+    assert (model.head.norm, model.head.use_bias, model.matcher.center_radius) == ("gn", True, 1.5)
+    assert model.matcher.regress_ranges == ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
+    rule = model.postprocessing
+    assert (rule.score_threshold, rule.pre_nms_top_k, rule.nms_threshold, rule.max_detections) == (0.2, 1000, 0.6, 100)
+    assert (model.normalizer.method, model.normalizer.start) == ("ema", 300)
     assert len(model.head.class_tower.convs) == len(model.head.box_tower.convs) == 4
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match="no box loss 'l2': choose 'giou', 'iou' or 'linear_iou'"):
-        fcos(box_loss="l2")
-    with pytest.raises(ValueError, match="no normalizer 'sum': choose 'ema', 'batch' or 'image'"):
-        fcos(normalizer="sum")
-    with pytest.raises(ValueError, match="no score rule 'mean': choose 'sqrt' or 'product'"):
-        fcos(score_rule="mean")
-    with pytest.raises(ValueError, match="no matching rule 'paper': choose 'detectron2' or 'mmdet'"):
-        fcos(matching_rule="paper")
+def test_mistakes_are_user_errors():
+    with pytest.raises(UserError, match="no score convention 'mean': choose 'sqrt' or 'product'"):
+        fcos(score_convention="mean")
+    with pytest.raises(UserError, match="no convention 'paper': choose 'detectron2' or 'mmdet'"):
+        FCOSMatcher(convention="paper")
     with pytest.raises(ValueError, match="at least one class, got num_classes=0"):
         FCOS(0)
     with pytest.raises(ValueError, match=r"a range for each of the 3 levels .* got 5 regress_ranges"):
         fcos(neck=FPN(channels=32))
-    with pytest.raises(ValueError, match="one point a cell, its anchors have 9"):
+    with pytest.raises(ValueError, match="1 point a cell and was given 9 anchors"):
         fcos(anchors=AnchorGenerator())
     with pytest.raises(ValueError, match="anchors are for levels"):
         fcos(anchors=AnchorGenerator(((8,),), (1.0,), ("p3",)))
 
 
-# -- crowds, which all dense models treat alike
+# -- crowds
 
 
 def test_crowds_leave_no_trace_by_default(model, outputs):
@@ -350,7 +360,7 @@ def test_crowds_leave_no_trace_by_default(model, outputs):
 def test_points_in_crowds_can_be_ignored(model, outputs):
     data = batch()
     plain = model.compute_targets(outputs, data)["matched_gt"].numpy()
-    rule = sibling(model, ignore_crowd_iof=0.5)
+    rule = sibling(model, matcher=FCOSMatcher(ignore_crowd_iof=0.5))
     targets = rule.compute_targets(outputs, data)
     matched = targets["matched_gt"].numpy()
     squares = flat(outputs, "anchors", 0)

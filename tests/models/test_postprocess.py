@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasdet.models.postprocess import compact, detections_from_candidates, top_candidates
+from kerasdet.errors import UserError
+from kerasdet.models.postprocess import Postprocessing, best_class_only, compact, top_candidates
 
 
 def scalar_iou(a, b):
@@ -12,20 +13,25 @@ def scalar_iou(a, b):
     return height * width / union if union > 0 else 0.0
 
 
-def scalar_detections(
-    boxes, scores, class_ids, size, *, score_threshold, nms_threshold, max_detections, clip_before_nms, drop_empty
-):
-    """(box, score, class id) of one image's detections."""
+def scalar_detections(boxes, scores, class_ids, size, rule):
+    """Computes one image's detections, (box, score, class id) each, by loops."""
     limit = np.array([*size, *size])
-    if clip_before_nms:
-        boxes = np.clip(boxes, 0, limit)
+    clipped = np.clip(boxes, 0, limit)
+    smallest = (clipped[:, 2:] - clipped[:, :2]).min(1)
+    if rule.clip_before_nms:
+        boxes = clipped
     kept = []
     for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
+        if rule.empty_boxes == "drop_before_nms" and smallest[i] <= 0:
+            continue
+        if rule.min_size is not None and smallest[i] < rule.min_size:
+            continue
         rivals = [j for j in kept if class_ids[j] == class_ids[i]]
-        if scores[i] > score_threshold and all(scalar_iou(boxes[i], boxes[j]) <= nms_threshold for j in rivals):
+        overlaps = [scalar_iou(boxes[i], boxes[j]) for j in rivals]
+        if scores[i] > rule.score_threshold and all(overlap <= rule.nms_threshold for overlap in overlaps):
             kept.append(i)
-    found = [(np.clip(boxes[i], 0, limit), scores[i], class_ids[i]) for i in kept[:max_detections]]
-    return [d for d in found if not drop_empty or (d[0][2] > d[0][0] and d[0][3] > d[0][1])]
+    found = [(clipped[i], scores[i], class_ids[i]) for i in kept[: rule.max_detections]]
+    return [d for d in found if rule.empty_boxes != "drop_after_nms" or (d[0][2:] > d[0][:2]).all()]
 
 
 def candidates(rng, images=4, count=80, classes=3):
@@ -60,22 +66,32 @@ def test_top_candidates_in_a_graph_and_with_another_score(rng):
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("clip_before_nms,drop_empty", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "clip_before_nms,empty_boxes",
+    [
+        (False, "keep"),
+        (False, "drop_after_nms"),
+        (True, "keep"),
+        (True, "drop_after_nms"),
+        (True, "drop_before_nms"),
+    ],
+)
 @pytest.mark.parametrize("score_threshold", [0.0, 0.4])
-@pytest.mark.parametrize("max_detections", [5, 100])
-def test_detections_equal_a_scalar_loop(rng, clip_before_nms, drop_empty, score_threshold, max_detections):
-    options = {
-        "score_threshold": score_threshold,
-        "nms_threshold": 0.3,
-        "max_detections": max_detections,
-        "clip_before_nms": clip_before_nms,
-        "drop_empty": drop_empty,
-    }
+@pytest.mark.parametrize("max_detections,min_size", [(5, None), (100, None), (100, 12.0)])
+def test_detections_equal_a_scalar_loop(rng, clip_before_nms, empty_boxes, score_threshold, max_detections, min_size):
+    rule = Postprocessing(
+        score_threshold,
+        nms_threshold=0.3,
+        max_detections=max_detections,
+        min_size=min_size,
+        clip_before_nms=clip_before_nms,
+        empty_boxes=empty_boxes,
+    )
     data, sizes = candidates(rng), np.int32([[64, 80], [100, 30], [128, 128], [1, 1]])
-    detections = {name: x.numpy() for name, x in detections_from_candidates(data, sizes, **options).items()}
+    detections = {name: x.numpy() for name, x in rule.apply_nms(data, sizes).items()}
     assert detections["boxes"].shape == (4, max_detections, 4)
     for image, size in enumerate(sizes):
-        expected = scalar_detections(*(data[name][image] for name in ("boxes", "scores", "class_ids")), size, **options)
+        expected = scalar_detections(*(data[name][image] for name in ("boxes", "scores", "class_ids")), size, rule)
         count = len(expected)
         assert detections["valid"][image] == count
         for index, name in enumerate(("boxes", "scores", "class_ids")):
@@ -84,44 +100,56 @@ def test_detections_equal_a_scalar_loop(rng, clip_before_nms, drop_empty, score_
             assert (detections[name][image, count:] == (-1 if name == "class_ids" else 0)).all()
 
 
-def test_a_box_outside_the_image_is_dropped_after_suppression():
-    """It takes a place among the best and suppresses, as in detectron2; torchvision keeps it as an empty box."""
+def test_box_outside_the_image_is_dropped_before_or_after_suppression_or_kept():
+    """detectron2 lets it suppress others, mmdetection drops it first, torchvision keeps it as an empty box."""
     data = {
         "boxes": tf.constant([[[0.0, 200, 10, 210], [0, 0, 10, 10], [20, 20, 30, 30]]]),
         "scores": tf.constant([[0.9, 0.8, 0.7]]),
         "class_ids": tf.constant([[0, 0, 0]]),
     }
-    options = {"score_threshold": 0.1, "nms_threshold": 0.5, "max_detections": 2}
-    size = tf.constant([[50, 50]])
-    after = detections_from_candidates(data, size, clip_before_nms=False, drop_empty=True, **options)
-    np.testing.assert_allclose(after["scores"], [[0.8, 0]])
-    assert after["valid"].numpy().tolist() == [1]
-    before = detections_from_candidates(data, size, clip_before_nms=True, drop_empty=False, **options)
-    np.testing.assert_allclose(before["scores"], [[0.9, 0.8]])
+    cases = {"drop_after_nms": [[0.8, 0]], "drop_before_nms": [[0.8, 0.7]], "keep": [[0.9, 0.8]]}
+    for empty_boxes, scores in cases.items():
+        rule = Postprocessing(0.1, max_detections=2, clip_before_nms=True, empty_boxes=empty_boxes)
+        found = rule.apply_nms(data, tf.constant([[50, 50]]))
+        np.testing.assert_allclose(found["scores"], scores)
+        assert found["valid"].numpy().tolist() == [np.count_nonzero(scores)]
+
+
+def test_threshold_of_the_call_replaces_the_own():
+    data = {"boxes": tf.constant([[[0.0, 0, 9, 9]]]), "scores": tf.constant([[0.3]]), "class_ids": tf.constant([[0]])}
+    rule, size = Postprocessing(score_threshold=0.5), tf.constant([[50, 50]])
+    assert rule.apply_nms(data, size)["valid"].numpy().tolist() == [0]
+    assert rule.apply_nms(data, size, score_threshold=0.0)["valid"].numpy().tolist() == [1]
+
+
+def test_mistakes_are_user_errors():
+    with pytest.raises(UserError, match="no empty_boxes='drop': choose one of 'drop_after_nms'"):
+        Postprocessing(empty_boxes="drop")
+    with pytest.raises(UserError, match="needs clipped boxes: set clip_before_nms=True"):
+        Postprocessing(empty_boxes="drop_before_nms")
+
+
+def test_best_class_only_leaves_the_best_and_its_ties():
+    least = np.finfo(np.float32).min
+    scores = tf.constant([[[1.0, 3, 2], [-5, -5, -6]]])
+    np.testing.assert_array_equal(best_class_only(scores), [[[least, 3, least], [-5, -5, least]]])
 
 
 @pytest.mark.parametrize("clip_before_nms", [False, True])
-@pytest.mark.parametrize("drop_empty", [False, True])
-def test_all_below_the_threshold(clip_before_nms, drop_empty):
+@pytest.mark.parametrize("empty_boxes", ["keep", "drop_after_nms"])
+def test_scores_at_or_below_the_threshold_are_dropped(clip_before_nms, empty_boxes):
     data = {
         "boxes": tf.constant([[[0.0, 0, 4, 4]], [[1, 1, 3, 3]]]),
         "scores": tf.constant([[0.1], [0.05]]),
         "class_ids": tf.constant([[1], [2]]),
     }
-    detections = detections_from_candidates(
-        data,
-        tf.constant([[5, 5], [6, 6]]),
-        score_threshold=0.1,
-        nms_threshold=0.5,
-        max_detections=3,
-        clip_before_nms=clip_before_nms,
-        drop_empty=drop_empty,
-    )
+    rule = Postprocessing(0.1, max_detections=3, clip_before_nms=clip_before_nms, empty_boxes=empty_boxes)
+    detections = rule.apply_nms(data, tf.constant([[5, 5], [6, 6]]))
     assert detections["valid"].numpy().tolist() == [0, 0]
     assert (detections["class_ids"].numpy() == -1).all() and detections["boxes"].shape == (2, 3, 4)
 
 
-def test_compact_keeps_the_order_and_blanks_the_rest(rng):
+def test_compact_moves_kept_detections_to_the_front_and_blanks_the_rest(rng):
     data = {
         "boxes": tf.constant(rng.random((2, 4, 4)), tf.float32),
         "scores": tf.constant([[0.9, 0.8, 0.7, 0.6], [0.5, 0.4, 0.3, 0.2]]),

@@ -4,11 +4,14 @@ import pytest
 import tensorflow as tf
 from models.models import NUM_CLASSES, batch, randomized, retinanet, without_objects
 
-from kerasdet import FPN, RetinaNet
+from kerasdet import FCOS, FPN, RetinaNet
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
 from kerasdet.geometry.coders import DeltaCoder
-from kerasdet.geometry.matching import IGNORE, NEGATIVE
-from kerasdet.layers import ConvTop, MaxPoolTop
+from kerasdet.geometry.matching import IGNORE, NEGATIVE, IoUMatcher
+from kerasdet.layers import ConvTop, MaxPoolTop, RetinaNetHead
+from kerasdet.losses import FocalLoss, GIoULoss, SmoothL1Loss
+from kerasdet.models.common import LossNormalizer
+from kerasdet.models.postprocess import Postprocessing
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +25,9 @@ def outputs(model):
 
 
 def sibling(model, **kwargs):
-    """A model that shares the network of `model`: only what is done with its outputs differs."""
-    parts = {name: getattr(model, name) for name in ("backbone", "neck", "anchors", "preprocessing", "head_convs")}
-    return RetinaNet(NUM_CLASSES, **{**parts, "max_detections": model.max_detections, **kwargs})
+    """Makes a model that shares the network of `model` and differs in the given parts."""
+    names = ("backbone", "neck", "anchors", "head", "postprocessing", "preprocessing")
+    return RetinaNet(NUM_CLASSES, **{**{name: getattr(model, name) for name in names}, **kwargs})
 
 
 def flat(outputs, name, axis):
@@ -84,10 +87,10 @@ def test_targets(model, outputs):
         assert (targets["class_ids"][image][~positive] == -1).all()
 
 
-def test_thresholds_of_matching(model, outputs):
+def test_matcher_decides_positives_and_ignored_anchors(model, outputs):
     positives = {}
     for foreground, background in ((0.5, 0.4), (0.3, 0.2), (0.5, 0.5)):
-        other = sibling(model, foreground_iou=foreground, background_iou=background)
+        other = sibling(model, matcher=IoUMatcher(foreground, background))
         matched = other.compute_targets(outputs, batch())["matched_gt"].numpy()
         positives[foreground, background] = (matched >= 0).sum(), (matched == IGNORE).sum()
     assert positives[0.3, 0.2][0] > positives[0.5, 0.4][0] == positives[0.5, 0.5][0]
@@ -95,11 +98,13 @@ def test_thresholds_of_matching(model, outputs):
 
 
 def test_anchors_in_crowds_can_be_ignored(model, outputs):
-    """An anchor with more than half of its own area in the crowd, even where it overlaps an object."""
+    """Ignores an anchor with more than half of its area in a crowd even if it overlaps an object."""
     data = batch()
     data["boxes"][1, 1] = 0, 20, 70, 128
     plain = model.compute_targets(outputs, data)["matched_gt"].numpy()
-    matched = sibling(model, ignore_crowd_iof=0.5).compute_targets(outputs, data)["matched_gt"].numpy()
+    matched = (
+        sibling(model, matcher=IoUMatcher(ignore_crowd_iof=0.5)).compute_targets(outputs, data)["matched_gt"].numpy()
+    )
     anchors = flat(outputs, "anchors", 0)
     crowd = data["boxes"][1, 1]
     inner = np.maximum(np.minimum(anchors[:, 2:], crowd[2:]) - np.maximum(anchors[:, :2], crowd[:2]), 0).prod(-1)
@@ -107,7 +112,7 @@ def test_anchors_in_crowds_can_be_ignored(model, outputs):
     assert (plain[1][inside] >= 0).any() and (plain[1][inside] == NEGATIVE).any()
     np.testing.assert_array_equal(matched[0], plain[0])
     assert (matched[1][inside] == IGNORE).all()
-    moved = ~inside & (matched[1] != plain[1])  # what is now the best anchor of an object
+    moved = ~inside & (matched[1] != plain[1])  # anchors that are now the best of an object
     assert (matched[1][moved] >= 0).all()
 
 
@@ -115,19 +120,13 @@ def test_anchors_in_crowds_can_be_ignored(model, outputs):
 
 
 @pytest.mark.parametrize("normalizer", ["ema", "batch", "image"])
-@pytest.mark.parametrize("box_loss,beta", [("smooth_l1", 0.0), ("smooth_l1", 0.5), ("giou", 0.1)])
+@pytest.mark.parametrize("box_loss,beta", [("smooth_l1", 0.0), ("smooth_l1", 0.5), ("giou", 0.0)])
 def test_losses_equal_numpy(model, outputs, normalizer, box_loss, beta):
     rule = sibling(
         model,
-        normalizer=normalizer,
-        ema_start=40.0,
-        ema_momentum=0.75,
-        box_loss=box_loss,
-        smooth_l1_beta=beta,
-        focal_alpha=0.3,
-        focal_gamma=1.5,
-        class_loss_weight=2.0,
-        box_loss_weight=0.5,
+        normalizer=LossNormalizer(normalizer, momentum=0.75, start=40.0),
+        class_loss=FocalLoss(0.3, 1.5, weight=2.0),
+        box_loss=GIoULoss(weight=0.5) if box_loss == "giou" else SmoothL1Loss(beta, weight=0.5),
     )
     targets = rule.compute_targets(outputs, batch())
     losses = {name: float(value) for name, value in rule.compute_losses(outputs, targets).items()}
@@ -157,7 +156,7 @@ def test_losses_equal_numpy(model, outputs, normalizer, box_loss, beta):
 
 @pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 100 + 0.1), ("batch", 1), ("image", 2)])
 def test_losses_without_objects(model, outputs, normalizer, divisor):
-    rule = sibling(model, normalizer=normalizer)
+    rule = sibling(model, normalizer=LossNormalizer(normalizer))
     losses = rule.compute_losses(outputs, rule.compute_targets(outputs, without_objects(batch())))
     focal = numpy_focal(flat(outputs, "class_logits", 1), np.zeros(1), 0.25, 2)
     assert float(losses["class_loss"]) == pytest.approx(focal.sum() / divisor, rel=1e-4)
@@ -167,7 +166,7 @@ def test_losses_without_objects(model, outputs, normalizer, divisor):
 @pytest.mark.parametrize("prior", [0.01, 0.05])
 def test_the_first_loss_is_what_the_prior_predicts(prior):
     keras.utils.set_random_seed(0)
-    model = retinanet(prior_probability=prior, normalizer="batch")
+    model = retinanet(head=RetinaNetHead(1, prior_probability=prior), normalizer=LossNormalizer("batch"))
     outputs = model(batch())
     targets = model.compute_targets(outputs, batch())
     valid = int(np.sum(targets["matched_gt"] != IGNORE)) * NUM_CLASSES
@@ -188,8 +187,8 @@ def test_ignored_anchors_say_nothing(model, outputs):
     np.testing.assert_array_equal(gradient, targets["matched_gt"].numpy() != IGNORE)
 
 
-@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
-def test_the_box_loss_pulls_on_positives_alone(model, outputs, box_loss):
+@pytest.mark.parametrize("box_loss", [SmoothL1Loss(), GIoULoss()], ids=["smooth_l1", "giou"])
+def test_only_positives_have_gradients_of_the_box_loss(model, outputs, box_loss):
     rule = sibling(model, box_loss=box_loss)
     targets = rule.compute_targets(outputs, batch())
     deltas = tf.concat(list(outputs["box_deltas"].values()), 1)
@@ -198,14 +197,14 @@ def test_the_box_loss_pulls_on_positives_alone(model, outputs, box_loss):
         losses = rule.compute_losses({**outputs, "box_deltas": {"all": deltas}}, targets)
     gradient = tape.gradient(losses["box_loss"], deltas).numpy()
     assert np.isfinite(gradient).all()
-    moderate = np.abs(deltas).max(-1) < 4  # beyond the coder's bound there is no pull
+    moderate = np.abs(deltas).max(-1) < 4  # the coder clamps larger ones, which then have no gradient
     positive = targets["matched_gt"].numpy() >= 0
     np.testing.assert_array_equal(gradient.any(-1)[moderate], positive[moderate])
     assert positive[moderate].any() and not gradient[~positive].any()
 
 
 def test_a_perfect_box_costs_nothing(model, outputs):
-    for box_loss in ("smooth_l1", "giou"):
+    for box_loss in (SmoothL1Loss(), GIoULoss()):
         rule = sibling(model, box_loss=box_loss)
         targets = rule.compute_targets(outputs, batch())
         deltas = DeltaCoder().encode(targets["boxes"], tf.concat(list(outputs["anchors"].values()), 0))
@@ -213,8 +212,8 @@ def test_a_perfect_box_costs_nothing(model, outputs):
         assert float(losses["box_loss"]) == pytest.approx(0, abs=1e-5)
 
 
-def test_the_running_normalizer_follows_training_alone():
-    model = retinanet(ema_start=50.0, ema_momentum=0.8)
+def test_only_training_moves_the_running_mean():
+    model = retinanet(normalizer=LossNormalizer(momentum=0.8, start=50.0))
     model.compile(optimizer="sgd", run_eagerly=True)
     data = batch()
     model.evaluate(tf.data.Dataset.from_tensors(data), verbose=0)
@@ -226,8 +225,8 @@ def test_the_running_normalizer_follows_training_alone():
     assert float(model.mean_positives) == pytest.approx(0.8 * (0.8 * 50 + 0.2 * positives) + 0.2)
 
 
-def test_other_normalizers_do_not_run():
-    model = retinanet(normalizer="batch")
+def test_normalizers_of_the_batch_keep_no_running_mean():
+    model = retinanet(normalizer=LossNormalizer("batch"))
     model.compile(optimizer="sgd", run_eagerly=True)
     model.train_on_batch(batch())
     assert float(model.mean_positives) == 100
@@ -237,7 +236,8 @@ def test_other_normalizers_do_not_run():
 
 
 def scalar_postprocess(model, outputs, image, size):
-    """One image's detections as (box, score, class id), by loops and full sorts."""
+    """Computes one image's detections as (box, score, class id) by loops and full sorts."""
+    rule = model.postprocessing
     found = []
     for level, anchors in outputs["anchors"].items():
         logits = np.asarray(outputs["class_logits"][level])[image]
@@ -246,18 +246,18 @@ def scalar_postprocess(model, outputs, image, size):
             (sigmoid(float(logits[anchor, class_id])), boxes[anchor], class_id)
             for anchor, class_id in np.ndindex(*logits.shape)
         ]
-        found += sorted(pairs, key=lambda pair: -pair[0])[: model.pre_nms_top_k]
+        found += sorted(pairs, key=lambda pair: -pair[0])[: rule.pre_nms_top_k]
     limit = np.array([*size, *size])
-    if model.clip_before_nms:
+    if rule.clip_before_nms:
         found = [(score, np.clip(box, 0, limit), class_id) for score, box, class_id in found]
     kept = []
     for score, box, class_id in sorted(found, key=lambda pair: -pair[0]):
-        if score > model.score_threshold and all(
-            other != class_id or scalar_iou(box, rival) <= model.nms_threshold for _, rival, other in kept
+        if score > rule.score_threshold and all(
+            other != class_id or scalar_iou(box, rival) <= rule.nms_threshold for _, rival, other in kept
         ):
             kept.append((score, box, class_id))
-    kept = [(np.clip(box, 0, limit), score, class_id) for score, box, class_id in kept[: model.max_detections]]
-    return [d for d in kept if model.clip_before_nms or (d[0][2:] > d[0][:2]).all()]
+    kept = [(np.clip(box, 0, limit), score, class_id) for score, box, class_id in kept[: rule.max_detections]]
+    return [d for d in kept if rule.empty_boxes == "keep" or (d[0][2:] > d[0][:2]).all()]
 
 
 def scalar_iou(a, b):
@@ -278,7 +278,9 @@ def scalar_iou(a, b):
     ids=str,
 )
 def test_postprocess_equals_scalar_loops(model, outputs, rng, options, clip_before_nms):
-    rule = sibling(model, clip_before_nms=clip_before_nms, **options)
+    empty_boxes = "keep" if clip_before_nms else "drop_after_nms"
+    postprocessing = Postprocessing(clip_before_nms=clip_before_nms, empty_boxes=empty_boxes, **options)
+    rule = sibling(model, postprocessing=postprocessing)
     shapes = {level: x.shape for level, x in outputs["class_logits"].items()}
     outputs = {
         **outputs,
@@ -319,13 +321,14 @@ def test_other_pyramids(rng):
         (FPN(channels=16), ("p3", "p4", "p5")),
     ):
         anchors = AnchorGenerator(octave_sizes(16, 1, len(levels)), levels=levels)
-        model = RetinaNet(2, backbone=backbone, neck=neck, anchors=anchors, head_convs=1)
-        assert tuple(model(image)["class_logits"]) == levels
-        assert model.predict_on_batch(image)["boxes"].shape == (1, 100, 4)
+        model = RetinaNet(2, backbone=backbone, neck=neck, anchors=anchors, head=RetinaNetHead(1))
+        outputs = model(image)
+        assert tuple(outputs["class_logits"]) == levels
+        assert model.postprocess(outputs, tf.constant([[64, 96]]))["boxes"].shape == (1, 100, 4)
 
 
 def test_the_size_of_an_image_need_not_divide(model, rng):
-    """Odd maps on all levels; the anchors are still one for each prediction."""
+    """Lays out one anchor for each prediction even if all levels have odd sizes."""
     outputs = model(rng.integers(0, 256, (1, 75, 101, 3), dtype=np.uint8))
     for level, anchors in outputs["anchors"].items():
         assert outputs["class_logits"][level].shape[1] == len(anchors)
@@ -333,7 +336,7 @@ def test_the_size_of_an_image_need_not_divide(model, rng):
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn_inference", "bn", "sync_bn", "gn"])
 def test_norms_of_the_head(norm):
-    model = retinanet(head_norm=norm)
+    model = retinanet(head=RetinaNetHead(1, norm))
     layers = {w.path.split("/")[2] for w in model.head.weights if "norm" in w.path}
     of_levels = {"norm0_shared"} if norm == "gn" else {f"norm0_p{i}" for i in range(3, 8)}
     assert layers == of_levels
@@ -351,22 +354,22 @@ def test_defaults_are_the_papers():
     model = RetinaNet(80, backbone=retinanet().backbone)
     assert model.anchors.num_anchors == 9
     assert model.neck.levels == ("p3", "p4", "p5", "p6", "p7") and model.neck.channels == 256
-    assert (model.focal_alpha, model.focal_gamma, model.prior_probability) == (0.25, 2.0, 0.01)
-    assert (model.foreground_iou, model.background_iou) == (0.5, 0.4)
-    assert (model.score_threshold, model.pre_nms_top_k, model.nms_threshold, model.max_detections) == (
-        0.05,
-        1000,
-        0.5,
-        100,
-    )
+    assert (model.class_loss.alpha, model.class_loss.gamma, model.head.prior_probability) == (0.25, 2.0, 0.01)
+    assert (model.matcher.foreground_iou, model.matcher.background_iou) == (0.5, 0.4)
+    rule = model.postprocessing
+    assert (rule.score_threshold, rule.pre_nms_top_k, rule.nms_threshold, rule.max_detections) == (0.05, 1000, 0.5, 100)
     assert len(model.head.class_tower.convs) == len(model.head.box_tower.convs) == 4
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match="no box loss 'l2': choose 'smooth_l1' or 'giou'"):
-        retinanet(box_loss="l2")
-    with pytest.raises(ValueError, match="no normalizer 'sum': choose 'ema', 'batch' or 'image'"):
-        retinanet(normalizer="sum")
+@pytest.mark.parametrize("model_class", [RetinaNet, FCOS])
+def test_default_model_has_nothing_frozen(model_class):
+    statistics = ("moving_mean", "moving_variance", "mean_positives")
+    assert {variable.name for variable in model_class(2).non_trainable_variables} == set(statistics)
+
+
+def test_mistakes_are_user_errors():
+    with pytest.raises(ValueError, match="no method 'sum': choose 'ema', 'batch' or 'image'"):
+        LossNormalizer("sum")
     with pytest.raises(ValueError, match="at least one class, got num_classes=0"):
         RetinaNet(0)
     with pytest.raises(
@@ -374,4 +377,4 @@ def test_mistakes():
     ):
         retinanet(neck=FPN(channels=16))
     with pytest.raises(ValueError, match="Unknown norm 'batch'"):
-        retinanet(head_norm="batch")
+        retinanet(head=RetinaNetHead(norm="batch"))
