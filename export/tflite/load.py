@@ -11,9 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE
 
 from kerasdet.errors import UserError
+from kerasdet.export.metadata import METADATA_FILE
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
@@ -130,6 +130,18 @@ def _drop_empty(detections):
     sides = detections["boxes"][..., 2:] - detections["boxes"][..., :2]  # (1, D, 2)
     keep = tf.reduce_all(sides > 0, -1) & tf.sequence_mask(detections["valid"], tf.shape(sides)[1])  # (1, D)
     return compact({name: value for name, value in detections.items() if name != "valid"}, keep)
+
+
+def read_metadata(path: Path) -> dict:
+    """Reads the description that an exported TFLite file carries.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it has none.
+    """
+    return json.loads(_read_files(path)[METADATA_FILE])
 
 
 def as_input(pixels: np.ndarray, input_type: str) -> np.ndarray:
