@@ -14,6 +14,7 @@ from kerasdet import evaluation, visualize
 from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
+from kerasdet.inference.detections import Detections
 from kerasdet.training.ema import averaged_weights
 from kerasdet.training.metrics_log import RunLog
 from kerasdet.training.options import Validation
@@ -145,7 +146,7 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
         model: Detector.
         data: Dataset.
         count: Number of images, the first of the dataset.
-        min_score: Detections with a lower score are not drawn. In [0, 1].
+        min_score: Detections with a score at or below this are not drawn. In [0, 1].
 
     Returns:
         (H, W, 3) uint8.
@@ -153,19 +154,12 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
     pictures = []
     for record in data.records[:count]:
         image = images.read(record.path)
-        found = {name: value[0] for name, value in model.detect(image).items()}
-        keep = np.flatnonzero((found["scores"] >= min_score) & (found["class_ids"] >= 0))
-        masks = None
-        if "mask_probs" in found and len(keep):
-            masks = np.array(model.paste_masks(found["mask_probs"][keep], found["boxes"][keep], *image.shape[:2]))
-        pictures += [
-            _drawn(model, image, record.boxes, record.class_ids),
-            _drawn(model, image, found["boxes"][keep], found["class_ids"][keep], found["scores"][keep], masks),
-        ]
+        truth = Detections(
+            boxes=record.boxes,
+            scores=np.ones(len(record.boxes)),
+            class_ids=record.class_ids,
+            image_size=image.shape[:2],
+            class_names=model.class_names,
+        )
+        pictures += [truth.draw(image), model.detect(image).filter(score=min_score).draw(image)]
     return visualize.grid(pictures, 2, titles=("ground truth", "detections"))
-
-
-def _drawn(model, image, boxes, class_ids, scores=None, masks=None):
-    names = model.class_names or {}
-    labels = [names[k] if k < len(names) else str(k) for k in class_ids.tolist()]
-    return visualize.draw_boxes(image, boxes, labels, scores, class_ids, masks=masks)

@@ -68,11 +68,11 @@ def test_home_folder_is_expanded_in_every_path(monkeypatch):
 def test_choices_are_those_of_the_exporters():
     """The parser repeats them because it must not import the exporters, which import TensorFlow."""
     saved_model, tflite = formats.FORMATS
-    assert parser.FORMATS == (saved_model.name, tflite.name)
-    assert parser.SAVED_MODEL_PRECISIONS == tuple(saved_model.precisions)
-    assert parser.TFLITE_PRECISIONS == tuple(tflite.precisions)
-    assert parser.TFLITE_POSTPROCESSING == tuple(POSTPROCESSING)
-    assert parser.TFLITE_INPUTS == tuple(INPUT_TYPES)
+    assert (saved_model.name, tflite.name) == parser.FORMATS
+    assert tuple(saved_model.precisions) == parser.SAVED_MODEL_PRECISIONS
+    assert tuple(tflite.precisions) == parser.TFLITE_PRECISIONS
+    assert tuple(POSTPROCESSING) == parser.TFLITE_POSTPROCESSING
+    assert tuple(INPUT_TYPES) == parser.TFLITE_INPUTS
 
 
 def test_every_option_of_an_exporter_is_an_option_of_export():

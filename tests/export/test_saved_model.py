@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from kerasdet.export import export_saved_model, verify, verify_saved_model
 from PIL import Image, ImageOps
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
-from kerasdet.export import export_saved_model, verify, verify_saved_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

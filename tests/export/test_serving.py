@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from PIL import Image
-
 from kerasdet.export import serving
 from kerasdet.export import workflow as shipping
+from PIL import Image
 
 grpc = pytest.importorskip("grpc")
 apis = pytest.importorskip("tensorflow_serving.apis.prediction_service_pb2_grpc")

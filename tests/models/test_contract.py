@@ -171,7 +171,7 @@ def test_images_of_a_batch_are_apart(model):
 
 
 def assert_contract(detections, sizes, model):
-    count, max_detections = len(sizes), model.max_detections
+    count, max_detections = len(sizes), model.postprocessing.max_detections
     assert set(detections) - {"mask_probs", "keypoints"} == {"boxes", "scores", "class_ids", "valid"}
     boxes, scores, class_ids, valid = (detections[name] for name in ("boxes", "scores", "class_ids", "valid"))
     assert boxes.shape == (count, max_detections, 4) and boxes.dtype == np.float32
@@ -226,7 +226,7 @@ def test_finding_nothing(with_classes, make):
 def test_score_threshold_and_max_detections(with_classes, model, make):
     reference = detections_of(model, batch())
     few = randomized(make(max_detections=3))
-    assert few.max_detections == 3
+    assert few.postprocessing.max_detections == 3
     assert_contract(detections_of(few, batch()), batch()["image_size"], few)
     threshold = float(np.median(reference["scores"][reference["class_ids"] >= 0]))
     strict = detections_of(randomized(make(score_threshold=threshold)), batch())

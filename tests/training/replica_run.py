@@ -29,7 +29,7 @@ def detectors():
     keras.utils.set_random_seed(1)
     yield "retinanet", tiny.detector(backbone=tiny.backbone(norm="sync_bn"))
     backbone = tiny.backbone(norm="sync_bn", out_features=("c2", "c3", "c4", "c5"))
-    yield "mask_rcnn", tiny.rcnn(backbone=backbone, branches=[MaskBranch(5, num_convs=1, channels=8)])
+    yield "mask_rcnn", tiny.rcnn(backbone=backbone, branches=[MaskBranch(num_convs=1, channels=8)])
 
 
 def optimizer(precision):
