@@ -184,7 +184,7 @@ def one_level(scale):
 
 
 def pooling_lines(device, name, pool, images, boxes, options):
-    """Yields the comparisons of pooling and its gradient; the reference is float32, as torchvision rounds coordinates."""
+    """Yields the comparisons of pooling and its gradient. The reference is float32: torchvision rounds coordinates."""
     torch, dtype = device.torch, str(images[0].dtype).removeprefix("torch.")
     exact = [image.detach().float().requires_grad_() for image in images]
     features = [channels_last(image.detach()) for image in images]
