@@ -3,8 +3,9 @@
     python benchmarks/ops.py [--peer-python PYTHON] [--threads 1 2] [--only roi_align] [--json FILE]
 
 Each op is measured compiled, in stock TensorFlow ops ("pure"), and in the closest functions of TensorFlow and
-pycocotools; with `--peer-python`, a Python that has torchvision, also in torchvision. All take turns, round after round and each in
-its own process, so that noise of the machine affects all alike. The best time counts.
+pycocotools. With `--peer-python`, the interpreter of an environment with torchvision, torchvision is measured, too. All
+take turns, round after round and each in its own process, so that noise of the machine affects all alike. The best time
+counts.
 """
 
 import argparse

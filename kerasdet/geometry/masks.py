@@ -160,9 +160,9 @@ def paste_masks(
     """Pastes predicted masks into an image, in stock TensorFlow ops; `kerasdet.ops.paste_masks` is faster.
 
     "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
-    object if its value is at least the threshold. "torchvision" pads mask and box with a border of zeros, truncates the
-    box to whole pixels, and resizes the mask to it. A pixel belongs to the object if its value is above the threshold. A
-    non-finite box gives an empty mask.
+    object if its value is at least the threshold. "torchvision" pads mask and box with a border of zeros, truncates
+    the box to whole pixels, and resizes the mask to it. A pixel belongs to the object if its value is above the
+    threshold. A non-finite box gives an empty mask.
 
     Args:
         mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
