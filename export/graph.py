@@ -7,8 +7,8 @@ layer takes because training needs it, so their order matters:
 2. `to_float32` removes the casts' reason: a model trained under a mixed policy computes in 16 bits, and the passes
    below fold weights, which has to happen in float32 before they are rounded once at the end.
 3. `fold_constants` removes what stands between a weight and its use: the reads of variables, Keras' casts to the
-   policy's type, which step 2 has turned into casts to the same type, and the reshapes by which `kerasdet.layers.norm`
-   broadcasts its statistics. Steps 4 and 5 see a weight only if it is a constant that directly enters the op.
+   policy's type, which step 2 has turned into casts to the same type, and the reshapes of batch norm's statistics.
+   Steps 4 and 5 see a weight only if it is a constant that enters the op directly.
 4. `fold_batch_norm` merges batch norm into the convolution before it.
 5. `fold_strides` undoes the detour of `kerasdet.layers.conv`: it takes every s-th pixel and convolves them without
    strides, because the gradient of a strided 1x1 convolution corrupts the heap in oneDNN (TensorFlow 2.21). Inference
@@ -341,9 +341,7 @@ def _split_conv(relu):
         _, height, width, channels = tf.unstack(tf.shape(x))
         half = (height + 1) // 2
         zeros = tf.zeros([2 * half - height + 1, width, channels])
-        rows = tf.concat(
-            [zeros[:1], x[0, : half + 1], x[0, half - 1 :], zeros], 0
-        )  # each half with the row that it borders on
+        rows = tf.concat([zeros[:1], x[0, : half + 1], x[0, half - 1 :], zeros], 0)  # each half and one more row
         halves = tf.reshape(rows, [2, half + 2, width, channels])
         y = convolve(halves, kernel, bias, [[0, 0], [0, 0], [1, 1], [0, 0]])
         return tf.reshape(y, [1, 2 * half, width, tf.size(bias)])[:, :height]

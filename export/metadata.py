@@ -1,4 +1,4 @@
-"""The description of a model that travels with every export as ``kerasdet.json``, so that `kerasdet.load` can use it."""
+"""Describes a model for the ``kerasdet.json`` that travels with every export and that `kerasdet.load` reads."""
 
 from collections.abc import Mapping
 from importlib.metadata import version

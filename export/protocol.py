@@ -1,4 +1,4 @@
-"""The protocol of an export format: what `kerasdet.export.workflow` and `kerasdet.load` need to know of one."""
+"""The protocol of an export format: everything that `kerasdet.export.workflow` and `kerasdet.load` use of it."""
 
 import dataclasses
 import re
@@ -45,6 +45,7 @@ class Format:
         recognizes: `recognizes(path) -> bool` says whether a path holds this format, cheaply and without an error.
         load: `load(path) -> Predictor` opens what `write` wrote. The predictor has `metadata`, a dict of
             `kerasdet.export.metadata`.
+        read_metadata: `read_metadata(path) -> dict` reads that description without loading the model.
         run_in_worker: `run_in_worker(model, path, images) -> WorkerRun` runs the file on uint8 images (H, W, 3) in
             another process, which has nothing but the runtime. `run_worker` starts that process.
         new_version: `new_version(folder)` is a context manager for `--serving`: it yields a path to write to and the
@@ -58,6 +59,7 @@ class Format:
     write: Callable[..., Path]
     recognizes: Callable[[Path], bool]
     load: Callable[[Path], Predictor]
+    read_metadata: Callable[[Path], dict[str, Any]]
     run_in_worker: Callable[..., WorkerRun]
     new_version: Callable[[Path], AbstractContextManager[tuple[Path, Path]]] | None = None
 

@@ -66,8 +66,9 @@ def _model_card(metadata, path, signatures):
     lines = [
         f"# {metadata['model']}",
         "",
-        f"{metadata['parameters']:,} parameters, network in {metadata['precision']}, {weights / 2**20:.1f} MiB. Exported by "
-        f"kerasdet {metadata['kerasdet']} with TensorFlow {metadata['tensorflow']} and Keras {metadata['keras']}.",
+        f"{metadata['parameters']:,} parameters, network in {metadata['precision']}, {weights / 2**20:.1f} MiB. "
+        f"Exported by kerasdet {metadata['kerasdet']} with TensorFlow {metadata['tensorflow']} and Keras "
+        f"{metadata['keras']}.",
         "",
         "## Classes",
         "",
@@ -78,8 +79,8 @@ def _model_card(metadata, path, signatures):
         f"The shorter side is resized to {rule['shortest']} pixels, or to less if the longer one would exceed "
         f"{rule['longest']} (kernel {rule['kernel']}, rounding of {rule['rounding']}). Mean "
         f"{_numbers(rule['mean'])}, standard deviation {_numbers(rule['std'])}, channels {rule['channel_order']}; "
-        f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {metadata['max_pixels']:,} pixels "
-        "are refused.",
+        f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {metadata['max_pixels']:,} "
+        "pixels are refused.",
         "",
         "## Signatures",
         "",

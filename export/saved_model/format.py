@@ -55,6 +55,7 @@ FORMAT = Format(
     write=export_saved_model,
     recognizes=_recognizes,
     load=SavedModelPredictor,
+    read_metadata=read_metadata,
     run_in_worker=run_in_worker,
     new_version=new_version,
 )

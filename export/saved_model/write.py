@@ -1,4 +1,4 @@
-"""Writes a SavedModel with everything inside: decoding, resizing, the network, suppression, boxes in the original image.
+"""Writes a SavedModel with everything inside: decoding, resizing, the network, suppression, boxes of the original.
 
 All signatures take a batch of any size and, by default, use stock TensorFlow ops only. An empty batch gives empty
 outputs.

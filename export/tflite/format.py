@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
-from kerasdet.export.tflite.load import TFLitePredictor
+from kerasdet.export.tflite.load import TFLitePredictor, read_metadata
 from kerasdet.export.tflite.quantization import PRECISIONS
 from kerasdet.export.tflite.write import export_tflite
 
@@ -53,5 +53,6 @@ FORMAT = Format(
     write=export_tflite,
     recognizes=_recognizes,
     load=TFLitePredictor,
+    read_metadata=read_metadata,
     run_in_worker=run_in_worker,
 )

@@ -132,6 +132,18 @@ def _drop_empty(detections):
     return compact({name: value for name, value in detections.items() if name != "valid"}, keep)
 
 
+def read_metadata(path: Path) -> dict:
+    """Reads the description that an exported TFLite file carries.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it has none.
+    """
+    return json.loads(_read_files(path)[METADATA_FILE])
+
+
 def as_input(pixels: np.ndarray, input_type: str) -> np.ndarray:
     """Converts float32 pixels to the type of a file's input, "float32" or "uint8"."""
     return np.rint(pixels).astype(np.uint8) if input_type == "uint8" else pixels

@@ -2,8 +2,8 @@
 
 MediaPipe reads the metadata to learn what goes in and out. They are a flatbuffer inside the model's own (schema
 ``tensorflow/lite/support/metadata/metadata_schema.fbs``). The attached files form a ZIP archive after its end, without
-compression because MediaPipe reads them in place. TFLite's own metadata writer fails on current releases (tflite-support
-0.4, Python 3.11), so this module writes the flatbuffer itself.
+compression because MediaPipe reads them in place. MediaPipe's own metadata writer fails on current releases (1.2,
+Python 3.11), so this module writes the flatbuffer itself.
 """
 
 import io

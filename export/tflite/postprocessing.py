@@ -24,13 +24,13 @@ HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centernes
 OUTPUT_ORDER = (*DETECTIONS, "detection_masks", "detection_keypoints", *HEADS)
 
 # LiteRT's custom op fails with an error on any box whose height or width is not above 0 in float32. Sides go in as
-# logarithms and are therefore never exactly 0, but one far below the rounding of its coordinates vanishes in `y + h / 2`.
-# 4e-6 is 32 units in the last place of a coordinate near 1, as a fraction of the image; beyond the image's border
+# logarithms and are therefore never exactly 0, but a side far below the rounding of its box's coordinates vanishes in
+# `y + h / 2`. 4e-6, a fraction of the image, is 32 units in the last place of a coordinate near 1. Outside the image
 # coordinates and their rounding grow, so the least side grows with them.
 _SMALLEST = 4e-6
-# A box that the op got with the least side, and one that lies almost wholly outside the image, must count as empty
-# afterwards, as in the model. They come back clipped with a side of up to 4e-6 plus rounding; 1e-5 is safely above that,
-# and at 1000 pixels still only a hundredth of a pixel.
+# A box that went in with the least side, or that lies outside the image but for rounding, must count as empty, as it
+# does in the model. It comes back with a side of up to 4e-6 plus rounding. 1e-5 is safely above that, and still only
+# a hundredth of a pixel at 1000 pixels.
 _EMPTY = 1e-5
 _SKIPPED = 16  # dummy classes, see `suppress_by_custom_op`
 

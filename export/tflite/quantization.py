@@ -28,14 +28,8 @@ PRECISIONS = ("float32", "float16", "dynamic", "int8")
 _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
 _LAST = r"/(class_logits|box_deltas|box_distances|centerness|objectness)(_\d+)?/"
-_BETWEEN = (
-    "ADD",
-    "MAX_POOL_2D",
-    "PAD",
-    "RESHAPE",
-    "STRIDED_SLICE",
-    "RELU",
-)  # ops between the convolutions of backbone and neck
+# Ops between the convolutions of backbone and neck.
+_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU")
 
 
 def lower_precision(

@@ -89,7 +89,7 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 def _network_outputs(model, image):
     """Returns the pyramid and the outputs of a dense head in torch's layout, by the names of `verify`."""
     batch = model.preprocessing.batch([image])
-    inputs = {name: batch[name] for name in ("image", "image_size")}
+    inputs = {"image": batch["image"], "image_size": batch["image_size"]}
     pyramid = model.neck(model.backbone(model.preprocessing.normalize(**inputs)))
     found = {level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()}
     outputs = model(inputs)
@@ -123,12 +123,12 @@ def _detections(outputs):
 
 def _missed_fraction(detections, theirs, first_label):
     """Returns the fraction of the source's detections that the model does not find."""
-    boxes, scores, labels = detections.xyxy, detections.scores, detections.class_ids + first_label
+    labels = detections.class_ids + first_label
     free = np.ones(len(detections), bool)
     missed = 0
     for box, score, label in zip(theirs["boxes"], theirs["scores"], theirs["labels"], strict=True):
-        same = free & (labels == label) & (np.abs(scores - score) <= MAX_SCORE_DIFFERENCE)
-        same &= np.abs(boxes - box).max(1, initial=0) <= MAX_BOX_DIFFERENCE
+        same = free & (labels == label) & (np.abs(detections.scores - score) <= MAX_SCORE_DIFFERENCE)
+        same &= np.abs(detections.xyxy - box).max(1, initial=0) <= MAX_BOX_DIFFERENCE
         if same.any():
             free[same.argmax()] = False
         else:

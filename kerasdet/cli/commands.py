@@ -112,6 +112,8 @@ def _export(options):
         raise UserError(f"{_flag(wrong[0])} is not an option of --format {form.name}: leave it out.")
     if options.serving and form.new_version is None:
         raise UserError(f"--serving is not an option of --format {form.name}: no server takes this format.")
+    if options.max_ap_drop is not None and not options.eval:
+        raise UserError("--max-ap-drop needs --eval, the data to measure AP on.")
     data = CocoDataset(options.eval) if options.eval else None
     configuration = Path(options.model) / "config.gin"
     _, report = export_and_verify(
@@ -122,7 +124,7 @@ def _export(options):
         verify_images=options.verify_images,
         eval_data=data,
         gin_config=configuration.read_text() if configuration.is_file() else None,
-        **{name: given[name] for name in ("precision", *form.options) if name in given},
+        **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
     )
     print(report)
 

@@ -181,7 +181,13 @@ def _add_export(commands):
         help="compare model and export on these images (default: generated images)",
     )
     export.add_argument(
-        "--eval", type=_path, metavar="ANNOTATIONS", help="print the AP of model and export on this COCO data set"
+        "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO data set"
+    )
+    export.add_argument(
+        "--max-ap-drop",
+        type=_fraction,
+        metavar="X",
+        help="refuse the export if its AP on the data of --eval is lower by more than X, in [0, 1] (default 0.02)",
     )
     saved_model = export.add_argument_group("only for SavedModel")
     saved_model.add_argument(
