@@ -1,4 +1,4 @@
-"""Opening what was trained or converted, and starting from it."""
+"""Loads trained, converted and exported models, and starts training from them."""
 
 import zipfile
 from pathlib import Path

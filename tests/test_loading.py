@@ -6,12 +6,14 @@ import pytest
 import tiny
 
 import kerasdet
+from kerasdet.layers import RetinaNetHead
 from kerasdet.loading import backbone_weights, load, load_detector, pretrained
+from kerasdet.models.common import LossNormalizer
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.talkative(score_threshold=0.008, normalizer="batch", head_convs=2)
+    return tiny.talkative(score_threshold=0.008, normalizer=LossNormalizer("batch"), head=RetinaNetHead(2))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def file(model, tmp_path_factory):
 
 @pytest.fixture
 def run_dir(tmp_path, model):
-    """As training leaves it: two states, and what an interrupted save left."""
+    """A folder as training leaves it: two checkpoints and the rest of an interrupted save."""
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     tiny.detector(seed=5).save(folder / "step_00000099.keras")
@@ -42,22 +44,22 @@ def head_kernel(model):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_a_file_a_converted_folder_and_a_run_are_one(file, run_dir, model, as_text):
+def test_file_converted_folder_and_run_load_alike(file, run_dir, model, as_text):
     for path in (file, file.parent, run_dir):
         loaded = load(str(path) if as_text else path)
         assert same_weights(loaded, model)
-        assert loaded.score_threshold == 0.008
+        assert loaded.postprocessing.score_threshold == 0.008
         assert tuple(loaded.class_names) == tiny.CLASS_NAMES
 
 
-def test_a_loaded_model_detects_the_same(file, model):
+def test_loaded_model_detects_the_same(file, model):
     ours, theirs = (m.detect(tiny.images()) for m in (model, kerasdet.load(file)))
     assert ours["valid"].min() > 5
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name])
 
 
-def test_nothing_there(tmp_path):
+def test_missing_model_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no .*absent: give a run directory or a \.keras file"):
         load(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="holds no model: give the OUT_DIR"):
@@ -69,7 +71,7 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
-def test_a_truncated_newest_checkpoint_is_named(run_dir, keep):
+def test_truncated_newest_checkpoint_raises(run_dir, keep):
     newest = run_dir / "checkpoints" / "step_00000100.keras"
     content = newest.read_bytes()
     newest.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
@@ -77,7 +79,7 @@ def test_a_truncated_newest_checkpoint_is_named(run_dir, keep):
         load(run_dir)
 
 
-def test_a_damaged_file_is_named(tmp_path, file):
+def test_damaged_file_raises(tmp_path, file):
     content = file.read_bytes()
     middle = len(content) // 2
     damaged = tmp_path / "damaged.keras"
@@ -89,7 +91,7 @@ def test_a_damaged_file_is_named(tmp_path, file):
         load(damaged)
 
 
-def test_an_unknown_class_is_named_in_one_line(tmp_path):
+def test_unknown_class_raises_one_line(tmp_path):
     class Homemade(keras.Model):
         pass
 
@@ -104,20 +106,20 @@ def test_an_unknown_class_is_named_in_one_line(tmp_path):
     assert len(str(error.value)) < 500
 
 
-def test_a_backbone_is_no_detector(tmp_path):
+def test_load_detector_refuses_a_backbone(tmp_path):
     tiny.backbone().save(tmp_path / "model.keras")
     assert load(tmp_path).width == 8
     with pytest.raises(ValueError, match="holds a ResNet, not a detector"):
         load_detector(tmp_path)
 
 
-def test_pretrained_with_as_many_classes_is_the_model_itself(file, model):
+def test_pretrained_with_equal_classes_keeps_every_weight(file, model):
     tuned = pretrained(file, 5)
     assert same_weights(tuned, model)
     assert tuple(tuned.class_names) == tiny.CLASS_NAMES
 
 
-def test_pretrained_with_other_classes_keeps_all_but_the_last_layer(file, model):
+def test_pretrained_with_other_classes_reinitialises_only_the_class_layer(file, model):
     tuned = pretrained(file, 3)
     assert tuned.num_classes == 3
     assert tuned.class_names is None
@@ -126,20 +128,19 @@ def test_pretrained_with_other_classes_keeps_all_but_the_last_layer(file, model)
         if new.shape != old.shape or not np.array_equal(new, old):
             changed.append(new.path.split("/")[-3:])
     assert changed == [["class_logits", "conv", "kernel"], ["class_logits", "conv", "bias"]]
-    assert np.std(head_kernel(tuned)) == pytest.approx(0.01, rel=0.2)  # fresh: as RetinaNet starts
+    assert np.std(head_kernel(tuned)) == pytest.approx(0.01, rel=0.2)  # RetinaNet's initial value
     (bias,) = [v for v in tuned.variables if v.path.endswith("class_logits/conv/bias")]
     np.testing.assert_allclose(bias, np.log(0.01 / 0.99), rtol=1e-5)
-    options = ("score_threshold", "normalizer", "head_convs")
-    assert [getattr(tuned, name) for name in options] == [0.008, "batch", 2]
+    assert (tuned.postprocessing.score_threshold, tuned.normalizer.method, tuned.head.num_convs) == (0.008, "batch", 2)
     assert tuned.preprocessing.longest == 96
 
 
-def test_an_rcnn_with_other_classes_gets_new_layers_in_its_branches_too(tmp_path):
+def test_pretrained_rcnn_with_other_classes_reinitialises_branches_too(tmp_path):
     model = tiny.rcnn()
     model.save(tmp_path / "model.keras")
     tuned = pretrained(tmp_path / "model.keras", 2)
     logits = tuned({"image": np.zeros((1, 64, 64, 3), np.uint8), "image_size": np.int32([[64, 64]])})["class_logits"]
-    assert (tuned.num_classes, tuned.branches[0].num_classes, logits.shape[-1]) == (2, 2, 3)
+    assert (tuned.num_classes, logits.shape[-1]) == (2, 3)
     changed = {
         new.path.split("/")[-2 if new.path.split("/")[-2] != "conv" else -3]
         for new, old in zip(tuned.variables, model.variables, strict=True)
@@ -149,25 +150,25 @@ def test_an_rcnn_with_other_classes_gets_new_layers_in_its_branches_too(tmp_path
     assert tuned.detect(tiny.images())["mask_probs"].shape[2:] == (28, 28)
 
 
-def test_a_proposal_network_has_no_classes_to_tune(tmp_path):
+def test_pretrained_refuses_a_proposal_network(tmp_path):
     part = tiny.rcnn()
     kerasdet.ProposalNetwork(backbone=part.backbone, neck=part.neck, rpn=part.rpn).save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match="holds a ProposalNetwork, which knows no classes"):
+    with pytest.raises(ValueError, match="holds a ProposalNetwork, which has no classes"):
         pretrained(tmp_path / "model.keras", 2)
 
 
-def test_a_deformable_backbone_takes_ordinary_kernels(tmp_path):
+def test_deformable_backbone_takes_ordinary_kernels(tmp_path):
     source = tiny.backbone()
     source.save(tmp_path / "model.keras")
     receiver = tiny.detector(backbone=tiny.backbone(deform_stages=("c4", "c5")))
     backbone_weights(receiver, tmp_path / "model.keras")
     image = np.float32(np.random.default_rng(0).normal(size=(1, 64, 64, 3)))
-    for name, value in source(image).items():  # without offsets it is the ordinary one
+    for name, value in source(image).items():  # with offsets of 0 both compute the same
         np.testing.assert_allclose(receiver.backbone(image)[name], value, atol=1e-4)
 
 
 @pytest.mark.parametrize("of", ["backbone", "detector"])
-def test_backbone_weights(tmp_path, model, of):
+def test_backbone_weights_changes_only_the_backbone(tmp_path, model, of):
     path = tmp_path / "model.keras"
     (model.backbone if of == "backbone" else model).save(path)
     receiver = tiny.detector(num_classes=2, seed=3)
@@ -187,7 +188,7 @@ def test_backbone_weights(tmp_path, model, of):
         ({"norm": "bn", "block": "bottleneck"}, "c2_0/conv1/conv/kernel"),
     ],
 )
-def test_backbones_of_another_shape_are_named(tmp_path, options, named):
+def test_backbone_of_another_shape_raises(tmp_path, options, named):
     path = tmp_path / "backbone.keras"
     tiny.backbone().save(path)
     with pytest.raises(ValueError, match=named) as error:
@@ -195,7 +196,7 @@ def test_backbones_of_another_shape_are_named(tmp_path, options, named):
     assert str(path) in str(error.value)
 
 
-def test_a_deeper_source_does_not_pass_for_a_shallow_one(tmp_path):
+def test_deeper_source_for_a_shallow_backbone_raises(tmp_path):
     tiny.backbone(stages=(2, 1, 1, 1)).save(tmp_path / "deep.keras")
     with pytest.raises(ValueError, match="c2_1/conv1/conv/kernel"):
         backbone_weights(tiny.detector(), tmp_path / "deep.keras")
