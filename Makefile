@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: demo test test-quick test-slow lint bench clean
+.PHONY: demo test test-quick lint bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/kerasdet train retinanet_r18_fpn_shapes --set OUT_DIR=$(RUN)
@@ -13,13 +14,11 @@ demo: $(VENV)/ready
 	$(BIN)/kerasdet export $(RUN) $(RUN)/saved_model
 	$(BIN)/kerasdet predict $(RUN) data/shapes/eval/images/00000[1-8].jpg --draw $(RUN)/pictures
 
-test: test-quick test-slow
+test: $(VENV)/ready
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-quick: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

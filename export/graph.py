@@ -1,6 +1,23 @@
-"""A model's inference as one graph, made fast: batch norm folded, weights and arithmetic in the chosen precision.
+"""Turns a model's inference into one fast graph: batch norm folded, weights and arithmetic in the chosen precision.
 
-The steps are functions from a `GraphDef` to a `GraphDef`, which know nothing of the model it came from.
+Each pass is a function from a `GraphDef` to a `GraphDef` that knows nothing of the model. Several undo a detour that a
+layer takes because training needs it, so their order matters:
+
+1. `drop_gradients` removes the custom gradients of kerasdet's ops, which no other process can look up.
+2. `to_float32` removes the casts' reason: a model trained under a mixed policy computes in 16 bits, and the passes
+   below fold weights, which has to happen in float32 before they are rounded once at the end.
+3. `fold_constants` removes what stands between a weight and its use: the reads of variables, Keras' casts to the
+   policy's type, which step 2 has turned into casts to the same type, and the reshapes of batch norm's statistics.
+   Steps 4 and 5 see a weight only if it is a constant that enters the op directly.
+4. `fold_batch_norm` merges batch norm into the convolution before it.
+5. `fold_strides` undoes the detour of `kerasdet.layers.conv`: it takes every s-th pixel and convolves them without
+   strides, because the gradient of a strided 1x1 convolution corrupts the heap in oneDNN (TensorFlow 2.21). Inference
+   has no gradient, and the direct form reads the pixels once.
+6. In 16 bits `lower_precision` rounds weights and activations. It comes after all folding, so that a folded weight is
+   rounded once. Then `widen_strides` adds a detour against another fault of oneDNN, for 16-bit convolutions only, so it
+   must see the final types and the strides that step 5 restored.
+   In float32 `split_wide_convs` adds a detour for speed. It replaces convolution, bias and ReLU by a function call,
+   which no other pass looks into, so it comes last. TFLite has none of oneDNN's habits and goes without.
 """
 
 import functools
@@ -9,60 +26,67 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework.graph_pb2 import GraphDef
-from tensorflow.core.framework.node_def_pb2 import NodeDef
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 
+from kerasdet.errors import UserError
+from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import static_shapes
 
+GraphDef = tf.compat.v1.GraphDef
+NodeDef = tf.compat.v1.NodeDef
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _WEIGHTED = {"Conv2D": (0, 1), "DepthwiseConv2dNative": (0, 1), "Conv2DBackpropInput": (2, 1), "MatMul": (0, 1)}
-_FOLLOWING = {  # op -> its inputs of type T; none of them needs more bits than what it is given
+_FOLLOWING = {  # op -> indices of its inputs of type T; these ops need no more bits than their inputs have
     **dict.fromkeys(["BiasAdd", "AddV2"], (0, 1)),
     **dict.fromkeys(["Relu", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "ExpandDims", "Tile"], (0,)),
     **dict.fromkeys(["StridedSlice", "Transpose", "ResizeNearestNeighbor", "Max", "GatherV2"], (0,)),
 }
-_BLIND = ("Shape", "Size")  # to values
+_BLIND = ("Shape", "Size")  # ops that read the shape of their input only
 _FLOAT = tf.float32.as_datatype_enum
-_LARGE = 2048  # bytes
+_LARGE = 2048  # bytes; larger constants become variables
 
 
 class InferenceGraph(tf.Module):
-    """A function as a graph of its own, with weights that it no longer shares with the model.
+    """Copies a function into a graph of its own, with its own weights.
 
     Args:
-        function: From tensors to a dict of tensors.
-        signature: Of its arguments.
-        precision: One of `PRECISIONS`, of convolutions, matrix products and what lies between them.
+        function: A function from tensors to a dict of tensors.
+        signature: Specs of its arguments.
+        precision: Precision of convolutions, of matrix products and of the ops between them, one of `PRECISIONS`.
+
+    Attributes:
+        weights: Variables of the graph by name.
+        detect: The optimised function, a `tf.function`.
+        graph_def: The optimised graph, with placeholders for its weights.
 
     Raises:
-        ValueError: If the precision is unknown.
+        UserError: If the precision is unknown.
     """
 
     def __init__(self, function: Callable, signature: Sequence[tf.TensorSpec], precision: str = "float32"):
         super().__init__()
         if precision not in PRECISIONS:
-            raise ValueError(f"There is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+            raise UserError(f"There is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
         concrete = tf.function(function, input_signature=signature).get_concrete_function()
-        frozen, graph = convert_variables_to_constants_v2_as_graph(concrete, lower_control_flow=False)
-        self._names = sorted(concrete.structured_outputs)  # as a dict is flattened
+        frozen, graph = freeze_variables(concrete)
+        self._names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
         self._inputs = [tensor.name for tensor in frozen.inputs]
         self._outputs = [tensor.name for tensor in frozen.outputs]
         ends = [name.split(":")[0] for name in (*self._inputs, *self._outputs)]
-        graph = fold_strides(fold_batch_norm(fold_constants(in_float32(without_gradients(graph)))))
+        for step in (drop_gradients, to_float32, fold_constants, fold_batch_norm, fold_strides):
+            graph = step(graph)
         if precision != "float32":
             graph = widen_strides(lower_precision(graph, tf.as_dtype(precision), ends))
         elif not static_shapes():
-            graph = halve_images(graph, ends)
-        self._graph, weights = split_weights(_in_order(graph, ends), graph)
+            graph = split_wide_convs(graph, ends)
+        self.graph_def, weights = extract_weights(_in_order(graph, ends), graph)
         self.weights = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
         self.detect = tf.function(self._call, input_signature=signature)
 
     def _call(self, *arguments):
         values = {f"{name}:0": weight.read_value() for name, weight in self.weights.items()}
         results = tf.graph_util.import_graph_def(
-            self._graph,
+            self.graph_def,
             input_map={**dict(zip(self._inputs, arguments, strict=True)), **values},
             return_elements=self._outputs,
             name="graph",
@@ -70,16 +94,16 @@ class InferenceGraph(tf.Module):
         return dict(zip(self._names, results, strict=True))
 
 
-def without_gradients(graph: GraphDef) -> GraphDef:
-    """The graph without references to custom gradients, which only this process knows."""
+def drop_gradients(graph: GraphDef) -> GraphDef:
+    """Removes references to custom gradients, which only this process can look up."""
     graph = _copy(graph)
     for node in _all_nodes(graph):
         node.attr.pop("_gradient_op_type", None)
     return graph
 
 
-def in_float32(graph: GraphDef) -> GraphDef:
-    """The graph with all that has 16 bits, as in a model trained in mixed precision, in float32."""
+def to_float32(graph: GraphDef) -> GraphDef:
+    """Turns everything of 16 bits, as in a model trained in mixed precision, into float32."""
     graph = _copy(graph)
     low = {tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum}
     for node in _all_nodes(graph):
@@ -95,11 +119,10 @@ def in_float32(graph: GraphDef) -> GraphDef:
 
 
 def fold_constants(graph: GraphDef) -> GraphDef:
-    """Takes away what stands between a weight and its use, which are copies, casts to its own type and changes of its
-    shape, and all but one of equal constants."""
+    """Removes copies, casts to the same type and reshapes between a weight and its use, and duplicates of constants."""
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
-    constant, first = {}, {}  # what is as good as which constant; the first of each value
+    constant, first = {}, {}  # node -> constant with the same value; value -> the first constant that has it
     for name, node in nodes.items():
         if node.op == "Const":
             constant[name] = first.setdefault(node.attr["value"].tensor.SerializeToString(deterministic=True), name)
@@ -119,13 +142,14 @@ def fold_constants(graph: GraphDef) -> GraphDef:
                 node.CopyFrom(_constant(node.name, values[0].reshape(values[1])))
             constant[node.name] = node.name
     for node in graph.node:
-        waited = [name for name in node.input if name.lstrip("^") not in constant or not name.startswith("^")]
-        node.input[:] = [constant.get(name, name) for name in waited]  # nothing need wait for a constant
+        # Control inputs ("^name") that name a constant wait for nothing.
+        inputs = [name for name in node.input if name.lstrip("^") not in constant or not name.startswith("^")]
+        node.input[:] = [constant.get(name, name) for name in inputs]
     return graph
 
 
 def fold_batch_norm(graph: GraphDef) -> GraphDef:
-    """Batch norm with stored statistics as part of the convolution before it: other weights, and a bias."""
+    """Merges batch norm with stored statistics into the convolution before it, as other weights and a bias."""
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
     for norm in [node for node in graph.node if node.op == "FusedBatchNormV3" and not node.attr["is_training"].b]:
@@ -149,7 +173,7 @@ def fold_batch_norm(graph: GraphDef) -> GraphDef:
 
 
 def fold_strides(graph: GraphDef) -> GraphDef:
-    """A 1x1 convolution of every s-th pixel as one with strides, for which the pixels need not be gathered first."""
+    """Turns a 1x1 convolution of every s-th pixel into one with strides, which need not gather the pixels first."""
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
     for conv in [node for node in graph.node if node.op == "Conv2D"]:
@@ -168,15 +192,15 @@ def fold_strides(graph: GraphDef) -> GraphDef:
     return graph
 
 
-def halve_images(graph: GraphDef, ends: Collection[str]) -> GraphDef:
-    """The 3x3 convolutions to many channels, of one image as of its two halves, as long as they are in float32.
+def split_wide_convs(graph: GraphDef, ends: Collection[str]) -> GraphDef:
+    """Runs float32 3x3 convolutions with 256 output channels, or a multiple, on the two halves of a single image.
 
-    On CPUs TensorFlow reorders a convolution's weights for two images, not for one, and without that oneDNN takes half
-    as long again where there are 256 channels or a multiple. The results are the same to the last bit.
+    On CPUs TensorFlow 2.21 reorders the weights of a convolution for two images, but not for one. Without the new order
+    oneDNN takes half as long again for these convolutions. The results are the same to the last bit.
 
     Args:
-        graph: With constants where weights are used.
-        ends: Names of nodes that stay as they are: the inputs and outputs of the graph.
+        graph: A graph whose weights are constants.
+        ends: Names of the graph's inputs and outputs, which must remain.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -189,20 +213,20 @@ def halve_images(graph: GraphDef, ends: Collection[str]) -> GraphDef:
         last, relu = bias_add, followers.get(bias_add.name)
         if relu is not None and relu.op == "Relu" and uses[bias_add.name] == 1 and bias_add.name not in ends:
             last = relu
-        last.CopyFrom(_calling(_halving(last is relu), last.name, [*conv.input, bias_add.input[1]], graph))
+        last.CopyFrom(_call(_split_conv(last is relu), last.name, [*conv.input, bias_add.input[1]], graph))
     return graph
 
 
 def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> GraphDef:
-    """Convolutions and matrix products by constant weights in 16 bits, and what lies between two of them.
+    """Puts convolutions and matrix products by constant weights, and the ops between two of them, into 16 bits.
 
-    All else, such as the decoding of boxes, stays in float32. The casts are part of the graph and the weights are
-    stored in `dtype`, so that no setting of a server and no other processor changes what is computed where.
+    Everything else, such as the decoding of boxes, stays in float32. The casts are part of the graph and the weights
+    are stored in `dtype`, so neither a server's settings nor another processor changes the precision of any op.
 
     Args:
-        graph: In float32, with constants where weights are used.
+        graph: A graph in float32 whose weights are constants.
         dtype: `tf.bfloat16` or `tf.float16`.
-        ends: Names of nodes that stay as they are: the inputs and outputs of the graph.
+        ends: Names of the graph's inputs and outputs, which must remain.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -240,10 +264,11 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
 
 
 def widen_strides(graph: GraphDef) -> GraphDef:
-    """3x3 convolutions of 16 bits with strides with another column of outputs, which is cut off again.
+    """Lets strided 3x3 convolutions in 16 bits compute one more column, and cuts it off again.
 
-    TensorFlow 2.21's oneDNN gives garbage on AMX where there is but one column, and several rows. All have a pad by
-    constants before them, as those of this package have.
+    In TensorFlow 2.21 oneDNN returns garbage on AMX if such a convolution has a single output column and several rows.
+    The pass finds convolutions that follow a `Pad` by constants, as all strided ones of `kerasdet.layers` do. It can go
+    once tests/export/test_graph.py passes without it on a processor with AMX.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -252,8 +277,8 @@ def widen_strides(graph: GraphDef) -> GraphDef:
         if step == 1 or pad is None or pad.op != "Pad" or nodes[pad.input[1]].op != "Const":
             continue
         kernel = nodes.get(conv.input[1])
-        if kernel is None or kernel.op != "Const" or _value(kernel).shape[:2] != (3, 3):  # 7x7 ones have wide inputs
-            continue
+        if kernel is None or kernel.op != "Const" or _value(kernel).shape[:2] != (3, 3):
+            continue  # the 7x7 stem reads the image, which is never so narrow
         paddings = np.add(_value(nodes[pad.input[1]]), [[0, 0], [0, 0], [0, step], [0, 0]])
         wide, wide_pad = _copy(conv), _copy(pad)
         wide.name, wide_pad.name = f"{conv.name}/wide", f"{pad.name}/wide"
@@ -270,10 +295,18 @@ def widen_strides(graph: GraphDef) -> GraphDef:
     return graph
 
 
-def split_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, dict[str, np.ndarray]]:
-    """A graph of `nodes` with placeholders for its large constants, and these.
+def extract_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, dict[str, np.ndarray]]:
+    """Replaces large constants by placeholders.
 
-    As constants they would be copied with the graph at each step of loading it: 5 GB in place of 1 for a ResNet-50.
+    As constants they would be copied with the graph at each step of loading it, which takes 5 GB instead of 1 for a
+    ResNet-50.
+
+    Args:
+        nodes: Nodes of the new graph, each after its inputs.
+        graph: The graph that they are from, whose function library the new graph gets.
+
+    Returns:
+        The new graph, and the constants by the name of their placeholder.
     """
     result = GraphDef(node=nodes, library=graph.library, versions=graph.versions)
     weights = {}
@@ -287,7 +320,7 @@ def split_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, 
 
 
 def _is_wide(conv, nodes):
-    """Whether a convolution is one that `halve_images` is for."""
+    """Says whether `split_wide_convs` makes a convolution faster."""
     kernel = nodes.get(conv.input[1])
     if kernel is None or kernel.op != "Const" or _type(conv, "T") != _FLOAT or conv.attr["padding"].s != b"SAME":
         return False
@@ -297,8 +330,8 @@ def _is_wide(conv, nodes):
 
 
 @functools.cache
-def _halving(relu):
-    """A 3x3 convolution with bias, and ReLU, as a function that halves a single image."""
+def _split_conv(relu):
+    """Builds a function for a 3x3 convolution with bias, and ReLU if asked, that halves a single image."""
 
     def convolve(x, kernel, bias, padding):
         y = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, padding), bias)
@@ -308,7 +341,7 @@ def _halving(relu):
         _, height, width, channels = tf.unstack(tf.shape(x))
         half = (height + 1) // 2
         zeros = tf.zeros([2 * half - height + 1, width, channels])
-        rows = tf.concat([zeros[:1], x[0, : half + 1], x[0, half - 1 :], zeros], 0)  # each half and what it borders on
+        rows = tf.concat([zeros[:1], x[0, : half + 1], x[0, half - 1 :], zeros], 0)  # each half and one more row
         halves = tf.reshape(rows, [2, half + 2, width, channels])
         y = convolve(halves, kernel, bias, [[0, 0], [0, 0], [1, 1], [0, 0]])
         return tf.reshape(y, [1, 2 * half, width, tf.size(bias)])[:, :height]
@@ -321,12 +354,13 @@ def _halving(relu):
         )
 
     specs = [tf.TensorSpec(shape) for shape in ([None] * 4, [3, 3, None, None], [None])]
-    once = {"_noinline": True}  # in memory, and not for each convolution
-    return tf.function(function, input_signature=specs, experimental_attributes=once).get_concrete_function()
+    # Without inlining, the function that splits a convolution is stored once, not once per convolution.
+    attributes = {"_noinline": True}
+    return tf.function(function, input_signature=specs, experimental_attributes=attributes).get_concrete_function()
 
 
-def _calling(function, name, inputs, graph):
-    """A node that calls a function, which the graph's library then has."""
+def _call(function, name, inputs, graph):
+    """Returns a node that calls a function, after adding the function to the graph's library."""
     library = graph.library.function
     known = {each.signature.name for each in library}
     nested = function.graph.as_graph_def().library.function
@@ -339,13 +373,13 @@ def _calling(function, name, inputs, graph):
 
 
 def _weighted_inputs(node, is_constant):
-    """Indices of the inputs of a convolution or matrix product whose weights are constant, else none."""
+    """Returns the typed inputs of a convolution or matrix product with constant weights, else nothing."""
     typed = _WEIGHTED.get(node.op, ())
     return typed if typed and is_constant(node.input[typed[1]]) else ()
 
 
 def _following_inputs(node, is_constant, low):
-    """Indices of the inputs of an operation that stays in 16 bits if what it is given has no more, else none."""
+    """Returns the typed inputs of an op that can stay in 16 bits because all its inputs are, else nothing."""
     typed = _FOLLOWING.get(node.op, ())
     if node.op == "ConcatV2":
         typed = tuple(range(node.attr["N"].i))
@@ -359,7 +393,7 @@ def _all_nodes(graph):
 
 
 def _in_order(graph, ends=None):
-    """The nodes that `ends` need, or all, each after its inputs."""
+    """Lists the nodes that `ends` need, or all, each after its inputs."""
     nodes = {node.name: node for node in graph.node}
     done, order = set(), []
     for root in nodes if ends is None else ends:
@@ -376,7 +410,7 @@ def _in_order(graph, ends=None):
 
 
 def _type(node, name):
-    """A type attribute, or None."""
+    """Returns a type attribute, or None."""
     return node.attr[name].type if name in node.attr else None
 
 

@@ -1,209 +1,339 @@
-"""An export from beginning to end: written, loaded again elsewhere, compared with the model, measured."""
+"""Exports a model from beginning to end: writes it, runs it elsewhere, compares it with the model, measures its AP."""
 
+import contextlib
+import dataclasses
+import math
 import shutil
+import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
-from kerasdet.export import export_saved_model, export_tflite, verify_saved_model, verify_tflite
-from kerasdet.export.saved_model.serving import next_version, warmup_protos, write_kit, write_warmup
+from kerasdet.export.formats import format_named, format_of
+from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 
-from kerasdet.data import images as image_ops
+from kerasdet.data import images as image_files
 from kerasdet.data import shapes
-from kerasdet.data.pipeline import evaluation_batches
+from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
-from kerasdet.evaluation.evaluate import evaluate_batches
-from kerasdet.loading import load
+from kerasdet.inference.preprocessing import open_images
 from kerasdet.models import Detector
 
-_SAMPLE_SIZES = ((480, 640), (500, 333))
-_WANTED = 20  # detections to compare where the model has none above its own threshold
+MAX_AP_DROP = 0.02
+
+_SAMPLE_SIZES = ((480, 640), (500, 333))  # of generated images; the comparison has to meet more than one shape
+_WANTED = 20  # detections to compare if the model has none above its own threshold
+_RUNS = 3  # of the Keras model, whose first run traces
 
 
-def ship(
+def export_and_verify(
     model: Detector,
     path: str | Path,
     *,
-    images: Sequence[str | Path] = (),
-    class_offset: int = 1,
-    **options,
+    format: str = "saved_model",
+    serving: bool = False,
+    precision: str = "float32",
+    verify_images: Sequence = (),
+    calibration_images: Sequence = (),
+    eval_data: Any = None,
+    max_ap_drop: float = MAX_AP_DROP,
+    gin_config: str | None = None,
+    **options: Any,
 ) -> tuple[Path, str]:
-    """Exports a SavedModel and shows that it is the model.
+    """Writes a detector in an export format and makes sure that the result is the model.
+
+    The export runs in a process of its own that has nothing of kerasdet, and its detections are compared with the
+    model's, see `kerasdet.export.verify`. If the comparison fails, nothing stays behind of what was written.
 
     Args:
         model: The detector.
-        path: A folder that does not exist or is empty.
-        images: Files to compare on; by default generated pictures.
-        class_offset: See `export_saved_model`, as for the other `options`.
+        path: File or folder to write, which does not exist yet; with `serving` a new or existing serving folder.
+        format: Name of a format in `kerasdet.export.formats`, "saved_model" or "tflite".
+        serving: Whether to write the next version in a folder for TF Serving.
+        precision: Precision of the network, one of the format's.
+        verify_images: Images to compare on: arrays (H, W, 3), PIL images or paths. By default generated images.
+        calibration_images: Images, or folders of image files, that show the "int8" of TFLite the ranges of values.
+        eval_data: A data set on which the AP of model and export is measured; None measures no AP.
+        max_ap_drop: Largest loss of AP on `eval_data`, of boxes, masks and keypoints alike, as a difference of AP in
+            0..1. For exports in 8 bits this is the measure that counts.
+        gin_config: Text of the run's operative configuration, which goes into the export; None for none.
+        **options: Options of the format, such as `class_offset` of a SavedModel or `size` of a TFLite file.
 
     Returns:
-        The path, and what was found, for people.
+        The path of the export, and a report for people.
 
     Raises:
-        RuntimeError: If the SavedModel differs from the model.
+        UserError: If an option does not fit the format or the model.
+        OSError: If the path exists, or its folder does not.
+        VerificationError: If the export does not run, differs from the model, or loses too much AP.
+
+    Example:
+        >>> path, report = export_and_verify(model, "detector.tflite", format="tflite", size=(320, 320))
     """
-    how = {name: options[name] for name in ("precision", "ops") if name in options}
-
-    def export_and_verify(model, path, samples):
-        export_saved_model(model, path, class_offset=class_offset, **options)
-        return verify_saved_model(model, path, samples, class_offset=class_offset, **how)
-
-    path, samples = Path(path), _samples(images)
-    try:
-        lines = _compared(model, path, samples, export_and_verify, "TensorFlow")
-    except RuntimeError:
-        shutil.rmtree(path, ignore_errors=True)  # no folder is left that is not the model
-        raise
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path, "\n".join([f"{path}: {size / 2**20:.1f} MiB, {how.get('precision', 'float32')}.", *lines])
-
-
-def ship_tflite(
-    model: Detector,
-    path: str | Path,
-    *,
-    images: Sequence[str | Path] = (),
-    representative: Sequence[str | Path] = (),
-    **options,
-) -> tuple[Path, str]:
-    """Exports a TFLite file and shows that it is the model.
-
-    Args:
-        model: The detector.
-        path: A file that does not exist.
-        images: Files to compare on; by default generated pictures.
-        representative: Image files, or folders of such, for the ranges of "int8".
-        options: See `export_tflite`.
-
-    Returns:
-        The path, and what was found, for people.
-
-    Raises:
-        RuntimeError: If the file differs from the model.
-    """
-    if representative and options.get("precision") != "int8":
-        raise ValueError("--representative images are for --precision int8 alone.")
-    pictures = [image_ops.read(image) for image in _files(representative)]
-
-    def export_and_verify(model, path, samples):
-        return verify_tflite(model, export_tflite(model, path, images=pictures, **options), samples)
-
-    path, samples = Path(path), _samples(images)
-    try:
-        lines = _compared(model, path, samples, export_and_verify, "LiteRT")
-    except RuntimeError:
-        path.unlink(missing_ok=True)  # no file is left that is not the model
-        raise
-    facts = load(path).facts
-    head = (
-        f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {facts['precision']}, tail {facts['tail']}, input "
-        f"{'x'.join(map(str, facts['size']))} {facts['input_type']}."
-    )
-    return path, "\n".join([head, *lines])
+    export_format = format_named(format)
+    options = _check_options(export_format, precision, options)
+    if "calibration_images" in export_format.options:
+        options["calibration_images"] = list(_list_images(calibration_images))
+    elif len(calibration_images):
+        raise UserError(f"Format {format} takes no calibration images: leave them out, or use format tflite.")
+    if serving and export_format.new_version is None:
+        raise UserError(f"Format {format} has no server: leave --serving out, or use format saved_model.")
+    images = read_images(verify_images) or sample_images()
+    write_options = {"precision": precision, "gin_config": gin_config, **options}
+    if not serving:
+        return Path(path), _export(model, Path(path), export_format, write_options, images, eval_data, max_ap_drop)
+    with export_format.new_version(Path(path)) as (partial, version):
+        report = _export(model, partial, export_format, write_options, images, eval_data, max_ap_drop)
+    return version, report.replace(str(partial), str(version))
 
 
-def _files(paths):
-    """Image files; of a folder all that it holds but for what is hidden."""
-    for path in map(Path, paths):
-        visible = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        yield from sorted(visible) if path.is_dir() else [path]
-
-
-def ship_version(model: Detector, folder: str | Path, **options) -> tuple[Path, str]:
-    """`ship` as the next version in a folder for TF Serving, where it appears when it is complete.
-
-    Args:
-        model: The detector.
-        folder: New, or of an earlier call.
-        options: As of `ship`.
-    """
-    warmup_protos()  # before any work is done
-    version = next_version(folder)
-    version.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="partial_", dir=version.parent) as partial:
-        path, report = ship(model, Path(partial) / "model", **options)
-        write_warmup(path)
-        path.rename(version)
-    write_kit(folder)
-    return version, report.replace(str(path), str(version))
-
-
-def compare_ap(model: Detector, path: str | Path, data) -> str:
-    """The AP of a model and of its artefact, as tables.
-
-    Args:
-        model: What was exported.
-        path: The SavedModel or TFLite file.
-        data: As for `kerasdet.evaluate`.
-    """
-    saved = load(path)
-    ours = evaluate(model, data)
-    theirs, _ = evaluate_batches(
-        _InPixels(saved),
-        evaluation_batches(data, 1, size_divisor=1),
-        data.ground_truth,
-        data.category_ids,
-        [record.image_id for record in data.records],
-    )
-    return f"The model:\n{ours.table()}\nThe export:\n{theirs.table()}"
-
-
-def sample_images() -> list[np.ndarray]:
-    """Generated pictures of two sizes, uint8."""
-    pictures = []
-    for seed, size in enumerate(_SAMPLE_SIZES):
-        with tempfile.TemporaryDirectory() as folder:
-            shapes.write(folder, num_images=1, seed=seed, image_size=size, objects=(6, 6))
-            pictures.append(image_ops.read(next(Path(folder).rglob("*.jpg"))))
-    return pictures
-
-
-def _samples(images):
-    return [image_ops.read(image) for image in images] or sample_images()
-
-
-def _compared(model, path, samples, export_and_verify, runtime):
-    """What came of an export and its comparison, in lines."""
-    report = export_and_verify(model, path, samples)
-    lines = [f"Reloaded with {runtime} alone: {report}"]
-    if not report.detections and hasattr(model, "score_threshold"):
-        found = _verify_below_threshold(model, samples, export_and_verify)
-        lines.append(f"The model finds nothing on these images. {found}")
-    return lines
-
-
-def _verify_below_threshold(model, samples, export_and_verify):
-    """The comparison at a score threshold where there is something to compare: another export, which is not kept."""
-    found = _with_threshold(model, 0.0).detect(samples[:1])
-    scores = found["scores"][0, : found["valid"][0]][:_WANTED]
-    if not len(scores):
-        raise RuntimeError(
-            f"{type(model).__name__} finds nothing on these images at any score, so there is nothing to compare: name "
-            "other images with --verify, and see that the weights are finite."
+def _check_options(export_format, precision, options):
+    """Returns a copy of the options, all of which the format has."""
+    if precision not in export_format.precisions:
+        raise UserError(
+            f"Format {export_format.name} has no precision {precision!r}: choose one of "
+            f"{', '.join(export_format.precisions)}."
         )
-    threshold = 0.999 * float(scores.min())
+    for name in options:
+        if name not in export_format.options:
+            known = ", ".join(export_format.options)
+            raise UserError(f"Format {export_format.name} has no option {name!r}: its options are {known}.")
+    return dict(options)
+
+
+def _export(model, path, export_format, write_options, images, eval_data, max_ap_drop):
+    """Writes and verifies; returns the report."""
+
+    def write(model, path):
+        export_format.write(model, path, **write_options)
+
+    with _remove_on_failure(path):
+        write(model, path)
+        report = verify_export(model, path, images)
+        lines = [_describe(path), f"Run by {export_format.runtime} alone: {report}"]
+        if not report.detections:
+            lines.append(_verify_below_threshold(model, write, path, images))
+        if eval_data is not None:
+            lines.append(compare_ap(model, path, eval_data, max_ap_drop))
+        elif _tolerance(model, write_options["precision"]) is EIGHT_BITS:
+            lines.append(
+                "AP was not measured: give --eval ANNOTATIONS to see what 8 bits cost, and to refuse an export that "
+                f"loses more than {max_ap_drop:g}."
+            )
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _remove_on_failure(path: Path) -> Iterator[None]:
+    """Removes whatever the block wrote to a path if it fails, and nothing that was there before."""
+    was_folder = path.is_dir()
+    is_ours = not path.exists() or (was_folder and not any(path.iterdir()))
+    try:
+        yield
+    except BaseException:
+        if is_ours and path.is_dir():
+            shutil.rmtree(path)
+            if was_folder:
+                path.mkdir()
+        elif is_ours:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report:
+    """Runs an export in a process of its own and compares it with the model it was made from.
+
+    Args:
+        model: The detector.
+        path: The export.
+        images: Images to compare on: arrays (H, W, 3), PIL images or paths.
+
+    Returns:
+        The differences, all within the tolerance of the export's precision.
+
+    Raises:
+        UserError: If `path` holds no export.
+        VerificationError: If the export does not run, or differs from the model.
+
+    Example:
+        >>> print(verify_export(model, "detector.tflite", ["street.jpg"]))
+    """
+    export_format = format_of(path)
+    if export_format is None:
+        raise UserError(f"{path} holds no export: give a folder or file that `kerasdet export` wrote.")
+    run = export_format.run_in_worker(model, Path(path), read_images(images))
+    expected, seconds = {}, math.inf
+    for batch, _ in run.cases:  # signatures share their batches
+        if id(batch) not in expected:
+            expected[id(batch)], fastest = _detect_timed(model, batch)
+            seconds = min(seconds, fastest / len(batch["image_size"]))
+    report = compare(
+        [(expected[id(batch)], found) for batch, found in run.cases],
+        _tolerance(model, read_metadata(path)["precision"]),
+        score_threshold=_score_threshold(model),
+        subject=str(path),
+    )
+    return dataclasses.replace(
+        report, milliseconds=1e3 * statistics.median(run.seconds), model_milliseconds=1e3 * seconds
+    )
+
+
+def _detect_timed(model: Detector, batch: Mapping) -> tuple[dict[str, np.ndarray], float]:
+    """Runs the model on a batch several times, and returns its detections and the seconds of the fastest run."""
+    seconds = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        detections = {name: value.numpy() for name, value in model.detect_batch(batch).items()}
+        seconds.append(time.perf_counter() - start)
+    return detections, min(seconds)
+
+
+def _tolerance(model, precision) -> Tolerance:
+    return tolerance_for(precision, model.backbone.compute_dtype)
+
+
+def _score_threshold(model) -> float:
+    """Returns the model's score threshold, 0 for one without, such as a `ProposalNetwork`."""
+    return getattr(model.postprocessing, "score_threshold", 0.0)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Returns the description of a model that its export carries, see `kerasdet.export.metadata`.
+
+    Args:
+        path: The export.
+    """
+    return format_of(path).read_metadata(Path(path))
+
+
+def _describe(path):
+    """Returns a line about an export: its size and the options that tell it from others."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    megabytes = sum(file.stat().st_size for file in files) / 2**20
+    metadata = read_metadata(path)
+    words = [f"{path}: {megabytes:.1f} MiB, {metadata['precision']}"]
+    if "postprocessing" in metadata:
+        words.append(f"postprocessing {metadata['postprocessing']}")
+    if "size" in metadata:
+        words.append(f"input {'x'.join(map(str, metadata['size']))} {metadata['input_type']}")
+    return ", ".join(words) + "."
+
+
+def _verify_below_threshold(model, write, path, images):
+    """Compares another export, which is not kept, with a score threshold at which the model finds something."""
+    has_threshold = hasattr(model.postprocessing, "score_threshold")
+    found = with_score_threshold(model, 0.0).detect(images[0]) if has_threshold else ()
+    if not len(found):
+        raise VerificationError(
+            f"{type(model).__name__} finds nothing on these images at any score, so nothing can be compared: name "
+            "other images with --verify-images, and check that the weights are finite."
+        )
+    threshold = 0.999 * float(found.scores[:_WANTED].min())
+    sensitive = with_score_threshold(model, threshold)
     with tempfile.TemporaryDirectory() as folder:
-        report = export_and_verify(_with_threshold(model, threshold), Path(folder) / "model.tflite", samples)
-    return f"The same with a score threshold of {threshold:.2g}: {report}"
+        copy = Path(folder) / path.name
+        write(sensitive, copy)
+        report = verify_export(sensitive, copy, images)
+    return f"The model finds nothing on these images. With a score threshold of {threshold:.2g}: {report}"
 
 
-def _with_threshold(model, threshold):
-    """A copy of the model."""
-    config = keras.saving.serialize_keras_object(model)["config"]
-    copy = type(model).from_config({**config, "score_threshold": threshold})
+def with_score_threshold(model: Detector, score_threshold: float) -> Detector:
+    """Copies a detector, with another score threshold in its post-processing.
+
+    Args:
+        model: The detector, which stays as it is.
+        score_threshold: Detections with a score at or below this are dropped. In [0, 1].
+
+    Returns:
+        The copy, with weights of its own.
+
+    Raises:
+        ValueError: If the model has no score threshold.
+    """
+    config, replaced = _replace(
+        keras.saving.serialize_keras_object(model)["config"], "score_threshold", score_threshold
+    )
+    if not replaced:
+        raise ValueError(f"A {type(model).__name__} has no score threshold: expected a model with classes.")
+    copy = type(model).from_config(config)
     for new, old in zip(copy.variables, model.variables, strict=True):
         new.assign(old)
     return copy
 
 
-class _InPixels:
-    """A loaded export for `evaluate_batches`, which gives it images in their own size."""
+def _replace(config, name, value):
+    """Sets an argument wherever it occurs in a serialised configuration; returns the copy and how often it occurred."""
+    if isinstance(config, list | tuple):
+        parts = [_replace(item, name, value) for item in config]
+        return [part for part, _ in parts], sum(count for _, count in parts)
+    if not isinstance(config, dict):
+        return config, 0
+    parts = {key: (value, 1) if key == name else _replace(item, name, value) for key, item in config.items()}
+    return {key: part for key, (part, _) in parts.items()}, sum(count for _, count in parts.values())
 
-    def __init__(self, saved):
-        self.paste_masks = saved.paste_masks
-        self._saved = saved
 
-    def predict_on_batch(self, batch):
-        return self._saved.detect(np.asarray(batch["image"], np.uint8))
+def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float = MAX_AP_DROP) -> str:
+    """Measures the AP of a model and of its export, and refuses an export that loses too much.
+
+    Args:
+        model: The detector.
+        path: Its export.
+        data: A data set, see `kerasdet.evaluate`.
+        max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
+
+    Returns:
+        Both tables and the loss, for people.
+
+    Raises:
+        VerificationError: If the export loses more.
+    """
+    ours, theirs = evaluate(model, data), evaluate(format_of(path).load(path), data)
+    drops = {
+        name: ours.summary[name] - theirs.summary[name]
+        for name in ours.summary
+        if name.rpartition("/")[2] in ("AP", "AR1000") and not math.isnan(ours.summary[name])  # NaN: no such objects
+    }
+    lost = {name: drop for name, drop in drops.items() if not drop <= max_ap_drop}
+    if lost:
+        name = max(lost, key=lost.get)
+        raise VerificationError(
+            f"{path} has {name} {theirs.summary[name]:.3f} on {data.annotations}, the model {ours.summary[name]:.3f}: "
+            f"it loses more than {max_ap_drop:g}. Choose a finer precision, more calibration images or a larger input, "
+            "or allow a larger drop."
+        )
+    words = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
+    return f"The model:\n{ours.table()}\nThe export ({words}):\n{theirs.table()}"
+
+
+def read_images(images: Sequence) -> list[np.ndarray]:
+    """Opens images as uint8 arrays (H, W, 3), because encoded signatures take whole pixels.
+
+    Args:
+        images: Arrays (H, W, 3), PIL images or paths; may be empty.
+    """
+    if not len(images):
+        return []
+    return [np.rint(image).astype(np.uint8) for image in open_images(list(images))[0]]
+
+
+def sample_images() -> list[np.ndarray]:
+    """Generates images of two sizes with drawn shapes, uint8 (H, W, 3)."""
+    images = []
+    for seed, size in enumerate(_SAMPLE_SIZES):
+        with tempfile.TemporaryDirectory() as folder:
+            shapes.write(folder, num_images=1, seed=seed, image_size=size, objects=(6, 6))
+            images.append(image_files.read(next(Path(folder).rglob("*.jpg"))))
+    return images
+
+
+def _list_images(images: Iterable) -> Iterator:
+    """Yields images, and in place of a folder all of its files that are not hidden."""
+    for image in images:
+        if isinstance(image, str | Path) and Path(image).is_dir():
+            yield from sorted(f for f in Path(image).iterdir() if f.is_file() and not f.name.startswith("."))
+        else:
+            yield image

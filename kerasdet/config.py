@@ -1,7 +1,7 @@
-"""gin: what can be configured, and how a configuration is loaded. The only module that knows of gin.
+"""Reads gin files and knows what they can configure: the only module that imports gin.
 
-Every class and function of `SURFACE` can be bound in a gin file as ``Name.argument = value``. Constructing one in
-Python ignores gin.
+A gin file binds arguments of every class and function in `SURFACE` as ``Name.argument = value``. Objects that Python
+code constructs ignore gin.
 """
 
 import ast
@@ -10,10 +10,12 @@ import importlib
 import inspect
 import logging
 import math
+import os
 import re
 import tokenize
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 import keras
@@ -21,6 +23,7 @@ import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes
+from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
@@ -35,6 +38,9 @@ SURFACE = (
     models.KeypointRCNN,
     models.ProposalNetwork,
     models.RPN,
+    models.ProposalSelection,
+    models.RoIHeads,
+    models.RoIPooler,
     models.MaskBranch,
     models.KeypointBranch,
     models.Preprocessing,
@@ -69,18 +75,21 @@ SURFACE = (
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
+    training.Validation,
+    training.Checkpointing,
+    training.StepOptions,
     training.train,
     evaluation.evaluate,
     keras.optimizers.AdamW,
     keras.optimizers.Lamb,
 )
-OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # macros that a file may leave out
+OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-WHOLE_NUMBERS = ("BATCH_SIZE", "IMAGE_SIZE", "IMAGE_SIZE_MAX", "NUM_CLASSES", "STEPS")
+WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
 
 def _register(item):
-    """Makes `item` configurable; a misspelt argument is an error even where there are ``**kwargs``."""
+    """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
     parameters = inspect.signature(item).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
@@ -92,41 +101,51 @@ def _register(item):
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
-# gin says so of every include that it finds only in the second folder it looks in
+# gin 0.5.0 warns "Path not found" for each include that lies in the second folder of its search path
 logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
-_search = functools.cache(gin.add_config_file_search_path)
-_search(str(GIN_CONFIGS))
+_add_search_path = functools.cache(gin.add_config_file_search_path)
+_add_search_path(str(GIN_CONFIGS))
 
 
 def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Reads a gin file and applies overrides, replacing whatever was configured before.
+    """Reads a gin file and applies overrides. Replaces the previous configuration.
+
+    A text value of a macro that begins with ``~/`` is a path: ``~`` is replaced by the home folder.
 
     Args:
-        config: A path, or the name of a file that ships with kerasdet, with or without ``.gin``.
-        overrides: ``MACRO=value`` or ``Name.argument=value``; text needs no quotes.
+        config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
+        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: For a name that does not exist, a syntax error or a required macro without a value.
+        UserError: If a name does not exist, the syntax is wrong, or a required macro has no value or an invalid one.
+
+    Example:
+        >>> config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=R-50", "BATCH_SIZE=8"])
     """
     path = _find(config)
     gin.clear_config()
-    _search(str(path.parent))
+    _add_search_path(str(path.parent))
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(path)
         for override in overrides:
-            gin.parse_config(_binding(override))
+            gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
-        raise ValueError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
+        raise UserError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
     except (ValueError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     _check_macros(path)
+    _expand_home()
 
 
 def train() -> keras.Model:
-    """Trains what is configured, and writes the operative configuration to ``config.gin`` of its OUT_DIR."""
+    """Trains what is configured and writes the operative configuration to ``config.gin`` in its OUT_DIR.
+
+    Returns:
+        The trained model.
+    """
     strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
     if macro("DETERMINISTIC"):
@@ -137,27 +156,43 @@ def train() -> keras.Model:
 
 
 def import_modules(config: str | Path) -> None:
-    """Imports the modules that a gin file names, and configures nothing: what a user's own model needs to be loaded."""
+    """Imports the modules that a gin file imports, without configuring anything.
+
+    A model whose classes are in a user's own modules can be loaded afterwards.
+
+    Args:
+        config: Path of the gin file.
+
+    Raises:
+        UserError: If a module cannot be imported.
+    """
     for name in re.findall(r"^import ([\w.]+)", Path(config).read_text(), re.MULTILINE):
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ValueError(f"{config} imports {name}: {error}. Put its folder on PYTHONPATH.") from None
+            raise UserError(f"{config} imports {name}: {error}. Put its folder on PYTHONPATH.") from None
 
 
 def eval_data() -> data.CocoDataset:
-    """The data set that the configured training would be evaluated on."""
+    """Builds the data set that the configured training is evaluated on.
+
+    Raises:
+        UserError: If the configuration has none.
+    """
     try:
-        reference = gin.query_parameter("train.eval_data")
+        reference = gin.query_parameter("Validation.data")
     except ValueError:
         reference = None
     if reference is None:
-        raise ValueError("The configuration has no train.eval_data: name a data set with --annotations.")
+        raise UserError("The configuration has no Validation.data: name a data set with --annotations.")
     return reference.scoped_configurable_fn()
 
 
-def macro(name: str):
-    """The value of a macro.
+def macro(name: str) -> Any:
+    """Returns the value of a macro, or its default if the file may leave it out.
+
+    Args:
+        name: Such as "BATCH_SIZE".
 
     Raises:
         ValueError: If the configuration has no such macro.
@@ -171,7 +206,7 @@ def macro(name: str):
 
 
 def _find(config):
-    candidates = [Path(config), *(GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin"))]
+    candidates = [Path(config).expanduser(), *(GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin"))]
     for path in candidates:
         if path.is_file():
             return path
@@ -179,12 +214,12 @@ def _find(config):
     raise FileNotFoundError(f"There is no configuration {config}: give a path or one of {', '.join(known)}.")
 
 
-def _binding(override):
-    """A line of gin for ``NAME=value``; what is no Python literal and no reference is text."""
+def _as_binding(override):
+    """Returns ``NAME=value`` as a line of gin. A value that is no Python literal and no reference becomes text."""
     name, equals, value = override.partition("=")
     name, value = name.strip(), value.strip()
     if not equals or not name:
-        raise ValueError(f"cannot read the override {override!r}: write NAME=value.")
+        raise UserError(f"cannot read the override {override!r}: write NAME=value.")
     if "." not in name:
         _require_macro(name)
     if not value.startswith(("@", "%")):
@@ -192,7 +227,7 @@ def _binding(override):
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
             if value.removesuffix("()") in _CONFIGURABLES:
-                raise ValueError(f"{override!r} would be a text: write {name}=@{value}.") from None
+                raise UserError(f"{override!r} would be a text: write {name}=@{value}.") from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
     return f"{name} = {value}"
@@ -202,22 +237,24 @@ def _require_macro(name):
     try:
         macro(name)
     except ValueError:
-        raise ValueError(f"the configuration has no macro {name}.") from None
+        raise UserError(
+            f"the configuration has no macro {name}: write a macro of the file, or Name.argument."
+        ) from None
 
 
 def _used_macros():
     text = gin.config_str(max_line_length=10**6)
     text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % in a text is no macro
+    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a text is not a macro
     return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
 
 
 def _check_own_macros(path):
-    """What a file sets beside its includes must be used: another name would have no effect."""
+    """Refuses a macro that a file sets beside its includes and nothing uses: a misspelt one would have no effect."""
     used = _used_macros()
     for name in re.findall(r"^(\w+)\s*=", path.read_text(), re.MULTILINE):
         if name not in used:
-            raise ValueError(f"the macro {name} is set and used nowhere.")
+            raise UserError(f"the macro {name} is set and used nowhere: correct its name or delete the line.")
 
 
 def _check_macros(path):
@@ -226,20 +263,22 @@ def _check_macros(path):
         try:
             value = macro(name)
         except ValueError:
-            raise ValueError(f"{path}: the macro {name} is used and never set.") from None
+            raise UserError(
+                f"{path}: the macro {name} is used and never set: add a line {name} = ... or correct the name."
+            ) from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:
             missing.append(name)
         elif isinstance(value, gin.config.ConfigurableReference):
             continue
-        elif requirement := _unmet(name, value):
-            raise ValueError(f"{path}: {name} is {value!r}: it must be {requirement}.")
+        elif requirement := _violated_requirement(name, value):
+            raise UserError(f"{path}: {name} is {value!r}: it must be {requirement}.")
     if missing:
         settings = " ".join(f"--set {name}=..." for name in missing)
-        raise ValueError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.")
+        raise UserError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.")
 
 
-def _unmet(name, value):
-    """What the value of a macro must be, if it is something else."""
+def _violated_requirement(name, value):
+    """Says what the value of a macro must be, or returns None if it is valid."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in WHOLE_NUMBERS and not (is_number and isinstance(value, int) and value >= 1):
         return "a whole number from 1"
@@ -250,3 +289,19 @@ def _unmet(name, value):
     if name == "PRECISION" and value not in PRECISIONS:
         return f"one of {', '.join(PRECISIONS)}"
     return None
+
+
+def _expand_home():
+    """Replaces ``~`` in paths that macros hold, such as OUT_DIR: neither gin nor TensorFlow does it."""
+    for name in _used_macros():
+        value = macro(name)
+        if isinstance(value, tuple | list):
+            expanded = type(value)(_expanded(item) for item in value)
+        else:
+            expanded = _expanded(value)
+        if expanded != value:
+            gin.bind_parameter(f"%{name}", expanded)
+
+
+def _expanded(value):
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value

@@ -1,4 +1,4 @@
-"""Loads trained, converted and exported models, and starts training from them."""
+"""Opens what was trained, converted or exported, and starts new models from it."""
 
 import zipfile
 from pathlib import Path
@@ -6,70 +6,102 @@ from pathlib import Path
 import keras
 
 from kerasdet.errors import UserError
-from kerasdet.export.saved_model.load import SavedDetector
-from kerasdet.export.tflite.load import TFLiteDetector
-from kerasdet.models import Detector
+from kerasdet.export.formats import format_of
+from kerasdet.inference import Predictor
 from kerasdet.training.resume import checkpoints, open_model
 
 
-def load(path: str | Path) -> keras.Model | SavedDetector | TFLiteDetector:
-    """The model in a ``.keras`` file, in a folder of `kerasdet convert`, in a training run's last checkpoint, or in a
-    SavedModel or ``.tflite`` file of `kerasdet export`. All detectors answer `detect` alike; exported ones can do no
-    more than that.
+def load(path: str | Path) -> keras.Model | Predictor:
+    """Loads a model that kerasdet trained, converted or exported.
+
+    Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
+
+    Args:
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or what
+            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
+
+    Returns:
+        The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
-        FileNotFoundError: If there is nothing there.
-        ValueError: If the file is damaged, or needs a class that is not imported.
+        FileNotFoundError: If there is no such file or folder, or the folder holds no model.
+        UserError: If the file is damaged, or needs a class that is not imported.
+
+    Example:
+        >>> model = kerasdet.load("runs/retinanet_r18_fpn_shapes")
+        >>> detections = model.detect("photo.jpg")
     """
-    if (Path(path) / "saved_model.pb").is_file():
-        return SavedDetector(path)
-    if Path(path).suffix.lower() == ".tflite":
-        return TFLiteDetector(path)
-    file = _model_file(Path(path))
+    path = Path(path).expanduser()
+    if exported := format_of(path):
+        return exported.load(path)
+    file = _model_file(path)
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is no Keras model file, or only the beginning of one.")
+        raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
     try:
         return open_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
         innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
         reason = " ".join(innermost.partition(" Full object config")[0].split())
-        raise ValueError(f"{file} cannot be loaded: {reason}") from None
+        raise UserError(f"{file} cannot be loaded: {reason}") from None
 
 
-def load_detector(path: str | Path) -> Detector:
-    """`load`, for what must be a detector.
+def load_predictor(path: str | Path) -> Predictor:
+    """Loads a Keras detector or an export.
+
+    Args:
+        path: See `load`.
 
     Raises:
-        ValueError: If it is something else, such as a backbone or a SavedModel.
+        FileNotFoundError: If there is no model.
+        UserError: If the model is not a detector, such as a backbone, or cannot be loaded.
     """
     model = load(path)
-    if isinstance(model, SavedDetector | TFLiteDetector):
-        raise ValueError(f"{path} is an export, for `detect` alone: name the run or .keras file that it is of.")
-    if not isinstance(model, Detector):
-        raise ValueError(f"{path} holds a {type(model).__name__}, not a detector.")
+    if not isinstance(model, Predictor):
+        raise UserError(
+            f"{path} holds a {type(model).__name__}, not a detector: name a run, a .keras file or an export of one."
+        )
     return model
 
 
-def pretrained(path: str | Path, num_classes: int) -> Detector:
-    """Loads a detector to fine-tune, and re-initialises the layers whose size depends on the number of classes.
-
-    The result computes in the global precision policy, whatever policy the file's model had.
+def load_detector(path: str | Path) -> keras.Model:
+    """Loads a Keras detector, which can be trained and exported.
 
     Args:
-        path: A file or folder that `load` opens.
-        num_classes: Number of classes of the new task. If the file's model has as many, its classification layer and
-            class names stay.
-
-    Returns:
-        The detector; its post-processing, anchors and other parts are those of the file.
+        path: See `load`.
 
     Raises:
-        ValueError: If the file does not hold a detector with classes.
+        FileNotFoundError: If there is no model.
+        UserError: If the model is not a detector, is an export, or cannot be loaded.
+    """
+    model = load_predictor(path)
+    if not isinstance(model, keras.Model):
+        raise UserError(
+            f"{path} is an export, which can only detect: name the run or .keras file that it was exported from."
+        )
+    return model
+
+
+def pretrained(path: str | Path, num_classes: int) -> keras.Model:
+    """Loads a detector to fine-tune it on other classes.
+
+    All weights are kept except in the layers whose size depends on the number of classes: these are re-initialised if
+    the number differs. The model computes in the global precision policy, not in that of the file.
+
+    Args:
+        path: See `load`.
+        num_classes: Number of classes of the new task. A file's model with as many keeps its classification layer.
+
+    Raises:
+        FileNotFoundError: If there is no model.
+        UserError: If the file holds no detector, or one without classes.
+
+    Example:
+        >>> model = kerasdet.loading.pretrained("converted", num_classes=3)
     """
     model = load_detector(path)
     if model.num_classes is None:
         raise UserError(
-            f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: give a detector with classes."
+            f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: name a detector with classes."
         )
     policy = keras.config.dtype_policy()
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name:
@@ -95,20 +127,21 @@ def _with_policy(config, policy):
     return {name: _with_policy(value, policy) for name, value in config.items()}
 
 
-def backbone_weights(model: Detector, path: str | Path) -> Detector:
-    """Copies the backbone's weights from a file that holds a backbone or a detector.
+def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
+    """Copies the weights of another model's backbone into a detector.
 
-    Deformable convolutions take the kernels of ordinary ones and start without offsets.
+    Deformable convolutions take the kernels of ordinary ones and start with offsets of zero.
 
     Args:
-        model: Detector whose backbone the function overwrites.
-        path: A file or folder that `load` opens.
+        model: The detector. Its backbone is overwritten.
+        path: A backbone or a detector, see `load`.
 
     Returns:
         `model`.
 
     Raises:
-        UserError: If the backbones differ in the names or shapes of their weights.
+        FileNotFoundError: If there is no model.
+        UserError: If variables of the two backbones differ in name or shape.
     """
     source = load(path)
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
@@ -119,7 +152,7 @@ def backbone_weights(model: Detector, path: str | Path) -> Detector:
     if wrong:
         raise UserError(
             f"The backbone in {path} does not fit: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} "
-            "are missing in one of the two or have another shape. Configure the backbone as it was trained."
+            "are missing in one of the two or differ in shape. Configure the backbone as it was trained."
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])
@@ -127,15 +160,18 @@ def backbone_weights(model: Detector, path: str | Path) -> Detector:
 
 
 def _inner_path(variable):
+    """Returns the path of a variable inside its backbone, whose own name may differ."""
     return variable.path.split("/", 1)[1]
 
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}: give a run directory or a .keras file.")
+        raise FileNotFoundError(f"There is no {path}: name a run directory, a .keras file or an export.")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints")]
     if not found:
-        raise FileNotFoundError(f"{path} holds no model: give the OUT_DIR of a training run or a .keras file.")
+        raise FileNotFoundError(
+            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export."
+        )
     return found[-1]

@@ -1,10 +1,12 @@
-"""What the tests share: quiet TensorFlow, fixed seeds, and where the reference material lies."""
+"""Fixtures and settings for all tests: quiet TensorFlow, fixed seeds, the reference material, work for two workers."""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more threads would only wait for one another
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -23,3 +25,16 @@ def shared(path):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps tests that share fixtures on one worker of pytest-xdist.
+
+    The unit is a file, or a file and the first parameter of its tests where the module sets `SPLIT_BY_PARAMETER`, as
+    files do whose module fixtures are made for each model.
+    """
+    for item in items:
+        group = str(item.path)
+        if getattr(item.module, "SPLIT_BY_PARAMETER", False) and hasattr(item, "callspec"):
+            group += item.callspec.id.split("-")[0]
+        item.add_marker(pytest.mark.xdist_group(group))

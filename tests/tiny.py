@@ -11,8 +11,9 @@ import numpy as np
 
 from kerasdet import FPN, MaskRCNN, ResNet, RetinaNet
 from kerasdet.data import CocoDataset, shapes
+from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.layers import BoxHead, ConvTop, MaxPoolTop, RetinaNetHead
-from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
+from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
 from kerasdet.models.postprocess import Postprocessing
 
 CLASS_NAMES = ("disk", "square", "triangle", "star", "arrow")
@@ -38,23 +39,22 @@ def detector(num_classes=5, seed=0, model_class=RetinaNet, score_threshold=0.05,
     )
 
 
-def rcnn(num_classes=5, seed=0, **kwargs):
-    """An R-CNN with masks and keypoints for images of 64x64, its weights by `seed`."""
+def rcnn(num_classes=5, seed=0, branches=None, **kwargs):
+    """Makes an R-CNN with masks and keypoints for images of 64x64; `seed` decides its weights."""
     keras.utils.set_random_seed(seed)
     features = ("c2", "c3", "c4", "c5")
+    if branches is None:
+        branches = [MaskBranch(num_convs=1, channels=8), KeypointBranch(4, num_convs=1, channels=8)]
     return MaskRCNN(
         num_classes,
         **{
             "backbone": backbone(out_features=features),
             "neck": FPN(features, channels=16, top=MaxPoolTop()),
             "preprocessing": Preprocessing(shortest=64, longest=96),
-            "rpn": RPN(train_post_nms_top_k=20, post_nms_top_k=20),
-            "box_head": BoxHead(fc_channels=16),
-            "branches": [
-                MaskBranch(num_classes, num_convs=1, channels=8),
-                KeypointBranch(4, num_convs=1, channels=8),
-            ],
-            "samples_per_image": 16,
+            "rpn": RPN(proposals=ProposalSelection(train_post_nms_top_k=20, post_nms_top_k=20)),
+            "roi_heads": RoIHeads(
+                box_head=BoxHead(fc_channels=16), branches=branches, sampler=BalancedSampler(16, positive_fraction=0.25)
+            ),
             **kwargs,
         },
     )

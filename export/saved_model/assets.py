@@ -1,74 +1,55 @@
-"""What lies beside the graph of a SavedModel: names of classes, what it is, and how to call it.
+"""Writes the files beside the graph of a SavedModel: class names, a description, and how to call it.
 
-| file in ``assets/`` | |
+| file in ``assets/`` | contents |
 |---|---|
 | ``labels.txt`` | class names, one a line, in the order of class ids from 0 |
 | ``label_map.pbtxt`` | the TF Object Detection API's label map; its ids are the values of ``detection_classes`` |
 | ``model_card.md`` | model, classes, preprocessing, signatures and sizes, for people |
 | ``kerasdet.json`` | the same for programs; `kerasdet.load` reads it |
-| ``config.gin`` | the operative configuration of the training run, where there was one |
+| ``config.gin`` | the operative configuration of the training run, if there was one |
 """
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import keras
-import tensorflow as tf
+from kerasdet.export.metadata import METADATA_FILE, model_metadata
 
 from kerasdet.models import Detector
 
-FACTS_FILE = "kerasdet.json"
-
 
 def write_assets(
-    model: Detector, path: Path, options: Mapping, signatures: Mapping, gin_config: str | None = None
+    model: Detector,
+    path: Path,
+    options: Mapping[str, Any],
+    signatures: Mapping,
+    gin_config: str | None = None,
 ) -> None:
     """Writes the folder ``assets`` of a SavedModel.
 
     Args:
         model: The detector.
-        path: Of the SavedModel.
-        options: Of the export, ``class_offset`` among them.
+        path: The SavedModel.
+        options: Options of the export, among them ``class_offset`` and ``precision``.
         signatures: Name -> concrete function.
-        gin_config: Text of the configuration.
+        gin_config: Text of the run's operative configuration, or None.
     """
     folder = path / "assets"
     folder.mkdir(exist_ok=True)
-    facts = model_facts(model, options)
-    _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
+    metadata = model_metadata(model, options)
+    _write(folder / METADATA_FILE, json.dumps(metadata, indent=1))
     names = model.class_names
     if names:
         _write(folder / "labels.txt", "\n".join(names))
         _write(folder / "label_map.pbtxt", _label_map(names, options["class_offset"]))
     if gin_config:
         _write(folder / "config.gin", gin_config.strip())
-    _write(folder / "model_card.md", _model_card(facts, path, signatures))
+    _write(folder / "model_card.md", _model_card(metadata, path, signatures))
 
 
 def _write(path, text):
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def model_facts(model: Detector, options: Mapping) -> dict:
-    """What `kerasdet.load` needs to know of a model, and the options of its export."""
-    return {
-        "model": type(model).__name__,
-        "num_classes": model.num_classes,
-        "class_names": list(model.class_names) if model.class_names else None,
-        "parameters": model.count_params(),
-        "preprocessing": model.preprocessing.get_config(),
-        "mask_rule": next((branch.rule for branch in getattr(model, "branches", ()) if _has_masks(branch)), None),
-        **options,
-        "kerasdet": metadata.version("kerasdet"),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-    }
-
-
-def _has_masks(branch):
-    return "mask_loss" in branch.loss_names
 
 
 def _label_map(names, class_offset):
@@ -79,26 +60,27 @@ def _label_map(names, class_offset):
     return "\n".join(items)
 
 
-def _model_card(facts, path, signatures):
+def _model_card(metadata, path, signatures):
     weights = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    rule = facts["preprocessing"]
+    rule = metadata["preprocessing"]
     lines = [
-        f"# {facts['model']}",
+        f"# {metadata['model']}",
         "",
-        f"{facts['parameters']:,} parameters, network in {facts['precision']}, {weights / 2**20:.1f} MiB. Exported by "
-        f"kerasdet {facts['kerasdet']} with TensorFlow {facts['tensorflow']} and Keras {facts['keras']}.",
+        f"{metadata['parameters']:,} parameters, network in {metadata['precision']}, {weights / 2**20:.1f} MiB. "
+        f"Exported by kerasdet {metadata['kerasdet']} with TensorFlow {metadata['tensorflow']} and Keras "
+        f"{metadata['keras']}.",
         "",
         "## Classes",
         "",
-        *_classes(facts),
+        *_classes(metadata),
         "",
         "## Preprocessing (inside)",
         "",
-        f"The shorter side is resized to {rule['shortest']} pixels, unless the longer one would pass "
-        f"{rule['longest']}; kernel {rule['kernel']}, rounding of {rule['rounding']}. Mean "
+        f"The shorter side is resized to {rule['shortest']} pixels, or to less if the longer one would exceed "
+        f"{rule['longest']} (kernel {rule['kernel']}, rounding of {rule['rounding']}). Mean "
         f"{_numbers(rule['mean'])}, standard deviation {_numbers(rule['std'])}, channels {rule['channel_order']}; "
-        f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {facts['max_pixels']:,} pixels "
-        "are refused.",
+        f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {metadata['max_pixels']:,} "
+        "pixels are refused.",
         "",
         "## Signatures",
         "",
@@ -106,7 +88,7 @@ def _model_card(facts, path, signatures):
         "|---|---|---|---|",
         *(_input_line(name, function) for name, function in signatures.items()),
         "",
-        "Outputs of each, float32; D is padded, and an empty batch gives empty outputs:",
+        "All signatures have these outputs, float32 and padded to D detections. An empty batch gives empty outputs:",
         "",
         "| output | shape | |",
         "|---|---|---|",
@@ -119,19 +101,19 @@ def _model_card(facts, path, signatures):
 
 
 _MEANINGS = {
-    "detection_boxes": "ymin, xmin, ymax, xmax as shares of the image's height and width",
+    "detection_boxes": "ymin, xmin, ymax, xmax as fractions of the image's height and width",
     "detection_scores": "descending, 0 for padding",
     "detection_classes": "as in `label_map.pbtxt`",
-    "num_detections": "how many are no padding",
+    "num_detections": "number of detections that are not padding",
     "detection_masks": "probabilities inside the box: resize to the box's size and cut at 0.5",
-    "detection_keypoints": "y and x as shares of the image's height and width, and a score",
+    "detection_keypoints": "y and x as fractions of the image's height and width, and a score",
 }
 
 
-def _classes(facts):
-    offset, names = facts["class_offset"], facts["class_names"]
+def _classes(metadata):
+    offset, names = metadata["class_offset"], metadata["class_names"]
     if not names:
-        return [f"{facts['num_classes']}, without names; `detection_classes` counts from {offset}."]
+        return [f"{metadata['num_classes']}, without names; `detection_classes` counts from {offset}."]
     return [f"{number}: {name}  " for number, name in enumerate(names, offset)]
 
 

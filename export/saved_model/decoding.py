@@ -1,27 +1,34 @@
-"""Encoded images of a request as a batch: bounds are checked before decoding, and errors name the image."""
+"""Decodes the images of a request into a batch, in the graph.
+
+It checks sizes before it decodes, and its errors name the image that is at fault.
+"""
 
 import tensorflow as tf
 
 from kerasdet.data import images as image_ops
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.ops import resize as resize_ops
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def decode_batch(image_bytes: tf.Tensor, preprocessing, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Encoded images of any sizes, resized and padded.
+def decode_batch(
+    image_bytes: tf.Tensor, preprocessing: Preprocessing, max_pixels: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Decodes, resizes and pads encoded images of any sizes.
 
     Args:
         image_bytes: (B,) string, JPEG or PNG files, B at least 1.
-        preprocessing: The model's.
-        max_pixels: Of an image; the header of a larger one is read, and no more of it.
+        preprocessing: The model's resize rule.
+        max_pixels: An image with more pixels fails as soon as its header is read.
 
     Returns:
-        image (B, H, W, 3) float32, image_size (B, 2) without padding, original_size (B, 2), both int32. It fails with
-        `tf.errors.InvalidArgumentError` where an image is damaged, too large or of another format.
+        image (B, H, W, 3) float32, image_size (B, 2) without padding and original_size (B, 2), both int32. In the graph
+        it raises `tf.errors.InvalidArgumentError` for an image that is damaged, too large or in another format.
     """
 
-    @tf.function  # for the loop: SavedModels trace signatures without AutoGraph
+    # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.
+    @tf.function
     def decode_all(image_bytes):
         count = tf.size(image_bytes)
         resized = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=[None, None, 3])
@@ -33,7 +40,8 @@ def decode_batch(image_bytes: tf.Tensor, preprocessing, max_pixels: int) -> tupl
             original_size = original_size.write(index, tf.shape(image)[:2])
             image_size = image_size.write(index, tf.shape(small)[:2])
             resized = resized.write(index, small)
-        image_size = image_size.stack()
+        image_size = image_size.stack()  # (B, 2)
+        # `Preprocessing.batch` pads a Python list of images; in a graph their number is unknown.
         height, width = tf.unstack(preprocessing.padded_size(tf.reduce_max(image_size, 0)))
         image = tf.map_fn(
             lambda index: resize_ops.pad_to(resized.read(index), height, width),
@@ -46,10 +54,10 @@ def decode_batch(image_bytes: tf.Tensor, preprocessing, max_pixels: int) -> tupl
 
 
 def _decode(encoded, index, max_pixels):
-    """One image (H, W, 3) uint8; what is wrong with it is said with its index."""
+    """Decodes one image (H, W, 3) uint8; a failed check names its index."""
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
     with tf.control_dependencies(
-        [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is no JPEG or PNG file", index)]
+        [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is not a JPEG or PNG file", index)]
     ):
         encoded = tf.identity(encoded)
     readable, size = _attempt(lambda data: tf.cond(is_png, lambda: _png_size(data), lambda: _jpeg_size(data)), encoded)
@@ -72,7 +80,7 @@ def _check(condition, message, *values):
 
 
 def _png_size(encoded):
-    """(height, width) in the header, 0 where that is cut short or larger than int32."""
+    """Reads (height, width) from the header as int64; a header that is cut short reads as zeros."""
     digits = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
     digits = tf.pad(digits, [[0, 8 - tf.size(digits)]])
     width, height = tf.unstack(tf.reduce_sum(tf.reshape(digits, [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1], 1))
@@ -84,9 +92,10 @@ def _jpeg_size(encoded):
 
 
 def _attempt(function, encoded):
-    """Whether a function of an encoded image succeeds, and its result, which is empty otherwise.
+    """Returns whether a function of an encoded image succeeds, and its result, which is empty if it fails.
 
-    A failing operation ends a graph and cannot tell which image it had; a data set can pass over it.
+    An op that fails ends the graph, with a message that does not say which image it had. Inside a data set
+    `ignore_errors` catches the failure.
     """
     result = tf.data.Dataset.from_tensors(encoded).map(function)
     empty = tf.zeros([size or 0 for size in result.element_spec.shape], result.element_spec.dtype)

@@ -1,9 +1,9 @@
 """Runs a SavedModel in a process of its own: ``python verify_worker.py SAVED_MODEL FOLDER [LIBRARY]``.
 
-Only TensorFlow is needed, and the library of compiled operations where the SavedModel has some.
+It needs only TensorFlow, and the library of compiled ops if the SavedModel contains some.
 
-The folder holds ``0.png``, ``1.png`` ... and receives ``outputs.npz``: of all images by ``encoded``, of the first one
-by ``serving_default`` and ``float_image``, and how long the first one took each time.
+The folder holds ``0.png``, ``1.png`` ... and receives ``outputs.npz``: the outputs of ``encoded`` for all images, those
+of ``serving_default`` and ``float_image`` for the first one, and the seconds of each of several runs of the first one.
 """
 
 import sys
@@ -17,7 +17,7 @@ RUNS = 5
 
 
 def main(saved_model: str, folder: str, *libraries: str) -> None:
-    """Writes the outputs."""
+    """Writes the outputs of all signatures to ``outputs.npz``."""
     for library in libraries:
         tf.load_op_library(library)
     signatures = tf.saved_model.load(saved_model).signatures

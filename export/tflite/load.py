@@ -1,116 +1,113 @@
-"""An exported TFLite file that answers `detect` as the model it was made from."""
+"""Loads an exported TFLite file as a `Predictor`."""
 
 import io
 import json
 import os
 import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.saved_model.load import in_pixels
+from kerasdet.export.metadata import METADATA_FILE
 
-from kerasdet.geometry import boxes as box_ops
-from kerasdet.geometry import keypoints as keypoint_ops
-from kerasdet.geometry import masks as mask_ops
-from kerasdet.models import Preprocessing
-from kerasdet.models.detector import image_list
+from kerasdet.errors import UserError
+from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.inference.predictor import Predictor, batch_sizes
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.models.postprocess import compact
 
-FACTS_FILE = "kerasdet.json"
 MODEL_FILE = "model.json"
 ANCHORS_FILE = "anchors.npz"
 
 
-class TFLiteDetector:
-    """What `kerasdet export --format tflite` wrote, loaded again. Only LiteRT runs the network, one image at a time.
+class TFLitePredictor(Predictor):
+    """Detects with a TFLite file that `kerasdet export --format tflite` wrote, one image at a time.
+
+    LiteRT alone runs the network. An image of any size is letterboxed into the file's input.
 
     Args:
         path: The ``.tflite`` file.
-        num_threads: Of LiteRT; by default as many as there are cores.
+        num_threads: Number of threads of LiteRT; by default the number of available cores.
+
+    Attributes:
+        path: The file.
+        metadata: The contents of the ``kerasdet.json`` in the file, see `kerasdet.export.metadata`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it was not written by kerasdet, or cannot be loaded.
-        RuntimeError: If ai-edge-litert is not installed.
+        UserError: If kerasdet did not write the file, LiteRT cannot load it, or ai-edge-litert is not installed.
+
+    Example:
+        >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"There is no {path}.")
-        files = _files(self.path)
-        self.facts = json.loads(files[FACTS_FILE])
-        self.num_classes = self.facts["num_classes"]
-        self.class_names = tuple(self.facts["class_names"]) if self.facts["class_names"] else None
-        self._preprocessing = Preprocessing(**self.facts["preprocessing"])
-        self._head = _Head(files, self.facts["size"]) if self.facts["tail"] == "raw" else None
+            raise FileNotFoundError(f"There is no file {path}: give the .tflite file that `kerasdet export` wrote.")
+        files = _read_files(self.path)
+        self.metadata = json.loads(files[METADATA_FILE])
+        self.preprocessing = KeepSize()
+        self.num_classes = self.metadata["num_classes"]
+        self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
+        self.mask_convention = self.metadata["mask_convention"]
+        self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
+        self._rule = Preprocessing(**self.metadata["preprocessing"])
+        self._head = _Head(files, self.metadata["size"]) if self.metadata["postprocessing"] == "raw" else None
         self._lock = threading.Lock()  # an interpreter runs one image at a time
-        self._run = _runner(self.path, num_threads or len(os.sched_getaffinity(0)))
+        self._run = _make_runner(self.path, num_threads or len(os.sched_getaffinity(0)))
 
-    def detect(self, images: np.ndarray | tf.Tensor | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Detects objects in images of any size; see `kerasdet.models.Detector.detect`.
+    def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Detects objects in images in their own size; see `Predictor.detect_batch`.
 
         Args:
-            images: One (H, W, 3) array, a list of such arrays or a batch (B, H, W, 3): RGB, 0..255, uint8 or float.
+            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
 
         Returns:
-            Detections in the coordinates of the images that came in.
-
-        Raises:
-            TypeError: If an image is no array.
-            ValueError: If an image is not (H, W, 3).
+            The padded dict, in pixels of the original images.
         """
-        found = [self._detect_one(image) for image in image_list(images)]
-        return {name: np.concatenate([detections[name] for detections in found]) for name in found[0]}
+        image_size, original_size = batch_sizes(batch)
+        found = []
+        for index, (height, width) in enumerate(np.asarray(image_size).tolist()):
+            pixels, size = self.to_input(batch["image"][index, :height, :width])
+            detections = self.decode_outputs(self.run(pixels))
+            detections = rescale(detections, tf.constant([size]), original_size[index : index + 1])
+            found.append(_drop_empty(detections))
+        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
 
-    def frame(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """An image (H, W, 3) as the file's input (1, h, w, 3), and the size it has in there."""
-        frame, size = self._preprocessing.frame(image, *self.facts["size"])
-        return as_input(frame.numpy(), self.facts["input_type"])[None], size
-
-    def outputs(self, frame: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs of the file for its input, by name."""
-        with self._lock:
-            return {name: np.array(value) for name, value in self._run(image=frame).items()}
-
-    def detections(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs as `detect` gives detections, in pixels of the file's input."""
-        if self._head is not None:
-            return self._head.postprocess(outputs)
-        return in_pixels(outputs, [self.facts["size"]], self.facts["class_offset"])
-
-    def _detect_one(self, image):
-        frame, size = self.frame(image)
-        detections = self.detections(self.outputs(frame))
-        factor = np.array(image.shape[:2], np.float32) / np.float32(size)
-        boxes = box_ops.clip(box_ops.scale(detections["boxes"], factor[None]), np.array([image.shape[:2]]))
-        detections["boxes"] = boxes.numpy()
-        if "keypoints" in detections:
-            detections["keypoints"] = keypoint_ops.scale(detections["keypoints"], factor).numpy()
-        return _without_empty(detections)
-
-    def paste_masks(self, mask_probs: tf.Tensor, boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:
-        """Full-size masks (D, height, width) bool of one image, by the rule of the model's source.
+    def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
+        """Letterboxes an image into the file's input.
 
         Args:
-            mask_probs: (D, S, S).
-            boxes: (D, 4) in pixels of the image.
-            height: Of the image.
-            width: Of the image.
+            image: (H, W, 3) RGB, 0..255, uint8 or float.
+
+        Returns:
+            The input (1, h, w, 3), and the height and width that the image has in it.
         """
-        return mask_ops.paste_masks(mask_probs, boxes, height, width, rule=self.facts["mask_rule"])
+        pixels, size = self._rule.letterbox(image, *self.metadata["size"])
+        return as_input(pixels.numpy(), self.metadata["input_type"])[None], size
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the file on its input (1, h, w, 3) and returns its outputs by name."""
+        with self._lock:
+            return {name: np.array(value) for name, value in self._run(image=pixels).items()}
+
+    def decode_outputs(self, outputs: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+        """Turns the file's outputs into the padded dict of one image, in pixels of the file's input."""
+        if self._head is not None:
+            return self._head.postprocess(outputs)
+        return from_tf_od(outputs, tf.constant([self.metadata["size"]]), self.metadata["class_offset"])
 
 
 class _Head:
-    """The post-processing of a model whose file ends with its heads' outputs.
+    """Applies the model's own post-processing to the raw outputs of its heads.
 
     Args:
-        files: The configuration of the model and its anchors.
-        size: Height and width of the input.
+        files: Name -> contents of the files inside, among them the model's configuration and its anchors.
+        size: Height and width of the file's input in pixels.
     """
 
     def __init__(self, files, size):
@@ -125,45 +122,59 @@ class _Head:
             name: dict(zip(self._anchors, tf.split(value, counts, axis=1), strict=True))
             for name, value in outputs.items()
         }
-        detections = self._model.postprocess({**heads, "anchors": self._anchors}, self._size)
-        return {name: value.numpy() for name, value in detections.items()}
+        return self._model.postprocess({**heads, "anchors": self._anchors}, self._size)
 
 
-def _without_empty(detections):
-    """Without boxes that lay in what fills the frame beside the image."""
-    sides = detections["boxes"][..., 2:] - detections["boxes"][..., :2]
-    keep = (sides > 0).all(-1) & (np.arange(sides.shape[1]) < detections["valid"][:, None])
-    if keep.sum() == detections["valid"].sum():
-        return detections
-    detections = {name: value for name, value in detections.items() if name != "valid"}
-    return {name: value.numpy() for name, value in compact(detections, tf.constant(keep)).items()}
+def _drop_empty(detections):
+    """Drops boxes that lay in the padding of the letterbox: clipped to the image they are empty."""
+    sides = detections["boxes"][..., 2:] - detections["boxes"][..., :2]  # (1, D, 2)
+    keep = tf.reduce_all(sides > 0, -1) & tf.sequence_mask(detections["valid"], tf.shape(sides)[1])  # (1, D)
+    return compact({name: value for name, value in detections.items() if name != "valid"}, keep)
 
 
-def as_input(frame: np.ndarray, input_type: str) -> np.ndarray:
-    """A frame (H, W, 3) float32 in the type that a file wants, "float32" or "uint8"."""
-    return np.rint(frame).astype(np.uint8) if input_type == "uint8" else frame
+def read_metadata(path: Path) -> dict:
+    """Reads the description that an exported TFLite file carries.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it has none.
+    """
+    return json.loads(_read_files(path)[METADATA_FILE])
 
 
-def _files(path):
-    """The files inside, name -> content."""
+def as_input(pixels: np.ndarray, input_type: str) -> np.ndarray:
+    """Converts float32 pixels to the type of a file's input, "float32" or "uint8"."""
+    return np.rint(pixels).astype(np.uint8) if input_type == "uint8" else pixels
+
+
+def _read_files(path):
+    """Reads the files inside, name -> contents."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
     except zipfile.BadZipFile:
         files = {}
-    if FACTS_FILE not in files:
-        raise ValueError(f"{path} is no TFLite file of `kerasdet export`: there is no {FACTS_FILE} in it.")
+    if METADATA_FILE not in files:
+        raise UserError(
+            f"{path} has no {METADATA_FILE} inside: expected a file of `kerasdet export --format tflite`; run others "
+            "with ai_edge_litert."
+        )
     return files
 
 
-def _runner(path, num_threads):
-    """The file as a function of its input by name."""
+def _make_runner(path, num_threads) -> Callable[..., dict[str, np.ndarray]]:
+    """Loads the file and returns its signature as a function."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        raise RuntimeError(f"Running {path} needs ai-edge-litert: pip install 'kerasdet[tflite]'.") from None
+        raise UserError(
+            f"ai-edge-litert is not installed, but {path} needs it: pip install 'kerasdet[tflite]'."
+        ) from None
     try:
         interpreter = Interpreter(str(path), num_threads=num_threads)
         return interpreter.get_signature_runner()
     except ValueError as error:
-        raise ValueError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be loaded by LiteRT: {reason}. Export the model again.") from None

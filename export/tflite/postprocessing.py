@@ -1,130 +1,124 @@
-"""What follows the network in a TFLite file, for one image of a fixed size: functions from outputs to named tensors.
+"""Builds the part of a TFLite file that follows the network, for one image of a fixed size.
 
-| tail | outputs, float32 |
+| postprocessing | outputs, float32 |
 |---|---|
-| ``raw`` | the heads, levels concatenated, as the model's `call` names them |
-| ``postprocess`` | those of the custom op ``TFLite_Detection_PostProcess`` |
-| ``nms`` | the same four, of built-in ops by the model's own rules, then masks and keypoints |
+| ``raw`` | the outputs of the heads, all levels concatenated, under the names that the model's `call` gives them |
+| ``postprocess`` | the four outputs of the custom op ``TFLite_Detection_PostProcess`` |
+| ``nms`` | the same four, computed by built-in ops with the model's own rules, then those of its branches |
 """
 
 from collections.abc import Mapping
 
 import tensorflow as tf
 from flatbuffers import flexbuffers
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
-from kerasdet.geometry import boxes as box_ops
-from kerasdet.models import FCOS, Detector, ProposalNetwork, RetinaNet
+from kerasdet.inference.detections import to_tf_od
+from kerasdet.keras_compat import tflite_schema, tflite_to_bytes
+from kerasdet.models import Detector
 from kerasdet.models.postprocess import compact
 
-TAILS = ("raw", "postprocess", "nms")
-OUTPUTS = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")  # in MediaPipe's order
-RAW_OUTPUTS = ("objectness", "class_logits", "box_deltas", "box_distances", "centerness")
-ORDER = (*OUTPUTS, "detection_masks", "detection_keypoints", *RAW_OUTPUTS)
+POSTPROCESSING = ("raw", "postprocess", "nms")
+# The first four come in the order in which MediaPipe reads them.
+DETECTIONS = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
+HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centerness")
+OUTPUT_ORDER = (*DETECTIONS, "detection_masks", "detection_keypoints", *HEADS)
 
-_SMALLEST = 4e-6  # share of the image, or of a coordinate beyond it: the custom op fails on an empty box
-_EMPTY = 1e-5  # of which no more than this is left in the image
-_SKIPPED = 16  # classes
-
-
-def why_not(model: Detector, tail: str, precision: str) -> str | None:
-    """Why a model cannot be had with a tail and in a precision, or None."""
-    dense = isinstance(model, RetinaNet | FCOS)
-    if tail == "postprocess" and not dense:
-        return "TFLite_Detection_PostProcess decodes anchors and suppresses class by class: choose the tail nms"
-    if tail == "raw" and not dense and not isinstance(model, ProposalNetwork):
-        return "its heads look at proposals, which suppression has chosen: choose the tail nms"
-    if precision == "int8" and not dense and not isinstance(model, ProposalNetwork):
-        return "ranges cannot be observed inside the loop of ROIAlign: choose float32, float16 or dynamic"
-    return None
+# LiteRT's custom op fails with an error on any box whose height or width is not above 0 in float32. Sides go in as
+# logarithms and are therefore never exactly 0, but a side far below the rounding of its box's coordinates vanishes in
+# `y + h / 2`. 4e-6, a fraction of the image, is 32 units in the last place of a coordinate near 1. Outside the image
+# coordinates and their rounding grow, so the least side grows with them.
+_SMALLEST = 4e-6
+# A box that went in with the least side, or that lies outside the image but for rounding, must count as empty, as it
+# does in the model. It comes back with a side of up to 4e-6 plus rounding. 1e-5 is safely above that, and still only
+# a hundredth of a pixel at 1000 pixels.
+_EMPTY = 1e-5
+_SKIPPED = 16  # dummy classes, see `suppress_by_custom_op`
 
 
-def raw(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """The heads' outputs, (1, R, ...) each, levels one after the other."""
-    return {name: tf.concat(list(outputs[name].values()), 1) for name in RAW_OUTPUTS if name in outputs}
-
-
-def nms(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    """The model's detections.
+def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> str | None:
+    """Says why a model cannot be exported with a kind of post-processing and in a precision.
 
     Args:
         model: The detector.
-        outputs: Of the model.
-        size: Height and width of the image.
+        postprocessing: One of `POSTPROCESSING`.
+        precision: One of `kerasdet.export.tflite.quantization.PRECISIONS`.
 
     Returns:
-        ``detection_boxes`` (1, D, 4), (ymin, xmin, ymax, xmax) as shares of the image, ``detection_classes`` (1, D)
-        from 0 and -1 for padding, ``detection_scores`` (1, D) descending, ``num_detections`` (1,), and where the model
-        has them ``detection_masks`` (1, D, S, S) and ``detection_keypoints`` (1, D, J, 3), (y, x, score).
+        The reason and the remedy, or None if it can be exported.
     """
-    found = model.postprocess(outputs, tf.constant([size]))
-    shares = 1 / tf.constant(size, tf.float32)
-    named = _named({**found, "boxes": box_ops.scale(found["boxes"], shares[None])})
-    if "mask_probs" in found:
-        named["detection_masks"] = found["mask_probs"]
-    if "keypoints" in found:
-        position, score = tf.split(found["keypoints"], [2, 1], -1)
-        named["detection_keypoints"] = tf.concat([position * shares, score], -1)
-    return named
+    if postprocessing == "postprocess" and not model.supports_decode_all:
+        return "TFLite_Detection_PostProcess decodes anchors and suppresses class by class: choose postprocessing nms"
+    if postprocessing == "raw" and not model.single_stage:
+        return "its second stage reads proposals, which suppression selects: choose postprocessing nms"
+    if precision == "int8" and not model.single_stage:
+        return "calibration cannot observe ranges inside the loop of ROIAlign: choose float32, float16 or dynamic"
+    return None
 
 
-def _named(found):
-    values = (tf.cast(found[name], tf.float32) for name in ("boxes", "class_ids", "scores", "valid"))
-    return dict(zip(OUTPUTS, values, strict=True))
+def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+    """Concatenates the levels of the heads' outputs to (1, R, ...) each."""
+    return {name: tf.concat(list(outputs[name].values()), 1) for name in HEADS if name in outputs}
 
 
-def candidates(model: RetinaNet | FCOS, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    """Every anchor, decoded, for `suppressed`.
-
-    Returns:
-        ``encodings`` (1, R, 4), (y, x, log h, log w) of the boxes as shares of the image, and ``scores`` (1, R, K),
-        0 for what the model would not take.
-    """
-    image_size = tf.constant([size])
-    scores, boxes = [], []
-    for level, anchors in outputs["anchors"].items():
-        if isinstance(model, FCOS):
-            decoded = model.coder.decode(outputs["box_distances"][level], anchors)
-            ranked, factor = model.level_scores(outputs, level)
-            keep = (ranked > model.score_threshold) & model.min_size_mask(decoded, image_size)[..., None]
-            ranked = tf.where(keep, ranked * factor[..., None], 0.0)
-        else:
-            decoded = model.coder.decode(outputs["box_deltas"][level], anchors)
-            ranked = tf.sigmoid(outputs["class_logits"][level])
-            ranked = tf.where(ranked > model.score_threshold, ranked, 0.0)
-        scores.append(ranked)
-        boxes.append(decoded)
-    boxes = tf.concat(boxes, 1)  # (1, R, 4)
-    if model.clip_before_nms:
-        boxes = box_ops.clip(boxes, image_size)
-    low, high = tf.split(boxes / tf.constant([*size, *size], tf.float32), 2, -1)  # (1, R, 2)
-    center = (low + high) / 2
-    smallest = _SMALLEST * tf.maximum(tf.abs(center), 1.0)
-    encodings = tf.concat([center, tf.math.log(tf.maximum(high - low, smallest))], -1)
-    return {"encodings": encodings, "scores": tf.concat(scores, 1)}
-
-
-def suppressed(model: RetinaNet | FCOS, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The outputs of ``TFLite_Detection_PostProcess``, clipped, without what is empty then if the model drops it.
-
-    Boxes go in decoded; so the op's own anchors are all the unit square around 0. On T > 1 threads LiteRT's op (2.3)
-    skips class T, so there are no classes 2 to 17 in what it is given.
+def detections(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
+    """Turns the network's outputs into detections by the model's own post-processing.
 
     Args:
-        model: Its thresholds and its number of detections.
-        candidates: Of the function of that name.
+        model: The detector.
+        outputs: The dict that the model returned.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        The outputs of `kerasdet.inference.detections.to_tf_od` for a batch of one image, classes counted from 0.
     """
-    most = model.max_detections
+    image_size = tf.constant([size])
+    return to_tf_od(model.postprocess(outputs, image_size), image_size, class_offset=0)
+
+
+def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
+    """Decodes a box for every anchor, and encodes the boxes as `suppress_by_custom_op` takes them.
+
+    Args:
+        model: A detector that supports `decode_all`.
+        outputs: The dict that the model returned.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        ``encodings`` (1, R, 4): (y, x, log h, log w) of the boxes as fractions of the image. ``scores`` (1, R, K), 0
+        for pairs that the model would not take.
+    """
+    decoded = model.decode_all(outputs, tf.constant([size]))
+    low, high = tf.split(decoded["boxes"] / tf.constant([*size, *size], tf.float32), 2, -1)  # (1, R, 2)
+    center = (low + high) / 2
+    smallest = _SMALLEST * tf.maximum(tf.abs(center), 1.0)
+    encodings = tf.concat([center, tf.math.log(tf.maximum(high - low, smallest))], -1)  # (1, R, 4)
+    return {"encodings": encodings, "scores": decoded["scores"]}
+
+
+def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Suppresses candidates by ``TFLite_Detection_PostProcess``, then clips and drops boxes as the model does.
+
+    Boxes go in decoded, so every anchor of the op is the unit square around 0. With T > 1 threads LiteRT's op (2.3)
+    skips class T; 16 dummy classes after the first two keep the real ones out of its way.
+
+    Args:
+        model: The detector, whose `postprocessing` has the thresholds.
+        candidates: The result of `encode_for_custom_op`.
+
+    Returns:
+        The four outputs of the op, classes counted from 0 and -1 for padding.
+    """
+    rule = model.postprocessing
+    capacity = rule.max_detections
     first, rest = candidates["scores"][..., :2], candidates["scores"][..., 2:]
-    scores = tf.concat([tf.pad(first, [[0, 0], [0, 0], [0, _SKIPPED]]), rest], -1)
+    scores = tf.concat([tf.pad(first, [[0, 0], [0, 0], [0, _SKIPPED]]), rest], -1)  # (1, R, K + 16)
     attributes = {
-        "max_detections": ("i", most),
+        "max_detections": ("i", capacity),
         "max_classes_per_detection": ("i", 1),
         "num_classes": ("i", scores.shape[-1]),
         "use_regular_nms": ("b", "true"),
-        "nms_score_threshold": ("f", 1e-9),  # those that pass are not 0
-        "nms_iou_threshold": ("f", model.nms_threshold),
+        "nms_score_threshold": ("f", 1e-9),  # `decode_all` has applied the model's; what it refuses is 0
+        "nms_iou_threshold": ("f", rule.nms_threshold),
         **{f"{side}_scale": ("f", 1.0) for side in "yxhw"},
     }
     signature = " ".join(
@@ -134,25 +128,35 @@ def suppressed(model: RetinaNet | FCOS, candidates: Mapping[str, tf.Tensor]) -> 
 
     @tf.function(experimental_implements=signature)
     def tflite_detection_postprocess(encodings, scores, anchors):
-        """What the converter replaces."""
-        return tf.zeros([1, most, 4]), tf.zeros([1, most]), tf.zeros([1, most]), tf.zeros([1])
+        """Stands for the custom op, by which the converter replaces it."""
+        return tf.zeros([1, capacity, 4]), tf.zeros([1, capacity]), tf.zeros([1, capacity]), tf.zeros([1])
 
     anchors = tf.tile([[0.0, 0.0, 1.0, 1.0]], [scores.shape[1], 1])
     boxes, classes, scores, valid = tflite_detection_postprocess(candidates["encodings"], scores, anchors)
     boxes = tf.clip_by_value(boxes, 0.0, 1.0)
-    keep = tf.sequence_mask(tf.cast(valid, tf.int32), most)  # (1, D)
-    if not model.clip_before_nms:
+    keep = tf.sequence_mask(tf.cast(valid, tf.int32), capacity)  # (1, D)
+    if rule.empty_boxes == "drop_after_nms":
         keep &= tf.reduce_all(boxes[..., 2:] - boxes[..., :2] > _EMPTY, -1)
     class_ids = tf.where(classes < 2, classes, classes - _SKIPPED)
     found = compact({"boxes": boxes, "class_ids": class_ids, "scores": scores}, keep)
-    return _named(found)
+    values = (tf.cast(found[name], tf.float32) for name in ("boxes", "class_ids", "scores", "valid"))
+    return dict(zip(DETECTIONS, values, strict=True))
 
 
-def with_detections_per_class(flatbuffer: bytes, number: int) -> bytes:
-    """A file whose ``TFLite_Detection_PostProcess`` keeps so many of one class; the converter leaves it at 100."""
+def set_detections_per_class(flatbuffer: bytes, number: int) -> bytes:
+    """Lets ``TFLite_Detection_PostProcess`` find more objects of one class than 100, where the converter leaves it.
+
+    Args:
+        flatbuffer: A TFLite file.
+        number: Most detections of one class.
+
+    Returns:
+        The changed file.
+    """
+    schema = tflite_schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
     for operator in model.subgraphs[0].operators:
         if model.operatorCodes[operator.opcodeIndex].customCode == b"TFLite_Detection_PostProcess":
             options = flexbuffers.Loads(bytes(operator.customOptions))
             operator.customOptions = list(flexbuffers.Dumps({**options, "detections_per_class": number}))
-    return flatbuffer_utils.convert_object_to_bytearray(model)
+    return tflite_to_bytes(model)

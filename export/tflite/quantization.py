@@ -1,13 +1,15 @@
-"""Convolutions and matrix products of a TFLite file in fewer bits; what decodes and suppresses stays in float32.
+"""Stores convolutions and matrix products of a TFLite file in fewer bits.
 
-| precision | weights | what lies between convolutions |
+Decoding of boxes and suppression stay in float32.
+
+| precision | weights | activations |
 |---|---|---|
 | ``float16`` | float16, half the size | float32 |
-| ``dynamic`` | int8, one scale a channel | float32, rounded to int8 at each convolution by the range it has there |
-| ``int8`` | int8, one scale a channel | int8, by the ranges seen in representative images |
+| ``dynamic`` | int8, one scale per channel | float32; each convolution rounds its input to int8 by that input's range |
+| ``int8`` | int8, one scale per channel | int8, by the ranges seen on calibration images |
 
-With "int8" the heads' last convolutions are as with "dynamic": logits of one range for all classes in 8 bits would cost
-2 points of AP50 (BCCD, RetinaNet ResNet-18: 0.897 in place of 0.919).
+With "int8" the heads' last convolutions stay "dynamic": 8-bit logits with one range for all classes would cost two
+points of AP50 (BCCD, RetinaNet ResNet-18: 0.897 instead of 0.919).
 """
 
 import contextlib
@@ -19,31 +21,33 @@ from types import ModuleType
 
 import numpy as np
 
+from kerasdet.errors import UserError
+
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 
 _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
 _LAST = r"/(class_logits|box_deltas|box_distances|centerness|objectness)(_\d+)?/"
-_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU")  # of backbone and neck
+# Ops between the convolutions of backbone and neck.
+_BETWEEN = ("ADD", "MAX_POOL_2D", "PAD", "RESHAPE", "STRIDED_SLICE", "RELU")
 
 
 def lower_precision(
     flatbuffer: bytes, precision: str, images: Sequence[np.ndarray] = (), scopes: Sequence[str] = ()
 ) -> bytes:
-    """The file in another precision.
+    """Converts a float32 TFLite file to another precision.
 
     Args:
         flatbuffer: A TFLite file in float32 whose input is ``image``.
         precision: One of `PRECISIONS`.
-        images: For "int8": inputs as the model will meet them, in the shape and type of its own input.
-        scopes: For "int8": names of the layers within which additions, pooling and the like are quantised, too, unless
-            they are part of a norm.
+        images: Calibration images for "int8": (H, W, 3) arrays in the shape and type of the file's input.
+        scopes: Names of layers in which "int8" quantises additions, pooling and the like too, except inside norms.
 
     Returns:
-        The file, which is the same one for "float32".
+        The converted file; for "float32" the same file.
 
     Raises:
-        RuntimeError: If ai-edge-quantizer is not installed.
+        UserError: If ai-edge-quantizer is not installed.
     """
     if precision == "float32":
         return flatbuffer
@@ -56,7 +60,8 @@ def lower_precision(
             work.add_dynamic_config(_scope(operation), operation, num_bits=8)
     else:
         _to_int8(work, scopes)
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # bars of progress, advice to debuggers
+    # The quantizer writes progress bars and advice for its own developers to stderr.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inputs = {"serving_default": [{"image": image[None]} for image in images]}
         ranges = work.calibrate(inputs, num_threads=_THREADS) if precision == "int8" else None
@@ -65,7 +70,7 @@ def lower_precision(
 
 
 def _scope(operation):
-    """Where an operation is the network's; a norm takes its means by a matrix product, which has to be exact."""
+    """Returns a pattern for the names of ops to convert: norms compute means by a matrix product, which stays exact."""
     return "^(?!.*norm)" if operation == "FULLY_CONNECTED" else ".*"
 
 
@@ -90,10 +95,12 @@ def _to_int8(work, scopes):
 
 
 def _quantizer() -> tuple[ModuleType, ModuleType]:
+    """Imports the modules ``quantizer`` and ``qtyping``."""
     try:
         from ai_edge_quantizer import qtyping, quantizer
     except ImportError:
-        raise RuntimeError(
-            "Another precision than float32 needs ai-edge-quantizer: pip install 'kerasdet[tflite]'."
+        raise UserError(
+            "ai-edge-quantizer is not installed, but precisions other than float32 need it: pip install "
+            "'kerasdet[tflite]', or export in float32."
         ) from None
     return quantizer, qtyping

@@ -1,7 +1,7 @@
-"""Runs a TFLite file in a process of its own: ``python verify_worker.py FILE FOLDER``; only ai-edge-litert is needed.
+"""Runs a TFLite file in a process of its own: ``python verify_worker.py FILE FOLDER``. It needs only ai-edge-litert.
 
-The folder holds ``frames.npy``, inputs one after the other, and receives ``outputs.npz``: each output by its name for
-all of them, and how long the first one took each time.
+The folder holds ``inputs.npy``, the inputs (B, h, w, 3), and receives ``outputs.npz``: each output by name for all of
+them (B, 1, ...), and the seconds of each of several runs of the first one.
 """
 
 import os
@@ -16,14 +16,14 @@ RUNS = 5
 
 
 def main(path: str, folder: str) -> None:
-    """Writes the outputs."""
-    frames = np.load(Path(folder) / "frames.npy")
+    """Writes the outputs to ``outputs.npz``."""
+    inputs = np.load(Path(folder) / "inputs.npy")
     run = Interpreter(path, num_threads=os.cpu_count()).get_signature_runner()
-    results = [run(image=frame[None]) for frame in frames]
+    results = [run(image=pixels[None]) for pixels in inputs]
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
-        run(image=frames[:1])
+        run(image=inputs[:1])
         seconds.append(time.perf_counter() - start)
     if {"kerasdet", "tensorflow"} & sys.modules.keys():
         raise RuntimeError("the TFLite file needed TensorFlow or kerasdet")

@@ -1,8 +1,9 @@
-"""TFLite files (LiteRT) for one image of a fixed size, of built-in operations and at most one well-known custom one.
+"""Writes TFLite files (LiteRT) for one image of a fixed size.
 
-The input ``image`` is (1, H, W, 3), RGB as it comes, 0..255, float32 or uint8; normalisation is inside. An image of
-another shape is fitted in by `kerasdet.models.Preprocessing.frame`. The outputs depend on the tail, see
-`kerasdet.export.tflite.postprocessing`. Labels and what `kerasdet.load` needs travel in the file.
+A file consists of built-in ops and at most one well-known custom op. Its input ``image`` is (1, H, W, 3), RGB, 0..255,
+float32 or uint8; normalisation is inside. `kerasdet.inference.Preprocessing.letterbox` fits an image of another shape
+in. `kerasdet.export.tflite.postprocessing` lists the outputs. Class names and everything that `kerasdet.load` needs
+travel in the file.
 """
 
 import io
@@ -15,15 +16,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 from kerasdet.export.graph import InferenceGraph
-from kerasdet.export.saved_model.assets import model_facts
-from kerasdet.export.tflite import postprocessing as tails
-from kerasdet.export.tflite.load import ANCHORS_FILE, FACTS_FILE, MODEL_FILE, as_input
-from kerasdet.export.tflite.metadata import LABELS_FILE, with_metadata
+from kerasdet.export.metadata import METADATA_FILE, model_metadata
+from kerasdet.export.tflite import postprocessing as post
+from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE, as_input
+from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import PRECISIONS, lower_precision
-from tensorflow.lite.python.convert_phase import ConverterError
 
+from kerasdet.errors import UserError
+from kerasdet.inference.preprocessing import open_images
+from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
-from kerasdet.models.detector import image_list
 from kerasdet.ops import implementation
 from kerasdet.ops import resize as resize_ops
 
@@ -34,125 +36,148 @@ def export_tflite(
     model: Detector,
     path: str | Path,
     *,
-    tail: str = "nms",
+    postprocessing: str = "nms",
     precision: str = "float32",
     size: tuple[int, int] | None = None,
     input_type: str = "float32",
-    images: Sequence[np.ndarray] = (),
+    calibration_images: Sequence[np.ndarray | str | Path] = (),
     gin_config: str | None = None,
 ) -> Path:
     """Writes a detector as a TFLite file.
 
     Args:
         model: The detector.
-        path: A file that does not exist.
-        tail: One of `kerasdet.export.tflite.postprocessing.TAILS`.
-        precision: One of `kerasdet.export.tflite.quantization.PRECISIONS`.
-        size: Height and width of the input; by default what the resize rule makes of a wide image.
-        input_type: Of the pixels, "float32" or "uint8".
-        images: For "int8": some dozens of images (H, W, 3) as the model will meet them.
-        gin_config: What configured the model, to be kept in the file.
+        path: A file that does not exist, with the suffix ``.tflite``.
+        postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
+            ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
+        precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
+        size: Height and width of the input in pixels; by default `shortest` and `longest` of the model's resize rule.
+        input_type: Type of the input's pixels, "float32" or "uint8".
+        calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
+            paths. "int8" needs them to choose the range of each activation.
+        gin_config: Text of the run's operative configuration, which goes into the file; None for none.
 
     Returns:
         The path.
 
     Raises:
-        FileExistsError: If there is something at `path`.
-        FileNotFoundError: If its folder is not there.
-        ValueError: If an option is unknown, the model cannot have that tail, "int8" comes without images, or these are
-            not (H, W, 3).
-        RuntimeError: If the precision needs a package that is not installed, or TFLite lacks an operation of the model.
+        FileExistsError: If `path` exists.
+        FileNotFoundError: If its folder does not exist.
+        UserError: If an option is unknown or does not fit the model, "int8" lacks images, a package is missing, or
+            TFLite lacks an op of the model.
+
+    Example:
+        >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")
+        >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
     path = Path(path)
-    _check(model, path, tail, precision, input_type, images, size)
+    _check_path(path)
+    _check_options(model, postprocessing, precision, input_type, calibration_images, size)
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
+    images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
-        flatbuffer = _convert(model, tail, size, input_type)
-    frames = [model.preprocessing.frame(image, *size)[0].numpy() for image in images] if precision == "int8" else []
-    frames = [as_input(frame, input_type) for frame in frames]
-    flatbuffer = lower_precision(flatbuffer, precision, frames, [model.backbone.name, model.neck.name])
-    options = {"class_offset": 0, "precision": precision, "tail": tail, "size": size, "input_type": input_type}
-    files = {FACTS_FILE: json.dumps(model_facts(model, options), indent=1).encode()}
+        flatbuffer = _convert(model, postprocessing, size, input_type)
+    inputs = [as_input(model.preprocessing.letterbox(image, *size)[0].numpy(), input_type) for image in images]
+    flatbuffer = lower_precision(flatbuffer, precision, inputs, [model.backbone.name, model.neck.name])
+    options = {
+        "class_offset": 0,
+        "precision": precision,
+        "postprocessing": postprocessing,
+        "size": size,
+        "input_type": input_type,
+    }
+    files = {METADATA_FILE: json.dumps(model_metadata(model, options), indent=1).encode()}
     if model.class_names:
         files[LABELS_FILE] = "\n".join(model.class_names).encode() + b"\n"
-    if tail == "raw":
+    if postprocessing == "raw":
         files[MODEL_FILE] = json.dumps(keras.saving.serialize_keras_object(model)).encode()
-        files[ANCHORS_FILE] = _npz(model(tf.zeros([1, *_padded(model, size), 3]), training=False)["anchors"])
+        files[ANCHORS_FILE] = _npz(_run_network(model, tf.zeros([1, *size, 3]))["anchors"])
     if gin_config:
         files["config.gin"] = gin_config.strip().encode() + b"\n"
     name = type(model).__name__
-    description = f"{name} of kerasdet, {precision}, tail {tail}"
-    path.write_bytes(with_metadata(flatbuffer, name, description, tails.ORDER, files))
+    description = f"{name} of kerasdet, {precision}, postprocessing {postprocessing}"
+    path.write_bytes(with_metadata(flatbuffer, name, description, post.OUTPUT_ORDER, files))
     return path
 
 
-def _check(model, path, tail, precision, input_type, images, size):
+def _check_path(path):
+    if path.suffix.lower() != ".tflite":
+        raise UserError(f"{path} does not end in .tflite, by which programs know a TFLite file: rename it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to: create it first.")
+    if path.exists():
+        raise FileExistsError(f"{path} exists: export to another file or delete it.")
+
+
+def _check_options(model, postprocessing, precision, input_type, calibration_images, size):
     if not isinstance(model, Detector):
-        raise TypeError(f"A {type(model).__name__} is no detector that could be exported.")
-    for what, value, choices in (
-        ("tail", tail, tails.TAILS),
+        raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")
+    for option, value, choices in (
+        ("postprocessing", postprocessing, post.POSTPROCESSING),
         ("precision", precision, PRECISIONS),
         ("input type", input_type, INPUT_TYPES),
     ):
         if value not in choices:
-            raise ValueError(f"TFLite has no {what} {value!r}: choose one of {', '.join(choices)}.")
+            raise UserError(f"TFLite has no {option} {value!r}: choose one of {', '.join(choices)}.")
     if size is not None and not (
-        np.shape(size) == (2,) and all(isinstance(n, int | np.integer) and n > 0 for n in size)
+        np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
     ):
-        raise ValueError(f"size is {size!r}: give (height, width) in whole pixels.")
-    if path.suffix.lower() != ".tflite":
-        raise ValueError(f"{path} does not end in .tflite, by which such a file is known.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
-    if path.exists():
-        raise FileExistsError(f"{path} exists: export to another file or delete it.")
-    if reason := tails.why_not(model, tail, precision):
-        raise ValueError(f"{type(model).__name__} cannot be had with the tail {tail} in {precision}: {reason}.")
-    if precision == "int8" and not len(images):
-        raise ValueError("int8 needs representative images: some dozens of pictures as the model will meet them.")
-    if len(images):
-        image_list(list(images))
+        raise UserError(f"size is {size!r}: give (height, width) in whole pixels.")
+    if reason := post.unsupported_reason(model, postprocessing, precision):
+        raise UserError(
+            f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
+        )
+    if precision == "int8" and not len(calibration_images):
+        raise UserError("int8 needs calibration images: give some dozens of images that are typical for the model.")
+    if precision != "int8" and len(calibration_images):
+        raise UserError(f"Calibration images are for precision int8, not for {precision}: leave them out.")
 
 
-def _convert(model, tail, size, input_type):
-    """The file in float32."""
-    padded = _padded(model, size)
+def _convert(model, postprocessing, size, input_type):
+    """Returns the TFLite file in float32, without metadata."""
 
     def network(image):
-        image = resize_ops.pad_to(tf.cast(image, tf.float32), *padded)
-        inputs = image if padded == list(size) else {"image": image, "image_size": tf.constant([size])}
-        outputs = model(inputs, training=False)
-        if tail == "nms":
-            return tails.nms(model, outputs, size)
-        if tail == "postprocess":
-            return tails.candidates(model, outputs, size)
-        return tails.raw(outputs)
+        outputs = _run_network(model, image)
+        if postprocessing == "nms":
+            return post.detections(model, outputs, size)
+        if postprocessing == "postprocess":
+            return post.encode_for_custom_op(model, outputs, size)
+        return post.raw_outputs(outputs)
 
     signature = [tf.TensorSpec([1, *size, 3], tf.as_dtype(input_type), "image")]
-    module = InferenceGraph(network, signature)
+    graph = InferenceGraph(network, signature)
 
     def detect(image):
-        found = module.detect(image)
-        return tails.suppressed(model, found) if tail == "postprocess" else found
+        # The custom op stays outside of `InferenceGraph`, in which it would lose the attribute that names it.
+        found = graph.detect(image)
+        return post.suppress_by_custom_op(model, found) if postprocessing == "postprocess" else found
 
     concrete = tf.function(detect, input_signature=signature).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
-    converter.allow_custom_ops = tail == "postprocess"
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], graph)
+    converter.allow_custom_ops = postprocessing == "postprocess"
     try:
         flatbuffer = converter.convert()
-    except ConverterError as error:
+    except tflite_converter_error() as error:
         missing = re.search(r"(?:TF Select|Custom) ops: (.*)", str(error))
-        raise RuntimeError(
-            f"{type(model).__name__} does not fit into TFLite: "
-            + (f"it has no {missing[1]}." if missing else str(error).splitlines()[0])
+        reason = f"it lacks the ops {missing[1]}" if missing else str(error).splitlines()[0]
+        raise UserError(
+            f"{type(model).__name__} does not fit into TFLite, because {reason}: replace the layers that use them, or "
+            "export a SavedModel."
         ) from None
-    if tail == "postprocess":
-        flatbuffer = tails.with_detections_per_class(flatbuffer, model.max_detections)
+    if postprocessing == "postprocess":
+        flatbuffer = post.set_detections_per_class(flatbuffer, model.postprocessing.max_detections)
     return flatbuffer
 
 
-def _padded(model, size):
-    return [int(length) for length in model.preprocessing.padded_size(np.array(size))]
+def _run_network(model, image):
+    """Runs the network on an image (1, H, W, 3) of static size, padded if the network needs it.
+
+    `Preprocessing.batch` pads to a size that is known only when the graph runs. TFLite needs static shapes.
+    """
+    size = image.shape[1:3].as_list()
+    padded = [int(length) for length in model.preprocessing.padded_size(np.array(size))]
+    image = resize_ops.pad_to(tf.cast(image, tf.float32), *padded)
+    return model(image if padded == size else {"image": image, "image_size": tf.constant([size])}, training=False)
 
 
 def _npz(arrays):

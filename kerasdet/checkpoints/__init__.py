@@ -1,8 +1,13 @@
-"""Checkpoints of torchvision, detectron2 and mmdetection, read without torch."""
+"""Reads checkpoints of torchvision, detectron2 and mmdetection without torch, and builds the models they belong to.
+
+Example:
+    >>> state = kerasdet.checkpoints.read("retinanet_resnet50_fpn_coco-eeacb38b.pth")
+    >>> model = kerasdet.checkpoints.to_model(state, "torchvision/retinanet_resnet50_fpn")
+"""
 
 from kerasdet.checkpoints.convert import to_model
 from kerasdet.checkpoints.read import read
+from kerasdet.checkpoints.reference_outputs import verify
 from kerasdet.checkpoints.sources import SOURCES
-from kerasdet.checkpoints.verify import verify
 
 __all__ = ["SOURCES", "read", "to_model", "verify"]

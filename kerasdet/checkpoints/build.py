@@ -10,8 +10,20 @@ from kerasdet.checkpoints.sources import Source
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
+from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.layers import FPN, BoxHead, ConvTop, FCOSHead, MaxPoolTop, ResNet, RetinaNetHead
-from kerasdet.models import FCOS, RPN, FasterRCNN, KeypointBranch, MaskBranch, Preprocessing, RetinaNet
+from kerasdet.models import (
+    FCOS,
+    RPN,
+    FasterRCNN,
+    KeypointBranch,
+    MaskBranch,
+    Preprocessing,
+    ProposalSelection,
+    RetinaNet,
+    RoIHeads,
+    RoIPooler,
+)
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
@@ -19,6 +31,16 @@ from kerasdet.models.postprocess import Postprocessing
 DENSE_PARTS = {
     "retinanet": (RetinaNet, DeltaCoder, RetinaNetHead, IoUMatcher),
     "fcos": (FCOS, DistanceCoder, FCOSHead, FCOSMatcher),
+}
+# Argument of `RPN` or `RoIHeads` -> class of the part
+RCNN_PARTS = {
+    "matcher": IoUMatcher,
+    "sampler": BalancedSampler,
+    "box_loss": losses.SmoothL1Loss,
+    "proposals": ProposalSelection,
+    "pooler": RoIPooler,
+    "box_head": BoxHead,
+    "postprocessing": Postprocessing,
 }
 # For each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
 # the bias that tells that number.
@@ -79,19 +101,23 @@ def build(
         )
     branches = []
     if spec.mask is not None:
-        branches.append(MaskBranch(num_classes, **spec.mask))
+        branches.append(MaskBranch(**spec.mask))
     if spec.keypoint is not None:
         branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
     return FasterRCNN(
         num_classes,
         backbone=backbone,
         neck=FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop(), **spec.neck),
-        rpn=RPN(anchors=anchors, **spec.rpn),
-        box_head=BoxHead(**spec.box_head),
-        branches=branches,
+        rpn=RPN(anchors=anchors, **_with_parts(spec.rpn)),
+        roi_heads=RoIHeads(branches=branches, **_with_parts(spec.roi_heads)),
         preprocessing=preprocessing,
         **spec.model,
     )
+
+
+def _with_parts(arguments):
+    """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts."""
+    return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
 
 def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
@@ -109,8 +135,10 @@ def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
 
 
 def _part(model, part):
-    branches = {branch.name: branch for branch in getattr(model, "branches", ())}
-    return branches.get(part) or getattr(model, part, None)
+    if hasattr(model, part):
+        return getattr(model, part)
+    branches = {branch.name: branch for branch in model.branches}
+    return branches.get(part) or getattr(model.roi_heads, part, None)
 
 
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
@@ -141,7 +169,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         elif spec.background_first and "/mask_logits/" in name:
             value = value[1:]
         if name == "box_head/fc0/kernel":  # flattened from (C, h, w) there, from (h, w, C) here
-            pooled = spec.model.get("pool_size", 7)
+            pooled = RoIPooler(**spec.roi_heads.get("pooler", {})).output_size
             value = value.reshape(len(value), -1, pooled, pooled).transpose(2, 3, 1, 0)
             return value.reshape(-1, value.shape[-1])
     except ValueError:

@@ -1,4 +1,4 @@
-"""From a source framework's tensors to a model."""
+"""Builds a model from the tensors of a source framework."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,10 @@ import numpy as np
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 
-_LISTED = 10
+_MAX_LISTED = 10
 
 
 def to_model(
@@ -20,24 +21,31 @@ def to_model(
     num_classes: int | None = None,
     norm_epsilon: float | None = None,
 ) -> keras.Model:
-    """Builds the model that the source framework would have built, with the weights in place.
+    """Builds the model that the source framework would build, and assigns the weights.
+
+    Example:
+        >>> state = kerasdet.checkpoints.read("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+        >>> model = kerasdet.checkpoints.to_model(state, "torchvision/fasterrcnn_resnet50_fpn")
+        >>> model.save("fasterrcnn.keras")
 
     Args:
         state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them.
-        source: A key of `kerasdet.checkpoints.SOURCES`.
-        num_classes: None for the file's own classes. A number: the classification layer is made for so many classes
-            and keeps its random weights, for fine-tuning.
-        norm_epsilon: Of the backbone's norms, where it is not the one of the published files: torchvision's v1
-            detectors are published with 0, and have 1e-5 when trained by oneself.
+        source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
+        num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
+            weights. None keeps the classes of the file.
+        norm_epsilon: Epsilon of the backbone's norms. None takes that of the published files; torchvision's v1
+            detectors need 1e-5 instead if they were trained by the user, because the published ones have 0.
 
     Returns:
-        A detector, or a `ResNet` where the source is a backbone.
+        A detector, or a `ResNet` if the source is a backbone.
 
     Raises:
-        ValueError: If the source is unknown, or entries are missing, left over or of another shape, by name.
+        UserError: If the source is unknown, or tensors are missing, unexpected or of another shape, naming them.
     """
     if source not in SOURCES:
-        raise ValueError(f"There is no source {source!r}: choose one of {', '.join(SOURCES)}.")
+        raise UserError(
+            f"There is no source {source!r}; expected one of {', '.join(SOURCES)}. Choose the file's model."
+        )
     spec = SOURCES[source]
     names = modern_names(state, spec.framework)
     state = {
@@ -51,26 +59,29 @@ def to_model(
     if num_classes is not None:
         skipped = {name for name in variables if name.startswith(CLASS_LAYERS[spec.kind])}
         for name in skipped:
-            state.pop(_their_name(name, spec), None)
+            state.pop(_source_name(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
     return model
 
 
-def _their_name(name, spec):
+def _source_name(name, spec):
     finest = 2 if spec.kind == "rcnn" else 3
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
 
 
 def _entry(state, name, spec, source):
-    theirs = _their_name(name, spec)
+    theirs = _source_name(name, spec)
     if theirs not in state:
-        raise ValueError(f"The checkpoint has no {theirs}: is it of {source}? It holds {_list(sorted(state))}.")
+        raise UserError(
+            f"The checkpoint has no {theirs}, which {source} needs; it holds {_list(sorted(state))}. Choose the source "
+            "that the file comes from."
+        )
     return theirs, state[theirs]
 
 
 def _free_shapes(state, spec, source):
-    """Shapes that the source leaves to the file."""
+    """Returns the shapes of tensors that the file decides about, not the source."""
     names = ["keypoint_branch/head/deconv/bias"] if spec.keypoint is not None else []
     return {name: _entry(state, name, spec, source)[1].shape for name in names}
 
@@ -79,32 +90,39 @@ def _count_classes(state, spec, source):
     name, bias = _entry(state, COUNTING_BIAS[spec.kind], spec, source)
     if spec.kind == "rcnn":
         if bias.size < 2:
-            raise ValueError(f"The checkpoint's {name} has shape {bias.shape}: {source} has one for background, too.")
+            raise UserError(
+                f"The checkpoint's {name} has shape {bias.shape}; {source} needs an entry for each class and one for "
+                "background. Choose the source that the file comes from."
+            )
         return bias.size - 1
     num_anchors = AnchorGenerator(**spec.anchors).num_anchors
     columns, rest = divmod(bias.size, num_anchors)
     if rest or columns <= spec.background_first:
-        raise ValueError(
-            f"The checkpoint's {name} has shape {bias.shape}: {source} has {num_anchors} anchors a cell and as "
-            f"many logits for each class{', background included' if spec.background_first else ''}."
+        raise UserError(
+            f"The checkpoint's {name} has shape {bias.shape}; {source} needs {num_anchors} entries, one per anchor, "
+            f"for each class{' and for background' if spec.background_first else ''}. Choose the source that the file "
+            "comes from."
         )
     return columns - spec.background_first
 
 
 def _assign(variables, state, spec, source):
-    """Puts every tensor in its place, or says by name what does not fit."""
-    theirs = {name: _their_name(name, spec) for name in variables}
+    """Assigns every tensor to its variable; raises an error that names tensors that do not fit."""
+    theirs = {name: _source_name(name, spec) for name in variables}
     if spec.framework == "detectron2" and not any(name.endswith("running_var") for name in state):
-        # affine-only norms, as in MSRA's files
+        # MSRA's files have affine norms without statistics; detectron2 then takes mean 0 and variance 1.
         statistics = {name: value for name, value in theirs.items() if "running" in value}
-        state = {**state, **{value: _identity(name, variables[name].shape) for name, value in statistics.items()}}
+        state = {
+            **state,
+            **{value: _default_statistic(name, variables[name].shape) for name, value in statistics.items()},
+        }
     problems = []
     missing = [value for value in theirs.values() if value not in state]
     if missing:
         problems.append(f"missing: {_list(missing)}")
-    left_over = sorted(set(state) - set(theirs.values()))
-    if left_over:
-        problems.append(f"unexpected: {_list(left_over)}")
+    unexpected = sorted(set(state) - set(theirs.values()))
+    if unexpected:
+        problems.append(f"unexpected: {_list(unexpected)}")
     values = {name: our_layout(name, state[theirs[name]], spec) for name in variables if theirs[name] in state}
     misshapen = [
         f"{theirs[name]} {state[theirs[name]].shape}"
@@ -114,16 +132,18 @@ def _assign(variables, state, spec, source):
     if misshapen:
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
-        raise ValueError(f"The checkpoint does not fit {source}: {'; '.join(problems)}.")
+        raise UserError(
+            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source that the file comes from."
+        )
     for name, value in values.items():
         variables[name].assign(value)
 
 
-def _identity(name, shape):
+def _default_statistic(name, shape):
     return np.ones(shape, np.float32) if name.endswith("variance") else np.zeros(shape, np.float32)
 
 
 def _list(names):
     names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

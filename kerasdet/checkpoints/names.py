@@ -1,7 +1,7 @@
-"""What each source framework calls the tensors of a model.
+"""Maps kerasdet's names of a model's tensors to the names in each source framework.
 
-The left column is kerasdet's name of a layer, the right one the framework's. A word in braces on the left is a number;
-on the right these and what `_numbers` makes of them can stand.
+In `LAYERS`, keys are kerasdet's names of layers and values the framework's. A word in braces in a key matches a number;
+a value may use these numbers and those that `_numbers` derives from them.
 """
 
 import re
@@ -113,23 +113,23 @@ LAYERS = {
     },
 }
 
-# Where the backbone's tensors are in the file of a detector.
+# Prefix of the backbone's tensors in the file of a detector.
 BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up.", "mmdet": "backbone."}
 
-# Entries that are no weights of ours: counters, buffers, and the classifiers of ImageNet files.
+# Entries that kerasdet's models do not have: counters, buffers, and the classifiers of ImageNet files.
 IGNORED = re.compile(
     r"num_batches_tracked$|(^|\.)anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
 )
-# Caffe's ImageNet files have biases in front of a norm, which detectron2 and mmdetection leave out.
+# Caffe's ImageNet files have biases before a norm, which detectron2 and mmdetection ignore.
 _CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downsample\.0)\.bias$")
 
-# Names inside published files that differ from what today's builders save.
+# Published files use older names than the current releases of the frameworks save.
 _TORCHVISION_OLDER = [
     (r"(inner_blocks|layer_blocks)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3"),
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
     *((rf"mask_head\.mask_fcn{i + 1}\.(weight|bias)$", rf"mask_head.{i}.0.\1") for i in range(4)),
 ]
-# In RetinaNet's towers; FCOS has its norms at the odd numbers, and keeps them.
+# Only RetinaNet's towers were renamed; those of FCOS have norms at the odd numbers.
 _TORCHVISION_OLDER_TOWERS = [(rf"_head\.conv\.{2 * i}\.(weight|bias)$", rf"_head.conv.{i}.0.\1") for i in range(4)]
 _MMDET_OLDER = [
     (r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1."),
@@ -153,7 +153,15 @@ _CAFFE2 = [
 
 
 def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
-    """Today's name of every entry of a file: its own name -> what the framework's builders save now."""
+    """Maps every name in a file to the name that the current release of the framework saves.
+
+    Args:
+        names: Names in the file.
+        framework: Name of the source framework, a key of `LAYERS`.
+
+    Returns:
+        Current name by name in the file.
+    """
     names = list(names)
     if framework == "torchvision":
         has_norms = "head.classification_head.conv.1.weight" in names
@@ -168,7 +176,15 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
 
 
 def is_ignored(name: str, framework: str) -> bool:
-    """Whether the framework leaves out an entry of this name of today when it loads a file."""
+    """Returns whether the framework ignores an entry when it loads a file.
+
+    Args:
+        name: Current name of the entry, see `modern_names`.
+        framework: Name of the source framework, a key of `LAYERS`.
+
+    Returns:
+        True if no tensor of a model corresponds to the entry.
+    """
     return bool(IGNORED.search(name) or (framework != "torchvision" and _CAFFE_BIASES.search(name)))
 
 
@@ -179,14 +195,17 @@ def _rewrite(name, rules):
 
 
 def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, backbone_only: bool, finest: int) -> str:
-    """What a framework calls a tensor of kerasdet.
+    """Returns the framework's name of a tensor of kerasdet.
 
     Args:
-        name: Such as ``backbone/c3_0/conv1/conv/kernel``.
-        framework: A key of `LAYERS`.
-        exceptions: Rows that stand before those of the framework.
-        backbone_only: Whether the file holds a backbone alone.
-        finest: The stage of the finest level of the neck, 3 for ``c3``.
+        name: kerasdet's name of the tensor, such as ``backbone/c3_0/conv1/conv/kernel``.
+        framework: Name of the source framework, a key of `LAYERS`.
+        exceptions: Additional rows in the form of `LAYERS[framework]`, which take precedence over it.
+        backbone_only: Whether the file holds only a backbone.
+        finest: Stage of the finest level of the neck, 3 for ``c3``.
+
+    Returns:
+        Name of the tensor in the current release of the framework.
 
     Raises:
         KeyError: If the framework has no such layer.

@@ -1,7 +1,8 @@
-"""A reader of pickles that executes nothing: stdlib's opcode table, our stack, and `constructors` as the only calls.
+"""Reads pickles without executing their code: only constructors of `pickle_allowlist` can be called.
 
-`pickle.Unpickler` with its own `find_class` still sets attributes on whatever stands on the stack (BUILD), and its
-C version allocates what a memo index or a length declares. Here every opcode is written out, and does less.
+A subclass of `pickle.Unpickler` would not be safe: its BUILD opcode sets attributes on any object, and its C version
+allocates as much memory as a memo index or a length declares. This reader implements every opcode itself, with less
+power.
 """
 
 import codecs
@@ -9,7 +10,7 @@ import pickletools
 from collections.abc import Callable
 from typing import BinaryIO
 
-from kerasdet.checkpoints.constructors import Function, Opaque, lookup, set_state
+from kerasdet.checkpoints.pickle_allowlist import Function, Opaque, lookup, set_state
 
 MAX_OPCODES = 5_000_000
 MAX_INT_BITS = 512
@@ -18,20 +19,19 @@ _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opco
 
 
 def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None) -> object:
-    """Reads one pickle; the stream stands behind it afterwards.
+    """Reads one pickle and leaves the stream at its end.
 
-    Dictionaries keep only the entries whose key is a string. OrderedDict and defaultdict become dict, sets become
-    lists.
+    Dictionaries keep only entries with string keys. OrderedDict and defaultdict become dict, sets become lists.
 
     Args:
-        stream: An in-memory binary stream.
-        persistent: What makes an object of a persistent id; without it such ids are refused.
+        stream: In-memory binary stream.
+        persistent: Function that makes an object from a persistent id. None refuses such ids.
 
     Returns:
-        Plain containers, scalars and the records of `constructors` and `tensors`.
+        Plain containers, scalars and the classes of `pickle_allowlist` and `tensors`.
 
     Raises:
-        ValueError: The pickle asks for a name that is not in the table, or for too much, or is damaged.
+        ValueError: If the pickle is damaged or too large, or asks for a name outside the allowlist.
     """
     machine = _Machine(persistent)
     for _ in range(MAX_OPCODES):
@@ -54,9 +54,9 @@ def _argument(opcode, stream):
 
 
 class _Machine:
-    """The stack, the marks and the memo of a pickle under way; one method for each opcode that does something."""
+    """Holds the stack, the marks and the memo while a pickle is read; methods implement the opcodes."""
 
-    def __init__(self, persistent):
+    def __init__(self, persistent) -> None:
         self.stack, self.marked, self.memo, self.persistent = [], [], {}, persistent
 
     def push(self, value):
@@ -64,7 +64,7 @@ class _Machine:
 
     def push_int(self, value):
         if value.bit_length() > MAX_INT_BITS:
-            raise ValueError("holds a pickle with an integer of absurd size")
+            raise ValueError(f"holds a pickle with an integer of more than {MAX_INT_BITS} bits, which is refused")
         self.stack.append(value)
 
     def mark(self, _):
@@ -83,7 +83,7 @@ class _Machine:
 
     def take(self, count):
         if len(self.stack) < count:
-            raise ValueError("holds a pickle whose stack runs empty")
+            raise ValueError("holds a damaged pickle that pops from an empty stack")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
@@ -117,18 +117,18 @@ class _Machine:
     def stack_global(self, _):
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("asks for a global whose name is no string, which is refused")
+            raise ValueError("asks for a global whose name is not a string, which is refused")
         self.stack.append(lookup(module, name))
 
     def call(self, function, arguments):
         if not isinstance(function, Function):
             raise ValueError(f"calls a {type(function).__name__}, which is refused")
         if type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
-            raise ValueError(f"calls {function.name} with arguments that do not fit")
+            raise ValueError(f"calls {function.name} with invalid arguments")
         try:
             self.stack.append(function.call(*arguments))
         except TypeError as error:
-            raise ValueError(f"calls {function.name} with arguments that do not fit") from error
+            raise ValueError(f"calls {function.name} with invalid arguments") from error
 
     def instance(self, pair):
         module, _, name = pair.partition(" ")
@@ -155,7 +155,7 @@ class _Machine:
 
     def protocol(self, version):
         if version > 5:
-            raise ValueError(f"holds a pickle of the unknown protocol {version}")
+            raise ValueError(f"holds a pickle of the unknown protocol {version} (0 to 5 are supported)")
 
 
 def _named(items):
@@ -164,7 +164,7 @@ def _named(items):
 
 def _dictionary(items):
     if len(items) % 2:
-        raise ValueError("holds a pickle with half a dictionary entry")
+        raise ValueError("holds a damaged pickle with a key that has no value")
     return _named(items)
 
 

@@ -1,50 +1,59 @@
-"""Read a PyTorch, caffe2, safetensors or NumPy checkpoint without torch."""
+"""Reads PyTorch, caffe2, safetensors and NumPy checkpoints without torch."""
 
 from pathlib import Path
 
 import numpy as np
 
-from kerasdet.checkpoints.archives import read_pickles, read_safetensors, read_zip
-from kerasdet.checkpoints.unwrap import strip_module
+from kerasdet.checkpoints.file_formats import read_pickles, read_safetensors, read_zip
+from kerasdet.checkpoints.state_dict import strip_module
+from kerasdet.errors import UserError
 
 _PICKLE_STARTS = b"\x80(}]c"
+_ADVICE = (
+    "Expected a .pth, .pkl, .safetensors or .npz file of tensors: download it again, or save model.state_dict() in the "
+    "source framework."
+)
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a checkpoint by name, and executes nothing that the file asks for.
+    """Reads the tensors of a checkpoint by name, without executing code of the file.
 
-    The contents decide how a file is read, not its extension: torch's zip and legacy formats, pickles of NumPy arrays
-    (detectron2, caffe2), `.safetensors` and `.npz`. The containers around a state dict (`model`, `state_dict`,
-    `model_state_dict`, `blobs`) and a `module.` before every name are taken away.
+    The contents decide about the format, not the file extension: torch's zip and legacy formats, pickles of NumPy
+    arrays (detectron2, caffe2), `.safetensors` and `.npz`. The reader unwraps the containers around a state dict
+    (`model`, `state_dict`, `model_state_dict`, `blobs`) and removes the prefix `module.` if every name has it.
+
+    Example:
+        >>> state = kerasdet.checkpoints.read("model_final_280758.pkl")
+        >>> state["backbone.fpn_lateral2.weight"].shape
+        (256, 256, 1, 1)
 
     Args:
-        path: A `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
+        path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
 
     Returns:
-        Arrays by name, each with memory of its own: float32 for any float, other types as they are.
+        Arrays by name, which share no memory. Floats of any size become float32; other types stay.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, holds no tensors, or asks for something other than tensors and plain
-            containers, which is named.
+        FileNotFoundError: If the file does not exist.
+        UserError: If the file is damaged, holds no tensors, or asks for anything but tensors and plain containers.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: the file does not exist. Check the path.")
     try:
-        state = strip_module(_read_layout(path.read_bytes(), path.suffix))
+        state = strip_module(_read_format(path.read_bytes(), path.suffix))
         if not state:
-            raise ValueError("holds no tensors by name, neither at the top nor under model, state_dict or blobs")
+            raise ValueError("holds no tensors by name, neither at the top level nor in model, state_dict or blobs")
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error)[:500]}") from error
+        raise UserError(f"{path}: {str(error)[:500]}. {_ADVICE}") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:
-        raise ValueError(f"{path}: damaged, cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}). {_ADVICE}") from error
+    except Exception as error:  # Damaged zip and NumPy headers raise many types of errors.
+        raise UserError(f"{path}: is damaged ({type(error).__name__}: {str(error)[:200]}). {_ADVICE}") from error
     return state
 
 
-def _read_layout(data: bytes, suffix: str) -> dict[str, np.ndarray]:
+def _read_format(data: bytes, suffix: str) -> dict[str, np.ndarray]:
     if not data:
         raise ValueError("is an empty file")
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data):
@@ -54,7 +63,7 @@ def _read_layout(data: bytes, suffix: str) -> dict[str, np.ndarray]:
     if suffix == ".safetensors":
         return read_safetensors(data)
     if data[257:262] == b"ustar":
-        raise ValueError("is a tar file (torch before 0.1.10); load it with torch and save the state_dict again")
+        raise ValueError("is a tar file of torch before 0.1.10")
     if data[0] in _PICKLE_STARTS:
         return read_pickles(data)
-    raise ValueError("is none of the formats that are read: .pth, .pkl, .safetensors, .npz")
+    raise ValueError("has none of the supported formats")

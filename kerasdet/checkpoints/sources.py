@@ -73,17 +73,14 @@ TORCHVISION_RCNN_ANCHORS = {
     "strides_from_image": True,
 }
 TORCHVISION_RPN = {
+    "box_loss": {"beta": 1 / 9},
     "normalizer": "sampled",
-    "smooth_l1_beta": 1 / 9,
-    "train_post_nms_top_k": 2000,
-    "min_size": 1e-3,
+    "proposals": {"train_post_nms_top_k": 2000, "min_size": 1e-3},
 }
-TORCHVISION_RCNN = {
-    "pool_sampling": 2,
-    "pool_aligned": False,
-    "level_epsilon": 1e-6,
-    "smooth_l1_beta": 1 / 9,
-    "min_size": 1e-2,
+TORCHVISION_ROI_HEADS = {
+    "pooler": {"sampling_ratio": 2, "aligned": False, "level_epsilon": 1e-6},
+    "box_loss": {"beta": 1 / 9},
+    "postprocessing": {"min_size": 1e-2, "clip_before_nms": True},
 }
 
 
@@ -104,8 +101,8 @@ class Source:
         box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
         normalizer: Arguments of `LossNormalizer`; None for the model's default.
         postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
-        rpn: Arguments of `RPN`.
-        box_head: Arguments of `BoxHead`.
+        rpn: Arguments of `RPN`; those that are parts are given by their own arguments.
+        roi_heads: Arguments of `RoIHeads`, likewise; branches have fields of their own.
         mask: Arguments of `MaskBranch`; None for no masks.
         keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
@@ -127,7 +124,7 @@ class Source:
     normalizer: dict | None = None
     postprocessing: dict | None = None
     rpn: dict = field(default_factory=dict)
-    box_head: dict = field(default_factory=dict)
+    roi_heads: dict = field(default_factory=dict)
     mask: dict | None = None
     keypoint: dict | None = None
     preprocessing: dict = field(default_factory=dict)
@@ -189,8 +186,12 @@ _DEFORMABLE = {"deform_stages": ("c3", "c4", "c5"), "deform_version": 2}
 _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
 
 _MASK_RCNN = {"mask": {}}
-_KEYPOINT_RCNN = {"keypoint": {}, "rpn": {"train_post_nms_top_k": 1500}, "model": {"smooth_l1_beta": 0.5}}
-_TORCHVISION_MASK = {"mask": {"rule": "torchvision"}}
+_KEYPOINT_RCNN = {
+    "keypoint": {},
+    "rpn": {"proposals": {"train_post_nms_top_k": 1500}},
+    "roi_heads": {"box_loss": {"beta": 0.5}},
+}
+_TORCHVISION_MASK = {"mask": {"convention": "torchvision"}}
 
 
 def _torchvision_rcnn(**parts):
@@ -200,21 +201,21 @@ def _torchvision_rcnn(**parts):
         backbone={"depth": 50, "norm": "frozen_bn", "norm_epsilon": 0.0, "freeze_at": 2, **_ALL_FEATURES},
         anchors=TORCHVISION_RCNN_ANCHORS,
         rpn=TORCHVISION_RPN,
+        roi_heads=TORCHVISION_ROI_HEADS,
         preprocessing=TORCHVISION,
-        model=TORCHVISION_RCNN,
         background_first=True,
         **parts,
     )
 
 
 def _torchvision_rcnn_v2(**parts):
-    """Batch norm everywhere, two convolutions in the RPN, four and one fully connected layer in the box head."""
+    """Returns a source with batch norms everywhere, a deeper RPN, and convolutions in the box head."""
     return replace(
         _torchvision_rcnn(**parts),
         backbone={"depth": 50, "norm": "bn", "freeze_at": 2, **_ALL_FEATURES},
         neck={"norm": "bn"},
         rpn={**TORCHVISION_RPN, "num_convs": 2},
-        box_head={"num_convs": 4, "num_fcs": 1, "norm": "bn"},
+        roi_heads={**TORCHVISION_ROI_HEADS, "box_head": {"num_convs": 4, "num_fcs": 1, "norm": "bn"}},
         names={
             "box_head/conv{i}/conv": "roi_heads.box_head.{i}.0",
             "box_head/conv{i}/norm": "roi_heads.box_head.{i}.1",
@@ -227,13 +228,7 @@ def _detectron2_rcnn(depth, deform_stages=(), **parts):
     return Source(
         "detectron2",
         "rcnn",
-        backbone={
-            "depth": depth,
-            "stride_in_1x1": True,
-            "deform_stages": deform_stages,
-            "freeze_at": 2,
-            **_ALL_FEATURES,
-        },
+        backbone={"depth": depth, "deform_stages": deform_stages, "freeze_at": 2, **_CAFFE, **_ALL_FEATURES},
         anchors=_RCNN_LEVELS,
         preprocessing=DETECTRON2,
         **parts,
@@ -319,8 +314,8 @@ SOURCES = {
     "torchvision/fasterrcnn_resnet50_fpn": _torchvision_rcnn(),
     "torchvision/fasterrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(),
     "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),
-    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"rule": "torchvision", "norm": "bn"}),
-    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"rule": "torchvision"}),
+    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"convention": "torchvision", "norm": "bn"}),
+    "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"convention": "torchvision"}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
     **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},

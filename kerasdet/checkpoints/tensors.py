@@ -1,4 +1,4 @@
-"""Elements of a tensor in a file, and the NumPy array they become."""
+"""Describes tensors in a file and converts their bytes to NumPy arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,17 @@ DTYPES = {
 }
 FLOATS = ("float64", "float32", "float16")
 MAX_DIMS = 32
-_GROWTH = 16
+# Compression and expanded tensors make contents larger than their file; the limits leave room for that.
+_MAX_GROWTH = 16
 _HEADROOM = 64 * 2**20
 
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """A run of elements that a torch file keeps under `key`; a tensor sees `length` of its `numel` from `start`."""
+    """Describes the elements that a torch file stores under `key`.
+
+    Tensors see `length` of the `numel` elements, from element `start`.
+    """
 
     key: str
     element: str
@@ -39,7 +43,7 @@ class Storage:
 
 @dataclass(eq=False, slots=True)
 class Tensor:
-    """A strided view of a storage, counted in elements; nothing is read before it is asked for."""
+    """Describes a strided view of a storage, in elements; its contents are not read yet."""
 
     storage: Storage
     element: str
@@ -49,43 +53,45 @@ class Tensor:
 
 
 def itemsize(element: str) -> int:
-    """Bytes of one element.
+    """Returns the size of one element.
 
     Args:
-        element: A key of `DTYPES`.
+        element: Type of the element, a key of `DTYPES`.
 
     Returns:
-        The size in bytes.
+        Size in bytes.
     """
     return np.dtype(DTYPES[element]).itemsize
 
 
 def check_total(total: int, file_size: int) -> None:
-    """Refuses contents out of all proportion to the file that declares them.
+    """Refuses contents that are implausibly large for their file, before any memory is allocated.
 
     Args:
-        total: Bytes that the contents would take.
-        file_size: Bytes of the file.
+        total: Size of the contents in bytes.
+        file_size: Size of the file in bytes.
 
     Raises:
-        ValueError: More than 16 times the file and 64 MiB.
+        ValueError: If the contents take more than 16 times the size of the file plus 64 MiB.
     """
-    if total > _GROWTH * file_size + _HEADROOM:
-        raise ValueError(f"declares {total:.3g} bytes of contents in a file of {file_size} bytes; refused as a bomb")
+    if total > _MAX_GROWTH * file_size + _HEADROOM:
+        raise ValueError(
+            f"declares {total:.3g} bytes of contents in a file of {file_size} bytes, which is refused as a bomb"
+        )
 
 
 def check_shape(shape: object, what: str = "shape") -> tuple[int, ...]:
-    """Takes a sequence of sizes, strides or the like from a file.
+    """Checks that an object from a file is a sequence of sizes or strides.
 
     Args:
-        shape: What the file holds.
-        what: Its name in the error.
+        shape: Object from the file.
+        what: Name of the object in the error message.
 
     Returns:
-        The same as a tuple of non-negative ints.
+        The sequence as a tuple of non-negative ints.
 
     Raises:
-        ValueError: It is anything else.
+        ValueError: If the object is anything else.
     """
     if type(shape) not in (tuple, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"a tensor's {what} is not a tuple of at most {MAX_DIMS} non-negative integers")
@@ -93,11 +99,11 @@ def check_shape(shape: object, what: str = "shape") -> tuple[int, ...]:
 
 
 def contiguous_strides(shape: Sequence[int], fortran: bool = False) -> tuple[int, ...]:
-    """Strides of a dense array.
+    """Returns the strides of a dense array.
 
     Args:
-        shape: Its shape.
-        fortran: Whether the first dimension is the fastest.
+        shape: Shape of the array.
+        fortran: Whether neighbours in the first dimension, not the last, are neighbours in memory.
 
     Returns:
         One stride for each dimension, in elements.
@@ -117,21 +123,21 @@ def to_array(
     offset: int = 0,
     byteorder: str = "<",
 ) -> np.ndarray:
-    """Copies a strided view of a buffer into an array of its own.
+    """Copies a strided view of a buffer into a new array.
 
     Args:
-        buffer: The bytes.
-        element: A key of `DTYPES`.
+        buffer: Bytes of the storage.
+        element: Type of the elements, a key of `DTYPES`.
         shape: Shape of the view.
-        strides: One for each dimension, in elements.
-        offset: The first element.
-        byteorder: `<` or `>`.
+        strides: Stride of each dimension, in elements.
+        offset: Index of the first element.
+        byteorder: `<` for little-endian, `>` for big-endian bytes.
 
     Returns:
-        A contiguous array in native byte order: float32 for any float, else the element's own type.
+        A contiguous array in native byte order: float32 for floats of any size, otherwise the type of the elements.
 
     Raises:
-        ValueError: The view does not lie inside the buffer.
+        ValueError: If the view leaves the buffer.
     """
     dtype = np.dtype(byteorder + DTYPES[element])
     steps = [0 if size == 1 else stride * dtype.itemsize for size, stride in zip(shape, strides, strict=True)]

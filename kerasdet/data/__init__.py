@@ -1,7 +1,7 @@
-"""Data sets on their way into a model: COCO JSON or Pascal VOC folders to `tf.data` batches.
+"""Turns COCO JSON files and Pascal VOC folders into `tf.data` batches.
 
-`coco` and `voc` read annotations into records, `transforms` change an image together with what is annotated in it,
-`pipeline` makes batches of both; `shapes` is a generated data set to try things on.
+`coco` and `voc` read annotations into records; `transforms` changes an image together with its annotations; `pipeline`
+makes batches of both; `shapes` generates a small dataset to experiment with.
 """
 
 from kerasdet.data.coco import CocoDataset

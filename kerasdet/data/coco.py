@@ -1,60 +1,79 @@
-"""COCO JSON to immutable records, one per image, with everything that is wrong counted or named."""
+"""Reads COCO JSON into immutable records, one per image; counts or names everything that is wrong."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from kerasdet.data.records import corners_inside, make_records, split_by_image
+from kerasdet.data.records import clip_boxes, make_records, split_by_image
+from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
 
 
 class CocoDataset:
-    """A data set in COCO format: one JSON file and a folder of images.
+    """Reads a dataset in COCO format: one JSON file and a folder of images.
 
-    Boxes that leave their image are cut at its border; boxes without area or wholly outside are dropped. The EXIF
-    orientation of a JPEG is applied, unless height and width in the JSON are those of the pixels as stored. `counts`
-    says how often each of these happened; one line of it goes to the log.
+    The reader clips boxes that leave their image and drops boxes that have no area or lie outside. It applies the EXIF
+    orientation of a JPEG, unless the JSON gives height and width of the pixels as stored. `counts` says how often each
+    of these happened, and one log line sums them up.
 
-    With masks, objects whose mask covers no pixel are dropped, as their box says nothing about it; turning the
-    polygons of all of COCO into run lengths takes about two minutes. With keypoints, pixel indices become the centres
-    of pixels (+ 0.5), and objects without keypoints have those of visibility 0.
+    With masks, the reader drops objects whose mask covers no pixel, because their box is then meaningless; converting
+    all polygons of COCO to run lengths takes about two minutes. With keypoints, pixel indices become pixel centres
+    (+ 0.5), and objects without keypoints get keypoints of visibility 0.
+
+    Example:
+        >>> dataset = CocoDataset("coco/annotations/instances_train2017.json", "coco/train2017", masks=True)
+        >>> dataset.class_names[:3]
+        ('person', 'bicycle', 'car')
 
     Args:
-        annotations: the JSON file.
-        images: the folder that `file_name` starts from; by default `images` beside the JSON.
-        keep_empty: whether to keep images without an object; crowds are no objects here, nor, if there are to be
-            keypoints, objects without a labelled one.
-        bad_images: what to do about missing and damaged image files and those of another size than the JSON says:
-            "error" names them in one `ValueError`, "skip" leaves them out.
-        masks: whether to read the segmentations.
-        keypoints: whether to read the keypoints.
+        annotations: Path of the JSON file.
+        images: Folder that each `file_name` of the JSON is relative to. Default: `images` beside the JSON.
+        keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
+            with `keypoints=True`, neither does an object without a labelled keypoint.
+        on_bad_image: What to do if an image file is missing, damaged or not of the size in the JSON: "error" raises
+            one `UserError` that names them, "skip" leaves them out.
+        masks: Whether to read the segmentations.
+        keypoints: Whether to read the keypoints.
 
     Attributes:
-        annotations: path of the JSON file.
-        ground_truth: what to evaluate against, the same path.
-        records: tuple of `Record`, in the order of the JSON.
-        class_names: tuple of K names, by ascending category id.
-        category_ids: tuple of K category ids of the JSON: `category_ids[class_id]`.
-        num_classes: K.
-        keypoint_names: tuple of J names; empty where keypoints were not asked for, as are the next two.
-        skeleton: tuple of pairs of indices from 0.
-        keypoint_flip: tuple of J indices, see `kerasdet.geometry.keypoints.flip_order`.
-        counts: dict of how many images and boxes were kept, changed and dropped.
+        annotations: Path of the JSON file.
+        ground_truth: Path of the JSON file, for evaluation.
+        records: Tuple of `Record`, in the order of the JSON.
+        class_names: Tuple of K names, by ascending category id.
+        category_ids: Tuple of K category ids of the JSON; `category_ids[class_id]` is the id of a class.
+        num_classes: Number of classes, K.
+        keypoint_names: Tuple of J names; () if keypoints are not read.
+        skeleton: Tuple of pairs of keypoint indices from 0; () if keypoints are not read.
+        keypoint_flip: Tuple of J indices that swaps left and right, see `kerasdet.geometry.keypoints.flip_order`; ()
+            if keypoints are not read.
+        counts: Number of images and boxes that were kept, changed and dropped, by name.
 
     Raises:
-        FileNotFoundError: where the JSON or the folder does not exist.
-        ValueError: for a file that is not COCO, naming the item, and for bad images.
+        FileNotFoundError: If the JSON or the folder does not exist.
+        UserError: If the JSON is not in COCO format, naming the item, or if images are bad.
     """
 
-    def __init__(self, annotations, images=None, *, keep_empty=True, bad_images="error", masks=False, keypoints=False):
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike | None = None,
+        *,
+        keep_images_without_objects: bool = True,
+        on_bad_image: str = "error",
+        masks: bool = False,
+        keypoints: bool = False,
+    ) -> None:
         self.annotations = self.ground_truth = Path(annotations)
         folder = self.annotations.parent / "images" if images is None else Path(images)
         data = _read(self.annotations)
         if not folder.is_dir():
-            raise FileNotFoundError(f"No folder {folder} with the images of {self.annotations}: give images=FOLDER.")
+            raise FileNotFoundError(
+                f"The image folder {folder} of {self.annotations} does not exist. Pass the folder as images=FOLDER."
+            )
         self.category_ids, self.class_names = _categories(data, self.annotations)
         self.num_classes = len(self.category_ids)
         self.keypoint_names, self.skeleton = _keypoint_names(data, self.annotations) if keypoints else ((), ())
@@ -67,34 +86,40 @@ class CocoDataset:
             [str(folder / item["file_name"]) for item in data["images"]],
             list(sizes.values()),
             objects,
-            keep_empty=keep_empty,
-            bad_images=bad_images,
+            keep_images_without_objects=keep_images_without_objects,
+            on_bad_image=on_bad_image,
             num_classes=self.num_classes,
             object_counts=counts,
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
 
 def _read(path):
-    """Parses the JSON and checks that its parts are lists of objects."""
+    """Parses the JSON and checks that its three sections are lists of objects."""
     if not path.is_file():
-        raise FileNotFoundError(f"No annotation file {path}.")
+        raise FileNotFoundError(f"The annotation file {path} does not exist. Check the path.")
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+        raise UserError(f"{path} is not valid JSON: {error}. Export or download the annotations again.") from None
     if isinstance(data, list):
-        raise ValueError(f"{path} holds a list (of detections?), not a COCO data set.")
+        raise UserError(
+            f"{path} holds a list, as files of detections do; expected a COCO dataset with images, annotations and "
+            "categories. Give the ground-truth file."
+        )
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or key not in data:
-            raise ValueError(f'{path} is not a COCO data set: it has no "{key}".')
+            raise UserError(
+                f'{path} has no "{key}"; a COCO dataset has images, annotations and categories. Convert the file to '
+                "COCO format."
+            )
         if not isinstance(data[key], list) or not all(isinstance(item, dict) for item in data[key]):
-            raise ValueError(f'{path}: "{key}" is not a list of objects.')
+            raise UserError(f'{path}: "{key}" is not a list of JSON objects, as COCO requires. Correct the file.')
     for key in ("images", "categories"):
         if not data[key]:
-            raise ValueError(f'{path}: "{key}" is empty.')
+            raise UserError(f'{path}: "{key}" is empty; expected at least one entry. Correct the file.')
     return data
 
 
@@ -103,47 +128,68 @@ def _is_int(value):
 
 
 def _categories(data, path):
-    """Category ids in ascending order and their names."""
+    """Returns the category ids in ascending order and their names."""
     names = {}
     for number, category in enumerate(data["categories"]):
         category_id, name = category.get("id"), category.get("name")
         if not _is_int(category_id) or not isinstance(name, str):
-            raise ValueError(f'{path}: category number {number} needs an integer "id" and a "name": {category}.')
+            raise UserError(
+                f'{path}: category number {number} is {category}; it needs an integer "id" and a text "name". Add '
+                "them to the file."
+            )
         if category_id in names:
-            raise ValueError(f'{path}: categories "{names[category_id]}" and "{name}" share the id {category_id}.')
+            raise UserError(
+                f'{path}: categories "{names[category_id]}" and "{name}" share the id {category_id}. Give each '
+                "category an id of its own."
+            )
         names[category_id] = name
     ids = tuple(sorted(names))
     return ids, tuple(names[i] for i in ids)
 
 
 def _image_sizes(data, path):
-    """Image id to (height, width), in the order of the JSON."""
+    """Maps image id to (height, width), in the order of the JSON."""
     sizes = {}
     for number, image in enumerate(data["images"]):
         image_id, size = image.get("id"), (image.get("height"), image.get("width"))
         if not _is_int(image_id) or not image.get("file_name") or not isinstance(image["file_name"], str):
-            raise ValueError(f'{path}: image number {number} needs an integer "id" and a "file_name": {image}.')
+            raise UserError(
+                f'{path}: image number {number} is {image}; it needs an integer "id" and a "file_name". Add them to '
+                "the file."
+            )
         if not all(_is_int(length) and length > 0 for length in size):
-            raise ValueError(f'{path}: image {image_id} needs a positive integer "height" and "width", has {size}.')
+            raise UserError(
+                f'{path}: image {image_id} has (height, width) {size}; expected positive integers. Correct "height" '
+                'and "width".'
+            )
         if image_id in sizes:
-            raise ValueError(f"{path}: two images share the id {image_id}; the second is {image['file_name']}.")
+            raise UserError(
+                f"{path}: two images share the id {image_id}; the second is {image['file_name']}. Give each image an "
+                "id of its own."
+            )
         sizes[image_id] = size
     return sizes
 
 
 def _keypoint_names(data, path):
-    """Names of the keypoints and pairs of indices joined by a line: those of all categories that have keypoints."""
+    """Returns names and skeleton of the keypoints, which all categories with keypoints must share."""
     categories = [category for category in data["categories"] if category.get("keypoints")]
     if not categories:
-        raise ValueError(f'{path}: no category has "keypoints", which keypoints=True needs.')
+        raise UserError(
+            f'{path}: no category has "keypoints", which keypoints=True needs. Add the names of the keypoints to the '
+            "category, or read the dataset without keypoints."
+        )
     first, *others = categories
     names = first["keypoints"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f'{path}: the "keypoints" of category {first["id"]} are not a list of names.')
+        raise UserError(
+            f'{path}: the "keypoints" of category {first["id"]} are not a list of names. Correct the category.'
+        )
     for other in others:
         if other["keypoints"] != names:
-            raise ValueError(
-                f"{path}: categories {first['id']} and {other['id']} have other keypoints: a model has one set."
+            raise UserError(
+                f"{path}: categories {first['id']} and {other['id']} have different keypoints, but a model has one "
+                "set. Keep the keypoints of one of the two."
             )
     try:
         skeleton = tuple((int(a) - 1, int(b) - 1) for a, b in first.get("skeleton", []))
@@ -151,14 +197,15 @@ def _keypoint_names(data, path):
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        raise ValueError(
-            f'{path}: the "skeleton" of category {first["id"]} needs pairs of numbers from 1 to {len(names)}.'
+        raise UserError(
+            f'{path}: the "skeleton" of category {first["id"]} is not a list of pairs of numbers from 1 to '
+            f"{len(names)}. Correct the category."
         )
     return tuple(names), skeleton
 
 
 def _objects(data, sizes, category_ids, path, masks, num_keypoints):
-    """The arrays of each image's objects, in the order of `sizes`, and what was counted."""
+    """Returns the arrays of each image's objects, in the order of `sizes`, and the counts."""
     row_of = {image_id: row for row, image_id in enumerate(sizes)}
     class_of = {category_id: class_id for class_id, category_id in enumerate(category_ids)}
     rows, class_ids, xywh, crowd = [], [], [], []
@@ -169,12 +216,12 @@ def _objects(data, sizes, category_ids, path, masks, num_keypoints):
             x, y, w, h = annotation["bbox"]
             xywh.append((float(x), float(y), float(w), float(h)))
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise ValueError(f"{path}: {_what_is_wrong(annotation, row_of, class_of)}") from None
+            raise UserError(f"{path}: {_annotation_error(annotation, row_of, class_of)}") from None
         crowd.append(bool(annotation.get("iscrowd", 0)))
 
     rows = np.array(rows, np.int64)
     size = np.array(list(sizes.values()), np.float64)[rows]
-    boxes, keep, counts = corners_inside(np.array(xywh, np.float64).reshape(-1, 4), size)
+    boxes, keep, counts = clip_boxes(np.array(xywh, np.float64).reshape(-1, 4), size)
     columns = {"boxes": boxes, "class_ids": np.array(class_ids, np.int32), "is_crowd": np.array(crowd, bool)}
     if num_keypoints:
         columns["keypoints"] = _keypoints(data, num_keypoints, path)
@@ -197,7 +244,7 @@ def _objects(data, sizes, category_ids, path, masks, num_keypoints):
 
 
 def _keypoints(data, count, path):
-    """(N, J, 3) float32 as (y, x, visibility) of all annotations, in continuous pixels."""
+    """Returns the keypoints of all annotations: (N, J, 3) float32 as (y, x, visibility), in continuous pixels."""
     keypoints = np.zeros((len(data["annotations"]), count, 3), np.float32)  # (x, y, visibility)
     for row, annotation in zip(keypoints, data["annotations"], strict=True):
         if not annotation.get("keypoints"):
@@ -207,27 +254,35 @@ def _keypoints(data, count, path):
         except (TypeError, ValueError):
             row[:] = np.nan
         if not np.isfinite(row).all() or not np.isin(row[:, 2], (0, 1, 2)).all():
-            raise ValueError(
-                f"{path}: {_name(annotation)} needs {3 * count} numbers (x, y, visibility 0, 1 or 2 of each of the "
-                f'{count} keypoints of its category) as "keypoints", has {str(annotation["keypoints"])[:80]}.'
+            raise UserError(
+                f'{path}: {_name(annotation)} has "keypoints" {str(annotation["keypoints"])[:80]}; expected '
+                f"{3 * count} numbers, x, y and visibility (0, 1 or 2) for each of the {count} keypoints of its "
+                "category. Correct the annotation."
             )
     labelled = keypoints[..., 2:] > 0
     return np.where(labelled, keypoints[..., [1, 0, 2]] + np.float32([0.5, 0.5, 0]), np.float32(0))
 
 
 def _runs(data, sizes, path):
-    """The run lengths of every annotation's mask; none where it covers no pixel."""
+    """Returns the run lengths of every annotation's mask; an empty array if the mask covers no pixel."""
     runs = []
     for annotation in data["annotations"]:
         segmentation = annotation.get("segmentation")
         if not isinstance(segmentation, list | dict):
-            raise ValueError(f'{path}: {_name(annotation)} has no "segmentation", which masks=True needs.')
+            raise UserError(
+                f'{path}: {_name(annotation)} has no "segmentation", which masks=True needs. Add polygons or an RLE, '
+                "or read the dataset without masks."
+            )
         try:
             runs.append(rle.runs_from_segmentation(segmentation, *sizes[annotation["image_id"]]))
         except ValueError as error:
-            raise ValueError(f"{path}: {_name(annotation)} {error}.") from None
+            reason = str(error).removesuffix(".")
+            raise UserError(f"{path}: {_name(annotation)} {reason}. Correct its segmentation.") from None
     if runs and not any(map(len, runs)):
-        raise ValueError(f"{path}: no annotation has a mask, which masks=True needs.")
+        raise UserError(
+            f"{path}: no annotation has a mask, which masks=True needs. Add segmentations, or read the dataset "
+            "without masks."
+        )
     return runs
 
 
@@ -235,16 +290,20 @@ def _name(annotation):
     return f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"
 
 
-def _what_is_wrong(annotation, image_ids, category_ids):
-    """The sentence about an annotation that could not be read."""
+def _annotation_error(annotation, image_ids, category_ids):
+    """Returns the error message for an annotation that could not be read."""
     name = _name(annotation)
-    for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+    for key, section, known in (("image_id", "images", image_ids), ("category_id", "categories", category_ids)):
         if key not in annotation:
-            return f'{name} has no "{key}".'
+            return f'{name} has no "{key}". Add the id of an entry of "{section}".'
         if not _is_int(annotation[key]) or annotation[key] not in known:
             return (
-                f'{name} has the unknown {key} {annotation[key]!r}: no entry of "images" or "categories" has that id.'
+                f'{name} has the {key} {annotation[key]!r}, but no entry of "{section}" has that id. Correct the id '
+                "or add the entry."
             )
     if "bbox" not in annotation:
-        return f'{name} has no "bbox".'
-    return f'{name} needs four numbers [x, y, width, height] as "bbox", has {annotation["bbox"]!r}.'
+        return f'{name} has no "bbox". Add the four numbers [x, y, width, height] in pixels.'
+    return (
+        f'{name} has "bbox" {annotation["bbox"]!r}; expected four numbers [x, y, width, height] in pixels. Correct '
+        "the annotation."
+    )

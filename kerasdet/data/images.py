@@ -4,25 +4,30 @@ Training, `detect` and exported SavedModels share these functions, so they see t
 TensorFlow ops; every static shape may be unknown.
 """
 
+import os
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
+from kerasdet.errors import UserError
+
+# EXIF stands in the first segment, which JPEG limits to 64 KiB.
 EXIF_SEARCH = 1 << 16
 _EXIF_ORIENTATION = 0x0112
 
 
-def decode(encoded, exif=True):
+def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True) -> tf.Tensor:
     """Decodes a JPEG, PNG, BMP or GIF (first frame) as PIL would and turns it upright.
 
-    Gray, palette and CMYK become RGB, alpha is dropped, of 16 bits the upper 8 are kept.
+    Gray, palette and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
 
     Args:
-        encoded: () string, the bytes of the file.
-        exif: whether to apply the EXIF orientation of a JPEG; a bool or a () bool tensor.
+        encoded: Bytes of the image file, () string.
+        exif: Whether to apply the EXIF orientation of a JPEG, a bool or () bool.
 
     Returns:
-        (H, W, 3) uint8.
+        RGB image, (H, W, 3) uint8.
     """
     image = tf.cond(
         tf.io.is_jpeg(encoded),
@@ -33,14 +38,14 @@ def decode(encoded, exif=True):
     return apply_orientation(image, tf.where(exif, exif_orientation(encoded), 1))
 
 
-def exif_orientation(encoded):
+def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
     """Reads the EXIF orientation of a JPEG.
 
     Args:
-        encoded: () string, the bytes of the file.
+        encoded: Bytes of the image file, () string.
 
     Returns:
-        () int32 in 1..8; 1 (upright) for other formats, without EXIF, and where anything is malformed.
+        The orientation, () int32 in 1..8. It is 1 (upright) if the file is not a JPEG, has no EXIF or is malformed.
     """
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
@@ -61,14 +66,16 @@ def exif_orientation(encoded):
     def is_exif(position):
         return (byte(position + 1) == 0xE1) & starts_with(position + 4, b"Exif\0\0")
 
-    def to_skip(position):
+    def is_other_segment(position):
         marker, length = byte(position + 1), number(position + 2, 2, False)
         segment = (byte(position) == 0xFF) & (marker != 0xDA) & (length >= 2) & ~is_exif(position)
         return segment & (position < size)
 
     is_jpeg = starts_with(0, b"\xff\xd8")
     start = tf.where(is_jpeg, 2, size)
-    [segment] = tf.while_loop(to_skip, lambda position: [position + 2 + number(position + 2, 2, False)], [start])
+    [segment] = tf.while_loop(
+        is_other_segment, lambda position: [position + 2 + number(position + 2, 2, False)], [start]
+    )
 
     tiff = segment + 10
     little = starts_with(tiff, b"II*\0")
@@ -83,44 +90,47 @@ def exif_orientation(encoded):
     return tf.where(orientation <= 8, orientation, 1)
 
 
-def apply_orientation(image, orientation):
+def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tensor:
     """Turns a stored image upright.
 
     Args:
-        image: (H, W, C).
-        orientation: () int32, the EXIF value in 1..8.
+        image: Image as stored, (H, W, C).
+        orientation: EXIF orientation, () int32 in 1..8.
 
     Returns:
-        (H, W, C), or (W, H, C) for the orientations 5 to 8.
+        Upright image: (H, W, C), or (W, H, C) for orientations 5 to 8.
     """
 
-    def among(*values):
+    def is_one_of(*values: int) -> tf.Tensor:
         return tf.reduce_any(orientation == tf.constant(values))
 
     shape = (None, None, image.shape[-1])
-    image = tf.cond(among(5, 6, 7, 8), lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image))
+    image = tf.cond(is_one_of(5, 6, 7, 8), lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image))
     image = tf.ensure_shape(image, shape)
-    image = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(image, [1]), lambda: tf.identity(image))
-    return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: tf.identity(image))
+    image = tf.cond(is_one_of(2, 3, 6, 7), lambda: tf.reverse(image, [1]), lambda: tf.identity(image))
+    return tf.cond(is_one_of(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: tf.identity(image))
 
 
-def read(path):
-    """Reads an image file.
+def read(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image file as an upright RGB array.
 
     Args:
-        path: of a JPEG, PNG, BMP or GIF.
+        path: Path of a JPEG, PNG, BMP or GIF file.
 
     Returns:
-        (H, W, 3) uint8 NumPy array, RGB, upright.
+        Image, (H, W, 3) uint8.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is no image.
+        FileNotFoundError: If the file does not exist.
+        UserError: If TensorFlow cannot decode the file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no image {path}.")
+        raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
     try:
         return decode(path.read_bytes()).numpy()
     except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error.message.splitlines()[0]}") from None
+        reason = error.message.splitlines()[0].removesuffix(".")
+        raise UserError(
+            f"{path} cannot be read as an image: {reason}. Expected a JPEG, PNG, BMP or GIF file; convert it."
+        ) from None

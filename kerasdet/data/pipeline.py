@@ -1,59 +1,91 @@
-"""From records to batches: `tf.data` datasets of the dicts that models train on and are evaluated on.
+"""Makes the `tf.data` batches that models train on and are evaluated on from the records of a dataset.
 
-Records are looked up by position, and everything random depends on (seed, position) alone. A run that resumes at
-step s therefore starts at position ``s * batch_size`` and sees what it would have seen, without decoding the rest.
+The pipeline looks records up by position, and all randomness depends only on (seed, position). A run that resumes at
+step s therefore starts at position ``s * batch_size`` and sees the same batches as an uninterrupted run, without
+decoding the earlier ones.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from kerasdet.data import images
+from kerasdet.data.records import Record
+from kerasdet.errors import UserError
 from kerasdet.geometry import masks as mask_ops
 from kerasdet.ops import resize as resize_ops
 
 _OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 _PADDING = {"class_ids": -1}
 
+Transform = Callable[[dict[str, Any], Any], dict[str, Any]]
+
+
+class Dataset(Protocol):
+    """Names what batches need of a dataset; `CocoDataset` and `VocDataset` have it.
+
+    Attributes:
+        records: Records of the images, at least one.
+        keypoint_flip: Index of the keypoint that replaces each keypoint in a mirror image; read only if the records
+            have keypoints.
+    """
+
+    records: Sequence[Record]
+    keypoint_flip: tuple[int, ...]
+
 
 def training_batches(
-    dataset,
-    batch_size,
-    transforms=(),
+    dataset: Dataset,
+    batch_size: int,
+    transforms: Sequence[Transform] = (),
     *,
-    seed=0,
-    start_step=0,
-    size_divisor=32,
-    pad_to=None,
-    max_boxes=None,
-    mask_size=mask_ops.CROP_SIZE,
-    input_context=None,
-):
-    """Endless shuffled batches; every image once per epoch, in a new order each, batches running across epochs.
+    seed: int = 0,
+    start_step: int = 0,
+    size_divisor: int = 32,
+    pad_to: tuple[int, int] | None = None,
+    max_boxes: int | None = None,
+    mask_size: int = mask_ops.CROP_SIZE,
+    input_context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Makes endless shuffled batches for training.
+
+    Each epoch visits every image once, in a new order; a batch may span two epochs.
+
+    Example:
+        >>> dataset = CocoDataset("data/train.json")
+        >>> transforms = [ResizeShortestEdge((640, 800), 1333), RandomFlip()]
+        >>> batches = training_batches(dataset, batch_size=2, transforms=transforms)
+        >>> model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
 
     Args:
-        dataset: a `CocoDataset`, or anything with `records` like it.
-        batch_size: images per batch, of all replicas together.
-        transforms: callables ``(example, seed) -> example``, applied in order.
-        seed: decides the orders and the transforms.
-        start_step: the batch to begin with: the same batches follow as in a run from step 0.
-        size_divisor: height and width are padded to multiples of this.
-        pad_to: a fixed (height, width) instead.
-        max_boxes: a fixed M; by default the batch's own maximum.
-        mask_size: S of the masks, where the data set was read with masks.
-        input_context: the `tf.distribute.InputContext` of a worker, which then gets its part of each batch, replica by
-            replica, and decodes no other images.
+        dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.
+        batch_size: Number of images in a batch, summed over all replicas.
+        transforms: Callables ``(example, seed) -> example``, applied in order.
+        seed: Seed of the image order and of the transforms.
+        start_step: Number of batches to skip. The batches that follow equal those of a run from step 0.
+        size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
+        pad_to: Fixed (height, width) in pixels to pad images to, instead of `size_divisor`.
+        max_boxes: Fixed number of rows M for the objects of an image. Default: the maximum in each batch.
+        mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
+        input_context: The `tf.distribute.InputContext` of a worker. The worker then gets only its part of each batch,
+            replica by replica, and decodes no other images.
 
     Returns:
-        A `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` and `original_size`; M is at least 1. `masks`
-        are uint8, the covered share of each cell times 255, so they cost M * S * S bytes an image whatever its size.
+        Batches as described in docs/design.md, "A batch", with `image_id` (B,) and `original_size` (B, 2); M is at
+        least 1. `masks` are uint8 coverage times 255, so an image costs M * S * S bytes at any image size.
 
     Raises:
-        ValueError: where there is nothing to train on, or a record has more than `max_boxes` boxes.
+        UserError: If the dataset has no images, or an image has more than `max_boxes` boxes.
     """
     records = _records(dataset)
     most = max(len(record.boxes) for record in records)
     if max_boxes is not None and most > max_boxes:
-        raise ValueError(f"max_boxes={max_boxes}, but an image has {most} boxes: raise it to {most} or more.")
+        raise UserError(
+            f"max_boxes is {max_boxes}, but an image has {most} boxes; every object needs a row. Raise max_boxes to "
+            f"{most} or more."
+        )
     lookup = _lookup(dataset, mask_size)
 
     def example(position, index):
@@ -65,8 +97,9 @@ def training_batches(
 
     order = _endless_order(len(records), seed, start_step * batch_size)
     if input_context is not None:
-        share = batch_size // input_context.num_input_pipelines
-        order = order.filter(lambda position, _: position % batch_size // share == input_context.input_pipeline_id)
+        per_worker = batch_size // input_context.num_input_pipelines
+        worker = input_context.input_pipeline_id
+        order = order.filter(lambda position, _: position % batch_size // per_worker == worker)
         batch_size = input_context.get_per_replica_batch_size(batch_size)
     examples = order.map(example, tf.data.AUTOTUNE, deterministic=True)
     batches = _batches(examples, batch_size, drop_remainder=True)
@@ -74,25 +107,31 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset, batch_size, *, resize=None, size_divisor=32, mask_size=mask_ops.CROP_SIZE, shard=(0, 1)
-):
-    """Every image once, in the order of the records, the last batch as small as it comes.
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    resize: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    size_divisor: int = 32,
+    mask_size: int = mask_ops.CROP_SIZE,
+    shard: tuple[int, int] = (0, 1),
+) -> tf.data.Dataset:
+    """Makes batches with every image once, in the order of the records; the last batch may be smaller.
 
     Args:
-        dataset: a `CocoDataset`, or anything with `records` like it.
-        batch_size: images per batch.
-        resize: a callable ``example -> example`` such as `ResizeShortestEdge`, which then takes its first length;
-            None keeps the images as they are.
-        size_divisor: height and width are padded to multiples of this.
-        mask_size: S of the masks, where the data set was read with masks.
-        shard: (i, n): only every n-th image, from the i-th on.
+        dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.
+        batch_size: Number of images in a batch.
+        resize: Callable ``example -> example``; `ResizeShortestEdge` uses its first length here. None keeps the size
+            of the images.
+        size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
+        mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
+        shard: (i, n) selects every n-th image, starting with image i.
 
     Returns:
-        A finite `tf.data.Dataset` of batches (DESIGN, "A batch") with `image_id` (B,) int64, `original_size` (B, 2)
-        int32, and the annotations in the coordinates of the resized image.
+        Finite batches as described in docs/design.md, "A batch", with `image_id` (B,) int64 and `original_size`
+        (B, 2) int32. Boxes and keypoints are in pixels of the resized image.
 
     Raises:
-        ValueError: where there is nothing to evaluate on.
+        UserError: If the dataset has no images.
     """
     records = _records(dataset)
     lookup = _lookup(dataset, mask_size)
@@ -107,7 +146,7 @@ def evaluation_batches(
 
 
 def _endless_order(count, seed, start):
-    """Pairs (position, index) from position `start` on: each epoch of `count` positions is a permutation of its own."""
+    """Yields pairs (position, index) from position `start`; each epoch of `count` positions is its own permutation."""
 
     def permutation(epoch):
         epoch_seed = tf.cast(tf.stack([seed, epoch]), tf.int32)
@@ -118,12 +157,15 @@ def _endless_order(count, seed, start):
 
 def _records(dataset):
     if not dataset.records:
-        raise ValueError("The data set has no images left to make batches of: see its `counts`.")
+        raise UserError(
+            "The dataset has no images; batches need at least one. Its `counts` say how many images were dropped and "
+            "why: relax `on_bad_image` or `keep_images_without_objects`, or give other annotations."
+        )
     return dataset.records
 
 
 def _lookup(dataset, mask_size):
-    """Holds the records as flat tensors; returns a graph function from an index to one example without its image."""
+    """Holds the records as flat tensors; returns a graph function that maps an index to an example without image."""
     records = dataset.records
     per_image = {
         "path": tf.constant([record.path for record in records]),
@@ -149,30 +191,30 @@ def _lookup(dataset, mask_size):
 
 
 def _slices(records, names):
-    """Arrays of all records one after the other; returns a graph function from an index to those of one record."""
+    """Concatenates the arrays of all records; returns a graph function that maps an index to the arrays of a record."""
     flat = {name: tf.constant(np.concatenate([getattr(record, name) for record in records])) for name in names}
     starts = tf.constant(np.cumsum([0] + [len(getattr(record, names[0])) for record in records]))
 
-    def of(index):
+    def slices_of(index):
         return {name: values[starts[index] : starts[index + 1]] for name, values in flat.items()}
 
-    return of
+    return slices_of
 
 
 def _decode(example):
-    """Replaces `path` and `exif` by `image` and `image_size`."""
+    """Decodes the image: replaces `path` and `exif` with `image` and `image_size`."""
     image = images.decode(tf.io.read_file(example.pop("path")), example.pop("exif"))
     return {"image": image, "image_size": tf.shape(image)[:2], **example}
 
 
 def _pad(example, size_divisor, pad_to=None, max_boxes=None):
-    """Pads the image of one example at the bottom right, and its objects to `max_boxes` or at least one row."""
+    """Pads the image of an example at the bottom right, and its objects to `max_boxes` rows or at least one row."""
     size, checks = example["image_size"], []
     if pad_to is None:
         height, width = tf.unstack(-(-size // size_divisor) * size_divisor)
     else:
         height, width = pad_to
-        message = f"An image is larger than pad_to={tuple(pad_to)}: enlarge it or resize the images to fit. Image id:"
+        message = f"An image is larger than pad_to={tuple(pad_to)}. Raise pad_to or resize the images to fit. Image id:"
         checks = [tf.debugging.Assert(tf.reduce_all(size <= pad_to), [message, example["image_id"], "size:", size])]
     with tf.control_dependencies(checks):
         image = resize_ops.pad_to(example["image"], height, width)

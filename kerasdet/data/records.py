@@ -1,4 +1,4 @@
-"""What data sets are made of: records, one per image, and the checks that all of them share."""
+"""Defines the records that datasets consist of, one per image, and the checks that all formats share."""
 
 import dataclasses
 import logging
@@ -11,30 +11,32 @@ import tensorflow as tf
 from PIL import Image
 
 from kerasdet.data import images
+from kerasdet.errors import UserError
 
 _logger = logging.getLogger("kerasdet.data")
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF")
 _JPEG_TAIL = 4096
-_NAMED = 5
+_MAX_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """An image with its objects; an object is one row in each array.
+    """Holds an image and its objects; each object is one row in each array.
 
     Args:
-        image_id: the id in the data set.
-        path: the image file.
-        height: in pixels, after rotation by EXIF.
-        width: likewise.
-        exif: whether the EXIF orientation is to be applied.
-        boxes: (M, 4) float32 yxyx in pixels, inside the image, none empty.
-        class_ids: (M,) int32 in 0..K-1.
-        is_crowd: (M,) bool.
-        num_runs: (M,) int32, how many of `runs` are each object's; None where masks were not asked for.
-        runs: int32 run lengths of the masks of all objects, see `kerasdet.geometry.masks.crops_from_runs`.
-        keypoints: (M, J, 3) float32 as (y, x, visibility); None where they were not asked for.
+        image_id: Id of the image in the dataset.
+        path: Path of the image file.
+        height: Height of the image in pixels, after rotation by EXIF.
+        width: Width of the image in pixels, after rotation by EXIF.
+        exif: Whether decoding applies the EXIF orientation.
+        boxes: Boxes inside the image with an area above 0, in pixels, (M, 4) float32 yxyx.
+        class_ids: Class ids in 0..K-1, (M,) int32.
+        is_crowd: Whether an object is a crowd, (M,) bool.
+        num_runs: Number of entries of `runs` that belong to each object, (M,) int32. None if masks were not read.
+        runs: Run lengths of the masks of all objects, one object after the other, int32; see
+            `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
+        keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
     """
 
     image_id: int
@@ -54,24 +56,28 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
     """Distributes objects among their images.
 
     Args:
-        columns: arrays with one row per object.
-        rows: (N,) the image of each object.
-        count: of images.
+        columns: Arrays with one row per object, by name.
+        rows: Index of the image that each object belongs to, (N,) int.
+        count: Number of images.
 
     Returns:
-        One dict of read-only arrays per image; objects stay in their order.
+        One dict of read-only arrays per image. Objects keep their order.
     """
     order = np.argsort(rows, kind="stable")
     borders = np.searchsorted(rows[order], np.arange(1, count))
-    parts = {name: np.split(_frozen(column[order]), borders) for name, column in columns.items()}
+    parts = {name: np.split(_read_only(column[order]), borders) for name, column in columns.items()}
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def corners_inside(xywh, size):
-    """Boxes (N, 4) as (x, y, width, height) cut to images of `size` (N, 2).
+def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Clips boxes to their images and finds those that are left without area.
+
+    Args:
+        xywh: Boxes as (x, y, width, height) in pixels, (N, 4) float64.
+        size: Height and width of the image of each box, in pixels, (N, 2).
 
     Returns:
-        (N, 4) float32 yxyx, which to keep (N,) bool, and counts.
+        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; counts of clipped and unusable boxes.
     """
     finite = np.isfinite(xywh).all(1)
     x, y, w, h = np.where(finite[:, None], xywh, 0.0).T
@@ -81,6 +87,7 @@ def corners_inside(xywh, size):
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
     zero_area = ~finite | (w <= 0) | (h <= 0)
     keep &= ~zero_area
+    # A box that only float32 rounds to nothing counts as one without area, not as one outside.
     outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
     counts = {
@@ -91,7 +98,7 @@ def corners_inside(xywh, size):
     return boxes, keep, counts
 
 
-def _frozen(array):
+def _read_only(array):
     array.flags.writeable = False
     return array
 
@@ -103,48 +110,48 @@ def make_records(
     sizes: Sequence[tuple[int, int]],
     objects: Sequence[Mapping[str, np.ndarray]],
     *,
-    keep_empty: bool,
-    bad_images: str,
+    keep_images_without_objects: bool,
+    on_bad_image: str,
     num_classes: int,
     object_counts: Mapping[str, int],
 ) -> tuple[tuple[Record, ...], dict[str, int]]:
-    """Checks the image files and makes a record of each image that is kept; one line about all goes to the log.
+    """Checks the image files, makes a record of each image to keep and logs one line of counts.
 
     Args:
-        source: what to call the data set.
-        image_ids: of N images.
-        paths: of their files.
-        sizes: their height and width as the annotations have it.
-        objects: of each image, as `split_by_image` gives them.
-        keep_empty: whether to keep images without an object that is no crowd, or, where there are keypoints, without
-            a labelled keypoint.
-        bad_images: "error" or "skip".
-        num_classes: K.
-        object_counts: what was counted when the objects were read.
+        source: Name of the dataset in messages, such as the path of its annotations.
+        image_ids: Ids of the N images.
+        paths: Paths of the N image files.
+        sizes: Height and width of the N images in pixels, as the annotations state them.
+        objects: Arrays of the objects of each image, from `split_by_image`.
+        keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object; if
+            keypoints were read, neither does an object without a labelled keypoint.
+        on_bad_image: "error" raises an error that names unusable image files, "skip" leaves them out.
+        num_classes: Number of classes, K, for the log line.
+        object_counts: Counts made while the objects were read, by name.
 
     Returns:
-        The records in their order, and how many images and boxes were kept, changed and dropped.
+        Records in the order of the images; number of images and boxes that were kept, changed and dropped, by name.
 
     Raises:
-        ValueError: for bad images under "error", naming the first.
+        UserError: If `on_bad_image` is unknown, or is "error" and there are unusable image files.
     """
-    if bad_images not in ("error", "skip"):
-        raise ValueError(f'bad_images is "error" or "skip", not {bad_images!r}.')
+    if on_bad_image not in ("error", "skip"):
+        raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Choose one of the two.')
     with ThreadPoolExecutor(16) as pool:
-        verdicts = list(pool.map(_check_file, paths, sizes))
-    bad = [f"{path}: {verdict}" for path, verdict in zip(paths, verdicts, strict=True) if isinstance(verdict, str)]
-    if bad and bad_images == "error":
-        raise ValueError(
-            f"{len(bad)} of {len(paths)} images of {source} cannot be used "
-            f'(bad_images="skip" leaves them out): {"; ".join(bad[:_NAMED])}{"; ..." if len(bad) > _NAMED else ""}'
+        checks = list(pool.map(_check_file, paths, sizes))
+    bad = [f"{path}: {check}" for path, check in zip(paths, checks, strict=True) if isinstance(check, str)]
+    if bad and on_bad_image == "error":
+        raise UserError(
+            f"{len(bad)} of {len(paths)} images of {source} cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
+            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" to leave them out.'
         )
     records = [
         Record(image_id, path, *size, exif, **arrays)
-        for image_id, path, size, exif, arrays in zip(image_ids, paths, sizes, verdicts, objects, strict=True)
+        for image_id, path, size, exif, arrays in zip(image_ids, paths, sizes, checks, objects, strict=True)
         if not isinstance(exif, str)
     ]
     empty = [_is_empty(record) for record in records]
-    kept = tuple(r for r, is_empty in zip(records, empty, strict=True) if keep_empty or not is_empty)
+    kept = tuple(r for r, is_empty in zip(records, empty, strict=True) if keep_images_without_objects or not is_empty)
     counts = {
         "images": len(kept),
         "bad_images": len(bad),
@@ -153,7 +160,7 @@ def make_records(
         "crowd_boxes": sum(int(record.is_crowd.sum()) for record in kept),
         **object_counts,
     }
-    _logger.info("%s", _describe(source, num_classes, counts, keep_empty, bad))
+    _logger.info("%s", _describe(source, num_classes, counts, keep_images_without_objects, bad))
     return kept, counts
 
 
@@ -164,11 +171,12 @@ def _is_empty(record):
     return not objects.any()
 
 
-def _describe(source, num_classes, counts, keep_empty, bad):
+def _describe(source, num_classes, counts, keep_images_without_objects, bad):
     parts = [
         f"{source}: {counts['images']} images, {counts['boxes']} boxes ({counts['crowd_boxes']} crowd)",
         f"{num_classes} classes",
-        f"{counts['images_without_objects']} images without objects {'kept' if keep_empty else 'dropped'}",
+        f"{counts['images_without_objects']} images without objects "
+        f"{'kept' if keep_images_without_objects else 'dropped'}",
     ]
     notes = {
         "clipped_boxes": "boxes clipped to their image",
@@ -184,10 +192,10 @@ def _describe(source, num_classes, counts, keep_empty, bad):
 
 
 def _check_file(path, size):
-    """Looks at header and end of an image file.
+    """Checks header and end of an image file, without decoding it if possible.
 
     Returns:
-        Whether its EXIF orientation is to be applied, or a str: why it cannot be used.
+        Whether decoding applies its EXIF orientation, or a str that says why the file cannot be used.
     """
     try:
         with Image.open(path) as image:
@@ -196,13 +204,13 @@ def _check_file(path, size):
             upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
             problem = _damage(path, image)
     except FileNotFoundError:
-        return "no such file"
+        return "does not exist"
     except Exception as error:  # Pillow's readers raise almost anything on damaged files
         return f"cannot be read ({error})"
     if problem:
         return problem
     if size not in (upright, stored):
-        return f"is {upright[0]}x{upright[1]} (height x width), the annotations say {size[0]}x{size[1]}"
+        return f"is {upright[0]}x{upright[1]} (height x width), but the annotations say {size[0]}x{size[1]}"
     return size == upright
 
 
@@ -215,7 +223,7 @@ def _head(path):
 
 
 def _damage(path, image):
-    """What is wrong with an open image, or None."""
+    """Returns what is wrong with an open image, or None."""
     if image.format not in _FORMATS:
         return f"is {image.format}; convert it to JPEG or PNG"
     if image.format == "BMP" and image.mode not in ("RGB", "L"):
@@ -233,7 +241,7 @@ def _damage(path, image):
 
 
 def _decodes(path):
-    """Whether TensorFlow accepts the file: the last word where something was appended to a JPEG."""
+    """Returns whether TensorFlow decodes the file, which decides about a JPEG with appended data."""
     try:
         images.decode(Path(path).read_bytes())
     except Exception:

@@ -1,8 +1,8 @@
-"""A generated COCO data set of shapes: boxes, masks and keypoints, the same for everyone who names the same seed.
+"""Generates a COCO dataset of shapes with boxes, masks and keypoints, reproducibly from a seed.
 
-Five kinds of shape, turned and stretched, lie over one another and over the border, on shaded, blotched and cluttered
-backgrounds. Colours say nothing about the kind. An arrow has four keypoints; its left and right are those of someone
-who looks from the tail to the tip, so a mirrored picture swaps them, as with the eyes of a COCO person.
+Images show five kinds of shape, rotated and stretched, which overlap one another and the border, on shaded and
+cluttered backgrounds. The colour does not reveal the kind. An arrow has four keypoints. Its left and right are those
+seen from the tail towards the tip, so a mirrored image swaps them, as it swaps the eyes of a COCO person.
 """
 
 import json
@@ -16,17 +16,18 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
 from kerasdet.data.coco import CocoDataset
+from kerasdet.errors import UserError
 
 DESCRIPTION = "kerasdet shapes, generated"
-VERSION = 1  # to be raised whenever the same arguments give other pictures
-MIN_INSIDE = 0.55  # share of a shape's pixels within the image when it is placed
-MIN_VISIBLE = 0.3  # share of a shape's pixels that shapes placed later leave visible
-TRIES = 25
+VERSION = 1  # Raise it whenever the same arguments give other images: a stored dataset is then written again.
+MIN_INSIDE = 0.55  # smallest fraction of a shape's pixels inside the image
+MIN_VISIBLE = 0.3  # smallest fraction of a shape's pixels that later shapes leave visible
+MAX_TRIES = 25
 OVERSAMPLING = 4
 
 
 def _ring(radii: list[float]) -> np.ndarray:
-    """A polygon whose corners alternate between the given radii, at equal angles: (V, 2) as (y, x)."""
+    """Returns a polygon whose corners alternate between the given radii, at equal angles: (V, 2) as (y, x)."""
     angles = np.arange(len(radii)) * (2 * np.pi / len(radii))
     return np.stack([-np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
 
@@ -63,26 +64,26 @@ def write(
     objects: tuple[int, int] = (1, 6),
     scale: tuple[float, float] = (0.2, 0.6),
 ) -> Path:
-    """Writes a data set of shapes, or finds that the folder holds it already.
+    """Writes a dataset of shapes, unless the folder holds it already.
 
-    Image `i` follows from `seed` and `i`, so a longer data set begins with the shorter one. Training and validation
-    data are two folders with two seeds. The folder appears complete or not at all.
+    Image i depends only on `seed` and i, so a longer dataset begins with the shorter one. Use two folders with two
+    seeds for training and validation. The folder appears only once it is complete.
 
     Args:
-        folder: Where `images/000001.jpg`, ... and `annotations.json` go.
-        num_images: How many images.
-        seed: Any integer from 0.
+        folder: Folder to write `images/000001.jpg`, ... and `annotations.json` to.
+        num_images: Number of images.
+        seed: Seed of all images, 0 or more.
         image_size: Height and width of every image, in pixels.
-        objects: Least and greatest number of shapes in an image; fewer where no more find room.
-        scale: Least and greatest longer side of a shape's whole box, as a share of the image's shorter side.
+        objects: Smallest and largest number of shapes in an image. An image has fewer if no place is left.
+        scale: Smallest and largest longer side of a shape's box, as a fraction of the image's shorter side.
 
     Returns:
-        The path of `annotations.json`. Boxes are COCO's (x, y, width, height) around the visible pixels, which
-        `segmentation` (compressed RLE) and `area` also mean; a keypoint is the pixel it falls into, with
-        visibility 2 (visible), 1 (behind a later shape) or 0 (outside the image).
+        Path of `annotations.json`. Boxes (x, y, width, height), `area` and `segmentation` (compressed RLE) describe
+        the visible pixels. A keypoint is the pixel that contains it, with visibility 2 (visible), 1 (behind a later
+        shape) or 0 (outside the image).
 
     Raises:
-        ValueError: An argument out of range, or a folder that holds something else.
+        UserError: If an argument is out of range, or the folder holds something else.
     """
     arguments = {
         "num_images": num_images,
@@ -109,25 +110,36 @@ def write(
 
 def _check(num_images, seed, image_size, objects, scale):
     if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        raise UserError(f"num_images is {num_images}; expected at least 1. Give a larger number.")
     if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}.")
+        raise UserError(f"seed is {seed}; expected an integer of 0 or more. Give another seed.")
     if len(image_size) != 2 or min(image_size) < 16:
-        raise ValueError(f"image_size must be (height, width) of at least 16 pixels each, got {tuple(image_size)}.")
+        raise UserError(
+            f"image_size is {tuple(image_size)}; expected (height, width) of at least 16 pixels each. Enlarge it."
+        )
     if len(objects) != 2 or not 0 <= objects[0] <= objects[1]:
-        raise ValueError(f"objects must be (least, greatest) with 0 <= least <= greatest, got {tuple(objects)}.")
+        raise UserError(
+            f"objects is {tuple(objects)}; expected (smallest, largest) with 0 <= smallest <= largest. Correct it."
+        )
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"scale must be (least, greatest) with 0 < least <= greatest <= 1, got {tuple(scale)}.")
+        raise UserError(
+            f"scale is {tuple(scale)}; expected (smallest, largest) with 0 < smallest <= largest <= 1. Correct it."
+        )
     if scale[0] * min(image_size) < 6:
-        raise ValueError(f"scale[0] {scale[0]} makes shapes of less than 6 pixels in an image of {tuple(image_size)}.")
+        raise UserError(
+            f"scale starts at {scale[0]}, which makes shapes of less than 6 pixels in an image of {tuple(image_size)}; "
+            "expected 6 pixels or more. Raise scale or image_size."
+        )
 
 
 def _holds(folder: Path, info: dict) -> bool:
-    """Whether the folder holds this very data set; False where it is absent or empty, ValueError for anything else."""
+    """Returns whether the folder holds exactly this dataset, False if it is absent or empty; raises otherwise."""
     if not folder.exists():
         return False
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder that is empty or does not exist yet.")
+        raise UserError(
+            f"{folder} is a file; expected a folder that is empty or does not exist yet. Name another path."
+        )
     if not any(folder.iterdir()):
         return False
     try:
@@ -137,15 +149,18 @@ def _holds(folder: Path, info: dict) -> bool:
     if found == info:
         return True
     if isinstance(found, dict) and found.get("description") == DESCRIPTION:
-        raise ValueError(
-            f"{folder} holds shapes written as version {found.get('version')} with {found.get('arguments')}, not as "
-            f"version {info['version']} with {info['arguments']}: name another folder or remove this one."
+        raise UserError(
+            f"{folder} holds shapes of version {found.get('version')} with {found.get('arguments')}; expected version "
+            f"{info['version']} with {info['arguments']}. Name another folder or remove this one."
         )
-    raise ValueError(f"{folder} holds something else than generated shapes: name another folder.")
+    raise UserError(
+        f"{folder} holds files that are not generated shapes; expected a folder that is empty or does not exist yet. "
+        "Name another folder."
+    )
 
 
 def _move(temporary: Path, folder: Path, info: dict):
-    """Puts the finished folder in its place, unless another process was faster with the same data set."""
+    """Moves the finished folder to its place, unless another process has put the same dataset there."""
     try:
         if folder.exists():
             folder.rmdir()
@@ -177,9 +192,9 @@ def _write_into(folder: Path, info: dict):
 
 
 def _scene(rng, height, width, objects, scale) -> tuple[np.ndarray, list[dict]]:
-    """One picture (H, W, 3) uint8 and its annotations without ids."""
+    """Draws an image (H, W, 3) uint8 and returns it with its annotations, which have no ids yet."""
     canvas = _background(rng, height, width)
-    owner = np.full((height, width), -1, np.int32)  # which shape each pixel shows
+    owner = np.full((height, width), -1, np.int32)  # index of the shape that each pixel shows, -1 for background
     placed = []  # (category, whole area, keypoints)
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         category = CATEGORIES[rng.integers(len(CATEGORIES))]
@@ -199,12 +214,12 @@ def _scene(rng, height, width, objects, scale) -> tuple[np.ndarray, list[dict]]:
 
 
 def _place(rng, name, side, owner, areas):
-    """A shape that leaves enough of itself and of the earlier ones to be seen.
+    """Places a shape so that enough of it and of the earlier shapes stays visible.
 
     Returns:
-        Coverage (h, w), its top left pixel and the keypoints (J, 2) as (y, x), or None where no try succeeded.
+        Coverage (h, w), its top left pixel and the keypoints (J, 2) as (y, x), or None if no try succeeds.
     """
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         polygon, keypoints = _pose(rng, name, side, centre=rng.uniform((0, 0), owner.shape))
         coverage, top_left = _rasterize(polygon)
         local, inside = _overlap(coverage, top_left, owner.shape)
@@ -219,7 +234,7 @@ def _place(rng, name, side, owner, areas):
 
 
 def _pose(rng, name, side, centre) -> tuple[np.ndarray, np.ndarray]:
-    """Corners and keypoints, stretched, turned, and scaled so that the longer side of the box is `side` pixels."""
+    """Stretches and rotates corners and keypoints, and scales them so that the box's longer side is `side` pixels."""
     stretch = np.exp(rng.uniform(-0.15, 0.15))
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -233,17 +248,17 @@ def _pose(rng, name, side, centre) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rasterize(polygon: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The share of each pixel that lies in the polygon (h, w), and the top left pixel (y, x) of that array."""
+    """Returns the fraction of each pixel inside the polygon (h, w), and the top left pixel (y, x) of that array."""
     low = np.floor(polygon.min(axis=0)).astype(int)
     size = np.ceil(polygon.max(axis=0)).astype(int) - low
-    corners = (polygon - low) * OVERSAMPLING - 0.5  # pillow's integers are pixel centres
+    corners = (polygon - low) * OVERSAMPLING - 0.5  # Pillow puts integers at pixel centres.
     picture = Image.new("L", (int(size[1]) * OVERSAMPLING, int(size[0]) * OVERSAMPLING))
     ImageDraw.Draw(picture).polygon([(x, y) for y, x in corners.tolist()], fill=255)
     return np.asarray(picture.reduce(OVERSAMPLING), np.float32) / 255, (int(low[0]), int(low[1]))
 
 
 def _overlap(patch: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]):
-    """The slices of an image of `size` under the patch, and of the patch within the image."""
+    """Returns the slices of an image of `size` under the patch, and of the patch inside the image."""
     local, inside = [], []
     for start, length, limit in zip(top_left, patch.shape, size, strict=True):
         first, last = min(max(start, 0), limit), max(min(start + length, limit), 0)
@@ -260,7 +275,7 @@ def _paint(canvas, coverage, top_left, colour):
 
 
 def _background(rng, height, width) -> np.ndarray:
-    """A gradient with blotches in two sizes and thin lines across: (H, W, 3) float32."""
+    """Draws a gradient with blotches of two sizes and thin lines: (H, W, 3) float32."""
     base, slope = rng.uniform(60, 195) + rng.uniform(-45, 45, 3), rng.uniform(-60, 60) + rng.uniform(-30, 30, 3)
     canvas = base + _ramp(rng, height, width) * slope
     for cells, strength in ((4, 13), (14, 9)):
@@ -277,7 +292,7 @@ def _background(rng, height, width) -> np.ndarray:
 
 
 def _fill(rng, size, local_colour) -> np.ndarray:
-    """A shaded, blotched colour at a moderate distance from the colour it covers: (h, w, 3)."""
+    """Draws a shaded, blotched colour at a moderate distance from the colour it covers: (h, w, 3)."""
     while True:
         direction = rng.standard_normal(3)
         colour = np.clip(local_colour + direction / np.linalg.norm(direction) * rng.uniform(75, 140), 15, 240)
@@ -288,14 +303,14 @@ def _fill(rng, size, local_colour) -> np.ndarray:
 
 
 def _ramp(rng, height, width) -> np.ndarray:
-    """A linear ramp in a random direction, about -0.5 to 0.5: (H, W, 1)."""
+    """Draws a linear ramp in a random direction, from about -0.5 to 0.5: (H, W, 1)."""
     angle = rng.uniform(0, 2 * np.pi)
     rows = np.linspace(-0.5, 0.5, height)[:, None, None] * np.sin(angle)
     return rows + np.linspace(-0.5, 0.5, width)[None, :, None] * np.cos(angle)
 
 
 def _blotches(rng, height, width, cells, strength) -> np.ndarray:
-    """Smooth colour noise of `cells` x `cells` patches with a standard deviation of `strength`: (H, W, 3)."""
+    """Draws smooth colour noise of `cells` x `cells` patches with standard deviation `strength`: (H, W, 3)."""
     coarse = np.clip(rng.standard_normal((cells, cells, 3)) * 40 + 128, 0, 255).astype(np.uint8)
     fine = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     return (np.asarray(fine, np.float32) - 128) * (strength / 40)
@@ -321,7 +336,7 @@ def _annotation(index, category, area, keypoints, owner) -> dict:
 
 
 def _keypoint(index, y, x, owner) -> tuple[int, int, int]:
-    """COCO's (x, y, visibility) of a point in the given pixel."""
+    """Returns COCO's (x, y, visibility) of a point in the given pixel."""
     height, width = owner.shape
     if not (0 <= y < height and 0 <= x < width):
         return 0, 0, 0
@@ -338,6 +353,22 @@ def shapes_dataset(
     masks: bool = False,
     keypoints: bool = False,
 ) -> CocoDataset:
-    """The generated data set in a folder, written on first use; arguments as of `write` and `CocoDataset`."""
+    """Reads the generated dataset of a folder, and writes it there on first use.
+
+    Args:
+        folder: Folder of the dataset.
+        num_images: Number of images.
+        seed: Seed of all images, 0 or more.
+        image_size: Height and width of every image, in pixels.
+        scale: Smallest and largest longer side of a shape's box, as a fraction of the image's shorter side.
+        masks: Whether to read the masks.
+        keypoints: Whether to read the keypoints of the arrows.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        UserError: If an argument is out of range, or the folder holds something else.
+    """
     path = write(folder, num_images=num_images, seed=seed, image_size=image_size, scale=scale)
     return CocoDataset(path, masks=masks, keypoints=keypoints)

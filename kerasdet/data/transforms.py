@@ -1,15 +1,17 @@
-"""Transforms: callables ``(example, seed) -> example`` that change an image and its boxes together.
+"""Transforms an image together with its boxes, masks and keypoints.
 
-An example is a dict of unbatched tensors with the keys of a batch: `image` (H, W, 3), `image_size` (2,), `boxes`
-(M, 4), sometimes `masks` (M, S, S) and `keypoints` (M, J, 3), and whatever else belongs to it. With keypoints comes
-`keypoint_flip` (J,), what stands in the place of each in a mirror image. All randomness comes from `seed` (2,) int32,
-so that an example can be made again.
+A transform is a callable ``(example, seed) -> example``. An example is a dict of unbatched tensors with the keys of a
+batch: `image` (H, W, 3), `image_size` (2,), `boxes` (M, 4), optionally `masks` (M, S, S) and `keypoints` (M, J, 3). An
+example with keypoints has `keypoint_flip` (J,), the index of the keypoint that replaces each in a mirror image.
+Transforms pass other keys through. All randomness comes from `seed` (2,) int32, so an example is reproducible.
 """
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.ops import resize as resize_ops
@@ -17,17 +19,18 @@ from kerasdet.ops import resize as resize_ops
 
 @dataclasses.dataclass(frozen=True)
 class ResizeShortestEdge:
-    """Resizes so that the shorter edge has a given length, unless the longer one would pass its limit.
+    """Resizes so that the shorter edge gets a given length, but the longer edge stays within its limit.
 
     Args:
-        shortest: lengths to draw from, in pixels; without a seed the first is taken.
-        longest: limit of the longer edge, in pixels.
-        sampling: "choice" draws one of `shortest`, "range" any length from the first to the second.
-        rounding: "detectron2" or "torchvision", see `images.shortest_edge_size`.
-        kernel: "pil" (the image becomes uint8) or "bilinear" (float32), see `images.resize`.
+        shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
+        longest: Limit of the longer edge, in pixels.
+        sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
+        rounding: Rule that rounds the size, "detectron2" or "torchvision"; see
+            `kerasdet.ops.resize.shortest_edge_size`.
+        kernel: "pil" gives a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
 
     Raises:
-        ValueError: for an unknown word or a range that is not (low, high).
+        UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
     """
 
     shortest: tuple[int, ...] = (800,)
@@ -36,18 +39,35 @@ class ResizeShortestEdge:
     rounding: str = "detectron2"
     kernel: str = "pil"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shortest = (self.shortest,) if isinstance(self.shortest, int) else tuple(self.shortest)
         object.__setattr__(self, "shortest", shortest)
         if not shortest or min(*shortest, self.longest) < 1:
-            raise ValueError(f"ResizeShortestEdge: lengths are 1 or more, not {shortest} and {self.longest}.")
+            raise UserError(
+                f"ResizeShortestEdge got shortest={shortest} and longest={self.longest}; expected lengths of 1 pixel "
+                "or more. Correct them."
+            )
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
-                raise ValueError(f"ResizeShortestEdge: {name} is one of {words}, not {getattr(self, name)!r}.")
+                raise UserError(
+                    f"ResizeShortestEdge got {name}={getattr(self, name)!r}; expected one of {words}. Choose one."
+                )
         if self.sampling == "range" and (len(shortest) != 2 or shortest[0] > shortest[1]):
-            raise ValueError(f"ResizeShortestEdge: sampling='range' needs shortest=(low, high), not {shortest}.")
+            raise UserError(
+                f"ResizeShortestEdge got shortest={shortest} with sampling='range'; expected (low, high). Give two "
+                "lengths in ascending order."
+            )
 
-    def __call__(self, example, seed=None):
+    def __call__(self, example: dict[str, Any], seed: tf.Tensor | None = None) -> dict[str, Any]:
+        """Resizes an example.
+
+        Args:
+            example: Tensors of one image, see the module's docstring.
+            seed: Seed that draws the length, (2,) int32. None uses the first length.
+
+        Returns:
+            The example with resized image, boxes and keypoints; cropped masks do not depend on the size.
+        """
         old = tf.shape(example["image"])[:2]
         size = resize_ops.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
         size = tf.maximum(tf.stack(size), 1)
@@ -78,24 +98,36 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-    """Mirrors the image and what is annotated in it; left and right keypoints change places.
+    """Flips the image and its annotations at random; left and right keypoints change places.
 
     Args:
-        horizontal: probability of swapping left and right.
-        vertical: probability of turning upside down, drawn independently.
+        horizontal: Probability of a left-right flip, in [0, 1].
+        vertical: Probability of an upside-down flip, drawn independently, in [0, 1].
 
     Raises:
-        ValueError: for a probability outside 0..1.
+        UserError: If a probability is outside [0, 1].
     """
 
     horizontal: float = 0.5
     vertical: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 <= self.horizontal <= 1 and 0 <= self.vertical <= 1):
-            raise ValueError(f"RandomFlip: probabilities lie in 0..1, not {self.horizontal} and {self.vertical}.")
+            raise UserError(
+                f"RandomFlip got horizontal={self.horizontal} and vertical={self.vertical}; expected probabilities in "
+                "[0, 1]. Correct them."
+            )
 
-    def __call__(self, example, seed):
+    def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
+        """Flips an example.
+
+        Args:
+            example: Tensors of one image, see the module's docstring.
+            seed: Seed that decides about both flips, (2,) int32.
+
+        Returns:
+            The example, flipped or not.
+        """
         draw = tf.random.stateless_uniform([2], seed)
         example = _flip(
             example, draw[0] < self.horizontal, box_ops.flip_left_right, keypoint_ops.flip_left_right, axis=1
@@ -114,8 +146,8 @@ def _flip(example, when, flip_boxes, flip_keypoints, axis):
             changed["keypoints"] = flip_keypoints(example["keypoints"], length, example["keypoint_flip"])
         return changed
 
-    def same():
+    def unchanged():
         names = ("image", "boxes", "masks", "keypoints")
         return {name: tf.identity(example[name]) for name in names if name in example}
 
-    return {**example, **tf.cond(when, flipped, same)}
+    return {**example, **tf.cond(when, flipped, unchanged)}

@@ -1,4 +1,4 @@
-"""Pascal VOC folders to the same records as COCO JSON."""
+"""Reads Pascal VOC folders into the same records as COCO JSON."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from kerasdet.data.records import corners_inside, make_records, split_by_image
+from kerasdet.data.records import clip_boxes, make_records, split_by_image
+from kerasdet.errors import UserError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -16,32 +17,37 @@ VOC_CLASSES = (
 
 
 class VocDataset:
-    """A data set as Pascal VOC has it: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt``, ``JPEGImages/``.
+    """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
-    Coordinates in the XML are pixels counted from 1, both ends included, so a box begins at xmin - 1. As in
-    detectron2, objects marked difficult are trained on; evaluation neither rewards nor punishes finding them.
+    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. As in detectron2, training uses
+    objects marked difficult; evaluation neither rewards nor punishes a detection of one.
+
+    Example:
+        >>> dataset = VocDataset(["VOCdevkit/VOC2007", "VOCdevkit/VOC2012"], "trainval")
+        >>> dataset.num_classes
+        20
 
     Args:
-        root: a folder such as ``VOCdevkit/VOC2007``, or several of them, one after the other.
-        split: the name of a list of images, such as "trainval"; the same in all folders.
-        class_names: K names; another name in an XML is an error.
-        keep_empty: whether to keep images without an object.
-        bad_images: what to do about missing and damaged image files and those of another size than their XML says:
-            "error" names them in one `ValueError`, "skip" leaves them out.
+        root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
+        split: Name of a list of images, such as "trainval"; every folder must have that list.
+        class_names: The K names of the classes. Another name in an XML is an error.
+        keep_images_without_objects: Whether to keep images without an object.
+        on_bad_image: What to do if an image file is missing, damaged or not of the size in its XML: "error" raises
+            one `UserError` that names them, "skip" leaves them out.
 
     Attributes:
-        annotations: path of the first list of images.
-        ground_truth: what to evaluate against: a dict as a COCO file holds it.
-        records: tuple of `Record`, in the order of the lists. The id of an image is the digits of its name, or its
-            place from 1 where that is not possible for all.
-        class_names: as given.
-        category_ids: 1..K.
-        num_classes: K.
-        counts: dict of how many images and boxes were kept, changed and dropped.
+        annotations: Path of the first list of images.
+        ground_truth: Contents of an equivalent COCO file, for evaluation.
+        records: Tuple of `Record`, in the order of the lists. The image id consists of the digits of the file name,
+            or is the position from 1 if that does not give unique ids.
+        class_names: Tuple of K names.
+        category_ids: The numbers 1..K.
+        num_classes: Number of classes, K.
+        counts: Number of images and boxes that were kept, changed and dropped, by name.
 
     Raises:
-        FileNotFoundError: where a list, an XML or a folder does not exist.
-        ValueError: for an XML that cannot be understood, naming it, and for bad images.
+        FileNotFoundError: If a list, an XML or a folder does not exist.
+        UserError: If an XML is invalid, naming the file and the object, or if images are bad.
     """
 
     def __init__(
@@ -50,9 +56,9 @@ class VocDataset:
         split: str,
         *,
         class_names: Sequence[str] = VOC_CLASSES,
-        keep_empty: bool = True,
-        bad_images: str = "error",
-    ):
+        keep_images_without_objects: bool = True,
+        on_bad_image: str = "error",
+    ) -> None:
         roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(folder) for folder in root]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
@@ -68,7 +74,7 @@ class VocDataset:
         sizes = [size for size, _ in parsed]
         rows = np.repeat(np.arange(len(parsed)), [len(objects) for _, objects in parsed])
         table = np.array([row for _, objects in parsed for row in objects], np.float64).reshape(-1, 6)
-        boxes, keep, counts = corners_inside(table[:, :4], np.array(sizes, np.float64)[rows])
+        boxes, keep, counts = clip_boxes(table[:, :4], np.array(sizes, np.float64)[rows])
         counts["difficult_boxes"] = int((keep & (table[:, 5] > 0)).sum())
         columns = {
             "boxes": boxes[keep],
@@ -81,8 +87,8 @@ class VocDataset:
             paths,
             sizes,
             split_by_image(columns, rows[keep], len(parsed)),
-            keep_empty=keep_empty,
-            bad_images=bad_images,
+            keep_images_without_objects=keep_images_without_objects,
+            on_bad_image=on_bad_image,
             num_classes=self.num_classes,
             object_counts=counts,
         )
@@ -107,18 +113,19 @@ class VocDataset:
             ],
         }
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
 
 def _names(path):
-    """The images that a list names, one a line; more in a line is VOC's per-class lists' and not looked at."""
+    """Returns the names of the images in a list: the first word of each line, because per-class lists add a label."""
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
-        raise FileNotFoundError(f"No list of images {path}" + (f"; there are {', '.join(known)}." if known else "."))
+        choices = f"Choose one of these splits: {', '.join(known)}." if known else "Check root and split."
+        raise FileNotFoundError(f"The list of images {path} does not exist. {choices}")
     names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{path} names no image.")
+        raise UserError(f"{path} names no image; expected one name per line. Give another split or fill the list.")
     return names
 
 
@@ -132,22 +139,25 @@ def _image_ids(names):
 
 
 def _read(path, class_of):
-    """(height, width) of the image, and its objects as (x, y, width, height, class_id, difficult)."""
+    """Returns (height, width) of the image, and its objects as (x, y, width, height, class_id, difficult)."""
     if not path.is_file():
-        raise FileNotFoundError(f"No annotation {path}.")
+        raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is not valid XML: {error}.") from None
+        raise UserError(f"{path} is not valid XML: {error}. Correct or replace the file.") from None
     size = [_number(tree, f"size/{name}", path) for name in ("height", "width")]
     if min(size) < 1 or any(length != int(length) for length in size):
-        raise ValueError(f"{path}: the image has the height and width {size}; they must be whole and positive.")
+        raise UserError(f"{path}: the image has (height, width) {size}; expected positive integers. Correct <size>.")
     objects = []
     for number, item in enumerate(tree.findall("object"), 1):
         where = f"{path}: object {number}"
         name = (item.findtext("name") or "").strip()
         if name not in class_of:
-            raise ValueError(f"{where} is a {name!r}, which is none of the classes {', '.join(class_of)}.")
+            raise UserError(
+                f"{where} is a {name!r}; expected one of the classes {', '.join(class_of)}. Correct the name, or pass "
+                "class_names."
+            )
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
         difficult = (item.findtext("difficult") or "0").strip() not in ("0", "")
         objects.append((x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1, class_of[name], difficult))
@@ -159,4 +169,4 @@ def _number(item, key, where):
     try:
         return float(text)
     except (TypeError, ValueError):
-        raise ValueError(f"{where} needs a number as {key}, has {text!r}.") from None
+        raise UserError(f"{where} has {key} {text!r}; expected a number. Correct the file.") from None

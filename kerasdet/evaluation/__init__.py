@@ -1,13 +1,12 @@
-"""Measuring detectors: COCO AP of a model over a data set, or of a detections file."""
+"""Measures detectors: COCO AP of a predictor on a data set, or of a file of detections."""
 
-from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_coco, evaluate_proposals, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, validation_losses
 from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
 
 __all__ = [
     "CocoMetrics",
     "DetectorMetrics",
-    "coco_results",
     "evaluate",
     "evaluate_all",
     "evaluate_coco",

@@ -1,6 +1,6 @@
-"""COCO average precision through pycocotools, and the way from detections to COCO's result format.
+"""Scores detections with pycocotools, and converts them to COCO's results format.
 
-Nothing here needs TensorFlow: a detections file is scored with NumPy and pycocotools alone.
+This module does not import TensorFlow: NumPy and pycocotools are enough to score a detections file.
 """
 
 import contextlib
@@ -16,103 +16,62 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
 
+Source = str | os.PathLike | dict | list  # a path, or the content of the file
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-PROPOSAL_LIMITS = (100, 300, 1000)  # boxes of an image that are looked at
-UNIFORM_SIGMA = 0.05  # of keypoints that are not COCO's 17, for which `cocoeval` has measured ones
+PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of best boxes per image for which recall is measured
+UNIFORM_SIGMA = 0.05  # annotators' spread at keypoints other than COCO's 17; nobody has measured it there
 
 
-def coco_results(detections: dict, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[dict]:
-    """Turns a batch of detections into entries of a COCO results file.
-
-    Args:
-        detections: NumPy arrays in the coordinates of the original images: `boxes` (B, D, 4) yxyx in pixels,
-            `scores` (B, D), `class_ids` (B, D) and `valid` (B,), the number of entries that count; where there are
-            any, `keypoints` (B, D, J, 3) as (y, x, score) and `segmentations`, for each image a list of compressed RLE.
-        image_ids: (B,) the data set's ids of the images.
-        category_ids: (K,) the data set's category id of every class id.
-
-    Returns:
-        Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) and `score`, and with `segmentation` and
-        `keypoints` (x, y, score, x, ...), where COCO counts pixels from 0 at their centres.
-
-    Raises:
-        ValueError: A class id that has no category.
-    """
-    results = []
-    for image, (image_id, count) in enumerate(zip(np.asarray(image_ids).tolist(), detections["valid"], strict=True)):
-        boxes = np.asarray(detections["boxes"][image, :count], np.float64)
-        classes = detections["class_ids"][image, :count].tolist()
-        scores = detections["scores"][image, :count].tolist()
-        for place, ((y1, x1, y2, x2), class_id, score) in enumerate(zip(boxes.tolist(), classes, scores, strict=True)):
-            if not 0 <= class_id < len(category_ids):
-                raise ValueError(
-                    f"Image {image_id} has a detection of class {class_id}, but the data set names "
-                    f"{len(category_ids)} categories: evaluate with the data set the model was built for."
-                )
-            result = {
-                "image_id": image_id,
-                "category_id": int(category_ids[class_id]),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": score,
-            }
-            if "segmentations" in detections:
-                result["segmentation"] = detections["segmentations"][image][place]
-            if "keypoints" in detections:
-                keypoints = np.asarray(detections["keypoints"][image][place], np.float64)[:, [1, 0, 2]]
-                result["keypoints"] = (keypoints - [0.5, 0.5, 0.0]).ravel().tolist()
-            results.append(result)
-    return results
-
-
-def read_ground_truth(source) -> dict:
-    """Reads a COCO annotation file, or takes its content, and checks what an evaluation needs of it.
+def read_ground_truth(source: Source) -> dict:
+    """Reads COCO ground truth and checks everything that an evaluation needs of it.
 
     Args:
-        source: A path, or the dict such a file holds; the dict is left as it is.
+        source: Path of an annotation file, or its content, which is not changed.
 
     Returns:
-        A dict with `images`, `categories` and `annotations`; the annotations are copies numbered from 1, with
-        `iscrowd` filled in.
+        Dict with `images`, `categories` and `annotations`. The annotations are copies with ids from 1 and a value
+        for `iscrowd`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not COCO ground truth.
+        FileNotFoundError: If the file does not exist.
+        UserError: If the file is not COCO ground truth.
     """
     content, where = _read_json(source, "the ground truth")
     if not isinstance(content, dict):
-        raise ValueError(f"{where} is not COCO ground truth: expected an object, found {type(content).__name__}.")
+        raise UserError(f"{where} is not COCO ground truth: expected an object, found {type(content).__name__}.")
     for key in ("images", "categories"):
         if not content.get(key):
-            raise ValueError(f"{where} is not COCO ground truth: it has no {key}.")
+            raise UserError(f"{where} is not COCO ground truth: it has no {key}. Give a COCO annotation file.")
     annotations = []
-    # pycocotools takes an annotation with id 0 for "no match" and merges annotations of the same id.
+    # pycocotools 2.0 treats id 0 as "no match" and merges annotations that share an id.
     for number, annotation in enumerate(content.get("annotations", []), 1):
         for key in ("image_id", "category_id"):
             if key not in annotation:
-                raise ValueError(f"{where}: annotation {annotation.get('id', number)} has no {key}.")
+                raise UserError(f"{where}: annotation {annotation.get('id', number)} has no {key}: COCO needs one.")
         annotations.append({**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd") or 0)})
     return {"images": content["images"], "categories": content["categories"], "annotations": annotations}
 
 
 def evaluate_all(
-    ground_truth, results, image_ids: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
+    ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
 ) -> DetectorMetrics:
-    """Scores boxes, masks and keypoints: whatever the results hold and the ground truth can judge.
+    """Scores boxes, masks and keypoints, as far as both results and ground truth have them.
 
     Args:
-        ground_truth: A COCO annotation file, or the dict it holds.
-        results: A COCO results file, or the list it holds.
-        image_ids: The images to score; None for all of the ground truth.
-        sigmas: See `evaluate_coco`.
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content.
+        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        sigmas: (J,) as in `evaluate_coco`.
 
     Returns:
-        The metrics of each; those of boxes, of no results, where there are none.
+        The metrics of each type. Empty results are scored as boxes.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: As `evaluate_coco`.
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`.
     """
     truth, (entries, _) = read_ground_truth(ground_truth), _read_json(results, "the results")
     offered = {name for name, key in GEOMETRY.items() if any(key in e for e in entries if isinstance(e, dict))}
@@ -130,37 +89,37 @@ def evaluate_all(
 
 
 def evaluate_coco(
-    ground_truth,
-    results,
+    ground_truth: Source,
+    results: Source,
     iou_type: str = "bbox",
     image_ids: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> CocoMetrics:
     """Scores results against ground truth with pycocotools.
 
-    Among equal scores of one class in one image the earlier result ranks higher, as in pycocotools. Ground truth with
-    a true `difficult`, as Pascal VOC has it, neither rewards nor punishes being found.
+    Among equal scores of one class in one image, the earlier result ranks higher, as in pycocotools. Annotations with a
+    true `difficult`, as in Pascal VOC, count neither as found nor as missed.
 
     Args:
-        ground_truth: A COCO annotation file, or the dict it holds.
-        results: A COCO results file, or the list it holds; neither argument is changed.
-        iou_type: "bbox", "segm" for masks as compressed RLE, or "keypoints", which looks at the categories that have
-            some in the ground truth.
-        image_ids: The images to score; None for all of the ground truth.
-        sigmas: (J) how far annotators are apart at each keypoint, as a share of the object's size; None for COCO's at
-            17 keypoints and 0.05 for any other number.
+        ground_truth: Path of a COCO annotation file, or its content, which is not changed.
+        results: Path of a COCO results file, or its content, which is not changed.
+        iou_type: "bbox", "segm" for masks as compressed RLE, or "keypoints" for the categories that have keypoints in
+            the ground truth.
+        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
+            for 17 keypoints and 0.05 for any other number.
 
     Returns:
-        The twelve numbers, of keypoints ten, and the AP of every class.
+        COCO's twelve numbers (ten for keypoints), and the AP of each class.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A file is not what it should be, or a result names an image or category that the ground truth
+        FileNotFoundError: If a file does not exist.
+        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
             lacks.
     """
     if iou_type not in GEOMETRY:
-        raise ValueError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
-    evaluation, names = _accumulate_gradients(ground_truth, results, iou_type, image_ids, sigmas)
+        raise UserError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
+    evaluation, names = _accumulate(ground_truth, results, iou_type, image_ids, sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
@@ -173,31 +132,33 @@ def evaluate_coco(
     return CocoMetrics(iou_type, summary, per_class)
 
 
-def evaluate_proposals(ground_truth, results, image_ids: Sequence[int] | None = None) -> DetectorMetrics:
-    """Average recall of boxes whose class does not count, over IoU 0.50 to 0.95.
+def evaluate_proposals(
+    ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None
+) -> DetectorMetrics:
+    """Measures the average recall (mean over IoU 0.50 to 0.95) of boxes, whatever their class.
 
     Args:
-        ground_truth: A COCO annotation file, or the dict it holds.
-        results: A COCO results file, or the list it holds, its categories any of the ground truth's.
-        image_ids: The images to score; None for all of the ground truth.
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content. Its categories may be any of the ground truth's.
+        image_ids: Ids of the images to score. None scores all images of the ground truth.
 
     Returns:
-        Of the best 100, 300 and 1000 boxes of each image ``AR100``, ``AR300`` and ``AR1000``, and of the latter those
-        of small, medium and large objects; no AP and no classes.
+        ``AR100``, ``AR300`` and ``AR1000``, the recall of the best 100, 300 and 1000 boxes of each image, and ``ARs``,
+        ``ARm`` and ``ARl``, the recall of small, medium and large objects among the best 1000. No AP and no classes.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: As `evaluate_coco`.
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`.
     """
-    evaluation, _ = _accumulate_gradients(ground_truth, results, "bbox", image_ids, limits=PROPOSAL_LIMITS)
+    evaluation, _ = _accumulate(ground_truth, results, "bbox", image_ids, limits=PROPOSAL_LIMITS)
     recall = evaluation.eval["recall"].mean(0)[0]  # (all, small, medium and large, limits)
     values = [*recall[0], *recall[1:, -1]]
     summary = {name: _nan_if_undefined(value) for name, value in zip(PROPOSAL_SUMMARY, values, strict=True)}
     return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
 
 
-def _accumulate_gradients(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
-    """A COCOeval that has done its work, and the names of categories; with `limits`, whatever the classes."""
+def _accumulate(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
+    """An accumulated COCOeval, and the category names; `limits` (boxes per image) also disables classes."""
     truth = read_ground_truth(ground_truth)
     truth_name = _name_of(ground_truth, "the ground truth")
     categories, sigmas = _scored_categories(truth["categories"], iou_type, sigmas, truth_name)
@@ -210,7 +171,7 @@ def _accumulate_gradients(ground_truth, results, iou_type, image_ids, sigmas=Non
         _check_image_sizes(images, truth_name)
     entries, results_name = _read_json(results, "the results")
     if not isinstance(entries, list):
-        raise ValueError(f"{results_name} must hold a list of detections, found {type(entries).__name__}.")
+        raise UserError(f"{results_name} must hold a list of detections, found {type(entries).__name__}.")
     names = _class_names(truth["categories"])
     detections = [
         _checked_result(entry, number, iou_type, images, names, results_name, truth_name, sigmas)
@@ -233,7 +194,7 @@ def _accumulate_gradients(ground_truth, results, iou_type, image_ids, sigmas=Non
 
 
 class _Evaluation(COCOeval):
-    """COCOeval that ignores what the ground truth calls difficult, at the ordinary IoU and not as a crowd."""
+    """COCOeval that ignores annotations with `difficult`; unlike crowds, they match by ordinary IoU."""
 
     def _prepare(self):
         super()._prepare()
@@ -262,41 +223,41 @@ def _name_of(source, otherwise):
 
 
 def _read_json(source, otherwise):
-    """The content of `source`, a path or content already, and what to call it in a message."""
+    """The content of a path, or content itself, and its name in messages."""
     name = _name_of(source, otherwise)
     if not _is_path(source):
         return source, name
     if not os.path.isfile(source):
-        raise FileNotFoundError(f"There is no file {name}.")
+        raise FileNotFoundError(f"There is no file {name}: check the path.")
     with open(source, encoding="utf-8") as file:
         try:
             return json.load(file), name
         except ValueError as error:
-            raise ValueError(f"{name} is not a JSON file: {error}.") from None
+            raise UserError(f"{name} is not a JSON file: {error}. Give a file in COCO's format.") from None
 
 
 def _class_names(categories):
-    """Category id -> name; the id is added where two categories share a name."""
+    """Category id -> name, with the id added to names that several categories share."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     count = Counter(names.values())
     return {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
 def _scored_categories(categories, iou_type, sigmas, where):
-    """Ids of the categories to look at, and the sigma (J,) of each keypoint."""
+    """Ids of the categories to score, and the sigma (J,) of each keypoint."""
     if iou_type != "keypoints":
         return [category["id"] for category in categories], None
     having = [category for category in categories if category.get("keypoints")]
     if not having:
-        raise ValueError(f"{where} has no category with keypoints.")
+        raise UserError(f"{where} has no category with keypoints: score boxes or masks, or give another file.")
     count = len(having[0]["keypoints"])
     if any(len(category["keypoints"]) != count for category in having):
-        raise ValueError(f"{where} has categories with different numbers of keypoints.")
+        raise UserError(f"{where} has categories with different numbers of keypoints: score one category at a time.")
     if sigmas is None:
         standard = Params(iouType="keypoints").kpt_oks_sigmas
         sigmas = standard if len(standard) == count else np.full(count, UNIFORM_SIGMA)
     if len(sigmas) != count:
-        raise ValueError(f"There are {len(sigmas)} sigmas for the {count} keypoints of {where}.")
+        raise UserError(f"There are {len(sigmas)} sigmas for the {count} keypoints of {where}: give one for each.")
     return [category["id"] for category in having], np.asarray(sigmas, np.float64)
 
 
@@ -305,7 +266,7 @@ def _with_keypoints(annotation, iou_type, sigmas, where):
         return annotation
     keypoints = annotation.get("keypoints") or [0] * (3 * len(sigmas))
     if len(keypoints) != 3 * len(sigmas) or not _are_numbers(keypoints):
-        raise ValueError(
+        raise UserError(
             f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) needs "
             f"{3 * len(sigmas)} numbers as keypoints."
         )
@@ -318,7 +279,7 @@ def _with_area(annotation, iou_type, where):
         needed.add("bbox")
     for key in sorted(needed):
         if annotation.get(key) is None or len(annotation[key]) == 0:
-            raise ValueError(
+            raise UserError(
                 f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no {key}."
             )
     if "bbox" not in needed:
@@ -330,44 +291,48 @@ def _with_area(annotation, iou_type, where):
 def _check_image_sizes(images, where):
     for image_id, image in images.items():
         if not image.get("height") or not image.get("width"):
-            raise ValueError(f"{where}: image {image_id} has no height and width, which masks need.")
+            raise UserError(f"{where}: image {image_id} has no height and width, which masks need.")
 
 
 def _checked_image_ids(image_ids, images, where):
     chosen = sorted(set(np.asarray(image_ids).tolist()))
     if not chosen:
-        raise ValueError("image_ids is empty: there is nothing to evaluate.")
+        raise UserError("image_ids is empty, so there is nothing to evaluate: give at least one id, or None for all.")
     for image_id in chosen:
         if image_id not in images:
-            raise ValueError(f"image_ids names image {image_id!r}, which {where} lacks.")
+            raise UserError(f"image_ids names image {image_id!r}, which {where} lacks.")
     return chosen
 
 
 def _checked_result(entry, number, iou_type, images, names, where, truth_name, sigmas):
-    """A copy of one result with what COCOeval reads of it, and nothing else."""
+    """A copy of one result, reduced to the fields that COCOeval reads."""
     key = GEOMETRY[iou_type]
     missing = [k for k in ("image_id", "category_id", "score", key) if not isinstance(entry, dict) or k not in entry]
     if missing:
-        raise ValueError(f"{where}: result {number} has no {' and no '.join(missing)}.")
+        raise UserError(f"{where}: result {number} has no {' and no '.join(missing)}.")
     image_id, category_id, score, geometry = entry["image_id"], entry["category_id"], entry["score"], entry[key]
     if image_id not in images:
-        raise ValueError(f"{where}: result {number} is for image {image_id!r}, which {truth_name} lacks.")
+        raise UserError(
+            f"{where}: result {number} is for image {image_id!r}, which {truth_name} lacks: give its own results."
+        )
     if category_id not in names:
-        raise ValueError(f"{where}: result {number} is of category {category_id!r}, which {truth_name} lacks.")
+        raise UserError(
+            f"{where}: result {number} is of category {category_id!r}, which {truth_name} lacks: use its category ids."
+        )
     if not _are_numbers([score]):
-        raise ValueError(f"{where}: result {number} has the score {score!r}, which is not a finite number.")
+        raise UserError(f"{where}: result {number} has the score {score!r}, which is not a finite number.")
     if iou_type == "bbox":
         if len(geometry) != 4 or not _are_numbers(geometry):
-            raise ValueError(f"{where}: result {number} has the bbox {geometry!r}; expected x, y, width, height.")
+            raise UserError(f"{where}: result {number} has the bbox {geometry!r}; expected x, y, width, height.")
         area = geometry[2] * geometry[3]
     elif iou_type == "keypoints":
         if len(geometry) != 3 * len(sigmas) or not _are_numbers(geometry):
-            raise ValueError(f"{where}: result {number} needs {3 * len(sigmas)} numbers as keypoints.")
-        # The keypoints' own extent, also where the entry brings a box, as COCO's loadRes has it without one.
+            raise UserError(f"{where}: result {number} needs {3 * len(sigmas)} numbers as keypoints.")
+        # COCO's loadRes takes the extent of the keypoints only if there is no box; here the area never depends on that.
         area = float(np.ptp(geometry[0::3]) * np.ptp(geometry[1::3]))
     else:
         _check_rle(geometry, images[image_id], f"{where}: result {number}")
-        # The mask's own area, also where the entry brings a box: COCO's size classes are by mask area.
+        # COCO's size classes go by mask area, but its loadRes takes the box's area if the entry has a box.
         area = float(mask_utils.area(geometry))
     return {
         "id": number,
@@ -386,7 +351,7 @@ def _are_numbers(values):
 
 def _check_rle(rle, image, what):
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), (str, bytes)):
-        raise ValueError(f"{what} has a segmentation that is not compressed RLE.")
+        raise UserError(f"{what} has a segmentation that is not compressed RLE: encode its mask with pycocotools.mask.")
     size = [image["height"], image["width"]]
     if list(rle.get("size", [])) != size:
-        raise ValueError(f"{what} has a mask of size {rle.get('size')}, but its image is {size}.")
+        raise UserError(f"{what} has a mask of size {rle.get('size')}, but its image is {size}.")

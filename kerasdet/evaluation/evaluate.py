@@ -1,7 +1,8 @@
-"""The evaluation loop: a model over batches of images, scored in the images' own coordinates."""
+"""The evaluation loop: any predictor over batches of images, scored in the images' own coordinates."""
 
 import logging
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -9,75 +10,116 @@ from keras.utils import Progbar
 
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
-from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_proposals, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_all, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
-from kerasdet.geometry import rle
+from kerasdet.inference.predictor import Predictor
+from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.ops.distribute import all_gather_object, worker_rank
 
 _logger = logging.getLogger(__name__)
 
 
-def evaluate(model, dataset, *, batch_size: int = 1) -> DetectorMetrics:
-    """Measures the COCO AP of a detector on a data set, every image once, or the recall of a `ProposalNetwork`.
+def evaluate(predictor: Predictor, dataset, *, batch_size: int = 1) -> DetectorMetrics:
+    """Measures the COCO AP of a predictor on a data set, or the recall of a `ProposalNetwork`.
 
     Args:
-        model: A detector, or an `AugmentedDetector`; images are resized by its own rule.
-        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`, which need not have been read with masks or keypoints.
-        batch_size: Images at a time; images of a batch are padded to one size.
+        predictor: Anything that detects: a Keras model, a loaded export or an `AugmentedPredictor`. Images are resized
+            by its own rule.
+        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`. It need not have been read with masks or keypoints.
+        batch_size: Number of images that run at once; images of a batch are padded to one size.
 
     Returns:
-        The numbers and per-class AP of boxes, and of masks and keypoints where model and ground truth have them. Of a
-        model without classes what `evaluate_proposals` says.
+        AP of boxes in total and for each class, and of masks and keypoints if both predictor and ground truth have
+        them. For a predictor without classes the recall that `evaluate_proposals` returns.
 
     Raises:
-        ValueError: If model and data differ in their number of classes.
+        ValueError: If predictor and data differ in the number or the order of classes.
+
+    Example:
+        >>> metrics = kerasdet.evaluate(model, CocoDataset("val2017.json"), batch_size=8)
+        >>> metrics["AP"]
     """
-    metrics, _ = evaluate_with_results(model, dataset, batch_size=batch_size)
+    metrics, _ = evaluate_with_results(predictor, dataset, batch_size=batch_size)
     return metrics
 
 
-def evaluate_with_results(model, dataset, *, batch_size: int = 1) -> tuple[DetectorMetrics, list[dict]]:
-    """`evaluate`, and the detections in COCO's results format."""
-    if model.num_classes is not None:
-        if model.num_classes != dataset.num_classes:
+def evaluate_with_results(predictor: Predictor, dataset, *, batch_size: int = 1) -> tuple[DetectorMetrics, list[dict]]:
+    """Runs `evaluate` and also returns the detections.
+
+    Args:
+        predictor: See `evaluate`.
+        dataset: See `evaluate`.
+        batch_size: See `evaluate`.
+
+    Returns:
+        The metrics, and the detections as entries of a COCO results file.
+
+    Raises:
+        ValueError: If predictor and data differ in the number or the order of classes.
+    """
+    if predictor.num_classes is not None:
+        if predictor.num_classes != dataset.num_classes:
             raise ValueError(
-                f"The model has {model.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
+                f"The model has {predictor.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
                 "evaluate on the classes the model was trained for."
             )
-        _check_names(model.class_names, dataset)
-    batches = model_batches(model, dataset, batch_size)
+        check_class_names(predictor.class_names, dataset)
+    batches = predictor_batches(predictor, dataset, batch_size)
     image_ids = [record.image_id for record in dataset.records]
-    category_ids = None if model.num_classes is None else dataset.category_ids
-    return evaluate_batches(model, batches, dataset.ground_truth, category_ids, image_ids)
+    category_ids = None if predictor.num_classes is None else dataset.category_ids
+    return evaluate_batches(predictor, batches, dataset.ground_truth, category_ids, image_ids)
 
 
-def model_batches(model, dataset, batch_size: int = 1):
-    """This worker's share of a data set, in batches that are resized by the model's own rule."""
-    shard, rule = worker_rank(_strategy(model)), model.preprocessing
-    if rule is None:
-        return evaluation_batches(dataset, batch_size, shard=shard)
-    resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
+def predictor_batches(predictor: Predictor, dataset, batch_size: int = 1) -> tf.data.Dataset:
+    """Makes batches of this worker's share of a data set, resized and padded by a predictor's own rule.
+
+    Args:
+        predictor: Its `preprocessing` has the rule.
+        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`.
+        batch_size: Number of images in a batch.
+
+    Returns:
+        A finite `tf.data.Dataset` of batches, see `kerasdet.data.pipeline.evaluation_batches`.
+    """
+    rule, resize = predictor.preprocessing, None
+    if not isinstance(rule, KeepSize):
+        resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
+    shard = worker_rank(_strategy(predictor))
     return evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor, shard=shard)
 
 
 def validation_losses(model, dataset) -> dict[str, float]:
-    """The losses of a detector, ``val_loss`` and its parts: the mean over images, each a batch of its own.
+    """Computes the losses of a detector on a data set, each image as a batch of its own.
 
     Args:
-        model: A detector that is trained, on any number of replicas.
-        dataset: Read with the masks or keypoints that the model learns.
+        model: A Keras detector, on any number of replicas.
+        dataset: A data set that was read with the masks or keypoints that the model learns.
+
+    Returns:
+        The mean over all images of each loss, under `val_` and its name; `val_loss` is their sum.
     """
-    losses = list(model.batch_losses(model_batches(model, dataset)))
+    losses = list(model.batch_losses(predictor_batches(model, dataset)))
     losses = [each for part in all_gather_object(_strategy(model), losses) for each in part]
     return {f"val_{name}": float(np.mean([each[name] for each in losses])) for name in losses[0]}
 
 
-def _strategy(model):
-    return getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()
+def _strategy(predictor):
+    """Returns the strategy of a Keras model, or for other predictors that of the calling code."""
+    return getattr(predictor, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
-def _check_names(class_names, dataset):
-    """Numbers of one class under the name of another would go unnoticed."""
+def check_class_names(class_names: Sequence[str] | None, dataset) -> None:
+    """Checks that the class ids of a model and a data set mean the same classes.
+
+    It logs a warning if they have other names, which may be translations.
+
+    Args:
+        class_names: The model's, or None if they are unknown.
+        dataset: A data set with as many `class_names`.
+
+    Raises:
+        ValueError: If both have the same names in another order: every AP would be that of another class.
+    """
     theirs = tuple(dataset.class_names)
     if not class_names or tuple(class_names) == theirs:
         return
@@ -87,35 +129,35 @@ def _check_names(class_names, dataset):
             f"{', '.join(class_names[:5])} ...: give the categories the ids of the training data."
         )
     _logger.warning(
-        "%s names its classes otherwise than the model: they are matched by their order.", dataset.annotations
+        "%s and the model name the classes differently: they are matched by their order.", dataset.annotations
     )
 
 
 def evaluate_batches(
-    model,
-    batches: Iterable[dict],
+    predictor: Predictor,
+    batches: Iterable[Mapping],
     ground_truth,
     category_ids: Sequence[int] | None,
     image_ids: Sequence[int] | None = None,
 ) -> tuple[DetectorMetrics, list[dict]]:
-    """Measures the COCO AP of a detector.
+    """Measures the COCO AP of a predictor over batches.
 
     Args:
-        model: Its `predict_on_batch` takes `image` and `image_size` and returns detections in the coordinates of the
-            network's input, padded at the bottom right; for detections with `mask_probs` it has `encode_masks` or
-            `paste_masks`.
-        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) valid height and width of it, `image_id` (B,) and
-            `original_size` (B, 2) height and width of the image in the data set. The last batch may be smaller.
+        predictor: Anything that detects.
+        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2), its heights and widths without padding,
+            `original_size` (B, 2), those of the image in the data set, and `image_id` (B,). The last batch may be
+            smaller.
         ground_truth: A COCO annotation file, or the dict it holds.
-        category_ids: (K,) the data set's category id of every class id; None for a model without classes, whose
-            results all get the ground truth's first category and are scored by `evaluate_proposals`.
+        category_ids: (K,) the data set's category id for each class id. None for a predictor without classes: all
+            results get the ground truth's first category and are scored by `evaluate_proposals`.
         image_ids: The images to score; None for all of the ground truth.
 
     Returns:
-        The metrics, and the results they were computed from (COCO's results format).
+        The metrics, and the entries of a COCO results file that they were computed from.
 
     Raises:
-        ValueError: An image came twice, not at all or is not to be scored, or a category is not in the ground truth.
+        ValueError: If an image comes twice, never comes or is not to be scored, or a category is not in the ground
+            truth.
     """
     truth = read_ground_truth(ground_truth)
     known = [category["id"] for category in truth["categories"]]
@@ -124,29 +166,26 @@ def evaluate_batches(
         score, category_ids = evaluate_proposals, known[:1]
     for category_id in category_ids:
         if category_id not in known:
-            raise ValueError(f"category_ids names category {category_id}, which the ground truth lacks.")
+            raise ValueError(
+                f"category_ids has category {category_id}, which is not in the ground truth: give one of its "
+                f"{len(known)} categories for each class id."
+            )
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
-    number, workers = worker_rank(_strategy(model))
-    progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=int(number == 0))
+    rank, workers = worker_rank(_strategy(predictor))
+    progress = Progbar(-(-len(wanted) // workers), unit_name="image", verbose=_verbosity() if rank == 0 else 0)
     seen, results = set(), []
-    for batch, detections in _predictions(model, batches):
-        ids = np.asarray(batch["image_id"]).tolist()
-        for image_id in ids:
-            _check_image(image_id, seen, wanted)
-            seen.add(image_id)
-        detections = {name: np.array(value) for name, value in detections.items()}
-        image_size, original_size = np.asarray(batch["image_size"]), np.asarray(batch["original_size"])
-        detections["boxes"] = to_original(detections["boxes"], image_size, original_size)
-        if "keypoints" in detections:
-            factor = (original_size / image_size)[:, None, None]  # (B, 1, 1, 2)
-            detections["keypoints"][..., :2] *= factor
-        if "mask_probs" in detections:
-            detections["segmentations"] = [
-                _segmentations(model, detections, i, *size) for i, size in enumerate(original_size.tolist())
-            ]
-        results += coco_results(detections, ids, category_ids)
-        progress.update(len(seen))
-    parts = all_gather_object(_strategy(model), {"seen": sorted(seen), "results": results})
+    try:
+        for batch, padded in _detected(predictor, batches):
+            ids = np.asarray(batch["image_id"]).tolist()
+            for image_id, detections in zip(ids, predictor.unpad(padded, batch["original_size"]), strict=True):
+                _check_image(image_id, seen, wanted)
+                seen.add(image_id)
+                results += detections.to_coco(image_id, category_ids)
+            progress.update(len(seen))
+    finally:
+        if 0 < len(seen) < progress.target:  # an error or Ctrl-C: its message begins on a new line
+            progress.update(len(seen), finalize=True)
+    parts = all_gather_object(_strategy(predictor), {"seen": sorted(seen), "results": results})
     seen, results = {image for part in parts for image in part["seen"]}, [r for part in parts for r in part["results"]]
     if len(seen) < len(wanted):
         raise ValueError(
@@ -156,42 +195,26 @@ def evaluate_batches(
     return score(truth, results, image_ids=sorted(wanted)), results
 
 
-def _predictions(model, batches):
-    """Batches and their detections, on several replicas at a time where the model is trained on several."""
-    if _strategy(model).num_replicas_in_sync > 1:
-        yield from model.predict_batches(batches)
+def _verbosity():
+    """Chooses Keras' moving bar on a terminal or in a notebook. Elsewhere, one line at the end: a file needs no bar."""
+    return 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
+
+
+def _detected(predictor: Predictor, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, Mapping]]:
+    """Yields batches and their padded detections; a model on several replicas works on several batches at once."""
+    if _strategy(predictor).num_replicas_in_sync > 1:
+        yield from predictor.predict_batches(
+            {name: batch[name] for name in ("image", "image_size", "original_size", "image_id")} for batch in batches
+        )
         return
     for batch in batches:
-        yield batch, model.predict_on_batch({"image": batch["image"], "image_size": batch["image_size"]})
-
-
-def _segmentations(model, detections, image, height, width):
-    """The masks of one image's detections as RLE, by way of full-size masks only where the model knows no other."""
-    count = detections["valid"][image]
-    probs, boxes = detections["mask_probs"][image, :count], detections["boxes"][image, :count].astype(np.float32)
-    if hasattr(model, "encode_masks"):
-        return model.encode_masks(probs, boxes, height, width)
-    return rle.encode(model.paste_masks(probs, boxes, height, width))
+        yield batch, predictor.detect_batch({name: batch[name] for name in ("image", "image_size", "original_size")})
 
 
 def _check_image(image_id, seen, wanted):
     if image_id in seen:
-        raise ValueError(f"Image {image_id} came twice: every image must be evaluated once.")
+        raise ValueError(f"Image {image_id} came twice: give batches with every image once.")
     if image_id not in wanted:
-        raise ValueError(f"Image {image_id} came for evaluation, but is not among the images to score.")
-
-
-def to_original(boxes: np.ndarray, image_size: np.ndarray, original_size: np.ndarray) -> np.ndarray:
-    """Maps boxes on resized images back to the original images and clips them there.
-
-    Args:
-        boxes: (B, D, 4) yxyx in pixels of the resized images.
-        image_size: (B, 2) height and width of the resized images, without padding.
-        original_size: (B, 2) height and width of the original images.
-
-    Returns:
-        (B, D, 4) float64 yxyx in pixels of the original images.
-    """
-    limit = np.tile(original_size, 2)[:, None].astype(np.float64)  # (B, 1, 4)
-    scale = limit / np.tile(image_size, 2)[:, None]  # (B, 1, 4)
-    return np.clip(boxes * scale, 0.0, limit)
+        raise ValueError(
+            f"Image {image_id} came for evaluation, but is not among the images to score: add it to image_ids."
+        )

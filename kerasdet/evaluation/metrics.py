@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, for people and for programs."""
+"""Results of an evaluation, as tables and as JSON."""
 
 import json
 import math
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 PROPOSAL_SUMMARY = ("AR100", "AR300", "AR1000", "ARs", "ARm", "ARl")
+SUMMARIES = {"bbox": SUMMARY, "segm": SUMMARY, "keypoints": KEYPOINT_SUMMARY}  # by COCO's name of what is scored
 CLASS_COLUMNS = 3
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """The numbers of boxes, masks or keypoints, in 0..1; NaN where the ground truth has nothing to measure them on.
+    """Metrics of boxes, masks or keypoints, in [0, 1]; NaN if the ground truth has nothing to measure one on.
 
     Attributes:
         iou_type: "bbox", "segm" or "keypoints".
-        summary: COCO's twelve numbers by the names in `SUMMARY`, the ten of `KEYPOINT_SUMMARY` or, for boxes without
-            classes, the six of `PROPOSAL_SUMMARY`.
-        per_class: AP (IoU 0.50 to 0.95) by class name; empty for boxes without classes.
+        summary: COCO's numbers by name: those of `SUMMARY` for boxes and masks, of `KEYPOINT_SUMMARY` for keypoints, of
+            `PROPOSAL_SUMMARY` for boxes without classes.
+        per_class: AP (mean over IoU 0.50 to 0.95) by class name; empty for boxes without classes.
     """
 
     iou_type: str
@@ -27,10 +28,11 @@ class CocoMetrics:
     per_class: dict[str, float]
 
     def __getitem__(self, name: str) -> float:
+        """Returns a number of the summary, such as `metrics["AP50"]`."""
         return self.summary[name]
 
     def content(self) -> dict:
-        """The metrics as plain values; None stands for NaN."""
+        """Returns the metrics as plain values, None for NaN."""
         return {
             "iou_type": self.iou_type,
             "summary": {name: _none_if_nan(value) for name, value in self.summary.items()},
@@ -38,11 +40,11 @@ class CocoMetrics:
         }
 
     def to_json(self) -> str:
-        """The metrics as a JSON object; null stands for NaN."""
+        """Returns the metrics as a JSON object, null for NaN."""
         return json.dumps(self.content(), indent=2)
 
     def table(self) -> str:
-        """The summary, then the AP of every class in columns; "-" stands for NaN."""
+        """Formats the summary, then the AP of every class in columns, "-" for NaN."""
         margin = max(6, len(self.iou_type))
         lines = [
             f"{self.iou_type:<{margin}}" + "".join(f"{name:>7}" for name in self.summary),
@@ -68,17 +70,17 @@ def _text(value):
 
 @dataclass(frozen=True)
 class DetectorMetrics:
-    """The numbers of everything that a detector finds.
+    """Metrics of everything that a detector predicts.
 
     Attributes:
-        by_type: metrics of "bbox", "segm" and "keypoints", as far as there are any.
+        by_type: Metrics by "bbox", "segm" and "keypoints"; types that were not evaluated are absent.
     """
 
     by_type: Mapping[str, CocoMetrics]
 
     @property
     def summary(self) -> dict[str, float]:
-        """All numbers by name: "AP" is that of boxes, "segm/AP" and "keypoints/AP" are the others'."""
+        """Returns all numbers by name: "AP" for boxes, "segm/AP" for masks, "keypoints/AP" for keypoints."""
         return {
             name if iou_type == "bbox" else f"{iou_type}/{name}": value
             for iou_type, metrics in self.by_type.items()
@@ -86,13 +88,14 @@ class DetectorMetrics:
         }
 
     def __getitem__(self, name: str) -> float:
+        """Returns a number of the summary, such as `metrics["segm/AP50"]`."""
         return self.summary[name]
 
     def to_json(self) -> str:
-        """The metrics of boxes as a JSON object, in it those of masks and keypoints by their names."""
+        """Returns a JSON object: the metrics of boxes, and in it objects "segm" and "keypoints"."""
         content = {iou_type: metrics.content() for iou_type, metrics in self.by_type.items()}
         return json.dumps({**content.pop("bbox", {}), **content}, indent=2)
 
     def table(self) -> str:
-        """The tables of all of them, one under the other."""
+        """Formats the table of each type, one below the other."""
         return "\n\n".join(metrics.table() for metrics in self.by_type.values())

@@ -129,7 +129,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
     """Anchors that lie in regions to be ignored, such as crowds (mmdetection's ``ignore_iof_thr``).
 
     Args:
-        anchors: (R, 4); a point is a square as large as its stride.
+        anchors: (R, 4) or (B, R, 4); a point is a square as large as its stride.
         regions: (B, M, 4).
         is_region: (B, M) bool; other rows are passed over.
         min_iof: A region covers an anchor if more than this share of the anchor's area lies in it.
@@ -141,7 +141,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
     def step(start, state, boxes, valid):
         return (state[0] | tf.reduce_any((box_ops.iof(anchors, boxes) > min_iof) & valid[:, None], -1),)
 
-    size = [tf.shape(regions)[0], tf.shape(anchors)[0]]
+    size = [tf.shape(regions)[0], tf.shape(anchors)[-2]]
     return _fold_gt(step, (tf.fill(size, False),), regions, is_region)[0]
 
 

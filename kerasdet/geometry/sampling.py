@@ -1,5 +1,7 @@
 """Samples the anchors and proposals that a detector trains on."""
 
+from collections.abc import Mapping
+
 import keras
 import tensorflow as tf
 
@@ -27,24 +29,21 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
     return tf.map_fn(one_image, image_ids, fn_output_signature=tf.float32)
 
 
-def sample_balanced(
-    matched_gt: tf.Tensor, priority: tf.Tensor, *, size: int, positive_fraction: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Picks at most `size` candidates of each image, of them at most a share of positives (Fast R-CNN, section 2.3).
+def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Draws the numbers by which a sampler chooses among the candidates of each image.
 
     Args:
-        matched_gt: (B, R) as of `kerasdet.geometry.matching`; ignored candidates are never picked.
-        priority: (B, R); among candidates of a kind the highest are picked.
-        size: Of the sample.
-        positive_fraction: The most positives, as a share of `size`; negatives fill up the rest.
+        size: R, number of candidates in each image.
+        seed: Seed of the training run.
+        step: () integer, the training step.
+        batch: ``boxes`` (B, M, 4) and, for the same numbers in every batch and on every replica, ``image_id`` (B,).
+            Without ids an image's place in the batch replaces its id.
 
     Returns:
-        Which positives and which negatives are picked, (B, R) bool each.
+        (B, R) float32 in [0, 1).
     """
-    most_positives = tf.minimum(int(size * positive_fraction), tf.shape(matched_gt)[1])
-    positive = _highest(matched_gt >= 0, priority, most_positives)
-    room = size - tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
-    return positive, _highest(matched_gt == NEGATIVE, priority, room)
+    image_ids = batch["image_id"] if "image_id" in batch else tf.range(tf.shape(batch["boxes"])[0])
+    return per_image_uniform(size, seed, step, image_ids)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

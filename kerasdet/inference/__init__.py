@@ -1,1 +1,8 @@
-"""From images to detections: preprocessing, results and everything that can detect."""
+"""From images to detections: preprocessing, `Detections` and everything that can detect."""
+
+from kerasdet.inference.detections import Detections
+from kerasdet.inference.predictor import Predictor
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing, open_images
+from kerasdet.inference.tta import AugmentedPredictor
+
+__all__ = ["AugmentedPredictor", "Detections", "KeepSize", "Predictor", "Preprocessing", "open_images"]

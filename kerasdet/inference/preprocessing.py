@@ -1,30 +1,43 @@
-"""What a model does to an image before its network sees it, and to boxes afterwards."""
+"""Opens, resizes, pads and normalises images: the only place that does so for inference."""
 
+import os
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
+from kerasdet.data import images as image_files
+from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.ops import resize as resize_ops
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+_EXPECTED = "an RGB array (height, width, 3) with values 0..255, a PIL image or the path of an image file"
+_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits a channel
+
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class Preprocessing(ConfigFromInit):
-    """The resize rule and the pixel statistics of a model.
+    """Holds a model's resize rule and pixel statistics and applies them.
 
     Args:
-        mean: Of the three channels in the network's order, on a scale of 0..255.
-        std: Likewise.
-        channel_order: What the network was trained on, "rgb" or "bgr". Images always come as RGB.
-        shortest: The shorter side after resizing ...
-        longest: ... unless the longer one would pass this.
-        rounding: How a size is rounded: "detectron2" or "torchvision".
-        kernel: Interpolation: "pil" (antialiased, on uint8) or "bilinear" (on floats, as PyTorch).
-        size_divisor: Batches are padded to a multiple of it.
+        mean: Three channel means on a scale of 0..255, in the network's channel order.
+        std: Three channel standard deviations on a scale of 0..255, in the network's channel order.
+        channel_order: Channel order that the network was trained on, "rgb" or "bgr". Images always come as RGB.
+        shortest: Length of an image's shorter side after resizing, in pixels.
+        longest: Limit of the longer side, in pixels. If the longer side would exceed it, the image becomes smaller.
+        rounding: How a resized length is rounded: "detectron2" to the nearest, "torchvision" down.
+        kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does.
+        size_divisor: Batches are padded to a multiple of this, in pixels.
+
+    Raises:
+        ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or a name is unknown.
     """
 
     def __init__(
@@ -39,13 +52,15 @@ class Preprocessing(ConfigFromInit):
         size_divisor: int = 32,
     ):
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"There is no channel order {channel_order!r}: choose 'rgb' or 'bgr'.")
+            raise ValueError(f"channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std are three numbers each, std above 0; got {tuple(mean)} and {tuple(std)}.")
+            raise ValueError(
+                f"mean is {tuple(mean)} and std is {tuple(std)}: give three numbers each, and std above 0."
+            )
         if rounding not in ("detectron2", "torchvision"):
-            raise ValueError(f"There is no rounding {rounding!r}: choose 'detectron2' or 'torchvision'.")
+            raise ValueError(f"rounding is {rounding!r}: choose 'detectron2' or 'torchvision'.")
         if kernel not in ("pil", "bilinear"):
-            raise ValueError(f"There is no kernel {kernel!r}: choose 'pil' or 'bilinear'.")
+            raise ValueError(f"kernel is {kernel!r}: choose 'pil' or 'bilinear'.")
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.channel_order = channel_order
@@ -56,11 +71,11 @@ class Preprocessing(ConfigFromInit):
         self.size_divisor = size_divisor
 
     def normalize(self, image: tf.Tensor, image_size: tf.Tensor | None) -> tf.Tensor:
-        """Network input, zero where there is padding.
+        """Turns pixels into the network's input, which is zero where the image is padded.
 
         Args:
             image: (B, H, W, 3) RGB, 0..255, uint8 or float.
-            image_size: (B, 2) int32 height and width without padding; None: there is none.
+            image_size: (B, 2) int32 valid heights and widths in pixels, or None if no image is padded.
 
         Returns:
             (B, H, W, 3) float32.
@@ -71,15 +86,17 @@ class Preprocessing(ConfigFromInit):
         x = (x - tf.constant(self.mean, float_dtype())) / tf.constant(self.std, float_dtype())
         if image_size is None:
             return x
-        rows = tf.sequence_mask(image_size[:, 0], tf.shape(x)[1])[:, :, None, None]
-        columns = tf.sequence_mask(image_size[:, 1], tf.shape(x)[2])[:, None, :, None]
+        rows = tf.sequence_mask(image_size[:, 0], tf.shape(x)[1])[:, :, None, None]  # (B, H, 1, 1)
+        columns = tf.sequence_mask(image_size[:, 1], tf.shape(x)[2])[:, None, :, None]  # (B, 1, W, 1)
         return tf.where(rows & columns, x, 0.0)
 
     def resize(self, image: tf.Tensor, shortest: int | None = None, longest: int | None = None) -> tf.Tensor:
-        """Resizes by the model's rule, or to the `shortest` and `longest` given.
+        """Resizes images of one size by the model's rule.
 
         Args:
             image: (H, W, 3) or (B, H, W, 3), 0..255, uint8 or float.
+            shortest: Length of the shorter side in pixels; None takes the model's own.
+            longest: Limit of the longer side in pixels; None takes the model's own.
 
         Returns:
             (h, w, 3) or (B, h, w, 3) float32.
@@ -88,30 +105,276 @@ class Preprocessing(ConfigFromInit):
         size = resize_ops.shortest_edge_size(
             height, width, shortest or self.shortest, longest or self.longest, self.rounding
         )
-        return resize_ops.resize(image, tf.maximum(tf.stack(size), 1), self.kernel)  # a line stays a line
+        # The rule rounds the short side of a very thin image to 0; one row of pixels is left of it.
+        return resize_ops.resize(image, tf.maximum(tf.stack(size), 1), self.kernel)
 
-    def frame(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
-        """Resizes an image so that it just fits, and fills the rest, at the bottom or right, with the mean.
+    def padded_size(self, size: tf.Tensor) -> tf.Tensor:
+        """Rounds lengths in pixels up to the next multiple of `size_divisor`."""
+        return -(-size // self.size_divisor) * self.size_divisor
 
-        The mean is zero to the network, as padding is.
+    def batch(
+        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Resizes and pads images into a batch.
+
+        Args:
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3), for which it is also a graph
+                function: RGB, 0..255, uint8 or float.
+            resize: None for the model's own rule, False for no resizing, or (shortest, longest) in pixels.
+
+        Returns:
+            `image` (B, h, w, 3) float32, `image_size` (B, 2) int32, the sizes after resizing, and `original_size`
+            (B, 2) int32, the sizes before.
+
+        Raises:
+            UserError: If `resize` is anything else.
+
+        Example:
+            >>> detections = model.detect_batch(model.preprocessing.batch([image, other_image]))
+        """
+        check_resize(resize)
+
+        def resized(image):
+            if resize is False:
+                return tf.cast(image, tf.float32)
+            return self.resize(image, *(resize or ()))
+
+        if not isinstance(images, list | tuple):
+            return _padded(resized(images), tf.shape(images)[1:3], self.padded_size)
+        original_size = tf.stack([tf.shape(image)[:2] for image in images])
+        return _padded([resized(image) for image in images], original_size, self.padded_size)
+
+    def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
+        """Resizes an image to the largest size that fits, and fills the rest at the bottom or right with the mean.
+
+        The network sees the mean as zero, just like padding.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
-            height: Of the frame.
-            width: Of the frame.
+            height: Height of the result in pixels.
+            width: Width of the result in pixels.
 
         Returns:
-            (height, width, 3) float32, and the height and width of the image in it.
+            (height, width, 3) float32, and the (height, width) that the image itself has in it.
         """
         scale = min(height / image.shape[0], width / image.shape[1])
-        half = 0.5 if self.rounding == "detectron2" else 1e-9  # against what is lost in the quotient
-        size = tuple(max(int(length * scale + half), 1) for length in image.shape[:2])
-        small = resize_ops.resize(image, size, self.kernel)
+        # torchvision rounds down. `height / H * H` may be a few units in the last place below `height`, and rounding
+        # down would then lose a whole pixel; 1e-9 exceeds that error for all sizes, and changes no other result.
+        offset = 0.5 if self.rounding == "detectron2" else 1e-9
+        size = tuple(max(int(length * scale + offset), 1) for length in image.shape[:2])
+        small = resize_ops.resize(image, size, self.kernel)  # (h, w, 3)
         mean = self.mean if self.channel_order == "rgb" else self.mean[::-1]
         below = tf.broadcast_to(tf.constant(mean, tf.float32), [height - size[0], size[1], 3])
         right = tf.broadcast_to(tf.constant(mean, tf.float32), [height, width - size[1], 3])
         return tf.concat([tf.concat([small, below], 0), right], 1), size
 
+
+class KeepSize:
+    """Stands in for `Preprocessing` in predictors that resize inside, such as exported files.
+
+    Images keep their size and type; a batch is padded to its largest image.
+    """
+
+    size_divisor = 1
+
+    def resize(self, image: tf.Tensor, shortest: int | None = None, longest: int | None = None) -> tf.Tensor:
+        """Returns the image unchanged.
+
+        Args:
+            image: (H, W, 3) or (B, H, W, 3).
+            shortest: Ignored; the predictor has its own rule.
+            longest: Ignored; the predictor has its own rule.
+        """
+        return image
+
     def padded_size(self, size: tf.Tensor) -> tf.Tensor:
-        """The next multiple of `size_divisor`."""
-        return -(-size // self.size_divisor) * self.size_divisor
+        """Returns the lengths unchanged."""
+        return size
+
+    def batch(
+        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Pads images into a batch; see `Preprocessing.batch`.
+
+        Args:
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
+            resize: None; the predictor resizes by its own rule.
+
+        Returns:
+            `image` (B, h, w, 3) uint8 if all images are, else float32; `image_size` and `original_size` (B, 2) int32,
+            both the sizes of the images.
+
+        Raises:
+            UserError: If `resize` is not None.
+        """
+        check_resize(resize)
+        if resize is not None:
+            raise UserError(
+                f"resize is {resize!r}, but this predictor resizes inside by its own rule: leave resize out, or call "
+                "detect of the Keras model."
+            )
+        if not isinstance(images, list | tuple):
+            return _padded(images, tf.shape(images)[1:3], self.padded_size)
+        if any(image.dtype != np.uint8 for image in images):
+            images = [tf.cast(image, tf.float32) for image in images]
+        original_size = tf.stack([tf.shape(image)[:2] for image in images])
+        return _padded([tf.convert_to_tensor(image) for image in images], original_size, self.padded_size)
+
+
+def _padded(images, original_size, padded_size):
+    """Pads a list of images (h, w, 3), or a tensor (B, h, w, 3), at the bottom right, and adds their sizes."""
+    if isinstance(images, list):
+        image_size = tf.stack([tf.shape(image)[:2] for image in images])  # (B, 2)
+        height, width = tf.unstack(padded_size(tf.reduce_max(image_size, 0)))
+        image = tf.stack([resize_ops.pad_to(image, height, width) for image in images])  # (B, H, W, 3)
+        return {"image": image, "image_size": image_size, "original_size": original_size}
+    batch, size = tf.shape(images)[0], tf.shape(images)[1:3]
+    height, width = tf.unstack(padded_size(size))
+    return {
+        "image": resize_ops.pad_to(images, height, width),
+        "image_size": tf.broadcast_to(size, [batch, 2]),
+        "original_size": tf.broadcast_to(original_size, [batch, 2]),
+    }
+
+
+def check_resize(resize: tuple[int, int] | bool | None) -> None:
+    """Raises a UserError unless `resize` is None, False or a pair of positive whole numbers."""
+    if resize is None or resize is False:
+        return
+    pair = isinstance(resize, list | tuple) and len(resize) == 2
+    if not pair or not all(isinstance(length, int | np.integer) and length > 0 for length in resize):
+        raise UserError(
+            f"resize is {resize!r}: give (shortest, longest) in whole pixels, None for the model's own rule or False "
+            "for no resizing."
+        )
+
+
+def open_images(images) -> tuple[list[np.ndarray], bool]:
+    """Opens everything that `detect` accepts as RGB arrays.
+
+    Args:
+        images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of arrays,
+            PIL images and paths. Arrays are RGB, 0..255, uint8 or float. A file is turned upright by its EXIF
+            orientation; a PIL image is taken as its pixels are.
+
+    Returns:
+        The images as (H, W, 3) arrays, uint8 or float32, and whether `images` was a single one.
+
+    Raises:
+        UserError: If there is no image, or one of them is none of these. The message has its index and the remedy.
+        FileNotFoundError: If a path names no file.
+    """
+    items, is_single = split_images(images)
+    return [open_image(item, index) for index, item in enumerate(items)], is_single
+
+
+def split_images(images) -> tuple[list, bool]:
+    """Lists what `detect` was given, one item an image, without opening anything.
+
+    Args:
+        images: See `open_images`.
+
+    Returns:
+        At least one item for `open_image`, and whether `images` was a single image.
+
+    Raises:
+        UserError: If there is no image.
+    """
+    is_single = not isinstance(images, list | tuple) and len(getattr(images, "shape", ())) != 4
+    items = [images] if is_single else list(images)
+    if not items:
+        raise UserError(f"There is no image: expected at least one, got an empty {type(images).__name__}.")
+    return items, is_single
+
+
+def open_image(image, index: int = 0) -> np.ndarray:
+    """Opens one image as an RGB array.
+
+    Args:
+        image: An array (H, W, 3), a PIL image or a path; see `open_images`.
+        index: Position of the image in its list, for the message of an error.
+
+    Returns:
+        (H, W, 3), uint8 or float32.
+
+    Raises:
+        UserError: If it is no image.
+        FileNotFoundError: If a path names no file.
+    """
+    if isinstance(image, str | os.PathLike):
+        return _open_file(Path(image), index)
+    if isinstance(image, Image.Image):
+        if image.mode not in _PIL_MODES:
+            _refuse(index, f"a PIL image of mode {image.mode}", "convert it to 8 bits a channel")
+        return np.asarray(image.convert("RGB"))
+    if not hasattr(image, "shape"):
+        what, remedy = _describe(image)
+        _refuse(index, what, remedy)
+    return _checked_array(np.asarray(image), index)
+
+
+def _open_file(path, index):
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "missing"
+        raise FileNotFoundError(
+            f"Image {index}, {str(path)!r}, is {kind}: expected the path of a JPEG, PNG, BMP or GIF file."
+        )
+    try:
+        return image_files.read(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise UserError(f"Image {index}, {str(path)!r}, {reason}; give a JPEG, PNG, BMP or GIF file.") from None
+
+
+def _describe(image):
+    """Says what is no image, and what to do about it."""
+    if image is None:
+        return "None", "check the function that read it; cv2.imread returns None for a file that it cannot read"
+    if isinstance(image, bytes | bytearray):
+        return f"{type(image).__name__}", "open encoded files with PIL.Image.open(io.BytesIO(...))"
+    if isinstance(image, list | tuple):
+        return f"a {type(image).__name__}", "turn it into an array with numpy.asarray"
+    return f"of type {type(image).__name__}", "convert it with numpy.asarray, or give a list of images"
+
+
+def _checked_array(image, index):
+    """Returns an array as uint8 or float32, or says why it is no RGB image."""
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape[2] != 3:
+        _refuse(index, f"an array of shape {shape}", _shape_remedy(shape))
+    if 0 in shape:
+        _refuse(index, f"an array of shape {shape}, which has no pixels", "leave it out")
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind not in "iuf":
+        _refuse(index, f"an array of {image.dtype}", "convert it to uint8")
+    low, high = image.min(), image.max()
+    if not np.isfinite(low) or not np.isfinite(high):
+        _refuse(index, f"a {image.dtype} array with values that are NaN or infinite", "replace them")
+    if low < 0 or high > 255:
+        remedy = "undo the normalisation; a model normalises its images itself" if low < 0 else "scale it to 0..255"
+        _refuse(index, f"a {image.dtype} array with values from {low:.6g} to {high:.6g}", remedy)
+    if image.dtype.kind != "f":
+        return image.astype(np.uint8)
+    if 0 < high <= 1:
+        warnings.warn(
+            f"Image {index} has no value above 1, on a scale of 0..255: multiply it by 255 if its scale is 0..1.",
+            stacklevel=2,
+        )
+    return image.astype(np.float32)
+
+
+def _shape_remedy(shape):
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
+        return "repeat the grey channel: numpy.repeat(image.reshape(height, width, 1), 3, axis=2)"
+    if len(shape) == 3 and shape[2] == 4:
+        return "drop the alpha channel: image[..., :3]"
+    if len(shape) == 3 and shape[0] == 3:
+        return "move the channels to the end: image.transpose(1, 2, 0)"
+    if len(shape) == 4:
+        return "give a batch (B, height, width, 3) by itself, not inside a list"
+    return "give three channels, red, green and blue"
+
+
+def _refuse(index, what, remedy):
+    raise UserError(f"Image {index} is {what}: expected {_EXPECTED}; {remedy}.")

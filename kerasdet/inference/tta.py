@@ -1,123 +1,132 @@
-"""Test-time augmentation: what a model finds in several sizes and mirror images of a picture, merged."""
+"""Test-time augmentation: merges what a model finds in several sizes and mirror images of an image."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
-from kerasdet.models.detector import Detector, image_list
-from kerasdet.ops import resize as resize_ops
+from kerasdet.inference.detections import rescale
+from kerasdet.inference.predictor import Predictor, batch_sizes
+from kerasdet.inference.preprocessing import KeepSize
 
-FACTORS = (0.75, 1.0, 1.25)
+SCALES = (0.75, 1.0, 1.25)
 
 
-class AugmentedDetector:
-    """A detector that looks at every picture several times.
+class AugmentedPredictor(Predictor):
+    """Runs a Keras detector on several views of every image and merges the results.
 
-    The candidates of all views are suppressed together, class by class. Masks and keypoint heatmaps of what remains
-    are averaged over the views, left and right keypoints having changed places in the mirror images
-    (Mask R-CNN, https://arxiv.org/abs/1703.06870, appendix A).
+    Non-maximum suppression runs once, on the candidates of all views. Masks and keypoint heatmaps of the remaining
+    objects are averaged over the views; in mirror images left and right keypoints change places (Mask R-CNN,
+    https://arxiv.org/abs/1703.06870, appendix A).
 
     Args:
-        model: The detector, which stays as it is.
-        shortest: Shorter sides of the views in pixels; by default 0.75, 1 and 1.25 times the model's own. The longer
-            side's limit grows with them.
-        mirror: Whether to look at each size in the mirror as well.
+        model: The detector, a Keras model of kerasdet. It stays as it is.
+        shortest: Lengths of the views' shorter sides in pixels; by default 0.75, 1 and 1.25 times the model's own. The
+            limit of the longer side grows in proportion.
+        hflip: Whether to add the mirror image of each view.
 
     Raises:
-        ValueError: If a side is not a whole number of pixels from 1.
+        UserError: If a length is not a whole number from 1.
+
+    Example:
+        >>> detections = AugmentedPredictor(model, shortest=(600, 800, 1000)).detect("street.jpg")
     """
 
-    preprocessing = None  # pictures come in their own size
-
-    def __init__(self, model: Detector, shortest: Sequence[int] = (), mirror: bool = True):
+    def __init__(self, model: Predictor, shortest: Sequence[int] = (), hflip: bool = True):
         rule = model.preprocessing
         self.model = model
-        self.shortest = tuple(shortest) or tuple(round(rule.shortest * factor) for factor in FACTORS)
-        self.mirror = mirror
+        self.shortest = tuple(shortest) or tuple(round(rule.shortest * scale) for scale in SCALES)
+        self.hflip = hflip
+        self.preprocessing = KeepSize()  # the views resize the image in its own size
         for length in self.shortest:
             if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-                raise ValueError(f"A view's shorter side is {length!r}: give whole pixels, such as {rule.shortest}.")
-        self._looks = [self._look_at(length, round(rule.longest * length / rule.shortest)) for length in self.shortest]
+                raise UserError(f"A view's shorter side is {length!r}: give whole pixels, such as {rule.shortest}.")
+        longest = [round(rule.longest * length / rule.shortest) for length in self.shortest]
+        self._views = [self._make_view(*lengths) for lengths in zip(self.shortest, longest, strict=True)]
 
     @property
     def num_classes(self) -> int | None:
+        """Number of the model's classes, or None for a model without classes."""
         return self.model.num_classes
 
     @property
     def class_names(self) -> Sequence[str] | None:
+        """Names of the model's classes, or None."""
         return self.model.class_names
 
     @property
-    def encode_masks(self):
-        return self.model.encode_masks
+    def mask_convention(self) -> str | None:
+        """The model's convention of pasting masks, or None for a model without masks."""
+        return self.model.mask_convention
 
     @property
-    def paste_masks(self):
-        return self.model.paste_masks
+    def skeleton(self) -> Sequence[tuple[int, int]]:
+        """Pairs of the model's keypoints that are joined in pictures."""
+        return self.model.skeleton
 
-    def detect(self, images: np.ndarray | tf.Tensor | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Detects objects; images and results are those of `Detector.detect`."""
-        found = [self._detect_one(tf.cast(image, tf.float32)) for image in image_list(images)]
-        return {name: np.concatenate([detections[name] for detections in found]) for name in found[0]}
+    def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Detects objects in each image of a batch by itself; see `Predictor.detect_batch`.
 
-    def predict_on_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Detections in padded pictures of their own size, ``image`` (B, H, W, 3) and ``image_size`` (B, 2)."""
-        sizes = np.asarray(batch["image_size"]).tolist()
-        return self.detect(
-            [image[:height, :width] for image, (height, width) in zip(batch["image"], sizes, strict=True)]
-        )
+        Args:
+            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, `image_size` and
+                `original_size` (B, 2).
 
-    def _look_at(self, shortest, longest):
-        """A graph function: a picture (H, W, 3) to what the model makes of it and its mirror image, the views V."""
+        Returns:
+            The padded dict, in pixels of the original images.
+        """
+        image_size, original_size = batch_sizes(batch)
+        found = []
+        for image, (height, width) in zip(batch["image"], np.asarray(image_size).tolist(), strict=True):
+            found.append(self._detect_one(tf.cast(image[:height, :width], tf.float32)))
+        detections = {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+        return rescale(detections, image_size, original_size)
 
-        def look(image):
+    def _make_view(self, shortest, longest):
+        """Returns a graph function: an image (H, W, 3) -> candidates in its pixels, of the view and its mirror (V)."""
+
+        def run_view(image):
             rule = self.model.preprocessing
-            resized = rule.resize(image, shortest, longest)
-            views = tf.stack([resized, tf.reverse(resized, [1])] if self.mirror else [resized])  # (V, h, w, 3)
-            size = tf.shape(resized)[:2]
-            height, width = tf.unstack(rule.padded_size(size))
-            image_size = tf.broadcast_to(size, [tf.shape(views)[0], 2])
-            outputs = self.model(
-                {"image": resize_ops.pad_to(views, height, width), "image_size": image_size}, training=False
-            )
+            resized = rule.resize(image, shortest, longest)  # (h, w, 3)
+            views = tf.stack([resized, tf.reverse(resized, [1])] if self.hflip else [resized])  # (V, h, w, 3)
+            batch = rule.batch(views, resize=False)
+            image_size = batch["image_size"]  # (V, 2)
+            outputs = self.model({"image": batch["image"], "image_size": image_size}, training=False)
             candidates = self.model.decode(outputs, image_size)
+            size = image_size[0]
             factor = tf.cast(tf.shape(image)[:2], tf.float32) / tf.cast(size, tf.float32)
-            boxes = box_ops.scale(self._mirrored(candidates["boxes"], size[1]), factor)
+            boxes = box_ops.scale(self._unflip(candidates["boxes"], size[1]), factor)  # (V, N, 4)
             return {"candidates": {**candidates, "boxes": boxes}, "pyramid": outputs.get("pyramid", {}), "size": size}
 
-        return tf.function(look, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)])
+        return tf.function(run_view, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)])
 
     def _detect_one(self, image):
         size = tf.shape(image)[:2]
-        views = [look(image) for look in self._looks]
+        views = [run_view(image) for run_view in self._views]
         candidates = [view["candidates"] for view in views]
-        merged = {  # (1, V * N, ...): all views are one image's
+        merged = {  # (1, V * N, ...): all views show one image
             name: tf.concat([tf.reshape(c[name], [1, -1, *c[name].shape[2:]]) for c in candidates], 1)
             for name in candidates[0]
         }
         detections = self.model.apply_nms(merged, size[None])
         for branch in self.model.branches:
-            maps = [self._maps(branch, view, detections, size) for view in views]
-            detections = {
-                **detections,
-                **branch.detect(tf.reduce_mean(tf.concat(maps, 0), 0, keepdims=True), detections),
-            }
-        boxes = box_ops.clip(detections["boxes"], size[None])
-        return {name: value.numpy() for name, value in {**detections, "boxes": boxes}.items()}
+            maps = [self._class_maps(branch, view, detections, size) for view in views]
+            mean = tf.reduce_mean(tf.concat(maps, 0), 0, keepdims=True)  # (1, D, S, S, ...)
+            detections = {**detections, **branch.postprocess(mean, detections)}
+        return detections
 
-    def _maps(self, branch, view, detections, size):
-        """A branch's maps (V, D, ...) of the detections, none of them in the mirror any more."""
+    def _class_maps(self, branch, view, detections, size):
+        """Returns a branch's maps (V, D, ...) of the detections in a view and its mirror, all turned back."""
         factor = tf.cast(view["size"], tf.float32) / tf.cast(size, tf.float32)
-        count = 2 if self.mirror else 1
+        count = 2 if self.hflip else 1
         boxes = tf.repeat(box_ops.scale(detections["boxes"], factor), count, axis=0)  # (V, D, 4)
-        class_ids = tf.repeat(detections["class_ids"], count, axis=0)
-        maps = self.model.branch_maps(branch, view["pyramid"], self._mirrored(boxes, view["size"][1]), class_ids)
-        return tf.concat([maps[:1], *([branch.mirror(maps[1:])] if self.mirror else [])], 0)
+        class_ids = tf.repeat(detections["class_ids"], count, axis=0)  # (V, D)
+        maps = self.model.branch_maps(branch, view["pyramid"], self._unflip(boxes, view["size"][1]), class_ids)
+        return tf.concat([maps[:1], *([branch.hflip(maps[1:])] if self.hflip else [])], 0)
 
-    def _mirrored(self, boxes, width):
-        """Boxes (V, N, 4), those of the second view mirrored."""
-        if not self.mirror:
+    def _unflip(self, boxes, width):
+        """Mirrors the boxes of the second view; its own inverse. Boxes (V, N, 4)."""
+        if not self.hflip:
             return boxes
         return tf.stack([boxes[0], box_ops.flip_left_right(boxes[1], width)])

@@ -1,16 +1,18 @@
-"""Building blocks of the networks."""
+"""Layers and networks that detectors are built from."""
 
+from kerasdet.layers.backbone import Backbone
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
 from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
+from kerasdet.layers.region_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 from kerasdet.layers.resnet import ResNet
-from kerasdet.layers.roi_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 
 __all__ = [
     "FPN",
     "NORMS",
+    "Backbone",
     "BatchNorm",
     "BoxHead",
     "BoxPredictor",

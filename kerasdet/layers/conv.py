@@ -1,25 +1,33 @@
-"""The convolution that everything is built of."""
+"""A convolution with PyTorch's padding, a norm and an activation."""
 
 import keras
+import tensorflow as tf
 
 
 class ConvNorm(keras.layers.Layer):
-    """Convolution padded as PyTorch pads, then a norm, then an activation.
+    """Applies a convolution padded like PyTorch's, then a norm, then an activation.
 
-    TensorFlow's "SAME" puts the odd pixel of padding at the bottom right; a stride of 2 then samples other pixels
-    than the source frameworks do. Here both sides get ``dilation * (kernel_size - 1) / 2``.
+    TensorFlow's "SAME" padding puts the odd pixel at the bottom right. With a stride of 2 it therefore samples other
+    pixels than the source frameworks. This layer pads all four sides by ``dilation * (kernel_size - 1) / 2`` pixels.
 
     Args:
-        filters: Output channels.
-        kernel_size: Odd.
-        strides: Step in both directions.
-        dilation: Distance of the taps.
-        groups: Parts of the channels that do not see one another.
-        norm: A layer of `kerasdet.layers.norm`, or None.
-        activation: A Keras activation, or None.
-        use_bias: By default only without a norm.
-        kernel_initializer: He's normal over the outputs, as ResNets are initialised.
-        bias_initializer: A Keras initializer.
+        filters: Number of output channels.
+        kernel_size: Height and width of the kernel in cells; odd.
+        strides: Step of the kernel in cells, along both axes.
+        dilation: Distance between neighbouring kernel taps in cells.
+        groups: Number of channel groups that are convolved separately. Must divide the input channels and `filters`.
+        norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
+        activation: Name of a Keras activation, or a function. None for no activation.
+        use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
+        kernel_initializer: Keras initializer of the kernel. None is He's normal initializer over the outputs
+            (``VarianceScaling(2, "fan_out")``), like PyTorch's ResNets.
+        bias_initializer: Keras initializer of the bias.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Example:
+        >>> layer = ConvNorm(64, 3, strides=2, norm=make_norm("bn"), activation="relu")
+        >>> layer(tf.zeros([1, 65, 97, 3])).shape
+        TensorShape([1, 33, 49, 64])
     """
 
     def __init__(
@@ -33,19 +41,21 @@ class ConvNorm(keras.layers.Layer):
         norm: keras.layers.Layer | None = None,
         activation: str | None = None,
         use_bias: bool | None = None,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        kernel_initializer: keras.initializers.Initializer | str | None = None,
+        bias_initializer: keras.initializers.Initializer | str = "zeros",
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         padding = dilation * (kernel_size - 1) // 2
         self.pad = keras.layers.ZeroPadding2D(padding, name="pad") if strides > 1 and padding else None
-        # TensorFlow 2.21's oneDNN writes out of bounds in the gradient of a 1x1 kernel with strides
-        self.skip = strides if kernel_size == 1 else 1
+        # Workaround for oneDNN in TensorFlow 2.21 (CPU): the gradient of a strided 1x1 convolution writes out of bounds
+        # when image sizes change, and corrupts the heap. Slicing first and convolving with stride 1 gives the same
+        # numbers. It can go when the oldest supported TensorFlow has a fixed oneDNN.
+        self.slice_step = strides if kernel_size == 1 else 1
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
-            strides=strides // self.skip,
+            strides=strides // self.slice_step,
             dilation_rate=dilation,
             groups=groups,
             padding="same" if self.pad is None else "valid",
@@ -57,13 +67,15 @@ class ConvNorm(keras.layers.Layer):
         self.norm = norm
         self.activation = keras.activations.get(activation)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the variables for inputs of shape (B, H, W, C); B, H and W may be None."""
         self.conv.build(input_shape)
         if self.norm is not None:
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
-    def call(self, x, training=False):
-        x = x[:, :: self.skip, :: self.skip] if self.skip > 1 else x
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
+        x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:
             x = self.norm(x, training=training)

@@ -1,4 +1,4 @@
-"""A deformable convolution in the place of an ordinary one."""
+"""A deformable convolution that replaces an ordinary one."""
 
 import keras
 import tensorflow as tf
@@ -7,28 +7,30 @@ from kerasdet.ops.deform_conv import deform_conv2d
 
 
 class DeformConvNorm(keras.layers.Layer):
-    """Deformable convolution that finds its own offsets, then a norm, then an activation.
+    """Applies a deformable convolution that predicts its own offsets, then a norm, then an activation.
 
-    An ordinary convolution (`offset`, zero at first) of the same kernel size, strides and dilation gives the offsets as
-    (y, x) per tap and, in version 2, after all of these the logits of the mask. At first it is an ordinary convolution,
-    in version 2 with halved outputs.
+    An ordinary convolution (`offset`, initialised to zero) with the same kernel size, strides and dilation predicts the
+    offsets as (y, x) per tap. In version 2 it also predicts the logits of the mask, in the last third of its channels.
+    A new layer therefore computes an ordinary convolution, in version 2 with halved outputs.
 
     Args:
-        filters: Output channels.
-        kernel_size: Odd.
-        strides: Step in both directions.
-        dilation: Distance of the taps.
-        groups: Of the convolution.
-        deform_groups: Parts of the input channels with offsets of their own.
-        deform_version: 1, or 2 with a mask.
-        norm: A layer of `kerasdet.layers.norm`, or None.
-        activation: A Keras activation, or None.
-        use_bias: By default only without a norm.
-        kernel_initializer: He's normal over the outputs.
-        bias_initializer: A Keras initializer.
+        filters: Number of output channels.
+        kernel_size: Height and width of the kernel in cells; odd.
+        strides: Step of the kernel in cells, along both axes.
+        dilation: Distance between neighbouring kernel taps in cells.
+        groups: Number of channel groups that are convolved separately.
+        deform_groups: Number of input channel groups, each with its own offsets.
+        deform_version: 1 (https://arxiv.org/abs/1703.06211), or 2 for offsets and a mask
+            (https://arxiv.org/abs/1811.11168).
+        norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
+        activation: Name of a Keras activation, or a function. None for no activation.
+        use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
+        kernel_initializer: Keras initializer of the kernel. None is He's normal initializer over the outputs.
+        bias_initializer: Keras initializer of the bias.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If the version is neither 1 nor 2.
+        ValueError: If `deform_version` is neither 1 nor 2.
     """
 
     def __init__(
@@ -44,13 +46,15 @@ class DeformConvNorm(keras.layers.Layer):
         norm: keras.layers.Layer | None = None,
         activation: str | None = None,
         use_bias: bool | None = None,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        kernel_initializer: keras.initializers.Initializer | str | None = None,
+        bias_initializer: keras.initializers.Initializer | str = "zeros",
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         if deform_version not in (1, 2):
-            raise ValueError(f"Deformable convolution has no version {deform_version}: choose 1 or 2 (with a mask).")
+            raise ValueError(
+                f"Deformable convolution has no version {deform_version}: choose 1 (offsets) or 2 (offsets and a mask)."
+            )
         self.deform_groups = deform_groups
         self.deform_version = deform_version
         self.pad = keras.layers.ZeroPadding2D(dilation * (kernel_size - 1) // 2, name="pad")
@@ -62,7 +66,8 @@ class DeformConvNorm(keras.layers.Layer):
             kernel_initializer="zeros",
             name="offset",
         )
-        # Never called: it holds the variables under the names that they have in `ConvNorm`.
+        # This layer is never called. It holds kernel and bias under the names that they have in `ConvNorm`, so that
+        # checkpoints map to both layers alike.
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -77,13 +82,15 @@ class DeformConvNorm(keras.layers.Layer):
         self.norm = norm
         self.activation = keras.activations.get(activation)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the variables for inputs of shape (B, H, W, C); B, H and W may be None."""
         self.offset.build(input_shape)
         self.conv.build(input_shape)
         if self.norm is not None:
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
         offsets, mask = self.offset(self.pad(x)), None
         if self.deform_version == 2:
             channels = offsets.shape[-1]

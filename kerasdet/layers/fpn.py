@@ -12,19 +12,30 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FPN(ConfigFromInit, keras.layers.Layer):
-    """Backbone features ``c3`` ... in, a pyramid ``p3`` ... of equal channels out.
+    """Merges backbone features ``c3`` ... into a pyramid ``p3`` ... whose levels have equal channels.
+
+    The layer reads a backbone only through the protocol of `kerasdet.layers.Backbone`: it needs the named features and
+    their channels. Odd sizes are supported; a coarse level is cut to the size of the finer one.
 
     Args:
-        in_features: Which backbone features to merge, finest first.
-        channels: Of every output.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
-        norm_epsilon: Added to variances.
-        fusion: How a level is joined with the coarser one: "sum" or "average".
-        upsampling: "nearest" or "bilinear".
-        top: What makes the levels above the last: None, `MaxPoolTop` or `ConvTop`.
+        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.
+        channels: Number of channels of every output level.
+        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        norm_epsilon: Constant that the norms add to variances.
+        fusion: How a level is merged with the upsampled coarser one: "sum" or "average" of the two.
+        upsampling: How a coarser level is resized: "nearest" or "bilinear".
+        top: Layer that computes extra, coarser levels: `MaxPoolTop` or `ConvTop`. None for no extra levels.
+        **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If `fusion` or `upsampling` is unknown.
+
+    Example:
+        >>> backbone = ResNet(50)
+        >>> neck = FPN(("c3", "c4", "c5"), channels=64, top=ConvTop("c5", 64))
+        >>> pyramid = neck(backbone(tf.zeros([1, 256, 320, 3])))
+        >>> {name: tuple(level.shape) for name, level in pyramid.items()}
+        {'p3': (1, 32, 40, 64), 'p4': (1, 16, 20, 64), 'p5': (1, 8, 10, 64), 'p6': (1, 4, 5, 64), 'p7': (1, 2, 3, 64)}
     """
 
     def __init__(
@@ -37,8 +48,8 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         fusion: str = "sum",
         upsampling: str = "nearest",
         top: keras.layers.Layer | None = None,
-        **kwargs,
-    ):
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         if fusion not in ("sum", "average"):
             raise ValueError(f"FPN has no fusion {fusion!r}: choose 'sum' or 'average'.")
@@ -66,12 +77,13 @@ class FPN(ConfigFromInit, keras.layers.Layer):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """Names of the outputs, finest first."""
+        """Names of the output levels, finest first."""
         own = tuple(f"p{name[1:]}" for name in self.in_features)
         first_extra = int(own[-1][1:]) + 1
         return own + tuple(f"p{first_extra + i}" for i in range(self.top.num_levels if self.top else 0))
 
-    def build(self, input_shape):
+    def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
+        """Creates the variables for features of the shapes `input_shape`: name -> (B, h, w, C)."""
         for name, lateral, output in zip(self.in_features, self.laterals, self.outputs, strict=True):
             lateral.build(input_shape[name])
             output.build((None, None, None, self.channels))
@@ -79,8 +91,17 @@ class FPN(ConfigFromInit, keras.layers.Layer):
             inner = {f"p{name[1:]}": (None, None, None, self.channels) for name in self.in_features}
             self.top.build({**input_shape, **inner})
 
-    def call(self, features, training=False):
-        """The pyramid of `features`: level -> (B, h, w, channels)."""
+    def call(self, features: dict[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Merges the features into a pyramid.
+
+        Args:
+            features: name -> (B, h, w, C), a backbone's output. Features that are not in `in_features` are passed to
+                `top` only.
+            training: Whether norms run in training mode.
+
+        Returns:
+            level -> (B, h, w, channels), finest first, with the names of `levels`.
+        """
         merged = None
         pyramid = {}
         for name, lateral, output in reversed(list(zip(self.in_features, self.laterals, self.outputs, strict=True))):
@@ -96,7 +117,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         return dict(zip(self.levels, [*pyramid.values(), *extra], strict=True))
 
     def _upsample(self, coarse, fine):
-        """`coarse` (B, h, w, C) at the size of `fine`, which may be odd: (B, H, W, C)."""
+        """Resizes `coarse` (B, h, w, C) to the size of `fine`, which may be odd: (B, H, W, C)."""
         size = tf.shape(fine)[1:3]
         if self.upsampling == "bilinear":
             return tf.cast(tf.image.resize(coarse, size), coarse.dtype)
@@ -106,31 +127,34 @@ class FPN(ConfigFromInit, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
-    """One more level by taking every second pixel of the last one: the P6 of Faster R-CNN.
+    """Adds one level that takes every second cell of another: the P6 of Faster R-CNN.
 
     Args:
-        in_feature: Whose pixels.
+        in_feature: Name of the level to subsample.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     num_levels = 1
 
-    def __init__(self, in_feature: str = "p5", **kwargs):
+    def __init__(self, in_feature: str = "p5", **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.in_feature = in_feature
 
-    def call(self, features):
+    def call(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the extra level, a list of one (B, ceil(h / 2), ceil(w / 2), C), of `features` by name."""
         return [features[self.in_feature][:, ::2, ::2]]
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ConvTop(ConfigFromInit, keras.layers.Layer):
-    """More levels, each by a 3x3 convolution of stride 2 on the one before: P6 and P7 of RetinaNet and FCOS.
+    """Adds levels by 3x3 convolutions of stride 2, each on the level before: P6 and P7 of RetinaNet and FCOS.
 
     Args:
-        in_feature: What the first is made of: ``c5`` or ``p5``.
-        channels: Of every level.
-        num_levels: How many.
-        activation: Between two of them, "relu" or None.
+        in_feature: Name of the input of the first convolution: a backbone feature (``c5``) or a level (``p5``).
+        channels: Number of channels of every extra level.
+        num_levels: Number of extra levels, at least 1.
+        activation: Activation between two convolutions, "relu" or None. The returned levels are not activated.
+        **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -140,8 +164,8 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
         *,
         num_levels: int = 2,
         activation: str | None = "relu",
-        **kwargs,
-    ):
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         self.in_feature = in_feature
         self.channels = channels
@@ -152,13 +176,15 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
             for i in range(num_levels)
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
+        """Creates the variables for features and levels of the shapes `input_shape`: name -> (B, h, w, C)."""
         shape = input_shape[self.in_feature]
         for conv in self.convs:
             conv.build(shape)
             shape = (None, None, None, self.channels)
 
-    def call(self, features):
+    def call(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the extra levels, finest first, each (B, h, w, channels), of `features` by name."""
         activation = keras.activations.get(self.activation)
         extra = [self.convs[0](features[self.in_feature])]
         for conv in self.convs[1:]:

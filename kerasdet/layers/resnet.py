@@ -1,8 +1,9 @@
-"""ResNet, as detectors use it (https://arxiv.org/abs/1512.03385)."""
+"""ResNet backbones (https://arxiv.org/abs/1512.03385)."""
 
 from collections.abc import Sequence
 
 import keras
+import tensorflow as tf
 
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
@@ -20,27 +21,48 @@ _BLOCKS = {
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ResNet(ConfigFromInit, keras.Model):
-    """A normalised image in, feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... out.
+    """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
+
+    The model follows the protocol of `kerasdet.layers.Backbone`. The defaults suit training from random weights: no
+    part is frozen, and the norms learn. With pretrained weights, pass the ``norm="frozen_bn"`` and ``freeze_at=2`` that
+    the source frameworks use.
 
     Args:
-        depth: 18, 34, 50, 101 or 152; ignored where `stages` and `block` say it all.
-        stages: Blocks of each stage, by default those of `depth`. A fifth stage makes ``c6``.
-        block: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 with four times the width), by default that of `depth`.
-        width: Channels of the stem and inner width of the first stage; every stage doubles it.
-        out_features: Names of the maps that are returned; later stages than these are not built.
-        stride_in_1x1: Stride in a bottleneck's first convolution (caffe, MSRA), not in the 3x3 (torchvision).
-        dilate_last: Replace the last built stage's stride by a dilation of 2, so that its map keeps the stride of
-            the stage before.
-        groups: Of a bottleneck's 3x3 convolution.
-        deform_stages: Names of the maps whose blocks have a deformable convolution (as their ``conv2``).
-        deform_version: 1, or 2 with a mask.
-        deform_groups: Parts of the channels with offsets of their own.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None.
-        norm_epsilon: Added to variances.
-        freeze_at: How many parts are not trained, the stem counting as the first and ``c2`` as the second.
+        depth: 18, 34, 50, 101 or 152. Sets the defaults of `stages` and `block`.
+        stages: Number of residual blocks of each stage, for ``c2``, ``c3`` ... A fifth stage creates ``c6``. None takes
+            those of `depth`.
+        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, and 1x1 with four times the width). None takes
+            that of `depth`.
+        width: Channels of the stem and inner channels of the first stage; every stage doubles them.
+        out_features: Names of the returned feature maps. Stages after the last of them are not built.
+        stride_in_1x1: Whether the first convolution of a bottleneck has the stride (caffe, MSRA), not the 3x3
+            (torchvision).
+        dilate_last: Whether the last built stage has a dilation of 2 in place of its stride, so that its map keeps the
+            stride of the stage before.
+        groups: Number of channel groups of a bottleneck's 3x3 convolution.
+        deform_stages: Names of the feature maps whose blocks have a deformable convolution as ``conv2``.
+        deform_version: Version of the deformable convolutions: 1 for offsets, 2 for offsets and a mask.
+        deform_groups: Number of channel groups of the deformable convolutions that have their own offsets.
+        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        norm_epsilon: Constant that the norms add to variances.
+        freeze_at: Number of parts that are not trained, counted from the input: 1 freezes the stem, 2 also ``c2``, and
+            so on. 0 freezes nothing.
+        **kwargs: Arguments of `keras.Model`.
+
+    Attributes:
+        features: Names of the returned feature maps, in the order of `out_features`.
+        channels: name -> number of channels, of the returned feature maps.
+        strides: name -> pixels of the image per cell, of the returned feature maps.
 
     Raises:
-        ValueError: If the depth, a feature or `block` is unknown, or basic blocks are given groups.
+        ValueError: If `depth`, `block`, `norm` or a feature name is unknown, or if basic blocks have `groups` > 1.
+
+    Example:
+        >>> backbone = ResNet(50)
+        >>> {name: tuple(x.shape) for name, x in backbone(tf.zeros([1, 256, 320, 3])).items()}
+        {'c3': (1, 32, 40, 512), 'c4': (1, 16, 20, 1024), 'c5': (1, 8, 10, 2048)}
+        >>> backbone.strides
+        {'c3': 8, 'c4': 16, 'c5': 32}
     """
 
     def __init__(
@@ -57,11 +79,11 @@ class ResNet(ConfigFromInit, keras.Model):
         deform_stages: Sequence[str] = (),
         deform_version: int = 1,
         deform_groups: int = 1,
-        norm: str | None = "frozen_bn",
+        norm: str | None = "bn",
         norm_epsilon: float = 1e-5,
         freeze_at: int = 0,
-        **kwargs,
-    ):
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         if depth not in _BLOCKS:
             raise ValueError(f"ResNet has no depth {depth}: choose one of {', '.join(map(str, _BLOCKS))}.")
@@ -72,9 +94,12 @@ class ResNet(ConfigFromInit, keras.Model):
             raise ValueError(f"ResNet has no block {self.block!r}: choose 'basic' or 'bottleneck'.")
         available = [f"c{i + 2}" for i in range(len(self.stages))]
         if groups > 1 and self.block == "basic":
-            raise ValueError(f"ResNet cannot have {groups} groups in basic blocks: choose block='bottleneck'.")
+            raise ValueError(f"groups is {groups}, but basic blocks have 1: set groups=1 or block='bottleneck'.")
         if unknown := {*out_features, *deform_stages} - set(available):
-            raise ValueError(f"ResNet has no feature {sorted(unknown)}: this one has {', '.join(available)}.")
+            raise ValueError(
+                f"This ResNet has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
+                "Correct out_features and deform_stages, or add stages."
+            )
         self.width = width
         self.out_features = tuple(out_features)
         self.stride_in_1x1 = stride_in_1x1
@@ -94,13 +119,14 @@ class ResNet(ConfigFromInit, keras.Model):
         self.stem = ConvNorm(width, 7, strides=2, norm=norm_layer(), activation="relu", use_bias=False, name="stem")
         self.pool_pad = keras.layers.ZeroPadding2D(1)
         self.pool = keras.layers.MaxPooling2D(3, 2)
-        self.channels = {}  # of each feature
         self.blocks = []
+        stage_channels, stage_strides = {}, {}
         last = max(available.index(name) for name in out_features)
         expansion = 4 if self.block == "bottleneck" else 1
         for index, num_blocks in enumerate(self.stages[: last + 1]):
             dilated = dilate_last and index == last
-            self.channels[available[index]] = width * 2**index * expansion
+            stage_channels[available[index]] = width * 2**index * expansion
+            stage_strides[available[index]] = 2 ** (index + (1 if dilated else 2))
             self.blocks += [
                 _Block(
                     self.block,
@@ -116,21 +142,33 @@ class ResNet(ConfigFromInit, keras.Model):
                 )
                 for number in range(num_blocks)
             ]
+        self.features = self.out_features
+        self.channels = {name: stage_channels[name] for name in self.features}
+        self.strides = {name: stage_strides[name] for name in self.features}
         frozen_stages = available[: max(freeze_at - 1, 0)]
         for part in [self.stem, *self.blocks] if freeze_at else []:
             part.trainable = part is not self.stem and _stage(part) not in frozen_stages
         self.build((None, None, None, 3))
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the variables for images of shape (B, H, W, 3); B, H and W may be None."""
         self.stem.build(input_shape)
         shape = (None, None, None, self.width)
         for block in self.blocks:
             block.build(shape)
-            shape = (None, None, None, self.channels[_stage(block)])
+            shape = (None, None, None, block.out_channels)
         self.built = True
 
-    def call(self, images, training=False):
-        """Feature maps of `images` (B, H, W, 3): name -> (B, h, w, C)."""
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Computes the feature maps of normalised images.
+
+        Args:
+            images: (B, H, W, 3) float, normalised.
+            training: Whether norms run in training mode.
+
+        Returns:
+            name -> (B, h, w, C) in the order of `out_features`; h and w are H and W over the stride, rounded up.
+        """
         x = self.pool(self.pool_pad(self.stem(images, training=training)))
         features = {}
         for block in self.blocks:
@@ -140,16 +178,16 @@ class ResNet(ConfigFromInit, keras.Model):
 
 
 def _stage(block):
-    """The feature that a block works on: "c4" for "c4_2"."""
+    """Returns the name of the feature map that a block computes: "c4" for "c4_2"."""
     return block.name.split("_")[0]
 
 
 class _Block(keras.layers.Layer):
-    """A residual block: ``relu(shortcut(x) + convs(x))``."""
+    """Computes a residual block: ``relu(shortcut(x) + convs(x))``."""
 
     def __init__(self, kind, width, *, strides, dilation, groups, deform, shortcut, stride_in_1x1, norm_layer, name):
         super().__init__(name=name)
-        out_channels = width * (4 if kind == "bottleneck" else 1)
+        self.out_channels = out_channels = width * (4 if kind == "bottleneck" else 1)
 
         def conv(filters, kernel_size, name, layer=ConvNorm, **options):
             return layer(filters, kernel_size, norm=norm_layer(), use_bias=False, name=name, **options)
@@ -173,7 +211,7 @@ class _Block(keras.layers.Layer):
             ]
         self.shortcut = conv(out_channels, 1, "shortcut", strides=strides) if shortcut else None
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = input_shape
         for conv in self.convs:
             conv.build(shape)
@@ -181,7 +219,7 @@ class _Block(keras.layers.Layer):
         if self.shortcut is not None:
             self.shortcut.build(input_shape)
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         y = x
         for conv in self.convs:
             y = conv(y, training=training)

@@ -1,18 +1,18 @@
 """The model garden."""
 
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.inference.tta import AugmentedDetector
-from kerasdet.models.branches import KeypointBranch, MaskBranch
+from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
 from kerasdet.models.detector import Detector
 from kerasdet.models.fcos import FCOS
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
-from kerasdet.models.rpn import RPN, ProposalNetwork
+from kerasdet.models.roi_heads import RoIHeads, RoIPooler
+from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
 
 __all__ = [
     "FCOS",
     "RPN",
-    "AugmentedDetector",
+    "Branch",
     "Detector",
     "FasterRCNN",
     "KeypointBranch",
@@ -21,5 +21,8 @@ __all__ = [
     "MaskRCNN",
     "Preprocessing",
     "ProposalNetwork",
+    "ProposalSelection",
     "RetinaNet",
+    "RoIHeads",
+    "RoIPooler",
 ]

@@ -1,5 +1,6 @@
 """Helpers of all models: the normaliser of losses, checks of parts, and copies with another score threshold."""
 
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import keras
@@ -78,6 +79,53 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
         new.assign(old)
     copy.postprocessing.score_threshold = threshold  # the copy has a post-processing of its own
     return copy
+
+
+def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
+    """Checks that a backbone returns the features that the neck merges.
+
+    Args:
+        backbone: A model that keeps the protocol `kerasdet.layers.backbone.Backbone`.
+        neck: A layer with `in_features`, the names that it merges.
+
+    Raises:
+        TypeError: If the backbone is something else, such as a name.
+        ValueError: If it lacks a feature.
+    """
+    channels = getattr(backbone, "channels", None)
+    if not isinstance(channels, Mapping):
+        what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
+        raise TypeError(
+            f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that keeps the protocol "
+            "kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` of each, "
+            "such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
+        )
+    given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
+    missing = [name for name in getattr(neck, "in_features", ()) if name not in given]
+    if missing:
+        raise ValueError(
+            f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "
+            f"ResNet out_features={tuple(neck.in_features)}."
+        )
+
+
+def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    """Returns a model's class names as a tuple, or None if they are unknown.
+
+    Args:
+        class_names: The names, or None.
+        num_classes: Number of classes K.
+
+    Raises:
+        ValueError: If there are not K names.
+    """
+    if not class_names:
+        return None
+    if len(class_names) != num_classes:
+        raise ValueError(
+            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}."
+        )
+    return tuple(class_names)
 
 
 def check_num_classes(model: str, num_classes: int) -> None:

@@ -13,8 +13,8 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
 from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, SmoothL1Loss
 from kerasdet.models import dense
-from kerasdet.models.common import LossNormalizer, check_num_classes
-from kerasdet.models.detector import Detector, check_backbone, checked_names
+from kerasdet.models.common import LossNormalizer, check_backbone, check_num_classes, checked_names
+from kerasdet.models.detector import Detector
 from kerasdet.models.postprocess import Postprocessing, best_class_only, top_candidates
 
 

@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` do with a detector, on one device or on many replicas."""
+"""`Trainer`: the steps of `fit` and `evaluate` for a detector, on one device or on many replicas."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,31 +8,36 @@ from types import SimpleNamespace
 import keras
 import tensorflow as tf
 
+from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction
 from kerasdet.keras_utils import float_dtype
 from kerasdet.ops.distribute import global_max, global_sum, local_reductions, local_replicas, num_replicas
 
 
-class Trainer(keras.Model):
-    """The training step of a model that defines ``call``, ``compute_targets`` and ``compute_losses``.
+class Trainer(SkipSymbolicBuild, keras.Model):
+    """Trains a model that defines `call`, `compute_targets` and `compute_losses`.
 
-    N replicas with a part of a batch each make the step that one makes with all of it: images are padded alike,
-    whatever divides a loss is counted on all replicas, and gradients are summed, then clipped.
+    N replicas train exactly like one device with the same global batch: all images are padded to the largest one on any
+    replica, loss normalisers count on all replicas, and gradients are summed before they are clipped.
 
     Args:
-        loss_names: Keys of what ``compute_losses`` returns.
+        loss_names: Keys of the dict that `compute_losses` returns.
+        **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        micro_batches: Into how many parts a replica's batch is split, whose gradients are averaged one after the other.
-        xla: Whether XLA compiles the training step, for which batches need one shape.
-        data_wait: Seconds that `fit` has waited for data.
+        micro_batches: Number of parts that a replica's batch is split into. They run one after the other to save
+            memory, and their gradients are averaged.
+        xla: Whether XLA compiles the training step. All batches then need one shape.
+        data_wait: Seconds that `fit` has waited for data so far.
     """
 
     def __init__(self, loss_names: Sequence[str], **kwargs):
         super().__init__(**kwargs)
+        self.loss_names = tuple(loss_names)
         self.micro_batches = 1
         self.xla = False
         self.data_wait = 0.0
-        self._metric_state = SimpleNamespace(  # what Keras is not to track: checkpoints would hold them
+        # In a namespace, because Keras tracks metrics that are attributes of a model: checkpoints would hold them.
+        self._metric_state = SimpleNamespace(
             losses=[keras.metrics.Mean(name=name) for name in ("loss", *loss_names)],
             steps=[keras.metrics.Mean(name=name) for name in ("gradient_norm", "positives")],
             functions={},
@@ -51,40 +56,52 @@ class Trainer(keras.Model):
             gradients = [tf.identity(gradient) for gradient in gradients]
         apply_reduced_gradients(self.optimizer, gradients, self.trainable_variables)
         norm_mean, positives_mean = self._metric_state.steps
-        finite = tf.math.is_finite(norm)  # or else, in float16, the step is skipped
+        finite = tf.math.is_finite(norm)  # in float16 the optimizer skips a step whose gradient is not
         norm_mean.update_state(tf.where(finite, norm, 0), sample_weight=tf.cast(finite, float_dtype()))
         positives_mean.update_state(positives)
         return {**self._track(losses), **{mean.name: mean.result() for mean in self._metric_state.steps}}
 
     def test_step(self, data):
-        batch, share = pad_empty_batch(pad_to_global_max(training_batch(data)))
+        batch, is_real = pad_empty_batch(pad_to_global_max(training_batch(data)))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
-        return self._track(
-            _with_total(self.compute_losses(drop_padded_outputs(outputs, share), drop_padded_outputs(targets, share)))
-        )
+        outputs, targets = drop_padded_outputs(outputs, is_real), drop_padded_outputs(targets, is_real)
+        return self._track(_with_total(self.compute_losses(outputs, targets)))
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """The outputs that have losses; two-stage models give themselves the ground truth here."""
+        """Calls the model for its losses; two-stage models also pass themselves the ground truth.
+
+        Args:
+            batch: A training batch; see `training_batch`.
+            training: Whether batch norms use the statistics of the batch.
+
+        Returns:
+            The dict of outputs for `compute_targets` and `compute_losses`.
+        """
         return self(batch, training=training)
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """What a model keeps of a training step's targets, such as a running normaliser."""
+        """Updates state after a training step, such as a running loss normaliser; by default nothing.
+
+        Args:
+            targets: The dict that `compute_targets` returned.
+        """
 
     def _accumulate_gradients(self, batch):
-        """`_gradients` of a batch, averaged over its parts."""
+        """Returns what `_gradients` returns, averaged over the parts of a batch."""
         if self.micro_batches == 1:
             return self._gradients(batch)
         first, *others = _parts(batch, self.micro_batches)
         total = self._gradients(first)
         for part in others:
-            with tf.control_dependencies(tf.nest.flatten(total)):  # one after the other, or nothing is saved
+            # TensorFlow would run the parts at once, which saves no memory, so each waits for the one before.
+            with tf.control_dependencies(tf.nest.flatten(total)):
                 part = {name: tf.identity(value) for name, value in part.items()}
             total = tf.nest.map_structure(tf.add, total, self._gradients(part))
         return tf.nest.map_structure(lambda value: value / self.micro_batches, total)
 
     def _gradients(self, batch):
-        """Of the scaled loss of a batch; the losses; positives in an image."""
+        """Returns the gradients of the scaled loss, the losses by name, and the mean positives of an image."""
         with tf.GradientTape() as tape:
             outputs = self.forward(batch, training=True)
             targets = self.compute_targets(outputs, batch)
@@ -98,32 +115,33 @@ class Trainer(keras.Model):
 
     def _track(self, losses):
         for mean in self._metric_state.losses:
-            mean.update_state(losses[mean.name] * num_replicas())  # which hold a part of the sum each
+            # Each replica has its part of the global loss, and Keras averages over replicas: their sum is N times that.
+            mean.update_state(losses[mean.name] * num_replicas())
         return {mean.name: mean.result() for mean in self._metric_state.losses}
 
     def _with_finite_pixels(self, batch):
-        """The batch, once its pixels are known not to spoil the running averages of norms."""
+        """Returns the batch after an assertion that its pixels cannot spoil the running averages of norms."""
         image = tf.convert_to_tensor(batch["image"])
         if not image.dtype.is_floating:
             return batch
-        facts = ["A pixel is not finite at iteration", self.optimizer.iterations.value]
+        message = ["A pixel is not finite at iteration", self.optimizer.iterations.value]
         if "image_id" in batch:
-            facts += ["image ids", batch["image_id"]]
-        finite = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(image)), facts, summarize=64)
+            message += ["image ids", batch["image_id"]]
+        finite = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(image)), message, summarize=64)
         with tf.control_dependencies([finite]):
             return {**batch, "image": tf.identity(image)}
 
     def _assert_finite_loss(self, norm, losses, batch):
-        """An assertion that stops before a loss or gradient that is not finite reaches the weights."""
+        """Returns an assertion that stops before a loss or gradient that is not finite reaches the weights."""
         finite = tf.math.is_finite(losses["loss"])
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # which skips such gradients itself
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # that one skips such gradients itself
             finite &= tf.math.is_finite(norm)
-        facts = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
+        message = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
         for name, value in losses.items():
-            facts += [name, value] if name != "loss" else []
+            message += [name, value] if name != "loss" else []
         if "image_id" in batch:
-            facts += ["image ids", batch["image_id"]]
-        return tf.debugging.Assert(finite, facts, summarize=64)
+            message += ["image ids", batch["image_id"]]
+        return tf.debugging.Assert(finite, message, summarize=64)
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:
@@ -134,7 +152,7 @@ class Trainer(keras.Model):
             self.test_function = self._on_replicas(self.test_step)
 
     def _check_division(self, batch):
-        """Each replica has images to train on, and each of its parts as many."""
+        """Raises a ValueError unless the images divide evenly among replicas and their micro-batches."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == self.micro_batches == 1:
             return
@@ -144,14 +162,19 @@ class Trainer(keras.Model):
         if 0 in counts or any(count % self.micro_batches for count in counts):
             among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
             raise ValueError(
-                f"A batch to train on has {sum(counts)} images, which do not divide among {among}: the last batch of a "
-                "data set is left out with batch(..., drop_remainder=True)."
+                f"A training batch has {sum(counts)} images, which do not divide among {among}: drop the smaller last "
+                "batch of a data set with batch(..., drop_remainder=True)."
             )
 
     def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:
-        """Keras' train and test function: of an iterator, whose next batch all replicas share once `check` has passed.
+        """Makes Keras' train or test function, which runs a step on all replicas for the next batch of an iterator.
 
-        Keras' own fails with several workers, where it averages scalars over an axis.
+        Keras' own (3.15.1) fails with several workers, because it averages scalars over an axis.
+
+        Args:
+            step: Function of a replica's batch that returns scalars by name.
+            check: Function of the distributed batch that raises if it cannot run.
+            jit: Whether XLA compiles the step.
         """
         strategy = self.distribute_strategy
 
@@ -161,7 +184,7 @@ class Trainer(keras.Model):
                 return logs
             return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
 
-        compiled = []  # for which kind of batch, and what
+        compiled = []  # the element spec of the iterator, and the function compiled for it
 
         def function(iterator):
             start = time.perf_counter()
@@ -171,7 +194,7 @@ class Trainer(keras.Model):
                 check(batch)
             if self.run_eagerly:
                 return run(batch)
-            spec = getattr(iterator, "element_spec", None)  # which leaves sizes open: one trace for all
+            spec = getattr(iterator, "element_spec", None)  # its sizes are open, so one trace serves all batches
             if not compiled or compiled[0] != spec:
                 signature = None if spec is None else [spec]
                 options = {"reduce_retracing": True, "jit_compile": jit or None, "autograph": False}
@@ -180,17 +203,15 @@ class Trainer(keras.Model):
 
         return function
 
-    def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict]]:
-        """Batches and their detections, as many at a time as this process has replicas."""
-
-        def step(batch):
-            return self.predict_step({name: batch[name] for name in ("image", "image_size")})
-
-        for batch, found in self._each_replica("predictions", step, batches):
-            yield batch, {name: value.numpy() for name, value in found.items()}
-
     def batch_losses(self, batches: Iterable[Mapping]) -> Iterator[dict[str, float]]:
-        """The losses of each batch by itself, as many at a time as this process has replicas."""
+        """Computes the losses of each batch by itself, on all replicas of this process at once.
+
+        Args:
+            batches: Training batches; see `training_batch`.
+
+        Yields:
+            The losses of a batch by name, `loss` for their sum.
+        """
 
         def step(batch):
             with local_reductions():
@@ -198,11 +219,22 @@ class Trainer(keras.Model):
                 outputs = self.forward(batch, training=False)
                 return _with_total(self.compute_losses(outputs, self.compute_targets(outputs, batch)))
 
-        for _, losses in self._each_replica("losses", step, batches):
+        for _, losses in self.run_on_replicas("losses", step, batches):
             yield {name: float(value) for name, value in losses.items()}
 
-    def _each_replica(self, name, step, batches):
-        """Batches and what `step` makes of them; a function that was traced once stays under its name."""
+    def run_on_replicas(
+        self, name: str, step: Callable[[Mapping], dict], batches: Iterable[Mapping]
+    ) -> Iterator[tuple[Mapping, dict[str, tf.Tensor]]]:
+        """Runs a step on many batches, each by itself, as many at once as this process has replicas.
+
+        Args:
+            name: Key of the step in the cache of traced functions: a name belongs to one step.
+            step: Graph function of a batch that returns tensors by name.
+            batches: Dicts of tensors.
+
+        Yields:
+            Each batch and what the step returned for it, in the order of the batches.
+        """
         strategy = self.distribute_strategy
         count = local_replicas(strategy)
         run = self._metric_state.functions.setdefault(
@@ -214,21 +246,30 @@ class Trainer(keras.Model):
                 lambda context, group=group: group[context.replica_id_in_sync_group % count % len(group)]
             )
             results = run(dealt)
-            for index, batch in enumerate(group):  # what is dealt twice at the end counts once
+            for index, batch in enumerate(group):  # the last group may be smaller, and some replicas repeat its batches
                 yield batch, {key: strategy.experimental_local_results(value)[index] for key, value in results.items()}
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Keras would call the model on a mean of all replicas' batches; only the optimizer is still to be built."""
-        if self._distribute_strategy is not None and self.optimizer is not None and not self.optimizer.built:
-            with self._distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
 
 
 def training_batch(data) -> dict[str, tf.Tensor]:
-    """Casts a batch to the types of the contract and fills in ``is_crowd`` and ``image_size`` if they are missing."""
+    """Casts a batch to the types that losses need, and fills in `is_crowd` and `image_size` if they are missing.
+
+    Args:
+        data: The batch as Keras passes it to a step: a dict with `image` (B, H, W, 3), `boxes` (B, M, 4) and
+            `class_ids` (B, M), or a tuple that starts with it. Without `is_crowd` (B, M) nothing is a crowd, without
+            `image_size` (B, 2) no image is padded.
+
+    Returns:
+        The batch as a dict.
+
+    Raises:
+        ValueError: If an entry is missing.
+    """
     batch = dict(unpack_batch(data))
     if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
-        raise ValueError(f"A batch to train on lacks {', '.join(missing)}; it has {', '.join(batch)}.")
+        raise ValueError(
+            f"A training batch lacks {', '.join(missing)} and has {', '.join(batch)}: make batches with "
+            "kerasdet.data.pipeline.training_batches, or add the entries."
+        )
     batch.setdefault("image_size", valid_size(batch))
     batch.setdefault("is_crowd", tf.zeros_like(batch["class_ids"], tf.bool))
     types = {"boxes": float_dtype(), "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
@@ -236,12 +277,12 @@ def training_batch(data) -> dict[str, tf.Tensor]:
 
 
 def unpack_batch(data):
-    """The batch, which Keras hands over bare from a data set and in a tuple from ``*_on_batch``."""
+    """Returns the batch, which Keras passes bare from a data set and inside a tuple from `train_on_batch`."""
     return data[0] if isinstance(data, tuple) else data
 
 
 def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
-    """(B, 2) int32 of a batch or of a bare image tensor."""
+    """Returns the sizes without padding, (B, 2) int32, of a batch or of a bare image tensor."""
     if isinstance(batch, Mapping):
         if "image_size" in batch:
             return batch["image_size"]
@@ -251,17 +292,25 @@ def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
 
 
 def _with_total(losses):
+    """Adds `loss`, the sum of all losses."""
     return {"loss": tf.add_n(list(losses.values())), **losses}
 
 
 def _parts(batch, count):
-    """Equal parts of a batch."""
+    """Splits a batch into `count` equal parts."""
     split = {name: tf.split(value, count) for name, value in batch.items()}
     return [{name: values[index] for name, values in split.items()} for index in range(count)]
 
 
 def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The batch, its images padded to the largest height and width on any replica, as in one batch of them all."""
+    """Pads images to the largest height and width on any replica, as if all replicas' images were one batch.
+
+    Args:
+        batch: With `image` (B, H, W, 3).
+
+    Returns:
+        The batch with the padded images.
+    """
     image = tf.convert_to_tensor(batch["image"])
     if num_replicas() == 1 or image.shape[1:3].is_fully_defined():
         return {**batch, "image": image}
@@ -272,49 +321,61 @@ def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
-    """A batch that is never empty, as the last of a data set is on the replicas beyond its images.
+    """Replaces an empty batch by one black image without objects.
+
+    If the last batch of a data set has fewer images than there are replicas, some replicas get an empty batch, on which
+    convolutions fail.
+
+    Args:
+        batch: A dict of tensors, or a bare image tensor (B, H, W, 3).
 
     Returns:
-        The batch, or an image of zeros without objects; and 0 where it is that image, else 1, for `kept` to drop what
-        is made of it. The batch itself and None where there is one replica.
+        The batch, and () int32: 1 for a real batch, 0 for the added image. `drop_padded_outputs` needs it. With one
+        replica it is None, because the batch is never empty.
     """
     if num_replicas() == 1:
         return batch, None
     batch = batch if isinstance(batch, Mapping) else {"image": batch}
-    share = tf.minimum(tf.shape(batch["image"])[0], 1)
+    is_real = tf.minimum(tf.shape(batch["image"])[0], 1)
     filled = {}
     for name, value in batch.items():
         smallest = [1, 32, 32, 3] if name == "image" else [1] * value.shape.rank
-        missing = tf.maximum((1 - share) * smallest - tf.shape(value), 0)
+        missing = tf.maximum((1 - is_real) * smallest - tf.shape(value), 0)
         nothing = tf.cast(-1 if name == "class_ids" else 0, value.dtype)
         padded = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=nothing)
         filled[name] = tf.ensure_shape(padded, [None, *value.shape[1:]])
-    return filled, share
+    return filled, is_real
 
 
-def drop_padded_outputs(outputs, share: tf.Tensor | None):
-    """What a model makes of the images, nothing of the one that `pad_empty_batch` added; anchors are of no image."""
-    if share is None:
+def drop_padded_outputs(outputs, is_real: tf.Tensor | None):
+    """Drops what a model computed for the image that `pad_empty_batch` added.
+
+    Args:
+        outputs: A tensor (B, ...) or a nested dict of them. Anchors stay, because they have no batch axis.
+        is_real: The second result of `pad_empty_batch`.
+
+    Returns:
+        The outputs, with B = 0 if the batch was empty.
+    """
+    if is_real is None:
         return outputs
     if isinstance(outputs, Mapping):
         return {
-            name: value if name == "anchors" else drop_padded_outputs(value, share) for name, value in outputs.items()
+            name: value if name == "anchors" else drop_padded_outputs(value, is_real) for name, value in outputs.items()
         }
-    return outputs[: share * tf.shape(outputs)[0]]
+    return outputs[: is_real * tf.shape(outputs)[0]]
 
 
 def apply_reduced_gradients(
     optimizer: keras.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable]
 ) -> None:
-    """One step of a Keras optimizer by gradients that are summed over the replicas already.
+    """Takes an optimizer's step with gradients that are already summed over the replicas.
 
-    Keras would clip what each replica has before it sums; so it gets the sum, and is told not to sum again.
+    Args:
+        optimizer: A Keras optimizer.
+        gradients: One for each variable, the same on all replicas.
+        variables: The variables to change.
     """
     if num_replicas() > 1:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if not hasattr(inner, "_all_reduce_sum_gradients"):
-            raise NotImplementedError(
-                f"{type(inner).__name__} of Keras {keras.__version__} does not sum over replicas."
-            )
-        inner._all_reduce_sum_gradients = list
+        disable_gradient_reduction(optimizer)
     optimizer.apply(gradients, variables)

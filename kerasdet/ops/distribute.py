@@ -1,10 +1,11 @@
-"""What the replicas of a `tf.distribute` strategy tell one another, so that N train like one with the whole batch."""
+"""Cross-replica collectives that make N replicas train like one device with the whole batch."""
 
 import contextlib
 import functools
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,22 +14,32 @@ _thread = threading.local()  # a strategy traces each replica in a thread of its
 
 
 def num_replicas() -> int:
-    """How many replicas share a batch."""
-    return 1 if getattr(_thread, "alone", False) else tf.distribute.get_strategy().num_replicas_in_sync
+    """Returns how many replicas share a batch: 1 inside `local_reductions`."""
+    return 1 if getattr(_thread, "local_only", False) else tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @contextlib.contextmanager
 def local_reductions() -> Iterator[None]:
-    """Within, what is counted on all replicas is counted on this one: its batch is nobody else's."""
-    before, _thread.alone = getattr(_thread, "alone", False), True
+    """Disables cross-replica reductions inside the block.
+
+    Evaluation needs this: its replicas work on batches of their own, and may run different numbers of them.
+    """
+    before, _thread.local_only = getattr(_thread, "local_only", False), True
     try:
         yield
     finally:
-        _thread.alone = before
+        _thread.local_only = before
 
 
-def global_sum(x):
-    """The sum of all replicas' `x`, a tensor or a list of tensors; `x` itself where there is one replica."""
+def global_sum(x: tf.Tensor | Sequence[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:
+    """Sums tensors over all replicas.
+
+    Args:
+        x: Tensor or list of tensors, of equal shapes on all replicas.
+
+    Returns:
+        The sums, shaped as `x`; `x` itself on a single replica.
+    """
     replica = tf.distribute.get_replica_context()
     if replica is None or num_replicas() == 1:
         return x
@@ -36,20 +47,41 @@ def global_sum(x):
 
 
 def global_mean(x: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The means of all replicas' tensors."""
+    """Averages tensors over all replicas.
+
+    Args:
+        x: Tensors, of equal shapes on all replicas.
+
+    Returns:
+        The means, shaped as `x`.
+    """
     return [value / num_replicas() for value in global_sum(x)] if num_replicas() > 1 else list(x)
 
 
 def global_max(x: tf.Tensor) -> tf.Tensor:
-    """The elementwise maximum of all replicas' `x`."""
+    """Takes the elementwise maximum over all replicas.
+
+    Args:
+        x: Tensor of equal shape on all replicas.
+
+    Returns:
+        The maximum, shaped as `x`.
+    """
     replica = tf.distribute.get_replica_context()
     if replica is None or num_replicas() == 1:
         return x
-    return tf.reduce_max(replica.all_gather(x[None], axis=0), 0)
+    return tf.reduce_max(replica.all_gather(x[None], axis=0), 0)  # `all_reduce` knows sums and means only
 
 
 def worker_rank(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-    """The number of this process, and how many train together; number 0 is the one that writes."""
+    """Returns the rank of this process and the number of processes that train together.
+
+    Args:
+        strategy: Strategy of the model.
+
+    Returns:
+        The rank, from 0, and the number of workers. The worker of rank 0 writes the files.
+    """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0, 1
     resolver = strategy.cluster_resolver
@@ -58,22 +90,32 @@ def worker_rank(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return (0 if resolver.task_type == "chief" else chiefs + (resolver.task_id or 0)), max(chiefs + workers, 1)
 
 
-def all_gather_object(strategy: tf.distribute.Strategy, value) -> list:
-    """What each process has for `value`, anything that JSON can hold, in the order of the workers."""
+def all_gather_object(strategy: tf.distribute.Strategy, value: Any) -> list:
+    """Gathers a value from every worker. All workers must call it, so it also serves as a barrier.
+
+    Args:
+        strategy: Strategy of the model.
+        value: Anything that JSON can hold.
+
+    Returns:
+        The values of all workers, by rank.
+    """
     if worker_rank(strategy)[1] == 1:
         return [value]
     text = json.dumps(value).encode()
-    content = np.frombuffer(text + b"\n" * (4 - len(text) % 4), np.int32)  # which can be gathered, as bytes cannot
+    # Collectives gather numbers, not bytes: the text is padded to whole int32.
+    content = np.frombuffer(text + b"\n" * (4 - len(text) % 4), np.int32)
     gathered = strategy.experimental_local_results(_gather(strategy)(tf.constant(content)))[0]
     return [json.loads(line) for line in gathered.numpy().tobytes().split(b"\n") if line]
 
 
-@functools.cache  # or else each call would be a trace, and a collective that is never freed
+@functools.cache  # a new function for each call would trace again, and TensorFlow never frees a collective
 def _gather(strategy):
-    """A function of this worker's (N,) int32, the N of each its own, to those of all workers one after the other."""
+    """A function that concatenates the (N,) int32 of all workers; N may differ between them."""
 
     def of_replica(content):
         replica = tf.distribute.get_replica_context()
+        # A worker with several replicas contributes once.
         is_first = tf.cast(replica.replica_id_in_sync_group % local_replicas(strategy) == 0, tf.int32)
         return replica.all_gather(content[: is_first * tf.size(content)], axis=0)
 
@@ -82,5 +124,9 @@ def _gather(strategy):
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
-    """How many replicas this process has."""
+    """Returns how many replicas run in this process.
+
+    Args:
+        strategy: Strategy of the model.
+    """
     return strategy.num_replicas_in_sync // worker_rank(strategy)[1]

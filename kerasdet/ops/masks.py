@@ -1,4 +1,4 @@
-"""Masks of detections in their image: as bitmaps, or as run lengths without ever being bitmaps."""
+"""Pastes the masks of detections into their image, as bitmaps or directly as run lengths."""
 
 import numpy as np
 import tensorflow as tf
@@ -15,29 +15,34 @@ def paste_masks(
     boxes: tf.Tensor,
     height: int | tf.Tensor,
     width: int | tf.Tensor,
-    rule: str = "detectron2",
+    convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> tf.Tensor:
-    """`kerasdet.geometry.masks.paste_masks`, which see; the compiled implementation of it where there is one.
+    """Pastes predicted masks into an image; equals `kerasdet.geometry.masks.paste_masks`, compiled if possible.
 
     Args:
-        mask_probs: (D, S, S) in 0..1.
-        boxes: (D, 4) in pixels of the image.
-        height: Of the image.
-        width: Likewise.
-        rule: "detectron2" or "torchvision".
-        threshold: Above 0.
+        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        boxes: (D, 4) yxyx in pixels of the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
 
     Returns:
         (D, height, width) bool.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: If the convention is unknown.
+
+    Example:
+        >>> masks = paste_masks(tf.ones([1, 28, 28]), tf.constant([[10.0, 20, 60, 90]]), 100, 200)
+        >>> masks.shape, int(tf.reduce_sum(tf.cast(masks, tf.int32)))
+        (TensorShape([1, 100, 200]), 3500)
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
-        return masks.paste_masks(mask_probs, boxes, height, width, rule, threshold, whole_image=static_shapes())
-    pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
+        return masks.paste_masks(mask_probs, boxes, height, width, convention, threshold, whole_image=static_shapes())
+    pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, convention, threshold))
     sizes = [size if isinstance(size, int) else None for size in (height, width)]
     return tf.ensure_shape(pasted, [mask_probs.shape[0], *sizes])
 
@@ -47,40 +52,42 @@ def encode_masks(
     boxes: np.ndarray | tf.Tensor,
     height: int,
     width: int,
-    rule: str = "detectron2",
+    convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> list[dict]:
-    """The compressed RLE of what `paste_masks` gives; compiled, no full-size mask is ever made.
+    """Encodes pasted masks as compressed RLE; the compiled op never creates a full-size bitmap.
 
     Args:
-        mask_probs: (D, S, S) in 0..1.
-        boxes: (D, 4) in pixels of the image.
-        height: Of the image.
-        width: Likewise.
-        rule: "detectron2" or "torchvision".
-        threshold: Above 0.
+        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        boxes: (D, 4) yxyx in pixels of the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
 
     Returns:
-        For each mask {"size": [height, width], "counts": text}, as in COCO's result files.
+        D dicts {"size": [height, width], "counts": text}, one per mask, as in COCO's result files.
 
     Raises:
-        ValueError: For an unknown rule.
+        ValueError: If the convention is unknown.
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
-        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width, rule, threshold))
-    characters, lengths = library.kerasdet_encode_masks(**_inputs(mask_probs, boxes, height, width, rule, threshold))
+        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width, convention, threshold))
+    characters, lengths = library.kerasdet_encode_masks(
+        **_inputs(mask_probs, boxes, height, width, convention, threshold)
+    )
     text, ends = characters.numpy().tobytes().decode("ascii"), np.cumsum(lengths.numpy()).tolist()
     size = [int(height), int(width)]
     return [{"size": size, "counts": text[start:end]} for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _inputs(mask_probs, boxes, height, width, rule, threshold):
-    masks.check_rule(rule)
+def _inputs(mask_probs, boxes, height, width, convention, threshold):
+    masks.check_convention(convention)
     return {
         "mask_probs": tf.cast(mask_probs, tf.float32),
         "boxes": tf.cast(boxes, tf.float32),
         "image_size": tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)]),
-        "torchvision": rule == "torchvision",
+        "torchvision": convention == "torchvision",
         "threshold": threshold,
     }

@@ -1,9 +1,20 @@
-"""Training."""
+"""Training: `train`, its options, optimizers, schedules and strategies."""
 
 from kerasdet.training.optimizer import SGD
+from kerasdet.training.options import Checkpointing, StepOptions, Validation
 from kerasdet.training.schedules import WarmupCosine, WarmupMultiStep
 from kerasdet.training.strategy import make_strategy
 from kerasdet.training.train import train
 from kerasdet.training.workers import run_workers
 
-__all__ = ["SGD", "WarmupCosine", "WarmupMultiStep", "make_strategy", "run_workers", "train"]
+__all__ = [
+    "SGD",
+    "Checkpointing",
+    "StepOptions",
+    "Validation",
+    "WarmupCosine",
+    "WarmupMultiStep",
+    "make_strategy",
+    "run_workers",
+    "train",
+]

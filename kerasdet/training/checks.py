@@ -1,112 +1,191 @@
-"""What would go wrong in a training, said in a sentence before anything is built or written."""
+"""Checks of a run before anything is built or written: each mistake becomes one sentence."""
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import fields
 from numbers import Real
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.errors import UserError
+from kerasdet.keras_compat import inner_optimizer
 from kerasdet.ops.distribute import all_gather_object
-from kerasdet.training.validation import measures
+from kerasdet.training.options import StepOptions, Validation, check_positive
+from kerasdet.training.validation import metric_names
 
 
-def whole_and_positive(counts: Mapping[str, int]) -> None:
-    """Counts are whole numbers from 1."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}: it must be a whole number from 1.")
+def check_arguments(
+    model: keras.Model,
+    data: Any,
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    steps: int,
+    batch_size: int,
+    out_dir: str | Path,
+    validation: Validation | None,
+    step_options: StepOptions,
+    log_every: int,
+) -> None:
+    """Checks the arguments of `train` as far as they can be wrong by themselves or do not fit one another.
+
+    Args:
+        model: Detector.
+        data: Dataset to train on.
+        optimizer: Keras optimizer.
+        steps: As for `train`.
+        batch_size: As for `train`.
+        out_dir: As for `train`.
+        validation: As for `train`.
+        step_options: As for `train`, not None.
+        log_every: As for `train`.
+
+    Raises:
+        UserError: If an argument is wrong.
+    """
+    check_positive("train", steps=steps, batch_size=batch_size, log_every=log_every)
+    for dataset in [data] if validation is None else [data, validation.data]:
+        check_classes(model, dataset)
+    for branch in model.branches:
+        branch.check_dataset(data)
+    strategy = model.distribute_strategy
+    check_optimizer(optimizer, strategy)
+    if validation is not None:
+        check_monitor(model, validation)
+    check_division(batch_size, strategy, step_options)
+    if not str(out_dir).strip():
+        raise UserError("OUT_DIR (out_dir) is empty: name a folder for the run.")
 
 
-def classes(model, data) -> None:
-    """Model and data have as many classes."""
+def check_classes(model: keras.Model, data: Any) -> None:
+    """Checks that model and dataset have the same number of classes.
+
+    Args:
+        model: Detector; one without classes (`num_classes` None) takes any dataset.
+        data: Dataset.
+
+    Raises:
+        UserError: If the numbers differ.
+    """
     if model.num_classes not in (None, data.num_classes):
-        raise ValueError(
+        raise UserError(
             f"The model has {model.num_classes} classes and {data.annotations} has {data.num_classes} "
             f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
             f"set NUM_CLASSES (num_classes) to {data.num_classes}."
         )
 
 
-def annotations(branch, data) -> None:
-    """The data were read with what a branch of the model learns."""
-    name = branch.annotation
-    if getattr(data.records[0], {"masks": "num_runs", "keypoints": "keypoints"}[name]) is None:
-        raise ValueError(
-            f"The model learns {name}, and {data.annotations} was read without them: set CocoDataset.{name}=True "
-            f"({name}=True); Pascal VOC has none."
-        )
-    if name == "keypoints" and branch.num_keypoints != len(data.keypoint_names):
-        raise ValueError(
-            f"The model has {branch.num_keypoints} keypoints and {data.annotations} has {len(data.keypoint_names)}: "
-            f"set KeypointBranch.num_keypoints to {len(data.keypoint_names)}."
-        )
+def check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
+    """Checks that the optimizer does nothing that the training step could not account for.
 
+    Args:
+        optimizer: Keras optimizer.
+        strategy: Strategy of the model.
 
-def optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
-    """The optimizer does nothing behind the back of the run."""
+    Raises:
+        UserError: If an option of the optimizer does not work here, or a clipping norm is not a number above 0.
+    """
     if optimizer.gradient_accumulation_steps:
-        raise ValueError("gradient_accumulation_steps is not counted here: give train micro_batches instead.")
-    if optimizer.ema_overwrite_frequency and strategy.num_replicas_in_sync > 1:
-        raise ValueError(
-            "ema_overwrite_frequency works on one device only: leave it out, training ends with the averages."
+        raise UserError(
+            f"gradient_accumulation_steps is {optimizer.gradient_accumulation_steps}, but steps that only accumulate "
+            "would count as steps of the run: set StepOptions.micro_batches instead."
         )
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer.ema_overwrite_frequency and strategy.num_replicas_in_sync > 1:
+        raise UserError(
+            "ema_overwrite_frequency works on one device only: leave it out; training ends with the averages anyway."
+        )
+    inner = inner_optimizer(optimizer)
     for name in ("clipnorm", "clipvalue", "global_clipnorm"):
         limit = getattr(inner, name)
         if limit is not None and not (isinstance(limit, Real) and 0 < limit < math.inf):
-            raise ValueError(f"{name} is {limit!r}: it must be a number above 0, or None to clip nothing.")
+            raise UserError(f"{name} is {limit!r}: it must be a number above 0, or None to clip nothing.")
 
 
-def monitored(model, eval_data, evaluate: Callable | None, monitor: str | None, patience: int | None) -> None:
-    """There is something to measure, and a number `monitor` in it, as far as one can know before."""
-    if eval_data is None or evaluate is None:
-        for name, value in {"monitor": monitor, "patience": patience}.items():
-            if value is not None:
-                raise ValueError(f"{name} is {value!r}, and nothing is measured: give train eval_data and evaluate.")
-    elif monitor and (known := measures(evaluate, model, eval_data)) and monitor not in known:
-        raise ValueError(f"There is no {monitor!r} to monitor: there are {', '.join(known)}.")
+def check_monitor(model: keras.Model, validation: Validation) -> None:
+    """Checks the name to monitor, if the names of the numbers can be known before the first evaluation.
+
+    Args:
+        model: Detector.
+        validation: Rules of evaluation.
+
+    Raises:
+        UserError: If no number has the name.
+    """
+    names = metric_names(validation.evaluate, model, validation.data)
+    if validation.monitor and names and validation.monitor not in names:
+        raise UserError(f"There is no {validation.monitor!r} to monitor: choose one of {', '.join(names)}.")
 
 
-def division(batch_size: int, strategy: tf.distribute.Strategy, micro_batches: int) -> None:
-    """Each replica gets as many images, and each part of them."""
-    replicas = strategy.num_replicas_in_sync
-    if batch_size % (replicas * micro_batches):
-        among = f"{replicas} replicas" + (f" with {micro_batches} micro_batches each" if micro_batches > 1 else "")
-        raise ValueError(f"BATCH_SIZE (batch_size) {batch_size} does not divide among {among}.")
+def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_options: StepOptions) -> None:
+    """Checks that all replicas, and all micro-batches of a replica, get the same number of images.
+
+    Args:
+        batch_size: Images in a step, over all replicas.
+        strategy: Strategy of the model.
+        step_options: Options of a step.
+
+    Raises:
+        UserError: If the images do not divide, or XLA is to compile a step of several replicas.
+    """
+    replicas, parts = strategy.num_replicas_in_sync, step_options.micro_batches
+    if batch_size % (replicas * parts):
+        among = f"{replicas} replicas" + (f" with {parts} micro_batches each" if parts > 1 else "")
+        raise UserError(
+            f"BATCH_SIZE (batch_size) {batch_size} does not divide among {among}: choose a multiple of "
+            f"{replicas * parts}."
+        )
+    if step_options.jit_compile and replicas > 1:
+        raise UserError(f"StepOptions.jit_compile works on one replica, and there are {replicas}: set it to False.")
 
 
-def jit(strategy: tf.distribute.Strategy, pad_to, max_boxes) -> None:
-    """XLA can compile the training step."""
-    if pad_to is None or max_boxes is None:
-        raise ValueError("jit_compile needs batches of one shape: give train pad_to and max_boxes.")
-    if strategy.num_replicas_in_sync > 1:
-        raise ValueError("jit_compile works on one replica only.")
+def check_same_on_all_workers(
+    strategy: tf.distribute.Strategy,
+    completed_steps: int,
+    out_dir: str | Path,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Checks that all workers resume the same checkpoint with the same settings and datasets.
 
+    Args:
+        strategy: Strategy of the model.
+        completed_steps: Steps of the checkpoint that this worker found.
+        out_dir: Folder of the run.
+        settings: Settings by name: datasets, and values that JSON can hold.
+        options: Dataclasses by name, whose fields are settings, too; None where an option is off.
 
-def same_on_all_workers(strategy: tf.distribute.Strategy, done: int, out_dir, settings: Mapping) -> None:
-    """All workers go on from one checkpoint, with the same settings and data sets."""
+    Raises:
+        UserError: If the workers differ.
+    """
     settings = {name: _comparable(value) for name, value in settings.items()}
-    workers = all_gather_object(strategy, {"done": done, "settings": settings})
-    for name in settings:
-        values = [each["settings"][name] for each in workers]
-        other = next((number for number, value in enumerate(values) if value != values[0]), None)
+    for option, group in (options or {}).items():
+        values = {field.name: getattr(group, field.name) for field in fields(group)} if group else {}
+        settings |= {f"{option}.{name}": _comparable(value) for name, value in values.items() if not callable(value)}
+        settings[option] = "set" if group else None
+    workers = all_gather_object(strategy, {"completed_steps": completed_steps, "settings": settings})
+    for name in dict.fromkeys(name for worker in workers for name in worker["settings"]):
+        values = [worker["settings"].get(name) for worker in workers]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
-            raise ValueError(
-                f"The workers differ in {name}: worker 0 has {values[0]} and worker {other} has {values[other]}: start "
+            raise UserError(
+                f"The workers differ in {name}: worker 0 has {values[0]} and worker {other} has {values[other]}. Start "
                 "all with the same configuration and data."
             )
-    steps = [each["done"] for each in workers]
+    steps = [worker["completed_steps"] for worker in workers]
     if len(set(steps)) > 1:
-        raise ValueError(
-            f"The workers find checkpoints of steps {steps} in {out_dir}: OUT_DIR must be on a shared disk."
+        raise UserError(
+            f"The workers find checkpoints of steps {steps} in {out_dir}: put OUT_DIR on a disk that all of them share."
         )
 
 
 def _comparable(value):
-    """What JSON can hold of a setting; of a data set which images it has, in which order."""
+    """A value that JSON can hold and that is equal exactly if the setting is; for a dataset, its images in order."""
+    if isinstance(value, tuple):
+        return list(value)
     if not hasattr(value, "records"):
         return value
     ids = np.array([record.image_id for record in value.records], np.int64)

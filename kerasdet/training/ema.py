@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, which Keras' optimizers keep when they have `use_ema`."""
+"""Exponential moving averages of the weights, which Keras' optimizers keep if they have `use_ema`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,33 +6,42 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from kerasdet.keras_compat import average_pairs, inner_optimizer
+
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Within, the model has the averages for weights; where its optimizer keeps none, its own.
+    """Gives the model its averaged weights inside the block, and the trained weights back after it.
 
-    Keras' `SwapEMAWeights` swaps by addition, after which the weights are not quite what they were.
+    A model whose optimizer keeps no averages is left as it is. Keras' `SwapEMAWeights` (3.15.1) swaps by adding and
+    subtracting, which changes the trained weights by rounding; this function restores them bit for bit.
+
+    Args:
+        model: Compiled model.
     """
     pairs = _pairs(model)
-    own = [tf.identity(variable.value) for variable, _ in pairs]
+    trained = [tf.identity(variable.value) for variable, _ in pairs]
     use_averages(model)
     try:
         yield
     finally:
-        for (variable, _), value in zip(pairs, own, strict=True):
+        for (variable, _), value in zip(pairs, trained, strict=True):
             variable.assign(value)
 
 
 def use_averages(model: keras.Model) -> None:
-    """Gives the model the averages for weights, where its optimizer keeps any."""
+    """Overwrites the model's weights with their averages, if its optimizer keeps any.
+
+    Args:
+        model: Compiled model, or one without an optimizer.
+    """
     for variable, average in _pairs(model):
         variable.assign(average)
 
 
 def _pairs(model):
-    """Each trained weight and its average."""
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    """Each trained weight and its average; none before the first step, when the averages are zeros."""
+    optimizer = inner_optimizer(getattr(model, "optimizer", None))
     if not getattr(optimizer, "use_ema", False) or int(optimizer.iterations.numpy()) == 0:
         return []
-    return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))
+    return average_pairs(optimizer)

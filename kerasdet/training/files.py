@@ -1,4 +1,4 @@
-"""Files of a run: each appears under its name only when it is complete and on the disk, and one process writes them."""
+"""Crash-safe files of a run: each appears under its name only when it is complete and on the disk."""
 
 import contextlib
 import logging
@@ -6,12 +6,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kerasdet.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within, what goes wrong with `path` is an OSError of one sentence."""
+    """Turns every OSError inside the block into one sentence that names `path`.
+
+    Args:
+        path: File that the block writes.
+
+    Raises:
+        OSError: If the block raised one.
+    """
     try:
         yield
     except OSError as error:
@@ -21,7 +30,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Within, another path to write to, whose file then takes the place of `path`; raises as `writing`."""
+    """Yields a temporary path; the file that the block writes there then replaces `path` atomically.
+
+    Args:
+        path: File to replace. Its folder is created if necessary.
+
+    Raises:
+        OSError: If the file cannot be written. `path` keeps its old content.
+    """
     partial = path.with_name(f".partial_{path.name}")
     try:
         with writing(path):
@@ -37,8 +53,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process trains in `folder`; raises ValueError where one does."""
-    import fcntl  # which Windows has not
+    """Locks a folder inside the block, so that no other process trains there.
+
+    Args:
+        folder: Existing folder of a run.
+
+    Raises:
+        UserError: If another process holds the lock.
+    """
+    import fcntl  # Windows does not have this module
 
     path = folder / ".lock"
     with writing(path):
@@ -47,16 +70,18 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise UserError(
                 f"{folder} is being trained by another process: let that end, or choose another OUT_DIR (out_dir)."
             ) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): see that no other process trains there.", folder, error.strerror)
+        except OSError as error:  # some network file systems have no locks
+            log.warning(
+                "%s cannot be locked (%s): make sure that no other process trains there.", folder, error.strerror
+            )
         yield
 
 
 def _flush(path):
-    """Onto the disk, so that not even a loss of power can leave half a file."""
+    """Waits until a file is on the disk, so that not even a loss of power can leave half of it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

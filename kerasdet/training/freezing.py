@@ -1,41 +1,91 @@
-"""Layers that are not trained."""
+"""Layers that are not trained: freezing them by name, and refusing frozen layers that never learnt anything."""
 
 import fnmatch
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
+from kerasdet.errors import UserError
+from kerasdet.keras_compat import flatten_layers
 from kerasdet.keras_utils import freeze
+
+_INITIAL_NORM = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
 
 
 def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
-    """Makes layers of a detector untrainable, and their norms use what they have stored.
+    """Freezes layers of a detector: their weights are not trained, and their norms use stored statistics.
 
     Args:
-        model: A detector.
-        patterns: A part of it, such as "backbone" or "rpn", or layers within, such as "backbone/stem" and
-            "backbone/c2_*".
+        model: Detector.
+        patterns: Names of its parts, such as "backbone" or "rpn", or of layers inside a part, such as "backbone/stem"
+            and "backbone/c2_*".
 
     Raises:
-        ValueError: If a pattern matches nothing, or nothing is left to train.
+        UserError: If a pattern matches nothing, or no layer is left to train.
     """
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"freeze is {patterns!r}: it must be a list of names, such as ['backbone'].")
-    for pattern in patterns:
-        name, _, path = pattern.partition("/")
-        part = getattr(model, name, None)
-        if not isinstance(part, keras.layers.Layer):
-            parts = [key for key, value in vars(model).items() if isinstance(value, keras.layers.Layer)]
-            raise ValueError(f"freeze: {type(model).__name__} has no part {name!r}: it has {', '.join(parts)}.")
-        found = [part] if not path else _inner_layers(part, path)
-        if not found:
-            raise ValueError(f"freeze: {pattern!r} matches no layer of {name}.")
-        for layer in found:
-            freeze(layer)
+    for layer in _matches(model, patterns):
+        freeze(layer)
     if not model.trainable_variables:
-        raise ValueError(f"freeze: nothing of {type(model).__name__} is left to train.")
+        raise UserError(
+            f"freeze: no layer of {type(model).__name__} is left to train: leave one out of {list(patterns)}."
+        )
 
 
-def _inner_layers(part, pattern):
-    inner = part._flatten_layers(include_self=False)
-    return [layer for layer in inner if layer.path and fnmatch.fnmatchcase(layer.path, f"*/{pattern}")]
+def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
+    """Checks that frozen layers have learnt something, unless `patterns` names them.
+
+    A frozen layer counts as random if the norm in it still has every initial value: scale 1, offset 0 and, in a batch
+    norm, mean 0 and variance 1. Pretrained weights never have all of these.
+
+    Args:
+        model: Detector, before `freeze_layers`.
+        patterns: As in `freeze_layers`; the user asked for these layers to stay as they are.
+
+    Raises:
+        UserError: If a frozen layer has random weights.
+    """
+    named = {id(layer) for match in _matches(model, patterns) for layer in flatten_layers(match)}
+    for name, part in _parts(model).items():
+        random = [layer.path for layer in flatten_layers(part) if id(layer) not in named and _is_frozen_initial(layer)]
+        if random:
+            raise UserError(
+                f"{len(random)} frozen layers of {type(model).__name__}.{name} have random weights ({random[0]}"
+                f"{', ...' if len(random) > 1 else ''}) and would keep them, so that the rest learns from noise: load "
+                "pretrained weights (kerasdet.load, or pretrained or backbone_weights in gin), build a ResNet with "
+                f"norm='bn' and freeze_at=0, or pass freeze=['{name}'] if these layers are meant to stay random."
+            )
+
+
+def _is_frozen_initial(layer):
+    """Whether a layer is a norm that cannot learn and has not learnt."""
+    values = {variable.name: variable for variable in layer.weights}
+    if "gamma" not in values or not values.keys() <= _INITIAL_NORM.keys() or layer.trainable_weights:
+        return False
+    return all(np.all(np.asarray(values[name]) == _INITIAL_NORM[name]) for name in values)
+
+
+def _parts(model):
+    """The layers that are attributes of a model, by name."""
+    return {name: value for name, value in vars(model).items() if isinstance(value, keras.layers.Layer)}
+
+
+def _matches(model, patterns):
+    """All layers that any of the patterns names; a layer inside a part does not list the layers inside itself."""
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"freeze is {patterns!r}: it must be a list of names, such as ['backbone'].")
+    return [layer for pattern in patterns for layer in _matches_one(model, pattern)]
+
+
+def _matches_one(model, pattern):
+    name, _, path = pattern.partition("/")
+    parts = _parts(model)
+    if name not in parts:
+        raise UserError(f"freeze: {type(model).__name__} has no part {name!r}: choose one of {', '.join(parts)}.")
+    if not path:
+        return [parts[name]]
+    inner = flatten_layers(parts[name], include_self=False)
+    found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(layer.path, f"*/{path}")]
+    if not found:
+        raise UserError(f"freeze: {pattern!r} matches no layer of {name}: see the names in model.{name}.summary().")
+    return found

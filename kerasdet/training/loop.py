@@ -1,7 +1,8 @@
-"""A training run between its first step and its last: what is saved and measured when."""
+"""The loop of a training run: which steps run, and after which of them it saves and evaluates."""
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,31 +12,37 @@ import tensorflow as tf
 from kerasdet.ops.distribute import all_gather_object, worker_rank
 from kerasdet.training import resume
 from kerasdet.training.metrics_log import ThroughputLogger
-from kerasdet.training.signals import handle_sigterm
-from kerasdet.training.validation import Validation
+from kerasdet.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
-ASK_EVERY = 5  # steps, after which several workers ask one another whether to end
+_WORKER_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.InternalError,
+)
+# Workers must agree on the step after which they stop, and to agree they wait for their devices. Asking after each
+# step would leave the devices idle between steps; asking each 5th costs nothing measurable and ends within 5 steps.
+STOP_CHECK_INTERVAL = 5
 
 
-class Run(keras.callbacks.Callback):
-    """Steps of a model until they are `steps`, those that an earlier process made included.
+class TrainingLoop(keras.callbacks.Callback):
+    """Trains a model up to a number of steps, which includes the steps of earlier processes.
 
     Args:
-        model: Compiled and restored.
-        folder: Of the checkpoints; None in a process that does not write.
-        keep: How many checkpoints stay.
-        speed: Logs the steps.
-        validation: Measures, if there is anything to measure on.
+        model: Detector, compiled and restored.
+        folder: Folder of the checkpoints; None in a process that does not write.
+        max_to_keep: Number of the latest checkpoints that stay on disk.
+        throughput: Logs losses and speed.
+        validator: Evaluates the model; None trains without validation.
         save_every: Steps between two checkpoints.
-        measure_every: Steps between two measurements.
-        steps: In all.
-        batch_size: Of all replicas together.
-        settings: Of the run, that checkpoints keep.
-        done: Steps that were made before.
-        images: Images that were seen before.
+        validate_every: Steps between two evaluations.
+        steps: Steps of the whole run.
+        batch_size: Images in a step, over all replicas.
+        settings: Settings of the run that checkpoints record.
+        completed_steps: Steps that earlier processes completed.
+        completed_images: Images that earlier processes trained on.
     """
 
     def __init__(
@@ -43,115 +50,128 @@ class Run(keras.callbacks.Callback):
         model: keras.Model,
         folder: Path | None,
         *,
-        keep: int,
-        speed: ThroughputLogger,
-        validation: Validation | None,
+        max_to_keep: int,
+        throughput: ThroughputLogger,
+        validator: Validator | None,
         save_every: int,
-        measure_every: int,
+        validate_every: int,
         steps: int,
         batch_size: int,
         settings: Mapping,
-        done: int,
-        images: int,
+        completed_steps: int,
+        completed_images: int,
     ):
         super().__init__()
         self.detector = model
         self.folder = folder
-        self.keep = keep
-        self.speed = speed
-        self.validation = validation
+        self.max_to_keep = max_to_keep
+        self.throughput = throughput
+        self.validator = validator
         self.save_every = save_every
-        self.measure_every = measure_every
+        self.validate_every = validate_every
         self.steps = steps
         self.batch_size = batch_size
         self.settings = settings
-        self.done = done
-        self.images = images
-        self.terminated = False
-        self.at_once = False  # to be left without a checkpoint, there being one of this step
+        self.completed_steps = completed_steps
+        self.completed_images = completed_images
+        self.stop_requested = False
+        self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
     def fit(self, batches: Callable[..., tf.data.Dataset]) -> None:
-        """Makes the steps that are missing.
+        """Runs the steps that are missing.
 
         Args:
-            batches: Of the data, from the first that was not seen; takes the ``input_context`` of a worker.
+            batches: Function that returns the batches from the first unseen one on. Takes the ``input_context`` of a
+                worker.
 
         Raises:
             SystemExit: 143 after SIGTERM.
             RuntimeError: If another worker ended.
         """
-        if self.done:
-            log.info("Going on from step %d of %d.", self.done, self.steps)
-            self._measure(self.done)  # in case the process ended before it did
-        if self.done >= self.steps or (self.validation and self.validation.has_ended()):
+        if self.completed_steps:
+            log.info("Resuming from step %d of %d.", self.completed_steps, self.steps)
+            self._validate(self.completed_steps)  # the last process may have ended between saving and evaluating
+        if self.completed_steps >= self.steps or (self.validator and self.validator.should_stop()):
             return
         strategy = self.detector.distribute_strategy
-        several = strategy.num_replicas_in_sync > 1
-        before = handle_sigterm(self._terminate)
+        is_distributed = strategy.num_replicas_in_sync > 1
+        handler_before = handle_sigterm(self._request_stop)
         try:
             self.detector.fit(
-                strategy.distribute_datasets_from_function(batches) if several else batches(),
+                strategy.distribute_datasets_from_function(batches) if is_distributed else batches(),
                 epochs=1,
-                steps_per_epoch=self.steps - self.done,
+                steps_per_epoch=self.steps - self.completed_steps,
                 shuffle=False,
                 callbacks=[self],
                 verbose=0,
             )
-            all_gather_object(strategy, None)  # none leaves before the others are done
-        except _LOST as error:
+            all_gather_object(strategy, None)  # a worker that leaves early would abort the others' last collectives
+        except _WORKER_LOST as error:
             if worker_rank(strategy)[1] == 1:
                 raise
             raise RuntimeError(
-                "Another worker has ended, or cannot be reached any more: its own output says why. The same command, "
-                f"given to all workers, goes on from the last checkpoint. ({str(error).splitlines()[0][:200]})"
+                "Another worker ended or cannot be reached any more: see its own output for the reason, then give all "
+                "workers the same command again to resume from the last checkpoint. "
+                f"({str(error).splitlines()[0][:200]})"
             ) from None
         finally:
-            handle_sigterm(before)
+            handle_sigterm(handler_before)
 
     def on_train_begin(self, logs=None):
-        self.speed.restart()
+        self.throughput.restart()
 
     def on_train_batch_end(self, batch, logs: Mapping | None = None):
-        step = self.done + batch + 1
-        self.speed(step, logs)
-        with self.speed.paused():
-            is_to_end = self._is_to_end(step)
-            if step % self.save_every == 0 or step == self.steps or is_to_end:
+        step = self.completed_steps + batch + 1
+        self.throughput(step, logs)
+        with self.throughput.paused():
+            should_stop = self._should_stop(step)
+            if step % self.save_every == 0 or step == self.steps or should_stop:
                 self._save(step)
-            if is_to_end:
-                self._leave()
-            self._measure(step)
+            if should_stop:
+                self._stop()
+            self._validate(step)
 
-    def _is_to_end(self, step):
-        """Whether this or another worker was asked to end, the same on all of them.
-
-        To hear of others is to wait for the devices: not after each step, but at steps that all know.
-        """
+    def _should_stop(self, step):
+        """Whether any worker received SIGTERM; all workers get the same answer."""
         strategy = self.detector.distribute_strategy
-        due = step % ASK_EVERY == 0 or worker_rank(strategy)[1] == 1
-        return due and any(all_gather_object(strategy, self.terminated))
+        is_due = step % STOP_CHECK_INTERVAL == 0 or worker_rank(strategy)[1] == 1
+        return is_due and any(all_gather_object(strategy, self.stop_requested))
 
     def _save(self, step):
         if self.folder is not None:
-            images = self.images + (step - self.done) * self.batch_size
-            resume.save(self.detector, self.folder, self.keep, step=step, images=images, settings=self.settings)
-        all_gather_object(self.detector.distribute_strategy, None)  # none goes on, or leaves, before it is on the disk
+            images = self.completed_images + (step - self.completed_steps) * self.batch_size
+            resume.save(self.detector, self.folder, self.max_to_keep, step=step, images=images, settings=self.settings)
+        all_gather_object(self.detector.distribute_strategy, None)  # no worker goes on before the file is on the disk
 
-    def _measure(self, step):
-        due = step % self.measure_every == 0 or step == self.steps
-        if self.validation is None or not due or self.validation.has_measured(step):
+    def _validate(self, step):
+        is_due = step % self.validate_every == 0 or step == self.steps
+        if self.validator is None or not is_due or self.validator.has_evaluated(step):
             return
-        self.at_once = True
-        if self.terminated:
-            self._leave()
-        self.validation(step)
-        self.at_once = False
+        self.can_stop_now = True
+        if self.stop_requested:
+            self._stop()
+        self.validator(step)
+        self.can_stop_now = False
 
-    def _terminate(self, *_):
-        self.terminated = True
-        if self.at_once:
-            self._leave()
+    def _request_stop(self, *_):
+        self.stop_requested = True
+        if self.can_stop_now:
+            self._stop()
 
-    def _leave(self):
-        log.info("SIGTERM: the state is saved, and the same command goes on from it.")
+    def _stop(self):
+        log.info("SIGTERM: the state is saved; the same command resumes from it.")
         raise SystemExit(128 + signal.SIGTERM)
+
+
+def handle_sigterm(handler: Callable | int | None) -> Callable | int | None:
+    """Installs a handler of SIGTERM, by which schedulers ask a process to end.
+
+    Args:
+        handler: As for `signal.signal`; None installs nothing.
+
+    Returns:
+        The handler that was installed before. None outside of the main thread, where Python installs no handlers.
+    """
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler)

@@ -1,4 +1,4 @@
-"""What happens around the steps of a training run."""
+"""Numbers of a run, as lines of JSON and as curves in TensorBoard."""
 
 import contextlib
 import json
@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Numbers by step, in ``metrics.jsonl`` and for TensorBoard.
+    """Logs numbers by step to ``metrics.jsonl`` and to TensorBoard.
 
     Args:
-        out_dir: Of the run.
-        done: Steps that its checkpoint has; later lines, of steps that are made again, are dropped.
-        writes: Whether this process is the one that writes.
+        out_dir: Folder of the run.
+        completed_steps: Steps that the checkpoint has. Lines of later steps are dropped, because the run repeats them.
+        writes: Whether this process writes files; among several workers only the first does.
     """
 
-    def __init__(self, out_dir: Path, done: int, writes: bool = True):
+    def __init__(self, out_dir: Path, completed_steps: int, writes: bool = True):
         self.path = out_dir / "metrics.jsonl"
-        self.lines = [line for line in _read_lines(self.path) if line["step"] <= done]
+        self.lines = [line for line in _read_lines(self.path) if line["step"] <= completed_steps]
         self.writer = None
         if writes:
             with replacing(self.path) as partial:
@@ -36,7 +36,12 @@ class RunLog:
             self.writer = tf.summary.create_file_writer(str(out_dir / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of the finite ones among the values."""
+        """Appends one line; values that are not finite are left out, since JSON has no words for them.
+
+        Args:
+            step: Completed steps.
+            values: Numbers by name.
+        """
         line = {"step": step, **{name: value for name, value in values.items() if math.isfinite(value)}}
         self.lines.append(line)
         if self.writer is None:
@@ -48,22 +53,28 @@ class RunLog:
                 tf.summary.scalar(name, value, step)
         self.writer.flush()
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """A picture (H, W, 3) uint8, for TensorBoard alone."""
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows an image in TensorBoard.
+
+        Args:
+            step: Completed steps.
+            name: Title.
+            image: (H, W, 3) uint8.
+        """
         if self.writer is not None:
             with self.writer.as_default():
-                tf.summary.image(name, picture[None], step)
+                tf.summary.image(name, image[None], step)
 
 
 class ThroughputLogger:
-    """What each window of steps was like: losses, learning rate, images and waiting for data by the second.
+    """Logs the mean losses, learning rate, images per second and data wait of each window of steps.
 
     Args:
-        model: In training.
-        run_log: Where it goes.
-        batch_size: Of all replicas together.
+        model: Model in training.
+        run_log: Log that receives the numbers.
+        batch_size: Images in a step, over all replicas.
         every: Steps in a window.
-        steps: In all.
+        steps: Steps of the whole run.
     """
 
     def __init__(self, model: keras.Model, run_log: RunLog, batch_size: int, every: int, steps: int):
@@ -75,30 +86,35 @@ class ThroughputLogger:
         self.restart()
 
     def restart(self) -> None:
-        """A window begins."""
-        self.count, self.waited, self.start = 0, self.model.data_wait, time.perf_counter()
+        """Starts a new window."""
+        self.count, self.wait_before, self.start = 0, self.model.data_wait, time.perf_counter()
 
     def __call__(self, step: int, logs: Mapping) -> None:
-        """After a step."""
+        """Counts a step, and logs the window if the step is its last.
+
+        Args:
+            step: Completed steps.
+            logs: Numbers that Keras' `fit` hands to callbacks.
+        """
         self.count += 1
         if step % self.every and step != self.steps:
             return
-        values = {name: float(value) for name, value in logs.items()}  # waits for the device
+        values = {name: float(value) for name, value in logs.items()}  # waits for the device, so it comes before time
         seconds = time.perf_counter() - self.start
         values["learning_rate"] = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))  # of the next step
         values["images_per_second"] = self.count * self.batch_size / seconds
-        values["data_wait"] = (self.model.data_wait - self.waited) / self.count  # seconds in a step
+        values["data_wait"] = (self.model.data_wait - self.wait_before) / self.count  # seconds per step
         self.run_log.write(step, values)
         if self.run_log.writer is not None:
-            left = (self.steps - step) * seconds / self.count / 60
+            minutes = (self.steps - step) * seconds / self.count / 60
             text = "step %d of %d: loss %.4f, %.1f images/s, %d min left"
-            log.info(text, step, self.steps, values["loss"], values["images_per_second"], round(left))
+            log.info(text, step, self.steps, values["loss"], values["images_per_second"], round(minutes))
         self.model.reset_metrics()
         self.restart()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within is no training."""
+        """Stops the clock inside the block, which saves or evaluates."""
         start = time.perf_counter()
         yield
         self.start += time.perf_counter() - start

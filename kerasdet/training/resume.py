@@ -1,4 +1,4 @@
-"""The state of a run on disk. A file appears under its name only when it is complete and on the disk."""
+"""Saves and restores the state of a run."""
 
 import contextlib
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import keras
 
+from kerasdet.errors import UserError
+from kerasdet.keras_compat import inner_optimizer, seed_generators
 from kerasdet.training.ema import use_averages
 from kerasdet.training.files import replacing
 from kerasdet.training.freezing import freeze_layers
@@ -22,43 +24,62 @@ _KERAS_FILES = ("metadata.json", "config.json", "model.weights.h5")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; empty where there is no such folder."""
+    """Lists the checkpoints in a folder, oldest first.
+
+    Args:
+        folder: Folder of checkpoints; it may be missing.
+
+    Returns:
+        Paths of ``step_*.keras``.
+    """
     return sorted(path for path in Path(folder).glob("step_*.keras") if re.fullmatch(r"step_\d+\.keras", path.name))
 
 
 def save(
-    model: keras.Model, folder: Path, keep: int, *, step: int, images: int, settings: Mapping | None = None
+    model: keras.Model, folder: Path, max_to_keep: int, *, step: int, images: int, settings: Mapping | None = None
 ) -> None:
-    """Writes ``step_00000500.keras`` and deletes all but the last `keep`.
+    """Writes a checkpoint such as ``step_00000500.keras``, then deletes the oldest ones.
 
-    It holds the model, its optimizer with the averages of weights, step, place in the data and the states of random
-    generators. What is random outside of the model follows from its seed, step and place.
+    The file holds model, optimizer, averaged weights, step, place in the data and the states of random generators. All
+    other randomness follows from the run's seed, the step and the place in the data.
 
     Args:
-        model: Compiled.
-        folder: Made where it is not there.
-        keep: How many stay.
-        step: Steps made.
-        images: Images seen.
-        settings: Of the run, that JSON can hold; of these ``freeze``, what `freeze_layers` was given, opens the file.
+        model: Compiled model.
+        folder: Folder of checkpoints, created if necessary.
+        max_to_keep: Number of the latest checkpoints that stay.
+        step: Completed steps.
+        images: Images that the run has trained on.
+        settings: Settings of the run, values that JSON can hold. `open_model` needs ``freeze``, the argument of
+            `freeze_layers`, to open the file.
 
     Raises:
-        OSError: If the file cannot be written, in one sentence; what was there before stays.
+        OSError: If the file cannot be written. Older checkpoints stay intact.
     """
-    random = [generator.state.numpy().tolist() for generator in _generators(model)]
+    random = [generator.state.numpy().tolist() for generator in seed_generators(model)]
     state = {"step": step, "images": images, "freeze": [], "random": random, **(settings or {})}
     state |= {**_kind(model.optimizer), "iterations": _iterations(model.optimizer)}
     save_model(model, folder / f"step_{step:08d}.keras", state)
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-max_to_keep]:
         old.unlink()
 
 
 def save_model(model: keras.Model, path: Path, state: dict | None = None) -> None:
-    """Writes a ``.keras`` file in one piece; raises OSError as `save`."""
+    """Writes a ``.keras`` file atomically.
+
+    Args:
+        model: Model to save.
+        path: File to replace.
+        state: Contents of an extra file in the archive, values that JSON can hold.
+
+    Raises:
+        OSError: If the file cannot be written. `path` keeps its old content.
+    """
     with replacing(path) as partial:
         for abandoned in path.parent.glob(".partial_*.keras"):
             abandoned.unlink()
-        with ThreadPoolExecutor(1) as thread:  # which is in no strategy's scope: Keras makes variables where it saves
+        # Keras 3.15.1 creates variables while it saves, which a strategy's scope would replicate. A new thread has no
+        # scope.
+        with ThreadPoolExecutor(1) as thread:
             thread.submit(model.save, partial).result()
         if state is not None:
             with zipfile.ZipFile(partial, "a") as archive:
@@ -66,18 +87,18 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
 
 
 def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> tuple[int, int]:
-    """Loads the last checkpoint, if there is one; where it was made with other settings, a warning names them.
+    """Loads the last checkpoint, if there is one, and warns of settings that have changed since.
 
     Args:
-        model: Compiled, its optimizer built.
-        folder: Where `save` wrote.
-        settings: As of `save`.
+        model: Compiled model with a built optimizer.
+        folder: Folder of checkpoints.
+        settings: Settings of this run, as for `save`.
 
     Returns:
-        Steps made and images seen; (0, 0) where there is no checkpoint.
+        Completed steps, and images that the run has trained on; (0, 0) without a checkpoint.
 
     Raises:
-        ValueError: If the file is damaged, or of another model or optimizer.
+        UserError: If the file is damaged, or belongs to another model or optimizer.
     """
     saved = checkpoints(folder)
     if not saved:
@@ -86,30 +107,38 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
-        raise ValueError(f"{path} is of another optimizer, {differences}: {elsewhere}")
+        raise UserError(f"{path} is of another optimizer, {differences}: {elsewhere}")
     try:
         model.load_weights(path)
     except (ValueError, KeyError) as error:
         reason = str(error).split(". ")[0]
-        raise ValueError(f"{path} does not fit this model: {elsewhere} ({reason})") from None
+        raise UserError(f"{path} does not fit this model: {elsewhere} ({reason})") from None
     differences = _differences(state, settings or {})
-    if state["iterations"] != _iterations(model.optimizer):  # Keras only warns, and leaves its optimizer as it was
+    if state["iterations"] != _iterations(model.optimizer):  # Keras 3.15.1 only warns, and skips the optimizer
         found = f" ({differences})" if differences else ""
-        raise ValueError(f"{path} is of another optimizer, or of one of other trained weights{found}: {elsewhere}")
+        raise UserError(f"{path} is of another optimizer, or of one of other trained weights{found}: {elsewhere}")
     if differences:
-        log.warning("%s was made with other settings, %s: going on with those of now.", path, differences)
-    for generator, value in zip(_generators(model), state["random"], strict=True):
+        log.warning("%s was made with other settings, %s: the run goes on with the new ones.", path, differences)
+    for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
     return state["step"], state["images"]
 
 
 def open_model(path: Path) -> keras.Model:
-    """The model in a ``.keras`` file, with the averages of its weights where it was trained with any."""
+    """Loads the model of a ``.keras`` file, with its averaged weights if it was trained with any.
+
+    Args:
+        path: Checkpoint, or any file that Keras saved.
+
+    Returns:
+        The model.
+    """
     model = keras.models.load_model(path)
-    with contextlib.suppress(KeyError):  # of files that are no checkpoint
-        if patterns := _read_state(path)["freeze"]:  # without which Keras does not restore the optimizer
+    with contextlib.suppress(KeyError):  # a file without a state is not a checkpoint
+        # Keras restores an optimizer only if the model has the same trained weights as when it was saved.
+        if patterns := _read_state(path)["freeze"]:
             freeze_layers(model, patterns)
-            inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            inner = inner_optimizer(model.optimizer)
             model.compile(optimizer=type(inner).from_config(inner.get_config()))
             model.optimizer.build(model.trainable_variables)
             model.load_weights(path)
@@ -123,7 +152,7 @@ def _read_state(path):
 
 
 def _read_undamaged(path):
-    """The state in a checkpoint of which every byte is as it was written."""
+    """Reads the state in a checkpoint, after checking every byte of the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             missing = {_STATE, *_KERAS_FILES} - {*archive.namelist()}
@@ -132,31 +161,26 @@ def _read_undamaged(path):
             return json.loads(archive.read(_STATE))
     except PermissionError:
         raise
-    except Exception as error:  # what damage makes of an archive has no end of names
+    except Exception as error:  # a damaged archive raises errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is damaged ({reason}): delete it to go on from the one before it.") from None
+        raise UserError(f"{path} is damaged ({reason}): delete it to resume from the checkpoint before it.") from None
 
 
 def _differences(state, values):
-    """What of the values is another in a state; one that was written by an earlier kerasdet may lack some."""
+    """Lists values that differ from a state, for a message; a state of an earlier kerasdet may lack some."""
     return ", ".join(
-        f"{name} being {state[name]} there and {value} here"
+        f"{name} was {state[name]} and is {value}"
         for name, value in values.items()
         if name in state and state[name] != value
     )
 
 
-def _generators(model):
-    """What layers such as dropout draw from, which Keras does not save."""
-    return [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
-
-
 def _kind(optimizer):
-    """What an optimizer's variables depend on beside the weights it trains."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    """Properties of an optimizer that decide which variables it has, besides the weights it trains."""
+    inner = inner_optimizer(optimizer)
     scales = "dynamic (PRECISION mixed_float16)" if inner is not optimizer else "none"
     return {"optimizer": type(inner).__name__, "loss scaling": scales, "use_ema": bool(inner.use_ema)}
 
 
 def _iterations(optimizer):
-    return int(getattr(optimizer, "inner_optimizer", optimizer).iterations.numpy())
+    return int(inner_optimizer(optimizer).iterations.numpy())

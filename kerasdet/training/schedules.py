@@ -1,6 +1,7 @@
 """Learning rate schedules: warmup, then steps down or a cosine.
 
-Computed in float64: `1 + cos` near the end of training and step counts beyond 2**24 lose digits in float32.
+The schedules compute in float64, because in float32 step counts beyond 2**24 and `1 + cos` near the end of training
+lose digits.
 """
 
 import math
@@ -8,38 +9,41 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import keras
+import tensorflow as tf
 from keras import ops
+
+from kerasdet.errors import UserError
 
 WARMUPS = ("linear", "constant")
 
 
 def _check_warmup(warmup_steps, warmup):
     if warmup not in WARMUPS:
-        raise ValueError(f"warmup is {warmup!r}; it must be one of {', '.join(map(repr, WARMUPS))}.")
+        raise UserError(f"warmup is {warmup!r}; it must be one of {', '.join(map(repr, WARMUPS))}.")
     if warmup_steps < 0:
-        raise ValueError(f"warmup_steps is {warmup_steps}; it must be 0 (no warmup) or more.")
+        raise UserError(f"warmup_steps is {warmup_steps}; it must be 0 (no warmup) or more.")
 
 
 def _warmup_scale(step, warmup_steps, warmup_factor, warmup):
-    """The factor on the learning rate: from `warmup_factor` at step 0 to 1 at `warmup_steps`, and 1 from there on."""
+    """Factor on the learning rate: rises from `warmup_factor` at step 0 to 1 at `warmup_steps`, then stays 1."""
     progress = step / max(warmup_steps, 1) if warmup == "linear" else ops.zeros_like(step)
     return ops.where(step < warmup_steps, warmup_factor + (1.0 - warmup_factor) * progress, ops.ones_like(step))
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
-    """Warmup, then a learning rate multiplied by `gamma` at every milestone (detectron2's WarmupMultiStepLR).
+    """Warms up, then multiplies the learning rate by `gamma` at every milestone (detectron2's WarmupMultiStepLR).
 
     Args:
-        base_lr: The learning rate between the warmup and the first milestone.
-        milestones: Ascending steps; from step `milestones[i]` on, the rate has been multiplied i + 1 times.
-        gamma: The factor at a milestone.
-        warmup_steps: Steps before the base rate is reached; 0 for none.
-        warmup_factor: The share of the base rate at step 0.
+        base_lr: Learning rate between the warmup and the first milestone.
+        milestones: Ascending steps. From step `milestones[i]` on, the rate has been multiplied i + 1 times.
+        gamma: Factor on the learning rate at each milestone.
+        warmup_steps: Steps until the rate reaches `base_lr`; 0 for no warmup.
+        warmup_factor: Factor on `base_lr` at step 0. In [0, 1].
         warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
 
     Raises:
-        ValueError: The milestones do not ascend, or the warmup is unknown.
+        UserError: If the milestones do not ascend, or the warmup is unknown.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if any(later <= earlier for earlier, later in pairwise(milestones)):
-            raise ValueError(f"milestones are {list(milestones)}; each must be greater than the one before it.")
+            raise UserError(f"milestones are {list(milestones)}; each must be greater than the one before it.")
         _check_warmup(warmup_steps, warmup)
         self.base_lr = base_lr
         self.milestones = list(milestones)
@@ -62,14 +66,16 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_factor = warmup_factor
         self.warmup = warmup
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+        """Returns the learning rate of a step, a scalar."""
         step = ops.cast(step, "float64")
         lr = self.base_lr * _warmup_scale(step, self.warmup_steps, self.warmup_factor, self.warmup)
         for milestone in self.milestones:
             lr = ops.where(step >= milestone, lr * self.gamma, lr)
         return ops.cast(lr, keras.config.floatx())
 
-    def get_config(self):
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
         return {
             "base_lr": self.base_lr,
             "milestones": self.milestones,
@@ -82,20 +88,20 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Warmup times half a cosine over the whole of training (detectron2's WarmupCosineLR).
+    """Multiplies a warmup by half a cosine over the whole of training (detectron2's WarmupCosineLR).
 
-    The cosine starts at step 0, not where the warmup ends, so the rate is a little below `base_lr` at its highest.
+    The cosine starts at step 0, not at the end of the warmup, so the highest rate is slightly below `base_lr`.
 
     Args:
-        base_lr: The learning rate at the top of the cosine.
-        total_steps: The step at which the cosine reaches `final_lr`; it stays there afterwards.
-        warmup_steps: Steps until the warmup's factor is 1; 0 for none.
-        warmup_factor: The warmup's factor at step 0.
+        base_lr: Learning rate at the top of the cosine.
+        total_steps: Step at which the rate reaches `final_lr`; it stays there afterwards.
+        warmup_steps: Steps until the warmup is complete; 0 for no warmup.
+        warmup_factor: Factor on the rate at step 0. In [0, 1].
         warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
-        final_lr: The learning rate at the bottom of the cosine.
+        final_lr: Learning rate at the bottom of the cosine.
 
     Raises:
-        ValueError: `total_steps` is not positive, or the warmup is unknown.
+        UserError: If `total_steps` is not positive, or the warmup is unknown.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if total_steps <= 0:
-            raise ValueError(f"total_steps is {total_steps}; it must be at least 1.")
+            raise UserError(f"total_steps is {total_steps}; it must be at least 1.")
         _check_warmup(warmup_steps, warmup)
         self.base_lr = base_lr
         self.total_steps = total_steps
@@ -118,7 +124,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup = warmup
         self.final_lr = final_lr
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+        """Returns the learning rate of a step, a scalar."""
         step = ops.cast(step, "float64")
         progress = ops.minimum(step / self.total_steps, ops.ones_like(step))
         cosine = 0.5 * (1.0 + ops.cos(math.pi * progress))
@@ -126,7 +133,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         lr = lr * _warmup_scale(step, self.warmup_steps, self.warmup_factor, self.warmup)
         return ops.cast(lr, keras.config.floatx())
 
-    def get_config(self):
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
         return {
             "base_lr": self.base_lr,
             "total_steps": self.total_steps,

@@ -1,4 +1,4 @@
-"""Which devices a training runs on."""
+"""Strategies of `tf.distribute` by name: the devices that a training runs on."""
 
 import contextlib
 import json
@@ -8,10 +8,12 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from kerasdet.training.signals import handle_sigterm
+from kerasdet.errors import UserError
+from kerasdet.training.loop import handle_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +21,22 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """A `tf.distribute` strategy, in whose scope a model is to be built.
+    """Makes a `tf.distribute` strategy, in whose scope a model is to be built.
+
+    Example:
+        >>> with make_strategy("mirrored").scope():
+        ...     train(kerasdet.RetinaNet(num_classes=3), data, ...)
 
     Args:
-        name: "one_device"; "mirrored", all GPUs of this machine, or its logical CPU devices where there are none;
-            "multi_worker", the processes that the environment variable TF_CONFIG names, each with all of its GPUs;
-            "tpu", the TPU that TensorFlow's resolver finds.
+        name: "one_device"; "mirrored" for all GPUs of this machine, or for its logical CPU devices if it has no GPU;
+            "multi_worker" for the processes that the environment variable TF_CONFIG names, each with all of its GPUs;
+            "tpu" for the TPU that TensorFlow's resolver finds.
+
+    Returns:
+        The strategy.
 
     Raises:
-        ValueError: For another name, a TF_CONFIG that is none, a worker that cannot start, or no TPU.
+        UserError: If the name is unknown, TF_CONFIG is not valid, a worker cannot start, or there is no TPU.
     """
     if name == "one_device":
         return tf.distribute.get_strategy()
@@ -38,36 +47,51 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return _multi_worker()
     if name == "tpu":
         return _tpu()
-    raise ValueError(f"There is no strategy {name!r}: set STRATEGY to one of {', '.join(STRATEGIES)}.")
+    raise UserError(f"There is no strategy {name!r}: set STRATEGY to one of {', '.join(STRATEGIES)}.")
 
 
-def _multi_worker():
-    address, workers = _addresses(os.environ.get("TF_CONFIG"))
-    _meet(address, workers)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    except tf.errors.OpError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"The worker at {address} of TF_CONFIG cannot start ({reason}).") from None
-    handle_sigterm(before)  # TensorFlow has installed its own, which does nothing here
-    return strategy
+def wait_for_workers(address: str, workers: Sequence[str]) -> None:
+    """Waits until all workers listen on their ports.
 
+    TensorFlow waits for workers, too, but logs nothing meanwhile and cannot be interrupted.
 
-def _meet(address, workers):
-    """Returns when all workers listen: TensorFlow waits for them, too, but says nothing and cannot be interrupted."""
+    Args:
+        address: ``host:port`` of this worker.
+        workers: ``host:port`` of all workers, this one included.
+
+    Raises:
+        UserError: If the port of this worker is taken.
+    """
     others = [worker for worker in workers if worker != address]
-    everywhere = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    all_interfaces = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
-        server = socket.create_server(("", _split(address)[1]), backlog=len(workers), **everywhere)
+        server = socket.create_server(("", _split(address)[1]), backlog=len(workers), **all_interfaces)
     except OSError as error:
-        reason = os.strerror(error.errno)
-        raise ValueError(f"The worker at {address} of TF_CONFIG cannot have its port: {reason}.") from None
+        raise UserError(
+            f"The worker at {address} of TF_CONFIG cannot have its port: {os.strerror(error.errno)}. End the process "
+            "that uses it, or choose another port in the TF_CONFIG of all workers."
+        ) from None
     with server:
         if others:
             log.info("Worker %s waits for %s.", address, ", ".join(others))
         while others := [worker for worker in others if not _listens(worker)]:
             time.sleep(0.2)
+
+
+def _multi_worker():
+    address, workers = _addresses(os.environ.get("TF_CONFIG"))
+    wait_for_workers(address, workers)
+    handler_before = signal.getsignal(signal.SIGTERM)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The worker at {address} of TF_CONFIG cannot start ({reason}): check that all workers run and can reach "
+            "one another."
+        ) from None
+    handle_sigterm(handler_before)  # TensorFlow 2.21 installs its own, which swallows the signal
+    return strategy
 
 
 def _listens(address):
@@ -82,27 +106,27 @@ def _split(address):
 
 
 def _addresses(text):
-    """Of this process, and of all workers."""
+    """The address of this process and those of all workers, from the text of TF_CONFIG."""
     try:
         config = json.loads(text or "")
         cluster, task = config["cluster"], config["task"]
         jobs = {name: cluster[name] for name in ("chief", "worker") if name in cluster}
         job, index = jobs[task["type"]], int(task["index"])
     except (TypeError, AttributeError, KeyError, ValueError):
-        raise _no_tf_config(text, "lacks a cluster, or a task of it") from None
+        raise _bad_tf_config(text, "lacks a cluster, or a task of it") from None
     if not all(isinstance(addresses, list) and addresses for addresses in jobs.values()):
-        raise _no_tf_config(text, "does not list the workers")
+        raise _bad_tf_config(text, "does not list the workers")
     workers = [address for addresses in jobs.values() for address in addresses]
     if wrong := [address for address in workers if not re.fullmatch(r"\S+:\d+", str(address))]:
-        raise _no_tf_config(text, f"has {wrong[0]!r} where host:port of a worker should be")
+        raise _bad_tf_config(text, f"has {wrong[0]!r} instead of host:port of a worker")
     if not 0 <= index < len(job):
-        raise _no_tf_config(text, f"has the index {index}, and of {len(job)} workers the first is 0")
+        raise _bad_tf_config(text, f"has the index {index}, but the {len(job)} workers count from 0")
     return job[index], workers
 
 
-def _no_tf_config(text, fault):
+def _bad_tf_config(text, fault):
     example = '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
-    return ValueError(
+    return UserError(
         f"STRATEGY multi_worker finds the workers in the environment variable TF_CONFIG, which is {text!r} and "
         f"{fault}: set it as in {example}, or start local workers with kerasdet train --workers N."
     )
@@ -112,5 +136,8 @@ def _tpu():
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(f"STRATEGY tpu finds no TPU ({' '.join(str(error).split())[:200]}).") from None
+        raise UserError(
+            f"STRATEGY tpu finds no TPU ({' '.join(str(error).split())[:200]}): run on a TPU machine, or choose "
+            "another STRATEGY."
+        ) from None
     return tf.distribute.TPUStrategy(resolver)

@@ -1,139 +1,165 @@
-"""What a run measures on held-out images, and what follows: the best model, an early end, pictures."""
+"""Evaluation during a run, and what follows from it: the best model, early stopping, pictures."""
 
 import inspect
 import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from kerasdet import evaluation, visualize
 from kerasdet.data import images
-from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY
+from kerasdet.errors import UserError
+from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
+from kerasdet.inference.detections import Detections
 from kerasdet.training.ema import averaged_weights
 from kerasdet.training.metrics_log import RunLog
+from kerasdet.training.options import Validation
 from kerasdet.training.resume import save_model
 
 log = logging.getLogger(__name__)
 
 
-class Validation:
-    """Measures a model in training on held-out data, with the averages of its weights where there are any.
+class Validator:
+    """Evaluates a model in training, with its averaged weights if the optimizer keeps any.
 
     Args:
-        model: In training.
-        data: Held-out data.
-        evaluate: ``evaluate(model, data)`` -> metrics with a ``summary`` dict.
-        run_log: Receives the numbers, ``val_loss`` and pictures; knows the best of earlier processes.
-        best: Where the model with the best `monitor` is written; None in a process that does not write.
-        monitor: A number of the summary, the first by default, or ``val_loss``.
-        patience: After how many measurements without a better one training ends; None for never.
+        model: Model in training.
+        validation: Data and rules of evaluation.
+        run_log: Log that receives the numbers, ``val_loss`` and pictures. It also has the numbers of earlier processes.
+        best: File for the model with the best monitored number; None in a process that does not write.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        data,
-        evaluate: Callable,
-        run_log: RunLog,
-        best: Path | None,
-        monitor: str | None = None,
-        patience: int | None = None,
-    ):
+    def __init__(self, model: keras.Model, validation: Validation, run_log: RunLog, best: Path | None):
         self.model = model
-        self.data = data
-        self.evaluate = evaluate
+        self.data = validation.data
+        self.evaluate = validation.evaluate
+        self.patience = validation.patience
         self.run_log = run_log
         self.best = best
-        logged = (name for line in self._measured() for name in line if name != "step")
-        self.monitor = monitor or next(iter([*measures(evaluate, model, data), *logged]), None)
-        self.patience = patience
+        logged = (name for line in self._evaluations() for name in line if name != "step")
+        self.monitor = validation.monitor or next(iter([*self._names(), *logged]), None)
 
     def __call__(self, step: int) -> None:
-        """Measures after a step; raises ValueError if there is no number `monitor`."""
+        """Evaluates the model after a step, and stops training if `patience` is exhausted.
+
+        Args:
+            step: Completed steps.
+
+        Raises:
+            UserError: If no number has the monitored name.
+        """
         before = self._history()
         with averaged_weights(self.model):
             values = dict(self.evaluate(self.model, self.data).summary)
-            if _annotated(self.model, self.data):
+            if _has_targets(self.model, self.data):
                 values.update(evaluation.validation_losses(self.model, self.data))
             self.monitor = self.monitor or next(iter(values))
-            if self.monitor not in [*values, *measures(self.evaluate, self.model, self.data)]:
-                raise ValueError(f"There is no {self.monitor!r} to monitor: there are {', '.join(values)}.")
+            if self.monitor not in [*values, *self._names()]:
+                raise UserError(f"There is no {self.monitor!r} to monitor: choose one of {', '.join(values)}.")
             if self.best is not None:
-                self.run_log.picture(step, "truth and detections", panel(self.model, self.data))
-                if self._goodness(values) > max(before, default=-math.inf):
+                picture = comparison(self.model, self.data)
+                self.run_log.write_image(step, "ground truth and detections", picture)
+                if self._score(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
-            self.run_log.write(step, values)  # last: what is in the log is not done again
+            self.run_log.write(step, values)  # last, because a resumed run does not repeat what is in the log
         if self.best is not None:
             shown = list(dict.fromkeys([self.monitor, *values]))[:3]
             log.info("step %d: %s", step, ", ".join(f"{name} {values.get(name, math.nan):.3f}" for name in shown))
             if not math.isfinite(values.get(self.monitor, math.nan)):
-                reason = "" if any(len(record.boxes) for record in self.data.records) else ": eval_data has no objects"
-                log.warning("%s is not a number%s; no model is the best by it.", self.monitor, reason)
-        if self.has_ended():
+                has_objects = any(len(record.boxes) for record in self.data.records)
+                reason = "" if has_objects else ", because the validation data has no objects"
+                log.warning("%s is not a number%s: best.keras stays as it is.", self.monitor, reason)
+        if self.should_stop():
             self.model.stop_training = True
 
-    def has_measured(self, step: int) -> bool:
-        """Whether the run has come as far as measuring after this step."""
-        return any(line["step"] == step for line in self._measured())
+    def has_evaluated(self, step: int) -> bool:
+        """Tells whether the log has an evaluation after this step.
 
-    def has_ended(self) -> bool:
-        """Whether `patience` is at its end."""
+        Args:
+            step: Completed steps.
+        """
+        return any(line["step"] == step for line in self._evaluations())
+
+    def should_stop(self) -> bool:
+        """Tells whether the last `patience` evaluations brought no improvement."""
         history = self._history()
         if self.patience is None or not history or len(history) - 1 - int(np.argmax(history)) < self.patience:
             return False
-        log.info("%s has not improved in %d measurements: training ends.", self.monitor, self.patience)
+        log.info("%s has not improved in %d evaluations: training stops.", self.monitor, self.patience)
         return True
 
-    def _history(self):
-        return [self._goodness(line) for line in self._measured()]
+    def _names(self):
+        return metric_names(self.evaluate, self.model, self.data)
 
-    def _measured(self):
+    def _history(self):
+        return [self._score(line) for line in self._evaluations()]
+
+    def _evaluations(self):
+        """Lines of the log that are evaluations; only those of training have a learning rate."""
         return [line for line in self.run_log.lines if "learning_rate" not in line]
 
-    def _goodness(self, values):
+    def _score(self, values):
+        """The monitored number, negated if it is a loss, so that higher is better."""
         value = values.get(self.monitor, math.nan)
         return -math.inf if math.isnan(value) else -value if self.monitor.endswith("loss") else value
 
 
-def measures(evaluate: Callable, model: keras.Model, data) -> list[str]:
-    """Names of what `kerasdet.evaluate` and the losses may have to say of a model; none where `evaluate` is another."""
-    if inspect.unwrap(evaluate) is not evaluation.evaluate:  # which gin wraps
+def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]:
+    """Lists the names of the numbers that an evaluation yields.
+
+    Args:
+        evaluate: Function that evaluates; its names are known only if it is `kerasdet.evaluate`.
+        model: Detector.
+        data: Dataset to evaluate on.
+
+    Returns:
+        Names such as "AP50" and "val_loss"; an empty list for another `evaluate`.
+    """
+    if inspect.unwrap(evaluate) is not evaluation.evaluate:  # gin wraps the function
         return []
-    names = list(PROPOSAL_SUMMARY if model.num_classes is None else SUMMARY)
-    parts = {"masks": ("segm", SUMMARY), "keypoints": ("keypoints", KEYPOINT_SUMMARY)}
-    for iou_type, summary in (parts[branch.annotation] for branch in model.branches):
-        names += [f"{iou_type}/{name}" for name in summary]
-    losses = [f"val_{mean.name}" for mean in model._metric_state.losses] if _annotated(model, data) else []
-    return names + losses
+    names = list(PROPOSAL_SUMMARY if model.num_classes is None else SUMMARIES["bbox"])
+    for branch in model.branches:
+        names += [f"{branch.metric}/{name}" for name in SUMMARIES[branch.metric]]
+    if _has_targets(model, data):
+        names += ["val_loss", *(f"val_{name}" for name in model.loss_names)]
+    return names
 
 
-def _annotated(model, data):
-    """Whether the data were read with all that the model has losses on."""
-    fields = {"masks": "num_runs", "keypoints": "keypoints"}
-    return all(getattr(data.records[0], fields[branch.annotation]) is not None for branch in model.branches)
+def _has_targets(model, data):
+    """Whether the dataset was read with everything that the model has losses on."""
+    try:
+        for branch in model.branches:
+            branch.check_dataset(data)
+    except ValueError:
+        return False
+    return True
 
 
-def panel(model: keras.Model, data, count: int = 4, min_score: float = 0.3) -> np.ndarray:
-    """Ground truth beside detections for the first `count` images, (H, W, 3) uint8."""
+def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float = 0.3) -> np.ndarray:
+    """Draws ground truth beside detections.
+
+    Args:
+        model: Detector.
+        data: Dataset.
+        count: Number of images, the first of the dataset.
+        min_score: Detections with a score at or below this are not drawn. In [0, 1].
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     pictures = []
     for record in data.records[:count]:
         image = images.read(record.path)
-        found = {name: value[0] for name, value in model.detect(image).items()}
-        keep = np.flatnonzero((found["scores"] >= min_score) & (found["class_ids"] >= 0))
-        masks = None
-        if "mask_probs" in found and len(keep):
-            masks = np.array(model.paste_masks(found["mask_probs"][keep], found["boxes"][keep], *image.shape[:2]))
-        pictures += [
-            _drawn(model, image, record.boxes, record.class_ids),
-            _drawn(model, image, found["boxes"][keep], found["class_ids"][keep], found["scores"][keep], masks),
-        ]
+        truth = Detections(
+            boxes=record.boxes,
+            scores=np.ones(len(record.boxes)),
+            class_ids=record.class_ids,
+            image_size=image.shape[:2],
+            class_names=model.class_names,
+        )
+        pictures += [truth.draw(image), model.detect(image).filter(score=min_score).draw(image)]
     return visualize.grid(pictures, 2, titles=("ground truth", "detections"))
-
-
-def _drawn(model, image, boxes, class_ids, scores=None, masks=None):
-    names = model.class_names or {}
-    labels = [names[k] if k < len(names) else str(k) for k in class_ids.tolist()]
-    return visualize.draw_boxes(image, boxes, labels, scores, class_ids, masks=masks)

@@ -11,36 +11,38 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from kerasdet.errors import UserError
+
 log = logging.getLogger(__name__)
 
-RESTARTS = 3
-GRACE = 120  # seconds in which all save and leave, from when the first has left as it was asked to
+MAX_RESTARTS = 3
+GRACE_SECONDS = 120  # for the other workers to save, after the first exited as a signal asked it to
 
 
 def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
-    """Runs a command in `count` processes, each a worker of one TF_CONFIG, and ends when they do.
+    """Runs a command in several processes, each a worker of one TF_CONFIG, until all have ended.
 
-    When a worker is killed the others cannot go on: all are started again, three times at most, and go on from the
-    last checkpoint. SIGTERM, SIGINT and SIGHUP are handed on, and the workers have time to save: they are in sessions
-    of their own, where Ctrl-C reaches them once.
+    If a worker is killed, the others cannot go on. All are then restarted, up to `MAX_RESTARTS` times, and resume from
+    the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on, and the workers have `GRACE_SECONDS` to save. They
+    run in sessions of their own, so that Ctrl-C in a terminal does not reach them a second time.
 
     Args:
-        command: Such as ``kerasdet train``.
-        count: How many.
-        num_gpus: Of this machine, shared out among the workers; with 0 they run on the CPU.
+        command: Command of a worker, such as ``["kerasdet", "train", "recipe.gin"]``.
+        count: Number of workers.
+        num_gpus: GPUs of this machine, which the workers share out among themselves. 0 runs them on the CPU.
 
     Returns:
-        0, or the exit code of the first that failed.
+        0, or the exit code of the first worker that failed.
 
     Raises:
-        ValueError: If there are GPUs, but not one for each worker.
+        UserError: If there are GPUs, but fewer than workers.
     """
     if 0 < num_gpus < count:
-        raise ValueError(f"There are {num_gpus} GPUs for {count} workers: give --workers {num_gpus} or fewer.")
-    for restarts in range(RESTARTS + 1):
+        raise UserError(f"There are {num_gpus} GPUs for {count} workers: give --workers {num_gpus} or fewer.")
+    for restarts in range(MAX_RESTARTS + 1):
         if restarts:
-            log.warning("A worker was killed: starting all again (%d of %d times).", restarts, RESTARTS)
-        with _signals_to_end() as received:
+            log.warning("A worker was killed: restarting all (%d of at most %d times).", restarts, MAX_RESTARTS)
+        with _received_signals() as received:
             workers = [
                 subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
                 for environment in worker_environments(count, num_gpus)
@@ -52,8 +54,16 @@ def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
 
 
 def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
-    """TF_CONFIG of each worker, on free ports, and its GPUs, if there are any."""
-    with contextlib.ExitStack() as stack:  # all at once, so that they differ
+    """Makes the environment variables of local workers: TF_CONFIG with free ports, and their GPUs.
+
+    Args:
+        count: Number of workers.
+        num_gpus: GPUs to share out; 0 sets no GPUs.
+
+    Returns:
+        One dict per worker.
+    """
+    with contextlib.ExitStack() as stack:  # all sockets are open at once, so that their ports differ
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
@@ -68,31 +78,32 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 def _wait(workers, received):
-    """Exit codes of the workers that failed, lowest first, without those that are ended for it."""
-    handed_on, deadline = 0, math.inf
+    """Waits for all workers; returns the exit codes of those that failed by themselves, lowest first."""
+    passed_on, deadline = 0, math.inf
     while True:
-        for number in received[handed_on:]:
+        for number in received[passed_on:]:
             for worker in workers:
                 worker.send_signal(number)
-            handed_on += 1
+            passed_on += 1
         codes = [worker.poll() for worker in workers]
         failed = sorted(code for code in codes if code)
         if None not in codes:
             return failed
-        as_asked = {code for number in received for code in (-number, 128 + number)}
+        codes_of_signals = {code for number in received for code in (-number, 128 + number)}
+        is_as_asked = codes_of_signals.issuperset(failed)
         if failed and deadline == math.inf:
-            deadline = time.monotonic() + (GRACE if as_asked.issuperset(failed) else 0)
-        if failed and (time.monotonic() >= deadline or not as_asked.issuperset(failed)):
+            deadline = time.monotonic() + (GRACE_SECONDS if is_as_asked else 0)
+        if failed and (time.monotonic() >= deadline or not is_as_asked):
             for worker in workers:
-                worker.kill()  # it may wait for the dead forever
+                worker.kill()  # it may wait for the lost worker forever
                 worker.wait()
             return failed
         time.sleep(0.1)
 
 
 @contextlib.contextmanager
-def _signals_to_end():
-    """A list of the signals to end that come within; those that this process ignores, as under nohup, stay ignored."""
+def _received_signals():
+    """Collects the signals to end that arrive inside the block; ignored ones, as under nohup, stay ignored."""
     received = []
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}

@@ -1,6 +1,6 @@
-"""Mutation fuzz of the checkpoint readers: python tests/checkpoints/fuzz_pickles.py COUNT [SEED].
+"""Fuzzes the checkpoint readers with mutated files: python tests/checkpoints/fuzz_pickles.py COUNT [SEED].
 
-Every mutant either reads as a dict or gives a ValueError; nothing it asks for is executed.
+Every mutant must either read as a dict or raise UserError; the reader must not execute its code.
 """
 
 import pickle
@@ -18,13 +18,14 @@ import numpy as np
 import torch_files
 
 from kerasdet.checkpoints import read
+from kerasdet.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 LENGTH_CODES = b"XTBUC\x8c\x8d\x8a\x8b\x8e\x95\x96\x87\x85rqjhMKJ"
 
 
 def seeds():
-    """Well-formed files of every layout as (name, pickle, what to wrap a pickle with to make a file)."""
+    """Makes well-formed files of every format as (name, pickle, function that wraps a pickle into a file)."""
     rng = np.random.default_rng(0)
     arrays = {"conv.weight": rng.random((2, 3), np.float32), "n": np.array(3), "bias": rng.random(4)}
     tree, stored = torch_files.state_tree(arrays)
@@ -71,7 +72,7 @@ def _zip_seed(path):
 
 
 def safetensors_file(arrays):
-    """A .safetensors file of float32, float64 and int64 arrays."""
+    """Writes a .safetensors file of float32, float64 and int64 arrays."""
     import json
 
     codes, header, body = {"float32": "F32", "float64": "F64", "int64": "I64"}, {"__metadata__": {"format": "pt"}}, b""
@@ -84,7 +85,7 @@ def safetensors_file(arrays):
 
 
 def attacks(sentinel):
-    """Opcodes that would create the sentinel file, were they executed; each leaves one value on the stack."""
+    """Returns opcodes that create the sentinel file if they are executed; each leaves one value on the stack."""
     command, code = f"touch {sentinel}", f"open({str(sentinel)!r}, 'w').close()"
 
     def short(text):
@@ -163,7 +164,7 @@ def _any_opcode(random_, data):
 
 
 def mutants(count, seed, sentinel):
-    """Yields `count` mutated files as (name, bytes), the same for the same seed and sentinel."""
+    """Yields `count` mutated files as (name, bytes), reproducibly from seed and sentinel."""
     random_ = random.Random(seed)
     sources, evil = seeds(), attacks(sentinel)
     for _ in range(count):
@@ -192,15 +193,15 @@ def mutants(count, seed, sentinel):
 
 
 def run(count, seed, folder):
-    """Reads mutants; any exception but ValueError, and any execution, is an AssertionError that keeps the file.
+    """Reads mutants; keeps the file and raises AssertionError for other errors than UserError and for execution.
 
     Args:
-        count: How many.
-        seed: Of the mutations.
-        folder: An empty folder to work in.
+        count: Number of mutated files.
+        seed: Seed of the mutations.
+        folder: Empty folder to work in.
 
     Returns:
-        Counter of "read", "refused" and "damaged"; the last is an error the reader did not foresee by itself.
+        Counter of "read", "refused" and "damaged"; "damaged" counts errors that a library raised, not the reader.
     """
     sentinel, outcomes = Path(folder) / "sentinel", Counter()
     path = Path(folder) / "mutant.bin"
@@ -208,9 +209,9 @@ def run(count, seed, folder):
         path.write_bytes(data)
         try:
             state = read(path)
-        except ValueError as error:
-            assert type(error) is ValueError and str(error).startswith(f"{path}: "), (name, error)
-            outcomes["damaged" if ": damaged, " in str(error) else "refused"] += 1
+        except UserError as error:
+            assert str(error).startswith(f"{path}: "), (name, error)
+            outcomes["damaged" if ": is damaged (" in str(error) else "refused"] += 1
             assert "MemoryError" not in str(error), (name, error)
         else:
             assert state and all(type(array) is np.ndarray and not array.dtype.hasobject for array in state.values())

@@ -1,16 +1,20 @@
-"""Reference checkpoints, what their frameworks made of them, and how detections are compared."""
+"""Loads reference checkpoints and the outputs of their frameworks, and compares detections."""
 
+import dataclasses
 import importlib.util
 import json
+import re
 
 import numpy as np
 from conftest import shared
+
+from kerasdet.checkpoints import SOURCES
 
 XYXY = [1, 0, 3, 2]  # from yxyx to xyxy, and back
 
 
 def weights():
-    """The module that makes reference weights and images."""
+    """Imports the module that makes reference weights and images."""
     spec = importlib.util.spec_from_file_location("weights", shared("reference/reference_weights.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -18,50 +22,73 @@ def weights():
 
 
 def layout(name):
-    """Names and shapes of a reference checkpoint."""
+    """Loads names and shapes of a reference checkpoint."""
     return json.loads(shared(f"reference/models/{name}.layout.json").read_text())
 
 
+def shallow_layout(name):
+    """Loads the layout of a reference without the blocks after the first of each stage, for `shallow_sources`."""
+    return {key: shape for key, shape in layout(name).items() if not re.search(r"(layer|res)\d\.[1-9]", key)}
+
+
+def shallow_sources():
+    """Makes sources with one block per stage (two in c4 of the deeper ResNets), which build in a third of the time."""
+    found = {}
+    for name, source in SOURCES.items():
+        stages = (1, 1, 1, 1) if source.backbone.get("depth", 50) <= 50 else (1, 1, 2, 1)
+        found[name] = dataclasses.replace(source, backbone={**source.backbone, "stages": stages})
+    return found
+
+
 def state(name):
-    """The tensors of a reference checkpoint."""
-    return weights().state_dict(layout(name))
+    """Makes the tensors of a reference checkpoint; those of caffe models have a scaled first convolution."""
+    return weights().state_dict(layout(name), caffe="caffe" in name)
 
 
 def outputs(name):
-    """What its framework made of it."""
+    """Loads the outputs of the framework for a reference checkpoint."""
     return dict(np.load(shared(f"reference/models/{name}.npz")))
 
 
 def constants(shapes):
-    """A state in which every tensor is full of a number of its own, from 1 on."""
+    """Makes a state whose i-th tensor is filled with the number i, from 1."""
     return {name: np.broadcast_to(np.float32(i), shape) for i, (name, shape) in enumerate(shapes.items(), 1)}
 
 
 def numbers(*layers):
-    """The number in each variable of layers, which must be full of it, in the order of the variables."""
+    """Returns the number that fills each variable of the layers, in the order of the variables."""
     found = []
     for layer in layers:
         for variable in layer.variables:
             value = variable.numpy()
-            assert value.min() == value.max(), f"{variable.path} holds more than one tensor"
+            assert value.min() == value.max(), f"{variable.path} mixes several tensors."
             found.append(int(value.min()))
     return found
 
 
 def detections(result, index, first_label=0):
-    """The detections of one image, in the form in which the references have them."""
+    """Returns the detections of one image in the form of the references: xyxy boxes and labels."""
     count = int(result["valid"][index])
     boxes, scores, class_ids = (np.asarray(result[name])[index, :count] for name in ("boxes", "scores", "class_ids"))
     return {"boxes": boxes[:, XYXY], "scores": scores, "labels": class_ids + first_label}
 
 
+def unpadded(detections, first_label=0):
+    """The `Detections` of one image in the form of the references."""
+    return {
+        "boxes": detections.xyxy,
+        "scores": detections.scores,
+        "labels": detections.class_ids + first_label,
+    }
+
+
 def expected_detections(golden, prefix):
-    """The detections of a reference."""
+    """Returns the detections of a reference."""
     return {name: golden[f"{prefix}_{name}"] for name in ("boxes", "scores", "labels")}
 
 
 def matched(found, expected, pixels, score):
-    """How many of the expected detections are found, each another one: same label, corners and score this close."""
+    """Counts expected detections with a found one of equal label, and box and score within limits; uses each once."""
     free = np.ones(len(found["scores"]), bool)
     count = 0
     for box, expected_score, label in zip(*expected.values(), strict=True):
@@ -74,7 +101,7 @@ def matched(found, expected, pixels, score):
 
 
 def relative(value, expected):
-    """The largest difference as a share of the largest expected value."""
+    """Returns the largest difference relative to the largest expected value."""
     value, expected = np.asarray(value), np.asarray(expected)
     assert value.shape == expected.shape
     return np.abs(value - expected).max() / np.abs(expected).max()

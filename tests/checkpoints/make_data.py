@@ -1,4 +1,4 @@
-"""Makes tests/checkpoints/data/*.pth with a real torch (2.13.0 made those in the repository): python make_data.py."""
+"""Makes tests/checkpoints/data/*.pth with torch: python make_data.py. torch 2.13.0 made the files in the repository."""
 
 import argparse
 from collections import OrderedDict
@@ -10,7 +10,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def expected():
-    """What every file of the folder holds, without torch."""
+    """Makes the contents of every file of the folder without torch."""
     base = np.arange(20, dtype=np.float32) / 8 - 1
     return {
         "base": base,

@@ -1,4 +1,4 @@
-"""Small files that declare large contents are refused before memory is spent on them."""
+"""Tests that small files which declare large contents are refused before they cost memory."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from torch_files import one_tensor
 from kerasdet.checkpoints import read
 
 
-def _npy_that_declares(shape):
+def _npy_header(shape):
     out = io.BytesIO()
     np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return out.getvalue()
@@ -25,8 +25,8 @@ def _zip_bomb():
     return out.getvalue()
 
 
-def _zip_that_lies():
-    """The entry declares 8 bytes and inflates to 100 MiB."""
+def _zip_with_false_size():
+    """Makes a zip whose entry declares 8 bytes but inflates to 100 MiB."""
     data = bytearray(_zip_bomb())
     for signature, size in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
         at = data.index(signature) + size
@@ -67,9 +67,9 @@ BOMBS = {
     "deep lists": b"\x80\x02" + b"]" * 200000 + b"a" * 199999 + b".",
     "deep tuples as a key": b"\x80\x02})" + b"\x85" * 200000 + b"Ns.",
     "marks": b"\x80\x02" + b"(" * 300000 + b".",
-    ".npy of 4 TiB": _zipped("a.npy", _npy_that_declares((2**40,))),
+    ".npy of 4 TiB": _zipped("a.npy", _npy_header((2**40,))),
     "zip": _zip_bomb(),
-    "zip that lies": _zip_that_lies(),
+    "zip with a false size": _zip_with_false_size(),
 }
 
 

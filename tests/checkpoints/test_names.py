@@ -1,6 +1,6 @@
-"""Key names: today's layouts, what is inside the files people download, and the backbones' own files.
+"""Tests the names of tensors: current layouts, published files with older names, and files of backbones.
 
-Where a test only asks which tensor goes where, every tensor of the file is full of a number of its own.
+Tests that only ask where each tensor goes fill the i-th tensor of the file with the number i.
 """
 
 import pickle
@@ -12,7 +12,7 @@ import tensorflow as tf
 from checkpoints import golden
 
 from kerasdet.checkpoints import read, to_model
-from kerasdet.checkpoints.names import is_ignored
+from kerasdet.checkpoints.names import is_ignored, modern_names
 from kerasdet.models import Preprocessing
 
 TORCHVISION = "torchvision_retinanet_resnet50_fpn"
@@ -20,7 +20,7 @@ TORCHVISION_V2 = "torchvision_retinanet_resnet50_fpn_v2"
 TORCHVISION_FCOS = "torchvision_fcos_resnet50_fpn"
 DETECTRON2 = "detectron2_retinanet_R_50_FPN"
 DETECTRON2_FCOS = "detectron2_fcos_R_50_FPN"
-# Mean, deviation, maximum and value [1, 1, 2] of every 16th channel of torchvision 0.28.0's features
+# Mean, standard deviation, maximum and value [1, 1, 2] of every 16th channel of torchvision 0.28.0's features
 FEATURES = {
     18: {
         "c2": (1.70386, 1.45338, 7.83743, 4.89162),
@@ -44,7 +44,7 @@ def parts(model):
 
 
 def renamed(state, *rules):
-    """A state with every name rewritten by regular expressions, one after the other."""
+    """Rewrites every name of a state by regular expressions, one after the other."""
     out = {}
     for name, value in state.items():
         for pattern, replacement in rules:
@@ -55,7 +55,7 @@ def renamed(state, *rules):
 
 
 def deeper(layout, pattern, count):
-    """A layout of ResNet-101: the blocks 6 to `count` of the fourth stage are like its block 1."""
+    """Makes a layout of ResNet-101: copies block 1 of the fourth stage to the blocks 6 to `count`."""
     copies = {
         name.replace(pattern.format(1), pattern.format(block)): shape
         for name, shape in layout.items()
@@ -65,7 +65,7 @@ def deeper(layout, pattern, count):
     return {**layout, **copies}
 
 
-# Today's layouts
+# Current layouts
 
 
 @pytest.mark.parametrize("name", [TORCHVISION, TORCHVISION_V2, TORCHVISION_FCOS, DETECTRON2, DETECTRON2_FCOS])
@@ -76,13 +76,13 @@ def test_every_entry_of_a_layout_is_used_once(name):
     assert sorted(golden.numbers(*parts(model))) == sorted(int(state[key].flat[0]) for key in used)
 
 
-def test_detectron2_resnet_101():
+def test_every_entry_of_a_resnet_101_is_used_once():
     layout = deeper(golden.layout(DETECTRON2), "res4.{}.", 23)
     model = to_model(golden.constants(layout), "detectron2/retinanet_R_101_FPN")
     assert sorted(golden.numbers(*parts(model))) == list(range(1, len(layout) + 1))
 
 
-# torchvision's older names: `_v1_to_v2_weights` of RetinaNet's heads and `FeaturePyramidNetwork` there rename them
+# torchvision renames older names in RetinaNet's `_v1_to_v2_weights` and in `FeaturePyramidNetwork`.
 
 
 def older(state):
@@ -110,19 +110,18 @@ def test_torchvision_older_names_give_the_same_model():
     assert golden.numbers(*parts(to_model(old, source))) == golden.numbers(*parts(to_model(state, source)))
 
 
-def test_torchvision_fcos_with_older_names_of_the_pyramid():
-    """Its towers have norms between the convolutions and were never renamed."""
+def test_older_names_of_torchvisions_fcos_are_renamed():
+    """The towers of FCOS have norms between the convolutions and were never renamed."""
     state = golden.constants(golden.layout(TORCHVISION_FCOS))
     old = renamed(state, (r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2."))
     assert {"head.classification_head.conv.0.weight", "backbone.fpn.inner_blocks.0.weight"} <= set(old)
-    source = "torchvision/fcos_resnet50_fpn"
-    assert golden.numbers(*parts(to_model(old, source))) == golden.numbers(*parts(to_model(state, source)))
+    assert modern_names(old, "torchvision") == dict(zip(old, state, strict=True))
 
 
-# detectron2's containers and caffe2's names
+# Containers of detectron2 and names of caffe2
 
 
-def test_detectron2_pickle(tmp_path):
+def test_detectron2_pickle_ignores_buffers(tmp_path):
     layout = golden.layout(DETECTRON2)
     state = {name: value for name, value in golden.constants(layout).items() if value.size < 1e5}
     extra = {
@@ -145,7 +144,7 @@ def test_detectron2_pickle(tmp_path):
     ("name", "ignored"),
     [
         ("anchor_generator.cell_anchors.0", True),
-        ("proposal_generator.anchor_generator.cell_anchors.4", True),  # of published R-CNNs
+        ("proposal_generator.anchor_generator.cell_anchors.4", True),  # in published R-CNNs
         ("pixel_mean", True),
         ("stem.conv1.bias", True),
         ("backbone.bottom_up.stem.conv1.bias", False),
@@ -153,7 +152,7 @@ def test_detectron2_pickle(tmp_path):
         ("roi_heads.box_predictor.bbox_pred.bias", False),
     ],
 )
-def test_entries_that_detectron2_leaves_out(name, ignored):
+def test_ignored_entries_are_those_of_detectron2(name, ignored):
     assert is_ignored(name, "detectron2") == ignored
 
 
@@ -177,7 +176,7 @@ WITH_STATISTICS = (
     (r"\.norm\.running_var$", "_bn_running_var"),
 )
 CLASSIFIER = {
-    "conv1_b": np.ones(64, np.float32),  # in front of a norm; detectron2 has no place for it
+    "conv1_b": np.ones(64, np.float32),  # a bias before a norm, which detectron2 ignores
     "fc1000_w": np.ones((1000, 2048), np.float32),
     "fc1000_b": np.ones(1000, np.float32),
 }
@@ -192,7 +191,7 @@ def without_statistics(state):
 
 
 @pytest.mark.parametrize("depth", [50, 101])
-def test_msra_names(depth):
+def test_msra_names_fill_the_backbone(depth):
     layout = deeper(backbone_of(golden.layout(DETECTRON2)), "res4.{}.", BLOCKS[depth][2])
     state = renamed(golden.constants(layout), *WITH_STATISTICS)
     assert {
@@ -209,8 +208,8 @@ def test_msra_names(depth):
     assert sorted(golden.numbers(backbone)) == list(range(1, len(layout) + 1))
 
 
-def test_msra_affine_norms():
-    """Mean 0 and variance 1 where the file has none, and detectron2's epsilon on top of that variance."""
+def test_msra_norms_get_mean_0_and_variance_1():
+    """The files have no statistics; detectron2 adds its epsilon to the variance of 1."""
     layout = without_statistics(backbone_of(golden.layout(DETECTRON2)))
     state = renamed(golden.constants(layout), *AFFINE)
     assert {"conv1_w", "res_conv1_bn_s", "res_conv1_bn_b", "res2_0_branch1_w", "res5_2_branch2c_bn_s"} <= set(state)
@@ -228,7 +227,7 @@ def test_msra_affine_norms():
     np.testing.assert_allclose(y, np.full((1, 1, 1, 64), x * gamma / np.sqrt(1 + 1e-5) + beta), rtol=1e-6)
 
 
-# The same tensors in a backbone's own file, as in a detector's: the references say what the features are
+# A backbone's own file must give the features of the detector with the same tensors.
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +249,7 @@ def assert_same_features(backbone, detector, image):
         np.testing.assert_array_equal(features[level], x)
 
 
-def test_torchvision_backbone(image):
+def test_torchvision_backbone_file_gives_the_detectors_features(image):
     state = golden.state(TORCHVISION)
     detector = to_model(state, "torchvision/retinanet_resnet50_fpn")
     own = {name.removeprefix("backbone.body."): x for name, x in state.items() if name.startswith("backbone.body.")}
@@ -259,12 +258,12 @@ def test_torchvision_backbone(image):
     assert_same_features(to_model(own, "torchvision/resnet50", norm_epsilon=0.0), detector, image)
 
 
-def test_detectron2_backbone(detectron2, image):
+def test_detectron2_backbone_file_gives_the_detectors_features(detectron2, image):
     state = renamed(backbone_of(golden.state(DETECTRON2)), *WITH_STATISTICS)
     assert_same_features(to_model(state, "detectron2/MSRA_R-50"), detectron2, image)
 
 
-# mmdetection: ResNet, FPN and RetinaHead name their modules the same in 1.x, 2.x and 3.x
+# mmdetection 1.x, 2.x and 3.x use the same names in ResNet, FPN and RetinaHead.
 
 _MMDET_BACKBONE = (
     (r"^backbone\.bottom_up\.stem\.", "backbone."),
@@ -287,7 +286,7 @@ MMDET = (
 
 @pytest.fixture(scope="module")
 def mmdet():
-    """A state under mmdetection's names, with the tensors of the reference of detectron2."""
+    """Makes a state with mmdetection's names and the tensors of the detectron2 reference."""
     state = renamed(golden.state(DETECTRON2), *MMDET)
     assert {
         "backbone.conv1.weight",
@@ -304,8 +303,8 @@ def mmdet():
     return state
 
 
-def test_mmdet_caffe_retinanet(mmdet, detectron2, image):
-    """As detectron2's, which has the same stride place and pixel statistics, but for the ReLU between P6 and P7."""
+def test_mmdet_caffe_retinanet_equals_detectron2_except_for_p7(mmdet, detectron2, image):
+    """Both place strides alike and share pixel statistics; only detectron2 has a ReLU between P6 and P7."""
     buffers = {"data_preprocessor.mean": np.zeros((3, 1, 1)), "data_preprocessor.std": np.ones((3, 1, 1))}
     model = to_model({**mmdet, **buffers}, "mmdet/retinanet_r50_caffe_fpn")
     normalized = model.preprocessing.normalize(tf.constant(image), None)
@@ -324,8 +323,8 @@ def test_mmdet_caffe_retinanet(mmdet, detectron2, image):
     np.testing.assert_allclose(pyramid["p7"], p7, atol=1e-5)
 
 
-def test_mmdet_anchors(mmdet):
-    """The base anchors of RetinaNet in mmdetection's tests, ratio by ratio, and no rounding."""
+def test_mmdet_anchors_equal_those_of_its_tests(mmdet):
+    """mmdetection's tests list RetinaNet's base anchors ratio by ratio, without rounding."""
     model = to_model(golden.constants({name: x.shape for name, x in mmdet.items()}), "mmdet/retinanet_r50_fpn")
     sides = [
         (45.2548, 22.6274),
@@ -343,8 +342,8 @@ def test_mmdet_anchors(mmdet):
 
 
 @pytest.mark.parametrize("biases", ["conv1", "all"])
-def test_mmdet_caffe_resnet(mmdet, detectron2, image, biases):
-    """Some published caffe files have biases that mmdetection's ResNet has no place for."""
+def test_mmdet_caffe_resnet_gives_the_detectors_features(mmdet, detectron2, image, biases):
+    """Some published caffe files have biases that mmdetection's ResNet ignores."""
     state = {name.removeprefix("backbone."): x for name, x in mmdet.items() if name.startswith("backbone.")}
     convolutions = [name for name, x in state.items() if x.ndim == 4]
     for name in {"conv1": ["conv1.weight"], "all": convolutions}[biases]:
@@ -352,8 +351,8 @@ def test_mmdet_caffe_resnet(mmdet, detectron2, image, biases):
     assert_same_features(to_model(state, "mmdet/resnet50_caffe"), detectron2, image)
 
 
-# mmdetection's FCOS. `AnchorFreeHead._load_from_state_dict` renames what was called fcos_cls, mmcv's
-# `ModulatedDeformConv2dPack` what was called conv_offset beside its convolution
+# mmdetection renames older entries of FCOS: `AnchorFreeHead._load_from_state_dict` those named fcos_cls, mmcv's
+# `ModulatedDeformConv2dPack` those named conv_offset beside their convolution.
 
 _MMDET_NECK = tuple(rule for rule in MMDET if "subnet" not in rule[0] and not rule[0].startswith(r"^head"))
 _TOWERS = (("cls_subnet", "cls_convs"), ("bbox_subnet", "reg_convs"))
@@ -375,7 +374,7 @@ FCOS_SOURCES = {
 
 
 def mmdet_fcos_layout(biases=False, deformable=False, depth=50):
-    """Names and shapes of a published file, without the statistics of training."""
+    """Makes names and shapes of a published file, without training statistics."""
     layout = renamed(golden.layout(DETECTRON2_FCOS), *MMDET_FCOS)
     layout |= {f"bbox_head.scales.{i}.scale": () for i in range(5)}
     if not biases:
@@ -395,7 +394,7 @@ def mmdet_fcos_layout(biases=False, deformable=False, depth=50):
 
 
 @pytest.mark.parametrize("name", FCOS_SOURCES)
-def test_mmdet_fcos(name):
+def test_mmdet_fcos_fills_the_model_with_current_and_older_names(name):
     layout = mmdet_fcos_layout(**FCOS_SOURCES[name])
     assert {
         "bbox_head.cls_convs.0.conv.weight",
@@ -413,8 +412,8 @@ def test_mmdet_fcos(name):
     assert [float(scale.scale) for scale in model.head.scales.values()] == [
         float(state[f"bbox_head.scales.{i}.scale"]) for i in range(5)
     ]
-    assert model.coder.normalize == ("normbbox" in name) == model.centerness_on_boxes
-    assert (model.center_radius == 1.5) == ("center" in name)
+    assert model.coder.normalize == ("normbbox" in name) == model.head.centerness_on_boxes
+    assert (model.matcher.center_radius == 1.5) == ("center" in name)
 
     older = renamed(
         state,
@@ -423,11 +422,11 @@ def test_mmdet_fcos(name):
     )
     assert {"bbox_head.fcos_cls.weight", "bbox_head.fcos_centerness.bias"} <= set(older)
     assert ("backbone.layer2.0.conv2_offset.weight" in older) == name.endswith("dcn")
-    assert golden.numbers(*parts(to_model(older, f"mmdet/{name}"))) == golden.numbers(*parts(model))
+    assert modern_names(older, "mmdet") == dict(zip(older, state, strict=True))
 
 
-def test_mmdet_fcos_computes_what_detectron2s_does():
-    """With scales of 1 and biases in the towers, the variant with all tricks is detectron2's network."""
+def test_mmdet_fcos_with_all_tricks_equals_detectron2():
+    """With scales of 1 and biases in the towers, both are the same network."""
     image = golden.weights().image(64, 96)[None]
     state = golden.state(DETECTRON2_FCOS)
     scales = {f"bbox_head.scales.{i}.scale": np.float32(1) for i in range(5)}
@@ -439,17 +438,17 @@ def test_mmdet_fcos_computes_what_detectron2s_does():
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
-def test_mmdet_fcos_of_another_variant_is_named():
+def test_mmdet_fcos_with_unexpected_biases_raises():
     state = golden.constants(mmdet_fcos_layout(biases=True))
     with pytest.raises(ValueError, match=r"unexpected: bbox_head\.cls_convs\.0\.conv\.bias"):
         to_model(state, "mmdet/fcos_r50_caffe_fpn_gn-head")
 
 
-# torchvision's ImageNet files
+# ImageNet files of torchvision
 
 
 def imagenet_layout(depth):
-    """Names and shapes of torchvision's ResNets."""
+    """Makes names and shapes of torchvision's ResNets."""
     bottleneck = depth >= 50
     layout = {"conv1.weight": (64, 3, 7, 7), **norm_layout("bn1", 64)}
     channels = 64
@@ -478,7 +477,7 @@ def norm_layout(name, channels):
 @pytest.mark.parametrize(
     "depth", [50, pytest.param(101, marks=pytest.mark.slow), pytest.param(152, marks=pytest.mark.slow)]
 )
-def test_torchvision_imagenet_files(depth):
+def test_torchvision_imagenet_files_fill_the_backbone(depth):
     layout = imagenet_layout(depth)
     ignored = {re.sub("running_mean$", "num_batches_tracked", name): np.array(9) for name in layout if "mean" in name}
     ignored |= {"fc.weight": np.ones((1000, 2048), np.float32), "fc.bias": np.ones(1000, np.float32)}
@@ -488,8 +487,8 @@ def test_torchvision_imagenet_files(depth):
 
 
 @pytest.mark.parametrize("depth", FEATURES)
-def test_torchvision_imagenet_features(depth):
-    """For ``image(97, 131, 3)`` with the tensors of ``state_dict(layout, "y")``."""
+def test_torchvision_imagenet_backbones_give_torchvisions_features(depth):
+    """torchvision computed `FEATURES` for ``image(97, 131, 3)`` with the tensors of ``state_dict(layout, "y")``."""
     weights = golden.weights()
     backbone = to_model(weights.state_dict(imagenet_layout(depth), "y"), f"torchvision/resnet{depth}")
     features = backbone(Preprocessing().normalize(tf.constant(weights.image(97, 131, 3)[None]), None))

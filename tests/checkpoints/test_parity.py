@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 from checkpoints import golden
 from checkpoints.golden import XYXY
+from kerasdet.export import export_saved_model
 
 from kerasdet.checkpoints import to_model
-from kerasdet.export import export_saved_model
+from kerasdet.inference.detections import from_tf_od, unpad
 from kerasdet.models import Detector
 
 HEIGHT, WIDTH = 256, 320
@@ -56,7 +57,7 @@ class Case:
         return np.concatenate([self.level(name, level) for level in self.outputs[name]])
 
     def detect_in_batch(self):
-        """`detect` on the two images of ``e2e``."""
+        """The `Detections` of the two images of ``e2e``."""
         return self.model.detect(end_to_end_images(), resize=(SHORTEST, LONGEST))
 
 
@@ -137,9 +138,9 @@ def test_detections_match_one_to_one(case):
     assert golden.matched(found, expected, pixels=0.05, score=1e-4) == len(expected["scores"])
 
 
-def assert_end_to_end(case, result, first_label):
-    for index in (0, 1):
-        found = golden.detections(result, index, first_label)
+def assert_end_to_end(case, results, first_label):
+    for index, result in enumerate(results):
+        found = golden.unpadded(result, first_label)
         expected = golden.expected_detections(case.golden, f"e2e_{index}")
         assert len(found["scores"]) == len(expected["scores"])
         assert golden.matched(found, expected, pixels=0.5, score=2e-3) >= 0.9 * len(expected["scores"])
@@ -162,24 +163,21 @@ def test_exported_model_gives_the_same(case, tmp_path, monkeypatch):
     assert_same_detections(as_result(encoded, images), case.detect_in_batch())
 
     decoded = signatures["serving_default"](image=tf.constant(images[1][None]))
-    assert_same_detections(as_result(decoded, images[1:]), case.model.detect(images[1]))
+    assert_same_detections(as_result(decoded, images[1:]), case.model.detect(images[1:]))
 
 
 def as_result(exported, images):
-    """The outputs of a SavedModel, boxes as shares of the images and classes from 1 on, in the form of `detect`."""
-    sizes = np.array([[image.shape[0], image.shape[1]] * 2 for image in images])[:, None]
-    return {
-        "boxes": exported["detection_boxes"].numpy() * sizes,
-        "scores": exported["detection_scores"].numpy(),
-        "class_ids": exported["detection_classes"].numpy() - 1,
-        "valid": exported["num_detections"].numpy(),
-    }
+    """The outputs of a SavedModel, boxes as shares of the images and classes from 1 on, as `Detections`."""
+    sizes = [image.shape[:2] for image in images]
+    padded = from_tf_od(exported, sizes, class_offset=1)
+    return [unpad(padded, index, size) for index, size in enumerate(sizes)]
 
 
-def assert_same_detections(result, expected):
-    for index, count in enumerate(expected["valid"]):
-        assert result["valid"][index] == count
-        found, wanted = golden.detections(result, index), golden.detections(expected, index)
+def assert_same_detections(results, expected):
+    for result, wanted in zip(results, expected, strict=True):
+        count = len(wanted)
+        assert len(result) == count
+        found, wanted = golden.unpadded(result), golden.unpadded(wanted)
         clear = wanted["scores"] > wanted["scores"].min() + 1e-5  # which of two equal ones is the last is rounding
         assert clear.sum() >= count - 2
         wanted = {name: value[clear] for name, value in wanted.items()}

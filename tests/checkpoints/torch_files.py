@@ -1,4 +1,4 @@
-"""Writes torch's file layouts and any pickle, byte by byte: a tree of Python values and a few nodes becomes opcodes."""
+"""Writes torch's file formats and pickles byte by byte, from trees of Python values and a few node classes."""
 
 import io
 import struct
@@ -51,20 +51,20 @@ class Persistent:
 
 @dataclass
 class Text2:
-    """A Python 2 string: raw bytes under the opcode BINSTRING."""
+    """Holds a Python 2 string: raw bytes under the opcode BINSTRING."""
 
     raw: bytes
 
 
 @dataclass
 class Raw:
-    """Opcodes as they are."""
+    """Holds opcodes that are written unchanged."""
 
     opcodes: bytes
 
 
 def opcodes(node):
-    """The opcodes (protocol 2) that leave the value of a tree on the stack."""
+    """Returns the opcodes (protocol 2) that leave the value of a tree on the stack."""
     if isinstance(node, Raw):
         return node.opcodes
     if isinstance(node, Global):
@@ -98,23 +98,23 @@ def opcodes(node):
 
 
 def dump(node):
-    """A whole pickle of protocol 2."""
+    """Returns a complete pickle of protocol 2."""
     return b"\x80\x02" + opcodes(node) + b"."
 
 
 def storage(kind, key, numel, *view):
-    """The persistent id of a storage; `kind` such as FloatStorage."""
+    """Returns the persistent id of a storage; `kind` is a class such as FloatStorage."""
     return Persistent(("storage", Global("torch", kind), key, "cpu", numel, *view))
 
 
 def tensor(stored, offset, shape, strides):
-    """A torch tensor on a storage."""
+    """Returns the node of a torch tensor on a storage."""
     arguments = (stored, offset, shape, strides, False, Call(Global("collections", "OrderedDict"), ()))
     return Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
 
 
 def array2(array):
-    """A NumPy array as Python 2 pickles it, with its bytes in a string."""
+    """Returns the node of a NumPy array as Python 2 pickles it, with its bytes in a string."""
     code = {"float32": "f4", "float64": "f8", "int64": "i8", "int32": "i4"}[array.dtype.name]
     kind = Build(
         Call(Global("numpy", "dtype"), (Text2(code.encode()), 0, 1)), (3, Text2(b"<"), None, None, None, -1, -1, 0)
@@ -124,7 +124,7 @@ def array2(array):
 
 
 def zip_file(contents, storages, compression=zipfile.ZIP_STORED, **records):
-    """A torch zip file: a tree or ready opcodes for data.pkl, bytes by key for the storages, other records by name."""
+    """Writes a torch zip file: data.pkl from a tree or opcodes, storages from bytes by key, other records by name."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
         archive.writestr("archive/data.pkl", contents if isinstance(contents, bytes) else dump(contents))
@@ -137,14 +137,14 @@ def zip_file(contents, storages, compression=zipfile.ZIP_STORED, **records):
 
 
 def legacy_file(contents, storages):
-    """A legacy torch file; `storages` is {key: (numel, bytes)}."""
+    """Writes a legacy torch file; `storages` is {key: (numel, bytes)}."""
     info = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
     pickles = dump(MAGIC) + dump(1001) + dump(info) + (contents if isinstance(contents, bytes) else dump(contents))
     return pickles + dump(list(storages)) + b"".join(struct.pack("<q", n) + raw for n, raw in storages.values())
 
 
 def state_tree(arrays, *view):
-    """Trees and storages of a dict of contiguous arrays, one storage for each: `tensors, {key: array}`.
+    """Returns nodes and storages for a dict of contiguous arrays, one storage each: `tensors, {key: array}`.
 
     `view` ends each storage's persistent id; the legacy format has a None there.
     """
@@ -158,17 +158,17 @@ def state_tree(arrays, *view):
 
 
 def torch_zip(arrays):
-    """A torch zip file of a dict of arrays."""
+    """Writes a torch zip file of a dict of arrays."""
     tree, stored = state_tree(arrays)
     return zip_file(tree, {key: array.tobytes() for key, array in stored.items()}, byteorder=b"little")
 
 
 def torch_legacy(arrays):
-    """A legacy torch file of a dict of arrays."""
+    """Writes a legacy torch file of a dict of arrays."""
     tree, stored = state_tree(arrays, None)
     return legacy_file(tree, {key: (array.size, array.tobytes()) for key, array in stored.items()})
 
 
 def one_tensor(shape, strides, offset=0, numel=4, raw=FLOAT4, kind="FloatStorage"):
-    """A torch zip file of the tensor `w` on a storage of `numel` elements that holds `raw`."""
+    """Writes a torch zip file of the tensor `w` on a storage of `numel` elements with the bytes `raw`."""
     return zip_file({"w": tensor(storage(kind, "0", numel), offset, shape, strides)}, {"0": raw})

@@ -9,6 +9,7 @@ from conftest import shared
 from PIL import Image
 
 from kerasdet.data import CocoDataset
+from kerasdet.errors import UserError
 
 
 def jpeg(height, width, orientation=None):
@@ -35,7 +36,7 @@ def box(*xywh, annotation_id=1, image_id=1, category_id=7, **more):
 
 
 def write(folder, images=None, annotations=(), categories=((7, "cat"), (3, "dog")), files=None):
-    """A data set whose images are all gray JPEGs unless `files` {name: bytes or None} says otherwise."""
+    """Writes a dataset of gray JPEGs; `files` {name: bytes} replaces the contents of files, None leaves one out."""
     images = [image()] if images is None else images
     contents = {item["file_name"]: jpeg(item["height"] or 1, item["width"]) for item in images} | (files or {})
     for name, content in contents.items():
@@ -49,7 +50,7 @@ def write(folder, images=None, annotations=(), categories=((7, "cat"), (3, "dog"
     return path
 
 
-def test_records(tmp_path):
+def test_records_follow_the_json(tmp_path):
     images = [image(5, "sub/b.jpg"), image(2, "a.jpg", 10, 12)]
     annotations = [
         box(1, 2, 3, 4, annotation_id=1, image_id=2),
@@ -70,7 +71,7 @@ def test_records(tmp_path):
         second.boxes[0] = 0
 
 
-def test_odd_boxes_are_counted(tmp_path, caplog):
+def test_unusable_boxes_are_dropped_and_counted(tmp_path, caplog):
     annotations = [
         box(5, 5, 0, 5, annotation_id=1),
         box(5, 5, 4, -2, annotation_id=2),
@@ -98,11 +99,11 @@ def test_odd_boxes_are_counted(tmp_path, caplog):
     assert len(caplog.records) == 1 and "3 boxes without area dropped" in caplog.text
 
 
-def test_images_without_objects(tmp_path):
+def test_images_without_objects_are_kept_or_dropped(tmp_path):
     images = [image(1, "a.jpg"), image(2, "b.jpg"), image(3, "c.jpg")]
     annotations = [box(1, 1, 5, 5, image_id=2), box(1, 1, 5, 5, annotation_id=2, image_id=3, iscrowd=1)]
     path = write(tmp_path, images, annotations)
-    kept, dropped = CocoDataset(path), CocoDataset(path, keep_empty=False)
+    kept, dropped = CocoDataset(path), CocoDataset(path, keep_images_without_objects=False)
     assert [len(record.boxes) for record in kept.records] == [0, 1, 1]
     assert kept.records[0].boxes.shape == (0, 4)
     assert [record.image_id for record in dropped.records] == [2]
@@ -114,13 +115,13 @@ def test_images_without_objects(tmp_path):
     "content, message",
     [
         ("{", "not valid JSON"),
-        ("[]", "list"),
+        ("[]", "holds a list"),
         ('{"annotations": []}', 'no "images"'),
         ('{"images": {}, "annotations": [], "categories": []}', "not a list"),
         ('{"images": [], "annotations": [], "categories": []}', '"images" is empty'),
     ],
 )
-def test_not_coco(tmp_path, content, message):
+def test_json_that_is_not_coco_raises(tmp_path, content, message):
     path = write(tmp_path)
     path.write_text(content)
     with pytest.raises(ValueError, match=message) as error:
@@ -131,35 +132,43 @@ def test_not_coco(tmp_path, content, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"annotations": [box(1, 2, 3, 4, annotation_id=8, image_id=99)]}, "annotation 8 .*image_id 99"),
-        ({"annotations": [box(1, 2, 3, 4, annotation_id=8, category_id=1)]}, "annotation 8 .*category_id 1"),
+        (
+            {"annotations": [box(1, 2, 3, 4, annotation_id=8, image_id=99)]},
+            "annotation 8 has the image_id 99, but no entry",
+        ),
+        (
+            {"annotations": [box(1, 2, 3, 4, annotation_id=8, category_id=1)]},
+            "annotation 8 has the category_id 1, but no entry",
+        ),
         ({"annotations": [box(1, 2, 3, 4, annotation_id=8, image_id=[1])]}, "annotation 8 .*image_id"),
-        ({"annotations": [box(1, 2, 3, annotation_id=8)]}, "annotation 8 needs four numbers"),
-        ({"annotations": [box(1, 2, 3, None, annotation_id=8)]}, "annotation 8 needs four numbers"),
+        ({"annotations": [box(1, 2, 3, annotation_id=8)]}, "annotation 8 has .* expected four numbers"),
+        ({"annotations": [box(1, 2, 3, None, annotation_id=8)]}, "annotation 8 has .* expected four numbers"),
         ({"annotations": [{"id": 8, "image_id": 1, "category_id": 7}]}, 'annotation 8 has no "bbox"'),
         ({"annotations": [{"image_id": 1}]}, 'an annotation .* has no "category_id"'),
         ({"images": [image(), image(1, "b.jpg")]}, "two images share the id 1"),
-        ({"images": [image("one")]}, "integer"),
+        ({"images": [image("one")]}, 'image number 0 .* needs an integer "id"'),
         ({"images": [image(height=None)]}, '"height"'),
         ({"categories": ((1, "cat"), (1, "dog"))}, '"cat" and "dog" share the id 1'),
     ],
 )
-def test_errors_name_the_item(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
-        CocoDataset(write(tmp_path, **change))
+def test_errors_name_file_and_item(tmp_path, change, message):
+    path = write(tmp_path, **change)
+    with pytest.raises(UserError, match=message) as error:
+        CocoDataset(path)
+    assert str(error.value).startswith(f"{path}: ")
 
 
-def test_missing_paths(tmp_path):
+def test_missing_paths_and_unknown_options_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         CocoDataset(tmp_path / "none.json")
     path = write(tmp_path)
     with pytest.raises(FileNotFoundError, match="elsewhere"):
         CocoDataset(path, images=tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="bad_images"):
-        CocoDataset(path, bad_images="ignore")
+    with pytest.raises(ValueError, match="on_bad_image is 'ignore'"):
+        CocoDataset(path, on_bad_image="ignore")
 
 
-def test_bad_images(tmp_path, rng):
+def test_bad_images_raise_or_are_skipped(tmp_path, rng):
     damaged = bytearray(png(20, 30))
     damaged[60] ^= 0xFF
     noise = io.BytesIO()
@@ -176,22 +185,22 @@ def test_bad_images(tmp_path, rng):
         "trailer.jpg": jpeg(20, 30) + bytes(9000),
     }
     path = write(tmp_path, [image(i, name) for i, name in enumerate(files)], files=files)
-    with pytest.raises(ValueError, match=r"7 of 9 images.*missing\.jpg: no such file.*truncated.*; \.\.\.") as error:
+    with pytest.raises(ValueError, match=r"7 of 9 images.*missing\.jpg: does not exist.*truncated.*; \.\.\.") as error:
         CocoDataset(path)
-    assert "size.jpg: is 21x30 (height x width), the annotations say 20x30" in str(error.value)
-    dataset = CocoDataset(path, bad_images="skip")
+    assert "size.jpg: is 21x30 (height x width), but the annotations say 20x30" in str(error.value)
+    dataset = CocoDataset(path, on_bad_image="skip")
     assert [record.path.split("/")[-1] for record in dataset.records] == ["good.png", "trailer.jpg"]
     assert dataset.counts["bad_images"] == 7
 
 
-def test_formats_tensorflow_cannot_read(tmp_path):
+def test_format_that_tensorflow_cannot_read_raises(tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (30, 20)).save(file, "TIFF")
     with pytest.raises(ValueError, match="is TIFF; convert it"):
         CocoDataset(write(tmp_path, files={"a.jpg": file.getvalue()}))
 
 
-def test_exif_rule(tmp_path):
+def test_exif_applies_unless_sizes_are_those_of_stored_pixels(tmp_path):
     images = [image(1, "rotated.jpg", 30, 20), image(2, "stored.jpg", 20, 30), image(3, "turned.jpg", 20, 30)]
     files = {"rotated.jpg": jpeg(20, 30, 6), "stored.jpg": jpeg(20, 30, 6), "turned.jpg": jpeg(20, 30, 3)}
     dataset = CocoDataset(write(tmp_path, images, files=files))
@@ -199,7 +208,7 @@ def test_exif_rule(tmp_path):
 
 
 @pytest.mark.parametrize("name, classes", [("bccd/train.json", 3), ("coco_cc/val.json", 80)])
-def test_real_data(name, classes):
+def test_real_datasets_keep_every_image_and_box(name, classes):
     path = shared("data") / name
     dataset, data = CocoDataset(path), json.loads(path.read_text())
     assert dataset.num_classes == classes and len(dataset) == len(data["images"])
@@ -219,7 +228,7 @@ def write_keypoints(folder, annotations, *categories, images=None):
     return path
 
 
-def test_masks(tmp_path):
+def test_masks_become_run_lengths(tmp_path):
     images = [image(5, "b.jpg"), image(2, "a.jpg", 10, 12), image(9, "c.jpg")]
     annotations = [
         box(2, 2, 6, 6, annotation_id=1, image_id=2, segmentation=SQUARE),
@@ -244,19 +253,19 @@ def test_masks(tmp_path):
     [
         (None, 'annotation 4 has no "segmentation", which masks=True needs'),
         ([], "no annotation has a mask"),
-        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon that is no list"),
+        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon that is not a list"),
         ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* is 20x30"),
         ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),
     ],
 )
-def test_bad_masks(tmp_path, segmentation, message):
+def test_bad_masks_raise(tmp_path, segmentation, message):
     path = write(tmp_path, annotations=[box(1, 1, 5, 5, annotation_id=4, segmentation=segmentation)])
     with pytest.raises(ValueError, match=message) as error:
         CocoDataset(path, masks=True)
     assert str(path) in str(error.value)
 
 
-def test_keypoints(tmp_path):
+def test_keypoints_become_pixel_centres(tmp_path):
     annotations = [
         box(1, 1, 9, 9, annotation_id=1, keypoints=[4, 5, 2, 0, 0, 0, 6.5, 7, 1]),
         box(1, 1, 9, 9, annotation_id=2, category_id=3),
@@ -269,30 +278,30 @@ def test_keypoints(tmp_path):
     expected = [[[5.5, 4.5, 2], [0, 0, 0], [7.5, 7, 1]], [[0, 0, 0]] * 3]
     np.testing.assert_array_equal(dataset.records[0].keypoints, expected)
     assert dataset.records[0].keypoints.dtype == np.float32
-    assert len(CocoDataset(path, keypoints=True, keep_empty=False)) == 1
-    plain = CocoDataset(path, keep_empty=False)
+    assert len(CocoDataset(path, keypoints=True, keep_images_without_objects=False)) == 1
+    plain = CocoDataset(path, keep_images_without_objects=False)
     assert len(plain) == 2 and plain.records[0].keypoints is None and plain.keypoint_names == ()
 
 
 @pytest.mark.parametrize(
     "keypoints, categories, message",
     [
-        ([1, 2, 2], (PERSON,), "annotation 1 needs 9 numbers"),
-        ([1, 2, 3] * 3, (PERSON,), "annotation 1 needs 9 numbers"),
-        (["a"] * 9, (PERSON,), "annotation 1 needs 9 numbers"),
+        ([1, 2, 2], (PERSON,), "annotation 1 has .* expected 9 numbers"),
+        ([1, 2, 3] * 3, (PERSON,), "annotation 1 has .* expected 9 numbers"),
+        (["a"] * 9, (PERSON,), "annotation 1 has .* expected 9 numbers"),
         ([0] * 9, ({"id": 7, "name": "person"},), 'no category has "keypoints"'),
-        ([0] * 9, (PERSON, {**PERSON, "id": 8, "keypoints": ["tail"]}), "categories 7 and 8 have other keypoints"),
+        ([0] * 9, (PERSON, {**PERSON, "id": 8, "keypoints": ["tail"]}), "categories 7 and 8 have different keypoints"),
         ([0] * 9, ({**PERSON, "skeleton": [[0, 1]]},), "pairs of numbers from 1 to 3"),
         ([0] * 9, ({**PERSON, "keypoints": "nose"},), "not a list of names"),
     ],
 )
-def test_bad_keypoints(tmp_path, keypoints, categories, message):
+def test_bad_keypoints_raise(tmp_path, keypoints, categories, message):
     path = write_keypoints(tmp_path, [box(1, 1, 9, 9, keypoints=keypoints)], *categories)
     with pytest.raises(ValueError, match=message):
         CocoDataset(path, keypoints=True)
 
 
-def test_real_masks():
+def test_run_lengths_of_real_masks_cover_the_image():
     dataset = CocoDataset(shared("data/coco_cc/val.json"), masks=True)
     for record in dataset.records:
         starts = np.cumsum([0, *record.num_runs])

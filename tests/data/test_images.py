@@ -47,7 +47,7 @@ def test_exif_orientations_equal_pil(rng, order, value):
     np.testing.assert_array_equal(images.decode(encoded, exif=False), Image.open(io.BytesIO(encoded)))
 
 
-def test_exif_other_forms(rng):
+def test_exif_of_other_types_and_places(rng):
     assert orientation_of(encode(picture(rng), "JPEG", exif=tiff(">", 6, kind=4))) == 6
     assert orientation_of(encode(picture(rng), "JPEG", exif=tiff("<", 9))) == 1
     assert orientation_of(encode(picture(rng), "JPEG", exif=tiff("<", 0))) == 1
@@ -55,7 +55,7 @@ def test_exif_other_forms(rng):
     assert orientation_of(encode(picture(rng), "PNG")) == 1
 
 
-def test_exif_survives_garbage(rng):
+def test_damaged_exif_gives_a_valid_orientation(rng):
     encoded = encode(picture(rng), "JPEG", exif=tiff(">", 6))
     for length in range(0, 120, 3):
         assert orientation_of(encoded[:length]) in (1, 6)
@@ -92,7 +92,7 @@ def test_decode_equals_pil(rng, kind, mode, options):
     np.testing.assert_array_equal(decode(encoded), Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def test_decode_sixteen_bits_and_animation(rng):
+def test_decode_keeps_upper_bits_and_first_frame(rng):
     gray = rng.integers(0, 65536, (6, 7), dtype=np.uint16)
     expected = np.repeat((gray >> 8)[..., None], 3, -1)
     np.testing.assert_array_equal(decode(encode(Image.fromarray(gray), "PNG")), expected)
@@ -116,7 +116,7 @@ def torchvision_size(height, width, shortest, longest):
 
 
 @pytest.mark.parametrize("rounding, rule", [("detectron2", detectron2_size), ("torchvision", torchvision_size)])
-def test_shortest_edge_rules(rng, rounding, rule):
+def test_shortest_edge_size_equals_the_source_rules(rng, rounding, rule):
     limits = [(800, 1333), (640, 1333), (512, 800), (320, 500)]
     cases = [(*size, *limits[i % 4]) for i, size in enumerate(rng.integers(1, 2001, (1500, 2)).tolist())]
     one = tf.TensorSpec((), tf.int32)
@@ -130,12 +130,12 @@ def test_shortest_edge_rules(rng, rounding, rule):
     assert tuple(size_of(480, 640, 800, 1333).numpy()) == (800, 1067 if rounding == "detectron2" else 1066)
 
 
-def test_shortest_edge_golden():
+def test_shortest_edge_size_equals_detectron2():
     for *case, height, width in np.load(shared("reference/geometry.npz"))["resize_shortest_edge"].tolist():
         assert tuple(map(int, resize_ops.shortest_edge_size(*case, "detectron2"))) == (height, width)
 
 
-def test_unknown_rule_and_kernel():
+def test_unknown_rounding_or_kernel_raises():
     with pytest.raises(ValueError, match="rounding"):
         resize_ops.shortest_edge_size(4, 4, 8, 8, "up")
     with pytest.raises(ValueError, match="kernel"):
@@ -152,7 +152,7 @@ def test_pil_kernel_equals_pil(rng):
         np.testing.assert_array_equal(resize_pil(image, (new_height, new_width)), two_passes)
 
 
-def test_pil_kernel_on_a_batch_and_on_floats(rng):
+def test_pil_kernel_takes_batches_and_floats(rng):
     batch = rng.integers(0, 256, (2, 9, 11, 3), dtype=np.uint8)
     resized = resize_ops.resize(batch, (14, 5), "pil")
     np.testing.assert_array_equal(resized[1], resize_pil(batch[1], (14, 5)))
@@ -173,6 +173,6 @@ def test_bilinear_kernel_samples_half_pixel_centres(rng):
         np.testing.assert_allclose(resize_ops.resize(image, (height, width), "bilinear"), expected, atol=1e-3)
 
 
-def test_pad_to():
+def test_pad_to_adds_zeros_at_the_bottom_right():
     padded = resize_ops.pad_to(np.ones((2, 3, 3), np.uint8), 4, 5).numpy()
     assert padded.shape == (4, 5, 3) and padded[:2, :3].all() and padded.sum() == 18

@@ -18,7 +18,7 @@ TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Seven images; image i has i % 3 boxes, and its pixels and classes say i."""
+    """Makes seven images; image i has i % 3 boxes, and its pixels and classes encode i."""
     folder, records = tmp_path_factory.mktemp("images"), []
     for i in range(7):
         height, width, count = 40 + i, 60 - 3 * i, i % 3
@@ -41,14 +41,14 @@ def assert_same(batches, others):
             np.testing.assert_array_equal(batch[key], other[key])
 
 
-def test_batches_depend_on_the_seed_alone(dataset):
+def test_batches_depend_only_on_the_seed(dataset):
     first = take(training_batches(dataset, 3, TRANSFORMS, seed=4), 5)
     assert_same(first, take(training_batches(dataset, 3, TRANSFORMS, seed=4), 5))
     other = take(training_batches(dataset, 3, TRANSFORMS, seed=5), 5)
     assert [b["image_id"].tolist() for b in first] != [b["image_id"].tolist() for b in other]
 
 
-def test_resume_continues(dataset):
+def test_start_step_resumes_exactly(dataset):
     whole = take(training_batches(dataset, 3, TRANSFORMS, seed=4), 9)
     for step in (1, 2, 7):
         resumed = training_batches(dataset, 3, TRANSFORMS, seed=4, start_step=step)
@@ -62,13 +62,13 @@ def test_every_epoch_is_a_permutation(dataset):
     assert len({tuple(epoch) for epoch in epochs}) > 8
 
 
-def test_transforms_draw_anew_in_each_epoch(dataset):
+def test_transforms_draw_again_in_each_epoch(dataset):
     one = SimpleNamespace(records=dataset.records[2:3])
     batches = take(training_batches(one, 1, (RandomFlip(0.5, 0.5),)), 40)
     assert len({tuple(batch["boxes"][0, 0]) for batch in batches}) == 4
 
 
-def test_padding(dataset):
+def test_padding_is_at_the_bottom_right_and_at_the_end_of_rows(dataset):
     for batch in take(training_batches(dataset, 3, TRANSFORMS, size_divisor=16), 8):
         height, width = batch["image"].shape[1:3]
         largest = batch["image_size"].max(0)
@@ -85,13 +85,13 @@ def test_padding(dataset):
             assert not batch["boxes"][i, objects[i] :].any() and not batch["is_crowd"][i, objects[i] :].any()
 
 
-def test_without_objects_there_is_one_row(dataset):
+def test_batch_without_objects_has_one_padded_row(dataset):
     empty = SimpleNamespace(records=tuple(record for record in dataset.records if not len(record.boxes)))
     [batch] = take(training_batches(empty, 2), 1)
     assert batch["boxes"].shape == (2, 1, 4) and (batch["class_ids"] == -1).all()
 
 
-def test_fixed_shapes(dataset):
+def test_pad_to_and_max_boxes_fix_the_shapes(dataset):
     batches = training_batches(dataset, 2, pad_to=(64, 96), max_boxes=5)
     assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
     assert batches.element_spec["image"].shape == (2, 64, 96, 3)
@@ -100,7 +100,7 @@ def test_fixed_shapes(dataset):
     assert batch["image"].shape == (2, 64, 96, 3) and batch["class_ids"].shape == (2, 5)
     with pytest.raises(tf.errors.InvalidArgumentError, match="larger than pad_to"):
         take(training_batches(dataset, 2, pad_to=(32, 96)), 1)
-    with pytest.raises(ValueError, match="raise it to 2"):
+    with pytest.raises(ValueError, match="Raise max_boxes to 2"):
         training_batches(dataset, 2, max_boxes=1)
 
 
@@ -120,7 +120,7 @@ def test_evaluation_covers_every_image_once(dataset):
     assert plain["is_crowd"][2].tolist() == [False, True]
 
 
-def test_nothing_to_make_batches_of():
+def test_empty_dataset_raises():
     empty = SimpleNamespace(records=())
     with pytest.raises(ValueError, match="no images"):
         training_batches(empty, 2)
@@ -138,7 +138,7 @@ def annotated(dataset):
     return {i["id"]: [a for a in data["annotations"] if a["image_id"] == i["id"]] for i in data["images"]}
 
 
-def test_masks_and_keypoints_in_batches(shapes):
+def test_masks_and_keypoints_match_the_annotations(shapes):
     batches = take(training_batches(shapes, 2, (ResizeShortestEdge((96, 160)), RandomFlip(0.5, 0.3)), mask_size=56), 6)
     flips = set()
     for batch in batches:
@@ -171,7 +171,7 @@ def test_masks_and_keypoints_in_batches(shapes):
     assert len(flips) > 1
 
 
-def test_masks_of_images_without_objects(dataset):
+def test_images_without_objects_have_empty_masks(dataset):
     records = tuple(
         dataclasses.replace(
             record,

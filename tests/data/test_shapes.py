@@ -1,4 +1,4 @@
-"""The generated data set, read back by what did not write it: pycocotools and plain NumPy."""
+"""Tests the generated dataset with readers that did not write it: pycocotools and NumPy."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ def _keypoints(annotation):
     return np.array(annotation["keypoints"]).reshape(4, 3)
 
 
-def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path):
+def test_seed_decides_every_byte(tmp_path):
     first = shapes.write(tmp_path / "a", num_images=4, seed=3).parent
     second = shapes.write(tmp_path / "b", num_images=4, seed=3).parent
     other = shapes.write(tmp_path / "c", num_images=4, seed=4).parent
@@ -40,7 +40,7 @@ def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path):
     assert not set(_files(first).values()) & set(_files(other).values())
 
 
-def test_longer_set_begins_with_the_shorter(tmp_path):
+def test_longer_dataset_begins_with_the_shorter(tmp_path):
     short = shapes.write(tmp_path / "short", num_images=2)
     long = shapes.write(tmp_path / "long", num_images=5)
     for name in ("000001.jpg", "000002.jpg"):
@@ -49,7 +49,7 @@ def test_longer_set_begins_with_the_shorter(tmp_path):
     assert few == many[: len(few)]
 
 
-def test_layout(path, coco):
+def test_files_and_ids_follow_the_coco_layout(path, coco):
     assert path.name == "annotations.json"
     assert sorted(p.name for p in path.parent.iterdir()) == ["annotations.json", "images"]
     assert sorted(p.name for p in (path.parent / "images").iterdir()) == [f"{i:06d}.jpg" for i in range(1, 151)]
@@ -62,7 +62,7 @@ def test_layout(path, coco):
     assert [c["name"] for c in coco.dataset["categories"] if "keypoints" in c] == ["arrow"]
 
 
-def test_boxes_and_areas_are_those_of_the_masks(coco):
+def test_boxes_and_areas_match_the_masks(coco):
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation)
         rows, columns = np.nonzero(mask)
@@ -79,7 +79,7 @@ def test_masks_of_an_image_are_disjoint(coco):
         assert np.sum(masks, axis=0).max() <= 1
 
 
-def test_keypoints(coco):
+def test_keypoints_lie_on_their_arrows_with_true_visibility(coco):
     arrow = coco.getCatIds(["arrow"])[0]
     arrows = [a for a in coco.anns.values() if a["category_id"] == arrow]
     assert all("keypoints" not in a for a in coco.anns.values() if a["category_id"] != arrow)
@@ -94,14 +94,14 @@ def test_keypoints(coco):
         mask = np.pad(coco.annToMask(annotation), 1)
         for x, y, visibility in points:
             if visibility == 2:
-                assert mask[y : y + 3, x : x + 3].any(), "a visible keypoint lies on its arrow or beside it"
+                assert mask[y : y + 3, x : x + 3].any(), "A visible keypoint is not next to its arrow."
             if visibility == 1:
                 others = coco.loadAnns(coco.getAnnIds(annotation["image_id"]))
                 assert any(coco.annToMask(o)[y, x] for o in others if o["id"] > annotation["id"])
     assert min(seen[0], seen[1], seen[2]) > 0
 
 
-def test_left_wing_is_left_of_the_way_from_tail_to_tip(coco):
+def test_left_wing_is_left_when_seen_from_the_tail(coco):
     checked = 0
     for annotation in coco.anns.values():
         if annotation.get("num_keypoints") != 4:
@@ -113,7 +113,7 @@ def test_left_wing_is_left_of_the_way_from_tail_to_tip(coco):
     assert checked > 30
 
 
-def test_categories_are_balanced_and_orientations_spread(coco):
+def test_categories_are_balanced_and_arrows_point_everywhere(coco):
     counts = Counter(a["category_id"] for a in coco.anns.values())
     mean = len(coco.anns) / 5
     assert all(0.7 * mean < counts[k] < 1.3 * mean for k in coco.cats)
@@ -125,8 +125,8 @@ def test_categories_are_balanced_and_orientations_spread(coco):
     assert len(quadrants) == 4
 
 
-def test_colours_do_not_give_the_class_away(path, coco):
-    """The nearest class mean of the colours guesses little better than chance."""
+def test_colours_do_not_reveal_the_class(path, coco):
+    """Classifies by the nearest mean colour of a class, which must be little better than chance."""
     colours, classes = [], []
     for annotation in coco.anns.values():
         image = np.asarray(Image.open(path.parent / "images" / coco.imgs[annotation["image_id"]]["file_name"]))
@@ -139,8 +139,8 @@ def test_colours_do_not_give_the_class_away(path, coco):
     assert np.mean(guesses == classes[half:]) < 0.35
 
 
-def test_occlusion_exists_and_spares_enough(coco):
-    """A disk fills pi / 4 of its box, seen whole; less of it is a disk behind something or over the border."""
+def test_occlusion_happens_but_leaves_shapes_visible(coco):
+    """Uses that a whole disk fills pi / 4 of its box; a disk that fills less is partly hidden."""
     disk, square = coco.getCatIds(["disk"])[0], coco.getCatIds(["square"])[0]
     overlapping = 0
     for image_id in coco.imgs:
@@ -154,7 +154,7 @@ def test_occlusion_exists_and_spares_enough(coco):
     assert smallest > 0.25 * 0.5 * (SCALE[0] * SIZE[0]) ** 2 * 0.7
 
 
-def test_scale_range(coco):
+def test_scale_limits_the_size_of_shapes(coco):
     least, greatest = SCALE[0] * SIZE[0], SCALE[1] * SIZE[0]
     whole = []
     for annotation in coco.anns.values():
@@ -167,41 +167,41 @@ def test_scale_range(coco):
     assert max(whole) > 1.8 * min(whole)
 
 
-def test_number_of_objects(tmp_path):
+def test_objects_limits_the_number_of_shapes(tmp_path):
     path = shapes.write(tmp_path / "set", num_images=40, objects=(0, 2))
     annotations = json.loads(path.read_text())["annotations"]
     counts = Counter(a["image_id"] for a in annotations)
     assert {counts[i] for i in range(1, 41)} == {0, 1, 2}
 
 
-def test_written_once(tmp_path):
+def test_write_keeps_an_existing_dataset(tmp_path):
     folder = tmp_path / "new" / "set"
     path = shapes.write(folder, num_images=2)
     before = path.stat().st_mtime_ns
     assert shapes.write(folder, num_images=2) == path
     assert path.stat().st_mtime_ns == before
-    assert [p.name for p in folder.parent.iterdir()] == ["set"], "nothing temporary stays"
+    assert [p.name for p in folder.parent.iterdir()] == ["set"], "A temporary folder is left."
 
 
-def test_empty_folder_is_filled(tmp_path):
+def test_write_fills_an_empty_folder(tmp_path):
     (tmp_path / "set").mkdir()
     assert shapes.write(tmp_path / "set", num_images=1).exists()
 
 
-def test_other_contents_are_refused(tmp_path):
+def test_write_refuses_a_folder_with_other_contents(tmp_path):
     shapes.write(tmp_path / "set", num_images=2)
-    with pytest.raises(ValueError, match="holds shapes written as version"):
+    with pytest.raises(ValueError, match="holds shapes of version"):
         shapes.write(tmp_path / "set", num_images=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="files that are not generated shapes"):
         shapes.write(tmp_path / "mine", num_images=2)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
     with pytest.raises(ValueError, match="is a file"):
         shapes.write(tmp_path / "mine" / "notes.txt", num_images=2)
 
 
-def test_nothing_is_left_of_a_failed_write(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_files(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
@@ -222,7 +222,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, monkeypatch):
         ({"scale": (0.01, 0.5)}, "less than 6 pixels"),
     ],
 )
-def test_arguments_out_of_range(tmp_path, arguments, message):
+def test_arguments_out_of_range_raise(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         shapes.write(tmp_path / "set", **({"num_images": 1} | arguments))
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from kerasdet.data import RandomFlip, ResizeShortestEdge
 
 
 def example_with(box, height=60, width=90):
-    """A black image with a white rectangle on `box`."""
+    """Makes a black image with a white rectangle on `box`."""
     y1, x1, y2, x2 = box
     image = np.zeros((height, width, 3), np.uint8)
     image[y1:y2, x1:x2] = 255
@@ -29,7 +29,7 @@ def seeds(count):
 
 @pytest.mark.parametrize("kernel, dtype", [("pil", tf.uint8), ("bilinear", tf.float32)])
 @pytest.mark.parametrize("rounding", ["detectron2", "torchvision"])
-def test_box_follows_image(kernel, dtype, rounding):
+def test_boxes_follow_the_image(kernel, dtype, rounding):
     transforms = [ResizeShortestEdge((37, 80, 100), 140, rounding=rounding, kernel=kernel), RandomFlip(0.5, 0.5)]
     for seed in seeds(12):
         example = example_with((7, 11, 30, 64))
@@ -41,14 +41,14 @@ def test_box_follows_image(kernel, dtype, rounding):
         assert example["class_ids"].numpy().tolist() == [4]
 
 
-def test_boxes_scale_by_the_rounded_size():
+def test_boxes_scale_with_the_rounded_size():
     example = ResizeShortestEdge(37, 1000)(example_with((6, 9, 60, 90), 61, 90))
     assert example["image_size"].numpy().tolist() == [37, 55]
     expected = np.array([6 * 37 / 61, 9 * 55 / 90, 60 * 37 / 61, 55])
     np.testing.assert_allclose(example["boxes"][0], expected, rtol=1e-6)
 
 
-def test_sampling():
+def test_sampling_draws_from_choices_or_range():
     def heights(transform):
         return {int(transform(example_with((0, 0, 5, 5)), seed)["image_size"][0]) for seed in seeds(60)}
 
@@ -96,7 +96,7 @@ def test_flips_are_independent():
         (lambda: RandomFlip(1.5), "probabilities"),
     ],
 )
-def test_mistakes(make, message):
+def test_invalid_arguments_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from kerasdet.data import VocDataset, evaluation_batches
+from kerasdet.errors import UserError
 from kerasdet.evaluation import evaluate_coco
 
 
@@ -13,7 +14,7 @@ def item(name, box, difficult=None, extra=""):
 
 
 def write(root, images, split="trainval"):
-    """VOC folders with gray images of 20x30 pixels; `images` maps names to objects."""
+    """Writes VOC folders with gray images of 20x30 pixels; `images` maps names to objects."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in images))
@@ -25,7 +26,7 @@ def write(root, images, split="trainval"):
     return root
 
 
-def test_records(tmp_path):
+def test_records_follow_the_lists(tmp_path):
     part = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
     root = write(
         tmp_path,
@@ -46,12 +47,12 @@ def test_records(tmp_path):
     np.testing.assert_array_equal(third.boxes, [[2, 10.5, 8, 30]])
     counts = {"images": 3, "boxes": 3, "difficult_boxes": 1, "clipped_boxes": 1, "outside_boxes": 1}
     assert counts.items() <= dataset.counts.items()
-    assert len(VocDataset(root, "trainval", keep_empty=False)) == 2
+    assert len(VocDataset(root, "trainval", keep_images_without_objects=False)) == 2
     [batch] = evaluation_batches(dataset, 3).as_numpy_iterator()
     assert batch["image_id"].tolist() == [12, 7, 9] and batch["boxes"].shape == (3, 2, 4)
 
 
-def test_several_folders_and_names_without_digits(tmp_path):
+def test_image_ids_are_digits_or_positions(tmp_path):
     a = write(tmp_path / "a", {"000001": [item("cat", (1, 1, 9, 9))]})
     b = write(tmp_path / "b", {"2008_000001": [], "2008_000002": []})
     assert [r.image_id for r in VocDataset((a, b), "trainval").records] == [1, 2008000001, 2008000002]
@@ -72,38 +73,40 @@ def test_difficult_objects_do_not_count_in_evaluation(tmp_path):
     easy, difficult, inside_difficult = [0, 0, 10, 10], [10, 10, 20, 10], [12, 12, 5, 5]
     assert ap((easy, 0.5)) == pytest.approx(1)
     assert ap((easy, 0.5), (difficult, 0.9)) == pytest.approx(1)
-    assert ap((easy, 0.5), (inside_difficult, 0.9)) == pytest.approx(0.5)  # not found, as a crowd would be
+    assert ap((easy, 0.5), (inside_difficult, 0.9)) == pytest.approx(
+        0.5
+    )  # Half of a difficult box is a false positive.
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        (item("unicorn", (1, 1, 9, 9)), r"1\.xml: object 1 is a 'unicorn', which is none of the classes aeroplane"),
-        (item("cat", (1, 1, 9, "x")), r"1\.xml: object 1 needs a number as bndbox/ymax, has 'x'"),
-        ("<object><name>cat</name></object>", "needs a number as bndbox/xmin, has None"),
+        (item("unicorn", (1, 1, 9, 9)), r"1\.xml: object 1 is a 'unicorn'; expected one of the classes aeroplane"),
+        (item("cat", (1, 1, 9, "x")), r"1\.xml: object 1 has bndbox/ymax 'x'; expected a number"),
+        ("<object><name>cat</name></object>", "has bndbox/xmin None; expected a number"),
         ("<object>", "1.xml is not valid XML"),
         ("<size><height>-3</height></size>", None),
     ],
 )
-def test_errors_name_the_file(tmp_path, text, message):
+def test_errors_name_file_and_object(tmp_path, text, message):
     root = write(tmp_path, {"1": [text]})
     if message is None:
         (root / "Annotations/1.xml").write_text(f"<annotation>{text}</annotation>")
-        message = "needs a number as size/width"
-    with pytest.raises(ValueError, match=message):
+        message = "has size/width None; expected a number"
+    with pytest.raises(UserError, match=message):
         VocDataset(root, "trainval")
 
 
-def test_missing_paths_and_bad_images(tmp_path):
+def test_missing_files_raise_and_bad_images_can_be_skipped(tmp_path):
     root = write(tmp_path, {"1": [], "2": []})
-    with pytest.raises(FileNotFoundError, match=r"test\.txt; there are trainval\."):
+    with pytest.raises(FileNotFoundError, match=r"test\.txt does not exist\. Choose one of these splits: trainval\."):
         VocDataset(root, "test")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         VocDataset(tmp_path / "nowhere", "test")
     (root / "JPEGImages/2.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of 2 images .*2\.jpg: no such file"):
+    with pytest.raises(ValueError, match=r"1 of 2 images .*2\.jpg: does not exist"):
         VocDataset(root, "trainval")
-    assert [record.image_id for record in VocDataset(root, "trainval", bad_images="skip").records] == [1]
+    assert [record.image_id for record in VocDataset(root, "trainval", on_bad_image="skip").records] == [1]
     (root / "Annotations/1.xml").unlink()
     with pytest.raises(FileNotFoundError, match=r"1\.xml"):
         VocDataset(root, "trainval")

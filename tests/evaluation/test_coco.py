@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kerasdet.evaluation import coco
-from kerasdet.evaluation.coco import coco_results, evaluate_all, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, read_ground_truth
 from kerasdet.evaluation.metrics import CocoMetrics
 
 FAKES = {"bbox": "fakebbox100", "segm": "fakesegm100"}
@@ -35,7 +35,7 @@ def assert_known(metrics, known):
 
 
 def shuffled_but_for_ties(results, seed):
-    """Another order; equal scores in one image and category, which pycocotools ranks by order, keep theirs."""
+    """Shuffles results, but keeps the order of ties in one image and category, which pycocotools ranks by order."""
     places = random.Random(seed).sample(range(len(results)), len(results))
     ties = defaultdict(list)
     for place, index in enumerate(places):
@@ -48,7 +48,7 @@ def shuffled_but_for_ties(results, seed):
 
 
 def small_truth():
-    """Two images and three categories with gaps in their ids; nobody has ever seen category 9."""
+    """Two images and three categories with gaps in their ids; category 9 has no object."""
     boxes = [(1, 4, [10, 10, 20, 20]), (1, 7, [50, 50, 40, 40]), (2, 4, [0, 0, 100, 100])]
     return {
         "images": [{"id": i, "file_name": f"{i}.jpg", "height": 120, "width": 160} for i in (1, 2)],
@@ -65,7 +65,7 @@ def perfect(truth):
 
 
 @pytest.mark.parametrize("iou_type", FAKES)
-def test_equals_published_numbers(iou_type, capsys):
+def test_metrics_equal_published_numbers(iou_type, capsys):
     truth, results, known = reference(iou_type)
     metrics = evaluate_coco(truth, str(results), iou_type)
     assert_known(metrics, known)
@@ -76,7 +76,7 @@ def test_equals_published_numbers(iou_type, capsys):
 
 
 @pytest.mark.parametrize("iou_type", FAKES)
-def test_order_and_ids_do_not_matter(iou_type):
+def test_metrics_do_not_depend_on_order_and_ids(iou_type):
     truth_path, results_path, known = reference(iou_type)
     truth, results = json.loads(truth_path.read_text()), json.loads(results_path.read_text())
     results = shuffled_but_for_ties(results, seed=0)
@@ -94,14 +94,14 @@ def test_order_and_ids_do_not_matter(iou_type):
     assert_known(evaluate_coco(truth, results, iou_type), known)
 
 
-def test_masks_that_bring_boxes_are_measured_by_mask_area():
+def test_masks_with_boxes_use_mask_area():
     truth, results_path, known = reference("segm")
     results = [{**entry, "bbox": [0, 0, 1, 1]} for entry in json.loads(results_path.read_text())]
     assert_known(evaluate_coco(truth, results, "segm"), known)
 
 
 @pytest.mark.parametrize("numbering", [lambda i: i, lambda i: 5])
-def test_annotation_id_zero_and_duplicate_ids(numbering):
+def test_annotation_id_zero_and_duplicate_ids_match(numbering):
     truth = small_truth()
     results = perfect(truth)
     for i, annotation in enumerate(truth["annotations"]):
@@ -111,7 +111,7 @@ def test_annotation_id_zero_and_duplicate_ids(numbering):
     assert metrics["AR100"] == pytest.approx(1.0)
 
 
-def test_annotations_without_area_and_crowd():
+def test_missing_area_and_iscrowd_are_filled_in():
     complete, bare = small_truth(), small_truth()
     for annotation in bare["annotations"]:
         del annotation["area"], annotation["iscrowd"]
@@ -119,7 +119,7 @@ def test_annotations_without_area_and_crowd():
     assert evaluate_coco(bare, results) == evaluate_coco(complete, results)
 
 
-def test_a_crowd_swallows_detections():
+def test_detections_in_a_crowd_are_not_false_positives():
     truth = small_truth()
     results = perfect(truth)
     truth["annotations"][0]["iscrowd"] = 1
@@ -127,7 +127,7 @@ def test_a_crowd_swallows_detections():
     assert evaluate_coco(truth, results).per_class["cat"] == pytest.approx(1.0)
 
 
-def test_arguments_are_left_as_they_are():
+def test_evaluation_does_not_change_its_arguments():
     truth = small_truth()
     results = perfect(truth)
     before = copy.deepcopy((truth, results))
@@ -149,7 +149,7 @@ def test_ground_truth_without_annotations_is_undefined(results):
     assert all(math.isnan(value) for value in [*metrics.summary.values(), *metrics.per_class.values()])
 
 
-def test_part_of_the_images():
+def test_image_ids_restrict_the_evaluation():
     truth = small_truth()
     results = perfect(truth)[:2]  # image 2 has a miss
     assert evaluate_coco(truth, results)["AR100"] < 1
@@ -171,14 +171,14 @@ def test_part_of_the_images():
         ({"bbox": [1, 2, 3]}, r"result 2 has the bbox \[1, 2, 3\]; expected x, y, width, height"),
     ],
 )
-def test_a_wrong_result_is_named(change, message):
+def test_wrong_result_raises(change, message):
     results = perfect(small_truth())
     results[1].update(change)
     with pytest.raises(ValueError, match=message):
         evaluate_coco(small_truth(), results)
 
 
-def test_a_result_with_missing_keys_is_named():
+def test_result_without_required_keys_raises():
     truth = small_truth()
     with pytest.raises(ValueError, match="result 1 has no score and no bbox"):
         evaluate_coco(truth, [{"image_id": 1, "category_id": 4}])
@@ -186,7 +186,7 @@ def test_a_result_with_missing_keys_is_named():
         evaluate_coco(truth, ["1.jpg"])
 
 
-def test_files_that_are_something_else(tmp_path):
+def test_files_of_another_format_raise(tmp_path):
     truth = small_truth()
     broken, listed = tmp_path / "broken.json", tmp_path / "list.json"
     broken.write_text('{"images": [')
@@ -205,7 +205,7 @@ def test_files_that_are_something_else(tmp_path):
         evaluate_coco(truth, [], "boxes")
 
 
-def test_ground_truth_that_lacks_geometry():
+def test_ground_truth_without_geometry_raises():
     truth = small_truth()
     with pytest.raises(ValueError, match=r"annotation at position 1 \(image 1\) has no segmentation"):
         evaluate_coco(truth, [], "segm")
@@ -218,7 +218,7 @@ def test_ground_truth_that_lacks_geometry():
         evaluate_coco(truth, [])
 
 
-def test_masks_that_do_not_fit():
+def test_masks_of_wrong_format_or_size_raise():
     truth = small_truth()
     for annotation in truth["annotations"]:
         annotation["segmentation"] = [[10, 10, 30, 10, 30, 30]]
@@ -230,24 +230,6 @@ def test_masks_that_do_not_fit():
     del truth["images"][1]["height"]
     with pytest.raises(ValueError, match="image 2 has no height and width, which masks need"):
         evaluate_coco(truth, [], "segm")
-
-
-def test_detections_become_results():
-    detections = {
-        "boxes": np.array([[[10, 20, 30, 60.5], [0, 0, 0, 0]], [[1, 2, 3, 4], [5, 6, 7, 8]]], np.float32),
-        "scores": np.array([[0.5, 0.0], [0.75, 0.25]], np.float32),
-        "class_ids": np.array([[1, -1], [0, 1]], np.int32),
-        "valid": np.array([1, 2], np.int32),
-    }
-    results = coco_results(detections, np.array([8, 3]), np.array([4, 90]))
-    assert results == [
-        {"image_id": 8, "category_id": 90, "bbox": [20.0, 10.0, 40.5, 20.0], "score": 0.5},
-        {"image_id": 3, "category_id": 4, "bbox": [2.0, 1.0, 2.0, 2.0], "score": 0.75},
-        {"image_id": 3, "category_id": 90, "bbox": [6.0, 5.0, 2.0, 2.0], "score": 0.25},
-    ]
-    json.dumps(results)
-    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the data set names 1 categories"):
-        coco_results(detections, [8, 3], [4])
 
 
 def test_table_and_json():
@@ -264,14 +246,14 @@ def test_table_and_json():
     assert CocoMetrics("bbox", {"AP": 0.5}, {f"class {i}": 0.1 * i for i in range(4)}).table().count("\n") == 5
 
 
-def test_categories_of_the_same_name_stay_apart():
+def test_categories_with_equal_names_are_told_apart_by_id():
     truth = small_truth()
     truth["categories"][1]["name"] = "cat"
     del truth["categories"][2]["name"]
     assert list(evaluate_coco(truth, perfect(truth)).per_class) == ["cat (4)", "cat (7)", "9"]
 
 
-def test_needs_no_tensorflow():
+def test_scoring_does_not_import_tensorflow():
     folder = Path(coco.__file__).parent
     code = f"""
 import sys, types
@@ -285,7 +267,7 @@ assert not {{"tensorflow", "keras"}} & set(sys.modules)
 
 
 def keypoint_data(rng, count, categories=(1,)):
-    """Ground truth of `count` keypoints on three images, and detections near it; some annotations have none."""
+    """Makes ground truth with `count` keypoints on three images, some invisible, and detections near them."""
     truth = {
         "images": [{"id": i, "height": 400, "width": 400} for i in (1, 2, 3)],
         "categories": [
@@ -311,7 +293,7 @@ def keypoint_data(rng, count, categories=(1,)):
 
 
 def reference_keypoints(truth, results, sigmas=None):
-    """pycocotools as its own examples use it."""
+    """Scores with pycocotools as its own examples do."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO()
         ground_truth.dataset = copy.deepcopy(truth)
@@ -336,7 +318,7 @@ def test_keypoints_equal_pycocotools(rng, count, sigmas):
     assert metrics.table().splitlines()[0].split() == ["keypoints", *metrics.summary]
 
 
-def test_keypoints_of_categories_without_any_do_not_count(rng):
+def test_categories_without_keypoints_do_not_count(rng):
     truth, results = keypoint_data(rng, 4)
     cup = {"id": 90, "image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9]}
     with_cup = {**truth, "annotations": [*truth["annotations"], cup]}
@@ -344,7 +326,7 @@ def test_keypoints_of_categories_without_any_do_not_count(rng):
     assert evaluate_coco(with_cup, [*results, stray], "keypoints") == evaluate_coco(truth, results, "keypoints")
 
 
-def test_keypoint_mistakes(rng):
+def test_wrong_keypoints_raise(rng):
     truth, results = keypoint_data(rng, 4)
     with pytest.raises(ValueError, match="no category with keypoints"):
         evaluate_coco(small_truth(), [], "keypoints")
@@ -357,7 +339,7 @@ def test_keypoint_mistakes(rng):
         evaluate_coco(truth, results, "keypoints")
 
 
-def test_all_that_results_and_ground_truth_have(rng):
+def test_evaluate_all_scores_what_results_and_ground_truth_share(rng):
     truth, keypoints = keypoint_data(rng, 4)
     code = {"size": [400, 400], "counts": mask.encode(np.ones((400, 400), np.uint8, order="F"))["counts"].decode()}
     results = [{**r, "bbox": [1, 2, 30, 40], "segmentation": code} for r in keypoints]
@@ -375,18 +357,3 @@ def test_all_that_results_and_ground_truth_have(rng):
     assert metrics.table() == "\n\n".join(part.table() for part in metrics.by_type.values())
     assert list(evaluate_all(truth, keypoints).by_type) == ["keypoints"]
     assert list(evaluate_all(truth, []).by_type) == ["bbox"]
-
-
-def test_masks_and_keypoints_become_results():
-    detections = {
-        "boxes": np.float32([[[10, 20, 30, 60]]]),
-        "scores": np.float32([[0.5]]),
-        "class_ids": np.int32([[0]]),
-        "valid": np.int32([1]),
-        "keypoints": np.float32([[[[3.5, 4.5, 0.75], [1.5, 2, 0.25]]]]),
-        "segmentations": [[{"size": [5, 5], "counts": "i0"}]],
-    }
-    [result] = coco_results(detections, [8], [4])
-    assert result["keypoints"] == [4, 3, 0.75, 1.5, 1, 0.25]
-    assert result["segmentation"] == {"size": [5, 5], "counts": "i0"}
-    json.dumps(result)

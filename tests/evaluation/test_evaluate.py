@@ -2,9 +2,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
-from kerasdet.evaluation.evaluate import _check_names, evaluate_batches, to_original
-from kerasdet.geometry import masks, rle
+from kerasdet.evaluation import evaluate_with_results
+from kerasdet.evaluation.evaluate import check_class_names, evaluate_batches, predictor_batches
+from kerasdet.geometry import rle
+from kerasdet.inference import AugmentedPredictor, Predictor
 
 CATEGORY_IDS = [4, 7]
 IMAGE_SIZE = np.array([50, 100], np.int32)  # inside a 64x128 network input
@@ -41,32 +44,30 @@ def batches_of(truth, size):
         }
 
 
-class Oracle:
-    """Finds the ground truth in the coordinates of the network's input, moved by `shift` of its boxes' widths."""
+class Oracle(Predictor):
+    """Finds the ground truth of the image whose id is its pixels, moved by `shift` of its boxes' widths."""
 
     def __init__(self, truth, shift=0.0):
         self.truth, self.shift = truth, shift
 
-    def predict_on_batch(self, inputs):
-        assert set(inputs) == {"image", "image_size"}
-        ids = inputs["image"][:, 0, 0, 0].tolist()
+    def detect_batch(self, batch):
+        assert set(batch) == {"image", "image_size", "original_size"}
+        ids = batch["image"][:, 0, 0, 0].tolist()
         boxes = np.zeros((len(ids), 5, 4), np.float32)
         class_ids = np.full((len(ids), 5), -1, np.int32)
         scores = np.zeros((len(ids), 5), np.float32)
         for i, image_id in enumerate(ids):
-            image = next(image for image in self.truth["images"] if image["id"] == image_id)
-            scale = IMAGE_SIZE / (image["height"], image["width"])
             for k, a in enumerate(a for a in self.truth["annotations"] if a["image_id"] == image_id):
                 x, y, w, h = a["bbox"]
                 x += self.shift * w
-                boxes[i, k] = np.array([y, x, y + h, x + w]) * np.tile(scale, 2)
+                boxes[i, k] = y, x, y + h, x + w
                 class_ids[i, k] = CATEGORY_IDS.index(a["category_id"])
                 scores[i, k] = 0.9 - 0.1 * k
         return {"boxes": boxes, "scores": scores, "class_ids": class_ids, "valid": np.full(len(ids), 3, np.int32)}
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
-def test_an_oracle_is_perfect(rng, size):
+def test_an_oracle_has_ap_one(rng, size):
     truth = truth_of(5, rng)
     metrics, results = evaluate_batches(Oracle(truth), batches_of(truth, size), truth, CATEGORY_IDS)
     assert metrics["AP"] == pytest.approx(1.0)
@@ -76,7 +77,7 @@ def test_an_oracle_is_perfect(rng, size):
         np.testing.assert_allclose(result["bbox"], annotation["bbox"], rtol=1e-5, atol=1e-3)
 
 
-def test_a_shift_costs_precision(rng):
+def test_shifted_boxes_lower_ap(rng):
     truth = truth_of(5, rng)
     metrics, _ = evaluate_batches(Oracle(truth, shift=0.2), batches_of(truth, 2), truth, CATEGORY_IDS)
     assert metrics["AP50"] == pytest.approx(1.0)  # IoU 0.8 / 1.2
@@ -84,7 +85,7 @@ def test_a_shift_costs_precision(rng):
     assert metrics["AP75"] == 0
 
 
-def test_every_image_once(rng):
+def test_image_twice_or_missing_or_unknown_raises(rng):
     truth = truth_of(5, rng)
     oracle, batches = Oracle(truth), list(batches_of(truth, 2))
     with pytest.raises(ValueError, match="Image 12 came twice"):
@@ -97,23 +98,18 @@ def test_every_image_once(rng):
         evaluate_batches(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
 
 
-def test_categories_are_checked_before_the_first_batch(rng):
-    with pytest.raises(ValueError, match="category_ids names category 5, which the ground truth lacks"):
+def test_unknown_category_raises_before_the_first_batch(rng):
+    with pytest.raises(ValueError, match="category 5, which is not in the ground truth: give one of its 2 cat"):
         evaluate_batches(None, None, truth_of(1, rng), [4, 5])
 
 
-def test_boxes_return_to_the_original_image():
-    boxes = np.array([[[5, 10, 25, 60], [-3, -3, 90, 200]], [[5, 10, 25, 60], [0, 0, 50, 100]]], np.float32)
-    back = to_original(boxes, np.array([[50, 100], [50, 100]]), np.array([[100, 400], [25, 50]]))
-    expected = [[[10, 40, 50, 240], [0, 0, 100, 400]], [[2.5, 5, 12.5, 30], [0, 0, 25, 50]]]
-    np.testing.assert_array_equal(back, expected)
-
-
 class MaskOracle(Oracle):
-    """Finds also the left half of every box as its mask, and three keypoints."""
+    """Also finds the left half of every box as its mask, and three keypoints."""
 
-    def predict_on_batch(self, inputs):
-        detections = super().predict_on_batch(inputs)
+    mask_convention = "detectron2"
+
+    def detect_batch(self, batch):
+        detections = super().detect_batch(batch)
         count = len(detections["valid"])
         mask = np.zeros((count, 5, 28, 28), np.float32)
         mask[..., :14] = 1
@@ -121,9 +117,6 @@ class MaskOracle(Oracle):
         places = low + np.float32([[0.1, 0.2], [0.5, 0.5], [0.9, 0.3]]) * (high - low)
         keypoints = np.concatenate([places, np.ones_like(places[..., :1])], -1)
         return {**detections, "mask_probs": mask, "keypoints": keypoints}
-
-    def paste_masks(self, mask_probs, boxes, height, width):
-        return masks.paste_masks(mask_probs, boxes, height, width)
 
 
 def test_masks_and_keypoints_are_measured_in_the_original_images(rng):
@@ -149,36 +142,60 @@ def test_masks_and_keypoints_are_measured_in_the_original_images(rng):
     assert moved["segm/AP"] < 0.3 and moved["keypoints/AP"] < 0.1
 
 
-class CodingOracle(MaskOracle):
-    """Gives the code of its masks, and no full-size ones."""
-
-    def encode_masks(self, mask_probs, boxes, height, width):
-        return rle.encode(masks.paste_masks(mask_probs, boxes, height, width))
-
-    paste_masks = None
-
-
-def test_a_model_that_codes_its_masks_is_not_asked_to_paste_them(rng):
-    truth = truth_of(3, rng)
-    results = [
-        evaluate_batches(model(truth), batches_of(truth, 2), truth, CATEGORY_IDS)[1]
-        for model in (MaskOracle, CodingOracle)
-    ]
-    assert results[0] == results[1]
-
-
-def test_a_model_with_masks_on_data_without(rng):
+def test_masks_without_ground_truth_are_in_the_results_only(rng):
     truth = truth_of(2, rng)
     metrics, results = evaluate_batches(MaskOracle(truth), batches_of(truth, 2), truth, CATEGORY_IDS)
     assert list(metrics.by_type) == ["bbox"] and "segmentation" in results[0]
 
 
-def test_classes_in_another_order_are_an_error(caplog):
+def test_classes_in_another_order_raise(caplog):
     dataset = SimpleNamespace(class_names=("cat", "dog"), annotations="val.json")
     for same in (None, ("cat", "dog")):
-        _check_names(same, dataset)
+        check_class_names(same, dataset)
     with pytest.raises(ValueError, match=r"val\.json orders the classes cat, dog"):
-        _check_names(("dog", "cat"), dataset)
+        check_class_names(("dog", "cat"), dataset)
     assert not caplog.records
-    _check_names(("kitten", "puppy"), dataset)
-    assert "val.json names its classes otherwise than the model" in caplog.text
+    check_class_names(("kitten", "puppy"), dataset)
+    assert "val.json and the model name the classes differently" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.talkative(max_detections=20)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.shapes_data(tmp_path_factory.mktemp("shapes"), num_images=3, image_size=(80, 64))
+
+
+def test_evaluation_scores_what_detect_finds(model, data):
+    _, results = evaluate_with_results(model, data, batch_size=2)
+    expected = []
+    for record in data.records:
+        expected += model.detect(record.path).to_coco(record.image_id, data.category_ids)
+    assert len(results) == len(expected) > 10
+    for found, wanted in zip(results, expected, strict=True):
+        assert (found["image_id"], found["category_id"]) == (wanted["image_id"], wanted["category_id"])
+        np.testing.assert_allclose(found["bbox"], wanted["bbox"], atol=0.05)
+        assert found["score"] == pytest.approx(wanted["score"], abs=1e-3)
+
+
+def test_batches_follow_the_predictors_resize_rule(model, data):
+    resized = next(iter(predictor_batches(model, data, batch_size=2)))
+    np.testing.assert_array_equal(resized["image_size"], [[80, 64]] * 2)
+    assert resized["image"].shape == (2, 96, 64, 3)
+    unchanged = next(iter(predictor_batches(AugmentedPredictor(model), data, batch_size=2)))
+    np.testing.assert_array_equal(unchanged["image_size"], unchanged["original_size"])
+    assert unchanged["image"].shape == (2, 80, 64, 3) and unchanged["image"].dtype == np.uint8
+
+
+def test_test_time_augmentation_is_evaluated_like_a_model(model, data):
+    augmented = AugmentedPredictor(model, [model.preprocessing.shortest], hflip=False)
+    ours, theirs = (evaluate_with_results(each, data)[1] for each in (augmented, model))
+    np.testing.assert_allclose([r["score"] for r in ours], [r["score"] for r in theirs], rtol=1e-3)
+
+
+def test_another_number_of_classes_raises(data):
+    with pytest.raises(ValueError, match=r"The model has 2 classes, .* has 5: evaluate on the classes"):
+        evaluate_with_results(tiny.detector(2), data)

@@ -1,4 +1,4 @@
-"""Average recall of boxes without classes, and of a `ProposalNetwork` from training to the command line."""
+"""Average recall of boxes without classes, and a `ProposalNetwork` from training to the command line."""
 
 import json
 import math
@@ -15,9 +15,10 @@ from kerasdet import ProposalNetwork, cli, evaluate
 from kerasdet.data import RandomFlip
 from kerasdet.evaluation import evaluate_proposals
 from kerasdet.evaluation.evaluate import evaluate_batches
+from kerasdet.inference import Predictor
 from kerasdet.layers import FPN, MaxPoolTop
 from kerasdet.models import RPN, Preprocessing
-from kerasdet.training import SGD, WarmupMultiStep, train
+from kerasdet.training import SGD, Validation, WarmupMultiStep, train
 
 NAMES = ["AR100", "AR300", "AR1000", "ARs", "ARm", "ARl"]
 AREAS = {"ARs": (0, 32**2), "ARm": (32**2, 96**2), "ARl": (96**2, 1e10)}
@@ -31,13 +32,13 @@ def iou(box, other):
 
 
 def scalar_recall(truth, results, limit, area=(0, 1e10)):
-    """What COCO says in words: boxes in the order of their scores each take the best object that is left."""
+    """COCO's rule in plain loops: by descending score, each box takes the best object that is left."""
     recalls = []
     for threshold in np.linspace(0.5, 0.95, 10):
         found = total = 0
         for image in truth["images"]:
             objects = [a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"]]
-            # objects of another area may be taken only by boxes that find no other
+            # a box takes an object of another area only if no object of this area fits
             counted = [area[0] <= w * h <= area[1] for _, _, w, h in objects]
             boxes = sorted((r for r in results if r["image_id"] == image["id"]), key=lambda r: -r["score"])
             free = set(range(len(objects)))
@@ -56,7 +57,7 @@ def scalar_recall(truth, results, limit, area=(0, 1e10)):
 
 @pytest.fixture
 def scene(rng):
-    """Four images with objects of all sizes, and two hundred boxes around them in each."""
+    """Four images with objects of all sizes, and two hundred boxes around them in each image."""
     truth = {
         "images": [{"id": i, "height": 400, "width": 400} for i in range(1, 5)],
         "categories": [{"id": 4, "name": "cat"}, {"id": 7, "name": "dog"}],
@@ -75,7 +76,7 @@ def scene(rng):
     return truth, results
 
 
-def test_recall_in_scalar_code(scene):
+def test_recall_equals_scalar_code(scene):
     truth, results = scene
     metrics = evaluate_proposals(truth, results)
     assert list(metrics.summary) == NAMES
@@ -86,13 +87,13 @@ def test_recall_in_scalar_code(scene):
         assert metrics[name] == pytest.approx(scalar_recall(truth, results, 1000, area))
 
 
-def test_classes_do_not_count(scene):
+def test_recall_ignores_classes(scene):
     truth, results = scene
     other = [{**entry, "category_id": 7 if i % 3 else 4} for i, entry in enumerate(results)]
     assert evaluate_proposals(truth, other) == evaluate_proposals(truth, results)
 
 
-def test_equals_pycocotools():
+def test_recall_equals_pycocotools():
     folder = shared("data/cocoapi_eval")
     truth, results = (folder / f"instances_val2014_{part}.json" for part in ("100", "fakebbox100_results"))
     coco = COCO(truth)
@@ -107,7 +108,7 @@ def test_equals_pycocotools():
     np.testing.assert_allclose(list(metrics.summary.values()), [values.mean() for values in expected])
 
 
-def test_crowds_are_not_to_be_found_and_what_there_is_none_of_has_no_number():
+def test_crowds_do_not_count_and_absent_sizes_are_nan():
     truth = small_truth()
     truth["annotations"][2]["iscrowd"] = 1
     results = [{"image_id": 1, "category_id": 9, "bbox": [10, 10, 20, 20], "score": 0.4}]
@@ -119,14 +120,14 @@ def test_crowds_are_not_to_be_found_and_what_there_is_none_of_has_no_number():
     assert metrics.table().split() == ["bbox", *NAMES, "0.500", "0.500", "0.500", "1.000", "0.000", "-"]
 
 
-class Oracle:
+class Oracle(Predictor):
     """Finds every box of the ground truth, without classes."""
 
     def __init__(self, truth):
         self.truth = truth
 
-    def predict_on_batch(self, inputs):
-        image_id = int(inputs["image"][0, 0, 0, 0])
+    def detect_batch(self, batch):
+        image_id = int(batch["image"][0, 0, 0, 0])
         boxes = [(y, x, y + h, x + w) for x, y, w, h in (a["bbox"] for a in self.truth if a["image_id"] == image_id)]
         return {
             "boxes": np.float32([boxes]),
@@ -136,7 +137,7 @@ class Oracle:
         }
 
 
-def test_an_oracle_finds_all():
+def test_oracle_has_full_recall():
     truth = small_truth()
     size = np.int32([[120, 160]])
     batches = [
@@ -150,7 +151,7 @@ def test_an_oracle_finds_all():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A data set of five classes, and a run on it of a network that has none."""
+    """A network without classes, trained on a dataset of five classes, and its run."""
     folder = tmp_path_factory.mktemp("proposals")
     data = tiny.shapes_data(folder / "data", num_images=6)
     features = ("c2", "c3", "c4", "c5")
@@ -169,14 +170,13 @@ def run(tmp_path_factory):
         batch_size=2,
         transforms=[RandomFlip()],
         out_dir=folder / "run",
-        eval_data=data,
-        evaluate=evaluate,
+        validation=Validation(data),
     )
     return model, data, folder / "run"
 
 
 @pytest.mark.slow
-def test_a_proposal_network_is_trained_and_evaluated_without_classes(run):
+def test_proposal_network_trains_and_evaluates_without_classes(run):
     model, data, out_dir = run
     assert model.class_names == ("object",)
     metrics = evaluate(model, data, batch_size=4)
@@ -187,7 +187,7 @@ def test_a_proposal_network_is_trained_and_evaluated_without_classes(run):
 
 
 @pytest.mark.slow
-def test_on_the_command_line(run, tmp_path, capsys):
+def test_proposal_network_on_the_command_line(run, tmp_path, capsys):
     _, data, out_dir = run
     numbers, found = tmp_path / "numbers.json", tmp_path / "found.json"
     arguments = ["--annotations", str(data.annotations), "--json", str(numbers), "--save-detections", str(found)]
@@ -197,6 +197,6 @@ def test_on_the_command_line(run, tmp_path, capsys):
     assert list(json.loads(numbers.read_text())["summary"]) == NAMES
     assert len(json.loads(found.read_text())) > 6 * 20
     picture = next((data.annotations.parent / "images").iterdir())
-    assert cli.main(["predict", str(out_dir), str(picture), "--score", "0", "--json"]) == 0
+    assert cli.main(["predict", str(out_dir), str(picture), "--score-threshold", "0", "--json"]) == 0
     [entry] = json.loads(capsys.readouterr().out)
     assert {d["label"] for d in entry["detections"]} == {"object"}

@@ -12,9 +12,8 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, make
-from PIL import Image
-
 from kerasdet.export import export_saved_model
+from PIL import Image
 
 SOURCES = Path(__file__).resolve().parents[2] / "export" / "cpp"
 

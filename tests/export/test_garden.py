@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, SLOW, make
+from kerasdet.export import export_saved_model, verify_saved_model
 
 import kerasdet
-from kerasdet.export import export_saved_model, verify_saved_model
 from kerasdet.ops.dispatch import raw_ops
 
 TOLERANCES = {"boxes": (1e-3, 0), "scores": (1e-5, 0), "mask_probs": (1e-4, 0), "keypoints": (1e-2, 1e-2)}

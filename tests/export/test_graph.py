@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, make
+from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, in_float32
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 
 import kerasdet
-from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, in_float32
 from kerasdet.ops import implementation
 
 IMAGE = [tf.TensorSpec([None, None, None, 3], tf.float32)]

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from kerasdet.export import export_saved_model, verify, verify_saved_model
 from PIL import Image, ImageOps
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
-from kerasdet.export import export_saved_model, verify, verify_saved_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -261,9 +260,9 @@ def encoded(image, kind="PNG", **options):
 PNG, JPEG = encoded(tiny.images()[0]), encoded(tiny.images()[1], "JPEG")
 BOMB = PNG[:16] + (60000).to_bytes(4, "big") * 2 + PNG[24:]
 BAD = {
-    "nothing": (b"", "is no JPEG or PNG file"),
-    "text": (b"not an image", "is no JPEG or PNG file"),
-    "gif": (encoded(tiny.images()[0], "GIF"), "is no JPEG or PNG file"),
+    "nothing": (b"", "is not a JPEG or PNG file"),
+    "text": (b"not an image", "is not a JPEG or PNG file"),
+    "gif": (encoded(tiny.images()[0], "GIF"), "is not a JPEG or PNG file"),
     "JPEG cut in its header": (JPEG[:100], "has a damaged header"),
     "JPEG cut in the middle": (JPEG[: len(JPEG) * 3 // 4], "is damaged or cut short"),
     "PNG cut in its header": (PNG[:18], "has a damaged header"),

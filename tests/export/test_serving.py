@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from PIL import Image
-
 from kerasdet.export import serving
 from kerasdet.export import workflow as shipping
+from PIL import Image
 
 grpc = pytest.importorskip("grpc")
 apis = pytest.importorskip("tensorflow_serving.apis.prediction_service_pb2_grpc")
@@ -140,7 +139,7 @@ def test_the_grpc_client(model, folder, server, tmp_path, capsys):
     (tmp_path / "b.png").write_text("no image")
     module.main([str(tmp_path / "a.png"), "--server", f"127.0.0.1:{server[0]}", "--score", "0"])
     assert len(capsys.readouterr().out.splitlines()) == 1 + model.detect(images[0])["valid"][0]
-    with pytest.raises(SystemExit, match=r"INVALID_ARGUMENT: (?s:.*)image_bytes\[1\] is no JPEG or PNG file"):
+    with pytest.raises(SystemExit, match=r"INVALID_ARGUMENT: (?s:.*)image_bytes\[1\] is not a JPEG or PNG file"):
         module.main([str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--server", f"127.0.0.1:{server[0]}"])
 
 

@@ -3,7 +3,6 @@ import re
 import numpy as np
 import pytest
 import tiny
-
 from kerasdet.export import workflow as shipping
 
 

@@ -20,7 +20,7 @@ def cubic(x):
 
 
 def bicubic(image, height, width):
-    """Resizing as PyTorch defines it: a = -0.75, no antialiasing, indices kept in the image."""
+    """Resizes like PyTorch: a = -0.75, no antialiasing, indices clipped to the image."""
     result = np.zeros((height, width))
     for i, j in np.ndindex(height, width):
         y, x = (i + 0.5) * image.shape[0] / height - 0.5, (j + 0.5) * image.shape[1] / width - 0.5
@@ -31,13 +31,13 @@ def bicubic(image, height, width):
     return result
 
 
-def test_flip_order():
+def test_flip_order_swaps_left_and_right_names():
     order = ops.flip_order(NAMES)
     assert order == (0, 2, 1, 4, 3, 5)
     assert ops.flip_order(()) == ()
 
 
-def test_flips_swap_sides_and_leave_what_is_not_labelled(rng):
+def test_flips_swap_sides_and_keep_unlabelled_keypoints_zero(rng):
     order, before = ops.flip_order(NAMES), points(rng, 3, 6)
     after = ops.flip_left_right(before, 40, order).numpy()
     for i, j in np.ndindex(3, 6):
@@ -50,14 +50,14 @@ def test_flips_swap_sides_and_leave_what_is_not_labelled(rng):
         np.testing.assert_allclose(flip(flip(before, 40, order), 40, order), before, atol=1e-5)
 
 
-def test_scale(rng):
+def test_scale_multiplies_coordinates_and_keeps_visibility(rng):
     before = points(rng, 2, 3, 4)
     after = ops.scale(before, np.float32([[2, 3], [0.5, 1]]))
     np.testing.assert_allclose(after[1], before[1] * [0.5, 1, 1])
     np.testing.assert_allclose(after[0], before[0] * [2, 3, 1])
 
 
-def test_heatmap_targets(rng):
+def test_heatmap_targets_equal_a_scalar_loop(rng):
     keypoints, rois = points(rng, 2, 20, 5), rng.uniform(0, 30, (2, 20, 4)).astype(np.float32)
     rois[..., 2:] = rois[..., :2] + rng.uniform(1, 30, (2, 20, 2))
     cells, valid = ops.heatmap_targets(keypoints, rois, size=14)
@@ -71,7 +71,7 @@ def test_heatmap_targets(rng):
     assert 10 < valid.numpy().sum() < 190
 
 
-def test_heatmap_targets_at_the_border():
+def test_keypoint_on_the_far_border_belongs_to_the_last_cell():
     keypoints = np.float32([[[4, 6, 2], [10, 26, 1], [10.01, 20, 2], [3.99, 20, 2], [7, 16, 0]]])
     cells, valid = ops.heatmap_targets(keypoints, np.float32([[4, 6, 10, 26]]), size=56)
     assert valid.numpy().tolist() == [[True, True, False, False, False]]
@@ -82,13 +82,13 @@ def test_heatmap_targets_at_the_border():
     assert not valid.numpy().any()
 
 
-@pytest.mark.parametrize("rule", ops.RULES)
-def test_keypoints_from_heatmaps(rng, rule):
+@pytest.mark.parametrize("convention", ops.CONVENTIONS)
+def test_keypoints_from_heatmaps_equal_a_scalar_loop(rng, convention):
     heatmaps = rng.normal(0, 2, (2, 3, 9, 9, 4)).astype(np.float32)
     rois = np.float32([[1.5, 2.25, 31.9, 14.5], [0, 0, 0.2, 3], [10, 10, 17, 33]])
     rois = np.stack([rois, rois + 3])
     read = tf.function(
-        lambda h, r: ops.keypoints_from_heatmaps(h, r, rule),
+        lambda h, r: ops.keypoints_from_heatmaps(h, r, convention),
         input_signature=[tf.TensorSpec([None, None, None, None, 4]), tf.TensorSpec([None, None, 4])],
     )
     found = read(heatmaps, rois).numpy()
@@ -101,12 +101,12 @@ def test_keypoints_from_heatmaps(rng, rule):
         place = (i + 0.5) * height / np.ceil(height) + roi[0], (k + 0.5) * width / np.ceil(width) + roi[1]
         np.testing.assert_allclose(found[b, p, j, :2], place, rtol=1e-5)
         best = resized.max()
-        score = best if rule == "torchvision" else 1 / np.exp(heatmap - best).sum()
+        score = best if convention == "torchvision" else 1 / np.exp(heatmap - best).sum()
         np.testing.assert_allclose(found[b, p, j, 2], score, rtol=1e-4)
 
 
-def test_a_keypoint_survives_its_heatmap():
-    """Target and reading off are inverse to one another up to the size of a cell, here (1, 2) pixels."""
+def test_decoding_inverts_heatmap_targets_within_one_cell():
+    """A cell of this heatmap covers 1 x 2 pixels."""
     keypoint, roi = np.float32([[[23.2, 57.9, 2]]]), np.float32([[10, 20, 66, 132]])
     cells, _ = ops.heatmap_targets(keypoint, roi)
     heatmap = 20 * tf.reshape(tf.one_hot(cells[0], 56 * 56), (1, 56, 56, 1))
@@ -114,8 +114,8 @@ def test_a_keypoint_survives_its_heatmap():
     assert 23 <= y <= 24 and 56 <= x <= 58
 
 
-def test_no_regions_and_an_unknown_rule():
+def test_zero_regions_give_zero_keypoints_and_an_unknown_convention_raises():
     heatmaps, rois = np.zeros((0, 56, 56, 17), np.float32), np.zeros((0, 4), np.float32)
     assert ops.keypoints_from_heatmaps(heatmaps, rois).shape == (0, 17, 3)
-    with pytest.raises(ValueError, match="rule is one of"):
+    with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
         ops.keypoints_from_heatmaps(heatmaps, rois, "caffe")

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import shared
-from pycocotools import mask as rle
+from pycocotools import mask as coco_rle
 
-from kerasdet.geometry import masks
+from kerasdet.geometry import masks, rle
 
 
 def blob(rng, height, width):
-    """A bitmap with a few filled rectangles and a hole."""
+    """Makes a bitmap of a few filled rectangles with a hole."""
     bitmap = np.zeros((height, width), np.uint8)
     for value in (1, 1, 1, 0):
         (y1, y2), (x1, x2) = (np.sort(rng.integers(0, n + 1, 2)) for n in (height, width))
@@ -25,7 +25,7 @@ def box_of(bitmap):
 
 
 def runs_of(bitmap):
-    return masks.runs_from_segmentation(masks.encode(bitmap[None])[0], *bitmap.shape)
+    return rle.runs_from_segmentation(rle.encode(bitmap[None])[0], *bitmap.shape)
 
 
 def bitmap_of(runs, height, width):
@@ -33,13 +33,13 @@ def bitmap_of(runs, height, width):
 
 
 def overlaps(low, high, edges):
-    """The length of each interval between `edges` that lies in each pixel of low..high: (len(edges) - 1, pixels)."""
+    """Returns the overlap length of each interval between `edges` with each pixel: (len(edges) - 1, pixels)."""
     pixels = np.arange(low, high)
     return np.maximum(0, np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels))
 
 
 def area_crop(bitmap, box, size):
-    """The crop by its definition, from the bitmap."""
+    """Computes the crop from the bitmap, by its definition."""
     y1, x1, y2, x2 = box.astype(np.float64)
     y = overlaps(0, bitmap.shape[0], np.linspace(y1, y2, size + 1))
     x = overlaps(0, bitmap.shape[1], np.linspace(x1, x2, size + 1))
@@ -47,7 +47,7 @@ def area_crop(bitmap, box, size):
 
 
 def objects(name):
-    """(bitmap, segmentation, box) of every object of a data set that is no crowd."""
+    """Yields (bitmap, segmentation, box) of every non-crowd object of a dataset."""
     data = json.loads(shared(f"data/{name}.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
     for annotation in data["annotations"]:
@@ -55,45 +55,45 @@ def objects(name):
             segmentation, (height, width) = annotation["segmentation"], sizes[annotation["image_id"]]
             code = segmentation
             if isinstance(segmentation, list):
-                code = rle.merge(rle.frPyObjects(segmentation, height, width))
+                code = coco_rle.merge(coco_rle.frPyObjects(segmentation, height, width))
             x, y, w, h = annotation["bbox"]
-            yield rle.decode(code), segmentation, np.array([y, x, y + h, x + w], np.float32)
+            yield coco_rle.decode(code), segmentation, np.array([y, x, y + h, x + w], np.float32)
 
 
-def test_runs_of_every_form_of_segmentation(rng):
+def test_every_segmentation_form_gives_the_same_runs(rng):
     for _ in range(30):
         height, width = rng.integers(1, 60, 2).tolist()
         bitmap = blob(rng, height, width)
-        compressed = rle.encode(np.asfortranarray(bitmap))
-        runs = masks.runs_from_segmentation(compressed, height, width)
+        compressed = coco_rle.encode(np.asfortranarray(bitmap))
+        runs = rle.runs_from_segmentation(compressed, height, width)
         assert runs.dtype == np.int32
         np.testing.assert_array_equal(bitmap_of(runs, height, width), bitmap)
         text = {"size": compressed["size"], "counts": compressed["counts"].decode()}
-        np.testing.assert_array_equal(masks.runs_from_segmentation(text, height, width), runs)
+        np.testing.assert_array_equal(rle.runs_from_segmentation(text, height, width), runs)
         listed = {"size": [height, width], "counts": runs.tolist()}
-        np.testing.assert_array_equal(masks.runs_from_segmentation(listed, height, width), runs)
+        np.testing.assert_array_equal(rle.runs_from_segmentation(listed, height, width), runs)
 
 
-def test_runs_of_polygons():
+def test_polygon_runs_equal_pycocotools():
     for bitmap, segmentation, _ in list(objects("coco_cc/train"))[::7]:
-        runs = masks.runs_from_segmentation(segmentation, *bitmap.shape)
+        runs = rle.runs_from_segmentation(segmentation, *bitmap.shape)
         np.testing.assert_array_equal(bitmap_of(runs, *bitmap.shape), bitmap)
 
 
-def test_segmentations_without_a_pixel():
+def test_segmentation_without_pixels_gives_no_runs():
     empty = [[], [[]], [[1, 2, 3, 4]], [[1, 1, 1, 1, 1, 1]], {"size": [5, 6], "counts": [30]}]
-    assert [len(masks.runs_from_segmentation(s, 5, 6)) for s in empty] == [0] * 5
+    assert [len(rle.runs_from_segmentation(s, 5, 6)) for s in empty] == [0] * 5
     square = [0, 0, 4, 0, 4, 4, 0, 4]
-    odd = masks.runs_from_segmentation([[1, 2, 3], [*square, 9]], 5, 6)
-    np.testing.assert_array_equal(odd, masks.runs_from_segmentation([square], 5, 6))
+    odd = rle.runs_from_segmentation([[1, 2, 3], [*square, 9]], 5, 6)
+    np.testing.assert_array_equal(odd, rle.runs_from_segmentation([square], 5, 6))
 
 
 @pytest.mark.parametrize(
     "segmentation, message",
     [
-        ([1, 2, 3, 4, 5, 6], "polygon that is no list"),
-        ([[1, 2, 3, 4, 5, "a"]], "something else than pixel coordinates"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "something else than pixel coordinates"),
+        ([1, 2, 3, 4, 5, 6], "polygon that is not a list"),
+        ([[1, 2, 3, 4, 5, "a"]], "entries are not all pixel coordinates"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "entries are not all pixel coordinates"),
         ({"size": [6, 5], "counts": [30]}, r"size \[6, 5\], but its image is 5x6"),
         ({"counts": [30]}, "size None"),
         ({"size": [5, 6], "counts": [10, 10]}, "of 20 pixels, but its image has 30"),
@@ -103,12 +103,12 @@ def test_segmentations_without_a_pixel():
         ({"size": [5, 6], "counts": None}, "neither text nor a list"),
     ],
 )
-def test_bad_segmentations(segmentation, message):
+def test_invalid_segmentation_raises(segmentation, message):
     with pytest.raises(ValueError, match=message):
-        masks.runs_from_segmentation(segmentation, 5, 6)
+        rle.runs_from_segmentation(segmentation, 5, 6)
 
 
-def test_crops_are_the_covered_share_of_each_cell(rng):
+def test_crop_cell_equals_its_covered_fraction(rng):
     crop = tf.function(masks.crops_from_runs, reduce_retracing=True)
     for size in (7, 28, 112):
         height, width = rng.integers(20, 90, 2).tolist()
@@ -123,7 +123,7 @@ def test_crops_are_the_covered_share_of_each_cell(rng):
             np.testing.assert_allclose(result / 255, area_crop(bitmap, box, size), atol=0.5 / 255 + 1e-5)
 
 
-def test_crops_of_no_object_and_of_one_pixel():
+def test_crops_of_zero_objects_and_of_a_one_pixel_object():
     none = masks.crops_from_runs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 4), np.float32), [9, 8])
     assert none.shape == (0, 112, 112)
     bitmap = np.zeros((5, 6), np.uint8)
@@ -140,12 +140,15 @@ def test_crops_of_no_object_and_of_one_pixel():
         ("dsb_small/val", 3, 1, None, 1),
     ],
 )
-def test_loss_of_detail(name, step, mean, large, least):
-    """A crop pasted back into its box, against the original; the numbers of all objects stand in the docstring."""
+def test_crop_pasted_back_keeps_the_mask(name, step, mean, large, least):
+    """Compares a crop pasted back into its box with the original mask.
+
+    `kerasdet.geometry.masks` states the figures over all objects.
+    """
     crop = tf.function(masks.crops_from_runs, reduce_retracing=True)
     overlap, sides = [], []
     for bitmap, segmentation, box in list(objects(name))[::step]:
-        runs = masks.runs_from_segmentation(segmentation, *bitmap.shape)
+        runs = rle.runs_from_segmentation(segmentation, *bitmap.shape)
         crops = crop(runs, np.int32([len(runs)]), box[None], np.int32(bitmap.shape))
         back = masks.paste_masks(tf.cast(crops, tf.float32) / 255, box[None], *bitmap.shape)[0].numpy()
         overlap.append((back & (bitmap > 0)).sum() / (back | (bitmap > 0)).sum())
@@ -156,7 +159,7 @@ def test_loss_of_detail(name, step, mean, large, least):
 
 
 def bilinear(bitmap, y, x):
-    """A sample of ROIAlign at an index; outside the last pixel's centres the border is repeated."""
+    """Samples a bitmap at (y, x) like ROIAlign, which repeats the border outside the last pixel centres."""
     height, width = bitmap.shape
     if y < -1 or x < -1 or y > height or x > width:
         return 0.0
@@ -168,7 +171,7 @@ def bilinear(bitmap, y, x):
 
 
 def roi_align(bitmap, roi, size, aligned):
-    """Adaptive sampling; aligned means that pixel centres are at a half."""
+    """Pools one box with adaptive sampling; `aligned` puts pixel centres at 0.5."""
     y1, x1, y2, x2 = roi - 0.5 * aligned
     height, width = (y2 - y1, x2 - x1) if aligned else (max(y2 - y1, 1), max(x2 - x1, 1))
     rows, columns = max(int(np.ceil(height / size)), 1), max(int(np.ceil(width / size)), 1)
@@ -180,9 +183,9 @@ def roi_align(bitmap, roi, size, aligned):
     return result
 
 
-@pytest.mark.parametrize("rule", masks.RULES)
-def test_targets_are_roi_align_of_the_bitmap(rng, rule):
-    """Where a cell of the crop never straddles two pixels the crop holds all of the bitmap, and targets are equal."""
+@pytest.mark.parametrize("convention", masks.CONVENTIONS)
+def test_targets_equal_roi_align_of_the_full_bitmap(rng, convention):
+    """No crop cell straddles two pixels here, so the crop loses nothing and targets must be equal."""
     bitmap = np.zeros((40, 44), np.uint8)
     bitmap[4:32, 30:44] = rng.integers(0, 2, (7, 7)).repeat(4, 0).repeat(2, 1)
     box = np.float32([4, 30, 32, 44])
@@ -200,9 +203,11 @@ def test_targets_are_roi_align_of_the_bitmap(rng, rule):
         ]
     )
     matched = np.zeros((1, len(rois)), np.int32)
-    found = masks.crop_masks_for_rois(crops[None], box[None, None], rois[None], matched, 8, rule, [bitmap.shape])[0]
-    expected = np.stack([roi_align(bitmap, roi, 8, aligned=rule == "detectron2") for roi in rois])
-    if rule == "detectron2":
+    found = masks.crop_masks_for_rois(crops[None], box[None, None], rois[None], matched, 8, convention, [bitmap.shape])[
+        0
+    ]
+    expected = np.stack([roi_align(bitmap, roi, 8, aligned=convention == "detectron2") for roi in rois])
+    if convention == "detectron2":
         clear = np.abs(expected - 0.5) > 3e-3
         np.testing.assert_array_equal(found.numpy()[clear], (expected >= 0.5)[clear])
         assert clear.mean() > 0.9 and set(np.unique(found)) == {0, 1}
@@ -210,7 +215,7 @@ def test_targets_are_roi_align_of_the_bitmap(rng, rule):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_targets_choose_the_matched_object(rng):
+def test_targets_use_the_matched_object(rng):
     crops = tf.constant(np.stack([np.zeros((16, 16)), np.full((16, 16), 255)]).astype(np.uint8))[None]
     boxes = np.float32([[[0, 0, 20, 20], [10, 10, 30, 30]]])
     rois = np.float32([[[10, 10, 30, 30]] * 3 + [[10, 10, 50, 30]]])
@@ -230,7 +235,7 @@ def test_paste_equals_detectron2():
 
 
 def torchvision_paste(probs, box, height, width, threshold):
-    """Pixel by pixel: a border around the mask, the box grown with it and cut to whole pixels, bilinear resizing."""
+    """Pastes pixel by pixel: pads mask and box, truncates the box to whole pixels, resizes bilinearly."""
     size = len(probs) + 2
     padded = np.pad(probs, 1)
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * np.float32(size / (size - 2))
@@ -259,29 +264,29 @@ def test_paste_equals_torchvision(rng, threshold):
     assert expected.any((1, 2)).sum() >= 5
 
 
-def test_paste_in_a_graph_and_of_nothing(rng):
+def test_paste_works_in_a_graph_and_with_zero_masks(rng):
     probs, boxes = (
         rng.uniform(0, 1, (3, 5, 5)).astype(np.float32),
         np.float32([[1, 2, 12, 19], [0, 0, 0, 0], [5, 5, 9, 9]]),
     )
-    for rule in masks.RULES:
+    for convention in masks.CONVENTIONS:
         paste = tf.function(
-            lambda p, b, h, w, rule=rule: masks.paste_masks(p, b, h, w, rule),
+            lambda p, b, h, w, convention=convention: masks.paste_masks(p, b, h, w, convention),
             input_signature=[tf.TensorSpec([None, None, None]), tf.TensorSpec([None, 4])]
             + [tf.TensorSpec([], tf.int32)] * 2,
         )
-        np.testing.assert_array_equal(paste(probs, boxes, 15, 20), masks.paste_masks(probs, boxes, 15, 20, rule))
-        assert masks.paste_masks(probs[:0], boxes[:0], 15, 20, rule).shape == (0, 15, 20)
-    with pytest.raises(ValueError, match="rule is one of"):
+        np.testing.assert_array_equal(paste(probs, boxes, 15, 20), masks.paste_masks(probs, boxes, 15, 20, convention))
+        assert masks.paste_masks(probs[:0], boxes[:0], 15, 20, convention).shape == (0, 15, 20)
+    with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
         masks.paste_masks(probs, boxes, 15, 20, "caffe")
-    with pytest.raises(ValueError, match="rule is one of"):
-        masks.crop_masks_for_rois(None, None, None, None, rule="caffe")
+    with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
+        masks.crop_masks_for_rois(None, None, None, None, convention="caffe")
 
 
 def test_rle_round_trip(rng):
     bitmaps = np.stack([blob(rng, 30, 41) for _ in range(3)]).astype(bool)
-    codes = masks.encode(bitmaps)
+    codes = rle.encode(bitmaps)
     json.dumps(codes)
-    np.testing.assert_array_equal(masks.decode(codes), bitmaps)
-    assert rle.area(codes).tolist() == bitmaps.sum((1, 2)).tolist()
-    assert masks.encode(bitmaps[:0]) == []
+    np.testing.assert_array_equal(rle.decode(codes), bitmaps)
+    assert coco_rle.area(codes).tolist() == bitmaps.sum((1, 2)).tolist()
+    assert rle.encode(bitmaps[:0]) == []

@@ -5,9 +5,11 @@ import pytest
 import tensorflow as tf
 from models.models import MODELS, batch, randomized
 
+from kerasdet.errors import UserError
 from kerasdet.geometry.keypoints import flip_order
-from kerasdet.inference.tta import FACTORS
-from kerasdet.models import AugmentedDetector, KeypointBranch
+from kerasdet.inference import AugmentedPredictor
+from kerasdet.inference.tta import SCALES
+from kerasdet.models import KeypointBranch
 
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")
 
@@ -34,6 +36,12 @@ def image():
     return batch()["image"][0, :96, :100]
 
 
+def padded(predictor, image):
+    """What `detect` computes for an image before it takes the padding off."""
+    detections = predictor.detect_batch(predictor.preprocessing.batch([image]))
+    return {name: np.asarray(value) for name, value in detections.items()}
+
+
 def assert_close(ours, theirs):
     assert ours.keys() == theirs.keys()
     np.testing.assert_array_equal(ours["valid"], theirs["valid"])
@@ -42,15 +50,15 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=2e-3, err_msg=name)
 
 
-def test_one_view_is_the_model_itself(model, image):
-    one = AugmentedDetector(model, [model.preprocessing.shortest], mirror=False)
-    assert_close(one.detect(image), model.detect(image))
+def test_one_view_gives_the_models_detections(model, image):
+    one = AugmentedPredictor(model, [model.preprocessing.shortest], hflip=False)
+    assert_close(padded(one, image), padded(model, image))
 
 
 def test_a_mirror_image_has_mirrored_detections(model, image):
     """Each of the two is seen as it is and in the mirror, so the same views are merged."""
-    augmented = AugmentedDetector(model, [80, 96])
-    found, mirrored = augmented.detect(image), augmented.detect(image[:, ::-1])
+    augmented = AugmentedPredictor(model, [80, 96])
+    found, mirrored = padded(augmented, image), padded(augmented, image[:, ::-1])
     live = found["class_ids"] >= 0
     y1, x1, y2, x2 = np.moveaxis(mirrored["boxes"], -1, 0)
     mirrored["boxes"] = np.where(live[..., None], np.stack([y1, 100 - x2, y2, 100 - x1], -1), 0)
@@ -66,14 +74,14 @@ def test_a_mirror_image_has_mirrored_detections(model, image):
 
 def test_the_best_of_all_views_comes_first(model, image):
     sizes = [72, 120]
-    views = [AugmentedDetector(model, [size], mirror=False).detect(image)["scores"][0, 0] for size in sizes]
-    merged = AugmentedDetector(model, sizes, mirror=False).detect(image)
-    assert merged["scores"][0, 0] == pytest.approx(max(views), rel=1e-5)
+    views = [AugmentedPredictor(model, [size], hflip=False).detect(image).scores[0] for size in sizes]
+    merged = AugmentedPredictor(model, sizes, hflip=False).detect(image)
+    assert merged.scores[0] == pytest.approx(max(views), rel=1e-5)
 
 
-def test_views_are_suppressed_together(model, image):
+def test_nms_runs_on_all_views_at_once(model, image):
     """The same view twice says nothing new; boxes without area, which nothing suppresses, may cost places."""
-    once, twice = (AugmentedDetector(model, [96] * n, mirror=False).detect(image) for n in (1, 2))
+    once, twice = (padded(AugmentedPredictor(model, [96] * n, hflip=False), image) for n in (1, 2))
     count = twice["valid"][0]
     assert 0 < count <= once["valid"][0]
     for name in set(once) - {"valid"}:
@@ -84,13 +92,13 @@ def test_masks_are_averaged_over_the_views(model, image):
     if not any("mask" in branch.name for branch in model.branches):
         pytest.skip("no masks")
     (branch,) = [branch for branch in model.branches if "mask" in branch.name]
-    merged = AugmentedDetector(model, [72, 96], mirror=False).detect(image)
+    merged = padded(AugmentedPredictor(model, [72, 96], hflip=False), image)
     expected = []
     for shortest in (72, 96):
         resized = model.preprocessing.resize(image, shortest, 1000)[None]
         height, width = resized.shape[1:3]
-        padded = tf.pad(resized, [[0, 0], [0, -height % 32], [0, -width % 32], [0, 0]])
-        outputs = model({"image": padded, "image_size": np.int32([[height, width]])})
+        inputs = tf.pad(resized, [[0, 0], [0, -height % 32], [0, -width % 32], [0, 0]])
+        outputs = model({"image": inputs, "image_size": np.int32([[height, width]])})
         factor = np.tile(np.float32(resized.shape[1:3]) / image.shape[:2], 2)
         maps = model.branch_maps(branch, outputs["pyramid"], merged["boxes"] * factor, merged["class_ids"])
         expected.append(maps)
@@ -98,36 +106,47 @@ def test_masks_are_averaged_over_the_views(model, image):
     np.testing.assert_allclose(merged["mask_probs"][0, :valid], np.mean(expected, 0)[0, :valid], atol=2e-3)
 
 
-def test_pictures_of_several_sizes(model, image):
-    augmented = AugmentedDetector(model, [64])
-    found = augmented.detect([image, image[:70]])
-    for index, picture in enumerate((image, image[:70])):
-        alone = augmented.detect(picture)
-        for name, value in found.items():
-            np.testing.assert_array_equal(value[index], alone[name][0])
+def test_images_of_several_sizes_are_detected_one_by_one(model, image):
+    augmented, images = AugmentedPredictor(model, [64]), [image, image[:70]]
+    for found, each in zip(augmented.detect(images), images, strict=True):
+        alone = augmented.detect(each)
+        assert found.image_size == each.shape[:2]
+        for name in ("boxes", "scores", "class_ids", "mask_probs", "keypoints"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
 
 
-def test_a_padded_batch_as_evaluation_has_it(model):
-    data, augmented = batch(), AugmentedDetector(model, [64])
-    found = augmented.predict_on_batch(data)
+def test_padding_of_a_batch_is_not_looked_at(model):
+    data, augmented = batch(), AugmentedPredictor(model, [64])
+    found = augmented.detect_batch({name: data[name] for name in ("image", "image_size")})
     for index, (height, width) in enumerate(data["image_size"]):
-        alone = augmented.detect(data["image"][index, :height, :width])
+        alone = padded(augmented, data["image"][index, :height, :width])
         np.testing.assert_array_equal(found["boxes"][index], alone["boxes"][0])
 
 
-def test_by_default_three_sizes_around_the_models_own(model):
-    augmented = AugmentedDetector(model)
-    assert augmented.shortest == tuple(round(96 * factor) for factor in FACTORS)
+def test_it_describes_itself_like_its_model(model):
+    augmented = AugmentedPredictor(model)
+    for name in ("num_classes", "class_names", "mask_convention", "skeleton"):
+        assert getattr(augmented, name) == getattr(model, name)
 
 
-def test_keypoints_without_names_have_no_mirror_image(image):
+def test_resizing_by_another_rule_raises(model, image):
+    with pytest.raises(UserError, match=r"resize is \(64, 96\), but this predictor resizes inside"):
+        AugmentedPredictor(model).detect(image, resize=(64, 96))
+
+
+def test_default_views_are_three_sizes_around_the_models_own(model):
+    augmented = AugmentedPredictor(model)
+    assert augmented.shortest == tuple(round(96 * factor) for factor in SCALES)
+
+
+def test_hflip_of_keypoints_without_names_raises(image):
     model = MODELS["keypoint_rcnn"]()
     with pytest.raises(ValueError, match=r"2 keypoints have no names, .* give KeypointBranch keypoint_names"):
-        AugmentedDetector(model, [64]).detect(image)
-    assert AugmentedDetector(model, [64], mirror=False).detect(image)["keypoints"].shape[2:] == (2, 3)
+        AugmentedPredictor(model, [64]).detect(image)
+    assert AugmentedPredictor(model, [64], hflip=False).detect(image).keypoints.shape[1:] == (2, 3)
 
 
 @pytest.mark.parametrize("length", [0, -3, 1.5, "800"])
-def test_a_side_is_in_whole_pixels(model, length):
-    with pytest.raises(ValueError, match="give whole pixels"):
-        AugmentedDetector(model, [length])
+def test_invalid_length_raises(model, length):
+    with pytest.raises(UserError, match="give whole pixels"):
+        AugmentedPredictor(model, [length])

@@ -14,7 +14,7 @@ from kerasdet.ops import deform_conv2d
 
 @pytest.mark.parametrize("options", [{}, {"strides": 2}, {"dilation": 2}, {"groups": 2}])
 @pytest.mark.parametrize(("version", "factor"), [(1, 1.0), (2, 0.5)])
-def test_at_first_it_is_an_ordinary_convolution(rng, options, version, factor):
+def test_new_layer_equals_an_ordinary_convolution(rng, options, version, factor):
     x = tf.constant(rng.normal(size=(2, 9, 8, 4)), tf.float32)
     plain, deformable = ConvNorm(6, 3, **options), DeformConvNorm(6, 3, deform_version=version, **options)
     expected, _ = plain(x), deformable(x)
@@ -22,7 +22,7 @@ def test_at_first_it_is_an_ordinary_convolution(rng, options, version, factor):
     np.testing.assert_allclose(deformable(x), factor * expected, atol=1e-5)
 
 
-def test_offsets_come_first_and_the_mask_last(rng):
+def test_offset_channels_precede_mask_channels(rng):
     x = tf.constant(rng.normal(size=(1, 6, 6, 4)), tf.float32)
     layer = DeformConvNorm(3, 3, deform_version=2, deform_groups=2, norm=make_norm("frozen_bn"), activation="relu")
     layer.build(x.shape)
@@ -34,7 +34,7 @@ def test_offsets_come_first_and_the_mask_last(rng):
     np.testing.assert_allclose(layer(x), tf.nn.relu(layer.norm(expected)), atol=1e-5)
 
 
-def test_all_variables_are_trained(rng):
+def test_every_variable_gets_a_gradient(rng):
     layer = DeformConvNorm(3, 3, deform_version=2)
     x = tf.constant(rng.normal(size=(1, 6, 6, 4)), tf.float32)
     with tf.GradientTape() as tape:
@@ -43,12 +43,12 @@ def test_all_variables_are_trained(rng):
     assert all(np.any(gradient) for gradient in gradients)
 
 
-def test_mixed_precision(rng):
+def test_mixed_precision_returns_half_precision_features(rng):
     layer = DeformConvNorm(3, 3, dtype="mixed_bfloat16")
     assert layer(tf.constant(rng.normal(size=(1, 6, 6, 4)), tf.float32)).dtype == tf.bfloat16
 
 
-def test_there_is_no_third_version():
+def test_unknown_version_raises():
     with pytest.raises(ValueError, match="no version 3"):
         DeformConvNorm(3, 3, deform_version=3)
 
@@ -71,7 +71,7 @@ def test_resnet_has_deformable_stages_under_stable_names():
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
-def test_resnet_of_version_1_starts_as_an_ordinary_one(rng, block):
+def test_new_resnet_with_version_1_equals_an_ordinary_resnet(rng, block):
     options = {"block": block, "groups": 2} if block == "bottleneck" else {"block": block}
     plain, deformable = small_resnet(**options), small_resnet(**options, deform_stages=("c3", "c4"))
     by_name = {variable.path.split("/", 1)[1]: variable for variable in plain.variables}
@@ -83,7 +83,7 @@ def test_resnet_of_version_1_starts_as_an_ordinary_one(rng, block):
         np.testing.assert_allclose(deformable(x)[name], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_resnet_config_and_file_round_trip(rng, tmp_path):
+def test_saved_resnet_loads_with_equal_features(rng, tmp_path):
     model = small_resnet(deform_stages=("c4",), deform_version=2, deform_groups=2, groups=2)
     for variable in model.variables:
         if "offset" in variable.path:
@@ -95,15 +95,15 @@ def test_resnet_config_and_file_round_trip(rng, tmp_path):
         np.testing.assert_allclose(again(x)[name], expected, atol=1e-5)
 
 
-def test_resnet_rejects_what_it_cannot_build():
+def test_resnet_rejects_unknown_stages_and_groups_in_basic_blocks():
     with pytest.raises(ValueError, match="no feature"):
         small_resnet(deform_stages=("c7",))
-    with pytest.raises(ValueError, match="groups in basic blocks"):
+    with pytest.raises(ValueError, match="basic blocks have 1"):
         small_resnet(block="basic", groups=2)
 
 
 @pytest.mark.parametrize("norm", [None, "gn"])
-def test_the_last_convolution_of_a_tower_can_be_deformable(rng, norm):
+def test_last_convolution_of_a_tower_can_be_deformable(rng, norm):
     tower = Tower(2, 32, ("p3", "p4"), norm, deform_last=True)
     assert tower(tf.constant(rng.normal(size=(1, 8, 8, 32)), tf.float32), level="p3").shape == (1, 8, 8, 32)
     assert [type(conv) for conv in tower.convs] == [ConvNorm, DeformConvNorm]
@@ -111,14 +111,15 @@ def test_the_last_convolution_of_a_tower_can_be_deformable(rng, norm):
     assert tower.convs[-1].conv.use_bias == (norm is None)
 
 
-def test_features_of_detectron2s_deformable_model():
+def test_features_equal_detectron2s_deformable_model():
     name = "models/detectron2_mask_rcnn_R_50_FPN_dconv_c3-c5"
     layout = json.loads(shared(f"reference/{name}.layout.json").read_text())
     sys.path.insert(0, str(shared("reference")))
     import reference_weights
 
     state = reference_weights.state_dict(layout)
-    model = ResNet(50, out_features=("c2", "c3", "c4", "c5"), deform_stages=("c3", "c4", "c5"), stride_in_1x1=True)
+    stages = ("c3", "c4", "c5")
+    model = ResNet(50, out_features=("c2", *stages), deform_stages=stages, stride_in_1x1=True, norm="frozen_bn")
     neck = FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop())
     image = reference_weights.image(256, 320, seed=0)[..., ::-1].astype(np.float32)
     x = tf.constant(image - [103.53, 116.28, 123.675], tf.float32)[None]

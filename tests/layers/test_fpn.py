@@ -21,7 +21,7 @@ def built(neck, rng, names=("c3", "c4", "c5")):
 
 
 def conv(x, layer, strides=1):
-    """The layer's convolution with PyTorch's padding."""
+    """Convolves like `layer`, with PyTorch's padding."""
     kernel, bias = layer.conv.kernel.numpy().astype(float), layer.conv.bias.numpy()
     taps = kernel.shape[0]
     x = np.pad(x, [(0, 0), *[(taps // 2, taps // 2)] * 2, (0, 0)])
@@ -38,13 +38,13 @@ def conv(x, layer, strides=1):
 
 
 def nearest(x, size):
-    """`torch.nn.functional.interpolate(size=size, mode="nearest")`."""
+    """Resizes like `torch.nn.functional.interpolate(size=size, mode="nearest")`."""
     rows, columns = (np.arange(out) * n // out for out, n in zip(size, x.shape[1:3], strict=True))
     return x[:, rows][:, :, columns]
 
 
 def bilinear(x, size):
-    """`torch.nn.functional.interpolate(size=size, mode="bilinear", align_corners=False)`."""
+    """Resizes like `torch.nn.functional.interpolate(size=size, mode="bilinear", align_corners=False)`."""
     for axis, out in zip((1, 2), size, strict=True):
         n = x.shape[axis]
         place = np.clip((np.arange(out) + 0.5) * n / out - 0.5, 0, n - 1)
@@ -70,7 +70,7 @@ def reference(neck, features):
 @pytest.mark.parametrize("fusion", ["sum", "average"])
 @pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
 @pytest.mark.parametrize("names", [("c3", "c4", "c5"), ("c2", "c3", "c4", "c5"), ("c4", "c5"), ("c5",)], ids="-".join)
-def test_equals_numpy(rng, sizes, fusion, upsampling, names):
+def test_fpn_equals_a_numpy_reference(rng, sizes, fusion, upsampling, names):
     neck = built(FPN(names, 7, fusion=fusion, upsampling=upsampling), rng, names)
     features = backbone_features(rng, names, sizes)
     expected = reference(neck, features)
@@ -80,14 +80,14 @@ def test_equals_numpy(rng, sizes, fusion, upsampling, names):
         np.testing.assert_allclose(pyramid[level], value, rtol=1e-4, atol=1e-3)
 
 
-def test_features_that_are_not_merged_are_left_alone(rng):
+def test_unmerged_features_do_not_change_the_pyramid(rng):
     neck = built(FPN(("c4", "c5"), 7), rng, ("c4", "c5"))
     features = backbone_features(rng, CHANNELS, "odd")
     assert tuple(neck(features)) == ("p4", "p5")
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_max_pool_top(rng, sizes):
+def test_max_pool_top_takes_every_second_cell(rng, sizes):
     neck = built(FPN(channels=7, top=MaxPoolTop()), rng)
     pyramid = neck(backbone_features(rng, ("c3", "c4", "c5"), sizes))
     assert tuple(pyramid) == neck.levels == ("p3", "p4", "p5", "p6")
@@ -97,7 +97,7 @@ def test_max_pool_top(rng, sizes):
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("in_feature", ["c5", "p5"])
 @pytest.mark.parametrize("activation", ["relu", None])
-def test_conv_top(rng, sizes, in_feature, activation):
+def test_conv_top_equals_a_numpy_reference(rng, sizes, in_feature, activation):
     neck = built(FPN(channels=7, top=ConvTop(in_feature, 7, activation=activation)), rng)
     features = backbone_features(rng, ("c3", "c4", "c5"), sizes)
     pyramid = neck(features)
@@ -107,11 +107,11 @@ def test_conv_top(rng, sizes, in_feature, activation):
     p7 = conv(np.maximum(p6, 0) if activation else p6, neck.top.convs[1], 2)
     np.testing.assert_allclose(pyramid["p6"], p6, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(pyramid["p7"], p7, rtol=1e-4, atol=1e-3)
-    assert p6.min() < 0  # the level itself is not rectified
+    assert p6.min() < 0  # levels are returned before the activation
 
 
 @pytest.mark.parametrize("num_levels", [1, 3])
-def test_number_of_extra_levels(rng, num_levels):
+def test_conv_top_adds_the_requested_levels(rng, num_levels):
     neck = built(FPN(channels=7, top=ConvTop("p5", 7, num_levels=num_levels)), rng)
     pyramid = neck(backbone_features(rng, ("c3", "c4", "c5"), "even"))
     assert tuple(pyramid) == neck.levels == tuple(f"p{i}" for i in range(3, 6 + num_levels))
@@ -119,7 +119,7 @@ def test_number_of_extra_levels(rng, num_levels):
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "frozen_bn"])
-def test_norm(rng, norm):
+def test_norm_replaces_the_bias_and_normalizes(rng, norm):
     neck = FPN(channels=64, norm=norm, norm_epsilon=1e-2)
     features = backbone_features(rng, ("c3", "c4", "c5"), "even")
     pyramid = neck(features, training=True)
@@ -132,7 +132,7 @@ def test_norm(rng, norm):
     assert all(layer.norm.epsilon == 1e-2 for layer in [*neck.laterals, *neck.outputs])
 
 
-def test_builds_itself_and_runs_in_a_graph_of_unknown_sizes(rng):
+def test_fpn_runs_in_a_graph_with_unknown_sizes(rng):
     neck = FPN(channels=7, top=ConvTop("c5", 7), upsampling="bilinear")
     signature = {name: tf.TensorSpec([None, None, None, CHANNELS[name]]) for name in ("c3", "c4", "c5")}
     function = tf.function(lambda features: neck(features), input_signature=[signature])
@@ -142,8 +142,8 @@ def test_builds_itself_and_runs_in_a_graph_of_unknown_sizes(rng):
             np.testing.assert_allclose(function(features)[level], value, atol=1e-4)
 
 
-def test_kernels_start_small(rng):
-    """LeCun's uniform is Caffe2's XavierFill, with which both source frameworks start."""
+def test_kernels_are_initialized_by_lecun_uniform(rng):
+    """LeCun's uniform initializer equals Caffe2's XavierFill, which both source frameworks use."""
     neck = FPN(channels=64)
     neck.build(dict.fromkeys(neck.in_features, (None, None, None, 64)))
     kernel = neck.outputs[0].conv.kernel.numpy()
@@ -159,7 +159,7 @@ def test_gradients_reach_every_weight(rng):
     assert all(np.any(g) for g in tape.gradient(loss, [v.value for v in neck.trainable_variables]))
 
 
-def test_under_a_bfloat16_policy(rng):
+def test_bfloat16_policy_keeps_the_pyramid_near_float32(rng):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -173,7 +173,7 @@ def test_under_a_bfloat16_policy(rng):
         np.testing.assert_allclose(tf.cast(pyramid[level], tf.float32), value, atol=0.05 * np.abs(value).max())
 
 
-def test_unknown_arguments():
+def test_unknown_arguments_raise():
     with pytest.raises(ValueError, match="no fusion 'max': choose 'sum' or 'average'"):
         FPN(fusion="max")
     with pytest.raises(ValueError, match="no upsampling 'cubic': choose 'nearest' or 'bilinear'"):
@@ -183,7 +183,7 @@ def test_unknown_arguments():
 @pytest.mark.parametrize(
     "top", [None, MaxPoolTop("p5"), ConvTop("p5", 8, num_levels=1, activation=None)], ids=["none", "pool", "conv"]
 )
-def test_config_round_trip(rng, top):
+def test_config_rebuilds_an_equal_neck(rng, top):
     neck = built(
         FPN(("c3", "c5"), 8, norm="bn", norm_epsilon=1e-2, fusion="average", upsampling="bilinear", top=top, name="n"),
         rng,

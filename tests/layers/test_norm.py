@@ -17,7 +17,7 @@ def features(rng, shape=(3, 5, 7, 4)):
 
 
 def randomized(norm, rng, channels=4, **kwargs):
-    """A built layer whose weights are all far from their initial values."""
+    """Builds a layer whose weights are all far from their initial values."""
     layer = make_norm(norm, **kwargs)
     layer.build((None, None, None, channels))
     layer.set_weights([rng.uniform(0.5, 2, w.shape) for w in layer.weights])
@@ -29,14 +29,14 @@ def by_statistics(x, layer, mean, variance, epsilon=1e-5):
 
 
 @pytest.mark.parametrize("norm", BATCH_NORMS)
-def test_inference_uses_what_is_stored(rng, norm):
+def test_inference_uses_stored_statistics(rng, norm):
     layer, x = randomized(norm, rng), features(rng)
     expected = by_statistics(x, layer, layer.moving_mean.numpy(), layer.moving_variance.numpy())
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn_inference"])
-def test_frozen_statistics_in_training(rng, norm):
+def test_frozen_norms_keep_their_statistics_in_training(rng, norm):
     layer, x = randomized(norm, rng), features(rng)
     before = [w.numpy() for w in layer.weights]
     np.testing.assert_allclose(layer(x, training=True), layer(x, training=False), rtol=1e-5, atol=1e-5)
@@ -57,7 +57,7 @@ def test_training_uses_the_batch_and_keeps_unbiased_averages(rng, norm):
 
 
 @pytest.mark.parametrize("norm", ["bn", "sync_bn"])
-def test_few_samples_show_the_unbiased_variance(norm):
+def test_running_variance_is_unbiased(norm):
     layer = make_norm(norm)
     layer(tf.constant([1.0, 3.0], shape=[2, 1, 1, 1]), training=True)  # variance 1, unbiased 2
     assert float(layer.moving_variance[0]) == pytest.approx(0.9 * 1 + 0.1 * 2, rel=1e-5)
@@ -65,7 +65,7 @@ def test_few_samples_show_the_unbiased_variance(norm):
 
 
 @pytest.mark.parametrize("norm", ["bn", "sync_bn"])
-def test_a_single_sample_stays_finite(norm):
+def test_single_sample_stays_finite(norm):
     layer = make_norm(norm)
     y = layer(tf.fill([1, 1, 1, 3], 5.0), training=True)
     np.testing.assert_allclose(y, np.zeros([1, 1, 1, 3]), atol=1e-5)
@@ -150,7 +150,7 @@ def test_input_gradient_equals_finite_differences(rng, norm):
 @pytest.mark.parametrize(
     "norm,trainable", [("frozen_bn", []), ("bn_inference", ["gamma", "beta"]), ("bn", ["gamma", "beta"])]
 )
-def test_trainable_weights(norm, trainable):
+def test_mode_determines_the_trainable_weights(norm, trainable):
     layer = make_norm(norm)
     layer.build((None, None, None, 3))
     assert [w.name for w in layer.trainable_weights] == trainable
@@ -162,7 +162,7 @@ def test_trainable_weights(norm, trainable):
 
 
 @pytest.mark.parametrize("norm", ["bn", "sync_bn"])
-def test_a_frozen_layer_leaves_its_statistics_alone(rng, norm):
+def test_untrainable_layer_keeps_its_statistics(rng, norm):
     layer, x = randomized(norm, rng), features(rng)
     layer.trainable = False
     before = layer.moving_mean.numpy()
@@ -172,13 +172,13 @@ def test_a_frozen_layer_leaves_its_statistics_alone(rng, norm):
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.5])
 @pytest.mark.parametrize("training", [False, True])
-def test_epsilon(rng, epsilon, training):
+def test_epsilon_is_added_to_the_variance(rng, epsilon, training):
     layer, x = randomized("frozen_bn", rng, epsilon=epsilon), features(rng)
     expected = by_statistics(x, layer, layer.moving_mean.numpy(), layer.moving_variance.numpy(), epsilon)
     np.testing.assert_allclose(layer(x, training=training), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_group_norm(rng):
+def test_group_norm_equals_pytorch_grouping(rng):
     layer, x = randomized("gn", rng, channels=64, epsilon=1e-3), rng.normal(2, 3, (2, 5, 3, 64)).astype(np.float32)
     groups = x.reshape(2, 15, 32, 2).astype(float)  # neighbouring channels form a group, as in PyTorch
     mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
@@ -188,7 +188,7 @@ def test_group_norm(rng):
         np.testing.assert_allclose(layer(x, training=training), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_group_norm_keeps_its_digits_far_from_zero(rng):
+def test_group_norm_is_accurate_far_from_zero(rng):
     layer, x = randomized("gn", rng, channels=64), rng.normal(100, 1, (2, 40, 30, 64)).astype(np.float32)
     rows = x.astype(float).reshape(2, -1, 32, 2)
     mean, variance = rows.mean((1, 3), keepdims=True), rows.var((1, 3), keepdims=True)
@@ -202,11 +202,11 @@ def test_group_norm_in_half_precision_sums_in_float32(rng):
     np.testing.assert_allclose(tf.cast(layer(x), tf.float32), layer(tf.cast(x, tf.float32)), rtol=2**-7, atol=1e-2)
 
 
-def test_number_of_groups():
+def test_make_norm_passes_the_number_of_groups():
     assert make_norm("gn", groups=8).groups == 8
 
 
-def test_none_and_unknown_names():
+def test_none_gives_no_norm_and_an_unknown_name_raises():
     assert make_norm(None) is None
     with pytest.raises(ValueError, match=r"Unknown norm 'batch': choose one of frozen_bn, .*gn, or None"):
         make_norm("batch")
@@ -230,7 +230,7 @@ def test_bfloat16_activations_keep_float32_weights(rng, norm, training):
     np.testing.assert_allclose(tf.cast(y, tf.float32), reference(x, training=training), atol=0.08)
 
 
-def test_config_round_trip():
+def test_config_rebuilds_an_equal_layer():
     layer = BatchNorm("sync_bn", epsilon=1e-3, momentum=0.5, name="n")
     clone = BatchNorm.from_config(layer.get_config())
     assert clone.get_config() == layer.get_config() and clone.epsilon == 1e-3 and clone.momentum == 0.5

@@ -5,12 +5,12 @@ import tensorflow as tf
 
 from kerasdet.layers import ConvNorm, ResNet
 
-# torchvision's models without their `fc`
+# Trainable parameters of torchvision's models without their `fc` layer.
 PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
 
 
 def torch_conv(x, kernel, strides=1, dilation=1):
-    """`torch.nn.Conv2d(padding=dilation * (k - 1) // 2)` tap by tap; x (B, H, W, C), kernel (k, k, C, O)."""
+    """Convolves like `torch.nn.Conv2d(padding=dilation * (k - 1) // 2)`: x (B, H, W, C), kernel (k, k, C, O)."""
     taps = kernel.shape[0]
     padding, reach = dilation * (taps - 1) // 2, dilation * (taps - 1)
     x = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
@@ -25,7 +25,7 @@ def torch_conv(x, kernel, strides=1, dilation=1):
 
 
 def torch_max_pool(x):
-    """`torch.nn.MaxPool2d(3, 2, padding=1)`."""
+    """Pools like `torch.nn.MaxPool2d(3, 2, padding=1)`."""
     x = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
     height, width = ((size - 3) // 2 + 1 for size in x.shape[1:3])
     taps = [x[:, r : r + 2 * height - 1 : 2, c : c + 2 * width - 1 : 2] for r in range(3) for c in range(3)]
@@ -33,7 +33,7 @@ def torch_max_pool(x):
 
 
 def reference_features(model, x):
-    """The network in NumPy, after torchvision's `resnet.py`."""
+    """Computes the network in NumPy, like torchvision's `resnet.py`."""
 
     def unit(x, layer, strides=1, dilation=1):
         y = torch_conv(x, layer.conv.kernel.numpy().astype(float), strides, dilation)
@@ -86,7 +86,7 @@ def randomize(model, rng):
     ids=str,
 )
 @pytest.mark.parametrize("size", [(65, 97), (64, 90)], ids=str)
-def test_equals_numpy(rng, options, size):
+def test_resnet_equals_a_numpy_reference(rng, options, size):
     model = ResNet(width=4, **options)
     randomize(model, rng)
     x = rng.normal(size=(2, *size, 3)).astype(np.float32)
@@ -100,13 +100,13 @@ def test_equals_numpy(rng, options, size):
 
 
 @pytest.mark.parametrize("depth", PARAMETERS)
-def test_parameters_equal_torchvision(depth):
+def test_number_of_parameters_equals_torchvision(depth):
     model = ResNet(depth, norm="bn")
     assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == PARAMETERS[depth]
 
 
-@pytest.mark.parametrize("depth,channels", [(34, 512), (101, 2048)])
-def test_channels(depth, channels):
+@pytest.mark.parametrize("depth,channels", [(18, 512), (50, 2048)])
+def test_channels_follow_width_and_block(depth, channels):
     model = ResNet(depth, width=8, out_features=("c2", "c5"))
     assert {name: c * 8 for name, c in model.channels.items()}["c5"] == channels
     features = model(np.zeros([1, 32, 64, 3], np.float32))
@@ -114,27 +114,30 @@ def test_channels(depth, channels):
     assert features["c5"].shape == (1, 1, 2, channels // 8)
 
 
-def test_strides_of_the_stages():
+def test_strides_equal_the_sizes_of_the_features():
     model = ResNet(18, width=4, stages=(1, 1, 1, 1, 1), out_features=("c2", "c3", "c4", "c5", "c6"))
     features = model(np.zeros([1, 128, 192, 3], np.float32))
     assert {name: (128 // f.shape[1], 192 // f.shape[2]) for name, f in features.items()} == {
         f"c{i}": (2**i, 2**i) for i in range(2, 7)
     }
+    assert model.strides == {f"c{i}": 2**i for i in range(2, 7)}
     assert list(model.channels.values()) == [4, 8, 16, 32, 64]
 
 
-def test_dilation_keeps_the_stride():
-    features = ResNet(18, width=4, dilate_last=True)(np.zeros([1, 64, 64, 3], np.float32))
+def test_dilated_last_stage_keeps_the_stride_of_the_one_before():
+    model = ResNet(18, width=4, dilate_last=True)
+    features = model(np.zeros([1, 64, 64, 3], np.float32))
+    assert model.strides == {"c3": 8, "c4": 16, "c5": 16}
     assert features["c4"].shape[1:3] == features["c5"].shape[1:3] == (4, 4)
 
 
-def test_later_stages_are_not_built():
+def test_stages_after_the_last_feature_are_not_built():
     small, full = (ResNet(18, width=4, out_features=names) for names in (("c2", "c3"), ("c2", "c3", "c5")))
     assert len(small.weights) < len(full.weights)
     assert list(small.channels) == ["c2", "c3"]
 
 
-def test_the_stride_in_the_1x1_skips_pixels():
+def test_stride_in_1x1_skips_odd_pixels():
     """A 1x1 convolution of stride 2 never sees odd pixels; the 3x3 does."""
 
     def sees(stride_in_1x1):
@@ -157,7 +160,7 @@ def test_the_stride_in_the_1x1_skips_pixels():
 @pytest.mark.parametrize(
     "freeze_at,stages", [(0, "stem c2 c3 c4 c5"), (1, "c2 c3 c4 c5"), (2, "c3 c4 c5"), (3, "c4 c5"), (4, "c5"), (5, "")]
 )
-def test_freeze_at(freeze_at, stages):
+def test_freeze_at_freezes_parts_from_the_input(freeze_at, stages):
     model = ResNet(18, width=4, norm="bn", freeze_at=freeze_at)
     trained = {
         variable.path.split("/")[-3].split("_")[0] for variable in model.trainable_variables if "stem" in variable.path
@@ -178,7 +181,7 @@ def test_frozen_stages_keep_their_statistics(rng):
 
 
 @pytest.mark.parametrize("norm", [None, "frozen_bn", "bn_inference", "bn", "sync_bn", "gn"])
-def test_norms(rng, norm):
+def test_every_norm_trains(rng, norm):
     model = ResNet(18, width=32, stages=(1, 1), out_features=("c3",), norm=norm)
     trainable = {v.path.rsplit("/")[-1] for v in model.trainable_variables}
     assert trainable == {"kernel"} | (set() if norm in (None, "frozen_bn") else {"gamma", "beta"})
@@ -189,12 +192,12 @@ def test_norms(rng, norm):
     assert all(g is not None and np.isfinite(g).all() for g in gradients)
 
 
-def test_kernels_start_as_he_normal_over_the_outputs():
+def test_kernels_are_initialized_by_he_normal_over_the_outputs():
     kernel = ResNet(18, out_features=("c5",)).blocks[-1].convs[0].conv.kernel.numpy()
     assert kernel.std() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.02)
 
 
-def test_under_a_bfloat16_policy(rng):
+def test_bfloat16_policy_keeps_float32_weights(rng):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -211,18 +214,18 @@ def test_under_a_bfloat16_policy(rng):
     np.testing.assert_allclose(tf.cast(features["c5"], tf.float32), expected, atol=0.1 * np.abs(expected).max())
 
 
-def test_unknown_arguments():
+def test_unknown_arguments_raise():
     with pytest.raises(ValueError, match="no depth 42: choose one of 18, 34, 50, 101, 152"):
         ResNet(42)
     with pytest.raises(ValueError, match="no block 'next'"):
         ResNet(50, block="next")
-    with pytest.raises(ValueError, match=r"no feature \['c6'\]: this one has c2, c3, c4, c5"):
+    with pytest.raises(ValueError, match="no feature c6: expected some of c2, c3, c4, c5"):
         ResNet(50, out_features=("c5", "c6"))
     with pytest.raises(ValueError, match="Unknown norm"):
         ResNet(18, norm="batch")
 
 
-def test_keras_file_round_trip(rng, tmp_path):
+def test_saved_model_loads_with_equal_config_and_features(rng, tmp_path):
     model = ResNet(
         18,
         stages=(1, 1, 1),
@@ -249,17 +252,17 @@ def test_keras_file_round_trip(rng, tmp_path):
     "kernel_size,strides,dilation", [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (5, 2, 1), (7, 2, 1)]
 )
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
-def test_conv_pads_as_torch(rng, kernel_size, strides, dilation, size):
+def test_conv_pads_like_pytorch(rng, kernel_size, strides, dilation, size):
     conv = ConvNorm(4, kernel_size, strides=strides, dilation=dilation, bias_initializer="ones")
     x = rng.normal(size=(1, *size, 2)).astype(np.float32)
     y = conv(x)
     np.testing.assert_allclose(y, torch_conv(x, conv.conv.kernel.numpy(), strides, dilation) + 1, atol=1e-5)
 
 
-def test_a_conv_of_stride_two_by_hand():
+def test_strided_conv_equals_values_computed_by_hand():
     conv = ConvNorm(1, 3, strides=2, kernel_initializer="ones")
     x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-    # torch: windows start at row and column -1, so the first sees pixels 0 and 1 only
+    # PyTorch's windows start at row and column -1, so the first covers only pixels 0 and 1.
     np.testing.assert_array_equal(
         conv(x)[0, ..., 0], [[0 + 1 + 4 + 5, 1 + 2 + 3 + 5 + 6 + 7], [4 + 5 + 8 + 9 + 12 + 13, 90]]
     )

@@ -4,8 +4,9 @@ import numpy as np
 
 from kerasdet import FCOS, FPN, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
+from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.layers import BoxHead, ConvTop, FCOSHead, MaxPoolTop, RetinaNetHead
-from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing
+from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
@@ -43,11 +44,14 @@ def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs)
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
 
 
-def rpn(**kwargs):
-    """The RPN of `rcnn_parts`, with few proposals."""
-    few = {"train_pre_nms_top_k": 100, "train_post_nms_top_k": 40, "pre_nms_top_k": 60, "post_nms_top_k": 30}
-    anchors = AnchorGenerator([[16], [24], [32], [48], [64]], levels=("p2", "p3", "p4", "p5", "p6"))
-    return RPN(**{"anchors": anchors, "samples_per_image": 64, "nms_threshold": 0.5, **few, **kwargs})
+def rpn(min_size=0.0, **kwargs):
+    """Makes the RPN of `rcnn_parts`, with few proposals."""
+    own = {
+        "anchors": AnchorGenerator([[16], [24], [32], [48], [64]], levels=("p2", "p3", "p4", "p5", "p6")),
+        "sampler": BalancedSampler(64, 0.5),
+        "proposals": ProposalSelection(60, 30, 100, 40, nms_threshold=0.5, min_size=min_size),
+    }
+    return RPN(**{**own, **kwargs})
 
 
 def rcnn_parts(norm="bn_inference"):
@@ -65,13 +69,25 @@ def proposal_network(norm="bn_inference", **kwargs):
     return ProposalNetwork(**{**rcnn_parts(norm), **kwargs})
 
 
-def rcnn(model_class, norm, kwargs):
-    own = {"samples_per_image": 32, "positive_fraction": 0.5, "nms_threshold": 0.2, "max_detections": 20}
-    return model_class(NUM_CLASSES, **{**rcnn_parts(norm), "box_head": BoxHead(fc_channels=64), **own, **kwargs})
+def roi_heads(branches=(), postprocessing=None, **kwargs):
+    """Makes `RoIHeads` with a narrow head and few regions."""
+    own = {
+        "box_head": BoxHead(fc_channels=64),
+        "sampler": BalancedSampler(32, 0.5),
+        "postprocessing": Postprocessing(**{"nms_threshold": 0.2, "max_detections": 20, **(postprocessing or {})}),
+    }
+    return RoIHeads(branches=branches, **{**own, **kwargs})
+
+
+def rcnn(model_class, branches, norm, score_threshold=0.05, max_detections=20, **kwargs):
+    if "roi_heads" not in kwargs:
+        postprocessing = {"score_threshold": score_threshold, "max_detections": max_detections}
+        kwargs["roi_heads"] = roi_heads(branches, postprocessing)
+    return model_class(NUM_CLASSES, **{**rcnn_parts(norm), **kwargs})
 
 
 def mask_branch(**kwargs):
-    return MaskBranch(NUM_CLASSES, **{"pool_size": 7, "num_convs": 1, "channels": 32, **kwargs})
+    return MaskBranch(**{"pool_size": 7, "num_convs": 1, "channels": 32, **kwargs})
 
 
 def keypoint_branch(**kwargs):
@@ -79,20 +95,20 @@ def keypoint_branch(**kwargs):
 
 
 def faster_rcnn(norm="bn_inference", **kwargs):
-    return rcnn(FasterRCNN, norm, kwargs)
+    return rcnn(FasterRCNN, [], norm, **kwargs)
 
 
 def mask_rcnn(norm="bn_inference", **kwargs):
-    return rcnn(MaskRCNN, norm, {"branches": [mask_branch()], **kwargs})
+    return rcnn(MaskRCNN, [mask_branch()], norm, **kwargs)
 
 
 def keypoint_rcnn(norm="bn_inference", **kwargs):
-    return rcnn(KeypointRCNN, norm, {"branches": [keypoint_branch()], **kwargs})
+    return rcnn(KeypointRCNN, [keypoint_branch()], norm, **kwargs)
 
 
 def mask_keypoint_rcnn(norm="bn_inference", **kwargs):
-    """Both branches in one model, the second on the features of the box head."""
-    return rcnn(MaskRCNN, norm, {"branches": [mask_branch(), keypoint_branch(pool_size=None)], **kwargs})
+    """Makes a model with both branches, the second on the features of the box head."""
+    return rcnn(MaskRCNN, [mask_branch(), keypoint_branch(pool_size=None)], norm, **kwargs)
 
 
 MODELS = {

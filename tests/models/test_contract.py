@@ -1,15 +1,16 @@
 """What every detector must do. A new model adds a line to `models.MODELS` and is held to all of this."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from models.models import MODELS, NUM_KEYPOINTS, OBJECT_KEYS, SLOW, batch, randomized, without_objects
-from PIL import Image
 
+from kerasdet import ops
+from kerasdet.geometry import rle
+from kerasdet.inference import Detections
 from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 
@@ -170,7 +171,7 @@ def test_images_of_a_batch_are_apart(model):
 
 
 def assert_contract(detections, sizes, model):
-    count, max_detections = len(sizes), model.max_detections
+    count, max_detections = len(sizes), model.postprocessing.max_detections
     assert set(detections) - {"mask_probs", "keypoints"} == {"boxes", "scores", "class_ids", "valid"}
     boxes, scores, class_ids, valid = (detections[name] for name in ("boxes", "scores", "class_ids", "valid"))
     assert boxes.shape == (count, max_detections, 4) and boxes.dtype == np.float32
@@ -225,7 +226,7 @@ def test_finding_nothing(with_classes, make):
 def test_score_threshold_and_max_detections(with_classes, model, make):
     reference = detections_of(model, batch())
     few = randomized(make(max_detections=3))
-    assert few.max_detections == 3
+    assert few.postprocessing.max_detections == 3
     assert_contract(detections_of(few, batch()), batch()["image_size"], few)
     threshold = float(np.median(reference["scores"][reference["class_ids"] >= 0]))
     strict = detections_of(randomized(make(score_threshold=threshold)), batch())
@@ -255,24 +256,48 @@ def test_predict_over_batches_of_other_sizes(model):
 # -- detect
 
 
-def test_detect_one_image_a_list_and_a_batch(model):
+def padded_detections(model, images, resize=None):
+    """What `detect` computes before it takes the padding off."""
+    return numpy(model.detect_batch(model.preprocessing.batch(list(images), resize)))
+
+
+def fields(detections):
+    """The arrays of `Detections`, those that there are, by name."""
+    names = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
+    return {name: getattr(detections, name) for name in names if getattr(detections, name) is not None}
+
+
+def test_detect_returns_detections_of_one_image_or_a_list_for_a_batch_or_list(model):
     images = batch()["image"]
     one = model.detect(images[0])
-    assert all(isinstance(value, np.ndarray) for value in one.values())
-    assert_contract(one, [(96, 128)], model)
-    assert one["valid"][0] > 0
+    assert isinstance(one, Detections) and len(one) > 0 and one.image_size == (96, 128)
+    padded = padded_detections(model, images[:1])
+    assert_same(fields(one), {name: padded[name][0, : len(one)] for name in fields(one)}, rtol=0, atol=0)
+    assert set(fields(one)) | {"valid"} == set(padded)
     several = model.detect(images)
-    assert_same(model.detect(list(images)), several)
-    assert_same(model.detect(tf.constant(images)), several)
-    assert_same(model.detect(images.astype(np.float64)), several)
-    assert_same({name: value[:1] for name, value in several.items()}, one, atol=1e-2)
+    assert isinstance(several, list) and len(several) == 2
+    for other in (list(images), tf.constant(images), images.astype(np.float64)):
+        for actual, expected in zip(model.detect(other), several, strict=True):
+            assert_same(fields(actual), fields(expected))
+    assert_same(fields(several[0]), fields(one), atol=1e-2)
+
+
+def test_detect_knows_masks_and_skeleton(model):
+    one = model.detect(batch()["image"][0])
+    assert one.mask_convention == model.mask_convention
+    assert (one.mask_probs is not None) == (model.mask_convention is not None)
+    if one.mask_probs is not None:
+        assert one[:2].masks.shape == (2, 96, 128) and one[:2].masks.dtype == bool
+        decoded = rle.decode(one[:2].encode_masks())
+        np.testing.assert_array_equal(decoded, one[:2].masks)
 
 
 def test_detect_images_of_many_sizes(model, rng):
     sizes = [(40, 60), (200, 100), (33, 31), (96, 128)]
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     for resize in (None, False, (48, 90)):
-        assert_contract(model.detect(images, resize=resize), sizes, model)
+        assert_contract(padded_detections(model, images, resize), sizes, model)
+        assert [found.image_size for found in model.detect(images, resize=resize, batch_size=3)] == sizes
 
 
 def test_detect_without_resizing_is_predict_on_padded_images(model, rng):
@@ -281,13 +306,20 @@ def test_detect_without_resizing_is_predict_on_padded_images(model, rng):
     for index, image in enumerate(images):
         padded[index, : image.shape[0], : image.shape[1]] = image
     expected = model.predict_on_batch({"image": padded, "image_size": np.int32([[50, 70], [64, 33]])})
-    assert_same(model.detect(images, resize=False), numpy(expected), atol=1e-2)
+    assert_same(padded_detections(model, images, resize=False), numpy(expected), atol=1e-2)
+
+
+def test_detect_batch_without_sizes_takes_whole_images_in_their_own_pixels(model):
+    image = batch()["image"]
+    bare = model.detect_batch({"image": image})
+    assert_same(numpy(bare), padded_detections(model, image, resize=False), rtol=0, atol=0)
 
 
 def test_the_models_own_rule_is_the_default(model):
     image = batch()["image"][0]
     rule = model.preprocessing
-    assert_same(model.detect(image), model.detect(image, resize=(rule.shortest, rule.longest)))
+    expected = model.detect(image, resize=(rule.shortest, rule.longest))
+    assert_same(fields(model.detect(image)), fields(expected))
 
 
 def test_boxes_are_in_the_coordinates_of_the_image_that_came_in(make, rng):
@@ -296,77 +328,42 @@ def test_boxes_are_in_the_coordinates_of_the_image_that_came_in(make, rng):
     image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
     double = image.repeat(2, 0).repeat(2, 1)
     tall = image.repeat(2, 0)
-    small, large = model.detect(image), model.detect(double)
+    small, large = (padded_detections(model, [each]) for each in (image, double))
     assert small["valid"][0] > 2
     assert_same(large, scaled(small, 2), atol=1e-2)
-    stretched = model.detect([tall, image], resize=False)
-    assert_contract(stretched, [(128, 96), (64, 96)], model)
+    assert_contract(padded_detections(model, [tall, image], resize=False), [(128, 96), (64, 96)], model)
 
 
-@pytest.mark.parametrize(
-    "images,shape",
-    [
-        (np.zeros([32, 32]), "(32, 32)"),
-        (np.zeros([32, 32, 4]), "(32, 32, 4)"),
-        (np.zeros([32, 32, 1]), "(32, 32, 1)"),
-        (np.zeros([2, 32, 32, 1]), "(32, 32, 1)"),
-        (np.zeros([0, 32, 3]), "(0, 32, 3)"),
-        ([np.zeros([8, 8, 3]), np.zeros([8, 8])], "Image 1 has shape (8, 8)"),
-        ([], "got none"),
-        (np.zeros([0, 32, 32, 3]), "got none"),
-    ],
-)
-def test_what_is_no_image_is_refused(model, images, shape):
-    with pytest.raises(ValueError) as error:
-        model.detect(images)
-    assert shape in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "images,what",
-    [
-        ("street.jpg", "Image 0 is 'street.jpg': detect takes RGB arrays"),
-        (["a.jpg", "b.jpg"], "Image 0 is 'a.jpg'"),
-        ([np.zeros([8, 8, 3], np.uint8), Path("b.jpg")], r"Image 1 is .*Path\('b.jpg'\)"),
-        (None, "Image 0 is None"),
-        (Image.new("RGB", (8, 8)), r"Image 0 is of type Image: .* numpy\.asarray for a PIL image"),
-    ],
-)
-def test_what_is_no_array_is_refused(model, images, what):
-    with pytest.raises(TypeError, match=what):
-        model.detect(images)
-
-
-@pytest.mark.parametrize("resize", [300, True, "300", (300,), (300, 400, 3), (0, 300), (-1, 300), (300.5, 400)])
-def test_a_size_is_a_pair(model, resize):
-    with pytest.raises(ValueError, match=r"^resize is .*: give \(shortest, longest\)"):
-        model.detect(np.zeros([32, 32, 3], np.uint8), resize=resize)
-
-
-def test_detect_does_not_retrace(model, rng):
+def test_detect_does_not_retrace(make, rng, monkeypatch):
+    model = make()
+    traced = []
+    decode = type(model).decode
+    monkeypatch.setattr(type(model), "decode", lambda *args: traced.append(1) or decode(*args))
     for count, size in ((1, (40, 50)), (2, (64, 90)), (3, (33, 31))):
         model.detect(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8), resize=False)
         model.detect(rng.random((count, *size, 3), dtype=np.float32) * 255)
-    assert model._graph.detect_resized.experimental_get_tracing_count() == 1
+    assert len(traced) == 1
 
 
-def test_detect_uses_the_weights_of_the_moment(model):
+def test_detect_uses_the_current_weights(model):
     image = batch()["image"][0]
-    before = model.detect(image)
+    before = fields(model.detect(image))
     randomized(model, seed=1)
-    other = model.detect(image)
+    other = fields(model.detect(image))
     randomized(model)
     assert not np.array_equal(other["boxes"], before["boxes"])
-    assert_same(model.detect(image), before)
+    assert_same(fields(model.detect(image)), before)
 
 
 def test_nothing_is_computed_in_double_precision(model):
-    """But for the logarithm that assigns a region to a level, a number for each region."""
-    graph = model._graph.detect_resized.get_concrete_function().graph.as_graph_def()
+    """Except the logarithm that assigns a region to a level, one number a region."""
+    sizes = tf.TensorSpec([None, 2], tf.int32)
+    spec = {"image": tf.TensorSpec([None, None, None, 3]), "image_size": sizes, "original_size": sizes}
+    graph = tf.function(model.detect_batch).get_concrete_function(spec).graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     assert "DT_FLOAT" in str(graph)
     double = {node.op for node in nodes if any(a.type == tf.float64.as_datatype_enum for a in node.attr.values())}
-    assert double <= ({"Const", "Cast", "Log", "RealDiv"} if hasattr(model, "box_head") else set())
+    assert double <= ({"Const", "Cast", "Log", "RealDiv"} if hasattr(model, "rpn") and model.num_classes else set())
 
 
 # -- losses
@@ -472,8 +469,12 @@ def iou(box, other):
 def mask_iou(model, detections, data, image, d, i):
     """IoU of a pasted mask with the object's, whose crop is pasted by one pixel for each cell's middle."""
     height, width = data["image_size"][image]
-    pasted = model.paste_masks(
-        detections["mask_probs"][image, d : d + 1], detections["boxes"][image, d : d + 1], height, width
+    pasted = ops.paste_masks(
+        detections["mask_probs"][image, d : d + 1],
+        detections["boxes"][image, d : d + 1],
+        height,
+        width,
+        model.mask_convention,
     )
     assert pasted.shape == (1, height, width) and pasted.dtype == bool
     y1, x1, y2, x2 = data["boxes"][image, i]
@@ -572,7 +573,8 @@ def test_keras_file(trained, tmp_path):
     data = batch()
     assert_same(numpy(loaded(inputs(data))), numpy(model(inputs(data))), rtol=0, atol=0)
     assert_same(losses(loaded, data), losses(model, data), rtol=0, atol=0)
-    assert_same(loaded.detect(data["image"]), model.detect(data["image"]), rtol=0, atol=0)
+    for found, expected in zip(loaded.detect(data["image"]), model.detect(data["image"]), strict=True):
+        assert_same(fields(found), fields(expected), rtol=0, atol=0)
 
 
 def test_weights_file(trained, make, tmp_path):
@@ -590,7 +592,7 @@ def test_keras_export(model, tmp_path):
     model.export(tmp_path / "export", verbose=False)
     exported = tf.saved_model.load(tmp_path / "export")
     found = exported.serve(image)
-    expected = model.detect(image)
+    expected = padded_detections(model, image)
     assert found.keys() == expected.keys()
     np.testing.assert_array_equal(found["class_ids"], expected["class_ids"])
     assert_same({name: np.asarray(value) for name, value in found.items()}, expected, atol=1e-3)
@@ -660,4 +662,4 @@ def test_a_backbone_without_what_the_neck_merges_is_refused(make):
 
 def test_a_thin_image_is_detected_in(model):
     detections = model.detect(np.zeros((3, 900, 3), np.uint8))
-    assert np.isfinite(detections["boxes"]).all()
+    assert detections.image_size == (3, 900) and np.isfinite(detections.boxes).all()

@@ -1,10 +1,13 @@
-"""What R-CNNs do where there is nothing, little or too much to find: in training and in inference."""
+"""Tests R-CNNs with nothing, little and too much to find, in training and in inference."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from models.models import MODELS, OBJECT_KEYS, batch, faster_rcnn, randomized, rpn, without_objects
+from models.models import MODELS, OBJECT_KEYS, batch, randomized, without_objects
 from models.test_contract import assert_contract, detections_of, inputs, losses, numpy
+
+from kerasdet import ops
+from kerasdet.geometry.sampling import BalancedSampler
 
 RCNNS = ("proposal_network", "faster_rcnn", "mask_keypoint_rcnn")
 PARTS = ("mask_rcnn", "keypoint_rcnn")  # of the last
@@ -101,8 +104,8 @@ def test_training(model, step, case):
 def assert_meaning(model, values, outputs, targets):
     """The sample is as large as it may be, and the losses are means over what they are of."""
     positive, sampled = targets["positive"], targets["sampled"]
-    assert (positive <= sampled).all() and sampled.sum(1).max() <= model.samples_per_image
-    most = int(model.samples_per_image * model.positive_fraction)
+    assert (positive <= sampled).all() and sampled.sum(1).max() <= model.roi_heads.sampler.samples_per_image
+    most = model.roi_heads.sampler.max_positives
     assert positive.sum(1).max() <= most and (np.diff(positive.astype(int), axis=1) <= 0).all()
     logits = outputs["class_logits"].astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -125,8 +128,9 @@ def test_more_objects_than_samples_fill_their_share(model, step):
         pytest.skip("samples anchors alone")
     _, _, _, targets = step({name: tf.constant(value) for name, value in many().items()})
     positive, sampled = targets["positive"].numpy(), targets["sampled"].numpy()
-    assert (positive.sum(1) == int(model.samples_per_image * model.positive_fraction)).all()
-    assert (sampled.sum(1) == model.samples_per_image).all()
+    sampler = model.roi_heads.sampler
+    assert (positive.sum(1) == sampler.max_positives).all()
+    assert (sampled.sum(1) == sampler.samples_per_image).all()
 
 
 def gradients_are_finite(model, data):
@@ -143,7 +147,7 @@ def gradients_are_finite(model, data):
 @pytest.fixture(params=["too small", "outside of the image"])
 def no_proposals(request, model, monkeypatch):
     if request.param == "too small":
-        monkeypatch.setattr(model.rpn, "min_size", 1e4)
+        monkeypatch.setattr(model.rpn.proposals, "min_size", 1e4)
         yield
         return
     bias = model.rpn.head.box_deltas.conv.bias
@@ -165,21 +169,21 @@ def test_inference_without_proposals(model, no_proposals):
     assert_contract(detections, batch()["image_size"], model)
     assert not detections["valid"].any()
     if "mask_probs" in detections:
-        for count in (0, model.max_detections):
+        for count in (0, model.postprocessing.max_detections):
             boxes = np.zeros((count, 4), np.float32)
-            masks = model.paste_masks(detections["mask_probs"][0, :count], boxes, 96, 100)
+            masks = ops.paste_masks(detections["mask_probs"][0, :count], boxes, 96, 100, model.mask_convention)
             assert masks.shape == (count, 96, 100) and not masks.numpy().any()
     found = model.predict_on_batch(inputs(batch()))
     assert not found["valid"].any()
 
 
-def test_a_sample_without_room_for_positives_is_refused(make):
+@pytest.mark.parametrize(("samples", "fraction"), [(1, 0.5), (3, 0.3)])
+def test_sample_without_room_for_positives_raises(samples, fraction):
     with pytest.raises(
-        ValueError, match=r"samples_per_image=1 with positive_fraction=0\.5 leaves no room for positives"
+        ValueError,
+        match=rf"samples_per_image={samples} with positive_fraction={fraction} leaves no room for positives",
     ):
-        make(rpn=rpn(samples_per_image=1))
-    with pytest.raises(ValueError, match=r"samples_per_image=3 with positive_fraction=0\.3 leaves no room"):
-        faster_rcnn(samples_per_image=3, positive_fraction=0.3)
+        BalancedSampler(samples, fraction)
 
 
 def test_tiny_boxes_in_inference(model):
@@ -187,7 +191,7 @@ def test_tiny_boxes_in_inference(model):
     if model.num_classes is None:
         bias, shrink = model.rpn.head.box_deltas.conv.bias, np.log(1 / 512)
     else:
-        bias, shrink = model.box_predictor.box_deltas.bias, 5 * np.log(1 / 64)
+        bias, shrink = model.roi_heads.box_predictor.box_deltas.bias, 5 * np.log(1 / 64)
     bias.assign(np.resize([0, 0, shrink, shrink], bias.shape))
     detections = detections_of(model, batch())
     bias.assign(np.zeros(bias.shape))
@@ -196,7 +200,8 @@ def test_tiny_boxes_in_inference(model):
     boxes = detections["boxes"][0, : detections["valid"][0]]
     assert ((boxes[:, 2:] - boxes[:, :2]).max(1) < 1.5).sum() > 2
     if "mask_probs" in detections:
-        masks = model.paste_masks(detections["mask_probs"][0], detections["boxes"][0], 96, 100).numpy()
+        probs, boxes = detections["mask_probs"][0], detections["boxes"][0]
+        masks = ops.paste_masks(probs, boxes, 96, 100, model.mask_convention).numpy()
         assert masks.sum((1, 2)).max() <= 6**2
 
 

@@ -1,4 +1,4 @@
-"""Two replicas with half of a batch each against one with the whole of it."""
+"""Compares two replicas that have half of a batch each with one device that has the whole batch."""
 
 import json
 import os
@@ -14,15 +14,15 @@ TESTS = Path(__file__).parents[1]
 TWO_DEVICES = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
-tests, name, options = sys.argv[1:]
+tests, cases = sys.argv[1:]
 sys.path.insert(0, tests)
 from models.models import MODELS, batch
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-def made():
+def build(name, options):
     keras.utils.set_random_seed(1)
-    return MODELS[name](**json.loads(options))
+    return MODELS[name](**options)
 """
 
 COMPARE = """
@@ -35,20 +35,21 @@ def step(model, data):
     return losses, [tf.zeros_like(v) if g is None else g for g, v in zip(gradients, model.trainable_variables)]
 
 data = {key: tf.constant(value) for key, value in batch().items()}
-losses, gradients = step(made(), data)
-with strategy.scope():
-    model = made()
 halves = strategy.experimental_distribute_values_from_function(
     lambda context: {k: v[context.replica_id_in_sync_group :][:1] for k, v in data.items()}
 )
-both = strategy.run(tf.function(lambda half: step(model, half)), args=(halves,))
 total = lambda value: sum(part.numpy() for part in strategy.experimental_local_results(value))
-differences = {key: abs(total(both[0][key]) - value.numpy()) for key, value in losses.items()}
-for ours, theirs in zip(both[1], gradients, strict=True):
-    theirs = theirs.numpy()
-    difference = np.abs(total(ours) - theirs).max() / max(np.abs(theirs).max(), 1e-3)
-    differences["gradient"] = max(differences.get("gradient", 0), difference)
-print(json.dumps({key: float(value) for key, value in differences.items()}))
+for name, options in json.loads(cases):
+    losses, gradients = step(build(name, options), data)
+    with strategy.scope():
+        model = build(name, options)
+    both = strategy.run(tf.function(lambda half: step(model, half)), args=(halves,))
+    differences = {key: abs(total(both[0][key]) - value.numpy()) for key, value in losses.items()}
+    for ours, theirs in zip(both[1], gradients, strict=True):
+        theirs = theirs.numpy()
+        difference = np.abs(total(ours) - theirs).max() / max(np.abs(theirs).max(), 1e-3)
+        differences["gradient"] = max(differences.get("gradient", 0), difference)
+    print(json.dumps({key: float(value) for key, value in differences.items()}))
 """
 
 CASES = [
@@ -59,6 +60,7 @@ CASES = [
     ("fcos", {"centerness_weights_boxes": True}),
     ("mask_keypoint_rcnn", {}),
 ]
+UNEVEN_CASES = [("retinanet", {"normalizer": "image"}), ("fcos", {}), ("mask_keypoint_rcnn", {})]
 
 
 UNEVEN = """
@@ -66,64 +68,73 @@ data = batch()
 def batches():
     yield data
     yield {key: value[:1] for key, value in data.items()}
-free = {"image": 3, "image_size": 1, "original_size": 1, "image_id": 1}  # sizes, of the rest images and objects
+# Numbers of leading dimensions that change from batch to batch; two of other entries, images and objects.
+free = {"image": 3, "image_size": 1, "original_size": 1, "image_id": 1}
 open_sizes = {
     key: tf.TensorSpec([None] * free.get(key, 2) + list(v.shape[free.get(key, 2):]), v.dtype) for key, v in data.items()
 }
 dataset = tf.data.Dataset.from_generator(batches, output_signature=open_sizes)
-model = made()
-model.compile(optimizer="sgd")
-with strategy.scope():
-    replicated = made()
-    replicated.compile(optimizer="sgd")
-differences = {}
-for way in ("evaluate", "predict"):
-    options = {"return_dict": True} if way == "evaluate" else {}
-    whole, parts = (getattr(each, way)(dataset, verbose=0, **options) for each in (model, replicated))
-    assert whole.keys() == parts.keys()
-    for key, value in whole.items():
-        assert np.shape(parts[key]) == np.shape(value), key
-        differences[f"{way} {key}"] = float(np.abs(np.subtract(parts[key], value, dtype=float)).max())
-try:
-    replicated.fit(dataset, verbose=0)
-except ValueError as error:
-    print(error)
-print(json.dumps(differences))
+for name, options in json.loads(cases):
+    model = build(name, options)
+    model.compile(optimizer="sgd")
+    with strategy.scope():
+        replicated = build(name, options)
+        replicated.compile(optimizer="sgd")
+    differences = {}
+    for way in ("evaluate", "predict"):
+        arguments = {"return_dict": True} if way == "evaluate" else {}
+        whole, parts = (getattr(each, way)(dataset, verbose=0, **arguments) for each in (model, replicated))
+        assert whole.keys() == parts.keys()
+        for key, value in whole.items():
+            assert np.shape(parts[key]) == np.shape(value), key
+            differences[f"{way} {key}"] = float(np.abs(np.subtract(parts[key], value, dtype=float)).max())
+    try:
+        replicated.fit(dataset, verbose=0)
+    except ValueError as error:
+        differences["error"] = str(error)
+    print(json.dumps(differences))
 """
 
 
-def on_two_devices(script, name, options):
-    """The lines that a script prints."""
+def on_two_devices(script, cases):
+    """Runs a script once for all cases; returns what it printed for each."""
     process = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES + script, str(TESTS), name, json.dumps(options)],
+        [sys.executable, "-c", TWO_DEVICES + script, str(TESTS), json.dumps(cases)],
         capture_output=True,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return process.stdout.splitlines()
+    return [json.loads(line) for line in process.stdout.splitlines()[-len(cases) :]]
+
+
+@pytest.fixture(scope="module")
+def step_differences():
+    return on_two_devices(COMPARE, CASES)
+
+
+@pytest.fixture(scope="module")
+def uneven_differences():
+    return on_two_devices(UNEVEN, UNEVEN_CASES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_replicas_count_together(name, options):
-    differences = json.loads(on_two_devices(COMPARE, name, options)[-1])
-    assert max(differences.values()) < 1e-4, differences
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{name}-{options}" for name, options in CASES])
+def test_losses_and_gradients_of_replicas_add_up(step_differences, case):
+    assert max(step_differences[case].values()) < 1e-4, step_differences[case]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options"), [("retinanet", {"normalizer": "image"}), ("fcos", {}), ("mask_keypoint_rcnn", {})]
-)
-def test_a_last_batch_smaller_than_the_replicas_is_measured_as_on_one(name, options):
-    *_, message, differences = on_two_devices(UNEVEN, name, options)
-    differences = json.loads(differences)
+@pytest.mark.parametrize("case", range(len(UNEVEN_CASES)), ids=[name for name, _ in UNEVEN_CASES])
+def test_last_batch_with_fewer_images_than_replicas_evaluates_as_on_one(uneven_differences, case):
+    differences = dict(uneven_differences[case])
+    message = differences.pop("error")
     assert {"evaluate loss", "predict boxes"} <= differences.keys()
     assert max(differences.values()) < 1e-3, differences
-    assert message.startswith("A batch to train on has 1 images, which do not divide among 2 replicas")
+    assert message.startswith("A training batch has 1 images, which do not divide among 2 replicas")
 
 
-def test_a_batch_that_does_not_divide_into_parts_is_said_before_the_step():
+def test_batch_that_does_not_divide_into_micro_batches_raises():
     model = retinanet()
     model.compile(optimizer="sgd")
     model.micro_batches = 2

@@ -1,6 +1,6 @@
-"""Short trainings whose weights and measurements are written down: on one device, on two, or as a worker of TF_CONFIG.
+"""Runs short trainings and saves their weights and metrics: on one device, on two, or as a worker of TF_CONFIG.
 
-python replica_run.py one_device|mirrored|multi_worker fit|train float32|float64 ANNOTATIONS OUT OUT_DIR
+python replica_run.py one_device|mirrored|multi_worker ANNOTATIONS OUT OUT_DIR
 """
 
 import sys
@@ -21,25 +21,25 @@ from kerasdet.models import MaskBranch
 from kerasdet.training import SGD, WarmupMultiStep, make_strategy, train
 
 STEPS, BATCH_SIZE = 20, 4
+PRECISIONS = ("float32", "float64")
 
 
 def detectors():
-    """A RetinaNet and a Mask R-CNN, whose norms count on all replicas."""
+    """Yields a RetinaNet and a Mask R-CNN whose norms take statistics over all replicas."""
     keras.utils.set_random_seed(1)
     yield "retinanet", tiny.detector(backbone=tiny.backbone(norm="sync_bn"))
     backbone = tiny.backbone(norm="sync_bn", out_features=("c2", "c3", "c4", "c5"))
-    yield "mask_rcnn", tiny.rcnn(backbone=backbone, branches=[MaskBranch(5, num_convs=1, channels=8)])
+    yield "mask_rcnn", tiny.rcnn(backbone=backbone, branches=[MaskBranch(num_convs=1, channels=8)])
 
 
 def optimizer(precision):
-    """AdamW in float64, SGD in float32; both clip."""
+    """Returns AdamW for float64, SGD for float32; both clip gradients."""
     if precision == "float64":
         return keras.optimizers.AdamW(1e-3, weight_decay=0.05, global_clipnorm=1.0)
     return SGD(WarmupMultiStep(2e-4, milestones=(15,), warmup_steps=5), weight_decay=1e-3, global_clipnorm=1.0)
 
 
-def main(strategy, way, precision, annotations, out, out_dir):
-    keras.config.set_floatx(precision)
+def main(strategy, annotations, out, out_dir):
     if strategy == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -47,30 +47,40 @@ def main(strategy, way, precision, annotations, out, out_dir):
     arrays = {}
     with make_strategy(strategy).scope():
         data = CocoDataset(annotations, masks=True)
-        for name, model in detectors():
-            before = [variable.numpy() for variable in model.trainable_variables]
-            if way == "fit":
-                model.compile(optimizer=optimizer(precision))
-                model.fit(
-                    training_batches(data, BATCH_SIZE, transforms), steps_per_epoch=STEPS, shuffle=False, verbose=0
-                )
-            else:
-                train(
-                    model,
-                    data,
-                    optimizer=optimizer(precision),
-                    steps=STEPS,
-                    batch_size=BATCH_SIZE,
-                    transforms=transforms,
-                    out_dir=Path(out_dir) / name,
-                )
-            moved = [abs(new.numpy() - old).max() for new, old in zip(model.trainable_variables, before, strict=True)]
-            arrays[f"{name} moved"] = np.max(moved)
-            arrays.update({f"{name} {i} {v.path}": v.numpy() for i, v in enumerate(model.variables)})
-            if precision == "float32":
-                arrays.update({f"{name} {key}": value for key, value in validation_losses(model, data).items()})
-                arrays.update({f"{name} {key}": value for key, value in evaluate(model, data).summary.items()})
+        for precision in PRECISIONS:
+            keras.config.set_floatx(precision)
+            keras.config.set_dtype_policy(precision)
+            way = "fit" if (strategy, precision) == ("mirrored", "float32") else "train"
+            found = trained(data, transforms, precision, way, Path(out_dir) / precision)
+            arrays.update({f"{precision} {name}": value for name, value in found.items()})
     np.savez(out, **arrays)
+
+
+def trained(data, transforms, precision, way, out_dir):
+    """Trains each detector by Keras' `fit` or by `train`; returns weights, metrics and how far the weights moved."""
+    arrays = {}
+    for name, model in detectors():
+        before = [variable.numpy() for variable in model.trainable_variables]
+        if way == "fit":
+            model.compile(optimizer=optimizer(precision))
+            model.fit(training_batches(data, BATCH_SIZE, transforms), steps_per_epoch=STEPS, shuffle=False, verbose=0)
+        else:
+            train(
+                model,
+                data,
+                optimizer=optimizer(precision),
+                steps=STEPS,
+                batch_size=BATCH_SIZE,
+                transforms=transforms,
+                out_dir=out_dir / name,
+            )
+        moved = [abs(new.numpy() - old).max() for new, old in zip(model.trainable_variables, before, strict=True)]
+        arrays[f"{name} moved"] = np.max(moved)
+        arrays.update({f"{name} {i} {v.path}": v.numpy() for i, v in enumerate(model.variables)})
+        if precision == "float32":
+            arrays.update({f"{name} {key}": value for key, value in validation_losses(model, data).items()})
+            arrays.update({f"{name} {key}": value for key, value in evaluate(model, data).summary.items()})
+    return arrays
 
 
 if __name__ == "__main__":

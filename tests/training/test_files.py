@@ -1,10 +1,12 @@
 import contextlib
+import os
 import subprocess
 import sys
 
 import pytest
 import tiny
 
+from kerasdet.errors import UserError
 from kerasdet.training.files import locked, replacing, writing
 
 HOLD = """
@@ -16,7 +18,7 @@ sys.stdin.read()
 """
 
 
-def test_what_was_there_stays_where_a_disk_is_full(tmp_path):
+def test_full_disk_leaves_the_old_content(tmp_path):
     path = tmp_path / "config.gin"
     with replacing(path) as partial:
         partial.write_text("a" * 5000)
@@ -27,18 +29,18 @@ def test_what_was_there_stays_where_a_disk_is_full(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_path_that_cannot_be_written_is_named(tmp_path):
+def test_path_that_cannot_be_written_raises(tmp_path):
     with pytest.raises(OSError, match=rf"{tmp_path} cannot be written: Is a directory"), writing(tmp_path):
         tmp_path.open("a")
     with pytest.raises(OSError, match=rf"{tmp_path} cannot be written: Is a directory"), replacing(tmp_path) as partial:
         partial.write_text("")
 
 
-def test_one_process_has_a_folder_until_it_ends(tmp_path):
+def test_lock_lasts_until_its_process_ends(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"{tmp_path} is being trained by another process"), locked(tmp_path):
+        with pytest.raises(UserError, match=rf"{tmp_path} is being trained by another process"), locked(tmp_path):
             pass
         other.kill()
         other.wait()
@@ -48,3 +50,34 @@ def test_one_process_has_a_folder_until_it_ends(tmp_path):
         raise KeyError
     with locked(tmp_path):
         pass
+
+
+def replace_and_exit_at(path, function, count):
+    """Replaces a file in a child process, which exits without cleaning up at a call of an `os` function."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+    original, calls = getattr(os, function), iter(range(1, 9))
+
+    def call(*arguments):
+        return os._exit(9) if next(calls) == count else original(*arguments)
+
+    setattr(os, function, call)  # in the child only
+    with replacing(path) as partial:
+        partial.write_text("new")
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "count", "content"), [("fsync", 1, "old"), ("replace", 1, "old"), ("fsync", 2, "new")]
+)
+def test_file_of_a_killed_process_is_whole(tmp_path, function, count, content):
+    path = tmp_path / "file"
+    path.write_text("old")
+    assert replace_and_exit_at(path, function, count) == 9
+    assert path.read_text() == content
+    with replacing(path) as partial:
+        partial.write_text("newer")
+    assert path.read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [path]

@@ -48,7 +48,7 @@ class Reference:
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_equals_torch_at_every_step(nesterov):
+def test_sgd_equals_torch_at_every_step(nesterov):
     case = json.loads(shared("reference/schedules.json").read_text())[f"sgd_momentum_l2_nesterov_{int(nesterov)}"]
     weight, scale = kernel(case["start"]), tf.constant([1.0, 0.5, 0.25])
     sgd = SGD(case["lr"], case["momentum"], nesterov, case["weight_decay"])
@@ -67,7 +67,7 @@ def test_equals_torch_at_every_step(nesterov):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("bias_weight_decay", [None, 0.0, 0.3])
-def test_exceptions_and_a_changing_rate(nesterov, bias_weight_decay):
+def test_norm_and_bias_options_and_a_schedule_equal_torch(nesterov, bias_weight_decay):
     model = small_model()
     schedule = WarmupMultiStep(0.05, [4, 6], warmup_steps=3, warmup_factor=0.1)
     sgd = SGD(
@@ -89,7 +89,7 @@ def test_exceptions_and_a_changing_rate(nesterov, bias_weight_decay):
             np.testing.assert_allclose(variable.numpy(), reference.weight, rtol=1e-5, atol=1e-6, err_msg=variable.path)
 
 
-def test_norms_do_not_decay_by_default_and_exclusions_count():
+def test_norms_and_excluded_weights_do_not_decay():
     model = small_model()
     before = [v.numpy() for v in model.trainable_variables]
     sgd = SGD(0.5, weight_decay=0.1)
@@ -104,13 +104,13 @@ def test_norms_do_not_decay_by_default_and_exclusions_count():
     "clipping, clipped",
     [({"clipvalue": 1.0}, [1.0, -1.0]), ({"clipnorm": 1.0}, [0.6, -0.8]), ({"global_clipnorm": 2.5}, [1.5, -2.0])],
 )
-def test_clipping_comes_before_the_penalty(clipping, clipped):
+def test_clipping_precedes_weight_decay(clipping, clipped):
     weight = kernel([10.0, 10.0])
     SGD(1.0, weight_decay=0.5, **clipping).apply([tf.constant([3.0, -4.0])], [weight])
     np.testing.assert_allclose(weight.numpy(), 10 - (np.array(clipped) + 5.0), rtol=1e-6)
 
 
-def test_without_momentum_there_is_no_buffer():
+def test_zero_momentum_creates_no_buffer():
     weight = kernel([2.0])
     sgd = SGD(0.5, momentum=0.0, weight_decay=0.1)
     sgd.apply([tf.constant([1.0])], [weight])
@@ -118,7 +118,7 @@ def test_without_momentum_there_is_no_buffer():
     assert len(sgd.variables) == 2  # iteration, learning rate
 
 
-def test_sparse_gradient_equals_dense():
+def test_sparse_gradient_equals_dense_gradient():
     sparse, dense = kernel([[1.0], [2.0], [3.0]]), kernel([[1.0], [2.0], [3.0]])
     for _ in range(2):
         for weight, sgd in ((sparse, SGD(0.1, weight_decay=0.1)), (dense, SGD(0.1, weight_decay=0.1))):
@@ -130,7 +130,7 @@ def test_sparse_gradient_equals_dense():
     np.testing.assert_allclose(sparse.numpy(), dense.numpy())
 
 
-def test_config_round_trip():
+def test_sgd_config_round_trip():
     sgd = SGD(0.1, 0.8, True, 0.2, 0.3, 0.4, 5.0, clipnorm=1.0, use_ema=True, ema_momentum=0.5, name="mine")
     for restored in (
         SGD.from_config(sgd.get_config()),
@@ -138,10 +138,10 @@ def test_config_round_trip():
     ):
         assert type(restored) is SGD
         assert restored.get_config() == sgd.get_config()
-        assert restored.weight_decay is None  # else Keras would decay a second time
+        assert restored.weight_decay is None  # otherwise Keras would decay the weights a second time
 
 
-def test_keras_file_continues_where_it_stopped(tmp_path):
+def test_saved_model_trains_on_like_the_original(tmp_path):
     x, y = np.random.default_rng(0).normal(size=(8, 6, 6, 4)), np.zeros((8, 3))
     model = small_model()
     schedule = WarmupMultiStep(0.05, [2], warmup_steps=0)
@@ -157,7 +157,7 @@ def test_keras_file_continues_where_it_stopped(tmp_path):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6, err_msg=ours.path)
 
 
-def test_loss_scaling_changes_nothing():
+def test_loss_scaling_does_not_change_steps():
     plain, scaled = kernel([1.0, -2.0]), kernel([1.0, -2.0])
     sgd = SGD(0.1, weight_decay=0.1, clipvalue=2.0)
     wrapped = keras.optimizers.LossScaleOptimizer(SGD(0.1, weight_decay=0.1, clipvalue=2.0), initial_scale=8.0)
@@ -169,7 +169,7 @@ def test_loss_scaling_changes_nothing():
     np.testing.assert_allclose(scaled.numpy(), plain.numpy(), rtol=1e-6)
 
 
-def test_mixed_precision_fit():
+def test_mixed_float16_fit_lowers_the_loss():
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = small_model()
@@ -182,7 +182,7 @@ def test_mixed_precision_fit():
     assert history[-1] < history[0]
 
 
-def test_accumulated_gradients_make_one_step_of_their_mean():
+def test_accumulated_gradients_apply_their_mean():
     accumulated, plain = kernel([1.0, -2.0]), kernel([1.0, -2.0])
     sgd = SGD(0.1, weight_decay=0.1, gradient_accumulation_steps=2)
     for gradient in ([1.0, 3.0], [2.0, -1.0]):

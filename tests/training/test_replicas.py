@@ -1,4 +1,4 @@
-"""Two devices, and two processes, against one with the whole batch."""
+"""Compares two devices, and two processes, with one device that has the whole batch."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ from kerasdet.training.workers import worker_environments
 
 RUN = Path(__file__).with_name("replica_run.py")
 ONE_PROCESS = [{}]
+TOLERANCES = {"float32": 1e-5, "float64": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +25,14 @@ def data(tmp_path_factory):
     return tiny.shapes_data(folder, num_images=7, seed=3, image_size=(100, 130)).annotations
 
 
-def run(folder, strategy, way, precision, data):
-    """What each process wrote down."""
+def run(folder, strategy, data):
+    """The arrays that each process of a strategy saved."""
     environments = worker_environments(2, 0) if strategy == "multi_worker" else ONE_PROCESS
-    outputs = [folder / f"{strategy}_{precision}_{number}.npz" for number in range(len(environments))]
-    shared = folder / f"{strategy}_{precision}"
+    outputs = [folder / f"{strategy}_{rank}.npz" for rank in range(len(environments))]
     processes = []
-    for number, environment in enumerate(environments):
+    for output, environment in zip(outputs, environments, strict=True):
         common = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **environment}
-        command = [sys.executable, str(RUN), strategy, way, precision, str(data), str(outputs[number]), str(shared)]
+        command = [sys.executable, str(RUN), strategy, str(data), str(output), str(folder / strategy)]
         processes.append(subprocess.Popen(command, env=common, stderr=subprocess.PIPE, text=True))
     for process in processes:
         _, errors = process.communicate()
@@ -41,29 +41,21 @@ def run(folder, strategy, way, precision, data):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, data):
-    made = {}
-
-    def of(precision):
-        if precision not in made:
-            [made[precision]] = run(tmp_path_factory.mktemp("alone"), "one_device", "train", precision, data)
-        return made[precision]
-
-    return of
+def one_device(tmp_path_factory, data):
+    [arrays] = run(tmp_path_factory.mktemp("one_device"), "one_device", data)
+    return arrays
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
-def test_two_make_the_steps_of_one_and_measure_as_it_does(tmp_path, data, alone, strategy, precision):
-    way = "fit" if (strategy, precision) == ("mirrored", "float32") else "train"
-    tolerance = {"float32": 1e-5, "float64": 1e-9}[precision]
-    expected = alone(precision)
-    assert expected["retinanet moved"] > 1e-3
-    assert expected["mask_rcnn moved"] > 1e-3
-    for found in run(tmp_path, strategy, way, precision, data):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
+def test_two_replicas_train_and_evaluate_like_one(tmp_path, data, one_device, strategy):
+    for precision in TOLERANCES:
+        for model in ("retinanet", "mask_rcnn"):
+            assert one_device[f"{precision} {model} moved"] > 1e-3
+    for found in run(tmp_path, strategy, data):
+        assert found.keys() == one_device.keys()
+        for name, value in one_device.items():
+            tolerance = TOLERANCES[name.split()[0]]
             np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
@@ -73,21 +65,22 @@ tests, annotations, out_dir = sys.argv[1:]
 sys.path.insert(0, tests)
 import tiny
 from kerasdet.data import CocoDataset
-from kerasdet.training import SGD, make_strategy, train
+from kerasdet.training import SGD, Checkpointing, make_strategy, train
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 fsync = os.fsync
-def slow(handle):
+def slow_fsync(handle):  # gives a worker that does not wait for the checkpoint the time to leave
     time.sleep(2)
     fsync(handle)
-os.fsync = slow
-arguments = {"steps": 10**6, "epoch_steps": 10**6, "batch_size": 2, "log_every": 1, "out_dir": out_dir}
+os.fsync = slow_fsync
+arguments = {"steps": 10**6, "batch_size": 2, "log_every": 1, "out_dir": out_dir}
+arguments["checkpointing"] = Checkpointing(steps_per_epoch=10**6)
 with make_strategy("multi_worker").scope():
     train(tiny.detector(), CocoDataset(annotations), optimizer=SGD(1e-4), **arguments)
 """
 
 
-def after_some_steps(data, out_dir, number):
-    """Two workers that trained until the second got a signal: their exit codes and errors."""
+def signal_second_worker(data, out_dir, number):
+    """Trains with two workers and sends the second a signal; returns their exit codes and error output."""
     command = [sys.executable, "-c", ENDLESS, str(RUN.parents[1]), str(data), str(out_dir)]
     common = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     environments = worker_environments(2, 0)
@@ -104,8 +97,8 @@ def after_some_steps(data, out_dir, number):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_worker_has_all_end_after_the_same_step_once_it_is_saved(tmp_path, data):
-    codes, errors = after_some_steps(data, tmp_path, signal.SIGTERM)
+def test_sigterm_to_one_worker_stops_all_after_the_same_saved_step(tmp_path, data):
+    codes, errors = signal_second_worker(data, tmp_path, signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM] * 2, errors[0][-3000:]
     assert all("the state is saved" in text for text in errors)
     steps = len((tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -113,7 +106,7 @@ def test_sigterm_to_one_worker_has_all_end_after_the_same_step_once_it_is_saved(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_an_error_in_a_sentence_to_the_others(tmp_path, data):
-    codes, errors = after_some_steps(data, tmp_path, signal.SIGKILL)
+def test_killed_worker_is_an_error_of_the_others(tmp_path, data):
+    codes, errors = signal_second_worker(data, tmp_path, signal.SIGKILL)
     assert codes == [1, -signal.SIGKILL]
-    assert "RuntimeError: Another worker has ended, or cannot be reached any more" in errors[0]
+    assert "RuntimeError: Another worker ended or cannot be reached any more" in errors[0]

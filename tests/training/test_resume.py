@@ -21,6 +21,7 @@ def model(seed=0, optimizer=None):
 
 
 def train(made, steps):
+    """The variables after some steps on fixed data."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(16, 4)), rng.normal(size=(16, 1))
     for _ in range(steps):
@@ -28,24 +29,24 @@ def train(made, steps):
     return [variable.numpy() for variable in [*made.variables, *made.optimizer.variables]]
 
 
-def test_everything_goes_on_where_it_was_dropout_included(tmp_path):
+def test_restored_model_trains_on_bit_for_bit_with_dropout(tmp_path):
     first = model()
     train(first, 3)
-    resume.save(first, tmp_path, keep=2, step=3, images=48)
+    resume.save(first, tmp_path, max_to_keep=2, step=3, images=48)
     other = model(seed=1)
     assert resume.restore(other, tmp_path) == (3, 48)
     for a, b in zip(train(first, 3), train(other, 3), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_nothing_is_lost_where_a_folder_cannot_be_written(tmp_path):
+def test_saving_to_a_folder_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match=r"file/run/step_00000003\.keras cannot be written: Not a directory"):
-        resume.save(model(), tmp_path / "file" / "run", keep=2, step=3, images=48)
+        resume.save(model(), tmp_path / "file" / "run", max_to_keep=2, step=3, images=48)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_no_checkpoint_is_the_beginning(tmp_path):
+def test_restoring_without_a_checkpoint_starts_at_zero(tmp_path):
     assert resume.restore(model(), tmp_path / "none") == (0, 0)
 
 
@@ -54,11 +55,11 @@ def saved(tmp_path_factory):
     """A model, and the folder with its checkpoint of step 3."""
     made, folder = model(), tmp_path_factory.mktemp("saved")
     train(made, 3)
-    resume.save(made, folder, keep=2, step=3, images=48, settings=SETTINGS)
+    resume.save(made, folder, max_to_keep=2, step=3, images=48, settings=SETTINGS)
     return made, folder
 
 
-def test_a_flipped_bit_is_damage_or_changes_nothing(tmp_path, saved):
+def test_flipped_bit_raises_or_changes_nothing(tmp_path, saved):
     made, [path] = saved[0], resume.checkpoints(saved[1])
     content, rng = path.read_bytes(), random.Random(0)
     with zipfile.ZipFile(path) as archive:
@@ -82,13 +83,13 @@ def test_a_flipped_bit_is_damage_or_changes_nothing(tmp_path, saved):
     assert damaged > 60
 
 
-def test_what_another_optimizer_differs_in_is_named(saved, recwarn):
+def test_restoring_with_another_optimizer_raises(saved, recwarn):
     adamw = keras.optimizers.AdamW
     scaled = keras.optimizers.LossScaleOptimizer(adamw(use_ema=True))
     others = {
-        "optimizer being AdamW there and SGD here": keras.optimizers.SGD(use_ema=True),
-        "use_ema being True there and False here": adamw(),
-        r"loss scaling being none there and dynamic \(PRECISION mixed_float16\) here": scaled,
+        "optimizer was AdamW and is SGD": keras.optimizers.SGD(use_ema=True),
+        "use_ema was True and is False": adamw(),
+        r"loss scaling was none and is dynamic \(PRECISION mixed_float16\)": scaled,
     }
     for message, optimizer in others.items():
         with pytest.raises(ValueError, match=rf"00003\.keras is of another optimizer, {message}: choose"):
@@ -96,16 +97,16 @@ def test_what_another_optimizer_differs_in_is_named(saved, recwarn):
     assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
 
 
-def test_other_settings_are_a_warning(saved, caplog):
+def test_other_settings_warn(saved, caplog):
     assert resume.restore(model(), saved[1], SETTINGS) == (3, 48)
     assert not caplog.messages
     resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
     [message] = caplog.messages
-    assert "data being 40 images there and 30 images here, seed being 0 there and 5 here: going on" in message
+    assert "data was 40 images and is 30 images, seed was 0 and is 5: the run goes on" in message
     assert "batch_size" not in message
 
 
-def test_what_an_earlier_kerasdet_wrote_is_gone_on_with(tmp_path, saved, caplog):
+def test_checkpoint_without_settings_restores(tmp_path, saved, caplog):
     [path] = resume.checkpoints(saved[1])
     kept = ("step", "images", "freeze", "random", "optimizer", "iterations")
     with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / path.name, "w") as old:

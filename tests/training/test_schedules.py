@@ -24,7 +24,7 @@ def from_reference(name):
 
 
 @pytest.mark.parametrize("name", ["warmup_multistep", "warmup_cosine", "warmup_constant"])
-def test_equals_detectron2_at_every_step(name):
+def test_schedules_equal_detectron2_at_every_step(name):
     schedule, expected = from_reference(name)
     compiled = tf.function(schedule)
     eager = [float(schedule(step)) for step in range(len(expected))]
@@ -35,7 +35,7 @@ def test_equals_detectron2_at_every_step(name):
 
 
 @pytest.mark.parametrize("step", [0, 1, 999, 1000, 1_999_999, 2_000_000, 17_000_001, 29_999_999])
-def test_long_training_keeps_its_digits(step):
+def test_long_schedules_keep_their_precision(step):
     warmup = 1e-3 + (1 - 1e-3) * step / 1000 if step < 1000 else 1.0
     cosine = 1e-7 + (0.02 - 1e-7) * math.sin(math.pi / 2 * (30_000_000 - step) / 30_000_000) ** 2
     steps = 0.02 * 0.1 ** bisect_right([2_000_000, 17_000_001], step)
@@ -44,12 +44,12 @@ def test_long_training_keeps_its_digits(step):
     np.testing.assert_allclose(WarmupMultiStep(0.02, [2_000_000, 17_000_001])(now), steps * warmup, rtol=1e-6)
 
 
-def test_cosine_stays_at_its_end():
+def test_cosine_stays_at_final_lr():
     schedule = WarmupCosine(0.1, 10, warmup_steps=0, final_lr=0.01)
     np.testing.assert_allclose([schedule(0), schedule(10), schedule(25)], [0.1, 0.01, 0.01], rtol=1e-6)
 
 
-def test_without_warmup_and_milestones_the_rate_is_constant():
+def test_rate_is_constant_without_warmup_and_milestones():
     schedule = WarmupMultiStep(0.5, [], warmup_steps=0)
     assert [float(schedule(step)) for step in (0, 1, 10**6)] == [0.5, 0.5, 0.5]
 
@@ -61,7 +61,7 @@ def test_without_warmup_and_milestones_the_rate_is_constant():
         WarmupCosine(0.02, 90, warmup_steps=7, warmup_factor=0.1, warmup="constant", final_lr=1e-4),
     ],
 )
-def test_config_round_trip(schedule):
+def test_schedule_config_round_trip(schedule):
     config = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
     restored = keras.optimizers.schedules.deserialize(config)
     assert type(restored) is type(schedule)
@@ -69,7 +69,7 @@ def test_config_round_trip(schedule):
     assert [float(restored(step)) for step in range(95)] == [float(schedule(step)) for step in range(95)]
 
 
-def test_bad_arguments():
+def test_bad_arguments_raise():
     with pytest.raises(ValueError, match=r"milestones are \[80, 60\]"):
         WarmupMultiStep(0.02, [80, 60])
     with pytest.raises(ValueError, match=r"milestones are \[60, 60\]"):

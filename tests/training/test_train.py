@@ -1,23 +1,32 @@
+import contextlib
 import functools
 import json
 import re
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
-from kerasdet import evaluate, load
+from kerasdet import ResNet, evaluate, load
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
+from kerasdet.errors import UserError
 from kerasdet.evaluation import validation_losses
+from kerasdet.keras_compat import average_pairs
+from kerasdet.layers import RetinaNetHead
+from kerasdet.losses import FocalLoss
 from kerasdet.models import KeypointBranch, RetinaNet
-from kerasdet.training import SGD, WarmupMultiStep, train
+from kerasdet.models.common import LossNormalizer
+from kerasdet.training import SGD, Checkpointing, StepOptions, Validation, WarmupMultiStep, resume, train
 from kerasdet.training.files import locked
+from kerasdet.training.metrics_log import ThroughputLogger
 from kerasdet.training.resume import checkpoints
-from kerasdet.training.validation import measures
+from kerasdet.training.validation import metric_names
 
 STEPS = 6
 
@@ -31,7 +40,7 @@ def run(out_dir, data, model=None, **kwargs):
         "optimizer": sgd(),
         "steps": STEPS,
         "batch_size": 2,
-        "epoch_steps": 2,
+        "checkpointing": Checkpointing(steps_per_epoch=2),
         "log_every": 1,
         "transforms": [ResizeShortestEdge((48, 64), 96), RandomFlip()],
         **kwargs,
@@ -39,10 +48,10 @@ def run(out_dir, data, model=None, **kwargs):
     return train(model or tiny.detector(), data, out_dir=out_dir, **arguments)
 
 
-def lines(out_dir, measured=False):
-    """Lines of the log, of training or of measuring."""
+def lines(out_dir, evaluations=False):
+    """The lines of the log that training wrote, or those of evaluations."""
     every = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in every if ("learning_rate" not in line) == measured]
+    return [line for line in every if ("learning_rate" not in line) == evaluations]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +67,13 @@ def uninterrupted(tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, data):
-    """Three steps, an interrupted save, then the rest: of a model with other random weights."""
+    """A run of three steps and an interrupted save, resumed by a model with other random weights."""
     out_dir = tmp_path_factory.mktemp("runs") / "parts"
-    run(out_dir, data, steps=3, eval_data=data, evaluate=evaluate, eval_every=2, config="STEPS = 3\n")
+    run(out_dir, data, steps=3, validation=Validation(data, every=2), config="STEPS = 3\n")
     (out_dir / "checkpoints" / ".partial_step_00000004.keras").write_bytes(b"PK\x03\x04 half a file")
     with (out_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 1.0, "learning_rate": 1.0}\n{"step": 4, "los')
-    model = run(out_dir, data, model=tiny.detector(seed=7), keep_checkpoints=2)
+    model = run(out_dir, data, model=tiny.detector(seed=7), checkpointing=Checkpointing(2, max_to_keep=2))
     return out_dir, model
 
 
@@ -76,10 +85,10 @@ def test_resumed_equals_uninterrupted(uninterrupted, resumed):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_stops_at_steps_that_are_no_multiple_of_an_epoch(resumed):
+def test_run_stops_at_a_step_inside_an_epoch(resumed):
     out_dir, model = resumed
-    assert [line["step"] for line in lines(out_dir)] == [1, 2, 3, 4, 5, 6]  # what was not saved is told once
-    assert [line["step"] for line in lines(out_dir, measured=True)] == [3]
+    assert [line["step"] for line in lines(out_dir)] == [1, 2, 3, 4, 5, 6]  # step 4 was not saved: its line is replaced
+    assert [line["step"] for line in lines(out_dir, evaluations=True)] == [3]
     assert int(model.optimizer.iterations) == STEPS
 
 
@@ -106,9 +115,9 @@ def test_the_log_has_losses_rate_and_speed(resumed):
     assert last["learning_rate"] == pytest.approx(0.002)
 
 
-def test_measurements_are_losses_and_ap_and_the_best_is_kept(resumed):
+def test_validation_logs_losses_and_ap_and_keeps_the_best_model(resumed):
     out_dir, _ = resumed
-    [line] = lines(out_dir, measured=True)
+    [line] = lines(out_dir, evaluations=True)
     assert 0 <= line["AP50"] <= 1
     assert line["val_loss"] == pytest.approx(line["val_class_loss"] + line["val_box_loss"], rel=1e-5)
     best, third = load(out_dir / "best.keras"), keras.models.load_model(out_dir / "best.keras")
@@ -122,14 +131,14 @@ def test_tensorboard_has_curves_and_pictures(resumed):
     events = [EventAccumulator(str(path)).Reload() for path in (resumed[0] / "tensorboard").iterdir()]
     tags = {tag for each in events for tag in each.Tags()["tensors"]}
     assert {"loss", "learning_rate", "gradient_norm", "positives", "images_per_second", "data_wait"} <= tags
-    assert {"AP", "val_loss", "truth and detections"} <= tags
+    assert {"AP", "val_loss", "ground truth and detections"} <= tags
 
 
-def test_the_configuration_is_kept(resumed):
+def test_configuration_is_saved(resumed):
     assert (resumed[0] / "config.gin").read_text() == "STEPS = 3\n"
 
 
-def test_a_finished_run_returns_at_once(resumed, data):
+def test_finished_run_returns_at_once(resumed, data):
     out_dir, finished = resumed
     before = lines(out_dir)
     model = run(out_dir, data, model=tiny.detector(seed=9))
@@ -139,22 +148,22 @@ def test_a_finished_run_returns_at_once(resumed, data):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_model_learns_the_names_of_classes(resumed):
+def test_model_takes_class_names_of_the_data(resumed):
     assert resumed[1].class_names == tiny.CLASS_NAMES
     assert tuple(load(resumed[0]).class_names) == tiny.CLASS_NAMES
 
 
-def test_another_model_does_not_resume(uninterrupted, data):
+def test_resuming_with_another_model_raises(uninterrupted, data):
     out_dir = uninterrupted[0]
     with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model: choose another OUT_DIR"):
-        run(out_dir, data, model=tiny.detector(head_norm="bn"), config="another")
+        run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
     with pytest.raises(ValueError, match=r"step_00000006\.keras is of another optimizer"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
     assert not (out_dir / "config.gin").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
-def test_a_damaged_checkpoint_is_named(tmp_path, uninterrupted, data, damage):
+def test_damaged_checkpoint_raises(tmp_path, uninterrupted, data, damage):
     content = checkpoints(uninterrupted[0] / "checkpoints")[-1].read_bytes()
     middle = len(content) // 2
     damaged = {"cut": content[:middle], "zeros": content[:middle] + bytes(99) + content[middle + 99 :], "empty": b""}
@@ -162,12 +171,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, uninterrupted, data, damage):
     folder.mkdir()
     (folder / "step_00000004.keras").write_bytes(content)
     (folder / "step_00000006.keras").write_bytes(damaged[damage])
-    with pytest.raises(ValueError, match=r"step_00000006\.keras is damaged .*: delete it to go on from the one before"):
+    with pytest.raises(ValueError, match=r"step_00000006\.keras is damaged .*: delete it to resume from the"):
         run(tmp_path, data)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_hurts(tmp_path, data):
-    model = tiny.detector(class_loss_weight=float("nan"))
+def test_nan_loss_raises_before_it_reaches_the_weights(tmp_path, data):
+    model = tiny.detector(class_loss=FocalLoss(weight=float("nan")))
     before = tiny.weights(model)
     with pytest.raises(FloatingPointError) as error:
         run(tmp_path, data, model=model)
@@ -187,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_hurts(tmp_path, data):
     assert not checkpoints(tmp_path / "checkpoints")
 
 
-def test_classes_must_match_before_anything_is_written(tmp_path, data):
+def test_other_number_of_classes_raises_before_anything_is_written(tmp_path, data):
     out_dir = tmp_path / "run"
     with pytest.raises(ValueError, match=r"The model has 3 classes and .* has 5 \(disk, .*set NUM_CLASSES .* to 5"):
         run(out_dir, data, model=tiny.detector(num_classes=3))
@@ -196,7 +205,7 @@ def test_classes_must_match_before_anything_is_written(tmp_path, data):
         num_classes, class_names, annotations = 2, ("a", "b"), "val.json"
 
     with pytest.raises(ValueError, match=r"5 classes and val\.json has 2"):
-        run(out_dir, data, eval_data=Fewer(), evaluate=evaluate)
+        run(out_dir, data, validation=Validation(Fewer()))
     assert not out_dir.exists()
 
 
@@ -205,9 +214,9 @@ def data_with_parts(data):
     return CocoDataset(data.annotations, masks=True, keypoints=True)
 
 
-def test_masks_and_keypoints_must_have_been_read(tmp_path, data, data_with_parts):
+def test_data_without_masks_or_keypoints_raises(tmp_path, data, data_with_parts):
     out_dir = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"learns masks, and .* was read without them: set CocoDataset.masks=True"):
+    with pytest.raises(UserError, match=r"learns masks, and .* was read without them: set CocoDataset.masks=True"):
         run(out_dir, data, model=tiny.rcnn())
     with pytest.raises(ValueError, match=r"learns keypoints, .* set CocoDataset.keypoints=True"):
         run(out_dir, data, model=tiny.rcnn(branches=[KeypointBranch(4)]))
@@ -216,24 +225,32 @@ def test_masks_and_keypoints_must_have_been_read(tmp_path, data, data_with_parts
     assert not out_dir.exists()
 
 
-def test_the_model_learns_the_names_of_keypoints(tmp_path, data_with_parts):
+def test_model_takes_keypoint_names_of_the_data(tmp_path, data_with_parts):
     run(tmp_path, data_with_parts, model=tiny.rcnn(), steps=1)
     _, branch = load(tmp_path).branches
     assert branch.keypoint_names == ("tip", "left_wing", "right_wing", "tail")
     assert branch.skeleton == ((0, 1), (0, 2), (0, 3))
 
 
-def test_counts_are_whole_and_positive(tmp_path, data):
+def test_counts_that_are_not_positive_whole_numbers_raise(tmp_path, data):
     model = tiny.detector()
-    for name in ("steps", "batch_size", "epoch_steps", "eval_every", "keep_checkpoints", "log_every", "patience"):
-        for value in (-1, 1.5, "10"):
-            with pytest.raises(ValueError, match=f"{name} is {value!r}: it must be a whole number from 1"):
+    owners = {Checkpointing: ("steps_per_epoch", "max_to_keep"), StepOptions: ("max_boxes", "micro_batches")}
+    for value in (-1, 1.5, "10", True):
+        for name in ("steps", "batch_size", "log_every"):
+            with pytest.raises(UserError, match=f"train.{name} is {value!r}: it must be a whole number from 1"):
                 run(tmp_path, data, model=model, **{name: value})
+        for name in ("every", "patience"):
+            with pytest.raises(UserError, match=f"Validation.{name} is {value!r}: it must be a whole number from 1"):
+                Validation(data, **{name: value})
+        for owner, names in owners.items():
+            for name in names:
+                with pytest.raises(UserError, match=f"{owner.__name__}.{name} is {value!r}: it must be a whole number"):
+                    owner(**{name: value})
 
 
 @keras.saving.register_keras_serializable(package="kerasdet_tests")
 class Traced(RetinaNet):
-    """Notes the shape of the image in each trace of the training step."""
+    """Records the shape of the image in each trace of the training step."""
 
     traces = []  # noqa: RUF012
 
@@ -242,7 +259,7 @@ class Traced(RetinaNet):
         return super().train_step(data)
 
 
-def test_other_image_sizes_are_no_new_trace_in_bfloat16_with_adamw(tmp_path, data):
+def test_new_image_sizes_do_not_retrace_in_bfloat16_with_adamw(tmp_path, data):
     Traced.traces.clear()
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
@@ -264,69 +281,75 @@ def test_other_image_sizes_are_no_new_trace_in_bfloat16_with_adamw(tmp_path, dat
     assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
     image = tiny.images()[1]
     loaded = load(tmp_path)
-    assert loaded.detect(image)["boxes"].dtype == np.float32
+    assert loaded.detect(image).boxes.dtype == np.float32
     for a, b in zip(tiny.weights(loaded), tiny.weights(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 class Summary:
-    """What a user's own measure returns."""
+    """Metrics of a user's own evaluation."""
 
     def __init__(self, value):
         self.summary = {"score": value}
 
 
-def test_training_ends_where_nothing_improves_and_the_best_stays(tmp_path, data):
+def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.9])
-    arguments = {"eval_data": data, "evaluate": lambda model, data: Summary(next(scores)), "epoch_steps": 1}
-    run(tmp_path, data, patience=2, **arguments)
-    assert [line["score"] for line in lines(tmp_path, measured=True)] == [0.1, 0.5, 0.4, 0.3]
+    validation = Validation(data, lambda model, data: Summary(next(scores)), patience=2)
+    arguments = {"validation": validation, "checkpointing": Checkpointing(steps_per_epoch=1)}
+    run(tmp_path, data, **arguments)
+    assert [line["score"] for line in lines(tmp_path, evaluations=True)] == [0.1, 0.5, 0.4, 0.3]
     assert int(keras.models.load_model(tmp_path / "best.keras").optimizer.iterations) == 2
-    run(tmp_path, data, patience=2, **arguments)  # the same command again has nothing to do
+    run(tmp_path, data, **arguments)  # the same command again has nothing to do
     assert lines(tmp_path)[-1]["step"] == 4
 
 
-def test_a_measure_that_does_not_exist_is_named(tmp_path, data):
-    with pytest.raises(ValueError, match=r"There is no 'mAP' to monitor: there are score, val_loss"):
-        run(tmp_path, data, eval_data=data, evaluate=lambda model, data: Summary(0.1), monitor="mAP", steps=1)
+def test_unknown_monitor_raises_after_the_first_evaluation(tmp_path, data):
+    validation = Validation(data, lambda model, data: Summary(0.1), monitor="mAP")
+    with pytest.raises(UserError, match=r"There is no 'mAP' to monitor: choose one of score, val_loss"):
+        run(tmp_path, data, validation=validation, steps=1)
 
 
-def test_a_misspelt_measure_is_named_before_the_first_step(tmp_path, data, data_with_parts):
+def test_misspelt_monitor_raises_before_the_first_step(tmp_path, data, data_with_parts):
     out_dir = tmp_path / "run"
     for evaluator in (evaluate, functools.wraps(evaluate)(lambda *arguments: evaluate(*arguments))):  # as gin has it
-        with pytest.raises(ValueError, match=r"There is no 'AP5O' to monitor: there are AP, AP50, .*, val_class_loss"):
-            run(out_dir, data, eval_data=data, evaluate=evaluator, monitor="AP5O")
-    with pytest.raises(ValueError, match=r"no 'segm/AP' to monitor: there are AP, .*, keypoints/AP, .*, val_loss"):
+        with pytest.raises(UserError, match=r"no 'AP5O' to monitor: choose one of AP, AP50, .*, val_box_loss"):
+            run(out_dir, data, validation=Validation(data, evaluator, monitor="AP5O"))
+    with pytest.raises(UserError, match=r"no 'segm/AP' to monitor: choose one of AP, .*, keypoints/AP, .*, val_loss"):
         model = tiny.rcnn(branches=[KeypointBranch(4)])
-        run(out_dir, data_with_parts, model=model, eval_data=data_with_parts, evaluate=evaluate, monitor="segm/AP")
-    for name, value in {"monitor": "AP", "patience": 3}.items():
-        with pytest.raises(ValueError, match=f"{name} is {value!r}, and nothing is measured: give train eval_data and"):
-            run(out_dir, data, evaluate=evaluate, **{name: value})
+        run(out_dir, data_with_parts, model=model, validation=Validation(data_with_parts, monitor="segm/AP"))
+    with pytest.raises(UserError, match=r"Validation\.data is None: give a dataset, or set train\.validation to None"):
+        Validation(None, monitor="AP")
     assert not out_dir.exists()
 
 
 @pytest.mark.slow
-def test_names_of_measures_are_those_that_come(data_with_parts):
+def test_metric_names_equal_those_of_an_evaluation(data_with_parts):
     for model in (tiny.detector(), tiny.rcnn()):
         found = {**evaluate(model, data_with_parts).summary, **validation_losses(model, data_with_parts)}
-        assert list(found) == measures(evaluate, model, data_with_parts)
+        assert list(found) == metric_names(evaluate, model, data_with_parts)
 
 
-def test_a_measure_that_is_no_number_is_said_and_is_no_improvement(tmp_path, data, caplog):
+def test_nan_metric_warns_and_is_not_an_improvement(tmp_path, data, caplog):
     content = json.loads(data.annotations.read_text())
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({**content, "annotations": []}))
     eval_data = CocoDataset(empty, data.annotations.parent / "images")
-    arguments = {"eval_data": eval_data, "evaluate": evaluate, "epoch_steps": 1, "patience": 1, "steps": 4}
+    arguments = {
+        "validation": Validation(eval_data, patience=1),
+        "checkpointing": Checkpointing(steps_per_epoch=1),
+        "steps": 4,
+    }
     run(tmp_path, data, **arguments)
-    assert "AP is not a number: eval_data has no objects; no model is the best by it." in caplog.messages
-    assert [line["step"] for line in lines(tmp_path, measured=True)] == [1, 2]
+    message = "AP is not a number, because the validation data has no objects: best.keras stays as it is."
+    assert message in caplog.messages
+    assert [line["step"] for line in lines(tmp_path, evaluations=True)] == [1, 2]
     assert not (tmp_path / "best.keras").exists()
     run(tmp_path, data, **arguments)  # the same command again has nothing to do
     assert lines(tmp_path)[-1]["step"] == 2
 
 
-def test_averages_are_what_is_measured_and_loaded(tmp_path, data):
+def test_averaged_weights_are_evaluated_and_loaded(tmp_path, data):
     measured = []
 
     def evaluate(model, data):
@@ -334,10 +357,11 @@ def test_averages_are_what_is_measured_and_loaded(tmp_path, data):
         return Summary(1.0)
 
     optimizer = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.5)
-    model = run(tmp_path, data, optimizer=optimizer, steps=3, eval_data=data, evaluate=evaluate, epoch_steps=3)
+    arguments = {"validation": Validation(data, evaluate), "checkpointing": Checkpointing(steps_per_epoch=3)}
+    model = run(tmp_path, data, optimizer=optimizer, steps=3, **arguments)
     raw = tiny.detector(seed=5)
     raw.load_weights(checkpoints(tmp_path / "checkpoints")[-1])
-    for trained, average in zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True):
+    for trained, average in average_pairs(optimizer):
         np.testing.assert_array_equal(trained, average)
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(tiny.weights(raw), tiny.weights(model), strict=True))
     for other in (measured[0], tiny.weights(load(tmp_path)), tiny.weights(load(tmp_path / "best.keras"))):
@@ -347,14 +371,15 @@ def test_averages_are_what_is_measured_and_loaded(tmp_path, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [keras.optimizers.AdamW, keras.optimizers.Lamb])
-def test_parts_of_a_batch_make_its_step(tmp_path, data, optimizer):
-    """With norms that use stored statistics, and losses normalised by image, the mean of parts is the whole."""
+def test_micro_batches_equal_the_whole_batch(tmp_path, data, optimizer):
+    """Holds for norms with stored statistics and losses normalised by image."""
     models = []
     for parts in (1, 2):
         keras.utils.set_random_seed(0)
-        model = tiny.detector(backbone=tiny.backbone(norm="bn_inference"), normalizer="image")
+        model = tiny.detector(backbone=tiny.backbone(norm="bn_inference"), normalizer=LossNormalizer("image"))
         start = tiny.weights(model)
-        arguments = {"batch_size": 4, "steps": 2, "pad_to": (96, 96), "micro_batches": parts}
+        step_options = StepOptions(pad_to=(96, 96), micro_batches=parts)
+        arguments = {"batch_size": 4, "steps": 2, "step_options": step_options}
         made = optimizer(1e-3, global_clipnorm=1.0, epsilon=1e-3)
         models.append(run(tmp_path / str(parts), data, model=model, optimizer=made, **arguments))
     whole, parts = map(tiny.weights, models)
@@ -363,21 +388,21 @@ def test_parts_of_a_batch_make_its_step(tmp_path, data, optimizer):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_what_does_not_divide_or_work_is_said_first(tmp_path, data):
+def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
     with pytest.raises(ValueError, match=r"batch_size\) 2 does not divide among 1 replicas with 3 micro_batches"):
-        run(tmp_path, data, micro_batches=3)
-    with pytest.raises(ValueError, match="give train micro_batches instead"):
+        run(tmp_path, data, step_options=StepOptions(micro_batches=3))
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 2, .*: set StepOptions\.micro_batches"):
         run(tmp_path, data, optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2))
-    with pytest.raises(ValueError, match="jit_compile needs batches of one shape: give train pad_to and max_boxes"):
-        run(tmp_path, data, jit_compile=True)
-    with pytest.raises(ValueError, match=r"freeze: RetinaNet has no part 'bacbone': it has .*backbone"):
+    with pytest.raises(UserError, match=r"jit_compile needs batches of one shape: set StepOptions\.pad_to and"):
+        StepOptions(pad_to=(96, 96), jit_compile=True)
+    with pytest.raises(ValueError, match=r"freeze: RetinaNet has no part 'bacbone': choose one of .*backbone"):
         run(tmp_path, data, freeze=["bacbone"])
     with pytest.raises(ValueError, match=r"freeze: 'backbone/c9_\*' matches no layer of backbone"):
         run(tmp_path, data, freeze=["backbone/c9_*"])
     for freeze in ("backbone", [3]):
         with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: it must be a list of names, such as")):
             run(tmp_path, data, freeze=freeze)
-    with pytest.raises(ValueError, match="freeze: nothing of RetinaNet is left to train"):
+    with pytest.raises(ValueError, match="freeze: no layer of RetinaNet is left to train"):
         run(tmp_path, data, freeze=["backbone", "neck", "head"])
     with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: it must be a number above 0, or None to clip"):
         run(tmp_path, data, optimizer=SGD(1e-3, global_clipnorm=-1.0))
@@ -387,7 +412,7 @@ def test_what_does_not_divide_or_work_is_said_first(tmp_path, data):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_leaves_the_configuration_as_it_was(tmp_path, data, resumed):
+def test_full_disk_leaves_the_configuration_intact(tmp_path, data, resumed):
     out_dir = shutil.copytree(resumed[0], tmp_path / "run")
     with pytest.raises(OSError, match=r"/config\.gin cannot be written: File too large"), tiny.disk(4096):
         run(out_dir, data, steps=STEPS + 1, config="STEPS = 7\n" * 900)
@@ -396,7 +421,7 @@ def test_a_full_disk_leaves_the_configuration_as_it_was(tmp_path, data, resumed)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
-def test_a_file_where_a_folder_should_be_is_named_first(tmp_path, data, name):
+def test_file_in_place_of_a_folder_raises(tmp_path, data, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(OSError, match=rf"OUT_DIR \(out_dir\): .*/{name} cannot be written: it is a file"):
         run(tmp_path, data, config="STEPS = 3\n")
@@ -404,14 +429,14 @@ def test_a_file_where_a_folder_should_be_is_named_first(tmp_path, data, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_a_folder_where_the_log_should_be_is_named(tmp_path, data):
+def test_folder_in_place_of_the_log_raises(tmp_path, data):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(OSError, match=r"/metrics\.jsonl cannot be written: Is a directory"):
         run(tmp_path, data)
     assert not list(tmp_path.glob(".partial*"))
 
 
-def test_another_process_keeps_its_folder(resumed, data):
+def test_second_process_in_the_same_folder_raises(resumed, data):
     out_dir, _ = resumed
     files = {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
     message = "is being trained by another process: let that end, or choose another OUT_DIR"
@@ -420,7 +445,7 @@ def test_another_process_keeps_its_folder(resumed, data):
     assert {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == files
 
 
-def test_other_settings_are_said_where_a_run_goes_on(tmp_path, data, caplog):
+def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     run(tmp_path, data, steps=1)
     run(tmp_path, data, steps=1)
     assert not [message for message in caplog.messages if "other settings" in message]
@@ -428,13 +453,13 @@ def test_other_settings_are_said_where_a_run_goes_on(tmp_path, data, caplog):
     other.records = other.records[1:]
     run(tmp_path, other, steps=1, batch_size=1, seed=5)
     [message] = [message for message in caplog.messages if "other settings" in message]
-    for words in ("data being 5 images of 5 classes (", "and 4 images", "batch_size being 2 there and 1", "seed being"):
+    for words in ("data was 5 images of 5 classes (", "and is 4 images", "batch_size was 2 and is 1", "seed was 0"):
         assert words in message
-    with pytest.raises(ValueError, match=r"other trained weights .*freeze being \[\] there and \['neck'\] here"):
+    with pytest.raises(ValueError, match=r"other trained weights .*freeze was \[\] and is \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])
 
 
-def test_frozen_layers_stay_as_they_are_and_averages_are_found_without_them(tmp_path, data):
+def test_frozen_layers_do_not_change_and_are_left_out_of_the_averages(tmp_path, data):
     model = tiny.detector()
     before = {v.path: v.numpy() for v in model.variables}
     optimizer = keras.optimizers.AdamW(0.01, use_ema=True)
@@ -448,7 +473,7 @@ def test_frozen_layers_stay_as_they_are_and_averages_are_found_without_them(tmp_
         np.testing.assert_array_equal(a, b)
 
 
-def test_float16_scales_its_loss_and_skips_what_overflows(tmp_path, data):
+def test_float16_scales_the_loss_and_skips_overflowing_steps(tmp_path, data):
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         model = run(tmp_path, data, optimizer=keras.optimizers.SGD(1e-3), steps=4)
@@ -458,23 +483,23 @@ def test_float16_scales_its_loss_and_skips_what_overflows(tmp_path, data):
     assert float(model.optimizer.dynamic_scale) > 1
     assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
     assert all(np.isfinite(v).all() and v.dtype == "float32" for v in model.trainable_variables)
-    assert load(tmp_path).detect(tiny.images()[0])["boxes"].dtype == np.float32
+    assert load(tmp_path).detect(tiny.images()[0]).boxes.dtype == np.float32
 
 
 @pytest.mark.slow
-def test_xla_makes_the_steps_that_tensorflow_makes(tmp_path, data):
+def test_xla_trains_like_tensorflow(tmp_path, data):
     models = []
     for jit in (False, True):
         keras.utils.set_random_seed(0)
         backbone = tiny.backbone(norm="bn_inference")
-        arguments = {"pad_to": (96, 96), "max_boxes": 8, "steps": 2, "jit_compile": jit}
+        arguments = {"steps": 2, "step_options": StepOptions(pad_to=(96, 96), max_boxes=8, jit_compile=jit)}
         models.append(run(tmp_path / str(jit), data, model=tiny.detector(backbone=backbone), **arguments))
     for a, b in zip(*map(tiny.weights, models), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_300_steps_of_many_sizes(tmp_path, data):
+def test_memory_stays_flat_over_300_steps_of_many_image_sizes(tmp_path, data):
     resident = []
 
     def evaluate(model, data):
@@ -487,11 +512,91 @@ def test_memory_stays_flat_over_300_steps_of_many_sizes(tmp_path, data):
         tmp_path,
         data,
         steps=300,
-        epoch_steps=25,
-        keep_checkpoints=1,
+        checkpointing=Checkpointing(steps_per_epoch=25, max_to_keep=1),
         transforms=[sizes, RandomFlip()],
-        eval_data=data,
-        evaluate=evaluate,
+        validation=Validation(data, evaluate),
     )
     assert len(resident) == 12
     assert max(resident[4:]) - max(resident[:4]) < 40, resident  # MiB
+
+
+def frozen_detector(**kwargs):
+    return tiny.detector(backbone=tiny.backbone(**kwargs))
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn"])
+def test_frozen_random_layers_raise(tmp_path, data, norm):
+    """Each norm is recognised; the width makes 32 groups possible."""
+    model = frozen_detector(norm=norm, freeze_at=2, width=32)
+    with pytest.raises(UserError, match=r"RetinaNet\.backbone have random weights .*: load pretrained .*freeze="):
+        run(tmp_path / "run", data, model=model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_naming_frozen_random_layers_trains_them_not(tmp_path, data):
+    model = frozen_detector(norm="bn", freeze_at=1)
+    run(tmp_path, data, model=model, steps=1, freeze=["backbone/stem"])
+    assert not model.backbone.stem.trainable_weights
+    run(tmp_path, data, model=frozen_detector(norm="bn", freeze_at=1), steps=1, freeze=["backbone/stem"])
+
+
+def test_frozen_pretrained_layers_train(tmp_path, data):
+    model = frozen_detector(norm="frozen_bn", freeze_at=2)
+    for variable in model.backbone.variables:
+        if variable.name == "moving_mean":
+            variable.assign_add(tf.ones_like(variable))
+    run(tmp_path, data, model=model, steps=1)
+
+
+def test_default_backbone_trains(tmp_path, data):
+    model = tiny.detector(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8))
+    run(tmp_path, data, model=model, steps=1)
+    assert model.backbone.stem.trainable_weights
+
+
+@pytest.fixture
+def sigterm_handler():
+    """The handler of SIGTERM before the test, which is put back after it."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield before
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_saves_then_exits(tmp_path, data, sigterm_handler, monkeypatch):
+    log_step = ThroughputLogger.__call__
+
+    def log_step_and_signal(logger, step, logs):
+        log_step(logger, step, logs)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ThroughputLogger, "__call__", log_step_and_signal)
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, data, checkpointing=Checkpointing(steps_per_epoch=100))
+    assert error.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000003.keras"]
+    assert signal.getsignal(signal.SIGTERM) is sigterm_handler
+
+
+def test_sigterm_during_an_evaluation_exits_at_once(tmp_path, data, sigterm_handler):
+    def evaluate(model, data):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("The evaluation went on.")
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, data, steps=1, validation=Validation(data, evaluate))
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000001.keras"]
+
+
+def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, data, monkeypatch):
+    save = resume.save
+
+    def save_on_a_small_disk(*arguments, step, **kwargs):
+        with tiny.disk(100_000) if step > 2 else contextlib.nullcontext():
+            save(*arguments, step=step, **kwargs)
+
+    monkeypatch.setattr(resume, "save", save_on_a_small_disk)
+    message = r"step_00000004\.keras cannot be written: File too large\. What was saved before is untouched"
+    with pytest.raises(OSError, match=message):
+        run(tmp_path, data)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002.keras"]

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kerasdet.training import checks, make_strategy, strategy
+from kerasdet.training import Checkpointing, checks, make_strategy
+from kerasdet.training.strategy import wait_for_workers
 from kerasdet.training.workers import run_workers, worker_environments
 
 
@@ -18,7 +19,7 @@ def script(text):
     return [sys.executable, "-c", "import json, os, sys, signal\n" + text]
 
 
-def test_workers_know_one_another_and_share_the_gpus(monkeypatch):
+def test_worker_environments_list_all_workers_and_share_out_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     environments = worker_environments(2, 4)
     configs = [json.loads(environment["TF_CONFIG"]) for environment in environments]
@@ -31,13 +32,13 @@ def test_workers_know_one_another_and_share_the_gpus(monkeypatch):
         run_workers(["true"], 2, num_gpus=1)
 
 
-def test_the_first_failure_ends_all():
+def test_first_failure_ends_all_workers():
     text = "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
     assert run_workers(script(text + "sys.exit(0)"), 2) == 0
     assert run_workers(script(text + "signal.pause() if index == 0 else sys.exit(3)"), 2) == 3
 
 
-def test_a_killed_worker_has_all_started_again(tmp_path):
+def test_killed_worker_restarts_all(tmp_path):
     marks = tmp_path / "marks"
     text = f"""
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -68,7 +69,7 @@ signal.pause()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_left_as_it_was_asked_to_does_not_end_the_one_that_writes(tmp_path, monkeypatch, number):
+def test_worker_that_exits_on_a_signal_leaves_the_writer_time_to_save(tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
 
     def ask():
@@ -87,8 +88,8 @@ def test_a_worker_that_left_as_it_was_asked_to_does_not_end_the_one_that_writes(
     assert (tmp_path / "saved").exists()
 
 
-def test_workers_have_a_session_of_their_own():
-    """So that Ctrl-C, which a terminal sends to all of its session's foreground, reaches them once."""
+def test_workers_have_sessions_of_their_own():
+    """A terminal sends Ctrl-C to its whole session; workers must receive it once, from `run_workers`."""
     assert run_workers(script("sys.exit(os.getsid(0) != os.getpid())"), 1) == 0
 
 
@@ -105,19 +106,19 @@ def tf_config(workers, index=0, **task):
         (tf_config(["a:1"], index="x"), "lacks a cluster, or a task of it"),
         (tf_config("127.0.0.1:23411"), "does not list the workers"),
         (tf_config([]), "does not list the workers"),
-        (tf_config(["a:1", "b"]), "has 'b' where host:port of a worker should be"),
-        (tf_config(["a:1", "b:1"], index=2), "has the index 2, and of 2 workers the first is 0"),
+        (tf_config(["a:1", "b"]), "has 'b' instead of host:port of a worker"),
+        (tf_config(["a:1", "b:1"], index=2), "has the index 2, but the 2 workers count from 0"),
         (tf_config(["a:1", "b:1"], index=-1), "has the index -1"),
     ],
 )
-def test_a_wrong_tf_config_is_named(monkeypatch, text, fault):
+def test_wrong_tf_config_raises(monkeypatch, text, fault):
     monkeypatch.setenv("TF_CONFIG", text) if text else monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match=fault) as error:
         make_strategy("multi_worker")
     assert "set it as in" in str(error.value)
 
 
-def test_a_port_that_is_taken_is_named(monkeypatch):
+def test_taken_port_raises(monkeypatch):
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("TF_CONFIG", tf_config([address]))
@@ -125,26 +126,26 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
             make_strategy("multi_worker")
 
 
-def test_workers_wait_for_one_another_and_say_so(caplog):
+def test_workers_wait_for_one_another_and_log_it(caplog):
     caplog.set_level(logging.INFO, "kerasdet")
     addresses = json.loads(worker_environments(2, 0)[0]["TF_CONFIG"])["cluster"]["worker"]
-    first = threading.Thread(target=strategy._meet, args=(addresses[0], addresses), daemon=True)
+    first = threading.Thread(target=wait_for_workers, args=(addresses[0], addresses), daemon=True)
     first.start()
     while not caplog.messages:
         time.sleep(0.01)
     assert first.is_alive()
-    strategy._meet(addresses[1], addresses)
+    wait_for_workers(addresses[1], addresses)
     with socket.create_server(("", int(addresses[1].split(":")[1]))):  # as TensorFlow's does then
         first.join()
     assert caplog.messages == [f"Worker {a} waits for {b}." for a, b in (addresses, addresses[::-1])]
 
 
-def test_what_workers_were_given_must_be_the_same(monkeypatch):
+def test_workers_with_different_settings_raise(monkeypatch):
     gathered = []
     monkeypatch.setattr(checks, "all_gather_object", lambda _, value: [*gathered, json.loads(json.dumps(value))])
 
-    def check(done=0, **settings):
-        checks.same_on_all_workers(None, done, "run", settings)
+    def check(completed_steps=0, options=None, **settings):
+        checks.check_same_on_all_workers(None, completed_steps, "run", settings, options)
 
     def data(*ids):
         return SimpleNamespace(records=[SimpleNamespace(image_id=image_id) for image_id in ids])
@@ -155,15 +156,19 @@ def test_what_workers_were_given_must_be_the_same(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checks, "all_gather_object", lambda _, value: of_first(value))
-        check(data=data(1, 2), eval_data=None, steps=12)
-    check(data=data(1, 2), eval_data=None, steps=12)
+        check(data=data(1, 2), eval_data=None, steps=12, options={"checkpointing": Checkpointing()})
+    same = {"checkpointing": Checkpointing()}
+    check(data=data(1, 2), eval_data=None, steps=12, options=same)
     with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 3 images"):
-        check(data=data(1, 2, 3), eval_data=None, steps=12)
+        check(data=data(1, 2, 3), eval_data=None, steps=12, options=same)
     with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 2 images"):
-        check(data=data(2, 1), eval_data=None, steps=12)
+        check(data=data(2, 1), eval_data=None, steps=12, options=same)
     with pytest.raises(ValueError, match="differ in eval_data: worker 0 has None and worker 1 has 1 images"):
-        check(data=data(1, 2), eval_data=data(3), steps=12)
+        check(data=data(1, 2), eval_data=data(3), steps=12, options=same)
     with pytest.raises(ValueError, match="differ in steps: worker 0 has 12 and worker 1 has 8"):
-        check(data=data(1, 2), eval_data=None, steps=8)
-    with pytest.raises(ValueError, match=r"checkpoints of steps \[0, 4\] in run: OUT_DIR must be on a shared disk"):
-        check(done=4, data=data(1, 2), eval_data=None, steps=12)
+        check(data=data(1, 2), eval_data=None, steps=8, options=same)
+    with pytest.raises(ValueError, match=r"checkpoints of steps \[0, 4\] in run: put OUT_DIR on a disk that all"):
+        check(completed_steps=4, data=data(1, 2), eval_data=None, steps=12, options=same)
+    for other in (Checkpointing(max_to_keep=5), None):
+        with pytest.raises(ValueError, match=r"differ in checkpointing\.max_to_keep: worker 0 has 3 and worker 1 has"):
+            check(data=data(1, 2), eval_data=None, steps=12, options={"checkpointing": other})

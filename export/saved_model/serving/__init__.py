@@ -1,34 +1,65 @@
-"""A folder that TF Serving serves: versions of a SavedModel with warm-up requests, configuration and clients.
+"""Writes a folder for TF Serving: versions of a SavedModel with warm-up requests, configuration and clients.
 
-| | |
+| path | contents |
 |---|---|
 | ``models/detector/1/`` | the SavedModel; the next export to the same folder becomes version 2 |
-| ``models.config`` | what the server serves |
-| ``batching.config`` | parameters of batching on the server, off unless asked for; the README says when to |
+| ``models.config`` | the list of models that the server loads |
+| ``batching.config`` | parameters of batching on the server, which is off by default; the README says when to use it |
 | ``docker-compose.yml`` | a server with gRPC on port 8500 and REST on 8501 |
 | ``grpc_client.py``, ``rest_client.py`` | example clients |
 """
 
+import contextlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+
+from kerasdet.errors import UserError
 
 NAME = "detector"
 
 _WARMUP_SIZES = ((480, 640), (640, 480))
 
 
+@contextlib.contextmanager
+def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Adds a version to a serving folder, where it appears only once it is complete.
+
+    A server that watches the folder thus never loads half a version, and a failure leaves no version behind.
+
+    Args:
+        folder: The serving folder, new or made by an earlier export.
+
+    Yields:
+        The path to which the block must write the SavedModel, and the path that it has afterwards.
+
+    Raises:
+        UserError: If tensorflow-serving-api is not installed.
+    """
+    warmup_protos()  # so that a missing package is noticed before the export starts
+    version = next_version(folder)
+    version.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial_", dir=version.parent) as partial:
+        path = Path(partial) / "model"
+        yield path, version
+        write_warmup(path)
+        path.rename(version)
+    write_templates(folder)
+
+
 def next_version(folder: str | Path) -> Path:
-    """The path of the version to be written in a serving folder."""
+    """Returns the path of the version after the newest one in a serving folder."""
     versions = Path(folder) / "models" / NAME
     numbers = [int(path.name) for path in versions.glob("*") if path.name.isdigit()]
     return versions / str(max(numbers, default=0) + 1)
 
 
-def write_kit(folder: str | Path) -> None:
-    """Writes configuration and clients into a serving folder; files that are there stay as they are."""
+def write_templates(folder: str | Path) -> None:
+    """Writes configuration and clients into a serving folder, and leaves files that exist as they are."""
     for source in sorted((Path(__file__).parent / "templates").iterdir()):
         target = Path(folder) / source.name
         if source.is_file() and not target.exists():
@@ -36,16 +67,16 @@ def write_kit(folder: str | Path) -> None:
 
 
 def write_warmup(path: str | Path) -> Path:
-    """Writes the requests that TF Serving sends itself before it serves a version, so that no user waits for tracing.
+    """Writes the requests with which TF Serving warms a version up, so that no user waits for tracing.
 
     Args:
-        path: A SavedModel of `export_saved_model`.
+        path: A SavedModel that `export_saved_model` wrote.
 
     Returns:
         The path of the ``PredictionLog`` records.
 
     Raises:
-        RuntimeError: As `warmup_protos`.
+        UserError: If tensorflow-serving-api is not installed.
     """
     model_pb2, predict_pb2, prediction_log_pb2 = warmup_protos()
     file = Path(path) / "assets.extra" / "tf_serving_warmup_requests"
@@ -62,20 +93,22 @@ def write_warmup(path: str | Path) -> Path:
 
 
 def warmup_protos() -> tuple:
-    """The modules of model, predict and prediction_log protos.
+    """Imports the modules of model, predict and prediction_log protos.
 
     Raises:
-        RuntimeError: If the package tensorflow-serving-api is missing.
+        UserError: If tensorflow-serving-api is not installed.
     """
     try:
         from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
     except ImportError:
-        raise RuntimeError("Warm-up requests need tensorflow-serving-api: pip install 'kerasdet[serving]'.") from None
+        raise UserError(
+            "tensorflow-serving-api is not installed, but warm-up requests need it: pip install 'kerasdet[serving]'."
+        ) from None
     return model_pb2, predict_pb2, prediction_log_pb2
 
 
 def _warmup_inputs():
-    """Triples of signature, input and value: a smooth picture of each size, as bytes and as pixels."""
+    """Yields signature, input name and value of each request: a smooth image of each size, encoded and as pixels."""
     for height, width in _WARMUP_SIZES:
         y, x = np.mgrid[:height, :width]
         picture = np.stack([255 * y / height, 255 * x / width, 127 + 127 * np.sin(x * y / 5000)], -1).astype(np.uint8)

@@ -1,4 +1,7 @@
-"""File layouts: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`, each from bytes in memory."""
+"""Reads the file formats of checkpoints: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`.
+
+Each reader takes the bytes of a whole file. Its errors lack file name and advice, which `read` adds.
+"""
 
 import io
 import json
@@ -8,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kerasdet.checkpoints.constructors import Array, storage
+from kerasdet.checkpoints.pickle_allowlist import Array, storage
 from kerasdet.checkpoints.pickles import load
+from kerasdet.checkpoints.state_dict import named_tensors
 from kerasdet.checkpoints.tensors import (
     DTYPES,
     Storage,
@@ -20,7 +24,6 @@ from kerasdet.checkpoints.tensors import (
     itemsize,
     to_array,
 )
-from kerasdet.checkpoints.unwrap import named_tensors
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAFETENSORS = {
@@ -41,16 +44,16 @@ _SAFETENSORS = {
 
 
 def read_zip(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a torch zip file or an `.npz`, whichever the entries show.
+    """Reads a torch zip file or an `.npz`; the entries decide which.
 
     Args:
-        data: The whole file.
+        data: Bytes of the whole file.
 
     Returns:
         Arrays by name.
 
     Raises:
-        ValueError: The file is damaged, neither of the two, or holds what is refused.
+        ValueError: If the file is damaged, is neither of the two, or holds refused contents.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -58,31 +61,31 @@ def read_zip(data: bytes) -> dict[str, np.ndarray]:
         roots = [name[: -len("data.pkl")] for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(roots) == 1:
             if f"{roots[0]}constants.pkl" in entries:
-                raise ValueError("is a TorchScript archive; save model.state_dict() instead")
+                raise ValueError("is a TorchScript archive, which holds code")
             return _torch_zip(archive, entries, roots[0], len(data))
         if not roots and any(name.endswith(".npy") for name in entries):
             return _npz(archive, entries, len(data))
-    raise ValueError("is a zip file without one data.pkl (torch) and without .npy entries (.npz)")
+    raise ValueError("is a zip file that has neither one data.pkl (torch) nor .npy entries (.npz)")
 
 
 def read_pickles(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a plain pickle of NumPy arrays or a torch file of the legacy format (a run of pickles, then storages).
+    """Reads a plain pickle of NumPy arrays or a torch file of the legacy format (several pickles, then storages).
 
     Args:
-        data: The whole file.
+        data: Bytes of the whole file.
 
     Returns:
         Arrays by name.
 
     Raises:
-        ValueError: The file is damaged or holds what is refused.
+        ValueError: If the file is damaged or holds refused contents.
     """
     stream = io.BytesIO(data)
     first = load(stream)
     if type(first) is not int or first != TORCH_MAGIC:
         return _arrays(named_tensors(first), None, len(data))
     if load(stream) != 1001:
-        raise ValueError("is a legacy torch file of an unknown protocol")
+        raise ValueError("is a legacy torch file of an unknown protocol version (1001 is supported)")
     load(stream)
     storages: dict[str, Storage] = {}
 
@@ -99,16 +102,16 @@ def read_pickles(data: bytes) -> dict[str, np.ndarray]:
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file: the header's length, a JSON header, then tensors without gap or overlap.
+    """Reads a `.safetensors` file: length of the header, JSON header, then tensors without gap or overlap.
 
     Args:
-        data: The whole file.
+        data: Bytes of the whole file.
 
     Returns:
         Arrays by name.
 
     Raises:
-        ValueError: The header or the data do not fit.
+        ValueError: If the header is invalid or does not match the data.
     """
     start = 8 + int.from_bytes(data[:8], "little")
     if len(data) < 8 or start > len(data):
@@ -125,10 +128,12 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     for name, entry in sorted(header.items(), key=lambda item: _safetensor(*item)[2]):
         element, shape, (first, last) = _safetensor(name, entry)
         if first != end or last - first != math.prod(shape) * itemsize(element) or last > len(body):
-            raise ValueError(f"tensor {name[:100]!r} overlaps, leaves a gap, is cut off or does not fit its shape")
+            raise ValueError(
+                f"tensor {name[:100]!r} overlaps another, leaves a gap, is truncated or does not match its shape"
+            )
         arrays[name], end = to_array(body[first:last], element, shape, contiguous_strides(shape)), last
     if end != len(body):
-        raise ValueError(f"has {len(body) - end} bytes behind its last tensor")
+        raise ValueError(f"has {len(body) - end} bytes after its last tensor")
     return arrays
 
 
@@ -143,20 +148,20 @@ def _safetensor(name, entry):
 
 
 def _entry(archive, info):
-    """Reads no more of an entry than it declares; zipfile checks the CRC at its end."""
+    """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at its end."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-        raise ValueError(f"zip entry {info.filename[:100]!r} is encrypted or of an unusual compression")
+        raise ValueError(f"zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
     with archive.open(info) as file:
         data = file.read(info.file_size) if info.file_size else b""
     if len(data) != info.file_size:
-        raise ValueError(f"zip entry {info.filename[:100]!r} is cut off")
+        raise ValueError(f"zip entry {info.filename[:100]!r} is truncated")
     return data
 
 
 def _torch_zip(archive, entries, root, file_size):
     order = _entry(archive, entries[f"{root}byteorder"]) if f"{root}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
-        raise ValueError("has a damaged byteorder record")
+        raise ValueError("has an invalid byteorder record")
     named = named_tensors(load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage))
 
     def fetch(key):
@@ -175,7 +180,7 @@ def _legacy_storages(data, position, keys, storages):
         numel = int.from_bytes(data[position : position + 8], "little")
         end = position + 8 + numel * itemsize(storages[key].element)
         if end > len(data) or position + 8 > len(data):
-            raise ValueError(f"is cut off in storage {key[:40]!r}")
+            raise ValueError(f"is truncated in storage {key[:40]!r}")
         spans[key], position = (position + 8, end), end
 
     def fetch(key):
@@ -192,7 +197,7 @@ def _arrays(
     file_size: int,
     byteorder: str = "<",
 ) -> dict[str, np.ndarray]:
-    """Makes the arrays, once their sum is known to stand in proportion to the file."""
+    """Makes the arrays after a check that their total size is plausible for the file."""
     numeric = {name: item for name, item in named.items() if isinstance(item, Tensor) or _is_numeric(name, item)}
     check_total(sum(8 * math.prod(item.shape) for item in numeric.values()), file_size)
     storages, arrays = {}, {}
@@ -218,9 +223,7 @@ def _is_numeric(name, item):
 def _from_torch(item, data, byteorder):
     size, declared = itemsize(item.storage.element), item.storage.numel
     if len(data) != declared * size:
-        raise ValueError(
-            f"storage {item.storage.key[:40]!r} has {len(data)} bytes where {declared * size} are declared"
-        )
+        raise ValueError(f"storage {item.storage.key[:40]!r} has {len(data)} bytes but declares {declared * size}")
     inside = memoryview(data)[item.storage.start * size : (item.storage.start + item.storage.length) * size]
     return to_array(inside, item.element, item.shape, item.strides, item.offset, byteorder)
 
@@ -228,7 +231,7 @@ def _from_torch(item, data, byteorder):
 def _from_numpy(item):
     element = item.dtype.element
     if len(item.raw) != math.prod(item.shape) * itemsize(element):
-        raise ValueError(f"shape {item.shape} and type {element} do not fit {len(item.raw)} bytes")
+        raise ValueError(f"shape {item.shape} and type {element} do not match {len(item.raw)} bytes")
     raw = item.raw.encode("latin-1") if isinstance(item.raw, str) else item.raw
     strides = contiguous_strides(item.shape, item.fortran)
     return to_array(raw, element, item.shape, strides, byteorder=item.dtype.byteorder)
@@ -243,10 +246,10 @@ def _npz(archive, entries, file_size):
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
-            raise ValueError(f"array {filename[:100]!r} is of the .npy version {version}, which is not read")
+            raise ValueError(f"array {filename[:100]!r} has the unsupported .npy version {version}")
         shape, fortran, dtype = read_header[version](stream)
         if dtype.hasobject:
-            raise ValueError(f"array {filename[:100]!r} holds Python objects, which is refused")
+            raise ValueError(f"array {filename[:100]!r} holds Python objects, which are refused")
         shape, raw = check_shape(shape), stream.getbuffer()[stream.tell() :]
         element = dtype.name if dtype.kind in "fiub" and dtype.name in DTYPES else None
         if element is None:
@@ -254,7 +257,7 @@ def _npz(archive, entries, file_size):
         total += 8 * math.prod(shape)
         check_total(total, file_size)
         if len(raw) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"array {filename[:100]!r} has {len(raw)} bytes, which do not fit its shape {shape}")
+            raise ValueError(f"array {filename[:100]!r} has {len(raw)} bytes, which do not match its shape {shape}")
         byteorder = ">" if dtype.byteorder == ">" else "<"
         strides = contiguous_strides(shape, fortran)
         arrays[filename.removesuffix(".npy")] = to_array(raw, element, shape, strides, byteorder=byteorder)

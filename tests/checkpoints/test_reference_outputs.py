@@ -1,4 +1,4 @@
-"""`verify` and `kerasdet convert --verify`: agreement with a source's outputs, and the first tensor that differs."""
+"""Tests `verify` and `kerasdet convert --reference-outputs`: agreement with a source, and tensors that differ."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TENSORS = [*PYRAMID, "class_logits", "box_deltas"]
 
 @pytest.fixture(scope="module")
 def model():
-    """The converted reference, with the resize rule that leaves the reference's image as it is."""
+    """Converts the reference, and sets a resize rule that keeps the size of the reference's image."""
     model = to_model(golden.state(NAME), SOURCE)
     model.preprocessing.shortest, model.preprocessing.longest = 256, 320
     return model
@@ -30,7 +30,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def tensors(model, image):
-    """What the model computes, as torchvision would save it: CHW, xyxy, and a column for background."""
+    """Computes the model's outputs in torchvision's layout: CHW, xyxy, and a column for background."""
     batch = {"image": tf.constant(image[None]), "image_size": tf.constant([[256, 320]])}
     pyramid = model.neck(model.backbone(model.preprocessing.normalize(**batch)))
     outputs = model(batch)
@@ -47,45 +47,45 @@ def detections():
     return golden.expected_detections(golden.outputs(NAME), "detections")
 
 
-def differing(report):
+def names_of_differences(report):
     return [name for name, _, same in report if not same]
 
 
 # Agreement
 
 
-def test_the_references_detections(model, image, detections):
+def test_detections_of_the_reference_agree(model, image, detections):
     assert verify(model, {"image": image, **detections}, SOURCE) == [("detections", 0, True)]
 
 
-def test_everything_in_the_order_of_computation(model, image, tensors, detections):
+def test_report_lists_outputs_in_the_order_of_computation(model, image, tensors, detections):
     report = verify(model, {**detections, **tensors, "image": image, "else": np.zeros(1)}, SOURCE)
     assert [name for name, _, _ in report] == [*TENSORS, "detections"]
-    assert differing(report) == []
+    assert names_of_differences(report) == []
     assert max(difference for _, difference, _ in report) < 1e-5
 
 
-def test_with_and_without_a_batch_axis(model, image, tensors, detections):
+def test_batch_axis_is_optional(model, image, tensors, detections):
     without = {name: x[0] for name, x in tensors.items()}
-    assert differing(verify(model, {"image": image, **without}, SOURCE)) == []
+    assert names_of_differences(verify(model, {"image": image, **without}, SOURCE)) == []
     batched = {name: x[None] for name, x in detections.items()}
     assert verify(model, {"image": image, **batched}, SOURCE) == [("detections", 0, True)]
 
 
-def test_some_of_the_tensors(model, image, tensors):
+def test_outputs_may_be_incomplete(model, image, tensors):
     report = verify(model, {"image": image, "box_deltas": tensors["box_deltas"], "p5": tensors["p5"]}, SOURCE)
     assert [name for name, _, _ in report] == ["p5", "box_deltas"]
 
 
-def test_labels_count_from_one_in_torchvision_only(model, image, detections):
-    """detectron2 has the same numbers for its classes as kerasdet."""
+def test_labels_start_at_one_only_in_torchvision(model, image, detections):
+    """detectron2 numbers its classes like kerasdet, from 0."""
     zero_based = {**detections, "labels": detections["labels"] - 1}
     assert verify(model, {"image": image, **zero_based}, SOURCE) == [("detections", 1, False)]
     assert verify(model, {"image": image, **zero_based}, "detectron2/retinanet_R_50_FPN") == [("detections", 0, True)]
 
 
-def test_two_stages(image):
-    """The pyramid and the detections: what a second stage computes depends on its proposals."""
+def test_two_stage_models_compare_pyramid_and_detections(image):
+    """The second stage's outputs depend on its proposals, so they are not compared."""
     name, source = "torchvision_fasterrcnn_resnet50_fpn", "torchvision/fasterrcnn_resnet50_fpn"
     model = to_model(golden.state(name), source)
     model.preprocessing.shortest, model.preprocessing.longest = 256, 320
@@ -98,8 +98,8 @@ def test_two_stages(image):
     assert [(name, same) for name, _, same in report] == [("p2", True), ("detections", True)]
 
 
-def test_fcos(image):
-    """Centerness may come with a channel, as the source has it."""
+def test_fcos_compares_distances_and_centerness(image):
+    """Centerness may have a channel axis, as in the source."""
     name, source = "torchvision_fcos_resnet50_fpn", "torchvision/fcos_resnet50_fpn"
     model = to_model(golden.state(name), source)
     model.preprocessing.shortest, model.preprocessing.longest = 256, 320
@@ -115,9 +115,9 @@ def test_fcos(image):
         ("centerness", True),
         ("detections", True),
     ]
-    assert differing(verify(model, {"image": image, **heads, "centerness": -heads["centerness"]}, source)) == [
-        "centerness"
-    ]
+    assert names_of_differences(
+        verify(model, {"image": image, **heads, "centerness": -heads["centerness"]}, source)
+    ) == ["centerness"]
 
 
 # Differences
@@ -125,7 +125,7 @@ def test_fcos(image):
 
 @pytest.fixture
 def perturbed(model):
-    """Doubles one kernel, until the test is over."""
+    """Doubles a kernel and restores it after the test."""
     changed = []
 
     def change(layer):
@@ -141,7 +141,7 @@ def perturbed(model):
     ("layer", "expected"),
     [
         (lambda m: m.backbone.stem, TENSORS),
-        (lambda m: m.neck.laterals[2], TENSORS),  # of c5; p6 of torchvision's v1 is made of p5
+        (lambda m: m.neck.laterals[2], TENSORS),  # lateral of c5; torchvision's v1 makes p6 from p5
         (lambda m: m.neck.outputs[0], ["p3", "class_logits", "box_deltas"]),
         (lambda m: m.neck.outputs[1], ["p4", "class_logits", "box_deltas"]),
         (lambda m: m.neck.top.convs[1], ["p7", "class_logits", "box_deltas"]),
@@ -151,30 +151,30 @@ def perturbed(model):
     ],
     ids=["stem", "lateral_c5", "output_c3", "output_c4", "p7", "class_tower", "class_logits", "box_tower"],
 )
-def test_a_changed_weight(model, image, tensors, perturbed, layer, expected):
+def test_changed_weight_shows_in_the_outputs_behind_it(model, image, tensors, perturbed, layer, expected):
     perturbed(layer(model))
-    assert differing(verify(model, {"image": image, **tensors}, SOURCE)) == expected
+    assert names_of_differences(verify(model, {"image": image, **tensors}, SOURCE)) == expected
 
 
-def test_tensors_that_are_not_finite_differ(model, image, tensors):
+def test_non_finite_tensors_differ(model, image, tensors):
     broken = np.full_like(tensors["p4"], np.nan)
-    assert differing(verify(model, {"image": image, **tensors, "p4": broken}, SOURCE)) == ["p4"]
+    assert names_of_differences(verify(model, {"image": image, **tensors, "p4": broken}, SOURCE)) == ["p4"]
 
 
 @pytest.mark.parametrize(("moved", "same"), [(30, True), (31, False)])
-def test_nine_of_ten_detections_must_be_found(model, image, detections, moved, same):
+def test_ninety_percent_of_detections_must_be_found(model, image, detections, moved, same):
     boxes = detections["boxes"].copy()
     boxes[:moved, 0] -= 50
     report = verify(model, {"image": image, **detections, "boxes": boxes}, SOURCE)
     assert report == [("detections", pytest.approx(moved / 300), same)]
 
 
-def test_a_detection_is_found_once(model, image, detections):
+def test_detection_matches_only_once(model, image, detections):
     twice = {name: np.concatenate([x[:100], x[:100]]) for name, x in detections.items()}
     assert verify(model, {"image": image, **twice}, SOURCE) == [("detections", 0.5, False)]
 
 
-# Mistakes
+# Errors
 
 
 def message(model, outputs, source=SOURCE):
@@ -184,8 +184,9 @@ def message(model, outputs, source=SOURCE):
     return str(error.value)
 
 
-def test_no_image(model, tensors):
-    assert message(model, {"p3": tensors["p3"]}) == "The outputs need an entry 'image', (H, W, 3) uint8; they have p3."
+def test_missing_image_raises(model, tensors):
+    text = message(model, {"p3": tensors["p3"]})
+    assert text.startswith("The outputs have no entry 'image', only p3; expected the image as (H, W, 3) uint8.")
 
 
 @pytest.mark.parametrize(
@@ -198,42 +199,42 @@ def test_no_image(model, tensors):
     ],
     ids=["float", "channels first", "gray", "batch"],
 )
-def test_another_image(model, image, tensors, wrong):
+def test_image_of_another_layout_raises(model, image, tensors, wrong):
     text = message(model, {"image": wrong(image), "p3": tensors["p3"]})
     assert str(wrong(image).shape) in text and "uint8" in text
 
 
-def test_nothing_to_compare(model, image, detections):
+def test_outputs_without_known_entries_raise(model, image, detections):
     assert "nothing to compare" in message(model, {"image": image})
     assert "nothing to compare" in message(model, {"image": image, "boxes": detections["boxes"]})
 
 
 @pytest.mark.parametrize(("name", "shape"), [("p4", (256, 17, 20)), ("class_logits", (7,)), ("box_deltas", (3, 5, 4))])
-def test_another_shape(model, image, name, shape):
+def test_output_of_another_shape_raises(model, image, name, shape):
     text = message(model, {"image": image, name: np.zeros(shape, np.float32)})
-    assert text.startswith(f"{name} has shape {shape} in the outputs, (")
+    assert text.startswith(f"{name} has shape {shape} in the outputs; the model computes (")
 
 
 @pytest.mark.parametrize(("name", "count"), [("boxes", 9), ("scores", 9), ("labels", 9)])
-def test_detections_of_different_length(model, image, detections, name, count):
+def test_detections_of_different_lengths_raise(model, image, detections, name, count):
     text = message(model, {"image": image, **detections, name: detections[name][:count]})
     assert f"{name} ({count}," in text
 
 
-def test_unknown_source(model, image, tensors):
+def test_unknown_source_raises(model, image, tensors):
     assert "'torch'" in message(model, {"image": image, **tensors}, "torch")
 
 
-def test_a_backbone_cannot_be_compared(model, image):
+def test_backbone_raises(model, image):
     assert "ResNet" in message(model.backbone, {"image": image})
 
 
-# The command line
+# Command line
 
 
 @pytest.fixture
 def convert(tmp_path, monkeypatch):
-    """`kerasdet convert --verify` of the reference, which is resized as the reference was."""
+    """Runs `kerasdet convert` on the reference with the resize rule of the reference."""
     preprocessing = {**SOURCES[SOURCE].preprocessing, "shortest": 256, "longest": 320}
     monkeypatch.setitem(SOURCES, SOURCE, replace(SOURCES[SOURCE], preprocessing=preprocessing))
     np.savez(tmp_path / "file.npz", **golden.state(NAME))
@@ -241,19 +242,19 @@ def convert(tmp_path, monkeypatch):
     def run(outputs):
         np.savez(tmp_path / "outputs.npz", **outputs)
         file, out, expected = (str(tmp_path / name) for name in ("file.npz", "out", "outputs.npz"))
-        return cli.main(["convert", file, "--source", SOURCE, "--out", out, "--verify", expected])
+        return cli.main(["convert", file, "--source", SOURCE, "--out", out, "--reference-outputs", expected])
 
     return run
 
 
-def test_convert_verifies_and_writes(convert, image, tensors, detections, tmp_path, capsys):
+def test_convert_compares_and_writes(convert, image, tensors, detections, tmp_path, capsys):
     assert convert({"image": image, "p3": tensors["p3"], **detections}) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:2]] == ["p3", "detections"]
     assert (tmp_path / "out" / "model.keras").is_file()
 
 
-def test_convert_writes_nothing_where_outputs_differ(convert, image, tensors, tmp_path, capsys):
+def test_convert_writes_nothing_if_outputs_differ(convert, image, tensors, tmp_path, capsys):
     wrong = {"p4": tensors["p4"] * 1.01, "class_logits": tensors["class_logits"] + 1}
     assert convert({"image": image, **tensors, **wrong}) == 2
     captured = capsys.readouterr()

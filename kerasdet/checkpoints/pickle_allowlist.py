@@ -1,35 +1,39 @@
-"""The closed table of names a pickle may mention, each standing for an inert constructor of ours."""
+"""Lists the only names that a pickle may mention, and maps each to a harmless constructor of kerasdet.
+
+A name outside `TABLE` is an error, so a malicious pickle cannot import or call anything.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from kerasdet.checkpoints.tensors import DTYPES, Storage, Tensor, check_shape, itemsize
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Function:
-    """A name of the table that a pickle may call."""
+    """Holds a name of the table that a pickle may call."""
 
     name: str
-    call: Callable
+    call: Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Element:
-    """A torch dtype, or the element of a torch storage class."""
+    """Holds a torch dtype, or the element type of a torch storage class."""
 
     name: str
 
 
 class Opaque:
-    """Stands for what no checkpoint reader needs: optimizer options, counters, paths."""
+    """Replaces objects that the reader does not need: optimizer options, counters, paths."""
 
     __slots__ = ()
 
 
 @dataclass(eq=False, slots=True)
 class Dtype:
-    """A pickled NumPy dtype; `element` is None where it is not numeric."""
+    """Holds a pickled NumPy dtype; `element` is None if it is not numeric."""
 
     element: str | None
     byteorder: str = "<"
@@ -37,7 +41,7 @@ class Dtype:
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """A pickled NumPy array, its bytes as they stand in the file."""
+    """Holds a pickled NumPy array with its unconverted bytes."""
 
     dtype: Dtype | None = None
     shape: tuple[int, ...] = ()
@@ -46,37 +50,37 @@ class Array:
 
 
 def lookup(module: str, name: str) -> Function | Element:
-    """Finds what a name in a pickle stands for.
+    """Looks up the constructor for a name in a pickle.
 
     Args:
-        module: The module, in the spelling of Python 2 or 3, NumPy 1 or 2.
-        name: The name in it.
+        module: Name of the module, as spelled by Python 2 or 3 and NumPy 1 or 2.
+        name: Name of the object in the module.
 
     Returns:
-        Our constructor.
+        The constructor.
 
     Raises:
-        ValueError: The name is not in the table.
+        ValueError: If the name is not in the table.
     """
     spelling = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     key = f"{spelling.replace('numpy._core.', 'numpy.core.')}.{name}" if len(spelling) + len(name) < 100 else ""
     if key not in TABLE:
         raise ValueError(
-            f"asks for {f'{module}.{name}'[:100]!r}, which is refused: only tensors and plain containers are read; "
-            "save model.state_dict() in the source framework"
+            f"asks for {f'{module}.{name}'[:100]!r}, which is refused because it could run code; "
+            "kerasdet reads only tensors and plain containers"
         )
     return TABLE[key]
 
 
 def set_state(target: object, state: object) -> None:
-    """Does what a pickle's BUILD may do: completes a dtype or an array; the state of anything else is left out.
+    """Executes the BUILD opcode: completes a dtype or an array and ignores the state of other objects.
 
     Args:
-        target: An object that a pickle has made.
-        state: Its state.
+        target: Object that the pickle has made.
+        state: State that the pickle sets.
 
     Raises:
-        ValueError: The state does not fit, or the target takes none.
+        ValueError: If the state is invalid, or the target takes none.
     """
     if isinstance(target, Array):
         if type(state) is not tuple or len(state) != 5:
@@ -98,16 +102,16 @@ def set_state(target: object, state: object) -> None:
 
 
 def storage(identity: object) -> Storage:
-    """Makes the storage that a torch pickle names by a persistent id.
+    """Makes a reference to the storage that a torch pickle names by a persistent id.
 
     Args:
-        identity: `("storage", type, key, location, numel)`, and in the legacy format a view or None at the end.
+        identity: `("storage", type, key, location, numel)`; the legacy format appends a view or None.
 
     Returns:
-        The storage, not yet read.
+        The storage; its contents are not read yet.
 
     Raises:
-        ValueError: The id is anything else.
+        ValueError: If the id has another form.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
         raise ValueError("names something that is not a tensor storage by a persistent id, which is refused")
@@ -133,9 +137,9 @@ def _tensor_v3(data, offset, shape, strides, _grad, _hooks, element, *_):
 def _tensor(data, offset, shape, strides, element):
     shape, strides = check_shape(shape), check_shape(strides, "stride")
     if not isinstance(data, Storage) or element not in DTYPES:
-        raise ValueError("a tensor is not made from a storage and a type")
+        raise ValueError("a tensor is not made from a storage and a dtype")
     if len(shape) != len(strides) or type(offset) is not int or offset < 0:
-        raise ValueError("a tensor's shape, stride and offset do not fit together")
+        raise ValueError("a tensor's shape, stride and offset do not match")
     end = offset + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if 0 not in shape and end * itemsize(element) > data.length * itemsize(data.element):
         raise ValueError(
@@ -171,14 +175,14 @@ def _frombuffer(raw, dtype, shape, order="C"):
 
 
 def _encode(text, encoding="latin1"):
-    """Leaves the text as it is, for latin1 text and bytes mean the same to an `Array`."""
+    """Returns the text unchanged, because an `Array` treats latin1 text and bytes alike."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError("_codecs.encode is asked for something other than latin1 text, which is refused")
     return text
 
 
 def _mapping(pairs=None):
-    """Takes the list of pairs that Python 2 writes; empties it, so that one list cannot be copied many times."""
+    """Makes a dict of the pairs that Python 2 writes; clears the list, so that a pickle cannot copy it many times."""
     if pairs is None or type(pairs) is dict:
         return {} if pairs is None else pairs
     if type(pairs) is not list:
@@ -199,13 +203,13 @@ def _opaque(*_):
 
 def _getattr(owner, *_):
     if not isinstance(owner, Function) or owner.name not in _OPAQUE:
-        raise ValueError("asks for 'builtins.getattr', which is refused: only tensors and plain containers are read")
+        raise ValueError("asks for 'builtins.getattr', which is refused because it could run code")
     return Opaque()
 
 
 def _reconstructor(kind, *_):
     if not isinstance(kind, Function) or kind.call is not _opaque:
-        raise ValueError("asks for a new object of a class that is refused")
+        raise ValueError("asks for an object of a class that is refused")
     return Opaque()
 
 

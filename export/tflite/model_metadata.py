@@ -1,7 +1,9 @@
-"""TFLite Model Metadata, by which MediaPipe knows what goes in and out, and files that travel inside a TFLite file.
+"""Adds TFLite Model Metadata and attached files to a TFLite file.
 
-The metadata are a flatbuffer in the model's own (schema ``tensorflow/lite/support/metadata/metadata_schema.fbs``); the
-files are a ZIP archive after its end, in which they lie uncompressed, as MediaPipe wants them.
+MediaPipe reads the metadata to learn what goes in and out. They are a flatbuffer inside the model's own (schema
+``tensorflow/lite/support/metadata/metadata_schema.fbs``). The attached files form a ZIP archive after its end, without
+compression because MediaPipe reads them in place. MediaPipe's own metadata writer fails on current releases (1.2,
+Python 3.11), so this module writes the flatbuffer itself.
 """
 
 import io
@@ -10,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import flatbuffers
 import numpy as np
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
+
+from kerasdet.keras_compat import tflite_schema, tflite_to_bytes
 
 LABELS_FILE = "labels.txt"
 
@@ -24,24 +26,29 @@ _OUTPUT_NAMES = {
     "detection_scores": "score",
     "num_detections": "number of detections",
 }
-_BOX_PROPERTIES = (("uints", (1, 0, 3, 2)), ("byte", _BOUNDARIES), ("byte", _RATIO))  # where left, top ... are
+# BoundingBoxProperties: positions of left, top, right and bottom in a box, which is given by its corners in 0..1
+_BOX_PROPERTIES = (("uints", (1, 0, 3, 2)), ("byte", _BOUNDARIES), ("byte", _RATIO))
 
 
 def with_metadata(
     flatbuffer: bytes, name: str, description: str, order: Sequence[str], files: Mapping[str, bytes]
 ) -> bytes:
-    """A TFLite file with metadata, its outputs in order, and files inside.
+    """Adds metadata and files to a TFLite file, and sorts its outputs.
 
     Args:
-        flatbuffer: With one signature.
-        name: Of the model, for people.
-        description: Likewise.
-        order: Of all outputs that there may be.
-        files: Name -> content; `LABELS_FILE` names the classes.
+        flatbuffer: The TFLite file, with one signature.
+        name: Name of the model, for people.
+        description: Description of the model, for people.
+        order: Names of all possible outputs, in the order in which those present shall come.
+        files: Name -> contents of the files to attach. `LABELS_FILE` holds the class names.
+
+    Returns:
+        The new file.
     """
+    schema = tflite_schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
     for buffer in model.buffers:
-        if buffer.offset:  # what ai-edge-quantizer wrote behind the flatbuffer
+        if buffer.offset:  # ai-edge-quantizer puts large buffers behind the flatbuffer, where the ZIP archive goes
             buffer.data = np.frombuffer(flatbuffer, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
@@ -50,14 +57,15 @@ def with_metadata(
     graph.outputs = [tensors[output] for output in outputs]
     model.description = description
     _add_metadata(model, b"TFLITE_METADATA", _model_metadata(name, description, outputs, LABELS_FILE in files))
-    content = io.BytesIO(flatbuffer_utils.convert_object_to_bytearray(model))
+    content = io.BytesIO(tflite_to_bytes(model))
     with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
         for file, data in files.items():
-            archive.writestr(zipfile.ZipInfo(file), data)  # without the time, so that equal exports are equal
+            archive.writestr(zipfile.ZipInfo(file), data)  # without a date, so that equal exports are equal files
     return content.getvalue()
 
 
 def _add_metadata(model, name, content):
+    schema = tflite_schema()
     buffer = schema.BufferT()
     buffer.data = list(content)
     entry = schema.MetadataT()
@@ -67,8 +75,8 @@ def _add_metadata(model, name, content):
 
 
 def _model_metadata(name, description, outputs, has_labels):
-    """The flatbuffer; a table is a tuple of its fields, None where one is absent."""
-    # NormalizationOptions: pixels go in as they are, the file itself normalises
+    """Writes the metadata flatbuffer. A table is a tuple of its fields, with None for an absent one."""
+    # NormalizationOptions of mean 0 and deviation 1: the file normalises pixels itself
     normalization = (("byte", _NORMALIZATION), ("table", (("floats", (0.0,)), ("floats", (1.0,)))))
     image = _tensor("image", "RGB, 0..255", (_IMAGE, (("byte", _RGB),)), [normalization])
     labels = (("string", LABELS_FILE), ("string", "class names"), ("byte", _VALUE_LABELS))
@@ -85,7 +93,7 @@ def _model_metadata(name, description, outputs, has_labels):
 
 
 def _tensor(name, description, content, units=(), files=()):
-    """TensorMetadata."""
+    """Returns a table TensorMetadata."""
     kind, properties = content
     return (
         ("string", name),
@@ -99,7 +107,7 @@ def _tensor(name, description, content, units=(), files=()):
 
 
 def _write(builder, fields):
-    """A table, after all that it points to; its offset."""
+    """Writes a table after everything that it points to, and returns its offset."""
     values = [field and (field[0], field[1] if field[0] == "byte" else _value(builder, *field)) for field in fields]
     builder.StartObject(len(fields))
     for slot, value in enumerate(values):
@@ -111,7 +119,7 @@ def _write(builder, fields):
 
 
 def _value(builder, kind, value):
-    """The offset of a string, a table or a vector."""
+    """Writes a string, a table or a vector, and returns its offset."""
     if kind == "string":
         return builder.CreateString(value)
     if kind == "table":

@@ -1,8 +1,8 @@
-"""From what a training loop saved to the names of a model's tensors."""
+"""Finds the state dict, tensors by name, inside the objects that training loops save."""
 
 from collections.abc import Mapping
 
-from kerasdet.checkpoints.constructors import Array
+from kerasdet.checkpoints.pickle_allowlist import Array
 from kerasdet.checkpoints.tensors import Tensor
 
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs")
@@ -14,13 +14,13 @@ def named_tensors(contents: object) -> dict[str, Tensor | Array]:
     """Finds the tensors inside the containers that frameworks put around a state dict.
 
     Args:
-        contents: What a pickle held.
+        contents: Object from a pickle.
 
     Returns:
-        Tensors by name; scalars, texts, nested dictionaries and caffe2's solver state are left out.
+        Tensors by name, without scalars, texts, nested dictionaries and caffe2's solver state.
 
     Raises:
-        ValueError: There is no dictionary.
+        ValueError: If the object is not a dictionary.
     """
     for _ in range(_MAX_CONTAINERS):
         if type(contents) is not dict:
@@ -37,13 +37,13 @@ def named_tensors(contents: object) -> dict[str, Tensor | Array]:
 
 
 def strip_module(state: Mapping[str, object]) -> dict[str, object]:
-    """Takes away the `module.` that DataParallel puts before every name.
+    """Removes the prefix `module.`, which DataParallel adds to every name.
 
     Args:
-        state: Anything by name.
+        state: Objects by name.
 
     Returns:
-        The same, without the prefix where every name has it.
+        The same objects; names lose the prefix if all of them have it.
     """
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}

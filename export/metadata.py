@@ -1,0 +1,37 @@
+"""Describes a model for the ``kerasdet.json`` that travels with every export and that `kerasdet.load` reads."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasdet.models import Detector
+
+METADATA_FILE = "kerasdet.json"
+
+
+def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes a model and its export as a dict that JSON can hold.
+
+    Args:
+        model: The detector.
+        options: Options of the export that its reader needs, such as ``class_offset``. They become entries.
+
+    Returns:
+        Name -> value.
+    """
+    return {
+        "model": type(model).__name__,
+        "num_classes": model.num_classes,
+        "class_names": list(model.class_names) if model.class_names else None,
+        "parameters": model.count_params(),
+        "preprocessing": model.preprocessing.get_config(),
+        "mask_convention": model.mask_convention,
+        "skeleton": [list(pair) for pair in model.skeleton],
+        **options,
+        "kerasdet": version("kerasdet"),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }

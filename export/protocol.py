@@ -1,0 +1,96 @@
+"""The protocol of an export format: everything that `kerasdet.export.workflow` and `kerasdet.load` use of it."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.errors import VerificationError
+from kerasdet.inference.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerRun:
+    """The detections of an export that ran in a process without kerasdet.
+
+    Args:
+        cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's detections for that batch: a
+            padded dict in pixels of `original_size`. One pair for each way in, such as each signature of a SavedModel.
+        seconds: Duration of each repeated run on the first image.
+    """
+
+    cases: Sequence[tuple[Mapping[str, tf.Tensor], Mapping[str, np.ndarray]]]
+    seconds: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """Describes an export format. A folder of `export/` has one as `FORMAT` in its `format.py`.
+
+    Args:
+        name: Name of the format on the command line, such as "tflite".
+        runtime: The software that runs a file without kerasdet, for the report, such as "LiteRT".
+        precisions: Precisions that `write` can produce, the default one first.
+        options: Options that only this format has, with their defaults: keyword arguments of `write`.
+        write: `write(model, path, *, precision, gin_config, **options) -> path` writes a `Detector` to a path that does
+            not exist yet. It raises a `UserError`, or an `OSError` about `path`, before it writes anything if an option
+            does not fit, and never overwrites.
+        recognizes: `recognizes(path) -> bool` says whether a path holds this format, cheaply and without an error.
+        load: `load(path) -> Predictor` opens what `write` wrote. The predictor has `metadata`, a dict of
+            `kerasdet.export.metadata`.
+        read_metadata: `read_metadata(path) -> dict` reads that description without loading the model.
+        run_in_worker: `run_in_worker(model, path, images) -> WorkerRun` runs the file on uint8 images (H, W, 3) in
+            another process, which has nothing but the runtime. `run_worker` starts that process.
+        new_version: `new_version(folder)` is a context manager for `--serving`: it yields a path to write to and the
+            path that the file has once the block ends well. None if there is no server for the format.
+    """
+
+    name: str
+    runtime: str
+    precisions: Sequence[str]
+    options: Mapping[str, Any]
+    write: Callable[..., Path]
+    recognizes: Callable[[Path], bool]
+    load: Callable[[Path], Predictor]
+    read_metadata: Callable[[Path], dict[str, Any]]
+    run_in_worker: Callable[..., WorkerRun]
+    new_version: Callable[[Path], AbstractContextManager[tuple[Path, Path]]] | None = None
+
+
+def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[str, np.ndarray]:
+    """Runs a script of this package in a fresh process in which kerasdet is not importable from the working folder.
+
+    Args:
+        script: A Python file that takes the export, a folder and more as arguments, and writes ``outputs.npz`` there.
+        path: The export.
+        folder: Folder with the script's inputs, which also becomes its working folder.
+        *arguments: Further arguments.
+
+    Returns:
+        The arrays of ``outputs.npz``.
+
+    Raises:
+        VerificationError: If the script fails. The message has the last line of its error.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", script.read_text(), str(path.resolve()), folder, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,  # neither the checkout nor kerasdet is on the path
+    )
+    if run.returncode:
+        lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
+        errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        raise VerificationError(
+            f"{path} does not run in a fresh process: {(errors or lines)[-1]}. Export it again, with the versions of "
+            "TensorFlow and LiteRT that kerasdet was tested with."
+        )
+    with np.load(Path(folder) / "outputs.npz") as outputs:
+        return dict(outputs)

@@ -1,0 +1,61 @@
+"""SavedModels as an export format."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from kerasdet.export.graph import PRECISIONS
+from kerasdet.export.protocol import Format, WorkerRun, run_worker
+from kerasdet.export.saved_model.load import SavedModelPredictor, read_metadata
+from kerasdet.export.saved_model.serving import new_version
+from kerasdet.export.saved_model.write import MAX_PIXELS, export_saved_model
+from PIL import Image
+
+from kerasdet.inference.detections import from_tf_od
+from kerasdet.models import Detector
+from kerasdet.ops.dispatch import LIBRARY
+
+
+def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
+    """Runs all three signatures of a SavedModel in a process that has only TensorFlow.
+
+    Args:
+        model: The detector, whose rule resizes the images for the comparison.
+        path: The SavedModel.
+        images: (H, W, 3) uint8 arrays. The signature ``encoded`` gets all of them, the others the first one.
+
+    Returns:
+        One case for each signature.
+    """
+    metadata = read_metadata(path)
+    libraries = [str(LIBRARY)] if metadata["ops"] == "compiled" else []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(Path(folder) / f"{index}.png")
+        outputs = run_worker(Path(__file__).with_name("verify_worker.py"), path, folder, *libraries)
+    first, every = (model.preprocessing.batch(list(group)) for group in (images[:1], images))
+    cases = []
+    for signature, batch in (("serving_default", first), ("float_image", first), ("encoded", every)):
+        own = {key.split("/")[1]: value for key, value in outputs.items() if key.startswith(f"{signature}/")}
+        found = from_tf_od(own, batch["original_size"], metadata["class_offset"])
+        cases.append((batch, {name: value.numpy() for name, value in found.items()}))
+    return WorkerRun(cases, outputs["seconds"].tolist())
+
+
+def _recognizes(path):
+    return (path / "saved_model.pb").is_file()
+
+
+FORMAT = Format(
+    name="saved_model",
+    runtime="TensorFlow",
+    precisions=PRECISIONS,
+    options={"class_offset": 1, "max_pixels": MAX_PIXELS, "ops": "tensorflow"},
+    write=export_saved_model,
+    recognizes=_recognizes,
+    load=SavedModelPredictor,
+    read_metadata=read_metadata,
+    run_in_worker=run_in_worker,
+    new_version=new_version,
+)

@@ -1,0 +1,58 @@
+"""TFLite files as an export format."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from kerasdet.export.protocol import Format, WorkerRun, run_worker
+from kerasdet.export.tflite.load import TFLitePredictor, read_metadata
+from kerasdet.export.tflite.quantization import PRECISIONS
+from kerasdet.export.tflite.write import export_tflite
+
+from kerasdet.models import Detector
+
+
+def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
+    """Runs a TFLite file in a process that has only LiteRT.
+
+    Model and file get the same pixels: each image letterboxed into the file's input. A file without post-processing
+    is completed by the model's own.
+
+    Args:
+        model: The detector.
+        path: The file.
+        images: (H, W, 3) uint8 arrays.
+
+    Returns:
+        One case for each image.
+    """
+    predictor = TFLitePredictor(path)
+    inputs = np.concatenate([predictor.to_input(image)[0] for image in images])  # (B, h, w, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "inputs.npy", inputs)
+        outputs = run_worker(Path(__file__).with_name("verify_worker.py"), path, folder)
+    seconds = outputs.pop("seconds").tolist()
+    cases = []
+    for index, pixels in enumerate(inputs):
+        found = predictor.decode_outputs({name: value[index] for name, value in outputs.items()})
+        batch = model.preprocessing.batch([pixels], resize=False)
+        cases.append((batch, {name: np.asarray(value) for name, value in found.items()}))
+    return WorkerRun(cases, seconds)
+
+
+def _recognizes(path):
+    return path.suffix.lower() == ".tflite"
+
+
+FORMAT = Format(
+    name="tflite",
+    runtime="LiteRT",
+    precisions=PRECISIONS,
+    options={"postprocessing": "nms", "size": None, "input_type": "float32", "calibration_images": ()},
+    write=export_tflite,
+    recognizes=_recognizes,
+    load=TFLitePredictor,
+    read_metadata=read_metadata,
+    run_in_worker=run_in_worker,
+)

@@ -1,0 +1,136 @@
+"""Compares a converted model with outputs that the source framework saved for an image."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.errors import UserError
+from kerasdet.models import Detector
+
+TENSOR_TOLERANCE = 1e-3  # largest difference, relative to the largest value of the tensor
+# Not every detection must be found: detectron2's resize rounds pixels to uint8, which moves borderline scores.
+MIN_MATCHED_FRACTION = 0.9
+MAX_BOX_DIFFERENCE = 0.5  # pixels
+MAX_SCORE_DIFFERENCE = 2e-3
+
+
+def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> list[tuple[str, float, bool]]:
+    """Runs a model on an image and compares its outputs with those of the source framework.
+
+    Example:
+        >>> outputs = dict(numpy.load("reference_outputs.npz"))
+        >>> kerasdet.checkpoints.verify(model, outputs, "torchvision/retinanet_resnet50_fpn")
+        [('p3', 2.1e-06, True), ('class_logits', 4.5e-06, True), ('detections', 0.0, True)]
+
+    Args:
+        model: Converted detector.
+        outputs: ``image``, (H, W, 3) uint8 RGB, and at least one output of the source framework for this image,
+            resized by the framework's own rule. Possible outputs, with or without a batch axis of length 1, are the
+            levels ``p3``, ... of the pyramid, (C, h, w); of dense heads, concatenated over all levels,
+            ``class_logits`` (R, K), ``box_deltas`` (R, 4) or ``box_distances`` (R, 4), ``centerness`` (R, 1); and the
+            detections ``boxes`` (D, 4) xyxy in pixels of the image, ``scores`` (D,) and ``labels`` (D,).
+        source: Name of the model in its framework, a key of `SOURCES`.
+
+    Returns:
+        A tuple for each output, in the order of computation: name, largest relative difference (for detections, the
+        fraction that the model does not find), and whether it is within the tolerance.
+
+    Raises:
+        UserError: If the model is not a detector, `source` is unknown, or `outputs` has no image, no known output, or
+            an output whose shape differs from the model's.
+    """
+    if not isinstance(model, Detector):
+        raise UserError(
+            f"Outputs cannot be compared with a {type(model).__name__}; expected a detector. Convert a detector's file."
+        )
+    if source not in SOURCES:
+        raise UserError(
+            f"There is no source {source!r}; expected one of {', '.join(SOURCES)}. Choose the file's model."
+        )
+    if "image" not in outputs:
+        raise UserError(
+            f"The outputs have no entry 'image', only {', '.join(outputs)}; expected the image as (H, W, 3) uint8. "
+            "Save it with the outputs."
+        )
+    image = np.asarray(outputs["image"])
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"The outputs' image is {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3). Save the image "
+            "before normalisation."
+        )
+    torchvision = SOURCES[source].background_first
+    report = []
+    for name, ours in _network_outputs(model, image).items():
+        if name not in outputs:
+            continue
+        theirs = _without_batch(outputs[name], ours.ndim)
+        if name == "class_logits" and torchvision and theirs.ndim == ours.ndim:
+            theirs = theirs[:, 1:]
+        if theirs.shape != ours.shape:
+            raise UserError(
+                f"{name} has shape {theirs.shape} in the outputs; the model computes {ours.shape}. Save the outputs "
+                "for this image at the framework's own size."
+            )
+        difference = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+        report.append((name, difference, difference <= TENSOR_TOLERANCE))
+    if {"boxes", "scores", "labels"} <= set(outputs):
+        missed = _missed_fraction(model.detect(image), _detections(outputs), first_label=int(torchvision))
+        report.append(("detections", missed, 1 - missed >= MIN_MATCHED_FRACTION))
+    if not report:
+        raise UserError(
+            "The outputs have nothing to compare; expected levels (p3, ...), class_logits, box_deltas, box_distances, "
+            "centerness, or boxes with scores and labels. Save at least one of them."
+        )
+    return report
+
+
+def _network_outputs(model, image):
+    """Returns the pyramid and the outputs of a dense head in torch's layout, by the names of `verify`."""
+    batch = model.preprocessing.batch([image])
+    inputs = {"image": batch["image"], "image_size": batch["image_size"]}
+    pyramid = model.neck(model.backbone(model.preprocessing.normalize(**inputs)))
+    found = {level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()}
+    outputs = model(inputs)
+    if not isinstance(outputs["class_logits"], Mapping):
+        return found
+    for name in ("class_logits", "box_deltas", "box_distances", "centerness"):
+        if name in outputs:
+            x = tf.concat(list(outputs[name].values()), 1)[0].numpy()
+            found[name] = x[:, [1, 0, 3, 2]] if name.startswith("box") else x.reshape(len(x), -1)
+    return found
+
+
+def _without_batch(value, rank):
+    """Removes a batch axis of length 1 from an array that should have `rank` axes."""
+    value = np.asarray(value)
+    return value[0] if value.ndim == rank + 1 and len(value) == 1 else value
+
+
+def _detections(outputs):
+    """Returns the source's boxes (D, 4), scores (D,) and labels (D,)."""
+    found = {name: _without_batch(outputs[name], rank) for name, rank in (("boxes", 2), ("scores", 1), ("labels", 1))}
+    count = len(found["scores"]) if found["scores"].ndim == 1 else -1
+    if [x.shape for x in found.values()] != [(count, 4), (count,), (count,)]:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in found.items())
+        raise UserError(
+            f"The outputs have {shapes}; expected boxes (D, 4), scores (D,) and labels (D,). Save the detections of "
+            "one image."
+        )
+    return found
+
+
+def _missed_fraction(detections, theirs, first_label):
+    """Returns the fraction of the source's detections that the model does not find."""
+    labels = detections.class_ids + first_label
+    free = np.ones(len(detections), bool)
+    missed = 0
+    for box, score, label in zip(theirs["boxes"], theirs["scores"], theirs["labels"], strict=True):
+        same = free & (labels == label) & (np.abs(detections.scores - score) <= MAX_SCORE_DIFFERENCE)
+        same &= np.abs(detections.xyxy - box).max(1, initial=0) <= MAX_BOX_DIFFERENCE
+        if same.any():
+            free[same.argmax()] = False
+        else:
+            missed += 1
+    return missed / max(len(theirs["boxes"]), 1)

@@ -1,0 +1,50 @@
+"""The command line: ``kerasdet train | eval | predict | export | convert``.
+
+`parser` says what can be written, `commands` does it, `report` tells what went wrong. TensorFlow is imported after the
+arguments are parsed.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from kerasdet.cli.parser import make_parser
+from kerasdet.cli.report import report_error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: The words behind ``kerasdet``; None for those of this process.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user (one line on standard error), 1 for a bug of kerasdet, 130 after
+        Ctrl-C, 141 if the reader of the output has gone.
+
+    Raises:
+        SystemExit: For ``--help`` and wrong usage (2), and after SIGTERM (143).
+    """
+    options = make_parser().parse_args(arguments)
+    if not options.debug:
+        # TensorFlow reads it when it is imported; 2 leaves errors. In 2.21 each start would otherwise print "All log
+        # messages before absl::InitializeLog()", cpu_feature_guard's advice and oneDNN's.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kerasdet").setLevel(logging.INFO)
+    try:
+        from kerasdet.cli import commands
+
+        commands.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"kerasdet {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `kerasdet predict ... | head`: Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return report_error(error, options.command, debug=options.debug)
+    return 0

@@ -1,0 +1,205 @@
+"""What each command does with its parsed options. Importing this module imports TensorFlow."""
+
+import argparse
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasdet import config
+from kerasdet.checkpoints import SOURCES, read, to_model, verify
+from kerasdet.cli.predict import predict
+from kerasdet.data import CocoDataset
+from kerasdet.errors import UserError, VerificationError
+from kerasdet.evaluation import evaluate_all, evaluate_with_results
+from kerasdet.export.formats import FORMATS, format_named
+from kerasdet.export.workflow import export_and_verify
+from kerasdet.inference import AugmentedPredictor
+from kerasdet.loading import load_detector, load_predictor
+from kerasdet.training import run_workers
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command that `options` name.
+
+    Raises:
+        UserError: For a mistake of the user. Other errors are told apart by `kerasdet.cli.report`.
+        SystemExit: With the exit code of a worker that failed.
+    """
+    # Whole stacks for --debug; `report` also needs the frame that raised, which Keras and TensorFlow cut away
+    keras.config.disable_traceback_filtering()
+    tf.debugging.disable_traceback_filtering()
+    commands = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "convert": _convert}
+    commands[options.command](options)
+
+
+def _train(options):
+    config.load(options.config, options.overrides)
+    if options.workers is None:
+        config.train()
+        return
+    overrides = [word for override in (*options.overrides, "STRATEGY=multi_worker") for word in ("--set", override)]
+    debug = ["--debug"] if options.debug else []
+    command = [sys.executable, "-m", "kerasdet.cli", "train", options.config, *overrides, *debug]
+    if code := run_workers(command, options.workers, len(tf.config.list_physical_devices("GPU"))):
+        raise SystemExit(code)
+
+
+def _eval(options):
+    for path in filter(None, (options.json, options.save_detections)):
+        _require_folder_of(path)
+    if options.detections:
+        if not options.annotations:
+            raise UserError("--detections needs --annotations, the ground truth to score against.")
+        if options.model:
+            raise UserError(f"{options.model} and --detections are both given: name one of them.")
+        metrics, results = evaluate_all(options.annotations, options.detections), None
+    elif not options.model:
+        raise UserError("there is nothing to evaluate: name a model, or a file of COCO results with --detections.")
+    else:
+        metrics, results = _evaluate_model(options)
+    print(metrics.table())
+    if options.json:
+        Path(options.json).write_text(metrics.to_json())
+    if options.save_detections and results is not None:
+        Path(options.save_detections).write_text(json.dumps(results))
+
+
+def _evaluate_model(options):
+    data = CocoDataset(options.annotations, options.images) if options.annotations else _evaluation_data(options.model)
+    predictor = _load(options.model)
+    if options.tta is not None:
+        predictor = AugmentedPredictor(predictor, options.tta)
+    return evaluate_with_results(predictor, data, batch_size=options.batch_size)
+
+
+def _evaluation_data(model):
+    """Reads the data set that the configuration of a run, or of a SavedModel of it, evaluates on."""
+    for file in (Path(model) / "config.gin", Path(model) / "assets" / "config.gin"):
+        if file.is_file():
+            config.load(file)
+            return config.eval_data()
+    raise UserError(f"{model} has no config.gin: name a data set with --annotations.")
+
+
+def _load(path, load=load_predictor):
+    """Loads a model after the modules that its run's configuration imports: they hold its classes."""
+    file = Path(path) / "config.gin"
+    if file.is_file():
+        config.import_modules(file)
+    return load(path)
+
+
+def _predict(options):
+    predict(
+        _load(options.model),
+        options.images,
+        score_threshold=options.score_threshold,
+        draw=options.draw,
+        as_json=options.json,
+    )
+
+
+def _export(options):
+    form = format_named(_export_format(options))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    foreign = {name for other in FORMATS for name in other.options} - set(form.options)
+    if wrong := sorted(foreign & set(given)):
+        raise UserError(f"{_flag(wrong[0])} is not an option of --format {form.name}: leave it out.")
+    if options.serving and form.new_version is None:
+        raise UserError(f"--serving is not an option of --format {form.name}: no server takes this format.")
+    if options.max_ap_drop is not None and not options.eval:
+        raise UserError("--max-ap-drop needs --eval, the data to measure AP on.")
+    data = CocoDataset(options.eval) if options.eval else None
+    configuration = Path(options.model) / "config.gin"
+    _, report = export_and_verify(
+        _load(options.model, load_detector),
+        options.out,
+        format=form.name,
+        serving=options.serving,
+        verify_images=options.verify_images,
+        eval_data=data,
+        gin_config=configuration.read_text() if configuration.is_file() else None,
+        **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
+    )
+    print(report)
+
+
+def _flag(name):
+    """Returns the option of the command line for an argument of an exporter."""
+    return {"input_type": "--input"}.get(name, f"--{name.replace('_', '-')}")
+
+
+def _export_format(options):
+    """Returns the format, which the suffix of the output says if --format does not."""
+    by_suffix = "tflite" if Path(options.out).suffix.lower() == ".tflite" else "saved_model"
+    if options.format in (None, by_suffix):
+        return by_suffix
+    if options.format == "tflite":
+        raise UserError(f"--format tflite writes a file, but {options.out} does not end in .tflite: rename it.")
+    raise UserError(
+        f"--format saved_model writes a folder, but {options.out} ends in .tflite: rename it, or use --format tflite."
+    )
+
+
+def _convert(options):
+    if options.source not in SOURCES:
+        raise UserError(f"There is no source {options.source!r}: choose one of {', '.join(SOURCES)}.")
+    if SOURCES[options.source].kind == "backbone":
+        for name in ("labels", "num_classes", "reference_outputs"):
+            if getattr(options, name):
+                raise UserError(
+                    f"{_flag(name)} is for detectors, and {options.source} is a backbone without classes "
+                    "and detections: leave it out."
+                )
+    model = to_model(
+        read(options.file), options.source, num_classes=options.num_classes, norm_epsilon=options.norm_epsilon
+    )
+    if options.labels:
+        model.class_names = _read_labels(options.labels, model.num_classes)
+    if options.reference_outputs:
+        _compare(model, options)
+    out = Path(options.out) / "model.keras"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(out)
+    print(f"{out}: {model.count_params():,} parameters of {options.source}.")
+
+
+def _read_labels(path, num_classes):
+    names = Path(path).read_text(encoding="utf-8").splitlines()
+    if len(names) < num_classes:
+        raise UserError(
+            f"{path} has {len(names)} lines, the model {num_classes} classes: write one name a line for each class."
+        )
+    return tuple(names[:num_classes])
+
+
+def _compare(model, options):
+    """Prints the differences between a converted model and the source framework's outputs; refuses large ones."""
+    report = verify(model, _read_outputs(options.reference_outputs), options.source)
+    for name, difference, same in report:
+        print(f"{name:<14} {difference:.2e}{'' if same else '   differs'}")
+    different = [name for name, _, same in report if not same]
+    if different:
+        raise VerificationError(
+            f"{options.file} gives another {different[0]} than {options.reference_outputs}: nothing was written. Check "
+            "--source, --norm-epsilon and that both come from the same checkpoint."
+        )
+
+
+def _read_outputs(path):
+    try:
+        with np.load(path) as outputs:
+            return dict(outputs)
+    except (TypeError, AttributeError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not an .npz file of arrays: {error}. Write it with numpy.savez.") from None
+
+
+def _require_folder_of(path):
+    """Refuses a file that could not be written, before an evaluation that may take hours."""
+    if not Path(path).absolute().parent.is_dir():
+        raise UserError(f"There is no folder {Path(path).parent} to write {Path(path).name} to: make it first.")

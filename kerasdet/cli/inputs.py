@@ -1,0 +1,67 @@
+"""Which images a user means: files, folders, globs and lists of these."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kerasdet.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def image_files(words: Iterable[str]) -> list[str]:
+    """Lists the image files that the words of a command name.
+
+    Args:
+        words: Each is a file, a folder (its images, not those of folders inside), a glob such as ``data/*.jpg`` or
+            ``@FILE``, a text file with one of the former a line; empty lines and lines that begin with # are skipped.
+
+    Returns:
+        Paths in the order of the words, those of a folder or glob sorted. A file that is named need not exist.
+
+    Raises:
+        UserError: If a folder holds no image, a glob matches none or a list cannot be read.
+    """
+    return [path for word in words for path in _expand(word, from_list=False)]
+
+
+def _expand(word: str, from_list: bool) -> Iterator[str]:
+    if word.startswith("@") and not from_list and not Path(word).exists():
+        for line in _lines(word[1:]):
+            yield from _expand(line, from_list=True)
+    elif Path(word).is_dir():
+        yield from _images_in(word)
+    elif glob.has_magic(word) and not Path(word).exists():
+        found = sorted(path for path in glob.glob(word, recursive=True) if Path(path).is_file())
+        if not found:
+            raise UserError(f"No file matches {word}: expected at least one image. Check the pattern and the folder.")
+        yield from found
+    else:
+        yield word
+
+
+def _images_in(folder):
+    found = sorted(str(path) for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = [path for path in found if not Path(path).name.startswith(".")]
+    if not found:
+        raise UserError(
+            f"The folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): name a folder of images, or a glob for "
+            "images in folders inside it, such as 'folder/**/*.jpg'."
+        )
+    return found
+
+
+def _lines(path):
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"The list of images {path} cannot be read: {error.strerror}. Name a text file, one path a line."
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file: a list of images has one path a line.") from None
+    lines = [line.strip() for line in text.splitlines()]
+    paths = [str(Path(line).expanduser()) for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise UserError(f"The list of images {path} is empty: write one path a line.")
+    return paths

@@ -1,0 +1,293 @@
+"""The options of every command.
+
+This module imports nothing but the standard library, so `kerasdet --help` and usage errors answer at once.
+"""
+
+import argparse
+import os
+
+import kerasdet
+
+FORMATS = ("saved_model", "tflite")
+SAVED_MODEL_PRECISIONS = ("float32", "bfloat16", "float16")
+TFLITE_PRECISIONS = ("float32", "float16", "dynamic", "int8")
+TFLITE_POSTPROCESSING = ("raw", "postprocess", "nms")
+TFLITE_INPUTS = ("float32", "uint8")
+
+_MODEL_HELP = (
+    "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
+    "what `kerasdet export` wrote: a SavedModel folder or a .tflite file"
+)
+_TRAINED_HELP = (
+    "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert` or a .keras file"
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line.
+
+    The parsed options have `command`, the name of the command, and `debug`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="kerasdet",
+        description="Object detection for TensorFlow and Keras 3.",
+        epilog="`kerasdet COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"kerasdet {kerasdet.__version__}")
+    _add_debug(parser, default=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_train, _add_eval, _add_predict, _add_export, _add_convert):
+        _add_debug(add(commands), default=argparse.SUPPRESS)  # keeps what stands before the command
+    return parser
+
+
+def _add_debug(parser, default):
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show the stack of every error and TensorFlow's own log"
+    )
+
+
+def _add_command(commands, name, description, *examples):
+    lines = "\n".join(f"  kerasdet {name} {example}" for example in examples)
+    return commands.add_parser(
+        name,
+        help=description,
+        description=description,
+        epilog=f"{'Examples' if len(examples) > 1 else 'Example'}:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_train(commands):
+    train = _add_command(
+        commands,
+        "train",
+        "Train the model of a gin configuration, or resume the run in its OUT_DIR.",
+        "retinanet_r18_fpn_shapes --set STEPS=500 --set OUT_DIR=runs/first",
+    )
+    train.add_argument("config", type=_path, metavar="CONFIG", help="a gin file, or the name of one inside kerasdet")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last one wins",
+    )
+    train.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="train in N processes of this machine, each with its share of the GPUs (default: in this process)",
+    )
+    return train
+
+
+def _add_eval(commands):
+    evaluate = _add_command(
+        commands,
+        "eval",
+        "Measure the COCO AP of a model, or of a file of detections, on a data set.",
+        "runs/first",
+        "model.tflite --annotations data/val.json --json metrics.json",
+    )
+    evaluate.add_argument("model", nargs="?", type=_path, metavar="MODEL", help=_MODEL_HELP)
+    evaluate.add_argument(
+        "--annotations",
+        type=_path,
+        metavar="FILE",
+        help="COCO annotations (default: the evaluation data of the model's own gin configuration)",
+    )
+    evaluate.add_argument(
+        "--images", type=_path, metavar="DIR", help="the folder of the images (default: images/ beside the annotations)"
+    )
+    evaluate.add_argument(
+        "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_count, default=1, metavar="N", help="images that are detected at a time (default 1)"
+    )
+    evaluate.add_argument(
+        "--tta",
+        nargs="*",
+        type=_count,
+        metavar="SIZE",
+        help="detect at several sizes of each image and of its mirror image, and merge the results. SIZE is the length "
+        "of the shorter side in pixels (default: 0.75, 1 and 1.25 times the model's own)",
+    )
+    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
+    evaluate.add_argument(
+        "--save-detections", type=_path, metavar="FILE", help="write the detections in COCO's results format"
+    )
+    return evaluate
+
+
+def _add_predict(commands):
+    predict = _add_command(
+        commands,
+        "predict",
+        "Detect objects in images.",
+        "runs/first photo.jpg --draw drawn",
+        "model.tflite 'data/*.jpg' more_photos/ @list.txt --json",
+    )
+    predict.add_argument("model", type=_path, metavar="MODEL", help=_MODEL_HELP)
+    predict.add_argument(
+        "images",
+        nargs="+",
+        type=_path,
+        metavar="IMAGE",
+        help="image files, folders of images, quoted globs such as 'data/*.jpg', or @FILE: a text file with one of "
+        "these a line. Videos are not decoded: extract their frames and list them",
+    )
+    predict.add_argument(
+        "--score-threshold",
+        type=_fraction,
+        default=0.3,
+        metavar="S",
+        help="drop detections with a score of S or less; S is in [0, 1] (default 0.3)",
+    )
+    predict.add_argument("--draw", type=_path, metavar="DIR", help="write a PNG of each image with its detections")
+    predict.add_argument("--json", action="store_true", help="print JSON instead of a table; boxes are y1, x1, y2, x2")
+    return predict
+
+
+def _add_export(commands):
+    export = _add_command(
+        commands,
+        "export",
+        "Write a model as a SavedModel or a TFLite file, load it again and compare both.",
+        "runs/first served --serving",
+        "runs/first model.tflite --precision int8 --calibration-images data/images",
+    )
+    export.add_argument("model", type=_path, metavar="MODEL", help=_TRAINED_HELP)
+    export.add_argument("out", type=_path, metavar="OUT", help="the folder or .tflite file to write")
+    export.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="(default: tflite if OUT ends in .tflite, otherwise saved_model)",
+    )
+    export.add_argument(
+        "--precision",
+        choices=tuple(dict.fromkeys((*SAVED_MODEL_PRECISIONS, *TFLITE_PRECISIONS))),
+        help=f"precision of the network (default float32). SavedModel: {', '.join(SAVED_MODEL_PRECISIONS)}. "
+        f"TFLite: {', '.join(TFLITE_PRECISIONS)}",
+    )
+    export.add_argument(
+        "--verify-images",
+        nargs="+",
+        type=_path,
+        default=[],
+        metavar="IMAGE",
+        help="compare model and export on these images (default: generated images)",
+    )
+    export.add_argument(
+        "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO data set"
+    )
+    export.add_argument(
+        "--max-ap-drop",
+        type=_fraction,
+        metavar="X",
+        help="refuse the export if its AP on the data of --eval is lower by more than X, in [0, 1] (default 0.02)",
+    )
+    saved_model = export.add_argument_group("only for SavedModel")
+    saved_model.add_argument(
+        "--serving",
+        action="store_true",
+        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up",
+    )
+    saved_model.add_argument(
+        "--ops",
+        choices=("tensorflow", "compiled"),
+        help="use stock operations, or kerasdet's compiled ones, which a server must then contain (default tensorflow)",
+    )
+    saved_model.add_argument(
+        "--class-offset", type=int, metavar="N", help="number of the first class in the outputs (default 1)"
+    )
+    saved_model.add_argument(
+        "--max-pixels", type=_count, metavar="N", help="refuse encoded images with more pixels (default 50000000)"
+    )
+    tflite = export.add_argument_group("only for TFLite")
+    tflite.add_argument(
+        "--postprocessing",
+        choices=TFLITE_POSTPROCESSING,
+        help="raw: outputs of the network; postprocess: the custom op TFLite_Detection_PostProcess; nms: built-in "
+        "operations (default nms)",
+    )
+    tflite.add_argument(
+        "--size",
+        nargs=2,
+        type=_count,
+        metavar=("H", "W"),
+        help="height and width of the input in pixels (default: shortest and longest edge of the model's resize rule)",
+    )
+    tflite.add_argument(
+        "--input", dest="input_type", choices=TFLITE_INPUTS, help="type of the input's pixels (default float32)"
+    )
+    tflite.add_argument(
+        "--calibration-images",
+        nargs="+",
+        type=_path,
+        metavar="IMAGE",
+        help="some dozens of images, or folders of images, that show --precision int8 the ranges of values",
+    )
+    return export
+
+
+def _add_convert(commands):
+    convert = _add_command(
+        commands,
+        "convert",
+        "Make a Keras model of a checkpoint of torchvision, detectron2 or mmdetection.",
+        "retinanet.pth --source torchvision/retinanet_resnet50_fpn --out converted",
+    )
+    convert.add_argument("file", type=_path, metavar="FILE", help="a .pth, .pkl, .safetensors or .npz file")
+    convert.add_argument(
+        "--source",
+        required=True,
+        metavar="NAME",
+        help="the framework's model, such as torchvision/retinanet_resnet50_fpn; a wrong NAME lists them all",
+    )
+    convert.add_argument("--out", required=True, type=_path, metavar="DIR", help="the folder that receives model.keras")
+    convert.add_argument(
+        "--num-classes",
+        type=_count,
+        metavar="K",
+        help="re-initialise the layers whose size depends on the number of classes, for K classes (default: the "
+        "checkpoint's classes)",
+    )
+    convert.add_argument(
+        "--norm-epsilon",
+        type=float,
+        metavar="E",
+        help="epsilon of the backbone's norms (default: that of the published checkpoint)",
+    )
+    convert.add_argument("--labels", type=_path, metavar="FILE", help="a text file with one class name a line")
+    convert.add_argument(
+        "--reference-outputs",
+        type=_path,
+        metavar="FILE",
+        help="an .npz file with an image and what the source framework computes from it: write the model only if it "
+        "computes the same",
+    )
+    return convert
+
+
+def _path(text):
+    """Expands ~, which the shell does not do in `@~/list.txt` or in a quoted glob."""
+    return text[:1] + os.path.expanduser(text[1:]) if text.startswith("@") else os.path.expanduser(text)
+
+
+def _count(text):
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _fraction(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

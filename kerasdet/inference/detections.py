@@ -1,0 +1,386 @@
+"""Detections of one image as `Detections`, and of a batch as a padded dict: the only place that rescales them.
+
+The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
+`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and of models that predict them `mask_probs`
+(B, D, S, S) and `keypoints` (B, D, J, 3) as (y, x, score).
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from kerasdet import ops, visualize
+from kerasdet.errors import UserError
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.inference.preprocessing import open_image
+
+_TABLE_ROWS = 20
+_PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The objects that a predictor found in one image, best first.
+
+    Indexing with a number, a slice, a mask (N,) or an array of numbers gives the `Detections` of these objects.
+
+    Args:
+        boxes: (N, 4) float32, (y1, x1, y2, x2) in pixels of the image.
+        scores: (N,) float32 in [0, 1].
+        class_ids: (N,) int32, from 0.
+        image_size: Height and width of the image in pixels.
+        class_names: Names of the model's classes by class id, or None.
+        mask_probs: (N, S, S) probabilities inside the boxes, or None.
+        keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image, or None.
+        mask_convention: How `mask_probs` are pasted into the image, "detectron2" or "torchvision"; required with
+            `mask_probs`.
+        skeleton: Pairs of keypoint indices that `draw` joins by lines.
+
+    Raises:
+        ValueError: If the arrays differ in length, or `mask_probs` come without `mask_convention`.
+
+    Example:
+        >>> detections = model.detect("street.jpg").filter(score=0.5, classes=["car", "person"])
+        >>> for box, score in zip(detections.boxes, detections.scores):
+        ...     print(box, score)
+        >>> PIL.Image.fromarray(detections.draw("street.jpg")).save("found.png")
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    class_ids: np.ndarray
+    image_size: tuple[int, int]
+    class_names: tuple[str, ...] | None = None
+    mask_probs: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
+    mask_convention: str | None = None
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self):
+        types = {"boxes": np.float32, "scores": np.float32, "class_ids": np.int32}
+        for name in _PER_OBJECT:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.asarray(value, types.get(name)))  # the class is frozen for others
+        object.__setattr__(self, "boxes", self.boxes.reshape(-1, 4))
+        object.__setattr__(self, "image_size", tuple(int(length) for length in self.image_size))
+        counts = {name: len(value) for name, value in self._per_object().items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"Detections need arrays of one length, got {counts}.")
+        if self.mask_probs is not None and self.mask_convention is None:
+            raise ValueError("mask_probs come without mask_convention: give 'detectron2' or 'torchvision'.")
+
+    def _per_object(self):
+        values = {name: getattr(self, name) for name in _PER_OBJECT}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator["Detections"]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence | np.ndarray) -> "Detections":
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Index {index} is out of range: there are {len(self)} detections.")
+            index = [index]
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            index = index.astype(int) if index.size == 0 and index.dtype != bool else index
+        return dataclasses.replace(self, **{name: value[index] for name, value in self._per_object().items()})
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        count = f"{len(self)} object" + "s" * (len(self) != 1)
+        lines = [f"Detections: {count} in an image of {height}x{width} (height x width)"]
+        if not len(self):
+            return lines[0]
+        labels = self.labels[:_TABLE_ROWS]
+        wide = max(len("class"), *(len(label) for label in labels))
+        lines.append(f"  {'class':<{wide}}  score" + "".join(f"{name:>9}" for name in ("y1", "x1", "y2", "x2")))
+        for label, score, box in zip(labels, self.scores, self.boxes, strict=False):
+            lines.append(f"  {label:<{wide}}  {score:5.3f}" + "".join(f"{value:9.1f}" for value in box))
+        if len(self) > _TABLE_ROWS:
+            lines.append(f"  ... and {len(self) - _TABLE_ROWS} more")
+        extras = [name for name in ("mask_probs", "keypoints") if getattr(self, name) is not None]
+        if extras:
+            shapes = (f"{name} {getattr(self, name).shape}" for name in extras)
+            lines.append(f"  with {' and '.join(shapes)}")
+        return "\n".join(lines)
+
+    @property
+    def xyxy(self) -> np.ndarray:
+        """The boxes (N, 4) as (x1, y1, x2, y2)."""
+        return self.boxes[:, [1, 0, 3, 2]]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class name of each object, or its class id as text if the model has no names."""
+        return [self.class_names[k] if self.class_names else str(k) for k in self.class_ids.tolist()]
+
+    @cached_property
+    def masks(self) -> np.ndarray | None:
+        """The masks (N, H, W) bool of the full image, or None for a model without masks.
+
+        They are pasted when first asked for and then kept: index or filter first to paste fewer.
+        """
+        if self.mask_probs is None:
+            return None
+        pasted = ops.paste_masks(self.mask_probs, self.boxes, *self.image_size, self.mask_convention)
+        return np.asarray(pasted)
+
+    def filter(
+        self, score: float | None = None, classes: int | str | Sequence[int | str] | None = None
+    ) -> "Detections":
+        """Keeps the objects above a score, or of some classes.
+
+        Args:
+            score: Objects with a score at or below this are dropped. In [0, 1]; None keeps all.
+            classes: A class id or name, or several; None keeps all.
+
+        Returns:
+            The remaining `Detections`, in their order.
+
+        Raises:
+            UserError: If a class is unknown.
+
+        Example:
+            >>> cars = detections.filter(score=0.5, classes="car")
+        """
+        keep = np.ones(len(self), bool)
+        if score is not None:
+            keep &= self.scores > score
+        if classes is not None:
+            wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
+            keep &= np.isin(self.class_ids, [self._class_id(each) for each in wanted])
+        return self[keep]
+
+    def _class_id(self, wanted):
+        if isinstance(wanted, str):
+            if not self.class_names:
+                raise UserError(f"There is no class {wanted!r}: the model has no class names; give class ids.")
+            if wanted not in self.class_names:
+                names = ", ".join(self.class_names[:10]) + ", ..." * (len(self.class_names) > 10)
+                raise UserError(f"There is no class {wanted!r}: choose from {names}.")
+            return self.class_names.index(wanted)
+        if wanted < 0 or (self.class_names and wanted >= len(self.class_names)):
+            known = f"from 0 to {len(self.class_names) - 1}" if self.class_names else "from 0"
+            raise UserError(f"There is no class id {wanted}: class ids are whole numbers {known}.")
+        return wanted
+
+    def draw(self, image: np.ndarray | Image.Image | str | Path, *, scale: int = 1) -> np.ndarray:
+        """Draws boxes, names, scores, masks and keypoints on the image.
+
+        Args:
+            image: The image that was given to `detect`: an RGB array (H, W, 3), a PIL image or a path.
+            scale: Whole factor by which a small image is enlarged first, so that names stay legible.
+
+        Returns:
+            (H * scale, W * scale, 3) uint8, a copy.
+
+        Raises:
+            UserError: If the image has another size than the detections.
+        """
+        image = open_image(image)
+        if image.shape[:2] != self.image_size:
+            raise UserError(
+                f"The image has height and width {image.shape[:2]}, the detections {self.image_size}: draw on the "
+                "image that was given to detect."
+            )
+        return visualize.draw_boxes(
+            image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8),
+            self.boxes,
+            self.labels,
+            self.scores,
+            self.class_ids,
+            masks=self.masks,
+            keypoints=self.keypoints,
+            skeleton=self.skeleton,
+            scale=scale,
+        )
+
+    def encode_masks(self) -> list[dict]:
+        """Encodes the masks as COCO's compressed RLE, without full-size masks if kerasdet's ops are compiled.
+
+        Returns:
+            {"size": [height, width], "counts": text} for each object.
+
+        Raises:
+            ValueError: If there are no masks.
+        """
+        if self.mask_probs is None:
+            raise ValueError("These detections have no masks: use a model with a MaskBranch, such as MaskRCNN.")
+        return ops.encode_masks(self.mask_probs, self.boxes, *self.image_size, self.mask_convention)
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict]:
+        """Converts the detections to entries of a COCO results file.
+
+        Args:
+            image_id: The data set's id of the image.
+            category_ids: (K,) the data set's category id for each class id.
+
+        Returns:
+            Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `score`, and if the model predicts
+            them `segmentation` as compressed RLE and `keypoints` as (x, y, score, x, ...), in which COCO puts the
+            centre of the first pixel at 0.
+
+        Raises:
+            ValueError: If a class id has no category.
+        """
+        for class_id in self.class_ids.tolist():
+            if not 0 <= class_id < len(category_ids):
+                raise ValueError(
+                    f"Image {image_id} has a detection of class {class_id}, but the data set names {len(category_ids)} "
+                    "categories: use the data set that the model was built for."
+                )
+        entries = []
+        boxes = self.boxes.astype(np.float64).tolist()
+        for (y1, x1, y2, x2), class_id, score in zip(boxes, self.class_ids.tolist(), self.scores.tolist(), strict=True):
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            category_id = int(category_ids[class_id])
+            entries.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score})
+        if self.mask_probs is not None:
+            for entry, code in zip(entries, self.encode_masks(), strict=True):
+                entry["segmentation"] = code
+        if self.keypoints is not None:
+            keypoints = self.keypoints.astype(np.float64)[..., [1, 0, 2]] - [0.5, 0.5, 0.0]
+            for entry, points in zip(entries, keypoints, strict=True):
+                entry["keypoints"] = points.ravel().tolist()
+        return entries
+
+    def to_supervision(self):
+        """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
+
+        Returns:
+            A `supervision.Detections`; class names are in its ``data["class_name"]``.
+
+        Raises:
+            UserError: If supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise UserError(
+                "supervision is not installed, but to_supervision needs it: pip install 'kerasdet[supervision]'."
+            ) from None
+        return supervision.Detections(
+            xyxy=self.xyxy,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.class_ids.astype(int),
+            data={"class_name": np.array(self.labels, str)},
+        )
+
+
+def unpad(
+    detections: Mapping[str, np.ndarray | tf.Tensor],
+    index: int,
+    image_size: Sequence[int],
+    *,
+    class_names: Sequence[str] | None = None,
+    mask_convention: str | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
+) -> Detections:
+    """Takes one image's detections out of a padded dict.
+
+    Args:
+        detections: The padded dict, in pixels of the images.
+        index: Position of the image in the batch.
+        image_size: Height and width of the image in pixels.
+        class_names: Names of the model's classes by class id, or None.
+        mask_convention: "detectron2" or "torchvision"; required if there are `mask_probs`.
+        skeleton: Pairs of keypoint indices that are joined in pictures.
+
+    Returns:
+        The image's `Detections`, without padding.
+    """
+    count = int(detections["valid"][index])
+    present = [name for name in _PER_OBJECT if name in detections]
+    return Detections(
+        **{name: np.asarray(detections[name][index])[:count] for name in present},
+        image_size=tuple(np.asarray(image_size).tolist()),
+        class_names=tuple(class_names) if class_names else None,
+        mask_convention=mask_convention,
+        skeleton=tuple(tuple(pair) for pair in skeleton),
+    )
+
+
+def rescale(detections: Mapping[str, tf.Tensor], from_size: tf.Tensor, to_size: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Moves detections from resized images to the original ones, and clips their boxes there; a graph function.
+
+    Args:
+        detections: The padded dict.
+        from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
+        to_size: (B, 2) heights and widths of the images that they shall refer to.
+
+    Returns:
+        The padded dict in the new coordinates; what is no coordinate stays.
+    """
+    factor = tf.cast(to_size, tf.float32) / tf.cast(from_size, tf.float32)  # (B, 2)
+    scaled = _scaled(detections, factor)
+    return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)}
+
+
+def to_tf_od(detections: Mapping[str, tf.Tensor], size: tf.Tensor, class_offset: int) -> dict[str, tf.Tensor]:
+    """Renames detections to the outputs of the TF Object Detection API, in shares of the image; a graph function.
+
+    Args:
+        detections: The padded dict.
+        size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
+        class_offset: Added to the class ids; the API counts classes from 1.
+
+    Returns:
+        All float32: `detection_boxes` (B, D, 4) in 0..1, `detection_scores` (B, D), `detection_classes` (B, D),
+        `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and `detection_keypoints` (B, D, J, 3).
+    """
+    scaled = _scaled(detections, 1 / tf.cast(size, tf.float32))
+    outputs = {
+        "detection_boxes": scaled["boxes"],
+        "detection_scores": scaled["scores"],
+        "detection_classes": tf.cast(scaled["class_ids"] + class_offset, tf.float32),
+        "num_detections": tf.cast(scaled["valid"], tf.float32),
+    }
+    if "mask_probs" in scaled:
+        outputs["detection_masks"] = scaled["mask_probs"]
+    if "keypoints" in scaled:
+        outputs["detection_keypoints"] = scaled["keypoints"]
+    return outputs
+
+
+def from_tf_od(outputs: Mapping[str, tf.Tensor], sizes: tf.Tensor, class_offset: int) -> dict[str, tf.Tensor]:
+    """Reads the outputs of `to_tf_od` as a padded dict; a graph function.
+
+    Args:
+        outputs: Name -> tensor or array, such as `detection_boxes`.
+        sizes: (B, 2), or (1, 2) for all, heights and widths of the images in pixels.
+        class_offset: The value that `to_tf_od` got.
+
+    Returns:
+        The padded dict, in pixels of the images.
+    """
+    detections = {
+        "boxes": tf.convert_to_tensor(outputs["detection_boxes"]),
+        "scores": tf.convert_to_tensor(outputs["detection_scores"]),
+        "class_ids": tf.cast(outputs["detection_classes"], tf.int32) - class_offset,
+        "valid": tf.cast(outputs["num_detections"], tf.int32),
+    }
+    if "detection_masks" in outputs:
+        detections["mask_probs"] = tf.convert_to_tensor(outputs["detection_masks"])
+    if "detection_keypoints" in outputs:
+        detections["keypoints"] = tf.convert_to_tensor(outputs["detection_keypoints"])
+    return _scaled(detections, tf.cast(sizes, tf.float32))
+
+
+def _scaled(detections, factor):
+    """Multiplies y and x of boxes and keypoints by `factor` (B, 2)."""
+    scaled = {**detections, "boxes": box_ops.scale(detections["boxes"], factor)}
+    if "keypoints" in detections:
+        scaled["keypoints"] = keypoint_ops.scale(detections["keypoints"], factor)
+    return scaled

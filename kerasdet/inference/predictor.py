@@ -1,0 +1,122 @@
+"""`Predictor`: the one `detect` of Keras models, exported files and test-time augmentation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from kerasdet.errors import UserError
+from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing, check_resize, open_image, split_images
+
+
+class Predictor:
+    """Base of everything that finds objects in images.
+
+    A subclass sets the attributes and defines `detect_batch`; `detect` and evaluation need nothing else.
+
+    Attributes:
+        num_classes: Number of classes K, or None for a predictor without classes, such as a `ProposalNetwork`.
+        class_names: The K names, or None if they are unknown.
+        preprocessing: The model's `Preprocessing`, or `KeepSize` if `detect_batch` resizes images itself.
+        mask_convention: How masks are pasted into an image, "detectron2" or "torchvision"; None without masks.
+        skeleton: Pairs of keypoint indices that are joined in pictures.
+    """
+
+    num_classes: int | None = None
+    class_names: Sequence[str] | None = None
+    preprocessing: Preprocessing | KeepSize = KeepSize()
+    mask_convention: str | None = None
+    skeleton: Sequence[tuple[int, int]] = ()
+
+    def detect(
+        self,
+        images: np.ndarray | tf.Tensor | Image.Image | str | Path | Sequence,
+        *,
+        batch_size: int = 8,
+        resize: tuple[int, int] | bool | None = None,
+    ) -> Detections | list[Detections]:
+        """Detects objects in images of any size.
+
+        Args:
+            images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of
+                arrays, PIL images and paths. Arrays are RGB, 0..255, uint8 or float. A file is turned upright by its
+                EXIF orientation; a PIL image is taken as its pixels are.
+            batch_size: Number of images that run at once. Smaller batches need less memory.
+            resize: None for the model's own rule, False for no resizing, or (shortest, longest): the shorter side gets
+                `shortest` pixels unless the longer one would exceed `longest`.
+
+        Returns:
+            The `Detections` of a single image, or a list of them for a batch or list, in pixels of the images given.
+
+        Raises:
+            UserError: If there is no image, an image or `resize` is invalid, or `batch_size` is below 1.
+            FileNotFoundError: If a path names no file.
+
+        Example:
+            >>> detections = model.detect("street.jpg")
+            >>> detections.filter(score=0.5).boxes  # (N, 4) as y1, x1, y2, x2
+            >>> several = model.detect(["a.jpg", array], batch_size=2)
+        """
+        if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}: give a whole number from 1.")
+        check_resize(resize)
+        items, is_single = split_images(images)
+        found = []
+        for start in range(0, len(items), batch_size):  # files are opened batch by batch: thousands fit in no memory
+            arrays = [open_image(item, start + i) for i, item in enumerate(items[start : start + batch_size])]
+            batch = self.preprocessing.batch(arrays, resize)
+            found += self.unpad(self.detect_batch(batch), [array.shape[:2] for array in arrays])
+        return found[0] if is_single else found
+
+    def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Detects objects in a batch that `preprocessing.batch` made.
+
+        Args:
+            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), the sizes without
+                padding, by default all of the image; `original_size` (B, 2), the sizes before resizing, by default
+                `image_size`.
+
+        Returns:
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define detect_batch.")
+
+    def unpad(
+        self, detections: Mapping[str, np.ndarray | tf.Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """Splits what `detect_batch` returned into one `Detections` an image.
+
+        Args:
+            detections: The padded dict of B images.
+            image_sizes: B heights and widths of the original images, in pixels.
+        """
+        arrays = {name: np.asarray(value) for name, value in detections.items()}
+        return [
+            unpad(
+                arrays,
+                index,
+                size,
+                class_names=self.class_names,
+                mask_convention=self.mask_convention,
+                skeleton=self.skeleton,
+            )
+            for index, size in enumerate(image_sizes)
+        ]
+
+
+def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the sizes of a batch's images, filled in as `Predictor.detect_batch` says.
+
+    Args:
+        batch: `image` (B, H, W, 3), and optionally `image_size` and `original_size`.
+
+    Returns:
+        `image_size` and `original_size`, (B, 2) int32 each.
+    """
+    shape = tf.shape(batch["image"])
+    whole = tf.broadcast_to(shape[1:3], [shape[0], 2])
+    image_size = tf.cast(batch.get("image_size", whole), tf.int32)
+    return image_size, tf.cast(batch.get("original_size", image_size), tf.int32)

@@ -1,0 +1,388 @@
+"""The second stage of R-CNNs: classes, boxes and branches of regions that the first stage proposes."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from kerasdet import ops
+from kerasdet.errors import UserError
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.coders import DeltaCoder
+from kerasdet.geometry.matching import IGNORE, IoUMatcher, gather_gt, valid_gt_mask
+from kerasdet.geometry.sampling import BalancedSampler, sampling_priority
+from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
+from kerasdet.layers.region_heads import BoxHead, BoxPredictor
+from kerasdet.losses import SmoothL1Loss
+from kerasdet.models.branches import Branch
+from kerasdet.models.postprocess import Postprocessing
+from kerasdet.ops.distribute import global_sum
+
+POOLING_METHODS = ("roi_align", "roi_pool")
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class RoIPooler(ConfigFromInit):
+    """Pools features of regions from the pyramid level that suits their size (https://arxiv.org/abs/1612.03144).
+
+    Args:
+        output_size: Side of the pooled features, in cells.
+        method: "roi_align" samples features between cells (Mask R-CNN), "roi_pool" takes the maximum of whole cells
+            (Fast R-CNN).
+        sampling_ratio: Samples in each direction of a cell; 0 takes more for larger regions. RoIAlign only.
+        aligned: Whether regions shift by half a feature pixel, which aligns samples with pixel centres (detectron2).
+            torchvision's models do not. RoIAlign only.
+        level_epsilon: Added to the level of a region before it is rounded down; torchvision has 1e-6.
+
+    Raises:
+        UserError: If `method` is unknown.
+    """
+
+    def __init__(
+        self,
+        output_size: int = 7,
+        method: str = "roi_align",
+        sampling_ratio: int = 0,
+        aligned: bool = True,
+        level_epsilon: float = 0.0,
+    ):
+        if method not in POOLING_METHODS:
+            raise UserError(f"RoIPooler has no method {method!r}: choose 'roi_align' or 'roi_pool'.")
+        self.output_size = output_size
+        self.method = method
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.level_epsilon = level_epsilon
+
+    def __call__(self, pyramid: Mapping[str, tf.Tensor], rois: tf.Tensor, output_size: int | None = None) -> tf.Tensor:
+        """Pools features.
+
+        Args:
+            pyramid: Levels to pool from, "p2", "p3" ... without a gap: (B, h, w, C).
+            rois: (B, P, 4) in pixels of the network's input.
+            output_size: Overrides the pooler's own size, S.
+
+        Returns:
+            (B * P, S, S, C): the heads see regions as a batch.
+        """
+        size = output_size or self.output_size
+        options = {"output_size": size, "level_epsilon": self.level_epsilon}
+        if self.method == "roi_pool":
+            pooled = ops.multilevel_roi_pool(pyramid, rois, **options)  # (B, P, S, S, C)
+        else:
+            pooled = ops.multilevel_roi_align(
+                pyramid, rois, sampling_ratio=self.sampling_ratio, aligned=self.aligned, **options
+            )  # (B, P, S, S, C)
+        channels = next(iter(pyramid.values())).shape[-1]
+        return tf.reshape(pooled, [-1, size, size, channels])
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class RoIHeads(ConfigFromInit, keras.layers.Layer):
+    """Predicts classes, boxes and what the branches add for proposed regions (Fast R-CNN and Mask R-CNN).
+
+    A user makes it without classes and channels, because model and neck know these. The model calls `attach`.
+
+    Args:
+        pooler: Pools the features of a region; its `output_size` is the box head's.
+        box_head: Layer from pooled features (N, S, S, C) to vectors (N, `out_channels`).
+        branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
+        matcher: Matches proposals to ground truth for training.
+        sampler: Samples the regions to train on.
+        coder: Encodes boxes relative to regions.
+        box_loss: Loss of the boxes of positive regions, such as `SmoothL1Loss` or `GIoULoss`.
+        class_agnostic: Whether a region has one box for all classes instead of one for each.
+        postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before suppression,
+            as in all R-CNNs; `pre_nms_top_k` has no effect.
+
+    Raises:
+        UserError: If two branches have the same name or loss.
+
+    Example:
+        >>> heads = RoIHeads(pooler=RoIPooler(14), branches=[MaskBranch(), KeypointBranch(17)])
+        >>> model = kerasdet.FasterRCNN(80, roi_heads=heads)
+    """
+
+    def __init__(
+        self,
+        *,
+        pooler: RoIPooler | None = None,
+        box_head: keras.layers.Layer | None = None,
+        branches: Sequence[Branch] = (),
+        matcher: IoUMatcher | None = None,
+        sampler: BalancedSampler | None = None,
+        coder: DeltaCoder | None = None,
+        box_loss: SmoothL1Loss | None = None,
+        class_agnostic: bool = False,
+        postprocessing: Postprocessing | None = None,
+        **kwargs,
+    ):
+        super().__init__(**{"autocast": False, "name": "roi_heads", **kwargs})  # boxes stay float32 under every policy
+        self.pooler = pooler or RoIPooler()
+        self.box_head = box_head or BoxHead()
+        self.branches = list(branches)
+        _check_branches(self.branches)
+        self.matcher = matcher or IoUMatcher(0.5, 0.5, allow_low_quality_matches=False)
+        self.sampler = sampler or BalancedSampler(512, 0.25)
+        self.coder = coder or DeltaCoder((10.0, 10.0, 5.0, 5.0))
+        self.box_loss = box_loss or SmoothL1Loss()
+        self.class_agnostic = class_agnostic
+        self.postprocessing = postprocessing or Postprocessing(clip_before_nms=True)
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Keys that `compute_losses` returns."""
+        return ("class_loss", "box_loss", *(name for branch in self.branches for name in branch.loss_names))
+
+    def attach(self, *, num_classes: int, levels: Sequence[str], channels: int) -> None:
+        """Creates the layers and variables, unless they exist.
+
+        Args:
+            num_classes: K, number of classes without background.
+            levels: Names of the pyramid's levels to pool from.
+            channels: Channels of each level.
+
+        Raises:
+            UserError: If the heads belong to a model with other classes, levels or channels.
+        """
+        sizes = (num_classes, tuple(levels), channels)
+        if self.built:
+            if self._sizes != sizes:
+                raise UserError(
+                    f"These RoIHeads belong to a model with (num_classes, levels, channels) = {self._sizes} and cannot "
+                    f"serve one with {sizes}: make new RoIHeads for each model."
+                )
+            return
+        self._sizes = sizes
+        self.num_classes = num_classes
+        size = self.pooler.output_size
+        with policy_scope(self.dtype_policy):
+            if not self.box_head.built:
+                self.box_head.build((None, size, size, channels))
+            self.box_predictor = BoxPredictor(num_classes, self.class_agnostic, name="box_predictor")
+            self.box_predictor.build((None, self.box_head.out_channels))
+        for branch in self.branches:
+            branch.attach(num_classes=num_classes, channels=channels, pool_size=size)
+        self.built = True
+        if not self.trainable:
+            freeze(self)
+
+    def get_build_config(self) -> None:
+        """Returns None: Keras must not build loaded heads before their model attaches them."""
+        return None
+
+    def select_regions(
+        self,
+        proposals: Mapping[str, tf.Tensor],
+        ground_truth: Mapping[str, tf.Tensor] | None = None,
+        seed: int = 0,
+        step: tf.Tensor | int = 0,
+    ) -> dict[str, tf.Tensor]:
+        """Selects the regions to look at: all proposals or, given ground truth, a sample to train on.
+
+        Args:
+            proposals: ``boxes`` (B, N, 4) and ``valid`` (B,), how many of the N are proposals.
+            ground_truth: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M).
+            seed: Seed of the sampling.
+            step: () integer, the training step.
+
+        Returns:
+            ``rois`` (B, P, 4) and ``roi_valid`` (B, P) bool. With ground truth also ``matched_gt`` (B, P) int32 from
+            the matcher; an image's positive regions come first.
+        """
+        rois = tf.stop_gradient(proposals["boxes"])
+        valid = tf.sequence_mask(proposals["valid"], tf.shape(rois)[1])
+        if ground_truth is None:
+            return {"rois": rois, "roi_valid": valid}
+        rois = tf.concat([rois, ground_truth["boxes"]], 1)  # (B, N + M, 4)
+        valid = tf.concat([valid, valid_gt_mask(ground_truth)], 1)
+        matched_gt = tf.where(valid, self.matcher(rois, ground_truth), IGNORE)
+        priority = sampling_priority(tf.shape(rois)[1], seed, step, ground_truth)
+        positive, negative = self.sampler(matched_gt, priority)
+        kind = tf.where(positive, 0, tf.where(negative, 1, 2))
+        order = tf.argsort(kind, stable=True)[:, : self.sampler.samples_per_image]
+        matched_gt = tf.gather(tf.where(kind < 2, matched_gt, IGNORE), order, batch_dims=1)  # (B, P)
+        return {
+            "rois": tf.gather(rois, order, batch_dims=1),  # (B, P, 4)
+            "roi_valid": matched_gt != IGNORE,
+            "matched_gt": matched_gt,
+        }
+
+    def call(
+        self, pyramid: Mapping[str, tf.Tensor], regions: Mapping[str, tf.Tensor], training: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """Predicts for every region.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+            regions: Result of `select_regions`.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            The regions, ``class_logits`` (B, P, K + 1) with the background last, and ``box_deltas`` (B, P, K or 1, 4).
+            If the regions are a sample to train on, also each branch's logits under its name.
+        """
+        rois = regions["rois"]
+        batch, count = tf.unstack(tf.shape(rois)[:2])
+        pooled = self.pool(pyramid, rois)  # (B * P, S, S, C)
+        outputs = dict(regions)
+        if "matched_gt" in regions:
+            positive = regions["matched_gt"] >= 0
+            by_image = tf.reshape(pooled, [batch, count, *pooled.shape[1:]])
+            shared = tf.reshape(self._leading_positives(by_image, positive), [-1, *pooled.shape[1:]])
+            own = self._leading_positives(rois, positive)
+            for branch in self.branches:
+                features = shared if branch.pool_size is None else self.pool(pyramid, own, branch)
+                outputs[branch.name] = branch(features, training=training)
+        class_logits, box_deltas = self.box_predictor(self.box_head(pooled, training=training))
+        outputs["class_logits"] = tf.reshape(class_logits, [batch, count, self.num_classes + 1])
+        outputs["box_deltas"] = tf.reshape(box_deltas, [batch, count, -1, 4])
+        return outputs
+
+    def pool(self, pyramid: Mapping[str, tf.Tensor], rois: tf.Tensor, branch: Branch | None = None) -> tf.Tensor:
+        """Pools the features of regions for a branch or, by default, for the box head.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+            rois: (B, P, 4).
+            branch: One of `branches`.
+
+        Returns:
+            (B * P, S, S, C).
+        """
+        _, levels, _ = self._sizes
+        return self.pooler({level: pyramid[level] for level in levels}, rois, branch.pool_size if branch else None)
+
+    def branch_maps(
+        self, branch: Branch, pyramid: Mapping[str, tf.Tensor], boxes: tf.Tensor, class_ids: tf.Tensor
+    ) -> tf.Tensor:
+        """Runs a branch on detected boxes.
+
+        Args:
+            branch: One of `branches`.
+            pyramid: level -> (B, h, w, C).
+            boxes: (B, D, 4).
+            class_ids: (B, D) int32, -1 for padding.
+
+        Returns:
+            Masks or heatmaps (B, D, S, S, ...).
+        """
+        return branch.select_class_maps(branch(self.pool(pyramid, boxes, branch), training=False), class_ids)
+
+    def _leading_positives(self, regions, positive):
+        """Keeps the leading regions (B, S, ...); the sampler puts every positive first, `positive` (B, S).
+
+        The number kept is that of the image with the most positives, rounded up to 8: oneDNN compiles a kernel for
+        each number it sees. Batch norms would see a different mix of regions for each number, and static shapes allow
+        only one: both keep as many as the sampler allows.
+        """
+        most = self.sampler.max_positives
+        if not ops.static_shapes() and not any(branch.uses_batch_statistics for branch in self.branches):
+            count = tf.reduce_max(tf.reduce_sum(tf.cast(positive, tf.int32), 1))
+            most = tf.clip_by_value((count + 7) // 8 * 8, 1, most)
+        return regions[:, :most]
+
+    def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict:
+        """Computes what each sampled region should predict.
+
+        Args:
+            outputs: Result of `call` on a sample to train on.
+            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and the target keys of the branches.
+
+        Returns:
+            ``class_ids`` (B, P), K for background; ``boxes`` (B, P, 4), the region itself where it has no object;
+            ``positive`` and ``sampled`` (B, P) bool; each branch's targets under its name.
+        """
+        matched_gt, rois = outputs["matched_gt"], outputs["rois"]
+        positive = matched_gt >= 0
+        leading = self._leading_positives(rois, positive), self._leading_positives(matched_gt, positive)
+        return {
+            "class_ids": tf.where(positive, gather_gt(batch["class_ids"], matched_gt), self.num_classes),
+            "boxes": tf.where(positive[..., None], gather_gt(batch["boxes"], matched_gt), rois),
+            "positive": positive,
+            "sampled": matched_gt != IGNORE,
+            **{branch.name: branch.compute_targets(*leading, batch) for branch in self.branches},
+        }
+
+    def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
+        """Computes the losses of the second stage, averaged over the sampled regions of all replicas.
+
+        Args:
+            outputs: Result of `call` on a sample to train on.
+            targets: Result of `compute_targets`.
+
+        Returns:
+            A scalar for each of `loss_names`.
+        """
+        sampled = tf.cast(targets["sampled"], float_dtype())
+        count = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
+        class_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets["class_ids"], outputs["class_logits"])
+        deltas = outputs["box_deltas"]  # (B, P, K or 1, 4)
+        own = tf.minimum(targets["class_ids"], tf.shape(deltas)[2] - 1)
+        deltas = tf.gather(deltas, own, batch_dims=2)  # (B, P, 4)
+        positive = targets["positive"]
+        # a region of padding has no size to divide by, and a zero weight does not undo an infinite loss
+        anchors = tf.where(positive[..., None], outputs["rois"], [0.0, 0.0, 1.0, 1.0])
+        boxes = tf.where(positive[..., None], targets["boxes"], anchors)
+        box_loss = self.box_loss(deltas, anchors, boxes, tf.cast(positive, float_dtype()), self.coder)
+        result = {"class_loss": tf.reduce_sum(class_loss * sampled) / count, "box_loss": box_loss / count}
+        leading = self._leading_positives(positive, positive)
+        for branch in self.branches:
+            result |= branch.compute_losses(outputs[branch.name], targets[branch.name], leading)
+        return result
+
+    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Decodes the boxes of all regions and classes, clipped to the image.
+
+        Args:
+            outputs: Result of `call` on all proposals.
+            image_size: (B, 2) int32 height and width without padding.
+
+        Returns:
+            ``boxes`` (B, P * K, 4), ``scores`` (B, P * K) with 0 for boxes that are too small or padding, and
+            ``class_ids`` (B, P * K).
+        """
+        scores = tf.nn.softmax(outputs["class_logits"])[..., : self.num_classes]  # (B, P, K)
+        boxes = self.coder.decode(outputs["box_deltas"], outputs["rois"][:, :, None])  # (B, P, K or 1, 4)
+        boxes = tf.broadcast_to(boxes, tf.concat([tf.shape(scores), [4]], 0))
+        boxes = box_ops.clip(tf.reshape(boxes, [tf.shape(boxes)[0], -1, 4]), image_size)  # (B, P * K, 4)
+        usable = tf.repeat(outputs["roi_valid"], self.num_classes, axis=1)  # (B, P * K)
+        mask = self.postprocessing.box_mask(boxes, image_size)
+        if mask is not None:
+            usable &= mask
+        scores = tf.where(usable, tf.reshape(scores, tf.shape(usable)), 0.0)
+        class_ids = tf.broadcast_to(tf.range(tf.shape(scores)[1]) % self.num_classes, tf.shape(scores))
+        return {"boxes": boxes, "scores": scores, "class_ids": class_ids}
+
+    def add_branch_outputs(
+        self, detections: Mapping[str, tf.Tensor], pyramid: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Adds the outputs of the branches to detections.
+
+        The branches run on no more regions than the image with the most detections has, unless shapes are static.
+
+        Args:
+            detections: ``boxes`` (B, D, 4), ``class_ids`` (B, D) and ``valid`` (B,).
+            pyramid: level -> (B, h, w, C).
+
+        Returns:
+            `detections` and the branches' outputs, each (B, D, ...), zero for padding.
+        """
+        found = dict(detections)
+        most = padded = self.postprocessing.max_detections
+        if not ops.static_shapes():
+            most = tf.maximum(tf.reduce_max(detections["valid"]), 1)
+        first = {name: detections[name][:, :most] for name in ("boxes", "class_ids")}
+        for branch in self.branches:
+            maps = self.branch_maps(branch, pyramid, **first)
+            for name, value in branch.postprocess(maps, first).items():
+                missing = [[0, 0], [0, padded - most]] + [[0, 0]] * (value.shape.rank - 2)
+                found[name] = tf.ensure_shape(tf.pad(value, missing), [None, padded, *value.shape[2:]])
+        return found
+
+
+def _check_branches(branches):
+    """Raises a UserError if two branches would overwrite each other's outputs."""
+    for names in ([branch.name for branch in branches], [name for branch in branches for name in branch.loss_names]):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"Two branches have the name or loss {', '.join(sorted(twice))}: give one of each kind.")

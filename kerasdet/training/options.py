@@ -1,0 +1,100 @@
+"""Groups of options of `train`, each of which gin can configure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kerasdet import evaluation
+from kerasdet.errors import UserError
+
+
+def check_positive(owner: str, **counts: int | None) -> None:
+    """Checks that counts are whole numbers from 1; None, an option that is off, passes.
+
+    Raises:
+        UserError: If a count is anything else.
+    """
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"{owner}.{name} is {value!r}: it must be a whole number from 1.")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Says on which data a run evaluates its model, how often, and what follows from the numbers.
+
+    Args:
+        data: Dataset to evaluate on.
+        evaluate: Function ``evaluate(model, data)`` that returns metrics with a ``summary`` dict of numbers by name.
+            `kerasdet.evaluate` measures COCO AP. Losses on `data` are measured in any case.
+        every: Epochs between two evaluations. A run always evaluates after its last step.
+        monitor: Name of the number that chooses the best model, such as "AP50", "segm/AP" or "val_loss". None takes
+            the first number of the summary.
+        patience: Number of evaluations in a row without a better `monitor` after which training stops. None never
+            stops early.
+
+    Raises:
+        UserError: If there is no data, or a count is not a whole number from 1.
+    """
+
+    data: Any
+    evaluate: Callable = evaluation.evaluate
+    every: int = 1
+    monitor: str | None = None
+    patience: int | None = None
+
+    def __post_init__(self):
+        if self.data is None:
+            raise UserError(
+                "Validation.data is None: give a dataset, or set train.validation to None to train without validation."
+            )
+        check_positive("Validation", every=self.every, patience=self.patience)
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Says how often a run saves its state, and how many checkpoints it keeps.
+
+    Args:
+        steps_per_epoch: Steps between two checkpoints; such a stretch counts as an epoch. None takes one pass over the
+            data.
+        max_to_keep: Number of the latest checkpoints that stay on disk.
+
+    Raises:
+        UserError: If a count is not a whole number from 1.
+    """
+
+    steps_per_epoch: int | None = None
+    max_to_keep: int = 3
+
+    def __post_init__(self):
+        check_positive("Checkpointing", steps_per_epoch=self.steps_per_epoch, max_to_keep=self.max_to_keep)
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Says how a training step runs: on which shapes, in how many parts, compiled or not.
+
+    Args:
+        pad_to: Height and width in pixels to which every batch is padded. None pads each batch to its largest image.
+        max_boxes: Number of objects to which every image is padded. None pads to the most objects in a batch.
+        micro_batches: Number of parts into which a replica splits its images. The parts run one after the other, which
+            saves memory, and the step applies the mean of their gradients. Each part counts its own objects, and an
+            ``ema`` normaliser moves once a part, so N replicas with parts differ from one device with parts.
+        jit_compile: Whether XLA compiles the step. Needs `pad_to`, `max_boxes` and a single replica.
+
+    Raises:
+        UserError: If a count is not a whole number from 1, or XLA is asked to compile steps of changing shapes.
+    """
+
+    pad_to: tuple[int, int] | None = None
+    max_boxes: int | None = None
+    micro_batches: int = 1
+    jit_compile: bool = False
+
+    def __post_init__(self):
+        check_positive("StepOptions", max_boxes=self.max_boxes, micro_batches=self.micro_batches)
+        if self.jit_compile and (self.pad_to is None or self.max_boxes is None):
+            raise UserError(
+                "StepOptions.jit_compile needs batches of one shape: set StepOptions.pad_to and StepOptions.max_boxes."
+            )

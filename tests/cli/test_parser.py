@@ -1,0 +1,80 @@
+import pytest
+from kerasdet.export import formats
+from kerasdet.export.tflite.postprocessing import POSTPROCESSING
+from kerasdet.export.tflite.write import INPUT_TYPES
+
+from kerasdet.cli import parser
+from kerasdet.cli.parser import make_parser
+
+COMMANDS = ("train", "eval", "predict", "export", "convert")
+
+
+def parse(*words):
+    return make_parser().parse_args(words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        parse(command, "--help")
+    assert stop.value.code == 0
+    assert f"  kerasdet {command} " in capsys.readouterr().out.partition("Example")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "required: CONFIG"),
+        (["predict", "x"], "required: IMAGE"),
+        (["eval", "x", "--batch-size", "0"], "'0' is not a whole number of 1 or more"),
+        (["eval", "x", "--tta", "1.5"], "'1.5' is not a whole number"),
+        (["predict", "x", "y", "--score-threshold", "2"], "'2' is not a number from 0 to 1"),
+        (["predict", "x", "y", "--score-threshold", "nan"], "'nan' is not a number from 0 to 1"),
+        (["export", "x", "y", "--fast"], "unrecognized arguments: --fast"),
+        (["export", "x", "y", "--precision", "int4"], "invalid choice: 'int4'"),
+        (["convert", "x", "--out", "y"], "required: --source"),
+    ],
+)
+def test_wrong_usage_exits_with_usage_and_reason(capsys, words, reason):
+    with pytest.raises(SystemExit) as stop:
+        parse(*words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: kerasdet")
+    assert reason in error
+
+
+def test_debug_is_accepted_before_and_after_the_command():
+    assert not parse("eval", "x").debug
+    assert parse("--debug", "eval", "x").debug
+    assert parse("eval", "x", "--debug").debug
+
+
+def test_home_folder_is_expanded_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = parse("predict", "~/run", "~/a.jpg", "@~/list.txt", "~/*.png", "--draw", "~/drawn")
+    assert (options.model, options.draw) == ("/home/me/run", "/home/me/drawn")
+    assert options.images == ["/home/me/a.jpg", "@/home/me/list.txt", "/home/me/*.png"]
+    options = parse("export", "~/run", "~/out", "--verify-images", "~/a.jpg", "--calibration-images", "~/b.jpg")
+    assert (options.out, options.verify_images, options.calibration_images) == (
+        "/home/me/out",
+        ["/home/me/a.jpg"],
+        ["/home/me/b.jpg"],
+    )
+
+
+def test_choices_are_those_of_the_exporters():
+    """The parser repeats them because it must not import the exporters, which import TensorFlow."""
+    saved_model, tflite = formats.FORMATS
+    assert (saved_model.name, tflite.name) == parser.FORMATS
+    assert tuple(saved_model.precisions) == parser.SAVED_MODEL_PRECISIONS
+    assert tuple(tflite.precisions) == parser.TFLITE_PRECISIONS
+    assert tuple(POSTPROCESSING) == parser.TFLITE_POSTPROCESSING
+    assert tuple(INPUT_TYPES) == parser.TFLITE_INPUTS
+
+
+def test_every_option_of_an_exporter_is_an_option_of_export():
+    options = vars(parse("export", "run", "out"))
+    assert {name for each in formats.FORMATS for name in each.options} <= set(options)
