@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tiny
 from export_models import make
-
-import kerasdet
 from kerasdet.export import export_saved_model, export_tflite
 from kerasdet.export.verify import compare, tolerance_for
+
+import kerasdet
 
 TFLITE_SIZE = (96, 128)
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
+from kerasdet.export import export_and_verify, formats, verify_export, workflow
+from kerasdet.export.protocol import Format, WorkerRun
 
 import kerasdet
 from kerasdet.errors import UserError, VerificationError
-from kerasdet.export import export_and_verify, formats, verify_export, workflow
-from kerasdet.export.protocol import Format, WorkerRun
 from kerasdet.inference import KeepSize, Predictor
 
 SIZE = {"format": "tflite", "size": (64, 64)}
