@@ -1,4 +1,4 @@
-"""The models of the contract, with weights that keep numbers small: what is compared is arithmetic, not chaos."""
+"""The tiny models of the detector contract, with weights that keep activations small, as training does."""
 
 import numpy as np
 from models.models import MODELS, SLOW
@@ -15,7 +15,7 @@ _GAINS = {
 
 
 def make(name, seed=0):
-    """A model of `MODELS` that has detections in any image, always the same."""
+    """Makes a model of `MODELS` that finds objects in any image; `seed` decides its weights."""
     model = MODELS[name]()
     rng = np.random.default_rng(seed)
     for variable in model.variables:

@@ -14,12 +14,12 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, make
-from kerasdet.export import export_tflite, tflite, verify_tflite
-from kerasdet.export.tflite.quantization import PRECISIONS
-from kerasdet.export.tflite.write import tails
 from PIL import Image
 
 import kerasdet
+from kerasdet.export import export_tflite, tflite, verify_tflite
+from kerasdet.export.tflite.quantization import PRECISIONS
+from kerasdet.export.tflite.write import tails
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("ai_edge_quantizer")
