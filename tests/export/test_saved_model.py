@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export.conftest import verify_in_process
+from export_models import verify_in_process
 from PIL import Image, ImageOps
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
