@@ -1,6 +1,7 @@
 """Detects objects with a file of `kerasdet export --format tflite`: ``python detect.py MODEL.tflite IMAGE``.
 
-Only ai-edge-litert, NumPy and Pillow are needed. The file needs the postprocessing ``nms`` (the default) or ``postprocess``.
+Only ai-edge-litert, NumPy and Pillow are needed. The file must have the postprocessing ``nms`` (the default) or
+``postprocess``.
 """
 
 import argparse
