@@ -303,7 +303,7 @@ MISTAKES = {
     "export: no calibration images": (["export", "{}/run", "{}/new.tflite", "--precision", "int8"], "int8 needs"),
     "export: no image": (
         ["export", "{}/run", "{}/new", "--verify-images", "{}/no.jpg"],
-        "There is no image {}/no.jpg",
+        "The image {}/no.jpg does not exist",
     ),
     "convert: no source": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet", "--out", "{}/new"],
@@ -315,11 +315,11 @@ MISTAKES = {
     ),
     "convert: no file": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet_resnet50_fpn", "--out", "{}/new"],
-        "{}/no.pth: no such file",
+        "{}/no.pth: the file does not exist",
     ),
     "convert: no checkpoint": (
         ["convert", "{}/words.jpg", "--source", "torchvision/retinanet_resnet50_fpn", "--out", "{}/new"],
-        "words.jpg: is none of the formats that are read",
+        "words.jpg: has none of the supported formats",
     ),
 }
 
@@ -343,7 +343,7 @@ def test_mistake_is_one_line(capsys, folder, mistake):
 
 @pytest.mark.parametrize(
     ("image", "expected"),
-    [("no.jpg", "There is no image {}/no.jpg"), ("words.jpg", "{}/words.jpg cannot be read as an image")],
+    [("no.jpg", "The image {}/no.jpg does not exist"), ("words.jpg", "{}/words.jpg cannot be read as an image")],
 )
 def test_predict_names_an_image_that_cannot_be_read(capsys, folder, image, expected):
     assert kerasdet("predict", folder / "run", folder / image) == 2
