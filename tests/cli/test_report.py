@@ -78,7 +78,9 @@ BUGS = {
     "library's value error": lambda: np.zeros(-1),
     "slip inside kerasdet": lambda: AnchorGenerator(sizes=3),
     "graph": lambda: throw(tf.errors.InvalidArgumentError(None, None, "shapes differ [[{{node MatMul}}]]")),
-    "slip inside a long call of gin": lambda: throw(TypeError("a slip\n  In call to configurable 'train' (<function>)")),
+    "slip inside a long call of gin": lambda: throw(
+        TypeError("a slip\n  In call to configurable 'train' (<function>)")
+    ),
 }
 
 
