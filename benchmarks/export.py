@@ -30,9 +30,9 @@ PEERS = ("torchvision eager", "torchvision compiled", "torchvision bfloat16", "t
 def write_saved_model(model_name, load, precision, size, path):
     """The SavedModel to measure."""
     import numpy as np
+    from kerasdet.export import export_saved_model
 
     import kerasdet
-    from kerasdet.export import export_saved_model
     from kerasdet.models import Preprocessing
 
     model = getattr(kerasdet, MODELS[model_name])(
@@ -175,8 +175,9 @@ def _run(python, arguments, options):
 
 def _differences(path, images):
     """How a trained model's detections differ under bfloat16."""
-    import kerasdet
     from kerasdet.export import workflow as shipping
+
+    import kerasdet
 
     with tempfile.TemporaryDirectory() as folder:
         print(shipping.ship(kerasdet.load(path), Path(folder) / "model", images=images, precision="bfloat16")[1])

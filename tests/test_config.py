@@ -1,4 +1,3 @@
-import inspect
 import json
 import math
 import re
@@ -9,11 +8,16 @@ import numpy as np
 import pytest
 import tiny
 
-from kerasdet import FCOS, FPN, ResNet, RetinaNet, config, load
+from kerasdet import FPN, ResNet, RetinaNet, config, load, losses
 from kerasdet.checkpoints import SOURCES
 from kerasdet.data import RandomFlip
-from kerasdet.layers import ConvTop
+from kerasdet.geometry.coders import DistanceCoder
+from kerasdet.geometry.matching import FCOSMatcher
+from kerasdet.layers import ConvTop, FCOSHead
+from kerasdet.losses import FocalLoss
 from kerasdet.models import Detector
+from kerasdet.models.common import LossNormalizer
+from kerasdet.models.postprocess import Postprocessing
 
 FILES = sorted(config.GIN_CONFIGS.glob("*.gin"))
 SHAPES = "retinanet_r18_fpn_shapes"
@@ -22,8 +26,8 @@ TINY = (
     "ResNet.stages=(1, 1, 1, 1)",
     "FPN.channels=32",
     "ConvTop.channels=32",
-    "RetinaNet.head_convs=1",
-    "FCOS.head_convs=1",
+    "RetinaNetHead.num_convs=1",
+    "FCOSHead.num_convs=1",
     "BoxHead.fc_channels=16",
     "MaskBranch.channels=8",
     "KeypointBranch.channels=8",
@@ -44,7 +48,7 @@ def nothing_stays_configured():
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
-    """Tiny data in COCO's format, and what CHECKPOINT may name: a backbone of each kind of block, a detector."""
+    """A folder with tiny data in two formats, and for CHECKPOINT a backbone of each kind of block and a detector."""
     folder = tmp_path_factory.mktemp("material")
     data = tiny.shapes_data(folder / "data", num_images=4)
     tiny.as_voc(data.annotations, folder / "voc", ["trainval", "test"])
@@ -59,13 +63,13 @@ def material(tmp_path_factory):
 
 
 def with_includes(path):
-    """The text of a gin file and of what it includes."""
+    """Returns the text of a gin file and of all files that it includes."""
     text = path.read_text()
     return text + "".join(with_includes(config.GIN_CONFIGS / name) for name in re.findall(r"include '(.*)'", text))
 
 
 def tiny_overrides(path, material, out_dir):
-    """What turns the training of a file into one step of a tiny model on tiny data."""
+    """Returns overrides with which a file trains a tiny model for one step on tiny data."""
     text = with_includes(path)
     depth = re.search(r"ResNet\.depth = (\d+)", text)
     backbone = "basic" if depth and int(depth[1]) < 50 else "bottleneck"
@@ -95,34 +99,55 @@ def tiny_overrides(path, material, out_dir):
 
 
 def configured(name):
-    """The object that a parameter refers to, made now."""
+    """Makes the object that a parameter refers to."""
     return gin.query_parameter(name).scoped_configurable_fn()
 
 
-LARGE = re.compile("r50|r101|_bccd|_dsb")  # others quickly show the same
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_makes_model_and_optimizer(tmp_path, material, path):
+    """Makes everything that the file configures; files that share their parts need no step each to prove these."""
+    config.load(path.stem, tiny_overrides(path, material, tmp_path / "run"))
+    assert config.eval_data().num_classes == 5
+    assert configured("train.data").num_classes == 5
+    model = configured("train.model")
+    assert isinstance(model, Detector)
+    assert model.num_classes == 5
+    model.compile(optimizer=configured("train.optimizer"))
+    if "@backbone_weights()" in with_includes(path):
+        source = load(config.macro("CHECKPOINT"))
+        for name in ("stem", "blocks"):
+            ours, theirs = (getattr(backbone, name) for backbone in (model.backbone, source))
+            layer, expected = (part[0] if name == "blocks" else part for part in (ours, theirs))
+            assert all(np.array_equal(w, e) for w, e in zip(layer.weights, expected.weights, strict=True))
+
+
+# One file for each kind of model; the slow ones have a backbone from a checkpoint and other data.
+TRAINED = {
+    "retinanet_r18_fpn_shapes": "quick",
+    "fcos_r18_fpn_shapes": "quick",
+    "mask_rcnn_r18_fpn_shapes": "quick",
+    "keypoint_rcnn_r18_fpn_shapes": "quick",
+    "finetune": "quick",
+    "retinanet_r50_fpn_1x": "slow",
+    "fcos_r50_caffe_fpn_gn_tricks_dcn_1x": "slow",
+    "faster_rcnn_r50_fpn_voc": "slow",
+    "mask_rcnn_r18_fpn_dsb": "slow",
+}
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[pytest.mark.slow] * bool(LARGE.search(p.stem)), id=p.stem) for p in FILES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if pace == "slow" else []) for name, pace in TRAINED.items()]
 )
-def test_every_file_trains_a_step(tmp_path, material, path):
+def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, name):
     out_dir = tmp_path / "run"
-    overrides = tiny_overrides(path, material, out_dir)
-    config.load(path.stem, overrides)
-    assert config.eval_data().num_classes == 5
-
-    config.load(path.stem, [*overrides, "train.validation=None"])
+    overrides = tiny_overrides(config.GIN_CONFIGS / f"{name}.gin", material, out_dir)
+    config.load(name, [*overrides, "train.validation=None"])
     model = config.train()
-    assert isinstance(model, Detector)
-    assert model.num_classes == 5
     (line,) = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     assert line["step"] == 1
     assert 0 < line["loss"] < math.inf
     for ours, theirs in zip(tiny.weights(load(out_dir)), tiny.weights(model), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    if "@backbone_weights()" in with_includes(path):
-        source = load(config.macro("CHECKPOINT"))
-        np.testing.assert_array_equal(model.backbone.stem.conv.kernel, source.stem.conv.kernel)  # frozen
 
     written = (out_dir / "config.gin").read_text()
     config.load(out_dir / "config.gin")
@@ -157,8 +182,8 @@ MMDET_RECIPES = {
 
 
 @pytest.mark.parametrize("name", MMDET_RECIPES)
-def test_mmdetection_recipes(name):
-    """What a recipe trains is what the checkpoint of the same recipe becomes."""
+def test_mmdetection_recipe_makes_the_parts_of_its_source(name):
+    """Compares the parts that a recipe configures with those of a converted checkpoint of the same recipe."""
     source, warmup, clip = MMDET_RECIPES[name]
     config.load(name, ["CHECKPOINT=R-50"])
     assert (config.macro("STEPS"), config.macro("BATCH_SIZE")) == (12 * 7330, 16)
@@ -171,15 +196,23 @@ def test_mmdetection_recipes(name):
     assert (optimizer.bias_l2, optimizer.bias_lr_factor) == (0.0, 2.0)
 
     spec = SOURCES[source]
-    for parameter, argument in {**spec.model, **spec.backbone}.items():
-        owner = "FCOS" if parameter in spec.model else "ResNet"
-        try:
+    loss_name, loss_arguments = spec.box_loss
+    expected = {
+        "head": FCOSHead(**spec.head),
+        "coder": DistanceCoder(**spec.coder),
+        "matcher": FCOSMatcher(**spec.matcher),
+        "class_loss": FocalLoss(),
+        "box_loss": getattr(losses, loss_name)(**loss_arguments),
+        "normalizer": LossNormalizer(**{"start": 300.0, **spec.normalizer}),
+        "postprocessing": Postprocessing(**spec.postprocessing),
+    }
+    for part, theirs in expected.items():
+        ours = configured(f"FCOS.{part}")
+        assert (type(ours), ours.get_config()) == (type(theirs), theirs.get_config())
+    arguments = {"FCOS": spec.model, "ResNet": spec.backbone, "ConvTop": spec.top}
+    for owner, parameters in {**arguments, "Preprocessing": {"mean": spec.preprocessing["mean"]}}.items():
+        for parameter, argument in parameters.items():
             assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter
-        except ValueError:  # where the recipe says nothing, the default is right
-            assert inspect.signature({"FCOS": FCOS, "ResNet": ResNet}[owner]).parameters[parameter].default == argument
-    assert gin.query_parameter("DistanceCoder.normalize") == spec.coder["normalize"]
-    assert gin.query_parameter("Preprocessing.mean") == spec.preprocessing["mean"]
-    assert gin.query_parameter("ConvTop.in_feature") == spec.top["in_feature"]
 
 
 @pytest.mark.parametrize(
@@ -226,8 +259,8 @@ def test_detectron2_recipes(name, depth, steps, milestones, rate, shortest):
         ("OUT_DIR=None", None),
         ("Preprocessing.mean=(1, 2.5, 3)", (1, 2.5, 3)),
         ("ResNet.out_features=['c4', 'c5']", ["c4", "c5"]),
-        ("RetinaNet.head_norm=gn", "gn"),
-        ("RetinaNet.head_norm=None", None),
+        ("RetinaNetHead.norm=gn", "gn"),
+        ("RetinaNetHead.norm=None", None),
         ("FPN.norm='bn'", "bn"),
         ("train/shapes_dataset.num_images=12", 12),
     ],
@@ -344,7 +377,7 @@ def test_loading_again_leaves_nothing_of_the_first(tmp_path):
     config.load(SHAPES, ["FPN.norm=bn", "STEPS=5"])
     config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=x"])
     assert config.macro("STEPS") == 90000
-    for name in ("FPN.norm", "RetinaNet.head_norm", "%TRAIN_DIR", "train/shapes_dataset.seed"):
+    for name in ("FPN.norm", "RetinaNetHead.norm", "%TRAIN_DIR", "train/shapes_dataset.seed"):
         with pytest.raises(ValueError):
             gin.query_parameter(name)
     with pytest.raises(FileNotFoundError):
@@ -353,12 +386,12 @@ def test_loading_again_leaves_nothing_of_the_first(tmp_path):
 
 
 def test_python_ignores_the_configuration():
-    config.load(SHAPES, [*TINY, "RandomFlip.horizontal=0.1", "RetinaNet.score_threshold=0.9"])
+    config.load(SHAPES, [*TINY, "RandomFlip.horizontal=0.1", "Postprocessing.score_threshold=0.9"])
     assert RandomFlip() == RandomFlip(0.5, 0.0)
     assert ConvTop().channels == 256
     assert FPN(top=ConvTop()).channels == 256
     assert ResNet(18, stages=(1,), out_features=("c2",)).width == 64
-    assert tiny.detector().score_threshold == 0.05
+    assert Postprocessing().score_threshold == 0.05
 
 
 def test_what_is_configured_is_of_the_classes_themselves():

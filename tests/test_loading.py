@@ -6,12 +6,14 @@ import pytest
 import tiny
 
 import kerasdet
+from kerasdet.layers import RetinaNetHead
 from kerasdet.loading import backbone_weights, load, load_detector, pretrained
+from kerasdet.models.common import LossNormalizer
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.talkative(score_threshold=0.008, normalizer="batch", head_convs=2)
+    return tiny.talkative(score_threshold=0.008, normalizer=LossNormalizer("batch"), head=RetinaNetHead(2))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_load_opens_files_converted_folders_and_runs(file, run_dir, model, as_te
     for path in (file, file.parent, run_dir):
         loaded = load(str(path) if as_text else path)
         assert same_weights(loaded, model)
-        assert loaded.score_threshold == 0.008
+        assert loaded.postprocessing.score_threshold == 0.008
         assert tuple(loaded.class_names) == tiny.CLASS_NAMES
 
 
@@ -129,8 +131,7 @@ def test_pretrained_with_other_classes_re_initialises_only_the_class_layer(file,
     assert np.std(head_kernel(tuned)) == pytest.approx(0.01, rel=0.2)  # RetinaNet's initial standard deviation
     (bias,) = [v for v in tuned.variables if v.path.endswith("class_logits/conv/bias")]
     np.testing.assert_allclose(bias, np.log(0.01 / 0.99), rtol=1e-5)
-    options = ("score_threshold", "normalizer", "head_convs")
-    assert [getattr(tuned, name) for name in options] == [0.008, "batch", 2]
+    assert (tuned.postprocessing.score_threshold, tuned.normalizer.method, tuned.head.num_convs) == (0.008, "batch", 2)
     assert tuned.preprocessing.longest == 96
 
 
@@ -139,7 +140,7 @@ def test_pretrained_rcnn_with_other_classes_re_initialises_its_branches(tmp_path
     model.save(tmp_path / "model.keras")
     tuned = pretrained(tmp_path / "model.keras", 2)
     logits = tuned({"image": np.zeros((1, 64, 64, 3), np.uint8), "image_size": np.int32([[64, 64]])})["class_logits"]
-    assert (tuned.num_classes, tuned.branches[0].num_classes, logits.shape[-1]) == (2, 2, 3)
+    assert (tuned.num_classes, logits.shape[-1]) == (2, 3)
     changed = {
         new.path.split("/")[-2 if new.path.split("/")[-2] != "conv" else -3]
         for new, old in zip(tuned.variables, model.variables, strict=True)

@@ -40,7 +40,7 @@ def detector(num_classes=5, seed=0, model_class=RetinaNet, score_threshold=0.05,
 
 
 def rcnn(num_classes=5, seed=0, branches=None, **kwargs):
-    """An R-CNN with masks and keypoints for images of 64x64, its weights by `seed`."""
+    """Makes an R-CNN with masks and keypoints for images of 64x64; `seed` decides its weights."""
     keras.utils.set_random_seed(seed)
     features = ("c2", "c3", "c4", "c5")
     if branches is None:
@@ -51,9 +51,9 @@ def rcnn(num_classes=5, seed=0, branches=None, **kwargs):
             "backbone": backbone(out_features=features),
             "neck": FPN(features, channels=16, top=MaxPoolTop()),
             "preprocessing": Preprocessing(shortest=64, longest=96),
-            "rpn": RPN(proposals=ProposalSelection(post_nms_top_k=20, train_post_nms_top_k=20)),
+            "rpn": RPN(proposals=ProposalSelection(train_post_nms_top_k=20, post_nms_top_k=20)),
             "roi_heads": RoIHeads(
-                box_head=BoxHead(fc_channels=16), branches=branches, sampler=BalancedSampler(16, 0.25)
+                box_head=BoxHead(fc_channels=16), branches=branches, sampler=BalancedSampler(16, positive_fraction=0.25)
             ),
             **kwargs,
         },

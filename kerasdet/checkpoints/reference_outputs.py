@@ -88,11 +88,8 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 
 def _network_outputs(model, image):
     """Returns the pyramid and the outputs of a dense head in torch's layout, by the names of `verify`."""
-    resized = model.preprocessing.resize(tf.constant(image)[None])
-    height, width = resized.shape[1:3]
-    padded = model.preprocessing.padded_size(np.array([height, width]))
-    batch = tf.pad(resized, [[0, 0], [0, padded[0] - height], [0, padded[1] - width], [0, 0]])
-    inputs = {"image": batch, "image_size": tf.constant([[height, width]])}
+    batch = model.preprocessing.batch([image])
+    inputs = {"image": batch["image"], "image_size": batch["image_size"]}
     pyramid = model.neck(model.backbone(model.preprocessing.normalize(**inputs)))
     found = {level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()}
     outputs = model(inputs)
@@ -126,14 +123,12 @@ def _detections(outputs):
 
 def _missed_fraction(detections, theirs, first_label):
     """Returns the fraction of the source's detections that the model does not find."""
-    count = detections["valid"][0]
-    boxes = detections["boxes"][0, :count][:, [1, 0, 3, 2]]
-    scores, labels = detections["scores"][0, :count], detections["class_ids"][0, :count] + first_label
-    free = np.ones(count, bool)
+    labels = detections.class_ids + first_label
+    free = np.ones(len(detections), bool)
     missed = 0
     for box, score, label in zip(theirs["boxes"], theirs["scores"], theirs["labels"], strict=True):
-        same = free & (labels == label) & (np.abs(scores - score) <= MAX_SCORE_DIFFERENCE)
-        same &= np.abs(boxes - box).max(1, initial=0) <= MAX_BOX_DIFFERENCE
+        same = free & (labels == label) & (np.abs(detections.scores - score) <= MAX_SCORE_DIFFERENCE)
+        same &= np.abs(detections.xyxy - box).max(1, initial=0) <= MAX_BOX_DIFFERENCE
         if same.any():
             free[same.argmax()] = False
         else:

@@ -1,1 +1,1 @@
-"""Boxes, anchors, matching, masks and keypoints as pure functions."""
+"""Pure functions for boxes, anchors, matching, sampling, masks and keypoints."""

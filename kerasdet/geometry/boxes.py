@@ -1,49 +1,73 @@
-"""Boxes, and THE coordinate convention of kerasdet.
+"""Box arithmetic, and THE coordinate convention of kerasdet.
 
-A box is ``(y1, x1, y2, x2)`` in absolute pixels of the image it belongs to, float32 and continuous: the
-image spans ``[0, height] x [0, width]``, the centre of pixel (i, j) is (i + 0.5, j + 0.5), and a box is
-``y2 - y1`` high and ``x2 - x1`` wide. There is no "+ 1" anywhere. COCO's xywh is converted in
-`kerasdet.data`, PyTorch's xyxy in `kerasdet.checkpoints`, normalised corners in `kerasdet.export`.
+A box is ``(y1, x1, y2, x2)``: float32, in absolute pixels of the image that it belongs to. Coordinates are continuous:
 
-Every function takes tensors of any leading shape; ``image_size`` is (height, width).
+* An image of H x W pixels spans ``[0, H] x [0, W]``.
+* The centre of pixel (i, j), row i and column j, is ``(i + 0.5, j + 0.5)``.
+* A box is ``y2 - y1`` high and ``x2 - x1`` wide, with no "+ 1" anywhere.
+* ``image_size`` is (height, width).
+
+Other conventions exist only where data enters or leaves the library: `kerasdet.data` converts COCO's (x, y, width,
+height), `kerasdet.checkpoints` converts PyTorch's (x1, y1, x2, y2), and `kerasdet.export` writes normalised corners.
+
+The functions accept any leading dimensions, written "..." in the shapes.
 """
 
 import math
 
 import tensorflow as tf
 
-_EPSILON = 1e-7
+_EPSILON = 1e-7  # torchvision's; keeps quotients of empty boxes finite
 
 
-def area(boxes):
-    """Areas of `boxes` (..., 4) in square pixels, (...)."""
+def area(boxes: tf.Tensor) -> tf.Tensor:
+    """Computes the areas of boxes.
+
+    Args:
+        boxes: (..., 4) yxyx in pixels.
+
+    Returns:
+        (...), in square pixels.
+    """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     return (y2 - y1) * (x2 - x1)
 
 
-def iou(boxes1, boxes2):
-    """Intersection over union of every pair; 0 where both boxes are empty.
+def iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
+    """Computes the intersection over union of every pair of boxes.
 
     Args:
-        boxes1: (..., N, 4).
-        boxes2: (..., M, 4).
+        boxes1: (..., N, 4) yxyx in pixels.
+        boxes2: (..., M, 4) yxyx in pixels.
 
     Returns:
-        (..., N, M) float32 in [0, 1].
+        (..., N, M) float32 in [0, 1]; 0 if both boxes are empty.
+
+    Example:
+        >>> float(iou(tf.constant([[0.0, 0, 10, 10]]), tf.constant([[0.0, 0, 10, 5]])))
+        0.5
     """
     boxes1, boxes2 = tf.expand_dims(boxes1, -2), tf.expand_dims(boxes2, -3)  # (..., N, 1, 4), (..., 1, M, 4)
     intersection = _intersection(boxes1, boxes2)  # (..., N, M)
     return tf.math.divide_no_nan(intersection, area(boxes1) + area(boxes2) - intersection)
 
 
-def iof(boxes1, boxes2):
-    """Intersection over the area of the first of every pair, (..., N, M); arguments as those of `iou`."""
+def iof(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
+    """Computes the intersection over foreground of every pair: the fraction of the first box inside the second.
+
+    Args:
+        boxes1: (..., N, 4) yxyx in pixels.
+        boxes2: (..., M, 4) yxyx in pixels.
+
+    Returns:
+        (..., N, M) float32 in [0, 1]; 0 if the first box is empty.
+    """
     boxes1, boxes2 = tf.expand_dims(boxes1, -2), tf.expand_dims(boxes2, -3)  # (..., N, 1, 4), (..., 1, M, 4)
     return tf.math.divide_no_nan(_intersection(boxes1, boxes2), area(boxes1))
 
 
 def _intersection(boxes1, boxes2):
-    """Areas of the intersections of broadcast boxes, (...)."""
+    """Computes the areas of the intersections of broadcast boxes, (...)."""
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     height = tf.maximum(tf.minimum(y2, v2) - tf.maximum(y1, v1), 0.0)
@@ -53,7 +77,7 @@ def _intersection(boxes1, boxes2):
 
 @tf.custom_gradient
 def _maximum(x, y):
-    """Elementwise maximum whose gradient is shared at a tie, so that equal boxes have no gradient (as in PyTorch)."""
+    """Computes the maximum; ties split the gradient evenly, so that equal boxes get none (like in PyTorch)."""
     share = 0.5 * (tf.cast(x > y, x.dtype) + tf.cast(x >= y, x.dtype))
     return tf.maximum(x, y), lambda upstream: (upstream * share, upstream * (1 - share))
 
@@ -63,7 +87,7 @@ def _minimum(x, y):
 
 
 def _paired_iou(boxes1, boxes2):
-    """IoU and union of box i with box i, (...) each."""
+    """Computes IoU and union of box i with box i, (...) each."""
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     height, width = _minimum(y2, v2) - _maximum(y1, v1), _minimum(x2, u2) - _maximum(x1, u1)
@@ -73,27 +97,51 @@ def _paired_iou(boxes1, boxes2):
 
 
 def _enclosing_size(boxes1, boxes2):
-    """Height and width of the smallest box around box i of both, (...) each."""
+    """Computes height and width of the smallest box that encloses box i of both, (...) each."""
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     return _maximum(y2, v2) - _minimum(y1, v1), _maximum(x2, u2) - _minimum(x1, u1)
 
 
-def paired_iou(boxes1, boxes2):
-    """IoU of box i with box i, (...) in [0, 1]."""
+def paired_iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
+    """Computes the IoU of box i with box i, with a gradient.
+
+    Args:
+        boxes1: (..., 4) yxyx in pixels.
+        boxes2: (..., 4) yxyx in pixels.
+
+    Returns:
+        (...), in [0, 1].
+    """
     return _paired_iou(boxes1, boxes2)[0]
 
 
-def paired_giou(boxes1, boxes2):
-    """Generalised IoU of box i with box i, (...) in [-1, 1] (Rezatofighi et al., https://arxiv.org/abs/1902.09630)."""
+def paired_giou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
+    """Computes the generalised IoU of box i with box i (Rezatofighi et al., https://arxiv.org/abs/1902.09630).
+
+    Args:
+        boxes1: (..., 4) yxyx in pixels.
+        boxes2: (..., 4) yxyx in pixels.
+
+    Returns:
+        (...), in [-1, 1].
+    """
     overlap, union = _paired_iou(boxes1, boxes2)
     height, width = _enclosing_size(boxes1, boxes2)
     enclosing = height * width
     return overlap - (enclosing - union) / (enclosing + _EPSILON)
 
 
-def paired_diou(boxes1, boxes2):
-    """Distance IoU of box i with box i, (...) (Zheng et al., https://arxiv.org/abs/1911.08287)."""
+def paired_diou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
+    """Computes the distance IoU of box i with box i (Zheng et al., https://arxiv.org/abs/1911.08287).
+
+    Args:
+        boxes1: (..., 4) yxyx in pixels.
+        boxes2: (..., 4) yxyx in pixels.
+
+    Returns:
+        (...), in [-1, 1].
+    """
     overlap, _ = _paired_iou(boxes1, boxes2)
     height, width = _enclosing_size(boxes1, boxes2)
     diagonal = tf.square(height) + tf.square(width) + _EPSILON
@@ -101,8 +149,18 @@ def paired_diou(boxes1, boxes2):
     return overlap - distance / diagonal
 
 
-def paired_ciou(boxes1, boxes2):
-    """Complete IoU of box i with box i, (...): DIoU less an aspect-ratio penalty with a constant weight."""
+def paired_ciou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
+    """Computes the complete IoU of box i with box i (Zheng et al., https://arxiv.org/abs/1911.08287).
+
+    It is the distance IoU minus a penalty for different aspect ratios. The penalty's weight gets no gradient.
+
+    Args:
+        boxes1: (..., 4) yxyx in pixels.
+        boxes2: (..., 4) yxyx in pixels.
+
+    Returns:
+        (...), at most 1.
+    """
     overlap, _ = _paired_iou(boxes1, boxes2)
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
@@ -112,33 +170,72 @@ def paired_ciou(boxes1, boxes2):
     return paired_diou(boxes1, boxes2) - weight * aspect
 
 
-def centers(boxes):
-    """Centres (y, x) of `boxes` (..., 4), (..., 2)."""
+def centers(boxes: tf.Tensor) -> tf.Tensor:
+    """Computes the centres of boxes.
+
+    Args:
+        boxes: (..., 4) yxyx in pixels.
+
+    Returns:
+        (..., 2) as (y, x) in pixels.
+    """
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def clip(boxes, image_size):
-    """Cuts `boxes` (..., N, 4) at the borders of an image of `image_size` (..., 2)."""
+def clip(boxes: tf.Tensor, image_size: tf.Tensor | tuple[int, int]) -> tf.Tensor:
+    """Clips boxes to the borders of their image.
+
+    Args:
+        boxes: (..., N, 4) yxyx in pixels.
+        image_size: (..., 2). Height and width of each image in pixels.
+
+    Returns:
+        (..., N, 4) of the type of `boxes`.
+    """
     limit = tf.cast(image_size, boxes.dtype)
     limit = tf.expand_dims(tf.concat([limit, limit], -1), -2)  # (..., 1, 4)
     return tf.clip_by_value(boxes, tf.zeros_like(limit), limit)
 
 
-def scale(boxes, factor):
-    """Multiplies y by ``factor[..., 0]`` and x by ``factor[..., 1]``: `boxes` (..., N, 4), `factor` (..., 2)."""
+def scale(boxes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Scales boxes to a resized image.
+
+    Args:
+        boxes: (..., N, 4) yxyx in pixels.
+        factor: (..., 2). Factors of y and x coordinates: the new size of the image over the old one.
+
+    Returns:
+        (..., N, 4) of the type of `boxes`.
+    """
     factor = tf.cast(factor, boxes.dtype)
     return boxes * tf.expand_dims(tf.concat([factor, factor], -1), -2)
 
 
-def flip_left_right(boxes, width):
-    """Mirrors `boxes` (..., 4) in an image `width` pixels wide."""
+def flip_left_right(boxes: tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """Flips boxes horizontally, together with their image.
+
+    Args:
+        boxes: (..., 4) yxyx in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        (..., 4) of the type of `boxes`.
+    """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     width = tf.cast(width, boxes.dtype)
     return tf.stack([y1, width - x2, y2, width - x1], -1)
 
 
-def flip_up_down(boxes, height):
-    """Turns `boxes` (..., 4) upside down in an image `height` pixels high."""
+def flip_up_down(boxes: tf.Tensor, height: int | tf.Tensor) -> tf.Tensor:
+    """Flips boxes vertically, together with their image.
+
+    Args:
+        boxes: (..., 4) yxyx in pixels.
+        height: Height of the image in pixels.
+
+    Returns:
+        (..., 4) of the type of `boxes`.
+    """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     height = tf.cast(height, boxes.dtype)
     return tf.stack([height - y2, x1, height - y1, x2], -1)

@@ -1,8 +1,8 @@
-"""Keypoints: the order of a mirror image, heatmap targets for training, from heatmaps back to keypoints.
+"""Keypoints: flips, heatmap targets for training, and decoding of predicted heatmaps.
 
-A keypoint is (y, x, visibility) or, predicted, (y, x, score). Like boxes it is in continuous pixels, so one that COCO
-puts into pixel (i, j) lies at (i + 0.5, j + 0.5). Visibility is COCO's: 0 not labelled (then y and x are 0), 1 hidden,
-2 visible.
+A keypoint is (y, x, visibility), or (y, x, score) if predicted. Coordinates are continuous pixels, like those of boxes:
+a keypoint that COCO puts into pixel (i, j) lies at (i + 0.5, j + 0.5). Visibility is COCO's: 0 not labelled (then y and
+x are 0), 1 labelled but hidden, 2 visible.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,26 @@ PERSON_KEYPOINTS = (
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
     "right_ankle",
 )  # fmt: skip
-# Bones of a COCO person, as pairs of indices from 0.
+# Skeleton of a COCO person: pairs of keypoint indices from 0 that a line joins.
 PERSON_SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
     (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
-_CUBIC = -0.75  # PyTorch's; TensorFlow's own bicubic kernel has -0.5
+_CUBIC = -0.75  # PyTorch's bicubic coefficient; tf.image.resize has -0.5, so it cannot be used
 
 
 def flip_order(names: Sequence[str]) -> tuple[int, ...]:
-    """What stands in the place of each keypoint in a mirror image: ``left_eye`` and ``right_eye`` change places.
+    """Computes the order of keypoints after a flip: ``left_eye`` and ``right_eye`` swap.
 
     Args:
-        names: (J) names, in which "left" and "right" are sides.
+        names: J keypoint names. "left" and "right" in a name denote its side.
 
     Returns:
-        (J) indices; a keypoint without an opposite keeps its place.
+        J indices, the `order` of `flip_left_right`. A keypoint without an opposite keeps its index.
+
+    Example:
+        >>> flip_order(["nose", "left_eye", "right_eye"])
+        (0, 2, 1)
     """
     index = {name: i for i, name in enumerate(names)}
     sides = {"left": "right", "right": "left"}
@@ -45,41 +49,67 @@ def flip_order(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def scale(keypoints: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Multiplies y by ``factor[..., 0]`` and x by ``factor[..., 1]``: (..., M, J, 3), (..., 2)."""
+    """Scales keypoints to a resized image.
+
+    Args:
+        keypoints: (..., M, J, 3) as (y, x, visibility or score), in pixels.
+        factor: (..., 2). Factors of y and x coordinates: the new size of the image over the old one.
+
+    Returns:
+        (..., M, J, 3) of the type of `keypoints`.
+    """
     factor = tf.cast(factor, keypoints.dtype)
     factor = tf.concat([factor, tf.ones_like(factor[..., :1])], -1)
     return keypoints * factor[..., tf.newaxis, tf.newaxis, :]
 
 
 def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Mirrors `keypoints` (..., J, 3) in an image `width` pixels wide; `order` (J,) is what `flip_order` says."""
+    """Flips keypoints horizontally, together with their image, and swaps left with right ones.
+
+    Args:
+        keypoints: (..., J, 3) as (y, x, visibility), in pixels.
+        width: Width of the image in pixels.
+        order: (J,) int. Order of keypoints after the flip, from `flip_order`.
+
+    Returns:
+        (..., J, 3); keypoints that are not labelled are 0.
+    """
     y, x, visibility = tf.unstack(tf.gather(keypoints, order, axis=-2), axis=-1)
-    return _labelled(y, tf.cast(width, x.dtype) - x, visibility)
+    return _zero_unlabelled(y, tf.cast(width, x.dtype) - x, visibility)
 
 
 def flip_up_down(keypoints: tf.Tensor, height: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Turns `keypoints` (..., J, 3) upside down in an image `height` pixels high, which swaps sides as well."""
+    """Flips keypoints vertically, together with their image, and swaps left with right ones, as any flip does.
+
+    Args:
+        keypoints: (..., J, 3) as (y, x, visibility), in pixels.
+        height: Height of the image in pixels.
+        order: (J,) int. Order of keypoints after the flip, from `flip_order`.
+
+    Returns:
+        (..., J, 3); keypoints that are not labelled are 0.
+    """
     y, x, visibility = tf.unstack(tf.gather(keypoints, order, axis=-2), axis=-1)
-    return _labelled(tf.cast(height, y.dtype) - y, x, visibility)
+    return _zero_unlabelled(tf.cast(height, y.dtype) - y, x, visibility)
 
 
-def _labelled(y, x, visibility):
+def _zero_unlabelled(y, x, visibility):
     return tf.where(tf.expand_dims(visibility > 0, -1), tf.stack([y, x, visibility], -1), 0.0)
 
 
 def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tuple[tf.Tensor, tf.Tensor]:
-    """The cell of a region's heatmap that each keypoint falls into (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+    """Finds the heatmap cell that contains each keypoint (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     A keypoint on the bottom or right border of its region belongs to the last cell.
 
     Args:
-        keypoints: (..., J, 3), those of the region's object.
-        rois: (..., 4).
-        size: Height and width of the heatmaps.
+        keypoints: (..., J, 3) as (y, x, visibility), in pixels. Keypoints of each region's object.
+        rois: (..., 4) yxyx in pixels. Regions that the heatmaps cover.
+        size: Height and width of the heatmaps in cells.
 
     Returns:
-        Indices (..., J) int32 of the cells, row by row, and (..., J) bool: whether the keypoint is labelled and in the
-        region. Indices that do not count are 0.
+        The index of each keypoint's cell, (..., J) int32, counted row by row, and whether the keypoint is labelled and
+        inside the region, (..., J) bool. The index is 0 if it is not.
     """
     low, high = tf.expand_dims(rois[..., :2], -2), tf.expand_dims(rois[..., 2:], -2)  # (..., 1, 2)
     places = keypoints[..., :2]
@@ -91,42 +121,49 @@ def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tu
 
 
 def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: str = "detectron2") -> tf.Tensor:
-    """Reads keypoints off heatmaps: the highest pixel after bicubic resizing to the region's own size.
+    """Decodes heatmaps into keypoints: the highest pixel after bicubic resizing to the size of the region.
 
     Args:
-        heatmaps: (..., h, w, J) logits.
-        rois: (..., 4) in pixels.
+        heatmaps: (..., h, w, J). Logits of each keypoint.
+        rois: (..., 4) yxyx in pixels. Regions that the heatmaps cover.
         convention: What the score of a keypoint is. "detectron2" returns the probability that the softmax over the
             h * w cells gives the pixel, "torchvision" the logit there.
 
     Returns:
-        (..., J, 3) as (y, x, score) in the coordinates of the regions.
+        (..., J, 3) float32 as (y, x, score), in pixels of the image.
 
     Raises:
-        ValueError: For an unknown convention.
+        ValueError: If the convention is unknown.
     """
     check_convention(convention)
     shape = tf.shape(heatmaps)
     flat = tf.reshape(heatmaps, tf.concat([[-1], shape[-3:]], 0))  # (N, h, w, J)
     flat = tf.ensure_shape(tf.cast(flat, tf.float32), (None, *heatmaps.shape[-3:]))
 
-    def read(inputs):
+    def decode(inputs):
         heatmap, roi = inputs
-        return _read_one(heatmap, roi, convention)
+        return _decode_one(heatmap, roi, convention)
 
     signature = tf.TensorSpec([heatmaps.shape[-1], 3], tf.float32)
-    found = tf.map_fn(read, (flat, tf.reshape(rois, [-1, 4])), parallel_iterations=4, fn_output_signature=signature)
+    found = tf.map_fn(decode, (flat, tf.reshape(rois, [-1, 4])), parallel_iterations=4, fn_output_signature=signature)
     return tf.reshape(found, tf.concat([shape[:-3], shape[-1:], [3]], 0))
 
 
 def check_convention(convention: str) -> None:
-    """Raises a ValueError unless `keypoints_from_heatmaps` knows the convention."""
+    """Checks the name of a keypoint convention.
+
+    Args:
+        convention: "detectron2" or "torchvision".
+
+    Raises:
+        ValueError: If it is another name.
+    """
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention is one of {CONVENTIONS}, not {convention!r}.")
+        raise ValueError(f"convention is {convention!r}: expected 'detectron2' or 'torchvision'. Choose one of them.")
 
 
-def _read_one(heatmap, roi, convention):
-    """(J, 3) of one `heatmap` (h, w, J) and `roi` (4,)."""
+def _decode_one(heatmap, roi, convention):
+    """Decodes one heatmap (h, w, J) of one region (4,) into keypoints (J, 3)."""
     length = tf.maximum(roi[2:] - roi[:2], 1.0)
     pixels = tf.math.ceil(length)
     size = tf.cast(pixels, tf.int32)
@@ -142,7 +179,7 @@ def _read_one(heatmap, roi, convention):
 
 
 def _cubic_weights(size, new_size):
-    """The matrix (new_size, size) of PyTorch's bicubic resizing along one axis: no antialiasing, borders repeated."""
+    """Returns PyTorch's bicubic resizing along one axis as a matrix (new_size, size), without antialiasing."""
     step = tf.cast(size, tf.float32) / tf.cast(new_size, tf.float32)
     position = (tf.range(new_size, dtype=tf.float32) + 0.5) * step - 0.5
     base = tf.floor(position)

@@ -1,4 +1,4 @@
-"""COCO segmentations: run lengths of polygons and RLE, and compressed RLE of masks."""
+"""Converts COCO segmentations: polygons and RLE to run lengths, masks to compressed RLE and back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,19 +8,21 @@ from pycocotools import mask as rle
 
 
 def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width: int) -> np.ndarray:
-    """Run lengths of a COCO segmentation, exactly the mask that pycocotools makes of it.
+    """Converts a COCO segmentation to run lengths of exactly the mask that pycocotools creates from it.
 
     Args:
-        segmentation: Polygons [[x, y, ...], ...], of which those with fewer than three points are left out, or RLE
-            {"size", "counts"}, compressed or not.
-        height: Of the image, in pixels.
-        width: Likewise.
+        segmentation: Polygons [[x, y, ...], ...] in pixels, or RLE {"size", "counts"}, compressed or not. Polygons with
+            fewer than three points are dropped.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Returns:
-        (R,) int32, pixels outside and inside the mask by turns, column by column; empty where no pixel is covered.
+        (R,) int32. Lengths of alternating runs outside and inside the mask, column by column; empty if the mask covers
+        no pixel.
 
     Raises:
-        ValueError: What is wrong, as the end of a sentence.
+        ValueError: If the segmentation is invalid. The message is a predicate ("has ..."), which callers complete with
+            the file and the annotation.
     """
     if isinstance(segmentation, Mapping):
         runs = _rle_runs(segmentation, height, width)
@@ -35,13 +37,13 @@ def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width:
 
 def _checked_polygon(polygon):
     if not isinstance(polygon, Sequence) or isinstance(polygon, str):
-        raise ValueError(f"has a polygon that is no list of numbers: {str(polygon)[:80]}")
+        raise ValueError(f"has a polygon that is not a list of numbers: {str(polygon)[:80]}")
     try:
         numbers = np.array(polygon, np.float64)
     except (TypeError, ValueError):
         numbers = np.array([np.nan])
     if numbers.ndim != 1 or not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e6:
-        raise ValueError(f"has a polygon with something else than pixel coordinates: {str(polygon)[:80]}")
+        raise ValueError(f"has a polygon whose entries are not all pixel coordinates: {str(polygon)[:80]}")
     return numbers[: len(numbers) // 2 * 2].tolist()
 
 
@@ -61,10 +63,10 @@ def _rle_runs(segmentation, height, width):
 
 
 def _uncompressed(counts: bytes) -> np.ndarray:
-    """Run lengths (R,) of COCO's compressed RLE.
+    """Decodes COCO's compressed RLE into run lengths (R,); [-1] if the text is invalid.
 
-    Six bits a character from "0" on: five of the number, low ones first, and one that says that more follow. From the
-    fourth on a number is the difference to the run two before it.
+    A character minus "0" has six bits: five bits of a number, low ones first, and one that is set if more follow. From
+    the third run on, a number is the difference to the run two places before.
     """
     characters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = (characters & 32) == 0
@@ -83,11 +85,25 @@ def _uncompressed(counts: bytes) -> np.ndarray:
 
 
 def encode(masks: np.ndarray | tf.Tensor) -> list[dict]:
-    """Compressed RLE, as in COCO's result files, of `masks` (D, H, W) bool."""
+    """Encodes masks as compressed RLE.
+
+    Args:
+        masks: (D, H, W) bool.
+
+    Returns:
+        D dicts {"size": [H, W], "counts": text}, as in COCO's result files.
+    """
     columns = np.asfortranarray(np.asarray(masks, np.uint8).transpose(1, 2, 0))  # (H, W, D)
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in rle.encode(columns)]
 
 
 def decode(codes: Sequence[Mapping]) -> np.ndarray:
-    """The masks (D, H, W) bool of compressed RLE `codes`, at least one."""
+    """Decodes compressed RLE into masks.
+
+    Args:
+        codes: D >= 1 dicts {"size": [H, W], "counts": text or bytes} of equal sizes.
+
+    Returns:
+        (D, H, W) bool.
+    """
     return rle.decode(list(codes)).transpose(2, 0, 1).astype(bool)

@@ -16,7 +16,7 @@ class Backbone(Protocol):
     1. Subclass `keras.Model` and register it with `keras.saving.register_keras_serializable(package=...)`.
     2. Set `features`, `channels` and `strides` in the constructor. All three list the same names, finest first.
     3. Name a feature after its stride: ``c{l}`` has a stride of ``2**l`` pixels (``c3`` has 8). A neck derives the
-       names of its outputs from these (``c3`` -> ``p3``). A dilated last stage keeps its name and states its stride.
+       names of its outputs from these (``c3`` -> ``p3``). A dilated stage keeps its name and states its true stride.
     4. Pad like PyTorch if you convert PyTorch weights; `kerasdet.layers.ConvNorm` does so.
     5. Build all variables in the constructor, so that `load_weights` works before the first call.
 

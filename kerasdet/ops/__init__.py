@@ -1,4 +1,4 @@
-"""Operations of detectors: each in TensorFlow's ops, and most compiled as well."""
+"""Operations that detectors need: each in stock TensorFlow ops, most also compiled, with the same numbers."""
 
 from kerasdet.ops.deform_conv import deform_conv2d
 from kerasdet.ops.dispatch import implementation, static_shapes

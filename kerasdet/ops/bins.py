@@ -1,4 +1,4 @@
-"""Bins of regions of interest: which cells of a feature map fall into each, in bounded memory."""
+"""Finds the feature map cells in each bin of a region of interest, and sums over bins in bounded memory."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,17 @@ import tensorflow as tf
 
 
 def cells_of_bins(y_counts: tf.Tensor, x_counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Every cell of every bin of a grid, where a bin's cells are the product of its rows and its columns.
+    """Lists every cell of every bin. The cells of a bin are the product of its rows and its columns.
+
+    The caller keeps two flat lists: the rows of all bins one after the other, and the columns of all bins.
 
     Args:
-        y_counts: (N, h) int32, rows in each row of bins. The rows themselves are in a flat list, one after the other.
-        x_counts: (N, w) int32, likewise columns.
+        y_counts: (N, h) int32. Number of feature map rows in each row of bins, for each of N regions.
+        x_counts: (N, w) int32. Number of feature map columns in each column of bins.
 
     Returns:
-        For each of E cells the bin in (N, h, w) flattened, ascending, and its places in the flat lists of rows and of
-        columns: three of (E,) int32.
+        Three (E,) int32 tensors, one entry per cell: the index of its bin in the flattened (N, h, w), ascending; the
+        index of its row in the flat list of rows; the index of its column in the flat list of columns.
     """
     y_starts = tf.reshape(tf.cumsum(tf.reshape(y_counts, [-1]), exclusive=True), tf.shape(y_counts))
     x_starts = tf.reshape(tf.cumsum(tf.reshape(x_counts, [-1]), exclusive=True), tf.shape(x_counts))
@@ -22,13 +24,14 @@ def cells_of_bins(y_counts: tf.Tensor, x_counts: tf.Tensor) -> tuple[tf.Tensor, 
     shape = tf.shape(counts)
     starts = tf.cumsum(tf.reshape(counts, [-1]), exclusive=True)  # (N * h * w,)
     total = tf.reduce_sum(counts)
-    # A bin's number is how many bins after the first begin at or before the cell; empty bins begin together.
+    # A cell's bin is the number of later bins that begin at or before it. Empty bins begin at the same cell, so the
+    # count skips them.
     begins = tf.math.unsorted_segment_sum(tf.ones_like(starts[1:]), starts[1:], total + 1)
     bins = tf.cumsum(begins)[:total]  # (E,)
-    of_bins = [y_starts[:, :, None], x_starts[:, None, :], x_counts[:, None, :]]
-    of_bins = [tf.reshape(tf.broadcast_to(value, shape), [-1]) for value in of_bins]
-    of_cells = tf.gather(tf.stack([starts, *of_bins], -1), bins)  # (E, 4)
-    start, y_start, x_start, columns = tf.unstack(of_cells, axis=-1)
+    bin_values = [y_starts[:, :, None], x_starts[:, None, :], x_counts[:, None, :]]
+    bin_values = [tf.reshape(tf.broadcast_to(value, shape), [-1]) for value in bin_values]
+    cell_values = tf.gather(tf.stack([starts, *bin_values], -1), bins)  # (E, 4)
+    start, y_start, x_start, columns = tf.unstack(cell_values, axis=-1)
     within = tf.range(total) - start
     return bins, y_start + within // columns, x_start + within % columns
 
@@ -36,18 +39,18 @@ def cells_of_bins(y_counts: tf.Tensor, x_counts: tf.Tensor) -> tuple[tf.Tensor, 
 def map_chunks(
     function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], count: tf.Tensor, chunk: tf.Tensor, row_shape: list
 ) -> tf.Tensor:
-    """Results for the rows `begin` to `end`, chunk after chunk, concatenated.
+    """Computes rows chunk after chunk and concatenates them, so that temporary memory depends on the chunk only.
 
     Args:
-        function: Of `begin` and `end`, giving (end - begin, *row_shape) float32.
-        count: Rows in all.
-        chunk: Rows at a time.
-        row_shape: Static shape of a row's result.
+        function: Maps `begin` and `end`, () int32 each, to the rows (end - begin, *row_shape) float32.
+        count: () int32. Number of rows.
+        chunk: () int32. Number of rows computed at a time.
+        row_shape: Static shape of one row.
 
     Returns:
-        (count, *row_shape).
+        (count, *row_shape) float32.
     """
-    chunks = tf.maximum((count + chunk - 1) // chunk, 1)  # an empty result is a chunk, too
+    chunks = tf.maximum((count + chunk - 1) // chunk, 1)  # TensorArray.concat needs at least one chunk
     results = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=[None, *row_shape])
 
     def body(index, results):
@@ -60,16 +63,16 @@ def map_chunks(
 def sum_chunks(
     function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], count: tf.Tensor, chunk: tf.Tensor, zeros: tf.Tensor
 ) -> tf.Tensor:
-    """Sum of the results for the rows `begin` to `end`, chunk after chunk.
+    """Sums over rows chunk after chunk, so that temporary memory depends on the chunk only.
 
     Args:
-        function: Of `begin` and `end`, giving a tensor like `zeros`.
-        count: Rows in all.
-        chunk: Rows at a time.
-        zeros: The sum of nothing.
+        function: Maps `begin` and `end`, () int32 each, to the sum over these rows, with the shape of `zeros`.
+        count: () int32. Number of rows.
+        chunk: () int32. Number of rows summed at a time.
+        zeros: Initial value of the sum; gives shape and type.
 
     Returns:
-        A tensor like `zeros`.
+        The sum, with the shape and type of `zeros`.
     """
 
     def body(begin, total):

@@ -1,4 +1,4 @@
-"""Deformable convolution (https://arxiv.org/abs/1703.06211), and its second version with a mask (1811.11168)."""
+"""Deformable convolution, version 1 (https://arxiv.org/abs/1703.06211) and 2 (https://arxiv.org/abs/1811.11168)."""
 
 import tensorflow as tf
 
@@ -18,27 +18,34 @@ def deform_conv2d(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> tf.Tensor:
-    """Convolution whose taps are moved by offsets and sampled bilinearly; 0 lies outside of the image.
+    """Convolves features with kernel taps that offsets move. Taps between cells are interpolated bilinearly.
 
-    The samples are taken anew for the gradients instead of being kept: they need kh * kw times the memory of `x`.
+    Outside the feature map the features are 0. The backward pass samples again instead of storing the samples, which
+    would need kh * kw times the memory of `x`.
 
     Args:
-        x: (B, H, W, C).
-        kernel: (kh, kw, C / groups, O).
-        offsets: (B, h, w, G * kh * kw * 2) in pixels as (y, x) per tap; each of the G deformable groups, which have
-            C / G channels, has its own.
-        mask: Factors (B, h, w, G * kh * kw) of the samples, or None.
-        strides: Step in both directions.
-        padding: On all four sides.
-        dilations: Distance of the taps.
-        groups: Of the convolution: each output sees C / groups channels.
-        deformable_groups: G.
+        x: (B, H, W, C). Features.
+        kernel: (kh, kw, C / groups, O). Weights of the convolution.
+        offsets: (B, h, w, G * kh * kw * 2). Offsets in cells, as (y, x) per tap. Each of the G deformable groups of
+            C / G channels has its own.
+        mask: (B, h, w, G * kh * kw). Factors that the samples are multiplied by (version 2). None for version 1.
+        strides: Step of the kernel in cells, along both axes.
+        padding: Number of zero cells added on all four sides.
+        dilations: Distance between neighbouring taps in cells.
+        groups: Number of channel groups that are convolved separately; an output channel sees C / groups channels.
+        deformable_groups: G, the number of channel groups with offsets of their own.
 
     Returns:
-        (B, h, w, O) of the type of `x`, computed in float32.
+        (B, h, w, O) of the type of `x`, computed in float32. (h, w) is the size of `offsets`.
 
     Raises:
-        ValueError: If the channels do not fit the groups, the kernel or the offsets.
+        ValueError: If the channels do not fit the groups, the kernel, the offsets or the mask.
+
+    Example:
+        >>> x, kernel = tf.ones([1, 8, 8, 16]), tf.ones([3, 3, 16, 4])
+        >>> offsets = tf.zeros([1, 8, 8, 3 * 3 * 2])  # zero offsets: an ordinary convolution
+        >>> deform_conv2d(x, kernel, offsets, padding=1).shape
+        TensorShape([1, 8, 8, 4])
     """
     x, kernel, offsets = tf.convert_to_tensor(x), tf.convert_to_tensor(kernel), tf.convert_to_tensor(offsets)
     _check(x.shape[-1], kernel.shape, offsets.shape[-1], mask, groups, deformable_groups)
@@ -49,7 +56,7 @@ def deform_conv2d(
 
 
 def _compiled(arguments, stride, padding, dilation, groups, deformable_groups):
-    """The columns of samples are compiled, their product with the kernel is TensorFlow's."""
+    """Samples the columns with the compiled op and multiplies them with the kernel in TensorFlow."""
     library = compiled_ops()
     kernel_height, kernel_width, depth, filters = arguments[1].shape
     attributes = {
@@ -62,7 +69,7 @@ def _compiled(arguments, stride, padding, dilation, groups, deformable_groups):
         "deformable_groups": deformable_groups,
         "masked": len(arguments) == 4,
     }
-    rows = kernel_height * kernel_width * depth  # of the matrix that a group's kernel is
+    rows = kernel_height * kernel_width * depth  # of a group's kernel, as a matrix
 
     @tf.custom_gradient
     def convolve(x, kernel, offsets, *mask):
@@ -91,21 +98,21 @@ def _compiled(arguments, stride, padding, dilation, groups, deformable_groups):
 
 
 def _split(matrix, groups):
-    """(N, columns) as (groups, N, columns / groups)."""
+    """Splits the columns of a matrix (N, columns) into groups: (groups, N, columns / groups)."""
     if groups == 1:
         return matrix[tf.newaxis]
     return tf.transpose(tf.reshape(matrix, [-1, groups, matrix.shape[1] // groups]), [1, 0, 2])
 
 
 def _join(matrices, groups):
-    """The reverse of `_split`."""
+    """Reverses `_split`."""
     if groups == 1:
         return matrices[0]
     return tf.reshape(tf.transpose(matrices, [1, 0, 2]), [tf.shape(matrices)[1], groups * matrices.shape[2]])
 
 
 def _reference(arguments, strides, padding, dilations, groups, deformable_groups):
-    """In TensorFlow's ops."""
+    """Computes the convolution in stock TensorFlow ops."""
     kernel_height, kernel_width, _, filters = arguments[1].shape
     channels, taps = arguments[0].shape[-1], kernel_height * kernel_width
 
@@ -128,7 +135,7 @@ def _reference(arguments, strides, padding, dilations, groups, deformable_groups
 
 
 def _recompute(function):
-    """`function`, which keeps no more than its arguments for its gradient."""
+    """Wraps `function` so that its gradient recomputes it and stores only the arguments."""
 
     @tf.custom_gradient
     def forward(*arguments):
@@ -144,7 +151,7 @@ def _recompute(function):
 
 
 def _taps(size, kernel_height, kernel_width, strides, padding, dilations):
-    """Where the taps lie without offsets: (h, w, 1, taps, 2) as (y, x)."""
+    """Returns the positions of the taps without offsets, in cells: (h, w, 1, taps, 2) as (y, x)."""
     axes = [
         tf.range(length)[:, None] * strides - padding + tf.range(taps) * dilations
         for length, taps in ((size[0], kernel_height), (size[1], kernel_width))
@@ -157,20 +164,20 @@ def _taps(size, kernel_height, kernel_width, strides, padding, dilations):
 
 
 def _corners(points, shape):
-    """The four cells around each point and their bilinear weights.
+    """Finds the four cells around each point and their bilinear weights.
 
     Args:
-        points: (B, h, w, taps, G, 2) as (y, x) of cells.
-        shape: Of the feature map: (4,).
+        points: (B, h, w, taps, G, 2). Positions in cells, as (y, x).
+        shape: (4,) int32. Shape of the feature map.
 
     Returns:
-        Indices into B * H * W * G cells and weights, 0 outside of the map: both (B, h, w, taps, G, 4).
+        Indices into the B * H * W * G cells, and weights, which are 0 outside the map: (B, h, w, taps, G, 4) each.
     """
     groups = points.shape[4]
     lower = tf.stop_gradient(tf.floor(points))
     fraction = points - lower
     limit = shape[1:3]
-    # Far outside is as good as just outside, and fits an integer.
+    # Every point outside the map has weight 0. Clipping keeps far ones in the range of int32.
     lower = tf.cast(tf.clip_by_value(lower, -2.0, tf.cast(limit, tf.float32)), tf.int32)
     image = tf.reshape(tf.range(shape[0]), [-1, 1, 1, 1, 1])
     indices, weights = [], []
@@ -192,17 +199,20 @@ def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups)
     if channels % groups or kernel_shape[3] % groups or channels % deformable_groups:
         raise ValueError(
             f"deform_conv2d cannot split {channels} channels and {kernel_shape[3]} filters into {groups} groups and "
-            f"{deformable_groups} deformable groups: these must divide them."
+            f"{deformable_groups} deformable groups: the groups must divide both numbers. Choose other groups."
         )
     if kernel_shape[2] != channels // groups:
         raise ValueError(
-            f"deform_conv2d has a kernel for {kernel_shape[2]} channels: with {channels} channels in {groups} groups "
-            f"it needs {channels // groups}."
+            f"The kernel of deform_conv2d has {kernel_shape[2]} input channels: expected {channels // groups}, for "
+            f"{channels} channels in {groups} groups. Change the kernel or `groups`."
         )
     expected = deformable_groups * taps
     for name, number, given in (("offsets", expected * 2, num_offsets), ("mask", expected, _channels(mask))):
         if given not in (None, number):
-            raise ValueError(f"deform_conv2d got {name} of {given} channels: {number} are needed.")
+            raise ValueError(
+                f"{name} of deform_conv2d has {given} channels: expected {number}, for {deformable_groups} deformable "
+                f"groups of {taps} taps. Change {name} or `deformable_groups`."
+            )
 
 
 def _channels(x):

@@ -1,6 +1,6 @@
-"""The compiled ops, and which implementation of an operation runs.
+"""Loads the compiled ops and chooses the implementation of each operation.
 
-The library speaks TensorFlow's C API, so one file serves every TensorFlow. Its sources are in custom_ops/.
+The library uses only TensorFlow's C API: one binary runs on TensorFlow 2.16 to 2.21. Its sources are in custom_ops/.
 """
 
 import contextlib
@@ -15,36 +15,42 @@ from tensorflow.python.framework import kernels
 from tensorflow.python.ops import control_flow_util
 
 LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
-_OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad")
-_OPS += ("paste_masks", "encode_masks")
-_OLDEST = (7, 0)  # compute capability that the kernels for GPUs are compiled for
+_OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad", "paste_masks", "encode_masks")
+_MIN_COMPUTE_CAPABILITY = (7, 0)  # custom_ops/cuda/compile.py compiles for no older GPU
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
 
 
 @contextlib.contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """Chooses how the operations of this package run.
+    """Chooses the implementation of `kerasdet.ops` inside a ``with`` block.
 
-    By default the compiled ones are taken where their library loads. A `tf.function` keeps what it was traced with. It
-    holds for all threads, since TensorFlow traces in several.
+    By default the operations use the compiled ops if their library loads. A `tf.function` keeps the implementation that
+    it was traced with. The choice holds for all threads, since TensorFlow traces in several.
 
     Args:
-        name: "compiled"; "tensorflow" for stock TensorFlow ops, which run anywhere; or "tflite" for those of them that
-            TFLite knows, in static shapes and without empty boxes in `nms`.
+        name: "compiled" for the compiled ops; "tensorflow" for stock TensorFlow ops, which run anywhere; "tflite" for
+            stock ops that TFLite can convert, in static shapes.
 
     Yields:
-        Nothing.
+        None.
 
     Raises:
-        ValueError: For another name.
-        RuntimeError: If the compiled ops are not there.
+        ValueError: If the name is unknown.
+        RuntimeError: If the compiled ops are asked for and their library does not load.
+
+    Example:
+        >>> with kerasdet.ops.implementation("tensorflow"):
+        ...     model.export("detector")  # runs without the compiled library
     """
     if name not in ("compiled", "tensorflow", "tflite"):
-        raise ValueError(f'implementation is "compiled", "tensorflow" or "tflite", not {name!r}.')
+        raise ValueError(
+            f'implementation is {name!r}: expected "compiled", "tensorflow" or "tflite". Choose one of them.'
+        )
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
-            f"The compiled ops do not load from {LIBRARY}: install kerasdet from its wheel, or where g++ and make are."
+            f"The compiled ops do not load from {LIBRARY}: expected a library that was built for this system. Install "
+            "kerasdet from its wheel, or install g++ and make and reinstall it from source."
         )
     global _chosen
     before, _chosen = _chosen, name
@@ -55,10 +61,17 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
-    """The compiled ops if they are to run here, else None: XLA, for one, cannot take them.
+    """Returns the compiled ops if the code traced here should use them.
+
+    They are not used for XLA and TFLite, which support no custom ops of ours, nor inside
+    ``implementation("tensorflow")``.
 
     Args:
-        for_gpus: Whether the op has a kernel for GPUs, too, and is better not taken where that was not built.
+        for_gpus: Whether the op has a GPU kernel. If it has, and TensorFlow sees a GPU that the library was not built
+            for, stock ops on the GPU are faster than the compiled op on the CPU, and the default is None.
+
+    Returns:
+        The module of the ops, or None for stock TensorFlow ops.
     """
     if _chosen == "tensorflow" or static_shapes():
         return None
@@ -66,46 +79,55 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
 
 
 def static_shapes() -> bool:
-    """Whether what is traced here goes to XLA or TFLite, which need static shapes and know no sparse matrices."""
+    """Returns whether the code traced here goes to XLA or TFLite: both need static shapes and lack sparse matrices."""
     return in_tflite() or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def in_tflite() -> bool:
-    """Whether what is traced here goes to TFLite."""
+    """Returns whether the code traced here goes to TFLite."""
     return _chosen == "tflite"
 
 
 @functools.cache
 def _lacks_gpu_kernels() -> bool:
-    """Whether TensorFlow has GPUs and the library nothing for them: the way to the CPU and back would cost more."""
+    """Returns whether TensorFlow has GPUs that the library has no kernels for, and warns once.
+
+    A compiled op would then run on the CPU, and the copies to the CPU and back cost more than it saves.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus or raw_ops() is None:
         return False
     if not any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Kerasdet>Nms").kernel):
-        why = "The compiled ops were built without NVRTC or found no CUDA"
-    elif old := [gpu.name for gpu in gpus if _capability(gpu) < _OLDEST]:
-        why = f"The compiled ops have nothing for a GPU as old as {old[0]}"
+        reason = "The compiled ops have no GPU kernels: they were built without NVRTC, or they found no CUDA driver"
+    elif old := [gpu.name for gpu in gpus if _capability(gpu) < _MIN_COMPUTE_CAPABILITY]:
+        reason = f"The compiled ops have no kernels for a GPU as old as {old[0]}"
     else:
         return False
-    _logger.warning("%s, so on GPUs TensorFlow's are used.", why)
+    _logger.warning("%s. On GPUs, TensorFlow's are used.", reason)
     return True
 
 
 def _capability(gpu):
-    """The compute capability of a GPU, of which TensorFlow may know nothing."""
-    return tf.config.experimental.get_device_details(gpu).get("compute_capability", _OLDEST)
+    """Returns the compute capability of a GPU; TensorFlow may not know it, and then the oldest supported one."""
+    return tf.config.experimental.get_device_details(gpu).get("compute_capability", _MIN_COMPUTE_CAPABILITY)
 
 
 @functools.cache
 def raw_ops() -> ModuleType | None:
-    """The compiled ops as they are, whatever is chosen; None where their library does not load."""
+    """Loads the compiled ops regardless of the chosen implementation.
+
+    Returns:
+        The module of the ops, or None if the library does not load or is older than this package. A warning says so.
+    """
     try:
         library = tf.load_op_library(str(LIBRARY))
     except (tf.errors.OpError, OSError) as error:
-        _logger.warning("The compiled ops are not there, so TensorFlow's are used: %s", error)
+        _logger.warning("The compiled ops do not load, so TensorFlow's are used: %s", error)
         return None
     missing = [name for name in _OPS if not hasattr(library, f"kerasdet_{name}")]
     if missing:
-        _logger.warning("%s lacks %s, so TensorFlow's ops are used: build it anew.", LIBRARY, ", ".join(missing))
+        _logger.warning(
+            "%s lacks %s, so TensorFlow's ops are used. Rebuild it: make -C custom_ops.", LIBRARY, ", ".join(missing)
+        )
         return None
     return library

@@ -1,4 +1,4 @@
-"""Masks of detections in their image: as bitmaps, or as run lengths without ever being bitmaps."""
+"""Pastes the masks of detections into their image, as bitmaps or directly as run lengths."""
 
 import numpy as np
 import tensorflow as tf
@@ -18,21 +18,26 @@ def paste_masks(
     convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> tf.Tensor:
-    """`kerasdet.geometry.masks.paste_masks`, which see; the compiled implementation of it where there is one.
+    """Pastes predicted masks into an image; equals `kerasdet.geometry.masks.paste_masks`, compiled if possible.
 
     Args:
-        mask_probs: (D, S, S) in 0..1.
-        boxes: (D, 4) in pixels of the image.
-        height: Of the image.
-        width: Likewise.
-        convention: "detectron2" or "torchvision".
-        threshold: Above 0.
+        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        boxes: (D, 4) yxyx in pixels of the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
 
     Returns:
         (D, height, width) bool.
 
     Raises:
-        ValueError: For an unknown convention.
+        ValueError: If the convention is unknown.
+
+    Example:
+        >>> masks = paste_masks(tf.ones([1, 28, 28]), tf.constant([[10.0, 20, 60, 90]]), 100, 200)
+        >>> masks.shape, int(tf.reduce_sum(tf.cast(masks, tf.int32)))
+        (TensorShape([1, 100, 200]), 3500)
     """
     library = compiled_ops(for_gpus=False)
     if library is None:
@@ -50,21 +55,21 @@ def encode_masks(
     convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> list[dict]:
-    """The compressed RLE of what `paste_masks` gives; compiled, no full-size mask is ever made.
+    """Encodes pasted masks as compressed RLE; the compiled op never creates a full-size bitmap.
 
     Args:
-        mask_probs: (D, S, S) in 0..1.
-        boxes: (D, 4) in pixels of the image.
-        height: Of the image.
-        width: Likewise.
-        convention: "detectron2" or "torchvision".
-        threshold: Above 0.
+        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        boxes: (D, 4) yxyx in pixels of the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
 
     Returns:
-        For each mask {"size": [height, width], "counts": text}, as in COCO's result files.
+        D dicts {"size": [height, width], "counts": text}, one per mask, as in COCO's result files.
 
     Raises:
-        ValueError: For an unknown convention.
+        ValueError: If the convention is unknown.
     """
     library = compiled_ops(for_gpus=False)
     if library is None:

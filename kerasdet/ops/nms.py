@@ -7,7 +7,9 @@ import tensorflow as tf
 from kerasdet.ops.dispatch import compiled_ops, in_tflite
 
 tf.no_gradient("Kerasdet>Nms")
-_SMALLEST = 0.02  # pixels
+# TFLite's NonMaxSuppression kernel selects an empty box again and again, because the box does not overlap itself.
+# A side of at least 0.02 pixels gives every box an area; no detector returns boxes that small on purpose.
+_MIN_SIDE = 0.02
 
 
 def nms(
@@ -19,21 +21,28 @@ def nms(
     max_detections: int,
     score_threshold: float = -math.inf,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Greedy non-maximum suppression, in float32, of every image of a batch.
+    """Applies greedy non-maximum suppression to every image of a batch, in float32.
 
-    A box goes when its IoU with a better one that stays is above the threshold. Equal scores: the first comes first.
-    A box with a coordinate that is not finite overlaps nothing; a score that is NaN is not above any threshold.
+    Of boxes with equal scores, the first wins. A box with a non-finite coordinate overlaps nothing. A NaN score is
+    below every threshold.
 
     Args:
-        boxes: (B, N, 4).
+        boxes: (B, N, 4) yxyx in pixels.
         scores: (B, N).
-        class_ids: (B, N); boxes of different classes leave one another alone. None: all are of one class.
-        iou_threshold: Of suppression.
-        max_detections: D, how many are kept at most.
-        score_threshold: Boxes need a score above it.
+        class_ids: (B, N) integers from 0. Boxes of different classes never suppress each other. None treats all boxes
+            as one class.
+        iou_threshold: A box is dropped if its IoU with a kept box of a higher score is above this. In [0, 1].
+        max_detections: D, the largest number of boxes kept per image.
+        score_threshold: Boxes with a score at or below this are dropped.
 
     Returns:
-        Indices into N by descending score, (B, D) int32 padded with -1, and how many there are, (B,) int32.
+        The indices of the kept boxes by descending score, (B, D) int32 padded with -1, and their number, (B,) int32.
+
+    Example:
+        >>> boxes = tf.constant([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])
+        >>> indices, counts = nms(boxes, tf.constant([[0.5, 0.6, 0.7]]), iou_threshold=0.5, max_detections=3)
+        >>> indices.numpy().tolist(), counts.numpy().tolist()
+        ([[2, 1, -1]], [2])
     """
     boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
     library = compiled_ops()
@@ -57,11 +66,12 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
     boxes = tf.where(finite, boxes, 0.0)  # an empty box overlaps nothing
     if class_ids is not None:
         boxes = _separate(boxes, class_ids)
-    if in_tflite():  # it keeps an empty box again and again, since that does not overlap itself
+    if in_tflite():
         low, high = tf.split(boxes, 2, -1)
-        boxes = tf.concat([low, tf.maximum(high, low + _SMALLEST)], -1)
+        boxes = tf.concat([low, tf.maximum(high, low + _MIN_SIDE)], -1)
 
-    missing = tf.maximum(max_detections - tf.shape(scores)[1], 0)  # XLA wants as many boxes as it may keep
+    # XLA's kernel needs at least as many boxes as `max_detections`.
+    missing = tf.maximum(max_detections - tf.shape(scores)[1], 0)
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
     scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=-math.inf)
 
@@ -77,7 +87,7 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
         kept = tf.where(tf.range(max_detections) < count, kept, -1)
         return tf.ensure_shape(kept, [max_detections]), count
 
-    if boxes.shape[0] == 1:  # TFLite runs no loop over images
+    if boxes.shape[0] == 1:  # TFLite cannot convert the loop of map_fn
         kept, count = one_image((boxes[0], scores[0]))
         return kept[None], count[None]
     indices, counts = tf.map_fn(one_image, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
@@ -85,9 +95,9 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
 
 
 def _separate(boxes, class_ids):
-    """Moves the boxes of each class to a place of its own, so that classes do not overlap.
+    """Shifts the boxes of each class to a separate area, so that boxes of different classes do not overlap.
 
-    The places form a square grid and not a row: the smaller the coordinates, the less precision the move costs.
+    The areas form a square grid rather than a row: smaller coordinates lose fewer digits in float32.
     """
     low = tf.reduce_min(boxes[..., :2], axis=[1, 2], keepdims=True)
     high = tf.reduce_max(boxes[..., 2:], axis=[1, 2], keepdims=True)

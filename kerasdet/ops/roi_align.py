@@ -1,12 +1,13 @@
-"""ROIAlign (https://arxiv.org/abs/1703.06870), on one feature map and on a pyramid.
+"""ROIAlign (https://arxiv.org/abs/1703.06870) on one feature map and on a pyramid.
 
-In TensorFlow's ops: a bin is the mean of bilinear samples on a regular grid, so it is a weighted sum of cells, and a
-cell's weight is that of its row times that of its column. All bins together are one sparse matrix, which is multiplied
-with the feature map; its transpose gives the gradient. The grid of samples, which a long thin box makes large, never
-exists. For XLA, which has no sparse matrices, the samples are summed one after the other.
+How the stock TensorFlow implementation works: a bin is the mean of bilinear samples on a regular grid. It is therefore
+a weighted sum of cells, and the weight of a cell is the weight of its row times the weight of its column. All bins
+together form one sparse matrix that is multiplied with the feature map; its transpose gives the gradient. The grid of
+samples, which is large for a long thin box, is never created. XLA and TFLite have no sparse matrices: for them the
+samples are summed one after the other.
 
-(`tf.image.crop_and_resize` would do for the values, not for the gradients: on CPUs its threads overwrite one another's
-sums, and parts of the gradient get lost.)
+`tf.image.crop_and_resize` would give the values but not the gradients: in TensorFlow 2.21 its CPU gradient loses
+updates of cells that several threads add to at once.
 """
 
 import math
@@ -19,17 +20,17 @@ from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
 from kerasdet.ops.dispatch import compiled_ops, raw_ops, static_shapes
 from kerasdet.ops.sparse import csr_matrix, matmul
 
-_CELLS_AT_ONCE = 2**22
+_MAX_CELLS_PER_CHUNK = 2**22  # bounds the temporary memory of the sparse matrix
 _COMPILED_TYPES = (tf.float32, tf.float16, tf.bfloat16)
 _ATTRIBUTES = ("spatial_scales", "output_height", "output_width", "sampling_ratio", "aligned", "lowest_level")
 _ATTRIBUTES += ("canonical_size", "canonical_level", "level_epsilon")
 
 
 class _Rois(NamedTuple):
-    """Regions in the coordinates of their feature maps, and where these lie in a table of all cells."""
+    """Holds regions in the coordinates of their feature maps, and the position of each map in a table of all cells."""
 
-    start: tf.Tensor  # (N, 2), the first cell's centre at 0
-    size: tf.Tensor  # (N, 2)
+    start: tf.Tensor  # (N, 2) in cells; 0 is the centre of the first cell
+    size: tf.Tensor  # (N, 2) in cells
     map_size: tf.Tensor  # (N, 2) int32, height and width
     map_begin: tf.Tensor  # (N,) int32, index of the map's first cell
 
@@ -43,21 +44,26 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = True,
 ) -> tf.Tensor:
-    """Mean of bilinear samples in each bin of each box. Gradients go to the features alone.
+    """Pools each box into a grid of bins; a bin is the mean of bilinear samples. Only features get gradients.
 
-    Samples up to one pixel outside the map take the border's value, others are 0.
+    Samples up to one cell outside the map take the border's value; samples further outside are 0.
 
     Args:
         features: (B, H, W, C).
-        boxes: (B, P, 4) in pixels of the image.
-        output_size: Bins as (h, w), or one number for both.
-        spatial_scale: Of the feature map: 1 / stride.
-        sampling_ratio: Samples a bin and direction; 0 takes as many as a bin has pixels, rounded up.
-        aligned: Pixel centres are at .5 (detectron2, mmdetection); else at 0, with regions of at least one pixel
-            (torchvision).
+        boxes: (B, P, 4) yxyx in pixels of the image.
+        output_size: Number of bins as (h, w), or one int for both.
+        spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.
+        sampling_ratio: Number of samples per bin along each axis. 0 takes the size of a bin in cells, rounded up.
+        aligned: Whether pixel centres lie at 0.5 (detectron2, mmdetection). If False they lie at 0, and regions are at
+            least one cell high and wide (torchvision).
 
     Returns:
-        (B, P, h, w, C) of the features' type, computed in float32.
+        (B, P, h, w, C) of the type of `features`, computed in float32.
+
+    Example:
+        >>> features, boxes = tf.ones([1, 25, 40, 256]), tf.constant([[[16.0, 16, 200, 300]]])
+        >>> roi_align(features, boxes, output_size=7, spatial_scale=1 / 16).shape
+        TensorShape([1, 1, 7, 7, 256])
     """
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     if compiled_ops() is not None:
@@ -75,7 +81,7 @@ def roi_align(
         tf.fill([count, 1], tf.constant(spatial_scale, tf.float32)),
         aligned,
         map_size=tf.broadcast_to(shape[1:3], [count, 2]),
-        map_begin=_image_of_each(boxes) * shape[1] * shape[2],
+        map_begin=_batch_indices(boxes) * shape[1] * shape[2],
     )
     pooled = _pool(_table(features), rois, _pair(output_size), sampling_ratio)
     return _unflatten(pooled, boxes, features.dtype)
@@ -92,25 +98,32 @@ def multilevel_roi_align(
     canonical_level: int = 4,
     level_epsilon: float = 0.0,
 ) -> tf.Tensor:
-    """`roi_align` of each box on the level that suits its size (https://arxiv.org/abs/1612.03144, equation 1).
+    """Applies ROIAlign to each box on the pyramid level for its size (equation 1 of FPN, arXiv 1612.03144).
 
     Args:
-        pyramid: "p2", "p3" ... without a gap: (B, H, W, C); level l has a stride of 2**l.
-        boxes: (B, P, 4) in pixels of the image.
-        output_size: As in `roi_align`.
-        sampling_ratio: As in `roi_align`.
-        aligned: As in `roi_align`.
-        canonical_size: Side of a square that is pooled from `canonical_level`.
-        canonical_level: A level's number.
-        level_epsilon: Added to the level before it is rounded down: 1e-6 in torchvision.
+        pyramid: Level name -> (B, H, W, C), for "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
+        boxes: (B, P, 4) yxyx in pixels of the image.
+        output_size: Number of bins as (h, w), or one int for both.
+        sampling_ratio: Number of samples per bin along each axis. 0 takes the size of a bin in cells, rounded up.
+        aligned: Whether pixel centres lie at 0.5 (detectron2, mmdetection). If False they lie at 0, and regions are at
+            least one cell high and wide (torchvision).
+        canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
+        canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
+        level_epsilon: Constant added to the level before it is rounded down; torchvision adds 1e-6.
 
     Returns:
-        (B, P, h, w, C) of the features' type, computed in float32.
+        (B, P, h, w, C) of the type of the pyramid, computed in float32.
+
+    Raises:
+        ValueError: If the levels have a gap.
     """
     boxes = tf.convert_to_tensor(boxes)
     levels = sorted(int(name[1:]) for name in pyramid)
     if levels != list(range(levels[0], levels[-1] + 1)):
-        raise ValueError(f"multilevel_roi_align needs levels without a gap, these are {', '.join(sorted(pyramid))}.")
+        raise ValueError(
+            f"The pyramid of multilevel_roi_align has the levels {', '.join(sorted(pyramid))}: expected levels without "
+            "a gap. Pass every level between the first and the last."
+        )
     maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
     if compiled_ops() is not None:
         return _compiled(
@@ -126,7 +139,7 @@ def multilevel_roi_align(
             level_epsilon=level_epsilon,
         )
     flat_boxes = tf.reshape(boxes, [-1, 4])
-    level = levels_of(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
+    level = assign_levels(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
     sizes = tf.stack([tf.shape(x)[1:3] for x in maps])  # (L, 2)
     begins = tf.cumsum(tf.stack([tf.reduce_prod(tf.shape(x)[:3]) for x in maps]), exclusive=True)  # (L,)
     scales = tf.constant([[2.0**-level] for level in levels])  # (L, 1)
@@ -136,7 +149,7 @@ def multilevel_roi_align(
         tf.gather(scales, level),
         aligned,
         map_size=map_size,
-        map_begin=tf.gather(begins, level) + _image_of_each(boxes) * map_size[:, 0] * map_size[:, 1],
+        map_begin=tf.gather(begins, level) + _batch_indices(boxes) * map_size[:, 0] * map_size[:, 1],
     )
     pooled = _pool(tf.concat([_table(x) for x in maps], 0), rois, _pair(output_size), sampling_ratio)
     return _unflatten(pooled, boxes, maps[0].dtype)
@@ -170,8 +183,22 @@ def _compiled_gradient(op, upstream):
     return [*gradients, None]
 
 
-def levels_of(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
-    """Level (N,) int32 of each box (N, 4)."""
+def assign_levels(
+    boxes: tf.Tensor, lowest: int, highest: int, canonical_size: float, canonical_level: int, epsilon: float
+) -> tf.Tensor:
+    """Assigns each box to the pyramid level for its size.
+
+    Args:
+        boxes: (N, 4) yxyx in pixels.
+        lowest: Number of the finest level.
+        highest: Number of the coarsest level.
+        canonical_size: Side in pixels of a square box on `canonical_level`.
+        canonical_level: Number of the level for boxes of `canonical_size`.
+        epsilon: Constant added to the level before it is rounded down.
+
+    Returns:
+        (N,) int32. Level numbers in lowest..highest.
+    """
     ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
     begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
     above = tf.expand_dims(ratio, 1) >= tf.constant(begins, tf.float32, [len(begins)])  # (N, L - 1)
@@ -179,9 +206,11 @@ def levels_of(boxes, lowest, highest, canonical_size, canonical_level, epsilon):
 
 
 def _level_begin(level, canonical_level, epsilon):
-    """The smallest ratio of size to canonical size whose `floor(canonical_level + log2(ratio) + epsilon)` is `level`.
+    """Returns the smallest ratio of size to canonical size that `level` begins at.
 
-    The sum is one of float32 numbers, as in the sources; float32's own logarithm is off by enough to move boxes.
+    A box is on the level ``floor(canonical_level + log2(ratio) + epsilon)``. The sum is computed in float32, like in
+    the source frameworks. The logarithm is computed in float64 here: TensorFlow's float32 logarithm is inexact enough
+    to move boxes to another level.
     """
     ulps = np.arange(-64, 65) * 2.0**-24
     ratios = np.float32(2.0 ** (level - canonical_level - epsilon) * (1 + ulps))
@@ -198,24 +227,24 @@ def _make_rois(boxes, scale, aligned, map_size, map_begin):
 
 
 def _pool(table, rois, output_size, sampling_ratio):
-    """Bins (N, h, w, C) of regions of a table (T, C)."""
+    """Pools N regions from a table of cells (T, C) into bins (N, h, w, C)."""
     if static_shapes():
         return _pool_samples(table, rois, output_size, _num_samples(rois, output_size, sampling_ratio))
     return _pool_bins(table, rois, output_size, sampling_ratio)
 
 
 def _pool_samples(table, rois, output_size, samples):
-    """`_pool` in static shapes: one sample of every bin at a time, as many times as the largest bin has samples."""
+    """Pools in static shapes: adds one sample of every bin at a time, until the largest bin is complete."""
     table_size, channels = tf.shape(table)[0], table.shape[1]
     limit = tf.reduce_max(tf.reduce_prod(tf.pad(samples, [[0, 1], [0, 0]]), 1))
     columns_of_samples = tf.maximum(samples[:, 1], 1)
 
     def taps(index):
-        """Cells and weights (N * h * w, 4) of each bin's sample of this number."""
+        """Returns cells and weights, (N * h * w, 4) each, of the sample `index` of each bin."""
         axes = []
         for axis, number in enumerate((index // columns_of_samples, index % columns_of_samples)):
-            of_axis = (rois.start[:, axis], rois.size[:, axis], samples[:, axis], output_size[axis])
-            lines, weights = _line_samples(*of_axis, rois.map_size[:, axis], number[:, None, None])
+            axis_inputs = (rois.start[:, axis], rois.size[:, axis], samples[:, axis], output_size[axis])
+            lines, weights = _line_samples(*axis_inputs, rois.map_size[:, axis], number[:, None, None])
             axes.append((lines[:, :, 0], weights[:, :, 0]))  # (N, bins, 2)
         (rows, y_weights), (columns, x_weights) = axes
         rows = rois.map_begin[:, None, None] + rows * rois.map_size[:, 1, None, None]
@@ -223,9 +252,9 @@ def _pool_samples(table, rois, output_size, samples):
         weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
         return tf.reshape(cells, [-1, 4]), tf.reshape(weights, [-1, 4])
 
-    def sum_samples(of_sample, zeros):
+    def sum_samples(sample_function, zeros):
         def body(index, total):
-            return index + 1, total + of_sample(*taps(index))
+            return index + 1, total + sample_function(*taps(index))
 
         return tf.while_loop(lambda index, _: index < limit, body, (0, zeros))[1]
 
@@ -248,7 +277,7 @@ def _pool_samples(table, rois, output_size, samples):
 
 
 def _pool_bins(table, rois, output_size, sampling_ratio):
-    """`_pool` by a sparse matrix of all bins, in chunks of regions."""
+    """Pools with a sparse matrix of all bins, in chunks of regions."""
     num_bins, channels = math.prod(output_size), table.shape[1]
     wanted = tf.shape(rois.start)[0]
     rois = _at_least_one(rois)
@@ -280,7 +309,10 @@ def _pool_bins(table, rois, output_size, sampling_ratio):
 
 
 def _at_least_one(rois):
-    """In place of no region one that lies outside: TensorFlow 2.16 dies of a product with an empty sparse matrix."""
+    """Replaces zero regions by one that lies outside the map.
+
+    TensorFlow 2.16 crashes in a product with an empty sparse matrix. This can go when 2.16 is no longer supported.
+    """
     missing = tf.maximum(1 - tf.shape(rois.start)[0], 0)
 
     def padded(value, padding):
@@ -290,30 +322,32 @@ def _at_least_one(rois):
 
 
 def _num_samples(rois, output_size, sampling_ratio):
-    """Samples (N, 2) int32 in each bin, along y and x."""
+    """Returns the number of samples per bin along y and x: (N, 2) int32."""
     if sampling_ratio > 0:
         return tf.fill(tf.shape(rois.size), sampling_ratio)
-    # Rounded up. A plain division by a constant would be optimised into an inexact product.
+    # Rounds up. floordiv, since grappler turns a plain division by a constant into an inexact multiplication.
     samples = tf.cast(-tf.math.floordiv(-rois.size, tf.constant(output_size, tf.float32)), tf.int32)
-    return tf.clip_by_value(samples, 0, rois.map_size)  # exact for regions of up to h times the map's height
+    return tf.clip_by_value(
+        samples, 0, rois.map_size
+    )  # the limit binds only for regions of more than h times the map's height
 
 
 def _chunk_size(rois, output_size, samples):
-    """How many regions are pooled at once, so that neither their cells nor their rows and columns take much memory."""
+    """Returns the number of regions pooled at once, which bounds the memory for cells, rows and columns."""
     bins = tf.constant(output_size, tf.float32)
     covered = tf.minimum(rois.size, tf.cast(rois.map_size, tf.float32)) + 3 * bins
     lines = tf.minimum(covered, 2 * bins * tf.cast(samples, tf.float32))  # (N, 2), at most
     cells = tf.reduce_max(tf.reduce_prod(tf.maximum(lines, 1.0), 1))
     weights = tf.reduce_max(tf.reduce_sum(bins * tf.cast(rois.map_size, tf.float32), 1))
-    return tf.cast(tf.maximum(_CELLS_AT_ONCE / tf.maximum(tf.maximum(cells, weights), 1.0), 1.0), tf.int32)
+    return tf.cast(tf.maximum(_MAX_CELLS_PER_CHUNK / tf.maximum(tf.maximum(cells, weights), 1.0), 1.0), tf.int32)
 
 
 def _bin_matrix(rois, samples, output_size, table_size):
-    """Sparse matrix (N * h * w, T) of the weights of cells in bins."""
+    """Creates the sparse matrix (N * h * w, T) with the weight of each cell in each bin."""
     axes = []
     for axis, bins in enumerate(output_size):
         weights = _line_weights(rois.start[:, axis], rois.size[:, axis], samples[:, axis], bins, rois.map_size[:, axis])
-        lines = tf.cast(tf.where(weights > 0), tf.int32)  # (E, 3) of region, bin, row or column
+        lines = tf.cast(tf.where(weights > 0), tf.int32)  # (E, 3) as (region, bin, row or column)
         counts = tf.math.count_nonzero(weights > 0, 2, dtype=tf.int32)
         axes.append((counts, lines, tf.boolean_mask(weights, weights > 0)))
     (y_counts, rows, y_weights), (x_counts, columns, x_weights) = axes
@@ -326,17 +360,17 @@ def _bin_matrix(rois, samples, output_size, table_size):
 
 
 def _line_weights(start, size, samples, bins, limit):
-    """Weight of each row (or column) in each bin: the mean of its samples' bilinear weights.
+    """Computes the weight of each row (or column) in each bin: the mean of its samples' bilinear weights.
 
     Args:
-        start: (N,), of the regions.
-        size: (N,).
-        samples: (N,) int32, in a bin.
-        bins: Their number.
-        limit: (N,) int32, rows of the map.
+        start: (N,). Starts of the regions along this axis in cells.
+        size: (N,). Lengths of the regions in cells.
+        samples: (N,) int32. Number of samples per bin.
+        bins: Number of bins.
+        limit: (N,) int32. Number of rows (or columns) of each region's map.
 
     Returns:
-        (N, bins, the greatest limit).
+        (N, bins, largest limit).
     """
     count, num_lines = tf.shape(start)[0], tf.maximum(tf.reduce_max(limit), 1)
     numbers = tf.range(tf.maximum(tf.reduce_max(samples), 1))
@@ -349,14 +383,18 @@ def _line_weights(start, size, samples, bins, limit):
 
 
 def _line_samples(start, size, samples, bins, limit, numbers):
-    """The two rows (or columns) around samples of each bin, and their weights in it.
+    """Finds the two rows (or columns) around samples of each bin, and their weights in the bin.
 
     Args:
-        start: As in `_line_weights`, and so are `size`, `samples`, `bins` and `limit`.
-        numbers: (S,) int32 or (N, 1, S), which samples; of those that a bin has not, the weights are 0.
+        start: (N,). Starts of the regions along this axis in cells.
+        size: (N,). Lengths of the regions in cells.
+        samples: (N,) int32. Number of samples per bin.
+        bins: Number of bins.
+        limit: (N,) int32. Number of rows (or columns) of each region's map.
+        numbers: (S,) or (N, 1, S) int32. Numbers of the wanted samples. Numbers from `samples` on get weight 0.
 
     Returns:
-        (N, bins, S, 2) int32 and float32.
+        Rows (or columns), (N, bins, S, 2) int32, and weights, (N, bins, S, 2) float32.
     """
     start, size, samples, limit = (value[:, None, None] for value in (start, size, samples, limit))
     bin_size, num_samples = size / bins, tf.maximum(tf.cast(samples, tf.float32), 1.0)
@@ -372,17 +410,17 @@ def _line_samples(start, size, samples, bins, limit, numbers):
 
 
 def _table(features):
-    """Cells (B * H * W, C), float32."""
+    """Flattens features (B, H, W, C) into a table of cells (B * H * W, C) float32."""
     return tf.reshape(tf.cast(features, tf.float32), [-1, features.shape[-1] or tf.shape(features)[-1]])
 
 
-def _image_of_each(boxes):
-    """Index (B * P,) into the batch of each of boxes (B, P, 4)."""
+def _batch_indices(boxes):
+    """Returns the batch index of each box of (B, P, 4): (B * P,) int32."""
     return tf.repeat(tf.range(tf.shape(boxes)[0]), tf.shape(boxes)[1])
 
 
 def _unflatten(pooled, boxes, dtype):
-    """(B * P, ...) as (B, P, ...)."""
+    """Reshapes (B * P, ...) to (B, P, ...)."""
     shape = tf.concat([tf.shape(boxes)[:2], tf.shape(pooled)[1:]], 0)
     result = tf.cast(tf.reshape(pooled, shape), dtype)
     return tf.ensure_shape(result, [*boxes.shape[:2], *pooled.shape[1:]])

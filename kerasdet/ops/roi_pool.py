@@ -1,31 +1,32 @@
-"""ROIPool (https://arxiv.org/abs/1504.08083): the maximum in each bin, with coordinates rounded to whole cells."""
+"""ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
 
 from collections.abc import Mapping
 
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.roi_align import levels_of
+from kerasdet.ops.roi_align import assign_levels
 
-_VALUES_AT_ONCE = 2**25
-_OUTSIDE = -1e6  # pixels, of every image
+_MAX_VALUES_PER_CHUNK = 2**25  # bounds temporary memory to 128 MB per float32 tensor
+_OUTSIDE = -1e6  # pixels; outside every image
 
 
 def roi_pool(
     features: tf.Tensor, boxes: tf.Tensor, *, output_size: int | tuple[int, int], spatial_scale: float
 ) -> tf.Tensor:
-    """Maximum of the cells of each bin of each box, 0 where a bin lies outside. Gradients go to the features alone.
+    """Pools each box into a grid of bins; a bin is the maximum of its cells. Only features get gradients.
 
-    Of equal cells the first in reading order gets the gradient, as in torchvision.
+    Box coordinates are rounded to whole cells. A bin outside the map is 0. Of equal cells, the first in reading order
+    gets the gradient, like in torchvision.
 
     Args:
         features: (B, H, W, C).
-        boxes: (B, P, 4) in pixels of the image.
-        output_size: Bins as (h, w), or one number for both.
-        spatial_scale: Of the feature map: 1 / stride.
+        boxes: (B, P, 4) yxyx in pixels of the image.
+        output_size: Number of bins as (h, w), or one int for both.
+        spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.
 
     Returns:
-        (B, P, h, w, C) of the features' type.
+        (B, P, h, w, C) of the type of `features`.
     """
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
@@ -39,7 +40,7 @@ def roi_pool(
     count = tf.size(boxes) // 4
 
     def cells(begin, end):
-        """Bin and cell (E,) of each pair of these."""
+        """Returns the bin and the cell, (E,) each, of every cell in the bins of the regions `begin` to `end`."""
         part = slice(begin, end)
         bins, y, x = cells_of_bins(y_end[part] - y_begin[part], x_end[part] - x_begin[part])
         rows = tf.ragged.range(tf.reshape(y_begin[part], [-1]), tf.reshape(y_end[part], [-1])).flat_values
@@ -49,7 +50,7 @@ def roi_pool(
 
     num_cells = tf.reduce_sum(y_end - y_begin, 1) * tf.reduce_sum(x_end - x_begin, 1)  # (N,)
     most = tf.reduce_max(tf.concat([num_cells, [1]], 0)) * shape[3]
-    chunk = tf.maximum(_VALUES_AT_ONCE // tf.maximum(most, 1), 1)
+    chunk = tf.maximum(_MAX_VALUES_PER_CHUNK // tf.maximum(most, 1), 1)
 
     @tf.custom_gradient
     def pool(table):
@@ -92,23 +93,27 @@ def multilevel_roi_pool(
     canonical_level: int = 4,
     level_epsilon: float = 0.0,
 ) -> tf.Tensor:
-    """`roi_pool` of every box on a level of its size, as `kerasdet.ops.multilevel_roi_align`, which see.
+    """Applies ROIPool to each box on the pyramid level for its size, like `kerasdet.ops.multilevel_roi_align`.
 
     Args:
-        pyramid: name -> (B, H, W, C); level ``p2`` has stride 4, and every next twice that of the one before.
-        boxes: (B, P, 4) in pixels of the image.
-        output_size: Bins in each direction.
-        canonical_size: Edge of a box, in pixels, that belongs to ...
-        canonical_level: ... this level.
-        level_epsilon: Added to a level before it is rounded down.
+        pyramid: Level name -> (B, H, W, C), for "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
+        boxes: (B, P, 4) yxyx in pixels of the image.
+        output_size: Number of bins as (h, w), or one int for both.
+        canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
+        canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
+        level_epsilon: Constant added to the level before it is rounded down.
 
     Returns:
-        (B, P, h, w, C).
+        (B, P, h, w, C) of the type of the pyramid.
     """
     numbers = [int(name[1:]) for name in pyramid]
-    own = levels_of(tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon)
+    own = assign_levels(
+        tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon
+    )
     own = tf.reshape(own, tf.shape(boxes)[:2])[..., None]  # (B, P, 1)
-    parts = [tf.where(own == number, boxes, _OUTSIDE) for number in numbers]  # what lies outside pools to 0
+    parts = [
+        tf.where(own == number, boxes, _OUTSIDE) for number in numbers
+    ]  # a box outside the map pools to 0, so the sum over levels selects one
     pooled = [
         roi_pool(features, part, output_size=output_size, spatial_scale=2.0**-number)
         for number, features, part in zip(numbers, pyramid.values(), parts, strict=True)
@@ -117,9 +122,9 @@ def multilevel_roi_pool(
 
 
 def _lines(low, high, bins, limit):
-    """First row (or column) of each bin of regions (N,), and the one after its last: (N, bins) int32."""
+    """Returns the first row (or column) of each bin and the one after its last, (N, bins) int32 each, of N regions."""
     size = tf.maximum(high - low + 1, 1.0)
-    # float64: a float32 division by a constant would be optimised into an inexact product.
+    # float64, since grappler turns a float32 division by a constant into an inexact multiplication.
     bin_size = tf.cast(tf.cast(size, tf.float64) / bins, tf.float32)[:, None]
     number = tf.range(bins, dtype=tf.float32)
     begin = tf.floor(number * bin_size) + low[:, None]

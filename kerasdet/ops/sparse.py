@@ -1,6 +1,6 @@
-"""Products with sparse matrices: weighted sums of rows of a table, without the rows being copied out of it.
+"""Multiplies with sparse matrices: weighted sums of table rows, without copying the rows out of the table.
 
-TensorFlow's compressed rows (CSR) run several times faster than `tf.sparse.sparse_dense_matmul`, and than gathers.
+TensorFlow's CSR matrices are several times faster than `tf.sparse.sparse_dense_matmul` and than gathering rows.
 """
 
 import tensorflow as tf
@@ -9,51 +9,50 @@ from kerasdet.ops.dispatch import static_shapes
 
 
 def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    """A sparse matrix.
+    """Creates a sparse matrix in compressed sparse row (CSR) format.
 
     Args:
-        rows: (N,) int32, ascending.
-        columns: (N,) int32; within a row in any order.
+        rows: (N,) int32. Row of each value, ascending.
+        columns: (N,) int32. Column of each value, in any order within a row.
         values: (N,) float32.
-        shape: (2,) int64.
+        shape: (2,) int64. Number of rows and columns.
 
     Returns:
-        A variant for `matmul`.
+        A () variant tensor for `matmul`.
     """
     indices = tf.stack([tf.cast(rows, tf.int64), tf.cast(columns, tf.int64)], -1)
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(indices=indices, values=values, dense_shape=shape)
 
 
 def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:
-    """``matrix @ dense`` or ``matrix.T @ dense``, without a gradient; the same bits each time.
-
-    TensorFlow's own product with a transposed matrix adds up what its threads find in the order in which they end.
+    """Computes ``matrix @ dense`` or ``matrix.T @ dense``, without a gradient and bit-identical each time.
 
     Args:
-        matrix: From `csr_matrix`.
+        matrix: Sparse matrix from `csr_matrix`, (M, K), or (K, M) if `transpose`.
         dense: (K, C) float32.
-        transpose: The matrix.
+        transpose: Whether to transpose `matrix`.
 
     Returns:
-        (M, C).
+        (M, C) float32.
     """
     if transpose:
+        # SparseMatrixMatMul(transpose_a=True) in TensorFlow 2.21 adds partial sums in the order in which its threads
+        # end, so results differ between runs. Transposing first avoids it.
         matrix = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
     return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=dense)
 
 
 def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Sums of a few rows of a table, with gradients to the table and to the weights.
+    """Computes N weighted sums of K table rows each, with gradients to the table and to the weights.
 
     Args:
         table: (T, C) float32.
-        indices: (N, K) int32 into the rows.
-        weights: (N, K) float32.
+        indices: (N, K) int32. Indices of table rows.
+        weights: (N, K) float32. Weight of each row.
 
     Returns:
-        (N, C).
+        (N, C) float32.
     """
-
     if static_shapes():
         return tf.einsum("nkc,nk->nc", tf.gather(table, indices), weights)
 

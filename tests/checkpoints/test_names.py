@@ -412,8 +412,8 @@ def test_mmdet_fcos_fills_the_model_with_current_and_older_names(name):
     assert [float(scale.scale) for scale in model.head.scales.values()] == [
         float(state[f"bbox_head.scales.{i}.scale"]) for i in range(5)
     ]
-    assert model.coder.normalize == ("normbbox" in name) == model.centerness_on_boxes
-    assert (model.center_radius == 1.5) == ("center" in name)
+    assert model.coder.normalize == ("normbbox" in name) == model.head.centerness_on_boxes
+    assert (model.matcher.center_radius == 1.5) == ("center" in name)
 
     older = renamed(
         state,

@@ -253,9 +253,9 @@ def test_masks_become_run_lengths(tmp_path):
     [
         (None, 'annotation 4 has no "segmentation", which masks=True needs'),
         ([], "no annotation has a mask"),
-        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon"),
-        ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask .*\[30, 20\].* 20x30"),
-        ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask .*60 pixels"),
+        ([1, 2, 3, 4, 5, 6], "annotation 4 has a polygon that is not a list"),
+        ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* is 20x30"),
+        ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),
     ],
 )
 def test_bad_masks_raise(tmp_path, segmentation, message):

@@ -117,5 +117,5 @@ def test_decoding_inverts_heatmap_targets_within_one_cell():
 def test_zero_regions_give_zero_keypoints_and_an_unknown_convention_raises():
     heatmaps, rois = np.zeros((0, 56, 56, 17), np.float32), np.zeros((0, 4), np.float32)
     assert ops.keypoints_from_heatmaps(heatmaps, rois).shape == (0, 17, 3)
-    with pytest.raises(ValueError, match="convention is one of"):
+    with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
         ops.keypoints_from_heatmaps(heatmaps, rois, "caffe")

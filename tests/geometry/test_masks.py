@@ -91,9 +91,9 @@ def test_segmentation_without_pixels_gives_no_runs():
 @pytest.mark.parametrize(
     "segmentation, message",
     [
-        ([1, 2, 3, 4, 5, 6], "polygon that is no list"),
-        ([[1, 2, 3, 4, 5, "a"]], "something else than pixel coordinates"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "something else than pixel coordinates"),
+        ([1, 2, 3, 4, 5, 6], "polygon that is not a list"),
+        ([[1, 2, 3, 4, 5, "a"]], "entries are not all pixel coordinates"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "entries are not all pixel coordinates"),
         ({"size": [6, 5], "counts": [30]}, r"size \[6, 5\], but its image is 5x6"),
         ({"counts": [30]}, "size None"),
         ({"size": [5, 6], "counts": [10, 10]}, "of 20 pixels, but its image has 30"),
@@ -277,9 +277,9 @@ def test_paste_works_in_a_graph_and_with_zero_masks(rng):
         )
         np.testing.assert_array_equal(paste(probs, boxes, 15, 20), masks.paste_masks(probs, boxes, 15, 20, convention))
         assert masks.paste_masks(probs[:0], boxes[:0], 15, 20, convention).shape == (0, 15, 20)
-    with pytest.raises(ValueError, match="convention is one of"):
+    with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
         masks.paste_masks(probs, boxes, 15, 20, "caffe")
-    with pytest.raises(ValueError, match="convention is one of"):
+    with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
         masks.crop_masks_for_rois(None, None, None, None, convention="caffe")
 
 

@@ -8,7 +8,6 @@ from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.layers import BoxHead, ConvTop, FCOSHead, MaxPoolTop, RetinaNetHead
 from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
 from kerasdet.models.common import LossNormalizer
->>>>>>> training
 from kerasdet.models.postprocess import Postprocessing
 
 NUM_CLASSES = 3

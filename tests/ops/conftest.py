@@ -1,6 +1,6 @@
-"""Every test of an operation that is compiled, too, runs on both implementations, and on the kernels for GPUs.
+"""Runs each test of a compiled operation on the stock ops, the compiled CPU kernels and the GPU kernels.
 
-These run on a GPU where TensorFlow sees one (`CUDA_VISIBLE_DEVICES=0 pytest tests/ops`), else on an emulated one.
+GPU kernels run on a GPU if TensorFlow sees one (`CUDA_VISIBLE_DEVICES=0 pytest tests/ops`), else on an emulated one.
 """
 
 import contextlib
@@ -13,17 +13,19 @@ from tensorflow.python.framework import config
 from kerasdet import ops
 from kerasdet.ops import dispatch
 
-tf.config.experimental.enable_tensor_float_32_execution(False)  # which GPUs would multiply with
+tf.config.experimental.enable_tensor_float_32_execution(
+    False
+)  # TF32 products on GPUs have too few digits for these tests
 
 
 @contextlib.contextmanager
 def on_gpu(monkeypatch):
-    """Runs the kernels for GPUs."""
+    """Runs the block on the GPU kernels."""
     if emulated.GPUS:
         with ops.implementation("compiled"), tf.device("/GPU:0"):
             yield
     elif emulated.library() is None:
-        pytest.skip("no compiler here")
+        pytest.skip("no C++ compiler is installed")
     else:
         monkeypatch.setattr(dispatch, "raw_ops", lambda: emulated.RAW_OPS)
         with ops.implementation("compiled"):
@@ -33,14 +35,14 @@ def on_gpu(monkeypatch):
 @pytest.fixture(params=["tensorflow", "compiled", "gpu"])
 def implementation(request, monkeypatch):
     if request.param == "compiled" and dispatch.raw_ops() is None:
-        pytest.skip("no compiled ops here")
+        pytest.skip("the compiled ops are not built here")
     with on_gpu(monkeypatch) if request.param == "gpu" else ops.implementation(request.param):
         yield request.param
 
 
 @pytest.fixture
 def deterministic():
-    """As after `tf.config.experimental.enable_op_determinism()`."""
+    """Enables `tf.config.experimental.enable_op_determinism()` for one test."""
     config.enable_op_determinism()
     if emulated.library():
         emulated.library().set_determinism(True)

@@ -1,4 +1,4 @@
-"""The kernels of the GPU, compiled as C++, in the place of the compiled ops."""
+"""Runs the GPU kernels, compiled as C++, in place of the compiled ops."""
 
 import functools
 import shutil
@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 import without_tensorflow
 
-GPUS = tf.config.list_physical_devices("GPU")  # real ones, which are taken instead
+GPUS = tf.config.list_physical_devices("GPU")  # if TensorFlow sees real GPUs, tests use them instead
 
 
 @functools.cache
 def library():
-    """The ops on an emulated GPU, or None where they cannot be built."""
+    """Builds and opens the ops for an emulated GPU; returns None if make or g++ is missing."""
     if not all(map(shutil.which, ("make", "g++"))):
         return None
     subprocess.run(["make", "-C", without_tensorflow.FOLDER, "emulation"], check=True, capture_output=True)
@@ -22,14 +22,14 @@ def library():
 
 
 def run(name, inputs, outputs, dtype="float32", **attributes):
-    """Outputs, given as (shape, dtype), of an op."""
+    """Runs an op and returns its outputs; `outputs` lists their (shape, dtype)."""
     results = [np.empty(shape, dtype) for shape, dtype in outputs]
     library().op(name, dtype=dtype, **attributes)([np.ascontiguousarray(value) for value in inputs], results)
     return results
 
 
 def in_graph(function, inputs, dtypes):
-    """`tf.numpy_function` of arrays and lists of arrays."""
+    """Wraps `tf.numpy_function` for inputs that are arrays and lists of arrays."""
     return tf.nest.flatten(tf.numpy_function(function, tf.nest.flatten(inputs), dtypes))
 
 

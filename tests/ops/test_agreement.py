@@ -19,12 +19,12 @@ pytestmark = [
 
 @pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def times(request):
-    """How many times the usual number of random cases."""
+    """Returns the factor of the usual number of random cases."""
     return request.param
 
 
 def on_both(function, *arguments):
-    """Results and, of float results, gradients to the arguments, of TensorFlow's ops and of the compiled ones."""
+    """Returns results and gradients of the stock ops and of the compiled ones."""
     results = []
     for name in ("tensorflow", "compiled"):
         with ops.implementation(name), tf.GradientTape() as tape:
@@ -36,7 +36,7 @@ def on_both(function, *arguments):
 
 
 def wild_boxes(rng, shape, extent):
-    """Usual boxes and every odd kind: empty, inverted, under a pixel, outside, long and thin, not finite."""
+    """Makes usual boxes and every odd kind: empty, inverted, under a pixel, outside, long and thin, non-finite."""
     low = rng.uniform(-0.2, 1, (*shape, 2)) * extent
     boxes = np.concatenate([low, low + rng.uniform(0, 0.6, (*shape, 2)) * extent], -1)
     odd = rng.integers(0, 30, shape)
@@ -50,7 +50,7 @@ def wild_boxes(rng, shape, extent):
     return boxes.astype(np.float32)
 
 
-def test_nms_of_wild_boxes(rng, times):
+def test_nms_of_odd_boxes_agrees(rng, times):
     for case in range(400 * times):
         batch, count = int(rng.integers(0, 3)), int(rng.integers(0, 60))
         boxes = tf.constant(np.round(wild_boxes(rng, (batch, count), 30) * 4) / 4)
@@ -66,7 +66,7 @@ def test_nms_of_wild_boxes(rng, times):
             np.testing.assert_array_equal(one, other, err_msg=str(case))
 
 
-def test_class_aware_nms_of_random_boxes(rng, times):
+def test_class_aware_nms_of_random_boxes_agrees(rng, times):
     for _ in range(300 * times):
         count, classes = int(rng.integers(1, 80)), int(rng.integers(1, 6))
         low = rng.uniform(0, 30, (count, 2))
@@ -79,8 +79,8 @@ def test_class_aware_nms_of_random_boxes(rng, times):
         assert indices[0, : counts[0]].numpy().tolist() == expected
 
 
-def test_nms_finds_the_best_of_many_without_sorting_all(rng):
-    """More candidates than are looked at in one go, with ties and with scores close to one another."""
+def test_nms_of_many_boxes_with_ties_agrees(rng):
+    """Uses more candidates than the kernel sorts at once, with ties and close scores."""
     for scores in (rng.random(40_000), rng.integers(0, 3, 40_000) / 2, 0.5 + rng.random(40_000) * 1e-3):
         low = rng.uniform(0, 400, (40_000, 2))
         boxes = tf.constant(np.concatenate([low, low + 30], 1)[None], tf.float32)
@@ -96,7 +96,7 @@ def random_pyramid(rng, channels):
     return [tf.constant(rng.normal(size=(batch, *size, channels)), tf.float32) for size in sizes]
 
 
-def test_roi_align_of_wild_boxes(rng, times):
+def test_roi_align_of_odd_boxes_agrees(rng, times):
     for case in range(250 * times):
         maps = random_pyramid(rng, int(rng.choice([1, 3, 16, 20])))
         boxes = wild_boxes(rng, (maps[0].shape[0], int(rng.integers(0, 12))), 4.0 * max(maps[0].shape[1:3]))
@@ -113,7 +113,7 @@ def test_roi_align_of_wild_boxes(rng, times):
             np.testing.assert_allclose(other, one, atol=1e-4, err_msg=str(case))
 
 
-def test_roi_align_of_random_boxes_equals_the_loop_over_samples(rng, times):
+def test_roi_align_of_random_boxes_equals_a_loop_over_samples(rng, times):
     for _ in range(150 * times):
         image = rng.normal(size=rng.integers(1, [20, 20, 6])).astype(np.float32)
         low = rng.uniform(-10, 60, 2)
@@ -127,7 +127,7 @@ def test_roi_align_of_random_boxes_equals_the_loop_over_samples(rng, times):
 
 
 def random_convolution(rng):
-    """Arguments and options of `deform_conv2d`, offsets from small to far outside."""
+    """Makes arguments and options of `deform_conv2d`, with offsets from small to far outside."""
     groups, deformable_groups, taps = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.integers(1, 4))
     channels = groups * deformable_groups * int(rng.integers(1, 10))
     batch, height, width, rows, columns = (int(n) for n in rng.integers(1, [3, 8, 8, 6, 6]))
@@ -143,7 +143,7 @@ def random_convolution(rng):
     return [tf.constant(value, tf.float32) for value in arguments], options
 
 
-def test_deform_conv_of_random_shapes(rng, times):
+def test_deform_conv_of_random_shapes_agrees(rng, times):
     for case in range(150 * times):
         arguments, options = random_convolution(rng)
         (expected, gradients), (found, found_gradients) = on_both(
@@ -154,7 +154,7 @@ def test_deform_conv_of_random_shapes(rng, times):
             np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4, err_msg=str(case))
 
 
-def test_deform_conv_of_random_shapes_equals_the_loop_over_taps(rng, times):
+def test_deform_conv_of_random_shapes_equals_a_loop_over_taps(rng, times):
     for _ in range(20 * times):
         arguments, options = random_convolution(rng)
         values = [argument.numpy().astype(float) for argument in arguments]
@@ -163,7 +163,7 @@ def test_deform_conv_of_random_shapes_equals_the_loop_over_taps(rng, times):
         np.testing.assert_allclose(ops.deform_conv2d(*arguments, **options), expected, atol=5e-5)
 
 
-def test_offsets_that_are_not_finite_sample_nothing(rng):
+def test_non_finite_offsets_sample_zero(rng):
     arguments, options = random_convolution(rng)
     offsets = arguments[2].numpy()
     offsets.flat[::3], offsets.flat[1::7] = np.nan, np.inf

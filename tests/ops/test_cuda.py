@@ -1,6 +1,6 @@
-"""The kernels for GPUs: that they are all compiled, and what they do besides agreeing with the others.
+"""Tests the GPU kernels: all are compiled, and they handle the cases that only GPUs have.
 
-They run as C++ on an emulated GPU, unless TensorFlow has one; see conftest.py.
+They run as C++ on an emulated GPU unless TensorFlow has a real one; see conftest.py.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ ARCHITECTURES = {70, 75, 80, 86, 89, 90, 100, 120}
 
 
 def on_gpu(test):
-    """Marks a test that runs the kernels for GPUs."""
+    """Marks a test to run on the GPU kernels."""
     test = pytest.mark.usefixtures("implementation")(test)
     return pytest.mark.parametrize("implementation", ["gpu"], indirect=True)(test)
 
@@ -34,7 +34,7 @@ def on_gpu(test):
 @pytest.fixture
 def needs_emulation():
     if emulated.library() is None:
-        pytest.skip("no compiler here")
+        pytest.skip("no C++ compiler is installed")
 
 
 def kernel_names():
@@ -43,14 +43,14 @@ def kernel_names():
 
 
 def embedded_images(content):
-    """Number of the architecture -> machine code, of all in a library: ELF files for the machine 190."""
+    """Returns the machine code of each architecture in a library: ELF files of machine type 190."""
     images = {}
     for match in re.finditer(rb"\x7fELF\x02\x01", content):
         header = content[match.start() : match.start() + 64]
         machine, sections_at, flags = struct.unpack("<18xH20xQI12x", header)
         entry, count = struct.unpack_from("<HH", header, 58)
         if machine == 190:
-            number = flags >> 8 & 0xFF if header[8] >= 8 else flags & 0xFF  # it has moved since CUDA 13's format
+            number = flags >> 8 & 0xFF if header[8] >= 8 else flags & 0xFF  # CUDA 13 moved it
             images[number] = content[match.start() : match.start() + sections_at + entry * count]
     return images
 
@@ -58,9 +58,9 @@ def embedded_images(content):
 HAS_NVRTC = bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cuda_nvrtc"))
 
 
-@pytest.mark.skipif(not HAS_NVRTC, reason="no NVRTC here")
+@pytest.mark.skipif(not HAS_NVRTC, reason="NVRTC is not installed")
 def test_every_kernel_is_compiled_for_every_architecture():
-    """In what was built where NVRTC was: that there is such a library is part of it."""
+    """Also asserts that the library was built with NVRTC at all."""
     assert len(kernel_names()) > 10
     content = without_tensorflow.SHIPPED.read_bytes()
     images = embedded_images(content)
@@ -80,7 +80,7 @@ runpy.run_path(sys.argv[2], run_name="__main__")
 """
 
 
-def test_without_nvrtc_there_are_cpu_kernels_alone_and_one_line_says_so(tmp_path):
+def test_build_without_nvrtc_has_only_cpu_kernels_and_says_so(tmp_path):
     script = without_tensorflow.FOLDER / "cuda" / "compile.py"
     run = subprocess.run([sys.executable, "-c", HIDDEN, tmp_path, script], capture_output=True, text=True, check=True)
     if run.stdout:  # else the system has NVRTC
@@ -90,7 +90,7 @@ def test_without_nvrtc_there_are_cpu_kernels_alone_and_one_line_says_so(tmp_path
 
 REGISTERED = """
 import ctypes, sys
-ctypes.CDLL(sys.argv[1])  # in the place of a driver
+ctypes.CDLL(sys.argv[1])  # stands in for a driver
 from tensorflow.python.framework import kernels
 from kerasdet.ops import dispatch
 dispatch.raw_ops()
@@ -100,8 +100,8 @@ for op in ("Nms", "RoiAlign", "RoiAlignGrad", "DeformColumns", "DeformColumnsGra
 """
 
 
-@pytest.mark.skipif(not HAS_NVRTC, reason="no NVRTC here")
-def test_tensorflow_has_them_for_the_same_ops_where_there_is_a_driver(needs_emulation):
+@pytest.mark.skipif(not HAS_NVRTC, reason="NVRTC is not installed")
+def test_gpu_kernels_are_registered_if_there_is_a_driver(needs_emulation):
     driver = str(without_tensorflow.STAND_INS / "libcuda.so.1")
     run = subprocess.run([sys.executable, "-c", REGISTERED, driver], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == [
@@ -121,18 +121,18 @@ library.op("Nms", "GPU")
 """
 
 
-@pytest.mark.skipif(bool(emulated.GPUS), reason="a driver is here")
-def test_without_tensorflow_and_without_a_driver_it_is_said_what_lacks(needs_emulation):
+@pytest.mark.skipif(bool(emulated.GPUS), reason="a CUDA driver is installed")
+def test_missing_tensorflow_and_missing_driver_are_named(needs_emulation):
     code = f"import sys; sys.path.insert(0, {str(without_tensorflow.FOLDER)!r}){WITHOUT_DRIVER}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     line = "ValueError: There is no kernel of Kerasdet>Nms for a GPU: the library finds no libcuda.so.1, or was built"
     assert run.stderr.splitlines()[-1].startswith(line)
 
 
-@pytest.mark.skipif(dispatch.raw_ops() is None, reason="no compiled ops here")
-def test_a_gpu_without_kernels_is_left_to_tensorflow(monkeypatch, caplog):
+@pytest.mark.skipif(dispatch.raw_ops() is None, reason="the compiled ops are not built here")
+def test_gpu_without_kernels_uses_stock_ops(monkeypatch, caplog):
     if emulated.GPUS:
-        pytest.skip("there are kernels")
+        pytest.skip("the library has kernels for this GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     dispatch._lacks_gpu_kernels.cache_clear()
     try:
@@ -142,12 +142,12 @@ def test_a_gpu_without_kernels_is_left_to_tensorflow(monkeypatch, caplog):
             assert dispatch.compiled_ops() is dispatch.raw_ops()
     finally:
         dispatch._lacks_gpu_kernels.cache_clear()
-    assert len(caplog.records) == 1 and "on GPUs TensorFlow's are used" in caplog.text
+    assert len(caplog.records) == 1 and "On GPUs, TensorFlow's are used" in caplog.text
 
 
-@pytest.mark.skipif(dispatch.raw_ops() is None, reason="no compiled ops here")
-@pytest.mark.parametrize(("capability", "left"), [((6, 1), True), ((7, 0), False), (None, False)])
-def test_a_gpu_older_than_the_kernels_is_left_to_tensorflow(monkeypatch, caplog, capability, left):
+@pytest.mark.skipif(dispatch.raw_ops() is None, reason="the compiled ops are not built here")
+@pytest.mark.parametrize(("capability", "uses_stock_ops"), [((6, 1), True), ((7, 0), False), (None, False)])
+def test_gpu_older_than_the_kernels_uses_stock_ops(monkeypatch, caplog, capability, uses_stock_ops):
     gpu, registered = SimpleNamespace(name="GPU:0"), SimpleNamespace(kernel=[SimpleNamespace(device_type="GPU")])
     details = {} if capability is None else {"compute_capability": capability}
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu])
@@ -155,17 +155,17 @@ def test_a_gpu_older_than_the_kernels_is_left_to_tensorflow(monkeypatch, caplog,
     monkeypatch.setattr(dispatch.kernels, "get_registered_kernels_for_op", lambda name: registered)
     dispatch._lacks_gpu_kernels.cache_clear()
     try:
-        assert (dispatch.compiled_ops() is None) == left
+        assert (dispatch.compiled_ops() is None) == uses_stock_ops
     finally:
         dispatch._lacks_gpu_kernels.cache_clear()
-    assert ("nothing for a GPU as old as GPU:0" in caplog.text) == left
+    assert ("no kernels for a GPU as old as GPU:0" in caplog.text) == uses_stock_ops
 
 
 @pytest.mark.skipif(bool(emulated.GPUS), reason="TensorFlow has loaded the real driver")
 @pytest.mark.parametrize(
     ("gpu", "image"), [(70, "sm_70"), (75, "sm_70"), (80, "sm_80"), (89, "sm_86"), (90, "sm_90"), (120, "compute_70")]
 )
-def test_a_gpu_gets_the_newest_machine_code_that_it_runs(needs_emulation, gpu, image):
+def test_gpu_loads_the_newest_machine_code_that_it_runs(needs_emulation, gpu, image):
     driver = ctypes.CDLL(str(without_tensorflow.STAND_INS / "libcuda.so.1"))
     architecture = ctypes.c_int.in_dll(driver, "emulated_architecture")
     context, loaded = (ctypes.c_void_p.in_dll(driver, name) for name in ("emulated_context", "emulated_image"))
@@ -182,7 +182,7 @@ NMS = {"max_detections": 1, "iou_threshold": 0.5, "score_threshold": 0.0, "by_cl
 NMS_OUTPUTS = [((1, 1), "int32"), ((1,), "int32")]
 
 
-def test_what_does_not_fit_is_named(needs_emulation):
+def test_invalid_argument_raises_and_is_named(needs_emulation):
     with pytest.raises(ValueError, match=r"boxes has the shape \(1, 3, 5\), expected \(\?, \?, 4\)"):
         emulated.run(
             "Nms", [np.zeros((1, 3, 5), "f"), np.zeros((1, 3), "f"), np.zeros((1, 0), "i")], NMS_OUTPUTS, **NMS
@@ -199,8 +199,8 @@ ROI_ALIGN |= {"canonical_size": 1.0, "canonical_level": 0.0, "level_epsilon": 0.
 
 @on_gpu
 @pytest.mark.parametrize("most", [40, 500, 1024])
-def test_nms_goes_on_behind_the_boxes_it_has_masks_for(rng, most):
-    """Of the first 4096 boxes few stay; behind them come more of the same and groups of three that lie apart."""
+def test_nms_continues_after_the_boxes_that_have_masks(rng, most):
+    """NMS keeps few of the first 4096 boxes; more of the same and separate groups of three follow."""
     group = rng.integers(0, 100, 5000)
     low = np.stack([group // 10 * 30, group % 10 * 30], 1) + rng.integers(0, 8, (5000, 2)) / 4
     apart = np.arange(900) // 3 * 30
@@ -217,8 +217,8 @@ def test_nms_goes_on_behind_the_boxes_it_has_masks_for(rng, most):
 
 
 @on_gpu
-def test_nms_of_images_that_are_sorted_digit_by_digit(rng):
-    """Negative scores, ties, NaN and infinities among more boxes than a block sorts."""
+def test_nms_with_radix_sort_orders_odd_scores(rng):
+    """Uses negative scores, ties, NaN and infinities in more boxes than one block sorts."""
     low = rng.uniform(0, 300, (3, 9000, 2))
     boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 40, (3, 9000, 2))], -1), tf.float32)
     scores = rng.normal(size=(3, 9000)).astype(np.float32)
@@ -234,7 +234,7 @@ def test_nms_of_images_that_are_sorted_digit_by_digit(rng):
 
 @on_gpu
 @pytest.mark.parametrize("sampling_ratio", [0, 2, 40])
-def test_bins_of_more_lines_than_a_warp_has_threads(rng, sampling_ratio):
+def test_bins_with_more_lines_than_a_warp_has_threads_agree(rng, sampling_ratio):
     features = tf.constant(rng.normal(size=(1, 110, 90, 5)), tf.float32)
     boxes = tf.constant([[[0.0, 0, 110, 90], [-9, 3, 100, 5], [40, -20, 44, 300], [1, 1, 66, 65]]])
     results = []
@@ -251,7 +251,7 @@ def test_bins_of_more_lines_than_a_warp_has_threads(rng, sampling_ratio):
 
 
 def gradients_of_both(rng, dtype=tf.float32):
-    """A function for the gradients of ROIAlign on a pyramid and of deformable convolution."""
+    """Returns a function that computes the gradients of multilevel ROIAlign and of deformable convolution."""
     maps = [tf.cast(rng.normal(size=(2, n, n + 3, 20)), dtype) for n in (24, 12, 6)]
     boxes = wild_boxes(rng, (2, 60), 96.0)
     shapes = ((2, 9, 11, 24), (3, 3, 12, 8), (2, 9, 11, 36), (2, 9, 11, 18))
@@ -271,7 +271,7 @@ def gradients_of_both(rng, dtype=tf.float32):
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
-def test_deterministic_gradients_are_the_same_each_time_and_right(rng, deterministic, dtype):
+def test_deterministic_gradients_are_bit_identical_and_right(rng, deterministic, dtype):
     gradients = gradients_of_both(rng, dtype)
     first = gradients()
     for _ in range(3):
@@ -285,15 +285,15 @@ def test_deterministic_gradients_are_the_same_each_time_and_right(rng, determini
 
 
 @on_gpu
-def test_the_order_of_sums_matters_where_determinism_is_not_asked_for(rng):
-    """Otherwise the test above would show nothing."""
+def test_gradients_without_determinism_depend_on_the_order_of_sums(rng):
+    """Without this, the test of determinism above would prove nothing."""
     gradients = gradients_of_both(rng)
     first = gradients()[0].numpy()
     assert any((first != gradients()[0].numpy()).any() for _ in range(20))
 
 
 @on_gpu
-def test_deterministic_gradients_that_are_not_finite_stay_so(deterministic):
+def test_non_finite_deterministic_gradients_stay_non_finite(deterministic):
     features = tf.zeros([1, 4, 8, 4])
     boxes = tf.constant([[[0.0, 0, 4, 2], [0, 6, 4, 8], [0, 4, 4, 6]]])
     upstream = tf.constant([1.0, np.nan, -np.inf])[None, :, None, None, None] * tf.ones([1, 3, 1, 1, 4])
@@ -307,7 +307,7 @@ def test_deterministic_gradients_that_are_not_finite_stay_so(deterministic):
 
 @on_gpu
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
-def test_deterministic_gradients_of_any_size(rng, deterministic, scale):
+def test_deterministic_gradients_of_any_magnitude_are_right(rng, deterministic, scale):
     features = tf.zeros([1, 12, 12, 8])
     boxes = wild_boxes(rng, (1, 100), 12.0)
     upstream = tf.constant(rng.normal(size=(1, 100, 3, 3, 8)) * scale, tf.float32)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def bilinear(image, y, x):
-    """Value of `image` (H, W) between cells, 0 outside."""
+    """Interpolates `image` (H, W) between cells; outside it is 0."""
     top, left = int(np.floor(y)), int(np.floor(x))
     value = 0.0
     for row in (top, top + 1):
@@ -20,7 +20,7 @@ def bilinear(image, y, x):
 
 
 def reference(x, kernel, offsets, mask, strides, padding, dilations, groups, deformable_groups):
-    """Tap by tap."""
+    """Computes a deformable convolution tap by tap."""
     taps, (_, _, depth, filters) = kernel.shape[1], kernel.shape
     result = np.zeros((*offsets.shape[:3], filters))
     offsets = offsets.reshape(*offsets.shape[:3], deformable_groups, taps, taps, 2)
@@ -40,7 +40,7 @@ def reference(x, kernel, offsets, mask, strides, padding, dilations, groups, def
     ("strides", "padding", "dilations", "groups", "deformable_groups"),
     [(1, 1, 1, 1, 1), (2, 1, 1, 2, 1), (1, 2, 2, 1, 2), (2, 0, 1, 2, 4)],
 )
-def test_equals_the_loop_over_taps(rng, strides, padding, dilations, groups, deformable_groups):
+def test_values_equal_a_loop_over_taps(rng, strides, padding, dilations, groups, deformable_groups):
     x = rng.normal(size=(2, 5, 6, 4))
     kernel = rng.normal(size=(3, 3, 4 // groups, 2))
     size = [(length + 2 * padding - dilations * 2 - 1) // strides + 1 for length in (5, 6)]
@@ -57,7 +57,7 @@ def test_equals_the_loop_over_taps(rng, strides, padding, dilations, groups, def
     np.testing.assert_allclose(result, reference(x, kernel, offsets, mask, *options), atol=2e-5)
 
 
-def test_without_offsets_it_is_a_convolution(rng):
+def test_zero_offsets_give_an_ordinary_convolution(rng):
     x = tf.constant(rng.normal(size=(2, 7, 8, 4)), tf.float32)
     kernel = tf.constant(rng.normal(size=(3, 3, 4, 5)), tf.float32)
     result = deform_conv2d(x, kernel, tf.zeros([2, 7, 8, 18]), padding=1)
@@ -65,7 +65,7 @@ def test_without_offsets_it_is_a_convolution(rng):
 
 
 @pytest.mark.parametrize("case", range(4))
-def test_golden_values_and_gradients(case):
+def test_values_and_gradients_equal_torchvision(case):
     data = np.load(shared("reference/ops.npz"))
     prefix = f"deform_conv_{case}_"
     values = {name.removeprefix(prefix): data[name] for name in data if name.startswith(prefix)}
@@ -106,7 +106,7 @@ def test_gradients_equal_finite_differences(rng):
         np.testing.assert_allclose(tf.reduce_sum(gradient * direction), (ends[1] - ends[0]) / 0.1, rtol=2e-3, atol=5e-3)
 
 
-def test_offsets_at_zero_have_a_gradient(rng):
+def test_zero_offsets_get_a_gradient(rng):
     x = tf.constant(rng.normal(size=(1, 5, 5, 2)), tf.float32)
     offsets = tf.zeros([1, 5, 5, 18])
     with tf.GradientTape() as tape:
@@ -134,7 +134,7 @@ def test_half_precision_is_computed_in_float32(rng):
         ({"deformable_groups": 3}, "3 deformable groups"),
     ],
 )
-def test_wrong_shapes_are_named(options, message):
+def test_mismatched_shapes_raise(options, message):
     arguments = {"x": tf.zeros([1, 4, 4, 4]), "kernel": tf.zeros([3, 3, 4, 2]), "offsets": tf.zeros([1, 4, 4, 18])}
     with pytest.raises(ValueError, match=message):
         deform_conv2d(**{**arguments, **options}, padding=1)

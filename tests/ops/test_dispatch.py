@@ -23,7 +23,7 @@ def detections(**options):
 @pytest.fixture
 def compiled():
     if dispatch.raw_ops() is None:
-        pytest.skip("no compiled ops here")
+        pytest.skip("the compiled ops are not built here")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def runs_compiled(function, *arguments):
     return any(operation.type.startswith("Kerasdet>") for operation in graph.get_operations())
 
 
-def test_the_compiled_ops_are_the_default(compiled):
+def test_compiled_ops_are_the_default(compiled):
     assert runs_compiled(detections)
     with ops.implementation("tensorflow"):
         assert not runs_compiled(detections)
@@ -49,13 +49,13 @@ def test_the_compiled_ops_are_the_default(compiled):
     assert runs_compiled(detections)
 
 
-def test_an_unknown_implementation_is_named():
-    with pytest.raises(ValueError, match="not 'torch'"), ops.implementation("torch"):
+def test_unknown_implementation_raises():
+    with pytest.raises(ValueError, match="implementation is 'torch'"), ops.implementation("torch"):
         pass
 
 
 @pytest.mark.parametrize("content", [None, b"no library"])
-def test_without_the_library_it_is_said_once_and_tensorflow_does_the_work(missing, caplog, content):
+def test_missing_library_warns_once_and_falls_back_to_stock_ops(missing, caplog, content):
     if content is not None:
         missing.write_bytes(content)
     with caplog.at_level(logging.INFO):
@@ -67,7 +67,7 @@ def test_without_the_library_it_is_said_once_and_tensorflow_does_the_work(missin
         pass
 
 
-def test_xla_gets_no_compiled_op(compiled):
+def test_xla_uses_stock_ops(compiled):
     @tf.function(jit_compile=True)
     def outer():
         return inner()
@@ -89,7 +89,7 @@ print(tf.saved_model.load(sys.argv[1]).run()[0].numpy().tolist())
 """
 
 
-def test_a_saved_model_with_compiled_ops_loads_in_another_process(compiled, tmp_path):
+def test_saved_model_with_compiled_ops_loads_in_another_process(compiled, tmp_path):
     module = tf.Module()
     module.run = tf.function(detections, input_signature=[])
     tf.saved_model.save(module, str(tmp_path))
@@ -111,7 +111,7 @@ np.save(sys.argv[2], tape.gradient(result, x))
 """
 
 
-def test_gradients_survive_a_saved_model(compiled, tmp_path):
+def test_loaded_saved_model_has_equal_gradients(compiled, tmp_path):
     offsets, boxes = tf.fill([1, 6, 7, 18], 0.3), tf.constant([[[1.0, 2, 15, 20]]])
     module, x = tf.Module(), tf.ones([1, 6, 7, 4])
 
@@ -151,8 +151,8 @@ np.savez(sys.argv[1], *found)
 """
 
 
-def test_deterministic_where_it_is_asked_for(tmp_path):
-    """The same bits from two processes, of ops that TensorFlow lets run when it promises determinism."""
+def test_op_determinism_gives_bit_identical_results(tmp_path):
+    """Two processes return the same bits, and TensorFlow accepts the ops under `enable_op_determinism`."""
     implementations = ["tensorflow"] + ["compiled"] * (dispatch.raw_ops() is not None)
     for number in range(2):
         arguments = [sys.executable, "-c", DETERMINISM, str(tmp_path / f"{number}.npz"), *implementations]
@@ -163,14 +163,14 @@ def test_deterministic_where_it_is_asked_for(tmp_path):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_in_a_data_set(compiled):
+def test_compiled_op_runs_in_a_tf_data_pipeline(compiled):
     dataset = tf.data.Dataset.range(3).map(lambda _: detections()[0], num_parallel_calls=2)
     np.testing.assert_array_equal(list(dataset), [[[2, 1, -1]]] * 3)
 
 
-def test_the_library_runs_on_old_systems(compiled):
+def test_library_needs_only_symbols_of_manylinux2014(compiled):
     if shutil.which("objdump") is None:
-        pytest.skip("no objdump here")
+        pytest.skip("objdump is not installed")
     listing = subprocess.run(["objdump", "-T", dispatch.LIBRARY], capture_output=True, text=True, check=True).stdout
     versions = set(re.findall(r"\((GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)\)", listing))
     assert {"GLIBC", "GLIBCXX"} <= {name for name, _ in versions}
@@ -188,7 +188,7 @@ def test_the_library_runs_on_old_systems(compiled):
         ({"iou_threshold": 1.5}, r"iou_threshold must be in 0\.\.1"),
     ],
 )
-def test_what_does_not_fit_is_named(compiled, options, message):
+def test_invalid_argument_raises_and_is_named(compiled, options, message):
     arguments = {"boxes": BOXES, "scores": SCORES, "class_ids": tf.zeros([1, 3], tf.int32)}
     attributes = {"max_detections": 3, "iou_threshold": 0.5, "score_threshold": 0.0, "by_class": True}
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_named(compiled, options, message):
 @pytest.mark.parametrize(
     ("shape", "message"), [([1, 2**31 - 1, 2, 4], "A map is too large"), ([1, 2**20, 2**20, 4], "Out of memory")]
 )
-def test_what_is_too_large_is_refused(compiled, shape, message):
+def test_too_large_gradient_raises(compiled, shape, message):
     attributes = {"spatial_scales": [1.0], "output_height": 1, "output_width": 1, "sampling_ratio": 1, "aligned": True}
     attributes |= {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0, "level_epsilon": 0.0}
     with pytest.raises(tf.errors.OpError, match=message):
@@ -207,6 +207,6 @@ def test_what_is_too_large_is_refused(compiled, shape, message):
         )
 
 
-def test_images_that_are_too_large_are_refused(compiled):
+def test_too_large_image_raises(compiled):
     with pytest.raises(tf.errors.InvalidArgumentError, match="1048576x1048576 is too large to have masks"):
         ops.paste_masks(tf.zeros([3, 28, 28]), tf.zeros([3, 4]), 2**20, 2**20)

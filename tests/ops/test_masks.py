@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import shared
-from pycocotools import mask as rle
+from pycocotools import mask as coco_rle
 
-from kerasdet.geometry import masks
+from kerasdet.geometry import masks, rle
 from kerasdet.ops import encode_masks, paste_masks
 
 pytestmark = [
     pytest.mark.usefixtures("implementation"),
-    pytest.mark.parametrize("implementation", ["tensorflow", "compiled"], indirect=True),  # there are none for GPUs
+    pytest.mark.parametrize("implementation", ["tensorflow", "compiled"], indirect=True),  # no GPU kernels exist
 ]
 
 BOXES = np.array(
@@ -31,7 +31,7 @@ BOXES = np.array(
 
 
 def random_cases(rng, count):
-    """Masks with boxes of every kind, and the size of their image."""
+    """Makes masks with boxes of every kind, and the size of their image."""
     for _ in range(count):
         height, width, cells = *rng.integers(1, 90, 2).tolist(), int(rng.integers(1, 30))
         low = rng.uniform(-30, 80, (6, 2))
@@ -40,7 +40,7 @@ def random_cases(rng, count):
         yield probs.astype(np.float32), boxes, height, width
 
 
-def test_golden_values():
+def test_pasted_masks_equal_detectron2():
     golden = np.load(shared("reference/geometry.npz"))
     boxes = golden["paste_masks_boxes_xyxy"][:, [1, 0, 3, 2]]
     found = paste_masks(golden["paste_masks_probs"], boxes, *golden["paste_masks_image_size"])
@@ -49,7 +49,7 @@ def test_golden_values():
 
 @pytest.mark.parametrize("convention", masks.CONVENTIONS)
 @pytest.mark.parametrize("threshold", [0.5, 0.2])
-def test_equal_to_tensorflow_and_coded_as_pycocotools_does(rng, convention, threshold):
+def test_masks_equal_the_stock_ops_and_encode_like_pycocotools(rng, convention, threshold):
     probs = rng.uniform(0, 1, (len(BOXES), 7, 7)).astype(np.float32)
     cases = [(probs, BOXES, 40, 52), *random_cases(rng, 25)]
     different = total = 0
@@ -59,21 +59,21 @@ def test_equal_to_tensorflow_and_coded_as_pycocotools_does(rng, convention, thre
         different += (pasted != expected).sum()
         total += expected.sum()
         codes = encode_masks(probs, boxes, height, width, convention, threshold)
-        assert codes == masks.encode(pasted)
+        assert codes == rle.encode(pasted)
     assert different <= 2 and total > 10_000  # a value may fall on the threshold
 
 
-def test_full_and_empty_masks_are_coded(rng):
+def test_full_and_empty_masks_encode(rng):
     probs = np.stack([np.ones((4, 4)), np.zeros((4, 4))]).astype(np.float32)
     boxes = np.float32([[-50, -50, 90, 90], [0, 0, 12, 9]])
     full, empty = encode_masks(probs, boxes, 12, 9)
-    assert rle.area([full, empty]).tolist() == [108, 0] and rle.decode(full).all()
+    assert coco_rle.area([full, empty]).tolist() == [108, 0] and coco_rle.decode(full).all()
     assert encode_masks(probs[:0], boxes[:0], 12, 9) == []
     assert paste_masks(probs[:0], boxes[:0], 12, 9).shape == (0, 12, 9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_box_that_is_nowhere_is_empty_and_leaves_the_others_alone(rng, bad):
+def test_non_finite_box_gives_an_empty_mask_and_does_not_change_others(rng, bad):
     probs = rng.uniform(0.6, 1, (2, 5, 5)).astype(np.float32)
     boxes = np.float32([[1, 1, bad, 9], [2, 2, 8, 8]])
     for convention in masks.CONVENTIONS:
@@ -81,14 +81,14 @@ def test_a_box_that_is_nowhere_is_empty_and_leaves_the_others_alone(rng, bad):
         assert not pasted[0].any() and pasted[1].any()
 
 
-def test_in_a_graph_with_unknown_shapes(rng):
+def test_paste_masks_runs_in_a_graph_with_unknown_shapes(rng):
     signature = [tf.TensorSpec([None, None, None]), tf.TensorSpec([None, 4]), *[tf.TensorSpec([], tf.int32)] * 2]
     paste = tf.function(paste_masks, input_signature=signature)
     probs = rng.uniform(0, 1, (len(BOXES), 5, 5)).astype(np.float32)
     np.testing.assert_array_equal(paste(probs, BOXES, 15, 20), paste_masks(probs, BOXES, 15, 20))
 
 
-def test_an_unknown_rule_is_named(rng):
+def test_unknown_convention_raises(rng):
     for function in (paste_masks, encode_masks):
-        with pytest.raises(ValueError, match="convention is one of"):
+        with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
             function(np.ones((1, 2, 2)), BOXES[:1], 4, 4, "caffe")

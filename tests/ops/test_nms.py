@@ -13,7 +13,7 @@ YXYX = [1, 0, 3, 2]
 
 
 def kept(boxes, scores, class_ids=None, **options):
-    """Indices that NMS keeps in one image."""
+    """Returns the indices that NMS keeps in one image."""
     options = {"iou_threshold": 0.5, "max_detections": max(len(boxes), 1), **options}
     class_ids = None if class_ids is None else np.int32(class_ids)[None]
     boxes = np.float32(boxes).reshape(1, -1, 4)
@@ -25,7 +25,7 @@ def kept(boxes, scores, class_ids=None, **options):
 
 
 def scalar_nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshold=-np.inf):
-    """Greedy NMS, one pair of boxes at a time, and how near any overlap came to the threshold."""
+    """Runs greedy NMS pair by pair; also returns the smallest distance of an overlap to the threshold."""
     keep, margin = [], 1.0
     for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
         if not scores[i] > score_threshold or len(keep) == max_detections:
@@ -54,7 +54,7 @@ def random_boxes(rng, count, extent, size):
 
 
 @pytest.mark.parametrize("case", range(6))
-def test_equals_torchvision(case):
+def test_kept_boxes_equal_torchvision(case):
     with np.load(shared("reference/ops.npz")) as golden:
         boxes, scores, class_ids, threshold, keep = (
             golden[f"nms_{case}_{name}"] for name in ("boxes_xyxy", "scores", "class_ids", "iou_threshold", "keep")
@@ -62,13 +62,13 @@ def test_equals_torchvision(case):
     assert kept(boxes[:, YXYX], scores, class_ids, iou_threshold=float(threshold)) == keep.tolist()
 
 
-def test_equals_mmcv():
+def test_kept_boxes_equal_mmcv():
     case = json.loads(shared("reference/known_answers.json").read_text())["nms"]
     boxes = np.float32(case["boxes"])[:, YXYX]
     assert kept(boxes, case["scores"], iou_threshold=case["iou"]) == case["keep"]
 
 
-def test_equals_onnx():
+def test_kept_boxes_equal_the_onnx_reference():
     cases = json.loads(shared("reference/onnx_vectors.json").read_text())
     cases = [case for case in cases if case["attrs"]["op"] == "NonMaxSuppression"]
     assert len(cases) > 5
@@ -93,7 +93,7 @@ def test_equals_onnx():
 
 @pytest.mark.parametrize("num_classes", [None, 1, 4])
 @pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.7])
-def test_equals_a_scalar_loop(rng, num_classes, iou_threshold):
+def test_kept_boxes_equal_a_scalar_loop(rng, num_classes, iou_threshold):
     for _ in range(5):
         boxes = random_boxes(rng, 60, 50, 40)
         scores = rng.integers(0, 12, 60) / 10  # many ties
@@ -103,8 +103,8 @@ def test_equals_a_scalar_loop(rng, num_classes, iou_threshold):
         assert kept(boxes, scores, None if num_classes is None else class_ids, **options) == expected
 
 
-def test_many_classes_on_a_large_image(rng):
-    """Boxes of 1200 classes are moved far apart; what that costs in precision must not change who goes."""
+def test_many_classes_on_a_large_image_keep_the_right_boxes(rng):
+    """Boxes of 1200 classes are shifted far apart; the lost digits must not change which are dropped."""
     boxes = random_boxes(rng, 1000, 1200, 133)
     partners = boxes[rng.integers(0, 1000, 1000)] + rng.uniform(-15, 15, (1000, 4))
     boxes = np.float32(np.concatenate([boxes, partners]))
@@ -116,12 +116,12 @@ def test_many_classes_on_a_large_image(rng):
         assert kept(boxes, scores, class_ids) == expected
 
 
-def test_the_classes_of_one_box_stay(rng):
+def test_equal_boxes_of_different_classes_are_kept(rng):
     boxes = np.tile([[100.25, 200.5, 300.75, 400.1]], (1200, 1))
     assert kept(boxes, np.linspace(1, 0.1, 1200), np.arange(1200)) == list(range(1200))
 
 
-def test_negative_and_fractional_coordinates(rng):
+def test_negative_and_fractional_coordinates_work(rng):
     boxes = random_boxes(rng, 80, 2, 1) - 5
     scores, class_ids = rng.random(80), rng.integers(0, 3, 80)
     expected, _ = scalar_nms(boxes.astype(float), scores, class_ids, 0.4, 80)
@@ -133,38 +133,38 @@ def test_equal_scores_keep_the_first():
     assert kept(boxes, [0.5] * 10) == [0, 5]
 
 
-def test_an_overlap_at_the_threshold_stays():
+def test_box_at_the_iou_threshold_is_kept():
     boxes = [[0, 0, 10, 10], [0, 0, 10, 5]]  # IoU 0.5
     assert kept(boxes, [0.9, 0.8], iou_threshold=0.5) == [0, 1]
     assert kept(boxes, [0.9, 0.8], iou_threshold=0.49) == [0]
 
 
-def test_a_score_at_the_threshold_goes():
+def test_score_at_the_threshold_is_dropped():
     boxes = [[0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10]]
     assert kept(boxes, [0.5, 0.25, 0.75], score_threshold=0.5) == [2]
     assert kept(boxes, [0.5, 0.25, 0.75], score_threshold=0.75) == []
 
 
-def test_negative_scores_are_scores():
+def test_negative_scores_are_kept_without_a_threshold():
     assert kept([[0, 0, 1, 1], [5, 5, 6, 6]], [-3.0, -2.0]) == [1, 0]
 
 
-def test_max_detections_takes_the_best():
+def test_max_detections_keeps_the_highest_scores():
     boxes = [[10 * i, 0, 10 * i + 5, 5] for i in range(6)]
     assert kept(boxes, [1, 6, 2, 5, 3, 4], max_detections=3) == [1, 3, 5]
     assert kept(boxes[:2], [1, 6], max_detections=4) == [1, 0]
 
 
 @pytest.mark.parametrize("class_ids", [None, np.zeros(0)])
-def test_no_boxes(class_ids):
+def test_zero_boxes_give_zero_detections(class_ids):
     assert kept(np.zeros([0, 4]), np.zeros(0), class_ids, max_detections=3) == []
 
 
-def test_empty_boxes_do_not_break_others():
+def test_empty_boxes_do_not_change_other_boxes():
     assert kept([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 4, 4]], [0.1, 0.2, 0.3], [0, 0, 1]) == [2, 1, 0]
 
 
-def test_images_of_a_batch_are_apart(rng):
+def test_images_of_a_batch_do_not_affect_each_other(rng):
     boxes = random_boxes(rng, 4 * 30, 60, 40).reshape(4, 30, 4)
     boxes[2] += 5000
     scores, class_ids = rng.random((4, 30)), rng.integers(0, 3, (4, 30))
@@ -176,7 +176,7 @@ def test_images_of_a_batch_are_apart(rng):
     assert len(set(counts.numpy())) > 1
 
 
-def test_in_a_graph_with_unknown_shapes(rng):
+def test_nms_runs_in_a_graph_with_unknown_shapes(rng):
     @tf.function(
         input_signature=[
             tf.TensorSpec([None, None, 4]),

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def bilinear(image, y, x):
-    """detectron2's `bilinear_interpolate`; image (H, W, C)."""
+    """Samples an image (H, W, C) like detectron2's `bilinear_interpolate`."""
     height, width = image.shape[:2]
     if y < -1 or y > height or x < -1 or x > width:
         return np.zeros(image.shape[2])
@@ -29,7 +29,7 @@ def bilinear(image, y, x):
 
 
 def reference(image, box, output_size, scale, sampling_ratio, aligned):
-    """One box (4,) of one image (H, W, C), sample by sample."""
+    """Pools one box (4,) of an image (H, W, C) sample by sample."""
     box = np.asarray(box, np.float64) * scale - (0.5 if aligned else 0)
     size = box[2:] - box[:2] if aligned else np.maximum(box[2:] - box[:2], 1)
     samples = [sampling_ratio or math.ceil(length / bins) for length, bins in zip(size, output_size, strict=True)]
@@ -62,7 +62,7 @@ BOXES = np.array(
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
-def test_equals_the_loop_over_samples(rng, aligned, sampling_ratio):
+def test_values_equal_a_loop_over_samples(rng, aligned, sampling_ratio):
     features = rng.normal(size=(2, 12, 15, 3)).astype(np.float32)
     boxes = np.stack([BOXES, BOXES[::-1]])
     options = {"output_size": (3, 2), "spatial_scale": 0.25, "sampling_ratio": sampling_ratio, "aligned": aligned}
@@ -81,7 +81,7 @@ def golden(case):
 
 
 def in_batch(values):
-    """Boxes and where each lies in them: (B, P, 4) with padding, image and place of each."""
+    """Groups boxes by image: boxes (B, P, 4) with padding, and the image and position of each box."""
     image = values["batch_index"]
     place = np.array([np.sum(image[:i] == image[i]) for i in range(len(image))])
     boxes = np.zeros((len(values["input_nhwc"]), place.max() + 1, 4), np.float32)
@@ -90,7 +90,7 @@ def in_batch(values):
 
 
 @pytest.mark.parametrize("case", range(6))
-def test_golden_values_and_gradients(case):
+def test_values_and_gradients_equal_torchvision_and_detectron2(case):
     values = golden(f"roi_align_{case}_")
     boxes, places = in_batch(values)
 
@@ -114,7 +114,7 @@ def test_golden_values_and_gradients(case):
     np.testing.assert_allclose(gradient, values["grad_input_nhwc"], atol=3e-5)
 
 
-def test_published_values():
+def test_values_equal_published_ones():
     for case in json.loads(shared("reference/known_answers.json").read_text())["roi_align"]:
         image = np.arange(25).reshape(5, 5) if isinstance(case["x"], str) else np.array(case["x"])
         image = tf.constant(image[None, ..., None], tf.float32)
@@ -134,7 +134,7 @@ def test_published_values():
             np.testing.assert_allclose(tape.gradient(pooled, image)[0, ..., 0], case["grad_of_sum"], atol=1e-6)
 
 
-def test_onnx_values():
+def test_values_equal_the_onnx_reference():
     vectors = json.loads(shared("reference/onnx_vectors.json").read_text())
     cases = [v for v in vectors if v["attrs"]["op"] == "RoiAlign" and v["attrs"].get("mode", "avg") == "avg"]
     assert cases
@@ -151,7 +151,7 @@ def test_onnx_values():
         np.testing.assert_allclose(np.moveaxis(pooled[0].numpy(), -1, 1), case["outputs"][0], atol=1e-4)
 
 
-def test_multilevel_golden_values():
+def test_multilevel_values_equal_the_reference():
     values = golden_pyramid()
     pooled = multilevel_roi_align(values["pyramid"], values["boxes"], output_size=7)
     np.testing.assert_allclose(pooled[0], values["output"][:20], atol=1e-5)
@@ -182,7 +182,7 @@ def golden_pyramid():
         (9000, 0, 5),
     ],
 )
-def test_level_of_a_box(side, epsilon, level):
+def test_box_size_determines_the_level(side, epsilon, level):
     pyramid = {f"p{i}": tf.fill([1, 2, 2, 1], float(i)) for i in range(2, 6)}
     box = tf.constant([[[0.0, 0.0, side, side]]])
     pooled = multilevel_roi_align(pyramid, box, output_size=1, sampling_ratio=1, level_epsilon=epsilon)
@@ -198,14 +198,14 @@ def _levels_with_gradient(pyramid, box, epsilon):
     return [name for name, value in tape.gradient(pooled, pyramid).items() if np.any(value)]
 
 
-def test_levels_must_have_no_gap():
+def test_gap_between_levels_raises():
     with pytest.raises(ValueError, match="without a gap"):
         multilevel_roi_align(
             {"p2": tf.ones([1, 4, 4, 1]), "p4": tf.ones([1, 1, 1, 1])}, tf.ones([1, 1, 4]), output_size=1
         )
 
 
-def test_no_boxes_have_an_empty_result_and_no_gradient():
+def test_zero_boxes_give_an_empty_result_and_zero_gradients():
     features = tf.ones([2, 4, 5, 3])
     with tf.GradientTape() as tape:
         tape.watch(features)
@@ -215,14 +215,14 @@ def test_no_boxes_have_an_empty_result_and_no_gradient():
 
 
 @pytest.mark.parametrize("bad", [np.nan, 1e9, np.inf])
-def test_a_broken_box_leaves_the_others_alone(rng, bad):
+def test_non_finite_box_does_not_change_other_boxes(rng, bad):
     features = rng.normal(size=(1, 6, 7, 2)).astype(np.float32)
     boxes = np.array([[[1, 1, 5, 4], [0, 0, bad, bad]]], np.float32)
     pooled = roi_align(features, boxes, output_size=2, spatial_scale=1.0)
     np.testing.assert_allclose(pooled[0, 0], reference(features[0], boxes[0, 0], (2, 2), 1, 0, True), atol=1e-6)
 
 
-def test_whole_multiples_of_a_bin_need_no_further_sample():
+def test_bin_of_whole_cells_gets_no_extra_sample():
     features = np.random.default_rng(0).normal(size=(1, 64, 64, 1)).astype(np.float32)
     run = tf.function(lambda x, b: roi_align(x, b, output_size=7, spatial_scale=1.0, aligned=False))
     for size in range(7, 57, 7):
@@ -242,7 +242,7 @@ def test_half_precision_features_are_pooled_in_float32(rng):
     np.testing.assert_array_equal(pooled, tf.cast(exact, tf.bfloat16))
 
 
-def test_chunks_change_nothing(rng, monkeypatch):
+def test_chunk_size_does_not_change_the_result(rng, monkeypatch):
     features = tf.constant(rng.normal(size=(2, 12, 15, 3)), tf.float32)
     boxes = np.stack([BOXES, BOXES[::-1]])
 
@@ -254,13 +254,13 @@ def test_chunks_change_nothing(rng, monkeypatch):
         return pooled, tape.gradient(squares, features)
 
     pooled, gradient = run()
-    monkeypatch.setattr(importlib.import_module("kerasdet.ops.roi_align"), "_CELLS_AT_ONCE", 500)
+    monkeypatch.setattr(importlib.import_module("kerasdet.ops.roi_align"), "_MAX_CELLS_PER_CHUNK", 500)
     chunked, chunked_gradient = run()
     np.testing.assert_allclose(chunked, pooled, atol=1e-6)
     np.testing.assert_allclose(chunked_gradient, gradient, atol=1e-5)
 
 
-def test_gradient_loses_no_update():
+def test_gradient_sums_every_update():
     features = tf.zeros([1, 8, 8, 4])
     boxes = tf.tile([[[0.0, 0.0, 8.0, 8.0]]], [1, 3000, 1])
     with tf.GradientTape() as tape:
@@ -289,6 +289,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.parametrize("implementation", ["tensorflow", "compiled"], indirect=True)
-def test_long_thin_boxes_take_little_memory(implementation):
+def test_long_thin_boxes_need_little_memory(implementation):
     run = subprocess.run([sys.executable, "-c", PEAK, implementation], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 300  # MiB; the grid of samples would take 100 * 14 * 14 * 24 * 256 floats, 460 MiB

@@ -10,7 +10,7 @@ from kerasdet.ops import roi_pool
 
 
 def reference(image, box, output_size, scale):
-    """torchvision's `roi_pool` of one box: values, and the cell of each maximum or None."""
+    """Pools one box like torchvision's `roi_pool`: values, and the cell of each maximum or None."""
     top, left, bottom, right = (int(math.copysign(math.floor(abs(v * scale) + 0.5), v)) for v in box.astype(float))
     bins = np.float32([max(bottom - top + 1, 1), max(right - left + 1, 1)]) / np.float32(output_size)
     values = np.zeros((*output_size, image.shape[2]), np.float32)
@@ -29,7 +29,7 @@ def reference(image, box, output_size, scale):
     return values, cells
 
 
-def test_values_and_gradients_equal_the_loop_over_cells_with_ties(rng):
+def test_values_and_gradients_equal_a_loop_over_cells_with_ties(rng):
     features = np.maximum(rng.integers(-2, 3, (2, 12, 15, 3)), 0).astype(np.float32)
     boxes = np.stack([BOXES, BOXES[::-1]])
     upstream = rng.normal(size=(2, len(BOXES), 3, 2, 3)).astype(np.float32)
@@ -54,8 +54,8 @@ def test_values_and_gradients_equal_the_loop_over_cells_with_ties(rng):
 
 @pytest.mark.parametrize("case", range(2))
 @pytest.mark.parametrize("values_at_once", [2**25, 1000])
-def test_golden_values_and_gradients(case, values_at_once, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("kerasdet.ops.roi_pool"), "_VALUES_AT_ONCE", values_at_once)
+def test_values_and_gradients_equal_torchvision(case, values_at_once, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("kerasdet.ops.roi_pool"), "_MAX_VALUES_PER_CHUNK", values_at_once)
     values = golden(f"roi_pool_{case}_")
     boxes, places = in_batch(values)
     features = tf.constant(values["input_nhwc"])
@@ -68,7 +68,7 @@ def test_golden_values_and_gradients(case, values_at_once, monkeypatch):
     np.testing.assert_allclose(gradient, values["grad_input_nhwc"], atol=1e-5)
 
 
-def test_no_boxes_have_an_empty_result_and_no_gradient():
+def test_zero_boxes_give_an_empty_result_and_zero_gradients():
     features = tf.ones([2, 4, 5, 3])
     with tf.GradientTape() as tape:
         tape.watch(features)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kerasdet import ops
-from kerasdet.ops.roi_align import levels_of
+from kerasdet.ops.roi_align import assign_levels
 
 
 def on_both(function):
@@ -15,7 +15,7 @@ def on_both(function):
         return expected, function()
 
 
-def test_roi_align_on_a_pyramid(rng):
+def test_multilevel_roi_align_converts_with_equal_values(rng):
     pyramid = {f"p{level}": rng.normal(size=(1, 2 ** (7 - level), 2 ** (8 - level), 3)) for level in range(2, 6)}
     pyramid = {name: tf.constant(x, tf.float32) for name, x in pyramid.items()}
     low = rng.uniform(-20, 100, (1, 40, 2))
@@ -30,7 +30,7 @@ def test_roi_align_on_a_pyramid(rng):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_levels_are_those_of_the_formula(rng):
+def test_levels_equal_the_formula_of_the_fpn_paper(rng):
     for epsilon in (0.0, 1e-6, 0.01):
         exact = np.float32(224 * 2.0 ** np.arange(-6, 6))
         near = np.concatenate([exact * np.float32(1 + k * 2.0**-24) for k in range(-40, 41)])
@@ -41,12 +41,12 @@ def test_levels_are_those_of_the_formula(rng):
         with np.errstate(divide="ignore"):
             log2 = np.log2(ratio.numpy().astype(float)).astype(np.float32)
         expected = np.clip(np.floor(np.float32(4) + log2 + np.float32(epsilon)), 2, 5)
-        np.testing.assert_array_equal(levels_of(tf.constant(boxes), 2, 5, 224, 4, epsilon), expected)
-    assert levels_of(tf.constant([[0.0, 0, -5, 5]]), 2, 5, 224, 4, 0.0).numpy().tolist() == [2]
-    assert levels_of(tf.constant(boxes[:4]), 3, 3, 224, 4, 0.0).numpy().tolist() == [3] * 4
+        np.testing.assert_array_equal(assign_levels(tf.constant(boxes), 2, 5, 224, 4, epsilon), expected)
+    assert assign_levels(tf.constant([[0.0, 0, -5, 5]]), 2, 5, 224, 4, 0.0).numpy().tolist() == [2]
+    assert assign_levels(tf.constant(boxes[:4]), 3, 3, 224, 4, 0.0).numpy().tolist() == [3] * 4
 
 
-def test_nms_of_one_image(rng):
+def test_nms_converts_with_equal_detections(rng):
     low = rng.uniform(0, 50, (1, 80, 2))
     boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 30, (1, 80, 2))], -1), tf.float32)
     scores = tf.constant(rng.random((1, 80)), tf.float32)
@@ -56,8 +56,8 @@ def test_nms_of_one_image(rng):
         np.testing.assert_array_equal(one, other)
 
 
-def test_an_empty_box_is_kept_once_by_tflite():
-    """Its kernel takes a box again until it overlaps itself."""
+def test_tflite_selects_an_empty_box_once():
+    """TFLite's kernel would select a box again until the box overlaps itself."""
     interpreters = pytest.importorskip("ai_edge_litert.interpreter")
     boxes = [[[5.0, 5, 5, 9], [0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]]
 

@@ -17,13 +17,13 @@ def with_gradients(function, *arguments):
 
 
 def agree(function, *arguments):
-    """Values and gradients under XLA are those without it."""
+    """Asserts equal values and gradients with and without XLA."""
     under_xla = tf.function(with_gradients, jit_compile=True)(function, *arguments)
     for found, expected in zip(under_xla, with_gradients(function, *arguments), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_nms(rng):
+def test_nms_compiles_with_equal_detections(rng):
     low = rng.uniform(0, 50, (2, 60, 2))
     boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 30, (2, 60, 2))], -1), tf.float32)
     scores, class_ids = tf.constant(rng.random((2, 60)), tf.float32), tf.constant(rng.integers(0, 3, (2, 60)), tf.int32)
@@ -36,7 +36,7 @@ def test_nms(rng):
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("count", [0, 11])
-def test_roi_align(rng, sampling_ratio, aligned, count):
+def test_roi_align_compiles_with_equal_values_and_gradients(rng, sampling_ratio, aligned, count):
     maps = random_pyramid(rng, 3)
     boxes = tf.constant(wild_boxes(rng, (maps[0].shape[0], count), 4.0 * max(maps[0].shape[1:3])))
     options = {"output_size": (2, 3), "sampling_ratio": sampling_ratio, "aligned": aligned}
@@ -49,14 +49,14 @@ def test_roi_align(rng, sampling_ratio, aligned, count):
     agree(lambda x: ops.roi_align(x, boxes, spatial_scale=0.25, **options), maps[0])
 
 
-def test_deform_conv2d(rng):
+def test_deform_conv2d_compiles_with_equal_values_and_gradients(rng):
     for _ in range(4):
         arguments, options = random_convolution(rng)
         agree(lambda *arguments, o=options: ops.deform_conv2d(*arguments, **o), *arguments)
 
 
 @pytest.mark.parametrize("convention", ["detectron2", "torchvision"])
-def test_paste_masks(rng, convention):
+def test_paste_masks_compiles_with_equal_masks(rng, convention):
     probs, boxes = rng.random((30, 14, 14)).astype(np.float32), wild_boxes(rng, (30,), 50.0)
     run = lambda: ops.paste_masks(probs, boxes, 50, 60, convention)  # noqa: E731
     found, expected = tf.function(run, jit_compile=True)().numpy(), run().numpy()
