@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from kerasdet.errors import UserError
 from kerasdet.export.protocol import Format
 from kerasdet.export.saved_model.format import FORMAT as SAVED_MODEL
 from kerasdet.export.tflite.format import FORMAT as TFLITE
+
+from kerasdet.errors import UserError
 
 FORMATS: tuple[Format, ...] = (SAVED_MODEL, TFLITE)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
+
 from kerasdet.models import Detector
 
 

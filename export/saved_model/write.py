@@ -25,10 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
-
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
 from kerasdet.export.saved_model.decoding import decode_batch
+
 from kerasdet.inference.detections import to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
