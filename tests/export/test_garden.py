@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, SLOW, verify_in_process
+from kerasdet.export import verify_export
 
 import kerasdet
 from kerasdet.errors import UserError
