@@ -1,7 +1,8 @@
-"""Build script: everything static is in pyproject.toml; the package layout and the compiled ops need code.
+"""Builds the package: pyproject.toml holds the static metadata, this script the package layout and the compiled ops.
 
-The ops are compiled where there is a compiler and `KERASDET_BUILD_OPS` is not 0; without them kerasdet runs on
-TensorFlow's own. A wheel fits every Python 3 and every TensorFlow: the library knows neither.
+pip compiles the ops if make and g++ are installed and KERASDET_BUILD_OPS is not 0. Without them kerasdet runs on stock
+TensorFlow ops. One wheel fits every Python 3 and every supported TensorFlow, because the ops use only TensorFlow's C
+API and no Python API.
 """
 
 import os
@@ -19,31 +20,37 @@ SOURCES = Path("custom_ops")
 
 
 class BuildOps(build_ext):
-    """Leaves the building to custom_ops/Makefile, and the ops out where they do not compile."""
+    """Builds the ops with custom_ops/Makefile; if they do not compile, installs the package without them."""
 
-    def get_ext_filename(self, fullname):
+    def get_ext_filename(self, fullname: str) -> str:
+        """Returns the path of a library without the Python version in its name."""
         return os.path.join(*fullname.split(".")) + ".so"
 
-    def build_extension(self, ext):
+    def build_extension(self, ext: Extension) -> None:
+        """Runs make, and warns if it fails."""
         library, build = (os.path.abspath(path) for path in (self.get_ext_fullpath(ext.name), self.build_temp))
         os.makedirs(os.path.dirname(library), exist_ok=True)
         made = subprocess.run(
             ["make", "-C", SOURCES, f"LIBRARY={library}", f"BUILD={build}", f"PYTHON={sys.executable}"]
         )
         if made.returncode != 0:
-            print("kerasdet: its ops did not compile, so those of TensorFlow will be used.", file=sys.stderr)
+            print(
+                "kerasdet: the ops did not compile, so it uses stock TensorFlow ops. See the compiler's errors above.",
+                file=sys.stderr,
+            )
 
 
 class Wheel(bdist_wheel):
-    """Names the platform as it is: no version of Python, and any glibc from 2.17 on."""
+    """Tags the wheel for any Python 3 and, on Linux, for glibc 2.17 or newer (manylinux2014)."""
 
-    def get_tag(self):
+    def get_tag(self) -> tuple[str, str, str]:
+        """Returns the tags for Python, its ABI and the platform."""
         tag = super().get_tag()[2]
         return "py3", "none", tag.replace("linux_", "manylinux2014_", 1) if platform.libc_ver()[0] == "glibc" else tag
 
 
-def extensions():
-    """The compiled ops as setuptools sees them, if they are to be built."""
+def extensions() -> list[Extension]:
+    """Returns the setuptools extension of the compiled ops, or nothing if they are not to be built."""
     tools = (shutil.which("make"), shutil.which(os.environ.get("CXX", "g++")))
     if os.environ.get("KERASDET_BUILD_OPS") == "0" or sys.platform != "linux" or not all(tools):
         return []

@@ -1,4 +1,4 @@
-"""Values, gradients and times of the ops on an NVIDIA GPU beside torchvision's, without TensorFlow.
+"""Compares values, gradients and times of the ops with torchvision on an NVIDIA GPU, without TensorFlow.
 
     make -C custom_ops all emulation
     python benchmarks/cuda_ops.py [--check] [--only roi_align] [--json benchmarks/results/cuda_ops_DEVICE.json]
@@ -34,7 +34,7 @@ ROUNDS, SECONDS = 5, 0.1  # of each measurement
 
 @dataclasses.dataclass
 class Line:
-    """One line of the table.
+    """Describes one line of the table.
 
     Args:
         name: Of the op and the case.
@@ -56,7 +56,7 @@ class Line:
 
 
 class Device:
-    """The ops on tensors of PyTorch.
+    """Runs the ops on PyTorch tensors.
 
     Args:
         torch: The module.
@@ -70,10 +70,10 @@ class Device:
         self.library = opened
 
     def _scratch(self, size):
-        """Memory that calls use one after the other."""
+        """Returns scratch memory that calls use one after the other."""
         place, self.next_scratch = self.next_scratch, self.next_scratch + 1
         if place == len(self.scratch):
-            self.scratch.append(self.empty([1], "uint8"))  # of none the address is null, as of what failed
+            self.scratch.append(self.empty([1], "uint8"))  # an empty tensor has a null address, which means failure
         if self.scratch[place].numel() < size:
             self.scratch[place] = self.empty([size], "uint8")
         return self.scratch[place].data_ptr()
@@ -89,7 +89,7 @@ class Device:
         return self.tensor(self.torch.randn(*shape), dtype)
 
     def op(self, name, inputs, outputs, dtype="float32", **attributes):
-        """A function that runs an op and returns its outputs, which are the same memory each time."""
+        """Returns a function that runs an op and returns its outputs, in the same memory each time."""
         stream = 0 if self.name == "cpu" else self.torch.cuda.current_stream().cuda_stream
         call = self.library.op(name, dtype=dtype, **attributes).prepare(inputs, outputs, stream)
 
@@ -102,12 +102,12 @@ class Device:
 
 
 def size_of(*tensors):
-    """Bytes."""
+    """Returns the size in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def random_boxes(count, height, width, low, high, seed=0):
-    """(count, 4) yxyx with sides of `low` to `high` pixels, clipped to the image."""
+    """Makes boxes (count, 4) yxyx with sides of `low` to `high` pixels, clipped to the image."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -117,17 +117,17 @@ def random_boxes(count, height, width, low, high, seed=0):
 
 
 def channels_last(tensor):
-    """(B, C, H, W) as (B, H, W, C)."""
+    """Transposes (B, C, H, W) to (B, H, W, C)."""
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
 def channels_first(tensor):
-    """(..., H, W, C) as (..., C, H, W)."""
+    """Transposes (..., H, W, C) to (..., C, H, W)."""
     return tensor.movedim(-1, -3)
 
 
 def roi_align_lines(device, small):
-    """On one map."""
+    """Yields the comparisons of ROIAlign on one map."""
     from torchvision import ops
 
     height, width, channels = SMALL_MAP if small else MAP
@@ -145,7 +145,7 @@ def roi_align_lines(device, small):
 
 
 def pyramid_lines(device, small):
-    """On a feature pyramid, each box on its level."""
+    """Yields the comparisons of ROIAlign on a feature pyramid, each box on its level."""
     from torchvision import ops
 
     torch, (height, width, channels) = device.torch, SMALL_MAP if small else MAP
@@ -168,23 +168,23 @@ def pyramid_lines(device, small):
 
 
 def xyxy(boxes, dtype):
-    """(B, P, 4) yxyx as torchvision's list."""
+    """Converts boxes (B, P, 4) yxyx to torchvision's list of xyxy boxes."""
     return list(boxes[..., [1, 0, 3, 2]].to(dtype))
 
 
 def options_of(size, ratio, aligned):
-    """Attributes that boxes on one map and on a pyramid share."""
+    """Returns the attributes that one map and a pyramid share."""
     return {"output_height": size, "output_width": size, "sampling_ratio": ratio, "aligned": aligned}
 
 
 def one_level(scale):
-    """Attributes of a map that is no pyramid."""
+    """Returns the attributes of a single map."""
     levels = {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0.0, "level_epsilon": 0.0}
     return {"spatial_scales": [scale], **levels}
 
 
 def pooling_lines(device, name, pool, images, boxes, options):
-    """A pooling and its gradient. (torchvision's in float16 has coordinates in float16: not to be compared with.)"""
+    """Yields the comparisons of pooling and its gradient. The reference is float32: torchvision rounds coordinates."""
     torch, dtype = device.torch, str(images[0].dtype).removeprefix("torch.")
     exact = [image.detach().float().requires_grad_() for image in images]
     features = [channels_last(image.detach()) for image in images]
@@ -221,7 +221,7 @@ def pooling_lines(device, name, pool, images, boxes, options):
 
 
 def nms_lines(device, small):
-    """Of all boxes together, and of each class for itself."""
+    """Yields the comparisons of NMS over all boxes, and per class."""
     import numpy as np
     from torchvision import ops
 
@@ -251,7 +251,7 @@ def nms_lines(device, small):
 
 
 def deform_conv_lines(device, small):
-    """The whole convolution: the samples are the op's, the product with the kernel cuBLAS' on both sides."""
+    """Yields the comparisons of deformable convolution; cuBLAS multiplies with the kernel on both sides."""
     from torchvision import ops
 
     torch = device.torch
@@ -306,7 +306,7 @@ LINES = (roi_align_lines, pyramid_lines, nms_lines, deform_conv_lines)
 
 
 def compare(line):
-    """The largest difference, in relation to the largest value.
+    """Returns the largest difference relative to the largest value.
 
     Raises:
         SystemExit: If that is more than it may be.
@@ -325,7 +325,7 @@ def compare(line):
 
 
 def milliseconds(torch, functions):
-    """The best time of each, by CUDA events around as many calls as take a while; they take turns."""
+    """Returns the best time of each call, by CUDA events around many calls; the calls take turns."""
     best = [float("inf")] * len(functions)
     for round_number in range(ROUNDS + 1):
         for i, function in enumerate(functions):
@@ -342,7 +342,7 @@ def milliseconds(torch, functions):
 
 
 def copy_bandwidth(torch):
-    """Bytes a second that a large copy reads and writes."""
+    """Measures the bytes per second that a large copy reads and writes."""
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     (best,) = milliseconds(torch, [lambda: target.copy_(source)])
@@ -352,10 +352,10 @@ def copy_bandwidth(torch):
 def main():
     """Compares, measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare and do not measure")
-    parser.add_argument("--emulated", action="store_true", help="compare on an emulated GPU, small sizes")
-    parser.add_argument("--only", default="", help="what the names of the lines begin with")
-    parser.add_argument("--json", help="a file for the numbers")
+    parser.add_argument("--check", action="store_true", help="compare values without measuring times")
+    parser.add_argument("--emulated", action="store_true", help="compare on an emulated GPU, with small sizes")
+    parser.add_argument("--only", default="", help="run only comparisons whose names begin with this")
+    parser.add_argument("--json", help="write the numbers to this JSON file")
     options = parser.parse_args()
     try:
         import torch
@@ -380,7 +380,7 @@ def main():
 
 
 def chosen(lines, only, torch, options):
-    """Goes through the lines that are asked for, and prints each as it is done."""
+    """Runs the requested comparisons and prints each result when it is done."""
     bandwidth = None
     for line in lines:
         if not line.name.startswith(only):

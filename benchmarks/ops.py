@@ -1,10 +1,11 @@
-"""Milliseconds of the detection ops on the CPU beside those of their peers, forward and with gradients.
+"""Measures the detection ops and their peers on the CPU in milliseconds, forward and with gradients.
 
     python benchmarks/ops.py [--peer-python PYTHON] [--threads 1 2] [--only roi_align] [--json FILE]
 
-Each op is measured compiled, in TensorFlow's ops ("pure") and in what TensorFlow and pycocotools offer for the purpose;
-with a Python that has torchvision (`--peer-python`) there, too. All take turns, round after round and each in a process
-of its own, so that a noisy machine is noisy for all; of each the best time counts.
+Each op is measured compiled, in stock TensorFlow ops ("pure"), and in the closest functions of TensorFlow and
+pycocotools. With `--peer-python`, the interpreter of an environment with torchvision, torchvision is measured, too. All
+take turns, round after round and each in its own process, so that noise of the machine affects all alike. The best time
+counts.
 """
 
 import argparse
@@ -19,14 +20,14 @@ MAP, STRIDE = (200, 336, 256), 4
 ROI_ALIGN = [(1000, 7, 2), (1000, 7, 0), (100, 14, 2), (100, 14, 0)]  # boxes, output size, sampling ratio
 ROI_POOL = [(512, 7)]  # boxes, output size
 NMS = [1000, 5000, 20000]  # boxes
-CLASS_NMS = [(1000, 80), (20000, 80)]  # boxes, each scored for so many classes
+CLASS_NMS = [(1000, 80), (20000, 80)]  # boxes, classes per box
 DEFORM_CONV = [(100, 168, 128), (50, 84, 256), (25, 42, 512)]  # height, width, channels
 MASKS = (100, 28, 800, 1344)  # detections, cells, height and width of the image
 SECONDS, MOST_REPEATS = 0.5, 1000  # of each measurement
 
 
 def random_boxes(count, height, width, low, high):
-    """(count, 4) yxyx with sides of `low` to `high` pixels, clipped to the image."""
+    """Makes boxes (count, 4) yxyx with sides of `low` to `high` pixels, clipped to the image."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -36,26 +37,26 @@ def random_boxes(count, height, width, low, high):
 
 
 def roi_boxes(count):
-    """Boxes of 16 to 448 pixels in the image that the map is of."""
+    """Makes boxes of 16 to 448 pixels in the image of the feature map."""
     return random_boxes(count, MAP[0] * STRIDE, MAP[1] * STRIDE, 16, 448)
 
 
 def scored_boxes(count):
-    """Boxes (count, 4) and scores (count,) without ties."""
+    """Makes boxes (count, 4) and scores (count,) without ties."""
     import numpy as np
 
     return random_boxes(count, 1200, 1200, 8, 100), np.random.default_rng(1).permutation(count).astype("f") / count
 
 
 def class_scores(count, classes):
-    """(count, classes) of a detector: few of them high."""
+    """Makes scores (count, classes) like a detector's: few are high."""
     import numpy as np
 
     return np.random.default_rng(1).random((count, classes)).astype(np.float32) ** 8
 
 
 def name_of(op, *what):
-    """The line of a measurement in the table."""
+    """Returns the name of a measurement in the table."""
     return " ".join([op, *map(str, what)])
 
 
@@ -79,7 +80,7 @@ class Stopwatch:
 
 
 def in_graphs(function, arguments):
-    """Calls without arguments: the function, and its gradient to the arguments."""
+    """Returns calls without arguments: the function, and its gradient to the arguments."""
     import tensorflow as tf
 
     def gradient(*arguments):
@@ -93,7 +94,7 @@ def in_graphs(function, arguments):
 
 
 def measure_kerasdet(watch, implementation):
-    """All ops of `kerasdet.ops`."""
+    """Measures all ops of `kerasdet.ops`."""
     import numpy as np
     import tensorflow as tf
 
@@ -133,7 +134,7 @@ def measure_kerasdet(watch, implementation):
 
 
 def random_masks():
-    """Smooth mask probabilities (D, S, S), and boxes."""
+    """Makes smooth mask probabilities (D, S, S), and boxes."""
     import numpy as np
 
     count, cells, height, width = MASKS
@@ -143,7 +144,7 @@ def random_masks():
 
 
 def measure_tensorflow(watch):
-    """What TensorFlow has that comes closest, and pycocotools for masks."""
+    """Measures the closest functions of TensorFlow, and pycocotools for masks."""
     import numpy as np
     import tensorflow as tf
     from pycocotools import mask as rle
@@ -182,7 +183,7 @@ def measure_tensorflow(watch):
 
 
 def measure_torchvision(watch):
-    """The same in torchvision, eager."""
+    """Measures the same ops in torchvision, eager."""
     import torch
     from torchvision import ops
 
@@ -224,7 +225,7 @@ MEASURE = {
 
 
 def measured(framework, python, threads, only):
-    """Line -> milliseconds of one round, in a process of its own."""
+    """Runs one round in its own process and returns measurement -> milliseconds."""
     environment = {**os.environ, "KERASDET_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "-1"}
     environment |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": "1"}
     command = [python, __file__, "--measure", framework, "--only", only]
@@ -233,7 +234,7 @@ def measured(framework, python, threads, only):
 
 
 def table(times):
-    """The milliseconds of each framework, and how many times as fast the compiled ops are."""
+    """Formats the milliseconds of each framework, and the speedup of the compiled ops."""
     frameworks = [name for name in MEASURE if name in times]
     lines = [f"{'best ms':<36}" + "".join(f"{name:>21}" for name in frameworks)]
     for line in {line: None for framework in frameworks for line in times[framework]}:
@@ -249,11 +250,11 @@ def table(times):
 def main():
     """Runs the rounds and prints a table for each number of threads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="a Python interpreter with torchvision")
+    parser.add_argument("--peer-python", help="Python interpreter with torchvision; also measures torchvision")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", default="", help="what the names of the lines begin with")
-    parser.add_argument("--json", help="a file for the numbers")
+    parser.add_argument("--only", default="", help="run only measurements whose names begin with this")
+    parser.add_argument("--json", help="write the numbers to this JSON file")
     parser.add_argument("--measure", choices=MEASURE, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,7 +1,7 @@
-// Deformable convolution: the samples of all taps as columns of a matrix, and the gradient of these.
+// Deformable convolution: samples all taps into the columns of a matrix, and computes the gradient of these.
 //
-// The product of the columns with the kernel is TensorFlow's. In the gradient of the input each thread has channels of
-// its own, so that sums come out the same whatever the threads do.
+// TensorFlow multiplies the columns with the kernel. In the gradient of the input, each thread owns a range of channels,
+// so sums do not depend on the order of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -16,7 +16,7 @@
 namespace kerasdet {
 namespace {
 
-// The four cells around a sample; those outside of the map are zero.
+// The four cells around a sample; cells outside the map are zero.
 struct Corners {
   const float* cell[4];
   float weight[4];
@@ -31,7 +31,7 @@ struct Corners {
 namespace kerasdet {
 namespace {
 
-// Where a sample lies.
+// The position of a sample.
 struct Point {
   int64_t y, x;  // of the upper left cell
   float dy, dx;  // from there
@@ -45,7 +45,7 @@ struct Segment {
   int64_t begin, end, deformable_group, group;
 };
 
-// One call: the inputs and where things lie in them.
+// One call: the inputs and their memory layout.
 class Call {
  public:
   Call(const Geometry& geometry, const Context& context)
@@ -68,7 +68,7 @@ class Call {
   int64_t positions() const { return inputs_.positions(); }
   const std::vector<Segment>& segments() const { return segments_; }
 
-  // Number of an offset (as a pair) or a factor of the mask.
+  // Returns the index of an offset (a pair) or of a factor of the mask.
   int64_t Number(int64_t position, int64_t deformable_group, int64_t tap) const {
     return (position * geometry_.deformable_groups() + deformable_group) * geometry_.taps() + tap;
   }
@@ -84,7 +84,7 @@ class Call {
     const float y = static_cast<float>(top) + offset[0], x = static_cast<float>(left) + offset[1];
     const float y_below = std::floor(y), x_below = std::floor(x);
     Point point{};
-    // Of a sample out of reach, and of one that is nowhere, nothing is read.
+    // Samples outside the map, and those with a NaN position, read nothing.
     if (!(y_below >= -1 && y_below < static_cast<float>(height()) && x_below >= -1 &&
           x_below < static_cast<float>(width()))) {
       return point;
@@ -100,7 +100,7 @@ class Call {
     return point;
   }
 
-  // Offset of the first channel of a corner that is inside.
+  // Returns the offset of the first channel of a corner inside the map.
   int64_t Cell(int64_t position, const Point& point, int corner) const {
     const int64_t image = position / (offsets().dim(1) * offsets().dim(2));
     return ((image * height() + point.y + (corner >> 1)) * width() + point.x + (corner & 1)) * channels();
@@ -196,7 +196,7 @@ class DeformColumnsGrad {
         }
       }
     });
-    // A cache line of channels is the least that a thread gets.
+    // A thread gets at least a cache line of channels, so that no two threads write to one line.
     const int64_t lines = (call.channels() + 15) / 16, slices = std::min<int64_t>(threads.num_threads(), lines);
     const int64_t in_image = offsets.dim(1) * offsets.dim(2), image_size = x.dim(1) * x.dim(2) * x.dim(3);
     if (image_size == 0) return;

@@ -1,4 +1,4 @@
-// What the kernels of deformable convolution are made with and called on, on any device.
+// Attributes and inputs of the deformable convolution kernels, on any device.
 #pragma once
 
 #include "kernel.h"
@@ -37,7 +37,7 @@ class Geometry {
   bool masked_;
 };
 
-// The inputs of a call, of shapes that fit.
+// The inputs of a call; their shapes have been checked.
 struct DeformConvInputs {
   const Tensor x, offsets, mask;
 

@@ -1,4 +1,4 @@
-// The 16-bit floating point types, which are stored and never computed with.
+// The 16-bit floating point types. Kernels store them and compute in float32.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ inline float ToFloat(Half value) {
   return FromBits(sign | ToBits(value_of_rest));
 }
 
-// To the nearest, ties to even.
+// Rounds to the nearest value, ties to even.
 inline void FromFloat(float value, float* result) { *result = value; }
 inline void FromFloat(float value, BFloat16* result) {
   const uint32_t bits = ToBits(value);
@@ -55,7 +55,7 @@ inline void FromFloat(float value, Half* result) {
     const uint32_t shifted = rest - 0x38000000u;
     half = (shifted + 0xfffu + (shifted >> 13 & 1u)) >> 13;
   } else {
-    // Adding 0.5 leaves the bits of a subnormal half, rounded, at the end of the float.
+    // Adding 0.5 rounds, and moves the bits of a subnormal half to the end of the float.
     half = ToBits(FromBits(rest) + 0.5f) - 0x3f000000u;
   }
   result->bits = static_cast<uint16_t>(sign | half);

@@ -1,11 +1,11 @@
-// The instruction set that the hot loops run on.
+// Selects the instruction set of the hot loops.
 #pragma once
 
 namespace kerasdet {
 
 enum class Isa { kBase, kAvx2, kAvx512 };
 
-// What this processor has, or less where the environment variable KERASDET_ISA ("base", "avx2") asks for less.
+// Returns the best set of this processor. The environment variable KERASDET_ISA ("base", "avx2") limits it.
 Isa BestIsa();
 
 }  // namespace kerasdet

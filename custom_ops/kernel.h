@@ -1,4 +1,4 @@
-// What every op shares: its registration, and its inputs, outputs and errors as C++ has them.
+// Code that every op shares: registration, and C++ types for inputs, outputs and errors.
 #pragma once
 
 #include <cstdarg>
@@ -16,7 +16,7 @@
 
 namespace kerasdet {
 
-// A user's mistake; it becomes tf.errors.InvalidArgumentError. (std::string would ask for a newer libstdc++ or glibc.)
+// A user's mistake, raised as tf.errors.InvalidArgumentError. (std::string would need a newer libstdc++ or glibc.)
 class InvalidArgument : public std::exception {
  public:
   __attribute__((format(printf, 2, 3))) explicit InvalidArgument(const char* format, ...) {
@@ -47,7 +47,7 @@ class Status {
   TF_Status* status_;
 };
 
-// An input or an output.
+// An input or output tensor.
 class Tensor {
  public:
   explicit Tensor(TF_Tensor* tensor) : tensor_(tensor) {}
@@ -74,7 +74,7 @@ class Tensor {
   TF_Tensor* tensor_;
 };
 
-// What a kernel is made with: its attributes.
+// Gives a kernel its attributes when TensorFlow creates it.
 class Construction {
  public:
   explicit Construction(TF_OpKernelConstruction* construction) : construction_(construction) {}
@@ -115,7 +115,7 @@ class Construction {
   TF_OpKernelConstruction* construction_;
 };
 
-// Scratch memory, not initialised. (What new[] does about overflows would ask for a newer libstdc++.)
+// Uninitialised scratch memory. (The overflow check of new[] would need a newer libstdc++.)
 template <class T>
 class Buffer {
  public:
@@ -131,7 +131,7 @@ class Buffer {
   T* data_;
 };
 
-// How many values a shape has: few enough that their bytes can be counted.
+// Counts the values of a shape; throws if they are too many for their bytes to be counted.
 inline int64_t CheckedSize(std::initializer_list<int64_t> shape, const char* what) {
   int64_t size = 1;
   for (const int64_t dim : shape) {
@@ -150,7 +150,7 @@ class Context {
 
   int num_inputs() const { return TF_NumInputs(context_); }
 
-  // An input of which `shape` is known; -1 stands for any length.
+  // Returns an input after checking its shape; -1 in `shape` allows any length.
   Tensor Input(int index, const char* name, std::initializer_list<int64_t> shape) const {
     TF_Tensor* raw = nullptr;
     Status status;
@@ -179,7 +179,7 @@ class Context {
     return Tensor(raw);
   }
 
-  // Bytes where the kernel runs, not initialised.
+  // Allocates uninitialised memory on the kernel's device.
   Tensor Scratch(int64_t bytes) const {
     Status status;
     TF_Tensor* raw = TF_AllocateTemp(context_, TF_UINT8, &bytes, 1, nullptr, status);
@@ -217,7 +217,7 @@ class Context {
   TF_OpKernelContext* context_;
 };
 
-// Runs `body` and hands what it throws to `fail(status)`.
+// Runs `body` and passes exceptions to `fail(status)`.
 template <class Body, class Fail>
 void Guarded(const Body& body, const Fail& fail) {
   const auto report = [&](TF_Code code, const char* message) {
@@ -236,7 +236,7 @@ void Guarded(const Body& body, const Fail& fail) {
   }
 }
 
-// Describes an op to TensorFlow; static shapes are set in Python, which knows the attributes.
+// Declares an op to TensorFlow. Python sets static shapes, because it knows the attributes.
 inline void RegisterOp(const char* name, std::initializer_list<const char*> inputs,
                        std::initializer_list<const char*> outputs, std::initializer_list<const char*> attrs) {
   TF_OpDefinitionBuilder* builder = TF_NewOpDefinitionBuilder(name);
@@ -249,7 +249,7 @@ inline void RegisterOp(const char* name, std::initializer_list<const char*> inpu
   status.Check();
 }
 
-// Registers `Kernel`, which has Kernel(const Construction&) and void Compute(const Context&) const.
+// Registers `Kernel`, a class with Kernel(const Construction&) and void Compute(const Context&) const.
 template <class Kernel>
 void RegisterKernel(const char* op, const char* device, const char* type_attr = nullptr, TF_DataType type = TF_FLOAT,
                     std::initializer_list<const char*> host_memory = {}) {

@@ -1,4 +1,4 @@
-// What happens when TensorFlow loads the library.
+// Runs when TensorFlow loads the library.
 
 #include <cstdio>
 #include <exception>
@@ -19,7 +19,7 @@ __attribute__((constructor)) static void RegisterAll() {
       kerasdet::RegisterDeformConvOnGpu();
     }
   } catch (const std::exception& error) {
-    // Python finds the op missing and goes without the library.
+    // Python sees that the op is missing and uses stock ops.
     std::fprintf(stderr, "kerasdet: an op was not registered: %s\n", error.what());
   }
 }

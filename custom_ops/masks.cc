@@ -1,8 +1,8 @@
-// Puts predicted masks (S, S) into their boxes: as bitmaps of the image, or straight as COCO's run-length code.
+// Pastes predicted masks (S, S) into their boxes, as bitmaps of the image or directly as COCO's run-length code.
 //
-// A mask is interpolated along y for all its columns, then along x pixel by pixel: the order of kerasdet.geometry.masks, so that
-// rounding is the same. The two rules differ in where a pixel samples the mask, and in what belongs to the object at
-// the threshold.
+// A mask is interpolated along y for all its columns, then along x pixel by pixel. kerasdet.geometry.masks has the same
+// order, so rounding is equal. The two conventions differ in where a pixel samples the mask, and in whether a value at
+// the threshold belongs to the object.
 
 #include <algorithm>
 #include <cmath>
@@ -34,7 +34,7 @@ struct Axis {
     start = stop = 0;
     if (!(std::fabs(low) < kFar && std::fabs(high) < kFar) || num_cells == 0) return;
     const float cells = static_cast<float>(num_cells), end = static_cast<float>(limit);
-    const float margin = (high - low) / cells + 2;  // further outside all is zero
+    const float margin = (high - low) / cells + 2;  // pixels further outside are zero
     start = static_cast<int64_t>(std::min(std::max(std::floor(low - margin), 0.0f), end));
     stop = static_cast<int64_t>(std::min(std::max(std::ceil(high + margin), static_cast<float>(start)), end));
     const float centre = (low + high) / 2, half = (high - low) / 2 * ((cells + 2) / cells);
@@ -67,7 +67,7 @@ struct Axis {
   int64_t size() const { return stop - start; }
 };
 
-// What both ops take.
+// Attributes and inputs of both ops.
 class Masks {
  public:
   Masks(const Context& context, bool torchvision, float threshold)
@@ -147,7 +147,7 @@ void Paint(const Masks& masks, Placed* placed, unsigned char* image) {
   }
 }
 
-// Makes the codes of masks, one after the other.
+// Encodes masks, one after the other.
 class Encoder {
  public:
   std::vector<uint8_t> Encode(const Masks& masks, Placed* placed) {
@@ -168,7 +168,7 @@ class Encoder {
         const int64_t left = y.size() - 64 * word;
         const uint64_t valid = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
         const uint64_t found = bits_[word] & valid;
-        // Bits that differ from the one before them.
+        // Marks the bits that differ from the bit before them.
         for (uint64_t changes = (found ^ (found << 1 | uint64_t{inside_})) & valid; changes != 0;
              changes &= changes - 1) {
           Become(!inside_, begin + y.start + 64 * word + __builtin_ctzll(changes));
@@ -191,7 +191,7 @@ class Encoder {
     }
   }
 
-  // From this pixel on, counted down the columns, all is inside or outside.
+  // Begins a run of pixels inside or outside, counted down the columns.
   void Become(bool inside, int64_t pixel) {
     if (inside == inside_) return;
     counts_.push_back(pixel - last_);
@@ -199,8 +199,8 @@ class Encoder {
     inside_ = inside;
   }
 
-  // Six bits a character from "0" on: five of the number, low ones first, and one that says that more follow. From the
-  // fourth on a number is the difference to the run two before it.
+  // A character minus "0" has six bits: five bits of the number, low ones first, and one that is set if more follow.
+  // From the fourth number on, it is the difference to the run two places before.
   std::vector<uint8_t> Compressed() const {
     std::vector<uint8_t> code;
     for (size_t i = 0; i < counts_.size(); ++i) {

@@ -3,7 +3,7 @@
 namespace kerasdet {
 namespace KERASDET_ISA {
 
-// Sums of two lines of values, each with its weight; `count` is a multiple of the width of a vector.
+// Adds two weighted lines of values; `count` is a multiple of the width of a vector.
 inline void Blend(const float* a, float weight_a, const float* b, float weight_b, int64_t count, float* result) {
   for (int64_t i = 0; i < count; i += Wide::kWidth) {
     const auto first = Wide::Set(weight_a) * Wide::Load(a + i);
@@ -11,7 +11,7 @@ inline void Blend(const float* a, float weight_a, const float* b, float weight_b
   }
 }
 
-// A bit for each of the sums that belongs to the object; `count` is a multiple of 64.
+// Sets a bit for each sum that belongs to the object; `count` is a multiple of 64.
 inline void BlendToBits(const float* a, float weight_a, const float* b, float weight_b, int64_t count, float threshold,
                         bool or_equal, uint64_t* bits) {
   const auto limit = Wide::Set(threshold);
@@ -26,7 +26,7 @@ inline void BlendToBits(const float* a, float weight_a, const float* b, float we
   }
 }
 
-// Whether each pixel of a row belongs to the object.
+// Decides for each pixel of a row whether it belongs to the object.
 inline void BlendRow(const float* cells, const int32_t* first, const float* weight_a, const float* weight_b,
                      int64_t count, float threshold, bool or_equal, unsigned char* row) {
   for (int64_t i = 0; i < count; ++i) {

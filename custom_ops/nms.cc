@@ -1,7 +1,7 @@
-// Greedy non-maximum suppression of every image of a batch, of all boxes together or of each class for itself.
+// Greedy non-maximum suppression of every image of a batch, over all boxes or per class.
 //
-// Boxes are looked at by descending score, the first of equal ones first, and compared with those of their class that
-// were kept. Few are needed as a rule, so they are not sorted all at once: a histogram tells where the best ones lie.
+// Boxes are visited by descending score, the first of equal ones first, and compared with the kept boxes of their class.
+// Usually few boxes are needed, so they are not all sorted: a histogram of scores locates the best ones.
 
 #include <algorithm>
 #include <cmath>
@@ -73,7 +73,7 @@ class KeptBoxes {
 namespace kerasdet {
 namespace {
 
-// A box and a key that is the smaller the better its score is.
+// A box and its sort key; better scores have smaller keys.
 struct Candidate {
   uint32_t key;
   int32_t index;
@@ -84,7 +84,7 @@ uint32_t KeyOf(float score) {
   return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
-// Sorts by key and leaves equal ones in their order.
+// Sorts by key; equal keys keep their order.
 void Sort(std::vector<Candidate>* candidates, std::vector<Candidate>* scratch) {
   constexpr int kBits = 11, kDigits = 3, kValues = 1 << kBits;
   const size_t size = candidates->size();
@@ -116,7 +116,7 @@ void Sort(std::vector<Candidate>* candidates, std::vector<Candidate>* scratch) {
   }
 }
 
-// Numbers 0, 1 ... for the classes of an image in place of their ids.
+// Renumbers the classes of an image 0, 1 ...
 class ClassNumbers {
  public:
   ClassNumbers(const int32_t* ids, int64_t count) : ids_(ids) {
@@ -146,7 +146,7 @@ class ClassNumbers {
   std::vector<int32_t> sorted_;
 };
 
-// The box with its corners in order, or an empty one, which overlaps nothing, where it has a corner nowhere.
+// Returns the box with its corners in order; a non-finite box becomes an empty one, which overlaps nothing.
 Box MakeBox(const float* corners) {
   for (int i = 0; i < 4; ++i) {
     if (!std::isfinite(corners[i])) return Box{0, 0, 0, 0, 0};
@@ -165,7 +165,7 @@ class ImageNms {
   ImageNms(const float* boxes, const float* scores, const int32_t* class_ids, int64_t count)
       : boxes_(boxes), scores_(scores), class_ids_(class_ids), count_(count) {}
 
-  // Writes up to `most` indices and returns how many.
+  // Writes up to `most` indices and returns their number.
   int32_t Run(float iou_threshold, float score_threshold, int64_t most, int32_t* result) {
     if (most == 0 || count_ == 0) return 0;
     const ClassNumbers classes(class_ids_, count_);
@@ -206,7 +206,7 @@ class ImageNms {
   }
 
  private:
-  // The boxes with keys from `low` to `high`, both included. NaN is above no threshold.
+  // Collects the boxes with keys in [low, high]. NaN is above no threshold.
   void Collect(float score_threshold, uint32_t low, uint32_t high) {
     candidates_.clear();
     for (int64_t i = 0; i < count_; ++i) {

@@ -1,4 +1,4 @@
-// What the kernels of non-maximum suppression are made with and called on, on any device.
+// Attributes, inputs and outputs of the non-maximum suppression kernels, on any device.
 #pragma once
 
 #include <limits>
@@ -22,7 +22,7 @@ struct NmsOptions {
   }
 };
 
-// The inputs, of shapes that fit, and the outputs of a call.
+// The inputs of a call, whose shapes have been checked, and its outputs.
 struct NmsCall {
   const Tensor boxes, scores, class_ids, indices, counts;
 

@@ -1,12 +1,13 @@
-// The hot loop of nms.cc: one box against the boxes kept so far.
+// The hot loop of nms.cc: compares one box with the boxes kept so far.
 
 namespace kerasdet {
 namespace KERASDET_ISA {
 
-// Whether a box overlaps one of those in a chain of blocks by more than the threshold.
+// Returns whether a box overlaps any box in a chain of blocks by more than the threshold.
 //
-// shared / (area + other area - shared) > threshold where shared > share * area + share * other area: that is quick and
-// inexact, so its share is a little less than threshold / (1 + threshold), and what passes is divided.
+// shared / (area + other area - shared) > threshold is the same as shared > share * (area + other area), with share =
+// threshold / (1 + threshold). The second form needs no division but is inexact. It is therefore a filter with a slightly
+// smaller share, and boxes that pass it are divided exactly.
 inline bool Overlaps(const KeptBlock* blocks, int32_t block, const Box& box, float threshold, float share) {
   using V = Wide::V;
   const V y1 = Wide::Set(box.y1), x1 = Wide::Set(box.x1), y2 = Wide::Set(box.y2), x2 = Wide::Set(box.x2);
@@ -16,7 +17,7 @@ inline bool Overlaps(const KeptBlock* blocks, int32_t block, const Box& box, flo
     for (int i = 0; i < KeptBlock::kSize; i += Wide::kWidth) {
       const V height = Wide::Min(y2, Wide::Load(kept.y2 + i)) - Wide::Max(y1, Wide::Load(kept.y1 + i));
       const V width = Wide::Min(x2, Wide::Load(kept.x2 + i)) - Wide::Max(x1, Wide::Load(kept.x1 + i));
-      const V shared = Wide::Max(height, zero) * width;  // not positive where there is nothing shared
+      const V shared = Wide::Max(height, zero) * width;  // not positive if nothing is shared
       if (__builtin_expect(Wide::Greater(shared, share_of_area + Wide::Load(kept.share_of_area + i)) != 0, 0)) {
         const V together = area + Wide::Load(kept.area + i) - shared;
         if (Wide::Greater(shared / together, Wide::Set(threshold)) != 0) return true;
@@ -26,7 +27,7 @@ inline bool Overlaps(const KeptBlock* blocks, int32_t block, const Box& box, flo
   return false;
 }
 
-// Boxes as they come, by descending score: appends the places of those that stay to `kept` until there are `most`.
+// Takes boxes by descending score and appends the indices of those that are kept to `kept`, at most `most`.
 inline void Suppress(const Box* boxes, const int32_t* classes, int64_t count, float threshold, int64_t most,
                      KeptBoxes* kept, std::vector<int32_t>* places) {
   const float share = threshold / (1 + threshold) * (1 - 1e-6f);

@@ -1,4 +1,4 @@
-// The ops, each in a file of its name. A kernel for another device is registered beside these.
+// Registers the ops, each defined in a file of its name, and their kernels.
 #pragma once
 
 namespace kerasdet {
@@ -8,7 +8,7 @@ void RegisterRoiAlign();
 void RegisterDeformConv();
 void RegisterMasks();
 
-// On GPUs, where there are a driver and compiled kernels.
+// Registers the GPU kernels if there are a driver and compiled kernels.
 void RegisterNmsOnGpu();
 void RegisterRoiAlignOnGpu();
 void RegisterDeformConvOnGpu();

@@ -1,6 +1,6 @@
 // ROIAlign of boxes on a pyramid of feature maps, and its gradient.
 //
-// In the gradient each thread has channels of its own, so that sums come out the same whatever the threads do.
+// In the gradient, each thread owns a range of channels, so sums do not depend on the order of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -19,12 +19,12 @@
 namespace kerasdet {
 namespace {
 
-constexpr int64_t kStreamFrom = 4 << 20;       // bytes of a result
-constexpr int64_t kBinsAtOnce = 1 << 20;       // that are planned
-constexpr int64_t kBinsOfPart = 1024;          // that a thread takes
+constexpr int64_t kStreamFrom = 4 << 20;       // bytes of a result that bypass the caches
+constexpr int64_t kBinsAtOnce = 1 << 20;       // bins that are planned at once
+constexpr int64_t kBinsOfPart = 1024;          // bins per part of a thread
 constexpr int64_t kValuesOfPart = 256 << 10;
 
-// Calls body(plan, image, first box) for all boxes (batch, per_image, 4), some of one image at a time.
+// Calls body(plan, image, first box) for all boxes (batch, per_image, 4), for some boxes of one image at a time.
 template <class Body>
 void ForPlans(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t batch,
               int64_t per_image, int64_t cell_bytes, const ThreadPool& threads, const Body& body) {
@@ -134,7 +134,7 @@ class RoiAlignGrad {
  private:
   void Spread(const Tensor& boxes, const T* upstream, int64_t batch, int64_t per_image, int64_t channels,
               const std::vector<Map>& maps, const std::vector<float*>& sums, const ThreadPool& threads) const {
-    // A cache line of channels is the least that a thread gets.
+    // A thread gets at least a cache line of channels, so that no two threads write to one line.
     const int64_t lines = (channels + 15) / 16, slices = std::min<int64_t>(threads.num_threads(), lines);
     const auto spread = [&](const Plan& plan, int64_t image, int64_t number) {
       std::vector<float*> of_image;

@@ -1,4 +1,4 @@
-// What ROIAlign's kernels are made with, on any device.
+// Attributes of the ROIAlign kernels, on any device.
 #pragma once
 
 #include "kernel.h"

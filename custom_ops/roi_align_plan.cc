@@ -10,7 +10,7 @@ constexpr int64_t kTileBytes = 16 << 10;  // about this much of a map stays in t
 constexpr int64_t kTilesAcross = 1024;    // at most
 constexpr int64_t kRegionsOfPart = 64;    // that a thread takes
 
-// The bits of a 16-bit number at the even places.
+// Spreads the bits of a 16-bit number to the even positions.
 uint32_t Spaced(uint32_t x) {
   x = (x | x << 8) & 0x00ff00ffu;
   x = (x | x << 4) & 0x0f0f0f0fu;
@@ -20,7 +20,7 @@ uint32_t Spaced(uint32_t x) {
 
 float Finite(float x) { return std::isfinite(x) ? x : 0.0f; }
 
-// As in Python: the logarithm is precise, the rest in float32. (That of doubles would ask for a newer glibc.)
+// Like the Python code: an exact logarithm, the rest in float32. (log2 of doubles would need a newer glibc.)
 int LevelOf(const RoiOptions& options, const float* box) {
   const float ratio = std::sqrt((box[2] - box[0]) * (box[3] - box[1])) / options.canonical_size + 1e-8f;
   const float log2 = static_cast<float>(std::log(static_cast<long double>(ratio)) / std::log(2.0L));
@@ -30,7 +30,7 @@ int LevelOf(const RoiOptions& options, const float* box) {
   return static_cast<int>(std::min(std::max(above, 0.0f), static_cast<float>(options.scales.size() - 1)));
 }
 
-// As many as a bin has lines, rounded up; more than the map has lines would lie beside it.
+// Returns the size of a bin in lines, rounded up, at most the number of lines of the map: further samples lie outside.
 int64_t SamplesOf(const RoiOptions& options, float size, int64_t bins, int64_t limit) {
   if (limit == 0) return 0;
   if (options.sampling_ratio > 0) return options.sampling_ratio;

@@ -1,8 +1,8 @@
-// Which cells each bin of ROIAlign sums with which weights, and in which order the bins are taken.
+// Plans ROIAlign: the cells and weights that each bin sums, and the order of the bins.
 //
 // The samples of a bin lie on a grid, so a bin is a weighted sum over the cells of some rows and some columns; samples
-// that share a cell share a tap. Bins are ordered by the small tile of the map that they lie on, whatever box they are
-// of, and the tiles along a Z-order curve: neighbours come soon after one another, on the scale of every cache.
+// that share a cell share a tap. Bins of all boxes are ordered by the small tile of the map that they lie on, and tiles
+// by a Z-order curve: neighbouring bins run soon after one another, which suits every level of the cache.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Map {
   int64_t height, width;
 };
 
-// What the boxes of an op have in common.
+// Properties that all boxes of a call share.
 struct RoiOptions {
   std::vector<float> scales;  // of the levels
   int64_t output_height, output_width, sampling_ratio, lowest_level;
@@ -34,7 +34,7 @@ struct Bin {
   int16_t row, column;
 };
 
-// For each bin along one axis the rows (or columns) that its samples touch.
+// Holds the rows (or columns) that the samples of each bin touch along one axis.
 class Lines {
  public:
   struct Line {
@@ -46,7 +46,7 @@ class Lines {
   const Line* end(int bin) const { return lines_.data() + begins_[bin + 1]; }
   int64_t most() const { return most_; }
 
-  // Of a region that begins at `start` and has `bins` bins of `samples` samples on a map of `limit` lines.
+  // Plans a region that begins at `start` and has `bins` bins of `samples` samples on a map of `limit` lines.
   void Find(float start, float size, int64_t bins, int64_t samples, int64_t limit);
 
  private:
@@ -68,10 +68,10 @@ class Plan {
   int64_t most_taps() const { return most_taps_; }
   int level(const Bin& bin) const { return regions_[bin.region].level; }
 
-  // Number of a bin among those of all boxes.
+  // Returns the index of a bin among the bins of all boxes.
   int64_t Place(const Bin& bin) const { return (bin.region * height_ + bin.row) * width_ + bin.column; }
 
-  // Writes the taps of a bin and returns how many these are.
+  // Writes the taps of a bin and returns their number.
   int64_t Taps(const Bin& bin, int64_t channels, Tap* taps) const {
     const Region& region = regions_[bin.region];
     int64_t count = 0;

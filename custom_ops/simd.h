@@ -1,6 +1,6 @@
-// Vectors of one instruction set, in a namespace of its name. Included by simd_each.h only.
+// Vector types of one instruction set, in a namespace of its name. Only simd_each.h includes this file.
 //
-// `Wide` and `Narrow` offer the same functions, the one on full vectors and the other on one value for what remains.
+// `Wide` and `Narrow` have the same functions: `Wide` on full vectors, `Narrow` on single values for the remainder.
 
 namespace kerasdet {
 namespace KERASDET_ISA {

@@ -1,6 +1,6 @@
-// The part of TensorFlow's C API that the ops use, so that they build without TensorFlow.
+// Declares the part of TensorFlow's C API that the ops use, so that they build without TensorFlow.
 //
-// These prototypes have not changed from TensorFlow 2.15 to 2.21. At run time they are those of the
+// These prototypes are the same in TensorFlow 2.15 to 2.21. At run time they resolve to the
 // libtensorflow_framework.so.2 that Python has loaded.
 #pragma once
 

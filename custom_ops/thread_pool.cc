@@ -1,6 +1,6 @@
-// The C API has no thread pool. TensorFlow's is reached through an exported symbol of OpKernelContext, whose layout has
-// been the same from 2.15 to 2.21. All knowledge of that is in this file; where the symbol is missing or what it returns
-// is implausible, the loops run on threads of their own.
+// Finds TensorFlow's thread pool, which the C API does not offer. An exported symbol of OpKernelContext returns it; its
+// layout is the same in TensorFlow 2.15 to 2.21. Only this file knows the layout. If the symbol is missing, or if its
+// result is implausible, loops run on own threads. This can go when the C API gives access to the pool.
 
 #include "thread_pool.h"
 
@@ -13,7 +13,7 @@
 #include <new>
 
 #if defined(__x86_64__) && defined(__GLIBC__)
-// The version that every glibc has, not the one of glibc 2.34.
+// Binds to the symbol version that every glibc has, not to the one of glibc 2.34.
 __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
 __asm__(".symver pthread_detach, pthread_detach@GLIBC_2.2.5");
 #endif

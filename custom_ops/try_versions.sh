@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests of the ops with one and the same library under several TensorFlows, each in an environment of its own.
+# Runs the tests of the ops with the same library under several TensorFlow versions, each in its own environment.
 #
 #   custom_ops/try_versions.sh [FOLDER [VERSION ...]]
 #
-# FOLDER keeps the environments for the next time. PYTHON names the interpreter, which all the versions must support.
+# FOLDER keeps the environments for later runs. PYTHON names an interpreter that all versions support.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-${TMPDIR:-/tmp}/kerasdet-versions}")

@@ -1,4 +1,4 @@
-"""Runs the compiled ops without TensorFlow, on NumPy's arrays or on PyTorch's tensors, which may lie on a GPU.
+"""Runs the compiled ops without TensorFlow, on NumPy arrays or on PyTorch tensors, also on a GPU.
 
 `make -C custom_ops emulation` builds what stands in for TensorFlow.
 """
@@ -36,7 +36,7 @@ Scratch = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64)
 
 
 class Library:
-    """The ops of a library.
+    """Opens the ops of a library.
 
     Args:
         stand_in: What stands in for TensorFlow.
@@ -65,18 +65,18 @@ class Library:
         return Op(self, kernel)
 
     def set_determinism(self, deterministic: bool) -> None:
-        """What `tf.config.experimental.enable_op_determinism` does."""
+        """Does what `tf.config.experimental.enable_op_determinism` does."""
         self.functions.fake_set_determinism(ctypes.c_bool(deterministic))
 
 
 class Op:
-    """A kernel that can be called with inputs and with outputs to write to."""
+    """A kernel that is called with inputs and with outputs to write to."""
 
     def __init__(self, library: Library, kernel: int) -> None:
         self.library, self.kernel = library, ctypes.c_void_p(kernel)
 
     def prepare(self, inputs: list, outputs: list, stream: int = 0) -> Callable[[], None]:
-        """A call without arguments, which raises ValueError with what the kernel says of its inputs."""
+        """Prepares a call without arguments, which raises a ValueError with the kernel's error message."""
         error, function = ctypes.create_string_buffer(512), self.library.functions.fake_call
         lists = [(_Tensor * len(values))(*map(_tensor, values)) for values in (inputs, outputs)]
         arguments = (self.kernel, lists[0], ctypes.c_int64(len(inputs)), lists[1], ctypes.c_int64(len(outputs)))
@@ -90,17 +90,17 @@ class Op:
         return call
 
     def __call__(self, inputs: list, outputs: list, stream: int = 0) -> None:
-        """Runs it, and returns as soon as the GPU has got the work."""
+        """Runs the kernel; on a GPU, returns once the work is queued."""
         self.prepare(inputs, outputs, stream)()
 
 
 def open_emulated() -> Library:
-    """The GPU's ops on an emulated GPU, whose memory is the host's."""
+    """Opens the GPU ops on an emulated GPU, which uses the host's memory."""
     return Library(ctypes.CDLL(str(STAND_INS / "gpu_ops.so")))
 
 
 def open_shipped(scratch: Callable[[int], int] | None = None) -> Library:
-    """The library that Python's TensorFlow would load, in a process where no TensorFlow is.
+    """Opens the library that TensorFlow would load, in a process without TensorFlow.
 
     Raises:
         OSError: If the library or its stand-in are not built.

@@ -134,7 +134,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
             gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
         raise UserError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
-    except (ValueError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
+    except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     _check_macros(path)
     _expand_home()

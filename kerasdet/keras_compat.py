@@ -35,7 +35,7 @@ def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
     Raises:
         NotImplementedError: If this version of Keras has no such method.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = inner_optimizer(optimizer)
     if not hasattr(inner, "_all_reduce_sum_gradients"):
         raise NotImplementedError(
             f"{type(inner).__name__} of Keras {keras.__version__} cannot train on several replicas: kerasdet was "

@@ -1,4 +1,4 @@
-"""Configs for Keras out of constructors, so that no option can be forgotten in one."""
+"""Helpers for Keras classes: configs read from constructor arguments, freezing, and the float type."""
 
 import contextlib
 import inspect
@@ -9,24 +9,37 @@ import tensorflow as tf
 
 
 class ConfigFromInit:
-    """Mixin: each constructor argument is kept in an attribute of its name, and the config is read from these.
+    """Mixin that reads a Keras config from constructor arguments, so that no option can be missing in it.
 
-    Defaults are written out, too: a file keeps its meaning when a default changes.
+    A class must store each constructor argument in an attribute of the same name. The config includes arguments at
+    their default, so a file keeps its meaning when a default changes.
+
+    Example:
+        >>> @keras.saving.register_keras_serializable(package="my_package")
+        ... class Scale(ConfigFromInit, keras.layers.Layer):
+        ...     def __init__(self, factor=2.0, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.factor = factor
+        >>> Scale(3.0).get_config()["factor"]
+        3.0
     """
 
     def get_config(self) -> dict:
+        """Returns all constructor arguments, serialised, by name."""
         inherited = super().get_config() if isinstance(self, keras.layers.Layer) else {}
         arguments = {name: getattr(self, name) for name in constructor_arguments(type(self))}
         return {**inherited, **{name: _serialized(value) for name, value in arguments.items()}}
 
     @classmethod
-    def from_config(cls, config: dict):
+    def from_config(cls, config: dict) -> "ConfigFromInit":
+        """Creates an object from the result of `get_config`, under the dtype policy of the config."""
         arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
         with policy_scope(arguments.get("dtype")):
             made = cls(**arguments)
         return _frozen_as_configured(made)
 
     def build_from_config(self, config: dict) -> None:
+        """Builds a loaded layer under its own dtype policy, and freezes its sublayers if it is not trainable."""
         with policy_scope(self.dtype_policy):
             super().build_from_config(config)
         _frozen_as_configured(self)
@@ -44,20 +57,33 @@ def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
 
 
 def _frozen_as_configured(made):
-    """What is not to be trained, with all the layers inside it, to which Keras does not hand it down."""
+    """Freezes all sublayers if the object is a layer that is not trainable: Keras does not do so when loading."""
     if isinstance(made, keras.layers.Layer) and not made.trainable:
         freeze(made)
     return made
 
 
 def freeze(layer: keras.layers.Layer) -> None:
-    """Makes a layer untrainable with all that is inside it; Keras hands nothing down where the layer is so already."""
+    """Makes a layer and all its sublayers untrainable.
+
+    Keras passes ``trainable`` on to sublayers only if its value changes, so it is set to True first.
+
+    Args:
+        layer: Layer or model to freeze.
+    """
     layer.trainable = True
     layer.trainable = False
 
 
 def constructor_arguments(cls: type) -> list[str]:
-    """Names of a constructor's arguments, and of those that its ``**kwargs`` hand on to kerasdet's classes."""
+    """Lists the constructor arguments of a class, and those that its ``**kwargs`` pass on to kerasdet's base classes.
+
+    Args:
+        cls: A subclass of `ConfigFromInit`.
+
+    Returns:
+        Argument names without duplicates, those of the class itself first.
+    """
     names = []
     for base in cls.__mro__:
         if not issubclass(base, ConfigFromInit) or "__init__" not in vars(base):

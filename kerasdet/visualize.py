@@ -1,4 +1,4 @@
-"""Pictures: detections on an image, several pictures side by side, curves of a training run."""
+"""Draws detections on images, grids of images, and curves of training runs."""
 
 import colorsys
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-# Okabe and Ito's colours without black, which people with every kind of colour vision tell apart.
+# The palette of Okabe and Ito without black: people with any kind of colour vision can tell its colours apart.
 PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -23,7 +23,14 @@ Rectangle = tuple[int, int, int, int]  # (top, left, bottom, right), integers
 
 
 def colour(class_id: int) -> Colour:
-    """The RGB colour of a class: the palette first, then hues a golden ratio apart in changing brightness."""
+    """Returns the colour of a class: the palette first, then hues a golden ratio apart in varying brightness.
+
+    Args:
+        class_id: Class id from 0.
+
+    Returns:
+        (red, green, blue) in 0..255.
+    """
     if class_id < len(PALETTE):
         return PALETTE[class_id]
     extra = class_id - len(PALETTE)
@@ -44,24 +51,32 @@ def draw_boxes(
     skeleton: Sequence[tuple[int, int]] = (),
     scale: int = 1,
 ) -> np.ndarray:
-    """Draws boxes with name tags, masks and keypoints; the highest score lies on top.
+    """Draws boxes with name tags, masks and keypoints on a copy of an image; higher scores cover lower ones.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (N, 4) yxyx in pixels of the image.
-        labels: (N) names, one for each box.
-        scores: (N), written behind the name with two decimals.
-        class_ids: (N), which choose the colours; rows with -1 are padding and left out.
-        masks: (N, H, W) bool.
-        keypoints: (N, J, 3) as (y, x, score or visibility); those with 0 or less in the last place are left out.
-        skeleton: Pairs of keypoint indices from 0, joined by a line where both are drawn.
-        scale: How many times to enlarge a small image, so that names stay legible.
+        labels: N names, one per box. None for no names.
+        scores: (N,). Written after the names with two decimals. None for no scores.
+        class_ids: (N,) int. Select the colours; a box with -1 is padding and is not drawn. None draws all boxes in the
+            colour of class 0.
+        masks: (N, H, W) bool. Masks of the boxes' objects. None for no masks.
+        keypoints: (N, J, 3) as (y, x, score or visibility), in pixels. A keypoint whose last value is at most 0 is not
+            drawn. None for no keypoints.
+        skeleton: Pairs of keypoint indices from 0. A line joins a pair if both keypoints are drawn.
+        scale: Integer factor by which the image is enlarged before drawing, so that names on small images are legible.
 
     Returns:
-        (H * scale, W * scale, 3) uint8, a copy.
+        (H * scale, W * scale, 3) uint8 RGB.
 
     Raises:
-        ValueError: An argument of another type or shape.
+        ValueError: If an argument has a wrong type or shape.
+
+    Example:
+        >>> detections = model.detect("street.jpg")
+        >>> image = np.array(PIL.Image.open("street.jpg").convert("RGB"))
+        >>> picture = draw_boxes(image, detections.boxes, scores=detections.scores, class_ids=detections.class_ids)
+        >>> PIL.Image.fromarray(picture).save("street_detections.png")
     """
     _check_image(image)
     if not isinstance(scale, int) or scale < 1:
@@ -94,21 +109,21 @@ def draw_boxes(
 
 
 def grid(images: Sequence[np.ndarray], columns: int, *, titles: Sequence[str] = ()) -> np.ndarray:
-    """Tiles pictures row by row on white, each in the middle of a cell as large as the largest picture.
+    """Tiles images row by row on white; each is centred in a cell of the size of the largest image.
 
     Args:
-        images: (H, W, 3) uint8 pictures of any sizes.
-        columns: How many stand in a row.
-        titles: Names of the columns, written above them.
+        images: Images (H, W, 3) uint8 RGB of any sizes, at least one.
+        columns: Number of images per row, at least 1.
+        titles: Names of the columns, written above them; empty for none.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: No pictures, a picture of another type or shape, or another number of titles than columns.
+        ValueError: If there are no images, an image has a wrong type or shape, or titles and columns differ in number.
     """
     if not len(images) or columns < 1:
-        raise ValueError(f"A grid needs at least one image and one column, got {len(images)} and {columns}.")
+        raise ValueError(f"grid got {len(images)} images and {columns} columns: expected at least one of each.")
     if titles and len(titles) != columns:
         raise ValueError(f"titles must name each of the {columns} columns, got {len(titles)}.")
     for image in images:
@@ -137,26 +152,29 @@ def draw_curve(
     y_label: str,
     size: tuple[int, int] = (640, 400),
 ) -> np.ndarray:
-    """A line chart with ticks, grid and legend.
+    """Draws a line chart with ticks, grid and legend.
 
     Args:
-        series: Name -> (x, y) points in the order in which they are joined; a point that is not finite leaves a gap.
-        title: What stands above the chart.
-        x_label: What stands below the horizontal axis.
-        y_label: What stands above the vertical axis.
-        size: Width and height of the picture in pixels.
+        series: Name -> (x, y) points, joined in this order. A non-finite point leaves a gap.
+        title: Text above the chart.
+        x_label: Text below the horizontal axis.
+        y_label: Text above the vertical axis.
+        size: Width and height of the picture in pixels, at least 200 x 150.
 
     Returns:
-        (height, width, 3) uint8.
+        (height, width, 3) uint8 RGB.
 
     Raises:
-        ValueError: No finite point, or a size too small for axes.
+        ValueError: If no point is finite, or the size is too small.
+
+    Example:
+        >>> picture = draw_curve({"loss": [(0, 2.1), (100, 1.4)]}, title="run", x_label="step", y_label="loss")
     """
     lines = {name: np.asarray(points, np.float64).reshape(-1, 2) for name, points in series.items()}
     points = np.concatenate([np.zeros((0, 2)), *lines.values()])
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
-        raise ValueError(f"The chart '{title}' has no finite point to draw.")
+        raise ValueError(f"The chart '{title}' has no finite point: expected at least one. Check the values for NaN.")
     width, height = size
     if width < 200 or height < 150:
         raise ValueError(f"size must be (width, height) of at least 200 x 150 pixels, got {width} x {height}.")
@@ -246,7 +264,7 @@ def _texts(count, labels, scores) -> list[str]:
 
 
 def _draw_mask(picture, mask, fill):
-    """A tint over the mask and a line along its inner border."""
+    """Tints the mask and draws a line along its inner border."""
     shape = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     if shape.size != picture.size:
         blur = ImageFilter.GaussianBlur(0.5 * picture.width / shape.width)
@@ -259,7 +277,7 @@ def _draw_mask(picture, mask, fill):
 
 
 def _draw_frame(picture, box, fill, line):
-    """A frame whose outer edge is the box, rounded to pixels and cut at the image's border, in a thin shadow."""
+    """Draws a frame with a thin shadow; its outer edge is the box, rounded to pixels and clipped to the image."""
     top, left, bottom, right = _visible(box, picture.size)
     if top < bottom and left < right:
         draw = ImageDraw.Draw(picture, "RGBA")
@@ -268,7 +286,7 @@ def _draw_frame(picture, box, fill, line):
 
 
 def _visible(box, size) -> Rectangle:
-    """The part of a box within the image, in whole pixels: at least one in each direction unless the box is outside."""
+    """Returns the part of a box inside the image in whole pixels, at least one pixel unless the box is outside."""
     width, height = size
     top, left, bottom, right = (math.floor(v + 0.5) for v in box.tolist())
     bottom, right = max(bottom, top + 1), max(right, left + 1)
@@ -297,7 +315,7 @@ def _draw_dot(picture, centre, radius, fill):
 
 
 def _draw_line(picture, points, fill, width):
-    """A line through (x, y) points, broken where one is not finite; a lone point becomes a dot."""
+    """Draws a line through (x, y) points; a non-finite point interrupts it, and a single point becomes a dot."""
     run = []
     for point in [*points, (math.nan, math.nan)]:
         if np.isfinite(point).all():
@@ -311,7 +329,7 @@ def _draw_line(picture, points, fill, width):
 
 
 def _smooth(picture, points, thickness, fill, stroke):
-    """Strokes at four times the size and scales down, since Pillow's own lines and circles are jagged."""
+    """Draws at four times the size and scales down, because Pillow does not antialias lines and circles."""
     points = np.asarray(points, np.float64)
     low = np.maximum(np.floor(points.min(axis=0) - thickness - 1), 0).astype(int)
     high = np.minimum(np.ceil(points.max(axis=0) + thickness + 1), picture.size).astype(int)
@@ -323,7 +341,7 @@ def _smooth(picture, points, thickness, fill, stroke):
 
 
 def _draw_tags(picture, boxes, texts, fills):
-    """Name tags; the last box, which has the highest score, chooses its place first and is drawn last."""
+    """Draws name tags; the last box has the highest score, so its tag is placed first and drawn last."""
     width, height = picture.size
     font = _font(min(max(13, round(max(width, height) / 48)), max(6, height // 2)))
     pad, tall = max(1, round(font.size / 5)), _text_height(font)
@@ -339,7 +357,7 @@ def _draw_tags(picture, boxes, texts, fills):
 
 
 def _shorten(text, font, room) -> str:
-    """The text, or its beginning with dots behind it, as much as has room."""
+    """Shortens a text to `room` pixels, with three dots at the end if it does not fit."""
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(text + "...") > room:
@@ -348,7 +366,7 @@ def _shorten(text, font, room) -> str:
 
 
 def _tag_place(box: Rectangle, size: tuple[int, int], limits: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Above the box, below it, inside its top or bottom, left or right: the first place that covers the least."""
+    """Chooses the place of a tag that covers other tags least: above the box, below it, inside its top or bottom."""
     tall, wide = size
     top, left, bottom, right = box
     candidates = []
@@ -364,14 +382,14 @@ def _common_area(a: Rectangle, b: Rectangle) -> int:
 
 
 def _contrast(fill: Colour) -> Colour:
-    """Black or white, whichever stands out more by WCAG's relative luminance."""
+    """Returns black or white, whichever has more contrast to `fill` by WCAG's relative luminance."""
     linear = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in fill]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 def _ticks(values, count) -> tuple[list[float], list[str]]:
-    """Round numbers that enclose the values, in about `count` steps of 1, 2 or 5 times a power of ten."""
+    """Chooses round numbers that enclose the values, in about `count` steps of 1, 2 or 5 times a power of ten."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         low, high = (low, low + 1) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
@@ -387,7 +405,7 @@ def _ticks(values, count) -> tuple[list[float], list[str]]:
 
 
 def _draw_legend(picture, names, font, room, points, place):
-    """Names beside their colours, in the corner of `room` (left, top, right, bottom) that holds the fewest points."""
+    """Draws the legend in the corner of `room` (left, top, right, bottom) that covers the fewest points."""
     row, sample = _text_height(font), 2 * font.size
     wide = round(max(font.getlength(name) for name in names)) + sample + 3 * row // 2
     tall = row * len(names) + row // 2

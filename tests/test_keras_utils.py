@@ -63,7 +63,7 @@ BACKBONE = {
     "norm_epsilon": 1e-3,
     "freeze_at": 1,
 }
-# For each class all of its arguments, none at its default.
+# All arguments of each class, none at its default.
 ARGUMENTS = {
     AnchorGenerator: lambda: {
         "sizes": ((16.0, 20.0), (32.0, 40.0)),
@@ -266,12 +266,12 @@ def configured_classes():
 
 
 def as_json(thing):
-    """What a file would hold of it."""
+    """Returns what a file would hold of an object."""
     return json.loads(json.dumps(keras.saving.serialize_keras_object(thing)))
 
 
 def parameters(cls):
-    """The parameters of a constructor, and of those that its ``**kwargs`` reach in kerasdet."""
+    """Returns the parameters of a constructor, and of kerasdet's constructors that its ``**kwargs`` reach."""
     inherited = {name: p for base in cls.__mro__ for name, p in inspect.signature(base.__init__).parameters.items()}
     own = inspect.signature(cls).parameters
     return {name: own.get(name, inherited[name]) for name in constructor_arguments(cls)}
@@ -298,14 +298,14 @@ def test_every_argument_survives_the_config(cls):
 
 
 @pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
-def test_from_config_undoes_get_config(cls):
+def test_from_config_inverts_get_config(cls):
     original = cls(**ARGUMENTS[cls]())
     clone = cls.from_config(original.get_config())
     assert as_json(clone)["config"] == as_json(original)["config"]
 
 
 @pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
-def test_defaults_are_written_out(cls):
+def test_config_contains_the_defaults(cls):
     required = {name: 1 for name, p in parameters(cls).items() if p.default is p.empty}
     if cls in (RetinaNet, FCOS):  # their default backbone is a large one
         required["backbone"] = ResNet(18, width=4)
@@ -315,6 +315,6 @@ def test_defaults_are_written_out(cls):
 @pytest.mark.parametrize(
     "cls", [cls for cls in ARGUMENTS if issubclass(cls, keras.layers.Layer)], ids=lambda cls: cls.__name__
 )
-def test_the_name_survives_the_config(cls):
+def test_name_survives_the_config(cls):
     layer = cls(**ARGUMENTS[cls](), name="somebody")
     assert keras.saving.deserialize_keras_object(as_json(layer)).name == "somebody"

@@ -77,12 +77,12 @@ def test_highest_score_is_on_top(image):
 
 
 def _letters(image, box):
-    """The extent of the black letters of a name on a box, and their number of pixels."""
+    """Returns the extent of a tag's black letters, and their number of pixels."""
     dark = (draw_boxes(image, np.array([box], float), ["platelets"]) < 30).all(axis=-1)
     return _extent(dark), dark.sum()
 
 
-def test_tag_stands_above_and_keeps_inside(image):
+def test_tag_stands_above_the_box_and_inside_the_image(image):
     (top, left, bottom, right), count = _letters(image, (100, 100, 180, 220))
     assert 80 < top < bottom <= 100 <= left < right < 220
     for box in [(0, 0, 60, 60), (0, 290, 60, 320), (200, 300, 240, 320), (0, 0, 240, 320), (-80, -80, 20, 20)]:
@@ -100,7 +100,7 @@ def test_tags_of_the_same_box_do_not_cover_one_another(image):
         assert _is(drawn, PALETTE[k]).sum() >= 0.9 * tag
 
 
-def test_score_is_written_behind_the_name(image):
+def test_score_follows_the_name(image):
     box = np.array([[100.0, 50.0, 200.0, 300.0]])
     named = draw_boxes(image, box, ["cat 0.87"])
     assert np.array_equal(draw_boxes(image, box, ["cat"], [0.871]), named)
@@ -115,7 +115,7 @@ def test_long_name_is_cut_to_the_image():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (12, 12)])
-def test_tiny_images(size):
+def test_tiny_images_can_be_drawn(size):
     image = np.zeros((*size, 3), np.uint8)
     assert draw_boxes(image, np.array([[0.0, 0.0, *size]]), ["name"], [1.0]).shape == image.shape
 
@@ -135,7 +135,7 @@ def test_text_stands_out_from_every_tag(image):
         assert max(ratio, 1 / ratio) >= 4.5
 
 
-def test_colours_are_many_and_apart():
+def test_class_colours_are_distinct():
     colours = np.array([colour(k) for k in range(200)])
     assert colours.min() >= 0 and colours.max() <= 255
     assert len({tuple(c) for c in colours.tolist()}) == 200
@@ -154,7 +154,7 @@ def test_mask_tints_its_pixels_only(image):
     assert tuple(drawn[70, 130]) == (GREY,) * 3, "within the box, outside the mask"
 
 
-def test_keypoints_and_skeleton(image):
+def test_keypoints_and_skeleton_are_drawn(image):
     points = np.array([[[60.0, 60.0, 2], [60.0, 160.0, 1], [160.0, 160.0, 0]]])
     box = np.array([[40.0, 40.0, 200.0, 200.0]])
     drawn = draw_boxes(image, box, class_ids=[4], keypoints=points, skeleton=[(0, 1), (1, 2)])
@@ -180,7 +180,7 @@ def test_scale_enlarges_picture_and_boxes(image):
         [[0]],
     ],
 )
-def test_wrong_images(wrong):
+def test_invalid_image_raises(wrong):
     with pytest.raises(ValueError, match=r"image must be a NumPy array \(H, W, 3\)"):
         draw_boxes(wrong, np.zeros((1, 4)))
     with pytest.raises(ValueError, match="image must be"):
@@ -204,12 +204,12 @@ def test_wrong_images(wrong):
         ({"scale": 0}, "scale"),
     ],
 )
-def test_wrong_arguments(image, arguments, message):
+def test_invalid_arguments_raise(image, arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_boxes(image, **({"boxes": np.zeros((2, 4))} | arguments))
 
 
-def test_grid_keeps_every_picture():
+def test_grid_shows_every_image():
     pictures = [np.full((20 + 5 * i, 30, 3), 40 * i + 10, np.uint8) for i in range(3)]
     tiled = grid(pictures, 2)
     for picture in pictures:
@@ -232,8 +232,8 @@ def test_grid_titles_stand_above():
     assert (titled[:extra] < 100).any()
 
 
-def test_grid_errors():
-    with pytest.raises(ValueError, match="at least one image"):
+def test_invalid_grid_arguments_raise():
+    with pytest.raises(ValueError, match="expected at least one of each"):
         grid([], 2)
     with pytest.raises(ValueError, match="titles"):
         grid([np.zeros((4, 4, 3), np.uint8)], 2, titles=["one"])
@@ -263,7 +263,7 @@ def test_every_series_has_its_colour_and_a_legend():
     assert all(_is(chart, colour(k)).sum(axis=1).astype(bool).sum() > 3 for k in range(3))
 
 
-def test_points_that_are_not_finite_leave_a_gap():
+def test_non_finite_points_leave_a_gap():
     chart = _chart({"a": [(0, 1), (4, 1), (5, float("nan")), (6, 1), (10, 1)]})
     columns = np.nonzero(_is(chart, colour(0)).any(axis=0))[0]
     assert np.diff(columns).max() > 50
@@ -280,11 +280,11 @@ def test_points_that_are_not_finite_leave_a_gap():
         [(1e6, 1), (1e6 + 1, 2)],
     ],
 )
-def test_any_range_can_be_drawn(points):
+def test_curve_draws_any_range(points):
     assert _is(_chart({"a": points}), colour(0)).any()
 
 
-def test_curve_errors():
+def test_invalid_curve_arguments_raise():
     with pytest.raises(ValueError, match="'Loss' has no finite point"):
         _chart({"a": [], "b": [(0, float("nan"))]})
     with pytest.raises(ValueError, match="200 x 150"):

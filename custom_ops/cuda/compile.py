@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # each runs on the later ones of its generation, too
-PTX_OF, PTX_VERSION = 70, "7.0"  # for what comes after; any driver of CUDA 11 or newer compiles it
+ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # machine code also runs on later GPUs of the same generation
+PTX_OF, PTX_VERSION = 70, "7.0"  # for later GPUs; a driver of CUDA 11 or newer compiles it
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
-# All that the kernels want of these two headers.
+# The parts of these two headers that the kernels use.
 HEADERS = {
     "cstdint": "#pragma once\nusing int16_t = short; using int32_t = int; using int64_t = long;\n"
     "using uint16_t = unsigned short; using uint32_t = unsigned; using uint64_t = unsigned long;\n",
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def find_nvrtc() -> ctypes.CDLL | None:
-    """NVRTC 12 from its wheel, or from where the system's linker looks."""
+    """Loads NVRTC 12 from its wheel, or from the search path of the system's linker."""
     spec = importlib.util.find_spec("nvidia")
     folders = [Path(folder, "cuda_nvrtc", "lib") for folder in spec.submodule_search_locations] if spec else []
     for name in [*(folder / "libnvrtc.so.12" for folder in folders), "libnvrtc.so.12"]:
@@ -38,7 +38,7 @@ def find_nvrtc() -> ctypes.CDLL | None:
 
 
 def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
-    """The kernels as machine code ("CUBIN") or for any later GPU ("PTX").
+    """Compiles the kernels to machine code ("CUBIN"), or for any later GPU ("PTX").
 
     Raises:
         RuntimeError: With the compiler's words, if they do not compile.
@@ -67,7 +67,7 @@ def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
 
 
 def known(nvrtc: ctypes.CDLL) -> list[int]:
-    """Those of the architectures that this NVRTC knows: not all before 12.8."""
+    """Returns the architectures that this NVRTC knows; versions before 12.8 do not know all."""
     count = ctypes.c_int()
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     numbers = (ctypes.c_int * count.value)()
@@ -76,7 +76,7 @@ def known(nvrtc: ctypes.CDLL) -> list[int]:
 
 
 def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
-    """All images by name: sm_70 ..., and last compute_70, the PTX."""
+    """Returns all images by name: sm_70 ..., and last compute_70, the PTX."""
     images = {f"sm_{number}": compile_kernels(nvrtc, number, "CUBIN") for number in known(nvrtc)}
     missing = [f"sm_{number}" for number in ARCHITECTURES if f"sm_{number}" not in images]
     if missing:
@@ -85,13 +85,13 @@ def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
 
 
 def lowered(ptx: bytes) -> bytes:
-    """PTX for older drivers than the compiler's; of what is newer it has but a hint to the optimiser."""
+    """Rewrites PTX for drivers older than the compiler; the only newer thing in it is a hint to the optimiser."""
     ptx = re.sub(rb"(?m)^.*\.pragma \"used_bytes_mask.*\n", b"", ptx)
     return re.sub(rb"(?m)^\.version .*$", f".version {PTX_VERSION}".encode(), ptx)
 
 
 def assembly(files: dict[str, Path]) -> str:
-    """A table `kerasdet_cuda_images` of (is PTX, number of the architecture, address), its end marked by zeros."""
+    """Writes the table `kerasdet_cuda_images` of (is PTX, architecture, address), terminated by zeros."""
     rows = [f".quad {int(name.startswith('compute'))}, {name.split('_')[1]}, {name}" for name in files]
     blobs = [f'.balign 64\n{name}: .incbin "{path}"' for name, path in files.items()]
     table = ['.section .data.rel.ro, "aw"', ".balign 8", ".globl kerasdet_cuda_images", ".hidden kerasdet_cuda_images"]
@@ -100,7 +100,7 @@ def assembly(files: dict[str, Path]) -> str:
 
 
 def fingerprint(nvrtc: ctypes.CDLL | None) -> str:
-    """Of all that the images depend on."""
+    """Computes the digest of everything that the images depend on."""
     version = (ctypes.c_int * 2)()
     if nvrtc is not None:
         nvrtc.nvrtcVersion(ctypes.byref(version, 0), ctypes.byref(version, ctypes.sizeof(ctypes.c_int)))

@@ -5,8 +5,8 @@ its area that the object covers, scaled to 0..255. Crops are computed exactly fr
 their size and cost do not depend on the image.
 
 ``tests/geometry/test_masks.py`` measures the loss of detail by pasting crops back into their boxes. Over 1,129 objects
-of COCO images, the mean IoU with the original mask is 0.9997 at S = 112 (worst 0.992; 0.9988 for boxes larger than
-224 pixels) and 0.998 at S = 56. Sampling the pixel in the middle of each cell would give 0.996 and 0.987.
+of COCO images, the mean IoU with the original mask is 0.9997 at S = 112 (the worst is 0.992; the mean of boxes larger
+than 224 pixels is 0.9988) and 0.998 at S = 56. Sampling the middle pixel of each cell would give 0.996 and 0.987.
 """
 
 import tensorflow as tf
@@ -160,9 +160,9 @@ def paste_masks(
     """Pastes predicted masks into an image, in stock TensorFlow ops; `kerasdet.ops.paste_masks` is faster.
 
     "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
-    object if its value is at least the threshold. "torchvision" adds a border of zeros to mask and box, truncates the
-    box to whole pixels, and resizes the mask to it. A pixel belongs to the object if its value is above the threshold. A
-    non-finite box gives an empty mask.
+    object if its value is at least the threshold. "torchvision" pads mask and box with a border of zeros, truncates
+    the box to whole pixels, and resizes the mask to it. A pixel belongs to the object if its value is above the
+    threshold. A non-finite box gives an empty mask.
 
     Args:
         mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].

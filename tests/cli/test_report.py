@@ -1,7 +1,6 @@
 import errno
 from pathlib import Path
 
-import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -29,16 +28,6 @@ def throw(error):
     raise error
 
 
-@gin.configurable(module="test_report")
-def train(part=None):
-    raise TypeError("a slip in the training loop")
-
-
-@gin.configurable(module="test_report")
-def make_part(size):
-    return size + 1
-
-
 MISTAKES = {
     "user error": (lambda: throw(UserError("x.json is not\n  JSON")), "x.json is not JSON"),
     "verification": (lambda: throw(VerificationError("the boxes differ")), "the boxes differ"),
@@ -59,7 +48,10 @@ MISTAKES = {
         lambda: throw(tf.errors.InvalidArgumentError(None, None, _DATA_ERROR.format("a/1.jpg is damaged"))),
         "a/1.jpg is damaged",
     ),
-    "argument of a part": (lambda: make_part(size="wide"), "in an argument of make_part: can only concatenate str"),
+    "argument of a part": (
+        lambda: throw(TypeError("must be int\n  In call to configurable 'ResNet' (<class>)")),
+        "in an argument of ResNet: must be int",
+    ),
     "value of a part": (
         lambda: throw(ValueError("one\n  two\n  In call to configurable 'x' (<class>)")),
         "one two",
@@ -86,7 +78,9 @@ BUGS = {
     "library's value error": lambda: np.zeros(-1),
     "slip inside kerasdet": lambda: AnchorGenerator(sizes=3),
     "graph": lambda: throw(tf.errors.InvalidArgumentError(None, None, "shapes differ [[{{node MatMul}}]]")),
-    "slip inside a long call of gin": train,
+    "slip inside a long call of gin": lambda: throw(
+        TypeError("a slip\n  In call to configurable 'train' (<function>)")
+    ),
 }
 
 

@@ -1,56 +1,212 @@
+"""The export from beginning to end: options, comparison, AP, and what stays behind after a refusal."""
+
+import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
-from kerasdet.export import workflow as shipping
+from kerasdet.export import export_and_verify, formats, verify_export, workflow
+from kerasdet.export.protocol import Format, WorkerRun
+
+import kerasdet
+from kerasdet.errors import UserError, VerificationError
+from kerasdet.inference import KeepSize, Predictor
+
+SIZE = {"format": "tflite", "size": (64, 64)}
 
 
-def test_sample_images_are_pictures_of_two_sizes():
-    first, second = shipping.sample_images()
+class Recorded(Predictor):
+    """Answers with the detections that a file holds; the predictor of the `toy` format."""
+
+    preprocessing = KeepSize()
+    num_classes = 5
+
+    def __init__(self, path):
+        self.path = path
+        self.metadata = {"precision": path.read_text()}
+
+
+def make_toy(change=lambda detections: detections, precisions=("float32", "int8")):
+    """Makes a format that writes its precision to a file and answers with the model's own detections, changed."""
+
+    def write(model, path, *, precision, gin_config):
+        if path.exists():
+            raise FileExistsError(f"{path} exists: export to another file or delete it.")
+        path.write_text(precision)
+        return path
+
+    def run_in_worker(model, path, images):
+        batch = model.preprocessing.batch(images)
+        found = {name: value.numpy() for name, value in model.detect_batch(batch).items()}
+        return WorkerRun([(batch, change(found))], [0.001])
+
+    return Format(
+        name="toy",
+        runtime="toys",
+        precisions=precisions,
+        options={},
+        write=write,
+        recognizes=lambda path: path.suffix == ".toy",
+        load=Recorded,
+        read_metadata=lambda path: {"precision": path.read_text()},
+        run_in_worker=run_in_worker,
+    )
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Returns a function that adds a toy format to the list of formats."""
+
+    def add(*arguments):
+        monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, make_toy(*arguments)))
+
+    return add
+
+
+def test_new_format_takes_one_line_in_the_list(toy, models, tmp_path):
+    toy()
+    path, report = export_and_verify(models("tiny"), tmp_path / "x.toy", format="toy", verify_images=tiny.images())
+    assert re.search(r"Run by toys alone: \d\d detections compared, 0 found by one side only", report)
+    assert isinstance(kerasdet.load(path), Recorded)
+    assert verify_export(models("tiny"), path, tiny.images()).one_sided == 0
+
+
+def test_sample_images_have_two_sizes():
+    first, second = workflow.sample_images()
     assert first.shape == (480, 640, 3)
     assert second.shape == (500, 333, 3)
     assert min(first.std(), second.std()) > 10
 
 
-@pytest.mark.slow
-def test_a_model_that_finds_nothing_is_compared_below_its_threshold(tmp_path):
-    model = tiny.talkative(score_threshold=0.9999)
-    said = shipping.ship(model, tmp_path / "model")[1].splitlines()
-    assert "Reloaded with TensorFlow alone: 0 detections compared" in said[1]
-    match = re.match(
-        r"The model finds nothing on these images. The same with a score threshold of 0\.\d+: (\d+) det", said[2]
-    )
-    assert int(match[1]) > 20
-    assert model.score_threshold == 0.9999
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+def test_model_that_finds_nothing_is_compared_below_its_threshold(toy, tmp_path):
+    toy()
+    model = tiny.talkative(score_threshold=0.99999)
+    _, report = export_and_verify(model, tmp_path / "x.toy", format="toy", verify_images=tiny.images())
+    lines = report.splitlines()
+    assert "Run by toys alone: 0 detections compared" in lines[1]
+    found = re.match(r"The model finds nothing .* With a score threshold of 0\.\d+: (\d+) detections", lines[2])
+    assert int(found[1]) >= 20
+    assert model.postprocessing.score_threshold == 0.99999
+    assert [path.name for path in tmp_path.iterdir()] == ["x.toy"]
 
 
-def test_a_mismatch_is_an_error(tmp_path, monkeypatch):
-    model = tiny.talkative()
-    export = shipping.export_saved_model
-
-    def of_another_model(_, *arguments, **options):
-        return export(tiny.talkative(seed=1), *arguments, **options)
-
-    monkeypatch.setattr(shipping, "export_saved_model", of_another_model)
-    with pytest.raises(RuntimeError, match="differs from the model in boxes"):
-        shipping.ship(model, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+def test_model_that_finds_nothing_at_any_score_is_refused(toy, tmp_path):
+    toy()
+    model = tiny.talkative(score_threshold=0.99999)
+    for variable in model.variables:
+        if variable.name == "kernel":
+            variable.assign(np.full(variable.shape, np.nan))
+    with pytest.raises(VerificationError, match="finds nothing on these images at any score"):
+        export_and_verify(model, tmp_path / "x.toy", format="toy", verify_images=tiny.images())
+    assert not list(tmp_path.iterdir())
 
 
-def test_what_was_there_before_stays(tmp_path):
+def shifted(detections):
+    return {**detections, "boxes": detections["boxes"] + np.float32([2, 0, 2, 0])}
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_export_that_differs_is_refused_and_removed(toy, models, tmp_path, precision):
+    toy(shifted)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(VerificationError, match=r"x\.toy differs from the model in box"):
+        export_and_verify(
+            models("tiny"), tmp_path / "x.toy", format="toy", precision=precision, verify_images=tiny.images()
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_files_that_were_there_before_stay(models, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists and is not empty"):
-        shipping.ship(tiny.talkative(), tmp_path)
+        export_and_verify(models("tiny"), tmp_path, verify_images=tiny.images())
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "x.tflite").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        export_and_verify(models("tiny"), tmp_path / "x.tflite", verify_images=tiny.images(), **SIZE)
+    assert (tmp_path / "x.tflite").read_text() == "mine"
 
 
-def test_the_copy_with_another_threshold_is_the_model(rng):
-    model = tiny.talkative()
-    copy = shipping._with_threshold(model, 0.9)
-    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onnx"}, "no export format 'onnx': choose one of saved_model, tflite"),
+        ({"precision": "int8"}, "saved_model has no precision 'int8': choose one of float32, bfloat16, float16"),
+        ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
+        ({"format": "tflite", "serving": True}, "tflite has no server: leave --serving out"),
+        ({"calibration_images": ["a.jpg"]}, "saved_model takes no calibration images"),
+        ({**SIZE, "calibration_images": tiny.images()}, "Calibration images are for precision int8"),
+        ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),
+    ],
+)
+def test_option_that_does_not_fit_is_refused_before_work_starts(models, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        export_and_verify(models("tiny"), tmp_path / "x.tflite", verify_images=tiny.images()[:1], **options)
+    assert not list(tmp_path.iterdir())
+
+
+class Metrics(SimpleNamespace):
+    def table(self):
+        return f"AP {self.summary['AP']}"
+
+
+@pytest.mark.parametrize(("export_ap", "fits"), [(0.51, True), (0.485, True), (0.47, False), (float("nan"), False)])
+def test_export_that_loses_too_much_ap_is_refused(toy, models, tmp_path, monkeypatch, export_ap, fits):
+    toy()
+
+    def evaluate(predictor, data):
+        ap = export_ap if isinstance(predictor, Recorded) else 0.5
+        return Metrics(summary={"AP": ap, "AP50": 0.1 * ap, "segm/AP": float("nan")})
+
+    monkeypatch.setattr(workflow, "evaluate", evaluate)
+    arguments = models("tiny"), tmp_path / "x.toy"
+    options = {"format": "toy", "precision": "int8", "verify_images": tiny.images()}
+    data = SimpleNamespace(annotations="val.json")
+    if fits:
+        _, report = export_and_verify(*arguments, eval_data=data, **options)
+        assert f"The export (AP {export_ap - 0.5:+.3f})" in report
+        assert "AP was not measured" not in report
+    else:
+        with pytest.raises(VerificationError, match=r"x\.toy has AP .* on val\.json, the model 0\.500: it loses more"):
+            export_and_verify(*arguments, eval_data=data, **options)
+        assert not list(tmp_path.iterdir())
+        if export_ap == 0.47:
+            export_and_verify(*arguments, eval_data=data, max_ap_drop=0.05, **options)
+
+
+def test_report_of_8_bits_says_that_ap_was_not_measured(toy, models, tmp_path):
+    toy()
+    options = {"format": "toy", "verify_images": tiny.images()}
+    _, report = export_and_verify(models("tiny"), tmp_path / "a.toy", precision="int8", **options)
+    assert "AP was not measured: give --eval ANNOTATIONS" in report
+    _, report = export_and_verify(models("tiny"), tmp_path / "b.toy", precision="float32", **options)
+    assert "AP was not measured" not in report
+
+
+def test_file_that_does_not_run_is_refused_with_one_line(models, tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "kerasdet.json").write_text('{"ops": "tensorflow", "class_offset": 1}')
+    with pytest.raises(VerificationError, match="does not run in a fresh process: ") as error:
+        verify_export(models("tiny"), tmp_path, tiny.images()[:1])
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="holds no export"):
+        verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
+
+
+def test_copy_with_another_threshold_is_the_model(models):
+    model = models("tiny")
+    copy = workflow.with_score_threshold(model, 0.9)
+    image = tiny.images()[0]
     ours, theirs = model.detect(image), copy.detect(image)
-    assert copy.score_threshold == 0.9
-    assert 0 < theirs["valid"][0] < ours["valid"][0]
-    np.testing.assert_allclose(theirs["boxes"][0, 0], ours["boxes"][0, 0], atol=1e-4)
+    assert copy.postprocessing.score_threshold == 0.9
+    assert 0 < len(theirs) < len(ours)
+    np.testing.assert_allclose(theirs.boxes[0], ours.boxes[0], atol=1e-4)
+    assert workflow.with_score_threshold(tiny.rcnn(), 0.3).postprocessing.score_threshold == 0.3
+
+
+def test_protocol_documents_every_field():
+    for field in dataclasses.fields(Format):
+        assert f"        {field.name}: " in Format.__doc__

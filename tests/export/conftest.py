@@ -1,0 +1,52 @@
+"""Models and their exports, each written once in a test session and shared by all files in this folder."""
+
+import pytest
+import tiny
+from export_models import make
+from kerasdet.export import export_saved_model, export_tflite
+
+TFLITE_SIZE = (96, 128)
+
+
+@pytest.fixture(scope="session")
+def models():
+    """Returns a function from a name to a model: one of `MODELS`, or "tiny", the cheapest RetinaNet."""
+    made = {}
+
+    def model(name):
+        if name not in made:
+            made[name] = tiny.talkative() if name == "tiny" else make(name)
+        return made[name]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def saved_model(models, tmp_path_factory):
+    """Returns a function from a model's name and export options to the path of its SavedModel."""
+    folder, made = tmp_path_factory.mktemp("saved_models"), {}
+
+    def path(name, **options):
+        key = "_".join([name, *map(str, options.values())])
+        if key not in made:
+            made[key] = export_saved_model(models(name), folder / key, **options)
+        return made[key]
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def tflite_file(models, tmp_path_factory):
+    """Returns a function from a model's name and export options to the path of its TFLite file."""
+    folder, made = tmp_path_factory.mktemp("tflite"), {}
+
+    def path(name, **options):
+        key = "_".join(["model", name, *map(str, options.values())])
+        if key not in made:
+            calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
+            size = (64, 64) if name == "tiny" else TFLITE_SIZE
+            file = folder / f"{key}.tflite"
+            made[key] = export_tflite(models(name), file, **{"size": size, **calibration, **options})
+        return made[key]
+
+    return path
