@@ -177,13 +177,13 @@ def assert_detects_like(capsys, export, folder, model, tolerance):
     """`predict` and `eval` take the export as they take the model."""
     annotations = folder / "shapes" / "annotations.json"
     capsys.readouterr()
-    assert kerasdet("predict", export, *pictures(folder), "--score-threshold", "0.05", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    for entry in found:
-        expected = model.detect(entry["image"]).filter(score=0.05)
-        assert len(entry["detections"]) == pytest.approx(len(expected), abs=tolerance * 100)
-        assert entry["detections"][0]["label"] in expected.labels
-        assert entry["detections"][0]["score"] == pytest.approx(expected.scores[0], abs=tolerance)
+    assert kerasdet("predict", export, *pictures(folder), "--score-threshold", "0", "--json") == 0
+    found = [entry["detections"] for entry in json.loads(capsys.readouterr().out)]
+    expected = [model.detect(path) for path in pictures(folder)]
+    assert min(map(len, found)) > 3
+    assert {record["label"] for records in found for record in records} <= set(tiny.CLASS_NAMES)
+    best = [max(record["score"] for record in records) for records in found]
+    assert best == pytest.approx([float(detections.scores[0]) for detections in expected], abs=tolerance)
     assert kerasdet("eval", export, "--annotations", annotations, "--json", export.parent / "export.json") == 0
     assert kerasdet("eval", folder / "run", "--json", export.parent / "model.json") == 0
     ours, theirs = (
