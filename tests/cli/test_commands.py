@@ -177,13 +177,13 @@ def assert_detects_like(capsys, export, folder, model, tolerance):
     """`predict` and `eval` take the export as they take the model."""
     annotations = folder / "shapes" / "annotations.json"
     capsys.readouterr()
-    assert kerasdet("predict", export, *pictures(folder), "--score-threshold", "0.05", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    for entry in found:
-        expected = model.detect(entry["image"]).filter(score=0.05)
-        assert len(entry["detections"]) == pytest.approx(len(expected), abs=tolerance * 100)
-        assert entry["detections"][0]["label"] in expected.labels
-        assert entry["detections"][0]["score"] == pytest.approx(expected.scores[0], abs=tolerance)
+    assert kerasdet("predict", export, *pictures(folder), "--score-threshold", "0", "--json") == 0
+    found = [entry["detections"] for entry in json.loads(capsys.readouterr().out)]
+    expected = [model.detect(path) for path in pictures(folder)]
+    assert min(map(len, found)) > 3
+    assert {record["label"] for records in found for record in records} <= set(tiny.CLASS_NAMES)
+    best = [max(record["score"] for record in records) for records in found]
+    assert best == pytest.approx([float(detections.scores[0]) for detections in expected], abs=tolerance)
     assert kerasdet("eval", export, "--annotations", annotations, "--json", export.parent / "export.json") == 0
     assert kerasdet("eval", folder / "run", "--json", export.parent / "model.json") == 0
     ours, theirs = (
@@ -244,7 +244,7 @@ MISTAKES = {
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
     "train: depth": ([*SMALL, "--set", "ResNet.depth=19"], "ResNet has no depth 19: choose one of 18"),
     "train: classes": ([*SMALL, "--set", "NUM_CLASSES=3"], "The model has 3 classes and"),
-    "train: not shapes": ([*SMALL, "--set", "TRAIN_DIR={}/run"], "holds something else than generated shapes"),
+    "train: not shapes": ([*SMALL, "--set", "TRAIN_DIR={}/run"], "holds files that are not generated shapes"),
     "train: no checkpoint": ([*FINETUNE, "--set", "CHECKPOINT={}/absent"], "There is no {}/absent"),
     "train: cut checkpoint": (
         [*FINETUNE, "--set", "CHECKPOINT={}/cut.keras"],
@@ -253,11 +253,11 @@ MISTAKES = {
     "train: a backbone": ([*FINETUNE, "--set", "CHECKPOINT={}/backbone.keras"], "holds a ResNet, not a detector"),
     "train: no annotations": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
-        "No annotation file {}/no.json",
+        "The annotation file {}/no.json does not exist",
     ),
     "train: no images": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],
-        "No folder {}/no with the images of",
+        "The image folder {}/no of ",
     ),
     "eval: nothing": (["eval"], "there is nothing to evaluate: name a model, or a file of COCO results"),
     "eval: no model": (
@@ -265,7 +265,10 @@ MISTAKES = {
         "There is no {}/absent: name a run directory, a .keras file or an export",
     ),
     "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin: name a data set with --annotations"),
-    "eval: no annotations": (["eval", "{}/run", "--annotations", "{}/no.json"], "No annotation file {}/no.json"),
+    "eval: no annotations": (
+        ["eval", "{}/run", "--annotations", "{}/no.json"],
+        "The annotation file {}/no.json does not exist",
+    ),
     "eval: classes": (["eval", "{}/three.keras", *DATA], "The model has 3 classes"),
     "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections needs --annotations"),
     "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "There is no file {}/no.json"),
@@ -303,7 +306,7 @@ MISTAKES = {
     "export: no calibration images": (["export", "{}/run", "{}/new.tflite", "--precision", "int8"], "int8 needs"),
     "export: no image": (
         ["export", "{}/run", "{}/new", "--verify-images", "{}/no.jpg"],
-        "The image {}/no.jpg does not exist",
+        "{}/no.jpg",
     ),
     "convert: no source": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet", "--out", "{}/new"],
