@@ -53,7 +53,7 @@ class SavedModelPredictor(Predictor):
 
         Images of one size go to the signature ``serving_default`` (uint8) or ``float_image``. uint8 images of several
         sizes go to ``encoded``, which resizes each by itself and runs them as one batch; float images of several sizes
-        run one after the other.
+        run one after the other, like `detect` of the model with a batch size of 1.
 
         Args:
             batch: `image` (B, H, W, 3), uint8 or float, padded at the bottom right; `image_size` and `original_size`

@@ -59,7 +59,9 @@ def test_loaded_export_detects_like_the_model(models, saved_model, name):
     assert loaded.skeleton == tuple(map(tuple, model.skeleton))
     floats = [image.astype(np.float32) for image in tiny.images()]
     for images in (tiny.images(), floats, [tiny.images()[0]], [floats[1]] * 2):
-        for expected, found in zip(model.detect(images), loaded.detect(images), strict=True):
+        # Floats of several sizes run one by one in the export; padding to a common size changes features at borders.
+        batch_size = 1 if images is floats else 8
+        for expected, found in zip(model.detect(images, batch_size=batch_size), loaded.detect(images), strict=True):
             assert len(found) == len(expected) > 5
             np.testing.assert_array_equal(found.class_ids, expected.class_ids)
             for key, (atol, rtol) in TOLERANCES.items():
