@@ -28,7 +28,7 @@ PEERS = ("torchvision eager", "torchvision compiled", "torchvision bfloat16", "t
 
 
 def write_saved_model(model_name, load, precision, size, path):
-    """The SavedModel to measure."""
+    """Writes the SavedModel to measure."""
     import numpy as np
     from kerasdet.export import export_saved_model
 
@@ -62,7 +62,7 @@ def measure_saved_model(path, size, runs):
 
 
 def measure_torchvision(model_name, load, mode, size, runs):
-    """The same in torchvision."""
+    """Measures the same model of torchvision."""
     import contextlib
 
     import torch
@@ -95,7 +95,7 @@ def measure_torchvision(model_name, load, mode, size, runs):
 
 
 def measure_client(client, path, size):
-    """Peak memory of the C++ client that is sent a JPEG four times, in MiB."""
+    """Returns the peak memory in MiB of the C++ client, which detects in one JPEG four times."""
     import numpy as np
     import tensorflow as tf
 
@@ -174,13 +174,14 @@ def _run(python, arguments, options):
 
 
 def _differences(path, images):
-    """How a trained model's detections differ under bfloat16."""
-    from kerasdet.export import workflow as shipping
+    """Prints how a trained model's detections differ in bfloat16."""
+    from kerasdet.export import export_and_verify
 
     import kerasdet
 
     with tempfile.TemporaryDirectory() as folder:
-        print(shipping.ship(kerasdet.load(path), Path(folder) / "model", images=images, precision="bfloat16")[1])
+        out = Path(folder) / "model"
+        print(export_and_verify(kerasdet.load(path), out, verify_images=images, precision="bfloat16")[1])
 
 
 def main():

@@ -26,7 +26,7 @@ FILES += [("postprocess", "float32"), ("raw", "float32"), ("postprocess", "int8"
 
 
 def write_all(model_name, load, size, folder):
-    """The artefacts to measure, each under the name of its side."""
+    """Writes the files to measure, each under the name of its side."""
     import numpy as np
     from kerasdet.export import export_saved_model, export_tflite
 
@@ -45,13 +45,15 @@ def write_all(model_name, load, size, folder):
             variable.assign(rng.normal(0, 0.05, variable.shape) + offset)
     export_saved_model(model, folder / SAVED_MODEL)
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(4)]
-    for tail, precision in FILES:
-        path = folder / f"{tail} {precision}.tflite"
-        export_tflite(model, path, tail=tail, precision=precision, size=size, input_type="uint8", images=images)
+    for kind, precision in FILES:
+        path = folder / f"{kind} {precision}.tflite"
+        calibration = {"calibration_images": images} if precision == "int8" else {}
+        options = {"precision": precision, "size": size, "input_type": "uint8", **calibration}
+        export_tflite(model, path, postprocessing=kind, **options)
 
 
 def measure(path, size, threads, runs):
-    """Times of a process that has only the runtime that the artefact needs."""
+    """Measures a file in a process that has only the runtime that the file needs."""
     import numpy as np
 
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)

@@ -14,17 +14,20 @@ from kerasdet.keras_utils import ConfigFromInit
 def focal(
     logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> tf.Tensor:
-    """Sigmoid focal loss, summed (https://arxiv.org/abs/1708.02002).
+    """Sums the sigmoid focal loss (https://arxiv.org/abs/1708.02002).
 
     Args:
         logits: (..., K).
         targets: (..., K), 0 or 1.
-        weights: Broadcast against (..., K).
-        alpha: Weight of the positives, 1 - alpha that of the negatives; negative for none.
-        gamma: Exponent that plays down what is already well classified; 0 is cross entropy.
+        weights: Factor of each element's loss, broadcast against (..., K).
+        alpha: Weight of positives; negatives weigh 1 - alpha. A negative number turns both weights off.
+        gamma: Exponent that reduces the loss of well-classified anchors; 0 is plain cross entropy.
+
+    Returns:
+        The weighted sum, ().
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
-    # 1 - p_t is the probability given to the wrong answer; its power by logarithms, as pow has no gradient at 0
+    # (1 - p_t) ** gamma, by logarithms because tf.pow has no finite gradient at 0
     loss = cross_entropy * tf.exp(gamma * tf.math.log_sigmoid(logits * (1 - 2 * targets)))
     if alpha >= 0:
         loss *= alpha * targets + (1 - alpha) * (1 - targets)
@@ -34,7 +37,17 @@ def focal(
 def smooth_l1(
     predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, beta: float = 1.0
 ) -> tf.Tensor:
-    """Smooth L1 loss, summed: quadratic below `beta`, linear above; `beta` 0 is L1 (Fast R-CNN, arXiv 1504.08083)."""
+    """Sums the smooth L1 loss (Fast R-CNN, https://arxiv.org/abs/1504.08083).
+
+    Args:
+        predictions: (...).
+        targets: (...).
+        weights: Factor of each element's loss, broadcast against (...).
+        beta: Error below which the loss is quadratic; 0 is plain L1.
+
+    Returns:
+        The weighted sum, ().
+    """
     error = tf.abs(predictions - targets)
     if beta > 0:
         error = tf.where(error < beta, 0.5 * tf.square(error) / beta, error - 0.5 * beta)
@@ -44,9 +57,16 @@ def smooth_l1(
 def iou(
     predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, linear: bool = False
 ) -> tf.Tensor:
-    """-log(IoU), or 1 - IoU if `linear`, of box i with box i, summed (UnitBox, https://arxiv.org/abs/1608.01471).
+    """Sums -log(IoU) or 1 - IoU of pairs of boxes (UnitBox, https://arxiv.org/abs/1608.01471).
 
-    `predictions` and `targets` (..., 4), `weights` (...). Below an IoU of 1e-6 the logarithm is constant.
+    Args:
+        predictions: (..., 4).
+        targets: (..., 4), box i of which belongs to box i of the predictions.
+        weights: (...) factor of each pair's loss.
+        linear: Whether the loss is 1 - IoU; otherwise it is -log(IoU), constant below an IoU of 1e-6.
+
+    Returns:
+        The weighted sum, ().
     """
     overlap = box_ops.paired_iou(predictions, targets)
     each = 1 - overlap if linear else -tf.math.log(tf.maximum(overlap, 1e-6))
@@ -54,24 +74,30 @@ def iou(
 
 
 def giou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """1 - GIoU of box i with box i, summed; `predictions` and `targets` (..., 4), `weights` (...)."""
+    """Sums 1 - GIoU of pairs of boxes, `predictions` (..., 4) and `targets` (..., 4); `weights` are (...)."""
     return tf.reduce_sum((1 - box_ops.paired_giou(predictions, targets)) * weights)
 
 
 def diou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """1 - DIoU of box i with box i, summed; `predictions` and `targets` (..., 4), `weights` (...)."""
+    """Sums 1 - DIoU of pairs of boxes, `predictions` (..., 4) and `targets` (..., 4); `weights` are (...)."""
     return tf.reduce_sum((1 - box_ops.paired_diou(predictions, targets)) * weights)
 
 
 def ciou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """1 - CIoU of box i with box i, summed; `predictions` and `targets` (..., 4), `weights` (...)."""
+    """Sums 1 - CIoU of pairs of boxes, `predictions` (..., 4) and `targets` (..., 4); `weights` are (...)."""
     return tf.reduce_sum((1 - box_ops.paired_ciou(predictions, targets)) * weights)
 
 
 def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Binary cross entropy with targets between 0 and 1, summed; not 0 at its best (https://arxiv.org/abs/1904.01355).
+    """Sums the binary cross entropy of centerness (FCOS, https://arxiv.org/abs/1904.01355).
 
-    `logits`, `targets` and `weights` (...).
+    Args:
+        logits: (...).
+        targets: (...) in [0, 1]. Perfect predictions of targets between 0 and 1 still have a loss above 0.
+        weights: (...) factor of each element's loss.
+
+    Returns:
+        The weighted sum, ().
     """
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits) * weights)
 

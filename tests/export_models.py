@@ -1,7 +1,10 @@
-"""The models of the contract, with weights that keep numbers small: what is compared is arithmetic, not chaos."""
+"""The tiny models of the detector contract, with weights that keep activations small, as training does."""
 
 import numpy as np
+from kerasdet.export.verify import compare, tolerance_for
 from models.models import MODELS, SLOW
+
+import kerasdet
 
 _GAINS = {
     "class_logits": 0.3,
@@ -15,7 +18,7 @@ _GAINS = {
 
 
 def make(name, seed=0):
-    """A model of `MODELS` that has detections in any image, always the same."""
+    """Makes a model of `MODELS` that finds objects in any image; `seed` decides its weights."""
     model = MODELS[name]()
     rng = np.random.default_rng(seed)
     for variable in model.variables:
@@ -33,4 +36,22 @@ def make(name, seed=0):
     return model
 
 
-__all__ = ["MODELS", "SLOW", "make"]
+def verify_in_process(model, path, images):
+    """Compares an export with its model as `verify_export` does, without the cold start of another process."""
+    predictor = kerasdet.load(path)
+    if hasattr(predictor, "to_input"):  # TFLite: both get the letterboxed pixels
+        inputs = [predictor.to_input(image)[0] for image in images]
+        batches = [model.preprocessing.batch([pixels[0]], resize=False) for pixels in inputs]
+        found = [predictor.decode_outputs(predictor.run(pixels)) for pixels in inputs]
+    else:
+        groups = images[:1], [images[0].astype(np.float32)], images
+        batches = [model.preprocessing.batch(group) for group in groups]
+        found = [predictor.detect_batch(predictor.preprocessing.batch(group)) for group in groups]
+    return compare(
+        [(model.detect_batch(batch), each) for batch, each in zip(batches, found, strict=True)],
+        tolerance_for(predictor.metadata["precision"]),
+        score_threshold=getattr(model.postprocessing, "score_threshold", 0.0),
+    )
+
+
+__all__ = ["MODELS", "SLOW", "make", "verify_in_process"]

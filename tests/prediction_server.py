@@ -1,7 +1,7 @@
-"""A small TF Serving in Python: ``python prediction_server.py BASE_PATH`` prints its port and serves until it is ended.
+"""Stands in for TF Serving: ``python prediction_server.py BASE_PATH`` prints its port and serves until it is killed.
 
-It serves the newest version in BASE_PATH as the real one does: warm-up requests first, then `Predict` by gRPC, with
-INVALID_ARGUMENT for what a graph refuses.
+It serves the newest version in BASE_PATH as TF Serving does: it replays the warm-up requests, then answers `Predict` by
+gRPC, and INVALID_ARGUMENT if the graph refuses a request.
 """
 
 import sys
@@ -16,7 +16,7 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 
 class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """`PredictionService` of one SavedModel."""
+    """Answers the `PredictionService` calls for one SavedModel."""
 
     def __init__(self, base_path):
         versions = [path for path in Path(base_path).iterdir() if path.name.isdigit()]
@@ -30,7 +30,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
             self.warmed_up += 1
 
     def answer(self, request):
-        """A `PredictResponse`."""
+        """Runs a request and returns its `PredictResponse`."""
         inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
         outputs = self.signatures[request.model_spec.signature_name or "serving_default"](**inputs)
         response = predict_pb2.PredictResponse(model_spec=request.model_spec)
@@ -50,7 +50,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 def main(base_path):
-    """Serves."""
+    """Prints the port and the number of warm-up requests, and serves."""
     server = grpc.server(futures.ThreadPoolExecutor(8), options=UNLIMITED)
     predictions = Predictions(base_path)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(predictions, server)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from conftest import shared
 
 from kerasdet import losses
+from kerasdet.geometry.coders import DeltaCoder
 
 YXYX = [1, 0, 3, 2]
 BOX_LOSSES = {"giou": losses.giou, "diou": losses.diou, "ciou": losses.ciou}
@@ -33,7 +34,7 @@ def test_focal_equals_fvcore(alpha, gamma):
     np.testing.assert_allclose(gradient, case["grad"], rtol=1e-4, atol=1e-6)
 
 
-def test_focal_by_hand():
+def test_focal_equals_a_hand_computed_case():
     p = 0.9
     logit = np.float32([[np.log(p / (1 - p))] * 2])
     value = losses.focal(logit, tf.constant([[1.0, 0]]), alpha=0.25, gamma=2.0)
@@ -64,7 +65,7 @@ def test_smooth_l1_equals_fvcore(beta):
     np.testing.assert_allclose(gradient, case["grad"], rtol=1e-4, atol=1e-6)
 
 
-def test_smooth_l1_by_hand():
+def test_smooth_l1_equals_a_hand_computed_case():
     errors = tf.constant([0.0, 0.25, -0.5, 2.0])
     assert float(losses.smooth_l1(errors, tf.zeros(4), beta=0.5)) == pytest.approx(0 + 0.0625 + 0.25 + 1.75)
     assert float(losses.smooth_l1(errors, tf.zeros(4), beta=0.0)) == pytest.approx(2.75)
@@ -88,7 +89,7 @@ def test_giou_equals_torchvision():
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
-def test_weights_of_box_losses(rng, name):
+def test_weights_multiply_each_box_loss(rng, name):
     corner = rng.uniform(0, 30, (2, 8, 2)).astype(np.float32)
     boxes = np.concatenate([corner, corner + 10], -1)
     predictions, targets = boxes[:1], boxes[1:]
@@ -98,7 +99,7 @@ def test_weights_of_box_losses(rng, name):
     assert float(value) == pytest.approx(float(np.dot(each, weights[0])), rel=1e-5)
 
 
-def test_a_weight_of_zero_leaves_out(rng):
+def test_zero_weight_removes_loss_and_gradient(rng):
     logits, targets = tf.constant(rng.normal(size=(2, 6, 3)), tf.float32), tf.zeros([2, 6, 3])
     weights = np.zeros([2, 6, 1], np.float32)
     weights[1, 2] = 1
@@ -111,11 +112,11 @@ def test_a_weight_of_zero_leaves_out(rng):
 
 
 @pytest.mark.parametrize("loss", [losses.focal, losses.smooth_l1, losses.iou, losses.centerness, *BOX_LOSSES.values()])
-def test_of_nothing_is_zero(loss):
+def test_loss_of_no_boxes_is_zero(loss):
     assert float(loss(tf.zeros([0, 4]), tf.zeros([0, 4]))) == 0
 
 
-def test_iou_by_hand():
+def test_iou_equals_a_hand_computed_case():
     boxes, targets = tf.constant([[0.0, 0, 4, 4], [0, 0, 4, 2]]), tf.constant([[0.0, 0, 4, 4], [0, 0, 4, 4]])
     weights = tf.constant([5.0, 3.0])
     assert float(losses.iou(boxes, targets, weights)) == pytest.approx(3 * np.log(2), rel=1e-5)
@@ -123,14 +124,14 @@ def test_iou_by_hand():
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_iou_of_boxes_apart_is_bounded_and_pulls_nowhere(linear):
+def test_iou_loss_of_separate_boxes_is_bounded_without_gradient(linear):
     apart = np.float32([[0, 0, 4, 4]]), np.float32([[9, 9, 12, 12]])
     value, gradient = value_and_gradient(losses.iou, *apart, linear=linear)
     assert value == pytest.approx(1 if linear else 6 * np.log(10), rel=1e-5)
     assert not gradient.any()
 
 
-def test_the_gradient_of_the_logarithm_is_that_of_iou_over_iou():
+def test_gradient_of_log_iou_is_gradient_of_iou_over_iou():
     boxes, targets = np.float32([[0, 0, 4, 3], [1, 2, 5, 9]]), np.float32([[1, 1, 5, 5], [0, 0, 4, 8]])
     overlap = 1 - np.array([float(losses.iou(b, t, linear=True)) for b, t in zip(boxes, targets, strict=True)])
     _, linear = value_and_gradient(losses.iou, boxes, targets, linear=True)
@@ -144,3 +145,35 @@ def test_centerness_is_cross_entropy_with_soft_targets(rng):
     expected = -np.sum(weights * (targets * np.log(p) + (1 - targets) * np.log(1 - p)))
     value = losses.centerness(np.float32(logits), np.float32(targets), np.float32(weights))
     assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+BOX_LOSS_PARTS = {
+    "smooth_l1": (losses.SmoothL1Loss(0.5, weight=2.0), lambda p, t, boxes, gt, w: losses.smooth_l1(p, t, w, beta=0.5)),
+    "iou": (losses.IoULoss(weight=2.0), lambda p, t, boxes, gt, w: losses.iou(boxes, gt, w[..., 0])),
+    "linear_iou": (
+        losses.IoULoss(linear=True, weight=2.0),
+        lambda p, t, boxes, gt, w: losses.iou(boxes, gt, w[..., 0], linear=True),
+    ),
+    "giou": (losses.GIoULoss(weight=2.0), lambda p, t, boxes, gt, w: losses.giou(boxes, gt, w[..., 0])),
+}
+
+
+@pytest.mark.parametrize("part,function", BOX_LOSS_PARTS.values(), ids=BOX_LOSS_PARTS)
+def test_box_loss_parts_take_the_same_arguments_and_equal_their_functions(rng, part, function):
+    corner = rng.uniform(0, 30, (2, 8, 2)).astype(np.float32)
+    anchors, gt = np.concatenate([corner, corner + rng.uniform(5, 20, (2, 8, 2))], -1).astype(np.float32)
+    predictions, weights = rng.normal(0, 0.3, (8, 4)).astype(np.float32), rng.random(8).astype(np.float32)
+    coder = DeltaCoder()
+    expected = function(
+        predictions, coder.encode(gt, anchors), coder.decode(predictions, anchors), gt, weights[:, None]
+    )
+    value = part(predictions, anchors, gt, weights, coder)
+    assert float(value) == pytest.approx(2 * float(expected), rel=1e-5)
+
+
+def test_focal_loss_part_equals_its_function(rng):
+    logits, targets = rng.normal(size=(2, 5, 3)).astype(np.float32), np.float32(rng.random((2, 5, 3)) < 0.2)
+    weights = rng.random((2, 5, 1)).astype(np.float32)
+    expected = losses.focal(logits, targets, weights, alpha=0.3, gamma=1.5)
+    value = losses.FocalLoss(0.3, 1.5, weight=2.0)(logits, targets, weights)
+    assert float(value) == pytest.approx(2 * float(expected), rel=1e-5)

@@ -1,9 +1,9 @@
-// Detections of image files by a SavedModel of `kerasdet export`, without Python.
+// Detects objects in image files with a SavedModel of `kerasdet export`, without Python.
 //
 //   detect SAVED_MODEL IMAGE...
 //
 // For each image one line with its name and number of detections, then one line a detection: class, score, and ymin,
-// xmin, ymax, xmax as shares of the image. An image that cannot be read or decoded is named on standard error, and the
+// xmin, ymax, xmax as fractions of the image. An image that cannot be read or decoded is named on standard error, and the
 // others go on; the exit status is then 1, and 2 where the model itself does not load.
 
 #include <cstdio>

@@ -3,12 +3,13 @@
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from keras.utils import Progbar
 
-from kerasdet.data.pipeline import evaluation_batches
+from kerasdet.data.pipeline import Dataset, evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.evaluation.coco import evaluate_all, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
@@ -19,7 +20,7 @@ from kerasdet.ops.distribute import all_gather_object, worker_rank
 _logger = logging.getLogger(__name__)
 
 
-def evaluate(predictor: Predictor, dataset, *, batch_size: int = 1) -> DetectorMetrics:
+def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> DetectorMetrics:
     """Measures the COCO AP of a predictor on a data set, or the recall of a `ProposalNetwork`.
 
     Args:
@@ -43,7 +44,9 @@ def evaluate(predictor: Predictor, dataset, *, batch_size: int = 1) -> DetectorM
     return metrics
 
 
-def evaluate_with_results(predictor: Predictor, dataset, *, batch_size: int = 1) -> tuple[DetectorMetrics, list[dict]]:
+def evaluate_with_results(
+    predictor: Predictor, dataset: Dataset, *, batch_size: int = 1
+) -> tuple[DetectorMetrics, list[dict]]:
     """Runs `evaluate` and also returns the detections.
 
     Args:
@@ -70,7 +73,7 @@ def evaluate_with_results(predictor: Predictor, dataset, *, batch_size: int = 1)
     return evaluate_batches(predictor, batches, dataset.ground_truth, category_ids, image_ids)
 
 
-def predictor_batches(predictor: Predictor, dataset, batch_size: int = 1) -> tf.data.Dataset:
+def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
     """Makes batches of this worker's share of a data set, resized and padded by a predictor's own rule.
 
     Args:
@@ -88,7 +91,7 @@ def predictor_batches(predictor: Predictor, dataset, batch_size: int = 1) -> tf.
     return evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor, shard=shard)
 
 
-def validation_losses(model, dataset) -> dict[str, float]:
+def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
     """Computes the losses of a detector on a data set, each image as a batch of its own.
 
     Args:
@@ -108,7 +111,7 @@ def _strategy(predictor):
     return getattr(predictor, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
-def check_class_names(class_names: Sequence[str] | None, dataset) -> None:
+def check_class_names(class_names: Sequence[str] | None, dataset: Dataset) -> None:
     """Checks that the class ids of a model and a data set mean the same classes.
 
     It logs a warning if they have other names, which may be translations.
@@ -136,7 +139,7 @@ def check_class_names(class_names: Sequence[str] | None, dataset) -> None:
 def evaluate_batches(
     predictor: Predictor,
     batches: Iterable[Mapping],
-    ground_truth,
+    ground_truth: str | Path | Mapping,
     category_ids: Sequence[int] | None,
     image_ids: Sequence[int] | None = None,
 ) -> tuple[DetectorMetrics, list[dict]]:

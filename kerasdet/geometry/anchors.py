@@ -1,4 +1,4 @@
-"""Anchor boxes of a feature pyramid.
+"""Makes the anchor boxes of a feature pyramid.
 
 A level is named after its nominal stride: ``p3`` has stride 2**3. Its anchors are listed cell by cell, row
 first, and within a cell in the order of `AnchorGenerator.cell_anchors`.
@@ -14,7 +14,12 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 
 
 def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> tuple[tuple[float, ...], ...]:
-    """Sizes of RetinaNet's anchors: each level doubles the last, split into `octaves` geometric steps.
+    """Computes the sizes of RetinaNet's anchors.
+
+    Args:
+        smallest: Edge length of the finest level's smallest anchor, in pixels.
+        octaves: Sizes on each level, in geometric steps that divide a factor of 2.
+        levels: Number of levels; sizes double from one to the next.
 
     Returns:
         One tuple of `octaves` edge lengths in pixels for each of `levels` levels.
@@ -25,25 +30,26 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
 
 
 def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7")) -> "AnchorGenerator":
-    """The points of FCOS, one in the middle of every cell, as squares as large as the level's stride."""
+    """Makes the generator of FCOS' points: one square a cell, as large as the stride, around the middle of the cell."""
     sizes = tuple((2 ** int(level[1:]),) for level in levels)
     return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=0.5)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class AnchorGenerator(ConfigFromInit):
-    """Anchors for every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).
+    """Lays out anchors for every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).
 
     Args:
-        sizes: For each level the edge lengths, in pixels, of its square anchors.
-        aspect_ratios: Height over width; one tuple for all levels or a tuple for each.
+        sizes: Edge lengths of each level's square anchors, in pixels: one tuple a level.
+        aspect_ratios: Height over width of the anchors: one tuple for all levels, or one a level.
         levels: Names of the levels, finest first.
-        offset: Where the centre of an anchor lies in its cell, as a share of the stride: 0 is the upper left
-            corner (detectron2, torchvision), 0.5 the middle.
-        round_corners: Round the corners of the cell anchors to integers, as torchvision does.
-        ratios_first: List a cell's anchors ratio by ratio (torchvision) and not size by size (detectron2).
-        strides_from_image: Take the stride as image size // grid size, as torchvision does, and not as 2**level;
-            they differ where the padded image is no multiple of the coarsest stride.
+        offset: Position of an anchor's centre in its cell, in strides: 0 is the upper left corner (detectron2,
+            torchvision), 0.5 the middle.
+        round_corners: Whether the corners of a cell's anchors are rounded to integers, as in torchvision.
+        ratios_first: Whether a cell lists its anchors ratio by ratio (torchvision); otherwise size by size
+            (detectron2).
+        strides_from_image: Whether the stride is image size // grid size (torchvision); otherwise 2**level. They differ
+            if the padded image is not a multiple of the coarsest stride.
 
     Raises:
         ValueError: If `sizes`, `aspect_ratios` and `levels` do not agree in length.
@@ -76,10 +82,10 @@ class AnchorGenerator(ConfigFromInit):
 
     @property
     def num_anchors(self) -> int:
-        """Anchors in a cell, A.
+        """Number of anchors in each cell, A.
 
         Raises:
-            ValueError: If the levels differ in it: a head shared by all levels needs one number.
+            ValueError: If levels have different numbers, which a head that all levels share cannot have.
         """
         counts = {len(s) * len(r) for s, r in zip(self.sizes, self.aspect_ratios, strict=True)}
         if len(counts) != 1:
@@ -87,7 +93,7 @@ class AnchorGenerator(ConfigFromInit):
         return counts.pop()
 
     def cell_anchors(self, level: str) -> np.ndarray:
-        """Anchors of one cell, centred on the origin, (A, 4) float32."""
+        """Returns the anchors of one cell, centred on the origin, (A, 4) float32."""
         index = self.levels.index(level)
         sizes, ratios = np.array(self.sizes[index]), np.sqrt(np.array(self.aspect_ratios[index]))
         height, width = np.outer(sizes, ratios), np.outer(sizes, 1 / ratios)  # (sizes, ratios)
@@ -98,7 +104,7 @@ class AnchorGenerator(ConfigFromInit):
         return np.round(anchors) if self.round_corners else anchors
 
     def __call__(self, grids: Mapping[str, tuple], image_size: tuple) -> dict[str, tf.Tensor]:
-        """Anchors of all levels.
+        """Lays out the anchors of all levels.
 
         Args:
             grids: level -> (height, width) of its feature map, Python or tensor integers.

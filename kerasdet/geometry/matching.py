@@ -36,13 +36,13 @@ def match_iou(
     Args:
         anchors: (R, 4), shared by the images of the batch, or (B, R, 4).
         gt_boxes: (B, M, 4).
-        gt_valid: (B, M) bool, false for padding and for what must not be trained on.
-        foreground_iou: At least this overlap with its best ground truth makes an anchor positive.
-        background_iou: Less than this makes it negative; in between it is ignored.
+        gt_valid: (B, M) bool, false for padding and for objects without training, such as crowds.
+        foreground_iou: Anchors that overlap their best object by at least this IoU are positive.
+        background_iou: Anchors below this IoU are negative; those in between are ignored.
         allow_low_quality_matches: Whether the anchors that overlap an object most are positive, however little that is.
-            Such an anchor still answers for its own best object. An object that no anchor touches makes all anchors
-            positive that do not overlap it, as in detectron2 and torchvision: they tie at an IoU of 0.
-        ignored: (B, R) bool, anchors that are ignored whatever they overlap, such as those in `covered`.
+            Such an anchor still answers for its own best object. If no anchor touches an object, all anchors tie at an
+            IoU of 0 and become positive, as in detectron2 and torchvision.
+        ignored: (B, R) bool, anchors to ignore whatever they overlap, such as those that `covered` returns.
 
     Returns:
         matched_gt (B, R) int32.
@@ -74,18 +74,18 @@ def match_fcos(
 ) -> tf.Tensor:
     """Matches every point to the smallest box that it lies in (FCOS, https://arxiv.org/abs/1904.01355).
 
-    Ground truth is gone through in chunks of 8 rows, so that temporaries have at most 16 * B * R numbers each,
-    however many objects there are.
+    A loop compares the points with 8 objects at a time, so that a temporary has at most 16 * B * R numbers for any
+    number of objects.
 
     Args:
         squares: (R, 4), the points as squares as large as their strides.
-        ranges: (R, 2) in pixels: the largest of a point's distances to the sides of its box lies between them.
+        ranges: (R, 2) lower and upper bound, in pixels, of the largest distance from a point to the sides of its box.
         gt_boxes: (B, M, 4).
-        gt_valid: (B, M) bool, false for padding and for what must not be trained on.
-        radius: In strides: how far a point may be from the centre of its box, in y and in x; None for no bound.
+        gt_valid: (B, M) bool, false for padding and for objects without training, such as crowds.
+        radius: Largest distance, in strides, of a point from the centre of its box in y and in x; None for no bound.
         convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, in which areas
             within about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
-        ignored: (B, R) bool, points that are ignored wherever they lie, such as those in `covered`.
+        ignored: (B, R) bool, points to ignore wherever they lie, such as those that `covered` returns.
 
     Returns:
         matched_gt (B, R) int32.
@@ -116,7 +116,7 @@ def match_fcos(
         own = tf.where(fits, from_area - box_ops.area(boxes), from_area - _NO_AREA)  # (B, R, c)
         best = tf.reduce_max(own, -1)
         index = start + tf.argmax(own, -1, output_type=tf.int32)
-        better = best > quality  # of two that tie the first stays
+        better = best > quality  # the first of two that tie wins
         return tf.where(better, best, quality), tf.where(better, index, matched)
 
     size = [tf.shape(gt_boxes)[0], tf.shape(squares)[0]]
@@ -126,13 +126,13 @@ def match_fcos(
 
 
 def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min_iof: float) -> tf.Tensor:
-    """Anchors that lie in regions to be ignored, such as crowds (mmdetection's ``ignore_iof_thr``).
+    """Finds the anchors that lie in regions to ignore, such as crowds (mmdetection's ``ignore_iof_thr``).
 
     Args:
         anchors: (R, 4) or (B, R, 4); a point is a square as large as its stride.
         regions: (B, M, 4).
-        is_region: (B, M) bool; other rows are passed over.
-        min_iof: A region covers an anchor if more than this share of the anchor's area lies in it.
+        is_region: (B, M) bool, false for rows that are not regions.
+        min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it.
 
     Returns:
         (B, R) bool.
@@ -146,7 +146,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
 
 
 def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -> Sequence[tf.Tensor]:
-    """`state` after ``step(first row, state, boxes, valid)`` over ground truth in chunks of equal size, one by one."""
+    """Folds ``state = step(first row, state, boxes, valid)`` over chunks of ground truth; returns the last state."""
     batch, rows = tf.unstack(tf.shape(boxes)[:2])
     chunks = -(-rows // _CHUNK)
     missing = chunks * _CHUNK - rows
@@ -163,7 +163,7 @@ def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -
 
 
 def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
-    """Each anchor's ground-truth value; zeros where there is no match.
+    """Gathers each anchor's ground-truth value; anchors without a match get zeros.
 
     Args:
         values: (B, M, ...).
@@ -173,7 +173,7 @@ def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
         (B, R, ...).
     """
     values = tf.convert_to_tensor(values)
-    padded = tf.pad(values, [[0, 0], [1, 0]] + [[0, 0]] * (values.shape.rank - 2))  # row 0 is for no match
+    padded = tf.pad(values, [[0, 0], [1, 0]] + [[0, 0]] * (values.shape.rank - 2))  # anchors without a match read row 0
     return tf.gather(padded, tf.maximum(matched_gt, NEGATIVE) + 1, batch_dims=1)
 
 

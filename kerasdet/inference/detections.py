@@ -8,17 +8,15 @@ The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yx
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from kerasdet import ops, visualize
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import keypoints as keypoint_ops
-from kerasdet.inference.preprocessing import open_image
+from kerasdet.inference.preprocessing import ImageLike, open_image
 
 _TABLE_ROWS = 20
 _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
@@ -175,7 +173,7 @@ class Detections:
             raise UserError(f"There is no class id {wanted}: class ids are whole numbers {known}.")
         return wanted
 
-    def draw(self, image: np.ndarray | Image.Image | str | Path, *, scale: int = 1) -> np.ndarray:
+    def draw(self, image: ImageLike, *, scale: int = 1) -> np.ndarray:
         """Draws boxes, names, scores, masks and keypoints on the image.
 
         Args:

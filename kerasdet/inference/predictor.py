@@ -1,15 +1,20 @@
 """`Predictor`: the one `detect` of Keras models, exported files and test-time augmentation."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from kerasdet.errors import UserError
 from kerasdet.inference.detections import Detections, unpad
-from kerasdet.inference.preprocessing import KeepSize, Preprocessing, check_resize, open_image, split_images
+from kerasdet.inference.preprocessing import (
+    ImageLike,
+    KeepSize,
+    Preprocessing,
+    check_resize,
+    open_image,
+    split_images,
+)
 
 
 class Predictor:
@@ -33,7 +38,7 @@ class Predictor:
 
     def detect(
         self,
-        images: np.ndarray | tf.Tensor | Image.Image | str | Path | Sequence,
+        images: ImageLike | Sequence[ImageLike],
         *,
         batch_size: int = 8,
         resize: tuple[int, int] | bool | None = None,

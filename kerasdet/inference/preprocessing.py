@@ -18,6 +18,8 @@ from kerasdet.ops import resize as resize_ops
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image, or for arrays also a batch
+
 _EXPECTED = "an RGB array (height, width, 3) with values 0..255, a PIL image or the path of an image file"
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits a channel
 
@@ -249,7 +251,7 @@ def check_resize(resize: tuple[int, int] | bool | None) -> None:
         )
 
 
-def open_images(images) -> tuple[list[np.ndarray], bool]:
+def open_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarray], bool]:
     """Opens everything that `detect` accepts as RGB arrays.
 
     Args:
@@ -268,7 +270,7 @@ def open_images(images) -> tuple[list[np.ndarray], bool]:
     return [open_image(item, index) for index, item in enumerate(items)], is_single
 
 
-def split_images(images) -> tuple[list, bool]:
+def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
     """Lists what `detect` was given, one item an image, without opening anything.
 
     Args:
@@ -287,7 +289,7 @@ def split_images(images) -> tuple[list, bool]:
     return items, is_single
 
 
-def open_image(image, index: int = 0) -> np.ndarray:
+def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
     """Opens one image as an RGB array.
 
     Args:

@@ -1,4 +1,6 @@
-"""Heads that look at one region at a time; regions are flattened into the batch axis, N = B * P."""
+"""Heads of R-CNNs, which predict for one region at a time; regions form the batch axis, N = B * P."""
+
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -10,14 +12,14 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BoxHead(ConfigFromInit, keras.layers.Layer):
-    """Pooled features to a vector: 3x3 convolutions, then fully connected layers.
+    """Turns pooled features into a vector by 3x3 convolutions, then fully connected layers.
 
     Args:
-        num_convs: 3x3 convolutions, 0 in the standard head.
-        conv_channels: Of these.
-        num_fcs: Fully connected layers, 2 in the standard head.
-        fc_channels: Of these.
-        norm: Of the convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
+        num_convs: Number of 3x3 convolutions; the standard head has 0.
+        conv_channels: Output channels of each convolution.
+        num_fcs: Number of fully connected layers; the standard head has 2.
+        fc_channels: Output channels of each fully connected layer.
+        norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
             for i in range(num_fcs)
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for an input of this shape."""
         shape = _build_all(self.convs, input_shape)
         size = shape[1] * shape[2] * shape[3]
         for fc in self.fcs:
@@ -49,8 +52,8 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
             size = self.fc_channels
         self.out_channels = size
 
-    def call(self, x, training=False):
-        """Vectors (N, `out_channels`) of pooled features `x` (N, h, w, C)."""
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns vectors (N, `out_channels`) of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x, training=training)
         x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
@@ -61,11 +64,11 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BoxPredictor(ConfigFromInit, keras.layers.Layer):
-    """Class logits and box deltas of a region's vector.
+    """Predicts class logits and box deltas of a region from its vector.
 
     Args:
-        num_classes: K.
-        class_agnostic: One box for a region and not one for each class.
+        num_classes: K, number of classes without background.
+        class_agnostic: Whether a region has one box for all classes instead of one for each.
     """
 
     def __init__(self, num_classes: int, class_agnostic: bool = False, **kwargs):
@@ -81,25 +84,26 @@ class BoxPredictor(ConfigFromInit, keras.layers.Layer):
             name="box_deltas",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for an input of this shape."""
         self.class_logits.build(input_shape)
         self.box_deltas.build(input_shape)
 
-    def call(self, x):
-        """Logits (N, K + 1), background last, and deltas (N, K or 1, 4), float32."""
+    def call(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns logits (N, K + 1), background last, and deltas (N, K or 1, 4) of vectors `x` (N, C), float32."""
         deltas = tf.reshape(self.box_deltas(x), [-1, 1 if self.class_agnostic else self.num_classes, 4])
         return tf.cast(self.class_logits(x), float_dtype()), tf.cast(deltas, float_dtype())
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaskHead(ConfigFromInit, keras.layers.Layer):
-    """A mask of twice the pooled size for each class (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+    """Predicts a mask of twice the pooled size for each class (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     Args:
-        num_classes: K.
-        num_convs: 3x3 convolutions before the transposed one.
-        channels: Of all.
-        norm: Of the convolutions, a name of `kerasdet.layers.norm.NORMS`, or None.
+        num_classes: K, number of classes without background.
+        num_convs: Number of 3x3 convolutions before the transposed one.
+        channels: Output channels of all these convolutions.
+        norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
     """
 
     def __init__(self, num_classes: int, num_convs: int = 4, channels: int = 256, norm: str | None = None, **kwargs):
@@ -121,13 +125,14 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
             num_classes, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.001), name="mask_logits"
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for an input of this shape."""
         shape = _build_all(self.convs, input_shape)
         self.deconv.build(shape)
         self.mask_logits.build((*shape[:-1], self.channels))
 
-    def call(self, x, training=False):
-        """Logits (N, 2h, 2w, K) float32 of pooled features `x` (N, h, w, C)."""
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns logits (N, 2h, 2w, K) float32 of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x, training=training)
         return tf.cast(self.mask_logits(self.deconv(x)), float_dtype())
@@ -135,12 +140,12 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class KeypointHead(ConfigFromInit, keras.layers.Layer):
-    """A heatmap of four times the pooled size for each keypoint (Mask R-CNN, section 5).
+    """Predicts a heatmap of four times the pooled size for each keypoint (Mask R-CNN, section 5).
 
     Args:
-        num_keypoints: J.
-        num_convs: 3x3 convolutions before the transposed one.
-        channels: Of these.
+        num_keypoints: J, number of keypoints of an object.
+        num_convs: Number of 3x3 convolutions before the transposed one.
+        channels: Output channels of the 3x3 convolutions.
     """
 
     def __init__(self, num_keypoints: int, num_convs: int = 8, channels: int = 512, **kwargs):
@@ -158,11 +163,12 @@ class KeypointHead(ConfigFromInit, keras.layers.Layer):
             name="deconv",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for an input of this shape."""
         self.deconv.build(_build_all(self.convs, input_shape))
 
-    def call(self, x):
-        """Logits (N, 4h, 4w, J) float32 of pooled features `x` (N, h, w, C)."""
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns logits (N, 4h, 4w, J) float32 of pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x)
         x = tf.cast(self.deconv(x), float_dtype())

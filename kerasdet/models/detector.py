@@ -1,6 +1,7 @@
 """`Detector`: the base of all models. It adds post-processing and `detect` to the training of `Trainer`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -119,7 +120,9 @@ class Detector(Predictor, Trainer):
         for batch, found in self.run_on_replicas("predictions", step, batches):
             yield batch, {name: value.numpy() for name, value in found.items()}
 
-    def export(self, filepath, format="tf_saved_model", verbose=None, **kwargs):
+    def export(
+        self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None, **kwargs
+    ) -> None:
         """Writes a SavedModel whose endpoint `serve` detects in a batch (B, H, W, 3) of images of one size.
 
         It returns what `detect_batch` returns. `kerasdet.export.export_saved_model` writes a SavedModel for TF Serving,

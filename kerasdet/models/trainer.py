@@ -250,7 +250,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
                 yield batch, {key: strategy.experimental_local_results(value)[index] for key, value in results.items()}
 
 
-def training_batch(data) -> dict[str, tf.Tensor]:
+def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
     """Casts a batch to the types that losses need, and fills in `is_crowd` and `image_size` if they are missing.
 
     Args:
@@ -276,7 +276,7 @@ def training_batch(data) -> dict[str, tf.Tensor]:
     return {name: tf.cast(value, types[name]) if name in types else value for name, value in batch.items()}
 
 
-def unpack_batch(data):
+def unpack_batch(data: Mapping | tf.Tensor | tuple) -> Mapping | tf.Tensor:
     """Returns the batch, which Keras passes bare from a data set and inside a tuple from `train_on_batch`."""
     return data[0] if isinstance(data, tuple) else data
 
@@ -347,7 +347,7 @@ def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping
     return filled, is_real
 
 
-def drop_padded_outputs(outputs, is_real: tf.Tensor | None):
+def drop_padded_outputs(outputs: Mapping | tf.Tensor, is_real: tf.Tensor | None) -> Mapping | tf.Tensor:
     """Drops what a model computed for the image that `pad_empty_batch` added.
 
     Args:

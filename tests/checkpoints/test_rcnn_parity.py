@@ -1,19 +1,22 @@
-"""Converted R-CNNs against their frameworks: features, proposals, heads on fixed boxes, losses, detections."""
+"""Compares converted R-CNNs with their frameworks: features, proposals, heads on fixed boxes, losses, detections."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from checkpoints import golden
 from checkpoints.golden import XYXY
-from pycocotools import mask as rle
+from pycocotools import mask as coco_mask
 
-from kerasdet.checkpoints import to_model
-from kerasdet.geometry import masks
+from kerasdet import ops
+from kerasdet.checkpoints import SOURCES, to_model
+from kerasdet.geometry import masks, rle
 
 pytestmark = pytest.mark.slow
 
 HEIGHT, WIDTH = 256, 320
-EVERY_CANDIDATE = 10**6  # what the references' samplers take
+EVERY_CANDIDATE = 10**6  # samples_per_image of the references
 
 # name of the reference -> how it names the levels
 LEVELS = {
@@ -48,13 +51,26 @@ LOSSES = {
 
 @pytest.fixture(scope="module", params=LEVELS)
 def case(request):
-    """Name, model, its outputs for the reference's image, and the reference's."""
+    """Name, model, its outputs for the reference's image, and the reference's outputs.
+
+    Building a model takes most of the time, so all tests of a case share one.
+    """
     name = request.param
     expected = golden.outputs(name)
-    model = to_model(golden.state(name), name.replace("_", "/", 1))
+    source = name.replace("_", "/", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, source, training_on_every_candidate(SOURCES[source]))
+        model = to_model(golden.state(name), source)
     image = golden.weights().image(HEIGHT, WIDTH, seed=0)
     outputs = model({"image": tf.constant(image[None]), "image_size": tf.constant([[HEIGHT, WIDTH]])})
     return name, model, outputs, expected
+
+
+def training_on_every_candidate(source):
+    """Returns a source whose samplers, which only training has, take every candidate as those of the references did."""
+    rpn = {**source.rpn, "sampler": {"samples_per_image": EVERY_CANDIDATE, "positive_fraction": 0.5}}
+    roi_heads = {**source.roi_heads, "sampler": {"samples_per_image": EVERY_CANDIDATE, "positive_fraction": 0.25}}
+    return dataclasses.replace(source, rpn=rpn, roi_heads=roi_heads)
 
 
 def is_torchvision(name):
@@ -82,15 +98,16 @@ def test_features_and_proposals(case):
 def test_heads_on_fixed_boxes(case):
     name, model, outputs, expected = case
     boxes = tf.constant(expected["fixed_boxes"][None][..., XYXY])
-    pooled = model._pool(outputs["pyramid"], boxes, model.pool_size)
+    heads = model.roi_heads
+    pooled = heads.pool(outputs["pyramid"], boxes)
     assert golden.relative(pooled.numpy().transpose(0, 3, 1, 2)[:, ::16], expected["fixed_pooled"]) < 1e-4
-    logits, deltas = model.box_predictor(model.box_head(pooled))
+    logits, deltas = heads.box_predictor(heads.box_head(pooled))
     background = int(is_torchvision(name))
     assert golden.relative(np.roll(logits, background, axis=1), expected["fixed_class_logits"]) < 1e-4
     deltas = deltas.numpy()[..., XYXY].reshape(len(boxes[0]), -1)
     assert golden.relative(deltas, expected["fixed_box_deltas"][:, 4 * background :]) < 1e-4
     for branch in model.branches:
-        logits = model._branch_logits(branch, outputs["pyramid"], boxes[:, :10]).numpy().transpose(0, 3, 1, 2)
+        logits = branch(heads.pool(outputs["pyramid"], boxes[:, :10], branch)).numpy().transpose(0, 3, 1, 2)
         if branch.name == "mask_branch":  # the reference has every 10th class, torchvision's first is background
             found = logits[:, 10 - background :: 10] if background else logits[:, ::10]
             assert golden.relative(found, expected["fixed_mask_logits"][:, background:]) < 1e-4
@@ -108,7 +125,7 @@ def test_detections(case):
     partner = (distance + (found["labels"][None] != wanted["labels"][:, None]) * 1e3).argmin(1)
     if "detections_mask_area" in expected:
         boxes, probs = result["boxes"][0], result["mask_probs"][0]
-        pasted = model.paste_masks(probs, boxes, HEIGHT, WIDTH).numpy()[: len(partner)][partner]
+        pasted = ops.paste_masks(probs, boxes, HEIGHT, WIDTH, model.mask_convention).numpy()[: len(partner)][partner]
         np.testing.assert_allclose(pasted.sum((1, 2)), expected["detections_mask_area"], rtol=0.01)
         assert (pasted[:5] != expected["detections_masks_first5"]).mean() < 1e-3
     if "detections_keypoints" in expected:
@@ -125,13 +142,8 @@ def test_detections(case):
 def test_losses(case):
     name, model, _, expected = case
     batch = loss_batch(model, expected)
-    sizes = model.samples_per_image, model.rpn.samples_per_image
-    model.samples_per_image = model.rpn.samples_per_image = EVERY_CANDIDATE
-    try:
-        outputs = model.forward(batch, training=False)
-        found = model.compute_losses(outputs, model.compute_targets(outputs, batch))
-    finally:
-        model.samples_per_image, model.rpn.samples_per_image = sizes
+    outputs = model.forward(batch, training=False)
+    found = model.compute_losses(outputs, model.compute_targets(outputs, batch))
     for loss, value in found.items():
         theirs = LOSSES[loss][0 if is_torchvision(name) else 1]
         key = f"loss2_loss_{theirs}" if is_torchvision(name) else f"loss2_{theirs}"
@@ -169,7 +181,7 @@ def loss_batch(model, expected):
 
 
 def runs_of(mask):
-    return rle.runs_from_segmentation(rle.encode(np.asfortranarray(mask)), HEIGHT, WIDTH)
+    return rle.runs_from_segmentation(coco_mask.encode(np.asfortranarray(mask)), HEIGHT, WIDTH)
 
 
 def test_detect_end_to_end(case):

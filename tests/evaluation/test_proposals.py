@@ -17,7 +17,7 @@ from kerasdet.evaluation import evaluate_proposals
 from kerasdet.evaluation.evaluate import evaluate_batches
 from kerasdet.inference import Predictor
 from kerasdet.layers import FPN, MaxPoolTop
-from kerasdet.models import RPN, Preprocessing
+from kerasdet.models import RPN, Preprocessing, ProposalSelection
 from kerasdet.training import SGD, Validation, WarmupMultiStep, train
 
 NAMES = ["AR100", "AR300", "AR1000", "ARs", "ARm", "ARl"]
@@ -158,7 +158,7 @@ def run(tmp_path_factory):
     model = ProposalNetwork(
         backbone=tiny.backbone(out_features=features),
         neck=FPN(features, 16, top=MaxPoolTop()),
-        rpn=RPN(post_nms_top_k=150, train_post_nms_top_k=50),
+        rpn=RPN(proposals=ProposalSelection(post_nms_top_k=150, train_post_nms_top_k=50)),
         preprocessing=Preprocessing(shortest=64, longest=96),
     )
     optimizer = SGD(WarmupMultiStep(0.02, milestones=(90,), warmup_steps=10))

@@ -1,4 +1,4 @@
-"""The C++ client, built against the libraries of the installed TensorFlow: the nearest thing to a server binary."""
+"""The C++ client, built against the libraries of the installed TensorFlow: the closest to a server binary."""
 
 import io
 import os
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export_models import MODELS, make
-from kerasdet.export import export_saved_model
+from export_models import MODELS
 from PIL import Image
 
 SOURCES = Path(__file__).resolve().parents[2] / "export" / "cpp"
@@ -44,7 +43,7 @@ def run(binary, *arguments):
 
 
 def parsed(output):
-    """Name -> (N, 6) array of class, score and box."""
+    """Reads the output of the client as name -> (N, 6) array of class, score and box."""
     lines = iter(output.splitlines())
     found = {}
     for line in lines:
@@ -54,9 +53,8 @@ def parsed(output):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_finds_what_the_model_finds(binary, tmp_path, name):
-    model = make(name)
-    path = export_saved_model(model, tmp_path / "model")
+def test_client_finds_what_the_model_finds(binary, models, saved_model, tmp_path, name):
+    model, path = models(name), saved_model(name)
     for index, image in enumerate(tiny.images()):
         Image.fromarray(image).save(tmp_path / f"{index}.jpg", quality=90)
     files = sorted(tmp_path.glob("*.jpg"))
@@ -65,16 +63,15 @@ def test_it_finds_what_the_model_finds(binary, tmp_path, name):
     for file, found in parsed(process.stdout).items():
         image = tf.io.decode_jpeg(Path(file).read_bytes(), dct_method="INTEGER_ACCURATE").numpy()
         expected = model.detect(image)
-        count = expected["valid"][0]
-        assert len(found) == count > 5
-        np.testing.assert_array_equal(found[:, 0], expected["class_ids"][0, :count] + 1)
-        np.testing.assert_allclose(found[:, 1], expected["scores"][0, :count], atol=1e-5)
+        assert len(found) == len(expected) > 5
+        np.testing.assert_array_equal(found[:, 0], expected.class_ids + 1)
+        np.testing.assert_allclose(found[:, 1], expected.scores, atol=1e-5)
         pixels = found[:, 2:] * np.tile(image.shape[:2], 2)
-        np.testing.assert_allclose(pixels, expected["boxes"][0, :count], atol=1e-3)
+        np.testing.assert_allclose(pixels, expected.boxes, atol=1e-3)
 
 
-def test_what_is_wrong_is_named_and_the_rest_goes_on(binary, tmp_path):
-    path = export_saved_model(make("retinanet"), tmp_path / "model")
+def test_client_names_bad_images_and_goes_on_with_the_others(binary, saved_model, tmp_path):
+    path = saved_model("tiny")
     file = io.BytesIO()
     Image.fromarray(tiny.images()[0]).save(file, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(file.getvalue()[: len(file.getvalue()) * 3 // 4])

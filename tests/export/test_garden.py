@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export.conftest import verify_in_process
-from export_models import MODELS, SLOW
+from export_models import MODELS, SLOW, verify_in_process
 from kerasdet.export import verify_export
 
 import kerasdet

@@ -1,20 +1,21 @@
+"""The passes that turn a model into one graph for inference: each changes what it should and no number."""
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export_models import MODELS, make
-from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, in_float32
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
+from export_models import MODELS
+from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, to_float32
 
-import kerasdet
+from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import implementation
 
 IMAGE = [tf.TensorSpec([None, None, None, 3], tf.float32)]
 
 
 def nodes(graph, op):
-    return [node for node in graph._graph.node if node.op == op]
+    return [node for node in graph.graph_def.node if node.op == op]
 
 
 def features(layer):
@@ -56,7 +57,7 @@ def test_strides_are_folded_into_1x1_convolutions(size, rng):
         np.s_[:, ::-2, ::2],
     ],
 )
-def test_other_slices_stay(pixels, rng):
+def test_other_slices_are_not_folded(pixels, rng):
     x = rng.normal(0, 1, (1, 12, 12, 4)).astype(np.float32)
     channels = x[pixels].shape[-1]
     kernel = tf.Variable(rng.normal(0, 1, (1, 1, channels, 5)).astype(np.float32))
@@ -68,7 +69,7 @@ def test_other_slices_stay(pixels, rng):
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("size", [(1, 1, 5), (1, 2, 5), (1, 16, 9), (1, 17, 9), (1, 34, 6), (1, 35, 6), (2, 35, 6)])
-def test_wide_convolutions_of_one_image_are_those_of_its_halves(size, relu, rng):
+def test_wide_convolution_on_halves_of_an_image_gives_the_same(size, relu, rng):
     x = rng.normal(0, 1, (*size, 8)).astype(np.float32)
     kernel, bias = (tf.Variable(rng.normal(0, 1, shape).astype(np.float32)) for shape in ([3, 3, 8, 256], [256]))
 
@@ -81,7 +82,7 @@ def test_wide_convolutions_of_one_image_are_those_of_its_halves(size, relu, rng)
     np.testing.assert_allclose(graph.detect(x)["y"], convolve(x)["y"], rtol=1e-5, atol=1e-5)
 
 
-def test_other_convolutions_are_not_halved(rng):
+def test_other_convolutions_are_not_split(rng):
     def convolutions(x):
         y = tf.nn.bias_add(tf.nn.conv2d(x, kernels[0], 1, "SAME"), biases[0])
         without_bias = tf.nn.conv2d(x, kernels[0], 1, "SAME")
@@ -102,9 +103,9 @@ def test_other_convolutions_are_not_halved(rng):
     assert not nodes(graph, "PartitionedCall")
 
 
-def test_equal_constants_are_kept_once():
+def test_equal_constants_are_stored_once():
     concrete = tf.function(features(tiny.backbone()), input_signature=IMAGE).get_concrete_function()
-    graph = convert_variables_to_constants_v2_as_graph(concrete)[1]
+    graph = freeze_variables(concrete)[1]
     used = {name for node in fold_constants(graph).node for name in node.input}
     values = [n.attr["value"].tensor.SerializeToString() for n in graph.node if n.op == "Const" and n.name in used]
     assert len(values) == len(set(values)) < sum(node.op == "Const" for node in graph.node)
@@ -112,8 +113,8 @@ def test_equal_constants_are_kept_once():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [(160, 16), (33, 17), (200, 32), (64, 96)])
-def test_a_single_column_of_features_in_16_bits(precision, size, rng):
-    """Of which TensorFlow 2.21's oneDNN makes garbage on AMX."""
+def test_single_column_of_features_is_right_in_16_bits(precision, size, rng):
+    """On AMX TensorFlow 2.21's oneDNN returns garbage for it, see `widen_strides`."""
     layer = tiny.backbone(width=16, out_features=("c3", "c4", "c5"))
     graph = InferenceGraph(layer, IMAGE, precision)
     for _ in range(3):
@@ -140,14 +141,18 @@ def test_group_norm_stays_in_float32(rng):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_convolutions_are_in_16_bits_and_boxes_in_float32(name):
-    model = make(name)
+def test_convolutions_are_in_16_bits_and_boxes_in_float32(models, name):
+    model = models(name)
     signature = [
         tf.TensorSpec([None, None, None, 3], tf.float32),
         tf.TensorSpec([None, 2], tf.int32),
         tf.TensorSpec([None, 2], tf.int32),
     ]
-    graph = InferenceGraph(model.detect_resized, signature, "bfloat16")
+
+    def network(image, image_size, original_size):
+        return model.detect_batch({"image": image, "image_size": image_size, "original_size": original_size})
+
+    graph = InferenceGraph(network, signature, "bfloat16")
     low = tf.bfloat16.as_datatype_enum
     for op in ("Conv2D", "Conv2DBackpropInput", "BiasAdd"):
         assert {node.attr["T"].type for node in nodes(graph, op)} <= {low}, op
@@ -156,7 +161,7 @@ def test_convolutions_are_in_16_bits_and_boxes_in_float32(name):
     assert {weight.dtype for weight in graph.weights.values() if len(weight.shape) == 4} == {tf.bfloat16}
 
 
-def test_a_model_of_a_mixed_policy_is_exported_in_float32(rng):
+def test_model_of_a_mixed_policy_is_exported_in_float32(rng):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         layer = tiny.backbone()
@@ -164,7 +169,7 @@ def test_a_model_of_a_mixed_policy_is_exported_in_float32(rng):
         keras.mixed_precision.set_global_policy("float32")
     graph = InferenceGraph(features(layer), IMAGE)
     low = tf.bfloat16.as_datatype_enum
-    assert not [n for n in graph._graph.node for a in n.attr.values() if a.type == low]
+    assert not [n for n in graph.graph_def.node for a in n.attr.values() if a.type == low]
     precise = tiny.backbone()
     for new, old in zip(precise.variables, layer.variables, strict=True):
         new.assign(old)
@@ -174,18 +179,18 @@ def test_a_model_of_a_mixed_policy_is_exported_in_float32(rng):
 
 
 def test_weights_are_stored_once():
-    model = kerasdet.RetinaNet(3, **{"backbone": tiny.backbone(), "head_convs": 1, "preprocessing": None})
+    model = tiny.detector(3)
     graph = InferenceGraph(lambda x: model.head(model.neck(model.backbone(x)))["class_logits"], IMAGE)
     ours = sum(np.prod(v.shape) for v in model.variables if v.name == "kernel" and "box_" not in v.path)
     theirs = sum(np.prod(weight.shape) for weight in graph.weights.values() if len(weight.shape) == 4)
     assert 0.9 * ours < theirs <= ours  # the smallest are constants
 
 
-def test_the_steps_leave_their_argument_alone():
+def test_passes_do_not_change_their_argument():
     layer = tiny.backbone()
     concrete = tf.function(features(layer), input_signature=IMAGE).get_concrete_function()
     graph = concrete.graph.as_graph_def()
     before = graph.SerializeToString(deterministic=True)
-    for step in (in_float32, fold_constants, fold_batch_norm, fold_strides):
+    for step in (to_float32, fold_constants, fold_batch_norm, fold_strides):
         step(graph)
     assert graph.SerializeToString(deterministic=True) == before

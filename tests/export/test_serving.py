@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from kerasdet.export import serving
-from kerasdet.export import workflow as shipping
+from kerasdet.export import export_and_verify
+from kerasdet.export.saved_model import serving
 from PIL import Image
+
+from kerasdet.errors import UserError
 
 grpc = pytest.importorskip("grpc")
 apis = pytest.importorskip("tensorflow_serving.apis.prediction_service_pb2_grpc")
@@ -30,14 +32,16 @@ def encoded(image, kind="JPEG"):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.talkative()
+def model(models):
+    return models("tiny")
 
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
-    shipping.ship_version(model, folder)
+    path, report = export_and_verify(model, folder, serving=True, verify_images=tiny.images())
+    assert path == folder / "models" / "detector" / "1"
+    assert str(path) in report and "partial" not in report
     return folder
 
 
@@ -57,14 +61,14 @@ def server(folder):
 
 
 def client(folder, name):
-    """A client of the folder, as a module."""
+    """Imports a client of the folder."""
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_folder(folder):
+def test_folder_has_all_a_server_needs(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "README.md",
@@ -80,7 +84,7 @@ def test_the_folder(folder):
     assert [path.name for path in version.parent.iterdir()] == ["1"]
 
 
-def test_the_configuration_is_what_the_server_parses(folder):
+def test_configuration_is_one_that_the_server_parses(folder):
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 
@@ -94,7 +98,7 @@ def test_the_configuration_is_what_the_server_parses(folder):
     assert "max_batch_size { value: 4 }" in batching
 
 
-def test_warmup_requests(folder):
+def test_warmup_requests_cover_both_signatures(folder):
     from tensorflow_serving.apis import prediction_log_pb2
 
     file = folder / "models" / "detector" / "1" / "assets.extra" / "tf_serving_warmup_requests"
@@ -109,42 +113,50 @@ def test_warmup_requests(folder):
     assert shapes == {(1,), (1, 480, 640, 3), (1, 640, 480, 3)}
 
 
-def test_the_next_version_beside_and_a_users_files_kept(model, tmp_path):
+def test_next_version_goes_beside_and_existing_files_stay(tmp_path):
     (tmp_path / "models" / "detector" / "9").mkdir(parents=True)
     (tmp_path / "models" / "detector" / "partial_x").mkdir()
     (tmp_path / "models.config").write_text("mine")
     assert serving.next_version(tmp_path).name == "10"
-    serving.write_kit(tmp_path)
+    serving.write_templates(tmp_path)
     assert (tmp_path / "models.config").read_text() == "mine"
     assert (tmp_path / "README.md").is_file()
 
 
-def test_without_the_serving_api_nothing_is_written(tmp_path, monkeypatch):
+def test_missing_serving_api_is_noticed_before_the_export(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'kerasdet\[serving\]'"):
-        shipping.ship_version(None, tmp_path)
+    with pytest.raises(UserError, match=r"pip install 'kerasdet\[serving\]'"):
+        export_and_verify(model, tmp_path, serving=True, verify_images=tiny.images())
     assert not list(tmp_path.iterdir())
 
 
-def test_the_grpc_client(model, folder, server, tmp_path, capsys):
+def test_failed_export_leaves_no_version(tmp_path):
+    with pytest.raises(RuntimeError, match="failed"), serving.new_version(tmp_path) as (path, version):
+        path.mkdir()
+        raise RuntimeError("failed")
+    assert version == tmp_path / "models" / "detector" / "1"
+    assert not list((tmp_path / "models" / "detector").iterdir())
+
+
+def test_grpc_client_finds_what_the_model_finds(model, folder, server, tmp_path, capsys):
     module = client(folder, "grpc_client")
     stub = apis.PredictionServiceStub(grpc.insecure_channel(f"127.0.0.1:{server[0]}", module.UNLIMITED))
     images = tiny.images()
     found = module.detect(stub, [encoded(image, "PNG") for image in images])
     expected = model.detect(images)
-    np.testing.assert_array_equal(found["num_detections"], expected["valid"])
-    sizes = np.array([image.shape[:2] * 2 for image in images], np.float32)[:, None]
-    np.testing.assert_allclose(found["detection_boxes"] * sizes, expected["boxes"], atol=1e-3)
+    np.testing.assert_array_equal(found["num_detections"], [len(each) for each in expected])
+    for boxes, each, image in zip(found["detection_boxes"], expected, images, strict=True):
+        np.testing.assert_allclose(boxes[: len(each)] * np.tile(image.shape[:2], 2), each.boxes, atol=1e-3)
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no image")
     module.main([str(tmp_path / "a.png"), "--server", f"127.0.0.1:{server[0]}", "--score", "0"])
-    assert len(capsys.readouterr().out.splitlines()) == 1 + model.detect(images[0])["valid"][0]
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(model.detect(images[0]))
     with pytest.raises(SystemExit, match=r"INVALID_ARGUMENT: (?s:.*)image_bytes\[1\] is not a JPEG or PNG file"):
         module.main([str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--server", f"127.0.0.1:{server[0]}"])
 
 
-def test_the_rest_client(folder, capsys, tmp_path):
-    """Against a server that answers as TF Serving's REST interface is documented to."""
+def test_rest_client_prints_detections_and_errors(folder, capsys, tmp_path):
+    """The server answers as TF Serving documents its REST interface."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -183,21 +195,21 @@ def test_the_rest_client(folder, capsys, tmp_path):
 
 
 def resident(process):
-    """MiB."""
+    """Returns the resident memory of a process in MiB."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
-def test_load(model, folder, server):
-    """8 clients, images of many sizes, every fourth request bad: good ones are answered, memory stays flat."""
+def test_server_stays_up_under_load(model, folder, server):
+    """8 clients send images of many sizes, every fourth request bad: good ones are answered and memory stays flat."""
     port, process = server
     module = client(folder, "grpc_client")
     rng = np.random.default_rng(0)
     sizes = rng.integers(40, 300, (24, 2))
     images = [np.resize(tiny.images()[i % 3], (*size, 3)) for i, size in enumerate(sizes)]
     files = [encoded(image, ("JPEG", "PNG")[i % 2]) for i, image in enumerate(images)]
-    expected = model.detect([np.array(Image.open(io.BytesIO(file))) for file in files[:1]])["scores"][0]
+    expected = model.detect([np.array(Image.open(io.BytesIO(file))) for file in files[:1]])[0].scores
     bad = [b"", b"text", files[0][: len(files[0]) // 2], files[1][:40], files[1][:16] + b"\xff" * 8 + files[1][24:]]
     errors, answered, refused = [], [], []
 
@@ -217,7 +229,7 @@ def test_load(model, folder, server):
                 found = module.detect(stub, [files[k] for k in chosen])
                 answered.append(len(found["num_detections"]) == len(chosen))
                 if len(chosen) == 1:
-                    np.testing.assert_allclose(found["detection_scores"][0], expected, atol=1e-5)
+                    np.testing.assert_allclose(found["detection_scores"][0, : len(expected)], expected, atol=1e-5)
             except (grpc.RpcError, AssertionError) as error:
                 errors.append(error)
 

@@ -68,7 +68,7 @@ def toy(monkeypatch):
 def test_new_format_takes_one_line_in_the_list(toy, models, tmp_path):
     toy()
     path, report = export_and_verify(models("tiny"), tmp_path / "x.toy", format="toy", verify_images=tiny.images())
-    assert "Run by toys alone: 60 detections compared, 0 found by one side only" in report or "compared, 0" in report
+    assert re.search(r"Run by toys alone: \d\d detections compared, 0 found by one side only", report)
     assert isinstance(kerasdet.load(path), Recorded)
     assert verify_export(models("tiny"), path, tiny.images()).one_sided == 0
 

@@ -53,7 +53,7 @@ def test_equals_nested_loops(ratios_first):
     np.testing.assert_allclose(generator({"p3": (3, 2)}, (24, 16))["p3"], expected, atol=1e-4)
 
 
-def test_the_aspect_ratio_is_height_over_width_at_equal_area():
+def test_aspect_ratio_is_height_over_width_at_equal_area():
     anchors = AnchorGenerator(((32.0,),), (0.25, 4.0), ("p3",)).cell_anchors("p3")
     height, width = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
     np.testing.assert_allclose(height, [16, 64], rtol=1e-6)
@@ -69,21 +69,21 @@ def test_ratios_of_each_level():
         np.testing.assert_allclose((y2 - y1) / (x2 - x1), ratios, rtol=1e-5)
 
 
-def test_the_offset_moves_by_a_share_of_the_stride():
+def test_offset_moves_anchors_by_a_fraction_of_the_stride():
     grids = {"p4": (2, 3)}
     plain = AnchorGenerator(((32.0,),), levels=("p4",))(grids, (32, 48))["p4"]
     middle = AnchorGenerator(((32.0,),), levels=("p4",), offset=0.5)(grids, (32, 48))["p4"]
     np.testing.assert_allclose(middle - plain, 8, atol=1e-5)
 
 
-def test_strides_from_the_image():
+def test_strides_from_the_image_round_down():
     generator = AnchorGenerator(((32.0,),), (1.0,), ("p7",), strides_from_image=True)
     centers = generator({"p7": (2, 2)}, (192, 257))["p7"].numpy().reshape(2, 2, 4)
     np.testing.assert_array_equal(centers[1, 0, 0] - centers[0, 0, 0], 96)
     np.testing.assert_array_equal(centers[0, 1, 1] - centers[0, 0, 1], 128)  # rounded down
 
 
-def test_in_a_graph_with_tensor_sizes():
+def test_tensor_sizes_in_a_graph_equal_python_sizes():
     generator = AnchorGenerator(strides_from_image=True)
 
     @tf.function(input_signature=[tf.TensorSpec([5, 2], tf.int32), tf.TensorSpec([2], tf.int32)])
@@ -99,20 +99,20 @@ def test_in_a_graph_with_tensor_sizes():
         np.testing.assert_array_equal(actual[level], expected[level])
 
 
-def test_points_are_squares_in_the_middle_of_their_cells():
+def test_points_are_squares_around_the_middle_of_cells():
     squares = point_squares(("p3", "p5"))({"p3": (3, 2), "p5": (1, 1)}, (24, 16))
     np.testing.assert_array_equal(squares["p3"][:3], [[0, 0, 8, 8], [0, 8, 8, 16], [8, 0, 16, 8]])
     np.testing.assert_array_equal(squares["p5"], [[0, 0, 32, 32]])
 
 
-def test_lengths_that_disagree():
+def test_different_numbers_of_sizes_and_levels_raise():
     with pytest.raises(ValueError, match="sizes and aspect ratios for each of its 5 levels"):
         AnchorGenerator(sizes=((32.0,), (64.0,)))
     with pytest.raises(ValueError, match="2 of aspect ratios"):
         AnchorGenerator(aspect_ratios=((1.0,), (2.0,)))
 
 
-def test_levels_that_differ_in_their_number():
+def test_different_numbers_of_anchors_on_levels_raise():
     generator = AnchorGenerator(((8.0,), (8.0, 16.0)), (1.0,), ("p3", "p4"))
     with pytest.raises(ValueError, match="as many anchors a cell"):
         _ = generator.num_anchors

@@ -33,25 +33,25 @@ def test_equals_detectron2(name, weights):
     np.testing.assert_allclose(clamped, case["clamped_decoded_xyxy"], rtol=1e-5, atol=1e-2)
 
 
-def test_by_hand():
+def test_deltas_equal_a_hand_computed_case():
     anchor, box = tf.constant([10.0, 20, 20, 40]), tf.constant([13.0, 30, 23, 80])
     deltas = DeltaCoder((1, 2, 3, 4)).encode(box, anchor)  # centres (15, 30) and (18, 55)
     np.testing.assert_allclose(deltas, [0.3, 2.5, 0, 4 * math.log(2.5)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (10, 5, 3, 2)])
-def test_round_trip(rng, weights):
+def test_decode_inverts_encode(rng, weights):
     coder = DeltaCoder(weights)
     anchors, boxes = random_boxes(rng, 100), random_boxes(rng, 300).reshape(3, 100, 4)
     np.testing.assert_allclose(coder.decode(coder.encode(boxes, anchors), anchors), boxes, atol=2e-3)
 
 
-def test_zero_deltas_are_the_anchor(rng):
+def test_zero_deltas_decode_to_the_anchor(rng):
     anchors = random_boxes(rng, 20)
     np.testing.assert_allclose(DeltaCoder().decode(tf.zeros([20, 4]), anchors), anchors, atol=1e-4)
 
 
-def test_the_scale_is_bounded():
+def test_decode_bounds_the_scale():
     anchor = tf.constant([[0.0, 0, 16, 16]])
     y1, x1, y2, x2 = DeltaCoder((1, 1, 1, 0.5)).decode(tf.constant([[0.0, 0, 1e6, 100]]), anchor).numpy()[0]
     assert y2 - y1 == pytest.approx(1000, rel=1e-5) and x2 - x1 == pytest.approx(1000, rel=1e-5)
@@ -59,7 +59,7 @@ def test_the_scale_is_bounded():
     assert y2 - y1 == pytest.approx(0, abs=1e-5) and x2 - x1 == pytest.approx(32, rel=1e-5)
 
 
-def test_gradient_of_decoding(rng):
+def test_decode_has_no_gradient_beyond_the_bound(rng):
     deltas = tf.Variable([[0.1, -0.2, 0.3, 9.0]])
     with tf.GradientTape() as tape:
         box = DeltaCoder().decode(deltas, tf.constant([[0.0, 0, 10, 20]]))
@@ -77,7 +77,7 @@ def test_config_round_trip():
 # -- distances
 
 
-def test_distances_by_hand():
+def test_distances_equal_a_hand_computed_case():
     square, box = tf.constant([8.0, 16, 16, 24]), tf.constant([4.0, 10, 20, 60])  # the point is (12, 20)
     pixels, strides = DistanceCoder(normalize=False), DistanceCoder()
     np.testing.assert_allclose(pixels.encode(box, square), [8, 10, 8, 40])
@@ -87,7 +87,7 @@ def test_distances_by_hand():
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_distances_round_trip(rng, normalize):
+def test_decode_inverts_encode_of_distances(rng, normalize):
     coder = DistanceCoder(normalize)
     squares, boxes = random_boxes(rng, 100), random_boxes(rng, 300).reshape(3, 100, 4)
     np.testing.assert_allclose(coder.decode(coder.encode(boxes, squares), squares), boxes, atol=1e-3)
@@ -109,5 +109,11 @@ def test_distances_and_centerness_equal_the_reference(center_sampling):
     np.testing.assert_allclose(centerness(in_strides), case["centerness"][positive], rtol=1e-5)
 
 
-def test_centerness_by_hand():
+def test_centerness_equals_a_hand_computed_case():
     np.testing.assert_allclose(centerness(tf.constant([[3.0, 7, 3, 7], [1, 2, 4, 8], [0, 1, 2, 1]])), [1, 0.25, 0])
+
+
+def test_activate_makes_raw_distances_positive():
+    raw = tf.constant([-1.0, 0, 2])
+    np.testing.assert_allclose(DistanceCoder().activate(raw), [0, 0, 2])
+    np.testing.assert_allclose(DistanceCoder(normalize=False).activate(raw), np.exp([-1, 0, 2]), rtol=1e-6)

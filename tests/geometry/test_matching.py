@@ -4,8 +4,16 @@ import tensorflow as tf
 from conftest import shared
 
 from kerasdet.geometry.anchors import point_squares
-from kerasdet.geometry.matching import IGNORE, NEGATIVE, covered, gather_gt, match_fcos, match_iou
-from kerasdet.models.fcos import REGRESS_RANGES
+from kerasdet.geometry.matching import (
+    IGNORE,
+    NEGATIVE,
+    FCOSMatcher,
+    IoUMatcher,
+    covered,
+    gather_gt,
+    match_fcos,
+    match_iou,
+)
 
 YXYX = [1, 0, 3, 2]
 RULES = {
@@ -17,7 +25,7 @@ RULES = {
 
 
 def match(anchors, gt_boxes, valid=None, **rule):
-    """One image's matches, NumPy in and out."""
+    """Matches the anchors of one image."""
     gt_boxes = np.float32(gt_boxes).reshape(1, -1, 4)
     valid = np.ones(gt_boxes.shape[:2], bool) if valid is None else np.array([valid])
     return match_iou(np.float32(anchors), gt_boxes, valid, **{**RULES["retinanet"], **rule}).numpy()[0]
@@ -29,7 +37,7 @@ def scalar_iou(a, b):
     return height * width / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - height * width)
 
 
-def scalar_match(anchors, gt_boxes, valid, foreground_iou, background_iou, low_quality):
+def scalar_match(anchors, gt_boxes, valid, foreground_iou, background_iou, allow_low_quality_matches):
     indices = [index for index, ok in enumerate(valid) if ok]
     table = [[scalar_iou(anchor, gt_boxes[index]) for index in indices] for anchor in anchors]
     matches = []
@@ -39,7 +47,7 @@ def scalar_match(anchors, gt_boxes, valid, foreground_iou, background_iou, low_q
             matches.append(indices[row.index(best)])
         else:
             matches.append(NEGATIVE if best < background_iou else IGNORE)
-    if low_quality:
+    if allow_low_quality_matches:
         for column in range(len(indices)):
             best = max(row[column] for row in table)
             for i, row in enumerate(table):
@@ -74,7 +82,7 @@ def test_equals_a_scalar_loop(rng, name):
         np.testing.assert_array_equal(actual[image], expected)
 
 
-def test_an_image_without_objects_is_all_negative():
+def test_image_without_objects_has_only_negatives():
     anchors = [[0, 0, 8, 8], [0, 0, 0, 0]]
     np.testing.assert_array_equal(match(anchors, np.zeros([3, 4]), [False] * 3), [NEGATIVE] * 2)
 
@@ -84,21 +92,21 @@ def test_no_ground_truth_rows_at_all():
     np.testing.assert_array_equal(matched, np.full([2, 3], NEGATIVE))
 
 
-def test_padding_and_crowd_change_nothing():
+def test_padding_and_crowds_match_nothing():
     anchors = [[0, 0, 8, 8], [0, 0, 8, 7], [100, 100, 108, 108], [50, 50, 60, 60]]
     alone = match(anchors, [[0, 0, 8, 8]])
     together = match(anchors, [[0, 0, 0, 0], [0, 0, 8, 8], [50, 50, 60, 60]], [False, True, False])
     np.testing.assert_array_equal(together, np.where(alone == 0, 1, alone))
 
 
-def test_thresholds_include_the_foreground_and_exclude_the_background():
+def test_foreground_threshold_is_inclusive_and_background_exclusive():
     anchors = [[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4], [0, 0, 10, 3]]  # IoU 1, 0.5, 0.4, 0.3
     np.testing.assert_array_equal(
         match(anchors, [[0, 0, 10, 10]], allow_low_quality_matches=False), [0, 0, IGNORE, NEGATIVE]
     )
 
 
-def test_low_quality_finds_an_anchor_for_every_object():
+def test_low_quality_matches_give_every_object_an_anchor():
     anchors = [[0, 0, 10, 1], [0, 0, 10, 2], [90, 90, 99, 99]]
     np.testing.assert_array_equal(
         match(anchors, [[0, 0, 10, 10]], allow_low_quality_matches=True), [NEGATIVE, 0, NEGATIVE]
@@ -106,16 +114,16 @@ def test_low_quality_finds_an_anchor_for_every_object():
     np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 10]], allow_low_quality_matches=False), [NEGATIVE] * 3)
 
 
-def test_low_quality_takes_every_tied_anchor():
+def test_low_quality_matches_take_every_tied_anchor():
     np.testing.assert_array_equal(match([[0, 0, 10, 2], [0, 8, 10, 10], [0, 0, 10, 1]], [[0, 0, 10, 10]]), [0, 0, -1])
 
 
-def test_a_low_quality_anchor_answers_for_its_own_best():
+def test_low_quality_anchor_keeps_its_own_best_object():
     anchors = [[0, 0, 10, 10]]  # the best there is for both, 0.3 and 0.2
     np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 2], [0, 0, 10, 3]]), [1])
 
 
-def test_anchors_of_each_image(rng):
+def test_each_image_may_have_its_own_anchors(rng):
     anchors = rng.uniform(0, 50, (2, 30, 4)).astype(np.float32)
     anchors[..., 2:] += anchors[..., :2]
     gt = anchors[:, :4] + 1
@@ -150,10 +158,12 @@ def test_gather_gt():
 
 
 def points(height, width):
-    """The squares of all points of an image on five levels, and their ranges."""
+    """Makes the squares of all points of an image on five levels, and their ranges."""
     grids = {f"p{i}": (-(-height // 2**i), -(-width // 2**i)) for i in range(3, 8)}
     levels = list(point_squares()(grids, (height, width)).values())
-    return np.concatenate(levels), np.repeat(np.float32(REGRESS_RANGES), [len(level) for level in levels], 0)
+    return np.concatenate(levels), np.repeat(
+        np.float32(FCOSMatcher().regress_ranges), [len(level) for level in levels], 0
+    )
 
 
 def direct_match_fcos(squares, ranges, gt_boxes, valid, radius, rule):
@@ -234,7 +244,7 @@ def test_the_smallest_box_wins_and_in_detectron2_nearly_equal_ones_tie():
     assert [fcos_of_one_point(apart, rule) for rule in ("detectron2", "mmdet")] == [0, 21]
 
 
-def test_a_point_on_the_side_of_a_box_is_outside():
+def test_point_on_the_side_of_a_box_is_outside():
     for rule in ("detectron2", "mmdet"):
         assert fcos_of_one_point([[100, 90, 120, 110]], rule) == NEGATIVE
         assert fcos_of_one_point([[99.9, 90, 120, 110]], rule) == 0
@@ -256,7 +266,7 @@ def test_fcos_without_objects_is_all_negative(rows):
     np.testing.assert_array_equal(matched, np.full([2, len(squares)], NEGATIVE))
 
 
-def test_fcos_rules_are_named():
+def test_unknown_fcos_convention_raises():
     squares, ranges = points(64, 64)
     with pytest.raises(ValueError, match="no convention 'adelai': choose 'detectron2' or 'mmdet'"):
         match_fcos(
@@ -300,7 +310,7 @@ def test_covered_is_intersection_over_the_anchor():
         np.testing.assert_array_equal(found, [iof > bound, [False] * 4])
 
 
-def test_covered_by_the_last_of_many():
+def test_last_of_many_regions_covers_an_anchor():
     regions = np.zeros([1, 50, 4], np.float32)
     regions[0, 49] = 0, 0, 8, 8
     assert covered(np.float32([[0, 0, 8, 8]]), regions, np.ones([1, 50], bool), min_iof=0.5).numpy().all()
@@ -317,7 +327,7 @@ def test_ignored_anchors_take_no_part_in_matching():
     np.testing.assert_array_equal(match_iou(np.float32(anchors), gt, np.ones([1, 1], bool), **rule), [[IGNORE] * 3])
 
 
-def test_ignored_points(rng):
+def test_ignored_points_match_nothing(rng):
     squares, ranges = points(64, 64)
     gt = np.float32([[[10, 10, 50, 50]]])
     plain = match_fcos(squares, ranges, gt, np.ones([1, 1], bool), radius=None, convention="mmdet").numpy()
@@ -325,3 +335,39 @@ def test_ignored_points(rng):
     matched = match_fcos(squares, ranges, gt, np.ones([1, 1], bool), radius=None, convention="mmdet", ignored=ignored)
     np.testing.assert_array_equal(matched, np.where(ignored, IGNORE, plain))
     assert (plain >= 0).any()
+
+
+# -- parts
+
+
+def crowded_batch():
+    """Makes two images with two objects each, the second of them a crowd, and a row of padding."""
+    boxes = np.float32([[[10, 10, 60, 50], [0, 0, 30, 30], [0, 0, 0, 0]], [[20, 5, 40, 60], [30, 30, 64, 64], [0] * 4]])
+    return {
+        "boxes": boxes,
+        "class_ids": np.int32([[0, 1, -1], [2, 0, -1]]),
+        "is_crowd": np.array([[False, True, False]] * 2),
+    }
+
+
+@pytest.mark.parametrize("ignore_crowd_iof", [None, 0.5])
+def test_iou_matcher_passes_over_crowds_and_padding(ignore_crowd_iof):
+    data, anchors = crowded_batch(), points(64, 64)[0]
+    crowds = data["is_crowd"] & (data["class_ids"] >= 0)
+    ignored = None if ignore_crowd_iof is None else covered(anchors, data["boxes"], crowds, min_iof=0.5)
+    matched = IoUMatcher(0.3, 0.2, ignore_crowd_iof=ignore_crowd_iof)(anchors, data).numpy()
+    rule = {"foreground_iou": 0.3, "background_iou": 0.2, "allow_low_quality_matches": True}
+    valid = np.array([[True, False, False]] * 2)
+    np.testing.assert_array_equal(matched, match_iou(anchors, data["boxes"], valid, ignored=ignored, **rule))
+    assert set(matched[matched >= 0]) == {0}
+
+
+def test_fcos_matcher_knows_the_range_of_each_level():
+    data = crowded_batch()
+    grids = {f"p{i}": (-(-64 // 2**i), -(-64 // 2**i)) for i in range(3, 8)}
+    squares, ranges = points(64, 64)
+    matched = FCOSMatcher(convention="mmdet")(point_squares()(grids, (64, 64)), data).numpy()
+    valid = np.array([[True, False, False]] * 2)
+    expected = match_fcos(squares, ranges, data["boxes"], valid, radius=1.5, convention="mmdet")
+    np.testing.assert_array_equal(matched, expected)
+    assert (matched >= 0).any()

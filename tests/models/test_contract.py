@@ -1,4 +1,4 @@
-"""What every detector must do. A new model adds a line to `models.MODELS` and is held to all of this."""
+"""Tests the contract of all detectors. A new model adds a line to `models.MODELS` and must pass all of these."""
 
 from collections.abc import Mapping
 
@@ -13,6 +13,7 @@ from kerasdet.geometry import rle
 from kerasdet.inference import Detections
 from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
+from kerasdet.models.common import with_score_threshold
 
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
@@ -21,26 +22,26 @@ PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
     scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
 )
 def make(request):
-    """The model's factory."""
+    """Factory of the model."""
     return MODELS[request.param]
 
 
 @pytest.fixture(scope="module")
 def model(make):
-    """One model for all tests that only look."""
+    """One model for all tests that do not change it."""
     return randomized(make())
 
 
 @pytest.fixture
 def with_classes(model):
-    """Skips what a model without classes, or a score threshold, cannot be asked."""
+    """Skips tests that need classes and a score threshold, which proposal networks lack."""
     if model.num_classes is None:
-        pytest.skip("a model without classes")
+        pytest.skip("the model has no classes")
 
 
 @pytest.fixture(scope="module")
 def trained(make):
-    """A model that has learnt one batch by heart, and the losses before and after."""
+    """A model that has overfitted one batch, and its losses before and after."""
     keras.utils.set_random_seed(0)
     model = make(norm="bn")
     schedule = keras.optimizers.schedules.CosineDecay(2e-3, 140)
@@ -52,7 +53,7 @@ def trained(make):
 
 
 def floating(data):
-    """The batch with pixels that need not be whole or finite numbers."""
+    """Returns the batch with pixels in floating point."""
     return {**data, "image": data["image"].astype(np.float32)}
 
 
@@ -85,7 +86,7 @@ def detections_of(model, data):
 
 
 def scaled(detections, factor):
-    """Detections in an image `factor` times as large."""
+    """Returns the detections in an image `factor` times as large."""
     result = {**detections, "boxes": detections["boxes"] * np.float32(factor)}
     if "keypoints" in detections:
         result["keypoints"] = detections["keypoints"] * np.float32([factor, factor, 1])
@@ -93,7 +94,7 @@ def scaled(detections, factor):
 
 
 def by_level(outputs, name=""):
-    """The dicts of tensors inside the outputs: those that are keyed by level."""
+    """Yields the names and dicts of those outputs that have an entry for each level."""
     for key, value in outputs.items():
         if isinstance(value, Mapping):
             inner = any(isinstance(part, Mapping) for part in value.values())
@@ -101,7 +102,7 @@ def by_level(outputs, name=""):
 
 
 def scores_layer(model):
-    """A part of the path of the layer that says what is an object."""
+    """Returns a part of the path of the layer that scores objects."""
     return "/objectness/" if model.num_classes is None else "/class_logits/"
 
 
@@ -216,20 +217,20 @@ def test_detections(model):
     assert len(classes) > 1 or model.num_classes is None
 
 
-def test_finding_nothing(with_classes, make):
-    model = randomized(make(score_threshold=0.9999))
+def test_high_threshold_leaves_no_detections(with_classes, model):
+    model = with_score_threshold(model, 0.9999)
     detections = detections_of(model, batch())
     assert_contract(detections, batch()["image_size"], model)
     assert not detections["valid"].any()
 
 
-def test_score_threshold_and_max_detections(with_classes, model, make):
+def test_score_threshold_and_max_detections_limit_detections(with_classes, model):
     reference = detections_of(model, batch())
-    few = randomized(make(max_detections=3))
-    assert few.postprocessing.max_detections == 3
+    few = with_score_threshold(model, model.postprocessing.score_threshold)
+    few.postprocessing.max_detections = 3
     assert_contract(detections_of(few, batch()), batch()["image_size"], few)
     threshold = float(np.median(reference["scores"][reference["class_ids"] >= 0]))
-    strict = detections_of(randomized(make(score_threshold=threshold)), batch())
+    strict = detections_of(with_score_threshold(model, threshold), batch())
     np.testing.assert_array_equal(strict["valid"], (reference["scores"] > threshold).sum(1))
 
 

@@ -1,4 +1,4 @@
-// Android, MediaPipe Tasks: a file of `kerasdet export --format tflite` (tail nms or postprocess) in app/src/main/assets.
+// Android, MediaPipe Tasks: a file of `kerasdet export --format tflite` (--postprocessing nms or postprocess) in app/src/main/assets.
 //
 // build.gradle.kts: implementation("com.google.mediapipe:tasks-vision:<the newest>")
 

@@ -1,4 +1,4 @@
-// iOS, MediaPipe Tasks: a file of `kerasdet export --format tflite` (tail nms or postprocess) in the app's bundle.
+// iOS, MediaPipe Tasks: a file of `kerasdet export --format tflite` (--postprocessing nms or postprocess) in the app's bundle.
 //
 // Podfile: pod 'MediaPipeTasksVision'
 

@@ -1,6 +1,7 @@
 """Detects objects with a file of `kerasdet export --format tflite`: ``python detect.py MODEL.tflite IMAGE``.
 
-Only ai-edge-litert, NumPy and Pillow are needed. For the tails ``nms`` (the default) and ``postprocess``.
+Only ai-edge-litert, NumPy and Pillow are needed. The file must have the postprocessing ``nms`` (the default) or
+``postprocess``.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from PIL import Image
 
 
 def detect(model: str, picture: Image.Image, threads: int = 4) -> list[tuple[str, float, list[float]]]:
-    """Label, score and box (y1, x1, y2, x2) in pixels of the picture, of each object."""
+    """Returns label, score and box (y1, x1, y2, x2) of each object, in pixels of the picture."""
     with zipfile.ZipFile(model) as files:
         labels = files.read("labels.txt").decode().splitlines() if "labels.txt" in files.namelist() else None
     interpreter = Interpreter(model, num_threads=threads)

@@ -1,5 +1,7 @@
-"""Detects objects with MediaPipe and a file of `kerasdet export --format tflite`, tail ``nms`` or ``postprocess``:
-``python mediapipe_detect.py MODEL.tflite IMAGE``. Only mediapipe is needed.
+"""Detects objects with MediaPipe: ``python mediapipe_detect.py MODEL.tflite IMAGE``.
+
+The file comes from `kerasdet export --format tflite` with the postprocessing ``nms`` or ``postprocess``. Only mediapipe
+is needed.
 """
 
 import argparse
@@ -10,7 +12,7 @@ from mediapipe.tasks.python import vision
 
 
 def detect(model: str, image: str, min_score: float = 0.3) -> list[tuple[str, float, tuple[int, int, int, int]]]:
-    """Label, score and box (y1, x1, y2, x2) in pixels of the image, of each object."""
+    """Returns label, score and box (y1, x1, y2, x2) of each object, in pixels of the image."""
     options = vision.ObjectDetectorOptions(tasks.BaseOptions(model_asset_path=model), score_threshold=min_score)
     with vision.ObjectDetector.create_from_options(options) as detector:
         found = detector.detect(mp.Image.create_from_file(image)).detections

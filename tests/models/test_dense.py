@@ -1,0 +1,163 @@
+"""Behaviour that RetinaNet and FCOS share: parts, decoding of all anchors, other backbones."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models.models import NUM_CLASSES, batch, fcos, randomized, retinanet
+
+from kerasdet import FCOS, FPN, ProposalNetwork, RetinaNet
+from kerasdet.errors import UserError
+from kerasdet.layers import ConvNorm, ConvTop, FCOSHead, RetinaNetHead
+from kerasdet.models import Preprocessing
+from kerasdet.models.common import with_score_threshold
+from kerasdet.models.postprocess import Postprocessing
+
+RULES = {
+    "detectron2": {},
+    "torchvision": {"clip_before_nms": True, "empty_boxes": "keep"},
+    "mmdet": {"clip_before_nms": True, "empty_boxes": "drop_before_nms"},
+    "best class": {"multi_label": False},
+    "large boxes": {"min_size": 20.0},
+}
+
+
+@pytest.fixture(scope="module", params=[retinanet, fcos], ids=lambda make: make.__name__)
+def model(request):
+    return randomized(request.param())
+
+
+@pytest.fixture(scope="module")
+def outputs(model):
+    """Outputs for the batch, with random logits so that scores lie far apart."""
+    rng, found = np.random.default_rng(0), model(batch())
+    logits = {level: tf.constant(rng.normal(0, 2, x.shape), tf.float32) for level, x in found["class_logits"].items()}
+    return {**found, "class_logits": logits}
+
+
+def sibling(model, **kwargs):
+    """Makes a model that shares the network of `model` and differs in the given parts."""
+    names = ("backbone", "neck", "anchors", "head", "preprocessing")
+    return type(model)(NUM_CLASSES, **{**{name: getattr(model, name) for name in names}, **kwargs})
+
+
+def numpy(detections):
+    return {name: np.asarray(value) for name, value in detections.items()}
+
+
+def detections_of(model):
+    data = batch()
+    return numpy(model.postprocess(model(data), data["image_size"]))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_decode_all_and_suppression_equal_postprocess(model, outputs, rule):
+    postprocessing = Postprocessing(0.3, pre_nms_top_k=10**6, max_detections=30, **rule)
+    variant, sizes = sibling(model, postprocessing=postprocessing), batch()["image_size"]
+    everything = variant.decode_all(outputs, sizes)
+    assert everything["scores"].shape[2] == NUM_CLASSES
+    count = tf.shape(everything["scores"])[1] * NUM_CLASSES
+    candidates = {
+        "boxes": tf.repeat(everything["boxes"], NUM_CLASSES, axis=1),
+        "scores": tf.reshape(everything["scores"], [2, -1]),
+        "class_ids": tf.broadcast_to(tf.range(count) % NUM_CLASSES, [2, count]),
+    }
+    found = numpy(postprocessing.apply_nms(candidates, sizes, score_threshold=0.0))
+    expected = numpy(variant.postprocess(outputs, sizes))
+    assert (expected["valid"] > 2).all()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-4)
+
+
+def test_decode_all_scores_are_zero_for_pairs_that_the_model_drops(model, outputs):
+    rule = Postprocessing(0.3, min_size=20.0, clip_before_nms=True)
+    everything = numpy(sibling(model, postprocessing=rule).decode_all(outputs, batch()["image_size"]))
+    sizes = everything["boxes"][..., 2:] - everything["boxes"][..., :2]
+    small, scores = sizes.min(-1) < 20, everything["scores"]
+    assert small.any() and not scores[small].any()
+    assert scores[~small].any() and (scores[scores > 0] > 0.3).all()
+
+
+def test_models_that_share_a_network_share_its_weights(model):
+    twin = sibling(model)
+    assert all(one is other for one, other in zip(twin.head.weights, model.head.weights, strict=True))
+
+
+def test_model_refuses_a_head_of_a_model_with_other_classes(model):
+    with pytest.raises(UserError, match="belongs to a model with"):
+        type(model)(NUM_CLASSES + 1, backbone=model.backbone, neck=model.neck, anchors=model.anchors, head=model.head)
+
+
+def test_with_score_threshold_copies_the_model(model):
+    before = model.postprocessing.score_threshold
+    reference = detections_of(model)
+    threshold = float(np.median(reference["scores"][reference["class_ids"] >= 0]))
+    copy = with_score_threshold(model, threshold)
+    assert (copy.postprocessing.score_threshold, model.postprocessing.score_threshold) == (threshold, before)
+    assert type(copy) is type(model)
+    for one, other in zip(copy.weights, model.weights, strict=True):
+        assert one is not other
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(detections_of(copy)["valid"], (reference["scores"] > threshold).sum(1))
+
+
+def test_with_score_threshold_refuses_a_model_without_one(model):
+    network = ProposalNetwork.__new__(ProposalNetwork)  # the function must look before it copies
+    with pytest.raises(UserError, match="ProposalNetwork has no score threshold"):
+        with_score_threshold(network, 0.5)
+
+
+# -- backbones
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class PlainBackbone(keras.Model):
+    """Computes c3, c4 and c5 by plain convolutions: the smallest model that keeps the protocol of backbones."""
+
+    def __init__(self, width=4, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.features = ("c3", "c4", "c5")
+        self.channels = {"c3": 4 * width, "c4": 8 * width, "c5": 16 * width}
+        self.strides = {"c3": 8, "c4": 16, "c5": 32}
+        self.convs = [ConvNorm(width * 2**i, 3, strides=2, activation="relu", name=f"conv{i}") for i in range(5)]
+        channels = 3
+        for conv in self.convs:
+            conv.build((None, None, None, channels))
+            channels = conv.conv.filters
+        self.built = True
+
+    def call(self, images, training=False):
+        x, features = images, {}
+        for level, conv in enumerate(self.convs, start=1):
+            x = conv(x, training=training)
+            features[f"c{level}"] = x
+        return {name: features[name] for name in self.features}
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+@pytest.mark.parametrize("model_class,head", [(RetinaNet, RetinaNetHead), (FCOS, FCOSHead)])
+def test_backbone_that_is_not_a_resnet_trains_saves_loads_and_detects(model_class, head, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = model_class(
+        NUM_CLASSES,
+        backbone=PlainBackbone(),
+        neck=FPN(channels=32, top=ConvTop("p5", 32)),
+        head=head(1),
+        preprocessing=Preprocessing(shortest=96, longest=128),
+    )
+    kernel = model.backbone.convs[0].conv.kernel
+    before = kernel.numpy()
+    model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
+    assert np.isfinite(model.train_on_batch(batch(), return_dict=True)["loss"])
+    assert not np.array_equal(kernel, before)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.backbone, PlainBackbone)
+    model, loaded = (with_score_threshold(each, 0.001) for each in (model, loaded))
+    found, again = detections_of(model), detections_of(loaded)
+    assert found["valid"].any()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, again[name])
