@@ -1,10 +1,10 @@
 import pytest
-
-from kerasdet.cli import parser
-from kerasdet.cli.parser import make_parser
 from kerasdet.export import formats
 from kerasdet.export.tflite.postprocessing import POSTPROCESSING
 from kerasdet.export.tflite.write import INPUT_TYPES
+
+from kerasdet.cli import parser
+from kerasdet.cli.parser import make_parser
 
 COMMANDS = ("train", "eval", "predict", "export", "convert")
 
