@@ -1,8 +1,9 @@
 // Greedy non-maximum suppression of every image of a batch, over all boxes or per class.
 //
 // Boxes are sorted by descending score, the first of equal ones first. The best boxes form the window: a bit mask
-// stores which later boxes each of them overlaps. One block per image then reads these bits word by word. If this yields
-// too few detections, which is rare, the same block continues with the boxes after it. No data returns to the host.
+// stores which later boxes each of them overlaps. One block per image then reads these bits word by word. If the window
+// yields too few detections, which is rare, the same block continues with the boxes after it. No data returns to the
+// host.
 
 #include "device.h"
 #include "nms_launch.h"
