@@ -292,24 +292,24 @@ MISTAKES = {
     "out dir=3": "the configuration has no macro out dir",
     "STEPS": "cannot read the override 'STEPS': write NAME=value",
     "=3": "cannot read the override",
-    "STEPS=ten": "STEPS is 'ten': it must be a whole number from 1",
-    "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a whole number from 1",
-    "STEPS=1e3": "STEPS is 1000.0: it must be a whole number from 1",
+    "STEPS=ten": "STEPS is 'ten': it must be a positive integer",
+    "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a positive integer",
+    "STEPS=1e3": "STEPS is 1000.0: it must be a positive integer",
     "NUM_CLASSES=None": "NUM_CLASSES is None",
     "LR=fast": "LR is 'fast': it must be a number",
     "LR=-0.01": r"LR is -0\.01: it must be a number above 0",
     "LR=1e999": "LR is inf: it must be a number above 0",
     "DETERMINISTIC=yes": "DETERMINISTIC is 'yes': it must be True or False",
     "PRECISION=float16": "PRECISION is 'float16': it must be one of float32, mixed_bfloat16, mixed_float16",
-    "BATCH_SIZE=True": "BATCH_SIZE is True: it must be a whole number from 1",
-    "LR=%RATE": "the macro RATE is used and never set",
+    "BATCH_SIZE=True": "BATCH_SIZE is True: it must be a positive integer",
+    "LR=%RATE": "the macro RATE is used but never set",
     "ResNet.widht=8": "ResNet.* 'widht'",
     "RetinaNet.num_clases=8": "RetinaNet.* 'num_clases'",
     "AdamW.learning_rat=1": "AdamW.* 'learning_rat'",
     "ResNett.width=8": "No configurable matching 'ResNett'",
     "train.optimizer=@SDG()": "No configurable matching reference '@SDG",
-    "train.optimizer=SGD": r"would be a text: write train\.optimizer=@SGD",
-    "RetinaNet.neck=FPN()": r"would be a text: write RetinaNet\.neck=@FPN\(\)",
+    "train.optimizer=SGD": r"would be a string: write train\.optimizer=@SGD",
+    "RetinaNet.neck=FPN()": r"would be a string: write RetinaNet\.neck=@FPN\(\)",
     "Preprocessing.mean=(1, 2": "is a bracket not closed",
     "OUT_DIR=(runs)/a": "Failed to parse",
 }
@@ -325,14 +325,14 @@ def test_invalid_override_raises_one_line(override):
 
 WRONG_FILES = {
     "include 'base/nothing.gin'\n": "Unable to open file: base/nothing.gin",
-    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set and used nowhere",
+    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
     f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
-    f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used and never set",
+    f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
     f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin, line",
     f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
     "import no_such_module\n": "No module named 'no_such_module'",
-    "train.steps = 3\n": "PRECISION is used and never set",
+    "train.steps = 3\n": "PRECISION is used but never set",
 }
 
 
@@ -442,5 +442,5 @@ def test_missing_eval_data_raises(tmp_path):
     with pytest.raises(ValueError, match=r"Validation\.data"):
         config.eval_data()
     config.load(SHAPES, ["Validation.data=None"])
-    with pytest.raises(ValueError, match=r"no Validation\.data: name a data set with --annotations"):
+    with pytest.raises(ValueError, match=r"no Validation\.data: name a dataset with --annotations"):
         config.eval_data()

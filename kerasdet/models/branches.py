@@ -1,4 +1,4 @@
-"""Branches: what an R-CNN predicts for a region beside its class and box, such as masks and keypoints.
+"""Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
 
 `RoIHeads` pools features of each region, runs the branches on them and asks each branch for everything else. A new
 branch is one subclass of `Branch` in one file; nothing else in kerasdet names a branch. It defines
@@ -178,7 +178,11 @@ class Branch(keras.layers.Layer):
             )
 
     def learn_names(self, dataset) -> None:
-        """Takes names over from the dataset that the branch is trained on; most branches have none."""
+        """Copies names, such as keypoint names, from the training dataset to the branch; does nothing by default.
+
+        Args:
+            dataset: The training dataset.
+        """
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

@@ -33,8 +33,8 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
-    single_stage = False  # whether the heads' outputs depend on no selected proposals
-    supports_decode_all = False  # whether there is a `decode_all`: a box for every anchor, see `RetinaNet.decode_all`
+    single_stage = False  # whether no head runs on selected proposals
+    supports_decode_all = False  # whether `decode_all` exists, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         # Under a mixed-precision policy Keras would cast float inputs to 16 bits, in which pixels and box coordinates

@@ -56,7 +56,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             gradients = [tf.identity(gradient) for gradient in gradients]
         apply_reduced_gradients(self.optimizer, gradients, self.trainable_variables)
         norm_mean, positives_mean = self._metric_state.steps
-        finite = tf.math.is_finite(norm)  # in float16 the optimizer skips a step whose gradient is not
+        finite = tf.math.is_finite(norm)  # LossScaleOptimizer (float16) skips steps with a non-finite gradient
         norm_mean.update_state(tf.where(finite, norm, 0), sample_weight=tf.cast(finite, float_dtype()))
         positives_mean.update_state(positives)
         return {**self._track(losses), **{mean.name: mean.result() for mean in self._metric_state.steps}}
@@ -115,7 +115,8 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def _track(self, losses):
         for mean in self._metric_state.losses:
-            # Each replica has its part of the global loss, and Keras averages over replicas: their sum is N times that.
+            # Each replica holds its part of the global loss. Keras averages metrics over the N replicas, so each part
+            # is multiplied by N.
             mean.update_state(losses[mean.name] * num_replicas())
         return {mean.name: mean.result() for mean in self._metric_state.losses}
 
@@ -134,7 +135,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def _assert_finite_loss(self, norm, losses, batch):
         """Returns an assertion that stops before a loss or gradient that is not finite reaches the weights."""
         finite = tf.math.is_finite(losses["loss"])
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # that one skips such gradients itself
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # it skips such gradients
             finite &= tf.math.is_finite(norm)
         message = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
         for name, value in losses.items():
@@ -163,7 +164,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
             raise ValueError(
                 f"A training batch has {sum(counts)} images, which do not divide among {among}: drop the smaller last "
-                "batch of a data set with batch(..., drop_remainder=True)."
+                "batch of a dataset with batch(..., drop_remainder=True)."
             )
 
     def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:
@@ -277,7 +278,7 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
 
 
 def unpack_batch(data: Mapping | tf.Tensor | tuple) -> Mapping | tf.Tensor:
-    """Returns the batch, which Keras passes bare from a data set and inside a tuple from `train_on_batch`."""
+    """Returns the batch, which Keras passes bare from a dataset and inside a tuple from `train_on_batch`."""
     return data[0] if isinstance(data, tuple) else data
 
 
@@ -323,7 +324,7 @@ def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
     """Replaces an empty batch by one black image without objects.
 
-    If the last batch of a data set has fewer images than there are replicas, some replicas get an empty batch, on which
+    If the last batch of a dataset has fewer images than there are replicas, some replicas get an empty batch, on which
     convolutions fail.
 
     Args:

@@ -132,7 +132,7 @@ class TrainingLoop(keras.callbacks.Callback):
             self._validate(step)
 
     def _should_stop(self, step):
-        """Whether any worker received SIGTERM; all workers get the same answer."""
+        """Returns whether any worker received SIGTERM; all workers get the same answer."""
         strategy = self.detector.distribute_strategy
         is_due = step % STOP_CHECK_INTERVAL == 0 or worker_rank(strategy)[1] == 1
         return is_due and any(all_gather_object(strategy, self.stop_requested))

@@ -15,13 +15,13 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 
 def detect(stub, images, model="detector", timeout=60.0):
-    """Detections of encoded images.
+    """Requests the detections of encoded images from the server.
 
     Args:
         stub: A `PredictionServiceStub`.
         images: A list of the bytes of JPEG or PNG files, of any sizes.
-        model: Its name on the server.
-        timeout: In seconds.
+        model: Name of the model on the server.
+        timeout: Time limit of the request, in seconds.
 
     Returns:
         Output name -> array; see assets/model_card.md.
@@ -35,12 +35,12 @@ def detect(stub, images, model="detector", timeout=60.0):
 
 
 def main(arguments=None):
-    """Prints the detections."""
+    """Sends the images named on the command line to the server and prints the detections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--server", default="localhost:8500")
     parser.add_argument("--model", default="detector")
-    parser.add_argument("--score", type=float, default=0.3, help="show scores from this on")
+    parser.add_argument("--score", type=float, default=0.3, help="print detections with at least this score, in [0, 1]")
     options = parser.parse_args(arguments)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(options.server, UNLIMITED))
     try:
