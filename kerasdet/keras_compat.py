@@ -4,8 +4,13 @@ Each function states the name, why no public one suffices, and the versions that
 """
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import keras
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class SkipSymbolicBuild:
@@ -95,14 +100,14 @@ def optimizer_variable(
     return index, known[index], optimizer._use_weight_decay(known[index])
 
 
-def freeze_variables(function) -> tuple:
+def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple:
     """Turns the variables of a concrete function into constants.
 
     Uses the private `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does it
     for sessions only. Seen in TensorFlow 2.16.1 and 2.21.0.
 
     Args:
-        function: A `tf.types.experimental.ConcreteFunction`.
+        function: The concrete function.
 
     Returns:
         The frozen concrete function, and its `GraphDef`, in which control flow stays functional.
@@ -112,7 +117,7 @@ def freeze_variables(function) -> tuple:
     return convert_variables_to_constants_v2_as_graph(function, lower_control_flow=False)
 
 
-def tflite_schema():
+def tflite_schema() -> ModuleType:
     """Returns the module with the classes of TFLite's flatbuffer, such as `ModelT`.
 
     Uses the private `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public one; the public
@@ -123,7 +128,7 @@ def tflite_schema():
     return schema_py_generated
 
 
-def tflite_to_bytes(model) -> bytearray:
+def tflite_to_bytes(model: Any) -> bytearray:
     """Writes a `ModelT` of `tflite_schema` as a flatbuffer.
 
     Uses the private `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.

@@ -280,8 +280,8 @@ def _with_area(annotation, iou_type, where):
     for key in sorted(needed):
         if annotation.get(key) is None or len(annotation[key]) == 0:
             raise UserError(
-                f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no {key}; "
-                "expected one. Add it, or remove the annotation."
+                f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no "
+                f"{key}. Add it, or remove the annotation."
             )
     if "bbox" not in needed:
         return annotation

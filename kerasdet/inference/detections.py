@@ -8,6 +8,7 @@ The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yx
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,9 @@ from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.inference.preprocessing import ImageLike, open_image
+
+if TYPE_CHECKING:
+    import supervision
 
 _TABLE_ROWS = 20
 _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
@@ -253,7 +257,7 @@ class Detections:
                 entry["keypoints"] = points.ravel().tolist()
         return entries
 
-    def to_supervision(self):
+    def to_supervision(self) -> "supervision.Detections":
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:

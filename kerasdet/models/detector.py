@@ -64,7 +64,8 @@ class Detector(Predictor, Trainer):
         """Pairs of keypoint indices that are joined in pictures; empty if no branch predicts keypoints."""
         return next((branch.skeleton for branch in self.branches if "keypoints" in branch.output_names), ())
 
-    def predict_step(self, data):
+    def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
+        """Detects objects in a batch for `predict`, in pixels of the network's input."""
         batch, is_real = pad_empty_batch(unpack_batch(data))
         return drop_padded_outputs(self.postprocess(self(batch, training=False), valid_size(batch)), is_real)
 

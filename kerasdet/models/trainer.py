@@ -44,10 +44,12 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         )
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.Metric]:
+        """Means of the losses, the gradient norm and the number of positives, which Keras resets every epoch."""
         return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
 
-    def train_step(self, data):
+    def train_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
+        """Trains on one batch and returns the running means by name."""
         batch = pad_to_global_max(self._with_finite_pixels(training_batch(data)))
         gradients, losses, positives = self._accumulate_gradients(batch)
         gradients = global_sum(gradients)
@@ -61,7 +63,8 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         positives_mean.update_state(positives)
         return {**self._track(losses), **{mean.name: mean.result() for mean in self._metric_state.steps}}
 
-    def test_step(self, data):
+    def test_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
+        """Computes the losses of one batch and returns their running means by name."""
         batch, is_real = pad_empty_batch(pad_to_global_max(training_batch(data)))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
@@ -144,11 +147,13 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             message += ["image ids", batch["image_id"]]
         return tf.debugging.Assert(finite, message, summarize=64)
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
+        """Builds the function that `fit` calls for each batch; `force` rebuilds an existing one."""
         if self.train_function is None or force:
             self.train_function = self._on_replicas(self.train_step, self._check_division, jit=self.xla)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> None:
+        """Builds the function that `evaluate` calls for each batch; `force` rebuilds an existing one."""
         if self.test_function is None or force:
             self.test_function = self._on_replicas(self.test_step)
 

@@ -5,16 +5,23 @@ Needs tensorflow-serving-api.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
-def detect(stub, images, model="detector", timeout=60.0):
+def detect(
+    stub: prediction_service_pb2_grpc.PredictionServiceStub,
+    images: Sequence[bytes],
+    model: str = "detector",
+    timeout: float = 60.0,
+) -> dict[str, np.ndarray]:
     """Requests the detections of encoded images from the server.
 
     Args:
@@ -34,7 +41,7 @@ def detect(stub, images, model="detector", timeout=60.0):
     return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Sends the images named on the command line to the server and prints the detections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)

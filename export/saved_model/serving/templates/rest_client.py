@@ -9,10 +9,11 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def detect(server, images, model="detector", timeout=60.0):
+def detect(server: str, images: Sequence[bytes], model: str = "detector", timeout: float = 60.0) -> dict[str, list]:
     """Requests the detections of encoded images from the server.
 
     Args:
@@ -31,7 +32,7 @@ def detect(server, images, model="detector", timeout=60.0):
         return json.load(response)["outputs"]
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Sends the images named on the command line to the server and prints the detections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
