@@ -51,7 +51,7 @@ def predict(
 
 
 def _picture_names(paths):
-    """Returns a name for the picture of each image; images of one name in several folders get their number, too."""
+    """Returns a file name for each drawn image; images with equal names also get their number."""
     stems = [Path(path).stem for path in paths]
     return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
 

@@ -305,7 +305,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
 
     @property
     def postprocessing(self) -> ProposalSelection:
-        """Selection of the proposals, which are the detections; it has no score threshold."""
+        """The selection of proposals, which are the detections of this model; it has no score threshold."""
         return self.rpn.proposals
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
