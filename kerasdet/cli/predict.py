@@ -1,4 +1,4 @@
-"""``kerasdet predict``: detections as a table, JSON and pictures."""
+"""Implements ``kerasdet predict``: detections as a table, JSON and drawn images."""
 
 import json
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from kerasdet.inference import Detections, Predictor
 def predict(
     predictor: Predictor, words: Sequence[str], *, score_threshold: float, draw: str | None, as_json: bool
 ) -> None:
-    """Detects objects in images, one after the other, and prints what it found.
+    """Detects objects in images one by one and prints the detections.
 
     Args:
         predictor: A Keras model or an export.
         words: The images, see `kerasdet.cli.inputs.image_files`.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: A folder for pictures of the detections, made if need be; None draws nothing.
+        draw: A folder for images with drawn detections, created if necessary; None draws nothing.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
