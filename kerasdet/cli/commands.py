@@ -179,7 +179,7 @@ def _read_labels(path, num_classes):
 
 
 def _compare(model, options):
-    """Prints how a converted model differs from the source framework's outputs; raises an error for large differences."""
+    """Prints the differences between a converted model and the source framework; raises an error for large ones."""
     report = verify(model, _read_outputs(options.reference_outputs), options.source)
     for name, difference, same in report:
         print(f"{name:<14} {difference:.2e}{'' if same else '   differs'}")

@@ -54,7 +54,7 @@ class FCOS(ConfigFromInit, Detector):
 
     Raises:
         TypeError: If `backbone` is not a backbone.
-        UserError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, a cell
+        ValueError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, a cell
             has several anchors, the matcher does not have one range per level, `score_convention` is unknown, or the
             number of class names is not `num_classes`.
 

@@ -380,7 +380,7 @@ def build_pyramid(backbone: keras.Model, neck: keras.layers.Layer, rpn: RPN) -> 
 
     Raises:
         TypeError: If `backbone` is not a backbone.
-        UserError: If the backbone lacks a feature of the neck, or the neck a level of the anchors.
+        ValueError: If the backbone lacks a feature of the neck, or the neck a level of the anchors.
     """
     check_backbone(backbone, neck)
     if not neck.built:
