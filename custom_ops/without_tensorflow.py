@@ -1,6 +1,6 @@
-"""Runs the compiled ops without TensorFlow, on NumPy arrays or on PyTorch tensors, also on a GPU.
+"""Runs the compiled ops without TensorFlow: on NumPy arrays or PyTorch tensors, on a CPU or a GPU.
 
-`make -C custom_ops emulation` builds what stands in for TensorFlow.
+First run `make -C custom_ops all emulation`: it builds the ops and the stand-in for TensorFlow.
 """
 
 import ctypes
@@ -39,9 +39,9 @@ class Library:
     """Opens the ops of a library.
 
     Args:
-        stand_in: What stands in for TensorFlow.
-        scratch: Called with a number of bytes, returns their address on the device; they must last until the next
-            call's work begins. None: the host's memory.
+        stand_in: The library that stands in for TensorFlow.
+        scratch: Allocates scratch memory: takes a number of bytes and returns an address on the device. The memory must
+            last until the next call's work begins. None allocates host memory.
     """
 
     def __init__(self, stand_in: ctypes.CDLL, scratch: Callable[[int], int] | None = None) -> None:
@@ -51,10 +51,16 @@ class Library:
         self.scratch = Scratch(scratch) if scratch else None
 
     def op(self, name: str, device: str = "GPU", dtype: str = "float32", **attributes) -> "Op":
-        """A kernel of `Kerasdet>name`; attributes are ints, floats, bools and lists of floats.
+        """Creates a kernel of the op `Kerasdet>name`.
+
+        Args:
+            name: Name of the op without its prefix, like "Nms".
+            device: "CPU" or "GPU".
+            dtype: The op's data type, a key of `TYPES`.
+            **attributes: The op's attributes: ints, floats, bools or lists of floats.
 
         Raises:
-            ValueError: What the kernel says of its attributes.
+            ValueError: If no such kernel is registered, or if the kernel rejects an attribute.
         """
         error, count = ctypes.create_string_buffer(512), len(attributes)
         array = (_Attribute * count)(*(_attribute(*item) for item in attributes.items()))
@@ -65,18 +71,18 @@ class Library:
         return Op(self, kernel)
 
     def set_determinism(self, deterministic: bool) -> None:
-        """Does what `tf.config.experimental.enable_op_determinism` does."""
+        """Turns deterministic results on or off, like `tf.config.experimental.enable_op_determinism`."""
         self.functions.fake_set_determinism(ctypes.c_bool(deterministic))
 
 
 class Op:
-    """A kernel that is called with inputs and with outputs to write to."""
+    """A kernel that reads inputs and writes to preallocated outputs."""
 
     def __init__(self, library: Library, kernel: int) -> None:
         self.library, self.kernel = library, ctypes.c_void_p(kernel)
 
     def prepare(self, inputs: list, outputs: list, stream: int = 0) -> Callable[[], None]:
-        """Prepares a call without arguments, which raises a ValueError with the kernel's error message."""
+        """Returns a function that runs the kernel and raises a ValueError if the kernel reports an error."""
         error, function = ctypes.create_string_buffer(512), self.library.functions.fake_call
         lists = [(_Tensor * len(values))(*map(_tensor, values)) for values in (inputs, outputs)]
         arguments = (self.kernel, lists[0], ctypes.c_int64(len(inputs)), lists[1], ctypes.c_int64(len(outputs)))
@@ -90,7 +96,7 @@ class Op:
         return call
 
     def __call__(self, inputs: list, outputs: list, stream: int = 0) -> None:
-        """Runs the kernel; on a GPU, returns once the work is queued."""
+        """Runs the kernel; on a GPU, returns as soon as the work is queued."""
         self.prepare(inputs, outputs, stream)()
 
 
@@ -100,14 +106,17 @@ def open_emulated() -> Library:
 
 
 def open_shipped(scratch: Callable[[int], int] | None = None) -> Library:
-    """Opens the library that TensorFlow would load, in a process without TensorFlow.
+    """Opens the installed library in a process without TensorFlow.
+
+    Args:
+        scratch: See `Library`.
 
     Raises:
-        OSError: If the library or its stand-in are not built.
+        OSError: If the library or its stand-in is not built.
     """
     for path in (STAND_INS / "libtensorflow_framework.so.2", SHIPPED):
         if not path.exists():
-            raise OSError(f"There is no {path}: run `make -C {FOLDER} all emulation` first.")
+            raise OSError(f"{path} does not exist. Run `make -C {FOLDER} all emulation` first.")
     stand_in = ctypes.CDLL(str(STAND_INS / "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(SHIPPED))
     return Library(stand_in, scratch)

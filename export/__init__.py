@@ -11,7 +11,7 @@ To add a format:
 2. Add its ``FORMAT`` to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
 
 Export, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The exported function is
-`Detector.detect_batch`, or `Detector.decode_all` for runtimes that suppress by themselves; `kerasdet.export.graph`
+`Detector.detect_batch`, or `Detector.decode_all` for runtimes that apply NMS themselves; `kerasdet.export.graph`
 folds it into one fast graph. ``write.py`` puts `kerasdet.export.metadata.model_metadata` into the file, from which
 ``load.py`` learns classes and preprocessing.
 """

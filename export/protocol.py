@@ -89,8 +89,8 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
         lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         raise VerificationError(
-            f"{path} does not run in a fresh process: {(errors or lines)[-1]}. Export it again, with the versions of "
-            "TensorFlow and LiteRT that kerasdet was tested with."
+            f"{path} does not run in a fresh process: {(errors or lines)[-1]}. Install the versions of "
+            "TensorFlow and LiteRT in kerasdet's requirements.txt, then export it again."
         )
     with np.load(Path(folder) / "outputs.npz") as outputs:
         return dict(outputs)

@@ -7,7 +7,7 @@ Three classes of precision exist, because they fail honestly in different ways:
 
 * float32 repeats the model's arithmetic, so that every detection has to come back.
 * 16 bits round each box and score a little, and now and then change which of two crowded boxes survives suppression.
-* 8 bits round ten times as much. A detector is judged by what it is sure of, and by AP if there is a data set.
+* 8 bits round ten times as much. A detector is judged by what it is sure of, and by AP if there is a dataset.
 
 A broken converter fails in another way: it changes *all* detections alike. Signed errors are therefore bounded more
 tightly than absolute ones (`box_bias`), and the bounds are means, medians and shares rather than worst cases. Every

@@ -57,7 +57,7 @@ def export_and_verify(
         precision: Precision of the network, one of the format's.
         verify_images: Images to compare on: arrays (H, W, 3), PIL images or paths. By default generated images.
         calibration_images: Images, or folders of image files, that show the "int8" of TFLite the ranges of values.
-        eval_data: A data set on which the AP of model and export is measured; None measures no AP.
+        eval_data: A dataset on which the AP of model and export is measured; None measures no AP.
         max_ap_drop: Largest loss of AP on `eval_data`, of boxes, masks and keypoints alike, as a difference of AP in
             0..1. For exports in 8 bits this is the measure that counts.
         gin_config: Text of the run's operative configuration, which goes into the export; None for none.
@@ -282,7 +282,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
     Args:
         model: The detector.
         path: Its export.
-        data: A data set, see `kerasdet.evaluate`.
+        data: A dataset, see `kerasdet.evaluate`.
         max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
 
     Returns:

@@ -174,7 +174,7 @@ def import_modules(config: str | Path) -> None:
 
 
 def eval_data() -> data.CocoDataset:
-    """Builds the data set that the configured training is evaluated on.
+    """Builds the dataset that the configured training is evaluated on.
 
     Raises:
         UserError: If the configuration has none.
@@ -184,7 +184,7 @@ def eval_data() -> data.CocoDataset:
     except ValueError:
         reference = None
     if reference is None:
-        raise UserError("The configuration has no Validation.data: name a data set with --annotations.")
+        raise UserError("The configuration has no Validation.data: name a dataset with --annotations.")
     return reference.scoped_configurable_fn()
 
 
@@ -215,7 +215,7 @@ def _find(config):
 
 
 def _as_binding(override):
-    """Returns ``NAME=value`` as a line of gin. A value that is no Python literal and no reference becomes text."""
+    """Returns ``NAME=value`` as a line of gin. A value that is neither literal nor reference becomes a string."""
     name, equals, value = override.partition("=")
     name, value = name.strip(), value.strip()
     if not equals or not name:
@@ -227,7 +227,7 @@ def _as_binding(override):
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
             if value.removesuffix("()") in _CONFIGURABLES:
-                raise UserError(f"{override!r} would be a text: write {name}=@{value}.") from None
+                raise UserError(f"{override!r} would be a string: write {name}=@{value}.") from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
     return f"{name} = {value}"
@@ -245,16 +245,16 @@ def _require_macro(name):
 def _used_macros():
     text = gin.config_str(max_line_length=10**6)
     text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a text is not a macro
+    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
     return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
 
 
 def _check_own_macros(path):
-    """Refuses a macro that a file sets beside its includes and nothing uses: a misspelt one would have no effect."""
+    """Rejects macros that the file sets and nothing uses: a misspelt macro would have no effect."""
     used = _used_macros()
     for name in re.findall(r"^(\w+)\s*=", path.read_text(), re.MULTILINE):
         if name not in used:
-            raise UserError(f"the macro {name} is set and used nowhere: correct its name or delete the line.")
+            raise UserError(f"the macro {name} is set but never used: correct its name or delete the line.")
 
 
 def _check_macros(path):
@@ -264,7 +264,7 @@ def _check_macros(path):
             value = macro(name)
         except ValueError:
             raise UserError(
-                f"{path}: the macro {name} is used and never set: add a line {name} = ... or correct the name."
+                f"{path}: the macro {name} is used but never set: add a line {name} = ... or correct the name."
             ) from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:
             missing.append(name)
@@ -278,10 +278,10 @@ def _check_macros(path):
 
 
 def _violated_requirement(name, value):
-    """Says what the value of a macro must be, or returns None if it is valid."""
+    """Returns the requirement that the value of a macro violates, or None if it is valid."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in WHOLE_NUMBERS and not (is_number and isinstance(value, int) and value >= 1):
-        return "a whole number from 1"
+        return "a positive integer"
     if name == "LR" and not (is_number and 0 < value < math.inf):
         return "a number above 0"
     if name == "DETERMINISTIC" and not isinstance(value, bool):

@@ -1,19 +1,24 @@
-"""Private names of Keras and TensorFlow: the only module that touches them.
+"""Wraps the private names of Keras and TensorFlow that kerasdet needs; no other module uses private names.
 
-Each function says which name it needs, why no public one does, and the versions on which it was seen.
+Each function states the name, why no public one suffices, and the versions that have it.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import keras
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class SkipSymbolicBuild:
     """Mixin for a `keras.Model`: `fit` and `evaluate` build only the optimizer before the first step.
 
-    Private names: `Trainer._maybe_symbolic_build`, overridden, and `Model._distribute_strategy`. Keras' own version
-    calls the model on the mean of all replicas' batches, which fails for integers and masks and with several workers.
-    kerasdet's models have all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
+    Overrides the private `Trainer._maybe_symbolic_build` and reads the private `Model._distribute_strategy`. Keras' own
+    version calls the model on the mean of all replicas' batches, which fails for integers and masks and with several
+    workers. kerasdet's models have all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -23,9 +28,9 @@ class SkipSymbolicBuild:
 
 
 def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
-    """Makes an optimizer take its gradients as they are, because they are summed over the replicas already.
+    """Disables an optimizer's sum of gradients over the replicas, because kerasdet sums them itself.
 
-    Private name: `TFOptimizer._all_reduce_sum_gradients`, replaced by `list`. Keras 3 clips each replica's gradients
+    Replaces the private `TFOptimizer._all_reduce_sum_gradients` by `list`. Keras 3 clips each replica's gradients
     before it sums them, so N replicas would train differently from one device, and has no option to skip the sum. Seen
     in TensorFlow 2.21.0, Keras 3.15.1.
 
@@ -47,7 +52,7 @@ def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
 def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:
     """Lists a layer and all layers inside it, at any depth.
 
-    Private name: `Layer._flatten_layers`. Keras' public `Model.layers` lists direct children only. Seen in Keras
+    Uses the private `Layer._flatten_layers`. Keras' public `Model.layers` lists direct children only. Seen in Keras
     3.15.1.
     """
     return list(layer._flatten_layers(include_self=include_self))
@@ -56,7 +61,7 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list
 def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     """Lists the random generators inside a model, such as those of dropout layers.
 
-    Private name: `Layer._seed_generators`. Keras neither saves their states in a ``.keras`` file nor lists them
+    Uses the private `Layer._seed_generators`. Keras neither saves their states in a ``.keras`` file nor lists them
     publicly, and a resumed run must draw the same numbers as an uninterrupted one. Seen in Keras 3.15.1.
     """
     return [generator for layer in flatten_layers(model) for generator in layer._seed_generators]
@@ -73,7 +78,7 @@ def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
 def average_pairs(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
     """Pairs each trained variable with its exponential moving average, for a built optimizer with `use_ema`.
 
-    Private names: `Optimizer._trainable_variables` and `Optimizer._model_variables_moving_average`. Keras' public
+    Uses the private `Optimizer._trainable_variables` and `_model_variables_moving_average`. Keras' public
     `finalize_variable_values` only overwrites the weights, with no way back. Seen in Keras 3.15.1.
     """
     return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))
@@ -84,7 +89,7 @@ def optimizer_variable(
 ) -> tuple[int, keras.Variable, bool]:
     """Looks up a variable that `Optimizer.update_step` received.
 
-    Private names: `Optimizer._get_variable_index`, `_trainable_variables` and `_use_weight_decay`. `update_step` may
+    Uses the private `Optimizer._get_variable_index`, `_trainable_variables` and `_use_weight_decay`. `update_step` may
     receive a backend variable whose name is not the one that the layer gave it. Seen in Keras 3.15.1.
 
     Returns:
@@ -95,14 +100,14 @@ def optimizer_variable(
     return index, known[index], optimizer._use_weight_decay(known[index])
 
 
-def freeze_variables(function) -> tuple:
+def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple:
     """Turns the variables of a concrete function into constants.
 
-    Private name: `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does it for
-    sessions only. Seen in TensorFlow 2.16.1 and 2.21.0.
+    Uses the private `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does it
+    for sessions only. Seen in TensorFlow 2.16.1 and 2.21.0.
 
     Args:
-        function: A `tf.types.experimental.ConcreteFunction`.
+        function: The concrete function.
 
     Returns:
         The frozen concrete function, and its `GraphDef`, in which control flow stays functional.
@@ -112,21 +117,21 @@ def freeze_variables(function) -> tuple:
     return convert_variables_to_constants_v2_as_graph(function, lower_control_flow=False)
 
 
-def tflite_schema():
+def tflite_schema() -> ModuleType:
     """Returns the module with the classes of TFLite's flatbuffer, such as `ModelT`.
 
-    Private name: `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public one; the public `flatbuffers`
-    package can only write what a schema describes. Seen in TensorFlow 2.21.0.
+    Uses the private `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public one; the public
+    `flatbuffers` package can only write what a schema describes. Seen in TensorFlow 2.21.0.
     """
     from tensorflow.lite.python import schema_py_generated
 
     return schema_py_generated
 
 
-def tflite_to_bytes(model) -> bytearray:
+def tflite_to_bytes(model: Any) -> bytearray:
     """Writes a `ModelT` of `tflite_schema` as a flatbuffer.
 
-    Private name: `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.
+    Uses the private `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 
@@ -136,7 +141,7 @@ def tflite_to_bytes(model) -> bytearray:
 def tflite_converter_error() -> type[Exception]:
     """Returns the error that `tf.lite.TFLiteConverter.convert` raises for a graph that does not fit into TFLite.
 
-    Private name: `tensorflow.lite.python.convert_phase.ConverterError`. The converter documents no error. Seen in
+    Uses the private `tensorflow.lite.python.convert_phase.ConverterError`. The converter documents no error. Seen in
     TensorFlow 2.21.0.
     """
     from tensorflow.lite.python.convert_phase import ConverterError

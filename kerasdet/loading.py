@@ -1,4 +1,4 @@
-"""Opens what was trained, converted or exported, and starts new models from it."""
+"""Loads trained, converted and exported models, and starts new models from them."""
 
 import zipfile
 from pathlib import Path
@@ -49,7 +49,11 @@ def load_predictor(path: str | Path) -> Predictor:
     """Loads a Keras detector or an export.
 
     Args:
-        path: See `load`.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file or an
+            export.
+
+    Returns:
+        The Keras detector, or a `Predictor` that runs the export.
 
     Raises:
         FileNotFoundError: If there is no model.
@@ -67,7 +71,10 @@ def load_detector(path: str | Path) -> keras.Model:
     """Loads a Keras detector, which can be trained and exported.
 
     Args:
-        path: See `load`.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert` or a ``.keras`` file.
+
+    Returns:
+        The detector.
 
     Raises:
         FileNotFoundError: If there is no model.
@@ -88,8 +95,11 @@ def pretrained(path: str | Path, num_classes: int) -> keras.Model:
     the number differs. The model computes in the global precision policy, not in that of the file.
 
     Args:
-        path: See `load`.
-        num_classes: Number of classes of the new task. A file's model with as many keeps its classification layer.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert` or a ``.keras`` file.
+        num_classes: Number of classes of the new task. A model with this number keeps its classification layer.
+
+    Returns:
+        The detector.
 
     Raises:
         FileNotFoundError: If there is no model.
@@ -134,7 +144,7 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Args:
         model: The detector. Its backbone is overwritten.
-        path: A backbone or a detector, see `load`.
+        path: A training run, a folder of `kerasdet convert` or a ``.keras`` file; holds a backbone or a detector.
 
     Returns:
         `model`.

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.keras_utils import ConfigFromInit
 
 
@@ -135,7 +136,14 @@ class SmoothL1Loss(ConfigFromInit):
         self.beta = beta
         self.weight = weight
 
-    def __call__(self, predictions, anchors: tf.Tensor, boxes: tf.Tensor, weights: tf.Tensor, coder) -> tf.Tensor:
+    def __call__(
+        self,
+        predictions: tf.Tensor,
+        anchors: tf.Tensor,
+        boxes: tf.Tensor,
+        weights: tf.Tensor,
+        coder: DeltaCoder | DistanceCoder,
+    ) -> tf.Tensor:
         """Returns the weighted sum, ().
 
         Args:
@@ -162,7 +170,14 @@ class IoULoss(ConfigFromInit):
         self.linear = linear
         self.weight = weight
 
-    def __call__(self, predictions, anchors: tf.Tensor, boxes: tf.Tensor, weights: tf.Tensor, coder) -> tf.Tensor:
+    def __call__(
+        self,
+        predictions: tf.Tensor,
+        anchors: tf.Tensor,
+        boxes: tf.Tensor,
+        weights: tf.Tensor,
+        coder: DeltaCoder | DistanceCoder,
+    ) -> tf.Tensor:
         """Returns the weighted sum, (); see `SmoothL1Loss.__call__` for the arguments."""
         return self.weight * iou(coder.decode(predictions, anchors), boxes, weights, linear=self.linear)
 
@@ -178,6 +193,13 @@ class GIoULoss(ConfigFromInit):
     def __init__(self, weight: float = 1.0):
         self.weight = weight
 
-    def __call__(self, predictions, anchors: tf.Tensor, boxes: tf.Tensor, weights: tf.Tensor, coder) -> tf.Tensor:
+    def __call__(
+        self,
+        predictions: tf.Tensor,
+        anchors: tf.Tensor,
+        boxes: tf.Tensor,
+        weights: tf.Tensor,
+        coder: DeltaCoder | DistanceCoder,
+    ) -> tf.Tensor:
         """Returns the weighted sum, (); see `SmoothL1Loss.__call__` for the arguments."""
         return self.weight * giou(coder.decode(predictions, anchors), boxes, weights)

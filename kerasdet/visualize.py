@@ -80,7 +80,7 @@ def draw_boxes(
     """
     _check_image(image)
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"scale must be a whole number from 1, got {scale!r}.")
+        raise ValueError(f"scale must be a positive integer, got {scale!r}.")
     boxes, scores, class_ids = _check_boxes(boxes, labels, scores, class_ids)
     masks = _check_rows("masks", masks, (len(boxes), *image.shape[:2]))
     keypoints = _check_rows("keypoints", keypoints, (len(boxes), None, 3))

@@ -40,7 +40,7 @@ TINY = (
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_configured():
+def clear_configuration():
     yield
     gin.clear_config()
     keras.mixed_precision.set_global_policy("float32")
@@ -104,7 +104,7 @@ def configured(name):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_file_makes_model_and_optimizer(tmp_path, material, path):
+def test_every_file_configures_model_and_optimizer(tmp_path, material, path):
     """Makes everything that the file configures; files that share their parts need no step each to prove these."""
     config.load(path.stem, tiny_overrides(path, material, tmp_path / "run"))
     assert config.eval_data().num_classes == 5
@@ -156,7 +156,7 @@ def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, nam
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_file_says_how_it_is_run(path):
+def test_every_file_documents_its_command(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith(f"# kerasdet train {path.stem}")
     assert len([line for line in lines if not line.startswith("#")]) <= 15
@@ -182,7 +182,7 @@ MMDET_RECIPES = {
 
 
 @pytest.mark.parametrize("name", MMDET_RECIPES)
-def test_mmdetection_recipe_makes_the_parts_of_its_source(name):
+def test_mmdetection_recipe_equals_its_source(name):
     """Compares the parts that a recipe configures with those of a converted checkpoint of the same recipe."""
     source, warmup, clip = MMDET_RECIPES[name]
     config.load(name, ["CHECKPOINT=R-50"])
@@ -230,7 +230,7 @@ def test_mmdetection_recipe_makes_the_parts_of_its_source(name):
         ("keypoint_rcnn_r50_fpn_1x", 50, 90000, (60000, 80000), 0.02, SHORTEST),
     ],
 )
-def test_detectron2_recipes(name, depth, steps, milestones, rate, shortest):
+def test_detectron2_recipe_equals_detectron2(name, depth, steps, milestones, rate, shortest):
     config.load(name, ["CHECKPOINT=R-50"])
     assert gin.query_parameter("ResNet.depth") == depth
     assert config.macro("STEPS") == steps
@@ -265,13 +265,13 @@ def test_detectron2_recipes(name, depth, steps, milestones, rate, shortest):
         ("train/shapes_dataset.num_images=12", 12),
     ],
 )
-def test_overrides_are_values_or_text(override, value):
+def test_override_is_parsed_as_value_or_string(override, value):
     config.load(SHAPES, [override])
     name = override.partition("=")[0].strip()
     assert gin.query_parameter(name if "." in name else f"%{name}") == value
 
 
-def test_overrides_may_refer():
+def test_override_accepts_references():
     config.load(SHAPES, ["train.optimizer=@SGD()", "SGD.learning_rate=%LR", "LR=0.5", "ConvTop.channels=%BATCH_SIZE"])
     assert type(configured("train.optimizer")).__name__ == "SGD"
     assert float(configured("train.optimizer").learning_rate) == 0.5
@@ -281,7 +281,7 @@ def test_overrides_may_refer():
     assert flip.scoped_configurable_fn() == RandomFlip(0.25, 0.5)
 
 
-def test_the_last_override_wins():
+def test_last_override_wins():
     config.load(SHAPES, ["STEPS=3", "STEPS=4"])
     assert config.macro("STEPS") == 4
 
@@ -292,31 +292,31 @@ MISTAKES = {
     "out dir=3": "the configuration has no macro out dir",
     "STEPS": "cannot read the override 'STEPS': write NAME=value",
     "=3": "cannot read the override",
-    "STEPS=ten": "STEPS is 'ten': it must be a whole number from 1",
-    "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a whole number from 1",
-    "STEPS=1e3": "STEPS is 1000.0: it must be a whole number from 1",
+    "STEPS=ten": "STEPS is 'ten': it must be a positive integer",
+    "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a positive integer",
+    "STEPS=1e3": "STEPS is 1000.0: it must be a positive integer",
     "NUM_CLASSES=None": "NUM_CLASSES is None",
     "LR=fast": "LR is 'fast': it must be a number",
     "LR=-0.01": r"LR is -0\.01: it must be a number above 0",
     "LR=1e999": "LR is inf: it must be a number above 0",
     "DETERMINISTIC=yes": "DETERMINISTIC is 'yes': it must be True or False",
     "PRECISION=float16": "PRECISION is 'float16': it must be one of float32, mixed_bfloat16, mixed_float16",
-    "BATCH_SIZE=True": "BATCH_SIZE is True: it must be a whole number from 1",
-    "LR=%RATE": "the macro RATE is used and never set",
+    "BATCH_SIZE=True": "BATCH_SIZE is True: it must be a positive integer",
+    "LR=%RATE": "the macro RATE is used but never set",
     "ResNet.widht=8": "ResNet.* 'widht'",
     "RetinaNet.num_clases=8": "RetinaNet.* 'num_clases'",
     "AdamW.learning_rat=1": "AdamW.* 'learning_rat'",
     "ResNett.width=8": "No configurable matching 'ResNett'",
     "train.optimizer=@SDG()": "No configurable matching reference '@SDG",
-    "train.optimizer=SGD": r"would be a text: write train\.optimizer=@SGD",
-    "RetinaNet.neck=FPN()": r"would be a text: write RetinaNet\.neck=@FPN\(\)",
+    "train.optimizer=SGD": r"would be a string: write train\.optimizer=@SGD",
+    "RetinaNet.neck=FPN()": r"would be a string: write RetinaNet\.neck=@FPN\(\)",
     "Preprocessing.mean=(1, 2": "is a bracket not closed",
     "OUT_DIR=(runs)/a": "Failed to parse",
 }
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_wrong_override_is_one_sentence(override):
+def test_invalid_override_raises_one_line(override):
     with pytest.raises(ValueError, match=MISTAKES[override]) as error:
         config.load(SHAPES, [override])
     assert f"{SHAPES}.gin: " in str(error.value)
@@ -325,19 +325,19 @@ def test_a_wrong_override_is_one_sentence(override):
 
 WRONG_FILES = {
     "include 'base/nothing.gin'\n": "Unable to open file: base/nothing.gin",
-    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set and used nowhere",
+    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
     f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
-    f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used and never set",
+    f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
     f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin, line",
     f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
     "import no_such_module\n": "No module named 'no_such_module'",
-    "train.steps = 3\n": "PRECISION is used and never set",
+    "train.steps = 3\n": "PRECISION is used but never set",
 }
 
 
 @pytest.mark.parametrize("text", WRONG_FILES)
-def test_a_wrong_file_is_one_sentence(tmp_path, text):
+def test_invalid_file_raises_one_line(tmp_path, text):
     path = tmp_path / "own.gin"
     path.write_text(text)
     with pytest.raises(ValueError, match=WRONG_FILES[text]) as error:
@@ -346,24 +346,24 @@ def test_a_wrong_file_is_one_sentence(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_no_text_is_no_configuration(tmp_path):
+def test_binary_file_raises(tmp_path):
     (tmp_path / "image.gin").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(ValueError, match=r"image\.gin: 'utf-8' codec"):
         config.load(tmp_path / "image.gin")
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.gin", "base", "/tmp", ""])
-def test_a_missing_file_names_those_there_are(name):
+def test_missing_file_lists_available_files(name):
     with pytest.raises(FileNotFoundError, match=rf"There is no configuration {name}: give a path or one of .*{SHAPES}"):
         config.load(name)
 
 
-def test_all_missing_macros_are_named_at_once():
+def test_missing_macros_are_listed_together():
     with pytest.raises(ValueError, match="EVAL_ANNOTATIONS, NUM_CLASSES, TRAIN_ANNOTATIONS must be set: add --set"):
         config.load("finetune", ["CHECKPOINT=x"])
 
 
-def test_a_file_includes_its_neighbours_and_ours(tmp_path, monkeypatch):
+def test_file_includes_neighbours_and_packaged_files(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     (tmp_path / "common.gin").write_text(f"include '{SHAPES}.gin'\nMY_DEPTH = 34\nResNet.depth = %MY_DEPTH\n")
     (tmp_path / "own.gin").write_text("include 'common.gin'\ninclude 'schedule/1x.gin'\nSTEPS = 11\nMY_DEPTH = 50\n")
@@ -373,7 +373,7 @@ def test_a_file_includes_its_neighbours_and_ours(tmp_path, monkeypatch):
     assert config.macro("MY_DEPTH") == 18
 
 
-def test_loading_again_leaves_nothing_of_the_first(tmp_path):
+def test_loading_again_clears_the_first_configuration(tmp_path):
     config.load(SHAPES, ["FPN.norm=bn", "STEPS=5"])
     config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=x"])
     assert config.macro("STEPS") == 90000
@@ -385,7 +385,7 @@ def test_loading_again_leaves_nothing_of_the_first(tmp_path):
     assert config.macro("STEPS") == 90000
 
 
-def test_python_ignores_the_configuration():
+def test_configuration_does_not_change_python_defaults():
     config.load(SHAPES, [*TINY, "RandomFlip.horizontal=0.1", "Postprocessing.score_threshold=0.9"])
     assert RandomFlip() == RandomFlip(0.5, 0.0)
     assert ConvTop().channels == 256
@@ -394,7 +394,7 @@ def test_python_ignores_the_configuration():
     assert Postprocessing().score_threshold == 0.05
 
 
-def test_what_is_configured_is_of_the_classes_themselves():
+def test_configured_parts_have_the_original_classes():
     config.load(SHAPES, [*TINY, "NUM_CLASSES=7"])
     model = configured("train.model")
     assert [type(part) for part in (model, model.backbone, model.neck)] == [RetinaNet, ResNet, FPN]
@@ -417,7 +417,7 @@ class {name}(ResNet):
 
 
 @pytest.mark.parametrize("module", ["", '(module="elsewhere")'])
-def test_a_backbone_of_the_users_own_module(tmp_path, monkeypatch, module):
+def test_backbone_from_a_user_module_is_configurable(tmp_path, monkeypatch, module):
     name = f"Own{len(module)}"
     (tmp_path / "modules" / name.lower()).mkdir(parents=True)
     (tmp_path / "modules" / name.lower() / "backbones.py").write_text(OWN_MODULE.format(module=module, name=name))
@@ -436,11 +436,11 @@ def test_a_backbone_of_the_users_own_module(tmp_path, monkeypatch, module):
     assert configured("train.model").backbone.squeeze == 5
 
 
-def test_eval_data_must_be_configured(tmp_path):
+def test_missing_eval_data_raises(tmp_path):
     (tmp_path / "own.gin").write_text("PRECISION = 'float32'\nSEED = 0\n")
     config.load(tmp_path / "own.gin")
     with pytest.raises(ValueError, match=r"Validation\.data"):
         config.eval_data()
     config.load(SHAPES, ["Validation.data=None"])
-    with pytest.raises(ValueError, match=r"no Validation\.data: name a data set with --annotations"):
+    with pytest.raises(ValueError, match=r"no Validation\.data: name a dataset with --annotations"):
         config.eval_data()

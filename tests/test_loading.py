@@ -71,7 +71,7 @@ def test_missing_model_raises_file_not_found(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
-def test_truncated_checkpoint_is_named(run_dir, keep):
+def test_truncated_checkpoint_raises_and_is_named(run_dir, keep):
     newest = run_dir / "checkpoints" / "step_00000100.keras"
     content = newest.read_bytes()
     newest.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
@@ -79,7 +79,7 @@ def test_truncated_checkpoint_is_named(run_dir, keep):
         load(run_dir)
 
 
-def test_damaged_file_is_named(tmp_path, file):
+def test_damaged_file_raises_and_is_named(tmp_path, file):
     content = file.read_bytes()
     middle = len(content) // 2
     damaged = tmp_path / "damaged.keras"
@@ -91,7 +91,7 @@ def test_damaged_file_is_named(tmp_path, file):
         load(damaged)
 
 
-def test_unknown_class_is_named_in_one_line(tmp_path):
+def test_unknown_class_raises_one_line(tmp_path):
     class Homemade(keras.Model):
         pass
 
@@ -106,7 +106,7 @@ def test_unknown_class_is_named_in_one_line(tmp_path):
     assert len(str(error.value)) < 500
 
 
-def test_load_detector_refuses_a_backbone(tmp_path):
+def test_load_detector_of_a_backbone_raises(tmp_path):
     tiny.backbone().save(tmp_path / "model.keras")
     assert load(tmp_path).width == 8
     with pytest.raises(ValueError, match="holds a ResNet, not a detector"):
@@ -150,14 +150,14 @@ def test_pretrained_rcnn_with_other_classes_re_initialises_its_branches(tmp_path
     assert tuned.detect(tiny.images()[0]).mask_probs.shape[1:] == (28, 28)
 
 
-def test_pretrained_refuses_a_proposal_network(tmp_path):
+def test_pretrained_proposal_network_raises(tmp_path):
     part = tiny.rcnn()
     kerasdet.ProposalNetwork(backbone=part.backbone, neck=part.neck, rpn=part.rpn).save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match=r"holds a ProposalNetwork, which .* classes"):
         pretrained(tmp_path / "model.keras", 2)
 
 
-def test_deformable_backbone_takes_kernels_of_ordinary_convolutions(tmp_path):
+def test_deformable_backbone_loads_kernels_of_ordinary_convolutions(tmp_path):
     source = tiny.backbone()
     source.save(tmp_path / "model.keras")
     receiver = tiny.detector(backbone=tiny.backbone(deform_stages=("c4", "c5")))
@@ -168,7 +168,7 @@ def test_deformable_backbone_takes_kernels_of_ordinary_convolutions(tmp_path):
 
 
 @pytest.mark.parametrize("of", ["backbone", "detector"])
-def test_backbone_weights_come_from_a_backbone_or_a_detector(tmp_path, model, of):
+def test_backbone_weights_load_from_backbone_or_detector(tmp_path, model, of):
     path = tmp_path / "model.keras"
     (model.backbone if of == "backbone" else model).save(path)
     receiver = tiny.detector(num_classes=2, seed=3)

@@ -27,7 +27,7 @@ def _extent(mask):
     return rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
 
 
-def test_frame_has_the_class_colour_and_nothing_else_changes(image):
+def test_draw_boxes_changes_only_the_frame_in_the_class_colour(image):
     original = image.copy()
     drawn = draw_boxes(image, np.array([[50.0, 60.0, 150.0, 200.0]]), class_ids=[3])
     assert drawn.shape == image.shape
@@ -41,14 +41,14 @@ def test_frame_has_the_class_colour_and_nothing_else_changes(image):
     assert not _changed(image, drawn)[~near].any()
 
 
-def test_no_boxes_give_a_copy(image):
+def test_no_boxes_return_a_copy(image):
     for boxes in (np.zeros((0, 4)), []):
         drawn = draw_boxes(image, boxes, [], [], [], masks=[], keypoints=[])
         assert np.array_equal(drawn, image)
         assert drawn is not image
 
 
-def test_padding_is_left_out(image):
+def test_padding_is_not_drawn(image):
     drawn = draw_boxes(image, np.zeros((2, 4)), ["a", "b"], [0.0, 0.0], [-1, -1])
     assert np.array_equal(drawn, image)
 
@@ -56,14 +56,14 @@ def test_padding_is_left_out(image):
 @pytest.mark.parametrize(
     "box", [(-50, -60, 80, 90), (200, 250, 900, 900), (-10, -10, 999, 999), (-90, -90, -20, -20), (500, 10, 600, 60)]
 )
-def test_boxes_beyond_the_image(image, box):
+def test_boxes_beyond_the_image_are_clipped(image, box):
     drawn = draw_boxes(image, np.array([box], float), class_ids=[0])
     inside = box[0] < 240 and box[1] < 320 and box[2] > 0 and box[3] > 0
     assert _is(drawn, PALETTE[0]).any() == inside
     assert draw_boxes(image, np.array([box], float), ["name"], [0.5], [0]).shape == image.shape
 
 
-def test_empty_box_still_shows(image):
+def test_empty_box_is_visible(image):
     drawn = draw_boxes(image, np.array([[100.0, 100.0, 100.0, 100.0]]), class_ids=[1])
     assert tuple(drawn[100, 100]) == PALETTE[1]
 
@@ -82,7 +82,7 @@ def _letters(image, box):
     return _extent(dark), dark.sum()
 
 
-def test_tag_stands_above_the_box_and_inside_the_image(image):
+def test_tag_is_above_the_box_and_inside_the_image(image):
     (top, left, bottom, right), count = _letters(image, (100, 100, 180, 220))
     assert 80 < top < bottom <= 100 <= left < right < 220
     for box in [(0, 0, 60, 60), (0, 290, 60, 320), (200, 300, 240, 320), (0, 0, 240, 320), (-80, -80, 20, 20)]:
@@ -90,7 +90,7 @@ def test_tag_stands_above_the_box_and_inside_the_image(image):
         assert (y2 - y1, x2 - x1, there) == (bottom - top, right - left, count), "the whole word is there"
 
 
-def test_tags_of_the_same_box_do_not_cover_one_another(image):
+def test_tags_of_equal_boxes_do_not_overlap(image):
     boxes = np.array([[100.0, 100.0, 180.0, 220.0]] * 3)
     drawn = draw_boxes(image, boxes, ["cat", "cat", "cat"], class_ids=[0, 1, 2])
     one = [_is(draw_boxes(image, boxes[:1], ["cat"], class_ids=[k]), PALETTE[k]) for k in range(3)]
@@ -100,14 +100,14 @@ def test_tags_of_the_same_box_do_not_cover_one_another(image):
         assert _is(drawn, PALETTE[k]).sum() >= 0.9 * tag
 
 
-def test_score_follows_the_name(image):
+def test_tag_shows_name_and_score(image):
     box = np.array([[100.0, 50.0, 200.0, 300.0]])
     named = draw_boxes(image, box, ["cat 0.87"])
     assert np.array_equal(draw_boxes(image, box, ["cat"], [0.871]), named)
     assert not np.array_equal(draw_boxes(image, box, ["cat"], [0.3]), named)
 
 
-def test_long_name_is_cut_to_the_image():
+def test_long_name_is_truncated_to_the_image():
     image = np.full((60, 80, 3), GREY, np.uint8)
     drawn = draw_boxes(image, np.array([[20.0, 20.0, 50.0, 60.0]]), ["a name much longer than the picture is wide"])
     assert drawn.shape == image.shape
@@ -115,12 +115,12 @@ def test_long_name_is_cut_to_the_image():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (12, 12)])
-def test_tiny_images_can_be_drawn(size):
+def test_tiny_images_are_drawn(size):
     image = np.zeros((*size, 3), np.uint8)
     assert draw_boxes(image, np.array([[0.0, 0.0, *size]]), ["name"], [1.0]).shape == image.shape
 
 
-def test_text_stands_out_from_every_tag(image):
+def test_text_contrasts_with_every_tag(image):
     def luminance(rgb):
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in np.array(rgb) / 255]
         return np.dot(linear, [0.2126, 0.7152, 0.0722])
@@ -164,7 +164,7 @@ def test_keypoints_and_skeleton_are_drawn(image):
     assert not _changed(image, drawn)[100:190, 100:190].any(), "the unlabelled third and its line"
 
 
-def test_scale_enlarges_picture_and_boxes(image):
+def test_scale_enlarges_image_and_boxes(image):
     drawn = draw_boxes(image, np.array([[50.0, 60.0, 150.0, 200.0]]), class_ids=[0], scale=3)
     assert drawn.shape == (720, 960, 3)
     assert _extent(_is(drawn, PALETTE[0])) == (150, 180, 450, 600)
@@ -223,7 +223,7 @@ def test_grid_shows_every_image():
     assert tuple(tiled[0, 0]) == (255, 255, 255)
 
 
-def test_grid_titles_stand_above():
+def test_grid_titles_are_above_the_images():
     pictures = [np.zeros((50, 100, 3), np.uint8)] * 2
     plain, titled = grid(pictures, 2), grid(pictures, 2, titles=["truth", "prediction"])
     extra = titled.shape[0] - plain.shape[0]
@@ -243,7 +243,7 @@ def _chart(series, **options):
     return draw_curve(series, **({"title": "Loss", "x_label": "step", "y_label": "value"} | options))
 
 
-def test_curve_runs_where_the_points_lie():
+def test_curve_passes_through_its_points():
     rising = _chart({"a": [(i, i / 100) for i in range(101)]}, size=(640, 400))
     assert rising.shape == (400, 640, 3)
     assert rising.dtype == np.uint8
@@ -255,7 +255,7 @@ def test_curve_runs_where_the_points_lie():
     assert np.ptp(columns) > 450 and np.ptp(rows) > 250
 
 
-def test_every_series_has_its_colour_and_a_legend():
+def test_every_series_has_a_colour_and_a_legend_entry():
     flat = {name: [(0, k), (10, k)] for k, name in enumerate(("a", "b", "c"))}
     chart = _chart(flat)
     heights = [np.bincount(np.nonzero(_is(chart, colour(k)))[0]).argmax() for k in range(3)]
@@ -280,7 +280,7 @@ def test_non_finite_points_leave_a_gap():
         [(1e6, 1), (1e6 + 1, 2)],
     ],
 )
-def test_curve_draws_any_range(points):
+def test_curve_handles_any_range(points):
     assert _is(_chart({"a": points}), colour(0)).any()
 
 

@@ -1,4 +1,4 @@
-"""Smallest detectors and data sets for tests of whole journeys."""
+"""Smallest detectors and datasets for tests of whole journeys."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ _OBJECT = """<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{0
 
 
 def as_voc(annotations, folder, splits):
-    """Writes a COCO data set as a Pascal VOC folder, all of it in each of the splits."""
+    """Writes a COCO dataset as a Pascal VOC folder, all of it in each of the splits."""
     data = json.loads(annotations.read_text())
     shutil.copytree(annotations.parent / "images", folder / "JPEGImages")
     (folder / "Annotations").mkdir()

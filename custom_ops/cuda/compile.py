@@ -1,9 +1,9 @@
-"""Compiles the kernels for every architecture, without a GPU, to an assembly file that embeds them.
+"""Compiles the GPU kernels for every architecture and embeds them in an assembly file. Needs no GPU.
 
     python compile.py FOLDER
 
-NVRTC 12 does it: `pip install nvidia-cuda-nvrtc-cu12`. Where it is missing, the file holds an empty table, and the
-library has its CPU kernels alone.
+The compiler is NVRTC 12: `pip install nvidia-cuda-nvrtc-cu12`. Without it, the file holds an empty table, and the
+library has only CPU kernels.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # machine code also runs on later GPUs of the same generation
-PTX_OF, PTX_VERSION = 70, "7.0"  # for later GPUs; a driver of CUDA 11 or newer compiles it
+PTX_OF, PTX_VERSION = 70, "7.0"  # for later GPUs; drivers of CUDA 11 and newer compile it
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
 # The parts of these two headers that the kernels use.
 HEADERS = {
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def find_nvrtc() -> ctypes.CDLL | None:
-    """Loads NVRTC 12 from its wheel, or from the search path of the system's linker."""
+    """Loads NVRTC 12 from its wheel or from the linker's search path; returns None if neither has it."""
     spec = importlib.util.find_spec("nvidia")
     folders = [Path(folder, "cuda_nvrtc", "lib") for folder in spec.submodule_search_locations] if spec else []
     for name in [*(folder / "libnvrtc.so.12" for folder in folders), "libnvrtc.so.12"]:
@@ -38,10 +38,15 @@ def find_nvrtc() -> ctypes.CDLL | None:
 
 
 def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
-    """Compiles the kernels to machine code ("CUBIN"), or for any later GPU ("PTX").
+    """Compiles the kernels for one architecture.
+
+    Args:
+        nvrtc: The compiler's library.
+        architecture: Compute capability times ten, like 86.
+        kind: "CUBIN" for machine code, "PTX" for code that a driver compiles for any later GPU.
 
     Raises:
-        RuntimeError: With the compiler's words, if they do not compile.
+        RuntimeError: If the kernels do not compile; the message holds the compiler's log.
     """
 
     def bytes_of(size_function, function):
@@ -56,7 +61,7 @@ def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
     program, main = ctypes.c_void_p(), SOURCES / "kernels.cu"
     created = (ctypes.byref(program), main.read_bytes(), str(main).encode(), len(HEADERS), texts, names)
     if nvrtc.nvrtcCreateProgram(*created) != 0:
-        raise RuntimeError("NVRTC does not start.")
+        raise RuntimeError(f"NVRTC cannot open {main}.")
     target = f"--gpu-architecture={'sm' if kind == 'CUBIN' else 'compute'}_{architecture}"
     options = [option.encode() for option in (target, f"--include-path={SOURCES}", *OPTIONS)]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
@@ -67,7 +72,7 @@ def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
 
 
 def known(nvrtc: ctypes.CDLL) -> list[int]:
-    """Returns the architectures that this NVRTC knows; versions before 12.8 do not know all."""
+    """Returns the entries of `ARCHITECTURES` that this NVRTC supports; versions before 12.8 lack some."""
     count = ctypes.c_int()
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     numbers = (ctypes.c_int * count.value)()
@@ -76,22 +81,22 @@ def known(nvrtc: ctypes.CDLL) -> list[int]:
 
 
 def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
-    """Returns all images by name: sm_70 ..., and last compute_70, the PTX."""
+    """Compiles all images; returns name -> image, machine code ("sm_70" ...) before the PTX ("compute_70")."""
     images = {f"sm_{number}": compile_kernels(nvrtc, number, "CUBIN") for number in known(nvrtc)}
     missing = [f"sm_{number}" for number in ARCHITECTURES if f"sm_{number}" not in images]
     if missing:
-        print(f"kerasdet: only PTX for {', '.join(missing)}, since NVRTC is older than 12.8.")
+        print(f"kerasdet: {', '.join(missing)} get only PTX, because NVRTC is older than 12.8. Upgrade NVRTC.")
     return {**images, f"compute_{PTX_OF}": lowered(compile_kernels(nvrtc, PTX_OF, "PTX"))}
 
 
 def lowered(ptx: bytes) -> bytes:
-    """Rewrites PTX for drivers older than the compiler; the only newer thing in it is a hint to the optimiser."""
+    """Lowers the version of PTX for drivers older than the compiler, and removes the one newer directive, a hint."""
     ptx = re.sub(rb"(?m)^.*\.pragma \"used_bytes_mask.*\n", b"", ptx)
     return re.sub(rb"(?m)^\.version .*$", f".version {PTX_VERSION}".encode(), ptx)
 
 
 def assembly(files: dict[str, Path]) -> str:
-    """Writes the table `kerasdet_cuda_images` of (is PTX, architecture, address), terminated by zeros."""
+    """Returns assembly of the table `kerasdet_cuda_images`: rows (is PTX, architecture, address), then zeros."""
     rows = [f".quad {int(name.startswith('compute'))}, {name.split('_')[1]}, {name}" for name in files]
     blobs = [f'.balign 64\n{name}: .incbin "{path}"' for name, path in files.items()]
     table = ['.section .data.rel.ro, "aw"', ".balign 8", ".globl kerasdet_cuda_images", ".hidden kerasdet_cuda_images"]
@@ -100,7 +105,7 @@ def assembly(files: dict[str, Path]) -> str:
 
 
 def fingerprint(nvrtc: ctypes.CDLL | None) -> str:
-    """Computes the digest of everything that the images depend on."""
+    """Computes a digest of all sources and of the compiler's version, on which the images depend."""
     version = (ctypes.c_int * 2)()
     if nvrtc is not None:
         nvrtc.nvrtcVersion(ctypes.byref(version, 0), ctypes.byref(version, ctypes.sizeof(ctypes.c_int)))
@@ -109,13 +114,14 @@ def fingerprint(nvrtc: ctypes.CDLL | None) -> str:
 
 
 def main() -> None:
+    """Writes FOLDER/images.S and the images, unless they are up to date."""
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     nvrtc, files, result = find_nvrtc(), {}, folder / "images.S"
     if nvrtc is None and result.exists() and ".incbin" in result.read_text():
-        sys.exit("kerasdet: NVRTC 12, which compiled these CUDA kernels, is gone (pip install nvidia-cuda-nvrtc-cu12).")
+        sys.exit("kerasdet: NVRTC 12 compiled these kernels but is missing: pip install nvidia-cuda-nvrtc-cu12.")
     if nvrtc is None:
-        print("kerasdet: no CUDA kernels, since NVRTC 12 is not there (pip install nvidia-cuda-nvrtc-cu12).")
+        print("kerasdet: builds no GPU kernels, because NVRTC 12 is missing (pip install nvidia-cuda-nvrtc-cu12).")
     first_line = f"// {fingerprint(nvrtc)}\n"
     if result.exists() and result.read_text().startswith(first_line):
         return

@@ -1,12 +1,13 @@
-// Deformable convolution: the samples of all taps as columns of a matrix, and the gradient of these. The product of the
-// columns with the kernel is TensorFlow's. A warp takes a sample, and its threads the channels.
+// Deformable convolution: samples all taps into the columns of a matrix, and computes the gradient of these.
+//
+// TensorFlow multiplies the columns with the kernel. Each warp handles one sample, and its threads share the channels.
 
 #include "deform_conv_launch.h"
 #include "device.h"
 
 namespace kerasdet {
 
-// Where a sample lies: its cells, of which those outside of the map are not there, and their weights.
+// The four cells around a sample and their weights; cells outside the map have inside = false.
 struct Sample {
   float dy, dx, factor;
   bool inside[4];
@@ -24,7 +25,7 @@ struct Sample {
     const float y = static_cast<float>(top) + launch.offsets[2 * number];
     const float x = static_cast<float>(left) + launch.offsets[2 * number + 1];
     const float y_below = floorf(y), x_below = floorf(x);
-    // Of a sample out of reach, and of one that is nowhere, nothing is read.
+    // Samples outside the map, and those with a NaN position, read nothing.
     if (!(y_below >= -1 && y_below < static_cast<float>(launch.height) && x_below >= -1 &&
           x_below < static_cast<float>(launch.width))) {
       return;
@@ -42,7 +43,7 @@ struct Sample {
   float Weight(int corner) const { return (corner & 2 ? dy : 1 - dy) * (corner & 1 ? dx : 1 - dx); }
 };
 
-// Offset of a channel of a sample in the columns.
+// Returns the offset of a sample's channel in the columns.
 inline int64_t ColumnOf(const DeformConvLaunch& launch, int position, int tap, int channel) {
   const int of_group = launch.channels / launch.groups, group = launch.groups == 1 ? 0 : channel / of_group;
   const int64_t row = static_cast<int64_t>(group) * launch.positions + position;
@@ -80,7 +81,8 @@ inline float SumOfWarp(float value) {
 KERASDET_KERNEL(deform_columns_4, DeformConvLaunch, DeformConvLaunch::kThreads) { ToColumns<4>(launch); }
 KERASDET_KERNEL(deform_columns_1, DeformConvLaunch, DeformConvLaunch::kThreads) { ToColumns<1>(launch); }
 
-// The gradients of one sample of one deformable group, and its columns. Neighbouring threads add to neighbouring channels.
+// Computes the gradients and columns of one sample of one deformable group. Neighbouring threads add to neighbouring
+// channels, so the memory system merges their accesses.
 KERASDET_KERNEL(deform_columns_grad, DeformConvLaunch, DeformConvLaunch::kThreads) {
   const int number = static_cast<int>(blockIdx.x * (DeformConvLaunch::kThreads / 32) + threadIdx.x / 32);
   const int owner = number / launch.taps, tap = number - owner * launch.taps;

@@ -1,4 +1,4 @@
-// Deformable convolution on GPUs: what it is launched with. The kernels are in deform_conv.cu.
+// Launches deformable convolution on GPUs. The kernels are in deform_conv.cu.
 
 #include <cstdint>
 #include <limits>
@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1024;
 constexpr int kWarps = DeformConvLaunch::kThreads / 32;
 
-// All but what is written.
+// Fills in all parameters except the outputs.
 DeformConvLaunch LaunchOf(const Geometry& geometry, const DeformConvInputs& inputs) {
   const int64_t samples = inputs.positions() * geometry.taps() * geometry.deformable_groups();
   if (samples > kMost || inputs.x.dim(1) * inputs.x.dim(2) > kMost || inputs.channels() > kMost) {

@@ -1,4 +1,4 @@
-// What the kernels of deform_conv.cu are launched with.
+// Launch parameters of the kernels in deform_conv.cu.
 #pragma once
 
 #include <cstdint>
@@ -6,19 +6,19 @@
 namespace kerasdet {
 
 struct DeformConvLaunch {
-  static constexpr int kThreads = 128;  // a warp takes a sample, in the gradient one of a deformable group
+  static constexpr int kThreads = 128;  // one warp per sample; in the gradient, per sample and deformable group
 
   const float* x;        // (images, height, width, channels)
   const float* offsets;  // (positions, deformable_groups, taps, 2)
   const float* mask;     // (positions, deformable_groups, taps) or null
-  const float* gradient;  // of `columns`
+  const float* gradient;  // gradient of the loss with respect to `columns`
   float* columns;        // (groups, positions, taps, channels / groups)
-  float* to_x;           // sums
-  unsigned long long* to_x_units;  // and these, where sums must not depend on their order
+  float* to_x;           // gradient of `x`
+  unsigned long long* to_x_units;  // the same gradient in units if sums must not depend on their order, else null
   float* to_offsets;
   float* to_mask;
   const uint32_t* largest;  // bits of the largest absolute value of `gradient`
-  const uint32_t* largest_factor;  // and of `mask`
+  const uint32_t* largest_factor;  // bits of the largest absolute value of `mask`
   int32_t positions, out_height, out_width, height, width, channels;
   int32_t kernel_width, taps, stride, padding, dilation, groups, deformable_groups, log2_terms;
 };

@@ -1,4 +1,4 @@
-// What the kernels share. NVRTC compiles them for GPUs; for tests they are compiled as C++ (see emulation/).
+// Code that all kernels share. NVRTC compiles it for GPUs; tests compile it as C++ (see emulation/).
 #pragma once
 
 #include "../half.h"
@@ -7,7 +7,7 @@
 #if defined(__CUDACC_RTC__)
 #define KERASDET_KERNEL(name, Launch, threads) \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Launch launch)
-#define KERASDET_SHARED_CODE __noinline__  // called from several places, and seldom
+#define KERASDET_SHARED_CODE __noinline__  // rarely called, from several places
 #else
 #include "../emulation/cuda_language.h"
 #endif
@@ -45,7 +45,7 @@ inline Half Rounded<Half>(float value) {
 }
 #endif
 
-// A value of a type that is known at run time alone.
+// Reads or writes a value of a type that is known only at run time.
 inline float Read(const void* values, int type, int64_t place) {
   if (type == kHalf) return Widen(static_cast<const Half*>(values)[place]);
   if (type == kBFloat16) return Widen(static_cast<const BFloat16*>(values)[place]);
@@ -61,19 +61,21 @@ inline void Write(void* values, int type, int64_t place, float value) {
   }
 }
 
-// Channels that a thread takes at once: read and written in one access of the memory.
+// Channels that a thread reads or writes in one memory access.
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Channels {
   T values[kWidth];
 };
 
-// Sums that many threads add to. To add floats in any order is fast, and comes out a little different each time. Sums of
-// integers do not, so where that matters, values are added as multiples of a small unit, fine enough that float32 has no
-// more digits for the larger sums; those that are not finite, which have no multiple, are added as floats all the same.
+// Sums that many threads add to.
+//
+// Adding floats in any order is fast, but each run rounds differently. Integer sums are the same in every order. For
+// deterministic results, values are therefore added as multiples of a unit that is finer than float32's rounding of the
+// larger sums. Non-finite values have no multiple and are still added as floats.
 struct Sums {
   float* floats;
-  unsigned long long* units;  // null where the order may matter
-  float root_of_units;        // of how many units one is
+  unsigned long long* units;  // null if results may depend on the order
+  float root_of_units;        // square root of the number of units in 1.0
 };
 
 inline void Add(const Sums& sums, int64_t place, float value) {
@@ -84,8 +86,8 @@ inline void Add(const Sums& sums, int64_t place, float value) {
   }
 }
 
-// The root of how many units one is, as a power of two, where up to 2**log2_terms products of two values are summed and
-// must not overflow. Given are the bits of the largest absolute values.
+// Returns log2 of `root_of_units` such that a sum of up to 2**log2_terms products of two factors cannot overflow.
+// `largest` and `other_largest` are the bits of the largest absolute values of the factors.
 inline int ExponentOfRoot(uint32_t largest, uint32_t other_largest, int log2_terms) {
   const int above = static_cast<int>(largest >> 23) - 126, other_above = static_cast<int>(other_largest >> 23) - 126;
   return max(-126, min(126, (61 - log2_terms - above - other_above) >> 1));

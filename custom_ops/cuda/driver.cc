@@ -7,12 +7,12 @@
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GLIBC__)
-// The versions that every glibc has, not those of glibc 2.34.
+// Binds to the symbol versions that every glibc has, not to those of glibc 2.34.
 __asm__(".symver dlopen, dlopen@GLIBC_2.2.5");
 __asm__(".symver dlsym, dlsym@GLIBC_2.2.5");
 #endif
 
-// Written by compile.py. A row of zeros ends it.
+// compile.py writes this table. A row of zeros ends it.
 struct Image {
   int64_t is_ptx, architecture;  // 86 for 8.6
   const void* data;
@@ -22,7 +22,7 @@ extern "C" __attribute__((visibility("hidden"))) const Image kerasdet_cuda_image
 namespace kerasdet {
 namespace {
 
-// The part of the driver that is used. Its functions have not changed since CUDA 4.
+// The driver functions that this library uses. They have not changed since CUDA 4.
 struct Driver {
   int (*cuGetErrorString)(int, const char**);
   int (*cuCtxGetCurrent)(void** context);
@@ -42,7 +42,7 @@ bool Find(void* library, const char* name, Function* function) {
   return *function != nullptr;
 }
 
-// Null where there is none.
+// Returns null if the machine has no driver.
 const Driver* OpenDriver() {
   static Driver driver;
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -66,7 +66,8 @@ void Check(int code, const char* what) {
   if (code != 0) throw DriverError(what, code);
 }
 
-// The newest machine code that runs on a GPU (that of an older one of the same generation does), or the PTX.
+// Returns the newest machine code that runs on a GPU, else the PTX. A GPU also runs code for older GPUs of its
+// generation.
 const Image& ImageFor(int major, int minor) {
   const Image* best = nullptr;
   for (const Image* image = kerasdet_cuda_images; image->data != nullptr; ++image) {
@@ -77,7 +78,7 @@ const Image& ImageFor(int major, int minor) {
 }
 
 void* LoadModule() {
-  constexpr int kMajor = 75, kMinor = 76;  // attributes of a device
+  constexpr int kMajor = 75, kMinor = 76;  // attributes of the compute capability
   int device = 0, major = 0, minor = 0;
   Check(TheDriver()->cuCtxGetDevice(&device), "finding the GPU");
   Check(TheDriver()->cuDeviceGetAttribute(&major, kMajor, device), "finding out which GPU it is");
@@ -87,7 +88,7 @@ void* LoadModule() {
   return module;
 }
 
-// The kernels in the current context, loaded once for each.
+// Returns the kernels of the current context and loads them once per context.
 void* ModuleOfContext() {
   struct Loaded {
     void *context, *module;

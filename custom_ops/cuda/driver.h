@@ -1,4 +1,4 @@
-// Runs the compiled kernels through the driver's library, libcuda.so.1, which need not be there.
+// Runs the compiled kernels through the driver's library, libcuda.so.1, if the machine has one.
 #pragma once
 
 #include <cstdint>
@@ -15,18 +15,18 @@ class DriverError : public std::exception {
   char text_[192];
 };
 
-// Whether the library has kernels in it and the machine a driver.
+// Returns whether this library contains GPU kernels and the machine has a driver.
 bool HasDriver();
 
-// Work for the GPU whose context is current, in order.
+// Queues work, in order, on the GPU whose context is current.
 class Stream {
  public:
   explicit Stream(void* stream) : stream_(stream) {}
 
-  // Sets `count` words of the GPU's memory.
+  // Sets `count` words of the GPU's memory to `word`.
   void Fill(void* memory, uint32_t word, int64_t count) const;
 
-  // Runs a kernel, as many blocks along each axis as are given; none is well.
+  // Runs a kernel on a grid of (blocks, rows, images) blocks. Does nothing if one of these is 0.
   template <class Launch>
   void Run(const char* kernel, int threads, const Launch& launch, int64_t blocks, int64_t rows = 1,
            int64_t images = 1) const {
@@ -39,7 +39,7 @@ class Stream {
   void* stream_;
 };
 
-// How many blocks of `size` hold `count`.
+// Returns the number of blocks of `size` items that hold `count` items.
 inline int64_t BlocksOf(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 }  // namespace kerasdet

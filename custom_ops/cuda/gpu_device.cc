@@ -1,5 +1,6 @@
-// The C API gives streams to pluggable devices alone. That of a CUDA device is reached through an exported symbol of
-// OpKernelContext, whose layout has been the same from 2.15 to 2.21. All knowledge of that is in this file.
+// Finds the stream of a CUDA device; the C API gives streams only to pluggable devices. An exported symbol of
+// OpKernelContext returns the device; its layout is the same in TensorFlow 2.15 to 2.21. Only this file knows it.
+// This can go when the C API gives access to the stream.
 
 #include "gpu_device.h"
 
@@ -12,7 +13,7 @@ extern "C" __attribute__((weak)) bool _ZN3tsl21OpDeterminismRequiredEv();
 namespace kerasdet {
 namespace {
 
-// What Eigen::StreamInterface begins with: virtual functions, of which the destructor takes two places.
+// The start of Eigen::StreamInterface: a table of virtual functions, in which the destructor has two entries.
 struct EigenStream {
   struct Functions {
     void (*destroy[2])(EigenStream*);

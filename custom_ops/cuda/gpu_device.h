@@ -1,17 +1,17 @@
-// What TensorFlow knows of a kernel on a GPU and its C API does not tell.
+// Access to a GPU kernel's stream and settings, which TensorFlow's C API does not offer.
 #pragma once
 
 struct TF_OpKernelContext;
 
 namespace kerasdet {
 
-// Whether TensorFlow can be asked for streams.
+// Returns whether this TensorFlow gives access to streams.
 bool HasStreams();
 
-// The CUstream that a kernel on a GPU has to run on.
+// Returns the CUstream that a GPU kernel must use.
 void* StreamOf(TF_OpKernelContext* context);
 
-// Whether results have to be the same each time, to the last bit (tf.config.experimental.enable_op_determinism).
+// Returns whether results must be bit-identical in every run (tf.config.experimental.enable_op_determinism).
 bool IsDeterminismRequired();
 
 }  // namespace kerasdet

@@ -1,4 +1,4 @@
-// All kernels, as one program.
+// Includes all kernels, so that NVRTC compiles them as one program.
 #include "deform_conv.cu"
 #include "nms.cu"
 #include "roi_align.cu"

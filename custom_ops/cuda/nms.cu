@@ -1,8 +1,9 @@
-// Greedy non-maximum suppression of every image of a batch, of all boxes together or of each class for itself.
+// Greedy non-maximum suppression of every image of a batch, over all boxes or per class.
 //
-// Boxes are sorted by descending score, the first of equal ones first. Of the first ones, the window, a mask tells for
-// each which later ones it overlaps; one block an image then goes through these bits, word by word. In the rare case that
-// this leaves too few, the same block goes on with the boxes behind the window. Nothing goes back to the host.
+// Boxes are sorted by descending score, the first of equal ones first. The best boxes form the window: a bit mask
+// stores which later boxes each of them overlaps. One block per image then reads these bits word by word. If the window
+// yields too few detections, which is rare, the same block continues with the boxes after it. No data returns to the
+// host.
 
 #include "device.h"
 #include "nms_launch.h"
@@ -14,7 +15,7 @@ struct Box {
   int32_t class_id;
 };
 
-// A box of an image with its corners in order, or an empty one, which overlaps nothing, where it has a corner nowhere.
+// Returns the box with its corners in order; a non-finite box becomes an empty one, which overlaps nothing.
 inline Box BoxAt(const NmsLaunch& launch, int64_t image, int32_t index) {
   const int64_t number = image * launch.count + index;
   const float* corners = launch.boxes + 4 * number;
@@ -35,20 +36,21 @@ inline bool Overlap(const Box& kept, const Box& box, float threshold) {
   const float height = fminf(box.y2, kept.y2) - fmaxf(box.y1, kept.y1);
   const float width = fminf(box.x2, kept.x2) - fmaxf(box.x1, kept.x1);
   const float shared = fmaxf(height, 0.0f) * fmaxf(width, 0.0f), together = box.area + kept.area - shared;
-  // Without a division the comparison is inexact, so it lets a little too much pass; what passes is divided.
+  // The first comparison avoids a division but is inexact. It is a slightly lower filter; boxes that pass are divided.
   return shared > threshold * (1 - 1e-6f) * together && shared / together > threshold;
 }
 
-// The smaller the better a score is; the largest of all for one that is not above the threshold, as NaN.
+// Returns the sort key of a score. Better scores have smaller keys; scores not above the threshold, like NaN, have the
+// largest key.
 inline uint32_t KeyOf(float score, float threshold) {
   if (!(score > threshold)) return 0xffffffffu;
   const uint32_t bits = ToBits(score + 0.0f);  // -0 and 0 are equal
   return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
-// Sorts the boxes of an image, where they are few: one block an image.
+// Sorts up to kMostSortedAtOnce boxes per image, with one block per image.
 KERASDET_KERNEL(nms_sort_few, NmsLaunch, NmsLaunch::kThreads) {
-  __shared__ unsigned long long items[NmsLaunch::kMostSortedAtOnce];  // keys, and behind them indices
+  __shared__ unsigned long long items[NmsLaunch::kMostSortedAtOnce];  // high 32 bits: key, low 32 bits: index
   __shared__ int found;
   const int64_t image = blockIdx.x;
   const int count = static_cast<int>(launch.count), thread = threadIdx.x;
@@ -84,8 +86,8 @@ KERASDET_KERNEL(nms_sort_few, NmsLaunch, NmsLaunch::kThreads) {
   if (thread == 0) launch.found[image] = found;
 }
 
-// Where they are many, they are sorted by one digit of the key after another, the lowest first, by three kernels each. A
-// block has a tile of an image's boxes.
+// Larger numbers of boxes use a radix sort: three kernels per digit of the key, the lowest digit first. Each block
+// handles one tile of an image's boxes.
 KERASDET_KERNEL(nms_keys, NmsLaunch, NmsLaunch::kTileThreads) {
   const int64_t image = blockIdx.y, first = static_cast<int64_t>(blockIdx.x) * NmsLaunch::kTile;
   const int64_t last = min(launch.count, first + NmsLaunch::kTile);
@@ -112,7 +114,7 @@ KERASDET_KERNEL(nms_count_digits, NmsLaunch, NmsLaunch::kTileThreads) {
   launch.starts[(image * NmsLaunch::kTileThreads + threadIdx.x) * launch.tiles + blockIdx.x] = counts[threadIdx.x];
 }
 
-// Counts of (digit, tile) to where these begin: one block an image, of which each warp has some digits.
+// Turns the counts of (digit, tile) into start positions. One block per image; each warp handles some digits.
 KERASDET_KERNEL(nms_start_digits, NmsLaunch, NmsLaunch::kThreads) {
   constexpr int kDigits = NmsLaunch::kTileThreads, kWarps = NmsLaunch::kThreads / 32;
   __shared__ int totals[kDigits];
@@ -137,7 +139,7 @@ KERASDET_KERNEL(nms_start_digits, NmsLaunch, NmsLaunch::kThreads) {
     for (int first = 0; first < launch.tiles; first += 32) {
       int32_t* place = starts + static_cast<int64_t>(digit) * launch.tiles + first + lane;
       const int count = first + lane < launch.tiles ? *place : 0;
-      int sum = count;  // of this lane's and the lower ones'
+      int sum = count;  // over this lane and the lower ones
       for (int distance = 1; distance < 32; distance *= 2) {
         const int lower = __shfl_up_sync(kAllLanes, sum, distance);
         if (lane >= distance) sum += lower;
@@ -148,7 +150,7 @@ KERASDET_KERNEL(nms_start_digits, NmsLaunch, NmsLaunch::kThreads) {
   }
 }
 
-// Moves keys and indices to their place, equal digits in the order they come in: each warp has a row of the tile.
+// Moves keys and indices to their places and keeps the order of equal digits. Each warp handles one row of the tile.
 KERASDET_KERNEL(nms_move, NmsLaunch, NmsLaunch::kTileThreads) {
   constexpr int kWarps = NmsLaunch::kTileThreads / 32, kRow = NmsLaunch::kTile / kWarps, kDigits = 256;
   __shared__ int starts[kWarps][kDigits];
@@ -188,7 +190,7 @@ KERASDET_KERNEL(nms_move, NmsLaunch, NmsLaunch::kTileThreads) {
   }
 }
 
-// Bits of the boxes of a word that a box before them overlaps: a block has a word of boxes and a word of later ones.
+// Sets the bits of boxes that an earlier box overlaps. Each block compares one word of boxes with one later word.
 KERASDET_KERNEL(nms_mask, NmsLaunch, NmsLaunch::kWord) {
   __shared__ Box others[NmsLaunch::kWord];
   const int word = blockIdx.x, row = blockIdx.y, thread = threadIdx.x;
@@ -209,7 +211,7 @@ KERASDET_KERNEL(nms_mask, NmsLaunch, NmsLaunch::kWord) {
   launch.mask[(image * launch.window + place) * launch.words + word] = bits;
 }
 
-// Who stays: one block an image.
+// Selects the boxes that are kept, with one block per image.
 KERASDET_KERNEL(nms_keep, NmsLaunch, NmsLaunch::kThreads) {
   constexpr int kWord = NmsLaunch::kWord;
   __shared__ unsigned long long gone[NmsLaunch::kMostWords], of_word[kWord], kept_of_word;
@@ -257,7 +259,8 @@ KERASDET_KERNEL(nms_keep, NmsLaunch, NmsLaunch::kThreads) {
     __syncthreads();
   }
 
-  // Behind the window, each thread has a box: first against all kept ones, then the best that is left against the others.
+  // After the window, each thread holds one box. The block compares these with all kept boxes, then repeatedly keeps
+  // the best remaining box and compares it with the others.
   for (int first = in_window; first < found && kept < launch.most; first += NmsLaunch::kThreads) {
     bool stays = first + thread < found;
     const Box box = BoxAt(launch, image, order[stays ? first + thread : 0]);

@@ -1,4 +1,4 @@
-// Non-maximum suppression on GPUs: what it is launched with. The kernels are in nms.cu.
+// Launches non-maximum suppression on GPUs. The kernels are in nms.cu.
 
 #include <algorithm>
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace {
 constexpr int kDigits = 256;
 constexpr int64_t kMostImages = 65535, kMostMaskBytes = 256 << 20;
 
-// How many of the best boxes of an image have a mask: enough for the result as a rule, and more take another way.
+// Returns how many of the best boxes of an image get a mask. They usually suffice; later boxes use a slower path.
 int64_t WindowOf(int64_t batch, int64_t count, int64_t most) {
   int64_t window = std::clamp<int64_t>(4 * most, 4096, NmsLaunch::kMostWords * NmsLaunch::kWord);
   while (window > 1024 && batch * window * window / 8 > kMostMaskBytes) window /= 2;
@@ -28,7 +28,9 @@ class Nms {
   void Compute(const Context& context) const {
     const NmsCall call(options_, context);
     const int64_t batch = call.batch(), count = call.count(), most = options_.max_detections;
-    if (batch > kMostImages) throw InvalidArgument("A GPU takes at most %d images.", static_cast<int>(kMostImages));
+    if (batch > kMostImages) {
+      throw InvalidArgument("NMS on a GPU takes at most %d images.", static_cast<int>(kMostImages));
+    }
     const Stream stream = context.stream();
     if (batch == 0 || count == 0 || most == 0) {
       stream.Fill(call.indices.data<int32_t>(), 0xffffffffu, batch * most);
@@ -64,7 +66,7 @@ class Nms {
   }
 
  private:
-  // Digit by digit, to and fro between two orders, so that it ends in the first.
+  // Each digit's step reads one order and writes the other. The number of digits is even: the result is in the first.
   static void Sort(const Context& context, const Stream& stream, int64_t batch, NmsLaunch* launch) {
     const int64_t values = batch * launch->count;
     const Tensor keys = context.Scratch(values * sizeof(uint32_t)), other_keys = context.Scratch(values * sizeof(uint32_t));

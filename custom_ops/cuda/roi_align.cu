@@ -1,15 +1,15 @@
-// ROIAlign of boxes on a pyramid, and its gradient: a warp takes a bin, and each of its threads some of the channels.
+// ROIAlign of boxes on a pyramid, and its gradient. Each warp handles one bin, and its threads share the channels.
 //
-// The samples of a bin lie on a grid, so a bin is a sum over cells, each weighted by its row's times its column's weight.
-// The threads find the weights of a row or column each, and the warp goes through those that are not zero: a cell is
-// read once however many samples touch it.
+// The samples of a bin lie on a grid, so a bin is a sum over cells, weighted by their row's times column's weight.
+// Each thread computes the weights of one row and one column, and the warp visits the nonzero ones. A cell is read
+// once, even if many samples touch it.
 
 #include "device.h"
 #include "roi_align_launch.h"
 
 namespace kerasdet {
 
-// A bin along one axis: its samples, and the lines of the map (rows or columns) between them.
+// A bin along one axis: its samples, and the lines of the map (rows or columns) that they touch.
 struct BinAxis {
   float begin, size;
   int samples, limit, first_line, last_line;
@@ -19,7 +19,7 @@ inline float PositionOf(float begin, float size, int samples, int sample) {
   return begin + (static_cast<float>(sample) + 0.5f) * size / static_cast<float>(samples);
 }
 
-// Mean of the bilinear weights that the samples of a bin give a line.
+// Returns the mean bilinear weight that the samples of a bin give a line.
 KERASDET_SHARED_CODE float WeightOf(float begin, float size, int samples, int limit, int line) {
   float weight = 0;
 #pragma unroll 1
@@ -41,7 +41,7 @@ inline float WeightOf(const BinAxis& axis, int line) {
 
 inline float Finite(float x) { return IsFinite(x) ? x : 0.0f; }
 
-// As in Python, where the logarithm is rounded once: float32's own is off by enough to move boxes on the edge of a level.
+// Like the Python code, rounds the logarithm once: log2f is inexact enough to move boxes at the edge of a level.
 inline int LevelOf(const RoiAlignLaunch& launch, const float* box) {
   if (launch.num_levels == 1) return 0;
   const float ratio = sqrtf((box[2] - box[0]) * (box[3] - box[1])) / launch.canonical_size + 1e-8f;
@@ -62,7 +62,7 @@ KERASDET_SHARED_CODE BinAxis AxisOf(const RoiAlignLaunch& launch, float scale, f
   BinAxis axis{0, size / static_cast<float>(bins), launch.sampling_ratio, limit, 0, -1};
   axis.begin = start + static_cast<float>(bin) * axis.size;
   if (launch.sampling_ratio == 0) {
-    // As many as the bin has lines, rounded up; more than the map has lines would lie beside it.
+    // The size of the bin in lines, rounded up, at most the number of lines of the map: further samples lie outside.
     const float samples = ceilf(size / static_cast<float>(bins));
     axis.samples = samples > 0 ? static_cast<int>(fminf(samples, static_cast<float>(limit))) : 0;
   }
@@ -75,10 +75,10 @@ KERASDET_SHARED_CODE BinAxis AxisOf(const RoiAlignLaunch& launch, float scale, f
   return axis;
 }
 
-// The bin that this warp takes.
+// The bin that this warp handles.
 struct Bin {
   int level, width;
-  int64_t image_begin;  // of the level's maps
+  int64_t image_begin;  // offset of the image in the level's maps
   BinAxis rows, columns;
 
   explicit Bin(const RoiAlignLaunch& launch, int32_t number) {
@@ -93,7 +93,7 @@ struct Bin {
   }
 };
 
-// Calls body(cell, weight) for each cell of the map that has a weight in the bin. All threads of the warp come along.
+// Calls body(cell, weight) for each cell with a nonzero weight in the bin. All threads of the warp make the same calls.
 template <class Body>
 inline void ForCells(const Bin& bin, const Body& body) {
   const int lane = threadIdx.x % 32;
@@ -120,7 +120,7 @@ inline void ForCells(const Bin& bin, const Body& body) {
   }
 }
 
-// How a thread takes channels: four at once, or one of a type that is known at run time.
+// Memory access of a thread: four channels at once, or one channel of a type that is known only at run time.
 template <class T>
 struct ByFour {
   static constexpr int kWidth = 4;
@@ -157,7 +157,7 @@ inline void Pool(const RoiAlignLaunch& launch) {
   const int64_t begin = static_cast<int64_t>(number) * launch.channels;
   for (int first = threadIdx.x % 32 * kWidth; first < (launch.channels + kStep - 1) / kStep * kStep;
        first += kAtOnce * kStep) {
-    int channels[kAtOnce];  // those that are not there are read as the first and not written
+    int channels[kAtOnce];  // missing channels read channel 0 and are not written
     for (int k = 0; k < kAtOnce; ++k) channels[k] = first + k * kStep < launch.channels ? first + k * kStep : 0;
     float sums[kAtOnce][kWidth] = {};
     ForCells(bin, [&](int cell, float weight) {
@@ -179,7 +179,7 @@ KERASDET_KERNEL(roi_align_half, RoiAlignLaunch, RoiAlignLaunch::kThreads) { Pool
 KERASDET_KERNEL(roi_align_bfloat16, RoiAlignLaunch, RoiAlignLaunch::kThreads) { Pool<ByFour<BFloat16>>(launch); }
 KERASDET_KERNEL(roi_align_any, RoiAlignLaunch, RoiAlignLaunch::kThreads) { Pool<ByOne>(launch); }
 
-// Neighbouring threads add to neighbouring channels: the memory takes these as one.
+// Neighbouring threads add to neighbouring channels, so the memory system merges their accesses.
 KERASDET_KERNEL(roi_align_grad, RoiAlignLaunch, RoiAlignLaunch::kThreads) {
   constexpr int kAtOnce = 4;
   const int number = static_cast<int>(blockIdx.x * (RoiAlignLaunch::kThreads / 32) + threadIdx.x / 32);

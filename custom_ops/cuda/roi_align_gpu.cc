@@ -1,4 +1,4 @@
-// ROIAlign on GPUs: what it is launched with. The kernels are in roi_align.cu.
+// Launches ROIAlign on GPUs. The kernels are in roi_align.cu.
 
 #include <cstdint>
 #include <limits>
@@ -31,7 +31,7 @@ class Options {
   int64_t output_height() const { return options_.output_height; }
   int64_t output_width() const { return options_.output_width; }
 
-  // All but the pointers to and the sizes of the levels.
+  // Fills in all parameters except pointers and sizes of the levels.
   template <class T>
   RoiAlignLaunch Launch(const Tensor& boxes, int64_t channels, T* pooled) const {
     const int64_t bins = CheckedSize({boxes.dim(0), boxes.dim(1), output_height(), output_width()}, "The result");
@@ -129,7 +129,7 @@ class RoiAlignGrad {
     }
     std::vector<SumsOf<T>> sums;
     for (int level = 0; level < num_levels; ++level) {
-      const Tensor shape = context.Input(level, "shapes", {4});  // in the host's memory
+      const Tensor shape = context.Input(level, "shapes", {4});  // in host memory
       const int32_t* dims = shape.data<int32_t>();
       if (dims[0] != batch || dims[3] != channels) throw InvalidArgument("The shapes and the gradient do not agree.");
       SetSize(dims[1], dims[2], &launch.levels[level]);

@@ -1,4 +1,4 @@
-// What the kernels of roi_align.cu are launched with.
+// Launch parameters of the kernels in roi_align.cu.
 #pragma once
 
 #include <cstdint>
@@ -6,13 +6,13 @@
 namespace kerasdet {
 
 struct RoiAlignLaunch {
-  static constexpr int kThreads = 128;  // a warp takes a bin
+  static constexpr int kThreads = 128;  // one warp per bin
   static constexpr int kMostLevels = 12;
 
   struct Level {
-    const void* features;        // (images, height, width, channels), or in the gradient
-    float* floats;               // sums of that shape
-    unsigned long long* units;   // and these, where sums must not depend on their order
+    const void* features;        // (images, height, width, channels); null in the gradient
+    float* floats;               // gradient of `features`, in its shape
+    unsigned long long* units;   // the same gradient in units if sums must not depend on their order
     int32_t height, width;
     float scale;
   };

@@ -1,4 +1,5 @@
-// What sums that do not depend on their order need: the size of their unit, and their value in the end (see device.h).
+// Kernels for sums that do not depend on their order: they find the size of the unit and convert the sums to floats.
+// See `Sums` in device.h.
 
 #include "device.h"
 #include "sums_launch.h"

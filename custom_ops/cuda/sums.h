@@ -1,4 +1,4 @@
-// Sums that many threads add to: their memory, and how they end (see device.h).
+// Allocates and finishes sums that many threads add to. See `Sums` in device.h.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace kerasdet {
 
-// The bits of the largest absolute value of some finite values, in the GPU's memory.
+// Finds the largest absolute value among finite values; its bits stay in the GPU's memory.
 class LargestValue {
  public:
   explicit LargestValue(const Context& context) : memory_(context.Scratch(sizeof(uint32_t))) {}
@@ -31,7 +31,7 @@ class LargestValue {
   const Tensor memory_;
 };
 
-// `count` sums that begin at zero and end in `result`.
+// `count` sums that start at zero; `Finish` writes them to `result`.
 template <class T>
 class SumsOf {
  public:
@@ -46,10 +46,11 @@ class SumsOf {
   }
 
   float* floats() const { return kInPlace ? reinterpret_cast<float*>(result_) : scratch_.data<float>(); }
-  // Null where the order may matter.
+  // Null if results may depend on the order.
   unsigned long long* units() const { return deterministic_ ? units_.data<unsigned long long>() : nullptr; }
 
-  // Of terms of two factors, given what is largest among these.
+  // Converts the sums to type T. Each term is a product of two factors; `largest` and `other_largest` are the largest
+  // absolute values of these.
   void Finish(const Stream& stream, const uint32_t* largest, const uint32_t* other_largest, int log2_terms) const {
     if (kInPlace && !deterministic_) return;
     const FinishLaunch launch{floats(), units(), result_, count_, TypeOf(result_), largest, other_largest, log2_terms};
@@ -65,7 +66,7 @@ class SumsOf {
   bool deterministic_;
 };
 
-// The exponent of the least power of two that is not below `count`.
+// Returns the exponent of the smallest power of two that is at least `count`.
 inline int Log2Above(int64_t count) {
   int exponent = 0;
   while (int64_t{1} << exponent < count) ++exponent;

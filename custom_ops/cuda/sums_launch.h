@@ -1,4 +1,4 @@
-// What the kernels of sums.cu are launched with.
+// Launch parameters of the kernels in sums.cu.
 #pragma once
 
 #include <cstdint>
@@ -12,19 +12,19 @@ struct LargestLaunch {
   const void* values;
   int64_t count;
   int32_t type;
-  uint32_t* largest;  // bits of the largest absolute value, of those that are finite; zero before
+  uint32_t* largest;  // bits of the largest finite absolute value; starts at zero
 };
 
 struct FinishLaunch {
   static constexpr int kThreads = 256;
 
   const float* floats;
-  const unsigned long long* units;  // or null
+  const unsigned long long* units;  // null if results may depend on the order
   void* result;
   int64_t count;
-  int32_t type;  // of the result
-  const uint32_t* largest;  // of the factors of the terms
-  const uint32_t* other_largest;
+  int32_t type;  // type of `result`
+  const uint32_t* largest;  // bits of the largest absolute value of the terms' first factor
+  const uint32_t* other_largest;  // likewise of the second factor
   int32_t log2_terms;
 };
 

@@ -1,4 +1,4 @@
-// The types that kernels are told of when they are launched.
+// The data types that kernels receive as launch parameters.
 #pragma once
 
 #include "../half.h"

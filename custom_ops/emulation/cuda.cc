@@ -1,7 +1,7 @@
-// A stand-in for libcuda.so.1, whose GPU has the host's memory and runs the kernels of cuda/ as C++ (see cuda_language.h).
+// Stands in for libcuda.so.1: its GPU uses host memory and runs the kernels of cuda/ as C++ (see cuda_language.h).
 //
-// The threads of a block run on one thread of the host. In which order they get their turn changes from block to block,
-// so that a wait which is missing shows. A thread that leaves while others of its warp wait for it ends the process.
+// The threads of a block run on one thread of the host. Their order changes from block to block, which reveals missing
+// synchronization. The process aborts if a thread exits while others of its warp wait for it.
 
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +17,7 @@
 #error "The emulation switches stacks of x86-64."
 #endif
 
-// Leaves the stack whose pointer goes to *from, and goes on where the other one was left.
+// Saves the registers and the stack pointer to *from, and resumes the stack `to`.
 asm(R"(
   .text
   .local emulation_switch
@@ -52,7 +52,7 @@ std::map<std::string, Run>& Kernels() {
   return kernels;
 }
 
-// Opens for all once each of `size` has come.
+// Releases all waiting threads when `size` threads have arrived.
 struct Barrier {
   int size = 0, arrived = 0;
   unsigned opened = 0;
@@ -68,13 +68,13 @@ struct Thread {
 struct Warp {
   Barrier barrier;
   int left = 0;
-  uint64_t values[2][32];  // in turn, so that nobody overwrites what others still read
+  uint64_t values[2][32];  // two buffers, so that no thread overwrites values that others still read
 };
 
 Thread threads[kMostThreads];
 Warp warps[kMostThreads / 32];
 Barrier block;
-void *of_host, *nowhere;  // where the host waits; where nobody comes back to
+void *of_host, *nowhere;  // the host's stack; a stack pointer that is never resumed
 Run running;
 const void* launched;
 unsigned current, num_threads, num_left, step = 1;
@@ -98,7 +98,7 @@ void WaitFor(Barrier* barrier) {
 }
 
 void FailOfLeft() {
-  std::fprintf(stderr, "A thread has left that others of its warp wait for.\n");
+  std::fprintf(stderr, "A thread of a warp exited while others wait for it. All 32 threads must synchronize.\n");
   std::abort();
 }
 
@@ -108,7 +108,7 @@ void RunThread() {
   --num_left;
   --warps[current / 32].left;
   if (warps[current / 32].barrier.arrived > 0) FailOfLeft();
-  if (--block.size > 0 && block.arrived == block.size) {  // a block does not wait for those that have left
+  if (--block.size > 0 && block.arrived == block.size) {  // a block does not wait for threads that have exited
     block.arrived = 0;
     ++block.opened;
   }
@@ -125,10 +125,10 @@ void RunBlock() {
     const auto top = (reinterpret_cast<uintptr_t>(threads[i].stack.get()) + kStackSize) / 16 * 16;
     void** pointer = reinterpret_cast<void**>(top) - 2;
     *pointer = reinterpret_cast<void*>(RunThread);
-    threads[i].pointer = pointer - 6;  // what the switch takes for registers
+    threads[i].pointer = pointer - 6;  // initial registers of the thread
     std::memset(threads[i].pointer, 0, 6 * sizeof(void*));
   }
-  step = (step + 2) % 64;  // odd, so that all get their turn
+  step = (step + 2) % 64;  // odd, so that every thread gets a turn
   current = num_threads - 1;
   SwitchToNext(&of_host);
 }
@@ -154,7 +154,7 @@ const uint64_t* Exchange(uint64_t value) {
 
 extern "C" {
 
-// For tests: which GPU this is, and the image that was loaded last.
+// Tests set the GPU's architecture and context, and read the image that was loaded last.
 int emulated_architecture = 90;
 const void* emulated_context = &emulated_architecture;
 const void* emulated_image = nullptr;

@@ -1,5 +1,6 @@
-// CUDA's language for a C++ compiler, so that the kernels run without a GPU, under sanitizers, too. The threads of a block
-// take turns on stacks of their own: one runs until it waits for others. See emulation/cuda.cc.
+// Defines CUDA's language for a C++ compiler, so that the kernels run without a GPU and under sanitizers.
+//
+// The threads of a block take turns on their own stacks: each runs until it waits for others. See emulation/cuda.cc.
 #pragma once
 
 #include <algorithm>
@@ -17,10 +18,10 @@ inline Index thread_index, block_index, block_size, grid_size;
 
 void WaitForBlock();
 
-// Shows a value to the warp's other threads, and returns those of all of them.
+// Shares a value with the warp and returns the values of its 32 threads.
 const uint64_t* Exchange(uint64_t value);
 
-// A kernel by name, called with the address of what it is launched with.
+// Registers a kernel by name; `run` takes the address of its launch parameters.
 struct Kernel {
   Kernel(const char* name, void (*run)(const void* launch));
 };

@@ -1,4 +1,4 @@
-// The ops of GPUs alone, for a library in which an emulated one runs them.
+// Registers only the GPU ops, for the library that runs them on an emulated GPU.
 
 #include "../ops.h"
 

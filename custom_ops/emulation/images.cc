@@ -1,4 +1,4 @@
-// In place of compiled kernels, their names: the emulated GPU runs the sources.
+// Holds names in place of compiled kernels, because the emulated GPU runs the sources.
 
 #include <cstdint>
 

@@ -26,10 +26,10 @@ struct TF_OpKernelConstruction {
   std::map<std::string, fake::Attribute> attributes;
   std::string error;
 };
-// A call of a kernel.
+// One call of a kernel.
 struct TF_OpKernelContext {
   std::vector<TF_Tensor> inputs;
-  std::function<void*(int index, const TF_Tensor& tensor, size_t bytes)> allocate;  // null where that does not go
+  std::function<void*(int index, const TF_Tensor& tensor, size_t bytes)> allocate;  // returns null if it cannot
   std::function<void*(size_t bytes)> scratch;
   void* stream;
   std::string error;
@@ -56,7 +56,7 @@ struct Made {
 
 constexpr size_t kMostBytes = size_t{1} << 28;
 
-// Memory of its exact size, so that a step too far is seen, and NaN where nothing is written.
+// Allocates exactly `bytes`, so that sanitizers see accesses past the end. NaN marks values that an op did not write.
 using Memory = std::unique_ptr<unsigned char[]>;
 Memory Filled(size_t bytes) {
   Memory memory = std::make_unique<unsigned char[]>(bytes);
@@ -64,7 +64,7 @@ Memory Filled(size_t bytes) {
   return memory;
 }
 
-// What TensorFlow keeps a stream in (see cuda/gpu_device.cc).
+// Imitates the classes that hold TensorFlow's stream (see cuda/gpu_device.cc).
 struct Stream {
   void* const* functions;
   void* stream;

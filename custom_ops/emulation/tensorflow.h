@@ -1,5 +1,5 @@
-// As much of TensorFlow as the ops ask for, so that they run without it: under sanitizers, on an emulated GPU, or on a
-// real one beside another framework.
+// Implements the part of TensorFlow that the ops use. They then run without TensorFlow: under sanitizers, on an
+// emulated GPU, or on a real GPU beside another framework.
 #pragma once
 
 #include <cstdint>
@@ -24,17 +24,17 @@ struct Value {
   std::vector<unsigned char> bytes;
 };
 
-// Runs a registered kernel; returns its error, empty where there was none.
+// Runs a registered kernel; returns its error message, or an empty string.
 std::string Run(const std::string& op, const std::string& device, TF_DataType type,
                 const std::map<std::string, Attribute>& attributes, const std::vector<Value>& inputs,
                 std::vector<Value>* outputs);
 
-// What kernels hear of determinism.
+// Whether kernels must give deterministic results.
 extern bool deterministic;
 
 }  // namespace fake
 
-// For Python (see without_tensorflow.py): a kernel is made once and called with tensors that lie somewhere.
+// The interface for Python (see without_tensorflow.py): it creates a kernel once and calls it with any tensors.
 extern "C" {
 
 struct FakeAttribute {
@@ -50,12 +50,12 @@ struct FakeTensor {
   void* data;
 };
 
-// Null where there is no such kernel. `error` has room for 512 characters.
+// Returns null if no such kernel is registered. `error` has room for 512 characters.
 void* fake_make(const char* op, const char* device, int64_t type, const FakeAttribute* attributes, int64_t count,
                 char* error);
 
-// Returns whether it went well. `scratch` gives memory that lasts until the call is over, the next one's on the GPU; where
-// it is null, it is the host's.
+// Returns whether the call succeeded. `scratch` allocates scratch memory, which must last until the next call's work on
+// the GPU begins. If `scratch` is null, scratch memory is the host's and lasts until the call returns.
 bool fake_call(void* kernel, const FakeTensor* inputs, int64_t num_inputs, const FakeTensor* outputs,
                int64_t num_outputs, void* (*scratch)(int64_t bytes), void* stream, char* error);
 

@@ -1,10 +1,9 @@
-// Runs every op on random shapes, attributes and values, wild ones included, and checks what must always hold:
+// Runs every op on random shapes, attributes and values, including extreme ones, and checks invariants:
 //
 //   fuzz SEED CASES
 //
-// Memory and arithmetic are watched by the sanitizers it is built with. The same case runs on one thread's order of
-// work and again, and must give the same bits; where there are kernels for GPUs, these run, too, on an emulated one, and
-// must agree.
+// It is built with sanitizers, which check memory and arithmetic. Each case runs twice and must give the same bits. Ops
+// with GPU kernels also run on an emulated GPU, and the results must agree.
 
 #include <cmath>
 #include <cstdio>
@@ -49,7 +48,7 @@ Value Filled(const std::vector<int64_t>& shape, const Make& make) {
   return value;
 }
 
-// Any bits at all, or those of small numbers.
+// Returns random bits, or the bits of small numbers.
 Value Noise(TF_DataType type, const std::vector<int64_t>& shape, bool tame) {
   Value value{type, shape, std::vector<unsigned char>(Size(shape) * Width(type))};
   for (auto& byte : value.bytes) byte = static_cast<unsigned char>(Int(0, 255));
@@ -88,7 +87,7 @@ void Require(bool holds, const char* what, const char* op = "") {
   std::abort();
 }
 
-// Whether values agree up to rounding.
+// Returns whether values agree up to rounding.
 bool IsClose(const Value& one, const Value& other) {
   if (one.type == TF_INT32) return one.bytes == other.bytes;
   const auto at = [](const Value& value, int64_t i) {
@@ -108,7 +107,7 @@ bool IsClose(const Value& one, const Value& other) {
   return true;
 }
 
-// Runs an op twice; returns whether it took the inputs.
+// Runs an op twice; returns whether it accepted the inputs.
 bool RunTwice(const char* op, const char* device, TF_DataType type, const std::map<std::string, Attribute>& attributes,
               const std::vector<Value>& inputs, std::vector<Value>* outputs, std::string* error) {
   std::vector<Value> again;
@@ -119,7 +118,7 @@ bool RunTwice(const char* op, const char* device, TF_DataType type, const std::m
   return true;
 }
 
-// Runs an op on the CPU and on the GPU, on which the results need not agree if sums of the values lose all precision.
+// Runs an op on the CPU and the GPU. If `tame` is false, sums can lose all precision and the results may differ.
 bool RunOnBoth(const char* op, TF_DataType type, const std::map<std::string, Attribute>& attributes,
                const std::vector<Value>& inputs, bool tame, std::vector<Value>* outputs) {
   std::vector<Value> of_gpu;
@@ -129,7 +128,7 @@ bool RunOnBoth(const char* op, TF_DataType type, const std::map<std::string, Att
   const bool runs_on_gpu = RunTwice(op, "GPU", type, attributes, inputs, &of_gpu, &error_of_gpu);
   fake::deterministic = false;
   Require(fake::Run(op, "GPU", type, attributes, inputs, &of_gpu) == error_of_gpu, "The errors differ.", op);
-  Require(runs || !runs_on_gpu, "The GPU takes what the CPU does not.", op);
+  Require(runs || !runs_on_gpu, "The GPU accepts inputs that the CPU rejects.", op);
   if (!runs || !runs_on_gpu || !tame) return runs;
   for (size_t i = 0; i < outputs->size(); ++i) Require(IsClose((*outputs)[i], of_gpu[i]), "The devices differ.", op);
   return true;
@@ -225,7 +224,7 @@ void FuzzMasks() {
   std::string error;
   const bool done = RunTwice("Kerasdet>PasteMasks", "CPU", TF_FLOAT, attributes, inputs, &pasted, &error);
   if (!RunTwice("Kerasdet>EncodeMasks", "CPU", TF_FLOAT, attributes, inputs, &coded, &error) || !done) return;
-  // Decoded, the code is the bitmap.
+  // Decoding must return the bitmap.
   const int64_t number_of_codes = coded[1].shape[0];
   const unsigned char* character = coded[0].bytes.data();
   const auto* lengths = reinterpret_cast<const int32_t*>(coded[1].bytes.data());

@@ -1,8 +1,8 @@
-"""Writes the files beside the graph of a SavedModel: class names, a description, and how to call it.
+"""Writes the asset files of a SavedModel: class names, a description, and how to call it.
 
 | file in ``assets/`` | contents |
 |---|---|
-| ``labels.txt`` | class names, one a line, in the order of class ids from 0 |
+| ``labels.txt`` | class names, one per line, in the order of class ids from 0 |
 | ``label_map.pbtxt`` | the TF Object Detection API's label map; its ids are the values of ``detection_classes`` |
 | ``model_card.md`` | model, classes, preprocessing, signatures and sizes, for people |
 | ``kerasdet.json`` | the same for programs; `kerasdet.load` reads it |

@@ -94,7 +94,7 @@ def _jpeg_size(encoded):
 def _attempt(function, encoded):
     """Returns whether a function of an encoded image succeeds, and its result, which is empty if it fails.
 
-    An op that fails ends the graph, with a message that does not say which image it had. Inside a data set
+    An op that fails ends the graph, with a message that does not say which image it had. Inside a dataset
     `ignore_errors` catches the failure.
     """
     result = tf.data.Dataset.from_tensors(encoded).map(function)

@@ -49,18 +49,18 @@ class SavedModelPredictor(Predictor):
         self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Detects objects in images in their own size; see `Predictor.detect_batch`.
+        """Detects objects in a batch of images that have not been resized.
 
         Images of one size go to the signature ``serving_default`` (uint8) or ``float_image``. uint8 images of several
-        sizes go to ``encoded``, which resizes each by itself and runs them as one batch; float images of several sizes
-        run one after the other, like `detect` of the model with a batch size of 1.
+        sizes go to ``encoded``, which resizes each image separately and runs them as one batch. Float images of several
+        sizes run one by one, like `detect` of the model with a batch size of 1.
 
         Args:
             batch: `image` (B, H, W, 3), uint8 or float, padded at the bottom right; `image_size` and `original_size`
                 (B, 2) int32.
 
         Returns:
-            The padded dict, in pixels of the original images.
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
         """
         image_size, original_size = batch_sizes(batch)
         sizes, images = np.asarray(image_size), np.asarray(batch["image"])

@@ -1,4 +1,4 @@
-"""Writes a SavedModel with everything inside: decoding, resizing, the network, suppression, boxes of the original.
+"""Writes a self-contained SavedModel: image decoding, resizing, the network, NMS, and boxes in the original image.
 
 All signatures take a batch of any size and, by default, use stock TensorFlow ops only. An empty batch gives empty
 outputs.
@@ -54,7 +54,7 @@ def export_saved_model(
         path: A folder that does not exist or is empty.
         class_offset: Number of the first class in ``detection_classes``. The TF Object Detection API counts from 1.
         precision: Precision of convolutions and matrix products: "float32", "bfloat16" (processors with AVX-512 or AMX,
-            TPUs) or "float16" (GPUs). Boxes are decoded and suppressed in float32.
+            TPUs) or "float16" (GPUs). Box decoding and NMS run in float32.
         max_pixels: An encoded image with more pixels fails its request before it is decoded.
         ops: "tensorflow" for stock ops, or "compiled" for kerasdet's compiled ones, which a server must then contain.
         gin_config: Text of the run's operative configuration, which goes into the assets; None for none.

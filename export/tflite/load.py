@@ -61,13 +61,13 @@ class TFLitePredictor(Predictor):
         self._run = _make_runner(self.path, num_threads or len(os.sched_getaffinity(0)))
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Detects objects in images in their own size; see `Predictor.detect_batch`.
+        """Detects objects in a batch of images that have not been resized.
 
         Args:
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
 
         Returns:
-            The padded dict, in pixels of the original images.
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

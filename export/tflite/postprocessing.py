@@ -47,9 +47,9 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
         The reason and the remedy, or None if it can be exported.
     """
     if postprocessing == "postprocess" and not model.supports_decode_all:
-        return "TFLite_Detection_PostProcess decodes anchors and suppresses class by class: choose postprocessing nms"
+        return "TFLite_Detection_PostProcess decodes anchors and applies NMS per class: choose postprocessing nms"
     if postprocessing == "raw" and not model.single_stage:
-        return "its second stage reads proposals, which suppression selects: choose postprocessing nms"
+        return "its second stage reads proposals, which NMS selects: choose postprocessing nms"
     if precision == "int8" and not model.single_stage:
         return "calibration cannot observe ranges inside the loop of ROIAlign: choose float32, float16 or dynamic"
     return None
@@ -144,11 +144,11 @@ def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) 
 
 
 def set_detections_per_class(flatbuffer: bytes, number: int) -> bytes:
-    """Lets ``TFLite_Detection_PostProcess`` find more objects of one class than 100, where the converter leaves it.
+    """Sets the maximum number of detections per class in ``TFLite_Detection_PostProcess``; the converter writes 100.
 
     Args:
         flatbuffer: A TFLite file.
-        number: Most detections of one class.
+        number: Maximum number of detections per class in an image.
 
     Returns:
         The changed file.

@@ -1,6 +1,6 @@
 """Stores convolutions and matrix products of a TFLite file in fewer bits.
 
-Decoding of boxes and suppression stay in float32.
+Box decoding and NMS stay in float32.
 
 | precision | weights | activations |
 |---|---|---|

@@ -43,7 +43,7 @@ RCNN_PARTS = {
     "postprocessing": Postprocessing,
 }
 # For each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
-# the bias that tells that number.
+# the bias whose size gives that number.
 PARTS = {
     "backbone": ("backbone",),
     "retinanet": ("backbone", "neck", "head"),
@@ -116,12 +116,17 @@ def build(
 
 
 def _with_parts(arguments):
-    """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts."""
+    """Replaces the dicts among the arguments of `RPN` or `RoIHeads` by the objects that they describe."""
     return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
 
 def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
-    """Returns the variables that checkpoints hold, by names that depend on nothing but the structure."""
+    """Returns the variables that checkpoints hold, by names that depend only on the structure of the model.
+
+    Args:
+        model: Result of `build`.
+        kind: Kind of the source, a key of `PARTS`.
+    """
     variables = {}
     for part in PARTS[kind]:
         layer = model if kind == "backbone" else _part(model, part)
@@ -153,7 +158,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         spec: The source.
 
     Returns:
-        The converted tensor; None if the shape does not allow it.
+        The converted tensor; None if its shape does not fit.
     """
     try:
         if "box_deltas/" in name or "box_distances/" in name:

@@ -231,7 +231,8 @@ def _from_torch(item, data, byteorder):
 def _from_numpy(item):
     element = item.dtype.element
     if len(item.raw) != math.prod(item.shape) * itemsize(element):
-        raise ValueError(f"shape {item.shape} and type {element} do not match {len(item.raw)} bytes")
+        needed = math.prod(item.shape) * itemsize(element)
+        raise ValueError(f"has {len(item.raw)} bytes, but shape {item.shape} of type {element} needs {needed}")
     raw = item.raw.encode("latin-1") if isinstance(item.raw, str) else item.raw
     strides = contiguous_strides(item.shape, item.fortran)
     return to_array(raw, element, item.shape, strides, byteorder=item.dtype.byteorder)

@@ -117,7 +117,7 @@ def storage(identity: object) -> Storage:
         raise ValueError("names something that is not a tensor storage by a persistent id, which is refused")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
-        raise ValueError("names a tensor storage by a damaged persistent id")
+        raise ValueError("has a pickle with a malformed persistent id of a tensor storage")
     start, length = 0, numel
     if len(identity) == 6 and identity[5] is not None:
         _, start, length = identity[5]

@@ -19,7 +19,7 @@ DETECTRON2 = {
 MMDET = {"rounding": "detectron2", "kernel": "bilinear"}
 MMDET_CAFFE = {**MMDET, "mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0), "channel_order": "bgr"}
 
-DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # of the first Detectron
+DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # pixel means of the first Detectron
 
 # Anchors of RetinaNet
 _ROUNDED_OCTAVES = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
@@ -101,14 +101,14 @@ class Source:
         box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
         normalizer: Arguments of `LossNormalizer`; None for the model's default.
         postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
-        rpn: Arguments of `RPN`; those that are parts are given by their own arguments.
-        roi_heads: Arguments of `RoIHeads`, likewise; branches have fields of their own.
+        rpn: Arguments of `RPN`; an argument that is an object is a dict of its own arguments.
+        roi_heads: Arguments of `RoIHeads`, in the same form, without branches: `mask` and `keypoint` describe these.
         mask: Arguments of `MaskBranch`; None for no masks.
         keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
         model: Arguments of the model that are not parts.
         background_first: Whether the first column of class logits is background.
-        names: Layers that this source names otherwise than `LAYERS` says for its framework.
+        names: Our layer name -> the source's name, for layers whose names differ from `LAYERS` of the framework.
     """
 
     framework: str
@@ -180,7 +180,7 @@ def _towers(theirs_of_classes, theirs_of_boxes):
     }
 
 
-_CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}  # MSRA's, which detectron2 has, too
+_CAFFE = {"stride_in_1x1": True, "norm": "frozen_bn"}  # MSRA's ResNet, which detectron2 also uses
 _PYTORCH = {"norm": "bn_inference"}
 _DEFORMABLE = {"deform_stages": ("c3", "c4", "c5"), "deform_version": 2}
 _ALL_FEATURES = {"out_features": ("c2", "c3", "c4", "c5")}
@@ -247,7 +247,7 @@ def _mmdet_rcnn(depth, caffe, **parts):
 
 
 SOURCES = {
-    # norm epsilon 0 is what torchvision sets for its published COCO_V1 files
+    # torchvision sets norm epsilon 0 for its published COCO_V1 files.
     "torchvision/retinanet_resnet50_fpn": Source(
         "torchvision",
         "retinanet",

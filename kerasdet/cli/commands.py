@@ -1,4 +1,4 @@
-"""What each command does with its parsed options. Importing this module imports TensorFlow."""
+"""Implements the commands of the command line. Importing this module imports TensorFlow."""
 
 import argparse
 import json
@@ -78,12 +78,12 @@ def _evaluate_model(options):
 
 
 def _evaluation_data(model):
-    """Reads the data set that the configuration of a run, or of a SavedModel of it, evaluates on."""
+    """Reads the dataset that the configuration of a run, or of a SavedModel of it, evaluates on."""
     for file in (Path(model) / "config.gin", Path(model) / "assets" / "config.gin"):
         if file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin: name a data set with --annotations.")
+    raise UserError(f"{model} has no config.gin: name a dataset with --annotations.")
 
 
 def _load(path, load=load_predictor):

@@ -1,4 +1,4 @@
-"""Which images a user means: files, folders, globs and lists of these."""
+"""Expands files, folders, globs and lists into image paths."""
 
 import glob
 from collections.abc import Iterable, Iterator

@@ -87,7 +87,7 @@ def _add_eval(commands):
     evaluate = _add_command(
         commands,
         "eval",
-        "Measure the COCO AP of a model, or of a file of detections, on a data set.",
+        "Measure the COCO AP of a model, or of a file of detections, on a dataset.",
         "runs/first",
         "model.tflite --annotations data/val.json --json metrics.json",
     )
@@ -99,7 +99,10 @@ def _add_eval(commands):
         help="COCO annotations (default: the evaluation data of the model's own gin configuration)",
     )
     evaluate.add_argument(
-        "--images", type=_path, metavar="DIR", help="the folder of the images (default: images/ beside the annotations)"
+        "--images",
+        type=_path,
+        metavar="DIR",
+        help="folder of the images (default: images/ next to the annotations)",
     )
     evaluate.add_argument(
         "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
@@ -164,7 +167,7 @@ def _add_export(commands):
     export.add_argument(
         "--format",
         choices=FORMATS,
-        help="(default: tflite if OUT ends in .tflite, otherwise saved_model)",
+        help="export format (default: tflite if OUT ends in .tflite, otherwise saved_model)",
     )
     export.add_argument(
         "--precision",
@@ -181,7 +184,7 @@ def _add_export(commands):
         help="compare model and export on these images (default: generated images)",
     )
     export.add_argument(
-        "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO data set"
+        "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO dataset"
     )
     export.add_argument(
         "--max-ap-drop",
@@ -228,7 +231,7 @@ def _add_export(commands):
         nargs="+",
         type=_path,
         metavar="IMAGE",
-        help="some dozens of images, or folders of images, that show --precision int8 the ranges of values",
+        help="a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values",
     )
     return export
 
@@ -261,13 +264,13 @@ def _add_convert(commands):
         metavar="E",
         help="epsilon of the backbone's norms (default: that of the published checkpoint)",
     )
-    convert.add_argument("--labels", type=_path, metavar="FILE", help="a text file with one class name a line")
+    convert.add_argument("--labels", type=_path, metavar="FILE", help="a text file with one class name per line")
     convert.add_argument(
         "--reference-outputs",
         type=_path,
         metavar="FILE",
-        help="an .npz file with an image and what the source framework computes from it: write the model only if it "
-        "computes the same",
+        help="an .npz file with an image and the source framework's outputs for it; the model is written only if its "
+        "outputs match",
     )
     return convert
 
@@ -279,7 +282,7 @@ def _path(text):
 
 def _count(text):
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 

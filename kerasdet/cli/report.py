@@ -97,7 +97,7 @@ def _configured(error):
 
 
 def _raised_by_kerasdet(error):
-    """Says whether a `raise` of kerasdet made the error: a check. An error that a library or a slip made is a bug."""
+    """Returns whether a `raise` statement of kerasdet made the error: a check. Any other error is a bug."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return False

@@ -31,7 +31,7 @@ class CocoDataset:
 
     Args:
         annotations: Path of the JSON file.
-        images: Folder that each `file_name` of the JSON is relative to. Default: `images` beside the JSON.
+        images: Folder that each `file_name` of the JSON is relative to. Default: `images` next to the JSON.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
             with `keypoints=True`, neither does an object without a labelled keypoint.
         on_bad_image: What to do if an image file is missing, damaged or not of the size in the JSON: "error" raises

@@ -18,7 +18,7 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True) -> tf.Tensor:
-    """Decodes a JPEG, PNG, BMP or GIF (first frame) as PIL would and turns it upright.
+    """Decodes a JPEG, PNG, BMP or GIF (first frame) to the same pixels as PIL and applies its EXIF orientation.
 
     Gray, palette and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
 

@@ -24,7 +24,7 @@ Transform = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
 class Dataset(Protocol):
-    """Names what batches need of a dataset; `CocoDataset` and `VocDataset` have it.
+    """Declares the dataset attributes that the pipeline reads; `CocoDataset` and `VocDataset` have them.
 
     Attributes:
         records: Records of the images, at least one.

@@ -1,4 +1,4 @@
-"""Measures detectors: COCO AP of a predictor on a data set, or of a file of detections."""
+"""Measures detectors: COCO AP of a predictor on a dataset, or of a file of detections."""
 
 from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, validation_losses

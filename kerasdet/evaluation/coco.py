@@ -158,7 +158,7 @@ def evaluate_proposals(
 
 
 def _accumulate(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
-    """An accumulated COCOeval, and the category names; `limits` (boxes per image) also disables classes."""
+    """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
     truth = read_ground_truth(ground_truth)
     truth_name = _name_of(ground_truth, "the ground truth")
     categories, sigmas = _scored_categories(truth["categories"], iou_type, sigmas, truth_name)
@@ -223,7 +223,7 @@ def _name_of(source, otherwise):
 
 
 def _read_json(source, otherwise):
-    """The content of a path, or content itself, and its name in messages."""
+    """Returns the content of a path, or the content itself, and its name for messages."""
     name = _name_of(source, otherwise)
     if not _is_path(source):
         return source, name
@@ -280,7 +280,8 @@ def _with_area(annotation, iou_type, where):
     for key in sorted(needed):
         if annotation.get(key) is None or len(annotation[key]) == 0:
             raise UserError(
-                f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no {key}."
+                f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no "
+                f"{key}. Add it, or remove the annotation."
             )
     if "bbox" not in needed:
         return annotation
@@ -291,7 +292,7 @@ def _with_area(annotation, iou_type, where):
 def _check_image_sizes(images, where):
     for image_id, image in images.items():
         if not image.get("height") or not image.get("width"):
-            raise UserError(f"{where}: image {image_id} has no height and width, which masks need.")
+            raise UserError(f"{where}: image {image_id} has no height and width, which masks need. Add them.")
 
 
 def _checked_image_ids(image_ids, images, where):
@@ -300,16 +301,18 @@ def _checked_image_ids(image_ids, images, where):
         raise UserError("image_ids is empty, so there is nothing to evaluate: give at least one id, or None for all.")
     for image_id in chosen:
         if image_id not in images:
-            raise UserError(f"image_ids names image {image_id!r}, which {where} lacks.")
+            raise UserError(f"image_ids names image {image_id!r}, which {where} lacks. Remove it from image_ids.")
     return chosen
 
 
 def _checked_result(entry, number, iou_type, images, names, where, truth_name, sigmas):
-    """A copy of one result, reduced to the fields that COCOeval reads."""
+    """Checks one result and copies the fields that COCOeval reads."""
     key = GEOMETRY[iou_type]
     missing = [k for k in ("image_id", "category_id", "score", key) if not isinstance(entry, dict) or k not in entry]
     if missing:
-        raise UserError(f"{where}: result {number} has no {' and no '.join(missing)}.")
+        raise UserError(
+            f"{where}: result {number} has no {' and no '.join(missing)}. Add the key, or export the results again."
+        )
     image_id, category_id, score, geometry = entry["image_id"], entry["category_id"], entry["score"], entry[key]
     if image_id not in images:
         raise UserError(
@@ -320,7 +323,7 @@ def _checked_result(entry, number, iou_type, images, names, where, truth_name, s
             f"{where}: result {number} is of category {category_id!r}, which {truth_name} lacks: use its category ids."
         )
     if not _are_numbers([score]):
-        raise UserError(f"{where}: result {number} has the score {score!r}, which is not a finite number.")
+        raise UserError(f"{where}: result {number} has the score {score!r}; expected a finite number.")
     if iou_type == "bbox":
         if len(geometry) != 4 or not _are_numbers(geometry):
             raise UserError(f"{where}: result {number} has the bbox {geometry!r}; expected x, y, width, height.")

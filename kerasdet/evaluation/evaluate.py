@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> DetectorMetrics:
-    """Measures the COCO AP of a predictor on a data set, or the recall of a `ProposalNetwork`.
+    """Measures the COCO AP of a predictor on a dataset, or the recall of a `ProposalNetwork`.
 
     Args:
         predictor: Anything that detects: a Keras model, a loaded export or an `AugmentedPredictor`. Images are resized
@@ -74,7 +74,7 @@ def evaluate_with_results(
 
 
 def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
-    """Makes batches of this worker's share of a data set, resized and padded by a predictor's own rule.
+    """Makes batches of this worker's share of a dataset, resized and padded by a predictor's own rule.
 
     Args:
         predictor: Its `preprocessing` has the rule.
@@ -92,11 +92,11 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
 
 
 def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
-    """Computes the losses of a detector on a data set, each image as a batch of its own.
+    """Computes the losses of a detector on a dataset, each image as a batch of its own.
 
     Args:
         model: A Keras detector, on any number of replicas.
-        dataset: A data set that was read with the masks or keypoints that the model learns.
+        dataset: A dataset that was read with the masks or keypoints that the model learns.
 
     Returns:
         The mean over all images of each loss, under `val_` and its name; `val_loss` is their sum.
@@ -112,13 +112,13 @@ def _strategy(predictor):
 
 
 def check_class_names(class_names: Sequence[str] | None, dataset: Dataset) -> None:
-    """Checks that the class ids of a model and a data set mean the same classes.
+    """Checks that the class ids of a model and a dataset mean the same classes.
 
     It logs a warning if they have other names, which may be translations.
 
     Args:
         class_names: The model's, or None if they are unknown.
-        dataset: A data set with as many `class_names`.
+        dataset: A dataset with as many `class_names`.
 
     Raises:
         ValueError: If both have the same names in another order: every AP would be that of another class.
@@ -148,10 +148,10 @@ def evaluate_batches(
     Args:
         predictor: Anything that detects.
         batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2), its heights and widths without padding,
-            `original_size` (B, 2), those of the image in the data set, and `image_id` (B,). The last batch may be
+            `original_size` (B, 2), those of the image in the dataset, and `image_id` (B,). The last batch may be
             smaller.
         ground_truth: A COCO annotation file, or the dict it holds.
-        category_ids: (K,) the data set's category id for each class id. None for a predictor without classes: all
+        category_ids: (K,) the dataset's category id for each class id. None for a predictor without classes: all
             results get the ground truth's first category and are scored by `evaluate_proposals`.
         image_ids: The images to score; None for all of the ground truth.
 
@@ -192,8 +192,8 @@ def evaluate_batches(
     seen, results = {image for part in parts for image in part["seen"]}, [r for part in parts for r in part["results"]]
     if len(seen) < len(wanted):
         raise ValueError(
-            f"{len(wanted) - len(seen)} of {len(wanted)} images never came, image {min(wanted - seen)} first; "
-            "give image_ids to evaluate a part of the data set."
+            f"{len(wanted) - len(seen)} of {len(wanted)} images are missing from the batches, the first is image "
+            f"{min(wanted - seen)}: pass every image once, or set image_ids to evaluate a subset."
         )
     return score(truth, results, image_ids=sorted(wanted)), results
 
@@ -216,8 +216,6 @@ def _detected(predictor: Predictor, batches: Iterable[Mapping]) -> Iterator[tupl
 
 def _check_image(image_id, seen, wanted):
     if image_id in seen:
-        raise ValueError(f"Image {image_id} came twice: give batches with every image once.")
+        raise ValueError(f"Image {image_id} occurs twice in the batches: pass every image once.")
     if image_id not in wanted:
-        raise ValueError(
-            f"Image {image_id} came for evaluation, but is not among the images to score: add it to image_ids."
-        )
+        raise ValueError(f"Image {image_id} is in the batches but not among the images to score: add it to image_ids.")

@@ -30,7 +30,7 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
 
 
 def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7")) -> "AnchorGenerator":
-    """Makes the generator of FCOS' points: one square a cell, as large as the stride, around the middle of the cell."""
+    """Makes the generator of FCOS' points: one square per cell, as large as the stride, centred in the cell."""
     sizes = tuple((2 ** int(level[1:]),) for level in levels)
     return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=0.5)
 
@@ -40,13 +40,13 @@ class AnchorGenerator(ConfigFromInit):
     """Lays out anchors for every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).
 
     Args:
-        sizes: Edge lengths of each level's square anchors, in pixels: one tuple a level.
-        aspect_ratios: Height over width of the anchors: one tuple for all levels, or one a level.
+        sizes: Edge lengths of each level's square anchors, in pixels: one tuple per level.
+        aspect_ratios: Height over width of the anchors: one tuple for all levels, or one per level.
         levels: Names of the levels, finest first.
         offset: Position of an anchor's centre in its cell, in strides: 0 is the upper left corner (detectron2,
             torchvision), 0.5 the middle.
         round_corners: Whether the corners of a cell's anchors are rounded to integers, as in torchvision.
-        ratios_first: Whether a cell lists its anchors ratio by ratio (torchvision); otherwise size by size
+        ratios_first: Whether a cell lists its anchors ratio by ratio (torchvision). Otherwise size by size
             (detectron2).
         strides_from_image: Whether the stride is image size // grid size (torchvision); otherwise 2**level. They differ
             if the padded image is not a multiple of the coarsest stride.
@@ -70,7 +70,7 @@ class AnchorGenerator(ConfigFromInit):
         if not len(sizes) == len(aspect_ratios) == len(levels):
             raise ValueError(
                 f"AnchorGenerator needs sizes and aspect ratios for each of its {len(levels)} levels {tuple(levels)}, "
-                f"got {len(sizes)} of sizes and {len(aspect_ratios)} of aspect ratios."
+                f"got {len(sizes)} of sizes and {len(aspect_ratios)} of aspect ratios. Give one of each per level."
             )
         self.sizes = tuple(tuple(level) for level in sizes)
         self.aspect_ratios = tuple(tuple(level) for level in aspect_ratios)
@@ -82,14 +82,17 @@ class AnchorGenerator(ConfigFromInit):
 
     @property
     def num_anchors(self) -> int:
-        """Number of anchors in each cell, A.
+        """A, the number of anchors per cell.
 
         Raises:
-            ValueError: If levels have different numbers, which a head that all levels share cannot have.
+            ValueError: If levels have different numbers, because all levels share one head.
         """
         counts = {len(s) * len(r) for s, r in zip(self.sizes, self.aspect_ratios, strict=True)}
         if len(counts) != 1:
-            raise ValueError(f"Every level must have as many anchors a cell as the others, got {sorted(counts)}.")
+            raise ValueError(
+                f"The levels have {sorted(counts)} anchors per cell; expected the same number on every level. Give "
+                "each level as many sizes times aspect ratios."
+            )
         return counts.pop()
 
     def cell_anchors(self, level: str) -> np.ndarray:

@@ -36,13 +36,13 @@ def match_iou(
     Args:
         anchors: (R, 4), shared by the images of the batch, or (B, R, 4).
         gt_boxes: (B, M, 4).
-        gt_valid: (B, M) bool, false for padding and for objects without training, such as crowds.
+        gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
         foreground_iou: Anchors that overlap their best object by at least this IoU are positive.
         background_iou: Anchors below this IoU are negative; those in between are ignored.
-        allow_low_quality_matches: Whether the anchors that overlap an object most are positive, however little that is.
-            Such an anchor still answers for its own best object. If no anchor touches an object, all anchors tie at an
+        allow_low_quality_matches: Whether the anchors that overlap an object most are positive, even at a low IoU. Such
+            an anchor is still assigned to its own best object. If no anchor touches an object, all anchors tie at an
             IoU of 0 and become positive, as in detectron2 and torchvision.
-        ignored: (B, R) bool, anchors to ignore whatever they overlap, such as those that `covered` returns.
+        ignored: (B, R) bool, anchors to ignore regardless of overlap, such as the result of `covered`.
 
     Returns:
         matched_gt (B, R) int32.
@@ -74,18 +74,18 @@ def match_fcos(
 ) -> tf.Tensor:
     """Matches every point to the smallest box that it lies in (FCOS, https://arxiv.org/abs/1904.01355).
 
-    A loop compares the points with 8 objects at a time, so that a temporary has at most 16 * B * R numbers for any
-    number of objects.
+    A loop compares the points with 8 objects at a time, so a temporary has at most 16 * B * R numbers for any number of
+    objects.
 
     Args:
         squares: (R, 4), the points as squares as large as their strides.
         ranges: (R, 2) lower and upper bound, in pixels, of the largest distance from a point to the sides of its box.
         gt_boxes: (B, M, 4).
-        gt_valid: (B, M) bool, false for padding and for objects without training, such as crowds.
+        gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
         radius: Largest distance, in strides, of a point from the centre of its box in y and in x; None for no bound.
         convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, in which areas
             within about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
-        ignored: (B, R) bool, points to ignore wherever they lie, such as those that `covered` returns.
+        ignored: (B, R) bool, points to ignore regardless of position, such as the result of `covered`.
 
     Returns:
         matched_gt (B, R) int32.
@@ -178,12 +178,22 @@ def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
 
 
 def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Returns which ground truth a detector trains on, (B, M) bool: neither padding nor crowds."""
+    """Marks the ground truth that a detector trains on, neither padding nor crowds: (B, M) bool."""
     return (batch["class_ids"] >= 0) & ~batch["is_crowd"]
 
 
 def ignore_mask(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: float | None) -> tf.Tensor | None:
-    """Returns which anchors lie in crowds, (B, R) bool; None if `min_iof` is None."""
+    """Marks the anchors that lie in crowds.
+
+    Args:
+        anchors: (R, 4) or (B, R, 4).
+        batch: ``boxes`` (B, M, 4) and ``is_crowd`` (B, M).
+        min_iof: An anchor is marked if more than this fraction of its area lies in one crowd. In [0, 1]. None disables
+            the check.
+
+    Returns:
+        (B, R) bool, or None if `min_iof` is None.
+    """
     return None if min_iof is None else covered(anchors, batch["boxes"], batch["is_crowd"], min_iof=min_iof)
 
 
@@ -194,9 +204,9 @@ class IoUMatcher(ConfigFromInit):
     Args:
         foreground_iou: Anchors that overlap their best object by at least this IoU are positive. In [0, 1].
         background_iou: Anchors below this IoU are negative; those in between are ignored. In [0, 1].
-        allow_low_quality_matches: Whether each object also gets the anchors that overlap it most, however little.
+        allow_low_quality_matches: Whether each object also gets the anchors that overlap it most, even at a low IoU.
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
-            ``ignore_iof_thr``). None disables it: crowds then leave no trace (torchvision, detectron2).
+            ``ignore_iof_thr``). None disables it: crowds then do not affect matching (torchvision, detectron2).
     """
 
     def __init__(
@@ -237,8 +247,8 @@ class FCOSMatcher(ConfigFromInit):
     """Matches each point to the smallest box around it (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
-        regress_ranges: One (low, high) pair a pyramid level, in pixels. A level answers for an object if the largest
-            distance from the point to the sides of its box lies in the level's range.
+        regress_ranges: One (low, high) pair per pyramid level, in pixels. A level is responsible for an object if the
+            largest distance from the point to the sides of its box lies in the level's range.
         center_radius: Largest distance of a positive point from the centre of its box, in strides; None: anywhere
             inside the box.
         convention: "detectron2" (torchvision's too) or "mmdet"; `match_fcos` says how they differ.

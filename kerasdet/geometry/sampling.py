@@ -13,10 +13,10 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
     """Draws random numbers that depend only on seed, step and image id, not on the batch or replica that has the image.
 
     Args:
-        size: R, how many numbers each image gets.
+        size: R, the number of values per image.
         seed: Seed of the training run.
         step: () integer, the training step.
-        image_ids: (B,) integers, one key an image.
+        image_ids: (B,) integers, one per image.
 
     Returns:
         (B, R) float32 in [0, 1).
@@ -48,10 +48,10 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BalancedSampler(ConfigFromInit):
-    """Samples a fixed number of candidates an image, at most a fraction of them positive (Fast R-CNN, section 2.3).
+    """Samples a fixed number of candidates per image, at most a fraction of them positive (Fast R-CNN, section 2.3).
 
     Args:
-        samples_per_image: Most candidates that one image trains on.
+        samples_per_image: Maximum number of candidates per image to train on.
         positive_fraction: Largest fraction of positives among them, in (0, 1]; negatives fill the rest.
 
     Raises:
@@ -69,7 +69,7 @@ class BalancedSampler(ConfigFromInit):
 
     @property
     def max_positives(self) -> int:
-        """Most positives that one image can have in its sample."""
+        """Maximum number of positives per image."""
         return int(self.samples_per_image * self.positive_fraction)
 
     def __call__(self, matched_gt: tf.Tensor, priority: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -8,6 +8,7 @@ The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yx
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,9 @@ from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.inference.preprocessing import ImageLike, open_image
+
+if TYPE_CHECKING:
+    import supervision
 
 _TABLE_ROWS = 20
 _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
@@ -221,8 +225,8 @@ class Detections:
         """Converts the detections to entries of a COCO results file.
 
         Args:
-            image_id: The data set's id of the image.
-            category_ids: (K,) the data set's category id for each class id.
+            image_id: The dataset's id of the image.
+            category_ids: (K,) the dataset's category id for each class id.
 
         Returns:
             Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `score`, and if the model predicts
@@ -235,8 +239,8 @@ class Detections:
         for class_id in self.class_ids.tolist():
             if not 0 <= class_id < len(category_ids):
                 raise ValueError(
-                    f"Image {image_id} has a detection of class {class_id}, but the data set names {len(category_ids)} "
-                    "categories: use the data set that the model was built for."
+                    f"Image {image_id} has a detection of class {class_id}, but the dataset names {len(category_ids)} "
+                    "categories: use the dataset that the model was built for."
                 )
         entries = []
         boxes = self.boxes.astype(np.float64).tolist()
@@ -253,7 +257,7 @@ class Detections:
                 entry["keypoints"] = points.ravel().tolist()
         return entries
 
-    def to_supervision(self):
+    def to_supervision(self) -> "supervision.Detections":
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:
@@ -316,10 +320,10 @@ def rescale(detections: Mapping[str, tf.Tensor], from_size: tf.Tensor, to_size: 
     Args:
         detections: The padded dict.
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
-        to_size: (B, 2) heights and widths of the images that they shall refer to.
+        to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
 
     Returns:
-        The padded dict in the new coordinates; what is no coordinate stays.
+        The padded dict in the new coordinates; other entries are unchanged.
     """
     factor = tf.cast(to_size, tf.float32) / tf.cast(from_size, tf.float32)  # (B, 2)
     scaled = _scaled(detections, factor)
@@ -327,7 +331,7 @@ def rescale(detections: Mapping[str, tf.Tensor], from_size: tf.Tensor, to_size: 
 
 
 def to_tf_od(detections: Mapping[str, tf.Tensor], size: tf.Tensor, class_offset: int) -> dict[str, tf.Tensor]:
-    """Renames detections to the outputs of the TF Object Detection API, in shares of the image; a graph function.
+    """Renames detections to outputs of the TF Object Detection API, as fractions of the image size; a graph function.
 
     Args:
         detections: The padded dict.

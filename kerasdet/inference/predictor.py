@@ -66,7 +66,7 @@ class Predictor:
             >>> several = model.detect(["a.jpg", array], batch_size=2)
         """
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
-            raise UserError(f"batch_size is {batch_size!r}: give a whole number from 1.")
+            raise UserError(f"batch_size is {batch_size!r}: give a positive integer.")
         check_resize(resize)
         items, is_single = split_images(images)
         found = []

@@ -271,7 +271,7 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarra
 
 
 def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
-    """Lists what `detect` was given, one item an image, without opening anything.
+    """Lists the arguments of `detect`, one item per image, without opening files.
 
     Args:
         images: See `open_images`.
@@ -329,7 +329,7 @@ def _open_file(path, index):
 
 
 def _describe(image):
-    """Says what is no image, and what to do about it."""
+    """Returns an error message for an invalid image, with the remedy."""
     if image is None:
         return "None", "check the function that read it; cv2.imread returns None for a file that it cannot read"
     if isinstance(image, bytes | bytearray):

@@ -22,13 +22,13 @@ class AugmentedPredictor(Predictor):
     https://arxiv.org/abs/1703.06870, appendix A).
 
     Args:
-        model: The detector, a Keras model of kerasdet. It stays as it is.
+        model: The detector, a Keras model of kerasdet. It is not changed.
         shortest: Lengths of the views' shorter sides in pixels; by default 0.75, 1 and 1.25 times the model's own. The
             limit of the longer side grows in proportion.
         hflip: Whether to add the mirror image of each view.
 
     Raises:
-        UserError: If a length is not a whole number from 1.
+        UserError: If a length is not a positive integer.
 
     Example:
         >>> detections = AugmentedPredictor(model, shortest=(600, 800, 1000)).detect("street.jpg")
@@ -67,14 +67,14 @@ class AugmentedPredictor(Predictor):
         return self.model.skeleton
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Detects objects in each image of a batch by itself; see `Predictor.detect_batch`.
+        """Detects objects in a batch of images that have not been resized; each image runs separately.
 
         Args:
             batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, `image_size` and
                 `original_size` (B, 2).
 
         Returns:
-            The padded dict, in pixels of the original images.
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

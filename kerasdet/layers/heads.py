@@ -203,7 +203,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
         num_convs: Convolutions in each of the two towers.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        use_bias: Whether the towers' convolutions have biases beside a norm. Without a norm they always have.
+        use_bias: Whether the towers' convolutions have biases in addition to a norm. Without a norm they always do.
         deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
         centerness_on_boxes: Whether the box tower predicts centerness; otherwise the class tower does.
         level_scales: Whether a learnt factor for each level multiplies the raw distances.

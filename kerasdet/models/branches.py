@@ -1,4 +1,4 @@
-"""Branches: what an R-CNN predicts for a region beside its class and box, such as masks and keypoints.
+"""Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
 
 `RoIHeads` pools features of each region, runs the branches on them and asks each branch for everything else. A new
 branch is one subclass of `Branch` in one file; nothing else in kerasdet names a branch. It defines
@@ -17,6 +17,7 @@ files, its module also calls ``gin.register``.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -28,6 +29,9 @@ from kerasdet.geometry.matching import gather_gt
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.region_heads import KeypointHead, MaskHead
 from kerasdet.ops.distribute import global_sum
+
+if TYPE_CHECKING:
+    from kerasdet.data.pipeline import Dataset
 
 
 class Branch(keras.layers.Layer):
@@ -160,11 +164,11 @@ class Branch(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define postprocess.")
 
-    def has_targets(self, dataset) -> bool:
+    def has_targets(self, dataset: "Dataset") -> bool:
         """Returns whether a dataset was read with the ground truth of this branch."""
         return getattr(dataset.records[0], self.target_key, None) is not None
 
-    def check_dataset(self, dataset) -> None:
+    def check_dataset(self, dataset: "Dataset") -> None:
         """Checks that the branch can learn from a dataset.
 
         Raises:
@@ -177,8 +181,12 @@ class Branch(keras.layers.Layer):
                 f"CocoDataset.{key}=True ({key}=True); Pascal VOC has none."
             )
 
-    def learn_names(self, dataset) -> None:
-        """Takes names over from the dataset that the branch is trained on; most branches have none."""
+    def learn_names(self, dataset: "Dataset") -> None:
+        """Copies names, such as keypoint names, from the training dataset to the branch; does nothing by default.
+
+        Args:
+            dataset: The training dataset.
+        """
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -287,7 +295,7 @@ class MaskBranch(ConfigFromInit, Branch):
         """Returns ``mask_probs`` (B, D, S, S), probabilities inside the boxes of `detections`."""
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
-    def has_targets(self, dataset) -> bool:
+    def has_targets(self, dataset: "Dataset") -> bool:
         """Returns whether a dataset was read with masks, which its records hold as run lengths."""
         return dataset.records[0].num_runs is not None
 
@@ -420,7 +428,7 @@ class KeypointBranch(ConfigFromInit, Branch):
         keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], convention=self.convention)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}
 
-    def check_dataset(self, dataset) -> None:
+    def check_dataset(self, dataset: "Dataset") -> None:
         """Checks that a dataset has as many keypoints as the branch.
 
         Raises:
@@ -433,6 +441,6 @@ class KeypointBranch(ConfigFromInit, Branch):
                 f"{len(dataset.keypoint_names)}: set KeypointBranch.num_keypoints to {len(dataset.keypoint_names)}."
             )
 
-    def learn_names(self, dataset) -> None:
-        """Takes the names of keypoints and the skeleton over from a dataset."""
+    def learn_names(self, dataset: "Dataset") -> None:
+        """Copies the names of the keypoints and the skeleton from a dataset."""
         self.keypoint_names, self.skeleton = dataset.keypoint_names, dataset.skeleton

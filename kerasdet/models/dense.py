@@ -1,4 +1,4 @@
-"""Steps that RetinaNet and FCOS share: both predict at every anchor or point of a pyramid."""
+"""Implements the steps that RetinaNet and FCOS share: both predict at every anchor or point of a pyramid."""
 
 from collections.abc import Mapping
 
@@ -59,7 +59,15 @@ def pyramid_and_anchors(
 
 
 def all_levels(outputs: Mapping, name: str) -> tf.Tensor:
-    """Concatenates an output's levels: (B, R, ...), or (R, 4) for ``anchors``."""
+    """Concatenates an output over all pyramid levels.
+
+    Args:
+        outputs: name -> level -> (B, R_l, ...), or (R_l, 4) for ``anchors``.
+        name: Name of the output.
+
+    Returns:
+        (B, R, ...), or (R, 4) for ``anchors``.
+    """
     return tf.concat(list(outputs[name].values()), 0 if name == "anchors" else 1)
 
 
@@ -110,18 +118,18 @@ def update_running_mean(model: Detector, targets: Mapping[str, tf.Tensor]) -> No
 def filtered(
     postprocessing: Postprocessing, boxes: tf.Tensor, scores: tf.Tensor, factor: tf.Tensor | None, image_size: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Applies everything that comes before suppression to all anchors, for `Detector.decode_all`.
+    """Applies the score and size filters that precede NMS to every anchor, for `Detector.decode_all`.
 
     Args:
-        postprocessing: The model's.
+        postprocessing: Post-processing of the model.
         boxes: (B, R, 4).
         scores: (B, R, K) that must pass the score threshold.
         factor: (B, R) that multiplies the scores that have passed; None for no factor.
         image_size: (B, 2) height and width without padding.
 
     Returns:
-        ``boxes`` (B, R, 4), clipped if the model clips before suppression, and ``scores`` (B, R, K), 0 where the model
-        would not take the pair of box and class.
+        ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 for pairs of box and
+        class that a filter drops.
     """
     keep = scores > postprocessing.score_threshold  # (B, R, K)
     if factor is not None:

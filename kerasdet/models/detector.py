@@ -33,8 +33,8 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
-    single_stage = False  # whether the heads' outputs depend on no selected proposals
-    supports_decode_all = False  # whether there is a `decode_all`: a box for every anchor, see `RetinaNet.decode_all`
+    single_stage = False  # whether no head runs on selected proposals
+    supports_decode_all = False  # whether `decode_all` exists, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         # Under a mixed-precision policy Keras would cast float inputs to 16 bits, in which pixels and box coordinates
@@ -64,7 +64,8 @@ class Detector(Predictor, Trainer):
         """Pairs of keypoint indices that are joined in pictures; empty if no branch predicts keypoints."""
         return next((branch.skeleton for branch in self.branches if "keypoints" in branch.output_names), ())
 
-    def predict_step(self, data):
+    def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
+        """Detects objects in a batch for `predict`, in pixels of the network's input."""
         batch, is_real = pad_empty_batch(unpack_batch(data))
         return drop_padded_outputs(self.postprocess(self(batch, training=False), valid_size(batch)), is_real)
 

@@ -35,7 +35,7 @@ class FCOS(ConfigFromInit, Detector):
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
         backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `ResNet(50)`.
         neck: Layer from features to a pyramid. By default an FPN with P6 and P7 made from P5.
-        anchors: One square a cell. By default `point_squares` of the neck's levels.
+        anchors: One square per cell. By default `point_squares` of the neck's levels.
         coder: Translates between boxes and the distances that the head predicts, and makes these positive.
         head: Predicts class logits, distances and centerness. By default `FCOSHead()`.
         matcher: Matches points to ground truth. By default `FCOSMatcher()`, centre sampling within 1.5 strides.
@@ -48,15 +48,15 @@ class FCOS(ConfigFromInit, Detector):
         score_convention: "sqrt": the score is the root of class probability times centerness, and the threshold applies
             to it (detectron2, torchvision). "product": the threshold and the choice of the best apply to the class
             probability, and centerness multiplies it afterwards (mmdetection).
-        postprocessing: Thresholds and suppression of detections. By default
+        postprocessing: Score threshold and NMS of detections. By default
             `Postprocessing(score_threshold=0.2, nms_threshold=0.6)`.
         preprocessing: Resize rule and pixel statistics.
 
     Raises:
         TypeError: If `backbone` is not a backbone.
         ValueError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, a cell
-            has several anchors, the matcher has not one range a level, `score_convention` is unknown, or the number of
-            class names is not `num_classes`.
+            has several anchors, the matcher does not have one range per level, `score_convention` is unknown, or the
+            number of class names is not `num_classes`.
 
     Example:
         >>> model = kerasdet.FCOS(num_classes=3, class_names=["cat", "dog", "bird"])
@@ -144,7 +144,15 @@ class FCOS(ConfigFromInit, Detector):
         return {**targets, "centerness": centerness(self.coder.encode(targets["boxes"], anchors))}
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns ``class_loss``, ``box_loss`` and ``centerness_loss``, weighted and normalised, () each."""
+        """Computes ``class_loss``, ``box_loss`` and ``centerness_loss``, weighted and normalised.
+
+        Args:
+            outputs: Result of `call`.
+            targets: Result of `compute_targets`.
+
+        Returns:
+            Loss name -> () float32.
+        """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         is_positive = tf.cast(targets["matched_gt"] >= 0, float_dtype())  # (B, R)
         box_weights = positive = is_positive / normalizer

@@ -25,7 +25,7 @@ def top_candidates(
 
     Args:
         logits: (B, R, K).
-        k: Most pairs to return for an image.
+        k: Maximum number of pairs to return per image.
         score: Monotonic function from logits to scores.
 
     Returns:
@@ -41,7 +41,14 @@ def top_candidates(
 
 
 def best_class_only(scores: tf.Tensor) -> tf.Tensor:
-    """Lowers all scores of an anchor except its best to the smallest float; `scores` are (B, R, K), logits or not."""
+    """Keeps only the best class of each anchor: all other scores become the most negative float.
+
+    Args:
+        scores: (B, R, K) logits or probabilities.
+
+    Returns:
+        (B, R, K).
+    """
     best = tf.reduce_max(scores, -1, keepdims=True)
     return tf.where(scores == best, scores, scores.dtype.min)
 
@@ -51,24 +58,24 @@ EMPTY_BOXES = ("drop_after_nms", "drop_before_nms", "keep")
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class Postprocessing(ConfigFromInit):
-    """Turns scored boxes into detections by per-class non-maximum suppression.
+    """Turns scored boxes into detections by per-class non-maximum suppression (NMS).
 
     Args:
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        pre_nms_top_k: Most candidates that each pyramid level hands to suppression; R-CNNs hand over all of theirs.
+        pre_nms_top_k: Maximum number of candidates per pyramid level before NMS. R-CNNs ignore it.
         nms_threshold: Boxes of a class that overlap a better one by more than this IoU are dropped. In [0, 1].
-        max_detections: D, most detections in an image.
-        min_size: Boxes with a side below this many pixels, once clipped to the image, are dropped before suppression;
-            None keeps them.
-        clip_before_nms: Whether boxes are clipped to the image before suppression (torchvision, mmdetection) or after
-            it (detectron2's dense models).
+        max_detections: D, maximum number of detections per image.
+        min_size: Boxes with a side below this many pixels, once clipped to the image, are dropped before NMS; None
+            keeps them.
+        clip_before_nms: Whether boxes are clipped to the image before NMS (torchvision, mmdetection) or after it
+            (detectron2's dense models).
         empty_boxes: What happens to boxes that are empty once clipped: "drop_after_nms" (detectron2, all R-CNNs),
             "drop_before_nms" (mmdetection's dense models) or "keep" (torchvision's dense models).
         multi_label: Whether one anchor or point may give detections of several classes; otherwise only its best class
             counts. Dense models only.
 
     Raises:
-        UserError: If `empty_boxes` is unknown, or boxes are to be dropped before suppression without being clipped.
+        UserError: If `empty_boxes` is unknown, or is "drop_before_nms" without `clip_before_nms`.
     """
 
     def __init__(
@@ -98,7 +105,7 @@ class Postprocessing(ConfigFromInit):
         self.multi_label = multi_label
 
     def box_mask(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor | None:
-        """Returns which boxes may take part in suppression.
+        """Marks the boxes that take part in NMS.
 
         Args:
             boxes: (B, N, 4).
@@ -106,7 +113,7 @@ class Postprocessing(ConfigFromInit):
 
         Returns:
             (B, N) bool: false for boxes below `min_size`, and for empty ones if `empty_boxes` is "drop_before_nms".
-            None if every box may take part.
+            None if every box takes part.
         """
         if self.min_size is None and self.empty_boxes != "drop_before_nms":
             return None
@@ -119,7 +126,7 @@ class Postprocessing(ConfigFromInit):
     def apply_nms(
         self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor, score_threshold: float | None = None
     ) -> dict[str, tf.Tensor]:
-        """Suppresses candidates class by class and clips the rest to the image.
+        """Applies NMS class by class and clips the kept boxes to the image.
 
         Args:
             candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).

@@ -29,14 +29,14 @@ class RetinaNet(ConfigFromInit, Detector):
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
         backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `ResNet(50)`.
         neck: Layer from features to a pyramid. By default an FPN with P6 and P7 made from C5.
-        anchors: Anchors of the neck's levels. By default nine a cell.
+        anchors: Anchors of the neck's levels. By default nine per cell.
         coder: Translates between boxes and the deltas that the head predicts.
         head: Predicts class logits and box deltas. By default `RetinaNetHead()`, four convolutions without norm.
         matcher: Matches anchors to ground truth. By default `IoUMatcher(0.5, 0.4)`.
         class_loss: Classification loss. By default `FocalLoss()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=0)`, plain L1.
         normalizer: Divides the losses. By default `LossNormalizer("ema", start=100)`.
-        postprocessing: Thresholds and suppression of detections. By default `Postprocessing()`.
+        postprocessing: Score threshold and NMS of detections. By default `Postprocessing()`.
         preprocessing: Resize rule and pixel statistics.
 
     Raises:
@@ -117,7 +117,15 @@ class RetinaNet(ConfigFromInit, Detector):
         return dense.matched_targets(self.matcher(anchors, batch), anchors, batch)
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns ``class_loss`` and ``box_loss``, weighted and normalised, () each."""
+        """Computes ``class_loss`` and ``box_loss``, weighted and normalised.
+
+        Args:
+            outputs: Result of `call`.
+            targets: Result of `compute_targets`.
+
+        Returns:
+            Loss name -> () float32.
+        """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         positive = tf.cast(targets["matched_gt"] >= 0, float_dtype()) / normalizer  # (B, R)
         anchors, deltas = dense.all_levels(outputs, "anchors"), dense.all_levels(outputs, "box_deltas")

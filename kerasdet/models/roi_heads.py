@@ -92,7 +92,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         coder: Encodes boxes relative to regions.
         box_loss: Loss of the boxes of positive regions, such as `SmoothL1Loss` or `GIoULoss`.
         class_agnostic: Whether a region has one box for all classes instead of one for each.
-        postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before suppression,
+        postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before NMS,
             as in all R-CNNs; `pre_nms_top_k` has no effect.
 
     Raises:

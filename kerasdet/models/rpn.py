@@ -42,15 +42,15 @@ def default_backbone() -> ResNet:
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ProposalSelection(ConfigFromInit):
-    """Selects an image's proposals among all anchors: the best of each level, then non-maximum suppression.
+    """Selects an image's proposals among all anchors: the best of each level, then non-maximum suppression (NMS).
 
     Args:
-        pre_nms_top_k: Most candidates that each level hands to suppression in inference.
-        post_nms_top_k: Most proposals of an image in inference.
-        train_pre_nms_top_k: Most candidates that each level hands to suppression in training.
-        train_post_nms_top_k: Most proposals of an image in training.
+        pre_nms_top_k: Maximum number of candidates per level before NMS, in inference.
+        post_nms_top_k: Maximum number of proposals per image in inference.
+        train_pre_nms_top_k: Maximum number of candidates per level before NMS, in training.
+        train_post_nms_top_k: Maximum number of proposals per image in training.
         nms_threshold: Boxes of a level that overlap a better one by more than this IoU are dropped. In [0, 1].
-        min_size: Boxes with a side below this many pixels are dropped before suppression; empty ones always are.
+        min_size: Boxes with a side below this many pixels are dropped before NMS; empty boxes always are.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ProposalSelection(ConfigFromInit):
 
     @property
     def max_detections(self) -> int:
-        """D of a `ProposalNetwork`, most proposals of an image in inference."""
+        """D of a `ProposalNetwork`, the maximum number of proposals per image in inference."""
         return self.post_nms_top_k
 
     def decode(
@@ -82,8 +82,8 @@ class ProposalSelection(ConfigFromInit):
         Args:
             outputs: Result of `RPN.call`.
             image_size: (B, 2) int32 height and width without padding.
-            coder: The RPN's.
-            training: Whether to take as many as in training.
+            coder: Box coder of the RPN.
+            training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
             ``boxes`` (B, N, 4), ``logits`` (B, N) with minus infinity for boxes that are too small, and ``level_ids``
@@ -200,7 +200,16 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         return {**self.head(pyramid), "anchors": self.anchors(grids, tuple(tf.unstack(tf.shape(image)[1:3])))}
 
     def propose(self, outputs: Mapping, image_size: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Selects proposals; see `ProposalSelection` for arguments and result."""
+        """Selects the region proposals of each image.
+
+        Args:
+            outputs: Result of `call`.
+            image_size: (B, 2) int32 height and width without padding, in pixels.
+            training: Whether to use the `train_*` limits of `ProposalSelection`.
+
+        Returns:
+            ``boxes`` (B, P, 4), ``logits`` (B, P) by descending value, and ``valid`` (B,), the number of proposals.
+        """
         candidates = self.proposals.decode(outputs, image_size, self.coder, training)
         return self.proposals.apply_nms(candidates, training)
 
@@ -314,11 +323,27 @@ class ProposalNetwork(ConfigFromInit, Detector):
         return self.rpn(self.neck(features, training=training), image=image)
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes what the sampled anchors should predict; see `RPN.compute_targets`."""
+        """Computes the targets of the sampled anchors.
+
+        Args:
+            outputs: Result of `call`.
+            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size`` (B, 2).
+
+        Returns:
+            ``positive``, ``negative`` and ``boxes``, as `RPN.compute_targets` describes.
+        """
         return self.rpn.compute_targets(outputs, batch, self.seed, self.step)
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes ``rpn_class_loss`` and ``rpn_box_loss``; see `RPN.compute_losses`."""
+        """Computes ``rpn_class_loss`` and ``rpn_box_loss``, weighted and normalised.
+
+        Args:
+            outputs: Result of `call`.
+            targets: Result of `compute_targets`.
+
+        Returns:
+            Loss name -> () float32.
+        """
         return self.rpn.compute_losses(outputs, targets)
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:

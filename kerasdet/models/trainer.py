@@ -44,10 +44,12 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         )
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.Metric]:
+        """Means of the losses, the gradient norm and the number of positives, which Keras resets every epoch."""
         return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
 
-    def train_step(self, data):
+    def train_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
+        """Trains on one batch and returns the running means by name."""
         batch = pad_to_global_max(self._with_finite_pixels(training_batch(data)))
         gradients, losses, positives = self._accumulate_gradients(batch)
         gradients = global_sum(gradients)
@@ -56,12 +58,13 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             gradients = [tf.identity(gradient) for gradient in gradients]
         apply_reduced_gradients(self.optimizer, gradients, self.trainable_variables)
         norm_mean, positives_mean = self._metric_state.steps
-        finite = tf.math.is_finite(norm)  # in float16 the optimizer skips a step whose gradient is not
+        finite = tf.math.is_finite(norm)  # LossScaleOptimizer (float16) skips steps with a non-finite gradient
         norm_mean.update_state(tf.where(finite, norm, 0), sample_weight=tf.cast(finite, float_dtype()))
         positives_mean.update_state(positives)
         return {**self._track(losses), **{mean.name: mean.result() for mean in self._metric_state.steps}}
 
-    def test_step(self, data):
+    def test_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
+        """Computes the losses of one batch and returns their running means by name."""
         batch, is_real = pad_empty_batch(pad_to_global_max(training_batch(data)))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
@@ -115,7 +118,8 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def _track(self, losses):
         for mean in self._metric_state.losses:
-            # Each replica has its part of the global loss, and Keras averages over replicas: their sum is N times that.
+            # Each replica holds its part of the global loss. Keras averages metrics over the N replicas, so each part
+            # is multiplied by N.
             mean.update_state(losses[mean.name] * num_replicas())
         return {mean.name: mean.result() for mean in self._metric_state.losses}
 
@@ -134,7 +138,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def _assert_finite_loss(self, norm, losses, batch):
         """Returns an assertion that stops before a loss or gradient that is not finite reaches the weights."""
         finite = tf.math.is_finite(losses["loss"])
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # that one skips such gradients itself
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # it skips such gradients
             finite &= tf.math.is_finite(norm)
         message = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
         for name, value in losses.items():
@@ -143,11 +147,13 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             message += ["image ids", batch["image_id"]]
         return tf.debugging.Assert(finite, message, summarize=64)
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
+        """Builds the function that `fit` calls for each batch; `force` rebuilds an existing one."""
         if self.train_function is None or force:
             self.train_function = self._on_replicas(self.train_step, self._check_division, jit=self.xla)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> None:
+        """Builds the function that `evaluate` calls for each batch; `force` rebuilds an existing one."""
         if self.test_function is None or force:
             self.test_function = self._on_replicas(self.test_step)
 
@@ -163,7 +169,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
             raise ValueError(
                 f"A training batch has {sum(counts)} images, which do not divide among {among}: drop the smaller last "
-                "batch of a data set with batch(..., drop_remainder=True)."
+                "batch of a dataset with batch(..., drop_remainder=True)."
             )
 
     def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:
@@ -277,7 +283,7 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
 
 
 def unpack_batch(data: Mapping | tf.Tensor | tuple) -> Mapping | tf.Tensor:
-    """Returns the batch, which Keras passes bare from a data set and inside a tuple from `train_on_batch`."""
+    """Returns the batch, which Keras passes bare from a dataset and inside a tuple from `train_on_batch`."""
     return data[0] if isinstance(data, tuple) else data
 
 
@@ -323,7 +329,7 @@ def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
     """Replaces an empty batch by one black image without objects.
 
-    If the last batch of a data set has fewer images than there are replicas, some replicas get an empty batch, on which
+    If the last batch of a dataset has fewer images than there are replicas, some replicas get an empty batch, on which
     convolutions fail.
 
     Args:

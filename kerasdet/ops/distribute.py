@@ -111,7 +111,7 @@ def all_gather_object(strategy: tf.distribute.Strategy, value: Any) -> list:
 
 @functools.cache  # a new function for each call would trace again, and TensorFlow never frees a collective
 def _gather(strategy):
-    """A function that concatenates the (N,) int32 of all workers; N may differ between them."""
+    """Returns a function that concatenates the (N,) int32 of all workers; N may differ between them."""
 
     def of_replica(content):
         replica = tf.distribute.get_replica_context()

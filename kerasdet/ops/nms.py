@@ -1,4 +1,4 @@
-"""Non-maximum suppression."""
+"""Non-maximum suppression (NMS)."""
 
 import math
 

@@ -183,7 +183,7 @@ def check_same_on_all_workers(
 
 
 def _comparable(value):
-    """A value that JSON can hold and that is equal exactly if the setting is; for a dataset, its images in order."""
+    """Converts a setting to a JSON value for comparison; a dataset becomes the number and checksum of its image ids."""
     if isinstance(value, tuple):
         return list(value)
     if not hasattr(value, "records"):

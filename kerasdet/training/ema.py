@@ -40,7 +40,7 @@ def use_averages(model: keras.Model) -> None:
 
 
 def _pairs(model):
-    """Each trained weight and its average; none before the first step, when the averages are zeros."""
+    """Pairs each trained weight with its average; returns no pairs before the first step, when averages are zeros."""
     optimizer = inner_optimizer(getattr(model, "optimizer", None))
     if not getattr(optimizer, "use_ema", False) or int(optimizer.iterations.numpy()) == 0:
         return []

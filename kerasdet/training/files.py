@@ -13,13 +13,13 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns every OSError inside the block into one sentence that names `path`.
+    """Re-raises an OSError of the `with` block with a message that names `path` and the cause.
 
     Args:
         path: File that the block writes.
 
     Raises:
-        OSError: If the block raised one.
+        OSError: If the block cannot write the file. Files that were saved before are intact.
     """
     try:
         yield

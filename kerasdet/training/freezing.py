@@ -1,4 +1,4 @@
-"""Layers that are not trained: freezing them by name, and refusing frozen layers that never learnt anything."""
+"""Freezes layers by name, and rejects frozen layers that have random weights."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
         freeze(layer)
     if not model.trainable_variables:
         raise UserError(
-            f"freeze: no layer of {type(model).__name__} is left to train: leave one out of {list(patterns)}."
+            f"freeze={list(patterns)} leaves no layer of {type(model).__name__} to train: remove a pattern."
         )
 
 
 def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
-    """Checks that frozen layers have learnt something, unless `patterns` names them.
+    """Checks that frozen layers do not have random weights, unless `patterns` names them.
 
     A frozen layer counts as random if the norm in it still has every initial value: scale 1, offset 0 and, in a batch
     norm, mean 0 and variance 1. Pretrained weights never have all of these.
@@ -58,7 +58,7 @@ def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 
 
 def _is_frozen_initial(layer):
-    """Whether a layer is a norm that cannot learn and has not learnt."""
+    """Returns whether a layer is a frozen norm with its initial values."""
     values = {variable.name: variable for variable in layer.weights}
     if "gamma" not in values or not values.keys() <= _INITIAL_NORM.keys() or layer.trainable_weights:
         return False
@@ -66,12 +66,12 @@ def _is_frozen_initial(layer):
 
 
 def _parts(model):
-    """The layers that are attributes of a model, by name."""
+    """Returns the layers that are attributes of a model, by name."""
     return {name: value for name, value in vars(model).items() if isinstance(value, keras.layers.Layer)}
 
 
 def _matches(model, patterns):
-    """All layers that any of the patterns names; a layer inside a part does not list the layers inside itself."""
+    """Returns all layers that match a pattern; a matched layer inside a part is listed without its inner layers."""
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UserError(f"freeze is {patterns!r}: it must be a list of names, such as ['backbone'].")
     return [layer for pattern in patterns for layer in _matches_one(model, pattern)]

@@ -117,10 +117,12 @@ class TrainingLoop(keras.callbacks.Callback):
         finally:
             handle_sigterm(handler_before)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping | None = None) -> None:
+        """Starts the clock of the throughput."""
         self.throughput.restart()
 
-    def on_train_batch_end(self, batch, logs: Mapping | None = None):
+    def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
+        """Logs a step, saves and validates if they are due, and stops if a signal asks for it."""
         step = self.completed_steps + batch + 1
         self.throughput(step, logs)
         with self.throughput.paused():
@@ -132,7 +134,7 @@ class TrainingLoop(keras.callbacks.Callback):
             self._validate(step)
 
     def _should_stop(self, step):
-        """Whether any worker received SIGTERM; all workers get the same answer."""
+        """Returns whether any worker received SIGTERM; all workers get the same answer."""
         strategy = self.detector.distribute_strategy
         is_due = step % STOP_CHECK_INTERVAL == 0 or worker_rank(strategy)[1] == 1
         return is_due and any(all_gather_object(strategy, self.stop_requested))

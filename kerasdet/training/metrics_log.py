@@ -121,7 +121,7 @@ class ThroughputLogger:
 
 
 def _read_lines(path):
-    """The complete lines of a log; a process that was killed may have left half of one."""
+    """Returns the complete lines of a log; a killed process may have left a partial line."""
     lines = []
     if path.is_file():
         for text in path.read_text().splitlines():

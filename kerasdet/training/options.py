@@ -9,19 +9,19 @@ from kerasdet.errors import UserError
 
 
 def check_positive(owner: str, **counts: int | None) -> None:
-    """Checks that counts are whole numbers from 1; None, an option that is off, passes.
+    """Checks that counts are positive integers or None, which turns an option off.
 
     Raises:
-        UserError: If a count is anything else.
+        UserError: If a count is neither.
     """
     for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UserError(f"{owner}.{name} is {value!r}: it must be a whole number from 1.")
+            raise UserError(f"{owner}.{name} is {value!r}: it must be a positive integer.")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Says on which data a run evaluates its model, how often, and what follows from the numbers.
+    """Configures evaluation during training: data, interval, the metric of the best model and early stopping.
 
     Args:
         data: Dataset to evaluate on.
@@ -34,7 +34,7 @@ class Validation:
             stops early.
 
     Raises:
-        UserError: If there is no data, or a count is not a whole number from 1.
+        UserError: If there is no data, or a count is not a positive integer.
     """
 
     data: Any
@@ -53,7 +53,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Says how often a run saves its state, and how many checkpoints it keeps.
+    """Configures checkpoints: how often a run saves its state, and how many files it keeps.
 
     Args:
         steps_per_epoch: Steps between two checkpoints; such a stretch counts as an epoch. None takes one pass over the
@@ -61,7 +61,7 @@ class Checkpointing:
         max_to_keep: Number of the latest checkpoints that stay on disk.
 
     Raises:
-        UserError: If a count is not a whole number from 1.
+        UserError: If a count is not a positive integer.
     """
 
     steps_per_epoch: int | None = None
@@ -73,18 +73,18 @@ class Checkpointing:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Says how a training step runs: on which shapes, in how many parts, compiled or not.
+    """Configures a training step: padding, number of micro-batches and compilation.
 
     Args:
         pad_to: Height and width in pixels to which every batch is padded. None pads each batch to its largest image.
         max_boxes: Number of objects to which every image is padded. None pads to the most objects in a batch.
         micro_batches: Number of parts into which a replica splits its images. The parts run one after the other, which
             saves memory, and the step applies the mean of their gradients. Each part counts its own objects, and an
-            ``ema`` normaliser moves once a part, so N replicas with parts differ from one device with parts.
+            ``ema`` normaliser moves once per part, so N replicas with parts differ from one device with parts.
         jit_compile: Whether XLA compiles the step. Needs `pad_to`, `max_boxes` and a single replica.
 
     Raises:
-        UserError: If a count is not a whole number from 1, or XLA is asked to compile steps of changing shapes.
+        UserError: If a count is not a positive integer, or XLA is asked to compile steps of changing shapes.
     """
 
     pad_to: tuple[int, int] | None = None

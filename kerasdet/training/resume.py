@@ -19,7 +19,7 @@ from kerasdet.training.freezing import freeze_layers
 
 log = logging.getLogger(__name__)
 
-_STATE = "training.json"  # beside Keras' own files in the archive
+_STATE = "training.json"  # next to Keras' own files in the archive
 _KERAS_FILES = ("metadata.json", "config.json", "model.weights.h5")
 
 
@@ -107,7 +107,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
-        raise UserError(f"{path} is of another optimizer, {differences}: {elsewhere}")
+        raise UserError(f"{path} was saved with another optimizer, {differences}: {elsewhere}")
     try:
         model.load_weights(path)
     except (ValueError, KeyError) as error:
@@ -116,7 +116,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     differences = _differences(state, settings or {})
     if state["iterations"] != _iterations(model.optimizer):  # Keras 3.15.1 only warns, and skips the optimizer
         found = f" ({differences})" if differences else ""
-        raise UserError(f"{path} is of another optimizer, or of one of other trained weights{found}: {elsewhere}")
+        raise UserError(f"{path} was saved with another optimizer or other trainable weights{found}: {elsewhere}")
     if differences:
         log.warning("%s was made with other settings, %s: the run goes on with the new ones.", path, differences)
     for generator, value in zip(seed_generators(model), state["random"], strict=True):

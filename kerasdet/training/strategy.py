@@ -106,7 +106,7 @@ def _split(address):
 
 
 def _addresses(text):
-    """The address of this process and those of all workers, from the text of TF_CONFIG."""
+    """Returns the address of this process and the addresses of all workers, parsed from TF_CONFIG."""
     try:
         config = json.loads(text or "")
         cluster, task = config["cluster"], config["task"]

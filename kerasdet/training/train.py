@@ -196,6 +196,6 @@ def _make_folders(out_dir):
 
 
 def _assertion_text(message):
-    """The sentence inside the message of a failed TensorFlow assertion, which is a list of bracketed values."""
+    """Extracts the sentence from the message of a failed TensorFlow assertion, a list of bracketed values."""
     facts = re.search(r"assertion failed: (.*)", message).group(1)
     return " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", facts)) or facts

@@ -99,11 +99,11 @@ class Validator:
         return [self._score(line) for line in self._evaluations()]
 
     def _evaluations(self):
-        """Lines of the log that are evaluations; only those of training have a learning rate."""
+        """Returns the evaluations in the log; only lines of training have a learning rate."""
         return [line for line in self.run_log.lines if "learning_rate" not in line]
 
     def _score(self, values):
-        """The monitored number, negated if it is a loss, so that higher is better."""
+        """Returns the monitored number, negated if it is a loss, so that higher is better."""
         value = values.get(self.monitor, math.nan)
         return -math.inf if math.isnan(value) else -value if self.monitor.endswith("loss") else value
 
@@ -130,7 +130,7 @@ def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]
 
 
 def _has_targets(model, data):
-    """Whether the dataset was read with everything that the model has losses on."""
+    """Returns whether the dataset was read with all ground truth that the model's losses need."""
     try:
         for branch in model.branches:
             branch.check_dataset(data)
@@ -140,7 +140,7 @@ def _has_targets(model, data):
 
 
 def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float = 0.3) -> np.ndarray:
-    """Draws ground truth beside detections.
+    """Draws ground truth and detections side by side.
 
     Args:
         model: Detector.

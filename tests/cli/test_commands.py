@@ -237,7 +237,7 @@ MISTAKES = {
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
     "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "'widht'"),
     "train: macro without value": (["train", "finetune"], "CHECKPOINT, EVAL_ANNOTATIONS, NUM_CLASSES"),
-    "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': it must be a whole number from 1"),
+    "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': it must be a positive integer"),
     "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': it must be a number"),
     "train: text for a size": ([*SMALL, "--set", "ResNet.width=wide"], "in an argument of ResNet"),
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
@@ -264,7 +264,7 @@ MISTAKES = {
         ["eval", "{}/absent", *DATA],
         "There is no {}/absent: name a run directory, a .keras file or an export",
     ),
-    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin: name a data set with --annotations"),
+    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin: name a dataset with --annotations"),
     "eval: no annotations": (
         ["eval", "{}/run", "--annotations", "{}/no.json"],
         "The annotation file {}/no.json does not exist",

@@ -28,7 +28,7 @@ def test_help_has_an_example(capsys, command):
         (["trian"], "invalid choice: 'trian'"),
         (["train"], "required: CONFIG"),
         (["predict", "x"], "required: IMAGE"),
-        (["eval", "x", "--batch-size", "0"], "'0' is not a whole number of 1 or more"),
+        (["eval", "x", "--batch-size", "0"], "'0' is not a positive integer"),
         (["eval", "x", "--tta", "1.5"], "'1.5' is not a whole number"),
         (["predict", "x", "y", "--score-threshold", "2"], "'2' is not a number from 0 to 1"),
         (["predict", "x", "y", "--score-threshold", "nan"], "'nan' is not a number from 0 to 1"),

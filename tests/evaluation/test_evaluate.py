@@ -88,13 +88,13 @@ def test_shifted_boxes_lower_ap(rng):
 def test_image_twice_or_missing_or_unknown_raises(rng):
     truth = truth_of(5, rng)
     oracle, batches = Oracle(truth), list(batches_of(truth, 2))
-    with pytest.raises(ValueError, match="Image 12 came twice"):
+    with pytest.raises(ValueError, match="Image 12 occurs twice"):
         evaluate_batches(oracle, [*batches[:2], batches[1]], truth, CATEGORY_IDS)
-    with pytest.raises(ValueError, match="1 of 5 images never came, image 14 first"):
+    with pytest.raises(ValueError, match="1 of 5 images are missing from the batches, the first is image 14"):
         evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS)
     metrics, _ = evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS, image_ids=[10, 11, 12, 13])
     assert metrics["AP"] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="Image 12 came for evaluation, but is not among the images to score"):
+    with pytest.raises(ValueError, match="Image 12 is in the batches but not among the images to score"):
         evaluate_batches(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
 
 

@@ -53,7 +53,7 @@ def parsed(output):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_client_finds_what_the_model_finds(binary, models, saved_model, tmp_path, name):
+def test_client_detections_equal_the_model(binary, models, saved_model, tmp_path, name):
     model, path = models(name), saved_model(name)
     for index, image in enumerate(tiny.images()):
         Image.fromarray(image).save(tmp_path / f"{index}.jpg", quality=90)
@@ -70,7 +70,7 @@ def test_client_finds_what_the_model_finds(binary, models, saved_model, tmp_path
         np.testing.assert_allclose(pixels, expected.boxes, atol=1e-3)
 
 
-def test_client_names_bad_images_and_goes_on_with_the_others(binary, saved_model, tmp_path):
+def test_client_reports_bad_images_and_continues(binary, saved_model, tmp_path):
     path = saved_model("tiny")
     file = io.BytesIO()
     Image.fromarray(tiny.images()[0]).save(file, "JPEG")

@@ -16,7 +16,7 @@ NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) fo
 
 
 @pytest.mark.parametrize("name", ["retinanet", pytest.param("mask_keypoint_rcnn", marks=pytest.mark.slow)])
-def test_float32_export_is_the_model_in_a_process_without_kerasdet(models, saved_model, name):
+def test_float32_export_equals_the_model_without_kerasdet(models, saved_model, name):
     report = verify_export(models(name), saved_model(name), tiny.images())
     assert report.detections >= 50
     assert report.one_sided == 0
@@ -29,7 +29,7 @@ def test_float32_export_is_the_model_in_a_process_without_kerasdet(models, saved
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_16_bit_export_rounds_and_stores_weights_in_16_bits(models, saved_model, name, precision):
+def test_16_bit_export_stores_16_bit_weights_and_stays_close(models, saved_model, name, precision):
     path = saved_model(name, precision=precision)
     report = verify_in_process(models(name), path, tiny.images())
     assert report.detections >= 50
@@ -42,7 +42,7 @@ def test_16_bit_export_rounds_and_stores_weights_in_16_bits(models, saved_model,
 
 
 @pytest.mark.slow
-def test_export_with_compiled_ops_is_the_model(models, saved_model):
+def test_export_with_compiled_ops_equals_the_model(models, saved_model):
     if raw_ops() is None:
         pytest.skip("no compiled ops here")
     path = saved_model("mask_keypoint_rcnn", ops="compiled")
@@ -53,7 +53,7 @@ def test_export_with_compiled_ops_is_the_model(models, saved_model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_loaded_export_detects_like_the_model(models, saved_model, name):
+def test_loaded_export_detections_equal_the_model(models, saved_model, name):
     model, loaded = models(name), kerasdet.load(saved_model(name))
     assert loaded.num_classes == model.num_classes
     assert loaded.skeleton == tuple(map(tuple, model.skeleton))
@@ -73,7 +73,7 @@ def test_loaded_export_detects_like_the_model(models, saved_model, name):
 
 
 @pytest.mark.slow
-def test_loaded_export_pastes_masks_like_the_model(models, saved_model):
+def test_loaded_export_masks_equal_the_model(models, saved_model):
     model, image = models("mask_keypoint_rcnn"), tiny.images()[1]
     found, expected = kerasdet.load(saved_model("mask_keypoint_rcnn")).detect(image), model.detect(image)
     assert found.mask_convention == expected.mask_convention == model.mask_convention
@@ -82,7 +82,7 @@ def test_loaded_export_pastes_masks_like_the_model(models, saved_model):
     assert (found.masks != expected.masks).mean() < 1e-3  # a probability at 0.5 may round to either side
 
 
-def test_folder_that_kerasdet_did_not_write_is_refused(tmp_path):
+def test_foreign_folder_raises(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(UserError, match=r"has no assets/kerasdet\.json: expected a SavedModel of `kerasdet export`"):
         kerasdet.load(tmp_path)

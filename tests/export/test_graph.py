@@ -57,7 +57,7 @@ def test_strides_are_folded_into_1x1_convolutions(size, rng):
         np.s_[:, ::-2, ::2],
     ],
 )
-def test_other_slices_are_not_folded(pixels, rng):
+def test_slices_other_than_strides_are_not_folded(pixels, rng):
     x = rng.normal(0, 1, (1, 12, 12, 4)).astype(np.float32)
     channels = x[pixels].shape[-1]
     kernel = tf.Variable(rng.normal(0, 1, (1, 1, channels, 5)).astype(np.float32))
@@ -69,7 +69,7 @@ def test_other_slices_are_not_folded(pixels, rng):
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("size", [(1, 1, 5), (1, 2, 5), (1, 16, 9), (1, 17, 9), (1, 34, 6), (1, 35, 6), (2, 35, 6)])
-def test_wide_convolution_on_halves_of_an_image_gives_the_same(size, relu, rng):
+def test_split_wide_convolution_equals_the_whole(size, relu, rng):
     x = rng.normal(0, 1, (*size, 8)).astype(np.float32)
     kernel, bias = (tf.Variable(rng.normal(0, 1, shape).astype(np.float32)) for shape in ([3, 3, 8, 256], [256]))
 
@@ -82,7 +82,7 @@ def test_wide_convolution_on_halves_of_an_image_gives_the_same(size, relu, rng):
     np.testing.assert_allclose(graph.detect(x)["y"], convolve(x)["y"], rtol=1e-5, atol=1e-5)
 
 
-def test_other_convolutions_are_not_split(rng):
+def test_only_wide_convolutions_with_bias_are_split(rng):
     def convolutions(x):
         y = tf.nn.bias_add(tf.nn.conv2d(x, kernels[0], 1, "SAME"), biases[0])
         without_bias = tf.nn.conv2d(x, kernels[0], 1, "SAME")
@@ -113,7 +113,7 @@ def test_equal_constants_are_stored_once():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [(160, 16), (33, 17), (200, 32), (64, 96)])
-def test_single_column_of_features_is_right_in_16_bits(precision, size, rng):
+def test_single_column_of_features_is_correct_in_16_bits(precision, size, rng):
     """On AMX TensorFlow 2.21's oneDNN returns garbage for it, see `widen_strides`."""
     layer = tiny.backbone(width=16, out_features=("c3", "c4", "c5"))
     graph = InferenceGraph(layer, IMAGE, precision)
@@ -124,7 +124,7 @@ def test_single_column_of_features_is_right_in_16_bits(precision, size, rng):
             np.testing.assert_allclose(found[name], expected, atol=0.03 * np.abs(expected).max())
 
 
-def test_squeezed_constants_keep_their_other_axes(rng):
+def test_squeezed_constants_keep_other_axes(rng):
     weight = tf.Variable(rng.normal(0, 1, (1, 1, 1, 8)).astype(np.float32))
     graph = InferenceGraph(lambda x: {"y": x[:, 0, 0, :1, None] + tf.squeeze(weight, [0])}, IMAGE)
     x = rng.normal(0, 1, (1, 4, 4, 3)).astype(np.float32)
@@ -161,7 +161,7 @@ def test_convolutions_are_in_16_bits_and_boxes_in_float32(models, name):
     assert {weight.dtype for weight in graph.weights.values() if len(weight.shape) == 4} == {tf.bfloat16}
 
 
-def test_model_of_a_mixed_policy_is_exported_in_float32(rng):
+def test_model_with_mixed_policy_exports_in_float32(rng):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         layer = tiny.backbone()

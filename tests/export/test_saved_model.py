@@ -123,7 +123,7 @@ def elsewhere(exported, inputs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["one", "three", "float", "encoded", "encoded_one"])
-def test_signature_gives_what_detect_gives(model, inputs, elsewhere, name):
+def test_signature_equals_detect(model, inputs, elsewhere, name):
     images = [upright(path) for path in inputs[name]] if name.startswith("encoded") else list(inputs[name])
     expected = model.detect(images)
     found = {key.split("/")[1]: value for key, value in elsewhere[0].items() if key.split("/")[0] == name}
@@ -141,13 +141,13 @@ def test_signature_gives_what_detect_gives(model, inputs, elsewhere, name):
     assert found["detection_boxes"].max() <= 1 + 1e-6
 
 
-def test_image_with_an_exif_orientation_needs_turning(files):
+def test_exif_image_fixture_is_rotated(files):
     turned = next(path for path in files if path.name == "turned.jpg")
     assert upright(turned).shape == (70, 120, 3)
     assert Image.open(turned).size == (70, 120)
 
 
-def test_graph_has_stock_operations_only(elsewhere):
+def test_graph_has_only_stock_operations(elsewhere):
     metadata = elsewhere[1]
     assert metadata["nodes"] > 500
     assert "Conv2D" in metadata["ops"]
@@ -188,7 +188,7 @@ def test_assets_describe_the_model(exported):
     assert not (assets / "config.gin").exists()
 
 
-def test_export_verifies_by_a_relative_path(model, exported, monkeypatch):
+def test_verify_export_accepts_a_relative_path(model, exported, monkeypatch):
     monkeypatch.chdir(exported.parent)
     report = verify_export(model, exported.name, tiny.images())
     assert report.detections > 80
@@ -198,12 +198,12 @@ def test_export_verifies_by_a_relative_path(model, exported, monkeypatch):
     assert report.milliseconds > 0
 
 
-def test_export_of_another_model_does_not_verify(exported):
+def test_verify_export_of_another_model_raises(exported):
     with pytest.raises(VerificationError, match="differs from the model"):
         verify_in_process(tiny.talkative(seed=1), exported, tiny.images()[:1])
 
 
-def test_existing_files_are_not_overwritten(tmp_path, model):
+def test_export_over_existing_files_raises(tmp_path, model):
     (tmp_path / "precious.txt").write_text("x")
     for path in (tmp_path, tmp_path / "precious.txt"):
         with pytest.raises(FileExistsError, match="exists and is not empty: export to another folder or delete it"):
@@ -211,7 +211,7 @@ def test_existing_files_are_not_overwritten(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_class_offset_and_configuration_are_options(tmp_path):
+def test_class_offset_and_gin_config_options(tmp_path):
     model = tiny.talkative(class_names=None)
     path = export_saved_model(model, tmp_path, class_offset=0, gin_config="STEPS = 3\n")  # an empty folder is fine
     image = tiny.images()[0]
@@ -257,7 +257,7 @@ def jpeg_bomb():
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_image_fails_its_request_and_is_named(exported, loaded, kind):
+def test_bad_image_raises_and_is_named(exported, loaded, kind):
     bad, message = BAD[kind]
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         loaded.signatures["encoded"](image_bytes=tf.constant([JPEG, PNG, jpeg_bomb() if bad is None else bad, JPEG]))
@@ -266,12 +266,12 @@ def test_bad_image_fails_its_request_and_is_named(exported, loaded, kind):
     assert good["num_detections"][0] > 10
 
 
-def test_images_without_pixels_fail_their_request(loaded):
+def test_image_without_pixels_raises(loaded):
     with pytest.raises(tf.errors.InvalidArgumentError, match="image has no pixels"):
         loaded.signatures["serving_default"](image=tf.zeros([2, 0, 5, 3], tf.uint8))
 
 
-def test_limit_of_pixels_is_an_option(model, tmp_path):
+def test_max_pixels_option_limits_images(model, tmp_path):
     image = tiny.images()[0]
     path = export_saved_model(model, tmp_path / "model", max_pixels=image.shape[0] * image.shape[1])
     signature = tf.saved_model.load(str(path)).signatures["encoded"]

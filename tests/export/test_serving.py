@@ -68,7 +68,7 @@ def client(folder, name):
     return module
 
 
-def test_folder_has_all_a_server_needs(folder):
+def test_serving_folder_is_complete(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "README.md",
@@ -84,7 +84,7 @@ def test_folder_has_all_a_server_needs(folder):
     assert [path.name for path in version.parent.iterdir()] == ["1"]
 
 
-def test_configuration_is_one_that_the_server_parses(folder):
+def test_server_parses_the_configuration(folder):
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 
@@ -113,7 +113,7 @@ def test_warmup_requests_cover_both_signatures(folder):
     assert shapes == {(1,), (1, 480, 640, 3), (1, 640, 480, 3)}
 
 
-def test_next_version_goes_beside_and_existing_files_stay(tmp_path):
+def test_next_version_keeps_existing_files(tmp_path):
     (tmp_path / "models" / "detector" / "9").mkdir(parents=True)
     (tmp_path / "models" / "detector" / "partial_x").mkdir()
     (tmp_path / "models.config").write_text("mine")
@@ -123,14 +123,14 @@ def test_next_version_goes_beside_and_existing_files_stay(tmp_path):
     assert (tmp_path / "README.md").is_file()
 
 
-def test_missing_serving_api_is_noticed_before_the_export(model, tmp_path, monkeypatch):
+def test_missing_serving_api_raises_before_export(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     with pytest.raises(UserError, match=r"pip install 'kerasdet\[serving\]'"):
         export_and_verify(model, tmp_path, serving=True, verify_images=tiny.images())
     assert not list(tmp_path.iterdir())
 
 
-def test_failed_export_leaves_no_version(tmp_path):
+def test_failed_export_removes_its_version(tmp_path):
     with pytest.raises(RuntimeError, match="failed"), serving.new_version(tmp_path) as (path, version):
         path.mkdir()
         raise RuntimeError("failed")
@@ -138,7 +138,7 @@ def test_failed_export_leaves_no_version(tmp_path):
     assert not list((tmp_path / "models" / "detector").iterdir())
 
 
-def test_grpc_client_finds_what_the_model_finds(model, folder, server, tmp_path, capsys):
+def test_grpc_client_detections_equal_the_model(model, folder, server, tmp_path, capsys):
     module = client(folder, "grpc_client")
     stub = apis.PredictionServiceStub(grpc.insecure_channel(f"127.0.0.1:{server[0]}", module.UNLIMITED))
     images = tiny.images()
@@ -201,7 +201,7 @@ def resident(process):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
-def test_server_stays_up_under_load(model, folder, server):
+def test_server_memory_is_stable_under_load(model, folder, server):
     """8 clients send images of many sizes, every fourth request bad: good ones are answered and memory stays flat."""
     port, process = server
     module = client(folder, "grpc_client")

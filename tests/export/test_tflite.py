@@ -42,7 +42,7 @@ def marked(cells):
 
 
 @pytest.mark.parametrize("name,kind,precision", marked(filter(possible, CELLS)))
-def test_file_is_the_model(models, tflite_file, name, kind, precision):
+def test_file_equals_the_model(models, tflite_file, name, kind, precision):
     """The comparison itself refuses what exceeds its table; float16 stays far within."""
     path = tflite_file(name, postprocessing=kind, precision=precision)
     report = verify_in_process(models(name), path, tiny.images())
@@ -60,7 +60,7 @@ def test_file_is_the_model(models, tflite_file, name, kind, precision):
 
 
 @pytest.mark.parametrize("kind", ["nms", "raw"])
-def test_file_runs_in_a_process_with_litert_alone(models, tflite_file, kind):
+def test_file_runs_with_only_litert(models, tflite_file, kind):
     path = tflite_file("tiny", postprocessing=kind)
     report = verify_export(models("tiny"), path, tiny.images())
     assert report.detections > 50
@@ -69,7 +69,7 @@ def test_file_runs_in_a_process_with_litert_alone(models, tflite_file, kind):
 
 
 @pytest.mark.parametrize("name,kind,precision", [cell for cell in CELLS if not possible(cell)])
-def test_unsupported_combination_says_why_and_what_to_choose(models, tmp_path, name, kind, precision):
+def test_unsupported_combination_raises_reason_and_alternative(models, tmp_path, name, kind, precision):
     options = {"calibration_images": tiny.images()} if precision == "int8" else {}
     with pytest.raises(UserError, match=f"cannot be exported with postprocessing {kind} in {precision}: .*choose"):
         export_tflite(models(name), tmp_path / "x.tflite", postprocessing=kind, precision=precision, **options)
@@ -77,7 +77,7 @@ def test_unsupported_combination_says_why_and_what_to_choose(models, tmp_path, n
 
 
 @pytest.mark.slow
-def test_detect_gives_what_the_model_gives(models, tflite_file):
+def test_detect_equals_the_model(models, tflite_file):
     model, path = models("mask_keypoint_rcnn"), tflite_file("mask_keypoint_rcnn", postprocessing="nms")
     loaded = kerasdet.load(path)
     images = tiny.images(sizes=((96, 128), (48, 64)))
@@ -101,7 +101,7 @@ def test_threads_may_share_a_file(tflite_file):
         np.testing.assert_array_equal(one, other)
 
 
-def test_no_boxes_are_found_beside_the_image(tflite_file):
+def test_boxes_in_letterbox_padding_are_dropped(tflite_file):
     loaded = kerasdet.load(tflite_file("tiny", postprocessing="nms"))
     [image] = tiny.images(sizes=[(120, 30)])
     found = loaded.detect(image)
@@ -125,12 +125,12 @@ def test_no_boxes_are_found_beside_the_image(tflite_file):
         ),
     ],
 )
-def test_bad_arguments_raise_before_work_starts(models, tmp_path, name, options, message):
+def test_invalid_arguments_raise_before_conversion(models, tmp_path, name, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         export_tflite(models("tiny"), tmp_path / name, **options)
 
 
-def test_raw_file_has_the_outputs_and_anchors_of_the_model(models, tflite_file):
+def test_raw_file_has_outputs_and_anchors_of_the_model(models, tflite_file):
     model, path = models("fcos"), tflite_file("fcos", postprocessing="raw", precision="float32")
     loaded = kerasdet.load(path)
     pixels, size = loaded.to_input(tiny.images()[0])
@@ -156,7 +156,7 @@ def test_input_may_be_uint8(models, tflite_file):
 @pytest.mark.parametrize(
     "size", [None, pytest.param((60, 93), marks=pytest.mark.slow)], ids=["default", "needs padding"]
 )
-def test_size_of_the_input_is_an_option(models, tmp_path, size):
+def test_input_size_option(models, tmp_path, size):
     """By default it is that of a wide image, of which file and model see the same pixels."""
     model = models("tiny")
     loaded = kerasdet.load(export_tflite(model, tmp_path / "x.tflite", size=size))
@@ -169,7 +169,7 @@ def test_size_of_the_input_is_an_option(models, tmp_path, size):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 20])
-def test_custom_op_looks_at_every_class(num_classes, threads):
+def test_custom_op_considers_every_class(num_classes, threads):
     """LiteRT 2.3 skips the class whose number is that of its threads."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -196,7 +196,7 @@ def test_custom_op_looks_at_every_class(num_classes, threads):
 
 
 @pytest.mark.slow
-def test_custom_op_finds_more_than_a_hundred_of_a_class(tmp_path):
+def test_custom_op_finds_more_than_a_hundred_objects_of_a_class(tmp_path):
     model = tiny.talkative(max_detections=150, score_threshold=0.0)
     path = export_tflite(model, tmp_path / "x.tflite", size=(64, 64), postprocessing="postprocess")
     report = verify_in_process(model, path, tiny.images(sizes=[(64, 64)]))
@@ -204,7 +204,7 @@ def test_custom_op_finds_more_than_a_hundred_of_a_class(tmp_path):
     assert report.one_sided == 0
 
 
-def test_labels_and_metadata_travel_in_the_file(tmp_path):
+def test_file_contains_labels_and_metadata(tmp_path):
     model = tiny.talkative()
     path = export_tflite(model, tmp_path / "x.tflite", size=(64, 64), gin_config="STEPS = 3\n")
     with zipfile.ZipFile(path) as archive:
@@ -239,7 +239,7 @@ def test_unknown_options_and_files_raise(models, tmp_path):
         kerasdet.load(tmp_path / "y.tflite")
 
 
-def test_file_of_another_model_does_not_verify(tflite_file):
+def test_verify_file_of_another_model_raises(tflite_file):
     with pytest.raises(VerificationError, match="differs from the model"):
         verify_in_process(tiny.talkative(seed=1), tflite_file("tiny", postprocessing="nms"), tiny.images())
 
@@ -254,7 +254,7 @@ def test_missing_package_is_named_with_its_extra(models, tflite_file, tmp_path, 
         export_tflite(models("tiny"), tmp_path / "x.tflite", size=(64, 64), precision="dynamic")
 
 
-def test_example_finds_what_the_model_finds(tmp_path):
+def test_example_detections_equal_the_model(tmp_path):
     model = tiny.talkative(score_threshold=0.3)
     path = export_tflite(model, tmp_path / "x.tflite", size=(64, 64), input_type="uint8")
     image = tiny.images(sizes=[(64, 64)])[0]

@@ -85,7 +85,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("precision", CLASSES)
 @pytest.mark.parametrize("mutation", BROKEN)
-def test_broken_converter_is_refused(mutation, precision):
+def test_broken_converter_raises(mutation, precision):
     expected = detections()
     with pytest.raises(VerificationError, match=r"^out\.tflite differs from the model"):
         compare([(expected, BROKEN[mutation](expected))], CLASSES[precision], subject="out.tflite")
@@ -93,7 +93,7 @@ def test_broken_converter_is_refused(mutation, precision):
 
 @pytest.mark.parametrize("precision", ["16 bits", "8 bits"])
 @pytest.mark.parametrize("mutation", list(BROKEN)[:8])
-def test_broken_converter_is_refused_beneath_honest_rounding(mutation, precision):
+def test_broken_converter_with_rounding_raises(mutation, precision):
     expected = detections(CAPACITY)
     with pytest.raises(VerificationError):
         compare([(expected, BROKEN[mutation](rounded(expected, NOISE[precision])))], CLASSES[precision])
@@ -123,7 +123,7 @@ def rounded(expected, noise, seed=1):
 
 @pytest.mark.parametrize("precision", CLASSES)
 @pytest.mark.parametrize("count", [1, 3, 10, CAPACITY])
-def test_honest_rounding_passes(precision, count):
+def test_rounding_passes(precision, count):
     expected = detections(count)
     report = compare([(expected, rounded(expected, NOISE[precision]))], CLASSES[precision], score_threshold=THRESHOLD)
     assert report.detections == report.matched == count
@@ -145,14 +145,14 @@ def test_images_without_detections_have_no_differences():
     assert compare([(nothing, nothing)], EXACT).detections == 0
 
 
-def test_equal_scores_may_change_places():
+def test_order_of_equal_scores_may_differ():
     expected = changed(detections(), scores=lambda s: np.full_like(s, 0.5))
     order = np.r_[np.random.default_rng(0).permutation(60), 60:CAPACITY]
     found = {name: value if name == "valid" else value[:, order] for name, value in expected.items()}
     assert compare([(expected, found)], EXACT).one_sided == 0
 
 
-def test_detection_near_the_threshold_may_be_on_one_side_only():
+def test_detection_near_the_threshold_may_be_unmatched():
     expected = changed(detections(), scores=lambda s: np.where(np.arange(CAPACITY) == 59, THRESHOLD + 5e-5, s))
     found = {**expected, "valid": expected["valid"] - 1}
     assert compare([(expected, found)], EXACT, score_threshold=THRESHOLD).one_sided == 1
@@ -161,7 +161,7 @@ def test_detection_near_the_threshold_may_be_on_one_side_only():
         compare([(clear, {**clear, "valid": found["valid"]})], EXACT, score_threshold=THRESHOLD)
 
 
-def test_few_scores_may_change_a_lot_in_16_bits_and_none_in_32():
+def test_large_score_outliers_pass_only_in_16_bits():
     expected = detections(CAPACITY)
     found = changed(expected, scores=lambda s: s - 0.09 * (np.arange(CAPACITY) < 3))
     assert compare([(expected, found)], ROUNDED).max_score_error == pytest.approx(0.09)
@@ -169,13 +169,13 @@ def test_few_scores_may_change_a_lot_in_16_bits_and_none_in_32():
         compare([(expected, found)], EXACT)
 
 
-def test_tolerance_follows_the_coarser_of_model_and_export():
+def test_tolerance_is_the_coarser_of_model_and_export():
     assert tolerance_for("float32") is EXACT
     assert tolerance_for("float32", "bfloat16") is tolerance_for("bfloat16") is tolerance_for("float16") is ROUNDED
     assert tolerance_for("dynamic") is tolerance_for("int8", "bfloat16") is EIGHT_BITS
 
 
-def test_report_is_a_sentence_for_people():
+def test_report_prints_a_sentence():
     expected = detections()
     text = str(compare([(expected, expected)], EXACT))
     assert text.startswith("60 detections compared, 0 found by one side only; boxes 0 px at most")

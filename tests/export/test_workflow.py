@@ -65,7 +65,7 @@ def toy(monkeypatch):
     return add
 
 
-def test_new_format_takes_one_line_in_the_list(toy, models, tmp_path):
+def test_new_format_needs_one_list_entry(toy, models, tmp_path):
     toy()
     path, report = export_and_verify(models("tiny"), tmp_path / "x.toy", format="toy", verify_images=tiny.images())
     assert re.search(r"Run by toys alone: \d\d detections compared, 0 found by one side only", report)
@@ -73,14 +73,14 @@ def test_new_format_takes_one_line_in_the_list(toy, models, tmp_path):
     assert verify_export(models("tiny"), path, tiny.images()).one_sided == 0
 
 
-def test_sample_images_have_two_sizes():
+def test_default_verify_images_have_two_sizes():
     first, second = workflow.sample_images()
     assert first.shape == (480, 640, 3)
     assert second.shape == (500, 333, 3)
     assert min(first.std(), second.std()) > 10
 
 
-def test_model_that_finds_nothing_is_compared_below_its_threshold(toy, tmp_path):
+def test_model_without_detections_is_compared_below_its_threshold(toy, tmp_path):
     toy()
     model = tiny.talkative(score_threshold=0.99999)
     _, report = export_and_verify(model, tmp_path / "x.toy", format="toy", verify_images=tiny.images())
@@ -92,7 +92,7 @@ def test_model_that_finds_nothing_is_compared_below_its_threshold(toy, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.toy"]
 
 
-def test_model_that_finds_nothing_at_any_score_is_refused(toy, tmp_path):
+def test_model_without_detections_at_any_score_raises(toy, tmp_path):
     toy()
     model = tiny.talkative(score_threshold=0.99999)
     for variable in model.variables:
@@ -108,7 +108,7 @@ def shifted(detections):
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_export_that_differs_is_refused_and_removed(toy, models, tmp_path, precision):
+def test_differing_export_raises_and_is_removed(toy, models, tmp_path, precision):
     toy(shifted)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(VerificationError, match=r"x\.toy differs from the model in box"):
@@ -118,7 +118,7 @@ def test_export_that_differs_is_refused_and_removed(toy, models, tmp_path, preci
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_files_that_were_there_before_stay(models, tmp_path):
+def test_failed_export_keeps_existing_files(models, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists and is not empty"):
         export_and_verify(models("tiny"), tmp_path, verify_images=tiny.images())
@@ -141,7 +141,7 @@ def test_files_that_were_there_before_stay(models, tmp_path):
         ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),
     ],
 )
-def test_option_that_does_not_fit_is_refused_before_work_starts(models, tmp_path, options, message):
+def test_unsupported_option_raises_before_conversion(models, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         export_and_verify(models("tiny"), tmp_path / "x.tflite", verify_images=tiny.images()[:1], **options)
     assert not list(tmp_path.iterdir())
@@ -153,7 +153,7 @@ class Metrics(SimpleNamespace):
 
 
 @pytest.mark.parametrize(("export_ap", "fits"), [(0.51, True), (0.485, True), (0.47, False), (float("nan"), False)])
-def test_export_that_loses_too_much_ap_is_refused(toy, models, tmp_path, monkeypatch, export_ap, fits):
+def test_export_with_large_ap_drop_raises(toy, models, tmp_path, monkeypatch, export_ap, fits):
     toy()
 
     def evaluate(predictor, data):
@@ -176,7 +176,7 @@ def test_export_that_loses_too_much_ap_is_refused(toy, models, tmp_path, monkeyp
             export_and_verify(*arguments, eval_data=data, max_ap_drop=0.05, **options)
 
 
-def test_report_of_8_bits_says_that_ap_was_not_measured(toy, models, tmp_path):
+def test_8_bit_report_states_that_ap_was_not_measured(toy, models, tmp_path):
     toy()
     options = {"format": "toy", "verify_images": tiny.images()}
     _, report = export_and_verify(models("tiny"), tmp_path / "a.toy", precision="int8", **options)
@@ -185,7 +185,7 @@ def test_report_of_8_bits_says_that_ap_was_not_measured(toy, models, tmp_path):
     assert "AP was not measured" not in report
 
 
-def test_file_that_does_not_run_is_refused_with_one_line(models, tmp_path):
+def test_invalid_file_raises_one_line(models, tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "kerasdet.json").write_text('{"ops": "tensorflow", "class_offset": 1}')
@@ -196,7 +196,7 @@ def test_file_that_does_not_run_is_refused_with_one_line(models, tmp_path):
         verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
 
 
-def test_copy_with_another_threshold_is_the_model(models):
+def test_copy_with_another_threshold_equals_the_model(models):
     model = models("tiny")
     copy = workflow.with_score_threshold(model, 0.9)
     image = tiny.images()[0]
@@ -207,6 +207,6 @@ def test_copy_with_another_threshold_is_the_model(models):
     assert workflow.with_score_threshold(tiny.rcnn(), 0.3).postprocessing.score_threshold == 0.3
 
 
-def test_protocol_documents_every_field():
+def test_every_protocol_field_is_documented():
     for field in dataclasses.fields(Format):
         assert f"        {field.name}: " in Format.__doc__

@@ -114,7 +114,7 @@ def test_different_numbers_of_sizes_and_levels_raise():
 
 def test_different_numbers_of_anchors_on_levels_raise():
     generator = AnchorGenerator(((8.0,), (8.0, 16.0)), (1.0,), ("p3", "p4"))
-    with pytest.raises(ValueError, match="as many anchors a cell"):
+    with pytest.raises(ValueError, match="expected the same number on every level"):
         _ = generator.num_anchors
 
 

@@ -42,7 +42,7 @@ def test_paired_functions_equal_torchvision(torchvision, name):
     np.testing.assert_allclose(PAIRED[name](boxes1, boxes2), expected, atol=1e-4)
 
 
-def test_area():
+def test_area_is_height_times_width():
     np.testing.assert_array_equal(box_ops.area(tf.constant([[[1.0, 2, 4, 9]], [[3, 3, 3, 8]]])), [[21], [0]])
 
 
@@ -62,7 +62,7 @@ def test_iou_is_symmetric_and_one_on_the_diagonal(rng):
     np.testing.assert_allclose(np.diag(overlap), 1, atol=1e-6)
 
 
-def test_iou_does_not_move_with_the_boxes(rng):
+def test_iou_is_invariant_to_translation(rng):
     boxes1, boxes2 = random_boxes(rng, 9).round(), random_boxes(rng, 9).round()
     np.testing.assert_array_equal(box_ops.iou(boxes1, boxes2), box_ops.iou(boxes1 + 4096, boxes2 + 4096))
 
@@ -75,14 +75,14 @@ def test_iou_broadcasts_anchors_over_a_batch(rng):
         np.testing.assert_array_equal(overlap[image], box_ops.iou(anchors, gt[image]))
 
 
-def test_empty_boxes_overlap_nothing():
+def test_iou_with_an_empty_box_is_zero():
     empty, full = tf.zeros([2, 4]), tf.constant([[0.0, 0, 5, 5]])
     np.testing.assert_array_equal(box_ops.iou(empty, empty), np.zeros([2, 2]))
     np.testing.assert_array_equal(box_ops.iou(empty, full), np.zeros([2, 1]))
     assert box_ops.iou(tf.zeros([0, 4]), full).shape == (0, 1)
 
 
-def test_iof_is_the_share_of_the_first(rng):
+def test_iof_is_intersection_over_the_first_area(rng):
     boxes1, boxes2 = random_boxes(rng, 23), random_boxes(rng, 17)
     overlap, areas = box_ops.iou(boxes1, boxes2).numpy(), box_ops.area(boxes1).numpy()[:, None]
     intersection = overlap * (areas + box_ops.area(boxes2).numpy()) / (1 + overlap)
@@ -93,11 +93,11 @@ def test_iof_is_the_share_of_the_first(rng):
     np.testing.assert_array_equal(box_ops.iof(tf.zeros([1, 4]), outer), [[0]])
 
 
-def test_touching_boxes_overlap_nothing():
+def test_iou_of_touching_boxes_is_zero():
     assert box_ops.iou(tf.constant([[0.0, 0, 5, 5]]), tf.constant([[5.0, 0, 9, 5]])).numpy() == 0
 
 
-def test_paired_iou_family_agrees_with_the_definitions(rng):
+def test_paired_functions_equal_their_definitions(rng):
     boxes1, boxes2 = random_boxes(rng, 200), random_boxes(rng, 200)
     overlap = np.array([scalar_iou(a, b) for a, b in zip(boxes1.astype(float), boxes2.astype(float), strict=True)])
     y1, x1, y2, x2 = boxes1.T.astype(float)
@@ -117,7 +117,7 @@ def test_paired_iou_family_agrees_with_the_definitions(rng):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_equal_boxes_score_one_and_pull_nowhere(rng, name):
+def test_equal_boxes_have_value_one_and_zero_gradient(rng, name):
     boxes = tf.Variable(random_boxes(rng, 20))
     with tf.GradientTape() as tape:
         value = PAIRED[name](boxes, tf.constant(boxes.numpy()))
@@ -178,7 +178,7 @@ def test_gradients_of_degenerate_boxes_are_finite(name, box, target):
     assert np.isfinite(value).all() and np.isfinite(tape.gradient(value, box)).all()
 
 
-def test_disjoint_boxes_are_pulled_together():
+def test_gradients_pull_disjoint_boxes_together():
     box = tf.Variable([[0.0, 0, 4, 4]])
     for name in PAIRED:
         with tf.GradientTape() as tape:
@@ -186,25 +186,25 @@ def test_disjoint_boxes_are_pulled_together():
         assert (tape.gradient(value, box).numpy() @ [1, 1, 1, 1] > 0).all(), name
 
 
-def test_clip():
+def test_clip_limits_boxes_to_each_image():
     boxes = tf.constant([[[-5.0, -6, 20, 30], [1, 2, 3, 4]], [[50.0, 60, 70, 80], [1, 2, 13, 14]]])
     clipped = box_ops.clip(boxes, tf.constant([[10, 25], [12, 8]]))
     np.testing.assert_array_equal(clipped, [[[0, 0, 10, 25], [1, 2, 3, 4]], [[12, 8, 12, 8], [1, 2, 12, 8]]])
     np.testing.assert_array_equal(box_ops.clip(boxes[0], (10, 25)), clipped[0])
 
 
-def test_scale():
+def test_scale_multiplies_boxes_per_image():
     boxes = tf.constant([[[1.0, 2, 3, 4]], [[1, 2, 3, 4]]])
     np.testing.assert_array_equal(
         box_ops.scale(boxes, tf.constant([[2.0, 10], [1, 0.5]])), [[[2, 20, 6, 40]], [[1, 1, 3, 2]]]
     )
 
 
-def test_centers():
+def test_centers_are_midpoints():
     np.testing.assert_array_equal(box_ops.centers(tf.constant([[1.0, 2, 3, 10]])), [[2, 6]])
 
 
-def test_flips_move_the_pixels_of_a_box():
+def test_flips_match_flipped_pixels():
     image = np.zeros([10, 16])
     image[2:5, 1:7] = 1
     box = tf.constant([2.0, 1, 5, 7])
@@ -214,7 +214,7 @@ def test_flips_move_the_pixels_of_a_box():
     assert image[::-1][y1:y2, x1:x2].sum() == image.sum() == (y2 - y1) * (x2 - x1)
 
 
-def test_flipping_twice_is_the_identity(rng):
+def test_flipping_twice_returns_the_box(rng):
     boxes = random_boxes(rng, 12).round().reshape(3, 4, 4)
     for flip in (box_ops.flip_left_right, box_ops.flip_up_down):
         np.testing.assert_array_equal(flip(flip(boxes, 333), 333), boxes)

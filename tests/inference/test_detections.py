@@ -208,7 +208,7 @@ def test_to_coco():
         {"image_id": 8, "category_id": 4, "bbox": [5.0, 40.25, 75.0, 19.75], "score": 0.25},
     ]
     json.dumps(results)
-    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the data set names 1 categories"):
+    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the dataset names 1 categories"):
         found.to_coco(8, [4])
 
 

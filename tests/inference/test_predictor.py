@@ -74,7 +74,7 @@ def test_batch_size_limits_the_images_of_a_batch():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, None, True])
 def test_invalid_batch_size_raises(batch_size):
-    with pytest.raises(UserError, match=r"batch_size is .*: give a whole number from 1"):
+    with pytest.raises(UserError, match=r"batch_size is .*: give a positive integer"):
         Corners().detect(np.zeros((8, 8, 3), np.uint8), batch_size=batch_size)
 
 

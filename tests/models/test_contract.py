@@ -118,7 +118,7 @@ def test_weights_exist_after_construction(model):
     assert all(w.dtype == ("int64" if w.name == "step" else "float32") for w in model.weights)
 
 
-def test_no_two_layers_begin_alike(make):
+def test_layers_start_with_different_values(make):
     """An initializer shared by layers gives all of them the same values."""
     kernels = {w.path: w.numpy() for w in make().trainable_weights if w.name == "kernel" and np.any(w)}
     assert len(kernels) > 10
@@ -129,7 +129,7 @@ def test_no_two_layers_begin_alike(make):
         first[values] = path
 
 
-def test_a_bare_image_is_one_without_padding(model):
+def test_image_without_size_has_no_padding(model):
     image = batch()["image"]
     sized = {"image": image, "image_size": np.int32([image.shape[1:3]] * 2)}
     expected = numpy(model(sized))
@@ -137,12 +137,12 @@ def test_a_bare_image_is_one_without_padding(model):
     assert_same(numpy(model({"image": image})), expected)
 
 
-def test_uint8_and_float_are_one(model):
+def test_uint8_and_float_pixels_give_equal_outputs(model):
     data = inputs(batch())
     assert_same(numpy(model(floating(data))), numpy(model(data)))
 
 
-def test_what_is_in_the_padding_does_not_matter(model, rng):
+def test_padding_pixels_do_not_change_outputs(model, rng):
     data = inputs(batch())
     garbage = rng.integers(0, 256, data["image"].shape, dtype=np.uint8)
     for index, (height, width) in enumerate(data["image_size"]):
@@ -159,7 +159,7 @@ def test_outputs_are_keyed_by_level(model):
         assert all(value.dtype == tf.float32 for value in levels.values()), name
 
 
-def test_images_of_a_batch_are_apart(model):
+def test_images_of_a_batch_are_independent(model):
     data = inputs(batch())
     together = numpy(model.postprocess(model(data), data["image_size"]))
     for index in range(2):
@@ -208,7 +208,7 @@ def assert_contract(detections, sizes, model):
         assert (places >= boxes[..., :2] - 1).all() and (places <= boxes[..., 2:] + 1).all()
 
 
-def test_detections(model):
+def test_detections_satisfy_the_contract(model):
     data = batch()
     detections = detections_of(model, data)
     assert_contract(detections, data["image_size"], model)
@@ -234,7 +234,7 @@ def test_score_threshold_and_max_detections_limit_detections(with_classes, model
     np.testing.assert_array_equal(strict["valid"], (reference["scores"] > threshold).sum(1))
 
 
-def test_predict_is_postprocess_of_call(model):
+def test_predict_equals_call_then_postprocess(model):
     data = batch()
     assert_same(model.predict(data, verbose=0), detections_of(model, data), atol=1e-2)
     assert_same(numpy(model.predict_on_batch(inputs(data))), detections_of(model, data), atol=1e-2)
@@ -242,7 +242,7 @@ def test_predict_is_postprocess_of_call(model):
     assert_same(numpy(model.predict_on_batch(data["image"])), bare, atol=1e-2)
 
 
-def test_predict_over_batches_of_other_sizes(model):
+def test_predict_accepts_batches_of_different_sizes(model):
     small = {name: value[:1] for name, value in batch(1, (64, 64), ((64, 64), (40, 60))).items()}
     data = [inputs(batch()), inputs(small)]
     signature = {
@@ -283,7 +283,7 @@ def test_detect_returns_detections_of_one_image_or_a_list_for_a_batch_or_list(mo
     assert_same(fields(several[0]), fields(one), atol=1e-2)
 
 
-def test_detect_knows_masks_and_skeleton(model):
+def test_detections_of_mask_models_paste_and_encode_masks(model):
     one = model.detect(batch()["image"][0])
     assert one.mask_convention == model.mask_convention
     assert (one.mask_probs is not None) == (model.mask_convention is not None)
@@ -293,7 +293,7 @@ def test_detect_knows_masks_and_skeleton(model):
         np.testing.assert_array_equal(decoded, one[:2].masks)
 
 
-def test_detect_images_of_many_sizes(model, rng):
+def test_detect_accepts_images_of_different_sizes(model, rng):
     sizes = [(40, 60), (200, 100), (33, 31), (96, 128)]
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     for resize in (None, False, (48, 90)):
@@ -301,7 +301,7 @@ def test_detect_images_of_many_sizes(model, rng):
         assert [found.image_size for found in model.detect(images, resize=resize, batch_size=3)] == sizes
 
 
-def test_detect_without_resizing_is_predict_on_padded_images(model, rng):
+def test_detect_without_resizing_equals_predict_on_padded_images(model, rng):
     images = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((50, 70, 3), (64, 33, 3))]
     padded = np.zeros([2, 64, 96, 3], np.uint8)
     for index, image in enumerate(images):
@@ -310,20 +310,20 @@ def test_detect_without_resizing_is_predict_on_padded_images(model, rng):
     assert_same(padded_detections(model, images, resize=False), numpy(expected), atol=1e-2)
 
 
-def test_detect_batch_without_sizes_takes_whole_images_in_their_own_pixels(model):
+def test_detect_batch_without_sizes_uses_whole_images(model):
     image = batch()["image"]
     bare = model.detect_batch({"image": image})
     assert_same(numpy(bare), padded_detections(model, image, resize=False), rtol=0, atol=0)
 
 
-def test_the_models_own_rule_is_the_default(model):
+def test_detect_resizes_by_the_model_preprocessing_by_default(model):
     image = batch()["image"][0]
     rule = model.preprocessing
     expected = model.detect(image, resize=(rule.shortest, rule.longest))
     assert_same(fields(model.detect(image)), fields(expected))
 
 
-def test_boxes_are_in_the_coordinates_of_the_image_that_came_in(make, rng):
+def test_boxes_are_in_coordinates_of_the_input_image(make, rng):
     """An image with every pixel repeated, sampled back to its size, is the image; its boxes are larger."""
     model = randomized(make(preprocessing=PIXELWISE))
     image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -356,7 +356,7 @@ def test_detect_uses_the_current_weights(model):
     assert_same(fields(model.detect(image)), before)
 
 
-def test_nothing_is_computed_in_double_precision(model):
+def test_graph_has_no_float64(model):
     """Except the logarithm that assigns a region to a level, one number a region."""
     sizes = tf.TensorSpec([None, 2], tf.int32)
     spec = {"image": tf.TensorSpec([None, None, None, 3]), "image_size": sizes, "original_size": sizes}
@@ -377,7 +377,7 @@ def test_losses_are_named_and_finite(model):
     assert all(value > 0 for value in values.values())
 
 
-def test_an_image_without_objects_teaches(model):
+def test_image_without_objects_has_finite_loss_and_trains_scores(model):
     """Its loss is finite and pulls the scores down, which is all that a background image can say."""
     data = without_objects(batch())
     variables = [v.value for v in model.trainable_variables]
@@ -391,19 +391,19 @@ def test_an_image_without_objects_teaches(model):
     assert any(scores_layer(model) in path and np.any(g) for path, g in gradients.items() if g is not None)
 
 
-def test_half_of_a_batch_without_objects(model):
+def test_losses_are_finite_if_half_of_a_batch_has_no_objects(model):
     data, empty = batch(), without_objects(batch())
     mixed = {name: np.concatenate([data[name][:1], empty[name][1:]]) for name in data}
     assert all(np.isfinite(value) for value in losses(model, mixed).values())
 
 
-def test_no_ground_truth_rows_at_all(model):
+def test_zero_ground_truth_rows_equal_padding(model):
     data = without_objects(batch())
     none = {name: data[name][:, :0] for name in OBJECT_KEYS}
     assert_same(losses(model, {**data, **none}), losses(model, data))
 
 
-def test_crowds_are_not_trained_on(model):
+def test_crowds_do_not_change_losses(model):
     data = batch()
     assert data["is_crowd"].any()
     gone = np.where(data["is_crowd"], -1, data["class_ids"])
@@ -412,13 +412,13 @@ def test_crowds_are_not_trained_on(model):
     assert any(abs(as_object[name] - value) > 1e-3 * value for name, value in losses(model, data).items())
 
 
-def test_more_rows_of_padding_change_nothing(model):
+def test_more_padding_rows_do_not_change_losses(model):
     data, empty = batch(), without_objects(batch())
     padded = {name: np.concatenate([data[name], empty[name]], 1) for name in OBJECT_KEYS}
     assert_same(losses(model, {**data, **padded}), losses(model, data))
 
 
-def test_the_order_of_the_objects_does_not_matter(model):
+def test_order_of_objects_does_not_change_losses(model):
     data = batch()
     turned = {name: data[name][:, ::-1] for name in OBJECT_KEYS}
     assert_same(losses(model, {**data, **turned}), losses(model, data))
@@ -432,7 +432,7 @@ def test_fit_reduces_the_loss(trained):
     assert last["loss"] < 0.2 * first["loss"]
 
 
-def test_what_was_learnt_by_heart_is_found(trained):
+def test_overfitted_model_detects_its_batch(trained):
     """AP50 1.0: the objects come first, each with its class and all that there is of it.
 
     Proposals leave neighbours of up to an IoU of 0.7 beside one another, so theirs may be among the next.
@@ -497,7 +497,7 @@ def test_evaluate_returns_the_losses(trained):
     assert last["loss"] == pytest.approx(sum(expected.values()), rel=1e-3)
 
 
-def test_without_is_crowd_nothing_is_a_crowd(make):
+def test_missing_is_crowd_means_no_crowds(make):
     keras.utils.set_random_seed(0)
     model = make()
     model.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
@@ -509,7 +509,7 @@ def test_without_is_crowd_nothing_is_a_crowd(make):
     assert np.isfinite(model.train_on_batch(silent, return_dict=True)["loss"])
 
 
-def test_evaluation_changes_nothing(trained):
+def test_evaluation_does_not_change_weights(trained):
     model, *_ = trained
     before = [w.numpy() for w in model.weights]
     model.evaluate(tf.data.Dataset.from_tensors(floating(batch())), verbose=0)
@@ -519,7 +519,7 @@ def test_evaluation_changes_nothing(trained):
         np.testing.assert_array_equal(weight, value)
 
 
-def test_training_moves_every_trainable_weight(trained, make):
+def test_training_changes_every_trainable_weight(trained, make):
     keras.utils.set_random_seed(0)
     untrained = make(norm="bn")
     model = trained[0]
@@ -534,7 +534,7 @@ def test_xla_is_off(make):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_stops_before_the_weights(trained, value):
+def test_non_finite_loss_raises_before_weights_change(trained, value):
     model, *_ = trained
     bias = next(w for w in model.trainable_weights if scores_layer(model) in w.path and w.name == "bias")
     good = bias.numpy()
@@ -553,7 +553,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(trained, value):
     assert "[17 4242]" in message
 
 
-def test_one_step_without_objects_is_finite(make):
+def test_training_step_without_objects_is_finite(make):
     model = make()
     model.compile(optimizer="adam", run_eagerly=True)
     result = model.train_on_batch(without_objects(batch()), return_dict=True)
@@ -564,7 +564,7 @@ def test_one_step_without_objects_is_finite(make):
 # -- files
 
 
-def test_keras_file(trained, tmp_path):
+def test_keras_file_restores_model_and_optimizer(trained, tmp_path):
     model, *_ = trained
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -578,7 +578,7 @@ def test_keras_file(trained, tmp_path):
         assert_same(fields(found), fields(expected), rtol=0, atol=0)
 
 
-def test_weights_file(trained, make, tmp_path):
+def test_weights_file_restores_outputs(trained, make, tmp_path):
     model, *_ = trained
     model.save_weights(tmp_path / "model.weights.h5")
     other = make(norm="bn")
@@ -588,7 +588,7 @@ def test_weights_file(trained, make, tmp_path):
     assert_same(numpy(other(inputs(batch()))), numpy(model(inputs(batch()))), rtol=0, atol=0)
 
 
-def test_keras_export(model, tmp_path):
+def test_keras_export_gives_equal_detections(model, tmp_path):
     image = np.random.default_rng(3).uniform(0, 255, (2, 50, 70, 3)).astype(np.float32)
     model.export(tmp_path / "export", verbose=False)
     exported = tf.saved_model.load(tmp_path / "export")
@@ -604,7 +604,7 @@ def test_keras_export(model, tmp_path):
 # -- precision
 
 
-def test_under_a_bfloat16_policy(make, model):
+def test_bfloat16_policy_gives_float32_outputs_and_close_losses(make, model):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -626,7 +626,7 @@ def test_under_a_bfloat16_policy(make, model):
     assert [weight.dtype for weight in half.weights] == [weight.dtype for weight in model.weights]
 
 
-def test_a_pixel_that_is_not_finite_spoils_no_running_average(trained):
+def test_non_finite_pixel_raises_before_weights_change(trained):
     model, *_ = trained
     before = [np.array(weight) for weight in model.weights]
     data = floating(batch())
@@ -637,7 +637,7 @@ def test_a_pixel_that_is_not_finite_spoils_no_running_average(trained):
         np.testing.assert_array_equal(weight, value)
 
 
-def test_as_many_names_as_classes(with_classes, make):
+def test_wrong_number_of_class_names_raises(with_classes, make):
     with pytest.raises(ValueError, match="3 classes and 1 class names: cat"):
         make(class_names=["cat"])
 
@@ -649,18 +649,18 @@ def test_as_many_names_as_classes(with_classes, make):
         (keras.Sequential([keras.layers.Conv2D(4, 3)]), "backbone is a Sequential without `channels`: give"),
     ],
 )
-def test_what_is_no_backbone_is_refused(make, backbone, what):
+def test_invalid_backbone_raises(make, backbone, what):
     with pytest.raises(TypeError, match=what):
         make(backbone=backbone)
 
 
-def test_a_backbone_without_what_the_neck_merges_is_refused(make):
+def test_backbone_without_the_necks_features_raises(make):
     with pytest.raises(
         ValueError, match=r"The neck merges .*, and the backbone lacks c3, c4: give ResNet out_features="
     ):
         make(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8, out_features=("c2", "c5")))
 
 
-def test_a_thin_image_is_detected_in(model):
+def test_detect_accepts_a_thin_image(model):
     detections = model.detect(np.zeros((3, 900, 3), np.uint8))
     assert detections.image_size == (3, 900) and np.isfinite(detections.boxes).all()

@@ -88,7 +88,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training(model, step, case):
+def test_training_step_handles_ground_truth(model, step, case):
     data, zero = CASES[case]
     data = data()
     values, gradients, outputs, targets = step({name: tf.constant(value) for name, value in data.items()})
@@ -123,7 +123,7 @@ def assert_meaning(model, values, outputs, targets):
         assert values["mask_loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_more_objects_than_samples_fill_their_share(model, step):
+def test_more_objects_than_samples_fill_the_positive_quota(model, step):
     if model.num_classes is None:
         pytest.skip("samples anchors alone")
     _, _, _, targets = step({name: tf.constant(value) for name, value in many().items()})
@@ -156,7 +156,7 @@ def no_proposals(request, model, monkeypatch):
     bias.assign(np.zeros(bias.shape))
 
 
-def test_training_without_proposals(model, no_proposals):
+def test_training_without_proposals_is_finite(model, no_proposals):
     values = gradients_are_finite(model, batch())
     assert all(value > 0 for value in values.values())  # the ground truth is among the regions
     values = gradients_are_finite(model, without_objects(batch()))
@@ -164,7 +164,7 @@ def test_training_without_proposals(model, no_proposals):
     assert zero == (BOX_LOSSES | {"class_loss"}) & values.keys()
 
 
-def test_inference_without_proposals(model, no_proposals):
+def test_inference_without_proposals_finds_nothing(model, no_proposals):
     detections = detections_of(model, batch())
     assert_contract(detections, batch()["image_size"], model)
     assert not detections["valid"].any()
@@ -178,7 +178,7 @@ def test_inference_without_proposals(model, no_proposals):
 
 
 @pytest.mark.parametrize(("samples", "fraction"), [(1, 0.5), (3, 0.3)])
-def test_sample_without_room_for_positives_raises(samples, fraction):
+def test_sampler_without_room_for_positives_raises(samples, fraction):
     with pytest.raises(
         ValueError,
         match=rf"samples_per_image={samples} with positive_fraction={fraction} leaves no room for positives",
@@ -186,7 +186,7 @@ def test_sample_without_room_for_positives_raises(samples, fraction):
         BalancedSampler(samples, fraction)
 
 
-def test_tiny_boxes_in_inference(model):
+def test_inference_handles_boxes_below_one_pixel(model):
     """Boxes of a pixel and less have all that larger ones have."""
     if model.num_classes is None:
         bias, shrink = model.rpn.head.box_deltas.conv.bias, np.log(1 / 512)
@@ -205,7 +205,7 @@ def test_tiny_boxes_in_inference(model):
         assert masks.sum((1, 2)).max() <= 6**2
 
 
-def test_images_smaller_than_a_stride_and_than_the_numbers_of_proposals(model):
+def test_images_smaller_than_a_stride_are_handled(model):
     """A level of one cell has fewer anchors than top-k asks for."""
     data = batch(size=(32, 32), image_size=((32, 32), (5, 7)))
     data["boxes"] = np.minimum(data["boxes"], np.tile(data["image_size"], 2)[:, None]).astype(np.float32)

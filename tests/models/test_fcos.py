@@ -74,7 +74,7 @@ def test_targets(model, outputs):
 
 
 @pytest.mark.parametrize("ranges,level", [(((0, 1e8), *[(0, 0)] * 4), 0), (((0, 0), (0, 1e8), *[(0, 0)] * 3), 1)])
-def test_each_level_has_its_own_range(model, outputs, ranges, level):
+def test_each_level_matches_objects_of_its_range(model, outputs, ranges, level):
     rule = sibling(model, matcher=FCOSMatcher(ranges, center_radius=None))
     matched = rule.compute_targets(outputs, batch())["matched_gt"].numpy()
     counts = [len(anchors) for anchors in outputs["anchors"].values()]
@@ -82,7 +82,7 @@ def test_each_level_has_its_own_range(model, outputs, ranges, level):
     assert per_level[level] > 0 and sum(per_level) == per_level[level]
 
 
-def test_center_sampling_leaves_fewer_points(model, outputs):
+def test_center_sampling_reduces_positive_points(model, outputs):
     counts = [
         np.sum(
             sibling(model, matcher=FCOSMatcher(center_radius=radius)).compute_targets(outputs, batch())["matched_gt"]
@@ -145,7 +145,7 @@ def test_losses_equal_numpy(model, outputs, normalizer, centerness_weights_boxes
 
 @pytest.mark.parametrize("centerness_weights_boxes", [False, True])
 @pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 300 + 0.1), ("batch", 1), ("image", 2)])
-def test_losses_without_objects(model, outputs, normalizer, divisor, centerness_weights_boxes):
+def test_box_losses_are_zero_without_objects(model, outputs, normalizer, divisor, centerness_weights_boxes):
     loss_normalizer = LossNormalizer(normalizer, start=300.0)
     rule = sibling(model, normalizer=loss_normalizer, centerness_weights_boxes=centerness_weights_boxes)
     losses = rule.compute_losses(outputs, rule.compute_targets(outputs, without_objects(batch())))
@@ -171,7 +171,7 @@ def test_only_positives_have_gradients_of_box_and_centerness_losses(model, outpu
 
 @pytest.mark.parametrize("box_loss", BOX_LOSSES)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_perfect_box_costs_nothing(model, outputs, box_loss, normalize):
+def test_exact_box_has_zero_loss(model, outputs, box_loss, normalize):
     rule = sibling(model, box_loss=BOX_LOSSES[box_loss](), coder=DistanceCoder(normalize))
     targets = rule.compute_targets(outputs, batch())
     distances = rule.coder.encode(targets["boxes"], tf.concat(list(outputs["anchors"].values()), 0))
@@ -179,7 +179,7 @@ def test_a_perfect_box_costs_nothing(model, outputs, box_loss, normalize):
     assert float(losses["box_loss"]) == pytest.approx(0, abs=1e-5)
 
 
-def test_only_training_moves_the_running_mean():
+def test_only_training_updates_the_running_mean():
     model = fcos(normalizer=LossNormalizer(momentum=0.8, start=300.0))
     model.compile(optimizer="sgd", run_eagerly=True)
     data = batch()
@@ -285,7 +285,7 @@ def test_postprocess_equals_scalar_loops(model, outputs, rng, options, score_con
     ],
     ids=["plain", "deformable"],
 )
-def test_every_weight_of_a_head_learns(head_norm, options):
+def test_every_head_weight_gets_a_gradient(head_norm, options):
     keras.utils.set_random_seed(0)
     head = FCOSHead(1, head_norm, **options)
     model = fcos(head=head, coder=DistanceCoder(normalize=head.deform_last))
@@ -301,7 +301,7 @@ def test_every_weight_of_a_head_learns(head_norm, options):
         assert np.any(gradient) or "norm" in variable.path or variable.name == "bias", variable.path
 
 
-def test_points_are_those_of_the_pyramid(model, outputs):
+def test_points_cover_the_pyramid(model, outputs):
     assert list(outputs["anchors"]) == list(outputs["class_logits"]) == ["p3", "p4", "p5", "p6", "p7"]
     for level, squares in outputs["anchors"].items():
         stride = 2 ** int(level[1])
@@ -310,7 +310,7 @@ def test_points_are_those_of_the_pyramid(model, outputs):
         assert outputs["centerness"][level].shape == (2, len(squares))
 
 
-def test_other_pyramids(rng):
+def test_model_with_other_levels_detects(rng):
     backbone = fcos().backbone
     image = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     for neck, ranges in (
@@ -323,7 +323,7 @@ def test_other_pyramids(rng):
         assert model.postprocess(outputs, tf.constant([[64, 96]]))["boxes"].shape == (1, 100, 4)
 
 
-def test_defaults_are_detectron2s():
+def test_defaults_equal_detectron2():
     model = FCOS(80, backbone=fcos().backbone)
     assert model.neck.channels == 256 and model.neck.top.in_feature == "p5"
     assert (model.head.norm, model.head.use_bias, model.matcher.center_radius) == ("gn", True, 1.5)
@@ -334,7 +334,7 @@ def test_defaults_are_detectron2s():
     assert len(model.head.class_tower.convs) == len(model.head.box_tower.convs) == 4
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_error():
     with pytest.raises(UserError, match="no score convention 'mean': choose 'sqrt' or 'product'"):
         fcos(score_convention="mean")
     with pytest.raises(UserError, match="no convention 'paper': choose 'detectron2' or 'mmdet'"):
@@ -352,12 +352,12 @@ def test_mistakes_are_user_errors():
 # -- crowds
 
 
-def test_crowds_leave_no_trace_by_default(model, outputs):
+def test_crowds_are_not_ignored_by_default(model, outputs):
     matched = model.compute_targets(outputs, batch())["matched_gt"].numpy()
     assert IGNORE not in matched
 
 
-def test_points_in_crowds_can_be_ignored(model, outputs):
+def test_ignore_crowd_iof_ignores_points_in_crowds(model, outputs):
     data = batch()
     plain = model.compute_targets(outputs, data)["matched_gt"].numpy()
     rule = sibling(model, matcher=FCOSMatcher(ignore_crowd_iof=0.5))

@@ -55,7 +55,7 @@ def test_top_candidates_equal_a_full_sort(rng, k, classes):
         np.testing.assert_allclose(scores[image], 1 / (1 + np.exp(-logits[image].reshape(-1)[order])), rtol=1e-5)
 
 
-def test_top_candidates_in_a_graph_and_with_another_score(rng):
+def test_top_candidates_work_in_a_graph_with_another_score(rng):
     function = tf.function(
         lambda logits: top_candidates(logits, 10, tf.exp), input_signature=[tf.TensorSpec([None, None, None])]
     )
@@ -100,7 +100,7 @@ def test_detections_equal_a_scalar_loop(rng, clip_before_nms, empty_boxes, score
             assert (detections[name][image, count:] == (-1 if name == "class_ids" else 0)).all()
 
 
-def test_box_outside_the_image_is_dropped_before_or_after_suppression_or_kept():
+def test_empty_boxes_convention_decides_on_boxes_outside_the_image():
     """detectron2 lets it suppress others, mmdetection drops it first, torchvision keeps it as an empty box."""
     data = {
         "boxes": tf.constant([[[0.0, 200, 10, 210], [0, 0, 10, 10], [20, 20, 30, 30]]]),
@@ -115,21 +115,21 @@ def test_box_outside_the_image_is_dropped_before_or_after_suppression_or_kept():
         assert found["valid"].numpy().tolist() == [np.count_nonzero(scores)]
 
 
-def test_threshold_of_the_call_replaces_the_own():
+def test_score_threshold_of_the_call_overrides_the_default():
     data = {"boxes": tf.constant([[[0.0, 0, 9, 9]]]), "scores": tf.constant([[0.3]]), "class_ids": tf.constant([[0]])}
     rule, size = Postprocessing(score_threshold=0.5), tf.constant([[50, 50]])
     assert rule.apply_nms(data, size)["valid"].numpy().tolist() == [0]
     assert rule.apply_nms(data, size, score_threshold=0.0)["valid"].numpy().tolist() == [1]
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_error():
     with pytest.raises(UserError, match="no empty_boxes='drop': choose one of 'drop_after_nms'"):
         Postprocessing(empty_boxes="drop")
     with pytest.raises(UserError, match="needs clipped boxes: set clip_before_nms=True"):
         Postprocessing(empty_boxes="drop_before_nms")
 
 
-def test_best_class_only_leaves_the_best_and_its_ties():
+def test_best_class_only_keeps_the_best_class_and_ties():
     least = np.finfo(np.float32).min
     scores = tf.constant([[[1.0, 3, 2], [-5, -5, -6]]])
     np.testing.assert_array_equal(best_class_only(scores), [[[least, 3, least], [-5, -5, least]]])
@@ -149,7 +149,7 @@ def test_scores_at_or_below_the_threshold_are_dropped(clip_before_nms, empty_box
     assert (detections["class_ids"].numpy() == -1).all() and detections["boxes"].shape == (2, 3, 4)
 
 
-def test_compact_moves_kept_detections_to_the_front_and_blanks_the_rest(rng):
+def test_compact_moves_kept_detections_first_and_pads_the_rest(rng):
     data = {
         "boxes": tf.constant(rng.random((2, 4, 4)), tf.float32),
         "scores": tf.constant([[0.9, 0.8, 0.7, 0.6], [0.5, 0.4, 0.3, 0.2]]),

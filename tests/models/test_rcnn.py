@@ -35,7 +35,7 @@ from kerasdet.ops import roi_pool
 # -- branches
 
 
-def test_branch_shares_the_features_of_the_box_head(monkeypatch):
+def test_branch_without_pool_size_shares_box_head_features(monkeypatch):
     """It predicts what one with the same size of its own would, and nothing is pooled twice in training."""
     calls = []
     align = ops.multilevel_roi_align
@@ -47,13 +47,13 @@ def test_branch_shares_the_features_of_the_box_head(monkeypatch):
     assert_same(detections_of(shared, batch()), detections_of(own, batch()))
 
 
-def test_masks_are_twice_as_large_as_shared_features():
+def test_masks_have_twice_the_size_of_shared_features():
     model = mask_rcnn(roi_heads=roi_heads([mask_branch(pool_size=None)], pooler=RoIPooler(5)))
     assert detections_of(model, batch())["mask_probs"].shape[2:] == (10, 10)
     assert all(np.isfinite(value) for value in losses(model, batch()).values())
 
 
-def test_branches_train_on_as_many_regions_as_may_be_positive():
+def test_branches_train_on_max_positives_regions():
     model = randomized(mask_rcnn(roi_heads=roi_heads([mask_branch()], sampler=BalancedSampler(256, 0.5))))
     data = batch()
     outputs = model(data, ground_truth=data)
@@ -67,25 +67,25 @@ def test_branches_train_on_as_many_regions_as_may_be_positive():
         np.testing.assert_allclose(losses(model, data)["mask_loss"], few, rtol=1e-6)
 
 
-def test_two_branches_of_one_name_raise():
+def test_duplicate_branch_name_raises():
     with pytest.raises(ValueError, match="Two branches have the name or loss mask_branch: give one of each kind"):
         roi_heads([mask_branch(), mask_branch(pool_size=None)])
 
 
-def test_branch_without_its_ground_truth_raises():
+def test_missing_ground_truth_of_a_branch_raises():
     data = {name: value for name, value in batch().items() if name != "masks"}
     with pytest.raises(ValueError, match="The MaskBranch learns from masks, which the batch lacks: it has image,"):
         mask_rcnn().forward(data, training=False)
 
 
-def test_parts_serve_one_model_only():
+def test_sharing_parts_between_models_raises():
     heads = roi_heads([mask_branch()])
     mask_rcnn(roi_heads=heads)
     with pytest.raises(ValueError, match="make new RoIHeads for each model"):
         heads.attach(num_classes=NUM_CLASSES + 1, levels=("p2", "p3", "p4", "p5"), channels=32)
 
 
-def test_frozen_heads_stay_frozen_once_their_model_attaches_them():
+def test_frozen_heads_stay_frozen_in_a_model():
     model = mask_rcnn(roi_heads=roi_heads([mask_branch()], trainable=False))
     clone = type(model).from_config(model.get_config())
     for each in (model, clone):
@@ -125,7 +125,7 @@ class SizeBranch(ConfigFromInit, Branch):
         return {"sizes": tf.where((detections["class_ids"] >= 0)[..., None], maps[:, :, 0, 0], 0.0)}
 
 
-def test_new_branch_needs_one_class(tmp_path):
+def test_custom_branch_trains_detects_and_saves(tmp_path):
     """It trains, detects, is saved and stands beside the branches of kerasdet."""
     model = randomized(mask_rcnn(roi_heads=roi_heads([mask_branch(), SizeBranch()])))
     values = losses(model, batch())
@@ -140,7 +140,7 @@ def test_new_branch_needs_one_class(tmp_path):
 # -- pooling
 
 
-def test_roi_pool_takes_each_region_from_its_level(rng):
+def test_roi_pool_reads_each_region_from_its_level(rng):
     sides = [4, 100, 130, 250, 440, 460, 900]
     rois = np.float32([[[10, 20, 10 + side, 20 + side] for side in sides]] * 2)
     pyramid = {
@@ -153,7 +153,7 @@ def test_roi_pool_takes_each_region_from_its_level(rng):
         np.testing.assert_array_equal(pooled[:, i], alone[:, 0])
 
 
-def test_model_with_roi_pool():
+def test_model_with_roi_pool_trains_and_detects():
     branches = [mask_branch(), keypoint_branch(pool_size=None)]
     model = randomized(mask_keypoint_rcnn(roi_heads=roi_heads(branches, pooler=RoIPooler(method="roi_pool"))))
     assert type(model).from_config(model.get_config()).roi_heads.pooler.method == "roi_pool"
@@ -176,7 +176,7 @@ def test_unknown_pooling_method_raises():
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", None])
-def test_box_head_of_convolutions_equals_plain_ops(norm, rng):
+def test_convolutional_box_head_equals_plain_ops(norm, rng):
     """Four 3x3 convolutions with a norm and one fully connected layer, as in torchvision's v2 and in mmdetection."""
     head = BoxHead(4, 32, 1, 24, norm)
     head.build((None, 7, 7, 16))
@@ -201,7 +201,7 @@ def test_box_head_of_convolutions_equals_plain_ops(norm, rng):
         assert not np.array_equal(head.convs[0].norm.moving_mean, before)
 
 
-def test_model_with_a_box_head_of_convolutions():
+def test_model_with_a_convolutional_box_head_is_restored_and_trains():
     model = randomized(faster_rcnn(roi_heads=roi_heads(box_head=BoxHead(2, 16, 1, 32, "bn"))))
     clone = type(model).from_config(model.get_config())
     clone.set_weights(model.get_weights())
@@ -214,7 +214,7 @@ def test_model_with_a_box_head_of_convolutions():
 
 
 @pytest.mark.parametrize("num_convs", [0, 1, 2])
-def test_rpn_head_sees_a_cell_further_with_each_convolution(num_convs, rng):
+def test_each_rpn_convolution_widens_the_receptive_field_by_one_cell(num_convs, rng):
     head = RPNHead(3, num_convs, 8)
     head.build((None, None, None, 8))
     assert len(head.weights) == 2 * (num_convs + 2)
@@ -234,7 +234,7 @@ def test_rpn_head_sees_a_cell_further_with_each_convolution(num_convs, rng):
 
 
 @pytest.mark.parametrize("num_convs", [0, 2])
-def test_model_with_another_rpn_head(num_convs):
+def test_model_with_another_rpn_head_is_restored_and_detects(num_convs):
     model = randomized(proposal_network(rpn=rpn(num_convs=num_convs)))
     clone = type(model).from_config(model.get_config())
     assert len(clone.rpn.head.convs) == num_convs and isinstance(clone.rpn, RPN)
@@ -244,7 +244,7 @@ def test_model_with_another_rpn_head(num_convs):
     assert all(np.isfinite(value) and value > 0 for value in losses(model, batch()).values())
 
 
-def test_class_agnostic_boxes_are_shared_by_classes():
+def test_class_agnostic_box_predictor_shares_boxes_between_classes():
     model = randomized(faster_rcnn(roi_heads=roi_heads(class_agnostic=True)))
     outputs = model(inputs(batch()))
     assert outputs["box_deltas"].shape[2:] == (1, 4) and outputs["class_logits"].shape[2:] == (4,)
@@ -257,7 +257,7 @@ def test_class_agnostic_boxes_are_shared_by_classes():
 # -- memory of the mask targets
 
 
-def test_mask_targets_take_112_by_112_bytes_an_object_whatever_the_image_size(tmp_path, rng):
+def test_mask_targets_take_112_by_112_bytes_per_object_for_any_image_size(tmp_path, rng):
     """100 objects take 1.25 MB; bitmaps of the larger image would take 107.5 MB."""
     memory = {}
     for height, width in ((200, 336), (800, 1344)):

@@ -97,7 +97,7 @@ def test_matcher_decides_positives_and_ignored_anchors(model, outputs):
     assert positives[0.5, 0.5][1] == 0 < positives[0.5, 0.4][1]
 
 
-def test_anchors_in_crowds_can_be_ignored(model, outputs):
+def test_ignore_crowd_iof_ignores_anchors_in_crowds(model, outputs):
     """Ignores an anchor with more than half of its area in a crowd even if it overlaps an object."""
     data = batch()
     data["boxes"][1, 1] = 0, 20, 70, 128
@@ -155,7 +155,7 @@ def test_losses_equal_numpy(model, outputs, normalizer, box_loss, beta):
 
 
 @pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 100 + 0.1), ("batch", 1), ("image", 2)])
-def test_losses_without_objects(model, outputs, normalizer, divisor):
+def test_box_losses_are_zero_without_objects(model, outputs, normalizer, divisor):
     rule = sibling(model, normalizer=LossNormalizer(normalizer))
     losses = rule.compute_losses(outputs, rule.compute_targets(outputs, without_objects(batch())))
     focal = numpy_focal(flat(outputs, "class_logits", 1), np.zeros(1), 0.25, 2)
@@ -164,7 +164,7 @@ def test_losses_without_objects(model, outputs, normalizer, divisor):
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.05])
-def test_the_first_loss_is_what_the_prior_predicts(prior):
+def test_initial_loss_equals_the_prior(prior):
     keras.utils.set_random_seed(0)
     model = retinanet(head=RetinaNetHead(1, prior_probability=prior), normalizer=LossNormalizer("batch"))
     outputs = model(batch())
@@ -177,7 +177,7 @@ def test_the_first_loss_is_what_the_prior_predicts(prior):
     assert class_loss == pytest.approx((of_negatives + of_positives) / positives, rel=0.05)
 
 
-def test_ignored_anchors_say_nothing(model, outputs):
+def test_ignored_anchors_have_no_loss_or_gradient(model, outputs):
     targets = model.compute_targets(outputs, batch())
     ignored = tf.concat(list(outputs["class_logits"].values()), 1)
     with tf.GradientTape() as tape:
@@ -203,7 +203,7 @@ def test_only_positives_have_gradients_of_the_box_loss(model, outputs, box_loss)
     assert positive[moderate].any() and not gradient[~positive].any()
 
 
-def test_a_perfect_box_costs_nothing(model, outputs):
+def test_exact_box_has_zero_loss(model, outputs):
     for box_loss in (SmoothL1Loss(), GIoULoss()):
         rule = sibling(model, box_loss=box_loss)
         targets = rule.compute_targets(outputs, batch())
@@ -212,7 +212,7 @@ def test_a_perfect_box_costs_nothing(model, outputs):
         assert float(losses["box_loss"]) == pytest.approx(0, abs=1e-5)
 
 
-def test_only_training_moves_the_running_mean():
+def test_only_training_updates_the_running_mean():
     model = retinanet(normalizer=LossNormalizer(momentum=0.8, start=50.0))
     model.compile(optimizer="sgd", run_eagerly=True)
     data = batch()
@@ -225,7 +225,7 @@ def test_only_training_moves_the_running_mean():
     assert float(model.mean_positives) == pytest.approx(0.8 * (0.8 * 50 + 0.2 * positives) + 0.2)
 
 
-def test_normalizers_of_the_batch_keep_no_running_mean():
+def test_batch_normalizer_has_no_running_mean():
     model = retinanet(normalizer=LossNormalizer("batch"))
     model.compile(optimizer="sgd", run_eagerly=True)
     model.train_on_batch(batch())
@@ -302,7 +302,7 @@ def test_postprocess_equals_scalar_loops(model, outputs, rng, options, clip_befo
 # -- construction
 
 
-def test_anchors_are_those_of_the_pyramid(model, outputs):
+def test_anchors_cover_the_pyramid(model, outputs):
     assert list(outputs["anchors"]) == list(outputs["class_logits"]) == ["p3", "p4", "p5", "p6", "p7"]
     for level, anchors in outputs["anchors"].items():
         stride = 2 ** int(level[1])
@@ -312,7 +312,7 @@ def test_anchors_are_those_of_the_pyramid(model, outputs):
         assert outputs["box_deltas"][level].shape == (2, cells * 6, 4)
 
 
-def test_other_pyramids(rng):
+def test_model_with_other_levels_detects(rng):
     backbone = retinanet().backbone
     image = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     for neck, levels in (
@@ -327,7 +327,7 @@ def test_other_pyramids(rng):
         assert model.postprocess(outputs, tf.constant([[64, 96]]))["boxes"].shape == (1, 100, 4)
 
 
-def test_the_size_of_an_image_need_not_divide(model, rng):
+def test_image_size_need_not_be_a_multiple_of_the_stride(model, rng):
     """Lays out one anchor for each prediction even if all levels have odd sizes."""
     outputs = model(rng.integers(0, 256, (1, 75, 101, 3), dtype=np.uint8))
     for level, anchors in outputs["anchors"].items():
@@ -335,7 +335,7 @@ def test_the_size_of_an_image_need_not_divide(model, rng):
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn_inference", "bn", "sync_bn", "gn"])
-def test_norms_of_the_head(norm):
+def test_only_group_norm_of_the_head_is_shared_by_levels(norm):
     model = retinanet(head=RetinaNetHead(1, norm))
     layers = {w.path.split("/")[2] for w in model.head.weights if "norm" in w.path}
     of_levels = {"norm0_shared"} if norm == "gn" else {f"norm0_p{i}" for i in range(3, 8)}
@@ -350,7 +350,7 @@ def test_norms_of_the_head(norm):
     assert moved == (of_levels if norm in ("bn", "sync_bn") else set())
 
 
-def test_defaults_are_the_papers():
+def test_defaults_equal_the_paper():
     model = RetinaNet(80, backbone=retinanet().backbone)
     assert model.anchors.num_anchors == 9
     assert model.neck.levels == ("p3", "p4", "p5", "p6", "p7") and model.neck.channels == 256
@@ -362,12 +362,12 @@ def test_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize("model_class", [RetinaNet, FCOS])
-def test_default_model_has_nothing_frozen(model_class):
+def test_default_model_has_no_frozen_weights(model_class):
     statistics = ("moving_mean", "moving_variance", "mean_positives")
     assert {variable.name for variable in model_class(2).non_trainable_variables} == set(statistics)
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_error():
     with pytest.raises(ValueError, match="no method 'sum': choose 'ema', 'batch' or 'image'"):
         LossNormalizer("sum")
     with pytest.raises(ValueError, match="at least one class, got num_classes=0"):

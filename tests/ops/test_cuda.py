@@ -80,7 +80,7 @@ runpy.run_path(sys.argv[2], run_name="__main__")
 """
 
 
-def test_build_without_nvrtc_has_only_cpu_kernels_and_says_so(tmp_path):
+def test_build_without_nvrtc_has_only_cpu_kernels_and_warns(tmp_path):
     script = without_tensorflow.FOLDER / "cuda" / "compile.py"
     run = subprocess.run([sys.executable, "-c", HIDDEN, tmp_path, script], capture_output=True, text=True, check=True)
     if run.stdout:  # else the system has NVRTC
@@ -122,7 +122,7 @@ library.op("Nms", "GPU")
 
 
 @pytest.mark.skipif(bool(emulated.GPUS), reason="a CUDA driver is installed")
-def test_missing_tensorflow_and_missing_driver_are_named(needs_emulation):
+def test_missing_driver_raises_without_tensorflow(needs_emulation):
     code = f"import sys; sys.path.insert(0, {str(without_tensorflow.FOLDER)!r}){WITHOUT_DRIVER}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     line = "ValueError: There is no kernel of Kerasdet>Nms for a GPU: the library finds no libcuda.so.1, or was built"
@@ -199,7 +199,7 @@ ROI_ALIGN |= {"canonical_size": 1.0, "canonical_level": 0.0, "level_epsilon": 0.
 
 @on_gpu
 @pytest.mark.parametrize("most", [40, 500, 1024])
-def test_nms_continues_after_the_boxes_that_have_masks(rng, most):
+def test_nms_continues_after_the_window(rng, most):
     """NMS keeps few of the first 4096 boxes; more of the same and separate groups of three follow."""
     group = rng.integers(0, 100, 5000)
     low = np.stack([group // 10 * 30, group % 10 * 30], 1) + rng.integers(0, 8, (5000, 2)) / 4
@@ -271,7 +271,7 @@ def gradients_of_both(rng, dtype=tf.float32):
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
-def test_deterministic_gradients_are_bit_identical_and_right(rng, deterministic, dtype):
+def test_deterministic_gradients_are_bit_identical_and_correct(rng, deterministic, dtype):
     gradients = gradients_of_both(rng, dtype)
     first = gradients()
     for _ in range(3):
@@ -285,7 +285,7 @@ def test_deterministic_gradients_are_bit_identical_and_right(rng, deterministic,
 
 
 @on_gpu
-def test_gradients_without_determinism_depend_on_the_order_of_sums(rng):
+def test_gradients_without_determinism_vary(rng):
     """Without this, the test of determinism above would prove nothing."""
     gradients = gradients_of_both(rng)
     first = gradients()[0].numpy()
@@ -307,7 +307,7 @@ def test_non_finite_deterministic_gradients_stay_non_finite(deterministic):
 
 @on_gpu
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
-def test_deterministic_gradients_of_any_magnitude_are_right(rng, deterministic, scale):
+def test_deterministic_gradients_of_any_magnitude_are_correct(rng, deterministic, scale):
     features = tf.zeros([1, 12, 12, 8])
     boxes = wild_boxes(rng, (1, 100), 12.0)
     upstream = tf.constant(rng.normal(size=(1, 100, 3, 3, 8)) * scale, tf.float32)

@@ -7,7 +7,7 @@ from ops.test_agreement import wild_boxes
 from kerasdet import ops
 
 
-def test_gradients_are_bit_identical_each_time(rng, implementation, request):
+def test_repeated_gradients_are_bit_identical(rng, implementation, request):
     if implementation == "gpu":
         request.getfixturevalue("deterministic")
     features = tf.constant(rng.normal(size=(1, 40, 50, 48)), tf.float32)

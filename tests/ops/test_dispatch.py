@@ -168,7 +168,7 @@ def test_compiled_op_runs_in_a_tf_data_pipeline(compiled):
     np.testing.assert_array_equal(list(dataset), [[[2, 1, -1]]] * 3)
 
 
-def test_library_needs_only_symbols_of_manylinux2014(compiled):
+def test_library_uses_only_manylinux2014_symbols(compiled):
     if shutil.which("objdump") is None:
         pytest.skip("objdump is not installed")
     listing = subprocess.run(["objdump", "-T", dispatch.LIBRARY], capture_output=True, text=True, check=True).stdout

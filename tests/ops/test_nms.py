@@ -103,7 +103,7 @@ def test_kept_boxes_equal_a_scalar_loop(rng, num_classes, iou_threshold):
         assert kept(boxes, scores, None if num_classes is None else class_ids, **options) == expected
 
 
-def test_many_classes_on_a_large_image_keep_the_right_boxes(rng):
+def test_nms_with_many_classes_on_a_large_image_keeps_the_right_boxes(rng):
     """Boxes of 1200 classes are shifted far apart; the lost digits must not change which are dropped."""
     boxes = random_boxes(rng, 1000, 1200, 133)
     partners = boxes[rng.integers(0, 1000, 1000)] + rng.uniform(-15, 15, (1000, 4))

@@ -198,7 +198,7 @@ def _levels_with_gradient(pyramid, box, epsilon):
     return [name for name, value in tape.gradient(pooled, pyramid).items() if np.any(value)]
 
 
-def test_gap_between_levels_raises():
+def test_missing_level_raises():
     with pytest.raises(ValueError, match="without a gap"):
         multilevel_roi_align(
             {"p2": tf.ones([1, 4, 4, 1]), "p4": tf.ones([1, 1, 1, 1])}, tf.ones([1, 1, 4]), output_size=1
@@ -222,7 +222,7 @@ def test_non_finite_box_does_not_change_other_boxes(rng, bad):
     np.testing.assert_allclose(pooled[0, 0], reference(features[0], boxes[0, 0], (2, 2), 1, 0, True), atol=1e-6)
 
 
-def test_bin_of_whole_cells_gets_no_extra_sample():
+def test_bin_of_whole_cells_has_no_extra_sample():
     features = np.random.default_rng(0).normal(size=(1, 64, 64, 1)).astype(np.float32)
     run = tf.function(lambda x, b: roi_align(x, b, output_size=7, spatial_scale=1.0, aligned=False))
     for size in range(7, 57, 7):
@@ -289,6 +289,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.parametrize("implementation", ["tensorflow", "compiled"], indirect=True)
-def test_long_thin_boxes_need_little_memory(implementation):
+def test_long_thin_boxes_use_little_memory(implementation):
     run = subprocess.run([sys.executable, "-c", PEAK, implementation], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 300  # MiB; the grid of samples would take 100 * 14 * 14 * 24 * 256 floats, 460 MiB

@@ -56,7 +56,7 @@ def test_nms_converts_with_equal_detections(rng):
         np.testing.assert_array_equal(one, other)
 
 
-def test_tflite_selects_an_empty_box_once():
+def test_nms_in_tflite_selects_an_empty_box_once():
     """TFLite's kernel would select a box again until the box overlaps itself."""
     interpreters = pytest.importorskip("ai_edge_litert.interpreter")
     boxes = [[[5.0, 5, 5, 9], [0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]]

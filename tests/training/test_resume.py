@@ -92,7 +92,7 @@ def test_restoring_with_another_optimizer_raises(saved, recwarn):
         r"loss scaling was none and is dynamic \(PRECISION mixed_float16\)": scaled,
     }
     for message, optimizer in others.items():
-        with pytest.raises(ValueError, match=rf"00003\.keras is of another optimizer, {message}: choose"):
+        with pytest.raises(ValueError, match=rf"00003\.keras was saved with another optimizer, {message}: choose"):
             resume.restore(model(optimizer=optimizer), saved[1])
     assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
 

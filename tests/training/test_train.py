@@ -157,7 +157,7 @@ def test_resuming_with_another_model_raises(uninterrupted, data):
     out_dir = uninterrupted[0]
     with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model: choose another OUT_DIR"):
         run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
-    with pytest.raises(ValueError, match=r"step_00000006\.keras is of another optimizer"):
+    with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with another optimizer"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
     assert not (out_dir / "config.gin").exists()
 
@@ -237,10 +237,10 @@ def test_counts_that_are_not_positive_whole_numbers_raise(tmp_path, data):
     owners = {Checkpointing: ("steps_per_epoch", "max_to_keep"), StepOptions: ("max_boxes", "micro_batches")}
     for value in (-1, 1.5, "10", True):
         for name in ("steps", "batch_size", "log_every"):
-            with pytest.raises(UserError, match=f"train.{name} is {value!r}: it must be a whole number from 1"):
+            with pytest.raises(UserError, match=f"train.{name} is {value!r}: it must be a positive integer"):
                 run(tmp_path, data, model=model, **{name: value})
         for name in ("every", "patience"):
-            with pytest.raises(UserError, match=f"Validation.{name} is {value!r}: it must be a whole number from 1"):
+            with pytest.raises(UserError, match=f"Validation.{name} is {value!r}: it must be a positive integer"):
                 Validation(data, **{name: value})
         for owner, names in owners.items():
             for name in names:
@@ -402,7 +402,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
     for freeze in ("backbone", [3]):
         with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: it must be a list of names, such as")):
             run(tmp_path, data, freeze=freeze)
-    with pytest.raises(ValueError, match="freeze: no layer of RetinaNet is left to train"):
+    with pytest.raises(ValueError, match=r"freeze=\[.*\] leaves no layer of RetinaNet to train"):
         run(tmp_path, data, freeze=["backbone", "neck", "head"])
     with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: it must be a number above 0, or None to clip"):
         run(tmp_path, data, optimizer=SGD(1e-3, global_clipnorm=-1.0))
@@ -533,7 +533,7 @@ def test_frozen_random_layers_raise(tmp_path, data, norm):
     assert not (tmp_path / "run").exists()
 
 
-def test_naming_frozen_random_layers_trains_them_not(tmp_path, data):
+def test_freeze_by_name_allows_random_layers(tmp_path, data):
     model = frozen_detector(norm="bn", freeze_at=1)
     run(tmp_path, data, model=model, steps=1, freeze=["backbone/stem"])
     assert not model.backbone.stem.trainable_weights

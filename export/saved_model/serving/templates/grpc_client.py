@@ -5,23 +5,30 @@ Needs tensorflow-serving-api.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
-def detect(stub, images, model="detector", timeout=60.0):
-    """Detections of encoded images.
+def detect(
+    stub: prediction_service_pb2_grpc.PredictionServiceStub,
+    images: Sequence[bytes],
+    model: str = "detector",
+    timeout: float = 60.0,
+) -> dict[str, np.ndarray]:
+    """Requests the detections of encoded images from the server.
 
     Args:
         stub: A `PredictionServiceStub`.
         images: A list of the bytes of JPEG or PNG files, of any sizes.
-        model: Its name on the server.
-        timeout: In seconds.
+        model: Name of the model on the server.
+        timeout: Time limit of the request, in seconds.
 
     Returns:
         Output name -> array; see assets/model_card.md.
@@ -34,13 +41,13 @@ def detect(stub, images, model="detector", timeout=60.0):
     return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
 
-def main(arguments=None):
-    """Prints the detections."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Sends the images named on the command line to the server and prints the detections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--server", default="localhost:8500")
     parser.add_argument("--model", default="detector")
-    parser.add_argument("--score", type=float, default=0.3, help="show scores from this on")
+    parser.add_argument("--score", type=float, default=0.3, help="print detections with at least this score, in [0, 1]")
     options = parser.parse_args(arguments)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(options.server, UNLIMITED))
     try:

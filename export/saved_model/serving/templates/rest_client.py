@@ -1,6 +1,6 @@
 """Sends images to a server by REST: ``python rest_client.py IMAGE... [--server http://HOST:8501]``.
 
-Needs nothing but Python. For large masks gRPC is faster, as JSON writes numbers as text.
+Needs only Python. For large masks gRPC is faster, because JSON writes numbers as text.
 """
 
 import argparse
@@ -9,17 +9,18 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def detect(server, images, model="detector", timeout=60.0):
-    """Detections of encoded images.
+def detect(server: str, images: Sequence[bytes], model: str = "detector", timeout: float = 60.0) -> dict[str, list]:
+    """Requests the detections of encoded images from the server.
 
     Args:
-        server: Such as ``http://localhost:8501``.
+        server: URL of the server, such as ``http://localhost:8501``.
         images: A list of the bytes of JPEG or PNG files, of any sizes.
-        model: Its name on the server.
-        timeout: In seconds.
+        model: Name of the model on the server.
+        timeout: Time limit of the request, in seconds.
 
     Returns:
         Output name -> nested lists; see assets/model_card.md.
@@ -31,13 +32,13 @@ def detect(server, images, model="detector", timeout=60.0):
         return json.load(response)["outputs"]
 
 
-def main(arguments=None):
-    """Prints the detections."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Sends the images named on the command line to the server and prints the detections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--server", default="http://localhost:8501")
     parser.add_argument("--model", default="detector")
-    parser.add_argument("--score", type=float, default=0.3, help="show scores from this on")
+    parser.add_argument("--score", type=float, default=0.3, help="print detections with at least this score, in [0, 1]")
     options = parser.parse_args(arguments)
     try:
         found = detect(options.server, [path.read_bytes() for path in options.images], options.model)
