@@ -1,4 +1,4 @@
-# Each target starts from a fresh clone; the first one installs what it needs into .venv.
+# Every target works in a fresh clone; the first run installs the requirements into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -30,8 +30,9 @@ bench: $(VENV)/ready
 clean:
 	rm -rf $(VENV) runs data build *.egg-info
 
+# --no-deps, because requirements.txt lists all packages, and some depend on tensorflow instead of tensorflow-cpu.
 $(VENV)/ready: requirements.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --no-deps -r requirements.txt  # all of them are there; one asks for tensorflow, not -cpu
+	$(BIN)/pip install -q --no-deps -r requirements.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@

@@ -3,12 +3,12 @@
     make -C custom_ops all emulation
     python benchmarks/cuda_ops.py [--check] [--only roi_align] [--json benchmarks/results/cuda_ops_DEVICE.json]
 
-Needs PyTorch and torchvision for CUDA, and custom_ops built where NVRTC is. Each line is first compared with
-torchvision in float32: poolings, in which nvcc contracts torchvision's products with sums, and gradients within 1e-4 of
-the largest value, others within 1e-5, indices exactly. Then both are timed by CUDA events, in turns, and the best of
-some rounds counts. The share of bandwidth is that of a large copy in the same run which the op would have if it read
-each input and wrote each output once. `--check` leaves it at comparing, as is best under compute-sanitizer;
-`--emulated` does so without a GPU, on small sizes.
+Needs PyTorch and torchvision for CUDA, and custom_ops built with NVRTC. First, each line is compared with torchvision
+in float32: pooling and gradients within 1e-4 of the largest value, because nvcc contracts torchvision's products and
+sums, other values within 1e-5, indices exactly. Then CUDA events time both in turns, and the best of several rounds
+counts. The bandwidth column assumes that an op reads each input and writes each output once. It is a fraction of the
+bandwidth of a large copy in the same run. `--check` only compares, for example under compute-sanitizer; `--emulated`
+only compares, without a GPU and on small sizes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NMS = [1000, 5000, 20000]  # boxes
 CLASS_NMS = [(1000, 80), (5000, 80), (20000, 80)]  # boxes, classes
 DEFORM_CONV = [(100, 168, 128), (50, 84, 256), (25, 42, 512)]  # height, width, channels
 SMALL_MAP = (20, 34, 24)
-ROUNDS, SECONDS = 5, 0.1  # of each measurement
+ROUNDS, SECONDS = 5, 0.1  # number of rounds, and duration of each
 
 
 @dataclasses.dataclass
@@ -37,13 +37,13 @@ class Line:
     """Describes one line of the table.
 
     Args:
-        name: Of the op and the case.
-        ours: What is timed.
-        theirs: What it is timed against.
-        results: Of ours, in the order that torchvision has.
-        expected: These of torchvision, in float32.
-        bytes: What is read and written at least.
-        tolerance: Of the largest value; None: equal.
+        name: Name of the op and the case.
+        ours: Call of kerasdet's op, for timing.
+        theirs: Call of torchvision's op, for timing.
+        results: Returns kerasdet's results in torchvision's layout.
+        expected: Returns torchvision's results in float32.
+        bytes: Minimum number of bytes to read and write.
+        tolerance: Largest allowed difference as a fraction of the largest value; None requires equal values.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Device:
     """Runs the ops on PyTorch tensors.
 
     Args:
-        torch: The module.
-        emulated: Whether the GPU is, and its memory the host's.
+        torch: The torch module.
+        emulated: Whether the GPU is emulated and uses host memory.
     """
 
     def __init__(self, torch, emulated):
@@ -70,10 +70,10 @@ class Device:
         self.library = opened
 
     def _scratch(self, size):
-        """Returns scratch memory that calls use one after the other."""
+        """Returns scratch memory, which consecutive calls share."""
         place, self.next_scratch = self.next_scratch, self.next_scratch + 1
         if place == len(self.scratch):
-            self.scratch.append(self.empty([1], "uint8"))  # an empty tensor has a null address, which means failure
+            self.scratch.append(self.empty([1], "uint8"))  # not empty, because a null address means failure
         if self.scratch[place].numel() < size:
             self.scratch[place] = self.empty([size], "uint8")
         return self.scratch[place].data_ptr()
@@ -309,13 +309,13 @@ def compare(line):
     """Returns the largest difference relative to the largest value.
 
     Raises:
-        SystemExit: If that is more than it may be.
+        SystemExit: If it exceeds the line's tolerance.
     """
     worst = 0.0
     for one, other in zip(line.expected(), line.results(), strict=True):
         if line.tolerance is None:
             if one.shape != other.shape or not bool((one == other).all()):
-                sys.exit(f"{line.name}: other boxes are kept than in torchvision.")
+                sys.exit(f"{line.name}: keeps other boxes than torchvision.")
             continue
         one, other = one.double(), other.double()
         worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1e-30)))
@@ -361,9 +361,9 @@ def main():
         import torch
         import torchvision
     except ImportError as error:
-        sys.exit(f"cuda_ops.py compares with torchvision, which this Python does not have: {error}.")
+        sys.exit(f"cuda_ops.py compares with torchvision, which is not installed: {error}. Install PyTorch for CUDA.")
     if not options.emulated and not torch.cuda.is_available():
-        sys.exit("cuda_ops.py needs an NVIDIA GPU, and PyTorch finds none; --emulated compares without one.")
+        sys.exit("cuda_ops.py needs an NVIDIA GPU, but PyTorch finds none. Use --emulated to compare without one.")
     torch.manual_seed(0)
     try:
         device = Device(torch, options.emulated)

@@ -1,13 +1,13 @@
-"""Seconds and peak memory of a detector end to end, batch 1 at 800x1344 on the CPU: SavedModels beside torchvision.
+"""Measures SavedModels and torchvision's detectors: seconds and peak memory for one image of 800x1344 on the CPU.
 
     python benchmarks/export.py [--peer-python PYTHON] [--client DETECT] [--models retinanet fcos mask_rcnn]
     python benchmarks/export.py --differences MODEL IMAGE...
 
-ResNet-50-FPN, 80 classes, random weights; uint8 pixels in, boxes in pixels of the image out. "idle": no score passes
-the threshold; "busy": all do, and post-processing is saturated. Each measurement is a process of its own, and the sides
-take turns, so that a noisy machine is noisy for all. With the C++ client that `export/cpp/build.sh` builds, also the
-peak memory of a server's process, which has no Python in it. The second form says how the detections of a trained model
-(a run or a ``.keras`` file) differ under bfloat16.
+The models are ResNet-50-FPN detectors with 80 classes and random weights, from uint8 pixels to boxes in image pixels.
+In "idle" runs no score passes the threshold; in "busy" runs all scores pass, which saturates post-processing. Each
+measurement has its own process, and the sides take turns, so that noise affects all of them. `--client` takes the C++
+client that `export/cpp/build.sh` builds, and also measures its peak memory, like a server without Python. The second
+form prints how bfloat16 changes the detections of a trained model (a run or a ``.keras`` file).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 MODELS = {"retinanet": "RetinaNet", "fcos": "FCOS", "mask_rcnn": "MaskRCNN"}
-LOADS = {"idle": -12.0, "busy": 0.0}  # class logits' bias
+LOADS = {"idle": -12.0, "busy": 0.0}  # bias of the class logits
 OURS = ("kerasdet float32", "kerasdet bfloat16")
 PEERS = ("torchvision eager", "torchvision compiled", "torchvision bfloat16", "torchvision compiled bfloat16")
 
@@ -42,17 +42,17 @@ def write_saved_model(model_name, load, precision, size, path):
     for variable in model.variables:
         if variable.name in ("beta", "moving_mean"):
             variable.assign(rng.normal(0, 0.05, variable.shape))
-        if variable.name == "bias":  # an optimiser would take zeros away
+        if variable.name == "bias":  # not zero, because the graph optimiser would remove the addition
             offset = LOADS[load] if "class_logits" in variable.path else 0.0
             noise = rng.normal(0, 0.05, variable.shape) + offset
             if model_name == "mask_rcnn" and "class_logits" in variable.path:
-                noise[-1] -= offset  # the background
+                noise[-1] -= offset  # background class
             variable.assign(noise)
     export_saved_model(model, path, precision=precision)
 
 
 def measure_saved_model(path, size, runs):
-    """Times of a process that has only TensorFlow, and the number of detections."""
+    """Measures a SavedModel with TensorFlow alone: times, and the number of detections."""
     import numpy as np
     import tensorflow as tf
 
@@ -192,7 +192,7 @@ def main():
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--runs", type=int, default=5, help="of each process")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs in each process")
     parser.add_argument("--size", nargs=2, type=int, default=[800, 1344], metavar=("H", "W"))
     parser.add_argument("--differences", nargs="+", metavar="MODEL IMAGE")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)

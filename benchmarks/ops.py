@@ -3,9 +3,8 @@
     python benchmarks/ops.py [--peer-python PYTHON] [--threads 1 2] [--only roi_align] [--json FILE]
 
 Each op is measured compiled, in stock TensorFlow ops ("pure"), and in the closest functions of TensorFlow and
-pycocotools. With `--peer-python`, the interpreter of an environment with torchvision, torchvision is measured, too. All
-take turns, round after round and each in its own process, so that noise of the machine affects all alike. The best time
-counts.
+pycocotools. `--peer-python` takes a Python interpreter with torchvision and also measures torchvision. Each measurement
+has its own process, and the frameworks take turns in rounds, so that noise affects all of them. The best time counts.
 """
 
 import argparse
@@ -23,7 +22,7 @@ NMS = [1000, 5000, 20000]  # boxes
 CLASS_NMS = [(1000, 80), (20000, 80)]  # boxes, classes per box
 DEFORM_CONV = [(100, 168, 128), (50, 84, 256), (25, 42, 512)]  # height, width, channels
 MASKS = (100, 28, 800, 1344)  # detections, cells, height and width of the image
-SECONDS, MOST_REPEATS = 0.5, 1000  # of each measurement
+SECONDS, MOST_REPEATS = 0.5, 1000  # limits of each measurement
 
 
 def random_boxes(count, height, width, low, high):
@@ -61,7 +60,7 @@ def name_of(op, *what):
 
 
 class Stopwatch:
-    """Collects the best time of each line, forward and, where a gradient is given, with it."""
+    """Collects the best time of each line, forward and, if there is a gradient function, with the gradient."""
 
     def __init__(self, only):
         self.only, self.milliseconds = only, {}
@@ -80,7 +79,7 @@ class Stopwatch:
 
 
 def in_graphs(function, arguments):
-    """Returns calls without arguments: the function, and its gradient to the arguments."""
+    """Returns two calls without arguments: the function, and the function with the gradient of its arguments."""
     import tensorflow as tf
 
     def gradient(*arguments):

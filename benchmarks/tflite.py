@@ -1,10 +1,10 @@
-"""Size and latency of TFLite files beside TensorFlow's own float SavedModel: one image of 320x320 on the CPU.
+"""Measures size and latency of TFLite files and of a float32 SavedModel: one image of 320x320 on the CPU.
 
     python benchmarks/tflite.py [--models retinanet fcos] [--size H W] [--threads N] [--rounds N]
 
-ResNet-18-FPN, 80 classes, random weights, uint8 pixels in. "idle": no score passes the threshold, as in most of an
-image; "busy": all do, and post-processing is saturated. Each measurement is a process of its own, and the sides take
-turns, so that a noisy machine is noisy for all.
+The models are ResNet-18-FPN detectors with 80 classes, random weights and uint8 input. In "idle" runs no score passes
+the threshold; in "busy" runs all scores pass, which saturates post-processing. Each measurement has its own process,
+and the sides take turns, so that noise affects all of them.
 """
 
 import argparse
@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 
 MODELS = {"retinanet": "RetinaNet", "fcos": "FCOS"}
-LOADS = {"idle": -12.0, "busy": 0.0}  # class logits' bias
+LOADS = {"idle": -12.0, "busy": 0.0}  # bias of the class logits
 SAVED_MODEL = "SavedModel float32"
 FILES = [("nms", precision) for precision in ("float32", "float16", "dynamic", "int8")]
 FILES += [("postprocess", "float32"), ("raw", "float32"), ("postprocess", "int8"), ("raw", "int8")]
 
 
 def write_all(model_name, load, size, folder):
-    """Writes the files to measure, each under the name of its side."""
+    """Writes the files to measure."""
     import numpy as np
     from kerasdet.export import export_saved_model, export_tflite
 
@@ -40,7 +40,7 @@ def write_all(model_name, load, size, folder):
     for variable in model.variables:
         if variable.name in ("beta", "moving_mean"):
             variable.assign(rng.normal(0, 0.05, variable.shape))
-        if variable.name == "bias":  # an optimiser would take zeros away
+        if variable.name == "bias":  # not zero, because the graph optimiser would remove the addition
             offset = LOADS[load] if "class_logits" in variable.path else 0.0
             variable.assign(rng.normal(0, 0.05, variable.shape) + offset)
     export_saved_model(model, folder / SAVED_MODEL)
@@ -53,7 +53,7 @@ def write_all(model_name, load, size, folder):
 
 
 def measure(path, size, threads, runs):
-    """Measures a file in a process that has only the runtime that the file needs."""
+    """Measures a file in a process that imports only the runtime of the file."""
     import numpy as np
 
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
@@ -125,7 +125,7 @@ def main():
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--runs", type=int, default=10, help="of each process")
+    parser.add_argument("--runs", type=int, default=10, help="number of runs in each process")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--size", nargs=2, type=int, default=[320, 320], metavar=("H", "W"))
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

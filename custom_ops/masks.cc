@@ -182,7 +182,7 @@ class Encoder {
   }
 
  private:
-  // The mask with the zeros beside it, column by column, each as long as the box is high.
+  // Interpolates the mask and the zeros around it along y, column by column; each column has the height of the box.
   void FindColumns(int64_t cells, int64_t rows, Placed* placed) {
     columns_.assign((cells + 2) * rows, 0.0f);
     for (int64_t i = 0; i < placed->y.size(); ++i) {

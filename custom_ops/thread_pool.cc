@@ -25,8 +25,8 @@ _ZNK10tensorflow15OpKernelContext12eigen_deviceIN5Eigen16ThreadPoolDeviceEEERKT_
 namespace kerasdet {
 namespace {
 
-// What Eigen::ThreadPoolInterface begins with. Its first virtual function is void Schedule(std::function<void()>). A class
-// of the same shape would not do: the compiler sees that nothing derives from it and makes the call one to nowhere.
+// The start of Eigen::ThreadPoolInterface. Its first virtual function is void Schedule(std::function<void()>). A C++
+// class would not work: the compiler sees that nothing derives from it and breaks the virtual call.
 struct EigenThreadPool {
   struct Functions {
     void (*schedule)(EigenThreadPool*, std::function<void()>);

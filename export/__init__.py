@@ -7,7 +7,7 @@ To add a format:
 
 1. Make a folder ``export/<name>/``. By convention it has ``write.py``, ``load.py`` with a
    `kerasdet.inference.Predictor`, ``verify_worker.py``, a script that imports neither kerasdet nor anything from this
-   checkout, and ``format.py``, which says as a `kerasdet.export.protocol.Format` what the folder offers.
+   checkout, and ``format.py``, which describes the folder's functions in a `kerasdet.export.protocol.Format`.
 2. Add its ``FORMAT`` to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
 
 Export, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The exported function is

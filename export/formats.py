@@ -1,4 +1,4 @@
-"""The list of export formats. A new format is a new folder in `export/` and one line in `FORMATS`."""
+"""Lists the export formats. A new format is a new folder in `export/` and one line in `FORMATS`."""
 
 from pathlib import Path
 

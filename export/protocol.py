@@ -1,4 +1,4 @@
-"""The protocol of an export format: everything that `kerasdet.export.workflow` and `kerasdet.load` use of it."""
+"""Defines the protocol of an export format, which `kerasdet.export.workflow` and `kerasdet.load` use."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ from kerasdet.inference.predictor import Predictor
 
 @dataclasses.dataclass(frozen=True)
 class WorkerRun:
-    """The detections of an export that ran in a process without kerasdet.
+    """Holds the detections of an export that ran in a process without kerasdet.
 
     Args:
         cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's detections for that batch: a

@@ -1,18 +1,18 @@
-"""Decides whether an exported file gives the detections of its model: one comparison, one table of tolerances.
+"""Compares the detections of a model and its export, with one table of tolerances.
 
-Detections of the two sides are paired: same class, and the nearest box among those that overlap enough. The comparison
-then measures pairs (boxes, scores, masks, keypoints) and counts detections that have no partner.
+Detections of the two sides are paired: same class, and the nearest box with an IoU of at least 0.5. The comparison then
+measures the pairs (boxes, scores, masks, keypoints) and counts detections without a partner.
 
-Three classes of precision exist, because they fail honestly in different ways:
+Three classes of precision have their own tolerances, because rounding affects them differently:
 
-* float32 repeats the model's arithmetic, so that every detection has to come back.
-* 16 bits round each box and score a little, and now and then change which of two crowded boxes survives suppression.
-* 8 bits round ten times as much. A detector is judged by what it is sure of, and by AP if there is a dataset.
+* float32 repeats the model's arithmetic, so every detection must have a partner.
+* 16 bits round each box and score slightly, and sometimes change which of two crowded boxes NMS keeps.
+* 8 bits round ten times as much. Only detections with a high score are compared, and AP if there is a dataset.
 
-A broken converter fails in another way: it changes *all* detections alike. Signed errors are therefore bounded more
-tightly than absolute ones (`box_bias`), and the bounds are means, medians and shares rather than worst cases. Every
-bound was set between the worst honest export of the tests' random models and the mildest mutation in
-tests/export/test_verify.py.
+A broken converter changes *all* detections in the same way. Signed errors are therefore bounded more tightly than
+absolute ones (`box_bias`), and most bounds are means, medians and fractions instead of worst cases. Every bound lies
+between the largest difference of correct exports of the tests' random models and the smallest difference of the broken
+converters in tests/export/test_verify.py.
 """
 
 import dataclasses
@@ -23,38 +23,38 @@ import numpy as np
 
 from kerasdet.errors import VerificationError
 
-_SAME_OBJECT = 0.5  # IoU from which on two boxes may be one object, as in AP50
-_MIN_BOX_SIZE = 16.0  # pixels; of smaller boxes a fraction of a pixel is a large share, and means nothing
-_ENOUGH = 8  # pairs; the spread of fewer tells nothing, so that they are judged without their bias
-_FEW = 2  # detections; a share of fewer than about ten is no statistic, and two crowded boxes may swap
+_SAME_OBJECT = 0.5  # minimum IoU of two boxes of the same object, as in AP50
+_MIN_BOX_SIZE = 16.0  # pixels; relative errors of smaller boxes would be large at a fraction of a pixel
+_ENOUGH = 8  # pairs; fewer pairs give no estimate of the bias, which is then not checked
+_FEW = 2  # detections without a partner that always pass, because a fraction of few detections is unreliable
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """Bounds on the differences between a model and its export; `math.inf` means that a difference is not judged.
+    """Bounds the differences between a model and its export; `math.inf` means no bound.
 
     "Box size" is the square root of the area of the model's box in pixels, at least 16.
 
     Args:
         max_box_error: Largest difference of one coordinate of one box, in pixels.
         max_score_error: Largest difference of one score.
-        median_box_error: Median over pairs of a box's largest coordinate difference, as a share of the box size.
-        p95_box_error: 95th percentile of the same.
-        box_bias: Median over pairs of the signed difference of a coordinate, as a share of the box size, less three
-            standard errors; the worst of the four coordinates. Rounding leaves it near 0; a shift, a swap or a scale
-            does not.
+        median_box_error: Median over pairs of a box's largest coordinate difference, as a fraction of the box size.
+        p95_box_error: 95th percentile of the same differences.
+        box_bias: Median over pairs of the signed difference of a coordinate, as a fraction of the box size, minus
+            three standard errors; the largest of the four coordinates. It is near 0 for rounding and large for a shift,
+            a swap or a scale.
         mean_iou: Least mean IoU of pairs.
-        score_error: Mean difference of the scores as a share of the mean score.
+        score_error: Mean difference of the scores as a fraction of the mean score.
         max_mask_error: Largest mean difference in probability of one mask.
         mean_mask_error: Mean difference in probability over all masks.
-        keypoint_distance: Distance from which on a keypoint counts as moved, as a share of the box size, and at least
-            one pixel.
-        moved_keypoints: Share of the keypoints that moved.
+        keypoint_distance: Minimum distance of a moved keypoint, as a fraction of the box size, and at least one
+            pixel.
+        moved_keypoints: Fraction of the keypoints that moved.
         borderline_margin: A detection is clear if its score exceeds the score threshold, and the lowest score of a full
-            list, by more than this. Others may honestly be cut off on one side.
-        clear_score: A detection is clear only from this score on.
-        unmatched_clear: Share of the clear detections of both sides that have no partner.
-        unmatched: Share of all detections of both sides that have no partner, borderline ones included.
+            list, by more than this. Rounding may drop the others on one side.
+        clear_score: Minimum score of a clear detection.
+        unmatched_clear: Fraction of the clear detections of both sides that have no partner.
+        unmatched: Fraction of all detections of both sides that have no partner, borderline ones included.
     """
 
     max_box_error: float
@@ -74,10 +74,10 @@ class Tolerance:
     unmatched: float
 
 
-# The comments give the worst honest value that the tests' random models showed (boxes of 6 to 40 pixels, of which
-# R-CNNs, whose proposals change too, are the worst), so that a bound can be judged.
+# Each comment gives the largest difference measured on the tests' random models, whose boxes have 6 to 40 pixels.
+# R-CNNs differ most, because their proposals change too.
 EXACT = Tolerance(
-    max_box_error=1e-2,  # order of additions: 1e-3
+    max_box_error=1e-2,  # 1e-3, from another order of additions
     max_score_error=1e-4,  # 1e-5
     median_box_error=math.inf,  # the worst case is bounded above
     p95_box_error=math.inf,
@@ -86,15 +86,15 @@ EXACT = Tolerance(
     score_error=math.inf,
     max_mask_error=1e-3,  # 1e-4
     mean_mask_error=1e-3,
-    keypoint_distance=0.0,  # so one pixel
+    keypoint_distance=0.0,  # the minimum of one pixel applies
     moved_keypoints=0.02,  # the maximum of a flat heatmap may move
-    borderline_margin=1e-4,  # as far as a score may differ
+    borderline_margin=1e-4,  # equal to max_score_error
     clear_score=0.0,
     unmatched_clear=0.0,  # 0
-    unmatched=0.3,  # of equal scores at the end of a full list, any may come first
+    unmatched=0.3,  # a full list may end at any of several equal scores
 )
 ROUNDED = Tolerance(  # bfloat16 and float16, of the export or of the model
-    max_box_error=math.inf,  # one box of thousands may be another after suppression
+    max_box_error=math.inf,  # NMS may keep another box in a few cases
     max_score_error=math.inf,
     median_box_error=0.02,  # 0.0083
     p95_box_error=0.06,  # 0.02
@@ -121,9 +121,9 @@ EIGHT_BITS = Tolerance(  # dynamic and int8
     max_mask_error=math.inf,
     mean_mask_error=0.05,  # 0.014
     keypoint_distance=0.1,
-    moved_keypoints=0.4,  # 0.24, of heatmaps that nobody trained
+    moved_keypoints=0.4,  # 0.24, on untrained heatmaps
     borderline_margin=0.05,
-    clear_score=0.5,  # what a detector is sure of; the rest is for AP
+    clear_score=0.5,  # AP measures the detections below
     unmatched_clear=0.25,  # 0.22
     unmatched=0.3,  # 0.23
 )
@@ -134,8 +134,8 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
 
     Args:
         precision: Precision of the export: "float32", "bfloat16", "float16", "dynamic" or "int8".
-        compute_dtype: Type that the model itself computes in. A model in 16 bits is rounded where a float32 export of
-            it is not.
+        compute_dtype: Type that the model itself computes in. A model in 16 bits differs from its float32 export by
+            rounding.
     """
     if precision in ("dynamic", "int8"):
         return EIGHT_BITS
@@ -144,7 +144,7 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a comparison measured, over all images; a field that `Tolerance` bounds has the same name and meaning.
+    """Holds the differences that a comparison measured over all images. Fields have the names of their bounds.
 
     Args:
         detections: Number of the model's detections.
@@ -181,7 +181,7 @@ class Report:
         words += [f"{self.moved_keypoints:.1%} of the keypoints moved"] * (self.moved_keypoints > 0)
         text = f"{self.detections} detections compared, {self.one_sided} found by one side only; {', '.join(words)}."
         if math.isfinite(self.milliseconds):
-            text += f" {self.milliseconds:.0f} ms an image, {self.model_milliseconds:.0f} ms in Keras."
+            text += f" {self.milliseconds:.0f} ms per image, {self.model_milliseconds:.0f} ms in Keras."
         return text
 
 
@@ -199,10 +199,10 @@ def compare(
             the export's.
         tolerance: Row of the table, see `tolerance_for`.
         score_threshold: Score threshold of the model.
-        subject: Name of the export, with which the message of an error begins.
+        subject: Name of the export at the start of an error message.
 
     Returns:
-        What was measured, all of it within the tolerance.
+        The measured differences, all within the tolerance.
 
     Raises:
         VerificationError: If a measure exceeds its bound, an output is missing or has another shape, or a value is not
@@ -251,7 +251,7 @@ def _unpadded(detections, index):
 def _compare_image(ours, theirs, tolerance, capacity, score_threshold):
     """Measures one image: differences of all pairs, and counts of detections without a partner."""
     pairs = _pairs(ours, theirs)
-    # A full list ends at its lowest score, where an honest difference lets another detection in.
+    # A full list ends at its lowest score, where a rounded score can admit another detection.
     ends = [side["scores"].min() for side in (ours, theirs) if len(side["scores"]) == capacity > 0]
     clear_from = max(max([score_threshold, *ends]) + tolerance.borderline_margin, tolerance.clear_score)
     clear = [side["scores"] > clear_from for side in (ours, theirs)]
@@ -311,11 +311,11 @@ def _summarize(images):
 
 
 def _bias(errors):
-    """Median of signed errors (P, 4), less what three standard errors explain; the worst coordinate."""
+    """Returns the largest absolute median of signed errors (P, 4) over coordinates, minus three standard errors."""
     if len(errors) < _ENOUGH:
         return 0.0
     median = np.median(errors, 0)  # (4,)
-    deviation = 1.4826 * np.median(np.abs(errors - median), 0)  # that of a normal distribution with this spread
+    deviation = 1.4826 * np.median(np.abs(errors - median), 0)  # standard deviation if the errors are normal
     standard_error = 1.25 * deviation / np.sqrt(len(errors))
     return float(np.maximum(np.abs(median) - 3 * standard_error, 0).max())
 
@@ -334,7 +334,7 @@ _AT_MOST = {
 
 
 def _violations(report, tolerance):
-    """Says which bounds are exceeded, each with its value and limit."""
+    """Returns a phrase for each exceeded bound, with value and limit."""
     found = [
         f"{words} ({getattr(report, name):.2g}, at most {getattr(tolerance, name):.2g})"
         for name, words in _AT_MOST.items()
@@ -354,7 +354,7 @@ def _violations(report, tolerance):
 
 
 def _pairs(ours, theirs):
-    """Indices (P, 2) of detections of one object: of one class, and of the nearest boxes that overlap enough."""
+    """Pairs detections of both sides: same class, IoU of at least 0.5, nearest box first. Returns indices (P, 2)."""
     pairs, free = [], np.ones(len(theirs["scores"]), bool)
     for index, (box, class_id) in enumerate(zip(ours["boxes"], ours["class_ids"], strict=True)):
         overlap = _iou(box, theirs["boxes"]) * (free & (theirs["class_ids"] == class_id))  # (N,)
@@ -367,7 +367,7 @@ def _pairs(ours, theirs):
 
 
 def _iou(a, b):
-    """IoU (N,) of boxes that correspond, or of one box (4,) with many (N, 4)."""
+    """Returns the IoU (N,) of corresponding boxes, or of one box (4,) with many (N, 4)."""
     sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0)
     intersection = sides.prod(-1)
     return intersection / np.maximum(_area(a) + _area(b) - intersection, 1e-9)

@@ -25,9 +25,12 @@ from kerasdet.models import Detector
 
 MAX_AP_DROP = 0.02
 
-_SAMPLE_SIZES = ((480, 640), (500, 333))  # of generated images; the comparison has to meet more than one shape
+_SAMPLE_SIZES = (
+    (480, 640),
+    (500, 333),
+)  # sizes of generated images, to compare more than one shape
 _WANTED = 20  # detections to compare if the model has none above its own threshold
-_RUNS = 3  # of the Keras model, whose first run traces
+_RUNS = 3  # timed runs of the Keras model after the first, which traces
 
 
 def export_and_verify(
@@ -47,7 +50,7 @@ def export_and_verify(
     """Writes a detector in an export format and makes sure that the result is the model.
 
     The export runs in a process of its own that has nothing of kerasdet, and its detections are compared with the
-    model's, see `kerasdet.export.verify`. If the comparison fails, nothing stays behind of what was written.
+    model's, see `kerasdet.export.verify`. If the comparison fails, all written files are removed.
 
     Args:
         model: The detector.
@@ -92,7 +95,7 @@ def export_and_verify(
 
 
 def _check_options(export_format, precision, options):
-    """Returns a copy of the options, all of which the format has."""
+    """Returns a copy of the options after a check that the format supports all of them."""
     if precision not in export_format.precisions:
         raise UserError(
             f"Format {export_format.name} has no precision {precision!r}: choose one of "
@@ -277,7 +280,7 @@ def _replace(config, name, value):
 
 
 def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float = MAX_AP_DROP) -> str:
-    """Measures the AP of a model and of its export, and refuses an export that loses too much.
+    """Measures the AP of a model and its export, and raises an error if the export loses too much.
 
     Args:
         model: The detector.

@@ -141,7 +141,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
 
 
 def train() -> keras.Model:
-    """Trains what is configured and writes the operative configuration to ``config.gin`` in its OUT_DIR.
+    """Trains the configured model and writes the operative configuration to ``config.gin`` in its OUT_DIR.
 
     Returns:
         The trained model.

@@ -1,4 +1,4 @@
-"""The tiny models of the detector contract, with weights that keep activations small, as training does."""
+"""Makes the tiny models of the detector contract with weights that keep activations small, as after training."""
 
 import numpy as np
 from kerasdet.export.verify import compare, tolerance_for
@@ -39,7 +39,7 @@ def make(name, seed=0):
 def verify_in_process(model, path, images):
     """Compares an export with its model as `verify_export` does, without the cold start of another process."""
     predictor = kerasdet.load(path)
-    if hasattr(predictor, "to_input"):  # TFLite: both get the letterboxed pixels
+    if hasattr(predictor, "to_input"):  # TFLite: model and file get the letterboxed pixels
         inputs = [predictor.to_input(image)[0] for image in images]
         batches = [model.preprocessing.batch([pixels[0]], resize=False) for pixels in inputs]
         found = [predictor.decode_outputs(predictor.run(pixels)) for pixels in inputs]

@@ -1,7 +1,7 @@
 """Stands in for TF Serving: ``python prediction_server.py BASE_PATH`` prints its port and serves until it is killed.
 
 It serves the newest version in BASE_PATH as TF Serving does: it replays the warm-up requests, then answers `Predict` by
-gRPC, and INVALID_ARGUMENT if the graph refuses a request.
+gRPC, with INVALID_ARGUMENT if the graph raises an error.
 """
 
 import sys

@@ -48,14 +48,14 @@ def clear_configuration():
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
-    """A folder with tiny data in two formats, and for CHECKPOINT a backbone of each kind of block and a detector."""
+    """Returns a folder with tiny data in two formats, and backbones and a detector for CHECKPOINT."""
     folder = tmp_path_factory.mktemp("material")
     data = tiny.shapes_data(folder / "data", num_images=4)
     tiny.as_voc(data.annotations, folder / "voc", ["trainval", "test"])
     for block in ("basic", "bottleneck"):
         backbone = tiny.backbone(norm="frozen_bn", block=block)
         for variable in backbone.variables:
-            if variable.name == "moving_mean":  # as if pretrained: training refuses frozen random layers
+            if variable.name == "moving_mean":  # looks pretrained: training rejects frozen random layers
                 variable.assign_add(np.full(variable.shape, 0.01))
         backbone.save(folder / f"{block}.keras")
     tiny.detector(num_classes=2).save(folder / "detector.keras")
@@ -93,7 +93,7 @@ def tiny_overrides(path, material, out_dir):
         "CHECKPOINT": material / ("detector.keras" if "@pretrained()" in text else f"{backbone}.keras"),
     }
     known = set(re.findall(r"^([A-Z][A-Z0-9_]*) =", text, re.MULTILINE))
-    # some files train at other sizes than SHORTEST_EDGE
+    # Some files train at other sizes than SHORTEST_EDGE.
     sizes = ("ResizeShortestEdge.shortest=(64,)", "ResizeShortestEdge.longest=96")
     return [f"{name}={value}" for name, value in macros.items() if name in known] + [*TINY, *sizes]
 
@@ -105,7 +105,7 @@ def configured(name):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_configures_model_and_optimizer(tmp_path, material, path):
-    """Makes everything that the file configures; files that share their parts need no step each to prove these."""
+    """Builds everything that the file configures, without a training step."""
     config.load(path.stem, tiny_overrides(path, material, tmp_path / "run"))
     assert config.eval_data().num_classes == 5
     assert configured("train.data").num_classes == 5
@@ -121,7 +121,7 @@ def test_every_file_configures_model_and_optimizer(tmp_path, material, path):
             assert all(np.array_equal(w, e) for w, e in zip(layer.weights, expected.weights, strict=True))
 
 
-# One file for each kind of model; the slow ones have a backbone from a checkpoint and other data.
+# One file for each kind of model; the slow ones load a backbone from a checkpoint and use other data.
 TRAINED = {
     "retinanet_r18_fpn_shapes": "quick",
     "fcos_r18_fpn_shapes": "quick",

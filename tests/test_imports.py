@@ -1,6 +1,6 @@
-"""Imports point down only.
+"""Tests that modules import only lower layers.
 
-A new module or folder needs a place in `LAYERS`. If an import must point up, reconsider the design.
+A new module or folder needs a place in `LAYERS`. If a module must import a higher layer, reconsider the design.
 """
 
 import ast
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Lowest first. A room may import itself and the rooms on the lines above its own.
+# Lowest first. A unit may import itself and the units on the lines above its own.
 LAYERS = (
     ("errors", "keras_compat"),
     ("keras_utils",),
@@ -23,7 +23,7 @@ LAYERS = (
     ("checkpoints", "evaluation"),
     ("training", "export"),
     ("loading",),
-    ("__init__",),  # the face of the package
+    ("__init__",),  # the public names of the package
     ("config",),
     ("cli",),
 )
@@ -35,7 +35,7 @@ NOWHERE = {"torch", "torchvision", "detectron2", "tensorflow_addons"}
 
 
 def sources():
-    """Every Python file, and the name it has in the table."""
+    """Yields every Python file and its unit in the table."""
     for folder, unit in ((ROOT / "kerasdet", None), (ROOT / "export", "export")):
         for path in sorted(folder.rglob("*.py")):
             name = unit or path.relative_to(folder).parts[0].removesuffix(".py")
@@ -43,7 +43,7 @@ def sources():
 
 
 def imported(code):
-    """Dotted names of all imports, those inside functions included."""
+    """Yields the dotted names of all imports, including those inside functions."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -53,13 +53,13 @@ def imported(code):
 
 
 def units(names):
-    """The table's names among dotted ones; what only `kerasdet/__init__.py` offers counts as that file."""
+    """Returns the units of dotted names; a name that only `kerasdet/__init__.py` defines belongs to that file."""
     inside = [name.split(".")[1:2] for name in names if name.split(".")[0] == "kerasdet"]
     return {unit[0] if unit and unit[0] in MAY_IMPORT else "__init__" for unit in inside}
 
 
 @pytest.mark.parametrize("path,unit", sources())
-def test_imports_point_down(path, unit):
+def test_modules_import_only_lower_layers(path, unit):
     assert unit in MAY_IMPORT, f"{path.name} has no line in the table of this test."
     names = list(imported(path.read_text()))
     assert units(names) - {unit} <= MAY_IMPORT[unit]
@@ -68,7 +68,7 @@ def test_imports_point_down(path, unit):
     assert unit == "config" or not packages & ONLY_IN_CONFIG
 
 
-def test_the_reader_of_imports_sees_through_the_forms():
+def test_all_forms_of_import_are_found():
     code = (
         "import kerasdet.models.fcos\ndef f():\n from kerasdet import losses, RetinaNet\nfrom kerasdet.ops import nms"
     )

@@ -1,4 +1,4 @@
-"""Pictures, checked pixel by pixel against what they were asked to show."""
+"""Tests drawings pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def image():
 
 
 def _changed(before, after):
-    """The pixels that differ (H, W) bool."""
+    """Returns which pixels differ, (H, W) bool."""
     return (before != after).any(axis=-1)
 
 
@@ -32,7 +32,7 @@ def test_draw_boxes_changes_only_the_frame_in_the_class_colour(image):
     drawn = draw_boxes(image, np.array([[50.0, 60.0, 150.0, 200.0]]), class_ids=[3])
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
-    assert np.array_equal(image, original), "the input stays as it was"
+    assert np.array_equal(image, original), "the input image is unchanged"
     for y, x in [(50, 60), (50, 199), (149, 60), (149, 199), (50, 130), (149, 130), (100, 60), (100, 199)]:
         assert tuple(drawn[y, x]) == PALETTE[3]
     near = np.zeros(image.shape[:2], bool)
@@ -87,7 +87,7 @@ def test_tag_is_above_the_box_and_inside_the_image(image):
     assert 80 < top < bottom <= 100 <= left < right < 220
     for box in [(0, 0, 60, 60), (0, 290, 60, 320), (200, 300, 240, 320), (0, 0, 240, 320), (-80, -80, 20, 20)]:
         (y1, x1, y2, x2), there = _letters(image, box)
-        assert (y2 - y1, x2 - x1, there) == (bottom - top, right - left, count), "the whole word is there"
+        assert (y2 - y1, x2 - x1, there) == (bottom - top, right - left, count), "the whole word is visible"
 
 
 def test_tags_of_equal_boxes_do_not_overlap(image):
@@ -151,7 +151,7 @@ def test_mask_tints_its_pixels_only(image):
     tinted = drawn[90:110, 110:150].reshape(-1, 3)
     expected = 0.6 * GREY + 0.4 * np.array(PALETTE[2])
     assert np.abs(tinted - expected).max() <= 2
-    assert tuple(drawn[70, 130]) == (GREY,) * 3, "within the box, outside the mask"
+    assert tuple(drawn[70, 130]) == (GREY,) * 3, "inside the box, outside the mask"
 
 
 def test_keypoints_and_skeleton_are_drawn(image):
@@ -160,8 +160,8 @@ def test_keypoints_and_skeleton_are_drawn(image):
     drawn = draw_boxes(image, box, class_ids=[4], keypoints=points, skeleton=[(0, 1), (1, 2)])
     assert tuple(drawn[60, 60]) == colour(0)
     assert tuple(drawn[60, 160]) == colour(1)
-    assert _changed(image, drawn)[60, 110], "the line between the two"
-    assert not _changed(image, drawn)[100:190, 100:190].any(), "the unlabelled third and its line"
+    assert _changed(image, drawn)[60, 110], "the line between both keypoints"
+    assert not _changed(image, drawn)[100:190, 100:190].any(), "the unlabelled third keypoint has no line"
 
 
 def test_scale_enlarges_image_and_boxes(image):

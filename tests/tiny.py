@@ -1,4 +1,4 @@
-"""Smallest detectors and datasets for tests of whole journeys."""
+"""Makes the smallest detectors and datasets, for tests from training to export."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ _OBJECT = """<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{0
 
 
 def as_voc(annotations, folder, splits):
-    """Writes a COCO dataset as a Pascal VOC folder, all of it in each of the splits."""
+    """Writes a COCO dataset as a Pascal VOC folder; each split lists all images."""
     data = json.loads(annotations.read_text())
     shutil.copytree(annotations.parent / "images", folder / "JPEGImages")
     (folder / "Annotations").mkdir()
@@ -103,7 +103,7 @@ def as_voc(annotations, folder, splits):
 
 
 def images(seed=0, sizes=((64, 64), (50, 90), (120, 70))):
-    """Smooth random pictures, uint8."""
+    """Makes random images of 8x8 blocks, uint8."""
     rng = np.random.default_rng(seed)
     pictures = []
     for height, width in sizes:
@@ -118,7 +118,7 @@ def weights(model):
 
 @contextlib.contextmanager
 def disk(size):
-    """Within, no file can become larger, which is met where a disk is full: within a write."""
+    """Limits files to `size` bytes inside the block, so that a larger write fails like on a full disk."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

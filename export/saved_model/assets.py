@@ -80,7 +80,7 @@ def _model_card(metadata, path, signatures):
         f"{rule['longest']} (kernel {rule['kernel']}, rounding of {rule['rounding']}). Mean "
         f"{_numbers(rule['mean'])}, standard deviation {_numbers(rule['std'])}, channels {rule['channel_order']}; "
         f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {metadata['max_pixels']:,} "
-        "pixels are refused.",
+        "pixels raise an error.",
         "",
         "## Signatures",
         "",

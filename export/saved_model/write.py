@@ -64,7 +64,7 @@ def export_saved_model(
 
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
-        ValueError: If the precision is unknown.
+        UserError: If the precision is unknown.
 
     Example:
         >>> export_saved_model(model, "detector", precision="bfloat16")

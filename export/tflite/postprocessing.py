@@ -76,7 +76,7 @@ def detections(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict
 
 
 def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    """Decodes a box for every anchor, and encodes the boxes as `suppress_by_custom_op` takes them.
+    """Decodes a box for every anchor, and encodes the boxes for `suppress_by_custom_op`.
 
     Args:
         model: A detector that supports `decode_all`.
@@ -85,7 +85,7 @@ def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int
 
     Returns:
         ``encodings`` (1, R, 4): (y, x, log h, log w) of the boxes as fractions of the image. ``scores`` (1, R, K), 0
-        for pairs that the model would not take.
+        for pairs that the model drops.
     """
     decoded = model.decode_all(outputs, tf.constant([size]))
     low, high = tf.split(decoded["boxes"] / tf.constant([*size, *size], tf.float32), 2, -1)  # (1, R, 2)
@@ -96,10 +96,10 @@ def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int
 
 
 def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Suppresses candidates by ``TFLite_Detection_PostProcess``, then clips and drops boxes as the model does.
+    """Applies NMS by ``TFLite_Detection_PostProcess``, then clips and drops boxes like the model.
 
     Boxes go in decoded, so every anchor of the op is the unit square around 0. With T > 1 threads LiteRT's op (2.3)
-    skips class T; 16 dummy classes after the first two keep the real ones out of its way.
+    skips class T; 16 dummy classes after the first two keep this from real classes.
 
     Args:
         model: The detector, whose `postprocessing` has the thresholds.
@@ -117,7 +117,7 @@ def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) 
         "max_classes_per_detection": ("i", 1),
         "num_classes": ("i", scores.shape[-1]),
         "use_regular_nms": ("b", "true"),
-        "nms_score_threshold": ("f", 1e-9),  # `decode_all` has applied the model's; what it refuses is 0
+        "nms_score_threshold": ("f", 1e-9),  # `decode_all` has set scores below the model's threshold to 0
         "nms_iou_threshold": ("f", rule.nms_threshold),
         **{f"{side}_scale": ("f", 1.0) for side in "yxhw"},
     }

@@ -65,7 +65,7 @@ def itemsize(element: str) -> int:
 
 
 def check_total(total: int, file_size: int) -> None:
-    """Refuses contents that are implausibly large for their file, before any memory is allocated.
+    """Checks that the contents are not implausibly large for their file, before any memory is allocated.
 
     Args:
         total: Size of the contents in bytes.

@@ -1,4 +1,4 @@
-"""The command line: ``kerasdet train | eval | predict | export | convert``.
+"""Runs the command line: ``kerasdet train | eval | predict | export | convert``.
 
 `parser` says what can be written, `commands` does it, `report` tells what went wrong. TensorFlow is imported after the
 arguments are parsed.
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: The words behind ``kerasdet``; None for those of this process.
+        arguments: Command-line arguments after ``kerasdet``; None reads them from `sys.argv`.
 
     Returns:
         The exit code: 0, 2 for a mistake of the user (one line on standard error), 1 for a bug of kerasdet, 130 after

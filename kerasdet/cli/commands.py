@@ -179,7 +179,7 @@ def _read_labels(path, num_classes):
 
 
 def _compare(model, options):
-    """Prints the differences between a converted model and the source framework's outputs; refuses large ones."""
+    """Prints the differences between a converted model and the source framework; raises an error for large ones."""
     report = verify(model, _read_outputs(options.reference_outputs), options.source)
     for name, difference, same in report:
         print(f"{name:<14} {difference:.2e}{'' if same else '   differs'}")
@@ -200,6 +200,6 @@ def _read_outputs(path):
 
 
 def _require_folder_of(path):
-    """Refuses a file that could not be written, before an evaluation that may take hours."""
+    """Checks that a file can be written, before an evaluation that may take hours."""
     if not Path(path).absolute().parent.is_dir():
         raise UserError(f"There is no folder {Path(path).parent} to write {Path(path).name} to: make it first.")

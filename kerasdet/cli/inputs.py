@@ -13,11 +13,11 @@ def image_files(words: Iterable[str]) -> list[str]:
     """Lists the image files that the words of a command name.
 
     Args:
-        words: Each is a file, a folder (its images, not those of folders inside), a glob such as ``data/*.jpg`` or
-            ``@FILE``, a text file with one of the former a line; empty lines and lines that begin with # are skipped.
+        words: Each is a file, a folder (its images without subfolders), a glob such as ``data/*.jpg`` or
+            ``@FILE``, a text file with one of these per line; empty lines and lines that begin with # are skipped.
 
     Returns:
-        Paths in the order of the words, those of a folder or glob sorted. A file that is named need not exist.
+        Paths in the order of the words; paths of a folder or glob are sorted. A named file need not exist.
 
     Raises:
         UserError: If a folder holds no image, a glob matches none or a list cannot be read.
@@ -56,12 +56,12 @@ def _lines(path):
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"The list of images {path} cannot be read: {error.strerror}. Name a text file, one path a line."
+            f"The list of images {path} cannot be read: {error.strerror}. Name a text file with one path per line."
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: a list of images has one path a line.") from None
+        raise UserError(f"{path} is not a text file: a list of images has one path per line.") from None
     lines = [line.strip() for line in text.splitlines()]
     paths = [str(Path(line).expanduser()) for line in lines if line and not line.startswith("#")]
     if not paths:
-        raise UserError(f"The list of images {path} is empty: write one path a line.")
+        raise UserError(f"The list of images {path} is empty: write one path per line.")
     return paths

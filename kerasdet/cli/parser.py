@@ -1,4 +1,4 @@
-"""The options of every command.
+"""Defines the options of every command.
 
 This module imports nothing but the standard library, so `kerasdet --help` and usage errors answer at once.
 """
@@ -190,7 +190,7 @@ def _add_export(commands):
         "--max-ap-drop",
         type=_fraction,
         metavar="X",
-        help="refuse the export if its AP on the data of --eval is lower by more than X, in [0, 1] (default 0.02)",
+        help="fail if the AP of the export on the data of --eval is lower by more than X, in [0, 1] (default 0.02)",
     )
     saved_model = export.add_argument_group("only for SavedModel")
     saved_model.add_argument(
@@ -204,10 +204,13 @@ def _add_export(commands):
         help="use stock operations, or kerasdet's compiled ones, which a server must then contain (default tensorflow)",
     )
     saved_model.add_argument(
-        "--class-offset", type=int, metavar="N", help="number of the first class in the outputs (default 1)"
+        "--class-offset", type=int, metavar="N", help="class id of the first class in the outputs (default 1)"
     )
     saved_model.add_argument(
-        "--max-pixels", type=_count, metavar="N", help="refuse encoded images with more pixels (default 50000000)"
+        "--max-pixels",
+        type=_count,
+        metavar="N",
+        help="reject encoded images of more than N pixels (default 50000000)",
     )
     tflite = export.add_argument_group("only for TFLite")
     tflite.add_argument(

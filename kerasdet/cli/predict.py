@@ -1,4 +1,4 @@
-"""``kerasdet predict``: detections as a table, JSON and pictures."""
+"""Implements ``kerasdet predict``: detections as a table, JSON and drawn images."""
 
 import json
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from kerasdet.inference import Detections, Predictor
 def predict(
     predictor: Predictor, words: Sequence[str], *, score_threshold: float, draw: str | None, as_json: bool
 ) -> None:
-    """Detects objects in images, one after the other, and prints what it found.
+    """Detects objects in images one by one and prints the detections.
 
     Args:
         predictor: A Keras model or an export.
         words: The images, see `kerasdet.cli.inputs.image_files`.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: A folder for pictures of the detections, made if need be; None draws nothing.
+        draw: A folder for images with drawn detections, created if necessary; None draws nothing.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
@@ -51,7 +51,7 @@ def predict(
 
 
 def _picture_names(paths):
-    """Returns a name for the picture of each image; images of one name in several folders get their number, too."""
+    """Returns a file name for each drawn image; images with equal names also get their number."""
     stems = [Path(path).stem for path in paths]
     return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
 

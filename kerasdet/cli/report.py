@@ -66,7 +66,7 @@ def is_users_mistake(error: Exception) -> bool:
 def _sentence(error):
     """Returns the message as one line, without what gin and TensorFlow add about their own insides."""
     text = str(error).split(_GIN_NOTE)[0]
-    if isinstance(error, OSError) and error.strerror:  # of the system, which writes "[Errno 2] No such ..."
+    if isinstance(error, OSError) and error.strerror:  # the system's message starts with "[Errno 2]"
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, MemoryError):
         text = f"The memory is full{f': {text}' if text else ''}. Choose smaller batches or images."

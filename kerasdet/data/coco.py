@@ -134,7 +134,7 @@ def _categories(data, path):
         category_id, name = category.get("id"), category.get("name")
         if not _is_int(category_id) or not isinstance(name, str):
             raise UserError(
-                f'{path}: category number {number} is {category}; it needs an integer "id" and a text "name". Add '
+                f'{path}: category number {number} is {category}; it needs an integer "id" and a string "name". Add '
                 "them to the file."
             )
         if category_id in names:

@@ -1,4 +1,4 @@
-"""The evaluation loop: any predictor over batches of images, scored in the images' own coordinates."""
+"""Evaluates any predictor on batches of images, in the coordinates of the original images."""
 
 import logging
 import sys
@@ -159,7 +159,7 @@ def evaluate_batches(
         The metrics, and the entries of a COCO results file that they were computed from.
 
     Raises:
-        ValueError: If an image comes twice, never comes or is not to be scored, or a category is not in the ground
+        ValueError: If an image occurs twice, is missing or is not to be scored, or a category is not in the ground
             truth.
     """
     truth = read_ground_truth(ground_truth)

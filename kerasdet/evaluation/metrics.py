@@ -8,7 +8,7 @@ from dataclasses import dataclass
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 PROPOSAL_SUMMARY = ("AR100", "AR300", "AR1000", "ARs", "ARm", "ARl")
-SUMMARIES = {"bbox": SUMMARY, "segm": SUMMARY, "keypoints": KEYPOINT_SUMMARY}  # by COCO's name of what is scored
+SUMMARIES = {"bbox": SUMMARY, "segm": SUMMARY, "keypoints": KEYPOINT_SUMMARY}  # COCO's IoU type -> names
 CLASS_COLUMNS = 3
 
 

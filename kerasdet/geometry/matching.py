@@ -91,7 +91,7 @@ def match_fcos(
         matched_gt (B, R) int32.
 
     Raises:
-        ValueError: If `convention` is unknown.
+        UserError: If `convention` is unknown.
     """
     if convention not in ("detectron2", "mmdet"):
         raise UserError(f"match_fcos has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
@@ -256,7 +256,7 @@ class FCOSMatcher(ConfigFromInit):
             disables it, as in all published FCOS.
 
     Raises:
-        ValueError: If `convention` is unknown.
+        UserError: If `convention` is unknown.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The protocol that every backbone follows: images in, named feature maps out."""
+"""Defines the protocol of backbones: images in, named feature maps out."""
 
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""A convolution with PyTorch's padding, a norm and an activation."""
+"""Defines a convolution with PyTorch's padding, a norm and an activation."""
 
 import keras
 import tensorflow as tf

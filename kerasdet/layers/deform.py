@@ -1,4 +1,4 @@
-"""A deformable convolution that replaces an ordinary one."""
+"""Defines a deformable convolution that replaces an ordinary one."""
 
 import keras
 import tensorflow as tf

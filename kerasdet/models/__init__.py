@@ -1,4 +1,4 @@
-"""The model garden."""
+"""Defines detection models and their parts."""
 
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch

@@ -109,7 +109,7 @@ class Branch(keras.layers.Layer):
     def compute_targets(
         self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Computes what the branch should predict for sampled regions.
+        """Computes the targets of the branch for sampled regions.
 
         Args:
             rois: (B, P, 4).

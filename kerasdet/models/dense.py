@@ -20,7 +20,7 @@ def attach_head(model: Detector) -> None:
         model: Detector with `backbone`, `neck`, `anchors`, `head`, `normalizer` and `num_classes`.
 
     Raises:
-        UserError: If the levels of the anchors are not those of the neck.
+        UserError: If anchors and neck have different levels.
     """
     anchors, neck = model.anchors, model.neck
     if tuple(anchors.levels) != tuple(neck.levels):

@@ -146,7 +146,7 @@ class Detector(Predictor, Trainer):
 
         archive = keras.export.ExportArchive()
         archive.track(self)
-        with implementation("tensorflow"):  # so that it runs where kerasdet's compiled ops are not installed
+        with implementation("tensorflow"):  # runs without kerasdet's compiled ops
             archive.add_endpoint("serve", serve, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")])
             archive.write_out(filepath, verbose=verbose, **kwargs)
 

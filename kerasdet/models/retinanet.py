@@ -159,14 +159,14 @@ class RetinaNet(ConfigFromInit, Detector):
         return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
 
     def decode_all(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into a box for every anchor, for runtimes that suppress by themselves.
+        """Turns outputs into a box for every anchor, for runtimes that apply NMS themselves.
 
         Args:
             outputs: Result of `call`.
             image_size: (B, 2) int32 height and width without padding.
 
         Returns:
-            ``boxes`` (B, R, 4), clipped if the model clips before suppression, and ``scores`` (B, R, K), 0 where the
+            ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 where the
             model would not take the pair of box and class. `pre_nms_top_k` plays no part.
         """
         logits = dense.all_levels(outputs, "class_logits")  # (B, R, K)

@@ -1,4 +1,4 @@
-"""The second stage of R-CNNs: classes, boxes and branches of regions that the first stage proposes."""
+"""Implements the second stage of R-CNNs, which predicts classes, boxes and branches of proposed regions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -79,7 +79,7 @@ class RoIPooler(ConfigFromInit):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RoIHeads(ConfigFromInit, keras.layers.Layer):
-    """Predicts classes, boxes and what the branches add for proposed regions (Fast R-CNN and Mask R-CNN).
+    """Predicts classes, boxes and the branches' outputs for proposed regions (Fast R-CNN and Mask R-CNN).
 
     A user makes it without classes and channels, because model and neck know these. The model calls `attach`.
 

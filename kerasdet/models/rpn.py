@@ -1,4 +1,4 @@
-"""The first stage of R-CNNs, which proposes regions; alone it is a detector of unnamed objects."""
+"""Implements the first stage of R-CNNs, which proposes regions, and a class-agnostic detector made of it alone."""
 
 from collections.abc import Mapping
 
@@ -216,7 +216,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     def compute_targets(
         self, outputs: Mapping, batch: Mapping[str, tf.Tensor], seed: int, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Computes what the sampled anchors should predict; objects of every class count.
+        """Samples anchors and computes their targets, for objects of any class.
 
         Args:
             outputs: Result of `call`.
@@ -280,7 +280,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
         ValueError: If the backbone lacks a feature of the neck, or the neck a level of the anchors.
     """
 
-    num_classes = None  # objects of any class train it, and what it finds has none
+    num_classes = None  # class-agnostic: it trains on objects of any class
     class_names = ("object",)
     single_stage = True
 
@@ -305,7 +305,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
 
     @property
     def postprocessing(self) -> ProposalSelection:
-        """Selection of the proposals, which are the detections; it has no score threshold."""
+        """The selection of proposals, which are the detections of this model; it has no score threshold."""
         return self.rpn.proposals
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:

@@ -210,7 +210,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return function
 
     def batch_losses(self, batches: Iterable[Mapping]) -> Iterator[dict[str, float]]:
-        """Computes the losses of each batch by itself, on all replicas of this process at once.
+        """Computes the losses of each batch separately, on all replicas of this process at once.
 
         Args:
             batches: Training batches; see `training_batch`.
@@ -231,7 +231,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def run_on_replicas(
         self, name: str, step: Callable[[Mapping], dict], batches: Iterable[Mapping]
     ) -> Iterator[tuple[Mapping, dict[str, tf.Tensor]]]:
-        """Runs a step on many batches, each by itself, as many at once as this process has replicas.
+        """Runs a step on many batches separately; each replica of this process runs one at a time.
 
         Args:
             name: Key of the step in the cache of traced functions: a name belongs to one step.

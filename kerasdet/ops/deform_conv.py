@@ -69,7 +69,7 @@ def _compiled(arguments, stride, padding, dilation, groups, deformable_groups):
         "deformable_groups": deformable_groups,
         "masked": len(arguments) == 4,
     }
-    rows = kernel_height * kernel_width * depth  # of a group's kernel, as a matrix
+    rows = kernel_height * kernel_width * depth  # rows of a group's kernel as a matrix
 
     @tf.custom_gradient
     def convolve(x, kernel, offsets, *mask):

@@ -1,4 +1,4 @@
-"""The loop of a training run: which steps run, and after which of them it saves and evaluates."""
+"""Runs the steps of a training run, and saves and evaluates after some of them."""
 
 import logging
 import signal

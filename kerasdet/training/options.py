@@ -1,4 +1,4 @@
-"""Groups of options of `train`, each of which gin can configure."""
+"""Groups the options of `train` in classes that gin can configure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

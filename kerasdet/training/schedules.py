@@ -1,4 +1,4 @@
-"""Learning rate schedules: warmup, then steps down or a cosine.
+"""Defines learning rate schedules: warmup, then steps down or a cosine.
 
 The schedules compute in float64, because in float32 step counts beyond 2**24 and `1 + cos` near the end of training
 lose digits.

@@ -1,4 +1,4 @@
-"""Training by Keras `fit`, on one device or many, that resumes where it was interrupted."""
+"""Trains by Keras `fit` on one device or many, and resumes interrupted runs."""
 
 import contextlib
 import json

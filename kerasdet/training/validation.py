@@ -1,4 +1,4 @@
-"""Evaluation during a run, and what follows from it: the best model, early stopping, pictures."""
+"""Evaluates during a run, keeps the best model, stops early and logs images of detections."""
 
 import inspect
 import logging

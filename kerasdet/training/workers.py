@@ -16,7 +16,7 @@ from kerasdet.errors import UserError
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
-GRACE_SECONDS = 120  # for the other workers to save, after the first exited as a signal asked it to
+GRACE_SECONDS = 120  # time for the other workers to save after a signal ended the first one
 
 
 def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:

@@ -76,7 +76,7 @@ def case(request):
     return Case(name, model, batch, model(batch), expected)
 
 
-def test_features(case):
+def test_features_match_the_source_framework(case):
     pyramid = case.model.neck(case.model.backbone(case.model.preprocessing.normalize(**case.batch)))
     for name, x in zip(LEVELS[case.name], pyramid.values(), strict=True):
         assert golden.relative(x[0].numpy().transpose(2, 0, 1)[::16, ::2, ::2], case.golden[f"feature_{name}"]) < 1e-4
@@ -152,7 +152,7 @@ def test_end_to_end(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LEVELS, indirect=True)
-def test_exported_model_gives_the_same(case, tmp_path, monkeypatch):
+def test_exported_model_equals_the_model(case, tmp_path, monkeypatch):
     monkeypatch.setattr(case.model.preprocessing, "shortest", SHORTEST)
     monkeypatch.setattr(case.model.preprocessing, "longest", LONGEST)
     signatures = tf.saved_model.load(str(export_saved_model(case.model, tmp_path / "saved"))).signatures

@@ -115,7 +115,7 @@ def test_heads_on_fixed_boxes(case):
             assert golden.relative(logits, expected["fixed_keypoint_logits"]) < 1e-4
 
 
-def test_detections(case):
+def test_detections_match_the_source_framework(case):
     name, model, outputs, expected = case
     result = model.postprocess(outputs, tf.constant([[HEIGHT, WIDTH]]))
     found = golden.detections(result, 0, int(is_torchvision(name)))
@@ -139,7 +139,7 @@ def test_detections(case):
         assert error[~on_edge].max() < 0.2 and on_edge.mean() < 0.05
 
 
-def test_losses(case):
+def test_losses_match_the_source_framework(case):
     name, model, _, expected = case
     batch = loss_batch(model, expected)
     outputs = model.forward(batch, training=False)

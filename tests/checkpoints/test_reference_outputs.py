@@ -225,7 +225,7 @@ def test_unknown_source_raises(model, image, tensors):
     assert "'torch'" in message(model, {"image": image, **tensors}, "torch")
 
 
-def test_backbone_raises(model, image):
+def test_comparing_a_backbone_raises(model, image):
     assert "ResNet" in message(model.backbone, {"image": image})
 
 

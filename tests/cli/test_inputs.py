@@ -53,7 +53,7 @@ def test_list_expands_the_home_folder(folder, monkeypatch):
         ("*.tif", r"No file matches \*\.tif"),
         ("empty", r"The folder empty holds no image \(\.jpg, .*\): name a folder of images"),
         ("@absent.txt", r"list of images absent\.txt cannot be read: No such file or directory"),
-        ("@notes.txt", r"list of images notes\.txt is empty: write one path a line"),
+        ("@notes.txt", r"list of images notes\.txt is empty: write one path per line"),
         ("@binary", "binary is not a text file"),
     ],
 )

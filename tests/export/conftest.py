@@ -1,4 +1,4 @@
-"""Models and their exports, each written once in a test session and shared by all files in this folder."""
+"""Provides models and their exports, each written once per test session."""
 
 import pytest
 import tiny

@@ -1,4 +1,4 @@
-"""The C++ client, built against the libraries of the installed TensorFlow: the closest to a server binary."""
+"""Tests the C++ client, built with the libraries of the installed TensorFlow."""
 
 import io
 import os
@@ -38,7 +38,7 @@ def run(binary, *arguments):
         [str(binary), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", "PATH": ""},  # nothing of Python
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", "PATH": ""},  # no Python
     )
 
 

@@ -1,4 +1,4 @@
-"""The passes that turn a model into one graph for inference: each changes what it should and no number."""
+"""Tests the passes that turn a model into one inference graph: they simplify it and keep its outputs."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def test_strides_are_folded_into_1x1_convolutions(size, rng):
     graph = InferenceGraph(features(layer), IMAGE)
     assert not nodes(graph, "StridedSlice")
     strides = [tuple(node.attr["strides"].list.i) for node in nodes(graph, "Conv2D")]
-    assert strides.count((1, 2, 2, 1)) == 1 + 2  # the stem, and the way and the short cut of c3
+    assert strides.count((1, 2, 2, 1)) == 1 + 2  # the stem, and both paths of c3's first block
     x = rng.normal(0, 1, (2, *size, 3)).astype(np.float32)
     np.testing.assert_allclose(graph.detect(x)["y"], layer(x)["c3"], rtol=1e-5, atol=1e-5)
 
@@ -183,7 +183,7 @@ def test_weights_are_stored_once():
     graph = InferenceGraph(lambda x: model.head(model.neck(model.backbone(x)))["class_logits"], IMAGE)
     ours = sum(np.prod(v.shape) for v in model.variables if v.name == "kernel" and "box_" not in v.path)
     theirs = sum(np.prod(weight.shape) for weight in graph.weights.values() if len(weight.shape) == 4)
-    assert 0.9 * ours < theirs <= ours  # the smallest are constants
+    assert 0.9 * ours < theirs <= ours  # the smallest weights are constants in the graph
 
 
 def test_passes_do_not_change_their_argument():

@@ -1,4 +1,4 @@
-"""The SavedModel: signatures, stock ops, assets, and requests with bad images."""
+"""Tests SavedModels: signatures, stock ops, assets, and requests with bad images."""
 
 import io
 import json
@@ -24,7 +24,7 @@ import json, sys
 checkout, folder, out = sys.argv[1:]
 inside = [path for path in sys.path if path.startswith(checkout) and "site-packages" not in path]
 sys.path = [path for path in sys.path if path not in inside]
-sys.modules["kerasdet"] = None  # importing it is an error from here on
+sys.modules["kerasdet"] = None  # makes an import of it fail
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -71,7 +71,7 @@ def loaded(exported):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Encoded images of different kinds and sizes."""
+    """Writes encoded images of different formats and sizes."""
     folder = tmp_path_factory.mktemp("images")
     first, second, third = (Image.fromarray(image) for image in tiny.images())
     exif = Image.Exif()
@@ -108,7 +108,7 @@ def inputs(files):
 
 @pytest.fixture(scope="module")
 def elsewhere(exported, inputs, tmp_path_factory):
-    """Results of a process that cannot import kerasdet, and what it reports about the graph."""
+    """Returns the results and the graph's properties from a process that cannot import kerasdet."""
     out = tmp_path_factory.mktemp("elsewhere") / "data.npz"
     np.savez(out, **inputs)
     process = subprocess.run(  # -I: neither PYTHONPATH nor the current folder

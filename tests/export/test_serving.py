@@ -1,4 +1,4 @@
-"""The serving folder, its clients against a small server, and that server under load."""
+"""Tests the serving folder, its clients with a small server, and that server under load."""
 
 import importlib.util
 import io
@@ -47,7 +47,7 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    """The port and process id of a server of the folder."""
+    """Returns the port and process id of a server for the folder."""
     process = subprocess.Popen(
         [sys.executable, str(SERVER), str(folder / "models" / "detector")], stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Every model as a TFLite file, with every post-processing and precision: the cells of the README's table."""
+"""Tests every model as a TFLite file in every post-processing and precision, the cells of the README's table."""
 
 import importlib.util
 import io
@@ -43,7 +43,7 @@ def marked(cells):
 
 @pytest.mark.parametrize("name,kind,precision", marked(filter(possible, CELLS)))
 def test_file_equals_the_model(models, tflite_file, name, kind, precision):
-    """The comparison itself refuses what exceeds its table; float16 stays far within."""
+    """The comparison checks its own tolerances; float16 must stay far below them."""
     path = tflite_file(name, postprocessing=kind, precision=precision)
     report = verify_in_process(models(name), path, tiny.images())
     assert report.detections >= 40
@@ -157,7 +157,7 @@ def test_input_may_be_uint8(models, tflite_file):
     "size", [None, pytest.param((60, 93), marks=pytest.mark.slow)], ids=["default", "needs padding"]
 )
 def test_input_size_option(models, tmp_path, size):
-    """By default it is that of a wide image, of which file and model see the same pixels."""
+    """By default the size fits a wide image, so file and model see the same pixels."""
     model = models("tiny")
     loaded = kerasdet.load(export_tflite(model, tmp_path / "x.tflite", size=size))
     assert tuple(loaded.metadata["size"]) == (size or (64, 96))
@@ -287,7 +287,7 @@ def test_mediapipe_runs_the_file_unchanged(tflite_file, tmp_path, name, kind):
     found = example.detect(str(path), str(tmp_path / "a.png"), min_score=0.0)
     expected = kerasdet.load(path).detect(image)
     assert len(found) == len(expected) > 5
-    np.testing.assert_allclose([box for _, _, box in found], expected.boxes, atol=2)  # whole pixels
+    np.testing.assert_allclose([box for _, _, box in found], expected.boxes, atol=2)  # MediaPipe rounds to whole pixels
     np.testing.assert_allclose([score for _, score, _ in found], expected.scores, atol=1e-4)
     assert [label for label, _, _ in found] == expected.labels
 
@@ -297,4 +297,4 @@ def photograph():
 
     files = sorted((SHARED / "data" / "bccd" / "images").glob("*.jpg"))
     image = Image.open(files[0]) if files else Image.fromarray(tiny.images()[0])
-    return np.array(image.resize(SIZE[::-1]))  # MediaPipe has a kernel of its own to resize with
+    return np.array(image.resize(SIZE[::-1]))  # resized here, because MediaPipe uses another resize kernel

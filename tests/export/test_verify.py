@@ -1,4 +1,4 @@
-"""The comparison behind every export: broken converters are refused in each precision, honest rounding is not."""
+"""Tests the comparison behind every export: broken converters fail in each precision, rounding passes."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CAPACITY = 100
 
 
 def detections(count=60, seed=0):
-    """A padded dict of one image of 600x800: boxes of 30 to 80 pixels, masks and keypoints inside them."""
+    """Makes a padded dict of one image of 600x800: boxes of 30 to 80 pixels, with masks and keypoints."""
     rng = np.random.default_rng(seed)
     center = np.stack([rng.uniform(60, 540, count), rng.uniform(60, 740, count)], -1)
     half = rng.uniform(15, 40, (count, 2))
@@ -40,7 +40,7 @@ def padded(values, valid=None):
 
 
 def changed(detections, **values):
-    """A copy of padded detections in which functions of some values took their place, padding included."""
+    """Copies padded detections and replaces some values by functions of them, padding included."""
     return {**detections, **{name: function(detections[name].copy()) for name, function in values.items()}}
 
 
@@ -99,7 +99,7 @@ def test_broken_converter_with_rounding_raises(mutation, precision):
         compare([(expected, BROKEN[mutation](rounded(expected, NOISE[precision])))], CLASSES[precision])
 
 
-NOISE = {  # standard deviations: of box sides as a share of the box, of scores, of mask probabilities
+NOISE = {  # standard deviations of box sides (as a fraction of the box), scores and mask probabilities
     "float32": (1e-6, 1e-6, 1e-6),
     "16 bits": (0.006, 0.004, 0.01),
     "8 bits": (0.03, 0.02, 0.04),
@@ -107,7 +107,7 @@ NOISE = {  # standard deviations: of box sides as a share of the box, of scores,
 
 
 def rounded(expected, noise, seed=1):
-    """What rounding makes of detections: each value moves a little, in any direction."""
+    """Adds a small random error to each value of the detections, like rounding."""
     rng = np.random.default_rng(seed)
     box, score, mask = noise
     size = np.sqrt((expected["boxes"][..., 2:] - expected["boxes"][..., :2]).prod(-1))[..., None]

@@ -1,4 +1,4 @@
-"""The export from beginning to end: options, comparison, AP, and what stays behind after a refusal."""
+"""Tests the whole export: options, comparison, AP, and the files after a failure."""
 
 import dataclasses
 import re

@@ -128,14 +128,14 @@ def test_equal_boxes_have_value_one_and_zero_gradient(rng, name):
 @pytest.mark.parametrize("name", PAIRED)
 def test_gradients_equal_finite_differences(rng, name):
     boxes, target = random_boxes(rng, 40), random_boxes(rng, 40)
-    boxes[:5, 1] = target[:5, 1] - 3  # some edges further out, some further in
+    boxes[:5, 1] = target[:5, 1] - 3  # some edges outside the target, some inside
     variable = tf.Variable(boxes)
     with tf.GradientTape() as tape:
         value = PAIRED[name](variable, target)
     gradient = tape.gradient(value, variable).numpy()
 
     def ciou_weight_held(a):
-        """CIoU for the finite differences: its aspect weight is a constant."""
+        """Computes CIoU with a constant aspect weight, because its gradient is stopped."""
         overlap = np.array([scalar_iou(p, q) for p, q in zip(boxes.astype(float), target.astype(float), strict=True)])
 
         def aspect(b):
@@ -165,10 +165,10 @@ def test_gradients_equal_finite_differences(rng, name):
     "box,target",
     [
         ([0, 0, 4, 4], [50, 60, 54, 64]),  # disjoint
-        ([3, 3, 3, 3], [0, 0, 9, 9]),  # a point inside
+        ([3, 3, 3, 3], [0, 0, 9, 9]),  # a point inside the other box
         ([0, 0, 0, 0], [0, 0, 0, 0]),  # padding against padding
         ([0, 0, 4, 4], [4, 0, 8, 4]),  # touching
-        ([5, 5, 2, 2], [0, 0, 9, 9]),  # inside out
+        ([5, 5, 2, 2], [0, 0, 9, 9]),  # inverted corners
     ],
 )
 def test_gradients_of_degenerate_boxes_are_finite(name, box, target):

@@ -87,7 +87,7 @@ def test_image_without_objects_has_only_negatives():
     np.testing.assert_array_equal(match(anchors, np.zeros([3, 4]), [False] * 3), [NEGATIVE] * 2)
 
 
-def test_no_ground_truth_rows_at_all():
+def test_zero_ground_truth_rows_match_nothing():
     matched = match_iou(tf.zeros([3, 4]), tf.zeros([2, 0, 4]), tf.zeros([2, 0], tf.bool), **RULES["retinanet"])
     np.testing.assert_array_equal(matched, np.full([2, 3], NEGATIVE))
 

@@ -115,7 +115,7 @@ def test_images_of_several_sizes_are_detected_one_by_one(model, image):
             np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
 
 
-def test_padding_of_a_batch_is_not_looked_at(model):
+def test_padding_does_not_change_detections(model):
     data, augmented = batch(), AugmentedPredictor(model, [64])
     found = augmented.detect_batch({name: data[name] for name in ("image", "image_size")})
     for index, (height, width) in enumerate(data["image_size"]):

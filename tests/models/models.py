@@ -16,7 +16,7 @@ OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 
 
 def parts(norm="bn_inference"):
-    """Makes a backbone and a neck of a few thousand weights, and a rule that keeps images small."""
+    """Makes a backbone and a neck of a few thousand weights, and preprocessing for small images."""
     return {
         "backbone": ResNet(18, stages=(1, 1, 1, 1), width=16, norm=norm),
         "neck": FPN(channels=32, top=ConvTop("c5", 32)),
@@ -35,10 +35,10 @@ def retinanet(norm="bn_inference", score_threshold=0.05, max_detections=20, **kw
 
 def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
     own = {
-        "neck": FPN(channels=64, top=ConvTop("p5", 64)),  # two channels to a group: the p7 of these images is 1x1
+        "neck": FPN(channels=64, top=ConvTop("p5", 64)),  # two channels per group, because p7 of these images is 1x1
         "head": FCOSHead(num_convs=1),
         "normalizer": LossNormalizer("batch"),
-        "centerness_loss_weight": 0.5,  # its targets are soft, so that the loss cannot fall below 0.64
+        "centerness_loss_weight": 0.5,  # its targets are soft, so the loss cannot fall below 0.64
         "postprocessing": Postprocessing(score_threshold, nms_threshold=0.6, max_detections=max_detections),
     }
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
@@ -55,7 +55,7 @@ def rpn(min_size=0.0, **kwargs):
 
 
 def rcnn_parts(norm="bn_inference"):
-    """`parts` with a p2, and a RPN."""
+    """Makes `parts` with a p2 level, and an RPN."""
     features = ("c2", "c3", "c4", "c5")
     return {
         **parts(norm),
@@ -127,7 +127,7 @@ SLOW = ("proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 
 
 def randomized(model, seed=0):
-    """Gives a model weights with which it detects objects of all classes everywhere."""
+    """Assigns weights with which the model detects objects of all classes everywhere; returns the model."""
     rng = np.random.default_rng(seed)
     gains = {
         "box_predictor/class_logits": 0.03,
@@ -140,7 +140,7 @@ def randomized(model, seed=0):
         if weight.name == "kernel":
             gain = next((gain for layer, gain in gains.items() if f"/{layer}/" in f"/{weight.path}"), 1.0)
             weight.assign(rng.normal(0, gain * (2 / np.prod(weight.shape[:-1])) ** 0.5, weight.shape))
-        elif "box_distances" in weight.path:  # boxes some strides wide
+        elif "box_distances" in weight.path:  # boxes of a few strides
             weight.assign(np.full(weight.shape, 2.0))
     return model
 
@@ -172,14 +172,14 @@ def batch(seed=0, size=(96, 128), image_size=((96, 100), (70, 128))):
 
 
 def _ellipses(class_ids, size=28):
-    """Makes crops (B, M, S, S): an ellipse that fills the box and lacks a part that tells the class."""
+    """Makes crops (B, M, S, S): an ellipse that fills the box, without a part that depends on the class."""
     y, x = np.meshgrid(*[(np.arange(size) + 0.5) / size * 2 - 1] * 2, indexing="ij")
     missing = [y < -0.3, x < -0.3, x > 0.3, np.full_like(y, True, bool)]
     return np.array([[255 * ((y**2 + x**2 < 1) & ~missing[k]) for k in row] for row in class_ids], np.uint8)
 
 
 def _keypoints(boxes, class_ids):
-    """Makes two keypoints an object: a visible one in the middle, one at the upper left without label for class 2."""
+    """Makes two keypoints per object: one in the middle, and one at the upper left that class 2 lacks."""
     low, size = boxes[..., None, :2], boxes[..., None, 2:] - boxes[..., None, :2]
     places = low + np.float32([[0.5, 0.5], [0.25, 0.125]]) * size  # (B, M, J, 2)
     visibility = np.stack([np.where(class_ids >= 0, 2, 0), np.where(np.isin(class_ids, (0, 1)), 1, 0)], -1)[..., None]

@@ -22,13 +22,13 @@ PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
     scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
 )
 def make(request):
-    """Factory of the model."""
+    """Returns the factory of the model."""
     return MODELS[request.param]
 
 
 @pytest.fixture(scope="module")
 def model(make):
-    """One model for all tests that do not change it."""
+    """Returns a model that tests must not change."""
     return randomized(make())
 
 
@@ -41,7 +41,7 @@ def with_classes(model):
 
 @pytest.fixture(scope="module")
 def trained(make):
-    """A model that has overfitted one batch, and its losses before and after."""
+    """Returns a model that has overfitted one batch, and its losses before and after."""
     keras.utils.set_random_seed(0)
     model = make(norm="bn")
     schedule = keras.optimizers.schedules.CosineDecay(2e-3, 140)
@@ -65,7 +65,7 @@ def assert_same(actual, expected, **tolerance):
     tolerance = {"rtol": 1e-4, "atol": 1e-4, **tolerance}
     tf.nest.assert_same_structure(actual, expected)
     if isinstance(actual, Mapping) and "keypoints" in actual and tolerance["atol"] > 0:
-        # a heatmap is read at its box's size in whole pixels, which rounding can make one more
+        # Heatmaps are resized to the box size in whole pixels, which rounding can change by one.
         actual, expected = dict(actual), dict(expected)
         np.testing.assert_allclose(actual.pop("keypoints"), expected.pop("keypoints"), atol=1.0)
     for x, y in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
@@ -124,8 +124,8 @@ def test_layers_start_with_different_values(make):
     assert len(kernels) > 10
     first = {}
     for path, kernel in kernels.items():
-        values = kernel.ravel()[:20].tobytes()  # of two shapes, too, the same draw begins alike
-        assert values not in first, f"{path} begins as {first.get(values)}"
+        values = kernel.ravel()[:20].tobytes()  # draws from one seed start alike in any shape
+        assert values not in first, f"{path} starts like {first.get(values)}"
         first[values] = path
 
 
@@ -258,12 +258,12 @@ def test_predict_accepts_batches_of_different_sizes(model):
 
 
 def padded_detections(model, images, resize=None):
-    """What `detect` computes before it takes the padding off."""
+    """Returns the detections of `detect` with padding."""
     return numpy(model.detect_batch(model.preprocessing.batch(list(images), resize)))
 
 
 def fields(detections):
-    """The arrays of `Detections`, those that there are, by name."""
+    """Returns the arrays of `Detections` that are not None, by name."""
     names = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
     return {name: getattr(detections, name) for name in names if getattr(detections, name) is not None}
 
@@ -324,7 +324,7 @@ def test_detect_resizes_by_the_model_preprocessing_by_default(model):
 
 
 def test_boxes_are_in_coordinates_of_the_input_image(make, rng):
-    """An image with every pixel repeated, sampled back to its size, is the image; its boxes are larger."""
+    """Repeating every pixel doubles the boxes, because resizing returns the original image."""
     model = randomized(make(preprocessing=PIXELWISE))
     image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
     double = image.repeat(2, 0).repeat(2, 1)
@@ -357,7 +357,7 @@ def test_detect_uses_the_current_weights(model):
 
 
 def test_graph_has_no_float64(model):
-    """Except the logarithm that assigns a region to a level, one number a region."""
+    """Allows one exception: the logarithm that assigns a region to a level."""
     sizes = tf.TensorSpec([None, 2], tf.int32)
     spec = {"image": tf.TensorSpec([None, None, None, 3]), "image_size": sizes, "original_size": sizes}
     graph = tf.function(model.detect_batch).get_concrete_function(spec).graph.as_graph_def()
@@ -378,7 +378,7 @@ def test_losses_are_named_and_finite(model):
 
 
 def test_image_without_objects_has_finite_loss_and_trains_scores(model):
-    """Its loss is finite and pulls the scores down, which is all that a background image can say."""
+    """A background image has only negatives, so its loss must lower the scores."""
     data = without_objects(batch())
     variables = [v.value for v in model.trainable_variables]
     with tf.GradientTape() as tape:
@@ -433,9 +433,9 @@ def test_fit_reduces_the_loss(trained):
 
 
 def test_overfitted_model_detects_its_batch(trained):
-    """AP50 1.0: the objects come first, each with its class and all that there is of it.
+    """The best detections are the objects, with class, box, mask and keypoints.
 
-    Proposals leave neighbours of up to an IoU of 0.7 beside one another, so theirs may be among the next.
+    For proposal networks, NMS at an IoU of 0.7 also keeps neighbouring boxes, so objects may rank lower.
     """
     model, data = trained[0], batch()
     detections = detections_of(model, data)
@@ -468,7 +468,7 @@ def iou(box, other):
 
 
 def mask_iou(model, detections, data, image, d, i):
-    """IoU of a pasted mask with the object's, whose crop is pasted by one pixel for each cell's middle."""
+    """Returns the IoU of a pasted mask with the object's mask, which is sampled at pixel centres."""
     height, width = data["image_size"][image]
     pasted = ops.paste_masks(
         detections["mask_probs"][image, d : d + 1],
@@ -527,7 +527,7 @@ def test_training_changes_every_trainable_weight(trained, make):
         assert not np.array_equal(before, after), after.path
 
 
-def test_xla_is_off(make):
+def test_compile_does_not_enable_xla(make):
     model = make()
     model.compile(optimizer="sgd")
     assert not model.jit_compile
@@ -615,8 +615,8 @@ def test_bfloat16_policy_gives_float32_outputs_and_close_losses(make, model):
         weight.assign(value)
     data = batch()
     for outputs in (half.forward(data, training=True), half(data, training=False)):
-        said = {name: value for name, value in outputs.items() if name != "pyramid"}
-        assert not any(value.dtype == tf.bfloat16 for value in tf.nest.flatten(said))
+        predictions = {name: value for name, value in outputs.items() if name != "pyramid"}
+        assert not any(value.dtype == tf.bfloat16 for value in tf.nest.flatten(predictions))
     assert_contract(detections_of(half, data), data["image_size"], half)
     expected = losses(model, data)
     for name, value in losses(half, data).items():
@@ -643,14 +643,14 @@ def test_wrong_number_of_class_names_raises(with_classes, make):
 
 
 @pytest.mark.parametrize(
-    "backbone,what",
+    "backbone,message",
     [
         ("resnet50", "backbone is 'resnet50': give a kerasdet.ResNet"),
         (keras.Sequential([keras.layers.Conv2D(4, 3)]), "backbone is a Sequential without `channels`: give"),
     ],
 )
-def test_invalid_backbone_raises(make, backbone, what):
-    with pytest.raises(TypeError, match=what):
+def test_invalid_backbone_raises(make, backbone, message):
+    with pytest.raises(TypeError, match=message):
         make(backbone=backbone)
 
 

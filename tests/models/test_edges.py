@@ -1,4 +1,4 @@
-"""Tests R-CNNs with nothing, little and too much to find, in training and in inference."""
+"""Tests R-CNNs with no, few, tiny and too many objects, in training and in inference."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from kerasdet import ops
 from kerasdet.geometry.sampling import BalancedSampler
 
 RCNNS = ("proposal_network", "faster_rcnn", "mask_keypoint_rcnn")
-PARTS = ("mask_rcnn", "keypoint_rcnn")  # of the last
+PARTS = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn covers both
 BOX_LOSSES = {"rpn_box_loss", "box_loss", "mask_loss", "keypoint_loss"}
 
 
@@ -26,7 +26,7 @@ def model(make):
 
 @pytest.fixture(scope="module")
 def step(model):
-    """Losses, gradients, outputs and targets of a training step, in a graph for any number of objects."""
+    """Returns a graph function for any number of objects: batch -> losses, gradients, outputs and targets."""
     signature = {
         name: tf.TensorSpec(
             [value.shape[0], None, *value.shape[2:]] if name in OBJECT_KEYS else value.shape, value.dtype
@@ -47,7 +47,7 @@ def step(model):
 
 
 def objects(boxes, class_ids=(0, 1, 2), is_crowd=False):
-    """`batch` with the same objects in both images: `boxes` (M, 4)."""
+    """Makes `batch` with the same objects, `boxes` (M, 4), in both images."""
     data, count = batch(), len(boxes)
     boxes = np.stack([np.float32(boxes)] * 2)
     keypoints = np.stack([(boxes[..., :2] + boxes[..., 2:]) / 2] * 2, 2)  # (B, M, J, 2)
@@ -74,7 +74,7 @@ def many(count=70):
 
 ONE_PIXEL = [[10, 10, 11, 11], [40, 90, 41, 91], [0, 0, 1, 1]]
 LESS = [[10.2, 10.4, 10.5, 10.7], [40, 60, 40.3, 90], [69.7, 99.7, 70, 100]]
-# What the ground truth is, and which losses must then be zero.
+# Case -> function that makes the ground truth, and the losses that must be zero.
 CASES = {
     "objects": (batch, set()),
     "no objects": (lambda: without_objects(batch()), BOX_LOSSES),
@@ -102,7 +102,7 @@ def test_training_step_handles_ground_truth(model, step, case):
 
 
 def assert_meaning(model, values, outputs, targets):
-    """The sample is as large as it may be, and the losses are means over what they are of."""
+    """Asserts that the sample has the right size, and that losses are means over sampled or positive regions."""
     positive, sampled = targets["positive"], targets["sampled"]
     assert (positive <= sampled).all() and sampled.sum(1).max() <= model.roi_heads.sampler.samples_per_image
     most = model.roi_heads.sampler.max_positives
@@ -125,7 +125,7 @@ def assert_meaning(model, values, outputs, targets):
 
 def test_more_objects_than_samples_fill_the_positive_quota(model, step):
     if model.num_classes is None:
-        pytest.skip("samples anchors alone")
+        pytest.skip("the model samples only anchors")
     _, _, _, targets = step({name: tf.constant(value) for name, value in many().items()})
     positive, sampled = targets["positive"].numpy(), targets["sampled"].numpy()
     sampler = model.roi_heads.sampler
@@ -144,14 +144,14 @@ def gradients_are_finite(model, data):
     return numpy(values)
 
 
-@pytest.fixture(params=["too small", "outside of the image"])
+@pytest.fixture(params=["too small", "outside the image"])
 def no_proposals(request, model, monkeypatch):
     if request.param == "too small":
         monkeypatch.setattr(model.rpn.proposals, "min_size", 1e4)
         yield
         return
     bias = model.rpn.head.box_deltas.conv.bias
-    bias.assign(np.resize([-100.0, 0, 0, 0], bias.shape))  # a hundred heights above
+    bias.assign(np.resize([-100.0, 0, 0, 0], bias.shape))  # shifted up by a hundred heights
     yield
     bias.assign(np.zeros(bias.shape))
 
@@ -187,7 +187,7 @@ def test_sampler_without_room_for_positives_raises(samples, fraction):
 
 
 def test_inference_handles_boxes_below_one_pixel(model):
-    """Boxes of a pixel and less have all that larger ones have."""
+    """Detections of boxes below one pixel satisfy the contract, including masks and keypoints."""
     if model.num_classes is None:
         bias, shrink = model.rpn.head.box_deltas.conv.bias, np.log(1 / 512)
     else:
@@ -206,7 +206,7 @@ def test_inference_handles_boxes_below_one_pixel(model):
 
 
 def test_images_smaller_than_a_stride_are_handled(model):
-    """A level of one cell has fewer anchors than top-k asks for."""
+    """A level of one cell has fewer anchors than top-k selects."""
     data = batch(size=(32, 32), image_size=((32, 32), (5, 7)))
     data["boxes"] = np.minimum(data["boxes"], np.tile(data["image_size"], 2)[:, None]).astype(np.float32)
     empty = (data["boxes"][..., 2:] <= data["boxes"][..., :2]).any(-1)

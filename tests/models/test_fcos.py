@@ -27,7 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def outputs(model):
-    """Outputs of a network that predicts boxes of some strides around every point."""
+    """Returns the outputs of a network that predicts boxes of a few strides around every point."""
     rng = np.random.default_rng(3)
     found = model(batch())
     distances = {
@@ -53,7 +53,7 @@ def numpy_boxes(distances, squares, normalize=True):
 # -- targets
 
 
-def test_targets(model, outputs):
+def test_targets_follow_matched_objects(model, outputs):
     data = batch()
     targets = {name: value.numpy() for name, value in model.compute_targets(outputs, data).items()}
     squares = flat(outputs, "anchors", 0)
@@ -294,7 +294,7 @@ def test_every_head_weight_gets_a_gradient(head_norm, options):
         outputs = model(batch(), training=True)
         losses = model.compute_losses(outputs, model.compute_targets(outputs, batch()))
         total = tf.add_n(list(losses.values()))
-    of_other_levels = re.compile("_p[4-7]")  # which have no positives here
+    of_other_levels = re.compile("_p[4-7]")  # without positives here
     variables = [v for v in model.head.trainable_variables if not of_other_levels.search(v.path)]
     for variable, gradient in zip(variables, tape.gradient(total, [v.value for v in variables]), strict=True):
         assert np.isfinite(gradient).all()

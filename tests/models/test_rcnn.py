@@ -1,4 +1,4 @@
-"""The options of the R-CNNs, each against what its docstring promises."""
+"""Tests the options of the R-CNNs."""
 
 import json
 
@@ -36,7 +36,7 @@ from kerasdet.ops import roi_pool
 
 
 def test_branch_without_pool_size_shares_box_head_features(monkeypatch):
-    """It predicts what one with the same size of its own would, and nothing is pooled twice in training."""
+    """A shared branch predicts like one with its own features of that size, and training pools nothing twice."""
     calls = []
     align = ops.multilevel_roi_align
     monkeypatch.setattr(ops, "multilevel_roi_align", lambda *args, **kw: calls.append(kw) or align(*args, **kw))
@@ -94,7 +94,7 @@ def test_frozen_heads_stay_frozen_in_a_model():
 
 @keras.saving.register_keras_serializable(package="tests")
 class SizeBranch(ConfigFromInit, Branch):
-    """Predicts the sides of a region's object, in shares of the region's; a branch as a contributor writes one."""
+    """Predicts the sides of a region's object as fractions of the region's sides; an example of a custom branch."""
 
     target_key = "boxes"
     loss_names = ("size_loss",)
@@ -126,7 +126,7 @@ class SizeBranch(ConfigFromInit, Branch):
 
 
 def test_custom_branch_trains_detects_and_saves(tmp_path):
-    """It trains, detects, is saved and stands beside the branches of kerasdet."""
+    """A custom branch needs one class, and works next to the branches of kerasdet."""
     model = randomized(mask_rcnn(roi_heads=roi_heads([mask_branch(), SizeBranch()])))
     values = losses(model, batch())
     assert np.isfinite(values["size_loss"]) and values["size_loss"] > 0
@@ -219,7 +219,7 @@ def test_each_rpn_convolution_widens_the_receptive_field_by_one_cell(num_convs, 
     head.build((None, None, None, 8))
     assert len(head.weights) == 2 * (num_convs + 2)
     for weight in head.weights:
-        weight.assign(np.abs(rng.normal(size=weight.shape)))  # so that no relu hides a change
+        weight.assign(np.abs(rng.normal(size=weight.shape)))  # positive, so that no ReLU hides a change
     x = rng.uniform(0.1, 1, (1, 9, 11, 8)).astype(np.float32)
     changed = x.copy()
     changed[0, 4, 5] += 1
@@ -251,7 +251,7 @@ def test_class_agnostic_box_predictor_shares_boxes_between_classes():
     assert all(np.isfinite(value) and value > 0 for value in losses(model, batch()).values())
     found = detections_of(model, batch())
     boxes = {tuple(np.round(box, 3)) for box in found["boxes"][0, : found["valid"][0]]}
-    assert (found["valid"] > 2).all() and len(boxes) < found["valid"][0]  # of several classes
+    assert (found["valid"] > 2).all() and len(boxes) < found["valid"][0]  # boxes occur in several classes
 
 
 # -- memory of the mask targets

@@ -39,7 +39,7 @@ def sigmoid(x):
 
 
 def numpy_focal(logits, targets, alpha, gamma):
-    """Element by element, float64."""
+    """Computes the focal loss element by element in float64."""
     p = sigmoid(logits.astype(float))
     positive = -alpha * (1 - p) ** gamma * np.log(np.maximum(p, 1e-300))
     negative = -(1 - alpha) * p**gamma * np.log(np.maximum(1 - p, 1e-300))
@@ -70,7 +70,7 @@ def numpy_giou(a, b):
 # -- targets
 
 
-def test_targets(model, outputs):
+def test_targets_follow_matched_objects(model, outputs):
     data = batch()
     targets = {name: value.numpy() for name, value in model.compute_targets(outputs, data).items()}
     anchors = flat(outputs, "anchors", 0)
@@ -197,7 +197,7 @@ def test_only_positives_have_gradients_of_the_box_loss(model, outputs, box_loss)
         losses = rule.compute_losses({**outputs, "box_deltas": {"all": deltas}}, targets)
     gradient = tape.gradient(losses["box_loss"], deltas).numpy()
     assert np.isfinite(gradient).all()
-    moderate = np.abs(deltas).max(-1) < 4  # the coder clamps larger ones, which then have no gradient
+    moderate = np.abs(deltas).max(-1) < 4  # the coder clamps larger deltas, so their gradient is zero
     positive = targets["matched_gt"].numpy() >= 0
     np.testing.assert_array_equal(gradient.any(-1)[moderate], positive[moderate])
     assert positive[moderate].any() and not gradient[~positive].any()

@@ -1,4 +1,4 @@
-"""The compiled ops, and the kernels for GPUs, against TensorFlow's and scalar NumPy, over thousands of random cases."""
+"""Compares the compiled CPU and GPU ops with stock ops and scalar NumPy on thousands of random cases."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gradients come out the same each time, bit by bit: on GPUs where that is asked for."""
+"""Tests that gradients are bit-identical in every run, on GPUs if determinism is enabled."""
 
 import numpy as np
 import tensorflow as tf

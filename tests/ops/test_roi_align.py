@@ -186,7 +186,7 @@ def test_box_size_determines_the_level(side, epsilon, level):
     pyramid = {f"p{i}": tf.fill([1, 2, 2, 1], float(i)) for i in range(2, 6)}
     box = tf.constant([[[0.0, 0.0, side, side]]])
     pooled = multilevel_roi_align(pyramid, box, output_size=1, sampling_ratio=1, level_epsilon=epsilon)
-    assert pooled[0, 0, 0, 0, 0] in (level, 0)  # 0 outside of the map
+    assert pooled[0, 0, 0, 0, 0] in (level, 0)  # 0 outside the map
     gradient_of = _levels_with_gradient(pyramid, box, epsilon)
     assert gradient_of in ([f"p{level}"], [])
 

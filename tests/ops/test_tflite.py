@@ -1,4 +1,4 @@
-"""Operations in the static shapes that TFLite and XLA need give what the others give."""
+"""Tests that operations in the static shapes for TFLite and XLA equal the others."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_multilevel_roi_align_converts_with_equal_values(rng):
     pyramid = {name: tf.constant(x, tf.float32) for name, x in pyramid.items()}
     low = rng.uniform(-20, 100, (1, 40, 2))
     boxes = np.concatenate([low, low + rng.exponential(60, (1, 40, 2))], -1).astype(np.float32)
-    boxes[0, :3] = [[0, 0, 0, 0], [5, 0, 8, 256], [0, 30, 128, 30.5]]  # empty, long and thin
+    boxes[0, :3] = [[0, 0, 0, 0], [5, 0, 8, 256], [0, 30, 128, 30.5]]  # empty boxes, and long thin ones
     for sampling_ratio, aligned in ((0, True), (2, False), (0, False)):
         expected, found = on_both(
             lambda s=sampling_ratio, a=aligned: ops.multilevel_roi_align(

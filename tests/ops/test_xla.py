@@ -1,4 +1,4 @@
-"""Under XLA, which knows no compiled op, the operations run in forms of static shapes, with the same numbers."""
+"""Tests that operations under XLA, which uses forms of static shapes, equal the others."""
 
 import numpy as np
 import pytest
@@ -61,4 +61,4 @@ def test_paste_masks_compiles_with_equal_masks(rng, convention):
     run = lambda: ops.paste_masks(probs, boxes, 50, 60, convention)  # noqa: E731
     found, expected = tf.function(run, jit_compile=True)().numpy(), run().numpy()
     assert np.mean(expected) > 0.01
-    assert np.mean(found != expected) < 1e-4  # where a value is the threshold but for rounding
+    assert np.mean(found != expected) < 1e-4  # values may round to either side of the threshold

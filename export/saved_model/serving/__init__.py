@@ -40,7 +40,7 @@ def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
     Raises:
         UserError: If tensorflow-serving-api is not installed.
     """
-    warmup_protos()  # so that a missing package is noticed before the export starts
+    warmup_protos()  # raises an error for a missing package before the export starts
     version = next_version(folder)
     version.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="partial_", dir=version.parent) as partial:

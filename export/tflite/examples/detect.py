@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def detect(model: str, picture: Image.Image, threads: int = 4) -> list[tuple[str, float, list[float]]]:
-    """Returns label, score and box (y1, x1, y2, x2) of each object, in pixels of the picture."""
+    """Returns label, score and box (y1, x1, y2, x2) of each object, in pixels of the image."""
     with zipfile.ZipFile(model) as files:
         labels = files.read("labels.txt").decode().splitlines() if "labels.txt" in files.namelist() else None
     interpreter = Interpreter(model, num_threads=threads)
