@@ -1,1 +1,1 @@
-"""Configurations that ship with kerasdet."""
+"""Holds the gin configurations that are installed with kerasdet."""

@@ -31,7 +31,7 @@ def throw(error):
 MISTAKES = {
     "user error": (lambda: throw(UserError("x.json is not\n  JSON")), "x.json is not JSON"),
     "verification": (lambda: throw(VerificationError("the boxes differ")), "the boxes differ"),
-    "check of kerasdet": (lambda: visualize.grid([], 1), "A grid needs at least one image"),
+    "check of kerasdet": (lambda: visualize.grid([], 1), "grid got 0 images"),
     "file": (lambda: Path("/absent/x").read_text(), "/absent/x: No such file or directory"),
     "full disk": (lambda: throw(OSError(errno.ENOSPC, "No space left on device")), "No space left on device"),
     "loss": (lambda: throw(FloatingPointError("The loss is not finite")), "The loss is not finite"),
