@@ -1,4 +1,4 @@
-"""Exports detectors as files that run where nothing of kerasdet is installed.
+"""Exports detectors as files that run without kerasdet.
 
 `export_and_verify` writes a model in one of the formats of `kerasdet.export.formats`, runs the result in a process
 without kerasdet and compares it with the model. `kerasdet.load` opens every export as a `Predictor`.
@@ -6,8 +6,8 @@ without kerasdet and compares it with the model. `kerasdet.load` opens every exp
 To add a format:
 
 1. Make a folder ``export/<name>/``. By convention it has ``write.py``, ``load.py`` with a
-   `kerasdet.inference.Predictor`, ``verify_worker.py``, a script that imports neither kerasdet nor anything from this
-   checkout, and ``format.py``, which describes the folder's functions in a `kerasdet.export.protocol.Format`.
+   `kerasdet.inference.Predictor`, ``verify_worker.py``, a script that imports nothing from kerasdet or this repository,
+   and ``format.py``, which describes the folder's functions in a `kerasdet.export.protocol.Format`.
 2. Add its ``FORMAT`` to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
 
 Export, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The exported function is

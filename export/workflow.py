@@ -47,10 +47,10 @@ def export_and_verify(
     gin_config: str | None = None,
     **options: Any,
 ) -> tuple[Path, str]:
-    """Writes a detector in an export format and makes sure that the result is the model.
+    """Writes a detector in an export format and verifies that the export detects like the model.
 
-    The export runs in a process of its own that has nothing of kerasdet, and its detections are compared with the
-    model's, see `kerasdet.export.verify`. If the comparison fails, all written files are removed.
+    The export runs in another process without kerasdet. Its detections are compared with the model's, see
+    `kerasdet.export.verify`. If the comparison fails, all written files are removed.
 
     Args:
         model: The detector.
@@ -132,7 +132,7 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
 
 @contextlib.contextmanager
 def _remove_on_failure(path: Path) -> Iterator[None]:
-    """Removes whatever the block wrote to a path if it fails, and nothing that was there before."""
+    """Removes the files that the block wrote to a path if it fails; existing files stay."""
     was_folder = path.is_dir()
     is_ours = not path.exists() or (was_folder and not any(path.iterdir()))
     try:
@@ -289,7 +289,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
         max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
 
     Returns:
-        Both tables and the loss, for people.
+        Text with both tables and the loss of AP.
 
     Raises:
         VerificationError: If the export loses more.

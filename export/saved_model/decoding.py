@@ -94,8 +94,8 @@ def _jpeg_size(encoded):
 def _attempt(function, encoded):
     """Returns whether a function of an encoded image succeeds, and its result, which is empty if it fails.
 
-    An op that fails ends the graph, with a message that does not say which image it had. Inside a dataset
-    `ignore_errors` catches the failure.
+    A failed op would end the graph with a message that does not name the image. Inside a dataset, `ignore_errors`
+    catches the failure.
     """
     result = tf.data.Dataset.from_tensors(encoded).map(function)
     empty = tf.zeros([size or 0 for size in result.element_spec.shape], result.element_spec.dtype)

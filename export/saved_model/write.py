@@ -1,6 +1,6 @@
 """Writes a self-contained SavedModel: image decoding, resizing, the network, NMS, and boxes in the original image.
 
-All signatures take a batch of any size and, by default, use stock TensorFlow ops only. An empty batch gives empty
+All signatures take a batch of any size. By default, they use only stock TensorFlow ops. An empty batch gives empty
 outputs.
 
 | signature | input |
@@ -16,7 +16,7 @@ The outputs are those of the TF Object Detection API, all float32:
 | ``detection_boxes`` | (B, D, 4), (ymin, xmin, ymax, xmax) as fractions of the original image's height and width |
 | ``detection_scores`` | (B, D), descending, 0 for padding |
 | ``detection_classes`` | (B, D), class id + `class_offset`; `class_offset` - 1 for padding; names in ``assets/`` |
-| ``num_detections`` | (B,), number of the D that are not padding |
+| ``num_detections`` | (B,), number of detections without padding |
 | ``detection_masks`` | models with masks: (B, D, S, S), probabilities inside the box |
 | ``detection_keypoints`` | models with keypoints: (B, D, J, 3), (y, x, score), y and x as fractions of the image |
 """

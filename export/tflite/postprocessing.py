@@ -4,7 +4,7 @@
 |---|---|
 | ``raw`` | the outputs of the heads, all levels concatenated, under the names that the model's `call` gives them |
 | ``postprocess`` | the four outputs of the custom op ``TFLite_Detection_PostProcess`` |
-| ``nms`` | the same four, computed by built-in ops with the model's own rules, then those of its branches |
+| ``nms`` | the same four outputs, computed by built-in ops with the model's own rules, then the branches' outputs |
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ DETECTIONS = ("detection_boxes", "detection_classes", "detection_scores", "num_d
 HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centerness")
 OUTPUT_ORDER = (*DETECTIONS, "detection_masks", "detection_keypoints", *HEADS)
 
-# LiteRT's custom op fails with an error on any box whose height or width is not above 0 in float32. Sides go in as
-# logarithms and are therefore never exactly 0, but a side far below the rounding of its box's coordinates vanishes in
-# `y + h / 2`. 4e-6, a fraction of the image, is 32 units in the last place of a coordinate near 1. Outside the image
-# coordinates and their rounding grow, so the least side grows with them.
+# LiteRT's custom op raises an error for any box whose height or width is not positive in float32. The op receives sides
+# as logarithms, so they are never exactly 0. However, a side far below the rounding of its box's coordinates vanishes
+# in `y + h / 2`. 4e-6, a fraction of the image, is 32 units in the last place of a coordinate near 1. Outside the
+# image, coordinates and their rounding grow, and so does the smallest side.
 _SMALLEST = 4e-6
-# A box that went in with the least side, or that lies outside the image but for rounding, must count as empty, as it
-# does in the model. It comes back with a side of up to 4e-6 plus rounding. 1e-5 is safely above that, and still only
-# a hundredth of a pixel at 1000 pixels.
+# A box with the smallest side, or one that only touches the image by rounding, must count as empty, like in the model.
+# The op returns it with a side of up to 4e-6 plus rounding. 1e-5 is above that, and only a hundredth of a pixel in an
+# image of 1000 pixels.
 _EMPTY = 1e-5
 _SKIPPED = 16  # dummy classes, see `suppress_by_custom_op`
 
 
 def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> str | None:
-    """Says why a model cannot be exported with a kind of post-processing and in a precision.
+    """Returns why a model cannot be exported with a kind of post-processing and a precision.
 
     Args:
         model: The detector.

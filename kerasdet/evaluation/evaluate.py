@@ -50,9 +50,9 @@ def evaluate_with_results(
     """Runs `evaluate` and also returns the detections.
 
     Args:
-        predictor: See `evaluate`.
-        dataset: See `evaluate`.
-        batch_size: See `evaluate`.
+        predictor: A Keras model, a loaded export or an `AugmentedPredictor`.
+        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`.
+        batch_size: Number of images that run at once; images of a batch are padded to one size.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
@@ -74,10 +74,10 @@ def evaluate_with_results(
 
 
 def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
-    """Makes batches of this worker's share of a dataset, resized and padded by a predictor's own rule.
+    """Makes batches of this worker's part of a dataset, resized and padded by a predictor's own rule.
 
     Args:
-        predictor: Its `preprocessing` has the rule.
+        predictor: Predictor whose `preprocessing` resizes and pads the images.
         dataset: A `kerasdet.data.CocoDataset` or `VocDataset`.
         batch_size: Number of images in a batch.
 
@@ -92,7 +92,7 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
 
 
 def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
-    """Computes the losses of a detector on a dataset, each image as a batch of its own.
+    """Computes the losses of a detector on a dataset, with each image as its own batch.
 
     Args:
         model: A Keras detector, on any number of replicas.
@@ -107,7 +107,7 @@ def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
 
 
 def _strategy(predictor):
-    """Returns the strategy of a Keras model, or for other predictors that of the calling code."""
+    """Returns the strategy of a Keras model; other predictors get the current strategy."""
     return getattr(predictor, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
@@ -117,11 +117,11 @@ def check_class_names(class_names: Sequence[str] | None, dataset: Dataset) -> No
     It logs a warning if they have other names, which may be translations.
 
     Args:
-        class_names: The model's, or None if they are unknown.
+        class_names: Class names of the model, or None if they are unknown.
         dataset: A dataset with as many `class_names`.
 
     Raises:
-        ValueError: If both have the same names in another order: every AP would be that of another class.
+        ValueError: If both have the same names in another order, because every AP would belong to another class.
     """
     theirs = tuple(dataset.class_names)
     if not class_names or tuple(class_names) == theirs:
@@ -147,8 +147,8 @@ def evaluate_batches(
 
     Args:
         predictor: Anything that detects.
-        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2), its heights and widths without padding,
-            `original_size` (B, 2), those of the image in the dataset, and `image_id` (B,). The last batch may be
+        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) heights and widths without padding,
+            `original_size` (B, 2) heights and widths in the dataset, and `image_id` (B,). The last batch may be
             smaller.
         ground_truth: A COCO annotation file, or the dict it holds.
         category_ids: (K,) the dataset's category id for each class id. None for a predictor without classes: all

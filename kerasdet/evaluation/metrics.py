@@ -1,4 +1,4 @@
-"""Results of an evaluation, as tables and as JSON."""
+"""Holds the results of an evaluation and formats them as tables and JSON."""
 
 import json
 import math
@@ -14,11 +14,11 @@ CLASS_COLUMNS = 3
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """Metrics of boxes, masks or keypoints, in [0, 1]; NaN if the ground truth has nothing to measure one on.
+    """Holds metrics of boxes, masks or keypoints in [0, 1]; a metric without ground truth is NaN.
 
     Attributes:
         iou_type: "bbox", "segm" or "keypoints".
-        summary: COCO's numbers by name: those of `SUMMARY` for boxes and masks, of `KEYPOINT_SUMMARY` for keypoints, of
+        summary: COCO's numbers by name. Names are `SUMMARY` for boxes and masks, `KEYPOINT_SUMMARY` for keypoints, and
             `PROPOSAL_SUMMARY` for boxes without classes.
         per_class: AP (mean over IoU 0.50 to 0.95) by class name; empty for boxes without classes.
     """

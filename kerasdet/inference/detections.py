@@ -298,7 +298,7 @@ def unpad(
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
         mask_convention: "detectron2" or "torchvision"; required if there are `mask_probs`.
-        skeleton: Pairs of keypoint indices that are joined in pictures.
+        skeleton: Pairs of keypoint indices that drawings connect by a line.
 
     Returns:
         The image's `Detections`, without padding.

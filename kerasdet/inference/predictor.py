@@ -27,7 +27,7 @@ class Predictor:
         class_names: The K names, or None if they are unknown.
         preprocessing: The model's `Preprocessing`, or `KeepSize` if `detect_batch` resizes images itself.
         mask_convention: How masks are pasted into an image, "detectron2" or "torchvision"; None without masks.
-        skeleton: Pairs of keypoint indices that are joined in pictures.
+        skeleton: Pairs of keypoint indices that drawings connect by a line.
     """
 
     num_classes: int | None = None

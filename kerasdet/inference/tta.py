@@ -63,7 +63,7 @@ class AugmentedPredictor(Predictor):
 
     @property
     def skeleton(self) -> Sequence[tuple[int, int]]:
-        """Pairs of the model's keypoints that are joined in pictures."""
+        """Pairs of the model's keypoints that drawings connect by a line."""
         return self.model.skeleton
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

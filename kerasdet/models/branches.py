@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Branch(keras.layers.Layer):
-    """Base of all branches; the module's docstring says what a subclass defines.
+    """Base class of all branches; the module's docstring lists what a subclass defines.
 
     A user makes a branch without classes and channels, because model and neck know these. The model calls `attach`.
 
@@ -52,8 +52,8 @@ class Branch(keras.layers.Layer):
         rescaling: How outputs follow an image that is resized. ``"boxes_relative"`` outputs are maps inside the boxes
             and do not change; ``"positions"`` outputs are (..., 3) with (y, x, score), whose y and x scale.
         export_names: Name of each output in the TensorFlow Object Detection API, if that API has it.
-        convention: Source framework whose reading of the outputs the branch follows, or None if all agree.
-        skeleton: Pairs of point indices that pictures join by a line.
+        convention: Source framework whose interpretation of the outputs the branch follows, or None if all agree.
+        skeleton: Pairs of point indices that drawings connect by a line.
         norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
         map_size: Side of the maps that `call` returns; `build` sets it.
     """
@@ -317,9 +317,9 @@ class KeypointBranch(ConfigFromInit, Branch):
         channels: Channels of the head's convolutions.
         convention: Framework that the branch follows when it scores a keypoint: "detectron2" or "torchvision".
         loss_weight: Factor of the loss.
-        keypoint_names: J names, in which "left" and "right" are sides. If J is 17, the default names are those of a
-            person in COCO. Training sets them from the dataset.
-        skeleton: Pairs of keypoint indices from 0, which pictures join by a line. If J is 17, the default is COCO's.
+        keypoint_names: J names; "left" and "right" in a name mark its side. If J is 17, the default names are those of
+            a person in COCO. Training sets them from the dataset.
+        skeleton: Pairs of keypoint indices from 0 that drawings connect by a line. If J is 17, the default is COCO's.
             Training sets them from the dataset.
 
     Raises:

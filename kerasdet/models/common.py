@@ -67,7 +67,7 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
         A model with equal weights; `model` does not change.
 
     Raises:
-        UserError: If detections of the model have no score threshold, as those of a `ProposalNetwork`.
+        UserError: If the model has no score threshold, like a `ProposalNetwork`.
     """
     if not hasattr(getattr(model, "postprocessing", None), "score_threshold"):
         raise UserError(
@@ -77,7 +77,7 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
     copy = type(model).from_config(model.get_config())
     for new, old in zip(copy.variables, model.variables, strict=True):
         new.assign(old)
-    copy.postprocessing.score_threshold = threshold  # the copy has a post-processing of its own
+    copy.postprocessing.score_threshold = threshold  # `from_config` has copied the post-processing
     return copy
 
 
@@ -85,12 +85,12 @@ def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
     """Checks that a backbone returns the features that the neck merges.
 
     Args:
-        backbone: A model that keeps the protocol `kerasdet.layers.backbone.Backbone`.
-        neck: A layer with `in_features`, the names that it merges.
+        backbone: A model that follows the protocol `kerasdet.layers.backbone.Backbone`.
+        neck: A layer with `in_features`, the names of the features that it merges.
 
     Raises:
-        TypeError: If the backbone is something else, such as a name.
-        ValueError: If it lacks a feature.
+        TypeError: If the backbone does not follow the protocol, for example a name.
+        ValueError: If the backbone lacks a feature.
     """
     channels = getattr(backbone, "channels", None)
     if not isinstance(channels, Mapping):
@@ -123,7 +123,8 @@ def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[
         return None
     if len(class_names) != num_classes:
         raise ValueError(
-            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}."
+            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}. Give one "
+            "name for each class."
         )
     return tuple(class_names)
 

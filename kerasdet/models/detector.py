@@ -61,7 +61,7 @@ class Detector(Predictor, Trainer):
 
     @property
     def skeleton(self) -> Sequence[tuple[int, int]]:
-        """Pairs of keypoint indices that are joined in pictures; empty if no branch predicts keypoints."""
+        """Pairs of keypoint indices that drawings connect by a line; empty if no branch predicts keypoints."""
         return next((branch.skeleton for branch in self.branches if "keypoints" in branch.output_names), ())
 
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
