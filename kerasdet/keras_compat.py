@@ -1,4 +1,4 @@
-"""Wraps the private names of Keras and TensorFlow that kerasdet needs; no other module uses private names.
+"""Wraps the private names of Keras and TensorFlow that kerasdet needs; only `ops/dispatch.py` uses two more.
 
 Each function states the name, why no public one suffices, and the versions that have it.
 """

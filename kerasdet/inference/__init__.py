@@ -1,4 +1,4 @@
-"""From images to detections: preprocessing, `Detections` and everything that can detect."""
+"""Turns images into detections: preprocessing, `Detections` and predictors."""
 
 from kerasdet.inference.detections import Detections
 from kerasdet.inference.predictor import Predictor

@@ -1,7 +1,7 @@
-"""Detections of one image as `Detections`, and of a batch as a padded dict: the only place that rescales them.
+"""Defines detections: `Detections` for one image, and the padded dict for a batch. Only this module rescales them.
 
-The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
-`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and of models that predict them `mask_probs`
+Graphs, loops and exports exchange the padded dict: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
+`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and, if the model predicts them, `mask_probs`
 (B, D, S, S) and `keypoints` (B, D, J, 3) as (y, x, score).
 """
 
@@ -28,7 +28,7 @@ _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The objects that a predictor found in one image, best first.
+    """Holds the objects that a predictor found in one image, best first.
 
     Indexing with a number, a slice, a mask (N,) or an array of numbers gives the `Detections` of these objects.
 
@@ -124,7 +124,7 @@ class Detections:
 
     @property
     def labels(self) -> list[str]:
-        """The class name of each object, or its class id as text if the model has no names."""
+        """The class name of each object, or its class id as a string if the model has no names."""
         return [self.class_names[k] if self.class_names else str(k) for k in self.class_ids.tolist()]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""`Predictor`: the one `detect` of Keras models, exported files and test-time augmentation."""
+"""Defines `Predictor`, the base of Keras models, exports and test-time augmentation, which share its `detect`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from kerasdet.inference.preprocessing import (
 
 
 class Predictor:
-    """Base of everything that finds objects in images.
+    """Base class of everything that detects objects in images.
 
     A subclass sets the attributes and defines `detect_batch`; `detect` and evaluation need nothing else.
 
@@ -70,7 +70,7 @@ class Predictor:
         check_resize(resize)
         items, is_single = split_images(images)
         found = []
-        for start in range(0, len(items), batch_size):  # files are opened batch by batch: thousands fit in no memory
+        for start in range(0, len(items), batch_size):  # opens files batch by batch, to limit memory
             arrays = [open_image(item, start + i) for i, item in enumerate(items[start : start + batch_size])]
             batch = self.preprocessing.batch(arrays, resize)
             found += self.unpad(self.detect_batch(batch), [array.shape[:2] for array in arrays])
@@ -92,7 +92,7 @@ class Predictor:
     def unpad(
         self, detections: Mapping[str, np.ndarray | tf.Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Splits what `detect_batch` returned into one `Detections` an image.
+        """Splits the result of `detect_batch` into one `Detections` per image.
 
         Args:
             detections: The padded dict of B images.
@@ -113,7 +113,7 @@ class Predictor:
 
 
 def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the sizes of a batch's images, filled in as `Predictor.detect_batch` says.
+    """Returns the sizes of a batch's images, with the defaults that `Predictor.detect_batch` describes.
 
     Args:
         batch: `image` (B, H, W, 3), and optionally `image_size` and `original_size`.

@@ -18,10 +18,10 @@ from kerasdet.ops import resize as resize_ops
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image, or for arrays also a batch
+ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 
 _EXPECTED = "an RGB array (height, width, 3) with values 0..255, a PIL image or the path of an image file"
-_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits a channel
+_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits per channel
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -307,7 +307,7 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
         return _open_file(Path(image), index)
     if isinstance(image, Image.Image):
         if image.mode not in _PIL_MODES:
-            _refuse(index, f"a PIL image of mode {image.mode}", "convert it to 8 bits a channel")
+            _refuse(index, f"a PIL image of mode {image.mode}", "convert it to 8 bits per channel")
         return np.asarray(image.convert("RGB"))
     if not hasattr(image, "shape"):
         what, remedy = _describe(image)

@@ -1,4 +1,4 @@
-"""Training: `train`, its options, optimizers, schedules and strategies."""
+"""Trains detectors: `train`, its options, optimizers, schedules and strategies."""
 
 from kerasdet.training.optimizer import SGD
 from kerasdet.training.options import Checkpointing, StepOptions, Validation

@@ -1,4 +1,4 @@
-"""Checks of a run before anything is built or written: each mistake becomes one sentence."""
+"""Checks the arguments of a run before anything is built or written."""
 
 import math
 import zlib

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as in PyTorch, for which the published detection recipes are tuned."""
+"""Implements stochastic gradient descent like PyTorch, for which published detection recipes are tuned."""
 
 import keras
 import tensorflow as tf

@@ -176,7 +176,7 @@ def _differences(state, values):
 
 
 def _kind(optimizer):
-    """Properties of an optimizer that decide which variables it has, besides the weights it trains."""
+    """Returns the properties of an optimizer that, with the trained weights, determine its variables."""
     inner = inner_optimizer(optimizer)
     scales = "dynamic (PRECISION mixed_float16)" if inner is not optimizer else "none"
     return {"optimizer": type(inner).__name__, "loss scaling": scales, "use_ema": bool(inner.use_ema)}

@@ -25,7 +25,7 @@ def _check_warmup(warmup_steps, warmup):
 
 
 def _warmup_scale(step, warmup_steps, warmup_factor, warmup):
-    """Factor on the learning rate: rises from `warmup_factor` at step 0 to 1 at `warmup_steps`, then stays 1."""
+    """Returns the warmup factor: it rises from `warmup_factor` at step 0 to 1 at `warmup_steps`, then stays 1."""
     progress = step / max(warmup_steps, 1) if warmup == "linear" else ops.zeros_like(step)
     return ops.where(step < warmup_steps, warmup_factor + (1.0 - warmup_factor) * progress, ops.ones_like(step))
 

@@ -1,4 +1,4 @@
-"""Strategies of `tf.distribute` by name: the devices that a training runs on."""
+"""Makes strategies of `tf.distribute` by name, which choose the devices of a training run."""
 
 import contextlib
 import json

@@ -168,7 +168,7 @@ def train(
 
 
 def _take_names(model, data):
-    """Gives the model the names of the dataset's classes, and its branches whatever names they learn."""
+    """Copies the class names of the dataset to the model, and other names, such as keypoints, to its branches."""
     if model.num_classes is not None:
         model.class_names = tuple(data.class_names)
     for branch in model.branches:
@@ -182,7 +182,7 @@ def _fingerprint(data):
 
 
 def _make_folders(out_dir):
-    """Makes the folders of the run and tries to write there, so that a mistake shows before the first step."""
+    """Makes the folders of the run and tries to write there, so that an error occurs before the first step."""
     for folder in (out_dir, out_dir / "checkpoints", out_dir / "tensorboard"):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Several processes of this machine that train together."""
+"""Runs several training processes on this machine as one cluster."""
 
 import contextlib
 import json

@@ -251,7 +251,7 @@ OBJECTS = Call(Global("numpy", "dtype"), ("O8", 0, 1))
         (Build(ARRAY.target, (1, (1,), OBJECTS, False, [1])), "Python objects"),
         (Build(ARRAY.target, (1, (1,), ARRAY.state[2], False, [1])), "Python objects"),
         (Build(ARRAY.target, (1, (-1,), ARRAY.state[2], False, "")), "shape"),
-        (Build(ARRAY.target, (1, (3,), ARRAY.state[2], False, Text2(b"\0" * 8))), "do not match"),
+        (Build(ARRAY.target, (1, (3,), ARRAY.state[2], False, Text2(b"\0" * 8))), "has 8 bytes, but shape"),
         (Build(ARRAY.target, (1, (2**62, 4), ARRAY.state[2], False, Text2(b"\0" * 8))), "bomb"),
         (ARRAY.target, "no contents"),
         (Persistent(("storage", Global("torch", "FloatStorage"), "0", "cpu", 4)), "persistent"),

@@ -29,7 +29,7 @@ def test_help_has_an_example(capsys, command):
         (["train"], "required: CONFIG"),
         (["predict", "x"], "required: IMAGE"),
         (["eval", "x", "--batch-size", "0"], "'0' is not a positive integer"),
-        (["eval", "x", "--tta", "1.5"], "'1.5' is not a whole number"),
+        (["eval", "x", "--tta", "1.5"], "'1.5' is not a positive integer"),
         (["predict", "x", "y", "--score-threshold", "2"], "'2' is not a number from 0 to 1"),
         (["predict", "x", "y", "--score-threshold", "nan"], "'nan' is not a number from 0 to 1"),
         (["export", "x", "y", "--fast"], "unrecognized arguments: --fast"),

@@ -244,7 +244,9 @@ def test_counts_that_are_not_positive_whole_numbers_raise(tmp_path, data):
                 Validation(data, **{name: value})
         for owner, names in owners.items():
             for name in names:
-                with pytest.raises(UserError, match=f"{owner.__name__}.{name} is {value!r}: it must be a whole number"):
+                with pytest.raises(
+                    UserError, match=f"{owner.__name__}.{name} is {value!r}: it must be a positive integer"
+                ):
                     owner(**{name: value})
 
 
@@ -455,7 +457,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     [message] = [message for message in caplog.messages if "other settings" in message]
     for words in ("data was 5 images of 5 classes (", "and is 4 images", "batch_size was 2 and is 1", "seed was 0"):
         assert words in message
-    with pytest.raises(ValueError, match=r"other trained weights .*freeze was \[\] and is \['neck'\]"):
+    with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])
 
 
