@@ -11,11 +11,18 @@ from kerasdet.inference import AugmentedPredictor
 from kerasdet.inference.tta import SCALES
 from kerasdet.models import KeypointBranch
 
+SPLIT_BY_PARAMETER = True  # see tests/conftest.py
+PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn has both of their branches
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in MODELS
+        if name not in PARTS_OF_ANOTHER
+    ],
 )
 def model(request):
     model = randomized(MODELS[request.param]())

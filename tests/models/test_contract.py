@@ -15,11 +15,18 @@ from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
+SPLIT_BY_PARAMETER = True  # see tests/conftest.py
+PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn has both of their branches
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in MODELS
+        if name not in PARTS_OF_ANOTHER
+    ],
 )
 def make(request):
     """Returns the factory of the model."""

@@ -9,12 +9,16 @@ from models.test_contract import assert_contract, detections_of, inputs, losses,
 from kerasdet import ops
 from kerasdet.geometry.sampling import BalancedSampler
 
-RCNNS = ("proposal_network", "faster_rcnn", "mask_keypoint_rcnn")
-PARTS = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn covers both
+SPLIT_BY_PARAMETER = True  # see tests/conftest.py
+RCNNS = (
+    "proposal_network",
+    "faster_rcnn",
+    "mask_keypoint_rcnn",
+)  # the last has the branches of Mask and Keypoint R-CNN
 BOX_LOSSES = {"rpn_box_loss", "box_loss", "mask_loss", "keypoint_loss"}
 
 
-@pytest.fixture(scope="module", params=[*RCNNS, *(pytest.param(name, marks=pytest.mark.slow) for name in PARTS)])
+@pytest.fixture(scope="module", params=RCNNS)
 def make(request):
     return MODELS[request.param]
 
