@@ -3,40 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from tiny import PlainBackbone
 
-from kerasdet.layers import FPN, Backbone, ConvNorm, ConvTop, MaxPoolTop, ResNet
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class PlainBackbone(keras.Model):
-    """Computes c3, c4 and c5 with one strided convolution per level."""
-
-    def __init__(self, width=4, **kwargs):
-        super().__init__(**kwargs)
-        self.width = width
-        self.features = ("c3", "c4", "c5")
-        self.channels = {"c3": width * 8, "c4": width * 16, "c5": width * 32}
-        self.strides = {"c3": 8, "c4": 16, "c5": 32}
-        self.convs = [ConvNorm(width * 2**level, 3, strides=2, activation="relu") for level in range(1, 6)]
-        self.build((None, None, None, 3))
-
-    def build(self, input_shape):
-        channels = input_shape[-1]
-        for conv in self.convs:
-            conv.build((None, None, None, channels))
-            channels = conv.conv.filters
-        self.built = True
-
-    def call(self, images, training=False):
-        x, features = images, {}
-        for level, conv in enumerate(self.convs, start=1):
-            x = conv(x, training=training)
-            features[f"c{level}"] = x
-        return {name: features[name] for name in self.features}
-
-    def get_config(self):
-        return {**super().get_config(), "width": self.width}
-
+from kerasdet.layers import FPN, Backbone, ConvTop, MaxPoolTop, ResNet
 
 BACKBONES = {
     "plain": PlainBackbone,

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from models.models import NUM_CLASSES, batch, fcos, randomized, retinanet
+from tiny import PlainBackbone
 
 from kerasdet import FCOS, FPN, ProposalNetwork, RetinaNet
 from kerasdet.errors import UserError
-from kerasdet.layers import ConvNorm, ConvTop, FCOSHead, RetinaNetHead
+from kerasdet.layers import ConvTop, FCOSHead, RetinaNetHead
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 from kerasdet.models.postprocess import Postprocessing
@@ -108,34 +109,6 @@ def test_with_score_threshold_refuses_a_model_without_one(model):
 
 
 # -- backbones
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class PlainBackbone(keras.Model):
-    """Computes c3, c4 and c5 by plain convolutions: the smallest model that keeps the protocol of backbones."""
-
-    def __init__(self, width=4, **kwargs):
-        super().__init__(**kwargs)
-        self.width = width
-        self.features = ("c3", "c4", "c5")
-        self.channels = {"c3": 4 * width, "c4": 8 * width, "c5": 16 * width}
-        self.strides = {"c3": 8, "c4": 16, "c5": 32}
-        self.convs = [ConvNorm(width * 2**i, 3, strides=2, activation="relu", name=f"conv{i}") for i in range(5)]
-        channels = 3
-        for conv in self.convs:
-            conv.build((None, None, None, channels))
-            channels = conv.conv.filters
-        self.built = True
-
-    def call(self, images, training=False):
-        x, features = images, {}
-        for level, conv in enumerate(self.convs, start=1):
-            x = conv(x, training=training)
-            features[f"c{level}"] = x
-        return {name: features[name] for name in self.features}
-
-    def get_config(self):
-        return {**super().get_config(), "width": self.width}
 
 
 @pytest.mark.parametrize("model_class,head", [(RetinaNet, RetinaNetHead), (FCOS, FCOSHead)])
