@@ -5,19 +5,43 @@ without kerasdet and compares it with the model. `kerasdet.load` opens every exp
 
 To add a format:
 
-1. Make a folder ``export/<name>/``. By convention it has ``write.py``, ``load.py`` with a
-   `kerasdet.inference.Predictor`, ``verify_worker.py``, a script that imports nothing from kerasdet or this repository,
-   and ``format.py``, which describes the folder's functions in a `kerasdet.export.protocol.Format`.
-2. Add its ``FORMAT`` to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
+1. Make a folder ``export/<name>/``. ``spec.py`` holds `SPEC`, a `kerasdet.export.spec.FormatSpec`: name, suffix,
+   precisions and options of the command line, without TensorFlow. ``format.py`` holds `FORMAT`, a
+   `kerasdet.export.protocol.Format`, which names the folder's functions. By convention these are in ``write.py``,
+   ``load.py`` with a `kerasdet.inference.Predictor`, and ``verify_worker.py``, a script that imports neither kerasdet
+   nor anything from this checkout.
+2. Add the name to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
 
-Export, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The exported function is
-`Detector.detect_batch`, or `Detector.decode_all` for runtimes that apply NMS themselves; `kerasdet.export.graph`
-folds it into one fast graph. ``write.py`` puts `kerasdet.export.metadata.model_metadata` into the file, from which
-``load.py`` learns classes and preprocessing.
+``kerasdet export --format <name>``, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The
+exported function is `Detector.detect_batch`, or `Detector.decode_all` for runtimes that apply NMS themselves;
+`kerasdet.export.graph` folds it into one fast graph. ``write.py`` puts `kerasdet.export.metadata.model_metadata` into
+the file, from which ``load.py`` learns classes and preprocessing.
+
+Importing this package imports no TensorFlow; its functions are imported when they are first used.
 """
 
-from kerasdet.export.saved_model.write import export_saved_model
-from kerasdet.export.tflite.write import export_tflite
-from kerasdet.export.workflow import export_and_verify, verify_export
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kerasdet.export.saved_model.write import export_saved_model
+    from kerasdet.export.tflite.write import export_tflite
+    from kerasdet.export.workflow import export_and_verify, verify_export
 
 __all__ = ["export_and_verify", "export_saved_model", "export_tflite", "verify_export"]
+
+_HOMES = {
+    "export_and_verify": "workflow",
+    "export_saved_model": "saved_model.write",
+    "export_tflite": "tflite.write",
+    "verify_export": "workflow",
+}
+
+
+def __getattr__(name: str):
+    """Imports a function of the package when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kerasdet.export' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"kerasdet.export.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

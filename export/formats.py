@@ -1,28 +1,48 @@
-"""Lists the export formats. A new format is a new folder in `export/` and one line in `FORMATS`."""
+"""Lists the export formats. A new format is a new folder in `export/` and its name in `FORMATS`.
 
+Importing this module imports no TensorFlow: `specs` and `recognize` read the light ``spec.py`` of each folder, and
+`format_named` imports the ``format.py`` of one.
+"""
+
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kerasdet.export.protocol import Format
-from kerasdet.export.saved_model.format import FORMAT as SAVED_MODEL
-from kerasdet.export.tflite.format import FORMAT as TFLITE
+from kerasdet.export.spec import FormatSpec
 
 from kerasdet.errors import UserError
 
-FORMATS: tuple[Format, ...] = (SAVED_MODEL, TFLITE)
+if TYPE_CHECKING:
+    from kerasdet.export.protocol import Format
+
+FORMATS = (
+    "saved_model",
+    "tflite",
+)
 
 
-def format_named(name: str) -> Format:
+def specs() -> list[FormatSpec]:
+    """Returns the `SPEC` of every format."""
+    return [importlib.import_module(f"kerasdet.export.{name}.spec").SPEC for name in FORMATS]
+
+
+def default_spec() -> FormatSpec:
+    """Returns the `SPEC` of the format of paths without a known suffix: the first that writes folders."""
+    return next(spec for spec in specs() if not spec.suffix)
+
+
+def format_named(name: str) -> "Format":
     """Returns the format of a name.
 
     Raises:
         UserError: If there is none.
     """
-    for each in FORMATS:
-        if each.name == name:
-            return each
-    raise UserError(f"There is no export format {name!r}: choose one of {', '.join(each.name for each in FORMATS)}.")
+    if name not in FORMATS:
+        raise UserError(f"There is no export format {name!r}: choose one of {', '.join(FORMATS)}.")
+    return importlib.import_module(f"kerasdet.export.{name}.format").FORMAT
 
 
-def format_of(path: str | Path) -> Format | None:
+def format_of(path: str | Path) -> "Format | None":
     """Returns the format of an existing file or folder, or None if it is no export."""
-    return next((each for each in FORMATS if each.recognizes(Path(path))), None)
+    name = next((spec.name for spec in specs() if spec.recognizes(Path(path))), None)
+    return None if name is None else format_named(name)

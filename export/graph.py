@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
+from kerasdet.export.spec import GRAPH_PRECISIONS as PRECISIONS
 
 from kerasdet.errors import UserError
 from kerasdet.keras_compat import freeze_variables
@@ -33,7 +34,6 @@ from kerasdet.ops import static_shapes
 
 GraphDef = tf.compat.v1.GraphDef
 NodeDef = tf.compat.v1.NodeDef
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 _WEIGHTED = {"Conv2D": (0, 1), "DepthwiseConv2dNative": (0, 1), "Conv2DBackpropInput": (2, 1), "MatMul": (0, 1)}
 _FOLLOWING = {  # op -> indices of its inputs of type T; these ops need no more bits than their inputs have

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from kerasdet.export.spec import FormatSpec
 
 from kerasdet.errors import VerificationError
 from kerasdet.inference.predictor import Predictor
@@ -35,14 +36,11 @@ class Format:
     """Describes an export format. A folder of `export/` has one as `FORMAT` in its `format.py`.
 
     Args:
-        name: Name of the format on the command line, such as "tflite".
+        spec: Name, suffix, precisions and options.
         runtime: The software that runs a file without kerasdet, for the report, such as "LiteRT".
-        precisions: Precisions that `write` can produce, the default one first.
-        options: Options that only this format has, with their defaults: keyword arguments of `write`.
         write: `write(model, path, *, precision, gin_config, **options) -> path` writes a `Detector` to a path that does
             not exist yet. It raises a `UserError`, or an `OSError` about `path`, before it writes anything if an option
             does not fit, and never overwrites.
-        recognizes: `recognizes(path) -> bool` says whether a path holds this format, cheaply and without an error.
         load: `load(path) -> Predictor` opens what `write` wrote. The predictor has `metadata`, a dict of
             `kerasdet.export.metadata`.
         read_metadata: `read_metadata(path) -> dict` reads that description without loading the model.
@@ -52,16 +50,28 @@ class Format:
             path that the file has once the block ends well. None if there is no server for the format.
     """
 
-    name: str
+    spec: FormatSpec
     runtime: str
-    precisions: Sequence[str]
-    options: Mapping[str, Any]
     write: Callable[..., Path]
-    recognizes: Callable[[Path], bool]
     load: Callable[[Path], Predictor]
     read_metadata: Callable[[Path], dict[str, Any]]
     run_in_worker: Callable[..., WorkerRun]
     new_version: Callable[[Path], AbstractContextManager[tuple[Path, Path]]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The format's name on the command line, such as "tflite"."""
+        return self.spec.name
+
+    @property
+    def precisions(self) -> Sequence[str]:
+        """Precisions that `write` can produce, the default one first."""
+        return self.spec.precisions
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that only this format has, with their defaults: keyword arguments of `write`."""
+        return {option.name: option.default for option in self.spec.options}
 
 
 def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[str, np.ndarray]:

@@ -104,7 +104,8 @@ def _check_options(export_format, precision, options):
     for name in options:
         if name not in export_format.options:
             known = ", ".join(export_format.options)
-            raise UserError(f"Format {export_format.name} has no option {name!r}: its options are {known}.")
+            remedy = f"its options are {known}" if known else "it has no options of its own, so leave it out"
+            raise UserError(f"Format {export_format.name} has no option {name!r}: {remedy}.")
     return dict(options)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from kerasdet.export.graph import PRECISIONS
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.saved_model.load import SavedModelPredictor, read_metadata
 from kerasdet.export.saved_model.serving import new_version
-from kerasdet.export.saved_model.write import MAX_PIXELS, export_saved_model
+from kerasdet.export.saved_model.spec import SPEC
+from kerasdet.export.saved_model.write import export_saved_model
 from PIL import Image
 
 from kerasdet.inference.detections import from_tf_od
@@ -43,17 +43,10 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     return WorkerRun(cases, outputs["seconds"].tolist())
 
 
-def _recognizes(path):
-    return (path / "saved_model.pb").is_file()
-
-
 FORMAT = Format(
-    name="saved_model",
+    spec=SPEC,
     runtime="TensorFlow",
-    precisions=PRECISIONS,
-    options={"class_offset": 1, "max_pixels": MAX_PIXELS, "ops": "tensorflow"},
     write=export_saved_model,
-    recognizes=_recognizes,
     load=SavedModelPredictor,
     read_metadata=read_metadata,
     run_in_worker=run_in_worker,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.tflite.load import TFLitePredictor, read_metadata
-from kerasdet.export.tflite.quantization import PRECISIONS
+from kerasdet.export.tflite.spec import SPEC
 from kerasdet.export.tflite.write import export_tflite
 
 from kerasdet.models import Detector
@@ -41,17 +41,10 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     return WorkerRun(cases, seconds)
 
 
-def _recognizes(path):
-    return path.suffix.lower() == ".tflite"
-
-
 FORMAT = Format(
-    name="tflite",
+    spec=SPEC,
     runtime="LiteRT",
-    precisions=PRECISIONS,
-    options={"postprocessing": "nms", "size": None, "input_type": "float32", "calibration_images": ()},
     write=export_tflite,
-    recognizes=_recognizes,
     load=TFLitePredictor,
     read_metadata=read_metadata,
     run_in_worker=run_in_worker,

@@ -17,7 +17,6 @@ from kerasdet.keras_compat import tflite_schema, tflite_to_bytes
 from kerasdet.models import Detector
 from kerasdet.models.postprocess import compact
 
-POSTPROCESSING = ("raw", "postprocess", "nms")
 # The first four come in the order in which MediaPipe reads them.
 DETECTIONS = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
 HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centerness")
@@ -40,8 +39,8 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
 
     Args:
         model: The detector.
-        postprocessing: One of `POSTPROCESSING`.
-        precision: One of `kerasdet.export.tflite.quantization.PRECISIONS`.
+        postprocessing: One of `kerasdet.export.tflite.spec.POSTPROCESSING`.
+        precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
 
     Returns:
         The reason and the remedy, or None if it can be exported.

@@ -23,8 +23,6 @@ import numpy as np
 
 from kerasdet.errors import UserError
 
-PRECISIONS = ("float32", "float16", "dynamic", "int8")
-
 _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
 _LAST = r"/(class_logits|box_deltas|box_distances|centerness|objectness)(_\d+)?/"
@@ -39,7 +37,7 @@ def lower_precision(
 
     Args:
         flatbuffer: A TFLite file in float32 whose input is ``image``.
-        precision: One of `PRECISIONS`.
+        precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
         images: Calibration images for "int8": (H, W, 3) arrays in the shape and type of the file's input.
         scopes: Names of layers in which "int8" quantises additions, pooling and the like too, except inside norms.
 

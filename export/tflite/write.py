@@ -20,7 +20,8 @@ from kerasdet.export.metadata import METADATA_FILE, model_metadata
 from kerasdet.export.tflite import postprocessing as post
 from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE, as_input
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
-from kerasdet.export.tflite.quantization import PRECISIONS, lower_precision
+from kerasdet.export.tflite.quantization import lower_precision
+from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
 
 from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import open_images
@@ -28,8 +29,6 @@ from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
 from kerasdet.ops import resize as resize_ops
-
-INPUT_TYPES = ("float32", "uint8")
 
 
 def export_tflite(
@@ -113,7 +112,7 @@ def _check_options(model, postprocessing, precision, input_type, calibration_ima
     if not isinstance(model, Detector):
         raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")
     for option, value, choices in (
-        ("postprocessing", postprocessing, post.POSTPROCESSING),
+        ("postprocessing", postprocessing, POSTPROCESSING),
         ("precision", precision, PRECISIONS),
         ("input type", input_type, INPUT_TYPES),
     ):

@@ -16,7 +16,7 @@ from kerasdet.cli.predict import predict
 from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
-from kerasdet.export.formats import FORMATS, format_named
+from kerasdet.export.formats import default_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor
@@ -107,9 +107,9 @@ def _predict(options):
 def _export(options):
     form = format_named(_export_format(options))
     given = {name: value for name, value in vars(options).items() if value is not None}
-    foreign = {name for other in FORMATS for name in other.options} - set(form.options)
-    if wrong := sorted(foreign & set(given)):
-        raise UserError(f"{_flag(wrong[0])} is not an option of --format {form.name}: leave it out.")
+    options_of_all = {option.name: option.option for spec in specs() for option in spec.options}
+    if wrong := sorted((options_of_all.keys() - form.options.keys()) & given.keys()):
+        raise UserError(f"{options_of_all[wrong[0]]} is not an option of --format {form.name}: leave it out.")
     if options.serving and form.new_version is None:
         raise UserError(f"--serving is not an option of --format {form.name}: no server takes this format.")
     if options.max_ap_drop is not None and not options.eval:
@@ -129,21 +129,23 @@ def _export(options):
     print(report)
 
 
-def _flag(name):
-    """Returns the option of the command line for an argument of an exporter."""
-    return {"input_type": "--input"}.get(name, f"--{name.replace('_', '-')}")
-
-
 def _export_format(options):
-    """Returns the format, which the suffix of the output says if --format does not."""
-    by_suffix = "tflite" if Path(options.out).suffix.lower() == ".tflite" else "saved_model"
+    """Returns the name of the format, which the suffix of the output says if --format does not."""
+    suffix = Path(options.out).suffix.lower()
+    by_suffix = next((spec.name for spec in specs() if spec.suffix and spec.suffix == suffix), None)
     if options.format in (None, by_suffix):
-        return by_suffix
-    if options.format == "tflite":
-        raise UserError(f"--format tflite writes a file, but {options.out} does not end in .tflite: rename it.")
-    raise UserError(
-        f"--format saved_model writes a folder, but {options.out} ends in .tflite: rename it, or use --format tflite."
-    )
+        return by_suffix or default_spec().name
+    chosen = next(spec for spec in specs() if spec.name == options.format)
+    if chosen.suffix and suffix != chosen.suffix:
+        raise UserError(
+            f"--format {chosen.name} writes a file, but {options.out} does not end in {chosen.suffix}: rename it."
+        )
+    if not chosen.suffix and by_suffix:
+        raise UserError(
+            f"--format {chosen.name} writes a folder, but {options.out} ends in {suffix}: rename it, or use --format "
+            f"{by_suffix}."
+        )
+    return chosen.name
 
 
 def _convert(options):
@@ -153,7 +155,7 @@ def _convert(options):
         for name in ("labels", "num_classes", "reference_outputs"):
             if getattr(options, name):
                 raise UserError(
-                    f"{_flag(name)} is for detectors, and {options.source} is a backbone without classes "
+                    f"--{name.replace('_', '-')} is for detectors, and {options.source} is a backbone without classes "
                     "and detections: leave it out."
                 )
     model = to_model(

@@ -1,18 +1,14 @@
 """Defines the options of every command.
 
-This module imports nothing but the standard library, so `kerasdet --help` and usage errors answer at once.
+Neither this module nor `kerasdet.export.formats` imports TensorFlow, so `kerasdet --help` and usage errors answer at
+once.
 """
 
 import argparse
 import os
 
 import kerasdet
-
-FORMATS = ("saved_model", "tflite")
-SAVED_MODEL_PRECISIONS = ("float32", "bfloat16", "float16")
-TFLITE_PRECISIONS = ("float32", "float16", "dynamic", "int8")
-TFLITE_POSTPROCESSING = ("raw", "postprocess", "nms")
-TFLITE_INPUTS = ("float32", "uint8")
+from kerasdet.export.formats import default_spec, specs
 
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
@@ -158,22 +154,23 @@ def _add_export(commands):
     export = _add_command(
         commands,
         "export",
-        "Write a model as a SavedModel or a TFLite file, load it again and compare both.",
+        "Write a model as a SavedModel, a TFLite file or another format, load it again and compare both.",
         "runs/first served --serving",
         "runs/first model.tflite --precision int8 --calibration-images data/images",
     )
     export.add_argument("model", type=_path, metavar="MODEL", help=_TRAINED_HELP)
-    export.add_argument("out", type=_path, metavar="OUT", help="the folder or .tflite file to write")
+    export.add_argument("out", type=_path, metavar="OUT", help="the file or folder to write")
+    suffixes = [f"{spec.name} if OUT ends in {spec.suffix}" for spec in specs() if spec.suffix]
     export.add_argument(
         "--format",
-        choices=FORMATS,
-        help="export format (default: tflite if OUT ends in .tflite, otherwise saved_model)",
+        choices=[spec.name for spec in specs()],
+        help=f"export format (default: {', '.join(suffixes)}, otherwise {default_spec().name})",
     )
+    precisions = "; ".join(f"{spec.name}: {', '.join(spec.precisions)}" for spec in specs())
     export.add_argument(
         "--precision",
-        choices=tuple(dict.fromkeys((*SAVED_MODEL_PRECISIONS, *TFLITE_PRECISIONS))),
-        help=f"precision of the network (default float32). SavedModel: {', '.join(SAVED_MODEL_PRECISIONS)}. "
-        f"TFLite: {', '.join(TFLITE_PRECISIONS)}",
+        choices=tuple(dict.fromkeys(precision for spec in specs() for precision in spec.precisions)),
+        help=f"precision of the network (default float32). {precisions}",
     )
     export.add_argument(
         "--verify-images",
@@ -192,51 +189,38 @@ def _add_export(commands):
         metavar="X",
         help="fail if the AP of the export on the data of --eval is lower by more than X, in [0, 1] (default 0.02)",
     )
-    saved_model = export.add_argument_group("only for SavedModel")
-    saved_model.add_argument(
+    export.add_argument(
         "--serving",
         action="store_true",
-        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up",
+        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up "
+        "(only for --format saved_model)",
     )
-    saved_model.add_argument(
-        "--ops",
-        choices=("tensorflow", "compiled"),
-        help="use stock operations, or kerasdet's compiled ones, which a server must then contain (default tensorflow)",
-    )
-    saved_model.add_argument(
-        "--class-offset", type=int, metavar="N", help="class id of the first class in the outputs (default 1)"
-    )
-    saved_model.add_argument(
-        "--max-pixels",
-        type=_count,
-        metavar="N",
-        help="reject encoded images of more than N pixels (default 50000000)",
-    )
-    tflite = export.add_argument_group("only for TFLite")
-    tflite.add_argument(
-        "--postprocessing",
-        choices=TFLITE_POSTPROCESSING,
-        help="raw: outputs of the network; postprocess: the custom op TFLite_Detection_PostProcess; nms: built-in "
-        "operations (default nms)",
-    )
-    tflite.add_argument(
-        "--size",
-        nargs=2,
-        type=_count,
-        metavar=("H", "W"),
-        help="height and width of the input in pixels (default: shortest and longest edge of the model's resize rule)",
-    )
-    tflite.add_argument(
-        "--input", dest="input_type", choices=TFLITE_INPUTS, help="type of the input's pixels (default float32)"
-    )
-    tflite.add_argument(
-        "--calibration-images",
-        nargs="+",
-        type=_path,
-        metavar="IMAGE",
-        help="a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values",
-    )
+    _add_format_options(export)
     return export
+
+
+def _add_format_options(export):
+    """Adds the options of the formats. An option of several formats appears once."""
+    kinds = {"text": str, "path": _path, "int": int, "count": _count}
+    groups, known = {}, set()
+    for spec in specs():
+        for option in spec.options:
+            if option.name in known:
+                continue
+            known.add(option.name)
+            owners = [each.name for each in specs() if option.name in {other.name for other in each.options}]
+            title = f"only for --format {' or '.join(owners)}"
+            if title not in groups:
+                groups[title] = export.add_argument_group(title)
+            groups[title].add_argument(
+                option.option,
+                dest=option.name,
+                type=kinds[option.kind],
+                choices=option.choices,
+                nargs=option.nargs,
+                metavar=option.metavar,
+                help=option.help,
+            )
 
 
 def _add_convert(commands):

@@ -1,7 +1,11 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from kerasdet.export import formats
-from kerasdet.export.tflite.postprocessing import POSTPROCESSING
-from kerasdet.export.tflite.write import INPUT_TYPES
+from kerasdet.export.spec import FormatSpec, Option
 
 from kerasdet.cli import parser
 from kerasdet.cli.parser import make_parser
@@ -65,16 +69,25 @@ def test_home_folder_is_expanded_in_every_path(monkeypatch):
     )
 
 
-def test_choices_are_those_of_the_exporters():
-    """The parser repeats them because it must not import the exporters, which import TensorFlow."""
-    saved_model, tflite = formats.FORMATS
-    assert (saved_model.name, tflite.name) == parser.FORMATS
-    assert tuple(saved_model.precisions) == parser.SAVED_MODEL_PRECISIONS
-    assert tuple(tflite.precisions) == parser.TFLITE_PRECISIONS
-    assert tuple(POSTPROCESSING) == parser.TFLITE_POSTPROCESSING
-    assert tuple(INPUT_TYPES) == parser.TFLITE_INPUTS
-
-
-def test_every_option_of_an_exporter_is_an_option_of_export():
+def test_every_format_and_option_is_on_the_command_line():
     options = vars(parse("export", "run", "out"))
-    assert {name for each in formats.FORMATS for name in each.options} <= set(options)
+    for spec in formats.specs():
+        assert parse("export", "run", "out", "--format", spec.name).format == spec.name
+        assert {option.name for option in spec.options} <= set(options)
+        for precision in spec.precisions:
+            assert parse("export", "run", "out", "--precision", precision).precision == precision
+
+
+def test_option_that_two_formats_share_is_added_once(monkeypatch):
+    size = Option("size", None, "height and width", kind="count", nargs=2)
+    speed = Option("speed", 1, "a speed", kind="int")
+    ours = FormatSpec("toy", ".toy", ("float32",), lambda path: False, [size, speed])
+    monkeypatch.setattr(parser, "specs", lambda: [*formats.specs(), ours])
+    options = parse("export", "run", "out.toy", "--format", "toy", "--size", "8", "9", "--speed", "3")
+    assert (options.format, options.size, options.speed) == ("toy", [8, 9], 3)
+
+
+def test_help_imports_no_tensorflow():
+    code = "import sys\nfrom kerasdet.cli import parser\nparser.make_parser()\nassert 'tensorflow' not in sys.modules"
+    root = Path(parser.__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(root)})

@@ -16,7 +16,7 @@ import tiny
 from export_models import MODELS, verify_in_process
 from kerasdet.export import export_tflite, tflite, verify_export
 from kerasdet.export.tflite import postprocessing as post
-from kerasdet.export.tflite.quantization import PRECISIONS
+from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
 from PIL import Image
 
 import kerasdet
@@ -28,7 +28,7 @@ pytest.importorskip("ai_edge_quantizer")
 SIZE = (96, 128)
 EXAMPLES = Path(tflite.__file__).with_name("examples")
 QUICK = {("retinanet", "nms", "float32"), ("fcos", "postprocess", "int8"), ("mask_keypoint_rcnn", "nms", "float32")}
-CELLS = [(name, kind, precision) for name in MODELS for kind in post.POSTPROCESSING for precision in PRECISIONS]
+CELLS = [(name, kind, precision) for name in MODELS for kind in POSTPROCESSING for precision in PRECISIONS]
 
 
 def possible(cell):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import tiny
 from kerasdet.export import export_and_verify, formats, verify_export, workflow
 from kerasdet.export.protocol import Format, WorkerRun
+from kerasdet.export.spec import FormatSpec, Option
 
 import kerasdet
+from kerasdet import cli
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.inference import KeepSize, Predictor
 
@@ -43,12 +46,9 @@ def make_toy(change=lambda detections: detections, precisions=("float32", "int8"
         return WorkerRun([(batch, change(found))], [0.001])
 
     return Format(
-        name="toy",
+        spec=FormatSpec("toy", ".toy", precisions, lambda path: path.suffix == ".toy"),
         runtime="toys",
-        precisions=precisions,
-        options={},
         write=write,
-        recognizes=lambda path: path.suffix == ".toy",
         load=Recorded,
         read_metadata=lambda path: {"precision": path.read_text()},
         run_in_worker=run_in_worker,
@@ -57,10 +57,13 @@ def make_toy(change=lambda detections: detections, precisions=("float32", "int8"
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Returns a function that adds a toy format to the list of formats."""
+    """Returns a function that adds a toy format: the modules of its folder, and its name in the list of formats."""
 
     def add(*arguments):
-        monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, make_toy(*arguments)))
+        toy = make_toy(*arguments)
+        monkeypatch.setitem(sys.modules, "kerasdet.export.toy.spec", SimpleNamespace(SPEC=toy.spec))
+        monkeypatch.setitem(sys.modules, "kerasdet.export.toy.format", SimpleNamespace(FORMAT=toy))
+        monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, "toy"))
 
     return add
 
@@ -207,6 +210,19 @@ def test_copy_with_another_threshold_equals_the_model(models):
     assert workflow.with_score_threshold(tiny.rcnn(), 0.3).postprocessing.score_threshold == 0.3
 
 
-def test_every_protocol_field_is_documented():
-    for field in dataclasses.fields(Format):
-        assert f"        {field.name}: " in Format.__doc__
+@pytest.mark.parametrize("protocol", [Format, FormatSpec, Option])
+def test_every_protocol_field_is_documented(protocol):
+    for field in dataclasses.fields(protocol):
+        assert f"        {field.name}: " in protocol.__doc__
+
+
+def test_new_format_works_on_the_command_line(toy, models, tmp_path, capsys):
+    toy()
+    models("tiny").save(tmp_path / "model.keras")
+    source = str(tmp_path / "model.keras")
+    assert cli.main(["export", source, str(tmp_path / "x"), "--format", "toy"]) == 2
+    assert "--format toy writes a file, but " in capsys.readouterr().err
+    assert cli.main(["export", source, str(tmp_path / "x.toy"), "--format", "saved_model"]) == 2
+    assert "x.toy ends in .toy: rename it, or use --format toy." in capsys.readouterr().err
+    assert cli.main(["export", source, str(tmp_path / "x.toy")]) == 0
+    assert "Run by toys alone" in capsys.readouterr().out

@@ -1,0 +1,35 @@
+"""Describes SavedModels for the command line."""
+
+from pathlib import Path
+
+from kerasdet.export.spec import GRAPH_PRECISIONS, FormatSpec, Option
+
+MAX_PIXELS = 50_000_000
+
+
+def _recognizes(path: Path) -> bool:
+    return (path / "saved_model.pb").is_file()
+
+
+SPEC = FormatSpec(
+    name="saved_model",
+    suffix="",
+    precisions=GRAPH_PRECISIONS,
+    recognizes=_recognizes,
+    options=(
+        Option(
+            "ops",
+            "tensorflow",
+            "use stock operations, or kerasdet's compiled ones, which a server must then contain (default tensorflow)",
+            choices=("tensorflow", "compiled"),
+        ),
+        Option("class_offset", 1, "class id of the first class in the outputs (default 1)", kind="int", metavar="N"),
+        Option(
+            "max_pixels",
+            MAX_PIXELS,
+            f"reject encoded images of more than N pixels (default {MAX_PIXELS})",
+            kind="count",
+            metavar="N",
+        ),
+    ),
+)
