@@ -36,6 +36,7 @@ DENSE_PARTS = {
 RCNN_PARTS = {
     "matcher": IoUMatcher,
     "sampler": BalancedSampler,
+    "coder": DeltaCoder,
     "box_loss": losses.SmoothL1Loss,
     "proposals": ProposalSelection,
     "pooler": RoIPooler,
