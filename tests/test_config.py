@@ -10,12 +10,14 @@ import tiny
 
 from kerasdet import FPN, ResNet, RetinaNet, config, load, losses
 from kerasdet.checkpoints import SOURCES
-from kerasdet.data import RandomFlip
-from kerasdet.geometry.coders import DistanceCoder
-from kerasdet.geometry.matching import FCOSMatcher
-from kerasdet.layers import ConvTop, FCOSHead
+from kerasdet.checkpoints.build import with_parts
+from kerasdet.data import RandomFlip, ResizeShortestEdge
+from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
+from kerasdet.layers import ConvTop, FCOSHead, RetinaNetHead
 from kerasdet.losses import FocalLoss
-from kerasdet.models import Detector
+from kerasdet.models import RPN, Detector, MaskBranch, Preprocessing, RoIHeads
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
@@ -132,6 +134,8 @@ TRAINED = {
     "fcos_r50_caffe_fpn_gn_tricks_dcn_1x": "slow",
     "faster_rcnn_r50_fpn_voc": "slow",
     "mask_rcnn_r18_fpn_dsb": "slow",
+    "mmdet_retinanet_r50_fpn_1x": "slow",
+    "mmdet_mask_rcnn_r50_caffe_fpn_1x": "slow",
 }
 
 
@@ -210,9 +214,64 @@ def test_mmdetection_recipe_equals_its_source(name):
         ours = configured(f"FCOS.{part}")
         assert (type(ours), ours.get_config()) == (type(theirs), theirs.get_config())
     arguments = {"FCOS": spec.model, "ResNet": spec.backbone, "ConvTop": spec.top}
-    for owner, parameters in {**arguments, "Preprocessing": {"mean": spec.preprocessing["mean"]}}.items():
+    for owner, parameters in {**arguments, "Preprocessing": spec.preprocessing}.items():
         for parameter, argument in parameters.items():
             assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter
+
+
+def serialized(part):
+    """Serialises a part, without the numbers that Keras gives to names of layers."""
+    text = json.dumps(keras.saving.serialize_keras_object(part))
+    return json.loads(re.sub(r'("name": "[a-z_]+)_\d+"', r'\1"', text))
+
+
+MMDET_1X = {
+    f"mmdet_{kind}_r{depth}{caffe}_fpn_1x": f"mmdet/{kind}_r{depth}{caffe}_fpn"
+    for kind in ("retinanet", "faster_rcnn", "mask_rcnn")
+    for depth in (50, 101)
+    for caffe in ("", "_caffe")
+}
+
+
+@pytest.mark.parametrize("name", MMDET_1X)
+def test_mmdetection_1x_recipe_makes_the_parts_of_its_source(name):
+    config.load(name, ["CHECKPOINT=R-50"])
+    assert (config.macro("STEPS"), config.macro("BATCH_SIZE")) == (12 * 7330, 16)
+    optimizer = configured("train.optimizer")
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 500, 8 * 7330, 11 * 7330)]
+    rate = 0.01 if "retinanet" in name else 0.02
+    assert rates == pytest.approx([rate / 1000, rate, rate / 10, rate / 100], rel=2e-3)
+    assert (optimizer.momentum, optimizer.l2, optimizer.norm_l2, optimizer.bias_l2) == (0.9, 1e-4, 1e-4, None)
+
+    spec = SOURCES[MMDET_1X[name]]
+    if spec.kind == "retinanet":
+        model = "RetinaNet"
+        expected = {
+            "anchors": AnchorGenerator(**spec.anchors),
+            "coder": DeltaCoder(**spec.coder),
+            "head": RetinaNetHead(**spec.head),
+            "matcher": IoUMatcher(**spec.matcher),
+            "class_loss": FocalLoss(),
+            "box_loss": losses.SmoothL1Loss(),
+            "normalizer": LossNormalizer(**spec.normalizer),
+            "postprocessing": Postprocessing(**spec.postprocessing),
+        }
+    else:
+        model = "FasterRCNN" if spec.mask is None else "MaskRCNN"
+        branches = [] if spec.mask is None else [MaskBranch(**spec.mask)]
+        expected = {
+            "rpn": RPN(anchors=AnchorGenerator(**spec.anchors), **with_parts(spec.rpn)),
+            "roi_heads": RoIHeads(branches=branches, **with_parts(spec.roi_heads)),
+        }
+    expected["preprocessing"] = Preprocessing(**spec.preprocessing)
+    for part, theirs in expected.items():
+        ours = configured(f"{model}.{part}")
+        assert serialized(ours) == serialized(theirs), part
+    for owner, parameters in {"ResNet": spec.backbone, "ConvTop": spec.top}.items():
+        for parameter, argument in parameters.items():
+            assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter
+    resize = ResizeShortestEdge(rounding="mmdetection", kernel="opencv")
+    assert gin.query_parameter("train.transforms")[0].scoped_configurable_fn() == resize
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ DENSE_PARTS = {
 RCNN_PARTS = {
     "matcher": IoUMatcher,
     "sampler": BalancedSampler,
+    "coder": DeltaCoder,
     "box_loss": losses.SmoothL1Loss,
     "proposals": ProposalSelection,
     "pooler": RoIPooler,
@@ -108,15 +109,22 @@ def build(
         num_classes,
         backbone=backbone,
         neck=FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop(), **spec.neck),
-        rpn=RPN(anchors=anchors, **_with_parts(spec.rpn)),
-        roi_heads=RoIHeads(branches=branches, **_with_parts(spec.roi_heads)),
+        rpn=RPN(anchors=anchors, **with_parts(spec.rpn)),
+        roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)),
         preprocessing=preprocessing,
         **spec.model,
     )
 
 
-def _with_parts(arguments):
-    """Replaces the dicts among the arguments of `RPN` or `RoIHeads` by the objects that they describe."""
+def with_parts(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts.
+
+    Args:
+        arguments: `Source.rpn` or `Source.roi_heads`.
+
+    Returns:
+        The arguments, with an object of `RCNN_PARTS` for every dict.
+    """
     return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
 

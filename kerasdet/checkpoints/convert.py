@@ -29,7 +29,8 @@ def to_model(
         >>> model.save("fasterrcnn.keras")
 
     Args:
-        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them.
+        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them. The model takes the class
+            names that the file has, if there is one for each class.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
         num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
             weights. None keeps the classes of the file.
@@ -47,6 +48,7 @@ def to_model(
             f"There is no source {source!r}; expected one of {', '.join(SOURCES)}. Choose the file's model."
         )
     spec = SOURCES[source]
+    class_names = getattr(state, "class_names", None)
     names = modern_names(state, spec.framework)
     state = {
         names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)
@@ -62,6 +64,8 @@ def to_model(
             state.pop(_source_name(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
+    if num_classes is None and class_names and len(class_names) == classes:
+        model.class_names = class_names
     return model
 
 

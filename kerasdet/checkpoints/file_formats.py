@@ -13,7 +13,7 @@ import numpy as np
 
 from kerasdet.checkpoints.pickle_allowlist import Array, storage
 from kerasdet.checkpoints.pickles import load
-from kerasdet.checkpoints.state_dict import named_tensors
+from kerasdet.checkpoints.state_dict import StateDict, class_names, named_tensors
 from kerasdet.checkpoints.tensors import (
     DTYPES,
     Storage,
@@ -83,7 +83,7 @@ def read_pickles(data: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(data)
     first = load(stream)
     if type(first) is not int or first != TORCH_MAGIC:
-        return _arrays(named_tensors(first), None, len(data))
+        return StateDict(_arrays(named_tensors(first), None, len(data)), class_names(first))
     if load(stream) != 1001:
         raise ValueError("is a legacy torch file of an unknown protocol version (1001 is supported)")
     load(stream)
@@ -94,11 +94,13 @@ def read_pickles(data: bytes) -> dict[str, np.ndarray]:
         storages.setdefault(made.key, made)
         return made
 
-    named = named_tensors(load(stream, persistent))
+    contents = load(stream, persistent)
+    named = named_tensors(contents)
     keys = load(stream)
     if type(keys) is not list or any(type(key) is not str for key in keys):
         raise ValueError("is a legacy torch file without a list of storages")
-    return _arrays(named, _legacy_storages(data, stream.tell(), keys, storages), len(data))
+    arrays = _arrays(named, _legacy_storages(data, stream.tell(), keys, storages), len(data))
+    return StateDict(arrays, class_names(contents))
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
@@ -162,14 +164,15 @@ def _torch_zip(archive, entries, root, file_size):
     order = _entry(archive, entries[f"{root}byteorder"]) if f"{root}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
         raise ValueError("has an invalid byteorder record")
-    named = named_tensors(load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage))
+    contents = load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage)
 
     def fetch(key):
         if f"{root}data/{key}" not in entries:
             raise ValueError(f"storage {key[:40]!r} is missing from the file")
         return _entry(archive, entries[f"{root}data/{key}"])
 
-    return _arrays(named, fetch, file_size, ">" if order == b"big" else "<")
+    arrays = _arrays(named_tensors(contents), fetch, file_size, ">" if order == b"big" else "<")
+    return StateDict(arrays, class_names(contents))
 
 
 def _legacy_storages(data, position, keys, storages):

@@ -1,6 +1,7 @@
 """Lists the only names that a pickle may mention, and maps each to a harmless constructor of kerasdet.
 
-A name outside `TABLE` is an error, so a malicious pickle cannot import or call anything.
+A name outside `TABLE` is an error, so a malicious pickle cannot import or call anything. Names of the OpenMMLab
+packages, whose objects lie beside the weights of a run, all mean an `Opaque`: nothing of theirs is imported either.
 """
 
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def lookup(module: str, name: str) -> Function | Element:
     """
     spelling = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     key = f"{spelling.replace('numpy._core.', 'numpy.core.')}.{name}" if len(spelling) + len(name) < 100 else ""
+    if key not in TABLE and key.startswith(_OPENMMLAB):
+        return Function(key, _opaque)
     if key not in TABLE:
         raise ValueError(
             f"asks for {f'{module}.{name}'[:100]!r}, which is refused because it could run code; "
@@ -202,7 +205,7 @@ def _opaque(*_):
 
 
 def _getattr(owner, *_):
-    if not isinstance(owner, Function) or owner.name not in _OPAQUE:
+    if not isinstance(owner, Function) or not (owner.name in _OPAQUE or owner.name.startswith(_OPENMMLAB)):
         raise ValueError("asks for 'builtins.getattr', which is refused because it could run code")
     return Opaque()
 
@@ -229,6 +232,7 @@ _STORAGES = {
     "Untyped": "uint8",
 }
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32"}
+_OPENMMLAB = ("mmengine.", "mmcv.", "mmdet.", "addict.")
 _OPAQUE = (
     "argparse.Namespace",
     "builtins.complex",
@@ -243,8 +247,13 @@ _OPAQUE = (
     "builtins.slice",
     "builtins.xrange",
     "collections.Counter",
-    "mmengine.logging.history_buffer.HistoryBuffer",
+    "collections.deque",
+    "numpy.bool_",
     "numpy.core.multiarray.scalar",
+    "numpy.float32",
+    "numpy.float64",
+    "numpy.int32",
+    "numpy.int64",
     "pathlib.Path",
     "pathlib.PosixPath",
     "pathlib.PurePosixPath",
@@ -261,6 +270,9 @@ _CALLS = {
     "torch.Size": lambda sizes=(): check_shape(sizes),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
+    "addict.addict.Dict": _mapping,
+    "mmcv.utils.config.ConfigDict": _mapping,
+    "mmengine.config.config.ConfigDict": _mapping,
     "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy.core.numeric._frombuffer": _frombuffer,
     "numpy.dtype": _dtype,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasdet.checkpoints.file_formats import read_pickles, read_safetensors, read_zip
-from kerasdet.checkpoints.state_dict import strip_module
+from kerasdet.checkpoints.state_dict import StateDict, clean_names
 from kerasdet.errors import UserError
 
 _PICKLE_STARTS = b"\x80(}]c"
@@ -15,12 +15,16 @@ _ADVICE = (
 )
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(path: str | Path) -> StateDict:
     """Reads the tensors of a checkpoint by name, without executing code of the file.
 
     The contents decide about the format, not the file extension: torch's zip and legacy formats, pickles of NumPy
     arrays (detectron2, caffe2), `.safetensors` and `.npz`. The reader unwraps the containers around a state dict
     (`model`, `state_dict`, `model_state_dict`, `blobs`) and removes the prefix `module.` if every name has it.
+
+    Files of mmdetection that were trained with running means of the weights hold two sets. `state_dict` and the names
+    without the prefix `ema_` win, because mmdetection saves the means there; `ema_state_dict` counts only if a file has
+    nothing else.
 
     Example:
         >>> state = kerasdet.checkpoints.read("model_final_280758.pkl")
@@ -31,7 +35,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
 
     Returns:
-        Arrays by name, which share no memory. Floats of any size become float32; other types stay.
+        Arrays by name, which share no memory. Floats of any size become float32; other types stay. `class_names` has
+        the names in the file's `meta` (mmdetection), or None.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -41,7 +46,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: the file does not exist. Check the path.")
     try:
-        state = strip_module(_read_format(path.read_bytes(), path.suffix))
+        contents = _read_format(path.read_bytes(), path.suffix)
+        state = StateDict(clean_names(contents), getattr(contents, "class_names", None))
         if not state:
             raise ValueError("holds no tensors by name, neither at the top level nor in model, state_dict or blobs")
     except ValueError as error:

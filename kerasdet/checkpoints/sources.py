@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field, replace
 
 from kerasdet.geometry.anchors import octave_sizes
+from kerasdet.geometry.coders import MAX_LOG_SCALE
 
 # Pixel statistics and resize rules
 TORCHVISION = {"rounding": "torchvision", "kernel": "bilinear"}  # mean and std are Preprocessing's own, RGB
@@ -16,7 +17,7 @@ DETECTRON2 = {
     "rounding": "detectron2",
     "kernel": "pil",
 }
-MMDET = {"rounding": "detectron2", "kernel": "bilinear"}
+MMDET = {"rounding": "mmdetection", "kernel": "opencv"}
 MMDET_CAFFE = {**MMDET, "mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0), "channel_order": "bgr"}
 
 DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # pixel means of the first Detectron
@@ -34,7 +35,11 @@ MMDET_ANCHORS = {"sizes": octave_sizes(), "ratios_first": True}
 
 # Post-processing of dense models
 TORCHVISION_DENSE = {"clip_before_nms": True, "empty_boxes": "keep"}
-MMDET_RETINANET = {"clip_before_nms": True, "empty_boxes": "keep"}
+MMDET_DENSE = {"clip_before_nms": True, "empty_boxes": "drop_before_nms"}
+
+# Matching of mmdetection: an object that forces an anchor owns it, and the padding of a batch takes no part.
+MMDET_MATCHER = {"low_quality_owner": "forcing", "padded_size_divisor": 32}
+MMDET_CODER = {"min_log_scale": -MAX_LOG_SCALE}
 
 # FCOS
 _STRIDES = ((8,), (16,), (32,), (64,), (128,))
@@ -46,12 +51,7 @@ MMDET_FCOS = {
     "matcher": {"center_radius": None, "convention": "mmdet"},
     "box_loss": ("IoULoss", {}),
     "normalizer": {"method": "batch"},
-    "postprocessing": {
-        "score_threshold": 0.05,
-        "nms_threshold": 0.5,
-        "clip_before_nms": True,
-        "empty_boxes": "drop_before_nms",
-    },
+    "postprocessing": {"score_threshold": 0.05, "nms_threshold": 0.5, **MMDET_DENSE},
     "model": {"centerness_weights_boxes": True, "score_convention": "product"},
 }
 MMDET_FCOS_CENTER = {**MMDET_FCOS, "matcher": {"center_radius": 1.5, "convention": "mmdet"}}
@@ -82,6 +82,27 @@ TORCHVISION_ROI_HEADS = {
     "box_loss": {"beta": 1 / 9},
     "postprocessing": {"min_size": 1e-2, "clip_before_nms": True},
 }
+MMDET_RPN = {
+    "coder": MMDET_CODER,
+    "matcher": {"foreground_iou": 0.7, "background_iou": 0.3, "min_low_quality_iou": 0.3, **MMDET_MATCHER},
+    "normalizer": "image_sum",
+}
+
+
+def mmdet_roi_heads(allow_low_quality_matches: bool) -> dict:
+    """Returns the arguments of `RoIHeads` for mmdetection; Mask R-CNN allows low-quality matches, Faster does not."""
+    return {
+        "matcher": {
+            "foreground_iou": 0.5,
+            "background_iou": 0.5,
+            "allow_low_quality_matches": allow_low_quality_matches,
+            "low_quality_owner": "forcing",
+            "min_low_quality_iou": 0.5,
+        },
+        "add_gt_as_proposals": "after_matching",
+        "coder": {"weights": (10.0, 10.0, 5.0, 5.0), **MMDET_CODER},
+        "postprocessing": {"clip_before_nms": True, "empty_boxes": "keep"},
+    }
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,7 @@ class Source:
         neck: Arguments of `FPN`.
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`.
-        coder: Arguments of FCOS' `DistanceCoder`.
+        coder: Arguments of RetinaNet's `DeltaCoder` or FCOS' `DistanceCoder`.
         head: Arguments of `RetinaNetHead` or `FCOSHead`.
         matcher: Arguments of RetinaNet's `IoUMatcher` or of `FCOSMatcher`.
         box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
@@ -151,8 +172,10 @@ def _mmdet_retinanet(depth, caffe):
         backbone={"depth": depth, "freeze_at": 2, **(_CAFFE if caffe else _PYTORCH)},
         top={"in_feature": "c5", "activation": None},
         anchors=MMDET_ANCHORS,
-        normalizer={"method": "batch"},
-        postprocessing=MMDET_RETINANET,
+        coder=MMDET_CODER,
+        matcher=MMDET_MATCHER,
+        normalizer={"method": "image_sum"},
+        postprocessing=MMDET_DENSE,
         preprocessing=MMDET_CAFFE if caffe else MMDET,
     )
 
@@ -241,6 +264,8 @@ def _mmdet_rcnn(depth, caffe, **parts):
         "rcnn",
         backbone={"depth": depth, "freeze_at": 2, **(_CAFFE if caffe else _PYTORCH), **_ALL_FEATURES},
         anchors={**_RCNN_LEVELS, "ratios_first": True},
+        rpn=MMDET_RPN,
+        roi_heads=mmdet_roi_heads(allow_low_quality_matches="mask" in parts),
         preprocessing=MMDET_CAFFE if caffe else MMDET,
         **parts,
     )

@@ -25,9 +25,9 @@ class ResizeShortestEdge:
         shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
         longest: Limit of the longer edge, in pixels.
         sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
-        rounding: Rule that rounds the size, "detectron2" or "torchvision"; see
+        rounding: Rule of the size, "detectron2", "torchvision" or "mmdetection"; see
             `kerasdet.ops.resize.shortest_edge_size`.
-        kernel: "pil" gives a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
+        kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
 
     Raises:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
@@ -72,7 +72,7 @@ class ResizeShortestEdge:
         size = resize_ops.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
         size = tf.maximum(tf.stack(size), 1)
         image = resize_ops.resize(example["image"], size, self.kernel)  # (h, w, 3)
-        image = tf.cast(image, tf.uint8) if self.kernel == "pil" else image
+        image = tf.cast(image, tf.uint8) if self.kernel in resize_ops.UINT8_KERNELS else image
         factor = tf.cast(size, tf.float32) / tf.cast(old, tf.float32)
         example = {**example, "image": image, "image_size": size, "boxes": box_ops.scale(example["boxes"], factor)}
         if "keypoints" in example:
@@ -91,8 +91,8 @@ class ResizeShortestEdge:
 
 _WORDS = {
     "sampling": ("choice", "range"),
-    "rounding": ("detectron2", "torchvision"),
-    "kernel": ("pil", "bilinear"),
+    "rounding": resize_ops.ROUNDINGS,
+    "kernel": resize_ops.KERNELS,
 }
 
 

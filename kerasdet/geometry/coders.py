@@ -18,11 +18,18 @@ class DeltaCoder(ConfigFromInit):
     Args:
         weights: Factors of (dy, dx, dh, dw); larger ones make the network predict larger numbers.
         max_log_scale: Upper bound of dh and dw in decoding, so that no box overflows.
+        min_log_scale: Lower bound of dh and dw in decoding (mmdetection: minus the upper bound); None for no bound.
     """
 
-    def __init__(self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), max_log_scale: float = MAX_LOG_SCALE):
+    def __init__(
+        self,
+        weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        max_log_scale: float = MAX_LOG_SCALE,
+        min_log_scale: float | None = None,
+    ):
         self.weights = tuple(weights)
         self.max_log_scale = max_log_scale
+        self.min_log_scale = min_log_scale
 
     def encode(self, boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
         """Returns the deltas (..., 4) of `boxes` (..., 4) from `anchors` (..., 4); both must have positive sizes."""
@@ -36,7 +43,10 @@ class DeltaCoder(ConfigFromInit):
         shift, log_scale = tf.split(deltas / tf.constant(self.weights, deltas.dtype), 2, -1)
         anchor_center, anchor_size = _center_size(anchors)
         center = shift * anchor_size + anchor_center
-        half = tf.exp(tf.minimum(log_scale, self.max_log_scale)) * anchor_size / 2
+        log_scale = tf.minimum(log_scale, self.max_log_scale)
+        if self.min_log_scale is not None:
+            log_scale = tf.maximum(log_scale, self.min_log_scale)
+        half = tf.exp(log_scale) * anchor_size / 2
         return tf.concat([center - half, center + half], -1)
 
 

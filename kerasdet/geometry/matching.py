@@ -15,6 +15,8 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 NEGATIVE = -1
 IGNORE = -2
 
+LOW_QUALITY_OWNERS = ("best", "forcing")
+
 # Ground-truth rows compared with all points at once. Larger chunks need more memory, smaller ones more loop steps;
 # 8 keeps the temporaries of an 800x1344 image (22,000 points) under 20 MB and costs no time against one pass.
 _CHUNK = 8
@@ -29,6 +31,8 @@ def match_iou(
     foreground_iou: float,
     background_iou: float,
     allow_low_quality_matches: bool,
+    low_quality_owner: str = "best",
+    min_low_quality_iou: float = 0.0,
     ignored: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Matches by IoU with two thresholds (Faster R-CNN, section 3.1.2).
@@ -39,14 +43,22 @@ def match_iou(
         gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
         foreground_iou: Anchors that overlap their best object by at least this IoU are positive.
         background_iou: Anchors below this IoU are negative; those in between are ignored.
-        allow_low_quality_matches: Whether the anchors that overlap an object most are positive, even at a low IoU. Such
-            an anchor is still assigned to its own best object. If no anchor touches an object, all anchors tie at an
-            IoU of 0 and become positive, as in detectron2 and torchvision.
-        ignored: (B, R) bool, anchors to ignore regardless of overlap, such as the result of `covered`.
+        allow_low_quality_matches: Whether the anchors that overlap an object most are positive, however little that is.
+            If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
+        low_quality_owner: Object that such a forced anchor answers for: "best" is the one that the anchor overlaps most
+            (detectron2, torchvision), "forcing" the one that forces it, the last of several (mmdetection).
+        min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU force none (mmdetection's
+            ``min_pos_iou``).
+        ignored: (B, R) bool, anchors to ignore whatever they overlap, such as those that `covered` returns.
 
     Returns:
         matched_gt (B, R) int32.
+
+    Raises:
+        UserError: If `low_quality_owner` is unknown.
     """
+    if low_quality_owner not in LOW_QUALITY_OWNERS:
+        raise UserError(f"match_iou has no low_quality_owner {low_quality_owner!r}: choose 'best' or 'forcing'.")
     gt_boxes = tf.pad(gt_boxes, [[0, 0], [0, 1], [0, 0]])  # one row that matches nothing, so that M may be 0
     gt_valid = tf.pad(gt_valid, [[0, 0], [0, 1]])
     overlap = box_ops.iou(anchors, gt_boxes)  # (B, R, M + 1)
@@ -57,8 +69,11 @@ def match_iou(
     matched = tf.where(best >= foreground_iou, best_gt, tf.where(best < background_iou, NEGATIVE, IGNORE))
     if allow_low_quality_matches:
         best_of_gt = tf.reduce_max(overlap, 1, keepdims=True)  # (B, 1, M + 1)
-        is_best = tf.reduce_any((overlap == best_of_gt) & takes_part, -1)
-        matched = tf.where(is_best, best_gt, matched)
+        forces = (overlap == best_of_gt) & takes_part & (best_of_gt >= min_low_quality_iou)  # (B, R, M + 1)
+        owner = best_gt
+        if low_quality_owner == "forcing":
+            owner = tf.reduce_max(tf.where(forces, tf.range(tf.shape(forces)[-1]), NEGATIVE), -1)
+        matched = tf.where(tf.reduce_any(forces, -1), owner, matched)
     return matched if ignored is None else tf.where(ignored, IGNORE, matched)
 
 
@@ -162,6 +177,22 @@ def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -
     return state
 
 
+def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int) -> tf.Tensor:
+    """Finds the anchors that an image has only because a batch is padded to its largest image.
+
+    Args:
+        anchors: (R, 4) or (B, R, 4).
+        image_size: (B, 2) heights and widths without padding.
+        divisor: Pixels to a multiple of which an image on its own would be padded.
+
+    Returns:
+        (B, R) bool, true if an anchor's centre lies outside the image's own size, rounded up to the divisor.
+    """
+    limit = tf.cast(-(-image_size // divisor) * divisor, anchors.dtype)[:, None]  # (B, 1, 2)
+    # Centres lie on a grid of half pixels or more. Computed from corners, one on the limit may come out below it.
+    return tf.reduce_any(box_ops.centers(anchors) > limit - 0.25, -1)
+
+
 def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
     """Gathers each anchor's ground-truth value; anchors without a match get zeros.
 
@@ -206,7 +237,19 @@ class IoUMatcher(ConfigFromInit):
         background_iou: Anchors below this IoU are negative; those in between are ignored. In [0, 1].
         allow_low_quality_matches: Whether each object also gets the anchors that overlap it most, even at a low IoU.
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
-            ``ignore_iof_thr``). None disables it: crowds then do not affect matching (torchvision, detectron2).
+            ``ignore_iof_thr``), unless the image has only crowds. None disables it: crowds then leave no trace
+            (torchvision, detectron2).
+        low_quality_owner: Object that an anchor answers for that only a low-quality match makes positive: "best" is the
+            one that the anchor overlaps most (detectron2, torchvision), "forcing" the one that overlaps no anchor more,
+            the last of several (mmdetection).
+        min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU get no low-quality match
+            (mmdetection's ``min_pos_iou``). In [0, 1].
+        padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this
+            many pixels, are ignored (mmdetection), so an image trains on as many in every batch. None lets the padding
+            of a batch take part (torchvision, detectron2).
+
+    Raises:
+        UserError: If `low_quality_owner` is unknown.
     """
 
     def __init__(
@@ -215,30 +258,48 @@ class IoUMatcher(ConfigFromInit):
         background_iou: float = 0.4,
         allow_low_quality_matches: bool = True,
         ignore_crowd_iof: float | None = None,
+        low_quality_owner: str = "best",
+        min_low_quality_iou: float = 0.0,
+        padded_size_divisor: int | None = None,
     ):
+        if low_quality_owner not in LOW_QUALITY_OWNERS:
+            raise UserError(f"IoUMatcher has no low_quality_owner {low_quality_owner!r}: choose 'best' or 'forcing'.")
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
         self.allow_low_quality_matches = allow_low_quality_matches
         self.ignore_crowd_iof = ignore_crowd_iof
+        self.low_quality_owner = low_quality_owner
+        self.min_low_quality_iou = min_low_quality_iou
+        self.padded_size_divisor = padded_size_divisor
 
     def __call__(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Matches the anchors of a batch.
 
         Args:
             anchors: (R, 4), shared by all images, or (B, R, 4).
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M).
+            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); with `padded_size_divisor` also
+                ``image_size`` (B, 2), heights and widths without padding.
 
         Returns:
             matched_gt (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
         """
+        valid = valid_gt_mask(batch)
+        ignored = ignore_mask(anchors, batch, self.ignore_crowd_iof)
+        if ignored is not None:  # without an object, every anchor is background in mmdetection
+            ignored &= tf.reduce_any(valid, 1, keepdims=True)
+        if self.padded_size_divisor is not None:
+            outside = outside_padded_size(anchors, batch["image_size"], self.padded_size_divisor)
+            ignored = outside if ignored is None else ignored | outside
         return match_iou(
             anchors,
             batch["boxes"],
-            valid_gt_mask(batch),
+            valid,
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
             allow_low_quality_matches=self.allow_low_quality_matches,
-            ignored=ignore_mask(anchors, batch, self.ignore_crowd_iof),
+            low_quality_owner=self.low_quality_owner,
+            min_low_quality_iou=self.min_low_quality_iou,
+            ignored=ignored,
         )
 
 

@@ -34,8 +34,10 @@ class Preprocessing(ConfigFromInit):
         channel_order: Channel order that the network was trained on, "rgb" or "bgr". Images always come as RGB.
         shortest: Length of an image's shorter side after resizing, in pixels.
         longest: Limit of the longer side, in pixels. If the longer side would exceed it, the image becomes smaller.
-        rounding: How a resized length is rounded: "detectron2" to the nearest, "torchvision" down.
-        kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does.
+        rounding: Rule of the resized size, "detectron2", "torchvision" or "mmdetection"; see
+            `kerasdet.ops.resize.shortest_edge_size`.
+        kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
+            "opencv" works on uint8 without antialiasing.
         size_divisor: Batches are padded to a multiple of this, in pixels.
 
     Raises:
@@ -59,10 +61,10 @@ class Preprocessing(ConfigFromInit):
             raise ValueError(
                 f"mean is {tuple(mean)} and std is {tuple(std)}: give three numbers each, and std above 0."
             )
-        if rounding not in ("detectron2", "torchvision"):
-            raise ValueError(f"rounding is {rounding!r}: choose 'detectron2' or 'torchvision'.")
-        if kernel not in ("pil", "bilinear"):
-            raise ValueError(f"kernel is {kernel!r}: choose 'pil' or 'bilinear'.")
+        if rounding not in resize_ops.ROUNDINGS:
+            raise ValueError(f"rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}.")
+        if kernel not in resize_ops.KERNELS:
+            raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.channel_order = channel_order
@@ -162,7 +164,7 @@ class Preprocessing(ConfigFromInit):
         scale = min(height / image.shape[0], width / image.shape[1])
         # torchvision rounds down. `height / H * H` may be a few units in the last place below `height`, and rounding
         # down would then lose a whole pixel; 1e-9 exceeds that error for all sizes, and changes no other result.
-        offset = 0.5 if self.rounding == "detectron2" else 1e-9
+        offset = 1e-9 if self.rounding == "torchvision" else 0.5
         size = tuple(max(int(length * scale + offset), 1) for length in image.shape[:2])
         small = resize_ops.resize(image, size, self.kernel)  # (h, w, 3)
         mean = self.mean if self.channel_order == "rgb" else self.mean[::-1]

@@ -12,7 +12,7 @@ from kerasdet.models.detector import Detector
 from kerasdet.ops.distribute import global_sum
 
 AnyDetector = TypeVar("AnyDetector", bound=Detector)
-NORMALIZERS = ("ema", "batch", "image")
+NORMALIZERS = ("ema", "batch", "image", "image_sum")
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -21,8 +21,9 @@ class LossNormalizer(ConfigFromInit):
 
     Args:
         method: "ema" divides by the running mean of positives in a batch (detectron2), "batch" by the positives of
-            this batch (mmdetection, torchvision's FCOS), "image" divides each image by its own positives and averages
-            over images (torchvision's RetinaNet).
+            this batch (FCOS of mmdetection and torchvision), "image" divides each image by its own positives and
+            averages over images (torchvision's RetinaNet), "image_sum" divides by the positives of this batch, where an
+            image without any counts as one (mmdetection's RetinaNet).
         momentum: Weight of the old running mean in the new one, in [0, 1); only for "ema".
         start: First value of the running mean, in anchors; only for "ema".
 
@@ -32,7 +33,9 @@ class LossNormalizer(ConfigFromInit):
 
     def __init__(self, method: str = "ema", momentum: float = 0.9, start: float = 100.0):
         if method not in NORMALIZERS:
-            raise UserError(f"LossNormalizer has no method {method!r}: choose 'ema', 'batch' or 'image'.")
+            raise UserError(
+                f"LossNormalizer has no method {method!r}: choose one of {', '.join(map(repr, NORMALIZERS))}."
+            )
         self.method = method
         self.momentum = momentum
         self.start = start
@@ -50,8 +53,10 @@ class LossNormalizer(ConfigFromInit):
         positives = tf.reduce_sum(tf.cast(matched_gt >= 0, float_dtype()), 1, keepdims=True)  # (B, 1)
         if self.method == "image":
             return tf.maximum(positives, 1.0) * global_sum(tf.cast(tf.shape(positives)[0], float_dtype()))
+        if self.method == "image_sum":
+            positives = tf.maximum(positives, 1.0)
         total = tf.maximum(global_sum(tf.reduce_sum(positives)), 1.0)
-        if self.method == "batch":
+        if self.method != "ema":
             return total
         return self.momentum * running_mean + (1 - self.momentum) * total
 

@@ -19,6 +19,7 @@ from kerasdet.models.postprocess import Postprocessing
 from kerasdet.ops.distribute import global_sum
 
 POOLING_METHODS = ("roi_align", "roi_pool")
+ADD_GT_AS_PROPOSALS = ("before_matching", "after_matching")
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -89,6 +90,9 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
         matcher: Matches proposals to ground truth for training.
         sampler: Samples the regions to train on.
+        add_gt_as_proposals: When the objects join the proposals to train on: "before_matching", so that one of two
+            objects with the same box answers for both (detectron2, torchvision), or "after_matching", so that each
+            answers for itself and is no region that a low-quality match could take (mmdetection).
         coder: Encodes boxes relative to regions.
         box_loss: Loss of the boxes of positive regions, such as `SmoothL1Loss` or `GIoULoss`.
         class_agnostic: Whether a region has one box for all classes instead of one for each.
@@ -96,7 +100,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             as in all R-CNNs; `pre_nms_top_k` has no effect.
 
     Raises:
-        UserError: If two branches have the same name or loss.
+        UserError: If two branches have the same name or loss, or `add_gt_as_proposals` is unknown.
 
     Example:
         >>> heads = RoIHeads(pooler=RoIPooler(14), branches=[MaskBranch(), KeypointBranch(17)])
@@ -111,6 +115,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         branches: Sequence[Branch] = (),
         matcher: IoUMatcher | None = None,
         sampler: BalancedSampler | None = None,
+        add_gt_as_proposals: str = "before_matching",
         coder: DeltaCoder | None = None,
         box_loss: SmoothL1Loss | None = None,
         class_agnostic: bool = False,
@@ -118,12 +123,18 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**{"autocast": False, "name": "roi_heads", **kwargs})  # boxes stay float32 under every policy
+        if add_gt_as_proposals not in ADD_GT_AS_PROPOSALS:
+            raise UserError(
+                f"RoIHeads has no add_gt_as_proposals={add_gt_as_proposals!r}: choose 'before_matching' or "
+                "'after_matching'."
+            )
         self.pooler = pooler or RoIPooler()
         self.box_head = box_head or BoxHead()
         self.branches = list(branches)
         _check_branches(self.branches)
         self.matcher = matcher or IoUMatcher(0.5, 0.5, allow_low_quality_matches=False)
         self.sampler = sampler or BalancedSampler(512, 0.25)
+        self.add_gt_as_proposals = add_gt_as_proposals
         self.coder = coder or DeltaCoder((10.0, 10.0, 5.0, 5.0))
         self.box_loss = box_loss or SmoothL1Loss()
         self.class_agnostic = class_agnostic
@@ -194,9 +205,15 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         valid = tf.sequence_mask(proposals["valid"], tf.shape(rois)[1])
         if ground_truth is None:
             return {"rois": rois, "roi_valid": valid}
-        rois = tf.concat([rois, ground_truth["boxes"]], 1)  # (B, N + M, 4)
-        valid = tf.concat([valid, valid_gt_mask(ground_truth)], 1)
-        matched_gt = tf.where(valid, self.matcher(rois, ground_truth), IGNORE)
+        gt_valid = valid_gt_mask(ground_truth)
+        with_gt = tf.concat([rois, ground_truth["boxes"]], 1)  # (B, N + M, 4)
+        if self.add_gt_as_proposals == "before_matching":
+            matched_gt = self.matcher(with_gt, ground_truth)
+        else:
+            own = tf.broadcast_to(tf.range(tf.shape(gt_valid)[1]), tf.shape(gt_valid))  # (B, M)
+            matched_gt = tf.concat([self.matcher(rois, ground_truth), own], 1)
+        rois = with_gt
+        matched_gt = tf.where(tf.concat([valid, gt_valid], 1), matched_gt, IGNORE)  # (B, N + M)
         priority = sampling_priority(tf.shape(rois)[1], seed, step, ground_truth)
         positive, negative = self.sampler(matched_gt, priority)
         kind = tf.where(positive, 0, tf.where(negative, 1, 2))

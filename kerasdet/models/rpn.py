@@ -22,7 +22,7 @@ from kerasdet.ops import nms
 from kerasdet.ops.distribute import global_sum
 
 FPN_LEVELS = ("p2", "p3", "p4", "p5", "p6")
-NORMALIZERS = ("fixed", "sampled")
+NORMALIZERS = ("fixed", "sampled", "image_sum")
 
 
 def default_anchors() -> AnchorGenerator:
@@ -143,7 +143,8 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         sampler: Samples the anchors to train on.
         box_loss: Loss of the boxes of positive anchors, such as `SmoothL1Loss` or `GIoULoss`.
         normalizer: Divisor of both losses: "fixed" for the sampler's `samples_per_image` times the number of images
-            (detectron2), "sampled" for the number of sampled anchors (torchvision). Replicas count theirs together.
+            (detectron2), "sampled" for the number of sampled anchors (torchvision), "image_sum" for the sum of each
+            image's sampled positives and negatives, at least one of each (mmdetection). Replicas count theirs together.
         straddle_threshold: Anchors that pass the image border by this many pixels or more are not trained on; None
             trains on all.
         proposals: Selects proposals among all anchors.
@@ -168,7 +169,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     ):
         super().__init__(**{"autocast": False, "name": "rpn", **kwargs})
         if normalizer not in NORMALIZERS:
-            raise UserError(f"RPN has no normalizer {normalizer!r}: choose 'fixed' or 'sampled'.")
+            raise UserError(f"RPN has no normalizer {normalizer!r}: choose one of {', '.join(map(repr, NORMALIZERS))}.")
         self.anchors = anchors or default_anchors()
         self.coder = coder or DeltaCoder()
         self.num_convs = num_convs
@@ -254,11 +255,14 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         logits = tf.concat(list(outputs["objectness"].values()), 1)  # (B, R)
         deltas = tf.concat(list(outputs["box_deltas"].values()), 1)  # (B, R, 4)
         positive = tf.cast(targets["positive"], float_dtype())
-        sampled = positive + tf.cast(targets["negative"], float_dtype())
+        negative = tf.cast(targets["negative"], float_dtype())
+        sampled = positive + negative
         if self.normalizer == "fixed":
             normalizer = global_sum(tf.cast(self.sampler.samples_per_image * tf.shape(logits)[0], float_dtype()))
         else:
-            normalizer = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
+            least = 1.0 if self.normalizer == "image_sum" else 0.0
+            counts = [tf.maximum(tf.reduce_sum(kind, 1), least) for kind in (positive, negative)]  # (B,) each
+            normalizer = tf.maximum(global_sum(tf.reduce_sum(counts)), 1.0)
         class_loss = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits) * sampled)
         box_loss = self.box_loss(deltas, anchors, targets["boxes"], positive, self.coder)
         return {"rpn_class_loss": class_loss / normalizer, "rpn_box_loss": box_loss / normalizer}

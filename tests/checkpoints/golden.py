@@ -23,7 +23,7 @@ def weights():
 
 def layout(name):
     """Loads names and shapes of a reference checkpoint."""
-    return json.loads(shared(f"reference/models/{name}.layout.json").read_text())
+    return json.loads(shared(f"reference/{_folder(name)}/{name}.layout.json").read_text())
 
 
 def shallow_layout(name):
@@ -47,7 +47,17 @@ def state(name):
 
 def outputs(name):
     """Loads the outputs of the framework for a reference checkpoint."""
-    return dict(np.load(shared(f"reference/models/{name}.npz")))
+    return dict(np.load(shared(f"reference/{_folder(name)}/{name}.npz")))
+
+
+def border_cases(name):
+    """Loads mmdetection's answers for harder batches, or an empty dict for models without these."""
+    path = shared("reference/mmdet/cases") / f"{name}.npz"
+    return dict(np.load(path)) if path.exists() else {}
+
+
+def _folder(name):
+    return "mmdet" if name.startswith("mmdet") else "models"
 
 
 def constants(shapes):

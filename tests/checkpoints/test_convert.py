@@ -7,11 +7,14 @@ import math
 
 import numpy as np
 import pytest
+import torch_files
 from checkpoints import golden
+from torch_files import Global, New
 
 import kerasdet
 from kerasdet import cli
 from kerasdet.checkpoints import SOURCES, to_model
+from kerasdet.checkpoints.state_dict import StateDict
 from kerasdet.layers.norm import BatchNorm
 
 TORCHVISION, TORCHVISION_SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
@@ -209,3 +212,45 @@ def test_convert_of_a_missing_file_fails(tmp_path, capsys):
     assert convert(tmp_path / "nothing.pth", tmp_path / "out") == 2
     assert "nothing.pth" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+MMDET, MMDET_SOURCE = "mmdet_retinanet_r50_fpn", "mmdet/retinanet_r50_fpn"
+
+
+def wrapped_by_mmdetection(path, state, meta):
+    """Writes what a run of mmdetection with EMAHook saves: half precision, and the prefix of DataParallel."""
+    arrays = {f"module.{name}": np.full(x.shape, x.flat[0], np.float16) for name, x in state.items()}
+    tree, stored = torch_files.state_tree(arrays)
+    ema = dict.fromkeys(tree, tree["module.bbox_head.retina_cls.bias"])  # of another shape: nobody may take these
+    hub = New(Global("mmengine.logging.message_hub", "MessageHub"), ("name",))
+    contents = {"meta": {**meta, "hub": hub}, "ema_state_dict": ema, "state_dict": tree, "message_hub": hub}
+    contents["optimizer"] = {"state": {}, "param_groups": [{"lr": 0.01}]}
+    path.write_bytes(torch_files.zip_file(contents, {key: x.tobytes() for key, x in stored.items()}))
+
+
+@pytest.mark.parametrize(
+    "meta", [{"dataset_meta": {"classes": ("cat", "dog")}}, {"CLASSES": ["cat", "dog"]}], ids=["mmdet 3", "mmdet 2"]
+)
+def test_convert_takes_files_of_mmdetection_with_their_class_names(tmp_path, meta):
+    shapes = {**golden.shallow_layout(MMDET), "bbox_head.retina_cls.weight": (18, 256, 3, 3)}
+    state = golden.constants({**shapes, "bbox_head.retina_cls.bias": (18,)})
+    file, out = tmp_path / "epoch_12.pth", tmp_path / "out"
+    wrapped_by_mmdetection(file, state, meta)
+    assert cli.main(["convert", str(file), "--source", MMDET_SOURCE, "--out", str(out)]) == 0
+    model = kerasdet.load(out)
+    assert model.class_names == ("cat", "dog")
+    expected = to_model(state, MMDET_SOURCE)
+    assert golden.numbers(model.backbone, model.neck) == golden.numbers(expected.backbone, expected.neck)
+    assert expected.class_names is None
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("katze\nhund\n")
+    arguments = ["convert", str(file), "--source", MMDET_SOURCE, "--out", str(out), "--labels", str(labels)]
+    assert cli.main(arguments) == 0
+    assert kerasdet.load(out).class_names == ("katze", "hund")
+
+
+def test_class_names_of_other_classes_are_left_out(state):
+    state = StateDict(state, class_names=("cat", "dog"))
+    assert to_model(state, TORCHVISION_SOURCE).class_names is None
+    assert to_model(state, TORCHVISION_SOURCE, num_classes=2).class_names is None

@@ -158,6 +158,75 @@ def test_mmengine_history_buffer_is_ignored(read_bytes):
     assert same(read_bytes(torch_files.zip_file(contents, raw)), ARRAYS)
 
 
+def mmengine_objects():
+    """Returns what mmengine and its plug-ins pickle beside the weights, as nodes that no reader may execute."""
+    config = Global("mmengine.config.config", "ConfigDict")
+    scalar = Call(Global("numpy.core.multiarray", "scalar"), (Global("numpy", "float64"), Text2(b"\0" * 8)))
+    return {
+        "cfg": Build(Call(Global("mmengine.config.config", "Config"), ()), {"_cfg_dict": Call(config, ({"a": 1},))}),
+        "old_cfg": Build(New(Global("mmcv.utils.config", "ConfigDict"), ()), {}),
+        "hub": New(Global("mmengine.logging.message_hub", "MessageHub"), ("name",)),
+        "instances": Build(New(Global("mmengine.structures.instance_data", "InstanceData"), ()), {"boxes": 3}),
+        "sampler": New(Global("mmdet.models.task_modules.samplers", "PseudoSampler"), ()),
+        "best": scalar,
+        "array": torch_files.array2(np.arange(3)),
+        "path": Call(Global("pathlib", "PosixPath"), ("work_dirs", "last")),
+        "lr": [0.01, None, True],
+    }
+
+
+@pytest.mark.parametrize("write", ["zip", "legacy"])
+def test_mmengine_objects_are_ignored_and_class_names_read(read_bytes, write):
+    tree, stored = torch_files.state_tree(ARRAYS, *([None] if write == "legacy" else []))
+    meta = {**mmengine_objects(), "dataset_meta": {"classes": ("cat", "dog"), "palette": [(1, 2, 3)]}}
+    contents = {"meta": meta, "optimizer": {"state": {"w": tree["conv.weight"]}, "param_groups": []}}
+    contents |= {"message_hub": mmengine_objects(), "param_schedulers": [mmengine_objects()], "state_dict": tree}
+    raw = {key: array.tobytes() for key, array in stored.items()}
+    if write == "legacy":
+        data = torch_files.legacy_file(contents, {key: (a.size, a.tobytes()) for key, a in stored.items()})
+    else:
+        data = torch_files.zip_file(contents, raw)
+    state = read_bytes(data)
+    assert same(state, ARRAYS)
+    assert state.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "meta, names",
+    [
+        ({"CLASSES": ("cat", "dog")}, ("cat", "dog")),
+        ({"dataset_meta": {"CLASSES": ["cat"]}, "CLASSES": ("other",)}, ("cat",)),
+        ({"dataset_meta": {"classes": "cat"}}, ("cat",)),
+        ({"dataset_meta": {"classes": None}, "CLASSES": None}, None),
+        ({"CLASSES": (1, 2)}, None),
+        ({"epoch": 12}, None),
+        ("text", None),
+    ],
+    ids=str,
+)
+def test_class_names_of_mmdetection_2_and_3(read_bytes, meta, names):
+    assert read_bytes(pickle.dumps({"meta": meta, "state_dict": ARRAYS})).class_names == names
+    assert read_bytes(pickle.dumps(ARRAYS)).class_names is None
+
+
+def test_running_means_in_state_dict_win_over_the_weights_that_training_goes_on_with(read_bytes):
+    """mmengine's EMAHook swaps the two when it saves, and so did mmdetection 2 with its buffers `ema_...`."""
+    others = {name: np.asarray(array + 1) for name, array in ARRAYS.items()}
+    raw_weights = {f"module.{name}": array for name, array in others.items()} | {"steps": np.array(7)}
+    assert same(read_bytes(pickle.dumps({"ema_state_dict": raw_weights, "state_dict": ARRAYS})), ARRAYS)
+    assert same(read_bytes(pickle.dumps({"meta": {}, "ema_state_dict": raw_weights})), others)
+    buffers = {f"ema_{name.replace('.', '_')}": array for name, array in others.items()}
+    assert same(read_bytes(pickle.dumps({"state_dict": {**buffers, **ARRAYS}})), ARRAYS)
+    wrapped = {f"module.{name}": array for name, array in {**buffers, **ARRAYS}.items()}
+    assert same(read_bytes(pickle.dumps({"state_dict": wrapped})), ARRAYS)
+    assert same(read_bytes(pickle.dumps({f"ema_{name}": array for name, array in others.items()})), others)
+
+
+@pytest.mark.parametrize("module, name", [("mmengine_evil", "x"), ("mm.dangerous", "load"), ("os", "system")])
+def test_other_names_beside_the_weights_are_refused(refused, module, name):
+    assert f"{module}.{name}" in refused(dump({"meta": Call(Global(module, name), ("x",)), "state_dict": {}}))
+
+
 def test_legacy_storage_views_are_read(read_bytes):
     view = torch_files.storage("FloatStorage", "7", 4, ("70", 1, 2))
     file = torch_files.legacy_file({"w": torch_files.tensor(view, 1, (1,), (1,))}, {"7": (4, FLOAT4)})

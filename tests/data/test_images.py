@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import itertools
 import struct
@@ -5,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
+from checkpoints import golden
 from conftest import shared
 from PIL import Image, ImageOps
 
@@ -115,7 +117,15 @@ def torchvision_size(height, width, shortest, longest):
     return int(height * scale), int(width * scale)
 
 
-@pytest.mark.parametrize("rounding, rule", [("detectron2", detectron2_size), ("torchvision", torchvision_size)])
+def mmdetection_size(height, width, shortest, longest):
+    scale = min(longest / max(height, width), shortest / min(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+SIZE_RULES = {"detectron2": detectron2_size, "torchvision": torchvision_size, "mmdetection": mmdetection_size}
+
+
+@pytest.mark.parametrize("rounding, rule", SIZE_RULES.items())
 def test_shortest_edge_size_equals_the_source_rules(rng, rounding, rule):
     limits = [(800, 1333), (640, 1333), (512, 800), (320, 500)]
     cases = [(*size, *limits[i % 4]) for i, size in enumerate(rng.integers(1, 2001, (1500, 2)).tolist())]
@@ -127,12 +137,21 @@ def test_shortest_edge_size_equals_the_source_rules(rng, rounding, rule):
 
     for case in cases:
         assert tuple(size_of(*case).numpy()) == rule(*case), case
-    assert tuple(size_of(480, 640, 800, 1333).numpy()) == (800, 1067 if rounding == "detectron2" else 1066)
+    assert tuple(size_of(480, 640, 800, 1333).numpy()) == (800, 1066 if rounding == "torchvision" else 1067)
 
 
 def test_shortest_edge_size_equals_detectron2():
     for *case, height, width in np.load(shared("reference/geometry.npz"))["resize_shortest_edge"].tolist():
         assert tuple(map(int, resize_ops.shortest_edge_size(*case, "detectron2"))) == (height, width)
+
+
+@pytest.mark.parametrize("shortest, longest", [(800, 1333), (320, 500)])
+def test_shortest_edge_size_equals_mmdetection(shortest, longest):
+    reference = np.load(shared("reference/mmdet/cases/mmdet_resize.npz"))
+    sizes = tf.transpose(reference["sizes_in"])  # heights and widths
+    found = resize_ops.shortest_edge_size(sizes[0], sizes[1], shortest, longest, "mmdetection")
+    np.testing.assert_array_equal(tf.stack(found, 1), reference[f"sizes_{longest}_{shortest}"])
+    assert [int(x) for x in resize_ops.shortest_edge_size(757, 1514, 800, 1333, "mmdetection")] == [667, 1333]
 
 
 def test_unknown_rounding_or_kernel_raises():
@@ -157,6 +176,56 @@ def test_pil_kernel_takes_batches_and_floats(rng):
     resized = resize_ops.resize(batch, (14, 5), "pil")
     np.testing.assert_array_equal(resized[1], resize_pil(batch[1], (14, 5)))
     np.testing.assert_array_equal(resize_ops.resize(batch.astype(np.float32), (14, 5), "pil"), resized)
+
+
+@pytest.fixture(scope="module")
+def opencv_linear():
+    """OpenCV's resize in NumPy."""
+    path = shared("reference/opencv_linear.py")
+    spec = importlib.util.spec_from_file_location("opencv_linear", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8), tf.TensorSpec((2,), tf.int32)])
+def resize_opencv(image, size):
+    return resize_ops.resize(image, size, "opencv")
+
+
+def test_opencv_kernel_equals_opencv(rng, opencv_linear):
+    sizes = [(250, 333, 320, 426), (480, 640, 800, 1067), (128, 160, 64, 80), (6, 10, 3, 5), (97, 131, 320, 432)]
+    sizes += [(3, 5, 48, 80), (1, 7, 9, 63), (7, 1, 63, 9), (40, 30, 40, 31), (9, 9, 9, 9), (2, 2, 1, 1), (7, 5, 1, 1)]
+    sizes += rng.integers(1, 200, (60, 4)).tolist()
+    for height, width, new_height, new_width in sizes:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        expected = opencv_linear.resize(image, new_height, new_width)
+        np.testing.assert_array_equal(resize_opencv(image, (new_height, new_width)), expected)
+
+
+def test_resize_equals_mmdetections_images():
+    reference = np.load(shared("reference/mmdet/cases/mmdet_resize.npz"))
+    longest, shortest = reference["scale"]
+    for index, (height, width) in enumerate(reference["shapes"]):
+        image = golden.weights().image(height, width, seed=20 + index)
+        size = tf.stack(resize_ops.shortest_edge_size(height, width, shortest, longest, "mmdetection"))
+        np.testing.assert_array_equal(resize_opencv(image, size), reference[f"resized_{index}"])
+
+
+@pytest.mark.parametrize("size", [(14, 5), (4, 6)])  # another size, exactly half of the size
+def test_opencv_kernel_takes_batches_floats_and_static_shapes(rng, size):
+    batch = rng.integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    resized = resize_ops.resize(batch, size, "opencv")
+    np.testing.assert_array_equal(resized[1], resize_opencv(batch[1], size))
+    np.testing.assert_array_equal(resize_ops.resize(batch + np.float32(0.4), size, "opencv"), resized)
+    traced = tf.function(lambda: resize_ops.resize(batch, size, "opencv"))
+    np.testing.assert_array_equal(traced(), resized)
+
+
+def test_opencv_kernel_traces_odd_static_shapes(rng):
+    image = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    traced = tf.function(lambda: resize_ops.resize(image, (3, 4), "opencv"))
+    np.testing.assert_array_equal(traced(), resize_opencv(image, (3, 4)))
 
 
 def test_bilinear_kernel_samples_half_pixel_centres(rng):

@@ -27,8 +27,8 @@ def seeds(count):
     return [tf.constant([5, i]) for i in range(count)]
 
 
-@pytest.mark.parametrize("kernel, dtype", [("pil", tf.uint8), ("bilinear", tf.float32)])
-@pytest.mark.parametrize("rounding", ["detectron2", "torchvision"])
+@pytest.mark.parametrize("kernel, dtype", [("pil", tf.uint8), ("bilinear", tf.float32), ("opencv", tf.uint8)])
+@pytest.mark.parametrize("rounding", ["detectron2", "torchvision", "mmdetection"])
 def test_boxes_follow_the_image(kernel, dtype, rounding):
     transforms = [ResizeShortestEdge((37, 80, 100), 140, rounding=rounding, kernel=kernel), RandomFlip(0.5, 0.5)]
     for seed in seeds(12):

@@ -59,6 +59,15 @@ def test_decode_bounds_the_scale():
     assert y2 - y1 == pytest.approx(0, abs=1e-5) and x2 - x1 == pytest.approx(32, rel=1e-5)
 
 
+def test_lower_bound_of_scales_is_optional():
+    deltas, anchor = tf.constant([[0.0, 0, -50, -1]]), tf.constant([[0.0, 0, 8, 8]])
+    sizes = [
+        np.diff(DeltaCoder(min_log_scale=bound).decode(deltas, anchor)[0].numpy().reshape(2, 2), axis=0)[0]
+        for bound in (None, -math.log(2))
+    ]
+    np.testing.assert_allclose(sizes, [[0, 8 / math.e], [4, 4]], atol=1e-5)
+
+
 def test_decode_has_no_gradient_beyond_the_bound(rng):
     deltas = tf.Variable([[0.1, -0.2, 0.3, 9.0]])
     with tf.GradientTape() as tape:
@@ -70,7 +79,7 @@ def test_decode_has_no_gradient_beyond_the_bound(rng):
 
 def test_config_round_trip():
     coder = DeltaCoder((1, 2, 3, 4), 2.0)
-    assert coder.get_config() == {"weights": (1, 2, 3, 4), "max_log_scale": 2.0}
+    assert coder.get_config() == {"weights": (1, 2, 3, 4), "max_log_scale": 2.0, "min_log_scale": None}
     assert DeltaCoder.from_config(coder.get_config()).get_config() == coder.get_config()
 
 

@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 from conftest import shared
 
-from kerasdet.geometry.anchors import point_squares
+from kerasdet.errors import UserError
+from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes, point_squares
 from kerasdet.geometry.matching import (
     IGNORE,
     NEGATIVE,
@@ -121,6 +122,34 @@ def test_low_quality_matches_take_every_tied_anchor():
 def test_low_quality_anchor_keeps_its_own_best_object():
     anchors = [[0, 0, 10, 10]]  # the best there is for both, 0.3 and 0.2
     np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 2], [0, 0, 10, 3]]), [1])
+
+
+def test_forced_anchor_may_answer_for_the_last_object_that_forces_it():
+    anchors = [[0, 0, 10, 10], [50, 50, 60, 60]]  # the first is the best there is for the first three objects
+    gt = [[0, 0, 10, 3], [0, 0, 10, 2], [0, 8, 10, 10], [50, 50, 60, 60]]
+    np.testing.assert_array_equal(match(anchors, gt), [0, 3])
+    np.testing.assert_array_equal(match(anchors, gt, low_quality_owner="forcing"), [2, 3])
+
+
+def test_forcing_object_takes_a_foreground_anchor():
+    anchors = [[0, 0, 10, 10]]
+    np.testing.assert_array_equal(match(anchors, [[0, 0, 10, 9], [0, 0, 10, 6]], low_quality_owner="forcing"), [1])
+
+
+def test_objects_below_the_least_iou_force_no_anchor():
+    anchors = [[0, 0, 10, 10], [20, 20, 30, 30]]
+    gt = [[0, 0, 10, 3], [20, 20, 30, 22]]  # IoU 0.3 and 0.2 with their best anchor
+    for owner in ("best", "forcing"):
+        rule = {"low_quality_owner": owner, "background_iou": 0.1}
+        np.testing.assert_array_equal(match(anchors, gt, min_low_quality_iou=0.3, **rule), [0, IGNORE])
+        np.testing.assert_array_equal(match(anchors, gt, min_low_quality_iou=0.0, **rule), [0, 1])
+
+
+def test_unknown_low_quality_owner_raises():
+    with pytest.raises(UserError, match="low_quality_owner 'last': choose 'best' or 'forcing'"):
+        IoUMatcher(low_quality_owner="last")
+    with pytest.raises(UserError, match="low_quality_owner 'last'"):
+        match([[0, 0, 1, 1]], [], low_quality_owner="last")
 
 
 def test_each_image_may_have_its_own_anchors(rng):
@@ -360,6 +389,36 @@ def test_iou_matcher_passes_over_crowds_and_padding(ignore_crowd_iof):
     valid = np.array([[True, False, False]] * 2)
     np.testing.assert_array_equal(matched, match_iou(anchors, data["boxes"], valid, ignored=ignored, **rule))
     assert set(matched[matched >= 0]) == {0}
+
+
+def test_crowds_of_an_image_without_objects_cover_nothing():
+    """Every anchor is background in mmdetection if there is nothing to match."""
+    data = crowded_batch()
+    data["is_crowd"][1] = True, True, False
+    matched = IoUMatcher(ignore_crowd_iof=0.5)(points(64, 64)[0], data).numpy()
+    assert (matched[0] == IGNORE).any() and (matched[1] == NEGATIVE).all()
+
+
+@pytest.mark.parametrize("divisor", [1, 32])
+def test_anchors_in_the_padding_of_a_batch_are_ignored(divisor):
+    sizes = np.int32([[64, 96], [33, 40]])
+    generator = AnchorGenerator(sizes=octave_sizes(), levels=("p3", "p4", "p5", "p6", "p7"))
+    grids = {f"p{i}": (-(-64 // 2**i), -(-96 // 2**i)) for i in range(3, 8)}
+    anchors = np.concatenate(list(generator(grids, (64, 96)).values()))
+    cells = [  # y and x of the centre of each anchor, exactly
+        (y * 2**i, x * 2**i)
+        for i in range(3, 8)
+        for y in range(grids[f"p{i}"][0])
+        for x in range(grids[f"p{i}"][1])
+        for _ in range(9)
+    ]
+    limits = -(-sizes // divisor) * divisor
+    outside = (np.array(cells) >= limits[:, None]).any(-1)
+    data = {**crowded_batch(), "image_size": sizes}
+    plain = IoUMatcher(0.3, 0.2, allow_low_quality_matches=False)(anchors, data).numpy()
+    matcher = IoUMatcher(0.3, 0.2, allow_low_quality_matches=False, padded_size_divisor=divisor)
+    np.testing.assert_array_equal(matcher(anchors, data), np.where(outside, IGNORE, plain))
+    assert not outside[0].any() and outside[1].any()
 
 
 def test_fcos_matcher_knows_the_range_of_each_level():

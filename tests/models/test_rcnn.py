@@ -25,6 +25,8 @@ from PIL import Image
 from kerasdet import ops
 from kerasdet.data import CocoDataset, ResizeShortestEdge
 from kerasdet.data.pipeline import training_batches
+from kerasdet.errors import UserError
+from kerasdet.geometry.matching import IGNORE, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import BoxHead
@@ -284,3 +286,69 @@ def test_mask_targets_take_112_by_112_bytes_per_object_for_any_image_size(tmp_pa
         assert made["masks"].dtype == tf.uint8 and made["masks"].numpy().any((0, 2, 3)).all()
         memory[height] = made["masks"].numpy().nbytes
     assert memory == {200: 10 * 112 * 112, 800: 10 * 112 * 112}
+
+
+# -- mmdetection's training
+
+
+def twins(data):
+    """Gives the first two objects of each image the box of the first and the classes 0 and 2."""
+    boxes, class_ids = data["boxes"].copy(), data["class_ids"].copy()
+    boxes[:, 1], class_ids[:, :2] = boxes[:, 0], [0, 2]
+    return {**data, "boxes": boxes, "class_ids": class_ids, "is_crowd": np.zeros_like(data["is_crowd"])}
+
+
+def test_objects_among_the_regions_answer_for_themselves_if_added_after_matching():
+    data = twins(batch())
+    proposals = {"boxes": tf.zeros([2, 4, 4]), "valid": tf.constant([0, 0])}
+    classes = {}
+    for order in ("before_matching", "after_matching"):
+        regions = roi_heads(add_gt_as_proposals=order).select_regions(proposals, data)
+        matched = regions["matched_gt"].numpy()
+        classes[order] = [sorted(data["class_ids"][i][row[row >= 0]]) for i, row in enumerate(matched)]
+    assert classes == {"before_matching": [[0, 0, 1], [0, 0]], "after_matching": [[0, 1, 2], [0, 2]]}
+
+
+def test_objects_added_after_matching_leave_low_quality_matches_to_proposals():
+    data = {"boxes": np.float32([[[0, 0, 10, 10]]]), "class_ids": np.int32([[1]]), "is_crowd": np.zeros([1, 1], bool)}
+    proposals = {"boxes": tf.constant([[[0.0, 0, 10, 3], [0, 0, 10, 2]]]), "valid": tf.constant([2])}
+    counts = {}
+    for order in ("before_matching", "after_matching"):
+        heads = roi_heads(add_gt_as_proposals=order, matcher=IoUMatcher(0.5, 0.5))
+        counts[order] = int(np.sum(heads.select_regions(proposals, data)["matched_gt"] >= 0))
+    assert counts == {"before_matching": 1, "after_matching": 2}
+
+
+def test_unknown_order_of_matching_raises():
+    with pytest.raises(UserError, match="add_gt_as_proposals='never': choose 'before_matching' or 'after_matching'"):
+        roi_heads(add_gt_as_proposals="never")
+
+
+def test_rpn_normalizers_count_sampled_anchors():
+    targets = {  # 2 and 0 positives, 3 and 0 negatives
+        "positive": tf.constant([[True, True, False, False, False], [False] * 5]),
+        "negative": tf.constant([[False, False, True, True, True], [False] * 5]),
+        "boxes": tf.constant(np.float32([[[0, 0, 8, 8]] * 5] * 2)),
+    }
+    outputs = {
+        "anchors": {"p2": targets["boxes"][0]},
+        "objectness": {"p2": tf.zeros([2, 5])},
+        "box_deltas": {"p2": tf.ones([2, 5, 4])},
+    }
+    divisors = {"fixed": 128, "sampled": 5, "image_sum": 2 + 3 + 1 + 1}
+    for normalizer, divisor in divisors.items():
+        found = rpn(normalizer=normalizer).compute_losses(outputs, targets)
+        assert float(found["rpn_class_loss"]) == pytest.approx(5 * np.log(2) / divisor)
+        assert float(found["rpn_box_loss"]) == pytest.approx(2 * 4 / divisor)
+
+
+def test_image_alone_and_in_a_padded_batch_trains_the_same_anchors():
+    data = batch(size=(96, 160), image_size=((96, 160), (60, 70)))
+    matcher = IoUMatcher(0.7, 0.3, padded_size_divisor=32)
+    anchors = rpn().anchors
+    counts = []
+    for height, width in ((96, 160), (64, 96)):  # padded for both, or for the second image alone
+        grids = {f"p{i}": (-(-height // 2**i), -(-width // 2**i)) for i in range(2, 7)}
+        found = matcher(tf.concat(list(anchors(grids, (height, width)).values()), 0), data)[1].numpy()
+        counts.append(np.unique(found[found > IGNORE], return_counts=True))
+    np.testing.assert_array_equal(counts[0], counts[1])

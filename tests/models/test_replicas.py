@@ -56,6 +56,7 @@ CASES = [
     ("retinanet", {"normalizer": "batch"}),
     ("retinanet", {"normalizer": "ema"}),
     ("retinanet", {"normalizer": "image"}),
+    ("retinanet", {"normalizer": "image_sum"}),
     ("fcos", {"normalizer": "ema"}),
     ("fcos", {"centerness_weights_boxes": True}),
     ("mask_keypoint_rcnn", {}),

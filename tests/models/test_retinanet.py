@@ -119,7 +119,7 @@ def test_ignore_crowd_iof_ignores_anchors_in_crowds(model, outputs):
 # -- losses
 
 
-@pytest.mark.parametrize("normalizer", ["ema", "batch", "image"])
+@pytest.mark.parametrize("normalizer", ["ema", "batch", "image", "image_sum"])
 @pytest.mark.parametrize("box_loss,beta", [("smooth_l1", 0.0), ("smooth_l1", 0.5), ("giou", 0.0)])
 def test_losses_equal_numpy(model, outputs, normalizer, box_loss, beta):
     rule = sibling(
@@ -137,6 +137,7 @@ def test_losses_equal_numpy(model, outputs, normalizer, box_loss, beta):
     divisor = {
         "ema": 0.75 * 40 + 0.25 * per_image.sum(),
         "batch": per_image.sum(),
+        "image_sum": per_image.sum(),
         "image": per_image * 2,
     }[normalizer]
     one_hot = targets["class_ids"].numpy()[..., None] == np.arange(NUM_CLASSES)
@@ -154,7 +155,7 @@ def test_losses_equal_numpy(model, outputs, normalizer, box_loss, beta):
     assert losses["box_loss"] == pytest.approx(0.5 * np.sum(np.where(matched >= 0, each, 0) / divisor), rel=1e-4)
 
 
-@pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 100 + 0.1), ("batch", 1), ("image", 2)])
+@pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 100 + 0.1), ("batch", 1), ("image", 2), ("image_sum", 2)])
 def test_box_losses_are_zero_without_objects(model, outputs, normalizer, divisor):
     rule = sibling(model, normalizer=LossNormalizer(normalizer))
     losses = rule.compute_losses(outputs, rule.compute_targets(outputs, without_objects(batch())))
@@ -368,7 +369,7 @@ def test_default_model_has_no_frozen_weights(model_class):
 
 
 def test_invalid_arguments_raise_user_error():
-    with pytest.raises(ValueError, match="no method 'sum': choose 'ema', 'batch' or 'image'"):
+    with pytest.raises(ValueError, match="no method 'sum': choose one of 'ema', 'batch', 'image', 'image_sum'"):
         LossNormalizer("sum")
     with pytest.raises(ValueError, match="at least one class, got num_classes=0"):
         RetinaNet(0)
