@@ -17,11 +17,14 @@ import keras, numpy as np, tensorflow as tf
 tests, cases = sys.argv[1:]
 sys.path.insert(0, tests)
 from models.models import MODELS, batch
+from kerasdet.models.common import LossNormalizer
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 def build(name, options):
     keras.utils.set_random_seed(1)
+    if "normalizer" in options:
+        options = {**options, "normalizer": LossNormalizer(options["normalizer"])}
     return MODELS[name](**options)
 """
 
