@@ -1,5 +1,7 @@
 """A backbone that is not a ResNet works with every neck through the protocol."""
 
+import textwrap
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from kerasdet.layers import FPN, Backbone, ConvNorm, ConvTop, MaxPoolTop, ResNet
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="tests_backbone")
 class PlainBackbone(keras.Model):
     """Computes c3, c4 and c5 with one strided convolution per level."""
 
@@ -72,3 +74,10 @@ def test_plain_backbone_survives_a_keras_file(tmp_path):
     loaded = keras.models.load_model(tmp_path / "backbone.keras")
     assert loaded.strides == backbone.strides
     np.testing.assert_array_equal(loaded(x)["c5"], backbone(x)["c5"])
+
+
+def test_example_of_the_protocol_runs_as_written():
+    example = textwrap.dedent(Backbone.__doc__.split("plain convolutions::")[1].split("Attributes:")[0])
+    names = {}
+    exec(example.replace("width=32", "width=2"), names)
+    assert names["model"].backbone.features == ("c3", "c4", "c5")
