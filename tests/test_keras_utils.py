@@ -60,7 +60,7 @@ BACKBONE = {
     "deform_stages": ("c4",),
     "deform_version": 2,
     "deform_groups": 2,
-    "norm": "bn",
+    "norm": "bn_inference",
     "norm_epsilon": 1e-3,
     "freeze_at": 1,
 }
