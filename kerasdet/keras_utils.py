@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
+
 
 class ConfigFromInit:
     """Mixin that reads a Keras config from constructor arguments, so that no option can be missing in it.
 
-    A class must store each constructor argument in an attribute of the same name. The config includes arguments at
+    A class must store each constructor argument in an attribute of the same name. ``**kwargs``, under any name, go to
+    the base class instead. A constructor with ``*args`` cannot be saved. The config includes arguments at
     their default, so a file keeps its meaning when a default changes.
 
     Example:
@@ -25,9 +28,19 @@ class ConfigFromInit:
     """
 
     def get_config(self) -> dict:
-        """Returns all constructor arguments, serialised, by name."""
+        """Returns all constructor arguments, serialised, by name.
+
+        Raises:
+            UserError: If the object has no attribute for an argument.
+        """
         inherited = super().get_config() if isinstance(self, keras.layers.Layer) else {}
-        arguments = {name: getattr(self, name) for name in constructor_arguments(type(self))}
+        names = constructor_arguments(type(self))
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise UserError(
+                f"{type(self).__name__} has no attribute {', '.join(missing)}, from which its config is read: store "
+                f"each constructor argument in an attribute of its name, as in self.{missing[0]} = {missing[0]}."
+            )
+        arguments = {name: getattr(self, name) for name in names}
         return {**inherited, **{name: _serialized(value) for name, value in arguments.items()}}
 
     @classmethod
@@ -83,13 +96,20 @@ def constructor_arguments(cls: type) -> list[str]:
 
     Returns:
         Argument names without duplicates, those of the class itself first.
+
+    Raises:
+        UserError: If a constructor has ``*args``, which no attribute holds.
     """
     names = []
     for base in cls.__mro__:
         if not issubclass(base, ConfigFromInit) or "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
-        names += [p.name for p in parameters if p.name not in ("self", "kwargs", *names)]
+        _self, *parameters = inspect.signature(base.__init__).parameters.values()
+        if args := [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]:
+            raise UserError(
+                f"The constructor of {base.__name__} has *{args[0]}, which its config cannot hold: name each argument."
+            )
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in names]
     return names
 
 

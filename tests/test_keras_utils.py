@@ -9,6 +9,7 @@ import keras
 import pytest
 
 import kerasdet
+from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
@@ -322,3 +323,33 @@ def test_config_contains_the_defaults(cls):
 def test_name_survives_the_config(cls):
     layer = cls(**ARGUMENTS[cls](), name="somebody")
     assert keras.saving.deserialize_keras_object(as_json(layer)).name == "somebody"
+
+
+class Scale(ConfigFromInit, keras.layers.Layer):
+    """Names its keyword arguments otherwise than kerasdet does."""
+
+    def __init__(self, factor=2.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+
+def test_keyword_arguments_may_have_any_name():
+    config = Scale(3.0, name="scale").get_config()
+    assert config["factor"] == 3.0 and "options" not in config
+    assert Scale.from_config(config).name == "scale"
+
+
+def test_argument_without_attribute_raises():
+    layer = Scale()
+    del layer.factor
+    with pytest.raises(UserError, match=r"Scale has no attribute factor, .*: store each"):
+        layer.get_config()
+
+
+def test_positional_arguments_of_any_number_raise():
+    class Sum(ConfigFromInit):
+        def __init__(self, *terms):
+            self.terms = terms
+
+    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: name each argument"):
+        Sum(1, 2).get_config()

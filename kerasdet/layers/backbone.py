@@ -11,12 +11,14 @@ class Backbone(Protocol):
     """Describes what a detector needs from a backbone; `kerasdet.ResNet` is one of them.
 
     A backbone is a `keras.Model` that takes normalised images and returns feature maps by name. Necks and detectors
-    read only the three attributes below and call the model, so any architecture fits:
+    read only the three attributes below and call the model, so any architecture fits. A detector calls it once on a
+    small image when it is made, and refuses a backbone that does not return what it states:
 
     1. Subclass `keras.Model` and register it with `keras.saving.register_keras_serializable(package=...)`.
     2. Set `features`, `channels` and `strides` in the constructor. All three list the same names, finest first.
     3. Name a feature after its stride: ``c{l}`` has a stride of ``2**l`` pixels (``c3`` has 8). A neck derives the
-       names of its outputs from these (``c3`` -> ``p3``). A dilated stage keeps its name and states its true stride.
+       names of its outputs from these (``c3`` -> ``p3``). A dilated stage keeps its name and states its true stride, so
+       a neck that merges it refuses the backbone.
     4. Pad like PyTorch if you convert PyTorch weights; `kerasdet.layers.ConvNorm` does so.
     5. Build all variables in the constructor, so that `load_weights` works before the first call.
 
@@ -27,6 +29,10 @@ class Backbone(Protocol):
 
     Example:
         A backbone of plain convolutions::
+
+            import keras
+            import kerasdet
+            from kerasdet.layers import ConvNorm
 
             @keras.saving.register_keras_serializable(package="my_package")
             class PlainBackbone(keras.Model):

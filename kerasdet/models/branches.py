@@ -9,11 +9,7 @@ branch is one subclass of `Branch` in one file; nothing else in kerasdet names a
 - inference: `select_class_maps`, `hflip` and `postprocess`;
 - data: `check_dataset`, and `learn_names` if it has names to learn.
 
-A branch that is declared as below works in ``RoIHeads(branches=[MyBranch()])`` and is saved with the model. For gin
-files, its module also calls ``gin.register``.
-
-    @keras.saving.register_keras_serializable(package="mine")
-    class MyBranch(ConfigFromInit, Branch): ...
+`Branch` has an example. For gin files, the module of a branch also calls ``gin.register``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +51,53 @@ class Branch(keras.layers.Layer):
         convention: Source framework whose interpretation of the outputs the branch follows, or None if all agree.
         skeleton: Pairs of point indices that drawings connect by a line.
         norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
-        map_size: Side of the maps that `call` returns; `build` sets it.
+        map_size: Side of the maps that `call` returns, if it returns maps; `build` sets it.
+
+    Example:
+        A branch that predicts one number for each region, from ``difficulty`` (B, M) in the batch::
+
+            import keras
+            import tensorflow as tf
+            import kerasdet
+            from kerasdet.geometry.matching import gather_gt
+            from kerasdet.keras_utils import ConfigFromInit, float_dtype
+            from kerasdet.models import Branch, RoIHeads
+            from kerasdet.ops.distribute import global_sum
+
+            @keras.saving.register_keras_serializable(package="my_package")
+            class DifficultyBranch(ConfigFromInit, Branch):
+                target_key = "difficulty"
+                loss_names = ("difficulty_loss",)
+                output_names = ("difficulty",)
+
+                def __init__(self, *, loss_weight=1.0, **kwargs):
+                    super().__init__(**{"name": "difficulty_branch", **kwargs})
+                    self.loss_weight = loss_weight
+
+                def build(self, input_shape):  # (N, S, S, C)
+                    self.dense = keras.layers.Dense(1, name="dense")
+                    self.dense.build((None, input_shape[-1]))
+
+                def call(self, pooled, training=False):
+                    return self.dense(tf.reduce_mean(pooled, [1, 2]))  # (N, 1)
+
+                def compute_targets(self, rois, matched_gt, batch):
+                    return {"difficulty": gather_gt(batch["difficulty"], matched_gt)}  # (B, P)
+
+                def compute_losses(self, logits, targets, positive):
+                    weights = tf.cast(positive, float_dtype())  # (B, P)
+                    logits = tf.cast(tf.reshape(logits, tf.shape(weights)), float_dtype())
+                    error = tf.abs(logits - tf.cast(targets["difficulty"], float_dtype()))
+                    count = tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)  # on all replicas
+                    return {"difficulty_loss": self.loss_weight * tf.reduce_sum(error * weights) / count}
+
+                def select_class_maps(self, logits, class_ids):
+                    return tf.reshape(tf.cast(logits, float_dtype()), tf.shape(class_ids))  # (B, D)
+
+                def postprocess(self, maps, detections):
+                    return {"difficulty": tf.where(detections["class_ids"] >= 0, maps, 0.0)}
+
+            model = kerasdet.FasterRCNN(3, roi_heads=RoIHeads(branches=[DifficultyBranch()]))
     """
 
     target_key: str
@@ -67,6 +109,10 @@ class Branch(keras.layers.Layer):
     convention: str | None = None
     skeleton: tuple[tuple[int, int], ...] = ()
     norm: str | None = None
+    _how_to_read_targets = (
+        "read them into the records of the dataset (CONTRIBUTING.md, 'Add a branch to R-CNNs'), or train with `fit` on "
+        "batches that have them"
+    )
 
     def __init__(self, *, pool_size: int | None = None, **kwargs):
         super().__init__(autocast=False, **kwargs)  # boxes and targets stay float32 under every policy
@@ -137,26 +183,36 @@ class Branch(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must define compute_losses.")
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Selects the maps of the detected classes.
+        """Selects the maps, or other predictions, of the detected classes.
 
         Args:
-            logits: (B * D, S, S, ...) result of `call`.
+            logits: (B * D, ...) result of `call`; maps are (B * D, S, S, ...).
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S, ...) maps, which can be averaged over several views of an image.
+            (B, D, ...), and (B, D, S, S, ...) for maps. Test-time augmentation averages them over views of an image.
         """
         raise NotImplementedError(f"{type(self).__name__} must define select_class_maps.")
 
     def hflip(self, maps: tf.Tensor) -> tf.Tensor:
-        """Turns maps of a mirrored image (B, D, S, S, ...) into maps of the image itself."""
-        return tf.reverse(maps, [3])
+        """Turns maps of a mirrored image into maps of the image itself.
+
+        Override it if predictions that are not maps also tell left from right.
+
+        Args:
+            maps: Result of `select_class_maps`. Maps are (B, D, S, S, ...).
+
+        Returns:
+            The maps with their columns reversed. Predictions with fewer than two axes after (B, D), such as a number
+            for each region, return unchanged.
+        """
+        return tf.reverse(maps, [3]) if maps.shape.rank > 3 else maps
 
     def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Computes the outputs of detections.
 
         Args:
-            maps: (B, D, S, S, ...) result of `select_class_maps`.
+            maps: (B, D, ...) result of `select_class_maps`.
             detections: ``boxes`` (B, D, 4) and ``class_ids`` (B, D), -1 for padding.
 
         Returns:
@@ -175,10 +231,9 @@ class Branch(keras.layers.Layer):
             UserError: If the dataset lacks the ground truth of this branch.
         """
         if not self.has_targets(dataset):
-            key = self.target_key
             raise UserError(
-                f"The model learns {key}, and {dataset.annotations} was read without them: set "
-                f"CocoDataset.{key}=True ({key}=True); Pascal VOC has none."
+                f"The model's {type(self).__name__} learns {self.target_key}, and {dataset.annotations} was read "
+                f"without them: {self._how_to_read_targets}."
             )
 
     def learn_names(self, dataset: "Dataset") -> None:
@@ -210,6 +265,7 @@ class MaskBranch(ConfigFromInit, Branch):
     metric = "segm"
     rescaling = "boxes_relative"
     export_names = {"mask_probs": "detection_masks"}  # noqa: RUF012
+    _how_to_read_targets = "set CocoDataset.masks=True (masks=True); Pascal VOC has none"
 
     def __init__(
         self,
@@ -332,6 +388,7 @@ class KeypointBranch(ConfigFromInit, Branch):
     metric = "keypoints"
     rescaling = "positions"
     export_names = {"keypoints": "detection_keypoints"}  # noqa: RUF012
+    _how_to_read_targets = "set CocoDataset.keypoints=True (keypoints=True); Pascal VOC has none"
 
     def __init__(
         self,

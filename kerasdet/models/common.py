@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.layers.resnet import ResNet
 from kerasdet.models.detector import Detector
 from kerasdet.ops.distribute import global_sum
 
@@ -87,31 +89,93 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
 
 
 def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
-    """Checks that a backbone returns the features that the neck merges.
+    """Checks that a backbone keeps its protocol and returns the features that the neck merges.
+
+    A backbone other than `ResNet` runs once on a small black image, which shows whether it returns what it states.
 
     Args:
         backbone: A model that follows the protocol `kerasdet.layers.backbone.Backbone`.
         neck: A layer with `in_features`, the names of the features that it merges.
 
     Raises:
-        TypeError: If the backbone does not follow the protocol, for example a name.
-        ValueError: If the backbone lacks a feature.
+            TypeError: If the backbone is something else, such as a name.
+        UserError: If it lacks a feature, or if a feature has not the channels or the stride that it should have.
     """
-    channels = getattr(backbone, "channels", None)
-    if not isinstance(channels, Mapping):
-        what = repr(backbone) if isinstance(backbone, str) else f"a {type(backbone).__name__} without `channels`"
-        raise TypeError(
-            f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that keeps the protocol "
-            "kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` of each, "
-            "such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
+    protocol = (
+        "the protocol kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` "
+        "of each, such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
+    )
+    if isinstance(backbone, type):
+        raise TypeError(f"backbone is the class {backbone.__name__}: give an object of it, {backbone.__name__}(...).")
+    for attribute in ("channels", "strides"):
+        if not isinstance(getattr(backbone, attribute, None), Mapping):
+            name = type(backbone).__name__
+            what = repr(backbone) if isinstance(backbone, str) else f"a {name} without `{attribute}`"
+            raise TypeError(f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that keeps {protocol}")
+    _check_strides(backbone, neck)
+    if type(backbone).call is not ResNet.call:  # ResNet derives its statements from what it builds
+        _check_features(backbone)
+
+
+def _check_strides(backbone, neck):
+    """Raises a UserError unless the backbone states all features of the neck with the strides that they need."""
+    name = type(backbone).__name__
+    wanted = tuple(getattr(neck, "in_features", ()))
+    source = getattr(getattr(neck, "top", None), "in_feature", "p")
+    wanted += (source,) if not source.startswith("p") and source not in wanted else ()
+    if missing := [feature for feature in wanted if feature not in backbone.channels]:
+        fix = f"let {name} return {' and '.join(missing)} (a name states the stride, c3 has 8 pixels)"
+        if isinstance(backbone, ResNet):
+            fix = f"give ResNet out_features={wanted}"
+        raise UserError(
+            f"The neck merges {', '.join(wanted)}, and the backbone lacks {', '.join(missing)}: {fix}. Or give the "
+            f"model a neck with other in_features; {name} has {', '.join(backbone.channels)}."
         )
-    given = getattr(backbone, "out_features", channels)  # a ResNet knows the channels of all of its stages
-    missing = [name for name in getattr(neck, "in_features", ()) if name not in given]
-    if missing:
-        raise ValueError(
-            f"The neck merges {', '.join(neck.in_features)}, and the backbone lacks {', '.join(missing)}: give "
-            f"ResNet out_features={tuple(neck.in_features)}."
+    for feature in wanted:
+        if feature not in backbone.strides:
+            raise UserError(
+                f"{name}.strides lacks {feature}: state a stride in pixels for each feature, such as {{'c3': 8}}."
+            )
+        level = feature[1:]
+        if level.isdigit() and backbone.strides[feature] != 2 ** int(level):
+            raise UserError(
+                f"{name} states a stride of {backbone.strides[feature]} pixels for {feature}, and the neck and the "
+                f"anchors need {2 ** int(level)}: name each feature after its stride, such as c3 for 8 pixels."
+            )
+
+
+def _check_features(backbone):
+    """Raises a UserError if the features of a small image differ from what the backbone states."""
+    name = type(backbone).__name__
+    height, width = 64, 128  # multiples of all usual strides, so that rounding does not matter
+    try:
+        features = backbone(tf.zeros([1, height, width, 3], float_dtype()), training=False)
+    except Exception:  # some architectures accept no image of this size; the first real call shows other mistakes
+        return
+    if not isinstance(features, Mapping):
+        raise UserError(
+            f"{name} returns a {type(features).__name__}: let its `call` return a dict from the names of the features "
+            f"to (B, h, w, C) tensors, {', '.join(backbone.channels)}."
         )
+    if missing := [feature for feature in backbone.channels if feature not in features]:
+        raise UserError(
+            f"{name}.channels lists {', '.join(missing)}, and `call` returns {', '.join(map(str, features))}: return "
+            "every listed feature."
+        )
+    for feature, channels in backbone.channels.items():
+        shape = tuple(getattr(features[feature], "shape", ()))
+        stride = backbone.strides.get(feature)
+        if len(shape) != 4 or shape[3] != channels:
+            raise UserError(
+                f"{name}.channels states {channels} channels for {feature}, which has the shape {shape}: state the "
+                "last number of the shape, (B, h, w, C)."
+            )
+        if stride and shape[1:3] != (expected := (-(-height // stride), -(-width // stride))):
+            raise UserError(
+                f"{name} makes {feature} of {shape[1]} x {shape[2]} cells from an image of {height} x {width} pixels, "
+                f"and its stride of {stride} needs {expected[0]} x {expected[1]}: correct `strides`, or pad all "
+                'convolutions and poolings ("same", not "valid").'
+            )
 
 
 def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
@@ -135,6 +199,8 @@ def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[
 
 
 def check_num_classes(model: str, num_classes: int) -> None:
-    """Raises a UserError unless `num_classes` is at least 1; `model` names the class in the message."""
+    """Raises a UserError unless `num_classes` is a whole number from 1; `model` names the class in the message."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
+        raise UserError(f"{model} got num_classes={num_classes!r}: give a whole number, 1 or more.")
     if num_classes < 1:
         raise UserError(f"{model} needs at least one class, got num_classes={num_classes}: background is not a class.")

@@ -130,8 +130,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             )
         self.pooler = pooler or RoIPooler()
         self.box_head = box_head or BoxHead()
-        self.branches = list(branches)
-        _check_branches(self.branches)
+        self.branches = _checked_branches(branches)
         self.matcher = matcher or IoUMatcher(0.5, 0.5, allow_low_quality_matches=False)
         self.sampler = sampler or BalancedSampler(512, 0.25)
         self.add_gt_as_proposals = add_gt_as_proposals
@@ -345,7 +344,9 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         result = {"class_loss": tf.reduce_sum(class_loss * sampled) / count, "box_loss": box_loss / count}
         leading = self._leading_positives(positive, positive)
         for branch in self.branches:
-            result |= branch.compute_losses(outputs[branch.name], targets[branch.name], leading)
+            losses = branch.compute_losses(outputs[branch.name], targets[branch.name], leading)
+            _check_names(branch, "compute_losses", losses, "loss_names")
+            result |= losses
         return result
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -392,14 +393,40 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         first = {name: detections[name][:, :most] for name in ("boxes", "class_ids")}
         for branch in self.branches:
             maps = self.branch_maps(branch, pyramid, **first)
-            for name, value in branch.postprocess(maps, first).items():
+            outputs = branch.postprocess(maps, first)
+            _check_names(branch, "postprocess", outputs, "output_names")
+            for name, value in outputs.items():
                 missing = [[0, 0], [0, padded - most]] + [[0, 0]] * (value.shape.rank - 2)
                 found[name] = tf.ensure_shape(tf.pad(value, missing), [None, padded, *value.shape[2:]])
         return found
 
 
-def _check_branches(branches):
-    """Raises a UserError if two branches would overwrite each other's outputs."""
+def _checked_branches(branches):
+    """Returns branches as a list; raises a UserError if one is incomplete or two overwrite each other's outputs."""
+    if isinstance(branches, Branch):
+        raise UserError(f"RoIHeads.branches is a {type(branches).__name__}: give a list, even of a single branch.")
+    branches = list(branches)
+    for branch in branches:
+        if isinstance(branch, type):
+            raise UserError(f"RoIHeads.branches has the class {branch.__name__}: give an object, {branch.__name__}().")
+        if not isinstance(branch, Branch):
+            raise UserError(f"RoIHeads.branches has {branch!r}: give objects of subclasses of kerasdet.models.Branch.")
+        for attribute in ("target_key", "loss_names", "output_names"):
+            value = getattr(branch, attribute, None)
+            if not (isinstance(value, str) if attribute == "target_key" else isinstance(value, list | tuple)):
+                kind = "a string" if attribute == "target_key" else "a tuple of strings"
+                raise UserError(f"{type(branch).__name__}.{attribute} is {value!r}: define it in the class, {kind}.")
     for names in ([branch.name for branch in branches], [name for branch in branches for name in branch.loss_names]):
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"Two branches have the name or loss {', '.join(sorted(twice))}: give one of each kind.")
+    return branches
+
+
+def _check_names(branch, method, result, attribute):
+    """Raises a UserError if a branch's method returns other names than the branch states."""
+    stated = getattr(branch, attribute)
+    if set(result) != set(stated):
+        raise UserError(
+            f"{type(branch).__name__}.{method} returns {', '.join(result) or 'nothing'}, and its {attribute} are "
+            f"{', '.join(stated) or 'none'}: give both the same names."
+        )

@@ -392,7 +392,8 @@ def build_pyramid(backbone: keras.Model, neck: keras.layers.Layer, rpn: RPN) -> 
     if missing := [level for level in rpn.anchors.levels if level not in neck.levels]:
         raise UserError(
             f"The RPN has anchors for {', '.join(missing)}, which the neck does not make: it makes "
-            f"{', '.join(neck.levels)}. Give AnchorGenerator the levels of the neck."
+            f"{', '.join(neck.levels)}. Give RPN(anchors=AnchorGenerator(sizes, levels={tuple(neck.levels)})), with "
+            "sizes for each of these levels."
         )
     if not rpn.built:
         rpn.build((None, None, None, neck.channels))

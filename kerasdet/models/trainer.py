@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction
 from kerasdet.keras_utils import float_dtype
 from kerasdet.ops.distribute import global_max, global_sum, local_reductions, local_replicas, num_replicas
@@ -50,7 +51,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def train_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Trains on one batch and returns the running means by name."""
-        batch = pad_to_global_max(self._with_finite_pixels(training_batch(data)))
+        batch = pad_to_global_max(self._with_finite_pixels(self._with_valid_objects(training_batch(data))))
         gradients, losses, positives = self._accumulate_gradients(batch)
         gradients = global_sum(gradients)
         norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([], float_dtype()))
@@ -65,7 +66,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def test_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Computes the losses of one batch and returns their running means by name."""
-        batch, is_real = pad_empty_batch(pad_to_global_max(training_batch(data)))
+        batch, is_real = pad_empty_batch(pad_to_global_max(self._with_valid_objects(training_batch(data))))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
         outputs, targets = drop_padded_outputs(outputs, is_real), drop_padded_outputs(targets, is_real)
@@ -135,12 +136,41 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         with tf.control_dependencies([finite]):
             return {**batch, "image": tf.identity(image)}
 
+    def _with_valid_objects(self, batch):
+        """Returns the batch after assertions that its class ids exist and its boxes are finite and not inverted."""
+        boxes, class_ids = batch["boxes"], batch["class_ids"]
+        num_classes = getattr(self, "num_classes", None)  # None for a model without classes
+        wrong_class = class_ids < -1
+        if num_classes is not None:
+            wrong_class |= class_ids >= num_classes
+        in_order = tf.reduce_all(boxes[..., 2:] >= boxes[..., :2], -1)
+        finite = tf.reduce_all(tf.math.is_finite(boxes), -1)
+        wrong_box = (class_ids >= 0) & ~(in_order & finite)  # (B, M); a box of padding may be anything
+        last_class = "" if num_classes is None else num_classes - 1
+        checks = [
+            _assert_no_object(
+                wrong_class, batch, f"A class id is not in 0..{last_class}, nor -1 for padding: the class id", class_ids
+            ),
+            _assert_no_object(
+                wrong_box,
+                batch,
+                "A box is inverted or not finite, it must be (y1, x1, y2, x2) in pixels, y1 < y2 and x1 < x2: the box",
+                boxes,
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            return {**batch, "boxes": tf.identity(boxes), "class_ids": tf.identity(class_ids)}
+
     def _assert_finite_loss(self, norm, losses, batch):
         """Returns an assertion that stops before a loss or gradient that is not finite reaches the weights."""
         finite = tf.math.is_finite(losses["loss"])
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # it skips such gradients
             finite &= tf.math.is_finite(norm)
-        message = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
+        message = [
+            "The loss or its gradient is not finite (lower the learning rate, check for boxes without height or width) "
+            "at iteration",
+            self.optimizer.iterations.value,
+        ]
         for name, value in losses.items():
             message += [name, value] if name != "loss" else []
         if "image_id" in batch:
@@ -268,9 +298,16 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
         The batch as a dict.
 
     Raises:
+        UserError: If the batch is not a dict.
         ValueError: If an entry is missing.
     """
-    batch = dict(unpack_batch(data))
+    batch = unpack_batch(data)
+    if not isinstance(batch, Mapping):
+        raise UserError(
+            f"A training batch is a {type(batch).__name__}, not a dict: give fit(batch) or a dataset of batches "
+            "instead of fit(x, y), with batch = {'image': (B, H, W, 3), 'boxes': (B, M, 4), 'class_ids': (B, M)}."
+        )
+    batch = dict(batch)
     if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
         raise ValueError(
             f"A training batch lacks {', '.join(missing)} and has {', '.join(batch)}: make batches with "
@@ -295,6 +332,26 @@ def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
         batch = batch["image"]
     shape = tf.shape(batch)
     return tf.broadcast_to(shape[1:3], [shape[0], 2])
+
+
+def _assert_no_object(wrong, batch, message, values):
+    """Returns an assertion that no object is wrong; it shows the value and the image of the first one that is.
+
+    Args:
+        wrong: (B, M) bool.
+        batch: Training batch, whose `image_id` (B,) names the image, if there is one.
+        message: Text before the value.
+        values: (B, M, ...) from which to show the value.
+    """
+    # one more row and image, because both may be none, and a graph gathers before it knows whether anything is wrong
+    wrong = tf.pad(wrong, [[0, 1], [0, 1]])
+    values = tf.pad(values, [[0, 1], [0, 1]] + [[0, 0]] * (values.shape.rank - 2))
+    first = tf.argmax(tf.reshape(wrong, [-1]), output_type=tf.int32)
+    image, row = first // tf.shape(wrong)[1], first % tf.shape(wrong)[1]
+    data = [message, values[image, row], "of object", row, "in image", image, "of the batch"]
+    if "image_id" in batch:
+        data += ["image id", tf.pad(tf.convert_to_tensor(batch["image_id"]), [[0, 1]])[image]]
+    return tf.debugging.Assert(~tf.reduce_any(wrong), data)
 
 
 def _with_total(losses):

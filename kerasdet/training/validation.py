@@ -122,7 +122,7 @@ def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]
     if inspect.unwrap(evaluate) is not evaluation.evaluate:  # gin wraps the function
         return []
     names = list(PROPOSAL_SUMMARY if model.num_classes is None else SUMMARIES["bbox"])
-    for branch in model.branches:
+    for branch in (branch for branch in model.branches if branch.metric):
         names += [f"{branch.metric}/{name}" for name in SUMMARIES[branch.metric]]
     if _has_targets(model, data):
         names += ["val_loss", *(f"val_{name}" for name in model.loss_names)]

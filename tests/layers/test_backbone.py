@@ -1,5 +1,7 @@
 """A backbone that is not a ResNet works with every neck through the protocol."""
 
+import textwrap
+
 import keras
 import numpy as np
 import pytest
@@ -41,3 +43,10 @@ def test_plain_backbone_survives_a_keras_file(tmp_path):
     loaded = keras.models.load_model(tmp_path / "backbone.keras")
     assert loaded.strides == backbone.strides
     np.testing.assert_array_equal(loaded(x)["c5"], backbone(x)["c5"])
+
+
+def test_example_of_the_protocol_runs_as_written():
+    example = textwrap.dedent(Backbone.__doc__.split("plain convolutions::")[1].split("Attributes:")[0])
+    names = {}
+    exec(example.replace("width=32", "width=2"), names)
+    assert names["model"].backbone.features == ("c3", "c4", "c5")

@@ -134,3 +134,57 @@ def test_backbone_that_is_not_a_resnet_trains_saves_loads_and_detects(model_clas
     assert found["valid"].any()
     for name, value in found.items():
         np.testing.assert_array_equal(value, again[name])
+
+
+def plain_retinanet(call=None, **attributes):
+    """Makes a model on a `PlainBackbone` with other attributes, or whose `call` passes its features to `call`."""
+
+    class Changed(PlainBackbone):
+        def call(self, images, training=False):
+            return call(super().call(images, training)) if call else super().call(images, training)
+
+    backbone = Changed()
+    for name, value in attributes.items():
+        setattr(backbone, name, value)
+    return RetinaNet(NUM_CLASSES, backbone=backbone, neck=FPN(channels=32, top=ConvTop("c5", 32)))
+
+
+@pytest.mark.parametrize(
+    "attributes,message",
+    [
+        (
+            {"channels": {"c3": 16, "c4": 32, "c5": 65}},
+            r"states 65 channels for c5, which has the shape \(1,",
+        ),
+        ({"strides": {"c3": 4, "c4": 8, "c5": 16}}, "states a stride of 4 pixels for c3, .* need 8: name each feature"),
+        ({"strides": {"c4": 16, "c5": 32}}, "Changed.strides lacks c3: state a stride in pixels"),
+        ({"channels": {"c4": 32, "c5": 64}}, r"lacks c3: let Changed return c3 .*; Changed has c4, c5\."),
+        ({"call": lambda features: list(features.values())}, "Changed returns a list: let its `call` return a dict"),
+        (
+            {"call": lambda features: {"c3": features["c3"]}},
+            "channels lists c4, c5, and `call` returns c3: return",
+        ),
+        (
+            {"call": lambda features: {name: x[:, 1:] for name, x in features.items()}},
+            "makes c3 of 7 x 16 cells from an image of 64 x 128 pixels, and its stride of 8 needs 8 x 16: correct",
+        ),
+    ],
+    ids=["channels", "strides", "missing stride", "missing feature", "list", "missing output", "valid padding"],
+)
+def test_backbone_that_breaks_its_protocol_raises(attributes, message):
+    with pytest.raises(UserError, match=message):
+        plain_retinanet(**attributes)
+
+
+def test_backbone_without_strides_or_instance_raises():
+    with pytest.raises(TypeError, match="a Changed without `strides`: give"):
+        plain_retinanet(strides=None)
+    with pytest.raises(TypeError, match="backbone is the class PlainBackbone: give an object of it"):
+        RetinaNet(NUM_CLASSES, backbone=PlainBackbone)
+
+
+def test_backbone_that_accepts_no_small_image_is_not_refused():
+    def refuse(features):
+        raise ValueError("needs 1024 pixels")
+
+    assert plain_retinanet(refuse).built

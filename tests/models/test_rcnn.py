@@ -1,6 +1,8 @@
 """Tests the options of the R-CNNs."""
 
 import json
+import textwrap
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -28,10 +30,11 @@ from kerasdet.data.pipeline import training_batches
 from kerasdet.errors import UserError
 from kerasdet.geometry.matching import IGNORE, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
+from kerasdet.inference import AugmentedPredictor
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import BoxHead
 from kerasdet.layers.heads import RPNHead
-from kerasdet.models import RPN, Branch, RoIPooler
+from kerasdet.models import RPN, Branch, RoIHeads, RoIPooler
 from kerasdet.ops import roi_pool
 
 # -- branches
@@ -137,6 +140,59 @@ def test_custom_branch_trains_detects_and_saves(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_same(detections_of(loaded, batch()), found, rtol=0, atol=0)
+
+
+def branch_example():
+    """Returns the class that the docstring of `Branch` shows; executing it checks the text."""
+    names = {}
+    code = textwrap.dedent(Branch.__doc__.split("in the batch::")[1])
+    exec(code.replace("my_package", "tests_rcnn").split("model =")[0], names)
+    return names["DifficultyBranch"]
+
+
+def test_example_of_a_branch_trains_and_survives_mirrored_views():
+    model = randomized(faster_rcnn(roi_heads=roi_heads([branch_example()()], {"score_threshold": 0.0})))
+    data = {**batch(), "difficulty": np.float32([[0.1, 0.9, 0.5], [0.2, 0.3, 0.0]])}
+    assert losses(model, data)["difficulty_loss"] > 0
+    found = model.detect_batch(inputs(data))
+    assert found["difficulty"].shape == (2, 20) and np.any(found["difficulty"])
+    augmented = AugmentedPredictor(model, [96]).detect_batch(inputs(data))
+    assert augmented["difficulty"].shape == (2, 20) and np.isfinite(augmented["difficulty"]).all()
+
+
+def test_branch_whose_names_differ_from_its_results_raises():
+    class Renamed(SizeBranch):
+        loss_names = ("sizes_loss",)
+        output_names = ("side",)
+
+    model = randomized(mask_rcnn(roi_heads=roi_heads([Renamed()])))
+    with pytest.raises(UserError, match=r"Renamed\.compute_losses returns size_loss, and its loss_names are"):
+        losses(model, batch())
+    with pytest.raises(UserError, match=r"Renamed\.postprocess returns sizes, and its output_names are side"):
+        detections_of(model, batch())
+
+
+@pytest.mark.parametrize(
+    "branches,message",
+    [
+        (lambda: SizeBranch(), "RoIHeads.branches is a SizeBranch: give a list"),
+        (lambda: [SizeBranch], r"has the class SizeBranch: give an object, SizeBranch\(\)"),
+        (lambda: ["masks"], "has 'masks': give objects of subclasses of kerasdet.models.Branch"),
+        (lambda: [Branch(name="bare")], "Branch.target_key is None: define it in the class, a string"),
+        (lambda: [type("Text", (SizeBranch,), {"loss_names": "a"})()], "Text.loss_names is 'a': define it .* a tuple"),
+    ],
+    ids=["no list", "class", "name", "no attributes", "string"],
+)
+def test_invalid_branches_raise(branches, message):
+    with pytest.raises(UserError, match=message):
+        RoIHeads(branches=branches())
+
+
+def test_dataset_without_the_targets_of_a_custom_branch_raises():
+    dataset = SimpleNamespace(records=[SimpleNamespace()], annotations="train.json")
+    message = "The model's DifficultyBranch learns difficulty, and train.json was read without them: read them into"
+    with pytest.raises(UserError, match=message):
+        branch_example()().check_dataset(dataset)
 
 
 # -- pooling

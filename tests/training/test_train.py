@@ -214,9 +214,16 @@ def data_with_parts(data):
     return CocoDataset(data.annotations, masks=True, keypoints=True)
 
 
+def test_metric_names_skip_branches_without_a_metric(data):
+    branch = KeypointBranch(4, num_convs=1, channels=8)
+    branch.metric = None
+    names = metric_names(evaluate, tiny.rcnn(branches=[branch]), data)
+    assert "AP" in names and not any("/" in name for name in names)
+
+
 def test_data_without_masks_or_keypoints_raises(tmp_path, data, data_with_parts):
     out_dir = tmp_path / "run"
-    with pytest.raises(UserError, match=r"learns masks, and .* was read without them: set CocoDataset.masks=True"):
+    with pytest.raises(UserError, match=r"MaskBranch learns masks, .* without them: set CocoDataset.masks=True"):
         run(out_dir, data, model=tiny.rcnn())
     with pytest.raises(ValueError, match=r"learns keypoints, .* set CocoDataset.keypoints=True"):
         run(out_dir, data, model=tiny.rcnn(branches=[KeypointBranch(4)]))
