@@ -179,6 +179,7 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
         [(expected[id(batch)], found) for batch, found in run.cases],
         _tolerance(model, read_metadata(path)["precision"]),
         score_threshold=_score_threshold(model),
+        branch_outputs=model.branch_outputs,
         subject=str(path),
     )
     return dataclasses.replace(

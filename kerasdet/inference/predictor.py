@@ -1,12 +1,13 @@
 """`Predictor`: the one `detect` of Keras models, exported files and test-time augmentation."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.detections import BranchOutput, Detections, unpad
 from kerasdet.inference.preprocessing import (
     ImageLike,
     KeepSize,
@@ -28,6 +29,7 @@ class Predictor:
         preprocessing: The model's `Preprocessing`, or `KeepSize` if `detect_batch` resizes images itself.
         mask_convention: How masks are pasted into an image, "detectron2" or "torchvision"; None without masks.
         skeleton: Pairs of keypoint indices that are joined in pictures.
+        branch_outputs: Names of the outputs beside boxes, scores and classes, and how they are rescaled and exported.
     """
 
     num_classes: int | None = None
@@ -35,6 +37,7 @@ class Predictor:
     preprocessing: Preprocessing | KeepSize = KeepSize()
     mask_convention: str | None = None
     skeleton: Sequence[tuple[int, int]] = ()
+    branch_outputs: Mapping[str, BranchOutput] = MappingProxyType({})
 
     def detect(
         self,
