@@ -1,5 +1,6 @@
 """Describes a model for the ``kerasdet.json`` that travels with every export and that `kerasdet.load` reads."""
 
+import dataclasses
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasdet.inference.detections import BranchOutput
 from kerasdet.models import Detector
 
 METADATA_FILE = "kerasdet.json"
@@ -30,8 +32,14 @@ def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any
         "preprocessing": model.preprocessing.get_config(),
         "mask_convention": model.mask_convention,
         "skeleton": [list(pair) for pair in model.skeleton],
+        "branch_outputs": {name: dataclasses.asdict(output) for name, output in model.branch_outputs.items()},
         **options,
         "kerasdet": version("kerasdet"),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
     }
+
+
+def branch_outputs(metadata: Mapping[str, Any]) -> dict[str, BranchOutput]:
+    """Reads the attribute `Predictor.branch_outputs` from the description of a model."""
+    return {name: BranchOutput(**output) for name, output in metadata["branch_outputs"].items()}

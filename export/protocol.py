@@ -41,11 +41,16 @@ class Format:
         write: `write(model, path, *, precision, gin_config, **options) -> path` writes a `Detector` to a path that does
             not exist yet. It raises a `UserError`, or an `OSError` about `path`, before it writes anything if an option
             does not fit, and never overwrites.
-        load: `load(path) -> Predictor` opens what `write` wrote. The predictor has `metadata`, a dict of
-            `kerasdet.export.metadata`.
-        read_metadata: `read_metadata(path) -> dict` reads that description without loading the model.
+        load: `load(path) -> Predictor` opens what `write` wrote. The predictor has `metadata`, the dict that
+            `read_metadata` returns.
+        read_metadata: `read_metadata(path) -> dict` reads the description of the model and its export without loading
+            the model. `kerasdet.export.metadata.model_metadata` makes it. It needs the entry ``precision``, one of the
+            format's precisions, which decides how closely the export must agree with the model. The report also prints
+            ``postprocessing``, and ``size`` with ``input_type``, if they are present.
         run_in_worker: `run_in_worker(model, path, images) -> WorkerRun` runs the file on uint8 images (H, W, 3) in
-            another process, which has nothing but the runtime. `run_worker` starts that process.
+            another process, which has nothing but the runtime: no kerasdet, not even an installed one, because users
+            run exports without it. `run_worker` starts that process. A format that only kerasdet can run, such as a
+            Keras file of kerasdet's classes, is therefore not possible.
         new_version: `new_version(folder)` is a context manager for `--serving`: it yields a path to write to and the
             path that the file has once the block ends well. None if there is no server for the format.
     """
@@ -98,9 +103,16 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
     if run.returncode:
         lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-        raise VerificationError(
-            f"{path} does not run in a fresh process: {(errors or lines)[-1]}. Install the versions of "
-            "TensorFlow and LiteRT in kerasdet's requirements.txt, then export it again."
-        )
+        error = (errors or lines)[-1].rstrip(".")
+        raise VerificationError(f"{path} does not run in a fresh process: {error}. {_remedy(error, script)}")
     with np.load(Path(folder) / "outputs.npz") as outputs:
         return dict(outputs)
+
+
+def _remedy(error, script):
+    """Returns the next step after the error of a worker."""
+    if re.search(r"No module named 'kerasdet['.]", error):
+        return f"{script.name} must run where kerasdet is not installed: remove its imports of kerasdet."
+    if error.startswith(("ModuleNotFoundError", "ImportError")):
+        return f"Install the missing package for {sys.executable}, then export it again."
+    return f"Compare the installed packages with kerasdet's requirements.txt; if they agree, correct {script.name}."

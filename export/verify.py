@@ -1,7 +1,7 @@
 """Compares the detections of a model and its export, with one table of tolerances.
 
 Detections of the two sides are paired: same class, and the nearest box with an IoU of at least 0.5. The comparison then
-measures the pairs (boxes, scores, masks, keypoints) and counts detections without a partner.
+measures the pairs (boxes, scores, masks, keypoints, outputs of other branches) and counts detections without a partner.
 
 Three classes of precision have their own tolerances, because rounding affects them differently:
 
@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kerasdet.errors import VerificationError
+from kerasdet.inference.detections import KNOWN_OUTPUTS, BranchOutput
 
 _SAME_OBJECT = 0.5  # minimum IoU of two boxes of the same object, as in AP50
 _MIN_BOX_SIZE = 16.0  # pixels; relative errors of smaller boxes would be large at a fraction of a pixel
@@ -49,7 +50,8 @@ class Tolerance:
         mean_mask_error: Mean difference in probability over all masks.
         keypoint_distance: Minimum distance of a moved keypoint, as a fraction of the box size, and at least one
             pixel.
-        moved_keypoints: Fraction of the keypoints that moved.
+        moved_keypoints: Fraction of the keypoints, and of a user's branch's positions, that moved.
+        branch_error: Mean difference of another output of a user's branch, as a fraction of its mean absolute value.
         borderline_margin: A detection is clear if its score exceeds the score threshold, and the lowest score of a full
             list, by more than this. Rounding may drop the others on one side.
         clear_score: Minimum score of a clear detection.
@@ -68,6 +70,7 @@ class Tolerance:
     mean_mask_error: float
     keypoint_distance: float
     moved_keypoints: float
+    branch_error: float
     borderline_margin: float
     clear_score: float
     unmatched_clear: float
@@ -88,6 +91,7 @@ EXACT = Tolerance(
     mean_mask_error=1e-3,
     keypoint_distance=0.0,  # the minimum of one pixel applies
     moved_keypoints=0.02,  # the maximum of a flat heatmap may move
+    branch_error=1e-3,
     borderline_margin=1e-4,  # equal to max_score_error
     clear_score=0.0,
     unmatched_clear=0.0,  # 0
@@ -105,6 +109,7 @@ ROUNDED = Tolerance(  # bfloat16 and float16, of the export or of the model
     mean_mask_error=0.02,  # 0.006; masks flipped: 0.2
     keypoint_distance=0.1,
     moved_keypoints=0.15,  # 0.064; y and x swapped: 0.96
+    branch_error=0.05,  # like score_error
     borderline_margin=0.02,
     clear_score=0.0,
     unmatched_clear=0.1,  # 0.058; BCCD-trained detectors 0.005
@@ -122,6 +127,7 @@ EIGHT_BITS = Tolerance(  # dynamic and int8
     mean_mask_error=0.05,  # 0.014
     keypoint_distance=0.1,
     moved_keypoints=0.4,  # 0.24, on untrained heatmaps
+    branch_error=0.15,  # like score_error
     borderline_margin=0.05,
     clear_score=0.5,  # AP measures the detections below
     unmatched_clear=0.25,  # 0.22
@@ -151,6 +157,7 @@ class Report:
         matched: Number of pairs.
         one_sided: Number of detections of both sides without a partner.
         clear: Number of clear detections of both sides.
+        branch_errors: Output name -> its `branch_error`.
         milliseconds: Median time of the export for the first image.
         model_milliseconds: Time of the Keras model for the same image.
     """
@@ -171,6 +178,7 @@ class Report:
     moved_keypoints: float
     unmatched_clear: float
     unmatched: float
+    branch_errors: Mapping[str, float]
     milliseconds: float = math.nan
     model_milliseconds: float = math.nan
 
@@ -179,6 +187,7 @@ class Report:
         words += [f"scores {self.max_score_error:.2g} at most ({self.score_error:.2%} on average)"]
         words += [f"masks {self.mean_mask_error:.2g} in probability"] * (self.mean_mask_error > 0)
         words += [f"{self.moved_keypoints:.1%} of the keypoints moved"] * (self.moved_keypoints > 0)
+        words += [f"{name} {error:.2%} on average" for name, error in self.branch_errors.items()]
         text = f"{self.detections} detections compared, {self.one_sided} found by one side only; {', '.join(words)}."
         if math.isfinite(self.milliseconds):
             text += f" {self.milliseconds:.0f} ms per image, {self.model_milliseconds:.0f} ms in Keras."
@@ -190,6 +199,7 @@ def compare(
     tolerance: Tolerance,
     *,
     score_threshold: float = 0.0,
+    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
     subject: str = "The export",
 ) -> Report:
     """Compares the detections of a model with those of its export.
@@ -199,6 +209,7 @@ def compare(
             the export's.
         tolerance: Row of the table, see `tolerance_for`.
         score_threshold: Score threshold of the model.
+        branch_outputs: The model's `Detector.branch_outputs`.
         subject: Name of the export at the start of an error message.
 
     Returns:
@@ -214,7 +225,8 @@ def compare(
         _check_outputs(expected, found, subject)
         for index in range(len(expected["valid"])):
             sides = _unpadded(expected, index), _unpadded(found, index)
-            images.append(_compare_image(*sides, tolerance, expected["scores"].shape[1], score_threshold))
+            capacity = expected["scores"].shape[1]
+            images.append(_compare_image(*sides, tolerance, capacity, score_threshold, branch_outputs))
     report = _summarize(images)
     violations = _violations(report, tolerance)
     if violations:
@@ -228,7 +240,9 @@ def compare(
 def _check_outputs(expected, found, subject):
     for name, value in expected.items():
         if name not in found:
-            raise VerificationError(f"{subject} differs from the model: it has no {name}. Export it again.")
+            raise VerificationError(
+                f"{subject} differs from the model: it lacks the output {name}. Write all outputs of `detect_batch`."
+            )
         if found[name].shape != value.shape:
             raise VerificationError(
                 f"{subject} differs from the model: its {name} have the shape {found[name].shape}, the model's "
@@ -248,7 +262,7 @@ def _unpadded(detections, index):
     return {name: value[index, :count] for name, value in detections.items() if name != "valid"}
 
 
-def _compare_image(ours, theirs, tolerance, capacity, score_threshold):
+def _compare_image(ours, theirs, tolerance, capacity, score_threshold, branch_outputs):
     """Measures one image: differences of all pairs, and counts of detections without a partner."""
     pairs = _pairs(ours, theirs)
     # A full list ends at its lowest score, where a rounded score can admit another detection.
@@ -270,10 +284,18 @@ def _compare_image(ours, theirs, tolerance, capacity, score_threshold):
     }
     if "mask_probs" in ours:
         measured["mask_error"] = np.abs(theirs["mask_probs"] - ours["mask_probs"]).mean((1, 2))  # (P,)
-    if "keypoints" in ours:
-        distance = np.abs(theirs["keypoints"] - ours["keypoints"])[..., :2].max(-1)  # (P, J)
-        limit = np.maximum(tolerance.keypoint_distance * size, 1.0)
-        measured["moved"] = (distance > limit[:, None]).ravel()
+    limit = np.maximum(tolerance.keypoint_distance * size, 1.0)
+    for name, output in branch_outputs.items():
+        if name not in ours or name == "mask_probs":
+            continue
+        width = math.prod(ours[name].shape[1:])
+        values, others = (np.asarray(side[name], float).reshape(-1, width) for side in (ours, theirs))
+        if output.rescaling == "positions":
+            distance = np.abs(others - values).reshape(-1, width // 3, 3)[..., :2].max(-1)  # (P, J)
+            measured["moved"] = np.append(measured["moved"], distance > limit[:, None])
+        else:
+            measured[name, "error"] = np.abs(others - values).mean(-1)  # (P,)
+            measured[name, "value"] = np.abs(values).mean(-1)
     counts = {
         "detections": len(clear[0]),
         "total": sum(len(side) for side in clear),
@@ -307,6 +329,11 @@ def _summarize(images):
         moved_keypoints=float(measured["moved"].mean()) if len(measured["moved"]) else 0.0,
         unmatched_clear=counts["one_sided_clear"] / max(counts["clear"], 1),
         unmatched=counts["one_sided"] / max(counts["total"], 1),
+        branch_errors={
+            key[0]: float(value.sum() / max(measured[key[0], "value"].sum(), 1e-6))
+            for key, value in measured.items()
+            if isinstance(key, tuple) and key[1] == "error"
+        },
     )
 
 
@@ -339,6 +366,11 @@ def _violations(report, tolerance):
         f"{words} ({getattr(report, name):.2g}, at most {getattr(tolerance, name):.2g})"
         for name, words in _AT_MOST.items()
         if not getattr(report, name) <= getattr(tolerance, name)
+    ]
+    found += [
+        f"{name} ({error:.2g}, at most {tolerance.branch_error:.2g})"
+        for name, error in report.branch_errors.items()
+        if not error <= tolerance.branch_error
     ]
     if report.mean_iou < tolerance.mean_iou:
         found.append(f"mean IoU ({report.mean_iou:.2f}, at least {tolerance.mean_iou:.2f})")

@@ -177,8 +177,9 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
             seconds = min(seconds, fastest / len(batch["image_size"]))
     report = compare(
         [(expected[id(batch)], found) for batch, found in run.cases],
-        _tolerance(model, read_metadata(path)["precision"]),
+        _tolerance(model, _read_precision(path)),
         score_threshold=_score_threshold(model),
+        branch_outputs=model.branch_outputs,
         subject=str(path),
     )
     return dataclasses.replace(
@@ -214,12 +215,24 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return format_of(path).read_metadata(Path(path))
 
 
+def _read_precision(path):
+    """Returns the precision of an export, which the metadata of every format must name."""
+    export_format = format_of(path)
+    metadata = export_format.read_metadata(Path(path))
+    if "precision" not in metadata:
+        raise VerificationError(
+            f"The metadata of {path} has no 'precision', so its tolerance is unknown: let `write` of format "
+            f"{export_format.name} add it, one of {', '.join(export_format.precisions)}."
+        )
+    return metadata["precision"]
+
+
 def _describe(path):
     """Returns a line about an export: its size and the options that tell it from others."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     megabytes = sum(file.stat().st_size for file in files) / 2**20
     metadata = read_metadata(path)
-    words = [f"{path}: {megabytes:.1f} MiB, {metadata['precision']}"]
+    words = [f"{path}: {megabytes:.1f} MiB, {_read_precision(path)}"]
     if "postprocessing" in metadata:
         words.append(f"postprocessing {metadata['postprocessing']}")
     if "size" in metadata:

@@ -68,6 +68,11 @@ def test_modules_import_only_lower_layers(path, unit):
     assert unit == "config" or not packages & ONLY_IN_CONFIG
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "export").rglob("verify_worker.py")), ids=lambda path: path.parent.name)
+def test_workers_of_export_formats_do_not_import_kerasdet(path):
+    assert not [name for name in imported(path.read_text()) if name.split(".")[0] == "kerasdet"]
+
+
 def test_all_forms_of_import_are_found():
     code = (
         "import kerasdet.models.fcos\ndef f():\n from kerasdet import losses, RetinaNet\nfrom kerasdet.ops import nms"

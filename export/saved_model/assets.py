@@ -63,6 +63,8 @@ def _label_map(names, class_offset):
 def _model_card(metadata, path, signatures):
     weights = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     rule = metadata["preprocessing"]
+    further = (output["export_name"] for output in metadata["branch_outputs"].values())
+    meanings = {**dict.fromkeys(further, "output of a branch of the model"), **_MEANINGS}
     lines = [
         f"# {metadata['model']}",
         "",
@@ -93,7 +95,7 @@ def _model_card(metadata, path, signatures):
         "| output | shape | |",
         "|---|---|---|",
         *(
-            f"| `{name}` | {_shape(tensor)} | {_MEANINGS[name]} |"
+            f"| `{name}` | {_shape(tensor)} | {meanings[name]} |"
             for name, tensor in sorted(signatures["serving_default"].structured_outputs.items())
         ),
     ]

@@ -38,7 +38,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     cases = []
     for signature, batch in (("serving_default", first), ("float_image", first), ("encoded", every)):
         own = {key.split("/")[1]: value for key, value in outputs.items() if key.startswith(f"{signature}/")}
-        found = from_tf_od(own, batch["original_size"], metadata["class_offset"])
+        found = from_tf_od(own, batch["original_size"], metadata["class_offset"], model.branch_outputs)
         cases.append((batch, {name: value.numpy() for name, value in found.items()}))
     return WorkerRun(cases, outputs["seconds"].tolist())
 

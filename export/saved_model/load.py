@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE
+from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 
 from kerasdet.errors import UserError
 from kerasdet.inference.detections import from_tf_od, rescale
@@ -47,6 +47,7 @@ class SavedModelPredictor(Predictor):
         self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
         self.mask_convention = self.metadata["mask_convention"]
         self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
+        self.branch_outputs = branch_outputs(self.metadata)
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized.
@@ -72,8 +73,8 @@ class SavedModelPredictor(Predictor):
         else:
             parts = [self._run_stack(image[None]) for image in valid]
         outputs = {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
-        detections = from_tf_od(outputs, image_size, self.metadata["class_offset"])
-        return rescale(detections, image_size, original_size)
+        detections = from_tf_od(outputs, image_size, self.metadata["class_offset"], self.branch_outputs)
+        return rescale(detections, image_size, original_size, self.branch_outputs)
 
     def _run_stack(self, images):
         if images.dtype == np.uint8:

@@ -19,6 +19,7 @@ The outputs are those of the TF Object Detection API, all float32:
 | ``num_detections`` | (B,), number of detections without padding |
 | ``detection_masks`` | models with masks: (B, D, S, S), probabilities inside the box |
 | ``detection_keypoints`` | models with keypoints: (B, D, J, 3), (y, x, score), y and x as fractions of the image |
+| ``detection_<name>`` | models with a user's branch: its output, see `kerasdet.models.branches`, in its own type |
 """
 
 from collections.abc import Callable
@@ -86,7 +87,11 @@ def export_saved_model(
             ],
             precision,
         )
-        signatures = _signatures(graph.detect, model.preprocessing, class_offset, max_pixels)
+
+        def named(detections, size):
+            return to_tf_od(detections, size, class_offset, model.branch_outputs)
+
+        signatures = _signatures(graph.detect, named, model.preprocessing, max_pixels)
     # A Keras model must be written by `keras.export.ExportArchive`: from `tf.saved_model.save` it comes out as a
     # SavedModel that loads in Python and fails in C++ ("Resource ... does not exist"; TensorFlow 2.21, Keras 3.15).
     # Nothing of Keras is left here. `InferenceGraph` is a frozen graph with plain `tf.Variable`s, which this module
@@ -100,12 +105,12 @@ def export_saved_model(
     return path
 
 
-def _signatures(network: Callable, preprocessing: Preprocessing, class_offset: int, max_pixels: int) -> dict:
+def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing, max_pixels: int) -> dict:
     """Returns the concrete function of each signature, by name."""
 
     def outputs(image, image_size, original_size, count):
         detections = network(image, image_size, original_size)
-        return {name: value[:count] for name, value in to_tf_od(detections, original_size, class_offset).items()}
+        return {name: value[:count] for name, value in named(detections, original_size).items()}
 
     def black_image():
         """Returns a small batch of one image, because some ops fail on an empty batch."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE
+from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 
 from kerasdet.errors import UserError
 from kerasdet.inference.detections import from_tf_od, rescale
@@ -55,6 +55,7 @@ class TFLitePredictor(Predictor):
         self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
         self.mask_convention = self.metadata["mask_convention"]
         self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
+        self.branch_outputs = branch_outputs(self.metadata)
         self._rule = Preprocessing(**self.metadata["preprocessing"])
         self._head = _Head(files, self.metadata["size"]) if self.metadata["postprocessing"] == "raw" else None
         self._lock = threading.Lock()  # an interpreter runs one image at a time
@@ -74,7 +75,7 @@ class TFLitePredictor(Predictor):
         for index, (height, width) in enumerate(np.asarray(image_size).tolist()):
             pixels, size = self.to_input(batch["image"][index, :height, :width])
             detections = self.decode_outputs(self.run(pixels))
-            detections = rescale(detections, tf.constant([size]), original_size[index : index + 1])
+            detections = rescale(detections, tf.constant([size]), original_size[index : index + 1], self.branch_outputs)
             found.append(_drop_empty(detections))
         return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
 
@@ -99,7 +100,8 @@ class TFLitePredictor(Predictor):
         """Turns the file's outputs into the padded dict of one image, in pixels of the file's input."""
         if self._head is not None:
             return self._head.postprocess(outputs)
-        return from_tf_od(outputs, tf.constant([self.metadata["size"]]), self.metadata["class_offset"])
+        size = tf.constant([self.metadata["size"]])
+        return from_tf_od(outputs, size, self.metadata["class_offset"], self.branch_outputs)
 
 
 class _Head:

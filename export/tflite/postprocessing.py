@@ -71,7 +71,7 @@ def detections(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict
         The outputs of `kerasdet.inference.detections.to_tf_od` for a batch of one image, classes counted from 0.
     """
     image_size = tf.constant([size])
-    return to_tf_od(model.postprocess(outputs, image_size), image_size, class_offset=0)
+    return to_tf_od(model.postprocess(outputs, image_size), image_size, 0, model.branch_outputs)
 
 
 def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:

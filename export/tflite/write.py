@@ -95,7 +95,9 @@ def export_tflite(
         files["config.gin"] = gin_config.strip().encode() + b"\n"
     name = type(model).__name__
     description = f"{name} of kerasdet, {precision}, postprocessing {postprocessing}"
-    path.write_bytes(with_metadata(flatbuffer, name, description, post.OUTPUT_ORDER, files))
+    further = sorted(output.export_name for output in model.branch_outputs.values())
+    order = tuple(dict.fromkeys((*post.OUTPUT_ORDER, *further)))
+    path.write_bytes(with_metadata(flatbuffer, name, description, order, files))
     return path
 
 

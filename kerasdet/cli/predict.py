@@ -70,7 +70,7 @@ def _records(found: Detections) -> list[dict]:
     """Returns detections as plain values: label, class_id, score and box (yxyx in pixels of the image).
 
     Models with keypoints add ``keypoints``, (y, x, score) each. Models with masks add ``segmentation``, a compressed
-    RLE as in COCO's results.
+    RLE as in COCO's results. Further outputs of a model's branches are in ``extras``, by name.
     """
     records = []
     for box, score, class_id, label in zip(found.boxes, found.scores, found.class_ids, found.labels, strict=True):
@@ -82,6 +82,9 @@ def _records(found: Detections) -> list[dict]:
     if found.mask_probs is not None:
         for record, segmentation in zip(records, found.encode_masks(), strict=True):
             record["segmentation"] = segmentation
+    if found.extras:
+        for index, record in enumerate(records):
+            record["extras"] = {name: value[index].tolist() for name, value in found.extras.items()}
     return records
 
 

@@ -1,8 +1,9 @@
 """Defines detections: `Detections` for one image, and the padded dict for a batch. Only this module rescales them.
 
-Graphs, loops and exports exchange the padded dict: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
-`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and, if the model predicts them, `mask_probs`
-(B, D, S, S) and `keypoints` (B, D, J, 3) as (y, x, score).
+The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
+`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and of models that predict them `mask_probs`
+(B, D, S, S) and `keypoints` (B, D, J, 3) as (y, x, score). Branches of a user add outputs (B, D, ...) of their own;
+`BranchOutput` says how they are rescaled and named in exports.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ import tensorflow as tf
 from kerasdet import ops, visualize
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
-from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.inference.preprocessing import ImageLike, open_image
 
 if TYPE_CHECKING:
@@ -24,6 +24,26 @@ if TYPE_CHECKING:
 
 _TABLE_ROWS = 20
 _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchOutput:
+    """Says how an output of a branch is named in exports, and how it follows an image that is resized.
+
+    Args:
+        export_name: Name among the outputs of the TF Object Detection API, such as "detection_masks".
+        rescaling: "boxes_relative" outputs do not change; of "positions" outputs (B, D, ..., 3), which hold
+            (y, x, score), y and x scale with the image.
+    """
+
+    export_name: str
+    rescaling: str = "boxes_relative"
+
+
+KNOWN_OUTPUTS = {
+    "mask_probs": BranchOutput("detection_masks"),
+    "keypoints": BranchOutput("detection_keypoints", "positions"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -43,6 +63,7 @@ class Detections:
         mask_convention: How `mask_probs` are pasted into the image, "detectron2" or "torchvision"; required with
             `mask_probs`.
         skeleton: Pairs of keypoint indices that `draw` joins by lines.
+        extras: Further outputs of the model's branches by name, (N, ...) each.
 
     Raises:
         ValueError: If the arrays differ in length, or `mask_probs` come without `mask_convention`.
@@ -63,6 +84,7 @@ class Detections:
     keypoints: np.ndarray | None = None
     mask_convention: str | None = None
     skeleton: tuple[tuple[int, int], ...] = ()
+    extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         types = {"boxes": np.float32, "scores": np.float32, "class_ids": np.int32}
@@ -71,8 +93,9 @@ class Detections:
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, types.get(name)))  # the class is frozen for others
         object.__setattr__(self, "boxes", self.boxes.reshape(-1, 4))
+        object.__setattr__(self, "extras", {name: np.asarray(value) for name, value in self.extras.items()})
         object.__setattr__(self, "image_size", tuple(int(length) for length in self.image_size))
-        counts = {name: len(value) for name, value in self._per_object().items()}
+        counts = {name: len(value) for name, value in {**self._per_object(), **self.extras}.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"Detections need arrays of one length, got {counts}.")
         if self.mask_probs is not None and self.mask_convention is None:
@@ -96,7 +119,9 @@ class Detections:
         if not isinstance(index, slice):
             index = np.asarray(index)
             index = index.astype(int) if index.size == 0 and index.dtype != bool else index
-        return dataclasses.replace(self, **{name: value[index] for name, value in self._per_object().items()})
+        extras = {name: value[index] for name, value in self.extras.items()}
+        values = {name: value[index] for name, value in self._per_object().items()}
+        return dataclasses.replace(self, **values, extras=extras)
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -111,10 +136,10 @@ class Detections:
             lines.append(f"  {label:<{wide}}  {score:5.3f}" + "".join(f"{value:9.1f}" for value in box))
         if len(self) > _TABLE_ROWS:
             lines.append(f"  ... and {len(self) - _TABLE_ROWS} more")
-        extras = [name for name in ("mask_probs", "keypoints") if getattr(self, name) is not None]
-        if extras:
-            shapes = (f"{name} {getattr(self, name).shape}" for name in extras)
-            lines.append(f"  with {' and '.join(shapes)}")
+        maps = [name for name in ("mask_probs", "keypoints") if getattr(self, name) is not None]
+        if maps or self.extras:
+            words = [*(f"{name} {getattr(self, name).shape}" for name in maps), *self.extras]
+            lines.append(f"  with {' and '.join(words)}")
         return "\n".join(lines)
 
     @property
@@ -261,7 +286,7 @@ class Detections:
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:
-            A `supervision.Detections`; class names are in its ``data["class_name"]``.
+            A `supervision.Detections`; class names are in its ``data["class_name"]``, `extras` under their names.
 
         Raises:
             UserError: If supervision is not installed.
@@ -277,7 +302,7 @@ class Detections:
             mask=self.masks,
             confidence=self.scores,
             class_id=self.class_ids.astype(int),
-            data={"class_name": np.array(self.labels, str)},
+            data={**self.extras, "class_name": np.array(self.labels, str)},
         )
 
 
@@ -301,12 +326,13 @@ def unpad(
         skeleton: Pairs of keypoint indices that drawings connect by a line.
 
     Returns:
-        The image's `Detections`, without padding.
+        The image's `Detections`, without padding. Entries without a field of their own are in `extras`.
     """
     count = int(detections["valid"][index])
-    present = [name for name in _PER_OBJECT if name in detections]
+    values = {name: np.asarray(value[index])[:count] for name, value in detections.items() if name != "valid"}
     return Detections(
-        **{name: np.asarray(detections[name][index])[:count] for name in present},
+        **{name: values.pop(name) for name in _PER_OBJECT if name in values},
+        extras=values,
         image_size=tuple(np.asarray(image_size).tolist()),
         class_names=tuple(class_names) if class_names else None,
         mask_convention=mask_convention,
@@ -314,55 +340,70 @@ def unpad(
     )
 
 
-def rescale(detections: Mapping[str, tf.Tensor], from_size: tf.Tensor, to_size: tf.Tensor) -> dict[str, tf.Tensor]:
+def rescale(
+    detections: Mapping[str, tf.Tensor],
+    from_size: tf.Tensor,
+    to_size: tf.Tensor,
+    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
+) -> dict[str, tf.Tensor]:
     """Moves detections from resized images to the original ones, and clips their boxes there; a graph function.
 
     Args:
         detections: The padded dict.
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
+        branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
 
     Returns:
         The padded dict in the new coordinates; other entries are unchanged.
     """
     factor = tf.cast(to_size, tf.float32) / tf.cast(from_size, tf.float32)  # (B, 2)
-    scaled = _scaled(detections, factor)
+    scaled = _scaled(detections, factor, branch_outputs)
     return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)}
 
 
-def to_tf_od(detections: Mapping[str, tf.Tensor], size: tf.Tensor, class_offset: int) -> dict[str, tf.Tensor]:
+def to_tf_od(
+    detections: Mapping[str, tf.Tensor],
+    size: tf.Tensor,
+    class_offset: int,
+    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
+) -> dict[str, tf.Tensor]:
     """Renames detections to outputs of the TF Object Detection API, as fractions of the image size; a graph function.
 
     Args:
         detections: The padded dict.
         size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
         class_offset: Added to the class ids; the API counts classes from 1.
+        branch_outputs: Output name -> its name in the API, see `Predictor.branch_outputs`.
 
     Returns:
         All float32: `detection_boxes` (B, D, 4) in 0..1, `detection_scores` (B, D), `detection_classes` (B, D),
         `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and `detection_keypoints` (B, D, J, 3).
+        Outputs of a user's branches keep their type.
     """
-    scaled = _scaled(detections, 1 / tf.cast(size, tf.float32))
+    scaled = _scaled(detections, 1 / tf.cast(size, tf.float32), branch_outputs)
     outputs = {
         "detection_boxes": scaled["boxes"],
         "detection_scores": scaled["scores"],
         "detection_classes": tf.cast(scaled["class_ids"] + class_offset, tf.float32),
         "num_detections": tf.cast(scaled["valid"], tf.float32),
     }
-    if "mask_probs" in scaled:
-        outputs["detection_masks"] = scaled["mask_probs"]
-    if "keypoints" in scaled:
-        outputs["detection_keypoints"] = scaled["keypoints"]
-    return outputs
+    return outputs | {output.export_name: scaled[name] for name, output in branch_outputs.items() if name in scaled}
 
 
-def from_tf_od(outputs: Mapping[str, tf.Tensor], sizes: tf.Tensor, class_offset: int) -> dict[str, tf.Tensor]:
+def from_tf_od(
+    outputs: Mapping[str, tf.Tensor],
+    sizes: tf.Tensor,
+    class_offset: int,
+    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
+) -> dict[str, tf.Tensor]:
     """Reads the outputs of `to_tf_od` as a padded dict; a graph function.
 
     Args:
         outputs: Name -> tensor or array, such as `detection_boxes`.
         sizes: (B, 2), or (1, 2) for all, heights and widths of the images in pixels.
         class_offset: The value that `to_tf_od` got.
+        branch_outputs: The value that `to_tf_od` got.
 
     Returns:
         The padded dict, in pixels of the images.
@@ -373,16 +414,23 @@ def from_tf_od(outputs: Mapping[str, tf.Tensor], sizes: tf.Tensor, class_offset:
         "class_ids": tf.cast(outputs["detection_classes"], tf.int32) - class_offset,
         "valid": tf.cast(outputs["num_detections"], tf.int32),
     }
-    if "detection_masks" in outputs:
-        detections["mask_probs"] = tf.convert_to_tensor(outputs["detection_masks"])
-    if "detection_keypoints" in outputs:
-        detections["keypoints"] = tf.convert_to_tensor(outputs["detection_keypoints"])
-    return _scaled(detections, tf.cast(sizes, tf.float32))
+    for name, output in branch_outputs.items():
+        if output.export_name in outputs:
+            detections[name] = tf.convert_to_tensor(outputs[output.export_name])
+    return _scaled(detections, tf.cast(sizes, tf.float32), branch_outputs)
 
 
-def _scaled(detections, factor):
-    """Multiplies y and x of boxes and keypoints by `factor` (B, 2)."""
+def _scaled(detections, factor, branch_outputs):
+    """Multiplies y and x of boxes and of outputs that are positions by `factor` (B, 2)."""
     scaled = {**detections, "boxes": box_ops.scale(detections["boxes"], factor)}
-    if "keypoints" in detections:
-        scaled["keypoints"] = keypoint_ops.scale(detections["keypoints"], factor)
+    for name, output in branch_outputs.items():
+        if output.rescaling == "positions" and name in detections:
+            scaled[name] = _scale_positions(tf.convert_to_tensor(detections[name]), factor)
     return scaled
+
+
+def _scale_positions(positions, factor):
+    """Multiplies y and x of positions (B, D, ..., 3) by `factor` (B, 2)."""
+    factor = tf.cast(factor, positions.dtype)
+    factor = tf.concat([factor, tf.ones_like(factor[:, :1])], -1)  # (B, 3)
+    return positions * tf.reshape(factor, [-1, *[1] * (positions.shape.rank - 2), 3])

@@ -1,12 +1,13 @@
 """Defines `Predictor`, the base of Keras models, exports and test-time augmentation, which share its `detect`."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.detections import BranchOutput, Detections, unpad
 from kerasdet.inference.preprocessing import (
     ImageLike,
     KeepSize,
@@ -27,7 +28,8 @@ class Predictor:
         class_names: The K names, or None if they are unknown.
         preprocessing: The model's `Preprocessing`, or `KeepSize` if `detect_batch` resizes images itself.
         mask_convention: How masks are pasted into an image, "detectron2" or "torchvision"; None without masks.
-        skeleton: Pairs of keypoint indices that drawings connect by a line.
+        skeleton: Pairs of keypoint indices that are joined in pictures.
+        branch_outputs: Names of the outputs beside boxes, scores and classes, and how they are rescaled and exported.
     """
 
     num_classes: int | None = None
@@ -35,6 +37,7 @@ class Predictor:
     preprocessing: Preprocessing | KeepSize = KeepSize()
     mask_convention: str | None = None
     skeleton: Sequence[tuple[int, int]] = ()
+    branch_outputs: Mapping[str, BranchOutput] = MappingProxyType({})
 
     def detect(
         self,

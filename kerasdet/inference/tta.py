@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
-from kerasdet.inference.detections import rescale
+from kerasdet.inference.detections import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 
@@ -66,6 +66,11 @@ class AugmentedPredictor(Predictor):
         """Pairs of the model's keypoints that drawings connect by a line."""
         return self.model.skeleton
 
+    @property
+    def branch_outputs(self) -> Mapping[str, BranchOutput]:
+        """The outputs of the model's branches."""
+        return self.model.branch_outputs
+
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized; each image runs separately.
 
@@ -81,7 +86,7 @@ class AugmentedPredictor(Predictor):
         for image, (height, width) in zip(batch["image"], np.asarray(image_size).tolist(), strict=True):
             found.append(self._detect_one(tf.cast(image[:height, :width], tf.float32)))
         detections = {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
-        return rescale(detections, image_size, original_size)
+        return rescale(detections, image_size, original_size, self.branch_outputs)
 
     def _make_view(self, shortest, longest):
         """Returns a graph function: an image (H, W, 3) -> candidates in its pixels, of the view and its mirror (V)."""

@@ -1,7 +1,7 @@
 """Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
 
 `RoIHeads` pools features of each region, runs the branches on them and asks each branch for everything else. A new
-branch is one subclass of `Branch` in one file; nothing else in kerasdet names a branch. It defines
+branch is one subclass of `Branch` in one file. It defines
 
 - attributes: `target_key`, `loss_names`, `output_names`, `metric`, `rescaling`, `export_names`;
 - the network: `build` and `call`;
@@ -9,7 +9,14 @@ branch is one subclass of `Branch` in one file; nothing else in kerasdet names a
 - inference: `select_class_maps`, `hflip` and `postprocess`;
 - data: `check_dataset`, and `learn_names` if it has names to learn.
 
-`Branch` has an example. For gin files, the module of a branch also calls ``gin.register``.
+A branch works in ``RoIHeads(branches=[MyBranch()])`` and is saved with the model. For gin
+files, its module also calls ``gin.register``.
+
+The outputs of a branch may have any shape (B, D, ...). `predict`, `detect_batch` and exports return them; `detect` puts
+outputs other than ``mask_probs`` and ``keypoints`` into `Detections.extras`. The verification of an export compares
+them: "positions" must agree like keypoints, other outputs in their mean difference.
+
+`Branch` has an example.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +29,16 @@ from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import masks as mask_ops
 from kerasdet.geometry.matching import gather_gt
+from kerasdet.inference.detections import BranchOutput
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.region_heads import KeypointHead, MaskHead
 from kerasdet.ops.distribute import global_sum
 
 if TYPE_CHECKING:
     from kerasdet.data.pipeline import Dataset
+
+
+RESCALINGS = ("boxes_relative", "positions")
 
 
 class Branch(keras.layers.Layer):
@@ -45,11 +56,12 @@ class Branch(keras.layers.Layer):
         loss_names: Keys that `compute_losses` returns.
         output_names: Keys that `postprocess` adds to detections.
         metric: COCO's ``iouType`` that measures the outputs: ``"segm"``, ``"keypoints"``, or None if none does.
-        rescaling: How outputs follow an image that is resized. ``"boxes_relative"`` outputs are maps inside the boxes
-            and do not change; ``"positions"`` outputs are (..., 3) with (y, x, score), whose y and x scale.
-        export_names: Name of each output in the TensorFlow Object Detection API, if that API has it.
-        convention: Source framework whose interpretation of the outputs the branch follows, or None if all agree.
-        skeleton: Pairs of point indices that drawings connect by a line.
+        rescaling: How outputs follow an image that is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
+            as maps inside the boxes or numbers, do not change; ``"positions"`` outputs are (B, D, ..., 3) with
+            (y, x, score), whose y and x scale.
+        export_names: Output name -> its name in exports. The default is ``detection_`` and the output's name.
+        convention: Source framework whose reading of the outputs the branch follows, or None if all agree.
+        skeleton: Pairs of point indices that pictures join by a line.
         norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
         map_size: Side of the maps that `call` returns, if it returns maps; `build` sets it.
 
@@ -146,6 +158,14 @@ class Branch(keras.layers.Layer):
     def get_build_config(self) -> None:
         """Returns None: Keras must not build a loaded branch before its model attaches it."""
         return None
+
+    @property
+    def outputs(self) -> dict[str, BranchOutput]:
+        """Output name -> its name in exports and its rescaling."""
+        return {
+            name: BranchOutput(self.export_names.get(name, f"detection_{name}"), self.rescaling)
+            for name in self.output_names
+        }
 
     @property
     def uses_batch_statistics(self) -> bool:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.inference.detections import rescale
+from kerasdet.inference.detections import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models.trainer import Trainer, drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
@@ -64,6 +64,11 @@ class Detector(Predictor, Trainer):
         """Pairs of keypoint indices that drawings connect by a line; empty if no branch predicts keypoints."""
         return next((branch.skeleton for branch in self.branches if "keypoints" in branch.output_names), ())
 
+    @property
+    def branch_outputs(self) -> dict[str, BranchOutput]:
+        """Output name -> its name in exports and its rescaling, for all outputs of the branches."""
+        return {name: output for branch in self.branches for name, output in branch.outputs.items()}
+
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Detects objects in a batch for `predict`, in pixels of the network's input."""
         batch, is_real = pad_empty_batch(unpack_batch(data))
@@ -103,7 +108,7 @@ class Detector(Predictor, Trainer):
 
     def _detect(self, image, image_size, original_size):
         outputs = self({"image": image, "image_size": image_size}, training=False)
-        return rescale(self.postprocess(outputs, image_size), image_size, original_size)
+        return rescale(self.postprocess(outputs, image_size), image_size, original_size, self.branch_outputs)
 
     def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
         """Runs `detect_batch` on many batches, on all replicas of this process at once.

@@ -182,7 +182,7 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
 
     def move(name, value):
         value = tf.gather(value, order, batch_dims=1)
-        blank = tf.constant(-1 if name == "class_ids" else 0, value.dtype)
+        blank = tf.constant(-1, value.dtype) if name == "class_ids" else tf.zeros([], value.dtype)  # bool, too
         return tf.where(tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (value.shape.rank - 2)], 0)), value, blank)
 
     return {**{name: move(name, value) for name, value in detections.items()}, "valid": valid}

@@ -14,12 +14,17 @@ from kerasdet.geometry.sampling import BalancedSampler, sampling_priority
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor
 from kerasdet.losses import SmoothL1Loss
-from kerasdet.models.branches import Branch
+from kerasdet.models.branches import RESCALINGS, Branch
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.ops.distribute import global_sum
 
 POOLING_METHODS = ("roi_align", "roi_pool")
 ADD_GT_AS_PROPOSALS = ("before_matching", "after_matching")
+
+_DETECTIONS = (  # names that no branch may take: those of detections, and of their exports
+    *("boxes", "scores", "class_ids", "valid"),
+    *("detection_boxes", "detection_scores", "detection_classes", "num_detections"),
+)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -394,7 +399,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         for branch in self.branches:
             maps = self.branch_maps(branch, pyramid, **first)
             outputs = branch.postprocess(maps, first)
-            _check_names(branch, "postprocess", outputs, "output_names")
+            _check_outputs(branch, outputs)
             for name, value in outputs.items():
                 missing = [[0, 0], [0, padded - most]] + [[0, 0]] * (value.shape.rank - 2)
                 found[name] = tf.ensure_shape(tf.pad(value, missing), [None, padded, *value.shape[2:]])
@@ -419,6 +424,19 @@ def _checked_branches(branches):
     for names in ([branch.name for branch in branches], [name for branch in branches for name in branch.loss_names]):
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"Two branches have the name or loss {', '.join(sorted(twice))}: give one of each kind.")
+    taken = {*_DETECTIONS}
+    for branch in branches:
+        if branch.rescaling not in RESCALINGS:
+            raise UserError(
+                f"{type(branch).__name__} has the rescaling {branch.rescaling!r}: choose {' or '.join(RESCALINGS)}."
+            )
+        for name, output in branch.outputs.items():
+            if {name, output.export_name} & taken:
+                raise UserError(
+                    f"Two outputs have the name {name}, or {output.export_name} in exports: rename the one of "
+                    f"{type(branch).__name__} in its output_names or export_names."
+                )
+            taken |= {name, output.export_name}
     return branches
 
 
@@ -430,3 +448,14 @@ def _check_names(branch, method, result, attribute):
             f"{type(branch).__name__}.{method} returns {', '.join(result) or 'nothing'}, and its {attribute} are "
             f"{', '.join(stated) or 'none'}: give both the same names."
         )
+
+
+def _check_outputs(branch, outputs):
+    """Raises a UserError unless a branch returns the outputs that it states, with room for positions if it has any."""
+    _check_names(branch, "postprocess", outputs, "output_names")
+    for name, value in outputs.items():
+        if branch.rescaling == "positions" and value.shape[-1] != 3:
+            raise UserError(
+                f"{name} of {type(branch).__name__} has the shape {tuple(value.shape)}, but rescaling 'positions' "
+                "needs (B, D, ..., 3) with (y, x, score): return these, or set rescaling to 'boxes_relative'."
+            )

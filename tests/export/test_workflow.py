@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from kerasdet.export import export_and_verify, formats, verify_export, workflow
-from kerasdet.export.protocol import Format, WorkerRun
+from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.spec import FormatSpec, Option
 
 import kerasdet
@@ -197,6 +197,28 @@ def test_invalid_file_raises_one_line(models, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="holds no export"):
         verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
+
+
+def test_missing_precision_in_metadata_names_the_format(toy, models, tmp_path, monkeypatch):
+    toy()
+    unfinished = dataclasses.replace(formats.format_named("toy"), read_metadata=lambda path: {})
+    monkeypatch.setattr(sys.modules["kerasdet.export.toy.format"], "FORMAT", unfinished)
+    with pytest.raises(VerificationError, match=r"has no 'precision'.*`write` of format toy add it, one of float32"):
+        export_and_verify(models("tiny"), tmp_path / "x.toy", format="toy", verify_images=tiny.images())
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("import kerasdet_missing", "No module named 'kerasdet_missing'. Install the missing package for "),
+        ("import kerasdet.absent", "remove its imports of kerasdet"),
+        ("1 / 0", "ZeroDivisionError: division by zero. Compare the installed packages with "),
+    ],
+)
+def test_failed_worker_says_what_to_do(tmp_path, code, remedy):
+    (tmp_path / "worker.py").write_text(code)
+    with pytest.raises(VerificationError, match=re.escape(remedy)):
+        run_worker(tmp_path / "worker.py", tmp_path / "x.toy", str(tmp_path))
 
 
 def test_copy_with_another_threshold_equals_the_model(models):
