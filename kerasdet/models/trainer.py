@@ -146,15 +146,15 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         in_order = tf.reduce_all(boxes[..., 2:] >= boxes[..., :2], -1)
         finite = tf.reduce_all(tf.math.is_finite(boxes), -1)
         wrong_box = (class_ids >= 0) & ~(in_order & finite)  # (B, M); a box of padding may be anything
-        last_class = "" if num_classes is None else num_classes - 1
+        expected = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
         checks = [
             _assert_no_object(
-                wrong_class, batch, f"A class id is not in 0..{last_class}, nor -1 for padding: the class id", class_ids
+                wrong_class, batch, f"A class id is not {expected}, nor -1 for padding: the class id", class_ids
             ),
             _assert_no_object(
                 wrong_box,
                 batch,
-                "A box is inverted or not finite, it must be (y1, x1, y2, x2) in pixels, y1 < y2 and x1 < x2: the box",
+                "A box is inverted or not finite, give (y1, x1, y2, x2) in pixels with y1 < y2 and x1 < x2: the box",
                 boxes,
             ),
         ]
@@ -166,15 +166,12 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         finite = tf.math.is_finite(losses["loss"])
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # it skips such gradients
             finite &= tf.math.is_finite(norm)
-        message = [
-            "The loss or its gradient is not finite (lower the learning rate, check for boxes without height or width) "
-            "at iteration",
-            self.optimizer.iterations.value,
-        ]
+        message = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
         for name, value in losses.items():
             message += [name, value] if name != "loss" else []
         if "image_id" in batch:
             message += ["image ids", batch["image_id"]]
+        message.append("lower the learning rate, and look for boxes without height or width")
         return tf.debugging.Assert(finite, message, summarize=64)
 
     def make_train_function(self, force: bool = False) -> None:
@@ -304,8 +301,8 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
     batch = unpack_batch(data)
     if not isinstance(batch, Mapping):
         raise UserError(
-            f"A training batch is a {type(batch).__name__}, not a dict: give fit(batch) or a dataset of batches "
-            "instead of fit(x, y), with batch = {'image': (B, H, W, 3), 'boxes': (B, M, 4), 'class_ids': (B, M)}."
+            f"A training batch is a {type(batch).__name__}, not a dict: instead of fit(x, y), give fit(batch) or a "
+            "dataset of batches, where batch = {'image': (B, H, W, 3), 'boxes': (B, M, 4), 'class_ids': (B, M)}."
         )
     batch = dict(batch)
     if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
@@ -344,14 +341,14 @@ def _assert_no_object(wrong, batch, message, values):
         values: (B, M, ...) from which to show the value.
     """
     # one more row and image, because both may be none, and a graph gathers before it knows whether anything is wrong
-    wrong = tf.pad(wrong, [[0, 1], [0, 1]])
+    wrong = tf.pad(tf.cast(wrong, float_dtype()), [[0, 1], [0, 1]])
     values = tf.pad(values, [[0, 1], [0, 1]] + [[0, 0]] * (values.shape.rank - 2))
     first = tf.argmax(tf.reshape(wrong, [-1]), output_type=tf.int32)
     image, row = first // tf.shape(wrong)[1], first % tf.shape(wrong)[1]
     data = [message, values[image, row], "of object", row, "in image", image, "of the batch"]
     if "image_id" in batch:
-        data += ["image id", tf.pad(tf.convert_to_tensor(batch["image_id"]), [[0, 1]])[image]]
-    return tf.debugging.Assert(~tf.reduce_any(wrong), data)
+        data += ["with the image id", tf.pad(tf.convert_to_tensor(batch["image_id"]), [[0, 1]])[image]]
+    return tf.debugging.Assert(tf.reduce_max(wrong) < 0.5, data, summarize=4)
 
 
 def _with_total(losses):

@@ -108,6 +108,54 @@ def test_with_score_threshold_refuses_a_model_without_one(model):
         with_score_threshold(network, 0.5)
 
 
+# -- mistakes in batches
+
+
+@pytest.mark.parametrize(
+    "name,value,message",
+    [
+        (
+            "class_ids",
+            NUM_CLASSES,
+            r"A class id is not in 0\.\.2, nor -1 .* \[3\] \[of object\] \[1\] \[in image\] \[0\]",
+        ),
+        ("class_ids", -5, r"A class id is not in 0\.\.2, nor -1 for padding: the class id\] \[-5\]"),
+        (
+            "boxes",
+            (60, 95, 30, 50),
+            r"A box is inverted or not finite, .* \[60 95 30 50\] .*\[with the image id\] \[17\]",
+        ),
+        ("boxes", np.nan, r"A box is inverted or not finite, .* the box\] \[nan nan nan nan\]"),
+    ],
+    ids=["class", "negative class", "inverted", "nan"],
+)
+def test_invalid_object_raises_before_a_step(name, value, message):
+    model = retinanet()
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    data = {**batch(), name: batch()[name].copy()}
+    data[name][0, 1] = value
+    for step in (model.train_on_batch, model.test_on_batch):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            step(data)
+
+
+def test_padding_and_no_rows_are_no_mistakes():
+    model = retinanet()
+    model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
+    data = {name: batch()[name] for name in ("image", "image_size", "boxes", "class_ids")}
+    data["boxes"][1, 2] = np.nan  # a row of padding
+    assert np.isfinite(model.test_on_batch(data, return_dict=True)["loss"])
+    data |= {"boxes": np.zeros([2, 0, 4], np.float32), "class_ids": np.zeros([2, 0], np.int32)}
+    assert np.isfinite(model.test_on_batch(data, return_dict=True)["loss"])
+
+
+def test_fit_with_separate_labels_raises():
+    model = retinanet()
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    with pytest.raises(UserError, match=r"not a dict: instead of fit\(x, y\), give fit\(batch\) or a dataset"):
+        model.fit(batch()["image"], batch()["class_ids"], verbose=0)
+
+
 # -- backbones
 
 
