@@ -88,19 +88,24 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
 
+def _arguments(item):
+    """Returns the names of the arguments that gin may bind, without those that every Keras layer has."""
+    if isinstance(item, type) and issubclass(item, ConfigFromInit):
+        return constructor_arguments(item)
+    parameters = inspect.signature(item).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
 def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
-    parameters = inspect.signature(item).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    if isinstance(item, type) and issubclass(item, ConfigFromInit):
-        names = constructor_arguments(item)
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
     inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
     inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
-    return gin.external_configurable(item, module="kerasdet", allowlist=[*names, *inherited])
+    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *inherited])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
+_ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 # gin 0.5.0 warns "Path not found" for each include that lies in the second folder of its search path
 logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
 _add_search_path = functools.cache(gin.add_config_file_search_path)
@@ -126,6 +131,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     path = _find(config)
     gin.clear_config()
     _add_search_path(str(path.parent))
+    override = None
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
@@ -135,7 +141,8 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     except tokenize.TokenError as error:
         raise UserError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        source = path if override is None else f"--set {override}"
+        raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
     _check_macros(path)
     _expand_home()
 
@@ -203,6 +210,23 @@ def macro(name: str) -> Any:
         if name in OPTIONAL:
             return OPTIONAL[name]
         raise
+
+
+def _unknown_argument(error):
+    """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
+    found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
+    if found is None or found[1] not in _ARGUMENTS:
+        return None
+    name, argument = found.groups()
+    own = _ARGUMENTS[name]
+    elsewhere = [
+        f"{other}.{each}"
+        for other, names in _ARGUMENTS.items()
+        for each in names
+        if each == argument or (argument.endswith(f"_{each}") and other.startswith(name) and other != name)
+    ]
+    hint = f", or {' or '.join(elsewhere[:3])}" if elsewhere else ""
+    return f"{name} has no argument {argument}: choose one of {', '.join(own)}{hint}."
 
 
 def _find(config):

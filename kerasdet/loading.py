@@ -10,6 +10,8 @@ from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.training.resume import checkpoints, open_model
 
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
+
 
 def load(path: str | Path) -> keras.Model | Predictor:
     """Loads a model that kerasdet trained, converted or exported.
@@ -35,14 +37,32 @@ def load(path: str | Path) -> keras.Model | Predictor:
     if exported := format_of(path):
         return exported.load(path)
     file = _model_file(path)
-    if not zipfile.is_zipfile(file):
-        raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
+    _check_keras_file(file)
     try:
         return open_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
         innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
         reason = " ".join(innermost.partition(" Full object config")[0].split())
+        if "Could not locate class" in reason:
+            reason = (
+                f"{reason.partition(' Make sure')[0]} Import the module of the class first. The command line imports "
+                "the modules that a config.gin beside the file imports."
+            )
         raise UserError(f"{file} cannot be loaded: {reason}") from None
+
+
+def require_model(path: str | Path) -> None:
+    """Checks that a path holds a model or an export, without loading it.
+
+    Args:
+        path: Anything that `load` takes.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or the folder holds no model.
+    """
+    path = Path(path).expanduser()
+    if format_of(path) is None or not path.exists():
+        _model_file(path)
 
 
 def load_predictor(path: str | Path) -> Predictor:
@@ -172,6 +192,27 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 def _inner_path(variable):
     """Returns the path of a variable inside its backbone, whose own name may differ."""
     return variable.path.split("/", 1)[1]
+
+
+def _check_keras_file(file):
+    """Checks that a file can be a model that Keras saved.
+
+    Raises:
+        UserError: If it cannot. The message tells checkpoints of other frameworks from damaged files.
+    """
+    names = ()
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    if "config.json" in names:
+        return
+    is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
+    if is_torch or file.suffix.lower() in _CHECKPOINT_SUFFIXES:
+        raise UserError(
+            f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, and "
+            "name the folder that this writes."
+        )
+    raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
 
 
 def _model_file(path):

@@ -26,6 +26,7 @@ LAYERS = (
     ("__init__",),  # the public names of the package
     ("config",),
     ("cli",),
+    ("__main__",),
 )
 MAY_IMPORT = {
     room: {lower for line in LAYERS[:index] for lower in line} for index, line in enumerate(LAYERS) for room in line

@@ -19,7 +19,7 @@ from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import default_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
 from kerasdet.inference import AugmentedPredictor
-from kerasdet.loading import load_detector, load_predictor
+from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.training import run_workers
 
 
@@ -70,6 +70,7 @@ def _eval(options):
 
 
 def _evaluate_model(options):
+    require_model(options.model)
     data = CocoDataset(options.annotations, options.images) if options.annotations else _evaluation_data(options.model)
     predictor = _load(options.model)
     if options.tta is not None:
@@ -79,19 +80,31 @@ def _evaluate_model(options):
 
 def _evaluation_data(model):
     """Reads the dataset that the configuration of a run, or of a SavedModel of it, evaluates on."""
-    for file in (Path(model) / "config.gin", Path(model) / "assets" / "config.gin"):
-        if file.is_file():
+    for file in (_configuration(model), Path(model) / "assets" / "config.gin"):
+        if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin: name a dataset with --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --annotations.")
 
 
 def _load(path, load=load_predictor):
-    """Loads a model after the modules that its run's configuration imports: they hold its classes."""
-    file = Path(path) / "config.gin"
-    if file.is_file():
+    """Loads a model after the modules that its run's configuration imports: they hold its classes.
+
+    The configuration is in the folder of the run, or beside a file such as RUN/best.keras.
+    """
+    file = _configuration(path)
+    if file is not None:
         config.import_modules(file)
     return load(path)
+
+
+def _configuration(path):
+    """Returns the configuration of a run, or of the run that a file belongs to, or None."""
+    path = Path(path)
+    folders = [path] if path.is_dir() else [path.parent]
+    if path.parent.name == "checkpoints":
+        folders.append(path.parent.parent)
+    return next((folder / "config.gin" for folder in folders if (folder / "config.gin").is_file()), None)
 
 
 def _predict(options):
@@ -115,7 +128,7 @@ def _export(options):
     if options.max_ap_drop is not None and not options.eval:
         raise UserError("--max-ap-drop needs --eval, the data to measure AP on.")
     data = CocoDataset(options.eval) if options.eval else None
-    configuration = Path(options.model) / "config.gin"
+    configuration = _configuration(options.model)
     _, report = export_and_verify(
         _load(options.model, load_detector),
         options.out,
@@ -123,7 +136,7 @@ def _export(options):
         serving=options.serving,
         verify_images=options.verify_images,
         eval_data=data,
-        gin_config=configuration.read_text() if configuration.is_file() else None,
+        gin_config=None if configuration is None else configuration.read_text(),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
     )
     print(report)

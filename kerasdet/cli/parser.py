@@ -10,12 +10,17 @@ import os
 import kerasdet
 from kerasdet.export.formats import default_spec, specs
 
+_CLASSES_HELP = (
+    ". For a .keras file of your own classes, the modules that a config.gin beside it imports are imported first; put "
+    "their folder on PYTHONPATH"
+)
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    "what `kerasdet export` wrote: a SavedModel folder or a .tflite file"
+    f"what `kerasdet export` wrote: a SavedModel folder or a .tflite file{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert` or a .keras file"
+    f"{_CLASSES_HELP}"
 )
 
 
@@ -143,7 +148,8 @@ def _add_predict(commands):
         type=_fraction,
         default=0.3,
         metavar="S",
-        help="drop detections with a score of S or less; S is in [0, 1] (default 0.3)",
+        help="drop detections with a score of S or less; S is in [0, 1] (default 0.3). The model's own "
+        "threshold has been applied before",
     )
     predict.add_argument("--draw", type=_path, metavar="DIR", help="write a PNG of each image with its detections")
     predict.add_argument("--json", action="store_true", help="print JSON instead of a table; boxes are y1, x1, y2, x2")

@@ -1,6 +1,7 @@
 """Implements ``kerasdet predict``: detections as a table, JSON and drawn images."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def predict(
     Raises:
         UserError: If images could not be read; the others are printed nevertheless.
     """
+    own = getattr(getattr(predictor, "postprocessing", None), "score_threshold", None)
+    if own is not None and score_threshold < own:
+        print(
+            f"The model itself drops detections with a score of {own:g} or less, so --score-threshold "
+            f"{score_threshold:g} shows no more than {own:g} does.",
+            file=sys.stderr,
+        )
     paths = image_files(words)
     names = _picture_names(paths)
     entries = []

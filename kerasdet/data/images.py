@@ -5,6 +5,7 @@ TensorFlow ops; every static shape may be unknown.
 """
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,12 @@ def read(path: str | os.PathLike) -> np.ndarray:
     try:
         return decode(path.read_bytes()).numpy()
     except tf.errors.InvalidArgumentError as error:
-        reason = error.message.splitlines()[0].removesuffix(".")
-        raise UserError(
-            f"{path} cannot be read as an image: {reason}. Expected a JPEG, PNG, BMP or GIF file; convert it."
-        ) from None
+        raise UserError(f"{path} cannot be read as an image: {_reason(error)}.") from None
+
+
+def _reason(error):
+    """Returns why TensorFlow cannot decode a file, without the names of its ops."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
+    if "Unknown image file format" in text:
+        return "it is not a JPEG, PNG, BMP or GIF file, whatever its name says; convert it to one of these"
+    return f"{' '.join(text.split()).rstrip('. ')}; save it again as JPEG, PNG, BMP or GIF"

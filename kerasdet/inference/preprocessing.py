@@ -327,7 +327,7 @@ def _open_file(path, index):
         return image_files.read(path)
     except ValueError as error:
         reason = str(error).removeprefix(f"{path} ")
-        raise UserError(f"Image {index}, {str(path)!r}, {reason}; give a JPEG, PNG, BMP or GIF file.") from None
+        raise UserError(f"Image {index}, {str(path)!r}, {reason}") from None
 
 
 def _describe(image):

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import keras
@@ -42,6 +43,9 @@ def folder(tmp_path_factory, model):
     tiny.backbone().save(folder / "backbone.keras")
     (folder / "cut.keras").write_bytes((folder / "plain.keras").read_bytes()[:9999])
     (folder / "words.jpg").write_text("not a picture")
+    (folder / "other.pth").write_text("a pickle")
+    with zipfile.ZipFile(folder / "torch.keras", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
     (folder / "words.json").write_text("[{]")
     return folder
 
@@ -159,6 +163,7 @@ def test_predict_goes_on_after_a_file_that_is_not_an_image(capsys, folder):
         ["detections", "image"],
     ]
     assert "2 of 4 images could not be read: " in captured.err and "words.jpg" in captured.err
+    assert "{{" not in captured.out
     assert kerasdet("predict", folder / "plain.keras", absent, good) == 2
     assert capsys.readouterr().out.splitlines()[0] == f"{absent}: not read"
 
@@ -235,7 +240,11 @@ SMALL = [
 MISTAKES = {
     "train: no such configuration": (["train", "retinanet_r5"], "no configuration retinanet_r5: give a path or one of"),
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
-    "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "'widht'"),
+    "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "ResNet has no argument widht: choose one of "),
+    "train: argument of another part": (
+        [*SMALL, "--set", "RetinaNet.head_num_convs=3"],
+        "--set RetinaNet.head_num_convs=3: RetinaNet has no argument head_num_convs: choose one of num_classes, ",
+    ),
     "train: macro without value": (["train", "finetune"], "CHECKPOINT, EVAL_ANNOTATIONS, NUM_CLASSES"),
     "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': it must be a positive integer"),
     "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': it must be a number"),
@@ -264,7 +273,11 @@ MISTAKES = {
         ["eval", "{}/absent", *DATA],
         "There is no {}/absent: name a run directory, a .keras file or an export",
     ),
-    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin: name a dataset with --annotations"),
+    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin, which names the data to evaluate on: give "),
+    "eval: missing path": (["eval", "{}/absent"], "There is no {}/absent"),
+    "eval: folder without model": (["eval", "{}/shapes"], "{}/shapes holds no model: name the OUT_DIR"),
+    "predict: checkpoint of torch": (["predict", "{}/other.pth", PICTURE], "convert it with `kerasdet convert`"),
+    "export: renamed checkpoint of torch": (["export", "{}/torch.keras", "{}/new"], "`kerasdet convert`"),
     "eval: no annotations": (
         ["eval", "{}/run", "--annotations", "{}/no.json"],
         "The annotation file {}/no.json does not exist",
@@ -346,7 +359,10 @@ def test_mistake_is_one_line(capsys, folder, mistake):
 
 @pytest.mark.parametrize(
     ("image", "expected"),
-    [("no.jpg", "The image {}/no.jpg does not exist"), ("words.jpg", "{}/words.jpg cannot be read as an image")],
+    [
+        ("no.jpg", "The image {}/no.jpg does not exist"),
+        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP or GIF file"),
+    ],
 )
 def test_predict_names_an_image_that_cannot_be_read(capsys, folder, image, expected):
     assert kerasdet("predict", folder / "run", folder / image) == 2
@@ -423,6 +439,24 @@ def test_predict_imports_the_modules_of_the_run(capsys, tmp_path, monkeypatch, f
     monkeypatch.delitem(sys.modules, "homemade")
     assert kerasdet("predict", run, pictures(folder)[0]) == 0
     assert "homemade" in sys.modules
+    beside = run / "best.keras"
+    os.link(run / "checkpoints" / "step_00000001.keras", beside)
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "homemade>MyNet")
+    monkeypatch.delitem(sys.modules, "homemade")
+    assert kerasdet("predict", beside, pictures(folder)[0]) == 0
     (run / "config.gin").write_text("import no_such_module\n")
     assert kerasdet("predict", run, pictures(folder)[0]) == 2
     assert "config.gin imports no_such_module: No module named 'no_such_module'." in capsys.readouterr().err
+
+
+def test_predict_says_that_the_model_has_a_higher_threshold(capsys, folder):
+    assert kerasdet("predict", folder / "plain.keras", pictures(folder)[0], "--score-threshold", "0.01") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("The model itself drops detections with a score of 0.02 or less, so --score-threshold 0.01 ")
+
+
+def test_package_runs_as_a_module():
+    root = Path(cli.__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "kerasdet", "--version"]
+    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    assert process.stdout.startswith("kerasdet 0.")

@@ -253,5 +253,5 @@ def test_missing_file_raises(tmp_path):
 
 def test_file_that_is_no_image_raises(tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
-    with pytest.raises(UserError, match=r"Image 0, '.*a\.jpg', cannot be read as an image.*; give a JPEG, PNG"):
+    with pytest.raises(UserError, match=r"Image 0, '.*a\.jpg', cannot be read as an image: it is not a JPEG, PNG"):
         open_images(tmp_path / "a.jpg")
