@@ -166,12 +166,15 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         finite = tf.math.is_finite(losses["loss"])
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # it skips such gradients
             finite &= tf.math.is_finite(norm)
-        message = ["The loss or its gradient is not finite at iteration", self.optimizer.iterations.value]
+        message = [
+            "The loss or its gradient is not finite at iteration",
+            self.optimizer.iterations.value,
+            "(lower the learning rate, and look for boxes without height or width):",
+        ]
         for name, value in losses.items():
             message += [name, value] if name != "loss" else []
         if "image_id" in batch:
             message += ["image ids", batch["image_id"]]
-        message.append("lower the learning rate, and look for boxes without height or width")
         return tf.debugging.Assert(finite, message, summarize=64)
 
     def make_train_function(self, force: bool = False) -> None:
