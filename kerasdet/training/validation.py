@@ -159,7 +159,7 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
             scores=np.ones(len(record.boxes)),
             class_ids=record.class_ids,
             image_size=image.shape[:2],
-            class_names=model.class_names,
+            class_names=data.class_names,  # the model may have none: a ProposalNetwork knows only "object"
         )
         pictures += [truth.draw(image), model.detect(image).filter(score=min_score).draw(image)]
     return visualize.grid(pictures, 2, titles=("ground truth", "detections"))
