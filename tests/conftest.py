@@ -25,16 +25,3 @@ def shared(path):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def pytest_collection_modifyitems(items):
-    """Keeps tests that share fixtures on one worker of pytest-xdist.
-
-    The unit is a file, or a file and the first parameter of its tests where the module sets `SPLIT_BY_PARAMETER`, as
-    files do whose module fixtures are made for each model.
-    """
-    for item in items:
-        group = str(item.path)
-        if getattr(item.module, "SPLIT_BY_PARAMETER", False) and hasattr(item, "callspec"):
-            group += item.callspec.id.split("-")[0]
-        item.add_marker(pytest.mark.xdist_group(group))

@@ -60,7 +60,7 @@ def test_training_learns_and_logs_its_progress(run):
     measured = [line for line in log(run) if "AP50" in line]
     assert [line["step"] for line in measured] == [130, 260]
     assert losses[-1] < 0.8 * losses[0]
-    assert measured[-1]["AP50"] > 0.02
+    assert measured[-1]["AP50"] > 0.04  # two runs gave 0.067 and 0.075
     assert measured[-1]["val_loss"] > 0
     assert "STEPS = 260" in (run / "config.gin").read_text()
     checkpoints = [path.name for path in sorted((run / "checkpoints").iterdir())]

@@ -18,8 +18,6 @@ from kerasdet.geometry.boxes import centers
 from kerasdet.inference.detections import from_tf_od, unpad
 from kerasdet.models import Detector
 
-SPLIT_BY_PARAMETER = True  # each model on the worker that has built it
-
 HEIGHT, WIDTH = 256, 320
 SHORTEST, LONGEST = 320, 500
 

@@ -17,7 +17,6 @@ HEIGHT, WIDTH = 256, 320
 SHORTEST, LONGEST = 320, 500
 
 # name of the reference -> how it names the levels
-SPLIT_BY_PARAMETER = True  # see tests/conftest.py
 LEVELS = {
     "torchvision_retinanet_resnet50_fpn": ("0", "1", "2", "p6", "p7"),
     "torchvision_retinanet_resnet50_fpn_v2": ("0", "1", "2", "p6", "p7"),

@@ -16,7 +16,6 @@ from kerasdet.geometry import masks, rle
 pytestmark = pytest.mark.slow
 
 HEIGHT, WIDTH = 256, 320
-SPLIT_BY_PARAMETER = True  # see tests/conftest.py
 EVERY_CANDIDATE = 10**6  # samples_per_image of the references
 
 # name of the reference -> how it names the levels

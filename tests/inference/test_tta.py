@@ -11,7 +11,6 @@ from kerasdet.inference import AugmentedPredictor
 from kerasdet.inference.tta import SCALES
 from kerasdet.models import KeypointBranch
 
-SPLIT_BY_PARAMETER = True  # see tests/conftest.py
 PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn has both of their branches
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")
 

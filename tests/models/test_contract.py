@@ -15,7 +15,6 @@ from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
-SPLIT_BY_PARAMETER = True  # see tests/conftest.py
 PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn has both of their branches
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 

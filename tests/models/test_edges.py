@@ -9,7 +9,6 @@ from models.test_contract import assert_contract, detections_of, inputs, losses,
 from kerasdet import ops
 from kerasdet.geometry.sampling import BalancedSampler
 
-SPLIT_BY_PARAMETER = True  # see tests/conftest.py
 RCNNS = (
     "proposal_network",
     "faster_rcnn",
