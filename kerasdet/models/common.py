@@ -98,8 +98,8 @@ def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
         neck: A layer with `in_features`, the names of the features that it merges.
 
     Raises:
-            TypeError: If the backbone is something else, such as a name.
-        UserError: If it lacks a feature, or if a feature has not the channels or the stride that it should have.
+        TypeError: If the backbone is something else, such as a name.
+        UserError: If it lacks a feature, or a feature differs from the stated channels or stride.
     """
     protocol = (
         "the protocol kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` "
