@@ -1,9 +1,11 @@
 """Defines detection models and their parts."""
 
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
+from kerasdet.models.branch import Branch
 from kerasdet.models.detector import Detector
 from kerasdet.models.fcos import FCOS
+from kerasdet.models.keypoint_branch import KeypointBranch
+from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
 from kerasdet.models.roi_heads import RoIHeads, RoIPooler

@@ -14,7 +14,7 @@ from kerasdet.geometry.sampling import BalancedSampler, sampling_priority
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor
 from kerasdet.losses import SmoothL1Loss
-from kerasdet.models.branches import RESCALINGS, Branch
+from kerasdet.models.branch import RESCALINGS, Branch
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.ops.distribute import global_sum
 
