@@ -8,7 +8,7 @@ from kerasdet.models.keypoint_branch import KeypointBranch
 from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
-from kerasdet.models.roi_heads import RoIHeads, RoIPooler
+from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
 
 __all__ = [
@@ -26,5 +26,4 @@ __all__ = [
     "ProposalSelection",
     "RetinaNet",
     "RoIHeads",
-    "RoIPooler",
 ]
