@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
+from kerasdet.files import locked, replacing
 from kerasdet.ops.distribute import worker_rank
 from kerasdet.training import checks
 from kerasdet.training.ema import use_averages
-from kerasdet.training.files import locked, replacing
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
 from kerasdet.training.loop import TrainingLoop
 from kerasdet.training.metrics_log import RunLog, ThroughputLogger
