@@ -9,8 +9,8 @@ from kerasdet.checkpoints.zoo import ZOO, Weights
 from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
 
-_HEADER = ("name", "task", "classes", "AP", "AP of branch", "MB", "licence", "input", "cached")
-_TO_THE_RIGHT = ("classes", "AP", "AP of branch", "MB")
+_HEADER = ("name", "task", "classes", "box AP", "branch AP", "MB", "licence", "input", "cached")
+_TO_THE_RIGHT = ("classes", "box AP", "branch AP", "MB")
 
 
 def list_zoo(text: str, *, as_json: bool) -> None:
