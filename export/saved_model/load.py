@@ -13,6 +13,7 @@ from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.ops.dispatch import raw_ops
+from kerasdet.paths import expand
 
 
 class SavedModelPredictor(Predictor):
@@ -33,12 +34,12 @@ class SavedModelPredictor(Predictor):
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = expand(path)
         self.metadata = read_metadata(self.path)
         if self.metadata.get("ops") == "compiled":
             raw_ops()  # loads their library
         try:
-            self._loaded = tf.saved_model.load(str(path))
+            self._loaded = tf.saved_model.load(str(self.path))
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}. Export the model again.") from None
