@@ -477,8 +477,8 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     assert not [message for message in caplog.messages if "other settings" in message]
     other = CocoDataset(data.annotations)
     other.records = other.records[1:]
-    run(tmp_path, other, steps=1, batch_size=1, seed=5)
-    [message] = [message for message in caplog.messages if "other settings" in message]
+    run(tmp_path, other, steps=2, batch_size=1, seed=5)
+    [message] = [message for message in caplog.messages if "goes on with other settings: " in message]
     for words in ("data was 5 images of 5 classes (", "and is 4 images", "batch_size was 2 and is 1", "seed was 0"):
         assert words in message
     with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is \['neck'\]"):
