@@ -113,8 +113,6 @@ gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
-    A text value of a macro that begins with ``~/`` is a path: ``~`` is replaced by the home folder.
-
     Args:
         config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
         overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes.
@@ -144,7 +142,6 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
     _check_macros(path)
-    _expand_home()
 
 
 def train() -> keras.Model:
@@ -314,19 +311,3 @@ def _violated_requirement(name, value):
     if name == "PRECISION" and value not in PRECISIONS:
         return f"one of {', '.join(PRECISIONS)}"
     return None
-
-
-def _expand_home():
-    """Replaces ``~`` in paths that macros hold, such as OUT_DIR: neither gin nor TensorFlow does it."""
-    for name in _used_macros():
-        value = macro(name)
-        if isinstance(value, tuple | list):
-            expanded = type(value)(_expanded(item) for item in value)
-        else:
-            expanded = _expanded(value)
-        if expanded != value:
-            gin.bind_parameter(f"%{name}", expanded)
-
-
-def _expanded(value):
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value

@@ -34,12 +34,12 @@ class SavedModelPredictor(Predictor):
     """
 
     def __init__(self, path: str | Path):
-        self.path = expand(path)
+        self.path = path = expand(path)
         self.metadata = read_metadata(self.path)
         if self.metadata.get("ops") == "compiled":
             raw_ops()  # loads their library
         try:
-            self._loaded = tf.saved_model.load(str(self.path))
+            self._loaded = tf.saved_model.load(str(path))
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}. Export the model again.") from None

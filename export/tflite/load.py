@@ -46,7 +46,7 @@ class TFLitePredictor(Predictor):
     """
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
-        self.path = expand(path)
+        self.path = path = expand(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no file {path}: give the .tflite file that `kerasdet export` wrote.")
         files = _read_files(self.path)

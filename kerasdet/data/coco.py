@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from kerasdet.data.records import clip_boxes, make_records, split_by_image
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
+from kerasdet.paths import expand
 
 
 class CocoDataset:
@@ -67,8 +67,8 @@ class CocoDataset:
         masks: bool = False,
         keypoints: bool = False,
     ) -> None:
-        self.annotations = self.ground_truth = Path(annotations)
-        folder = self.annotations.parent / "images" if images is None else Path(images)
+        self.annotations = self.ground_truth = expand(annotations, "annotations")
+        folder = self.annotations.parent / "images" if images is None else expand(images, "images")
         data = _read(self.annotations)
         if not folder.is_dir():
             raise FileNotFoundError(

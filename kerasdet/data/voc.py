@@ -9,6 +9,7 @@ import numpy as np
 
 from kerasdet.data.records import clip_boxes, make_records, split_by_image
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -59,7 +60,7 @@ class VocDataset:
         keep_images_without_objects: bool = True,
         on_bad_image: str = "error",
     ) -> None:
-        roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(folder) for folder in root]
+        roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
         self.annotations = lists[0]
