@@ -1,10 +1,10 @@
 """Reads COCO JSON: one file of annotations and a folder of images."""
 
 import os
-from pathlib import Path
 
 from kerasdet.data.annotations import read_json
 from kerasdet.data.dataset import Dataset
+from kerasdet.paths import expand
 
 
 class CocoDataset(Dataset):
@@ -40,10 +40,10 @@ class CocoDataset(Dataset):
         keypoints: bool = False,
         strict: bool = False,
     ) -> None:
-        path = Path(annotations)
+        path = expand(annotations, "annotations")
         super().__init__(
             read_json(path),
-            path.parent / "images" if images is None else images,
+            path.parent / "images" if images is None else expand(images, "images"),
             source=path,
             keep_images_without_objects=keep_images_without_objects,
             on_bad_image=on_bad_image,

@@ -6,12 +6,12 @@ TensorFlow ops; every static shape may be unknown.
 
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 # EXIF stands in the first segment, which JPEG limits to 64 KiB.
 EXIF_SEARCH = 1 << 16
@@ -125,7 +125,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: If the file does not exist.
         UserError: If TensorFlow cannot decode the file.
     """
-    path = Path(path)
+    path = expand(path, "The path of an image")
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
     try:
