@@ -9,6 +9,7 @@ from kerasdet.checkpoints.cache import is_published, local_path
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
+from kerasdet.paths import expand
 from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
@@ -38,7 +39,7 @@ def load(path: str | Path) -> keras.Model | Predictor:
         >>> detections = model.detect("photo.jpg")
         >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
     """
-    path = Path(local_path(path)).expanduser()
+    path = expand(local_path(path), "The path of a model")
     if exported := format_of(path):
         return exported.load(path)
     file = _model_file(path)
@@ -67,7 +68,7 @@ def require_model(path: str | Path) -> None:
     """
     if is_published(path):
         return
-    path = Path(path).expanduser()
+    path = expand(path, "The path of a model")
     if format_of(path) is None or not path.exists():
         _model_file(path)
 

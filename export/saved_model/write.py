@@ -35,6 +35,7 @@ from kerasdet.inference.detections import to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
+from kerasdet.paths import expand
 
 
 def export_saved_model(
@@ -70,7 +71,7 @@ def export_saved_model(
         >>> export_saved_model(model, "detector", precision="bfloat16")
         >>> detections = kerasdet.load("detector").detect("street.jpg")
     """
-    path = Path(path)
+    path = expand(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
 

@@ -29,6 +29,7 @@ from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
 from kerasdet.ops import resize as resize_ops
+from kerasdet.paths import expand
 
 
 def export_tflite(
@@ -69,7 +70,7 @@ def export_tflite(
         >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")
         >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
-    path = Path(path)
+    path = expand(path)
     _check_path(path)
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))

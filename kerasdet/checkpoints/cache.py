@@ -19,6 +19,7 @@ from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.zoo import Weights, find, is_name
 from kerasdet.errors import UserError
 from kerasdet.files import replacing, waiting_lock
+from kerasdet.paths import expand
 
 _CONVERSION = 1  # raise it if models of an earlier kerasdet no longer load, or are converted differently
 
@@ -26,10 +27,10 @@ _CONVERSION = 1  # raise it if models of an earlier kerasdet no longer load, or 
 def home() -> Path:
     """Returns the folder of the cache, which need not exist."""
     if given := os.environ.get("KERASDET_HOME"):
-        return Path(given).expanduser()
+        return expand(given, "KERASDET_HOME")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "kerasdet"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kerasdet"
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kerasdet"
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
@@ -106,7 +107,7 @@ def mirrored(url: str) -> str:
     if not mirror:
         return url
     if "://" not in mirror:
-        mirror = Path(mirror).expanduser().absolute().as_uri()
+        mirror = expand(mirror, "KERASDET_MIRROR").absolute().as_uri()
     return f"{mirror.rstrip('/')}/{_host_and_path(url)}"
 
 

@@ -62,6 +62,7 @@ def _entry(weights: Weights) -> dict:
             "longest": rule.longest,
             "channel_order": rule.channel_order,
             "kernel": rule.kernel,
+            "letterbox": rule.letterbox_value is not None,
         },
         "url": shown(mirrored(weights.url)),
         "hash": None if digest is None else {"algorithm": digest[0], "digits": digest[1]},
@@ -71,7 +72,8 @@ def _entry(weights: Weights) -> dict:
 
 def _row(entry):
     rule = entry["input"]
-    size = f"{rule['shortest']}, at most {rule['longest']}, " if entry["task"] != "backbone" else ""
+    bound = "letterbox" if rule["letterbox"] else "at most"
+    size = f"{rule['shortest']}, {bound} {rule['longest']}, " if entry["task"] != "backbone" else ""
     return (
         entry["name"],
         entry["task"],
