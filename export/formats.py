@@ -8,9 +8,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kerasdet.export.spec import FormatSpec
-
 from kerasdet.errors import UserError
+from kerasdet.export.spec import FormatSpec
 
 if TYPE_CHECKING:
     from kerasdet.export.protocol import Format

@@ -5,6 +5,7 @@ decides in which order images come; `pipeline` makes batches; `shapes` generates
 """
 
 from kerasdet.data.coco import CocoDataset
+from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import evaluation_batches, training_batches
 from kerasdet.data.sampler import ImageSampler
 from kerasdet.data.transforms import RandomFlip, ResizeShortestEdge
@@ -12,6 +13,7 @@ from kerasdet.data.voc import VocDataset
 
 __all__ = [
     "CocoDataset",
+    "Dataset",
     "ImageSampler",
     "RandomFlip",
     "ResizeShortestEdge",

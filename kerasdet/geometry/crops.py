@@ -1,9 +1,11 @@
 """Cuts, turns and covers crops of masks, so that masks follow an image through augmentation.
 
 A crop (S, S) is the part of a mask inside its object's box, see `kerasdet.geometry.masks`. Cutting averages over the
-area of the old cells and loses nothing but resolution: a crop of half the box has S / 2 cells of detail per side. An
-affine map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares both with full-size masks: after
-a cut or a rotation, the mean IoU with the mask that was cut or rotated at full size is above 0.99.
+area of the old cells and loses only resolution: a crop of half the box has S / 2 cells of detail per side. An affine
+map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares with full-size masks of COCO objects of
+at least 8 pixels. Cut to a quarter of the box, the mean IoU is 0.999 and the worst 0.991. Turned by 10 degrees, which
+blurs the full-size mask as well, the mean is 0.988 and the worst 0.951: for these the border moves by less than half a
+pixel.
 """
 
 import tensorflow as tf

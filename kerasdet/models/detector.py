@@ -29,7 +29,7 @@ class Detector(Predictor, Trainer):
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        branches: Layers that predict more than class and box; see `kerasdet.models.branches`.
+        branches: Layers that predict more than class and box; see `kerasdet.models.branch`.
     """
 
     branches: Sequence[keras.layers.Layer] = ()

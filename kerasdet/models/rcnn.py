@@ -8,9 +8,11 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit
-from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
+from kerasdet.models.branch import Branch
 from kerasdet.models.common import check_num_classes, checked_names
 from kerasdet.models.detector import Detector, unpack_inputs
+from kerasdet.models.keypoint_branch import KeypointBranch
+from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_neck

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from checkpoints import golden
 from checkpoints.golden import XYXY
-from kerasdet.export import export_saved_model
 
 from kerasdet.checkpoints import to_model
+from kerasdet.export import export_saved_model
 from kerasdet.inference.detections import from_tf_od, unpad
 from kerasdet.models import Detector
 

@@ -44,7 +44,9 @@ def painted(seed, height=150, width=190, channels=(0, 1, 2), with_masks=True):
         radius = np.array([rng.uniform(16, 28), rng.uniform(14, 26)])
         center = np.array([rng.uniform(radius[0], height - radius[0]), left + width / len(channels) / 2])
         offset = (y - center[0]) / radius[0], (x - center[1]) / radius[1]
-        shape = np.hypot(*offset) <= 1 if i % 2 else (np.abs(offset[0]) <= 1) & (np.abs(offset[1]) <= offset[0] / 2 + 0.5)
+        shape = (
+            np.hypot(*offset) <= 1 if i % 2 else (np.abs(offset[0]) <= 1) & (np.abs(offset[1]) <= offset[0] / 2 + 0.5)
+        )
         image[..., channel][shape] = 255
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
         bitmaps.append(shape)
@@ -196,7 +198,9 @@ def test_annotations_follow_the_pixels_through_random_chains(chain):
     assert_follows(example, dots, may_miss=2600, tolerance=3.5, min_iou=0.8)
 
 
-@pytest.mark.parametrize("transform", [RandomPhotometricDistort(probability=1.0), RandomErasing(1.0), GaussianBlur(5, probability=1.0)])
+@pytest.mark.parametrize(
+    "transform", [RandomPhotometricDistort(probability=1.0), RandomErasing(1.0), GaussianBlur(5, probability=1.0)]
+)
 def test_other_transforms_leave_annotations_alone(transform):
     example, _ = painted(0)
     changed = transform(example, tf.constant([1, 2]))

@@ -41,7 +41,8 @@ def iou(a, b):
 
 
 def pasted(crop, box, shape):
-    return masks.paste_masks(tf.cast(crop, tf.float32)[None] / 255, tf.constant(box, tf.float32)[None], *shape)[0].numpy()
+    probs, boxes = tf.cast(crop, tf.float32)[None] / 255, tf.constant(box, tf.float32)[None]
+    return masks.paste_masks(probs, boxes, *shape)[0].numpy()
 
 
 def test_from_bitmaps_equals_its_definition(rng):
