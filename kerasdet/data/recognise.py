@@ -166,7 +166,7 @@ def _find_tfrecord(path):
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and tfrecord.is_tfrecord(file)]
     else:
-        files = tfrecord.shards(path) if tfrecord.is_tfrecord(path) else []
+        files = [file for file in tfrecord.shards(path) if tfrecord.is_tfrecord(file)]
     groups: dict[str, list[Path]] = {}
     for file in files:
         folders = reversed(file.relative_to(folder).parts[:-1])
