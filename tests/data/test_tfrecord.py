@@ -94,7 +94,7 @@ def test_shards_and_splits(tmp_path):
         dataset = open_dataset(path, "train")
         assert [record.image_id for record in dataset.records] == [0, 1, 2]
     (tmp_path / "coco_val.record-00002-of-00003").unlink()
-    with pytest.raises(UserError, match="coco_val.record-00002-of-00003 does not exist"):
+    with pytest.raises(UserError, match=r"coco_val\.record-00002-of-00003 does not exist"):
         open_dataset(tmp_path, "val")
 
 
