@@ -9,7 +9,6 @@ import dataclasses
 import io
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +16,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 FORMATS = "JPEG, PNG, BMP, GIF or WebP"
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
@@ -122,7 +122,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: If the file does not exist.
         UserError: If the file is not an image, or is damaged.
     """
-    path = Path(path)
+    path = expand(path, "The path of an image")
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
     encoded = path.read_bytes()
