@@ -163,11 +163,12 @@ def _records(dataset):
 
 def _reader(dataset, mask_size):
     """Returns a graph function that maps an index to an example with its decoded image."""
-    lookup = _lookup(dataset, mask_size)
+    lookup, encoded = _lookup(dataset, mask_size), _encoded(dataset.records)
 
     def read(index):
         example = lookup(index)
-        image = images.load(example.pop("path"), example.pop("exif"), example.pop("by_pil", None))
+        encoded_image = encoded(example.pop("path"), index)
+        image = images.load(encoded_image, example.pop("exif"), example.pop("by_pil", None))
         return {"image": image, "image_size": tf.shape(image)[:2], **example}
 
     return read
@@ -210,6 +211,20 @@ def _slices(records, names):
         return {name: values[starts[index] : starts[index + 1]] for name, values in flat.items()}
 
     return slices_of
+
+
+def _encoded(records):
+    """Returns a graph function that reads the bytes of an image by the path and the index of its record.
+
+    Images inside of TFRecords and in memory are read by Python: TensorFlow has no op that reads a part of a file.
+    """
+    if all(record.content is None for record in records):
+        return lambda path, index: tf.io.read_file(path)
+
+    def encoded(index):
+        return records[index].encoded()
+
+    return lambda path, index: tf.ensure_shape(tf.numpy_function(encoded, [index], tf.string, stateful=False), ())
 
 
 def _pad(example, size_divisor, pad_to=None, max_boxes=None):
