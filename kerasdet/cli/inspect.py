@@ -1,0 +1,57 @@
+"""Implements ``kerasdet inspect``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kerasdet import config
+from kerasdet.data import CocoDataset
+from kerasdet.data.annotations import read_json
+from kerasdet.errors import UserError
+from kerasdet.reports import inspect_dataset
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Writes the page about a dataset and prints its findings.
+
+    Args:
+        options: Has `data`, `config`, `overrides` and `out`.
+    """
+    splits = _open(Path(options.data))
+    source, model, transforms = str(options.data), None, []
+    if options.config:
+        first = next(iter(splits.values()))
+        paths = dict.fromkeys(("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"), str(first.annotations))
+        config.load(options.config, options.overrides, {"NUM_CLASSES": first.num_classes, **paths})
+        model, transforms = config.model_and_transforms()
+        source += f", with the recipe {options.config}"
+    elif options.overrides:
+        raise UserError("--set changes a recipe, and none is given: name one with --config.")
+    found = inspect_dataset(
+        splits,
+        options.out,
+        title=f"Dataset {Path(options.data).absolute().stem}",
+        source=source,
+        model=model,
+        transforms=transforms,
+        on_progress=_show_progress if sys.stderr.isatty() else lambda *_: None,
+    )
+    for finding in found:
+        print(f"{finding.level}: {finding.text} {finding.action}".replace("`", "").rstrip())
+    print(f"{options.out}: {Path(options.out).stat().st_size / 1e6:.1f} MB. Open it in a browser.")
+
+
+def _open(path):
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files.sort(key=lambda file: not file.stem.startswith("train"))
+    splits = {}
+    for file in files:
+        data = read_json(file)
+        masks = bool(data["annotations"]) and all(item.get("segmentation") for item in data["annotations"])
+        keypoints = any(category.get("keypoints") for category in data["categories"])
+        splits[file.stem] = CocoDataset(file, on_bad_image="skip", masks=masks, keypoints=keypoints)
+    return splits
+
+
+def _show_progress(step, done, total):
+    print(f"\r{step}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
