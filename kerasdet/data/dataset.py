@@ -37,7 +37,8 @@ class Dataset:
 
     Args:
         data: Contents of a COCO file: dict of the lists `images`, `annotations` and `categories`. It is not changed. An
-            annotation may have a true `difficult`, as in Pascal VOC: training uses it, evaluation ignores it.
+            annotation may have a true `difficult`, as in Pascal VOC: training uses it, evaluation ignores it. An image
+            may have a function `content` that reads its bytes, if it is no file of its own.
         images: Folder that each relative `file_name` is in. None takes each `file_name` as a path.
         source: Path or name of the dataset in messages.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
@@ -100,6 +101,7 @@ class Dataset:
             objects,
             keep_images_without_objects=keep_images_without_objects,
             on_bad_image=on_bad_image,
+            contents=[item.get("content") for item in data["images"]],
             num_classes=self.num_classes,
             object_counts=counts,
         )

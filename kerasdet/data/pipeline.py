@@ -86,10 +86,10 @@ def training_batches(
             f"max_boxes is {max_boxes}, but an image has {most} boxes; every object needs a row. Raise max_boxes to "
             f"{most} or more."
         )
-    lookup = _lookup(dataset, mask_size)
+    lookup, read = _lookup(dataset, mask_size), _reader(records)
 
     def example(position, index):
-        result = _decode(lookup(index))
+        result = _decode(lookup(index), read, index)
         example_seed = tf.cast(tf.stack([seed, position]), tf.int32)
         for i, transform in enumerate(transforms):
             result = transform(result, tf.random.fold_in(example_seed, i))
@@ -134,10 +134,10 @@ def evaluation_batches(
         UserError: If the dataset has no images.
     """
     records = _records(dataset)
-    lookup = _lookup(dataset, mask_size)
+    lookup, read = _lookup(dataset, mask_size), _reader(records)
 
     def example(index):
-        result = _decode(lookup(index))
+        result = _decode(lookup(index), read, index)
         return _pad(resize(result) if resize else result, size_divisor)
 
     index, count = shard
@@ -201,9 +201,23 @@ def _slices(records, names):
     return slices_of
 
 
-def _decode(example):
+def _reader(records):
+    """Returns a graph function that reads the bytes of an image by the path and the index of its record.
+
+    Images inside of TFRecords and in memory are read by Python: TensorFlow has no op that reads a part of a file.
+    """
+    if all(record.content is None for record in records):
+        return lambda path, index: tf.io.read_file(path)
+
+    def encoded(index):
+        return records[index].encoded()
+
+    return lambda path, index: tf.ensure_shape(tf.numpy_function(encoded, [index], tf.string, stateful=False), ())
+
+
+def _decode(example, read, index):
     """Decodes the image: replaces `path` and `exif` with `image` and `image_size`."""
-    image = images.decode(tf.io.read_file(example.pop("path")), example.pop("exif"))
+    image = images.decode(read(example.pop("path"), index), example.pop("exif"))
     return {"image": image, "image_size": tf.shape(image)[:2], **example}
 
 

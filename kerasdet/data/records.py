@@ -1,8 +1,9 @@
 """Defines the records that datasets consist of, one per image, and the checks that all formats share."""
 
 import dataclasses
+import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Record:
         runs: Run lengths of the masks of all objects, one object after the other, int32; see
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
+        content: Function that reads the bytes of the image if it is no file of its own, but part of a TFRecord or in
+            memory; `path` is then only a name for messages.
     """
 
     image_id: int
@@ -50,6 +53,15 @@ class Record:
     num_runs: np.ndarray | None = None
     runs: np.ndarray | None = None
     keypoints: np.ndarray | None = None
+    content: Callable[[], bytes] | None = None
+
+    def encoded(self) -> bytes:
+        """Reads the bytes of the image file."""
+        return Path(self.path).read_bytes() if self.content is None else self.content()
+
+    def image(self) -> np.ndarray:
+        """Decodes the image, (height, width, 3) uint8 RGB, to the pixels that training sees."""
+        return images.decode(self.encoded(), self.exif).numpy()
 
 
 def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: int) -> list[dict]:
@@ -110,6 +122,7 @@ def make_records(
     sizes: Sequence[tuple[int, int]],
     objects: Sequence[Mapping[str, np.ndarray]],
     *,
+    contents: Sequence[Callable[[], bytes] | None],
     keep_images_without_objects: bool,
     on_bad_image: str,
     num_classes: int,
@@ -123,6 +136,7 @@ def make_records(
         paths: Paths of the N image files.
         sizes: Height and width of the N images in pixels, as the annotations state them.
         objects: Arrays of the objects of each image, from `split_by_image`.
+        contents: Functions that read the bytes of the N images, or None for those that are files; see `Record`.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object; if
             keypoints were read, neither does an object without a labelled keypoint.
         on_bad_image: "error" raises an error that names unusable image files, "skip" leaves them out.
@@ -138,7 +152,7 @@ def make_records(
     if on_bad_image not in ("error", "skip"):
         raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Choose one of the two.')
     with ThreadPoolExecutor(16) as pool:
-        checks = list(pool.map(_check_file, paths, sizes))
+        checks = list(pool.map(_check_image, paths, sizes, contents))
     bad = [f"{path}: {check}" for path, check in zip(paths, checks, strict=True) if isinstance(check, str)]
     if bad and on_bad_image == "error":
         raise UserError(
@@ -146,8 +160,10 @@ def make_records(
             f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" to leave them out.'
         )
     records = [
-        Record(image_id, path, *size, exif, **arrays)
-        for image_id, path, size, exif, arrays in zip(image_ids, paths, sizes, checks, objects, strict=True)
+        Record(image_id, path, *size, exif, **arrays, content=content)
+        for image_id, path, size, exif, arrays, content in zip(
+            image_ids, paths, sizes, checks, objects, contents, strict=True
+        )
         if not isinstance(exif, str)
     ]
     empty = [_is_empty(record) for record in records]
@@ -191,22 +207,30 @@ def _describe(source, num_classes, counts, keep_images_without_objects, bad):
     return ", ".join(parts)
 
 
-def _check_file(path, size):
-    """Checks header and end of an image file, without decoding it if possible.
+def _check_image(path, size, content):
+    """Checks header and end of an image, without decoding it if possible.
 
     Returns:
-        Whether decoding applies its EXIF orientation, or a str that says why the file cannot be used.
+        Whether decoding applies its EXIF orientation, or a str that says why the image cannot be used.
     """
     try:
-        with Image.open(path) as image:
-            orientation = int(_exif_orientation(_head(path))) if "exif" in image.info else 1
-            stored = image.height, image.width
-            upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-            problem = _damage(path, image)
+        with open(path, "rb") if content is None else io.BytesIO(content()) as file:
+            return _check_file(file, size)
     except FileNotFoundError:
         return "does not exist"
     except Exception as error:  # Pillow's readers raise almost anything on damaged files
         return f"cannot be read ({error})"
+
+
+def _check_file(file, size):
+    with Image.open(file) as image:
+        orientation = 1
+        if "exif" in image.info:
+            file.seek(0)
+            orientation = int(_exif_orientation(file.read(images.EXIF_SEARCH)))
+        stored = image.height, image.width
+        upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+        problem = _damage(file, image)
     if problem:
         return problem
     if size not in (upright, stored):
@@ -217,33 +241,29 @@ def _check_file(path, size):
 _exif_orientation = tf.function(images.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
 
 
-def _head(path):
-    with open(path, "rb") as file:
-        return file.read(images.EXIF_SEARCH)
-
-
-def _damage(path, image):
+def _damage(file, image):
     """Returns what is wrong with an open image, or None."""
     if image.format not in _FORMATS:
         return f"is {image.format}; convert it to JPEG or PNG"
     if image.format == "BMP" and image.mode not in ("RGB", "L"):
         return f"is a BMP of mode {image.mode}; convert it to JPEG or PNG"
+    file.seek(0)
     if image.format == "PNG":
         image.verify()
     elif image.format in ("BMP", "GIF"):
         image.load()
     else:
-        with open(path, "rb") as file:
-            file.seek(-min(_JPEG_TAIL, file.seek(0, 2)), 2)
-            if b"\xff\xd9" not in file.read() and not _decodes(path):
-                return "is truncated (no end-of-image marker)"
+        file.seek(-min(_JPEG_TAIL, file.seek(0, 2)), 2)
+        if b"\xff\xd9" not in file.read() and not _decodes(file):
+            return "is truncated (no end-of-image marker)"
     return None
 
 
-def _decodes(path):
+def _decodes(file):
     """Returns whether TensorFlow decodes the file, which decides about a JPEG with appended data."""
+    file.seek(0)
     try:
-        images.decode(Path(path).read_bytes())
+        images.decode(file.read())
     except Exception:
         return False
     return True

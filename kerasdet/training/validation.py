@@ -153,7 +153,7 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
     """
     pictures = []
     for record in data.records[:count]:
-        image = images.read(record.path)
+        image = record.image()
         truth = Detections(
             boxes=record.boxes,
             scores=np.ones(len(record.boxes)),
