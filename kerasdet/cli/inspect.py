@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from kerasdet import config
-from kerasdet.data import CocoDataset
-from kerasdet.data.annotations import read_json
+from kerasdet.data.dataset import Dataset
+from kerasdet.data.recognise import read_source, recognise
+from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 from kerasdet.reports import inspect_dataset
 
@@ -17,7 +18,7 @@ def inspect(options: argparse.Namespace) -> None:
     Args:
         options: Has `data`, `config`, `overrides` and `out`.
     """
-    splits = _open(Path(options.data))
+    splits = _open(options.data)
     source, model, transforms = str(options.data), None, []
     if options.config:
         first = next(iter(splits.values()))
@@ -42,14 +43,22 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def _open(path):
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    files.sort(key=lambda file: not file.stem.startswith("train"))
+    """Opens all splits of a dataset, the training data first, with masks and keypoints if they have them."""
+    source = recognise(path)
     splits = {}
-    for file in files:
-        data = read_json(file)
-        masks = bool(data["annotations"]) and all(item.get("segmentation") for item in data["annotations"])
-        keypoints = any(category.get("keypoints") for category in data["categories"])
-        splits[file.stem] = CocoDataset(file, on_bad_image="skip", masks=masks, keypoints=keypoints)
+    for name in sorted(source.splits, key=lambda split: split != "train"):
+        changes = Changes(str(source.path))
+        data = read_source(source, name, changes)
+        annotations, categories = data["annotations"], data["categories"]
+        splits[name] = Dataset(
+            data,
+            None,
+            source=f"{source.path} ({name})",
+            on_bad_image="skip",
+            masks=bool(annotations) and all(item.get("segmentation") for item in annotations),
+            keypoints=any(category.get("keypoints") for category in categories),
+        )
+        splits[name].counts |= changes.counts
     return splits
 
 

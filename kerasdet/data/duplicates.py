@@ -1,6 +1,7 @@
 """Finds images that look alike, such as two frames of a video, a copy at another size or a file saved twice."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +132,7 @@ _TURNS = {
 def _near_hashes(hashes) -> Iterator[np.ndarray]:
     """Yields (P, 2) pairs of indices whose hashes differ in at most `MAX_DISTANCE` bits, some of them repeatedly."""
     edges = np.linspace(0, 64, _BANDS + 1).round().astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):

@@ -11,7 +11,15 @@ from kerasdet.data.dataset import Dataset
 from kerasdet.data.files import IMAGE_SUFFIXES
 from kerasdet.data.records import Record
 
-_SUFFIX_OF = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"GI": ".gif", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
+_SUFFIX_OF = {
+    b"\xff\xd8": ".jpg",
+    b"\x89P": ".png",
+    b"BM": ".bmp",
+    b"GI": ".gif",
+    b"RI": ".webp",
+    b"II": ".tif",
+    b"MM": ".tif",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +59,13 @@ class Part:
 
 
 def make_part(
-    name: str, data: Mapping[str, Any], source: str, taken: set[str], *, on_bad_image: str = "error", strict: bool = False
+    name: str,
+    data: Mapping[str, Any],
+    source: str,
+    taken: set[str],
+    *,
+    on_bad_image: str = "error",
+    strict: bool = False,
 ) -> Part:
     """Checks a split of a dataset and gives its images names.
 

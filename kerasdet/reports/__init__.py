@@ -1,7 +1,7 @@
 """Writes self-contained HTML pages about datasets and models.
 
-`page` makes the HTML, `charts` the plots, `pictures` the images; `inspect` composes the page about a dataset from `objects`
-and `anchors`. Charts need the extra `kerasdet[report]`.
+`page` makes the HTML, `charts` the plots, `pictures` the images; `inspect` composes the page about a dataset of the
+sections in `content`, `sizes`, `fit` and `duplicates`. Charts need the extra `kerasdet[report]`.
 """
 
 from kerasdet.reports.inspect import inspect_dataset

@@ -113,15 +113,12 @@ def histogram(
         exponents: Whether positions are exponents of 2, so that the axis shows powers of 2.
     """
     values = [{"low": low, "high": high, "count": n, "label": label} for low, high, n, label in rows]
-    ticks = _power_ticks([row[0] for row in rows] + [row[1] for row in rows]) if exponents else _WHOLE
-    x = {"field": "low", "bin": "binned", "type": "quantitative", "title": x_axis, "axis": ticks}
-    x["scale"] = {"zero": False, "nice": False, "domain": [rows[0][0], rows[-1][1]]}
     layers = [
         {
             "data": {"values": values},
             "mark": {"type": "bar", "color": SERIES[0], "binSpacing": 1},
             "encoding": {
-                "x": x,
+                "x": _binned("low", x_axis, rows[0][0], rows[-1][1], exponents),
                 "x2": {"field": "high"},
                 "y": {"field": "count", "type": "quantitative", "title": None, "axis": _WHOLE},
                 "description": {"field": "label"},
@@ -135,30 +132,31 @@ def histogram(
 
 
 def stacked(
-    rows: Sequence[tuple[str, str, float, str]],
+    rows: Sequence[tuple[float, float, str, float, str]],
     order: Sequence[str],
     x_axis: str,
     colours: Sequence[str],
     description: str,
 ) -> Chart:
-    """Makes columns that are divided into parts.
+    """Makes a histogram whose columns are divided into parts; its horizontal axis shows powers of 2.
 
     Args:
-        rows: (column, part, count, label) of each part.
+        rows: (low, high, part, count, label) of each part of a bin; low and high are exponents of 2.
         order: Names of the parts, from the bottom up.
         x_axis: Title of the horizontal axis.
         colours: CSS colour of each part.
         description: What the chart shows in a sentence.
     """
     values = [
-        {"column": column, "part": part, "count": n, "rank": order.index(part), "label": label}
-        for column, part, n, label in rows
+        {"low": low, "high": high, "part": part, "count": n, "rank": order.index(part), "label": label}
+        for low, high, part, n, label in rows
     ]
     spec = {
         "data": {"values": values},
-        "mark": {"type": "bar", "width": {"band": 0.86}},
+        "mark": {"type": "bar", "binSpacing": 1},
         "encoding": {
-            "x": {"field": "column", "type": "nominal", "sort": None, "title": x_axis, "axis": {"labelAngle": 0}},
+            "x": _binned("low", x_axis, rows[0][0], rows[-1][1], exponents=True),
+            "x2": {"field": "high"},
             "y": {"field": "count", "type": "quantitative", "title": None, "axis": _WHOLE},
             "color": {
                 "field": "part",
@@ -229,6 +227,13 @@ _WHOLE = {
     "labelExpr": "datum.value >= 1e6 ? format(datum.value / 1e6, '~r') + 'M' : datum.value >= 1e4 ? "
     "format(datum.value / 1e3, '~r') + 'k' : format(datum.value, ',')",
 }
+
+
+def _binned(field, title, low, high, exponents):
+    """Returns the horizontal channel of a histogram."""
+    scale = {"zero": False, "nice": False, "domain": [low, high]}
+    axis = (_power_ticks([low, high]) if exponents else _WHOLE) | {"labelFlush": False}
+    return {"field": field, "bin": "binned", "type": "quantitative", "title": title, "axis": axis, "scale": scale}
 
 
 def _power_ticks(exponents):

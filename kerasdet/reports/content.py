@@ -12,7 +12,8 @@ from kerasdet.reports.page import Column, Finding, Section, count, number, share
 from kerasdet.reports.splits import Splits
 
 FEW_OBJECTS = 20  # a class with fewer objects for training is named
-_MOST_BARS = 40
+_MOST_BARS = 20
+_MOST_KEYS = 20  # classes in the legend of the samples
 _SAMPLES_PER_PAGE = 6
 
 # Keys of `Dataset.counts` that say how large the dataset is, not what is wrong with it.
@@ -68,8 +69,8 @@ def overview(data: Splits) -> tuple[Section, list[Finding]]:
                 Finding(
                     "advice",
                     f"{share(empty, len(dataset))} of the images of {split} have no object.",
-                    "Check that their annotations are not missing. Images of pure background are fine, but they cost as "
-                    "much time as others; `keep_images_without_objects=False` leaves them out.",
+                    "Check that their annotations are not missing. Images of pure background are fine, but they cost "
+                    "as much time as others; `keep_images_without_objects=False` leaves them out.",
                     "splits",
                 )
             )
@@ -136,8 +137,7 @@ def _class_findings(data, totals, model):
         found.append(
             Finding(
                 "problem",
-                f"{count(len(missing), 'class', 'classes')} of {len(training)} {'has' if len(missing) == 1 else 'have'} no "
-                f"object to train on: {_names(missing)}.",
+                f"{_some_classes(missing, training)} no object to train on: {_names(missing)}.",
                 "Remove them from the list of classes, or add images of them.",
                 "classes",
             )
@@ -147,8 +147,7 @@ def _class_findings(data, totals, model):
         found.append(
             Finding(
                 "advice",
-                f"{count(len(few), 'class', 'classes')} of {len(training)} {'has' if len(few) == 1 else 'have'} fewer than "
-                f"{FEW_OBJECTS} objects to train on: {_names(few)}.",
+                f"{_some_classes(few, training)} fewer than {FEW_OBJECTS} objects to train on: {_names(few)}.",
                 "Expect a low AP for them. Label more images, or merge classes.",
                 "classes",
             )
@@ -221,21 +220,22 @@ def samples(
 ) -> tuple[Section, list[Finding]]:
     """Shows training samples."""
     dataset = data.datasets[data.training]
-    shown = []
+    shown, seen = [], np.zeros(dataset.num_classes, np.int64)
     total = min(most, len(dataset))
-    for picture, image_id, objects in pictures.samples(dataset, transforms, most, seed):
-        alternative = f"Image {image_id} with {count(objects, 'object')} drawn"
-        shown.append(
-            (page.image(pictures.data_uri(picture), alternative), f"Image {image_id}, {count(objects, 'object')}")
-        )
+    for sample in pictures.samples(dataset, transforms, most, seed):
+        objects = count(len(sample.class_ids), "object")
+        image = page.image(pictures.data_uri(sample.picture), f"Image {sample.image_id} with {objects} drawn")
+        shown.append((image, f"Image {sample.image_id}, {objects}"))
+        seen += np.bincount(sample.class_ids, minlength=dataset.num_classes)
         on_progress("drawing samples", len(shown), total)
     names = [type(transform).__name__ for transform in transforms]
     intro = (
         f"The training images as the model sees them, after {', '.join(f'`{name}`' for name in names)}."
         if names
-        else f"Images of {data.training} with their annotations. With `--config`, they are shown as a recipe trains on them."
+        else f"Images of {data.training} with their annotations. `--config` shows them as a recipe trains on them."
     )
-    entries = [(f"rgb{visualize.colour(k)}".replace(" ", ""), name) for k, name in enumerate(dataset.class_names[:20])]
+    frequent = [k for k in np.argsort(-seen, kind="stable").tolist() if seen[k]][:_MOST_KEYS]
+    entries = [("rgb({},{},{})".format(*visualize.colour(k)), dataset.class_names[k]) for k in frequent]
     parts = [page.legend(entries), page.gallery(shown, _SAMPLES_PER_PAGE)]
     return Section("samples", "Training samples" if names else "Images", parts, intro), []
 
@@ -247,6 +247,10 @@ def _per_class(class_ids, num_classes):
 def _images_per_class(objects, num_classes):
     pairs = np.unique(np.stack([objects.images, objects.class_ids], 1), axis=0)
     return np.bincount(pairs[:, 1], minlength=num_classes)
+
+
+def _some_classes(some, of_all):
+    return f"{count(len(some), 'class', 'classes')} of {len(of_all)} {'has' if len(some) == 1 else 'have'}"
 
 
 def _names(names, most=6):

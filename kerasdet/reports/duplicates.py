@@ -28,8 +28,8 @@ def duplicates(data: Splits, on_progress: Callable[[str, int, int], None]) -> tu
         found.append(
             Finding(
                 "problem",
-                f"{count(images, 'image')} outside {data.training} {'looks' if images == 1 else 'look'} like an image of "
-                "another split. AP will be higher than on new images.",
+                f"{count(images, 'image')} outside {data.training} {'looks' if images == 1 else 'look'} like an image "
+                "of another split. AP will be higher than on new images.",
                 "Keep images that look alike in one split; `kerasdet data split` does so.",
                 "duplicates",
             )
@@ -49,25 +49,17 @@ def duplicates(data: Splits, on_progress: Callable[[str, int, int], None]) -> tu
         return section, [Finding("good", "No near duplicates were found.")]
     rows = []
     for number, (a, b) in enumerate(pairs[: page.MAX_ROWS].tolist()):
-        shown = number < _MOST_PICTURES
-        rows.append(
-            [
-                *(_picture(paths[i]) if shown else "" for i in (a, b)),
-                f"{split_of[a]}: {_name(paths[a])}",
-                f"{split_of[b]}: {_name(paths[b])}",
-                "across splits" if split_of[a] != split_of[b] else "same split",
-            ]
-        )
-    columns = [Column(""), Column(""), Column("First"), Column("Second"), Column("Where")]
+        images = [_image(paths[i], split_of[i], with_picture=number < _MOST_PICTURES) for i in (a, b)]
+        rows.append((*images, "across splits" if split_of[a] != split_of[b] else "same split"))
+    columns = [Column("First image"), Column("Second image"), Column("Where")]
     table = page.table(columns, rows, "Images that look alike", total=len(pairs), sortable=False, titled=False)
-    intro = "Images with nearly the same content: copies, crops of other sizes, frames of a video. Across splits come first."
+    intro = "Images with nearly the same content, such as copies and frames of a video. Pairs across splits come first."
     return Section("duplicates", "Near duplicates", [table], intro), found
 
 
-def _picture(path):
-    uri = pictures.thumbnail(path, _EDGE)
-    return page.image(uri, f"Thumbnail of {_name(path)}") if uri else ""
-
-
-def _name(path):
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
+def _image(path, split, with_picture):
+    """Returns a cell with the name of an image, below its picture."""
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    uri = pictures.thumbnail(path, _EDGE) if with_picture else None
+    picture = page.image(uri, f"Thumbnail of {name}") if uri else ""
+    return page.Html(picture + page.text(f"{split}: {name}"))

@@ -20,7 +20,7 @@ from kerasdet.reports.splits import Splits
 
 MOST_IMAGES = 400  # images that the matcher runs on
 MOST_OBJECTS = 20_000  # objects that anchors are fitted to
-_MIN_GAIN = 0.03  # a suggestion must match this share of the objects more
+_MIN_GAIN = 0.05  # a suggestion must match this share of the objects more
 _MOST_UNMATCHED = 0.01
 
 
@@ -56,8 +56,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         "none": matches.total == 0,
     }
     intro = (
-        f"The matcher of {_article(assigner.stage)} gives an object every anchor that overlaps it by {threshold:g} or more. "
-        f"Run {where} of {data.training}."
+        f"The matcher of {_article(assigner.stage)} gives an object every anchor that overlaps it by {threshold:g} or "
+        f"more. Run {where} of {data.training}."
     )
     parts = [
         page.tiles(
@@ -80,7 +80,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             paragraph(
                 f"Fitted to the objects of {data.training}: {share((after >= threshold).sum(), len(objects))} of them "
                 f"overlap an anchor by {threshold:g} or more, now {share((~low).sum(), len(objects))}. The number of "
-                "anchors stays the same. Add these options to `kerasdet train`, or the lines without `--set` to the recipe:"
+                "anchors stays the same. Add these options to `kerasdet train`:"
             ),
             code(lines, "Options with the suggested anchors"),
         ]
@@ -93,13 +93,13 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             )
         )
     shortest = model.preprocessing.shortest
-    if suggested and gain >= 0.05:
+    if suggested:
         found.append(
             Finding(
                 "advice",
                 f"{share(low.sum(), len(objects))} of the objects overlap no anchor by {threshold:g} or more at "
                 f"`SHORTEST_EDGE={shortest}`{_reason(objects, low, assigner)}.",
-                f"Use the suggested anchors: {share((after < threshold).sum(), len(objects))} remain.",
+                f"Use the suggested anchors, which leave {share((after < threshold).sum(), len(objects))}.",
                 "anchors",
             )
         )
@@ -136,8 +136,8 @@ def _points(data, assigner, model, sample, matches, where):
         better = suggest_ranges(matcher, assigner, sample)
     used = (matches.levels > 0).sum(0)
     intro = (
-        "FCOS learns an object from the points near its centre, on the level whose range holds the largest distance from "
-        f"the point to the sides of its box. Run {where} of {data.training}."
+        "FCOS learns an object from the points near its centre, on the level whose range holds the largest distance "
+        f"from the point to the sides of its box. Run {where} of {data.training}."
     )
     rows = [
         (level, f"{low:g}", "any" if high >= 1e7 else f"{high:g}", number(n), share(n, len(sample)))
@@ -155,14 +155,18 @@ def _points(data, assigner, model, sample, matches, where):
         page.table(columns, rows, "Objects on each level", sortable=False),
     ]
     found = []
-    shortest = model.preprocessing.shortest
+    unlearned = (
+        f"{share(none, len(sample))} of the objects get no point at `SHORTEST_EDGE={model.preprocessing.shortest}`, so "
+        "the model never learns from them."
+    )
     if better is not matcher:
         now_none = int((match_objects(with_ranges(assigner, better), sample).total == 0).sum())
     if better is not matcher and none - now_none >= _MOST_UNMATCHED * len(sample):
         parts += [
             page.heading("Suggested ranges"),
             paragraph(
-                f"With these ranges, {share(now_none, len(sample))} of the objects have no point, now {share(none, len(sample))}:"
+                f"With these ranges, {share(now_none, len(sample))} of the objects have no point, now "
+                f"{share(none, len(sample))}:"
             ),
             code(
                 f'--set "FCOSMatcher.regress_ranges={_tuples(better.regress_ranges)}"',
@@ -172,8 +176,7 @@ def _points(data, assigner, model, sample, matches, where):
         found.append(
             Finding(
                 "advice",
-                f"{share(none, len(sample))} of the objects get no point at `SHORTEST_EDGE={shortest}`, so the model never "
-                "learns from them.",
+                unlearned,
                 "Use the suggested ranges.",
                 "anchors",
             )
@@ -182,8 +185,7 @@ def _points(data, assigner, model, sample, matches, where):
         found.append(
             Finding(
                 "problem",
-                f"{share(none, len(sample))} of the objects get no point at `SHORTEST_EDGE={shortest}`, so the model never "
-                "learns from them.",
+                unlearned,
                 "They are smaller than a cell of the finest level, or hidden by smaller objects: use larger images.",
                 "anchors",
             )
@@ -197,15 +199,14 @@ def _outcome_figure(objects, outcomes, colours, title):
     """Draws what share of the objects of each size has each outcome."""
     octave = np.floor(np.log2(np.maximum(objects.edges, 1))).astype(int)
     rows, table = [], []
-    for k in np.unique(octave).tolist():
+    for k in range(octave.min(), octave.max() + 1):
         inside = octave == k
         name = f"{2**k} to {2 ** (k + 1)}"
-        for part, mask in outcomes.items():
-            n = int((mask & inside).sum())
-            rows.append((name, part, n, f"{name} px, {part}: {count(n, 'object')} ({share(n, inside.sum())})"))
-        table.append(
-            (name, number(inside.sum()), *(share((m & inside).sum(), inside.sum()) for m in outcomes.values()))
-        )
+        parts = {part: int((mask & inside).sum()) for part, mask in outcomes.items()}
+        for part, n in parts.items():
+            label = f"{name} px, {part}: {count(n, 'object')} ({share(n, inside.sum())})"
+            rows.append((k, k + 1, part, n, label))
+        table.append((name, number(inside.sum()), *(share(n, inside.sum()) for n in parts.values())))
     totals = ", ".join(f"{part} {share(mask.sum(), len(objects))}" for part, mask in outcomes.items())
     columns = [Column("Size, px"), Column("Objects", "number"), *(Column(part, "number") for part in outcomes)]
     chart = charts.stacked(rows, list(outcomes), "square root of the area, px", colours, f"Of all objects: {totals}.")

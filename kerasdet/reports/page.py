@@ -1,7 +1,7 @@
 """Builds HTML pages that work without a network, by keyboard, with a screen reader, in light and dark.
 
-All functions return HTML. Their texts are plain: special characters are escaped, and words between backticks become code.
-A cell of a table may also be `Html`, which goes in unchanged.
+All functions return HTML. Their texts are plain: special characters are escaped, and words between backticks become
+code. A cell of a table may also be `Html`, which goes in unchanged.
 """
 
 import dataclasses
@@ -99,20 +99,21 @@ def number(value: float, digits: int = 0) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Writes a share in percent, with a decimal below 10 %; a share that is not 0 is never written as 0.
+    r"""Writes a share in percent, with a decimal below 10 %; a share that is not 0 is never written as 0.
 
     Example:
         >>> share(1, 8), share(1, 30), share(1, 100_000), share(0, 5)
-        ('13 %', '3.3 %', '< 0.1 %', '0 %')
+        ('12\xa0%', '3.3\xa0%', '< 0.1\xa0%', '0\xa0%')
     """
+    sign = "\N{NO-BREAK SPACE}%"  # a number and its sign stay on one line
     percent = 100 * part / whole if whole else 0.0
     if percent == 0:
-        return "0 %"
+        return f"0{sign}"
     if percent < 0.1:
-        return "< 0.1 %"
+        return f"< 0.1{sign}"
     if percent > 99.5:
-        return "100 %" if part == whole else "> 99.5 %"
-    return f"{percent:.1f} %" if percent < 9.95 else f"{percent:.0f} %"
+        return f"100{sign}" if part == whole else f"> 99.5{sign}"
+    return f"{percent:.1f}{sign}" if percent < 9.95 else f"{percent:.0f}{sign}"
 
 
 def count(value: int, singular: str, plural: str = "") -> str:
@@ -201,9 +202,8 @@ def figure(
     )
     folded = f"<details><summary>Show the numbers</summary>{data}</details>" if data else ""
     note = f"<p>{text(words)}</p>" if words else ""
-    return Html(
-        f"<figure><figcaption><h3>{text(title)}</h3>{note}{legend(keys) if keys else ''}</figcaption>{drawn}{folded}</figure>"
-    )
+    note += legend(keys) if keys else ""
+    return Html(f"<figure><figcaption><h3>{text(title)}</h3>{note}</figcaption>{drawn}{folded}</figure>")
 
 
 def code(lines: str, label: str) -> Html:
@@ -230,7 +230,8 @@ def gallery(pictures: Sequence[tuple[Html, str]], per_page: int) -> Html:
         f"<li><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>" for picture, words in pictures
     )
     return Html(
-        f'<div class="paged" data-page-size="{per_page}" data-noun="images"><ul class="gallery items">{items}</ul></div>'
+        f'<div class="paged" data-page-size="{per_page}" data-noun="images">'
+        f'<ul class="gallery items">{items}</ul></div>'
     )
 
 

@@ -1,6 +1,7 @@
 """Makes small JPEG pictures, embedded as data URIs: images of a dataset, and samples as training sees them."""
 
 import base64
+import dataclasses
 import io
 import types
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,21 @@ from kerasdet.ops.masks import paste_masks
 SAMPLE_EDGE = 440  # longer side of a sample, in pixels
 MAX_NAMES = 8  # objects up to which a sample names them; more names would hide the objects
 _QUALITY = 80
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """Holds a training sample.
+
+    Args:
+        picture: The image with its objects drawn, (H, W, 3) uint8.
+        image_id: Id of the image in the dataset.
+        class_ids: Class ids of its objects, (M,) int32.
+    """
+
+    picture: np.ndarray
+    image_id: int
+    class_ids: np.ndarray
 
 
 def data_uri(picture: np.ndarray) -> str:
@@ -45,9 +61,7 @@ def thumbnail(path: str, edge: int) -> str | None:
         return None
 
 
-def samples(
-    dataset: Dataset, transforms: Sequence[Transform], count: int, seed: int
-) -> Iterator[tuple[np.ndarray, int, int]]:
+def samples(dataset: Dataset, transforms: Sequence[Transform], count: int, seed: int) -> Iterator[Sample]:
     """Draws training samples with their boxes, masks and keypoints.
 
     Args:
@@ -57,7 +71,7 @@ def samples(
         seed: Seed of the choice of images and of the transforms.
 
     Yields:
-        A picture (H, W, 3) uint8, the id of its image and the number of its objects.
+        The samples.
     """
     records = _choose(dataset, count, seed)
     if not records:
@@ -67,7 +81,7 @@ def samples(
     for batch in batches.take(len(records)):
         example = {name: value[0].numpy() for name, value in batch.items()}
         real = example["class_ids"] >= 0
-        yield _draw(example, real, dataset), int(example["image_id"]), int(real.sum())
+        yield Sample(_draw(example, real, dataset), int(example["image_id"]), example["class_ids"][real])
 
 
 def _choose(dataset, count, seed):
@@ -96,7 +110,8 @@ def _draw(example, real, dataset):
         masks = paste_masks(example["masks"][real].astype(np.float32) / 255, boxes.astype(np.float32), *size).numpy()
     if "keypoints" in example:
         keypoints = example["keypoints"][real] * np.append(scale, 1)
-    names = [dataset.class_names[k] for k in class_ids] if len(class_ids) <= MAX_NAMES else None
+    named = len(class_ids) <= MAX_NAMES and dataset.num_classes > 1
+    names = [dataset.class_names[k] for k in class_ids] if named else None
     return visualize.draw_boxes(
         image, boxes, names, class_ids=class_ids, masks=masks, keypoints=keypoints, skeleton=dataset.skeleton
     )

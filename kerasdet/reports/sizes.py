@@ -31,8 +31,8 @@ def sizes(data: Splits, model: Detector | None) -> tuple[Section | None, list[Fi
         objects = resized(objects, model.preprocessing)
         rule = model.preprocessing
         intro = (
-            f"In pixels after resizing: the shorter side of an image becomes {rule.shortest} px, unless the longer side "
-            f"would exceed {rule.longest} px."
+            f"In pixels after resizing: the shorter side of an image becomes {rule.shortest} px, unless the longer "
+            f"side would exceed {rule.longest} px."
         )
         assigner = assigner_of(model)
     anchors = assigner.anchors if assigner and assigner.foreground_iou is not None else None
@@ -62,8 +62,8 @@ def _ratios(objects, anchors):
     logs = np.log2(objects.ratios)
     wide, tall = int((objects.ratios < 0.5).sum()), int((objects.ratios > 2).sum())
     words = (
-        f"{share(wide, len(objects))} of the objects are more than twice as wide as high, {share(tall, len(objects))} more "
-        "than twice as high as wide."
+        f"{share(wide, len(objects))} of the objects are more than twice as wide as high, {share(tall, len(objects))} "
+        "more than twice as high as wide."
     )
     markers = []
     if anchors:
@@ -94,9 +94,15 @@ def _shapes(objects, anchors):
         for top, left, bottom, right in anchors.cell_anchors(level).tolist():
             h, w = bottom - top, right - left
             points.append((np.log2(w), np.log2(h), f"anchor on {level}: {w:.4g} px wide, {h:.4g} px high"))
-    words = "Darker cells hold more objects." + (" Circles are the anchors." if anchors else "")
+    words = "The stronger the colour, the more objects." + (" Circles are the anchors." if anchors else "")
     chart = charts.heatmap(rows, _CELL, ("width, px", "height, px"), words, points=points)
-    return page.figure(chart, "Width and height", words)
+    table = page.table(
+        [Column("Width and height"), Column("Objects", "number")],
+        [(label.split(":")[0], number(n)) for _, _, n, label in sorted(rows, key=lambda row: -row[2])],
+        "Width and height",
+        sortable=False,
+    )
+    return page.figure(chart, "Width and height", words, table)
 
 
 def _per_image(objects):
@@ -132,10 +138,10 @@ def _small_objects(original, objects, model, assigner):
     return [
         Finding(
             "advice",
-            f"{share(small, len(objects))} of the objects are smaller than {stride} px, a cell of the finest level, at "
-            f"`SHORTEST_EDGE={shortest}`.",
-            f"Use larger images, such as `SHORTEST_EDGE={target}`; the files have a shorter side of {native} px. Or cut the "
-            "images into tiles.",
+            f"{share(small, len(objects))} of the objects are smaller than {stride} px, a cell of the finest level, "
+            f"at `SHORTEST_EDGE={shortest}`.",
+            f"Use larger images, such as `SHORTEST_EDGE={target}`; the files have a shorter side of {native} px. Or cut "
+            "the images into tiles.",
             "sizes",
         )
     ]
