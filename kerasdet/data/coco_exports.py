@@ -123,7 +123,9 @@ def _image_folders(path, split):
         own = [root / name for name in _IMAGE_FOLDERS]
         for folder in (*own, root):
             if folder.is_dir() and split != WHOLE:
-                folders += sorted(each for each in folder.iterdir() if each.is_dir() and split_of(each.name) == split)
+                folders += sorted(
+                    each for each in folder.iterdir() if each.is_dir() and split_of("", each.name) == split
+                )
         folders += [folder / "default" for folder in own]  # CVAT's name for a task without subsets
         folders += own
     return [folder for folder in folders if folder.is_dir()] + roots

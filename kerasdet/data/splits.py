@@ -24,24 +24,23 @@ _ALIASES = {
 }
 
 
-def split_of(*names: str) -> str:
-    """Finds the split that names of files and folders tell.
+def split_of(name: str, *folders: str) -> str:
+    """Finds the split that the name of a file or of the folders around it tells.
 
     Example:
-        >>> split_of("instances_val2017"), split_of("_annotations.coco", "valid"), split_of("labels")
+        >>> split_of("instances_val2017"), split_of("_annotations.coco", "valid"), split_of("labels", "my test")
         ('val', 'val', 'all')
 
     Args:
-        names: Names, the most telling first.
+        name: Name of a file without suffix, of which one word may tell the split.
+        folders: Names of folders, the innermost first. The whole name must tell the split.
 
     Returns:
         "train", "val", "test", "trainval", or "all" if no name tells a split.
     """
-    for name in names:
-        words = [_ALIASES.get(word) for word in re.split(r"[^a-z]+", name.lower())]
-        if found := next(filter(None, reversed(words)), None):
-            return found
-    return WHOLE
+    words = [_ALIASES.get(word) for word in re.split(r"[^a-z]+", name.lower())]
+    words = [*reversed(words), *(_ALIASES.get(folder.lower().rstrip("0123456789_-")) for folder in folders)]
+    return next(filter(None, words), WHOLE)
 
 
 def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
@@ -52,5 +51,5 @@ def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         folders = reversed(file.relative_to(root).parts[:-1])
-        groups.setdefault(split_of(*folders, root.name), []).append(file)
+        groups.setdefault(split_of("", *folders, root.name), []).append(file)
     return groups

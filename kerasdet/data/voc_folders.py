@@ -26,7 +26,11 @@ def find_voc(path: Path) -> dict[str, Reader]:
     """
     if not path.is_dir():
         return {}
-    roots = [root for root in (path, *sorted(path.glob("VOC*"))) if (root / "Annotations").is_dir()]
+    roots = [
+        root
+        for root in (path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*")))
+        if (root / "Annotations").is_dir()
+    ]
     listed: dict[str, list[Path]] = {}
     for root in roots:
         lists = {file.stem: file for file in sorted((root / "ImageSets" / "Main").glob("*.txt"))}

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from kerasdet import evaluation, visualize
-from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
 from kerasdet.inference.detections import Detections
