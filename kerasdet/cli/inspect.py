@@ -1,7 +1,6 @@
 """Implements ``kerasdet inspect``."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from kerasdet import config
@@ -35,7 +34,6 @@ def inspect(options: argparse.Namespace) -> None:
         source=source,
         model=model,
         transforms=transforms,
-        on_progress=_show_progress if sys.stderr.isatty() else lambda *_: None,
     )
     for finding in found:
         print(f"{finding.level}: {finding.text} {finding.action}".replace("`", "").rstrip())
@@ -60,7 +58,3 @@ def _open(path):
         )
         splits[name].counts |= changes.counts
     return splits
-
-
-def _show_progress(step, done, total):
-    print(f"\r{step}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.data.progress import progress
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.matching import FCOSMatcher
 from kerasdet.models.detector import Detector
@@ -13,6 +14,8 @@ from kerasdet.reports.objects import Objects, of_images
 
 _CHUNK = 1 << 16  # objects compared with all anchor shapes at once
 _MIN_RATIO, _MAX_RATIO = 0.1, 10.0
+_FACTORS = tuple(2.0 ** (step / 4) for step in range(-12, 9))  # of all sizes, an eighth to four times
+_SPREADS = (1.25, 1.5, 2.0, 2.5, 3.0)  # factors from one aspect ratio to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,7 @@ def match_objects(assigner: Assigner, objects: Objects) -> Matches:
     starts = np.searchsorted(objects.images, np.arange(len(objects.sizes) + 1))
     layouts = {}
     match = tf.function(assigner.match, reduce_retracing=True)
-    for image, size in enumerate(objects.sizes.tolist()):
+    for image, size in enumerate(progress(objects.sizes.tolist(), "Matching objects")):
         rows = slice(starts[image], starts[image + 1])
         if rows.start == rows.stop:
             continue
@@ -160,9 +163,10 @@ def best_overlaps(anchors: AnchorGenerator, objects: Objects, size_divisor: int)
 def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: int, threshold: float) -> AnchorGenerator:
     """Fits sizes and aspect ratios to objects and keeps everything else, such as the number of anchors per cell.
 
-    Aspect ratios come from k-means (k-medians in their logarithm), as in YOLOv2 (https://arxiv.org/abs/1612.08242). All
-    sizes are scaled by one factor, because the steps between levels belong to the pyramid: the factor that lets most
-    objects overlap an anchor by the threshold, at the real positions of the anchors.
+    All sizes are scaled by one factor, because the steps between levels belong to the pyramid. Aspect ratios are
+    clusters of the objects' (k-means in their logarithm, like YOLOv2's anchors, https://arxiv.org/abs/1612.08242), or
+    spread evenly around their median. Of these, the combination is chosen that lets most objects overlap an anchor by
+    the threshold, at the real positions of the anchors.
 
     Args:
         anchors: The present generator.
@@ -173,19 +177,19 @@ def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: in
     Returns:
         The generator that fits best, which may be the present one.
     """
-    ratios = _cluster_ratios(objects.ratios, len(anchors.aspect_ratios[0]))
-    candidates = [anchors]
-    for chosen in (anchors.aspect_ratios, (tuple(ratios),) * len(anchors.levels)):
-        for factor in 2.0 ** np.arange(-3, 2.01, 0.25):
-            sizes = tuple(tuple(_round(size * factor) for size in level) for level in anchors.sizes)
-            candidates.append(_changed(anchors, sizes=sizes, aspect_ratios=chosen))
 
     def quality(candidate):
         best = best_overlaps(candidate, objects, size_divisor)
         return (best >= threshold).mean() + 0.1 * best.mean()  # the mean decides if shares are equal
 
-    scores = [quality(candidate) for candidate in candidates]
-    return candidates[int(np.argmax(scores))]
+    def scaled(generator):
+        sizes = [tuple(tuple(_round(size * factor) for size in row) for row in anchors.sizes) for factor in _FACTORS]
+        return [_changed(generator, sizes=each) for each in sizes]
+
+    better = max([anchors, *scaled(anchors)], key=quality)
+    ratios = [(row,) * len(anchors.levels) for row in _ratio_sets(objects.ratios, len(anchors.aspect_ratios[0]))]
+    better = max([better, *(_changed(better, aspect_ratios=rows) for rows in ratios)], key=quality)
+    return max([anchors, better, *scaled(better)], key=quality)
 
 
 def suggest_ranges(matcher: FCOSMatcher, assigner: Assigner, objects: Objects) -> FCOSMatcher:
@@ -244,17 +248,19 @@ def _paired_iou(a, b):
     return inside / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inside)
 
 
-def _cluster_ratios(ratios, count):
-    """Clusters ratios in their logarithm, where the distance of two shapes of one area grows as 1 - IoU does."""
+def _ratio_sets(ratios, count):
+    """Yields sets of `count` aspect ratios: clusters of the objects', and even spreads around their median."""
     logs = np.log(np.clip(ratios, _MIN_RATIO, _MAX_RATIO))
     centers = np.quantile(logs, (np.arange(count) + 0.5) / count)
     for _ in range(50):
         nearest = np.abs(logs[:, None] - centers).argmin(1)
-        moved = [np.median(logs[nearest == k]) if (nearest == k).any() else centers[k] for k in range(count)]
+        moved = [logs[nearest == k].mean() if (nearest == k).any() else centers[k] for k in range(count)]
         if np.allclose(moved, centers):
             break
         centers = np.array(moved)
-    return [round(float(ratio), 2) for ratio in np.sort(np.exp(centers))]
+    spreads = [np.median(logs) + step * (np.arange(count) - (count - 1) / 2) for step in np.log(_SPREADS)]
+    for row in [np.sort(centers), *spreads]:
+        yield tuple(round(float(ratio), 2) for ratio in np.exp(row))
 
 
 def _changed(anchors, **arguments):
@@ -262,4 +268,4 @@ def _changed(anchors, **arguments):
 
 
 def _round(length):
-    return round(length, 1) if length < 100 else float(round(length))
+    return round(float(length), 1) if length < 100 else float(round(length))

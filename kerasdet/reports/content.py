@@ -1,11 +1,12 @@
 """Makes the sections about the contents of a dataset: splits, classes, problems and samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from kerasdet import visualize
 from kerasdet.data.pipeline import Transform
+from kerasdet.data.progress import progress
 from kerasdet.models.detector import Detector
 from kerasdet.reports import charts, page, pictures
 from kerasdet.reports.page import Column, Finding, Section, count, number, share
@@ -216,18 +217,16 @@ def samples(
     transforms: Sequence[Transform],
     most: int,
     seed: int,
-    on_progress: Callable[[str, int, int], None],
 ) -> tuple[Section, list[Finding]]:
     """Shows training samples."""
     dataset = data.datasets[data.training]
     shown, seen = [], np.zeros(dataset.num_classes, np.int64)
-    total = min(most, len(dataset))
-    for sample in pictures.samples(dataset, transforms, most, seed):
+    drawn = pictures.samples(dataset, transforms, most, seed)
+    for sample in progress(drawn, "Drawing samples", min(most, len(dataset))):
         objects = count(len(sample.class_ids), "object")
         image = page.image(pictures.data_uri(sample.picture), f"Image {sample.image_id} with {objects} drawn")
         shown.append((image, f"Image {sample.image_id}, {objects}"))
         seen += np.bincount(sample.class_ids, minlength=dataset.num_classes)
-        on_progress("drawing samples", len(shown), total)
     names = [type(transform).__name__ for transform in transforms]
     intro = (
         f"The training images as the model sees them, after {', '.join(f'`{name}`' for name in names)}."

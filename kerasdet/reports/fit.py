@@ -19,8 +19,9 @@ from kerasdet.reports.page import Column, Finding, Section, code, count, number,
 from kerasdet.reports.splits import Splits
 
 MOST_IMAGES = 400  # images that the matcher runs on
-MOST_OBJECTS = 20_000  # objects that anchors are fitted to
-_MIN_GAIN = 0.05  # a suggestion must match this share of the objects more
+MOST_OBJECTS = 5_000  # objects that anchors are fitted to
+_MIN_GAIN = 0.02  # suggested anchors match this share of the objects more ...
+_MAX_LEFT = 0.67  # ... and leave at most this fraction of those that the present ones leave
 _MOST_UNMATCHED = 0.01
 
 
@@ -72,7 +73,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         _class_table(data, objects, overlaps, threshold),
     ]
     found = []
-    suggested = gain >= _MIN_GAIN
+    suggested = gain >= _MIN_GAIN and (after < threshold).sum() <= _MAX_LEFT * low.sum()
     if suggested:
         lines = _anchor_lines(assigner.anchors, better)
         parts += [

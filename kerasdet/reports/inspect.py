@@ -1,7 +1,7 @@
 """Composes the page about a dataset."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kerasdet.data.dataset import Dataset
@@ -24,7 +24,6 @@ def inspect_dataset(
     model: Detector | None = None,
     transforms: Sequence[Transform] = (),
     seed: int = 0,
-    on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> list[Finding]:
     """Writes a self-contained HTML page about a dataset, and about how a model's anchors fit its objects.
 
@@ -39,7 +38,6 @@ def inspect_dataset(
         model: Detector whose anchors, matcher and resize rule are compared with the objects. None leaves this out.
         transforms: Training transforms that samples are shown with.
         seed: Seed of samples and of the choice of images.
-        on_progress: Called with the name of a step, the number of items done and their total.
 
     Returns:
         The findings at the top of the page, problems first.
@@ -67,8 +65,8 @@ def inspect_dataset(
         sizes.sizes(data, model),
         fit.anchors(data, model, seed),
         content.problems(data),
-        duplicates.duplicates(data, on_progress),
-        content.samples(data, transforms, SAMPLES, seed, on_progress),
+        duplicates.duplicates(data),
+        content.samples(data, transforms, SAMPLES, seed),
     ]
     sections = [section for section, _ in parts if section is not None]
     found = [finding for _, findings in parts for finding in findings]

@@ -7,11 +7,12 @@ import types
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from kerasdet import visualize
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import Transform, training_batches
+from kerasdet.data.records import Record
 from kerasdet.ops.masks import paste_masks
 
 SAMPLE_EDGE = 440  # longer side of a sample, in pixels
@@ -41,24 +42,19 @@ def data_uri(picture: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-def thumbnail(path: str, edge: int) -> str | None:
-    """Reads an image file at a reduced size.
+def thumbnail(record: Record, edge: int) -> str:
+    """Reads an image at a reduced size.
 
     Args:
-        path: Path of the file.
-        edge: Length of the longer side in pixels.
+        record: Record of the image.
+        edge: Limit of the longer side in pixels.
 
     Returns:
-        A data URI, or None if the file cannot be read.
+        A data URI.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (edge, edge))
-            image = ImageOps.exif_transpose(image).convert("RGB")
-            image.thumbnail((edge, edge))
-            return data_uri(np.array(image))
-    except Exception:  # Pillow's readers raise almost anything on damaged files
-        return None
+    image = Image.fromarray(record.image())
+    image.thumbnail((edge, edge))
+    return data_uri(np.array(image))
 
 
 def samples(dataset: Dataset, transforms: Sequence[Transform], count: int, seed: int) -> Iterator[Sample]:

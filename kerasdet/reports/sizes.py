@@ -140,8 +140,8 @@ def _small_objects(original, objects, model, assigner):
             "advice",
             f"{share(small, len(objects))} of the objects are smaller than {stride} px, a cell of the finest level, "
             f"at `SHORTEST_EDGE={shortest}`.",
-            f"Use larger images, such as `SHORTEST_EDGE={target}`; the files have a shorter side of {native} px. Or cut "
-            "the images into tiles.",
+            f"Use larger images, such as `SHORTEST_EDGE={target}`; the files have a shorter side of {native} px. Or "
+            "cut the images into tiles.",
             "sizes",
         )
     ]
