@@ -75,6 +75,7 @@ setup(
         "kerasdet.export.saved_model.serving": ["templates/*"],
         "kerasdet.export.tflite": ["examples/*"],
         "kerasdet.gin_configs": ["*.gin", "*/*.gin"],
+        "kerasdet.reports": ["assets/*"],
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps} | ({"bdist_wheel": Wheel} if extensions() else {}),

@@ -39,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kerasdet {kerasdet.__version__}")
     _add_debug(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_zoo):
+    adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_zoo)
+    for add in adders:
         _add_debug(add(commands), default=argparse.SUPPRESS)  # keeps what stands before the command
     return parser
 
@@ -269,6 +270,35 @@ def _add_convert(commands):
         "outputs match",
     )
     return convert
+
+
+def _add_inspect(commands):
+    inspect = _add_command(
+        commands,
+        "inspect",
+        "Write a page about a dataset: classes, sizes, problems, near duplicates, and how a recipe's anchors fit.",
+        "data/bccd --out page.html",
+        "data/bccd --config retinanet_r18_fpn_bccd --out page.html",
+    )
+    inspect.add_argument(
+        "data", type=_path, metavar="DATA", help="COCO annotations, or a folder of them with a file for each split"
+    )
+    inspect.add_argument(
+        "--config",
+        type=_path,
+        metavar="RECIPE",
+        help="a gin file, or the name of one inside kerasdet: its anchors, resize rule and augmentation are applied",
+    )
+    inspect.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated",
+    )
+    inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
+    return inspect
 
 
 def _add_zoo(commands):

@@ -59,7 +59,8 @@ class Dataset:
     Args:
         data: Contents of a COCO file: dict of the lists `images`, `annotations` and `categories`. It is not changed.
             Images without `height` and `width` get them from their files. An annotation may have a true `difficult`, as
-            in Pascal VOC: training uses it, evaluation ignores it.
+            in Pascal VOC: training uses it, evaluation ignores it. An image that is no file of its own has `content`, a
+            function that reads the bytes of the file; its `file_name` is then only a name for messages.
         images: Folder that each relative `file_name` is in. None takes each `file_name` as a path.
         source: Path or name of the dataset in messages.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
@@ -118,6 +119,7 @@ class Dataset:
 
         files = check_files(
             paths := find_paths(folder, _file_names(contents.images, source), contents.changes),
+            content_of := [image.get("content") for image in contents.images],
             [(image["height"], image["width"]) for image in contents.images],
             os.fspath(source),
             on_bad_image=on_bad_image,
@@ -130,19 +132,19 @@ class Dataset:
             if image["height"] is None and file.problem is None
         }
         bad = [f"{path}: {file.problem}" for path, file in zip(paths, files, strict=True) if file.problem]
-        images_of = {image["id"]: (path, file) for image, path, file in zip(contents.images, paths, files, strict=True)}
-        usable = {image_id: place for image_id, place in images_of.items() if place[1].problem is None}
+        places = zip(contents.images, paths, content_of, files, strict=True)
+        usable = {image["id"]: place for image, *place in places if place[-1].problem is None}
         objects, object_counts = _objects(
             [annotation for annotation in contents.annotations if annotation["image_id"] in usable],
-            {image_id: file.size for image_id, (_, file) in usable.items()},
+            {image_id: file.size for image_id, (*_, file) in usable.items()},
             self.category_ids,
             source,
             masks,
             len(self.keypoint_names),
         )
         records = [
-            Record(image_id, path, *file.size, file.exif, **arrays, by_pil=file.by_pil)
-            for (image_id, (path, file)), arrays in zip(usable.items(), objects, strict=True)
+            Record(image_id, path, *file.size, file.exif, **arrays, by_pil=file.by_pil, content=content)
+            for (image_id, (path, content, file)), arrays in zip(usable.items(), objects, strict=True)
         ]
         self.records = tuple(r for r in records if keep_images_without_objects or not r.is_empty)
         ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
@@ -180,7 +182,10 @@ class Dataset:
         """Contents of a COCO file to evaluate against, with the size of every image that can be used."""
         data = self._contents()
         return {
-            "images": [{**image, **self._missing_size(image)} for image in data["images"]],
+            "images": [
+                {key: value for key, value in {**image, **self._missing_size(image)}.items() if key != "content"}
+                for image in data["images"]
+            ],
             "categories": self._categories,
             "annotations": [a for a in data["annotations"] if as_int(a["category_id"]) in self.category_ids],
         }

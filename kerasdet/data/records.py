@@ -1,9 +1,12 @@
 """Defines the records that datasets consist of, one per image, and the arrays of their objects."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
+
+from kerasdet.data import images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +27,8 @@ class Record:
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
         by_pil: Whether Pillow decodes the image, see `kerasdet.data.images.inspect`.
+        content: Function that reads the bytes of the image if it is no file of its own, but part of a TFRecord or in
+            memory; `path` is then only a name for messages.
     """
 
     image_id: int
@@ -38,6 +43,16 @@ class Record:
     runs: np.ndarray | None = None
     keypoints: np.ndarray | None = None
     by_pil: bool = False
+    content: Callable[[], bytes] | None = None
+
+    def encoded(self) -> bytes:
+        """Reads the bytes of the image file."""
+        return Path(self.path).read_bytes() if self.content is None else self.content()
+
+    def image(self) -> np.ndarray:
+        """Decodes the image to the pixels that training sees, (height, width, 3) uint8 RGB."""
+        decode = images.decode_by_pil if self.by_pil else images.decode
+        return np.asarray(decode(self.encoded(), self.exif))
 
     @property
     def is_empty(self) -> bool:

@@ -151,6 +151,11 @@ class Changes:
         self.counts[kind] += 1
         self._first.setdefault(kind, f"{name} {fact}")
 
+    def merge(self, other: "Changes") -> None:
+        """Adds the changes that another reader of the same file counted."""
+        self.counts.update(other.counts)
+        self._first = {**other._first, **self._first}
+
     def describe(self, phrases: dict[str, str]) -> list[str]:
         """Describes each kind of change with its number and the first item.
 
