@@ -66,7 +66,7 @@ class Detector(Predictor, Trainer):
             what = "is a text" if isinstance(class_names, str) else f"has length {len(class_names)}"
             raise UserError(
                 f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
-                f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the class ids."
+                f"expected a list of {self.num_classes} names. Give a name for each class, in the order of the ids."
             )
         self._class_names = tuple(class_names) if class_names else None
 
