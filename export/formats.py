@@ -9,9 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kerasdet.export.spec import FormatSpec
-
 from kerasdet.errors import UserError
+from kerasdet.export.spec import FormatSpec
 from kerasdet.paths import expand
 
 if TYPE_CHECKING:

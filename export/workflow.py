@@ -13,13 +13,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasdet.export.formats import choose_spec, format_named, format_of
-from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 
 from kerasdet.data import images as image_files
 from kerasdet.data import shapes
+from kerasdet.data.image_files import list_images
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
+from kerasdet.export.formats import choose_spec, format_named, format_of
+from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.models import Detector
 from kerasdet.paths import expand
@@ -352,9 +353,9 @@ def sample_images() -> list[np.ndarray]:
 
 
 def _list_images(images: Iterable) -> Iterator:
-    """Yields images, and in place of a folder all of its files that are not hidden."""
+    """Yields images, and in place of a folder its images."""
     for image in images:
-        if isinstance(image, str | Path) and Path(image).is_dir():
-            yield from sorted(f for f in Path(image).iterdir() if f.is_file() and not f.name.startswith("."))
+        if isinstance(image, str | Path) and expand(image).is_dir():
+            yield from list_images(expand(image))
         else:
             yield image

@@ -240,5 +240,7 @@ def _model_file(path):
     if not found:
         inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
         hint = f" Did you mean {min(inside)}?" if inside else ""
-        raise FileNotFoundError(f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export.{hint}")
+        raise FileNotFoundError(
+            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export.{hint}"
+        )
     return found[-1]

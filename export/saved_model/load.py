@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 
 from kerasdet.errors import UserError
+from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize

@@ -15,6 +15,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+
+from kerasdet.errors import UserError
 from kerasdet.export.formats import choose_spec
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
@@ -23,8 +25,6 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE, as_input
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-
-from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector

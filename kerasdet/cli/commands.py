@@ -13,6 +13,7 @@ import tensorflow as tf
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.inputs import image_files
 from kerasdet.cli.predict import predict
 from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
@@ -167,13 +168,15 @@ def _export(options):
             f"to write. Check their order: kerasdet export {options.out} {options.model}"
         )
     data = CocoDataset(options.eval, options.images) if options.eval else None
+    if "calibration_images" in given:
+        given["calibration_images"] = image_files(options.calibration_images)
     configuration = _configuration(options.model)
     _, report = export_and_verify(
         _load(options.model, load_detector),
         options.out,
         format=form.name,
         serving=options.serving,
-        verify_images=options.verify_images,
+        verify_images=image_files(options.verify_images),
         eval_data=data,
         gin_config=None if configuration is None else configuration.read_text(),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},

@@ -2,12 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
-from kerasdet.data.records import clip_boxes, make_records, split_by_image
+from kerasdet.data.dataset import Dataset
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -17,7 +14,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-class VocDataset:
+class VocDataset(Dataset):
     """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
     The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. As in detectron2, training uses
@@ -63,59 +60,29 @@ class VocDataset:
         roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
-        self.annotations = lists[0]
-        self.class_names = tuple(class_names)
-        self.category_ids = tuple(range(1, len(class_names) + 1))
-        self.num_classes = len(class_names)
-
-        paths = [str(folder / "JPEGImages" / f"{name}.jpg") for folder, name in places]
-        image_ids = _image_ids([name for _, name in places])
-        class_of = {name: class_id for class_id, name in enumerate(self.class_names)}
-        parsed = [_read(folder / "Annotations" / f"{name}.xml", class_of) for folder, name in places]
-        sizes = [size for size, _ in parsed]
-        rows = np.repeat(np.arange(len(parsed)), [len(objects) for _, objects in parsed])
-        table = np.array([row for _, objects in parsed for row in objects], np.float64).reshape(-1, 6)
-        boxes, keep, counts = clip_boxes(table[:, :4], np.array(sizes, np.float64)[rows])
-        counts["difficult_boxes"] = int((keep & (table[:, 5] > 0)).sum())
-        columns = {
-            "boxes": boxes[keep],
-            "class_ids": table[keep, 4].astype(np.int32),
-            "is_crowd": np.zeros(keep.sum(), bool),
-        }
-        self.records, self.counts = make_records(
-            self.annotations,
-            image_ids,
-            paths,
-            sizes,
-            split_by_image(columns, rows[keep], len(parsed)),
+        super().__init__(
+            _coco(places, tuple(class_names)),
+            None,
+            source=lists[0],
             keep_images_without_objects=keep_images_without_objects,
             on_bad_image=on_bad_image,
-            num_classes=self.num_classes,
-            object_counts=counts,
         )
-        self.ground_truth = {
-            "images": [
-                {"id": image_id, "file_name": Path(path).name, "height": size[0], "width": size[1]}
-                for image_id, path, size in zip(image_ids, paths, sizes, strict=True)
-            ],
-            "categories": [
-                {"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)
-            ],
-            "annotations": [
-                {
-                    "image_id": image_ids[row],
-                    "category_id": int(class_id) + 1,
-                    "bbox": [x, y, width, height],
-                    "difficult": int(difficult),
-                }
-                for row, (x, y, width, height, class_id, difficult) in zip(
-                    rows[keep].tolist(), table[keep].tolist(), strict=True
-                )
-            ],
-        }
 
-    def __len__(self) -> int:
-        return len(self.records)
+
+def _coco(places, class_names):
+    """Returns the contents of an equivalent COCO file."""
+    class_of = {name: class_id for class_id, name in enumerate(class_names)}
+    images, annotations = [], []
+    for image_id, (folder, name) in zip(_image_ids([name for _, name in places]), places, strict=True):
+        (height, width), objects = _read(folder / "Annotations" / f"{name}.xml", class_of)
+        path = str(folder / "JPEGImages" / f"{name}.jpg")
+        images.append({"id": image_id, "file_name": path, "height": height, "width": width})
+        annotations += [
+            {"image_id": image_id, "category_id": class_id + 1, "bbox": xywh, "difficult": int(difficult)}
+            for *xywh, class_id, difficult in objects
+        ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _names(path):

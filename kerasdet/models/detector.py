@@ -30,7 +30,7 @@ class Detector(Predictor, Trainer):
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        branches: Layers that predict more than class and box; see `kerasdet.models.branches`.
+        branches: Layers that predict more than class and box; see `kerasdet.models.branch`.
     """
 
     branches: Sequence[keras.layers.Layer] = ()
@@ -66,7 +66,7 @@ class Detector(Predictor, Trainer):
             what = "is a text" if isinstance(class_names, str) else f"has length {len(class_names)}"
             raise UserError(
                 f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
-                f"expected a list of {self.num_classes} names. Give a name for each class, in the order of the ids."
+                f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the ids."
             )
         self._class_names = tuple(class_names) if class_names else None
 
@@ -124,8 +124,10 @@ class Detector(Predictor, Trainer):
         return self._detect(*arguments) if tf.inside_function() else self._functions.detect(*arguments)
 
     def _detect(self, image, image_size, original_size):
-        outputs = self({"image": image, "image_size": image_size}, training=False)
-        return rescale(self.postprocess(outputs, image_size), image_size, original_size, self.branch_outputs)
+        inputs = self.preprocessing.network_input(image, image_size)
+        detections = self.postprocess(self(inputs, training=False), inputs["image_size"])
+        clip = self.preprocessing.clips_boxes
+        return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
         """Runs `detect_batch` on many batches, on all replicas of this process at once.
