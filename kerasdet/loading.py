@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 
+from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
@@ -19,7 +20,7 @@ _OTHER_FILES = {
     "`load_weights`, or save it as a .keras file.",
     (".pb",): "one file of a SavedModel: expected " + _MODEL + ". Name the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
-    IMAGE_SUFFIXES: "an image: expected " + _MODEL + ". Name the model first, then the images.",
+    images.SUFFIXES: "an image: expected " + _MODEL + ". Name the model first, then the images.",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }

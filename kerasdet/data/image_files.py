@@ -43,8 +43,8 @@ def list_images(folder: Path) -> list[Path]:
     found = [path for path in found if not path.name.startswith(".")]
     if not found:
         raise UserError(
-            f"The folder {folder} holds no image ({', '.join(images.SUFFIXES)}): name a folder of images, or a glob for "
-            "images in folders inside it, such as 'folder/**/*.jpg'."
+            f"The folder {folder} holds no image ({', '.join(images.SUFFIXES)}): name a folder of images, or a glob "
+            "for images in folders inside it, such as 'folder/**/*.jpg'."
         )
     return found
 
