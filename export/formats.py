@@ -8,9 +8,9 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kerasdet.export.spec import FormatSpec
-
 from kerasdet.errors import UserError
+from kerasdet.export.spec import FormatSpec
+from kerasdet.paths import expand
 
 if TYPE_CHECKING:
     from kerasdet.export.protocol import Format
@@ -44,5 +44,5 @@ def format_named(name: str) -> "Format":
 
 def format_of(path: str | Path) -> "Format | None":
     """Returns the format of an existing file or folder, or None if it is no export."""
-    name = next((spec.name for spec in specs() if spec.recognizes(Path(path))), None)
+    name = next((spec.name for spec in specs() if spec.recognizes(expand(path))), None)
     return None if name is None else format_named(name)

@@ -26,9 +26,9 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.spec import GRAPH_PRECISIONS as PRECISIONS
 
 from kerasdet.errors import UserError
+from kerasdet.export.spec import GRAPH_PRECISIONS as PRECISIONS
 from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import static_shapes
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasdet.export.formats import format_named, format_of
-from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 
 from kerasdet.data import images as image_files
 from kerasdet.data import shapes
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
+from kerasdet.export.formats import format_named, format_of
+from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.models import Detector
 

@@ -5,10 +5,8 @@ code constructs ignore gin.
 """
 
 import ast
-import functools
 import importlib
 import inspect
-import logging
 import math
 import os
 import re
@@ -27,6 +25,7 @@ from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
+from kerasdet.paths import expand
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -40,7 +39,6 @@ SURFACE = (
     models.RPN,
     models.ProposalSelection,
     models.RoIHeads,
-    models.RoIPooler,
     models.MaskBranch,
     models.KeypointBranch,
     models.Preprocessing,
@@ -49,6 +47,7 @@ SURFACE = (
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
+    layers.RoIPooler,
     layers.RetinaNetHead,
     layers.FCOSHead,
     anchors.AnchorGenerator,
@@ -106,16 +105,13 @@ def _register(item):
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
 _ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
-# gin 0.5.0 warns "Path not found" for each include that lies in the second folder of its search path
-logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
-_add_search_path = functools.cache(gin.add_config_file_search_path)
-_add_search_path(str(GIN_CONFIGS))
+# gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
+# __init__.py, such as a folder `dataset` of the user in the working folder. It has no public way to drop a reader.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 
 def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """Reads a gin file and applies overrides. Replaces the previous configuration.
-
-    A text value of a macro that begins with ``~/`` is a path: ``~`` is replaced by the home folder.
 
     Args:
         config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
@@ -131,7 +127,9 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     """
     path = _find(config)
     gin.clear_config()
-    _add_search_path(str(path.parent))
+    # gin 0.5.0 can only append to its search path, in which the working folder would be first: a folder `base` of the
+    # user would hide that of kerasdet
+    gin.config._LOCATION_PREFIXES[:] = [str(path.parent), str(GIN_CONFIGS), ""]
     override = None
     try:
         parsed = gin.parse_config_file(str(path))
@@ -148,7 +146,6 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and "gin.REQUIRED" in repr(macro(name)):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
-    _expand_home()
 
 
 def train() -> keras.Model:
@@ -177,7 +174,7 @@ def import_modules(config: str | Path) -> None:
     Raises:
         UserError: If a module cannot be imported.
     """
-    for name in re.findall(r"^import ([\w.]+)", Path(config).read_text(), re.MULTILINE):
+    for name in re.findall(r"^import ([\w.]+)", expand(config).read_text(), re.MULTILINE):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -255,7 +252,8 @@ def _unknown_argument(error):
 
 
 def _find(config):
-    candidates = [Path(config).expanduser(), *(GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin"))]
+    packaged = [GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin")]
+    candidates = [expand(config), *packaged] if str(config) else packaged
     for path in candidates:
         if path.is_file():
             return path
@@ -338,19 +336,3 @@ def _violated_requirement(name, value):
     if name == "PRECISION" and value not in PRECISIONS:
         return f"one of {', '.join(PRECISIONS)}"
     return None
-
-
-def _expand_home():
-    """Replaces ``~`` in paths that macros hold, such as OUT_DIR: neither gin nor TensorFlow does it."""
-    for name in _used_macros():
-        value = macro(name)
-        if isinstance(value, tuple | list):
-            expanded = type(value)(_expanded(item) for item in value)
-        else:
-            expanded = _expanded(value)
-        if expanded != value:
-            gin.bind_parameter(f"%{name}", expanded)
-
-
-def _expanded(value):
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value

@@ -8,6 +8,7 @@ import keras
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
+from kerasdet.paths import expand
 from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
@@ -33,7 +34,7 @@ def load(path: str | Path) -> keras.Model | Predictor:
         >>> model = kerasdet.load("runs/retinanet_r18_fpn_shapes")
         >>> detections = model.detect("photo.jpg")
     """
-    path = Path(path).expanduser()
+    path = expand(path, "The path of a model")
     if exported := format_of(path):
         return exported.load(path)
     file = _model_file(path)
@@ -60,7 +61,7 @@ def require_model(path: str | Path) -> None:
     Raises:
         FileNotFoundError: If there is no such file or folder, or the folder holds no model.
     """
-    path = Path(path).expanduser()
+    path = expand(path, "The path of a model")
     if format_of(path) is None or not path.exists():
         _model_file(path)
 

@@ -1,10 +1,10 @@
 """Makes the tiny models of the detector contract with weights that keep activations small, as after training."""
 
 import numpy as np
-from kerasdet.export.verify import compare, tolerance_for
 from models.models import MODELS, SLOW
 
 import kerasdet
+from kerasdet.export.verify import compare, tolerance_for
 
 _GAINS = {
     "class_logits": 0.3,

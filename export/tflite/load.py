@@ -11,13 +11,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 
 from kerasdet.errors import UserError
+from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.models.postprocess import compact
+from kerasdet.paths import expand
 
 MODEL_FILE = "model.json"
 ANCHORS_FILE = "anchors.npz"
@@ -45,7 +46,7 @@ class TFLitePredictor(Predictor):
     """
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
-        self.path = Path(path)
+        self.path = path = expand(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no file {path}: give the .tflite file that `kerasdet export` wrote.")
         files = _read_files(self.path)

@@ -15,6 +15,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+
+from kerasdet.errors import UserError
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
 from kerasdet.export.tflite import postprocessing as post
@@ -22,13 +24,12 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE, as_input
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-
-from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
 from kerasdet.ops import resize as resize_ops
+from kerasdet.paths import expand
 
 
 def export_tflite(
@@ -69,7 +70,7 @@ def export_tflite(
         >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")
         >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
-    path = Path(path)
+    path = expand(path)
     _check_path(path)
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))

@@ -11,7 +11,7 @@ from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import FPN, BoxHead, ConvTop, FCOSHead, MaxPoolTop, ResNet, RetinaNetHead
+from kerasdet.layers import FPN, BoxHead, ConvTop, FCOSHead, MaxPoolTop, ResNet, RetinaNetHead, RoIPooler
 from kerasdet.models import (
     FCOS,
     RPN,
@@ -22,7 +22,6 @@ from kerasdet.models import (
     ProposalSelection,
     RetinaNet,
     RoIHeads,
-    RoIPooler,
 )
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing

@@ -7,6 +7,7 @@ import numpy as np
 from kerasdet.checkpoints.file_formats import read_pickles, read_safetensors, read_zip
 from kerasdet.checkpoints.state_dict import StateDict, clean_names
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 _PICKLE_STARTS = b"\x80(}]c"
 _ADVICE = (
@@ -42,7 +43,7 @@ def read(path: str | Path) -> StateDict:
         FileNotFoundError: If the file does not exist.
         UserError: If the file is damaged, holds no tensors, or asks for anything but tensors and plain containers.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: the file does not exist. Check the path.")
     try:

@@ -173,6 +173,8 @@ def _lookup(dataset, mask_size):
         "image_id": tf.constant([record.image_id for record in records], tf.int64),
         "original_size": tf.constant([(record.height, record.width) for record in records], tf.int32),
     }
+    if any(record.by_pil for record in records):
+        per_image["by_pil"] = tf.constant([record.by_pil for record in records])
     optional = [name for name in ("num_runs", "keypoints") if getattr(records[0], name) is not None]
     objects_of = _slices(records, ["boxes", "class_ids", "is_crowd", *optional])
     runs_of = _slices(records, ["runs"]) if "num_runs" in optional else None
@@ -216,8 +218,8 @@ def _reader(records):
 
 
 def _decode(example, read, index):
-    """Decodes the image: replaces `path` and `exif` with `image` and `image_size`."""
-    image = images.decode(read(example.pop("path"), index), example.pop("exif"))
+    """Decodes the image: replaces `path`, `exif` and `by_pil` with `image` and `image_size`."""
+    image = images.load(read(example.pop("path"), index), example.pop("exif"), example.pop("by_pil", None))
     return {"image": image, "image_size": tf.shape(image)[:2], **example}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasdet.data import labelme, tfrecord, via, yolo
-from kerasdet.data.annotations import read_json
+from kerasdet.data.annotations import CHANGES, read_contents, read_json
 from kerasdet.data.classes import Classes, select_classes
 from kerasdet.data.coco_exports import find_coco, json_kind
 from kerasdet.data.dataset import Dataset
@@ -166,7 +166,7 @@ def _find_tfrecord(path):
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and tfrecord.is_tfrecord(file)]
     else:
-        files = tfrecord.shards(path) if tfrecord.is_tfrecord(path) else []
+        files = [file for file in tfrecord.shards(path) if tfrecord.is_tfrecord(file)]
     groups: dict[str, list[Path]] = {}
     for file in files:
         folders = reversed(file.relative_to(folder).parts[:-1])
@@ -276,7 +276,15 @@ def read_source(source: Source, split: str, changes: Changes, classes: Classes |
         Contents of a COCO file, with the whole path of each image.
     """
     data = source.splits[split](changes)
-    return data if classes is None else select_classes(data, classes, str(source.path))
+    return data if classes is None else _select(data, classes, changes)
+
+
+def _select(data, classes, changes):
+    """Selects classes after their ids and names have become integers and texts."""
+    contents = read_contents(data, changes.source, strict=changes.strict)
+    changes.merge(contents.changes)
+    clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
+    return select_classes({**data, **clean}, classes, changes.source)
 
 
 def open_dataset(
@@ -335,8 +343,9 @@ def open_dataset(
         keypoints=keypoints,
         strict=strict,
     )
-    dataset.counts |= changes.counts
-    for sentence in changes.describe(REPAIRS):
+    for kind, count in changes.counts.items():
+        dataset.counts[kind] = dataset.counts.get(kind, 0) + count
+    for sentence in changes.describe({**CHANGES, **REPAIRS}):
         _logger.info("%s: %s", label, sentence)
     return dataset
 
@@ -379,5 +388,5 @@ def dataset_from_examples(
         UserError: If an example is not of this form, naming its number from 0.
     """
     data = read_examples(examples, class_names, keypoint_names)
-    data = data if classes is None else select_classes(data, classes, name)
+    data = data if classes is None else _select(data, classes, Changes(name))
     return Dataset(data, None, source=name, masks=masks, keypoints=bool(keypoint_names), **options)

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
 from kerasdet.data.dataset import Dataset
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -57,7 +57,7 @@ class VocDataset(Dataset):
         keep_images_without_objects: bool = True,
         on_bad_image: str = "error",
     ) -> None:
-        roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(folder) for folder in root]
+        roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
         super().__init__(

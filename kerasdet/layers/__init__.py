@@ -8,6 +8,7 @@ from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 from kerasdet.layers.resnet import ResNet
+from kerasdet.layers.roi_pooler import RoIPooler
 
 __all__ = [
     "FPN",
@@ -26,6 +27,7 @@ __all__ = [
     "MaxPoolTop",
     "ResNet",
     "RetinaNetHead",
+    "RoIPooler",
     "Tower",
     "make_norm",
 ]

@@ -1,12 +1,14 @@
 """Defines detection models and their parts."""
 
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
+from kerasdet.models.branch import Branch
 from kerasdet.models.detector import Detector
 from kerasdet.models.fcos import FCOS
+from kerasdet.models.keypoint_branch import KeypointBranch
+from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
-from kerasdet.models.roi_heads import RoIHeads, RoIPooler
+from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
 
 __all__ = [
@@ -24,5 +26,4 @@ __all__ = [
     "ProposalSelection",
     "RetinaNet",
     "RoIHeads",
-    "RoIPooler",
 ]

@@ -10,11 +10,11 @@ from checkpoints import golden
 from conftest import shared
 from PIL import Image, ImageOps
 
-from kerasdet.data import images
+from kerasdet.data import images, jpeg
 from kerasdet.ops import resize as resize_ops
 
 decode = tf.function(images.decode, input_signature=[tf.TensorSpec((), tf.string)])
-orientation_of = tf.function(images.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+orientation_of = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
 
 
 @tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8), tf.TensorSpec((2,), tf.int32)])

@@ -49,7 +49,7 @@ def test_regions_without_attributes_are_objects(tmp_path):
 def test_bad_regions_are_named(tmp_path):
     picture(tmp_path / "a.png", 0)
     path = write_json(tmp_path / "via.json", {"a": entry(region({"name": "rect", "x": 5}))})
-    with pytest.raises(UserError, match="region 1 of a.png"):
+    with pytest.raises(UserError, match=r"region 1 of a\.png"):
         open_dataset(path)
     write_json(path, {"a": entry(region(RECT, colour="red", size="large"))})
     with pytest.raises(UserError, match="colour, size"):

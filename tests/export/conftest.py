@@ -3,6 +3,7 @@
 import pytest
 import tiny
 from export_models import make
+
 from kerasdet.export import export_saved_model, export_tflite
 
 TFLITE_SIZE = (96, 128)

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
-from kerasdet.export import export_and_verify, formats, verify_export, workflow
-from kerasdet.export.protocol import Format, WorkerRun, run_worker
-from kerasdet.export.spec import FormatSpec, Option
 
 import kerasdet
 from kerasdet import cli
 from kerasdet.errors import UserError, VerificationError
+from kerasdet.export import export_and_verify, formats, verify_export, workflow
+from kerasdet.export.protocol import Format, WorkerRun, run_worker
+from kerasdet.export.spec import FormatSpec, Option
 from kerasdet.inference import KeepSize, Predictor
 
 SIZE = {"format": "tflite", "size": (64, 64)}
