@@ -70,6 +70,7 @@ setup(
     ],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},
     package_data={
+        "kerasdet.checkpoints": ["zoo.txt"],
         "kerasdet.export": ["cpp/*"],
         "kerasdet.export.saved_model.serving": ["templates/*"],
         "kerasdet.export.tflite": ["examples/*"],

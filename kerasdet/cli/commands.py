@@ -14,6 +14,7 @@ from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.cli.inspect import inspect
 from kerasdet.cli.predict import predict
+from kerasdet.cli.zoo import list_zoo
 from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
         "export": _export,
         "convert": _convert,
         "inspect": inspect,
+        "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
     commands[options.command](options)
 
