@@ -97,6 +97,7 @@ def training_batches(
     def draw(seed):
         return read(tf.random.stateless_uniform([], seed, 0, len(records), tf.int64))
 
+    @tf.autograph.experimental.do_not_convert
     def example(position, index):
         step = position // step_size
         result = {**read(index), "step": step}
@@ -147,6 +148,7 @@ def evaluation_batches(
     records = _records(dataset)
     read = _reader(dataset, mask_size)
 
+    @tf.autograph.experimental.do_not_convert
     def example(index):
         result = read(index)
         return _pad(resize(result) if resize else result, size_divisor)
@@ -170,6 +172,8 @@ def _reader(dataset, mask_size):
     lookup = _lookup(dataset, mask_size)
     encoded_image = getattr(dataset, "encoded_image", None)
 
+    # One function in the graph, however many images a transform mixes
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int64)], experimental_attributes={"_noinline": True})
     def read(index):
         example = lookup(index)
         path = example.pop("path")
