@@ -91,6 +91,7 @@ def train(
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     strategy = model.distribute_strategy
+    validation = checks.match_validation(model, data, validation)
     checks.check_arguments(
         model,
         data,
