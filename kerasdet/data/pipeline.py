@@ -168,7 +168,9 @@ def _reader(dataset, mask_size):
     lookup, encoded = _lookup(dataset, mask_size), _encoded(dataset.records)
 
     # One function in the graph, however many images a transform mixes
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int64)], experimental_attributes={"_noinline": True})
+    @tf.function(
+        autograph=False, input_signature=[tf.TensorSpec([], tf.int64)], experimental_attributes={"_noinline": True}
+    )
     def read(index):
         example = lookup(index)
         encoded_image = encoded(example.pop("path"), index)

@@ -92,7 +92,7 @@ def test_errors_name_file_and_object(tmp_path, text, message):
     root = write(tmp_path, {"1": [text]})
     if message is None:
         (root / "Annotations/1.xml").write_text(f"<annotation>{text}</annotation>")
-        message = "has size/width None; expected a number"
+        message = "has size/height -3; expected a positive integer"
     with pytest.raises(UserError, match=message):
         VocDataset(root, "trainval")
 
