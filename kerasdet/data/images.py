@@ -90,18 +90,17 @@ def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
         return np.asarray(upright.convert("RGB"))
 
 
-def load(path: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -> tf.Tensor:
-    """Reads an image file in a `tf.data` pipeline.
+def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -> tf.Tensor:
+    """Decodes an image file in a `tf.data` pipeline.
 
     Args:
-        path: Path of the file, () string.
+        encoded: Bytes of the file, () string.
         exif: Whether to apply the EXIF orientation, () bool.
         by_pil: Whether Pillow decodes the file, () bool. None leaves Python out of the graph.
 
     Returns:
         RGB image, (H, W, 3) uint8.
     """
-    encoded = tf.io.read_file(path)
     if by_pil is None:
         return decode(encoded, exif)
 

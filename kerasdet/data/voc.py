@@ -74,7 +74,7 @@ def _coco(places, class_names):
     class_of = {name: class_id for class_id, name in enumerate(class_names)}
     images, annotations = [], []
     for image_id, (folder, name) in zip(_image_ids([name for _, name in places]), places, strict=True):
-        (height, width), objects = _read(folder / "Annotations" / f"{name}.xml", class_of)
+        (height, width), objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of)
         path = str(folder / "JPEGImages" / f"{name}.jpg")
         images.append({"id": image_id, "file_name": path, "height": height, "width": width})
         annotations += [
@@ -106,7 +106,7 @@ def _image_ids(names):
     return list(range(1, len(names) + 1))
 
 
-def _read(path, class_of):
+def read_xml(path, class_of):
     """Returns (height, width) of the image, and its objects as (x, y, width, height, class_id, difficult)."""
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")

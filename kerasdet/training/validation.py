@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from kerasdet import evaluation, visualize
-from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
 from kerasdet.inference.detections import Detections
@@ -151,7 +150,7 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
     """
     pictures = []
     for record in data.records[:count]:
-        image = images.read(record.path)
+        image = record.image()
         truth = Detections(
             boxes=record.boxes,
             scores=np.ones(len(record.boxes)),
