@@ -361,7 +361,7 @@ def test_mistake_is_one_line(capsys, folder, mistake):
     ("image", "expected"),
     [
         ("no.jpg", "The image {}/no.jpg does not exist"),
-        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP or GIF file"),
+        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP, GIF or WebP file"),
     ],
 )
 def test_predict_names_an_image_that_cannot_be_read(capsys, folder, image, expected):
