@@ -64,7 +64,7 @@ def test_archive_unpacked_into_its_own_folder(tmp_path, caplog):
 def test_missing_split_names_the_remedy(tmp_path):
     picture(tmp_path / "images/a.png", 0)
     write_json(tmp_path / "data.json", coco(["a.png"]))
-    with pytest.raises(UserError, match="no split train; .* kerasdet data split"):
+    with pytest.raises(UserError, match=r"no split train; .* kerasdet data split"):
         open_dataset(tmp_path, "train")
 
 
