@@ -11,7 +11,7 @@ import math
 import os
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,13 @@ _ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 
-def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
+def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
         config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
         overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes.
+        defaults: Values of macros that the file requires and neither it nor the overrides set.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -141,6 +142,9 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
+    for name, value in (defaults or {}).items():
+        if name in _used_macros() and "gin.REQUIRED" in repr(macro(name)):
+            gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
 
 
@@ -190,6 +194,27 @@ def eval_data() -> data.CocoDataset:
     if reference is None:
         raise UserError("The configuration has no Validation.data: name a dataset with --annotations.")
     return reference.scoped_configurable_fn()
+
+
+def model_and_transforms() -> tuple[keras.Model, list]:
+    """Builds the configured model and the transforms that it trains with.
+
+    The model of a recipe that starts from a pretrained backbone keeps random weights, so no checkpoint is needed.
+
+    Raises:
+        UserError: If the configuration has no model.
+    """
+    try:
+        model = gin.query_parameter("train.model")
+        if model.configurable.name == "backbone_weights":
+            model = gin.query_parameter("backbone_weights.model")
+    except ValueError:
+        raise UserError("The configuration has no train.model: name a recipe that trains a model.") from None
+    try:
+        transforms = gin.query_parameter("train.transforms")
+    except ValueError:
+        transforms = []
+    return model.scoped_configurable_fn(), [transform.scoped_configurable_fn() for transform in transforms]
 
 
 def macro(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""Loads trained, converted and exported models, and starts new models from them."""
+"""Loads trained, converted, exported and published models, and starts new models from them."""
 
 import zipfile
 from pathlib import Path
 
 import keras
 
+from kerasdet.checkpoints.cache import is_published, local_path
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
@@ -15,26 +16,30 @@ _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
 
 
 def load(path: str | Path) -> keras.Model | Predictor:
-    """Loads a model that kerasdet trained, converted or exported.
+    """Loads published weights by name, or a model that kerasdet trained, converted or exported.
 
     Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
 
     Args:
         path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or what
-            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
+            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded. Or a name that
+            `kerasdet zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``: its file is downloaded and converted
+            the first time, and then comes from the cache.
 
     Returns:
         The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or the folder holds no model.
-        UserError: If the file is damaged, or needs a class that is not imported.
+        UserError: If the file is damaged, or needs a class that is not imported; or if published weights are not in the
+            cache and cannot be fetched.
 
     Example:
         >>> model = kerasdet.load("runs/retinanet_r18_fpn_shapes")
         >>> detections = model.detect("photo.jpg")
+        >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
     """
-    path = expand(path, "The path of a model")
+    path = expand(local_path(path), "The path of a model")
     if exported := format_of(path):
         return exported.load(path)
     file = _model_file(path)
@@ -59,8 +64,10 @@ def require_model(path: str | Path) -> None:
         path: Anything that `load` takes.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or the folder holds no model.
+        FileNotFoundError: If there is no such file, folder or name, or the folder holds no model.
     """
+    if is_published(path):
+        return
     path = expand(path, "The path of a model")
     if format_of(path) is None or not path.exists():
         _model_file(path)
@@ -70,8 +77,8 @@ def load_predictor(path: str | Path) -> Predictor:
     """Loads a Keras detector or an export.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file or an
-            export.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, an
+            export, or a name of `kerasdet zoo`.
 
     Returns:
         The Keras detector, or a `Predictor` that runs the export.
@@ -92,7 +99,8 @@ def load_detector(path: str | Path) -> keras.Model:
     """Loads a Keras detector, which can be trained and exported.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert` or a ``.keras`` file.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
+            name of `kerasdet zoo`.
 
     Returns:
         The detector.
@@ -116,7 +124,8 @@ def pretrained(path: str | Path, num_classes: int) -> keras.Model:
     the number differs. The model computes in the global precision policy, not in that of the file.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert` or a ``.keras`` file.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
+            name of `kerasdet zoo`.
         num_classes: Number of classes of the new task. A model with this number keeps its classification layer.
 
     Returns:
@@ -165,7 +174,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Args:
         model: The detector. Its backbone is overwritten.
-        path: A training run, a folder of `kerasdet convert` or a ``.keras`` file; holds a backbone or a detector.
+        path: A training run, a folder of `kerasdet convert`, a ``.keras`` file, or a name of `kerasdet zoo`; holds a
+            backbone or a detector.
 
     Returns:
         `model`.

@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
+from kerasdet.cli.inspect import inspect
 from kerasdet.cli.predict import predict
+from kerasdet.cli.zoo import list_zoo
 from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
@@ -33,7 +35,15 @@ def run(options: argparse.Namespace) -> None:
     # Whole stacks for --debug; `report` also needs the frame that raised, which Keras and TensorFlow cut away
     keras.config.disable_traceback_filtering()
     tf.debugging.disable_traceback_filtering()
-    commands = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "convert": _convert}
+    commands = {
+        "train": _train,
+        "eval": _eval,
+        "predict": _predict,
+        "export": _export,
+        "convert": _convert,
+        "inspect": inspect,
+        "zoo": lambda options: list_zoo(options.text, as_json=options.json),
+    }
     commands[options.command](options)
 
 

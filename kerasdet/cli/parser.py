@@ -16,10 +16,12 @@ _CLASSES_HELP = (
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    f"what `kerasdet export` wrote: a SavedModel folder or a .tflite file{_CLASSES_HELP}"
+    "what `kerasdet export` wrote: a SavedModel folder or a .tflite file; or a name that `kerasdet zoo` lists"
+    f"{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
-    "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert` or a .keras file"
+    "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, "
+    "or a name that `kerasdet zoo` lists"
     f"{_CLASSES_HELP}"
 )
 
@@ -37,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kerasdet {kerasdet.__version__}")
     _add_debug(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_eval, _add_predict, _add_export, _add_convert):
+    adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_zoo)
+    for add in adders:
         _add_debug(add(commands), default=argparse.SUPPRESS)  # keeps what stands before the command
     return parser
 
@@ -132,6 +135,7 @@ def _add_predict(commands):
         "predict",
         "Detect objects in images.",
         "runs/first photo.jpg --draw drawn",
+        "torchvision/retinanet_resnet50_fpn_v2 photo.jpg",
         "model.tflite 'data/*.jpg' more_photos/ @list.txt --json",
     )
     predict.add_argument("model", type=_path, metavar="MODEL", help=_MODEL_HELP)
@@ -266,6 +270,50 @@ def _add_convert(commands):
         "outputs match",
     )
     return convert
+
+
+def _add_inspect(commands):
+    inspect = _add_command(
+        commands,
+        "inspect",
+        "Write a page about a dataset: classes, sizes, problems, near duplicates, and how a recipe's anchors fit.",
+        "data/bccd --out page.html",
+        "data/bccd --config retinanet_r18_fpn_bccd --out page.html",
+    )
+    inspect.add_argument(
+        "data", type=_path, metavar="DATA", help="COCO annotations, or a folder of them with a file for each split"
+    )
+    inspect.add_argument(
+        "--config",
+        type=_path,
+        metavar="RECIPE",
+        help="a gin file, or the name of one inside kerasdet: its anchors, resize rule and augmentation are applied",
+    )
+    inspect.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated",
+    )
+    inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
+    return inspect
+
+
+def _add_zoo(commands):
+    zoo = _add_command(
+        commands,
+        "zoo",
+        "List the published weights that kerasdet fetches by name, wherever a command takes a MODEL or a CHECKPOINT. "
+        "Files and models are kept in KERASDET_HOME (default: the user's cache folder). KERASDET_MIRROR is the address "
+        "of a server, or a folder, to fetch from instead of the publishers.",
+        "retinanet",
+        "--json",
+    )
+    zoo.add_argument("text", nargs="?", default="", metavar="TEXT", help="list only names that contain TEXT")
+    zoo.add_argument("--json", action="store_true", help="print JSON instead of a table, with addresses and hashes")
+    return zoo
 
 
 def _path(text):

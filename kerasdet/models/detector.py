@@ -124,8 +124,10 @@ class Detector(Predictor, Trainer):
         return self._detect(*arguments) if tf.inside_function() else self._functions.detect(*arguments)
 
     def _detect(self, image, image_size, original_size):
-        outputs = self({"image": image, "image_size": image_size}, training=False)
-        return rescale(self.postprocess(outputs, image_size), image_size, original_size, self.branch_outputs)
+        inputs = self.preprocessing.network_input(image, image_size)
+        detections = self.postprocess(self(inputs, training=False), inputs["image_size"])
+        clip = self.preprocessing.clips_boxes
+        return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
         """Runs `detect_batch` on many batches, on all replicas of this process at once.

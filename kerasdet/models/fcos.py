@@ -110,6 +110,7 @@ class FCOS(ConfigFromInit, Detector):
         self.postprocessing = postprocessing or Postprocessing(score_threshold=0.2, nms_threshold=0.6)
         _check_ranges(self.matcher, self.neck)
         dense.attach_head(self)
+        dense.add_running_mean(self)
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:

@@ -87,6 +87,7 @@ class RetinaNet(ConfigFromInit, Detector):
         self.normalizer = normalizer or LossNormalizer()
         self.postprocessing = postprocessing or Postprocessing()
         dense.attach_head(self)
+        dense.add_running_mean(self)
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import keras
 
 from kerasdet.errors import UserError
+from kerasdet.files import replacing
 from kerasdet.keras_compat import inner_optimizer, seed_generators
 from kerasdet.training.ema import use_averages
-from kerasdet.training.files import replacing
 from kerasdet.training.freezing import freeze_layers
 
 _STATE = "training.json"  # next to Keras' own files in the archive

@@ -12,11 +12,11 @@ import tensorflow as tf
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
 from kerasdet.errors import UserError
+from kerasdet.files import locked, replacing
 from kerasdet.ops.distribute import worker_rank
 from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
 from kerasdet.training.ema import use_averages
-from kerasdet.training.files import locked, replacing
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
 from kerasdet.training.loop import TrainingLoop

@@ -17,13 +17,13 @@ from kerasdet import ResNet, evaluate, load
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import validation_losses
+from kerasdet.files import locked
 from kerasdet.keras_compat import average_pairs
 from kerasdet.layers import RetinaNetHead
 from kerasdet.losses import FocalLoss
 from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.models.common import LossNormalizer
 from kerasdet.training import SGD, Checkpointing, StepOptions, Validation, WarmupMultiStep, resume, train
-from kerasdet.training.files import locked
 from kerasdet.training.metrics_log import ThroughputLogger
 from kerasdet.training.resume import checkpoints
 from kerasdet.training.validation import metric_names

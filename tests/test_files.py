@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from kerasdet.errors import UserError
-from kerasdet.training.files import locked, replacing, writing
+from kerasdet.files import locked, replacing, writing
 
 HOLD = """
 import fcntl, sys
