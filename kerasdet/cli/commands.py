@@ -13,11 +13,13 @@ import tensorflow as tf
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.data import run_data
 from kerasdet.cli.inputs import image_files
 from kerasdet.cli.inspect import inspect
 from kerasdet.cli.predict import predict
 from kerasdet.cli.zoo import list_zoo
-from kerasdet.data import CocoDataset
+from kerasdet.data import CocoDataset, open_dataset
+from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         "predict": _predict,
         "export": _export,
         "convert": _convert,
+        "data": run_data,
         "inspect": inspect,
         "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
@@ -52,6 +55,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(options):
+    if options.data is not None:
+        options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:
         config.train()
@@ -114,11 +119,24 @@ def _output_files(options):
 
 def _evaluate_model(options):
     require_model(options.model)
-    data = CocoDataset(options.annotations, options.images) if options.annotations else _evaluation_data(options.model)
+    data = _dataset_named(options) or _evaluation_data(options.model)
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
     return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1)
+
+
+def _dataset_named(options):
+    """Opens the dataset that the options name, or returns None."""
+    if options.data is None:
+        if options.split is not None:
+            raise UserError("--split needs --data, the dataset that has the split.")
+        return CocoDataset(options.annotations, options.images) if options.annotations else None
+    if options.annotations or options.images:
+        raise UserError("--data and --annotations or --images are both given: name the data once.")
+    splits = recognise(options.data).splits
+    choice = options.split or next((name for name in ("val", "test") if name in splits), None)
+    return open_dataset(options.data, choice)
 
 
 def _evaluation_data(model):
@@ -127,7 +145,7 @@ def _evaluation_data(model):
         if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --data or --annotations.")
 
 
 def _load(path, load=load_predictor):
