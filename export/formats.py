@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FORMATS = (
     "saved_model",
     "tflite",
+    "onnx",
+    "openvino",
 )
 
 
