@@ -6,13 +6,25 @@ from pathlib import Path
 import keras
 
 from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.paths import expand
 from kerasdet.training.resume import checkpoints, open_model
 
-_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
+_MODEL = "a run directory, a .keras file or an export"
+# Suffixes of files that users give in place of a model -> the end of the message
+_OTHER_FILES = {
+    (".h5", ".hdf5"): "a file of weights without their model: expected " + _MODEL + ". Build the model and use "
+    "`load_weights`, or save it as a .keras file.",
+    (".pb",): "one file of a SavedModel: expected " + _MODEL + ". Name the folder that contains it.",
+    (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
+    images.SUFFIXES: "an image: expected " + _MODEL + ". Name the model first, then the images.",
+    (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
+    (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
+}
 
 
 def load(path: str | Path) -> keras.Model | Predictor:
@@ -209,7 +221,7 @@ def _check_keras_file(file):
     """Checks that a file can be a model that Keras saved.
 
     Raises:
-        UserError: If it cannot. The message tells checkpoints of other frameworks from damaged files.
+        UserError: If it cannot. The message tells files of other kinds from damaged ones, by contents or suffix.
     """
     names = ()
     if zipfile.is_zipfile(file):
@@ -218,22 +230,28 @@ def _check_keras_file(file):
     if "config.json" in names:
         return
     is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
-    if is_torch or file.suffix.lower() in _CHECKPOINT_SUFFIXES:
+    suffix = file.suffix.lower()
+    if is_torch or suffix in _CHECKPOINT_SUFFIXES:
         raise UserError(
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, and "
             "name the folder that this writes."
         )
+    for suffixes, what in _OTHER_FILES.items():
+        if suffix in suffixes:
+            raise UserError(f"{file} is {what}")
     raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
 
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}: name a run directory, a .keras file or an export.")
+        raise FileNotFoundError(f"There is no {path}: name {_MODEL}.")
     if path.is_file():
         return path
-    found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints")]
+    found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
     if not found:
+        inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
+        hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
-            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export."
+            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export.{hint}"
         )
     return found[-1]

@@ -22,9 +22,10 @@ LAYERS = (
     ("inference",),
     ("models",),
     ("checkpoints", "evaluation"),
-    ("training", "export", "reports"),
+    ("training", "export"),
     ("loading",),
     ("__init__",),  # the public names of the package
+    ("reports",),
     ("config",),
     ("cli",),
     ("__main__",),

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
+from kerasdet.export.formats import choose_spec
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
 from kerasdet.export.tflite import postprocessing as post
@@ -29,7 +30,7 @@ from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
 from kerasdet.ops import resize as resize_ops
-from kerasdet.paths import expand
+from kerasdet.paths import expand, prepare_file
 
 
 def export_tflite(
@@ -47,7 +48,7 @@ def export_tflite(
 
     Args:
         model: The detector.
-        path: A file that does not exist, with the suffix ``.tflite``.
+        path: A file that does not exist, with the suffix ``.tflite``. Its folder is created if necessary.
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
@@ -62,7 +63,7 @@ def export_tflite(
 
     Raises:
         FileExistsError: If `path` exists.
-        FileNotFoundError: If its folder does not exist.
+        OSError: If `path` cannot be written.
         UserError: If an option is unknown or does not fit the model, "int8" lacks images, a package is missing, or
             TFLite lacks an op of the model.
 
@@ -71,8 +72,11 @@ def export_tflite(
         >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
     path = expand(path)
-    _check_path(path)
+    choose_spec(path, "tflite")
+    if path.exists():
+        raise FileExistsError(f"{path} exists: export to another file or delete it.")
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
+    prepare_file(path, "The export")
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
@@ -100,15 +104,6 @@ def export_tflite(
     order = tuple(dict.fromkeys((*post.OUTPUT_ORDER, *further)))
     path.write_bytes(with_metadata(flatbuffer, name, description, order, files))
     return path
-
-
-def _check_path(path):
-    if path.suffix.lower() != ".tflite":
-        raise UserError(f"{path} does not end in .tflite, by which programs know a TFLite file: rename it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to: create it first.")
-    if path.exists():
-        raise FileExistsError(f"{path} exists: export to another file or delete it.")
 
 
 def _check_options(model, postprocessing, precision, input_type, calibration_images, size):

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Sequence
 
+from kerasdet.data.categories import UNUSED
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
-
-_UNUSED = "N/A"  # COCO's ids without a class, in torchvision's list
 
 
 def read_labels(path: str | os.PathLike) -> list[str]:
@@ -33,9 +32,9 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     for number, name in enumerate(names, start=1):
         if not name:
             raise UserError(
-                f"Line {number} of {path} is empty: expected a class name. Write {_UNUSED} for an unused id."
+                f"Line {number} of {path} is empty: expected a class name. Write {UNUSED} for an unused id."
             )
-        if name != _UNUSED and name in names[: number - 1]:
+        if name != UNUSED and name in names[: number - 1]:
             raise UserError(
                 f"Lines {names.index(name) + 1} and {number} of {path} are both {name!r}: expected different names. "
                 "Correct one of them."
@@ -67,6 +66,6 @@ def names_of_classes(labels: Sequence[str], num_classes: int, path: str | os.Pat
         raise UserError(
             f"{path} has {len(names)} class names{' after __background__' * (len(names) < len(labels))}, but the model "
             f"has {num_classes} classes: expected one name for each class. Write them in the order of the class ids, "
-            f"with {_UNUSED} for unused ids."
+            f"with {UNUSED} for unused ids."
         )
     return tuple(names)

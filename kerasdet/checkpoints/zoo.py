@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.data.categories import UNUSED
 
 # COCO's names by category id. torchvision's detectors have a class for each id from 1 to 90, used or not.
 _COCO = {
@@ -26,7 +27,7 @@ _COCO = {
     **{85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush"},
 }
 COCO_CLASSES = tuple(_COCO.values())
-COCO_CLASSES_BY_ID = tuple(_COCO.get(category_id, "N/A") for category_id in range(1, 91))
+COCO_CLASSES_BY_ID = tuple(_COCO.get(category_id, UNUSED) for category_id in range(1, 91))
 
 # Licences that the publishers state for the weights. Those of the training data are another matter.
 LICENSES = {"torchvision": "BSD-3-Clause", "detectron2": "CC BY-SA 3.0", "mmdet": "Apache-2.0"}

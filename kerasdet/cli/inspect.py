@@ -4,9 +4,7 @@ import argparse
 from pathlib import Path
 
 from kerasdet import config
-from kerasdet.data.dataset import Dataset
-from kerasdet.data.recognise import read_source, recognise
-from kerasdet.data.values import Changes
+from kerasdet.data.recognise import open_dataset, recognise
 from kerasdet.errors import UserError
 from kerasdet.reports import inspect_dataset
 
@@ -42,19 +40,5 @@ def inspect(options: argparse.Namespace) -> None:
 
 def _open(path):
     """Opens all splits of a dataset, the training data first, with masks and keypoints if they have them."""
-    source = recognise(path)
-    splits = {}
-    for name in sorted(source.splits, key=lambda split: split != "train"):
-        changes = Changes(str(source.path))
-        data = read_source(source, name, changes)
-        annotations, categories = data["annotations"], data["categories"]
-        splits[name] = Dataset(
-            data,
-            None,
-            source=f"{source.path} ({name})",
-            on_bad_image="skip",
-            masks=bool(annotations) and all(item.get("segmentation") for item in annotations),
-            keypoints=any(category.get("keypoints") for category in categories),
-        )
-        splits[name].counts |= changes.counts
-    return splits
+    names = sorted(recognise(path).splits, key=lambda split: split != "train")
+    return {name: open_dataset(path, name, on_bad_image="skip", masks=None, keypoints=None) for name in names}

@@ -121,13 +121,13 @@ def _add_eval(commands):
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images (default: images/ next to the annotations)",
+        help="folder of the images of --annotations (default: images/ next to them)",
     )
     evaluate.add_argument(
         "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
     )
     evaluate.add_argument(
-        "--batch-size", type=_count, default=1, metavar="N", help="images that are detected at a time (default 1)"
+        "--batch-size", type=_count, metavar="N", help="images that are detected at a time (default 1)"
     )
     evaluate.add_argument(
         "--tta",
@@ -209,6 +209,9 @@ def _add_export(commands):
         "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO dataset"
     )
     export.add_argument(
+        "--images", type=_path, metavar="DIR", help="folder of the images of --eval (default: images/ next to the file)"
+    )
+    export.add_argument(
         "--max-ap-drop",
         type=_fraction,
         metavar="X",
@@ -262,7 +265,9 @@ def _add_convert(commands):
         metavar="NAME",
         help="the framework's model, such as torchvision/retinanet_resnet50_fpn; a wrong NAME lists them all",
     )
-    convert.add_argument("--out", required=True, type=_path, metavar="DIR", help="the folder that receives model.keras")
+    convert.add_argument(
+        "--out", required=True, type=_path, metavar="DIR", help="the folder that receives model.keras, or a .keras file"
+    )
     convert.add_argument(
         "--num-classes",
         type=_count,
@@ -276,7 +281,18 @@ def _add_convert(commands):
         metavar="E",
         help="epsilon of the backbone's norms (default: that of the published checkpoint)",
     )
-    convert.add_argument("--labels", type=_path, metavar="FILE", help="a text file with one class name per line")
+    convert.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="the entry or prefix of the tensors to take, such as model_ema; needed only if FILE holds several sets of "
+        "weights, and the error lists their names",
+    )
+    convert.add_argument(
+        "--labels",
+        type=_path,
+        metavar="FILE",
+        help="a text file with one class name per line; __background__ may come first",
+    )
     convert.add_argument(
         "--reference-outputs",
         type=_path,

@@ -6,6 +6,7 @@ from kerasdet.checkpoints import SOURCES
 from kerasdet.checkpoints.cache import home, is_cached, mirrored
 from kerasdet.checkpoints.download import shown
 from kerasdet.checkpoints.zoo import ZOO, Weights
+from kerasdet.data.categories import UNUSED
 from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
 
@@ -52,7 +53,7 @@ def _entry(weights: Weights) -> dict:
         "name": weights.name,
         "source": weights.source,
         "task": weights.task,
-        "classes": sum(name != "N/A" for name in weights.class_names),
+        "classes": sum(name != UNUSED for name in weights.class_names),
         "box_ap": weights.box_ap,
         "branch_ap": weights.branch_ap,
         "megabytes": weights.megabytes,

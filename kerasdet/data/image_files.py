@@ -31,6 +31,25 @@ class CheckedFile(NamedTuple):
     problem: str | None = None
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Lists the images in a folder, sorted by name: not its subfolders, hidden files and files of other kinds.
+
+    Args:
+        folder: Folder.
+
+    Raises:
+        UserError: If there is no image.
+    """
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in images.SUFFIXES)
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise UserError(
+            f"The folder {folder} holds no image ({', '.join(images.SUFFIXES)}): name a folder of images, or a glob "
+            "for images in folders inside it, such as 'folder/**/*.jpg'."
+        )
+    return found
+
+
 def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str]:
     """Finds the files of the images of a dataset.
 

@@ -19,6 +19,7 @@ from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
 FORMATS = "JPEG, PNG, BMP, GIF or WebP"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
 
 # `Image.open` refuses large images; the classes of the formats do not.

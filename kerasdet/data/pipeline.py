@@ -93,6 +93,7 @@ def training_batches(
     def draw(seed):
         return read(tf.random.stateless_uniform([], seed, 0, len(records), tf.int64))
 
+    @tf.autograph.experimental.do_not_convert
     def example(position, index):
         step = position // step_size
         result = {**read(index), "step": step}
@@ -143,6 +144,7 @@ def evaluation_batches(
     records = _records(dataset)
     read = _reader(dataset, mask_size)
 
+    @tf.autograph.experimental.do_not_convert
     def example(index):
         result = read(index)
         return _pad(resize(result) if resize else result, size_divisor)
@@ -165,6 +167,10 @@ def _reader(dataset, mask_size):
     """Returns a graph function that maps an index to an example with its decoded image."""
     lookup, encoded = _lookup(dataset, mask_size), _encoded(dataset.records)
 
+    # One function in the graph, however many images a transform mixes
+    @tf.function(
+        autograph=False, input_signature=[tf.TensorSpec([], tf.int64)], experimental_attributes={"_noinline": True}
+    )
     def read(index):
         example = lookup(index)
         encoded_image = encoded(example.pop("path"), index)

@@ -93,11 +93,22 @@ def _find_yolo(path):
             if path.is_dir():
                 continue
             raise
-        keys = [key for key in yolo.SPLIT_KEYS if data.get(key)]
+        keys = [key for key in data if _is_split(key, data[key], file.parent)]
         if "names" in data and keys:
             names = yolo.class_names(data, file)
-            return {split_of(key): functools.partial(_read_yolo, data, file, key, names) for key in keys}
+            splits = {key: split_of(key) for key in keys}
+            return {
+                key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
+                for key, split in splits.items()
+            }
     return {}
+
+
+def _is_split(key, value, folder):
+    """Returns whether a key of a `data.yaml` names a split: a usual one, or one with a folder that exists."""
+    if key in yolo.SPLIT_KEYS:
+        return bool(value)
+    return key != "path" and isinstance(value, str) and value != "" and (folder / value).is_dir()
 
 
 def _read_yolo(data, file, key, names, changes):
@@ -316,8 +327,8 @@ def open_dataset(
     classes: Classes | None = None,
     keep_images_without_objects: bool = True,
     on_bad_image: str = "error",
-    masks: bool = False,
-    keypoints: bool = False,
+    masks: bool | None = False,
+    keypoints: bool | None = False,
     strict: bool = False,
 ) -> Dataset:
     """Opens a dataset of any format that kerasdet knows, and logs what it found.
@@ -338,12 +349,12 @@ def open_dataset(
             merges classes that get the same name and leaves out those that get None. Default: all.
         keep_images_without_objects: As for `Dataset`.
         on_bad_image: As for `Dataset`.
-        masks: As for `Dataset`.
-        keypoints: As for `Dataset`.
+        masks: As for `Dataset`. None reads them if every object has one.
+        keypoints: As for `Dataset`. None reads them if a class has keypoints.
         strict: Whether to refuse files that had to be repaired; by default, repairs are counted and logged.
 
     Returns:
-        The dataset. Its `counts` include the repairs.
+        The dataset. Its `counts` and `problems` include the repairs.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -361,15 +372,20 @@ def open_dataset(
         source=label,
         keep_images_without_objects=keep_images_without_objects,
         on_bad_image=on_bad_image,
-        masks=masks,
-        keypoints=keypoints,
+        masks=_all_have(data["annotations"], "segmentation") if masks is None else masks,
+        keypoints=any(category.get("keypoints") for category in data["categories"]) if keypoints is None else keypoints,
         strict=strict,
     )
     for kind, count in changes.counts.items():
         dataset.counts[kind] = dataset.counts.get(kind, 0) + count
+    dataset.problems += tuple(changes.problems)
     for sentence in changes.describe({**CHANGES, **REPAIRS}):
         _logger.info("%s: %s", label, sentence)
     return dataset
+
+
+def _all_have(annotations, key):
+    return bool(annotations) and all(annotation.get(key) for annotation in annotations)
 
 
 def dataset_from_examples(

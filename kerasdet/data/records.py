@@ -80,7 +80,7 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Clips boxes to their images and finds those that are left without area.
 
     Args:
@@ -88,7 +88,8 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
         size: Height and width of the image of each box, in pixels, (N, 2).
 
     Returns:
-        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; counts of clipped and unusable boxes.
+        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; which are clipped or
+        unusable, kind -> (N,) bool.
     """
     finite = np.isfinite(xywh).all(1)
     x, y, w, h = np.where(finite[:, None], xywh, 0.0).T
@@ -101,12 +102,8 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # A box that only float32 rounds to nothing counts as one without area, not as one outside.
     outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
-    counts = {
-        "zero_area_boxes": int((~keep & ~outside).sum()),
-        "outside_boxes": int(outside.sum()),
-        "clipped_boxes": int((keep & moved).sum()),
-    }
-    return boxes, keep, counts
+    faults = {"zero_area_boxes": ~keep & ~outside, "outside_boxes": outside, "clipped_boxes": keep & moved}
+    return boxes, keep, faults
 
 
 def _read_only(array):

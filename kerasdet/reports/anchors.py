@@ -13,8 +13,9 @@ from kerasdet.models.detector import Detector
 from kerasdet.reports.objects import Objects, of_images
 
 _CHUNK = 1 << 16  # objects compared with all anchor shapes at once
+_MOST_EAGER = 10  # images that cost less than tracing a graph for them
 _MIN_RATIO, _MAX_RATIO = 0.1, 10.0
-_FACTORS = tuple(2.0 ** (step / 4) for step in range(-12, 9))  # of all sizes, an eighth to four times
+_FACTORS = tuple(2.0 ** (step / 4) for step in range(-20, 13))  # of all sizes, 1/32 to 8 times
 _SPREADS = (1.25, 1.5, 2.0, 2.5, 3.0)  # factors from one aspect ratio to the next
 
 
@@ -100,7 +101,9 @@ def match_objects(assigner: Assigner, objects: Objects) -> Matches:
     per_level = np.zeros((len(objects), len(levels)), np.int64)
     starts = np.searchsorted(objects.images, np.arange(len(objects.sizes) + 1))
     layouts = {}
-    match = tf.function(assigner.match, reduce_retracing=True)
+    match = assigner.match
+    if len(objects.sizes) > _MOST_EAGER:
+        match = tf.function(match, reduce_retracing=True)
     for image, size in enumerate(progress(objects.sizes.tolist(), "Matching objects")):
         rows = slice(starts[image], starts[image + 1])
         if rows.start == rows.stop:

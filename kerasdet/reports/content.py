@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from kerasdet import visualize
+from kerasdet.data.annotations import CHANGES
+from kerasdet.data.dataset import NOTES
+from kerasdet.data.files import REPAIRS
 from kerasdet.data.pipeline import Transform
 from kerasdet.data.progress import progress
+from kerasdet.data.values import MAX_LISTED
 from kerasdet.models.detector import Detector
 from kerasdet.reports import charts, page, pictures
 from kerasdet.reports.page import Column, Finding, Section, count, number, share
@@ -19,14 +23,7 @@ _SAMPLES_PER_PAGE = 6
 
 # Keys of `Dataset.counts` that say how large the dataset is, not what is wrong with it.
 _SIZES = ("images", "boxes", "images_without_objects", "crowd_boxes", "difficult_boxes")
-_FAULTS = {
-    "bad_images": ("image files missing, damaged or of another size", "left out"),
-    "zero_area_boxes": ("boxes without area", "left out"),
-    "outside_boxes": ("boxes outside their image", "left out"),
-    "clipped_boxes": ("boxes that leave their image", "clipped"),
-    "objects_without_mask": ("objects without a mask", "left out"),
-    "duplicate_annotation_ids": ("annotation ids used twice", "kept"),
-}
+_PHRASES = {"bad_images": "images left out: missing, damaged or of another size", **NOTES, **CHANGES, **REPAIRS}
 
 
 def tiles(data: Splits) -> page.Html:
@@ -178,12 +175,12 @@ def _class_findings(data, totals, model):
 
 def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
     """Lists what is wrong with files and annotations."""
-    rows, found = [], []
+    kinds, items, found = [], [], []
     for split, dataset in data.datasets.items():
         for key, n in dataset.counts.items():
             if n and key not in _SIZES:
-                words, action = _FAULTS.get(key, (key.replace("_", " "), "fixed"))
-                rows.append((words, split, number(n), action))
+                kinds.append((_sentence(_PHRASES.get(key, key.replace("_", " "))), split, number(n)))
+        items += [(_sentence(_PHRASES[each.kind]), split, each.item, each.text) for each in dataset.problems]
         if n := dataset.counts["bad_images"]:
             found.append(
                 Finding(
@@ -204,12 +201,14 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
                     "problems",
                 )
             )
-    if not rows:
+    if not kinds:
         return None, [Finding("good", "All image files and boxes are usable.")]
-    columns = [Column("Problem"), Column("Split"), Column("Count", "number"), Column("What kerasdet does")]
-    return Section(
-        "problems", "Problems", [page.table(columns, rows, "Problems by kind", sortable=False, titled=False)]
-    ), found
+    parts = [page.table([Column("Problem"), Column("Split"), Column("Number", "number")], kinds, "Problems by kind")]
+    if items:
+        columns = [Column("Problem"), Column("Split"), Column("Item"), Column("What is wrong")]
+        parts.append(page.table(columns, items, "Files and objects"))
+    intro = f"Of each kind, up to {MAX_LISTED} files and objects are listed." if items else ""
+    return Section("problems", "Problems", parts, intro), found
 
 
 def samples(
@@ -254,3 +253,7 @@ def _some_classes(some, of_all):
 
 def _names(names, most=6):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _sentence(words):
+    return words[:1].upper() + words[1:]

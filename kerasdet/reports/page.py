@@ -178,7 +178,7 @@ def table(
     note = f"<p class=quiet>The first {len(rows):,} of {total:,} rows.</p>" if total > len(rows) else ""
     return Html(
         f'<div class="paged" data-page-size="{ROWS_PER_PAGE}" data-noun="rows">'
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(caption)}">'
+        f'<div class="scroll" role="group" tabindex="0" aria-label="{html.escape(caption)}">'
         f"<table><caption{hide}>{text(caption)}</caption><thead><tr>{head}</tr></thead>"
         f'<tbody class="items">{body}</tbody></table></div>{note}</div>'
     )

@@ -89,16 +89,27 @@ def at_random(probability: float, draw: tf.Tensor, change: Callable[[], Example]
 
 
 def bind(transforms: Sequence[Transform], draw: Draw) -> tuple[Transform, ...]:
-    """Gives transforms that mix several images a source of further images.
+    """Prepares transforms for the graph of a pipeline.
+
+    Those that mix several images get a source of further images. A user's own function may use Python's ``if`` and
+    ``for`` with tensors; kerasdet's do not, so that their errors reach the user as they are.
 
     Args:
-        transforms: Callables ``(example, seed) -> example``. Those with a method `bind` need further images.
+        transforms: Callables ``(example, seed) -> example``. Those with a method `bind` are asked to prepare themselves.
         draw: Returns the decoded example of a random image; takes a seed, (2,) int32.
 
     Returns:
-        The transforms, all of them callable as ``(example, seed) -> example``.
+        The transforms, all of them callable as ``(example, seed) -> example`` inside a graph.
     """
-    return tuple(each.bind(draw) if hasattr(each, "bind") else each for each in transforms)
+    return tuple(_prepared(each, draw) for each in transforms)
+
+
+def _prepared(transform, draw):
+    if hasattr(transform, "bind"):
+        return transform.bind(draw)
+    if type(transform).__module__.startswith("kerasdet."):
+        return transform
+    return tf.function(lambda example, seed: transform(example, seed))
 
 
 @dataclasses.dataclass(frozen=True)

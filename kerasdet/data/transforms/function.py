@@ -64,7 +64,8 @@ class NumpyTransform:
         def call(number, *arrays):
             return self._call(int(number), dict(zip(names, arrays, strict=True)))
 
-        results = tf.numpy_function(call, [number, *values], [value.dtype for value in values])
+        types = [value.dtype for value in values]
+        results = tf.nest.flatten(tf.numpy_function(call, [number, *values], types))  # one result comes without a list
         example = {**example, **dict(zip(names, results, strict=True))}
         for name in names:
             last = {"image": [3], "boxes": [4], "keypoints": values[names.index(name)].shape[1:]}.get(name, [])
