@@ -24,11 +24,11 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
+from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.paths import prepare_file
 from kerasdet.training import run_workers
-from kerasdet.training.files import replacing
 
 
 def run(options: argparse.Namespace) -> None:
@@ -95,12 +95,16 @@ def _check_eval_options(options):
             raise UserError("--detections needs --annotations, the ground truth to score against.")
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: name one of them.")
-        for name in ("images", "batch_size", "tta", "save_detections"):
+        for name in ("data", "split", "images", "batch_size", "tta", "save_detections"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} is for a MODEL that detects; --detections has the results: leave {flag} out.")
     elif not options.model:
         raise UserError("there is nothing to evaluate: name a model, or a file of COCO results with --detections.")
+    elif options.data and options.annotations:
+        raise UserError("--data and --annotations are both given: name one of them.")
+    elif options.split and not options.data:
+        raise UserError("--split needs --data, the dataset that has the split: give both or none.")
     elif options.images and not options.annotations:
         raise UserError("--images needs --annotations, the COCO file of these images: give both or none.")
 
@@ -129,11 +133,7 @@ def _evaluate_model(options):
 def _dataset_named(options):
     """Opens the dataset that the options name, or returns None."""
     if options.data is None:
-        if options.split is not None:
-            raise UserError("--split needs --data, the dataset that has the split.")
         return CocoDataset(options.annotations, options.images) if options.annotations else None
-    if options.annotations or options.images:
-        raise UserError("--data and --annotations or --images are both given: name the data once.")
     splits = recognise(options.data).splits
     choice = options.split or next((name for name in ("val", "test") if name in splits), None)
     return open_dataset(options.data, choice)

@@ -93,11 +93,22 @@ def _find_yolo(path):
             if path.is_dir():
                 continue
             raise
-        keys = [key for key in yolo.SPLIT_KEYS if data.get(key)]
+        keys = [key for key in data if _is_split(key, data[key], file.parent)]
         if "names" in data and keys:
             names = yolo.class_names(data, file)
-            return {split_of(key): functools.partial(_read_yolo, data, file, key, names) for key in keys}
+            splits = {key: split_of(key) for key in keys}
+            return {
+                key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
+                for key, split in splits.items()
+            }
     return {}
+
+
+def _is_split(key, value, folder):
+    """Returns whether a key of a `data.yaml` names a split: a usual one, or one with a folder that exists."""
+    if key in yolo.SPLIT_KEYS:
+        return bool(value)
+    return key != "path" and isinstance(value, str) and value != "" and (folder / value).is_dir()
 
 
 def _read_yolo(data, file, key, names, changes):
