@@ -55,7 +55,7 @@ def export_and_verify(
     Args:
         model: The detector.
         path: File or folder to write, which does not exist yet; with `serving` a new or existing serving folder.
-        format: Name of a format in `kerasdet.export.formats`, "saved_model" or "tflite".
+        format: Name of a format in `kerasdet.export.formats`, such as "saved_model" or "onnx".
         serving: Whether to write the next version in a folder for TF Serving.
         precision: Precision of the network, one of the format's.
         verify_images: Images to compare on: arrays (H, W, 3), PIL images or paths. By default generated images.
@@ -82,7 +82,7 @@ def export_and_verify(
     if "calibration_images" in export_format.options:
         options["calibration_images"] = list(_list_images(calibration_images))
     elif len(calibration_images):
-        raise UserError(f"Format {format} takes no calibration images: leave them out, or use format tflite.")
+        raise UserError(f"Format {format} takes no calibration images: leave them out, or use another format.")
     if serving and export_format.new_version is None:
         raise UserError(f"Format {format} has no server: leave --serving out, or use format saved_model.")
     images = read_images(verify_images) or sample_images()

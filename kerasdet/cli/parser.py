@@ -16,7 +16,7 @@ _CLASSES_HELP = (
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    f"what `kerasdet export` wrote: a SavedModel folder or a .tflite file{_CLASSES_HELP}"
+    f"what `kerasdet export` wrote: a folder, a .tflite or an .onnx file{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert` or a .keras file"
@@ -198,8 +198,8 @@ def _add_export(commands):
     export.add_argument(
         "--serving",
         action="store_true",
-        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up "
-        "(only for --format saved_model)",
+        help="OUT is a folder for TF Serving, or with --format openvino for OpenVINO Model Server: write the model as "
+        "its next version",
     )
     _add_format_options(export)
     return export
