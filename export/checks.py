@@ -1,33 +1,36 @@
 """Checks the options that several export formats share."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from kerasdet.errors import UserError
+from kerasdet.export.formats import choose_spec
 from kerasdet.models import Detector
+from kerasdet.paths import expand
 
 
-def check_new_file(path: Path, suffix: str, name: str) -> None:
-    """Checks that a file can be written.
+def new_file(path: str | os.PathLike, name: str) -> Path:
+    """Checks that an export can be written to a file.
 
     Args:
-        path: The file.
-        suffix: The suffix that it must have.
-        name: Name of such files, for the message.
+        path: The file; ``~`` is the home folder.
+        name: Name of the format.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        UserError: If it has another suffix.
-        FileNotFoundError: If its folder does not exist.
+        UserError: If it does not have the suffix of the format.
         FileExistsError: If it exists.
     """
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{path} does not end in {suffix}, by which programs know a {name} file: rename it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to: create it first.")
+    path = expand(path)
+    choose_spec(path, name)
     if path.exists():
         raise FileExistsError(f"{path} exists: export to another file or delete it.")
+    return path
 
 
 def check_model(model: Detector) -> None:

@@ -15,6 +15,7 @@ from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.models.postprocess import drop_empty
+from kerasdet.paths import expand
 
 
 class GraphPredictor(Predictor):
@@ -124,8 +125,9 @@ class OnnxPredictor(GraphPredictor):
     """
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
-        self._session = _session(Path(path), num_threads or len(os.sched_getaffinity(0)))
-        super().__init__(Path(path), _properties(self._session, path))
+        path = expand(path)
+        self._session = _session(path, num_threads or len(os.sched_getaffinity(0)))
+        super().__init__(path, _properties(self._session, path))
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

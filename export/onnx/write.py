@@ -36,6 +36,7 @@ from kerasdet.export.onnx.quantization import quantize
 from kerasdet.export.onnx.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
 from kerasdet.inference.preprocessing import Preprocessing, open_images
 from kerasdet.models import Detector
+from kerasdet.paths import prepare_file
 
 if TYPE_CHECKING:
     import onnx
@@ -77,15 +78,13 @@ def export_onnx(
 
     Raises:
         FileExistsError: If `path` exists.
-        FileNotFoundError: If its folder does not exist.
         UserError: If an option is unknown or does not fit the model, "int8" lacks images, or a package is missing.
 
     Example:
         >>> export_onnx(model, "detector.onnx")
         >>> detections = kerasdet.load("detector.onnx").detect("street.jpg")
     """
-    path = Path(path)
-    checks.check_new_file(path, ".onnx", "ONNX")
+    path = prepare_file(checks.new_file(path, "onnx"), "The export")
     options = {
         "postprocessing": postprocessing,
         "precision": precision,

@@ -8,6 +8,7 @@ import numpy as np
 from kerasdet.errors import UserError
 from kerasdet.export.onnx.load import GraphPredictor
 from kerasdet.export.openvino.spec import MODEL_FILE
+from kerasdet.paths import expand
 
 # By default OpenVINO computes in bfloat16 on processors that have it, whatever the file's precision.
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -29,8 +30,9 @@ class OpenVinoPredictor(GraphPredictor):
     """
 
     def __init__(self, path: str | Path, device: str = "CPU"):
-        core, model = _read(Path(path))
-        super().__init__(Path(path), _properties(model, path))
+        path = expand(path)
+        core, model = _read(path)
+        super().__init__(path, _properties(model, path))
         self._compiled = core.compile_model(model, device, CONFIG)
         self._names = [output.any_name for output in self._compiled.outputs]
 

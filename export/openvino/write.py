@@ -14,6 +14,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.onnx.write import onnx_model
 from kerasdet.export.openvino.spec import MODEL_FILE
 from kerasdet.models import Detector
+from kerasdet.paths import expand
 
 
 def export_openvino(
@@ -52,7 +53,7 @@ def export_openvino(
         >>> export_openvino(model, "detector")
         >>> detections = kerasdet.load("detector").detect("street.jpg")
     """
-    path = Path(path)
+    path = expand(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
     try:

@@ -18,6 +18,7 @@ from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.models.postprocess import drop_empty
+from kerasdet.paths import expand
 
 MODEL_FILE = "model.json"
 ANCHORS_FILE = "anchors.npz"
@@ -45,7 +46,7 @@ class TFLitePredictor(Predictor):
     """
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
-        self.path = Path(path)
+        self.path = path = expand(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no file {path}: give the .tflite file that `kerasdet export` wrote.")
         files = _read_files(self.path)

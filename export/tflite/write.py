@@ -29,6 +29,7 @@ from kerasdet.inference.preprocessing import open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
+from kerasdet.paths import prepare_file
 
 
 def export_tflite(
@@ -46,7 +47,7 @@ def export_tflite(
 
     Args:
         model: The detector.
-        path: A file that does not exist, with the suffix ``.tflite``.
+        path: A file that does not exist, with the suffix ``.tflite``. Its folder is created if necessary.
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
@@ -61,7 +62,7 @@ def export_tflite(
 
     Raises:
         FileExistsError: If `path` exists.
-        FileNotFoundError: If its folder does not exist.
+        OSError: If `path` cannot be written.
         UserError: If an option is unknown or does not fit the model, "int8" lacks images, a package is missing, or
             TFLite lacks an op of the model.
 
@@ -69,9 +70,9 @@ def export_tflite(
         >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")
         >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
-    path = Path(path)
-    checks.check_new_file(path, ".tflite", "TFLite")
+    path = checks.new_file(path, "tflite")
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
+    prepare_file(path, "The export")
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):

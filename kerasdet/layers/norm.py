@@ -24,7 +24,7 @@ NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
 
 
 def make_norm(
-    norm: str | None, epsilon: float = 1e-5, groups: int = 32, name: str = "norm"
+    norm: str | None, epsilon: float = 1e-5, groups: int = 32, momentum: float = 0.9, name: str = "norm"
 ) -> keras.layers.Layer | None:
     """Creates the normalisation layer of a name.
 
@@ -32,6 +32,7 @@ def make_norm(
         norm: A name of `NORMS`, or None.
         epsilon: Constant added to variances.
         groups: Number of channel groups of ``gn``. Must divide the channels.
+        momentum: Fraction of a running average that a training step keeps, in [0, 1].
         name: Name of the layer.
 
     Returns:
@@ -49,7 +50,7 @@ def make_norm(
     if norm == "gn":
         return GroupNormalization(groups, epsilon, name=name)
     if norm in NORMS:
-        return BatchNorm(norm, epsilon=epsilon, name=name)
+        return BatchNorm(norm, epsilon=epsilon, momentum=momentum, name=name)
     raise ValueError(f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None.")
 
 

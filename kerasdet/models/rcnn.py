@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
-from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.models.branch import Branch
-from kerasdet.models.common import check_num_classes, checked_names
+from kerasdet.models.common import check_num_classes
 from kerasdet.models.detector import Detector, unpack_inputs
 from kerasdet.models.keypoint_branch import KeypointBranch
 from kerasdet.models.mask_branch import MaskBranch
@@ -60,7 +59,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
         check_num_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
-        self.class_names = checked_names(class_names, num_classes)
+        self.class_names = class_names
         self.backbone = backbone or default_backbone()
         self.neck = neck or default_neck()
         self.rpn = rpn or RPN()
@@ -89,11 +88,7 @@ class FasterRCNN(ConfigFromInit, Detector):
             UserError: If the batch lacks the ground truth of a branch.
         """
         for branch in self.branches:
-            if branch.target_key not in batch:
-                raise UserError(
-                    f"The {type(branch).__name__} learns from {branch.target_key}, which the batch lacks: it has "
-                    f"{', '.join(batch)}."
-                )
+            branch.check_batch(batch)
         return self(batch, ground_truth=batch, training=training)
 
     def call(
@@ -181,10 +176,18 @@ class FasterRCNN(ConfigFromInit, Detector):
         return self.roi_heads.add_branch_outputs(super().postprocess(outputs, image_size), outputs["pyramid"])
 
     def branch_maps(
-        self, branch: Branch, pyramid: Mapping[str, tf.Tensor], boxes: tf.Tensor, class_ids: tf.Tensor
+        self, branch: Branch, outputs: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor, image_size: tf.Tensor
     ) -> tf.Tensor:
-        """Runs a branch on boxes of classes; see `RoIHeads.branch_maps`."""
-        return self.roi_heads.branch_maps(branch, pyramid, boxes, class_ids)
+        """Runs a branch on boxes of classes, for test-time augmentation; see `RoIHeads.branch_maps`.
+
+        Args:
+            branch: One of `branches`.
+            outputs: Result of `call`.
+            boxes: (B, D, 4) in the coordinates of the network's input.
+            class_ids: (B, D) int32, -1 for padding.
+            image_size: (B, 2) heights and widths without padding, which boxes do not need.
+        """
+        return self.roi_heads.branch_maps(branch, outputs["pyramid"], boxes, class_ids)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
