@@ -28,6 +28,7 @@ from kerasdet.layers import (
     MaxPoolTop,
     ResNet,
     RetinaNetHead,
+    RoIPooler,
 )
 from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, SmoothL1Loss
 from kerasdet.models import (
@@ -43,7 +44,6 @@ from kerasdet.models import (
     ProposalSelection,
     RetinaNet,
     RoIHeads,
-    RoIPooler,
 )
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing

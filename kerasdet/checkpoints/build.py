@@ -21,6 +21,7 @@ from kerasdet.layers import (
     MaxPoolTop,
     ResNet,
     RetinaNetHead,
+    RoIPooler,
 )
 from kerasdet.models import (
     FCOS,
@@ -33,7 +34,6 @@ from kerasdet.models import (
     ProposalSelection,
     RetinaNet,
     RoIHeads,
-    RoIPooler,
     RTMDet,
     RTMDetIns,
 )

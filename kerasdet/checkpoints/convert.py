@@ -8,10 +8,12 @@ import numpy as np
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, untied_name
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 
 _MAX_LISTED = 10
+_IN_EVERY_BACKBONE = ("backbone/c2_0/conv1/conv/kernel", "backbone/stem/conv/kernel")
 
 
 def to_model(
@@ -29,8 +31,9 @@ def to_model(
         >>> model.save("fasterrcnn.keras")
 
     Args:
-        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them. The model takes the class
-            names that the file has, if there is one for each class.
+        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them. If all names of the model
+            follow a prefix, only the tensors with it are taken, and a warning lists the others. The model takes the
+            class names that the file has, if there is one for each class.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
         num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
             weights. None keeps the classes of the file.
@@ -49,6 +52,7 @@ def to_model(
         )
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
+    state = take_model(state, [_source_name(name, spec) for name in _IN_EVERY_BACKBONE])
     names = modern_names(state, spec.framework)
     state = {
         names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)

@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.ops import resize as resize_ops
+from kerasdet.paths import expand
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -344,7 +344,7 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
         FileNotFoundError: If a path names no file.
     """
     if isinstance(image, str | os.PathLike):
-        return _open_file(Path(image), index)
+        return _open_file(expand(image, f"Image {index}"), index)
     if isinstance(image, Image.Image):
         if image.mode not in _PIL_MODES:
             _refuse(index, f"a PIL image of mode {image.mode}", "convert it to 8 bits per channel")

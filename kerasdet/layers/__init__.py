@@ -10,6 +10,7 @@ from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 from kerasdet.layers.resnet import ResNet
+from kerasdet.layers.roi_pooler import RoIPooler
 from kerasdet.layers.rtmdet_head import RTMDetHead
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "RTMDetHead",
     "ResNet",
     "RetinaNetHead",
+    "RoIPooler",
     "Tower",
     "make_norm",
 ]

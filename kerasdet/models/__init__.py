@@ -9,7 +9,7 @@ from kerasdet.models.keypoint_branch import KeypointBranch
 from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
-from kerasdet.models.roi_heads import RoIHeads, RoIPooler
+from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
 from kerasdet.models.rtmdet import RTMDet, RTMDetIns
 
@@ -31,5 +31,4 @@ __all__ = [
     "RTMDetIns",
     "RetinaNet",
     "RoIHeads",
-    "RoIPooler",
 ]

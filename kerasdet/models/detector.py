@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.inference.detections import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import Preprocessing
@@ -52,6 +53,22 @@ class Detector(Predictor, Trainer):
         )
         # In a namespace, because Keras tracks functions that are attributes of a model and would export this one.
         self._functions = SimpleNamespace(detect=function)
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the K classes in the order of their ids, or None if they are unknown."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, class_names: Sequence[str] | None) -> None:
+        # A file with another number of names could be written but not opened
+        if isinstance(class_names, str) or (class_names and len(class_names) != self.num_classes):
+            what = "is a text" if isinstance(class_names, str) else f"has length {len(class_names)}"
+            raise UserError(
+                f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
+                f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the ids."
+            )
+        self._class_names = tuple(class_names) if class_names else None
 
     @property
     def mask_convention(self) -> str | None:

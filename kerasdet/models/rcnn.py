@@ -8,7 +8,7 @@ import tensorflow as tf
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.models.branch import Branch
-from kerasdet.models.common import check_num_classes, checked_names
+from kerasdet.models.common import check_num_classes
 from kerasdet.models.detector import Detector, unpack_inputs
 from kerasdet.models.keypoint_branch import KeypointBranch
 from kerasdet.models.mask_branch import MaskBranch
@@ -59,7 +59,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
         check_num_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
-        self.class_names = checked_names(class_names, num_classes)
+        self.class_names = class_names
         self.backbone = backbone or default_backbone()
         self.neck = neck or default_neck()
         self.rpn = rpn or RPN()

@@ -15,7 +15,7 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import CSPNeXt, CSPNeXtPAFPN, RTMDetHead
 from kerasdet.losses import GIoULoss, IoULoss, QualityFocalLoss
 from kerasdet.models import dense
-from kerasdet.models.common import check_backbone, check_num_classes, checked_names
+from kerasdet.models.common import check_backbone, check_num_classes
 from kerasdet.models.detector import Detector
 from kerasdet.models.dynamic_mask_branch import DynamicMaskBranch
 from kerasdet.models.postprocess import Postprocessing, best_class_only, top_candidates
@@ -101,7 +101,7 @@ class RTMDet(ConfigFromInit, Detector):
         super().__init__(preprocessing or Preprocessing(**_PREPROCESSING), loss_names, **kwargs)
         check_num_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
-        self.class_names = checked_names(class_names, num_classes)
+        self.class_names = class_names
         self.backbone = backbone or CSPNeXt()
         self.neck = neck or CSPNeXtPAFPN()
         check_backbone(self.backbone, self.neck)
