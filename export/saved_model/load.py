@@ -11,7 +11,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
-from kerasdet.inference.preprocessing import KeepSize
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.ops.dispatch import raw_ops
 from kerasdet.paths import expand
 
@@ -75,7 +75,8 @@ class SavedModelPredictor(Predictor):
             parts = [self._run_stack(image[None]) for image in valid]
         outputs = {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
         detections = from_tf_od(outputs, image_size, self.metadata["class_offset"], self.branch_outputs)
-        return rescale(detections, image_size, original_size, self.branch_outputs)
+        clip = not Preprocessing(**self.metadata["preprocessing"]).letterboxes
+        return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def _run_stack(self, images):
         if images.dtype == np.uint8:

@@ -13,11 +13,10 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
-from kerasdet.export.network import RawHeads, as_input
-from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.inference.detections import from_tf_od
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
-from kerasdet.models.postprocess import drop_empty
 from kerasdet.paths import expand
 
 MODEL_FILE = "model.json"
@@ -80,8 +79,8 @@ class TFLitePredictor(Predictor):
         for index, (height, width) in enumerate(np.asarray(image_size).tolist()):
             pixels, size = self.to_input(batch["image"][index, :height, :width])
             detections = self.decode_outputs(self.run(pixels))
-            detections = rescale(detections, tf.constant([size]), original_size[index : index + 1], self.branch_outputs)
-            found.append(drop_empty(detections))
+            original = original_size[index : index + 1]
+            found.append(to_original(detections, size, original, self._rule, self.branch_outputs))
         return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:

@@ -361,7 +361,7 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
         branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
-        clip: Whether boxes are clipped to the images, see `Preprocessing.clips_boxes`.
+        clip: Whether boxes are clipped to the images, see `Preprocessing.letterboxes`.
 
     Returns:
         The padded dict in the new coordinates; other entries are unchanged.

@@ -135,7 +135,7 @@ class Detector(Predictor, Trainer):
     def _detect(self, image, image_size, original_size):
         inputs = self.preprocessing.network_input(image, image_size)
         detections = self.postprocess(self(inputs, training=False), inputs["image_size"])
-        clip = self.preprocessing.clips_boxes
+        clip = not self.preprocessing.letterboxes
         return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
