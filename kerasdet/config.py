@@ -22,7 +22,7 @@ import tensorflow as tf
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, matching, sampling
+from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -32,6 +32,9 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.RTMDet,
+    models.RTMDetIns,
+    models.DynamicMaskBranch,
     models.FasterRCNN,
     models.MaskRCNN,
     models.KeypointRCNN,
@@ -43,13 +46,16 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
+    layers.CSPNeXt,
     layers.FPN,
+    layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
     layers.RoIPooler,
     layers.RetinaNetHead,
     layers.FCOSHead,
+    layers.RTMDetHead,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
@@ -57,8 +63,10 @@ SURFACE = (
     coders.DistanceCoder,
     matching.IoUMatcher,
     matching.FCOSMatcher,
+    dynamic_matching.DynamicSoftLabelAssigner,
     sampling.BalancedSampler,
     losses.FocalLoss,
+    losses.QualityFocalLoss,
     losses.SmoothL1Loss,
     losses.IoULoss,
     losses.GIoULoss,
@@ -75,12 +83,13 @@ SURFACE = (
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
+    training.WarmupFlatCosine,
     training.Validation,
     training.Checkpointing,
     training.StepOptions,
     training.train,
     evaluation.evaluate,
-    keras.optimizers.AdamW,
+    training.AdamW,
     keras.optimizers.Lamb,
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
@@ -100,7 +109,7 @@ def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
     inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
+    inherited += ["use_ema", "ema_momentum"] if item in (training.SGD, training.AdamW) else []
     return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *inherited])
 
 

@@ -64,10 +64,12 @@ def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs)
 
 
 def rtmdet(norm="bn_inference", score_threshold=0.05, max_detections=20, model_class=RTMDet, **kwargs):
+    separate = model_class is RTMDet
     own = {
         "backbone": CSPNeXt(0.167, 0.25, norm=norm),
         "neck": CSPNeXtPAFPN(channels=32, num_blocks=1, norm=norm),
-        "head": RTMDetHead(norm=norm, box_tower=model_class is RTMDet),
+        # boxes start near 3 strides and scores at 0.3, so that few steps suffice
+        "head": RTMDetHead(norm=norm, box_tower=separate, box_bias=1.0 if separate else 2.7, prior_probability=0.3),
         "postprocessing": Postprocessing(
             score_threshold, 1000, 0.65, max_detections, clip_before_nms=True, empty_boxes="drop_before_nms"
         ),
