@@ -170,7 +170,7 @@ def randomized(model, seed=0):
     rng = np.random.default_rng(seed)
     has_silu = "rtmdet" in type(model).__name__.lower()  # it halves small numbers, unless norms lift them
     gains = {
-        **{f"class_logits/p{level}": 2.0 for level in (3, 4, 5)},  # RTMDet's
+        **{f"class_logits/p{level}": 4.0 for level in (3, 4, 5)},  # RTMDet's
         "box_predictor/class_logits": 0.03,
         "box_predictor/box_deltas": 0.02,
         "class_logits": 0.05,
@@ -183,7 +183,10 @@ def randomized(model, seed=0):
                 (gain for layer, gain in gains.items() if f"/{layer}/" in f"/{weight.path}"), 0.6 if has_silu else 1.0
             )
             fan_in = np.prod(weight.shape[:2] if "depthwise" in weight.path else weight.shape[:-1])
-            weight.assign(rng.normal(0, gain * (2 / fan_in) ** 0.5, weight.shape))
+            value = rng.normal(0, gain * (2 / fan_in) ** 0.5, weight.shape)
+            if has_silu and "class_logits" in weight.path:  # a SiLU's mean would give one class all places
+                value -= value.mean(2, keepdims=True)
+            weight.assign(value)
         elif weight.name == "beta" and has_silu:
             weight.assign(np.ones(weight.shape))
         elif "box_distances" in weight.path:  # boxes of a few strides

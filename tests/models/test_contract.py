@@ -252,7 +252,9 @@ def test_predict_equals_call_then_postprocess(model):
 
 
 def test_predict_accepts_batches_of_different_sizes(model):
-    small = {name: value[:1] for name, value in batch(1, (64, 64), ((64, 64), (40, 60))).items()}
+    # Masks of the network's whole input are as large as it is, so that those of several sizes make no array.
+    size = (96, 128) if "mask_boxes" in model.branch_outputs else (64, 64)
+    small = {name: value[:1] for name, value in batch(1, size, ((64, 64), (40, 60))).items()}
     data = [inputs(batch()), inputs(small)]
     signature = {
         "image": tf.TensorSpec([None, None, None, 3], tf.uint8),
@@ -464,7 +466,8 @@ def test_overfitted_model_detects_its_batch(trained):
             d = found[class_id]
             assert iou(detections["boxes"][image, d], data["boxes"][image, i]) > 0.9
             if "mask_probs" in detections:
-                assert mask_iou(model, detections, data, image, d, i) > 0.85
+                limit = 0.75 if "mask_boxes" in detections else 0.85  # cells of 8 pixels for objects of 40
+                assert mask_iou(model, detections, data, image, d, i) > limit
             if "keypoints" in detections:
                 labelled = data["keypoints"][image, i, :, 2] > 0
                 error = detections["keypoints"][image, d, :, :2] - data["keypoints"][image, i, :, :2]
