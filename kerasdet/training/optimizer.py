@@ -122,7 +122,9 @@ class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.ema_warmup = ema_warmup
         if not decay_norms_and_biases:
-            self.exclude_from_weight_decay(var_names=[f"^{name}$" for name in (*NORM_PARAMETERS, "bias")])
+            # Keras looks for these in the names of its own variables or, as bias:0, of TensorFlow's
+            names = [rf"(^|/){name}(:0)?$" for name in (*NORM_PARAMETERS, "bias")]
+            self.exclude_from_weight_decay(var_names=names)
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
