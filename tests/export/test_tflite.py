@@ -32,7 +32,7 @@ CELLS = [(name, kind, precision) for name in MODELS for kind in POSTPROCESSING f
 
 
 def possible(cell):
-    dense = cell[0] in ("retinanet", "fcos")
+    dense = cell[0] in ("retinanet", "fcos", "rtmdet") or (cell[0] == "rtmdet_ins" and cell[1] == "nms")
     unsupported = cell[1] == "postprocess" or (cell[1] == "raw" and cell[0] != "proposal_network")
     return dense or not (unsupported or (cell[2] == "int8" and cell[0] != "proposal_network"))
 
