@@ -18,8 +18,9 @@ def conv(c: Converter, op: tf.Operation) -> None:
 def depthwise_conv(c: Converter, op: tf.Operation) -> None:
     """Converts DepthwiseConv2dNative."""
     x, kernel = op.inputs
-    height, width, channels, multiplier = kernel.shape
-    weights = c.static(kernel).transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
+    weights = c.static(kernel)  # the graph does not always know the shape of the kernel
+    height, width, channels, multiplier = weights.shape
+    weights = weights.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
     _set_conv(c, op, x, weights, group=channels)
 
 
@@ -157,7 +158,8 @@ def non_max_suppression(c: Converter, op: tf.Operation) -> None:
     that is -inf elsewhere; its D highest entries are the kept boxes by descending score, the first of equals first.
     """
     attributes, add = c.composite(op)[1], c.builder.add
-    boxes, scores = c.get(op.inputs[0]), c.get(op.inputs[1])
+    # OpenVINO 2026.4 needs to see that there are four coordinates, and loses sight of it in quantised models.
+    boxes, scores = add("Reshape", c.get(op.inputs[0]), c.builder.integers(0, -1, 4)), c.get(op.inputs[1])
     limit = attributes["max_detections"]
     threshold = attributes["score_threshold"]
     selected = add(
