@@ -11,7 +11,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
-from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.inference.detections import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -68,7 +68,7 @@ class GraphPredictor(Predictor):
             detections = self.decode_outputs(self.run(pixels), pixels.shape[1:3])
             original = original_size[index : index + 1]
             found.append(to_original(detections, size, original, self._rule, self.branch_outputs))
-        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+        return join(found)
 
     def _detect_together(self, images, image_size, original_size):
         """Runs a graph of free size on all images at once if they fill equal rectangles, else one by one."""
@@ -90,7 +90,7 @@ class GraphPredictor(Predictor):
                     clip=not self._rule.letterboxes,
                 )
             )
-        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+        return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Turns images into the graph's input: letterboxes them if its size is fixed.

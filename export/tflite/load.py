@@ -14,7 +14,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
-from kerasdet.inference.detections import from_tf_od
+from kerasdet.inference.detections import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -81,7 +81,7 @@ class TFLitePredictor(Predictor):
             detections = self.decode_outputs(self.run(pixels))
             original = original_size[index : index + 1]
             found.append(to_original(detections, size, original, self._rule, self.branch_outputs))
-        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+        return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
         """Letterboxes an image into the file's input.
