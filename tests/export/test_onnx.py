@@ -18,12 +18,14 @@ pytest.importorskip("onnxruntime")
 convert = pytest.importorskip("kerasdet.export.onnx.model").convert
 
 DENSE = ("retinanet", "fcos", "proposal_network")
+ONLY_RTMDET = {("raw", "float32"), ("nms", "int8")}  # rtmdet_ins has the others
 CELLS = [
     (name, kind, precision)
     for precision in ("float32", "float16", "int8")
     for name in MODELS
     for kind in ("nms", "raw")
-    if name in DENSE or (kind, precision) in (("nms", "float32"), ("nms", "float16"))
+    if name in DENSE
+    or (kind, precision) in (ONLY_RTMDET if name == "rtmdet" else {("nms", "float32"), ("nms", "float16")})
 ]
 QUICK = [(name, "nms", "float32") for name in MODELS if name not in SLOW]
 

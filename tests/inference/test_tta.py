@@ -11,7 +11,7 @@ from kerasdet.inference import AugmentedPredictor
 from kerasdet.inference.tta import SCALES
 from kerasdet.models import KeypointBranch
 
-PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn has both of their branches
+PARTS_OF_ANOTHER = ("rtmdet", "mask_rcnn", "keypoint_rcnn")  # rtmdet_ins and mask_keypoint_rcnn have their parts
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")
 
 

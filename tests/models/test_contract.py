@@ -16,7 +16,7 @@ from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
-PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # mask_keypoint_rcnn has both of their branches
+PARTS_OF_ANOTHER = ("rtmdet", "mask_rcnn", "keypoint_rcnn")  # rtmdet_ins and mask_keypoint_rcnn have their parts
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
 
