@@ -4,8 +4,9 @@
 
 Each recipe runs in a process of its own. A few steps measure the time of a step, and the run then gets as many steps as
 fit into `--seconds`, with the learning rate's schedule stretched over them; evaluation does not count. Latency is that
-of `detect` for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also exported
-to TFLite in 8 bits, calibrated on 32 training images, and evaluated. FOLDER has the folders `bccd` and `dsb_small`.
+of `detect` for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also
+exported to TFLite in 8 bits, calibrated on 32 training images, and evaluated. FOLDER has
+the folders `bccd` and `dsb_small`.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def training_images(count):
 
 def summary(metrics):
     """Returns AP and AP50 of boxes, and of masks if there are any."""
-    return {name: value for name, value in metrics["summary"].items() if name.rpartition("/")[2] in ("AP", "AP50")}
+    return {name: value for name, value in metrics.summary.items() if name.rpartition("/")[2] in ("AP", "AP50")}
 
 
 def main():

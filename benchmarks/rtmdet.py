@@ -3,9 +3,9 @@
     python benchmarks/rtmdet.py [--sizes 640 320] [--peer-python PYTHON] [--rounds N] [--json FILE]
 
 The model has 80 classes and random weights; the biases of its classes are such that about 3000 scores of the image pass
-the threshold, as with trained weights. Each measurement has its own process, which imports only the runtime of the file,
-and the sides take turns, so that noise affects all of them. The peer is torchvision's ssdlite320_mobilenet_v3_large in
-eager mode, measured at 320x320 by a Python that has it (`--peer-python`).
+the threshold, as with trained weights. Each measurement has its own process, which imports only the runtime of the
+file, and the sides take turns, so that noise affects all of them. The peer is torchvision's
+ssdlite320_mobilenet_v3_large in eager mode, measured at 320x320 by a Python that has it (`--peer-python`).
 """
 
 import argparse
