@@ -13,6 +13,7 @@ __attribute__((constructor)) static void RegisterAll() {
     kerasdet::RegisterRoiAlign();
     kerasdet::RegisterDeformConv();
     kerasdet::RegisterMasks();
+    kerasdet::RegisterResize();
     if (kerasdet::HasDriver() && kerasdet::HasStreams()) {
       kerasdet::RegisterNmsOnGpu();
       kerasdet::RegisterRoiAlignOnGpu();

@@ -7,6 +7,7 @@ void RegisterNms();
 void RegisterRoiAlign();
 void RegisterDeformConv();
 void RegisterMasks();
+void RegisterResize();
 
 // Registers the GPU kernels if there are a driver and compiled kernels.
 void RegisterNmsOnGpu();

@@ -252,6 +252,24 @@ void FuzzMasks() {
   }
 }
 
+void FuzzResize() {
+  Value image{TF_UINT8, Shape({Int(0, 40), Int(0, 40), 3}), {}};
+  image.bytes.resize(Size(image.shape));
+  for (auto& byte : image.bytes) byte = static_cast<unsigned char>(Int(0, 255));
+  const int64_t height = Int(0, 60), width = Int(0, 60);
+  const int64_t top = Int(0, height), left = Int(0, width);
+  std::vector<int64_t> numbers = {height, width, top, left, Int(top, height), Int(left, width)};
+  if (Chance(50)) numbers[Int(0, 5)] = Int(-5, std::numeric_limits<int32_t>::max());
+  size_t next = 0;
+  const auto number = [&] { return static_cast<int32_t>(numbers[next++]); };
+  std::vector<Value> inputs = {image};
+  inputs.push_back(Filled({2}, number));
+  inputs.push_back(Filled({4}, number));
+  std::vector<Value> outputs;
+  std::string error;
+  RunTwice("Kerasdet>Resize", "CPU", TF_FLOAT, {{"opencv", Number(Int(0, 1))}}, inputs, &outputs, &error);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -262,6 +280,7 @@ int main(int argc, char** argv) {
     FuzzRoiAlign();
     FuzzDeformConv();
     FuzzMasks();
+    FuzzResize();
   }
   std::printf("%lld cases of each op, from seed %lld\n", static_cast<long long>(cases), static_cast<long long>(seed));
 }

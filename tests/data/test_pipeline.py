@@ -248,14 +248,15 @@ def test_dataset_may_bring_encoded_images(dataset):
 
 def test_users_function_may_use_pythons_if(dataset):
     def tall(example, seed):
+        image_id = example["image_id"]
         if example["image_size"][0] > 42:
-            example["image_id"] = -example["image_id"]
-        return example
+            image_id = -image_id
+        return {**example, "image_id": image_id}
 
     batches = take(training_batches(dataset, 1, [RandomApply([tall], 1.0)]), 7)
     assert sorted(int(batch["image_id"][0]) for batch in batches) == [-106, -105, -104, -103, 100, 101, 102]
 
 
 def test_error_of_a_transform_is_a_single_sentence(dataset):
-    with pytest.raises(ValueError, match="^CopyPaste got examples without masks"):
+    with pytest.raises(ValueError, match=r"^CopyPaste got examples without masks"):
         training_batches(dataset, 2, [CopyPaste()])
