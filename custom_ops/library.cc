@@ -14,6 +14,7 @@ __attribute__((constructor)) static void RegisterAll() {
     kerasdet::RegisterDeformConv();
     kerasdet::RegisterMasks();
     kerasdet::RegisterResize();
+    kerasdet::RegisterCropMasks();
     if (kerasdet::HasDriver() && kerasdet::HasStreams()) {
       kerasdet::RegisterNmsOnGpu();
       kerasdet::RegisterRoiAlignOnGpu();

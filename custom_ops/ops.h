@@ -8,6 +8,7 @@ void RegisterRoiAlign();
 void RegisterDeformConv();
 void RegisterMasks();
 void RegisterResize();
+void RegisterCropMasks();
 
 // Registers the GPU kernels if there are a driver and compiled kernels.
 void RegisterNmsOnGpu();

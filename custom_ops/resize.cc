@@ -103,13 +103,13 @@ void ResizeAsPillow(const Job& job, const ThreadPool& threads) {
   const int64_t begin = y.begin(), stride = RoundUp(job.columns() * 3, 16) + kPadding;
   const Buffer<uint8_t> rows((y.end() - begin) * stride);
   threads.For(y.end() - begin, kRows, [&](int64_t from, int64_t to) {
-    const Buffer<uint8_t> copy(job.width * 3 + kPadding);
-    std::memset(copy.data() + job.width * 3, 0, kPadding);
+    const int64_t padding = 3 * x.taps + kPadding;
+    const Buffer<uint8_t> copy(job.width * 3 + padding);
+    std::memset(copy.data() + job.width * 3, 0, padding);
     for (int64_t i = from; i < to; ++i) {
       std::memcpy(copy.data(), job.row(begin + i), job.width * 3);
       uint8_t* row = rows.data() + i * stride;
-      KERASDET_DISPATCH(SumPixels(copy.data(), x.first.data(), x.count.data(), x.weights.data(), x.taps, job.columns(),
-                                  kPrecision, row));
+      KERASDET_DISPATCH(SumPixels(copy.data(), x.first.data(), x.weights.data(), x.taps, job.columns(), kPrecision, row));
       std::memset(row + job.columns() * 3, 0, stride - job.columns() * 3);
     }
   });

@@ -18,6 +18,7 @@ from kerasdet.data.transforms.compose import Transform, apply_all, bind
 from kerasdet.data.transforms.objects import OBJECT_KEYS
 from kerasdet.errors import UserError
 from kerasdet.geometry import masks as mask_ops
+from kerasdet.ops import crops_from_runs
 from kerasdet.ops import resize as resize_ops
 
 _PADDING = {"class_ids": -1}
@@ -204,7 +205,7 @@ def _lookup(dataset, mask_size):
         if runs_of:
             runs, num_runs = runs_of(index)["runs"], example.pop("num_runs")
             size = example["original_size"]
-            example["masks"] = mask_ops.crops_from_runs(runs, num_runs, example["boxes"], size, mask_size)
+            example["masks"] = crops_from_runs(runs, num_runs, example["boxes"], size, mask_size)
         if "keypoints" in example:
             example["keypoint_flip"] = tf.constant(dataset.keypoint_flip)
         return example

@@ -24,6 +24,7 @@ _OPS = (
     "paste_masks",
     "encode_masks",
     "resize",
+    "crop_masks",
 )
 _MIN_COMPUTE_CAPABILITY = (7, 0)  # custom_ops/cuda/compile.py compiles for no older GPU
 _logger = logging.getLogger(__name__)

@@ -122,8 +122,8 @@ def train(
         settings = {"data": _fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
         completed_steps, completed_images = restore(model, out_dir / "checkpoints", settings)
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
-        shared |= {"sampler": sampler}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}
+        options["sampler"] = sampler
         checks.check_same_on_all_workers(strategy, completed_steps, out_dir, shared, options)
         if rank == 0 and completed_steps < steps and config is not None:
             with replacing(out_dir / "config.gin") as partial:
