@@ -4,8 +4,8 @@
 
 Cases are `resize` (800/1333 and flip) and `lsj` (photometric distortion, large-scale jitter to 1024, flip). Each
 measurement runs in a process of its own, and the pipelines take turns. With a Python that has torchvision
-(`--peer-python`) the peer is transforms v2 in a DataLoader with two workers, which decodes with PIL (as
-`CocoDetection` does) or with torchvision's own decoder. kerasdet also pads its images to batches; the peer does not.
+(`--peer-python`) the peer is transforms v2 in a DataLoader with two workers over `CocoDetection`, which decodes by PIL
+and libjpeg-turbo. kerasdet also pads its images to batches; the peer does not.
 `--also PATH` measures a second dataset of the same images, such as one of TFRecord files, beside the first.
 `--memory` reads 2000 images an epoch for three epochs, and prints the resident memory after each.
 """
@@ -21,7 +21,6 @@ from pathlib import Path
 
 BATCH, WARM_UP, IMAGES, WORKERS = 2, 20, 160, 2
 CASES = ("resize", "lsj")
-PEERS = {"torchvision, PIL": "pil", "torchvision, decode_jpeg": "torchvision"}
 EPOCHS, EPOCH_IMAGES = 3, 2000
 
 
@@ -49,16 +48,11 @@ def measure_kerasdet(case: str, path: str) -> float:
     return _speed(batches.as_numpy_iterator())
 
 
-def measure_torchvision(case: str, path: str, decoder: str) -> float:
+def measure_torchvision(case: str, path: str) -> float:
     """Returns images per second of torchvision's transforms in a DataLoader."""
     import torch
-    from torchvision import datasets, io, tv_tensors
+    from torchvision import datasets
     from torchvision.transforms import v2
-
-    class Decoded(datasets.CocoDetection):
-        def _load_image(self, id):
-            file = os.path.join(self.root, self.coco.loadImgs(id)[0]["file_name"])
-            return tv_tensors.Image(io.decode_image(io.read_file(file), io.ImageReadMode.RGB))
 
     steps = {
         "resize": [v2.RandomShortestSize([800], 1333, antialias=True)],
@@ -69,9 +63,7 @@ def measure_torchvision(case: str, path: str, decoder: str) -> float:
         ],
     }[case]
     steps = [v2.ToImage(), *steps, v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes()]
-    kind = datasets.CocoDetection if decoder == "pil" else Decoded
-    folder = Path(path).parent / "images"
-    data = kind(folder, path, transforms=v2.Compose(steps))
+    data = datasets.CocoDetection(Path(path).parent / "images", path, transforms=v2.Compose(steps))
     data.ids = [i for i in data.ids if data.coco.getAnnIds(imgIds=i)]
     data = datasets.wrap_dataset_for_transforms_v2(data, target_keys=["boxes", "labels", "masks"])
     endless = torch.utils.data.RandomSampler(data, replacement=True, num_samples=10**6)
@@ -123,7 +115,7 @@ def compare(options: argparse.Namespace) -> dict:
     if options.also:
         columns[f"kerasdet, {Path(options.also).name}"] = (sys.executable, "kerasdet", options.also)
     if options.peer_python:
-        columns |= {name: (options.peer_python, "peer", options.annotations, kind) for name, kind in PEERS.items()}
+        columns["torchvision"] = (options.peer_python, "peer", options.annotations)
     results = {}
     print(f"{'':<36} images/s     min     max   kerasdet is", flush=True)
     for case in options.cases:
