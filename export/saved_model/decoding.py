@@ -70,7 +70,7 @@ def _decode(encoded, index, max_pixels):
         ]
     ):
         encoded = tf.identity(encoded)
-    whole, image = _attempt(image_ops.decode, encoded)
+    whole, image = _attempt(lambda data: image_ops.decode(data, refuse_damaged=True), encoded)
     with tf.control_dependencies([_check(whole, "image_bytes[{}] is damaged or cut short", index)]):
         return tf.identity(image)
 

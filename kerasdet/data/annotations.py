@@ -1,186 +1,345 @@
-"""Reads the values of COCO annotations: the one reader that training data and evaluation share."""
+"""Reads COCO annotations: the one reader of their values, which training data and evaluation share.
 
+Exports of many tools differ from COCO's format and still have one meaning. The reader takes them, counts each change
+and names the first, and raises a `UserError` for anything else. So training and evaluation see the same objects.
+"""
+
+import dataclasses
 import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-
+from kerasdet.data.categories import read_categories, without_groups
+from kerasdet.data.segmentation import box_of, read_segmentation
+from kerasdet.data.values import (
+    MAX_ID,
+    Changes,
+    as_flag,
+    as_float,
+    as_floats,
+    as_int,
+    as_list,
+    is_missing,
+    is_plain,
+    show,
+)
 from kerasdet.errors import UserError
-from kerasdet.geometry import rle
+
+# What the log says of each kind of change
+CHANGES = {
+    "moved_files": "images found under another path",
+    "missing_sizes": "image sizes read from the files",
+    "infinite_boxes": "boxes that are not finite dropped",
+    "converted_values": "values of another type converted",
+    "repeated_images": "repeated images merged",
+    "repeated_categories": "repeated categories merged",
+    "unnamed_categories": "categories without a name called by their id",
+    "grouping_categories": "categories without objects that only group others left out",
+    "orphaned_annotations": "annotations of images that are not in the file dropped",
+    "missing_boxes": "missing boxes computed from their masks",
+    "replaced_areas": "areas replaced by those of the boxes",
+    "flat_polygons": "polygons of another form read",
+    "short_polygons": "objects with polygons of fewer than three points, which were dropped",
+    "odd_polygons": "polygons of an odd number of values cut",
+    "unnamed_keypoints": "keypoints of categories without keypoints dropped",
+    "skeletons_from_0": "skeletons counted from 0",
+}
 
 
-def read_json(path):
-    """Parses a JSON file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"The annotation file {path} does not exist. Check the path.")
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """Holds the contents of a COCO file whose values are all of the right type.
+
+    Args:
+        images: Dicts with an int `id`, and int `height` and `width`, which are None if the file has none.
+        categories: Dicts with an int `id` and a str `name`, by ascending id. With keypoints, `keypoints` is a list of
+            names.
+        annotations: Dicts with an int `image_id` and `category_id`, four numbers `bbox`, a number `area`, and `iscrowd`
+            and `difficult`, which are 0 or 1. With masks, `segmentation` is the result of `read_segmentation`. With
+            keypoints, `keypoints` is a list of 3 J numbers or None.
+        changes: Counter of everything that was read although COCO's format does not allow it.
+    """
+
+    images: list[dict]
+    categories: list[dict]
+    annotations: list[dict]
+    changes: Changes
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Parses a JSON file in UTF-8 or UTF-16, with or without a byte order mark.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        UserError: If the file is not JSON.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"The file {path} does not exist. Check the path.")
+    with open(path, "rb") as file:
+        content = file.read()
     try:
-        data = json.loads(path.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}. Export or download the annotations again.") from None
-    return data
+        raise UserError(f"{path} is not valid JSON: {error}. Export or download it again.") from None
 
 
-def check_sections(data, path):
+def read_contents(
+    data: Any, source: str | os.PathLike, *, masks: bool = False, keypoints: bool = False, strict: bool = False
+) -> Contents:
+    """Reads and checks every value of a COCO file.
+
+    Args:
+        data: Parsed JSON, which is not changed.
+        source: Path or name of the file in messages.
+        masks: Whether to read segmentations.
+        keypoints: Whether to read keypoints.
+        strict: Whether to refuse values that differ from COCO's format but have one meaning.
+
+    Returns:
+        The contents; entries keep their order and further keys.
+
+    Raises:
+        UserError: If a value cannot be read, naming the file and the item.
+    """
+    source = os.fspath(source)
+    _check_sections(data, source)
+    changes = Changes(source, strict)
+    categories = read_categories(data["categories"], changes, keypoints)
+    images = _images(data["images"], changes)
+    reader = _AnnotationReader(images, categories, changes, masks, keypoints)
+    annotations = [reader.read(annotation) for annotation in data["annotations"]]
+    kept = [annotation for annotation in annotations if annotation is not None]
+    if annotations and changes.counts["orphaned_annotations"] == len(annotations):
+        first = data["annotations"][0]
+        raise UserError(
+            f'{source}: {name_of(first)} has the image_id {show(first["image_id"])}, but no entry of "images" has that '
+            "id, and so for all annotations. Correct the ids or add the entries."
+        )
+    used = {annotation["category_id"] for annotation in kept}
+    return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes)
+
+
+def _check_sections(data, source):
     """Checks that the three sections of a COCO file are lists of objects."""
     if isinstance(data, list):
         raise UserError(
-            f"{path} holds a list, as files of detections do; expected a COCO dataset with images, annotations and "
+            f"{source} holds a list, as files of detections do; expected a COCO dataset with images, annotations and "
             "categories. Give the ground-truth file."
         )
     for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or key not in data:
+        if not isinstance(data, Mapping) or key not in data:
             raise UserError(
-                f'{path} has no "{key}"; a COCO dataset has images, annotations and categories. Convert the file to '
+                f'{source} has no "{key}"; a COCO dataset has images, annotations and categories. Convert the file to '
                 "COCO format."
             )
-        if not isinstance(data[key], list) or not all(isinstance(item, dict) for item in data[key]):
-            raise UserError(f'{path}: "{key}" is not a list of JSON objects, as COCO requires. Correct the file.')
+        if not isinstance(data[key], list) or not all(isinstance(item, Mapping) for item in data[key]):
+            raise UserError(f'{source}: "{key}" is not a list of JSON objects, as COCO requires. Correct the file.')
     for key in ("images", "categories"):
         if not data[key]:
-            raise UserError(f'{path}: "{key}" is empty; expected at least one entry. Correct the file.')
+            raise UserError(f'{source}: "{key}" is empty; expected at least one entry. Correct the file.')
 
 
-def _is_int(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+def _images(items, changes):
+    """Maps the id of each image to its entry, in the order of the file."""
+    found = {}
+    for number, item in enumerate(items):
 
+        def name(number=number):
+            return f"image number {number}"
 
-def categories(data, path):
-    """Returns the category ids in ascending order and their names."""
-    names = {}
-    for number, category in enumerate(data["categories"]):
-        category_id, name = category.get("id"), category.get("name")
-        if not _is_int(category_id) or not isinstance(name, str):
+        image_id = changes.convert(item.get("id"), as_int, name, "id")
+        if image_id is None:
             raise UserError(
-                f'{path}: category number {number} is {category}; it needs an integer "id" and a string "name". Add '
-                "them to the file."
+                f'{changes.source}: image number {number} is {show(dict(item))}; it needs an integer "id" and a '
+                '"file_name". Add them to the file.'
             )
-        if category_id in names:
-            raise UserError(
-                f'{path}: categories "{names[category_id]}" and "{name}" share the id {category_id}. Give each '
-                "category an id of its own."
-            )
-        names[category_id] = name
-    ids = tuple(sorted(names))
-    return ids, tuple(names[i] for i in ids)
+        sides = {key: _side(item.get(key), image_id, key, changes) for key in ("height", "width")}
+        if None in sides.values():
+            sides = dict.fromkeys(sides)
+        image = {**item, "id": image_id, **sides}
+        first = found.setdefault(image_id, image)
+        if first is not image:
+            if first.get("file_name") != image.get("file_name"):
+                raise UserError(
+                    f"{changes.source}: two images share the id {image_id}; the second is {image.get('file_name')}. "
+                    "Give each image an id of its own."
+                )
+            changes.add("repeated_images", f"image {image_id}", "is in the file twice")
+    return found
 
 
-def image_sizes(data, path):
-    """Maps image id to (height, width), in the order of the JSON."""
-    sizes = {}
-    for number, image in enumerate(data["images"]):
-        image_id, size = image.get("id"), (image.get("height"), image.get("width"))
-        if not _is_int(image_id) or not image.get("file_name") or not isinstance(image["file_name"], str):
-            raise UserError(
-                f'{path}: image number {number} is {image}; it needs an integer "id" and a "file_name". Add them to '
-                "the file."
-            )
-        if not all(_is_int(length) and length > 0 for length in size):
-            raise UserError(
-                f'{path}: image {image_id} has (height, width) {size}; expected positive integers. Correct "height" '
-                'and "width".'
-            )
-        if image_id in sizes:
-            raise UserError(
-                f"{path}: two images share the id {image_id}; the second is {image['file_name']}. Give each image an "
-                "id of its own."
-            )
-        sizes[image_id] = size
-    return sizes
-
-
-def keypoint_names(data, path):
-    """Returns names and skeleton of the keypoints, which all categories with keypoints must share."""
-    categories = [category for category in data["categories"] if category.get("keypoints")]
-    if not categories:
+def _side(value, image_id, key, changes):
+    """Returns a side of an image; None if it is missing, which other tools also write as 0 or -1."""
+    if type(value) is int and value > 0:
+        return value
+    if is_missing(value):
+        return None
+    length = changes.convert(value, as_int, lambda: f"image {image_id}", key)
+    if length is None:
         raise UserError(
-            f'{path}: no category has "keypoints", which keypoints=True needs. Add the names of the keypoints to the '
-            "category, or read the dataset without keypoints."
+            f"{changes.source}: image {image_id} has the {key} {show(value)}; expected a positive integer. Correct "
+            f'"{key}", or remove it to read it from the file.'
         )
-    first, *others = categories
-    names = first["keypoints"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(
-            f'{path}: the "keypoints" of category {first["id"]} are not a list of names. Correct the category.'
-        )
-    for other in others:
-        if other["keypoints"] != names:
-            raise UserError(
-                f"{path}: categories {first['id']} and {other['id']} have different keypoints, but a model has one "
-                "set. Keep the keypoints of one of the two."
-            )
-    try:
-        skeleton = tuple((int(a) - 1, int(b) - 1) for a, b in first.get("skeleton", []))
-        valid = all(0 <= i < len(names) for pair in skeleton for i in pair)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise UserError(
-            f'{path}: the "skeleton" of category {first["id"]} is not a list of pairs of numbers from 1 to '
-            f"{len(names)}. Correct the category."
-        )
-    return tuple(names), skeleton
+    return length if length > 0 else None
 
 
-def keypoints(data, count, path):
-    """Returns the keypoints of all annotations: (N, J, 3) float32 as (y, x, visibility), in continuous pixels."""
-    keypoints = np.zeros((len(data["annotations"]), count, 3), np.float32)  # (x, y, visibility)
-    for row, annotation in zip(keypoints, data["annotations"], strict=True):
-        if not annotation.get("keypoints"):
-            continue
-        try:
-            row[:] = np.array(annotation["keypoints"], np.float32).reshape(count, 3)
-        except (TypeError, ValueError):
-            row[:] = np.nan
-        if not np.isfinite(row).all() or not np.isin(row[:, 2], (0, 1, 2)).all():
-            raise UserError(
-                f'{path}: {_name(annotation)} has "keypoints" {str(annotation["keypoints"])[:80]}; expected '
-                f"{3 * count} numbers, x, y and visibility (0, 1 or 2) for each of the {count} keypoints of its "
-                "category. Correct the annotation."
-            )
-    labelled = keypoints[..., 2:] > 0
-    return np.where(labelled, keypoints[..., [1, 0, 2]] + np.float32([0.5, 0.5, 0]), np.float32(0))
+class _AnnotationReader:
+    """Reads annotations one by one."""
 
+    def __init__(self, images, categories, changes, masks, keypoints):
+        self.images, self.categories, self.changes = images, categories, changes
+        self.masks, self.keypoints = masks, keypoints
 
-def runs(data, sizes, path):
-    """Returns the run lengths of every annotation's mask; an empty array if the mask covers no pixel."""
-    runs = []
-    for annotation in data["annotations"]:
-        segmentation = annotation.get("segmentation")
-        if not isinstance(segmentation, list | dict):
-            raise UserError(
-                f'{path}: {_name(annotation)} has no "segmentation", which masks=True needs. Add polygons or an RLE, '
-                "or read the dataset without masks."
-            )
-        try:
-            runs.append(rle.runs_from_segmentation(segmentation, *sizes[annotation["image_id"]]))
-        except ValueError as error:
-            reason = str(error).removesuffix(".")
-            raise UserError(f"{path}: {_name(annotation)} {reason}. Correct its segmentation.") from None
-    if runs and not any(map(len, runs)):
-        raise UserError(
-            f"{path}: no annotation has a mask, which masks=True needs. Add segmentations, or read the dataset "
-            "without masks."
-        )
-    return runs
+    def read(self, annotation: Mapping) -> dict | None:
+        """Returns an annotation with values of the right type, or None if it has no image or its box is not finite."""
 
+        def name():
+            return name_of(annotation)
 
-def _name(annotation):
-    return f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"
+        image_id = self._id(annotation, "image_id", "images", name)
+        if image_id not in self.images:
+            self.changes.add("orphaned_annotations", name(), f"is of image {image_id}, which is not in the file")
+            return None
+        category_id = self._id(annotation, "category_id", "categories", name)
+        if category_id not in self.categories:
+            raise self._unknown_id(annotation, "category_id", "categories", name)
+        result = {**annotation, "image_id": image_id, "category_id": category_id}
+        for key in ("iscrowd", "difficult"):
+            result[key] = self._flag(annotation.get(key), key, name)
+        if self.masks:
+            result["segmentation"] = self._segmentation(annotation, name)
+            self._check_rle_size(result, name)
+        result["bbox"] = self._box(annotation, name)
+        if not all(map(math.isfinite, result["bbox"])):
+            self.changes.add("infinite_boxes", name(), f'has "bbox" {show(annotation["bbox"])}')
+            return None
+        result["area"] = self._area(annotation.get("area"), result["bbox"], name)
+        if self.keypoints:
+            result["keypoints"] = self._keypoints(annotation, self.categories[category_id], name)
+        return result
 
+    def _error(self, name, problem):
+        return UserError(f"{self.changes.source}: {name()} {problem}")
 
-def annotation_error(annotation, image_ids, category_ids):
-    """Returns the error message for an annotation that could not be read."""
-    name = _name(annotation)
-    for key, section, known in (("image_id", "images", image_ids), ("category_id", "categories", category_ids)):
+    def _id(self, annotation, key, section, name):
+        value = annotation.get(key)
+        if type(value) is int and -MAX_ID <= value <= MAX_ID:
+            return value
         if key not in annotation:
-            return f'{name} has no "{key}". Add the id of an entry of "{section}".'
-        if not _is_int(annotation[key]) or annotation[key] not in known:
-            return (
-                f'{name} has the {key} {annotation[key]!r}, but no entry of "{section}" has that id. Correct the id '
-                "or add the entry."
+            raise self._error(name, f'has no "{key}". Add the id of an entry of "{section}".')
+        value = self.changes.convert(value, as_int, name, key)
+        if value is None:
+            raise self._unknown_id(annotation, key, section, name)
+        return value
+
+    def _unknown_id(self, annotation, key, section, name):
+        return self._error(
+            name,
+            f'has the {key} {show(annotation[key])}, but no entry of "{section}" has that id. Correct the id or add '
+            "the entry.",
+        )
+
+    def _flag(self, value, key, name):
+        if value is None or (type(value) is int and value in (0, 1)):
+            return value or 0
+        flag = self.changes.convert(value, as_flag, name, key)
+        if flag is None:
+            raise self._error(name, f'has "{key}" {show(value)}; expected 0 or 1. Correct the annotation.')
+        return flag
+
+    def _segmentation(self, annotation, name):
+        try:
+            return read_segmentation(annotation.get("segmentation"), self.changes, name)
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise self._error(name, f"{error}. Correct its segmentation.") from None
+
+    def _check_rle_size(self, annotation, name):
+        image, code = self.images[annotation["image_id"]], annotation["segmentation"]
+        if isinstance(code, dict) and image["height"] and code["size"] != [image["height"], image["width"]]:
+            raise self._error(
+                name,
+                f"has an RLE mask of size {code['size']}, but its image is {image['height']}x{image['width']}. Correct "
+                "its segmentation.",
             )
-    if "bbox" not in annotation:
-        return f'{name} has no "bbox". Add the four numbers [x, y, width, height] in pixels.'
-    return (
-        f'{name} has "bbox" {annotation["bbox"]!r}; expected four numbers [x, y, width, height] in pixels. Correct '
-        "the annotation."
-    )
+
+    def _box(self, annotation, name):
+        box = annotation.get("bbox")
+        if is_plain(box) and len(box) == 4:
+            return box
+        if is_missing(box):
+            segmentation = self._segmentation(annotation, name)
+            if segmentation is None:
+                raise self._error(name, 'has no "bbox". Add the four numbers [x, y, width, height] in pixels.')
+            self.changes.add("missing_boxes", name(), "has no bbox")
+            return box_of(segmentation)
+        numbers = as_floats(box)
+        if numbers is None or len(numbers) != 4:
+            raise self._error(
+                name,
+                f'has "bbox" {show(box)}; expected four numbers [x, y, width, height] in pixels. Correct the '
+                "annotation.",
+            )
+        self.changes.add("converted_values", name(), f'has "bbox" {show(box)}')
+        return numbers
+
+    def _area(self, value, box, name):
+        """Returns the area that puts an object among the small, medium or large ones in an evaluation."""
+        if type(value) in (int, float) and 0 < value < MAX_ID:
+            return value
+        own = max(box[2], 0) * max(box[3], 0)
+        if is_missing(value):
+            return own
+        listed = as_list(value)
+        number = as_float(listed[0] if listed and len(listed) == 1 else value)
+        if number is not None and 0 < number < MAX_ID:
+            self.changes.add("converted_values", name(), f'has "area" {show(value)}')
+            return number
+        if own > 0:
+            self.changes.add("replaced_areas", name(), f'has "area" {show(value)}')
+        return own
+
+    def _keypoints(self, annotation, category, name):
+        """Returns 3 numbers for each keypoint, or None if the object has no keypoints."""
+        values, count = annotation.get("keypoints"), len(category["keypoints"])
+        if is_missing(values):
+            return None
+        if not count:
+            self.changes.add("unnamed_keypoints", name(), "has keypoints, but its category has none")
+            return None
+        numbers = values
+        if not is_plain(values):
+            numbers = _flat_keypoints(values)
+            self.changes.add("converted_values", name(), f'has "keypoints" {show(values)}')
+        wrong = numbers is None or len(numbers) != 3 * count or not all(map(math.isfinite, numbers))
+        if wrong or any(visibility not in (0, 1, 2) for visibility in numbers[2::3]):
+            raise self._error(
+                name,
+                f'has "keypoints" {show(values)}; expected {3 * count} numbers, x, y and visibility (0, 1 or 2) for '
+                f"each of the {count} keypoints of its category. Correct the annotation.",
+            )
+        return numbers
+
+
+def _flat_keypoints(values):
+    """Returns the numbers of keypoints that are nested, text or null where a keypoint is not labelled."""
+    items = as_list(values) or []
+    if any(isinstance(item, list | tuple) for item in items):
+        items = [value for item in items for value in (item if isinstance(item, list | tuple) else [item])]
+    triples = [items[i : i + 3] for i in range(0, len(items), 3)]
+    numbers = []
+    for triple in triples:
+        hidden = len(triple) == 3 and as_float(triple[2]) == 0
+        numbers += [0.0 if value is None and hidden else as_float(value) for value in triple]
+    return None if None in numbers else numbers
+
+
+def name_of(annotation: Mapping) -> str:
+    """Returns the name of an annotation in messages."""
+    return f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"

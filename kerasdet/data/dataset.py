@@ -1,25 +1,46 @@
 """Defines the one type of dataset. Every format is read into the contents of a COCO file, which this type takes."""
 
+import copy
+import dataclasses
+import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kerasdet.data import annotations as reader
-from kerasdet.data.records import clip_boxes, make_records, split_by_image
+from kerasdet.data.annotations import CHANGES, name_of, read_contents
+from kerasdet.data.categories import match_classes, read_skeleton
+from kerasdet.data.image_files import check_files, find_paths
+from kerasdet.data.images import MAX_PIXELS
+from kerasdet.data.records import Record, clip_boxes, split_by_image
+from kerasdet.data.values import MAX_LISTED, Problem, as_int, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.geometry import rle
+
+_logger = logging.getLogger("kerasdet.data")
+
+# What the log says of each count that is not one of `CHANGES`
+NOTES = {
+    "clipped_boxes": "boxes clipped to their image",
+    "zero_area_boxes": "boxes without area dropped",
+    "outside_boxes": "boxes outside their image dropped",
+    "objects_without_mask": "objects without a mask dropped",
+    "difficult_boxes": "difficult boxes",
+    "duplicate_annotation_ids": "duplicate annotation ids",
+}
 
 
 class Dataset:
     """Makes records of the contents of a COCO file.
 
     It clips boxes that leave their image and drops boxes that have no area or lie outside. It applies the EXIF
-    orientation of a JPEG, unless the annotations give height and width of the pixels as stored. `counts` says how
-    often each of these happened, and one log line sums them up.
+    orientation of an image, unless the annotations give height and width of the pixels as stored. Values that differ
+    from COCO's format are read if they have one meaning. `counts` says how often each of these happened, and one log
+    line sums them up.
 
     With masks, it drops objects whose mask covers no pixel, because their box is then meaningless; converting all
     polygons of COCO to run lengths takes about two minutes. With keypoints, pixel indices become pixel centres (+ 0.5),
@@ -36,8 +57,10 @@ class Dataset:
         >>> dataset = Dataset(data, "photos", source="my data")
 
     Args:
-        data: Contents of a COCO file: dict of the lists `images`, `annotations` and `categories`. It is not changed. An
-            annotation may have a true `difficult`, as in Pascal VOC: training uses it, evaluation ignores it.
+        data: Contents of a COCO file: dict of the lists `images`, `annotations` and `categories`. It is not changed.
+            Images without `height` and `width` get them from their files. An annotation may have a true `difficult`, as
+            in Pascal VOC: training uses it, evaluation ignores it. An image that is no file of its own has `content`, a
+            function that reads the bytes of the file; its `file_name` is then only a name for messages.
         images: Folder that each relative `file_name` is in. None takes each `file_name` as a path.
         source: Path or name of the dataset in messages.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
@@ -47,11 +70,11 @@ class Dataset:
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
         strict: Whether to refuse contents that differ from COCO's format and can still be read, such as numbers as
-            text. By default they are read, counted and named in the log.
+            text, and objects that would be clipped or dropped. By default these are counted and named in the log.
+        max_pixels: An image with more pixels is bad. A damaged or malicious file can claim any size.
 
     Attributes:
         annotations: Path or name of the dataset, for messages.
-        ground_truth: Contents of a COCO file for evaluation, or its path.
         records: Tuple of `Record`, in the order of `images`.
         class_names: Tuple of K names, by ascending category id.
         category_ids: Tuple of K category ids; `category_ids[class_id]` is the id of a class.
@@ -61,6 +84,8 @@ class Dataset:
         keypoint_flip: Tuple of J indices that swaps left and right, see `kerasdet.geometry.keypoints.flip_order`; ()
             if keypoints are not read.
         counts: Number of images and boxes that were kept, changed and dropped, by name.
+        problems: Tuple of `Problem`: the image files and annotations that were changed and dropped, up to
+            `kerasdet.data.values.MAX_LISTED` of a kind.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -78,67 +103,203 @@ class Dataset:
         masks: bool = False,
         keypoints: bool = False,
         strict: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.annotations, self.ground_truth = source, data
+        self.annotations = source
+        self._data = data
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"The image folder {folder} of {source} does not exist. Pass the folder as images=FOLDER."
             )
-        reader.check_sections(data, source)
-        self.category_ids, self.class_names = reader.categories(data, source)
-        self.num_classes = len(self.category_ids)
-        self.keypoint_names, self.skeleton = reader.keypoint_names(data, source) if keypoints else ((), ())
+        contents = read_contents(data, source, masks=masks, keypoints=keypoints, strict=strict)
+        self._categories = contents.categories
+        self.category_ids = tuple(category["id"] for category in contents.categories)
+        self.class_names = tuple(category["name"] for category in contents.categories)
+        self.keypoint_names, self.skeleton = _keypoint_names(contents, source) if keypoints else ((), ())
         self.keypoint_flip = keypoint_ops.flip_order(self.keypoint_names)
-        sizes = reader.image_sizes(data, source)
-        objects, counts = _objects(data, sizes, self.category_ids, source, masks, len(self.keypoint_names))
-        self.records, self.counts = make_records(
-            source,
-            list(sizes),
-            [str(folder / item["file_name"]) for item in data["images"]],
-            list(sizes.values()),
-            objects,
-            keep_images_without_objects=keep_images_without_objects,
+
+        files = check_files(
+            paths := find_paths(folder, _file_names(contents.images, source), contents.changes),
+            content_of := [image.get("content") for image in contents.images],
+            [(image["height"], image["width"]) for image in contents.images],
+            os.fspath(source),
             on_bad_image=on_bad_image,
-            num_classes=self.num_classes,
-            object_counts=counts,
+            max_pixels=max_pixels,
+            changes=contents.changes,
         )
+        self._missing_sizes = {
+            image["id"]: file.size
+            for image, file in zip(contents.images, files, strict=True)
+            if image["height"] is None and file.problem is None
+        }
+        problems = [(path, file.problem) for path, file in zip(paths, files, strict=True)]
+        bad = [Problem("bad_images", path, problem) for path, problem in problems if problem]
+        places = zip(contents.images, paths, content_of, files, strict=True)
+        usable = {image["id"]: place for image, *place in places if place[-1].problem is None}
+        objects, object_counts, object_problems = _objects(
+            [annotation for annotation in contents.annotations if annotation["image_id"] in usable],
+            {image_id: file.size for image_id, (*_, file) in usable.items()},
+            {image_id: path for image_id, (path, *_) in usable.items()},
+            self.category_ids,
+            source,
+            masks,
+            len(self.keypoint_names),
+        )
+        ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
+        if strict:
+            _refuse(object_problems, ids, source)
+        records = [
+            Record(image_id, path, *file.size, file.exif, **arrays, by_pil=file.by_pil, content=content)
+            for (image_id, (path, content, file)), arrays in zip(usable.items(), objects, strict=True)
+        ]
+        self.records = tuple(r for r in records if keep_images_without_objects or not r.is_empty)
+        self.counts = {
+            "images": len(self.records),
+            "bad_images": len(bad),
+            "images_without_objects": sum(record.is_empty for record in records),
+            "boxes": sum(len(record.boxes) for record in self.records),
+            "crowd_boxes": sum(int(record.is_crowd.sum()) for record in self.records),
+            **object_counts,
+            "duplicate_annotation_ids": ids.total() - len(ids),
+            **contents.changes.counts,
+        }
+        self.problems = (*bad[:MAX_LISTED], *contents.changes.problems, *object_problems)
+        fate = "kept" if keep_images_without_objects else "dropped"
+        line = [
+            f"{source}: {len(self.records)} images, {self.counts['boxes']} boxes ({self.counts['crowd_boxes']} crowd)",
+            f"{self.num_classes} classes",
+            f"{self.counts['images_without_objects']} images without objects {fate}",
+            *(f"{self.counts[key]} {note}" for key, note in NOTES.items() if self.counts.get(key)),
+            *contents.changes.describe(CHANGES),
+            *([f"{len(bad)} bad images skipped (first {bad[0].item}: {bad[0].text})"] if bad else []),
+        ]
+        _logger.info("%s", ", ".join(line))
 
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.category_ids)
 
-def _objects(data, sizes, category_ids, path, masks, num_keypoints):
-    """Returns the arrays of each image's objects, in the order of `sizes`, and the counts."""
+    @property
+    def ground_truth(self) -> dict:
+        """Contents of a COCO file to evaluate against, with the size of every image that can be used."""
+        data = self._contents()
+        return {
+            "images": [
+                {key: value for key, value in {**image, **self._missing_size(image)}.items() if key != "content"}
+                for image in data["images"]
+            ],
+            "categories": self._categories,
+            "annotations": [a for a in data["annotations"] if as_int(a["category_id"]) in self.category_ids],
+        }
+
+    def with_classes(self, class_names: Sequence[str]) -> "Dataset":
+        """Returns the dataset with the classes of a model in the model's order, matched by name.
+
+        Args:
+            class_names: K names. The dataset may lack some of them, and may have others that have no object.
+
+        Returns:
+            A dataset that shares everything but the numbers of the classes.
+
+        Raises:
+            UserError: If the dataset has objects of other classes, or the names do not say which class is which.
+        """
+        present = {self.class_names[i] for record in self.records for i in np.unique(record.class_ids)}
+        index = match_classes(self.class_names, class_names, present, self.annotations)
+        if index == list(range(len(class_names))):
+            return self
+        other = copy.copy(self)
+        free = iter(range(max(self.category_ids) + 1, max(self.category_ids) + 1 + len(index)))
+        other._categories = [
+            {"id": next(free), "name": name} if i is None else self._categories[i]
+            for i, name in zip(index, class_names, strict=True)
+        ]
+        other.category_ids = tuple(category["id"] for category in other._categories)
+        other.class_names = tuple(class_names)
+        new_id = np.full(self.num_classes, -1, np.int32)
+        for class_id, i in enumerate(index):
+            if i is not None:
+                new_id[i] = class_id
+        other.records = tuple(dataclasses.replace(r, class_ids=new_id[r.class_ids]) for r in self.records)
+        return other
+
+    def _contents(self) -> Mapping[str, Any]:
+        """Returns the contents that the dataset was made of."""
+        return self._data
+
+    def _missing_size(self, image):
+        size = self._missing_sizes.get(as_int(image["id"]))
+        return {} if size is None else dict(zip(("height", "width"), size, strict=True))
+
+
+def _refuse(problems, ids, source):
+    """Raises an error about the first object that would be clipped or dropped, or the first id that is used twice."""
+    repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
+    for problem in (*problems, *repeated):
+        raise UserError(
+            f"{source}: {problem.item} {problem.text}, which strict=True refuses. Correct the file, or leave strict "
+            "out."
+        )
+
+
+def _file_names(images, source):
+    """Returns the file name of each image, which an evaluation does not need, and a dataset does."""
+    for number, image in enumerate(images):
+        if not image.get("file_name") or not isinstance(image["file_name"], str):
+            raise UserError(
+                f'{source}: image number {number} is {show(image)}; it needs an integer "id" and a "file_name". Add '
+                "them to the file."
+            )
+    return [image["file_name"] for image in images]
+
+
+def _keypoint_names(contents, source):
+    """Returns names and skeleton of the keypoints, which all categories with keypoints must share."""
+    categories = [category for category in contents.categories if category["keypoints"]]
+    if not categories:
+        raise UserError(
+            f'{source}: no category has "keypoints", which keypoints=True needs. Add the names of the keypoints to the '
+            "category, or read the dataset without keypoints."
+        )
+    first, *others = categories
+    for other in others:
+        if other["keypoints"] != first["keypoints"]:
+            raise UserError(
+                f"{source}: categories {first['id']} and {other['id']} have different keypoints, but a model has one "
+                "set. Keep the keypoints of one of the two."
+            )
+    return tuple(first["keypoints"]), read_skeleton(first, contents.changes)
+
+
+def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoints):
+    """Returns the arrays of each image's objects, in the order of `sizes`, the counts and the problems."""
     row_of = {image_id: row for row, image_id in enumerate(sizes)}
     class_of = {category_id: class_id for class_id, category_id in enumerate(category_ids)}
-    rows, class_ids, xywh, crowd, difficult = [], [], [], [], []
-    for annotation in data["annotations"]:
-        try:
-            rows.append(row_of[annotation["image_id"]])
-            class_ids.append(class_of[annotation["category_id"]])
-            x, y, w, h = annotation["bbox"]
-            xywh.append((float(x), float(y), float(w), float(h)))
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise UserError(f"{path}: {reader.annotation_error(annotation, row_of, class_of)}") from None
-        crowd.append(bool(annotation.get("iscrowd", 0)))
-        difficult.append(bool(annotation.get("difficult", 0)))
-
-    rows = np.array(rows, np.int64)
-    size = np.array(list(sizes.values()), np.float64)[rows]
-    boxes, keep, counts = clip_boxes(np.array(xywh, np.float64).reshape(-1, 4), size)
-    columns = {"boxes": boxes, "class_ids": np.array(class_ids, np.int32), "is_crowd": np.array(crowd, bool)}
+    rows = np.array([row_of[annotation["image_id"]] for annotation in annotations], np.int64)
+    xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
+    size = np.array(list(sizes.values()), np.float64).reshape(-1, 2)[rows]
+    boxes, keep, faults = clip_boxes(xywh, size)
+    columns = {
+        "boxes": boxes,
+        "class_ids": np.array([class_of[annotation["category_id"]] for annotation in annotations], np.int32),
+        "is_crowd": np.array([annotation["iscrowd"] for annotation in annotations], bool),
+    }
     if num_keypoints:
-        columns["keypoints"] = reader.keypoints(data, num_keypoints, path)
+        columns["keypoints"] = _keypoints(annotations, num_keypoints)
     if masks:
-        runs = reader.runs(data, sizes, path)
+        runs = _runs(annotations, sizes, source)
         columns["num_runs"] = np.array([len(part) for part in runs], np.int32)
-        counts["objects_without_mask"] = int((keep & (columns["num_runs"] == 0)).sum())
+        faults["objects_without_mask"] = keep & (columns["num_runs"] == 0)
         keep &= columns["num_runs"] > 0
-    if any(difficult):
-        counts["difficult_boxes"] = int((keep & np.array(difficult, bool)).sum())
-    ids = Counter(str(annotation["id"]) for annotation in data["annotations"] if "id" in annotation)
-    counts["duplicate_annotation_ids"] = ids.total() - len(ids)
+    counts = {kind: int(found.sum()) for kind, found in faults.items()}
+    difficult = np.array([annotation["difficult"] for annotation in annotations], bool)
+    if difficult.any():
+        counts["difficult_boxes"] = int((keep & difficult).sum())
 
     kept = np.flatnonzero(keep)
     objects = split_by_image({name: column[kept] for name, column in columns.items()}, rows[kept], len(sizes))
@@ -147,4 +308,44 @@ def _objects(data, sizes, category_ids, path, masks, num_keypoints):
         owners = np.repeat(rows[kept], columns["num_runs"][kept])
         flat = split_by_image({"runs": np.concatenate(runs or [np.zeros(0, np.int32)])}, owners, len(sizes))
         objects = [{**arrays, **part} for arrays, part in zip(objects, flat, strict=True)]
-    return objects, counts
+    return (
+        objects,
+        counts,
+        [problem for kind in faults for problem in _problems(kind, faults[kind], annotations, paths)],
+    )
+
+
+def _problems(kind, found, annotations, paths):
+    """Yields the first objects that have a fault."""
+    for annotation in (annotations[i] for i in np.flatnonzero(found)[:MAX_LISTED]):
+        text = (
+            "has a mask without a pixel" if kind == "objects_without_mask" else f'has "bbox" {show(annotation["bbox"])}'
+        )
+        yield Problem(kind, f"{name_of(annotation)} of {paths[annotation['image_id']]}", text)
+
+
+def _keypoints(annotations, count):
+    """Returns the keypoints of all annotations: (N, J, 3) float32 as (y, x, visibility), in continuous pixels."""
+    missing = [0] * (3 * count)
+    listed = [annotation["keypoints"] or missing for annotation in annotations]
+    keypoints = np.array(listed, np.float32).reshape(-1, count, 3)  # (x, y, visibility)
+    labelled = keypoints[..., 2:] > 0
+    return np.where(labelled, keypoints[..., [1, 0, 2]] + np.float32([0.5, 0.5, 0]), np.float32(0))
+
+
+def _runs(annotations, sizes, source):
+    """Returns the run lengths of every annotation's mask; an empty array if the mask covers no pixel."""
+    runs = []
+    for annotation in annotations:
+        segmentation = annotation["segmentation"] or []
+        try:
+            runs.append(rle.runs_from_segmentation(segmentation, *sizes[annotation["image_id"]]))
+        except ValueError as error:
+            reason = str(error).removesuffix(".")
+            raise UserError(f"{source}: {name_of(annotation)} {reason}. Correct its segmentation.") from None
+    if runs and not any(map(len, runs)):
+        raise UserError(
+            f"{source}: no annotation has a mask, which masks=True needs. Add segmentations, or read the dataset "
+            "without masks."
+        )
+    return runs

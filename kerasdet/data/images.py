@@ -1,94 +1,188 @@
-"""Decodes image files as TensorFlow graph functions and turns them upright by their EXIF orientation.
+"""Opens image files: checks them, decodes them to RGB and turns them upright by their EXIF orientation.
 
-Training, `detect` and exported SavedModels share these functions, so they see the same pixels. They use only stock
-TensorFlow ops; every static shape may be unknown.
+Training, `detect` and exported SavedModels share these functions, so they see the same pixels. `decode` is a graph
+function of stock TensorFlow ops; every static shape may be unknown. Pillow decodes the files for which it gives no or
+other pixels.
 """
 
+import dataclasses
+import io
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from kerasdet.data import jpeg
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
-# EXIF stands in the first segment, which JPEG limits to 64 KiB.
-EXIF_SEARCH = 1 << 16
-_EXIF_ORIENTATION = 0x0112
+FORMATS = "JPEG, PNG, BMP, GIF or WebP"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
+
+# `Image.open` refuses large images; the classes of the formats do not.
+_OPENERS = (
+    (re.compile(rb"\xff\xd8"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    (re.compile(rb"GIF8"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+)
+_HARMLESS_BYTES = 8  # some cameras and editors leave a few bytes before the end of a whole JPEG
 
 
-def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True) -> tf.Tensor:
-    """Decodes a JPEG, PNG, BMP or GIF (first frame) to the same pixels as PIL and applies its EXIF orientation.
+@dataclasses.dataclass(frozen=True)
+class ImageInfo:
+    """Describes an image file that can be decoded.
+
+    Args:
+        stored: Height and width as stored, in pixels.
+        upright: Height and width after rotation by EXIF, in pixels.
+        is_turned: Whether EXIF states another orientation than upright.
+        by_pil: Whether Pillow decodes the file, because TensorFlow cannot or gives other pixels.
+    """
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    is_turned: bool
+    by_pil: bool
+
+
+def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_damaged: bool = False) -> tf.Tensor:
+    """Decodes a JPEG, PNG or BMP to the same pixels as PIL and applies its EXIF orientation.
 
     Gray, palette and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
 
     Args:
         encoded: Bytes of the image file, () string.
         exif: Whether to apply the EXIF orientation of a JPEG, a bool or () bool.
+        refuse_damaged: Whether to fail on a JPEG that is damaged in the middle, as far as `jpeg.is_damaged` finds it.
 
     Returns:
         RGB image, (H, W, 3) uint8.
     """
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-    )
+
+    def decode_jpeg():
+        image = jpeg.decode(encoded)
+        if not refuse_damaged:
+            return image
+        message = "The image is damaged: its data ends too soon, or has marks that do not belong there."
+        with tf.control_dependencies([tf.debugging.Assert(~jpeg.is_damaged(encoded, image), [message])]):
+            return tf.identity(image)
+
+    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, lambda: _decode_other(encoded))
     image = tf.ensure_shape(image, (None, None, 3))
-    return apply_orientation(image, tf.where(exif, exif_orientation(encoded), 1))
+    if exif is False:
+        return image
+    # Reading EXIF takes as long as decoding a small image
+    orientation = (
+        jpeg.exif_orientation(encoded)
+        if exif is True
+        else tf.cond(exif, lambda: jpeg.exif_orientation(encoded), lambda: 1)
+    )
+    return apply_orientation(image, orientation)
 
 
-def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
-    """Reads the EXIF orientation of a JPEG.
+def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
+    """Decodes an image file with Pillow, the first frame if it has several.
 
     Args:
-        encoded: Bytes of the image file, () string.
+        encoded: Bytes of the image file.
+        exif: Whether to apply the EXIF orientation.
 
     Returns:
-        The orientation, () int32 in 1..8. It is 1 (upright) if the file is not a JPEG, has no EXIF or is malformed.
+        RGB image, (H, W, 3) uint8.
     """
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
-    size = tf.shape(head)[0]
-    head = tf.concat([head, [0]], 0)
+    with _open(encoded) as image:
+        upright = ImageOps.exif_transpose(image) if exif else image
+        return np.asarray(upright.convert("RGB"))
 
-    def byte(position):
-        return tf.gather(head, tf.where((position >= 0) & (position < size), position, size))
 
-    def number(position, count, little):
-        digits = [byte(position + i) for i in range(count)]
-        big_endian = sum(digit * 256**i for i, digit in enumerate(reversed(digits)))
-        little_endian = sum(digit * 256**i for i, digit in enumerate(digits))
-        return tf.where(little, little_endian, big_endian)
+def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -> tf.Tensor:
+    """Decodes an image file in a `tf.data` pipeline.
 
-    def starts_with(position, text):
-        return tf.reduce_all(byte(position + tf.range(len(text))) == tf.constant(list(text)))
+    Args:
+        encoded: Bytes of the file, () string.
+        exif: Whether to apply the EXIF orientation, a bool or () bool. A Python False saves the time to look for it.
+        by_pil: Whether Pillow decodes the file, () bool. None leaves Python out of the graph.
 
-    def is_exif(position):
-        return (byte(position + 1) == 0xE1) & starts_with(position + 4, b"Exif\0\0")
+    Returns:
+        RGB image, (H, W, 3) uint8.
+    """
+    if by_pil is None:
+        return decode(encoded, exif)
 
-    def is_other_segment(position):
-        marker, length = byte(position + 1), number(position + 2, 2, False)
-        segment = (byte(position) == 0xFF) & (marker != 0xDA) & (length >= 2) & ~is_exif(position)
-        return segment & (position < size)
+    def call_pil():
+        return tf.ensure_shape(tf.numpy_function(decode_by_pil, [encoded, exif], tf.uint8), (None, None, 3))
 
-    is_jpeg = starts_with(0, b"\xff\xd8")
-    start = tf.where(is_jpeg, 2, size)
-    [segment] = tf.while_loop(
-        is_other_segment, lambda position: [position + 2 + number(position + 2, 2, False)], [start]
-    )
+    return tf.cond(by_pil, call_pil, lambda: decode(encoded, exif))
 
-    tiff = segment + 10
-    little = starts_with(tiff, b"II*\0")
-    offset = number(tiff + 4, 4, little)
-    valid = is_exif(segment) & (little | starts_with(tiff, b"MM\0*")) & (offset >= 8) & (offset < size)
-    directory = tiff + tf.where(valid, offset, 0)
-    entries = directory + 2 + 12 * tf.range(tf.where(valid, number(directory, 2, little), 0))
-    short = number(entries + 2, 2, little) == 3
-    value = tf.where(short, number(entries + 8, 2, little), number(entries + 8, 4, little))
-    found = (number(entries, 2, little) == _EXIF_ORIENTATION) & (number(entries + 4, 4, little) == 1)
-    orientation = tf.reduce_max(tf.concat([tf.where(found, value, 1), [1]], 0))
-    return tf.where(orientation <= 8, orientation, 1)
+
+def read(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image file as an upright RGB array.
+
+    Args:
+        path: Path of a JPEG, PNG, BMP, GIF or WebP file.
+
+    Returns:
+        Image, (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        UserError: If the file is not an image, or is damaged.
+    """
+    path = expand(path, "The path of an image")
+    if not path.is_file():
+        raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
+    encoded = path.read_bytes()
+    try:
+        info = inspect(encoded)
+        return decode_by_pil(encoded) if info.by_pil else decode(encoded).numpy()
+    except UserError as error:
+        raise UserError(f"{path} cannot be read as an image: it {error}.") from None
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"{path} cannot be read as an image: {_reason(error)}.") from None
+
+
+def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
+    """Checks that an image file is whole and can be decoded, without decoding all of it if possible.
+
+    Args:
+        encoded: Bytes of the file.
+        max_pixels: Limit of height times width. None sets none.
+
+    Returns:
+        Sizes, and how the file is to be decoded.
+
+    Raises:
+        UserError: If the file cannot be used. The message is a predicate ("is ..."), which callers complete with the
+            file.
+    """
+    try:
+        with _open(encoded) as image:
+            stored, kind = (image.height, image.width), type(image)
+            pixels = image.height * image.width
+            if max_pixels is not None and pixels > max_pixels:
+                raise UserError(
+                    f"has {pixels} pixels, and max_pixels is {max_pixels}; raise max_pixels if the file can be trusted"
+                )
+            orientation = _orientation(encoded, image)
+            if kind is PngImagePlugin.PngImageFile:
+                image.verify()
+            elif kind is not JpegImagePlugin.JpegImageFile:
+                image.load()
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise almost anything on damaged files
+        raise UserError(f"cannot be decoded ({error}); save it again") from None
+    if kind is JpegImagePlugin.JpegImageFile:
+        _check_jpeg(encoded)
+    by_pil = kind in (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile)
+    by_pil |= kind is BmpImagePlugin.BmpImageFile and not _is_stock_bmp(encoded)
+    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+    return ImageInfo(stored, upright, orientation in range(2, 9), by_pil)
 
 
 def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tensor:
@@ -112,31 +206,81 @@ def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tens
     return tf.cond(is_one_of(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: tf.identity(image))
 
 
-def read(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file as an upright RGB array.
+def _decode_other(encoded):
+    """Decodes any file but a JPEG, and looks up the colours of a BMP, of which TensorFlow gives the indices."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 1 << 11), tf.uint8), tf.int32)
+    head = tf.concat([head, tf.zeros([1 << 11], tf.int32)], 0)
+    has_palette = (head[0] == ord("B")) & (head[1] == ord("M")) & (head[28] == 8)
 
-    Args:
-        path: Path of a JPEG, PNG, BMP or GIF file.
+    def coloured():
+        start = 14 + head[14] + 256 * head[15]
+        palette = tf.reshape(head[start : start + 1024], (256, 4))[:, 2::-1]  # stored as blue, green, red, 0
+        return tf.cast(tf.gather(palette, tf.cast(image[..., 0], tf.int32)), tf.uint8)
 
-    Returns:
-        Image, (H, W, 3) uint8.
+    return tf.cond(has_palette, coloured, lambda: image)
 
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        UserError: If TensorFlow cannot decode the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
+
+def _open(encoded):
+    """Opens an image file with Pillow, which reads its header."""
+    for magic, opener in _OPENERS:
+        if magic.match(encoded):
+            return opener(io.BytesIO(encoded))
     try:
-        return decode(path.read_bytes()).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"{path} cannot be read as an image: {_reason(error)}.") from None
+        with Image.open(io.BytesIO(encoded)) as image:
+            kind = f"is {image.format}"
+    except Exception:
+        kind = f"is not a {FORMATS} file, whatever its name says"
+    raise UserError(f"{kind}; convert it to JPEG or PNG")
+
+
+def _orientation(encoded, image):
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        return int(_jpeg_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
+    return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
+
+
+_jpeg_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+
+
+def _check_jpeg(encoded):
+    """Decodes a JPEG at an eighth of its size with libjpeg-turbo, whose warnings TensorFlow and Pillow do not show."""
+    import simplejpeg
+
+    try:
+        *_, colorspace, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+        colorspace = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colorspace, "RGB")
+        simplejpeg.decode_jpeg(
+            encoded, colorspace, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8
+        )
+    except ValueError as error:
+        reason = str(error)
+        extra = re.search(r"(\d+) extraneous bytes before marker 0xd9", reason)
+        if extra and int(extra[1]) <= _HARMLESS_BYTES:
+            return
+        if "Premature end of JPEG file" in reason:
+            raise UserError("is truncated (no end-of-image marker); copy or download it again") from None
+        if reason.startswith("Corrupt JPEG data"):
+            reason = reason.removeprefix("Corrupt JPEG data: ")
+            raise UserError(f"is damaged ({reason}); copy or download it again") from None
+        _check_decodes(encoded, reason)
+
+
+def _check_decodes(encoded, reason):
+    """Lets TensorFlow decide about a JPEG of a kind that simplejpeg does not know."""
+    try:
+        jpeg.decode(encoded)
+    except tf.errors.InvalidArgumentError:
+        raise UserError(f"cannot be decoded ({reason}); save it again") from None
+
+
+def _is_stock_bmp(encoded):
+    """Returns whether TensorFlow reads a BMP: 8 bits with a palette or 24 bits, not compressed."""
+    header, bits, compression = (int.from_bytes(encoded[i:j], "little") for i, j in ((14, 18), (28, 30), (30, 34)))
+    return header >= 40 and bits in (8, 24) and compression == 0
 
 
 def _reason(error):
     """Returns why TensorFlow cannot decode a file, without the names of its ops."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
-    if "Unknown image file format" in text:
-        return "it is not a JPEG, PNG, BMP or GIF file, whatever its name says; convert it to one of these"
-    return f"{' '.join(text.split()).rstrip('. ')}; save it again as JPEG, PNG, BMP or GIF"
+    return f"{' '.join(text.split()).rstrip('. ')}; save it again as {FORMATS}"

@@ -31,10 +31,6 @@ class Dataset(Protocol):
         records: Records of the images, at least one.
         keypoint_flip: Index of the keypoint that replaces each keypoint in a mirror image; read only if the records
             have keypoints.
-
-    A dataset whose images are not files of their own, such as those in a TFRecord file, also has a method
-    ``encoded_image(index)``: a graph function from the index of a record, () int64, to the bytes of its image file, ()
-    string.
     """
 
     records: Sequence[Record]
@@ -170,8 +166,7 @@ def _records(dataset):
 
 def _reader(dataset, mask_size):
     """Returns a graph function that maps an index to an example with its decoded image."""
-    lookup = _lookup(dataset, mask_size)
-    encoded_image = getattr(dataset, "encoded_image", None)
+    lookup, encoded = _lookup(dataset, mask_size), _encoded(dataset.records)
 
     # One function in the graph, however many images a transform mixes
     @tf.function(
@@ -179,9 +174,8 @@ def _reader(dataset, mask_size):
     )
     def read(index):
         example = lookup(index)
-        path = example.pop("path")
-        encoded = tf.io.read_file(path) if encoded_image is None else encoded_image(index)
-        image = images.decode(encoded, example.pop("exif"))
+        encoded_image = encoded(example.pop("path"), index)
+        image = images.load(encoded_image, example.pop("exif", False), example.pop("by_pil", None))
         return {"image": image, "image_size": tf.shape(image)[:2], **example}
 
     return read
@@ -192,10 +186,12 @@ def _lookup(dataset, mask_size):
     records = dataset.records
     per_image = {
         "path": tf.constant([record.path for record in records]),
-        "exif": tf.constant([record.exif for record in records]),
         "image_id": tf.constant([record.image_id for record in records], tf.int64),
         "original_size": tf.constant([(record.height, record.width) for record in records], tf.int32),
     }
+    for name in ("exif", "by_pil"):  # they cost time, and most datasets need neither
+        if any(getattr(record, name) for record in records):
+            per_image[name] = tf.constant([getattr(record, name) for record in records])
     optional = [name for name in ("num_runs", "keypoints") if getattr(records[0], name) is not None]
     objects_of = _slices(records, ["boxes", "class_ids", "is_crowd", *optional])
     runs_of = _slices(records, ["runs"]) if "num_runs" in optional else None
@@ -222,6 +218,20 @@ def _slices(records, names):
         return {name: values[starts[index] : starts[index + 1]] for name, values in flat.items()}
 
     return slices_of
+
+
+def _encoded(records):
+    """Returns a graph function that reads the bytes of an image by the path and the index of its record.
+
+    Images inside of TFRecords and in memory are read by Python: TensorFlow has no op that reads a part of a file.
+    """
+    if all(record.content is None for record in records):
+        return lambda path, index: tf.io.read_file(path)
+
+    def encoded(index):
+        return records[index].encoded()
+
+    return lambda path, index: tf.ensure_shape(tf.numpy_function(encoded, [index], tf.string, stateful=False), ())
 
 
 def _pad(example, size_divisor, pad_to=None, max_boxes=None):

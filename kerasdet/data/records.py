@@ -1,23 +1,12 @@
-"""Defines the records that datasets consist of, one per image, and the checks that all formats share."""
+"""Defines the records that datasets consist of, one per image, and the arrays of their objects."""
 
 import dataclasses
-import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
 from kerasdet.data import images
-from kerasdet.errors import UserError
-
-_logger = logging.getLogger("kerasdet.data")
-
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF")
-_JPEG_TAIL = 4096
-_MAX_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +26,9 @@ class Record:
         runs: Run lengths of the masks of all objects, one object after the other, int32; see
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
+        by_pil: Whether Pillow decodes the image, see `kerasdet.data.images.inspect`.
+        content: Function that reads the bytes of the image if it is no file of its own, but part of a TFRecord or in
+            memory; `path` is then only a name for messages.
     """
 
     image_id: int
@@ -50,6 +42,25 @@ class Record:
     num_runs: np.ndarray | None = None
     runs: np.ndarray | None = None
     keypoints: np.ndarray | None = None
+    by_pil: bool = False
+    content: Callable[[], bytes] | None = None
+
+    def encoded(self) -> bytes:
+        """Reads the bytes of the image file."""
+        return Path(self.path).read_bytes() if self.content is None else self.content()
+
+    def image(self) -> np.ndarray:
+        """Decodes the image to the pixels that training sees, (height, width, 3) uint8 RGB."""
+        decode = images.decode_by_pil if self.by_pil else images.decode
+        return np.asarray(decode(self.encoded(), self.exif))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the image has no object to learn: none that is no crowd and, with keypoints, has a labelled one."""
+        objects = ~self.is_crowd
+        if self.keypoints is not None:
+            objects &= (self.keypoints[..., 2] > 0).any(1)
+        return not objects.any()
 
 
 def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: int) -> list[dict]:
@@ -69,7 +80,7 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Clips boxes to their images and finds those that are left without area.
 
     Args:
@@ -77,7 +88,8 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
         size: Height and width of the image of each box, in pixels, (N, 2).
 
     Returns:
-        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; counts of clipped and unusable boxes.
+        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; which are clipped or
+        unusable, kind -> (N,) bool.
     """
     finite = np.isfinite(xywh).all(1)
     x, y, w, h = np.where(finite[:, None], xywh, 0.0).T
@@ -90,160 +102,10 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # A box that only float32 rounds to nothing counts as one without area, not as one outside.
     outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
-    counts = {
-        "zero_area_boxes": int((~keep & ~outside).sum()),
-        "outside_boxes": int(outside.sum()),
-        "clipped_boxes": int((keep & moved).sum()),
-    }
-    return boxes, keep, counts
+    faults = {"zero_area_boxes": ~keep & ~outside, "outside_boxes": outside, "clipped_boxes": keep & moved}
+    return boxes, keep, faults
 
 
 def _read_only(array):
     array.flags.writeable = False
     return array
-
-
-def make_records(
-    source: str | Path,
-    image_ids: Sequence[int],
-    paths: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    objects: Sequence[Mapping[str, np.ndarray]],
-    *,
-    keep_images_without_objects: bool,
-    on_bad_image: str,
-    num_classes: int,
-    object_counts: Mapping[str, int],
-) -> tuple[tuple[Record, ...], dict[str, int]]:
-    """Checks the image files, makes a record of each image to keep and logs one line of counts.
-
-    Args:
-        source: Name of the dataset in messages, such as the path of its annotations.
-        image_ids: Ids of the N images.
-        paths: Paths of the N image files.
-        sizes: Height and width of the N images in pixels, as the annotations state them.
-        objects: Arrays of the objects of each image, from `split_by_image`.
-        keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object; if
-            keypoints were read, neither does an object without a labelled keypoint.
-        on_bad_image: "error" raises an error that names unusable image files, "skip" leaves them out.
-        num_classes: Number of classes, K, for the log line.
-        object_counts: Counts made while the objects were read, by name.
-
-    Returns:
-        Records in the order of the images; number of images and boxes that were kept, changed and dropped, by name.
-
-    Raises:
-        UserError: If `on_bad_image` is unknown, or is "error" and there are unusable image files.
-    """
-    if on_bad_image not in ("error", "skip"):
-        raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Choose one of the two.')
-    with ThreadPoolExecutor(16) as pool:
-        checks = list(pool.map(_check_file, paths, sizes))
-    bad = [f"{path}: {check}" for path, check in zip(paths, checks, strict=True) if isinstance(check, str)]
-    if bad and on_bad_image == "error":
-        raise UserError(
-            f"{len(bad)} of {len(paths)} images of {source} cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
-            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" to leave them out.'
-        )
-    records = [
-        Record(image_id, path, *size, exif, **arrays)
-        for image_id, path, size, exif, arrays in zip(image_ids, paths, sizes, checks, objects, strict=True)
-        if not isinstance(exif, str)
-    ]
-    empty = [_is_empty(record) for record in records]
-    kept = tuple(r for r, is_empty in zip(records, empty, strict=True) if keep_images_without_objects or not is_empty)
-    counts = {
-        "images": len(kept),
-        "bad_images": len(bad),
-        "images_without_objects": sum(empty),
-        "boxes": sum(len(record.boxes) for record in kept),
-        "crowd_boxes": sum(int(record.is_crowd.sum()) for record in kept),
-        **object_counts,
-    }
-    _logger.info("%s", _describe(source, num_classes, counts, keep_images_without_objects, bad))
-    return kept, counts
-
-
-def _is_empty(record):
-    objects = ~record.is_crowd
-    if record.keypoints is not None:
-        objects &= (record.keypoints[..., 2] > 0).any(1)
-    return not objects.any()
-
-
-def _describe(source, num_classes, counts, keep_images_without_objects, bad):
-    parts = [
-        f"{source}: {counts['images']} images, {counts['boxes']} boxes ({counts['crowd_boxes']} crowd)",
-        f"{num_classes} classes",
-        f"{counts['images_without_objects']} images without objects "
-        f"{'kept' if keep_images_without_objects else 'dropped'}",
-    ]
-    notes = {
-        "clipped_boxes": "boxes clipped to their image",
-        "zero_area_boxes": "boxes without area dropped",
-        "outside_boxes": "boxes outside their image dropped",
-        "objects_without_mask": "objects without a mask dropped",
-        "difficult_boxes": "difficult boxes",
-        "duplicate_annotation_ids": "duplicate annotation ids",
-    }
-    parts += [f"{counts[key]} {note}" for key, note in notes.items() if counts.get(key)]
-    parts += [f"{len(bad)} bad images skipped (first {bad[0]})"] if bad else []
-    return ", ".join(parts)
-
-
-def _check_file(path, size):
-    """Checks header and end of an image file, without decoding it if possible.
-
-    Returns:
-        Whether decoding applies its EXIF orientation, or a str that says why the file cannot be used.
-    """
-    try:
-        with Image.open(path) as image:
-            orientation = int(_exif_orientation(_head(path))) if "exif" in image.info else 1
-            stored = image.height, image.width
-            upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-            problem = _damage(path, image)
-    except FileNotFoundError:
-        return "does not exist"
-    except Exception as error:  # Pillow's readers raise almost anything on damaged files
-        return f"cannot be read ({error})"
-    if problem:
-        return problem
-    if size not in (upright, stored):
-        return f"is {upright[0]}x{upright[1]} (height x width), but the annotations say {size[0]}x{size[1]}"
-    return size == upright
-
-
-_exif_orientation = tf.function(images.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
-
-
-def _head(path):
-    with open(path, "rb") as file:
-        return file.read(images.EXIF_SEARCH)
-
-
-def _damage(path, image):
-    """Returns what is wrong with an open image, or None."""
-    if image.format not in _FORMATS:
-        return f"is {image.format}; convert it to JPEG or PNG"
-    if image.format == "BMP" and image.mode not in ("RGB", "L"):
-        return f"is a BMP of mode {image.mode}; convert it to JPEG or PNG"
-    if image.format == "PNG":
-        image.verify()
-    elif image.format in ("BMP", "GIF"):
-        image.load()
-    else:
-        with open(path, "rb") as file:
-            file.seek(-min(_JPEG_TAIL, file.seek(0, 2)), 2)
-            if b"\xff\xd9" not in file.read() and not _decodes(path):
-                return "is truncated (no end-of-image marker)"
-    return None
-
-
-def _decodes(path):
-    """Returns whether TensorFlow decodes the file, which decides about a JPEG with appended data."""
-    try:
-        images.decode(Path(path).read_bytes())
-    except Exception:
-        return False
-    return True

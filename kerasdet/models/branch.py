@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kerasdet.data.pipeline import Dataset
 
 
-RESCALINGS = ("boxes_relative", "positions")
+RESCALINGS = ("boxes_relative", "positions", "swapped_boxes")
 
 
 class Branch(keras.layers.Layer):
@@ -166,6 +166,14 @@ class Branch(keras.layers.Layer):
     def uses_batch_statistics(self) -> bool:
         """Whether outputs in training depend on which other regions are in the batch."""
         return self.norm in ("bn", "sync_bn")
+
+    def check_batch(self, batch: Mapping[str, tf.Tensor]) -> None:
+        """Raises a UserError if a training batch lacks the ground truth of this branch."""
+        if self.target_key not in batch:
+            raise UserError(
+                f"The {type(self).__name__} learns from {self.target_key}, which the batch lacks: it has "
+                f"{', '.join(batch)}."
+            )
 
     def compute_targets(
         self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]

@@ -1,0 +1,182 @@
+"""Reads the categories of COCO files: ids, names and keypoints; and matches the classes of models and datasets."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+from kerasdet.data.values import Changes, as_float, as_int, as_list, is_missing, show
+from kerasdet.errors import UserError
+
+UNUSED = "N/A"  # name of a class that a model counts and never learned, as torchvision's at COCO's missing ids
+
+_logger = logging.getLogger("kerasdet.data")
+
+
+def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool) -> dict[int, dict]:
+    """Reads the categories of a COCO file.
+
+    Args:
+        items: Entries of `categories`.
+        changes: Counter of everything that had another form.
+        keypoints: Whether to read the names of keypoints.
+
+    Returns:
+        Entries by id, in ascending order. Each has an int `id` and a str `name`; with keypoints also `keypoints`, a
+        list of names.
+
+    Raises:
+        UserError: If a category cannot be read.
+    """
+    found = {}
+    for number, item in enumerate(items):
+
+        def name(number=number):
+            return f"category number {number}"
+
+        category_id = changes.convert(item.get("id"), as_int, name, "id")
+        if category_id is None:
+            raise UserError(
+                f'{changes.source}: category number {number} is {show(dict(item))}; it needs an integer "id" and a '
+                'string "name". Add them to the file.'
+            )
+        category = {**item, "id": category_id, "name": _category_name(item.get("name"), category_id, changes)}
+        if keypoints:
+            category |= _category_keypoints(category, changes)
+        first = found.setdefault(category_id, category)
+        if first["name"] != category["name"]:
+            raise UserError(
+                f'{changes.source}: categories "{first["name"]}" and "{category["name"]}" share the id {category_id}. '
+                "Give each category an id of its own."
+            )
+        if first is not category:
+            changes.add("repeated_categories", f"category {category_id}", "is in the file twice")
+            first.update({key: value for key, value in category.items() if not first.get(key)})
+    return dict(sorted(found.items()))
+
+
+def match_classes(
+    names: Sequence[str], model_names: Sequence[str], present: Collection[str], source: str
+) -> list[int | None]:
+    """Finds the class of a dataset for each class of a model.
+
+    Args:
+        names: Names of the dataset's classes.
+        model_names: K names of the model's classes. `UNUSED` may occur several times.
+        present: Names of the classes that have objects in the dataset.
+        source: Path or name of the dataset in messages.
+
+    Returns:
+        K indices into `names`; None for a class that the dataset does not have. Classes match by name. If no name is
+        the same, they may be translations, and match by order with a warning.
+
+    Raises:
+        UserError: If the dataset has objects of a class that the model does not have.
+    """
+    names, model_names = list(names), list(model_names)
+    same_place = all(names.index(name) == i for i, name in enumerate(model_names) if name in names)
+    if len(names) == len(model_names) and same_place:
+        if names != model_names:
+            _logger.warning("%s and the model name the classes differently: they are matched by their order.", source)
+        return list(range(len(names)))
+    unknown = [name for name in names if name in present and name not in model_names]
+    used = [name for name in model_names if name != UNUSED]
+    if unknown or len(set(names)) < len(names) or len(set(used)) < len(used):
+        problem = f"has objects of {_listed(unknown)}" if unknown else "or the model has a class name twice"
+        raise UserError(
+            f"{source} {problem}; expected the classes of the model, {_listed(model_names)}. Rename or remove the "
+            "others, or train a model on all classes."
+        )
+    _logger.info("%s has other class ids than the model: the classes are matched by name.", source)
+    return [names.index(name) if name in names else None for name in model_names]
+
+
+def _listed(names):
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
+def _category_name(value, category_id, changes):
+    where = f"category {category_id}"
+    if isinstance(value, str) and value.strip():
+        if value != value.strip():
+            changes.add("converted_values", where, f'has "name" {show(value)}')
+        return value.strip()
+    if value is None or value == "":
+        changes.add("unnamed_categories", where, "has no name")
+        return str(category_id)
+    if as_float(value) is None:
+        raise UserError(
+            f'{changes.source}: {where} has the name {show(value)}; expected a string "name". Correct the category.'
+        )
+    changes.add("converted_values", where, f'has "name" {show(value)}')
+    return str(value)
+
+
+def _category_keypoints(category, changes):
+    """Returns the names of the keypoints of a category."""
+    where, listed = f"category {category['id']}", category.get("keypoints")
+    if is_missing(listed):
+        return {"keypoints": []}
+    names = as_list(listed) if not isinstance(listed, str) else None
+    if names is None or not all(isinstance(each, str) or as_int(each) is not None for each in names):
+        raise UserError(f'{changes.source}: the "keypoints" of {where} are not a list of names. Correct the category.')
+    if not all(isinstance(each, str) for each in names):
+        changes.add("converted_values", where, f'has "keypoints" {show(names)}')
+    return {"keypoints": [str(each) for each in names]}
+
+
+def read_skeleton(category: Mapping, changes: Changes) -> tuple[tuple[int, int], ...]:
+    """Reads the skeleton of a category, which COCO counts from 1 and some tools from 0.
+
+    Args:
+        category: Entry of `read_categories` with the names of its keypoints.
+        changes: Counter of everything that had another form.
+
+    Returns:
+        Pairs of keypoint indices from 0.
+
+    Raises:
+        UserError: If the skeleton is something else.
+    """
+    value, count = category.get("skeleton"), len(category["keypoints"])
+    if is_missing(value):
+        return ()
+    where, pairs = f"category {category['id']}", _pairs(value)
+    first = 0 if pairs and min(map(min, pairs)) == 0 else 1
+    if pairs is None or not all(first <= index < count + first for pair in pairs for index in pair):
+        raise UserError(
+            f'{changes.source}: the "skeleton" of {where} is not a list of pairs of numbers from 1 to {count}. '
+            "Correct the category."
+        )
+    if first == 0:
+        changes.add("skeletons_from_0", where, f"has the skeleton {show(value)}")
+    if not all(type(index) is int for pair in as_list(value) for index in pair):
+        changes.add("converted_values", where, f"has the skeleton {show(value)}")
+    return tuple((a - first, b - first) for a, b in pairs)
+
+
+def _pairs(value):
+    """Returns pairs of integers, or None if the value is something else."""
+    pairs = [as_list(pair) for pair in as_list(value) or [None]]
+    if any(pair is None or len(pair) != 2 or None in map(as_int, pair) for pair in pairs):
+        return None
+    return [tuple(map(as_int, pair)) for pair in pairs]
+
+
+def without_groups(categories: Mapping[int, dict], used: Collection[int], changes: Changes) -> list[dict]:
+    """Leaves out the category that Roboflow adds: it has no objects, and is only the supercategory of others.
+
+    Args:
+        categories: Result of `read_categories`.
+        used: Ids of the categories that have objects.
+        changes: Counter of everything that had another form.
+
+    Returns:
+        The other categories.
+    """
+    groups = {str(category.get("supercategory")) for category in categories.values()}
+    kept = []
+    for category in categories.values():
+        if category.get("supercategory") == "none" and category["name"] in groups and category["id"] not in used:
+            changes.add("grouping_categories", f"category {category['id']}", f"named {category['name']} has no objects")
+        else:
+            kept.append(category)
+    return kept

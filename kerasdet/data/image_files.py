@@ -1,0 +1,150 @@
+"""Finds the image files of a dataset and checks each of them."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from kerasdet.data import images
+from kerasdet.data.values import Changes
+from kerasdet.errors import UserError
+
+_MAX_NAMED = 5
+_THREADS = 16
+
+
+class CheckedFile(NamedTuple):
+    """Describes how to decode an image file, or why it cannot be used.
+
+    Args:
+        size: Height and width in pixels; (0, 0) if the file cannot be used.
+        exif: Whether decoding applies the EXIF orientation; False if there is none.
+        by_pil: Whether Pillow decodes the file.
+        problem: Why the file cannot be used, or None.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    exif: bool = True
+    by_pil: bool = False
+    problem: str | None = None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Lists the images in a folder, sorted by name: not its subfolders, hidden files and files of other kinds.
+
+    Args:
+        folder: Folder.
+
+    Raises:
+        UserError: If there is no image.
+    """
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in images.SUFFIXES)
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise UserError(
+            f"The folder {folder} holds no image ({', '.join(images.SUFFIXES)}): name a folder of images, or a glob "
+            "for images in folders inside it, such as 'folder/**/*.jpg'."
+        )
+    return found
+
+
+def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str]:
+    """Finds the files of the images of a dataset.
+
+    A name that does not exist in the folder may be a path of the machine that wrote it: one of Windows, or one whose
+    last part is in the folder.
+
+    Args:
+        folder: Folder of the images.
+        names: File name of each image.
+        changes: Counter of the names that had another form.
+
+    Returns:
+        Path of each image. If no file is found, it is the name in the folder.
+    """
+    last_parts = Counter(_last_part(name) for name in names)
+    paths = []
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            candidates = [folder / name.replace("\\", "/")] if "\\" in name else []
+            candidates += [folder / _last_part(name)] if last_parts[_last_part(name)] == 1 else []
+            found = next((each for each in candidates if each.is_file()), None)
+            if found is not None:
+                changes.add("moved_files", f"image {name}", f"is {found}")
+                path = found
+        paths.append(str(path))
+    return paths
+
+
+def check_files(
+    paths: Sequence[str],
+    contents: Sequence[Callable[[], bytes] | None],
+    sizes: Sequence[tuple[int | None, int | None]],
+    source: str,
+    *,
+    on_bad_image: str,
+    max_pixels: int,
+    changes: Changes,
+) -> list[CheckedFile]:
+    """Checks that image files exist, are whole and have the size that the annotations state.
+
+    Args:
+        paths: Paths of N files.
+        contents: Functions that read the bytes of those that are no files of their own, None for others.
+        sizes: Height and width that the annotations state, in pixels; None if they state none.
+        source: Path or name of the dataset in messages.
+        on_bad_image: "error" raises an error that names the files that cannot be used, "skip" returns their problems.
+        max_pixels: Limit of height times width.
+        changes: Counter of the sizes that the annotations do not state.
+
+    Returns:
+        N descriptions.
+
+    Raises:
+        UserError: If `on_bad_image` is unknown, or is "error" and files cannot be used.
+    """
+    if on_bad_image not in ("error", "skip"):
+        raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Choose one of the two.')
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files = list(pool.map(functools.partial(check_file, max_pixels=max_pixels), paths, contents, sizes))
+    bad = [f"{path}: {file.problem}" for path, file in zip(paths, files, strict=True) if file.problem]
+    if bad and on_bad_image == "error":
+        raise UserError(
+            f"{len(bad)} of {len(paths)} images of {source} cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
+            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" to leave them out.'
+        )
+    for path, size in zip(paths, sizes, strict=True):
+        if size[0] is None:
+            changes.add("missing_sizes", f"image {path}", "has no height and width")
+    return files
+
+
+def check_file(
+    path: str,
+    content: Callable[[], bytes] | None,
+    size: tuple[int | None, int | None],
+    max_pixels: int = images.MAX_PIXELS,
+) -> CheckedFile:
+    """Checks one image; see `check_files` for the arguments."""
+    try:
+        info = images.inspect(Path(path).read_bytes() if content is None else content(), max_pixels)
+    except FileNotFoundError:
+        return CheckedFile(problem="does not exist")
+    except OSError as error:
+        return CheckedFile(problem=f"cannot be read ({error.strerror})")
+    except UserError as error:
+        return CheckedFile(problem=str(error))
+    if size[0] is None:
+        return CheckedFile(info.upright, info.is_turned, info.by_pil)
+    if size not in (info.upright, info.stored):
+        height, width = info.upright
+        problem = f"is {height}x{width} (height x width), but the annotations say {size[0]}x{size[1]}"
+        return CheckedFile(problem=problem)
+    return CheckedFile(size, info.is_turned and size == info.upright, info.by_pil)
+
+
+def _last_part(name):
+    return name.replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,0 +1,130 @@
+"""Reads the structure of JPEG files as TensorFlow graph functions: the EXIF orientation, and damage to the pixels.
+
+They use only stock TensorFlow ops, so that an exported graph contains them.
+"""
+
+import tensorflow as tf
+
+# EXIF stands in the first segment, which JPEG limits to 64 KiB.
+EXIF_SEARCH = 1 << 16
+_EXIF_ORIENTATION = 0x0112
+_FILLER = 4096
+
+
+def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
+    """Reads the EXIF orientation of a JPEG.
+
+    Args:
+        encoded: Bytes of the image file, () string.
+
+    Returns:
+        The orientation, () int32 in 1..8. It is 1 (upright) if the file is not a JPEG, has no EXIF or is malformed.
+    """
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
+    size = tf.shape(head)[0]
+    head = tf.concat([head, [0]], 0)
+
+    def byte(position):
+        return tf.gather(head, tf.where((position >= 0) & (position < size), position, size))
+
+    def number(position, count, little):
+        digits = [byte(position + i) for i in range(count)]
+        big_endian = sum(digit * 256**i for i, digit in enumerate(reversed(digits)))
+        little_endian = sum(digit * 256**i for i, digit in enumerate(digits))
+        return tf.where(little, little_endian, big_endian)
+
+    def starts_with(position, text):
+        return tf.reduce_all(byte(position + tf.range(len(text))) == tf.constant(list(text)))
+
+    def is_exif(position):
+        return (byte(position + 1) == 0xE1) & starts_with(position + 4, b"Exif\0\0")
+
+    def is_other_segment(position):
+        marker, length = byte(position + 1), number(position + 2, 2, False)
+        segment = (byte(position) == 0xFF) & (marker != 0xDA) & (length >= 2) & ~is_exif(position)
+        return segment & (position < size)
+
+    is_jpeg = starts_with(0, b"\xff\xd8")
+    start = tf.where(is_jpeg, 2, size)
+    [segment] = tf.while_loop(
+        is_other_segment, lambda position: [position + 2 + number(position + 2, 2, False)], [start]
+    )
+
+    tiff = segment + 10
+    little = starts_with(tiff, b"II*\0")
+    offset = number(tiff + 4, 4, little)
+    valid = is_exif(segment) & (little | starts_with(tiff, b"MM\0*")) & (offset >= 8) & (offset < size)
+    directory = tiff + tf.where(valid, offset, 0)
+    entries = directory + 2 + 12 * tf.range(tf.where(valid, number(directory, 2, little), 0))
+    short = number(entries + 2, 2, little) == 3
+    value = tf.where(short, number(entries + 8, 2, little), number(entries + 8, 4, little))
+    found = (number(entries, 2, little) == _EXIF_ORIENTATION) & (number(entries + 4, 4, little) == 1)
+    orientation = tf.reduce_max(tf.concat([tf.where(found, value, 1), [1]], 0))
+    return tf.where(orientation <= 8, orientation, 1)
+
+
+def decode(encoded: tf.Tensor | bytes) -> tf.Tensor:
+    """Decodes a JPEG to the same pixels as PIL.
+
+    Args:
+        encoded: Bytes of the file, () string.
+
+    Returns:
+        RGB image as stored, (H, W, 3) uint8.
+    """
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
+    """Finds damage that TensorFlow's decoder does not report.
+
+    libjpeg fills what it cannot decode and only prints a warning, so `decode` succeeds. Two traces are left in a
+    sequential file: a marker inside the data of the pixels that does not belong there, or data that ends too soon,
+    which leaves the bottom right corner gray. The second trace costs another decoding, of images that end in that gray.
+
+    It finds neither progressive files that are damaged, nor damage after which the decoder happens to be back in step.
+
+    Args:
+        encoded: Bytes of the file, () string.
+        image: Result of `decode`.
+
+    Returns:
+        () bool.
+    """
+    data = tf.io.decode_raw(encoded, tf.uint8)
+    start, is_sequential = _scan(data)
+    pixels = data[start:]
+    marker_at = tf.cast(tf.where((pixels[:-1] == 0xFF) & (pixels[1:] != 0) & (pixels[1:] != 0xFF))[:, 0], tf.int32)
+    markers = tf.cast(tf.gather(pixels, marker_at + 1), tf.int32)
+    count = tf.argmax(
+        tf.concat([markers == 0xD9, [True]], 0), output_type=tf.int32
+    )  # those before the end of the image
+    in_order = tf.reduce_all(markers[:count] == 0xD0 + tf.range(count) % 8)
+    stop = start + tf.concat([marker_at, [tf.size(pixels)]], 0)[count]
+
+    def ends_too_soon():
+        filler = tf.constant(bytes(_FILLER) + b"\xff\xd9")
+        longer = tf.strings.join([tf.strings.substr(encoded, tf.zeros_like(stop), stop), filler])
+        return tf.reduce_any(decode(longer) != image)
+
+    is_gray = tf.reduce_all(image[-1, -1] == 128)
+    return is_sequential & (~in_order | tf.cond(is_gray & is_sequential, ends_too_soon, lambda: False))
+
+
+def _scan(data):
+    """Returns where the data of the pixels begins, and whether the file is sequential, not progressive."""
+    size = tf.size(data)
+
+    def is_segment(position, marker, _):
+        return (marker != 0xDA) & (position >= 0) & (position + 4 <= size)
+
+    def next_segment(position, _, frame):
+        head = tf.cast(data[position : position + 4], tf.int32)
+        marker, length = head[1], head[2] * 256 + head[3]
+        is_frame = (marker >= 0xC0) & (marker <= 0xCF) & (marker != 0xC4) & (marker != 0xC8) & (marker != 0xCC)
+        after = tf.where((head[0] == 0xFF) & (length >= 2), position + 2 + length, size)
+        return after, marker, tf.where(is_frame, marker, frame)
+
+    start, marker, frame = tf.while_loop(is_segment, next_segment, [2, 0, 0])
+    found = (marker == 0xDA) & (start < size)
+    return tf.where(found, start, size), found & ((frame == 0xC0) | (frame == 0xC1))

@@ -1,0 +1,212 @@
+"""Converts the values of annotation files, which other tools write as another type: "1", 1.0 or true for 1."""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kerasdet.errors import UserError
+
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "null": 0, "none": 0, "1": 1, "true": 1, "yes": 1}
+MAX_LISTED = 200  # problems of a kind that are named; all are counted
+MAX_ID = 2**63 - 1
+
+Name = Callable[[], str]
+
+
+def as_int(value: Any) -> int | None:
+    """Converts a whole number of any type.
+
+    Args:
+        value: An integer, a float such as 3.0 or a text such as "3".
+
+    Returns:
+        The number, or None if the value is not a whole number of at most 63 bits. A bool is not a number.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        value = int(text.split(".")[0]) if len(text) < 25 and _WHOLE.fullmatch(text) else None
+    elif isinstance(value, float | np.floating):
+        value = int(value) if float(value).is_integer() else None
+    elif isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        value = None
+    return int(value) if value is not None and abs(int(value)) <= MAX_ID else None
+
+
+def as_float(value: Any) -> float | None:
+    """Converts a number of any type.
+
+    Args:
+        value: A number or a text such as "1.5".
+
+    Returns:
+        The number, which may be infinite or NaN, or None if the value is not a number. A bool is not a number.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | str | np.number):
+        return None
+    if isinstance(value, str) and "_" in value:  # Python reads "1_000", other languages do not
+        return None
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        return None
+    except OverflowError:
+        return np.inf
+
+
+def as_flag(value: Any) -> int | None:
+    """Converts a flag of any type.
+
+    Args:
+        value: 0, 1, a bool, None for 0, or a text such as "0", "1.0" and "true".
+
+    Returns:
+        0 or 1, or None if the value is not a flag.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        return _FLAGS.get(value.strip().lower().removesuffix(".0"))
+    return int(value) if isinstance(value, bool | int | float | np.number | np.bool_) and value in (0, 1) else None
+
+
+def as_list(value: Any) -> list | None:
+    """Converts a list of any type.
+
+    Args:
+        value: A list, a tuple, an array, or its JSON as text.
+
+    Returns:
+        The list, or None if the value is not a list.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def as_floats(value: Any) -> list[float] | None:
+    """Converts a list of numbers of any type.
+
+    Args:
+        value: A list, a tuple, an array, or its JSON as text.
+
+    Returns:
+        The numbers, or None if the value is not a list or an item is not a number.
+    """
+    values = as_list(value)
+    numbers = None if values is None else [as_float(item) for item in values]
+    return None if numbers is None or None in numbers else numbers
+
+
+def is_plain(values: Any) -> bool:
+    """Returns whether the value is a list of numbers of JSON, which fit into 64 bits."""
+    return type(values) is list and all(
+        type(value) is float or (type(value) is int and -MAX_ID <= value <= MAX_ID) for value in values
+    )
+
+
+def is_missing(value: Any) -> bool:
+    """Returns whether the value is absent: None, or an empty list, dict or text."""
+    return value is None or (isinstance(value, Sequence | dict | np.ndarray) and len(value) == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Names one fault of a dataset, which the reader mended or left out.
+
+    Args:
+        kind: Kind of the fault, a key of `Dataset.counts`.
+        item: Name of the item, such as "annotation 7" or the path of an image file.
+        text: What is wrong with it, such as "has the image_id '1'".
+    """
+
+    kind: str
+    item: str
+    text: str
+
+
+class Changes:
+    """Counts the values of a file that were read although they are not in its format, or refuses them.
+
+    Args:
+        source: Path or name of the file in messages.
+        strict: Whether to raise an error at the first of them.
+
+    Attributes:
+        counts: Number of changes of each kind.
+        problems: The first `MAX_LISTED` changes of each kind.
+    """
+
+    def __init__(self, source: str, strict: bool = False) -> None:
+        self.source = source
+        self.strict = strict
+        self.counts: Counter = Counter()
+        self.problems: list[Problem] = []
+
+    def add(self, kind: str, name: str, fact: str) -> None:
+        """Counts one change.
+
+        Args:
+            kind: Name of the kind of change, a key of `counts`.
+            name: Name of the item, such as "annotation 7".
+            fact: What the item has, such as "has the image_id '1'".
+
+        Raises:
+            UserError: If the reader is strict.
+        """
+        if self.strict:
+            raise UserError(
+                f"{self.source}: {name} {fact}, which strict=True refuses. Correct the file, or leave strict out."
+            )
+        self.counts[kind] += 1
+        if self.counts[kind] <= MAX_LISTED:
+            self.problems.append(Problem(kind, name, fact))
+
+    def merge(self, other: "Changes") -> None:
+        """Adds the changes that another reader of the same file counted."""
+        self.counts.update(other.counts)
+        self.problems += other.problems
+
+    def describe(self, phrases: dict[str, str]) -> list[str]:
+        """Describes each kind of change with its number and the first item.
+
+        Args:
+            phrases: What happened, by kind, such as "values of another type converted".
+        """
+        first = {each.kind: f"{each.item} {each.text}" for each in reversed(self.problems)}
+        return [
+            f"{self.counts[kind]} {text} (first: {first[kind]})" for kind, text in phrases.items() if self.counts[kind]
+        ]
+
+    def convert(self, value: Any, converter: Callable[[Any], Any], name: Name, key: str) -> Any:
+        """Converts a value, and counts it if that changed its type.
+
+        Args:
+            value: The value.
+            converter: `as_int`, `as_float`, `as_flag` or `as_floats`.
+            name: Function that makes the name of the item.
+            key: Key of the value.
+
+        Returns:
+            The converted value, or None if it cannot be converted.
+        """
+        converted = converter(value)
+        if converted is not None and type(value) is not type(converted):
+            self.add("converted_values", name(), f'has "{key}" {show(value)}')
+        return converted
+
+
+def show(value: Any) -> str:
+    """Formats a value for a message, at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
