@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
-from kerasdet.data import shapes
+from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
@@ -67,8 +67,8 @@ SURFACE = (
     data.CocoDataset,
     data.VocDataset,
     data.open_dataset,
-    data.ResizeShortestEdge,
-    data.RandomFlip,
+    data.ImageSampler,
+    *(getattr(transforms, name) for name in transforms.__all__ if name not in ("MixTransform", "Transform")),
     shapes.shapes_dataset,
     loading.pretrained,
     loading.backbone_weights,

@@ -40,11 +40,13 @@ class ImageInfo:
     Args:
         stored: Height and width as stored, in pixels.
         upright: Height and width after rotation by EXIF, in pixels.
+        is_turned: Whether EXIF states another orientation than upright.
         by_pil: Whether Pillow decodes the file, because TensorFlow cannot or gives other pixels.
     """
 
     stored: tuple[int, int]
     upright: tuple[int, int]
+    is_turned: bool
     by_pil: bool
 
 
@@ -72,7 +74,15 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
 
     image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, lambda: _decode_other(encoded))
     image = tf.ensure_shape(image, (None, None, 3))
-    return apply_orientation(image, tf.where(exif, jpeg.exif_orientation(encoded), 1))
+    if exif is False:
+        return image
+    # Reading EXIF takes as long as decoding a small image
+    orientation = (
+        jpeg.exif_orientation(encoded)
+        if exif is True
+        else tf.cond(exif, lambda: jpeg.exif_orientation(encoded), lambda: 1)
+    )
+    return apply_orientation(image, orientation)
 
 
 def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
@@ -95,7 +105,7 @@ def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -
 
     Args:
         encoded: Bytes of the file, () string.
-        exif: Whether to apply the EXIF orientation, () bool.
+        exif: Whether to apply the EXIF orientation, a bool or () bool. A Python False saves the time to look for it.
         by_pil: Whether Pillow decodes the file, () bool. None leaves Python out of the graph.
 
     Returns:
@@ -171,7 +181,8 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
         _check_jpeg(encoded)
     by_pil = kind in (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile)
     by_pil |= kind is BmpImagePlugin.BmpImageFile and not _is_stock_bmp(encoded)
-    return ImageInfo(stored, stored[::-1] if orientation in (5, 6, 7, 8) else stored, by_pil)
+    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+    return ImageInfo(stored, upright, orientation in range(2, 9), by_pil)
 
 
 def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tensor:
