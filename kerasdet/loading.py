@@ -129,16 +129,21 @@ def load_detector(path: str | Path) -> keras.Model:
     return model
 
 
-def pretrained(path: str | Path, num_classes: int) -> keras.Model:
+def pretrained(
+    path: str | Path, num_classes: int, *, shortest: int | None = None, longest: int | None = None
+) -> keras.Model:
     """Loads a detector to fine-tune it on other classes.
 
     All weights are kept except in the layers whose size depends on the number of classes: these are re-initialised if
-    the number differs. The model computes in the global precision policy, not in that of the file.
+    the number differs. The model computes in the global precision policy, not in that of the file. Kernel and rounding
+    of its resize rule stay; the lengths should be those that it is fine-tuned at.
 
     Args:
         path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
             name of `kerasdet zoo`.
         num_classes: Number of classes of the new task. A model with this number keeps its classification layer.
+        shortest: Length of an image's shorter side after resizing for detection, in pixels. None keeps the file's.
+        longest: Limit of the longer side, in pixels. None keeps the file's.
 
     Returns:
         The detector.
@@ -156,11 +161,14 @@ def pretrained(path: str | Path, num_classes: int) -> keras.Model:
             f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: name a detector with classes."
         )
     policy = keras.config.dtype_policy()
-    if model.num_classes == num_classes and model.dtype_policy.name == policy.name:
+    edges = {"shortest": shortest, "longest": longest}
+    edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
+    if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
         config.update(num_classes=num_classes, class_names=None)  # parts learn the number from the model
+    config["preprocessing"]["config"].update(edges)
     tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):

@@ -17,7 +17,7 @@ _CLASSES_HELP = (
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    "what `kerasdet export` wrote: a SavedModel folder or a .tflite file; or a name that `kerasdet zoo` lists"
+    "what `kerasdet export` wrote: a folder, a .tflite or an .onnx file; or a name that `kerasdet zoo` lists"
     f"{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
@@ -220,8 +220,8 @@ def _add_export(commands):
     export.add_argument(
         "--serving",
         action="store_true",
-        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up "
-        "(only for --format saved_model)",
+        help="OUT is a folder for TF Serving, or with --format openvino for OpenVINO Model Server: write the model as "
+        "its next version",
     )
     _add_format_options(export)
     return export

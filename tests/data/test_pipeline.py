@@ -257,5 +257,5 @@ def test_users_function_may_use_pythons_if(dataset):
 
 
 def test_error_of_a_transform_is_a_single_sentence(dataset):
-    with pytest.raises(ValueError, match="^CopyPaste got examples without masks"):
+    with pytest.raises(ValueError, match=r"^CopyPaste got examples without masks"):
         training_batches(dataset, 2, [CopyPaste()])

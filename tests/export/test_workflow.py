@@ -135,7 +135,7 @@ def test_failed_export_keeps_existing_files(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onnx"}, "no export format 'onnx': choose one of saved_model, tflite"),
+        ({"format": "coreml"}, "no export format 'coreml': choose one of saved_model, tflite, onnx, openvino"),
         ({"precision": "int8"}, "saved_model has no precision 'int8': choose one of float32, bfloat16, float16"),
         ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
         ({"format": "tflite", "serving": True}, "tflite has no server: leave --serving out"),
