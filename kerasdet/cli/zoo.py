@@ -41,7 +41,8 @@ def list_zoo(text: str, *, as_json: bool) -> None:
             ).rstrip()
         )
     print(
-        f"\nAP in percent on COCO val2017 as published, of boxes and of masks or keypoints. The cache is {cache_home()}.\n"
+        "\nAP in percent on COCO val2017 as published, of boxes and of masks or keypoints. The cache is "
+        f"{cache_home()}.\n"
         "Licences are those of the weights; COCO and ImageNet, which they were trained on, have terms of their own."
     )
 

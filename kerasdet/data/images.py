@@ -241,7 +241,8 @@ def _open(encoded):
 def _orientation(encoded, image):
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return int(_jpeg_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
-    return image.getexif().get(0x0112, 1) if isinstance(image, _BY_PIL[1:]) else 1
+    # Pillow turns a TIFF while it decodes, and swaps its sides before
+    return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
 
 
 _jpeg_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
