@@ -46,7 +46,7 @@ def local_copy(url: str) -> Path:
             files = [url]
         for file in progress(files, f"Copying {url}"):
             _copy(file, target / file[len(url) + 1 :] if file != url else target)
-    except (tf.errors.OpError, OSError) as error:
+    except (tf.errors.OpError, OSError, RuntimeError) as error:  # Azure's file system raises RuntimeError
         raise UserError(
             f"{url} cannot be copied to {target}: {' '.join(str(error).split())[:300]}. Check the address, the "
             "credentials and the free space, or copy the data yourself."
