@@ -12,14 +12,23 @@ import re
 
 import numpy as np
 import tensorflow as tf
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
-FORMATS = "JPEG, PNG, BMP, GIF or WebP"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+FORMATS = "JPEG, PNG, BMP, GIF, WebP or TIFF"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
 
 # `Image.open` refuses large images; the classes of the formats do not.
@@ -29,7 +38,9 @@ _OPENERS = (
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
     (re.compile(rb"GIF8"), GifImagePlugin.GifImageFile),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"II\*\0|MM\0\*"), TiffImagePlugin.TiffImageFile),
 )
+_BY_PIL = (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)
 _HARMLESS_BYTES = 8  # some cameras and editors leave a few bytes before the end of a whole JPEG
 
 
@@ -97,6 +108,8 @@ def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
     """
     with _open(encoded) as image:
         upright = ImageOps.exif_transpose(image) if exif else image
+        if upright.mode.startswith("I;16"):  # `convert` would clip it at 255
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.asarray(upright.convert("RGB"))
 
 
@@ -124,7 +137,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
     """Reads an image file as an upright RGB array.
 
     Args:
-        path: Path of a JPEG, PNG, BMP, GIF or WebP file.
+        path: Path of a JPEG, PNG, BMP, GIF, WebP or TIFF file.
 
     Returns:
         Image, (H, W, 3) uint8.
@@ -168,6 +181,8 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
                 raise UserError(
                     f"has {pixels} pixels, and max_pixels is {max_pixels}; raise max_pixels if the file can be trusted"
                 )
+            if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
+                raise UserError("is a TIFF with 32 bits a sample; convert it to 8 or 16 bits")
             orientation = _orientation(encoded, image)
             if kind is PngImagePlugin.PngImageFile:
                 image.verify()
@@ -179,7 +194,7 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
         raise UserError(f"cannot be decoded ({error}); save it again") from None
     if kind is JpegImagePlugin.JpegImageFile:
         _check_jpeg(encoded)
-    by_pil = kind in (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile)
+    by_pil = kind in _BY_PIL
     by_pil |= kind is BmpImagePlugin.BmpImageFile and not _is_stock_bmp(encoded)
     upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
     return ImageInfo(stored, upright, orientation in range(2, 9), by_pil)
@@ -237,6 +252,7 @@ def _open(encoded):
 def _orientation(encoded, image):
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return int(_jpeg_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
+    # Pillow turns a TIFF while it decodes, and swaps its sides before
     return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
 
 
