@@ -9,6 +9,7 @@ from kerasdet.data.image_files import list_images
 from kerasdet.data.images import SUFFIXES
 from kerasdet.errors import UserError
 
+_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +36,10 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
             yield from _expand(line, from_list=True)
     elif Path(word).is_dir():
         yield from map(str, list_images(Path(word)))
+    elif "://" in word:
+        raise UserError(f"{word} is a URL: expected a file, a folder, a glob or @FILE. Download the image first.")
+    elif Path(word).suffix.lower() in _VIDEOS:
+        raise UserError(f"{word} is a video: expected images. Extract its frames first, for example with ffmpeg.")
     elif glob.has_magic(word) and not Path(word).exists():
         found = sorted(path for path in glob.glob(word, recursive=True) if Path(path).is_file())
         if not found:
@@ -42,7 +47,7 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
         images = [path for path in found if Path(path).suffix.lower() in SUFFIXES]
         if images and len(images) < len(found):
             log.info(
-                "%s: %d files whose names do not end like an image's are left out.", word, len(found) - len(images)
+                "%s: files whose names are not an image's are left out (%d).", word, len(found) - len(images)
             )
         yield from images or found
     else:
