@@ -114,7 +114,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
-        config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
+        config: A path of a file or of a run, or the name of a file inside kerasdet, with or without ``.gin``.
         overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes.
         defaults: Values of macros that the file requires and neither it nor the overrides set.
 
@@ -253,7 +253,7 @@ def _unknown_argument(error):
 
 def _find(config):
     packaged = [GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin")]
-    candidates = [expand(config), *packaged] if str(config) else packaged
+    candidates = [expand(config), expand(config) / "config.gin", *packaged] if str(config) else packaged
     for path in candidates:
         if path.is_file():
             return path

@@ -22,7 +22,6 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.paths import make_folder, prepare_file
@@ -75,8 +74,7 @@ def _eval(options):
     errors = []
     for name, path in files.items():  # one that cannot be written any more does not cost the other
         try:
-            with replacing(path) as partial:
-                partial.write_text(texts[name](), encoding="utf-8")
+            path.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
             errors.append(error)
     if errors:

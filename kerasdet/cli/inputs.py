@@ -46,9 +46,7 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
             raise UserError(f"No file matches {word}: expected at least one image. Check the pattern and the folder.")
         images = [path for path in found if Path(path).suffix.lower() in SUFFIXES]
         if images and len(images) < len(found):
-            log.info(
-                "%s: files whose names are not an image's are left out (%d).", word, len(found) - len(images)
-            )
+            log.info("%s: files whose names are not an image's are left out (%d).", word, len(found) - len(images))
         yield from images or found
     else:
         yield word
@@ -56,7 +54,7 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
 
 def _lines(path):
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"The list of images {path} cannot be read: {error.strerror}. Name a text file with one path per line."
