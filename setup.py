@@ -63,6 +63,8 @@ setup(
     packages=[
         *find_packages(include=["kerasdet", "kerasdet.*"]),
         "kerasdet.export",
+        "kerasdet.export.onnx",
+        "kerasdet.export.openvino",
         "kerasdet.export.saved_model",
         "kerasdet.export.saved_model.serving",
         "kerasdet.export.tflite",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FORMATS = (
     "saved_model",
     "tflite",
+    "onnx",
+    "openvino",
 )
 # Suffixes of other tools' model files. A folder with such a name would pass for one of them.
 MODEL_SUFFIXES = (

@@ -57,7 +57,7 @@ def export_and_verify(
     Args:
         model: The detector.
         path: File or folder to write, which does not exist yet; with `serving` a new or existing serving folder.
-        format: Name of a format in `kerasdet.export.formats`, "saved_model" or "tflite". None takes the one that the
+        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None takes the one that the
             suffix of `path` says, "saved_model" if it says none.
         serving: Whether to write the next version in a folder for TF Serving.
         precision: Precision of the network, one of the format's.
@@ -87,7 +87,7 @@ def export_and_verify(
     if "calibration_images" in export_format.options:
         options["calibration_images"] = list(_list_images(calibration_images))
     elif len(calibration_images):
-        raise UserError(f"Format {format} takes no calibration images: leave them out, or use format tflite.")
+        raise UserError(f"Format {format} takes no calibration images: leave them out, or use another format.")
     if serving and export_format.new_version is None:
         raise UserError(f"Format {format} has no server: leave --serving out, or use format saved_model.")
     images = read_images(verify_images) or sample_images()

@@ -66,6 +66,7 @@ SURFACE = (
     common.LossNormalizer,
     data.CocoDataset,
     data.VocDataset,
+    data.open_dataset,
     data.ResizeShortestEdge,
     data.RandomFlip,
     shapes.shapes_dataset,
@@ -136,7 +137,8 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
 
     Args:
         config: A path of a file or of a run, or the name of a file inside kerasdet, with or without ``.gin``.
-        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes.
+        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes. ``DATA=path`` replaces the data
+            of the file by a dataset of any format, with its number of classes; see ``gin_configs/dataset/folder.gin``.
         defaults: Values of macros that the file requires and neither it nor the overrides set.
 
     Raises:
@@ -157,6 +159,9 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(text)
+        names = [override.partition("=")[0].strip() for override in overrides]
+        if "DATA" in names:
+            _replace_data()
         for override in overrides:
             gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
@@ -164,10 +169,25 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
+    if "DATA" in names and "NUM_CLASSES" not in names:
+        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
     for name, value in (defaults or {}).items():
         if name in _used_macros() and "gin.REQUIRED" in repr(macro(name)):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
+
+
+def _replace_data():
+    """Lets `dataset/folder.gin` replace the data of a recipe, with the masks or keypoints that the recipe reads."""
+    gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
+    for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
+        if name in _used_macros():
+            gin.bind_parameter(f"%{name}", None)
+    for name in ("masks", "keypoints"):
+        try:
+            gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))
+        except ValueError:  # the recipe does not read them
+            continue
 
 
 def train() -> keras.Model:

@@ -13,11 +13,13 @@ import tensorflow as tf
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.data import run_data
 from kerasdet.cli.inputs import image_files
 from kerasdet.cli.inspect import inspect
 from kerasdet.cli.predict import predict
 from kerasdet.cli.zoo import list_zoo
-from kerasdet.data import CocoDataset
+from kerasdet.data import CocoDataset, open_dataset
+from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
@@ -44,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
         "predict": _predict,
         "export": _export,
         "convert": _convert,
+        "data": run_data,
         "inspect": inspect,
         "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
@@ -51,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(options):
+    if options.data is not None:
+        options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:
         config.train()
@@ -88,12 +93,16 @@ def _check_eval_options(options):
             raise UserError("--detections needs --annotations, the ground truth to score against.")
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: name one of them.")
-        for name in ("images", "batch_size", "tta", "save_detections"):
+        for name in ("data", "split", "images", "batch_size", "tta", "save_detections"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} is for a MODEL that detects; --detections has the results: leave {flag} out.")
     elif not options.model:
         raise UserError("there is nothing to evaluate: name a model, or a file of COCO results with --detections.")
+    elif options.data and options.annotations:
+        raise UserError("--data and --annotations are both given: name one of them.")
+    elif options.split and not options.data:
+        raise UserError("--split needs --data, the dataset that has the split: give both or none.")
     elif options.images and not options.annotations:
         raise UserError("--images needs --annotations, the COCO file of these images: give both or none.")
 
@@ -112,11 +121,20 @@ def _output_files(options):
 
 def _evaluate_model(options):
     require_model(options.model)
-    data = CocoDataset(options.annotations, options.images) if options.annotations else _evaluation_data(options.model)
+    data = _dataset_named(options) or _evaluation_data(options.model)
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
     return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1)
+
+
+def _dataset_named(options):
+    """Opens the dataset that the options name, or returns None."""
+    if options.data is None:
+        return CocoDataset(options.annotations, options.images) if options.annotations else None
+    splits = recognise(options.data).splits
+    choice = options.split or next((name for name in ("val", "test") if name in splits), None)
+    return open_dataset(options.data, choice)
 
 
 def _evaluation_data(model):
@@ -125,7 +143,7 @@ def _evaluation_data(model):
         if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --data or --annotations.")
 
 
 def _load(path, load=load_predictor):

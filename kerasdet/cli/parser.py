@@ -8,6 +8,7 @@ import argparse
 import os
 
 import kerasdet
+from kerasdet.cli.data_parser import add_data
 from kerasdet.export.formats import default_spec, specs
 
 _CLASSES_HELP = (
@@ -16,7 +17,7 @@ _CLASSES_HELP = (
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    "what `kerasdet export` wrote: a SavedModel folder or a .tflite file; or a name that `kerasdet zoo` lists"
+    "what `kerasdet export` wrote: a folder, a .tflite or an .onnx file; or a name that `kerasdet zoo` lists"
     f"{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
@@ -40,8 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_debug(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_zoo)
-    for add in adders:
-        _add_debug(add(commands), default=argparse.SUPPRESS)  # keeps what stands before the command
+    parsers = [add(commands) for add in adders] + add_data(commands)
+    for each in parsers:
+        _add_debug(each, default=argparse.SUPPRESS)  # keeps what stands before the command
     return parser
 
 
@@ -68,6 +70,7 @@ def _add_train(commands):
         "train",
         "Train the model of a gin configuration, or resume the run in its OUT_DIR.",
         "retinanet_r18_fpn_shapes --set STEPS=500 --set OUT_DIR=runs/first",
+        "finetune --data downloads/roboflow-export --set CHECKPOINT=converted",
     )
     train.add_argument(
         "config", type=_path, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
@@ -79,6 +82,13 @@ def _add_train(commands):
         metavar="NAME=VALUE",
         dest="overrides",
         help="override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last one wins",
+    )
+    train.add_argument(
+        "--data",
+        type=_path,
+        metavar="DATA",
+        help="train and evaluate on this dataset instead of the recipe's: a folder, or the file that describes it, in "
+        "any format of docs/data.md. It needs the splits train and val; NUM_CLASSES follows it",
     )
     train.add_argument(
         "--workers",
@@ -99,11 +109,16 @@ def _add_eval(commands):
     )
     evaluate.add_argument("model", nargs="?", type=_path, metavar="MODEL", help=_MODEL_HELP)
     evaluate.add_argument(
-        "--annotations",
+        "--data",
         type=_path,
-        metavar="FILE",
-        help="COCO annotations (default: the evaluation data of the model's own gin configuration)",
+        metavar="DATA",
+        help="a dataset in any format of docs/data.md (default: the evaluation data of the model's own gin "
+        "configuration)",
     )
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="the split of --data (default: val, else test, else the only one)"
+    )
+    evaluate.add_argument("--annotations", type=_path, metavar="FILE", help="COCO annotations, instead of --data")
     evaluate.add_argument(
         "--images",
         type=_path,
@@ -207,8 +222,8 @@ def _add_export(commands):
     export.add_argument(
         "--serving",
         action="store_true",
-        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up "
-        "(only for --format saved_model)",
+        help="OUT is a folder for TF Serving, or with --format openvino for OpenVINO Model Server: write the model as "
+        "its next version",
     )
     _add_format_options(export)
     return export

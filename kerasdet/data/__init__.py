@@ -8,7 +8,7 @@ which order images come; `pipeline` makes batches. `shapes` generates a small da
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import evaluation_batches, training_batches
-from kerasdet.data.recognise import dataset_from_examples, open_dataset
+from kerasdet.data.recognise import dataset_from_examples, open_dataset, read_class_names
 from kerasdet.data.sampler import ImageSampler
 from kerasdet.data.transforms import RandomFlip, ResizeShortestEdge
 from kerasdet.data.voc import VocDataset
@@ -23,5 +23,6 @@ __all__ = [
     "dataset_from_examples",
     "evaluation_batches",
     "open_dataset",
+    "read_class_names",
     "training_batches",
 ]

@@ -13,7 +13,18 @@ from typing import Any
 
 from kerasdet.data.categories import read_categories, without_groups
 from kerasdet.data.segmentation import box_of, read_segmentation
-from kerasdet.data.values import Changes, as_flag, as_float, as_floats, as_int, as_list, is_missing, is_plain, show
+from kerasdet.data.values import (
+    MAX_ID,
+    Changes,
+    as_flag,
+    as_float,
+    as_floats,
+    as_int,
+    as_list,
+    is_missing,
+    is_plain,
+    show,
+)
 from kerasdet.errors import UserError
 
 # What the log says of each kind of change
@@ -68,13 +79,13 @@ def read_json(path: str | os.PathLike) -> Any:
         UserError: If the file is not JSON.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"The annotation file {path} does not exist. Check the path.")
+        raise FileNotFoundError(f"The file {path} does not exist. Check the path.")
     with open(path, "rb") as file:
         content = file.read()
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}. Export or download the annotations again.") from None
+        raise UserError(f"{path} is not valid JSON: {error}. Export or download it again.") from None
 
 
 def read_contents(
@@ -217,7 +228,7 @@ class _AnnotationReader:
 
     def _id(self, annotation, key, section, name):
         value = annotation.get(key)
-        if type(value) is int:
+        if type(value) is int and -MAX_ID <= value <= MAX_ID:
             return value
         if key not in annotation:
             raise self._error(name, f'has no "{key}". Add the id of an entry of "{section}".')
@@ -280,14 +291,14 @@ class _AnnotationReader:
 
     def _area(self, value, box, name):
         """Returns the area that puts an object among the small, medium or large ones in an evaluation."""
-        if type(value) in (int, float) and 0 < value < math.inf:
+        if type(value) in (int, float) and 0 < value < MAX_ID:
             return value
         own = max(box[2], 0) * max(box[3], 0)
         if is_missing(value):
             return own
         listed = as_list(value)
         number = as_float(listed[0] if listed and len(listed) == 1 else value)
-        if number is not None and 0 < number < math.inf:
+        if number is not None and 0 < number < MAX_ID:
             self.changes.add("converted_values", name(), f'has "area" {show(value)}')
             return number
         if own > 0:

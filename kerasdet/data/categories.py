@@ -148,6 +148,8 @@ def read_skeleton(category: Mapping, changes: Changes) -> tuple[tuple[int, int],
         )
     if first == 0:
         changes.add("skeletons_from_0", where, f"has the skeleton {show(value)}")
+    if not all(type(index) is int for pair in as_list(value) for index in pair):
+        changes.add("converted_values", where, f"has the skeleton {show(value)}")
     return tuple((a - first, b - first) for a, b in pairs)
 
 

@@ -11,6 +11,7 @@ from kerasdet.data.portable import Part, make_part
 from kerasdet.data.recognise import Source, read_source, recognise
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 WRITERS = {
     "coco": write_coco.write,
@@ -109,7 +110,7 @@ def empty_folder(path: str | os.PathLike) -> Path:
     Raises:
         UserError: If it is a file, or holds files.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
     return path

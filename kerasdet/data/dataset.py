@@ -70,7 +70,7 @@ class Dataset:
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
         strict: Whether to refuse contents that differ from COCO's format and can still be read, such as numbers as
-            text. By default they are read, counted and named in the log.
+            text, and objects that would be clipped or dropped. By default these are counted and named in the log.
         max_pixels: An image with more pixels is bad. A damaged or malicious file can claim any size.
 
     Attributes:
@@ -146,12 +146,14 @@ class Dataset:
             masks,
             len(self.keypoint_names),
         )
+        ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
+        if strict:
+            _refuse(object_problems, ids, source)
         records = [
             Record(image_id, path, *file.size, file.exif, **arrays, by_pil=file.by_pil, content=content)
             for (image_id, (path, content, file)), arrays in zip(usable.items(), objects, strict=True)
         ]
         self.records = tuple(r for r in records if keep_images_without_objects or not r.is_empty)
-        ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
         self.counts = {
             "images": len(self.records),
             "bad_images": len(bad),
@@ -233,6 +235,16 @@ class Dataset:
     def _missing_size(self, image):
         size = self._missing_sizes.get(as_int(image["id"]))
         return {} if size is None else dict(zip(("height", "width"), size, strict=True))
+
+
+def _refuse(problems, ids, source):
+    """Raises an error about the first object that would be clipped or dropped, or the first id that is used twice."""
+    repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
+    for problem in (*problems, *repeated):
+        raise UserError(
+            f"{source}: {problem.item} {problem.text}, which strict=True refuses. Correct the file, or leave strict "
+            "out."
+        )
 
 
 def _file_names(images, source):

@@ -94,12 +94,13 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     data = tf.io.decode_raw(encoded, tf.uint8)
     start, is_sequential = _scan(data)
     pixels = data[start:]
-    marker_at = tf.where((pixels[:-1] == 0xFF) & (pixels[1:] != 0) & (pixels[1:] != 0xFF))[:, 0]
+    marker_at = tf.cast(tf.where((pixels[:-1] == 0xFF) & (pixels[1:] != 0) & (pixels[1:] != 0xFF))[:, 0], tf.int32)
     markers = tf.cast(tf.gather(pixels, marker_at + 1), tf.int32)
-    end = tf.argmax(tf.concat([markers == 0xD9, [True]], 0))
-    restarts = markers[:end]
-    in_order = tf.reduce_all(restarts == 0xD0 + tf.range(tf.cast(end, tf.int32)) % 8)
-    stop = tf.cast(start, tf.int64) + tf.concat([marker_at, [tf.size(pixels, tf.int64)]], 0)[end]
+    count = tf.argmax(
+        tf.concat([markers == 0xD9, [True]], 0), output_type=tf.int32
+    )  # those before the end of the image
+    in_order = tf.reduce_all(markers[:count] == 0xD0 + tf.range(count) % 8)
+    stop = start + tf.concat([marker_at, [tf.size(pixels)]], 0)[count]
 
     def ends_too_soon():
         filler = tf.constant(bytes(_FILLER) + b"\xff\xd9")

@@ -21,6 +21,7 @@ from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.values import Changes
 from kerasdet.data.voc_folders import find_voc
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 _logger = logging.getLogger("kerasdet.data")
 
@@ -65,7 +66,7 @@ def recognise(path: str | os.PathLike) -> Source:
         raise UserError(
             f"{os.fspath(path)} is on {scheme[1]}; expected a local path. Copy the dataset to a local disk first."
         )
-    path = Path(path).expanduser()
+    path = expand(path)
     if not path.exists() and not list(path.parent.glob(path.name) if path.parent.is_dir() else []):
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
     for name, find in _FINDERS.items():
@@ -92,11 +93,22 @@ def _find_yolo(path):
             if path.is_dir():
                 continue
             raise
-        keys = [key for key in yolo.SPLIT_KEYS if data.get(key)]
+        keys = [key for key in data if _is_split(key, data[key], file.parent)]
         if "names" in data and keys:
             names = yolo.class_names(data, file)
-            return {split_of(key): functools.partial(_read_yolo, data, file, key, names) for key in keys}
+            splits = {key: split_of(key) for key in keys}
+            return {
+                key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
+                for key, split in splits.items()
+            }
     return {}
+
+
+def _is_split(key, value, folder):
+    """Returns whether a key of a `data.yaml` names a split: a usual one, or one with a folder that exists."""
+    if key in yolo.SPLIT_KEYS:
+        return bool(value)
+    return key != "path" and isinstance(value, str) and value != "" and (folder / value).is_dir()
 
 
 def _read_yolo(data, file, key, names, changes):
@@ -285,6 +297,27 @@ def _select(data, classes, changes):
     changes.merge(contents.changes)
     clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
     return select_classes({**data, **clean}, classes, changes.source)
+
+
+def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None) -> tuple[str, ...]:
+    """Reads the names of the classes of a dataset, without opening its images.
+
+    Args:
+        path: Path of the dataset, see `open_dataset`.
+        classes: As for `open_dataset`.
+
+    Returns:
+        K names in the order of the class ids; those of the training data if there are several splits.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        UserError: If the format is not known, or an annotation is invalid, naming it.
+    """
+    source = recognise(path)
+    split = "train" if "train" in source.splits else next(iter(source.splits))
+    changes = Changes(str(source.path))
+    contents = read_contents(read_source(source, split, changes, classes), changes.source)
+    return tuple(category["name"] for category in contents.categories)
 
 
 def open_dataset(

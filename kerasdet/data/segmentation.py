@@ -1,6 +1,7 @@
 """Reads segmentations in the forms that tools write: polygons, flat or of points, and run lengths."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from kerasdet.data.values import Changes, Name, as_float, as_int, as_list, is_missing, is_plain, show
+
+_MAX_PIXEL = 1e6
 
 Segmentation = list[list[float]] | dict
 
@@ -39,7 +42,7 @@ def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation 
     polygons = as_list(value)
     if polygons is None:
         raise ValueError(f'has the "segmentation" {show(value)}, which is neither a list of polygons nor an RLE')
-    if type(value) is list and all(is_plain(each) and len(each) >= 6 and len(each) % 2 == 0 for each in value):
+    if type(value) is list and all(map(_is_polygon, value)):
         return value
     polygons = _as_polygons(polygons, changes, name)
     kept = [polygon for polygon in polygons if len(polygon) >= 6]
@@ -65,6 +68,12 @@ def box_of(segmentation: Segmentation) -> list[float]:
         return rle.toBbox(code).tolist()
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
     return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
+def _is_polygon(value):
+    """Returns whether a polygon is in COCO's form, fast; NaN anywhere in the list makes its sum NaN."""
+    plain = is_plain(value) and len(value) >= 6 and len(value) % 2 == 0
+    return plain and min(value) >= -_MAX_PIXEL and max(value) <= _MAX_PIXEL and not math.isnan(sum(value))
 
 
 def _as_polygons(items, changes, name):
@@ -95,7 +104,7 @@ def _joined(points):
 
 def _numbers(polygon, changes, name):
     numbers = [as_float(item) for item in polygon]
-    if None in numbers or not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e6:
+    if None in numbers or not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > _MAX_PIXEL:
         raise ValueError(f"has a polygon whose entries are not all pixel coordinates: {show(polygon)}")
     if not is_plain(polygon):
         changes.add("converted_values", name(), f"has the polygon {show(polygon)}")

@@ -14,7 +14,7 @@ from kerasdet.errors import UserError
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "null": 0, "none": 0, "1": 1, "true": 1, "yes": 1}
 MAX_LISTED = 200  # problems of a kind that are named; all are counted
-_MAX_ID = 2**63 - 1
+MAX_ID = 2**63 - 1
 
 Name = Callable[[], str]
 
@@ -35,7 +35,7 @@ def as_int(value: Any) -> int | None:
         value = int(value) if float(value).is_integer() else None
     elif isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         value = None
-    return int(value) if value is not None and abs(int(value)) <= _MAX_ID else None
+    return int(value) if value is not None and abs(int(value)) <= MAX_ID else None
 
 
 def as_float(value: Any) -> float | None:
@@ -109,8 +109,10 @@ def as_floats(value: Any) -> list[float] | None:
 
 
 def is_plain(values: Any) -> bool:
-    """Returns whether the value is a list of numbers of JSON."""
-    return type(values) is list and all(type(value) is int or type(value) is float for value in values)
+    """Returns whether the value is a list of numbers of JSON, which fit into 64 bits."""
+    return type(values) is list and all(
+        type(value) is float or (type(value) is int and -MAX_ID <= value <= MAX_ID) for value in values
+    )
 
 
 def is_missing(value: Any) -> bool:

@@ -1,10 +1,15 @@
 """Reads Pascal VOC folders into the same records as COCO JSON."""
 
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from xml.etree import ElementTree
 
 from kerasdet.data.dataset import Dataset
+from kerasdet.data.images import MAX_PIXELS
+from kerasdet.data.values import as_flag, as_float
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -18,7 +23,8 @@ class VocDataset(Dataset):
     """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
     The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. As in detectron2, training uses
-    objects marked difficult; evaluation neither rewards nor punishes a detection of one.
+    objects marked difficult; evaluation neither rewards nor punishes a detection of one. An image is the file of
+    ``JPEGImages`` with the name of its XML, in any format. Sizes that are missing or 0 are read from the files.
 
     Example:
         >>> dataset = VocDataset(["VOCdevkit/VOC2007", "VOCdevkit/VOC2012"], "trainval")
@@ -29,19 +35,17 @@ class VocDataset(Dataset):
         root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
         split: Name of a list of images, such as "trainval"; every folder must have that list.
         class_names: The K names of the classes. Another name in an XML is an error.
-        keep_images_without_objects: Whether to keep images without an object.
-        on_bad_image: What to do if an image file is missing, damaged or not of the size in its XML: "error" raises
-            one `UserError` that names them, "skip" leaves them out.
+        keep_images_without_objects: As for `Dataset`.
+        on_bad_image: As for `Dataset`.
+        strict: As for `Dataset`.
+        max_pixels: As for `Dataset`.
 
     Attributes:
         annotations: Path of the first list of images.
-        ground_truth: Contents of an equivalent COCO file, for evaluation.
         records: Tuple of `Record`, in the order of the lists. The image id consists of the digits of the file name,
             or is the position from 1 if that does not give unique ids.
         class_names: Tuple of K names.
         category_ids: The numbers 1..K.
-        num_classes: Number of classes, K.
-        counts: Number of images and boxes that were kept, changed and dropped, by name.
 
     Raises:
         FileNotFoundError: If a list, an XML or a folder does not exist.
@@ -56,6 +60,8 @@ class VocDataset(Dataset):
         class_names: Sequence[str] = VOC_CLASSES,
         keep_images_without_objects: bool = True,
         on_bad_image: str = "error",
+        strict: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
@@ -66,35 +72,66 @@ class VocDataset(Dataset):
             source=lists[0],
             keep_images_without_objects=keep_images_without_objects,
             on_bad_image=on_bad_image,
+            strict=strict,
+            max_pixels=max_pixels,
         )
 
 
 def _coco(places, class_names):
     """Returns the contents of an equivalent COCO file."""
+    if len(set(class_names)) < len(class_names):
+        raise UserError(f"class_names has a name twice: {', '.join(class_names)}. Give each class one name.")
     class_of = {name: class_id for class_id, name in enumerate(class_names)}
+    files = {folder: _files_by_stem(folder / "JPEGImages") for folder in {folder for folder, _ in places}}
     images, annotations = [], []
     for image_id, (folder, name) in zip(_image_ids([name for _, name in places]), places, strict=True):
-        (height, width), objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of)
-        path = str(folder / "JPEGImages" / f"{name}.jpg")
-        images.append({"id": image_id, "file_name": path, "height": height, "width": width})
-        annotations += [
-            {"image_id": image_id, "category_id": class_id + 1, "bbox": xywh, "difficult": int(difficult)}
-            for *xywh, class_id, difficult in objects
-        ]
+        (height, width), file_name, objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of)
+        path = _image_path(folder / "JPEGImages", name, file_name, files[folder])
+        images.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
+        annotations += [{**each, "image_id": image_id, "category_id": each["category_id"] + 1} for each in objects]
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def _files_by_stem(folder):
+    """Maps the names of the files of a folder without their suffix to their paths."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _image_path(folder, name, file_name, files):
+    """Returns the image of an XML: name.jpg, the file that it names, or the only one with that stem."""
+    same_stem = files.get(name, [])
+    for path in (folder / f"{name}.jpg", folder / file_name if file_name else None):
+        if path in same_stem:
+            return path
+    if len(same_stem) > 1:
+        raise UserError(
+            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}. Keep one of them."
+        )
+    return same_stem[0] if same_stem else folder / f"{name}.jpg"
+
+
 def _names(path):
-    """Returns the names of the images in a list: the first word of each line, because per-class lists add a label."""
+    """Returns the names of the images in a list."""
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         choices = f"Choose one of these splits: {', '.join(known)}." if known else "Check root and split."
         raise FileNotFoundError(f"The list of images {path} does not exist. {choices}")
-    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    annotations = path.parents[2] / "Annotations"
+    names = [_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     if not names:
         raise UserError(f"{path} names no image; expected one name per line. Give another split or fill the list.")
     return names
+
+
+def _name(line, annotations):
+    """Returns the name in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix."""
+    without_label = re.sub(r"\s+(-1|0|1)$", "", line)
+    choices = [line, without_label, without_label.rsplit(".", 1)[0]]
+    return next((name for name in choices if (annotations / f"{name}.xml").is_file()), without_label)
 
 
 def _image_ids(names):
@@ -106,17 +143,27 @@ def _image_ids(names):
     return list(range(1, len(names) + 1))
 
 
-def read_xml(path, class_of):
-    """Returns (height, width) of the image, and its objects as (x, y, width, height, class_id, difficult)."""
+def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None], str, list[dict]]:
+    """Reads the annotations of one image.
+
+    Args:
+        path: Path of the XML file.
+        class_of: Class name -> class id.
+
+    Returns:
+        Height and width of the image, None where the file has none; the file name of the image, "" without one; COCO
+        annotations with class ids, without image ids.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        UserError: If it is not valid, naming the file and the object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise UserError(f"{path} is not valid XML: {error}. Correct or replace the file.") from None
-    size = [_number(tree, f"size/{name}", path) for name in ("height", "width")]
-    if min(size) < 1 or any(length != int(length) for length in size):
-        raise UserError(f"{path}: the image has (height, width) {size}; expected positive integers. Correct <size>.")
     objects = []
     for number, item in enumerate(tree.findall("object"), 1):
         where = f"{path}: object {number}"
@@ -127,14 +174,41 @@ def read_xml(path, class_of):
                 "class_names."
             )
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        difficult = (item.findtext("difficult") or "0").strip() not in ("0", "")
-        objects.append((x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1, class_of[name], difficult))
-    return (int(size[0]), int(size[1])), objects
+        objects.append(
+            {
+                "category_id": class_of[name],
+                "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
+                "difficult": _difficult(item.findtext("difficult"), where),
+            }
+        )
+    return (
+        [_length(tree, name, path) for name in ("height", "width")],
+        (tree.findtext("filename") or "").strip(),
+        objects,
+    )
+
+
+def _length(tree, name, path):
+    """Returns height or width; None if it is missing, empty or 0."""
+    if not (tree.findtext(f"size/{name}") or "").strip():
+        return None
+    length = _number(tree, f"size/{name}", path)
+    if length < 0 or length != int(length):
+        raise UserError(f"{path} has size/{name} {length:g}; expected a positive integer. Correct <size>.")
+    return int(length) or None
+
+
+def _difficult(text, where):
+    text = (text or "").strip()
+    flag = 0 if text.lower() == "unspecified" else as_flag(text)  # LabelImg and others write it into any field
+    if flag is None:
+        raise UserError(f"{where} has difficult {text!r}; expected 0 or 1. Correct the file.")
+    return flag
 
 
 def _number(item, key, where):
     text = item.findtext(key)
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        raise UserError(f"{where} has {key} {text!r}; expected a number. Correct the file.") from None
+    number = as_float(text)
+    if number is None or not math.isfinite(number):
+        raise UserError(f"{where} has {key} {text!r}; expected a number. Correct the file.")
+    return number

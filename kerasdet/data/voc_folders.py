@@ -118,20 +118,20 @@ def _read_split(files, names, root, changes):
                 *(parent / name for parent in (file.parent.parent, root) for name in _IMAGE_FOLDERS),
             ]
             finders[file.parent] = ImageFinder([folder for folder in folders if folder.is_dir()], changes)
-        size, objects = read_xml(file, class_of)
-        entries.append(image_entry(image_id, _image_of(file, finders[file.parent]), size))
-        for *xywh, class_id, difficult in objects:
-            annotation = {"image_id": image_id, "category_id": class_id + 1, "bbox": xywh, "difficult": int(difficult)}
+        size, file_name, objects = read_xml(file, class_of)
+        entries.append(image_entry(image_id, _image_of(file, file_name, finders[file.parent]), size))
+        for each in objects:
+            annotation = {**each, "image_id": image_id, "category_id": each["category_id"] + 1}
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **annotation})
     categories = [{"id": number, "name": name} for number, name in enumerate(names(), 1)]
     return {"images": entries, "annotations": annotations, "categories": categories}
 
 
-def _image_of(file, finder):
-    """Returns the image of an XML file: that of its own name, because tools rename both; or else its `<filename>`."""
+def _image_of(file, file_name, finder):
+    """Returns the image of an XML file: that of its own name, because tools rename both; or else `file_name`."""
     for folder in finder.folders:
         for suffix in IMAGE_SUFFIXES:
             for path in (folder / f"{file.stem}{suffix}", folder / f"{file.stem}{suffix.upper()}"):
                 if path.is_file():
                     return path
-    return finder.find((parse(file).findtext("filename") or f"{file.stem}.jpg").strip(), str(file))
+    return finder.find(file_name or f"{file.stem}.jpg", str(file))

@@ -51,5 +51,5 @@ def _category(category):
     kept = {key: category[key] for key in ("id", "name", "supercategory") if key in category}
     if category.get("keypoints"):
         kept["keypoints"] = category["keypoints"]
-        kept["skeleton"] = [[a + 1, b + 1] for a, b in category.get("skeleton", ())]
+        kept["skeleton"] = category.get("skeleton") or []
     return kept

@@ -11,19 +11,21 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kerasdet.data import images
+from kerasdet.data import jpeg
 from kerasdet.data.portable import Item, Part
 from kerasdet.data.progress import progress
 from kerasdet.data.regions import mask_of
 
 _IMAGES_OF_SHARD = 1000
+_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
 
 
 def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
     """Writes splits as `SPLIT-00000-of-00001.tfrecord`, 1000 images each, and `label_map.pbtxt`.
 
     Labels are the category ids, or 1..K if an id is below 1. Objects with masks have one PNG each. Images that EXIF
-    turns are stored upright as PNG, because readers of these features ignore EXIF.
+    turns are stored upright as PNG, because other readers of these features ignore EXIF; so are those in formats that
+    TensorFlow does not decode.
 
     Args:
         parts: Splits of the dataset.
@@ -58,7 +60,7 @@ def _quoted(name):
 def _example(item: Item, names, label_of, joints):
     record, annotations = item.record, item.annotations
     encoded, name = record.encoded(), item.name
-    if record.exif and int(images.exif_orientation(encoded)) != 1:
+    if record.by_pil or (record.exif and int(_orientation(encoded[: jpeg.EXIF_SEARCH])) != 1):
         encoded, name = _png(record.image()), str(Path(name).with_suffix(".png"))
     boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
     x1, y1 = boxes[:, :2].T

@@ -1,17 +1,25 @@
 """Measures detectors: COCO AP of a predictor on a dataset, or of a file of detections."""
 
-from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, evaluate_proposals, read_ground_truth
-from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, validation_losses
+from kerasdet.evaluation.coco import (
+    check_ground_truth,
+    evaluate_all,
+    evaluate_coco,
+    evaluate_proposals,
+    read_ground_truth,
+)
+from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, match_dataset, validation_losses
 from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
 
 __all__ = [
     "CocoMetrics",
     "DetectorMetrics",
+    "check_ground_truth",
     "evaluate",
     "evaluate_all",
     "evaluate_coco",
     "evaluate_proposals",
     "evaluate_with_results",
+    "match_dataset",
     "read_ground_truth",
     "validation_losses",
 ]

@@ -5,54 +5,62 @@ This module does not import TensorFlow: NumPy and pycocotools are enough to scor
 
 import contextlib
 import io
-import json
+import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from kerasdet.data.annotations import CHANGES, name_of, read_contents, read_json
+from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
+from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle
+
+_logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike | dict | list  # a path, or the content of the file
-GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of best boxes per image for which recall is measured
 UNIFORM_SIGMA = 0.05  # annotators' spread at keypoints other than COCO's 17; nobody has measured it there
 
 
 def read_ground_truth(source: Source) -> dict:
-    """Reads COCO ground truth and checks everything that an evaluation needs of it.
+    """Reads COCO ground truth and checks its values.
 
     Args:
         source: Path of an annotation file, or its content, which is not changed.
 
     Returns:
-        Dict with `images`, `categories` and `annotations`. The annotations are copies with ids from 1 and a value
-        for `iscrowd`.
+        Dict with `images`, `categories` and `annotations`, whose values are of the right types.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         UserError: If the file is not COCO ground truth.
     """
-    content, where = _read_json(source, "the ground truth")
-    if not isinstance(content, dict):
-        raise UserError(f"{where} is not COCO ground truth: expected an object, found {type(content).__name__}.")
-    for key in ("images", "categories"):
-        if not content.get(key):
-            raise UserError(f"{where} is not COCO ground truth: it has no {key}. Give a COCO annotation file.")
-    annotations = []
-    # pycocotools 2.0 treats id 0 as "no match" and merges annotations that share an id.
-    for number, annotation in enumerate(content.get("annotations", []), 1):
-        for key in ("image_id", "category_id"):
-            if key not in annotation:
-                raise UserError(f"{where}: annotation {annotation.get('id', number)} has no {key}: COCO needs one.")
-        annotations.append({**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd") or 0)})
-    return {"images": content["images"], "categories": content["categories"], "annotations": annotations}
+    content, name = _content(source, "the ground truth")
+    contents = read_contents(content, name)
+    return {"images": contents.images, "categories": contents.categories, "annotations": contents.annotations}
+
+
+def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
+    """Checks before a training that its evaluations will be able to read the ground truth.
+
+    Args:
+        source: Path of an annotation file, or its content.
+        iou_types: The types to score, such as ("bbox", "segm"). A type that the ground truth does not have is left out,
+            as in `evaluate_all`.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        UserError: If an evaluation would fail.
+    """
+    content, name = _content(source, "the ground truth")
+    for iou_type in _types_of(content, iou_types):
+        _accumulate(_read(content, name, [iou_type]), [], "the results", iou_type)
 
 
 def evaluate_all(
@@ -73,17 +81,14 @@ def evaluate_all(
         FileNotFoundError: If a file does not exist.
         UserError: As `evaluate_coco`.
     """
-    truth, (entries, _) = read_ground_truth(ground_truth), _read_json(results, "the results")
-    offered = {name for name, key in GEOMETRY.items() if any(key in e for e in entries if isinstance(e, dict))}
-    if not any(annotation.get("segmentation") for annotation in truth["annotations"]):
-        offered.discard("segm")
-    if not any(category.get("keypoints") for category in truth["categories"]):
-        offered.discard("keypoints")
+    (truth, truth_name), (entries, results_name) = _content(ground_truth, "the ground truth"), _results(results)
+    offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
+    chosen = _types_of(truth, offered or ["bbox"])
+    contents = _read(truth, truth_name, chosen)
     return DetectorMetrics(
         {
-            iou_type: evaluate_coco(ground_truth, results, iou_type, image_ids, sigmas)
-            for iou_type in GEOMETRY
-            if iou_type in (offered or {"bbox"})
+            iou_type: _metrics(iou_type, *_accumulate(contents, entries, results_name, iou_type, image_ids, sigmas))
+            for iou_type in chosen
         }
     )
 
@@ -119,7 +124,12 @@ def evaluate_coco(
     """
     if iou_type not in GEOMETRY:
         raise UserError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
-    evaluation, names = _accumulate(ground_truth, results, iou_type, image_ids, sigmas)
+    contents = _read(*_content(ground_truth, "the ground truth"), [iou_type])
+    return _metrics(iou_type, *_accumulate(contents, *_results(results), iou_type, image_ids, sigmas))
+
+
+def _metrics(iou_type, evaluation, names):
+    """Returns the numbers of an evaluation."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
@@ -150,37 +160,37 @@ def evaluate_proposals(
         FileNotFoundError: If a file does not exist.
         UserError: As `evaluate_coco`.
     """
-    evaluation, _ = _accumulate(ground_truth, results, "bbox", image_ids, limits=PROPOSAL_LIMITS)
+    contents = _read(*_content(ground_truth, "the ground truth"), ["bbox"])
+    evaluation, _ = _accumulate(contents, *_results(results), "bbox", image_ids, limits=PROPOSAL_LIMITS)
     recall = evaluation.eval["recall"].mean(0)[0]  # (all, small, medium and large, limits)
     values = [*recall[0], *recall[1:, -1]]
     summary = {name: _nan_if_undefined(value) for name, value in zip(PROPOSAL_SUMMARY, values, strict=True)}
     return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
 
 
-def _accumulate(ground_truth, results, iou_type, image_ids, sigmas=None, limits=None):
+def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigmas=None, limits=None):
     """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
-    truth = read_ground_truth(ground_truth)
-    truth_name = _name_of(ground_truth, "the ground truth")
-    categories, sigmas = _scored_categories(truth["categories"], iou_type, sigmas, truth_name)
-    annotations = [a for a in truth["annotations"] if iou_type != "keypoints" or a["category_id"] in categories]
-    annotations = [
-        _with_area(_with_keypoints(a, iou_type, sigmas, truth_name), iou_type, truth_name) for a in annotations
-    ]
-    images = {image["id"]: image for image in truth["images"]}
-    if iou_type == "segm":
-        _check_image_sizes(images, truth_name)
-    entries, results_name = _read_json(results, "the results")
-    if not isinstance(entries, list):
-        raise UserError(f"{results_name} must hold a list of detections, found {type(entries).__name__}.")
-    names = _class_names(truth["categories"])
-    detections = [
-        _checked_result(entry, number, iou_type, images, names, results_name, truth_name, sigmas)
-        for number, entry in enumerate(entries, 1)
-    ]
+    truth_name = contents.changes.source
+    categories, sigmas = _scored_categories(contents.categories, iou_type, sigmas, truth_name)
+    images = {image["id"]: image for image in contents.images}
     image_ids = sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name)
+    scored = set(image_ids)
+    if iou_type == "segm":
+        _check_masks(contents, scored, truth_name)
+    annotations = [
+        _for_coco(annotation, number, iou_type, images[annotation["image_id"]], sigmas, truth_name)
+        for number, annotation in enumerate(contents.annotations, 1)
+        if annotation["image_id"] in scored and annotation["category_id"] in categories
+    ]
+    names = _class_names(contents.categories)
+    count = 0 if sigmas is None else len(sigmas)
+    reader = ResultsReader(iou_type, images, names, count, truth_name, Changes(results_name))
+    detections = reader.read(entries)
+    _log_changes(reader.changes)
+    dataset = {"images": contents.images, "categories": contents.categories}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth_index = _indexed({**truth, "annotations": annotations})
-        evaluation = _Evaluation(truth_index, _indexed({**truth, "annotations": detections}), iou_type)
+        truth_index = _indexed({**dataset, "annotations": annotations})
+        evaluation = _Evaluation(truth_index, _indexed({**dataset, "annotations": detections}), iou_type)
         evaluation.params.imgIds = image_ids
         evaluation.params.catIds = sorted(categories)
         if iou_type == "keypoints":
@@ -218,27 +228,59 @@ def _is_path(source):
     return isinstance(source, (str, os.PathLike))
 
 
-def _name_of(source, otherwise):
-    return os.fspath(source) if _is_path(source) else otherwise
-
-
-def _read_json(source, otherwise):
+def _content(source, otherwise):
     """Returns the content of a path, or the content itself, and its name for messages."""
-    name = _name_of(source, otherwise)
-    if not _is_path(source):
-        return source, name
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f"There is no file {name}: check the path.")
-    with open(source, encoding="utf-8") as file:
-        try:
-            return json.load(file), name
-        except ValueError as error:
-            raise UserError(f"{name} is not a JSON file: {error}. Give a file in COCO's format.") from None
+    return (read_json(source), os.fspath(source)) if _is_path(source) else (source, otherwise)
+
+
+def _results(source):
+    """Returns the entries of a results file, and its name for messages."""
+    entries, name = _content(source, "the results")
+    if not isinstance(entries, list):
+        raise UserError(
+            f"{name} must hold a list of detections, found {type(entries).__name__}. Give a file in COCO's results "
+            "format."
+        )
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, Mapping):
+            raise UserError(
+                f"{name}: result {number} is {show(entry)}, so it has no image_id. Give a file in COCO's results "
+                "format."
+            )
+    return entries, name
+
+
+def _read(content, name, iou_types):
+    """Reads what ground truth needs for some types, and logs what had another form."""
+    contents = read_contents(content, name, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
+    _log_changes(contents.changes)
+    return contents
+
+
+def _types_of(truth, iou_types):
+    """Returns the types that the ground truth has, too. `read_contents` checks it later."""
+    data = truth if isinstance(truth, Mapping) else {}
+
+    def has_any(section, key):
+        items = data.get(section)
+        return isinstance(items, list) and any(isinstance(i, Mapping) and not is_missing(i.get(key)) for i in items)
+
+    has = {
+        "bbox": True,
+        "segm": has_any("annotations", "segmentation"),
+        "keypoints": has_any("categories", "keypoints"),
+    }
+    return [iou_type for iou_type in iou_types if has[iou_type]]
+
+
+def _log_changes(changes):
+    if changes.counts:
+        _logger.warning("%s: %s", changes.source, ", ".join(changes.describe(CHANGES)))
 
 
 def _class_names(categories):
     """Category id -> name, with the id added to names that several categories share."""
-    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    names = {category["id"]: category["name"] for category in categories}
     count = Counter(names.values())
     return {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
 
@@ -247,7 +289,7 @@ def _scored_categories(categories, iou_type, sigmas, where):
     """Ids of the categories to score, and the sigma (J,) of each keypoint."""
     if iou_type != "keypoints":
         return [category["id"] for category in categories], None
-    having = [category for category in categories if category.get("keypoints")]
+    having = [category for category in categories if category["keypoints"]]
     if not having:
         raise UserError(f"{where} has no category with keypoints: score boxes or masks, or give another file.")
     count = len(having[0]["keypoints"])
@@ -261,40 +303,6 @@ def _scored_categories(categories, iou_type, sigmas, where):
     return [category["id"] for category in having], np.asarray(sigmas, np.float64)
 
 
-def _with_keypoints(annotation, iou_type, sigmas, where):
-    if iou_type != "keypoints":
-        return annotation
-    keypoints = annotation.get("keypoints") or [0] * (3 * len(sigmas))
-    if len(keypoints) != 3 * len(sigmas) or not _are_numbers(keypoints):
-        raise UserError(
-            f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) needs "
-            f"{3 * len(sigmas)} numbers as keypoints."
-        )
-    return {**annotation, "keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
-
-
-def _with_area(annotation, iou_type, where):
-    needed = {GEOMETRY[iou_type]} if annotation.get("area") is not None else {GEOMETRY[iou_type], "bbox"}
-    if iou_type == "keypoints":
-        needed.add("bbox")
-    for key in sorted(needed):
-        if annotation.get(key) is None or len(annotation[key]) == 0:
-            raise UserError(
-                f"{where}: the annotation at position {annotation['id']} (image {annotation['image_id']}) has no "
-                f"{key}. Add it, or remove the annotation."
-            )
-    if "bbox" not in needed:
-        return annotation
-    area = annotation.get("area")
-    return {**annotation, "area": annotation["bbox"][2] * annotation["bbox"][3] if area is None else area}
-
-
-def _check_image_sizes(images, where):
-    for image_id, image in images.items():
-        if not image.get("height") or not image.get("width"):
-            raise UserError(f"{where}: image {image_id} has no height and width, which masks need. Add them.")
-
-
 def _checked_image_ids(image_ids, images, where):
     chosen = sorted(set(np.asarray(image_ids).tolist()))
     if not chosen:
@@ -305,56 +313,43 @@ def _checked_image_ids(image_ids, images, where):
     return chosen
 
 
-def _checked_result(entry, number, iou_type, images, names, where, truth_name, sigmas):
-    """Checks one result and copies the fields that COCOeval reads."""
-    key = GEOMETRY[iou_type]
-    missing = [k for k in ("image_id", "category_id", "score", key) if not isinstance(entry, dict) or k not in entry]
+def _check_masks(contents, scored, where):
+    """Checks that there are masks to score, and that the scored images have sizes."""
+    for image in contents.images:
+        if image["id"] in scored and image["height"] is None:
+            raise UserError(f"{where}: image {image['id']} has no height and width, which masks need. Add them.")
+    missing = [annotation for annotation in contents.annotations if annotation["segmentation"] is None]
+    if missing and len(missing) == len(contents.annotations):
+        raise UserError(
+            f"{where}: {name_of(missing[0])} has no segmentation, and so all annotations. Add masks, or score boxes."
+        )
     if missing:
-        raise UserError(
-            f"{where}: result {number} has no {' and no '.join(missing)}. Add the key, or export the results again."
+        _logger.warning(
+            "%s: %d objects have no mask (first: %s): masks found in their boxes are neither right nor wrong.",
+            where,
+            len(missing),
+            name_of(missing[0]),
         )
-    image_id, category_id, score, geometry = entry["image_id"], entry["category_id"], entry["score"], entry[key]
-    if image_id not in images:
-        raise UserError(
-            f"{where}: result {number} is for image {image_id!r}, which {truth_name} lacks: give its own results."
-        )
-    if category_id not in names:
-        raise UserError(
-            f"{where}: result {number} is of category {category_id!r}, which {truth_name} lacks: use its category ids."
-        )
-    if not _are_numbers([score]):
-        raise UserError(f"{where}: result {number} has the score {score!r}; expected a finite number.")
-    if iou_type == "bbox":
-        if len(geometry) != 4 or not _are_numbers(geometry):
-            raise UserError(f"{where}: result {number} has the bbox {geometry!r}; expected x, y, width, height.")
-        area = geometry[2] * geometry[3]
-    elif iou_type == "keypoints":
-        if len(geometry) != 3 * len(sigmas) or not _are_numbers(geometry):
-            raise UserError(f"{where}: result {number} needs {3 * len(sigmas)} numbers as keypoints.")
-        # COCO's loadRes takes the extent of the keypoints only if there is no box; here the area never depends on that.
-        area = float(np.ptp(geometry[0::3]) * np.ptp(geometry[1::3]))
-    else:
-        _check_rle(geometry, images[image_id], f"{where}: result {number}")
-        # COCO's size classes go by mask area, but its loadRes takes the box's area if the entry has a box.
-        area = float(mask_utils.area(geometry))
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
-        "score": score,
-        key: geometry,
-        "area": area,
-        "iscrowd": 0,
-    }
 
 
-def _are_numbers(values):
-    return all(isinstance(value, (int, float, np.number)) and math.isfinite(value) for value in values)
+def _for_coco(annotation, number, iou_type, image, sigmas, where):
+    """Returns what COCOeval needs of an annotation.
 
-
-def _check_rle(rle, image, what):
-    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), (str, bytes)):
-        raise UserError(f"{what} has a segmentation that is not compressed RLE: encode its mask with pycocotools.mask.")
-    size = [image["height"], image["width"]]
-    if list(rle.get("size", [])) != size:
-        raise UserError(f"{what} has a mask of size {rle.get('size')}, but its image is {size}.")
+    pycocotools 2.0 takes id 0 for "no match", and merges annotations that share an id. An object without a mask becomes
+    a crowd that fills its box, so that a mask found there is neither right nor wrong.
+    """
+    result = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area", "iscrowd", "difficult")}
+    result["id"] = number
+    if iou_type == "segm":
+        segmentation = annotation["segmentation"]
+        if segmentation is None:
+            x, y, w, h = annotation["bbox"]
+            segmentation, result["iscrowd"] = [[x, y, x + w, y, x + w, y + h, x, y + h]], 1
+        try:
+            result["segmentation"] = as_rle(segmentation, image["height"], image["width"])
+        except ValueError as error:
+            raise UserError(f"{where}: {name_of(annotation)} {error}. Correct its segmentation.") from None
+    if iou_type == "keypoints":
+        keypoints = annotation["keypoints"] or [0] * (3 * len(sigmas))
+        result |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
+    return result

@@ -1,6 +1,5 @@
 """Evaluates any predictor on batches of images, in the coordinates of the original images."""
 
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,15 +8,15 @@ import numpy as np
 import tensorflow as tf
 from keras.utils import Progbar
 
-from kerasdet.data.pipeline import Dataset, evaluation_batches
+from kerasdet.data.dataset import Dataset
+from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
+from kerasdet.errors import UserError
 from kerasdet.evaluation.coco import evaluate_all, evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.ops.distribute import all_gather_object, worker_rank
-
-_logger = logging.getLogger(__name__)
 
 
 def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> DetectorMetrics:
@@ -26,7 +25,7 @@ def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> 
     Args:
         predictor: Anything that detects: a Keras model, a loaded export or an `AugmentedPredictor`. Images are resized
             by its own rule.
-        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`. It need not have been read with masks or keypoints.
+        dataset: A `kerasdet.data.Dataset`. It need not have been read with masks or keypoints.
         batch_size: Number of images that run at once; images of a batch are padded to one size.
 
     Returns:
@@ -34,7 +33,7 @@ def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> 
         them. For a predictor without classes the recall that `evaluate_proposals` returns.
 
     Raises:
-        ValueError: If predictor and data differ in the number or the order of classes.
+        UserError: If the data have objects of classes that the predictor does not know.
 
     Example:
         >>> metrics = kerasdet.evaluate(model, CocoDataset("val2017.json"), batch_size=8)
@@ -51,22 +50,17 @@ def evaluate_with_results(
 
     Args:
         predictor: A Keras model, a loaded export or an `AugmentedPredictor`.
-        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`.
+        dataset: A `kerasdet.data.Dataset`.
         batch_size: Number of images that run at once; images of a batch are padded to one size.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
 
     Raises:
-        ValueError: If predictor and data differ in the number or the order of classes.
+        UserError: If the data have objects of classes that the predictor does not know.
     """
     if predictor.num_classes is not None:
-        if predictor.num_classes != dataset.num_classes:
-            raise ValueError(
-                f"The model has {predictor.num_classes} classes, {dataset.annotations} has {dataset.num_classes}: "
-                "evaluate on the classes the model was trained for."
-            )
-        check_class_names(predictor.class_names, dataset)
+        dataset = match_dataset(predictor.num_classes, predictor.class_names, dataset)
     batches = predictor_batches(predictor, dataset, batch_size)
     image_ids = [record.image_id for record in dataset.records]
     category_ids = None if predictor.num_classes is None else dataset.category_ids
@@ -78,7 +72,7 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
 
     Args:
         predictor: Predictor whose `preprocessing` resizes and pads the images.
-        dataset: A `kerasdet.data.CocoDataset` or `VocDataset`.
+        dataset: A `kerasdet.data.Dataset`.
         batch_size: Number of images in a batch.
 
     Returns:
@@ -111,29 +105,28 @@ def _strategy(predictor):
     return getattr(predictor, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
-def check_class_names(class_names: Sequence[str] | None, dataset: Dataset) -> None:
-    """Checks that the class ids of a model and a dataset mean the same classes.
-
-    It logs a warning if they have other names, which may be translations.
+def match_dataset(num_classes: int, class_names: Sequence[str] | None, dataset: Dataset) -> Dataset:
+    """Gives the classes of a dataset the order that they have in a model.
 
     Args:
-        class_names: Class names of the model, or None if they are unknown.
-        dataset: A dataset with as many `class_names`.
+        num_classes: Number of classes of the model.
+        class_names: Their names. None if they are unknown, and then classes match by order.
+        dataset: A `kerasdet.data.Dataset`.
+
+    Returns:
+        The dataset with the classes of the model, see `kerasdet.data.Dataset.with_classes`.
 
     Raises:
-        ValueError: If both have the same names in another order, because every AP would belong to another class.
+        UserError: If the dataset has objects of other classes, or another number of classes without names to match.
     """
-    theirs = tuple(dataset.class_names)
-    if not class_names or tuple(class_names) == theirs:
-        return
-    if set(class_names) == set(theirs):
-        raise ValueError(
-            f"{dataset.annotations} orders the classes {', '.join(theirs[:5])} ..., the model "
-            f"{', '.join(class_names[:5])} ...: give the categories the ids of the training data."
+    if class_names and tuple(class_names) != tuple(dataset.class_names):
+        return dataset.with_classes(class_names)
+    if num_classes != dataset.num_classes:
+        raise UserError(
+            f"The model has {num_classes} classes without names, {dataset.annotations} has {dataset.num_classes}: "
+            "evaluate on the classes the model was trained for."
         )
-    _logger.warning(
-        "%s and the model name the classes differently: they are matched by their order.", dataset.annotations
-    )
+    return dataset
 
 
 def evaluate_batches(

@@ -1,10 +1,15 @@
 """Converts COCO segmentations: polygons and RLE to run lengths, masks to compressed RLE and back."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 from pycocotools import mask as rle
+
+if TYPE_CHECKING:  # scoring files of detections needs no TensorFlow
+    import tensorflow as tf
 
 
 def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width: int) -> np.ndarray:

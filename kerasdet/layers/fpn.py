@@ -8,6 +8,7 @@ import tensorflow as tf
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
+from kerasdet.ops.dispatch import composite
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -126,8 +127,13 @@ class FPN(ConfigFromInit, keras.layers.Layer):
 def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
     """Repeats each cell of `coarse` (B, h, w, C) twice along both axes and cuts it to the size of `fine`, if odd."""
     size = tf.shape(fine)[1:3]
-    doubled = tf.repeat(tf.repeat(coarse, 2, axis=1), 2, axis=2)
+    doubled = composite(_double, "Doubling")(coarse)
     return doubled[:, : size[0], : size[1]]
+
+
+def _double(x):
+    """Repeats each row and column of `x` (B, h, w, C)."""
+    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

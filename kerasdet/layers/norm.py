@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.ops.dispatch import composite
 from kerasdet.ops.distribute import global_mean, global_sum
 
 NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
@@ -156,11 +157,15 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Normalises `x` (B, H, W, C) in float32 and returns the type of `x`."""
+        normalize = composite(self._normalize, "GroupNormalization", groups=self.groups, epsilon=self.epsilon)
+        return normalize(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+
+    def _normalize(self, x, gamma, beta):
         shape, channels = tf.shape(x), x.shape[-1]
         cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), float_dtype())  # (B, H * W, C)
         centered = cells - self._group_means(cells)
-        scale = self.gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
-        return tf.cast(tf.reshape(centered * scale + self.beta, shape), x.dtype)
+        scale = gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
+        return tf.cast(tf.reshape(centered * scale + beta, shape), x.dtype)
 
     def _group_means(self, cells):
         """Returns the mean of each channel's group, (B, 1, C), of `cells` (B, H * W, C)."""

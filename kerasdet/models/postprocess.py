@@ -184,3 +184,16 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
         return tf.where(tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (value.shape.rank - 2)], 0)), value, blank)
 
     return {**{name: move(name, value) for name, value in detections.items()}, "valid": valid}
+
+
+def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Drops empty boxes, such as those that lay in the padding of a letterbox and were clipped to the image.
+
+    Args:
+        detections: The padded dict of B images.
+
+    Returns:
+        The padded dict without them.
+    """
+    keep = _has_area(detections["boxes"]) & tf.sequence_mask(detections["valid"], tf.shape(detections["boxes"])[1])
+    return compact({name: value for name, value in detections.items() if name != "valid"}, keep)

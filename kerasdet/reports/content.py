@@ -1,5 +1,6 @@
 """Makes the sections about the contents of a dataset: splits, classes, problems and samples."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ _SAMPLES_PER_PAGE = 6
 
 # Keys of `Dataset.counts` that say how large the dataset is, not what is wrong with it.
 _SIZES = ("images", "boxes", "images_without_objects", "crowd_boxes", "difficult_boxes")
-_PHRASES = {"bad_images": "images left out: missing, damaged or of another size", **NOTES, **CHANGES, **REPAIRS}
+_PHRASES = {"bad_images": "image files left out", **NOTES, **CHANGES, **REPAIRS}
 
 
 def tiles(data: Splits) -> page.Html:
@@ -180,7 +181,11 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
         for key, n in dataset.counts.items():
             if n and key not in _SIZES:
                 kinds.append((_sentence(_PHRASES.get(key, key.replace("_", " "))), split, number(n)))
-        items += [(_sentence(_PHRASES[each.kind]), split, each.item, each.text) for each in dataset.problems]
+        folders = {os.path.join(os.path.dirname(record.path), "") for record in dataset.records}
+        shared = folders.pop() if len(folders) == 1 else ""  # a folder that all items share would only hide their names
+        items += [
+            (_without(each.item, shared), each.text, _sentence(_PHRASES[each.kind]), split) for each in dataset.problems
+        ]
         if n := dataset.counts["bad_images"]:
             found.append(
                 Finding(
@@ -205,7 +210,7 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
         return None, [Finding("good", "All image files and boxes are usable.")]
     parts = [page.table([Column("Problem"), Column("Split"), Column("Number", "number")], kinds, "Problems by kind")]
     if items:
-        columns = [Column("Problem"), Column("Split"), Column("Item"), Column("What is wrong")]
+        columns = [Column("Item"), Column("What is wrong"), Column("Kind"), Column("Split")]
         parts.append(page.table(columns, items, "Files and objects"))
     intro = f"Of each kind, up to {MAX_LISTED} files and objects are listed." if items else ""
     return Section("problems", "Problems", parts, intro), found
@@ -257,3 +262,7 @@ def _names(names, most=6):
 
 def _sentence(words):
     return words[:1].upper() + words[1:]
+
+
+def _without(text, part):
+    return text.replace(part, "") if part else text

@@ -117,8 +117,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         found = [
             Finding(
                 "good",
-                f"The anchors fit: {share((~low).sum(), len(objects))} of the objects overlap one by "
-                f"{threshold:g} or more.",
+                f"The anchors fit as well as any of their kind: {share((~low).sum(), len(objects))} of the objects "
+                f"overlap one by {threshold:g} or more.",
                 "",
                 "anchors",
             )

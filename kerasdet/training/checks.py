@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.errors import UserError
+from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
 from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.fingerprint import fingerprint
@@ -45,14 +46,15 @@ def check_arguments(
         UserError: If an argument is wrong.
     """
     check_positive("train", steps=steps, batch_size=batch_size, log_every=log_every)
-    for dataset in [data] if validation is None else [data, validation.data]:
-        check_classes(model, dataset)
+    check_classes(model, data)
+    check_objects(data)
     for branch in model.branches:
         branch.check_dataset(data)
     strategy = model.distribute_strategy
     check_optimizer(optimizer, strategy)
     if validation is not None:
         check_monitor(model, validation)
+        check_evaluation(model, validation)
     check_division(batch_size, strategy, step_options)
 
 
@@ -72,6 +74,62 @@ def check_classes(model: keras.Model, data: Any) -> None:
             f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
             f"set NUM_CLASSES (num_classes) to {data.num_classes}."
         )
+
+
+def check_objects(data: Any) -> None:
+    """Checks that the dataset has an object to train on.
+
+    Args:
+        data: Dataset.
+
+    Raises:
+        UserError: If it has no object, or only crowds.
+    """
+    crowds = sum(len(record.is_crowd) for record in data.records)
+    if not data.records or not all(record.is_crowd.all() for record in data.records):
+        return
+    dropped = {
+        name.replace("_", " "): count
+        for name, count in data.counts.items()
+        if count and name.endswith(("_boxes", "_annotations", "_mask")) and name not in ("crowd_boxes", "clipped_boxes")
+    }
+    reason = f"its {crowds} objects are all crowds (iscrowd 1)" if crowds else "its images have no objects"
+    counts = f" ({', '.join(f'{count} {name}' for name, count in dropped.items())})" if dropped else ""
+    raise UserError(
+        f"{data.annotations} has nothing to train on: {reason}{counts}. Give annotations with objects that are no "
+        "crowds."
+    )
+
+
+def check_evaluation(model: keras.Model, validation: Validation) -> None:
+    """Checks that `kerasdet.evaluate` will be able to read the ground truth.
+
+    Args:
+        model: Detector.
+        validation: Rules of evaluation.
+
+    Raises:
+        UserError: If an evaluation would fail.
+    """
+    if metric_names(validation.evaluate, model, validation.data):
+        types = ["bbox", *(branch.metric for branch in model.branches if branch.metric)]
+        check_ground_truth(validation.data.ground_truth, types)
+
+
+def match_validation(model: keras.Model, data: Any, validation: Validation | None) -> Validation | None:
+    """Gives the classes of the validation data the order of the training data's.
+
+    Args:
+        model: Detector; one without classes takes any data.
+        data: Dataset to train on.
+        validation: Rules of evaluation, or None.
+
+    Raises:
+        UserError: If the validation data have objects of classes that are not trained.
+    """
+    if validation is None or model.num_classes is None:
+        return validation
+    return replace(validation, data=match_dataset(data.num_classes, data.class_names, validation.data))
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:

@@ -95,6 +95,7 @@ def train(
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (out_dir)")
     strategy = model.distribute_strategy
+    validation = checks.match_validation(model, data, validation)
     checks.check_arguments(
         model,
         data,

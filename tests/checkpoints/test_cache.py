@@ -203,7 +203,7 @@ def test_first_hash_of_a_file_without_a_published_one_is_remembered(server, no_c
     assert "R-50.pkl holds" in error_of(BACKBONE)
 
 
-def test_file_of_another_model_is_not_taken(server, published, monkeypatch):
+def test_file_of_another_model_is_not_taken(server, monkeypatch):
     """A row of the zoo with a right hash and a wrong source."""
     monkeypatch.setitem(SOURCES, RETINANET, dataclasses.replace(SOURCES[RETINANET], head={"norm": "gn"}))
     assert f"The checkpoint does not fit {RETINANET}" in error_of(RETINANET)
@@ -216,7 +216,15 @@ def test_changed_source_is_converted_anew_without_a_download(server, monkeypatch
     assert len(server.requests) == 1
 
 
-def test_folder_that_cannot_be_written_raises(server, tmp_path, monkeypatch):
+def test_disk_that_fills_up_during_the_conversion_leaves_no_model(server, tmp_path):
+    cache._fetch(zoo.ZOO[BACKBONE])
+    with tiny.disk(100_000):
+        assert "model.keras cannot be written: File too large." in error_of(BACKBONE)
+    assert files_below(tmp_path / "home" / "models") == [f"{BACKBONE}/.lock"]
+    assert folder_of(BACKBONE) and len(server.requests) == 1
+
+
+def test_folder_that_cannot_be_written_raises(server, tmp_path):
     (tmp_path / "home").write_text("")
     assert "Set KERASDET_HOME to a folder that can be written." in error_of(BACKBONE)
 
@@ -224,7 +232,7 @@ def test_folder_that_cannot_be_written_raises(server, tmp_path, monkeypatch):
 # Several processes
 
 
-def test_processes_share_one_download_and_one_conversion(server, no_conversion, tmp_path):
+def test_processes_share_one_download_and_one_conversion(server, no_conversion):
     children = []
     for _ in range(4):
         if not (child := os.fork()):
@@ -234,7 +242,7 @@ def test_processes_share_one_download_and_one_conversion(server, no_conversion, 
     assert len(server.requests) == 1
 
 
-def test_killed_process_releases_the_others(server, no_conversion, tmp_path, published):
+def test_killed_process_releases_the_others(server, no_conversion, published):
     server.stalls = [1000]
     if not (child := os.fork()):
         folder_of(BACKBONE)
@@ -264,7 +272,8 @@ def test_one_command_from_a_name_to_detections(server, published, tmp_path, caps
     settings = {"name": RETINANET, "url": published[RETINANET][1]}
     Image.fromarray(tiny.images()[0]).save(tmp_path / "photo.png")
     arguments = ["predict", RETINANET, str(tmp_path / "photo.png"), "--score-threshold", "0.05", "--json"]
-    assert run_command({**settings, "kill": True}, *arguments).returncode == -signal.SIGKILL
+    killed = run_command({**settings, "kill": True}, *arguments)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not list((tmp_path / "home").rglob("model.keras"))
     result = run_command(settings, *arguments)
     assert result.returncode == 0, result.stderr

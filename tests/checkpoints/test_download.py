@@ -169,6 +169,7 @@ def test_killed_download_is_resumed(server, path, received):
     process = os.fork()
     if not process:
         if received == len(DATA):
+            rename = os.replace
             os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL) if paths[1] == path else rename(*paths)
             server.stalls = []
         fetch(server, path)
@@ -182,9 +183,6 @@ def test_killed_download_is_resumed(server, path, received):
     fetch(server, path)
     assert_complete(path)
     assert server.ranges_asked() == [None, f"bytes={received}-"][: 2 if received < len(DATA) else 1]
-
-
-rename = os.replace
 
 
 # Redirects and credentials
@@ -206,7 +204,7 @@ def test_endless_redirects_raise(server, path):
     assert "answers 302" in message(server, path)
 
 
-def test_user_and_password_are_sent_to_their_host_only(server, path, caplog):
+def test_user_and_password_are_sent_to_their_host_only(server, path):
     server.credentials = "ann:s3/cret"
     assert "answers 401 (Unauthorized). Set KERASDET_MIRROR with a user and password" in message(server, path)
     url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcret@")
@@ -252,9 +250,7 @@ def test_server_that_stays_busy_raises(server, path):
 def test_silent_server_raises(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     server.stalls = [0] * 4
-    assert "broke off (nothing came for 0.1 s) in 4 tries" in message(server, path).replace(
-        "cannot be reached", "broke off"
-    )
+    assert "cannot be reached (nothing came for 0.1 s) in 4 tries, after 0 bytes." in message(server, path)
 
 
 def test_unreachable_server_raises_at_once(path):

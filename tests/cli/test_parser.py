@@ -10,7 +10,7 @@ from kerasdet.cli.parser import make_parser
 from kerasdet.export import formats
 from kerasdet.export.spec import FormatSpec, Option
 
-COMMANDS = ("train", "eval", "predict", "export", "convert")
+COMMANDS = ("train", "eval", "predict", "export", "convert", "inspect")
 
 
 def parse(*words):

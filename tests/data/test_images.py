@@ -11,6 +11,7 @@ from conftest import shared
 from PIL import Image, ImageOps
 
 from kerasdet.data import images, jpeg
+from kerasdet.errors import UserError
 from kerasdet.ops import resize as resize_ops
 
 decode = tf.function(images.decode, input_signature=[tf.TensorSpec((), tf.string)])
@@ -245,3 +246,137 @@ def test_bilinear_kernel_samples_half_pixel_centres(rng):
 def test_pad_to_adds_zeros_at_the_bottom_right():
     padded = resize_ops.pad_to(np.ones((2, 3, 3), np.uint8), 4, 5).numpy()
     assert padded.shape == (4, 5, 3) and padded[:2, :3].all() and padded.sum() == 18
+
+
+def rgb(encoded):
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "kind, mode, options",
+    [
+        ("BMP", "P", {}),
+        ("BMP", "1", {}),
+        ("BMP", "RGBA", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("WEBP", "RGBA", {"quality": 60}),
+        ("GIF", "P", {"transparency": 0}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGBA", {}),
+        ("MPO", "RGB", {}),
+    ],
+)
+def test_read_and_pipelines_give_pils_pixels(rng, tmp_path, kind, mode, options):
+    encoded = encode(picture(rng).convert(mode), kind, **options)
+    path = tmp_path / "image.any"
+    path.write_bytes(encoded)
+    np.testing.assert_array_equal(images.read(path), rgb(encoded))
+    by_pil = tf.constant(images.inspect(encoded).by_pil)
+    files = tf.data.Dataset.from_tensors(str(path)).map(
+        lambda name: images.load(tf.io.read_file(name), tf.constant(True), by_pil)
+    )
+    np.testing.assert_array_equal(next(iter(files)), rgb(encoded))
+
+
+def test_graphs_look_up_the_palette_of_a_bmp(rng):
+    for colours in (2, 16, 256):
+        encoded = encode(picture(rng).quantize(colours), "BMP")
+        np.testing.assert_array_equal(decode(encoded), rgb(encoded))
+
+
+def test_exif_of_webp_applies(rng, tmp_path):
+    path = tmp_path / "turned.webp"
+    path.write_bytes(encode(picture(rng), "WEBP", lossless=True, exif=tiff("<", 6)))
+    assert images.inspect(path.read_bytes()).upright == (37, 23)
+    np.testing.assert_array_equal(images.read(path), ImageOps.exif_transpose(Image.open(path)))
+
+
+def test_reading_files_with_exif_does_not_retrace(rng, caplog):
+    for value in (1, 3, 6, 8) * 4:
+        images.inspect(encode(picture(rng), "JPEG", exif=tiff("<", value)))
+    assert images._jpeg_orientation.experimental_get_tracing_count() == 1
+    assert "retracing" not in caplog.text
+
+
+def photo(rng, height=160, width=240):
+    """Makes a picture with detail everywhere, so that its JPEG has data for every part of it."""
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), int)
+    return Image.fromarray(np.clip(smooth + rng.normal(0, 5, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def damages(encoded, rng):
+    """Yields damaged copies of a JPEG whose header and end stay whole."""
+    middle, noise = len(encoded) // 2, rng.integers(0, 256, 800, dtype=np.uint8).tobytes()
+    yield "zeros", encoded[:middle] + bytes(2000) + encoded[middle + 2000 :]
+    yield "left out", encoded[: len(encoded) // 3] + encoded[middle:]
+    yield "noise", encoded[:middle] + noise + encoded[middle + 800 :]
+    yield "cut before its end", encoded[:middle] + b"\xff\xd9"
+
+
+decode_whole = tf.function(
+    lambda encoded: images.decode(encoded, refuse_damaged=True), input_signature=[tf.TensorSpec((), tf.string)]
+)
+JPEGS = [
+    {},
+    {"subsampling": 0},
+    {"optimize": True},
+    {"quality": 40},
+    {"progressive": True},
+    {"restart_marker_blocks": 9},
+]
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_jpegs_damaged_in_the_middle_are_refused(rng, tmp_path, options):
+    encoded = encode(photo(rng), "JPEG", **options)
+    np.testing.assert_array_equal(decode_whole(encoded), rgb(encoded))
+    path = tmp_path / "damaged.jpg"
+    for kind, damaged in damages(encoded, rng):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"damaged\.jpg cannot be read as an image: it (is damaged|cannot be decoded) \("
+        ):
+            images.read(path)
+        # Graphs see only libjpeg's pixels, and progressive files keep a blurred picture
+        if "progressive" not in options and (kind != "noise" or "restart_marker_blocks" not in options):
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                decode_whole(damaged)
+
+
+def test_whole_jpegs_with_unusual_ends_are_decoded(rng, tmp_path):
+    gray_end = np.asarray(photo(rng)).copy()
+    gray_end[-40:, -60:] = 128
+    cases = {
+        "gray corner": encode(Image.fromarray(gray_end), "JPEG", subsampling=0),
+        "all gray": encode(Image.new("RGB", (50, 40), (128, 128, 128)), "JPEG"),
+        "motion photo": encode(photo(rng), "JPEG") + rng.integers(0, 256, 20000, dtype=np.uint8).tobytes(),
+        "thumbnail": encode(photo(rng), "JPEG", exif=tiff("<", 1) + encode(picture(rng), "JPEG")),
+        "CMYK": encode(photo(rng).convert("CMYK"), "JPEG"),
+        "gray": encode(photo(rng).convert("L"), "JPEG"),
+        "long profile": encode(photo(rng), "JPEG", icc_profile=rng.integers(0, 256, 90000, dtype=np.uint8).tobytes()),
+        "one pixel": encode(Image.new("RGB", (1, 1)), "JPEG"),
+        "few bytes before the end": encode(photo(rng), "JPEG")[:-2] + b"\0\0\xff\xd9",
+    }
+    for name, encoded in cases.items():
+        path = tmp_path / "whole.jpg"
+        path.write_bytes(encoded)
+        np.testing.assert_array_equal(images.read(path), rgb(encoded), err_msg=name)
+        np.testing.assert_array_equal(decode_whole(encoded), rgb(encoded), err_msg=name)
+
+
+def test_damaged_or_foreign_files_are_named(rng, tmp_path):
+    cases = {
+        "is TIFF; convert it": encode(picture(rng), "TIFF"),
+        "is not a JPEG, PNG, BMP, GIF or WebP file": b"hello",
+        "is truncated": encode(photo(rng), "JPEG")[:-300],
+        "cannot be decoded": encode(picture(rng), "PNG")[:-20],
+        "cannot be decoded .*": encode(picture(rng), "WEBP")[:60],
+    }
+    for message, content in cases.items():
+        path = tmp_path / "bad.img"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"bad\.img cannot be read as an image: it {message}"):
+            images.read(path)
+    with pytest.raises(FileNotFoundError, match="none"):
+        images.read(tmp_path / "none.jpg")

@@ -172,7 +172,7 @@ def test_damaged_and_compressed_files_are_named(tmp_path):
 
 def test_damaged_image_in_a_record_is_named(tmp_path):
     write(tmp_path / "a.tfrecord", example(image__encoded=[b"no image"]))
-    with pytest.raises(UserError, match=r"a\.tfrecord:a\.png: cannot be read"):
+    with pytest.raises(UserError, match=r"a\.tfrecord:a\.png: is not a JPEG"):
         open_dataset(tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_errors_name_file_and_object(tmp_path, text, message):
     root = write(tmp_path, {"1": [text]})
     if message is None:
         (root / "Annotations/1.xml").write_text(f"<annotation>{text}</annotation>")
-        message = "has size/width None; expected a number"
+        message = "has size/height -3; expected a positive integer"
     with pytest.raises(UserError, match=message):
         VocDataset(root, "trainval")
 
@@ -113,3 +113,66 @@ def test_missing_files_raise_and_bad_images_can_be_skipped(tmp_path):
     (root / "ImageSets/Main/trainval.txt").write_text("\n")
     with pytest.raises(ValueError, match="names no image"):
         VocDataset(root, "trainval")
+
+
+def test_names_of_images_and_lists_may_have_any_form(tmp_path):
+    names = ["plain", "screenshot 2020-12-16 16.42.21", "upper", "other", "web", "label 1", "dotted.v2"]
+    root = write(tmp_path, {name: [item("cat", (1, 1, 9, 9))] for name in names})
+    lines = ["plain -1", names[1], "upper.JPG", "other  1", "web", "label 1", "dotted.v2"]
+    (root / "ImageSets/Main/trainval.txt").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    expected = dict(zip(names, ("jpg", "jpg", "JPG", "png", "webp", "jpg", "jpg"), strict=True))
+    for name, suffix in expected.items():
+        path = root / "JPEGImages" / f"{name}.jpg"
+        if suffix == "JPG":
+            path.rename(path.with_suffix(".JPG"))
+        elif suffix != "jpg":
+            Image.open(path).save(path.with_suffix(f".{suffix}"))
+            path.unlink()
+    dataset = VocDataset(root, "trainval")
+    assert [r.path.rsplit("/", 1)[1] for r in dataset.records] == [f"{name}.{end}" for name, end in expected.items()]
+
+
+def test_two_images_of_one_name_need_the_name_in_the_xml(tmp_path):
+    root = write(tmp_path, {"a": [item("cat", (1, 1, 9, 9))]})
+    image = Image.open(root / "JPEGImages/a.jpg")
+    image.save(root / "JPEGImages/a.png")
+    image.save(root / "JPEGImages/a.bmp")
+    assert VocDataset(root, "trainval").records[0].path.endswith("a.jpg")
+    (root / "JPEGImages/a.jpg").unlink()
+    with pytest.raises(UserError, match=r"several images for a: a\.bmp, a\.png"):
+        VocDataset(root, "trainval")
+    xml = root / "Annotations/a.xml"
+    xml.write_text(xml.read_text().replace("<size>", "<filename>a.png</filename><size>"))
+    assert VocDataset(root, "trainval").records[0].path.endswith("a.png")
+
+
+@pytest.mark.parametrize(
+    "old, new, count",
+    [
+        ("<width>30</width><height>20</height>", "<width>0</width><height>0</height>", "missing_sizes"),
+        ("<size><width>30</width><height>20</height><depth>3</depth></size>", "", "missing_sizes"),
+        ("<difficult>0</difficult>", "<difficult>Unspecified</difficult>", None),
+        ("<difficult>0</difficult>", "", None),
+        ("<name>cat</name>", "<name> cat </name>", None),
+    ],
+)
+def test_other_forms_of_an_xml_give_the_same_records(tmp_path, old, new, count):
+    root = write(tmp_path, {"a": [item("cat", (2, 3, 9, 9), 0)]})
+    [expected] = VocDataset(root, "trainval").records
+    xml = root / "Annotations/a.xml"
+    assert old in xml.read_text()
+    xml.write_text(xml.read_text().replace(old, new))
+    dataset = VocDataset(root, "trainval")
+    [record] = dataset.records
+    assert (record.height, record.width) == (20, 30)
+    np.testing.assert_array_equal(record.boxes, expected.boxes)
+    assert dataset.counts.get(count, 0) == (1 if count else 0) and "difficult_boxes" not in dataset.counts
+    assert [a["difficult"] for a in dataset.ground_truth["annotations"]] == [0]
+
+
+def test_wrong_flags_and_repeated_class_names_raise(tmp_path):
+    root = write(tmp_path, {"a": [item("cat", (2, 3, 9, 9), "perhaps")]})
+    with pytest.raises(UserError, match=r"a\.xml: object 1 has difficult 'perhaps'; expected 0 or 1"):
+        VocDataset(root, "trainval")
+    with pytest.raises(UserError, match="class_names has a name twice: cat, cat"):
+        VocDataset(root, "trainval", class_names=("cat", "cat"))

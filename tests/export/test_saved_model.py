@@ -257,6 +257,10 @@ BAD = {
     "gif": (encoded(tiny.images()[0], "GIF"), "is not a JPEG or PNG file"),
     "JPEG cut in its header": (JPEG[:100], "has a damaged header"),
     "JPEG cut in the middle": (JPEG[: len(JPEG) * 3 // 4], "is damaged or cut short"),
+    "JPEG with zeros in the middle": (
+        JPEG[: len(JPEG) // 2] + bytes(300) + JPEG[len(JPEG) // 2 + 300 :],
+        "is damaged or",
+    ),
     "PNG cut in its header": (PNG[:18], "has a damaged header"),
     "PNG cut in the middle": (PNG[: len(PNG) // 2], "is damaged or cut short"),
     "PNG with other bytes": (PNG[:60] + b"XXXX" + PNG[64:], "is damaged or cut short"),

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from kerasdet import cli
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge, shapes
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
@@ -141,7 +142,7 @@ def test_findings_say_what_is_wrong_and_what_to_do(made):
 
 def test_suggested_anchors_can_be_pasted(made, content):
     text = "".join(content.texts)
-    options = dict(re.findall(r'--set "AnchorGenerator\.(\w+)=(.*)"', text))
+    options = dict(re.findall(r'--set "AnchorGenerator\.(\w+)=(\(.*?\))"', text))
     anchors = AnchorGenerator(sizes=eval(options["sizes"]), aspect_ratios=eval(options.get("aspect_ratios", "(1.0,)")))
     assert len(anchors.sizes) == 5 and max(anchors.sizes[0]) < 100
 
@@ -168,6 +169,27 @@ def test_a_split_without_images_and_a_missing_folder_are_errors(folder, splits):
         inspect_dataset(splits, folder / "missing" / "x.html")
 
 
+def test_problems_are_listed_by_file_and_annotation(content):
+    (_, *rows) = content.tables["Files and objects"]
+    assert ["000006.jpg", "does not exist", "Image files left out", "train"] in rows
+    assert any(row[0] == "annotation 1000000 of 000001.jpg" and row[1] == 'has "bbox" [5, 5, 0, 4]' for row in rows)
+
+
+def test_command_reads_splits_and_the_recipe(folder, capsys):
+    pytest.importorskip("vl_convert")
+    out = folder / "command.html"
+    recipe = ["--config", "retinanet_r18_fpn_shapes", "--set", "BACKBONE_WIDTH=8"]
+    words = ["inspect", str(folder / "val" / "annotations.json"), *recipe]
+    assert cli.main([*words, "--out", str(out)]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert f"{out}: " in printed and "`" not in printed
+    text = out.read_text(encoding="utf-8")
+    assert "the shorter side of an image becomes 128 px" in text
+    assert "<code>RandomFlip</code>" in text
+    assert cli.main(["inspect", str(folder / "val" / "annotations.json"), "--set", "LR=1", "--out", str(out)]) == 2
+    assert "--set changes a recipe" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
@@ -191,7 +213,7 @@ def opened(request, browser, made):
     tab.on("console", lambda message: wrong.append(message.text))
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(made[0].as_uri())
+    tab.goto(made[0].as_uri(), timeout=0)
     yield tab
     context.close()
     assert wrong == []

@@ -30,7 +30,9 @@ def apply_all(transforms: Sequence[Transform], example: Example, seed: tf.Tensor
     return example
 
 
-def apply_if(when: tf.Tensor, change: Callable[[], Example], example: Example, otherwise: Callable | None = None):
+def apply_if(
+    when: tf.Tensor, change: Callable[[], Example], example: Example, otherwise: Callable | None = None
+) -> Example:
     """Returns ``change()`` if a condition holds, and else the example itself.
 
     Args:
@@ -95,7 +97,7 @@ def bind(transforms: Sequence[Transform], draw: Draw) -> tuple[Transform, ...]:
     ``for`` with tensors; kerasdet's do not, so that their errors reach the user as they are.
 
     Args:
-        transforms: Callables ``(example, seed) -> example``. Those with a method `bind` are asked to prepare themselves.
+        transforms: Callables ``(example, seed) -> example``. Those with a method `bind` prepare themselves.
         draw: Returns the decoded example of a random image; takes a seed, (2,) int32.
 
     Returns:

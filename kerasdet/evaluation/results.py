@@ -1,0 +1,155 @@
+"""Reads files of detections in COCO's results format, with the reader of annotation values."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from kerasdet.data.segmentation import read_segmentation
+from kerasdet.data.values import Changes, as_float, as_floats, as_int, is_missing, show
+from kerasdet.errors import UserError
+from kerasdet.geometry import rle
+
+GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+
+class ResultsReader:
+    """Reads entries of a results file, and copies the fields that COCOeval needs.
+
+    Args:
+        iou_type: "bbox", "segm" or "keypoints".
+        images: Images of the ground truth by id.
+        categories: Ids of its categories.
+        num_keypoints: Number of keypoints of a result; only for "keypoints".
+        truth_name: Name of the ground truth in messages.
+        changes: Counter of everything that had another form. Its source is the name of the results.
+    """
+
+    def __init__(
+        self,
+        iou_type: str,
+        images: Mapping[int, Mapping],
+        categories: Collection[int],
+        num_keypoints: int,
+        truth_name: str,
+        changes: Changes,
+    ) -> None:
+        self.iou_type = iou_type
+        self.images = images
+        self.categories = categories
+        self.num_keypoints = num_keypoints
+        self.truth_name = truth_name
+        self.changes = changes
+
+    def read(self, entries: Sequence[Any]) -> list[dict]:
+        """Reads all entries.
+
+        Args:
+            entries: Entries of a results file.
+
+        Returns:
+            Annotations for COCOeval, with ids from 1.
+
+        Raises:
+            UserError: If an entry is not a result, or its image or category is not in the ground truth.
+        """
+        return [self._read(entry, number) for number, entry in enumerate(entries, 1)]
+
+    def _read(self, entry, number):
+        def name():
+            return f"result {number}"
+
+        key = GEOMETRY[self.iou_type]
+        needed = ("image_id", "category_id", "score", key)
+        missing = [k for k in needed if not isinstance(entry, Mapping) or is_missing(entry.get(k))]
+        if missing:
+            raise self._error(name, f"has no {' and no '.join(missing)}. Add the key, or export the results again.")
+        image_id = self._id(entry["image_id"], self.images, "image", name)
+        category_id = self._id(entry["category_id"], self.categories, "category", name)
+        score = as_float(entry["score"])
+        if score is None or not math.isfinite(score):
+            raise self._error(
+                name, f"has the score {show(entry['score'])}; expected a finite number. Export the results again."
+            )
+        self._count(entry["score"], "score", name)
+        geometry, area = self._geometry(entry[key], image_id, name)
+        result = {"image_id": image_id, "category_id": category_id, "score": score, key: geometry, "area": area}
+        return {**result, "id": number, "iscrowd": 0}
+
+    def _geometry(self, value, image_id, name):
+        """Returns the geometry of a result and the area that puts it among small, medium or large ones."""
+        if self.iou_type == "segm":
+            code = self._mask(value, self.images[image_id], name)
+            # COCO's size classes go by mask area, but its loadRes takes the box's area if the entry has a box.
+            return code, float(mask_utils.area(code))
+        count = 4 if self.iou_type == "bbox" else 3 * self.num_keypoints
+        numbers = as_floats(value)
+        if numbers is None or len(numbers) != count or not all(map(math.isfinite, numbers)):
+            expected = "x, y, width, height" if count == 4 else f"{count} numbers, x, y and score of each keypoint"
+            raise self._error(name, f"has the {GEOMETRY[self.iou_type]} {show(value)}; expected {expected}.")
+        for item in value:
+            self._count(item, GEOMETRY[self.iou_type], name)
+        if self.iou_type == "bbox":
+            if min(numbers[2:]) < 0:
+                raise self._error(
+                    name,
+                    f"has the bbox {show(value)}; expected x, y, width, height, the last two not below 0. Export "
+                    "the results again.",
+                )
+            return numbers, numbers[2] * numbers[3]
+        # COCO's loadRes takes the extent of the keypoints only if there is no box; here the area never depends on that.
+        return numbers, float(np.ptp(numbers[0::3]) * np.ptp(numbers[1::3]))
+
+    def _mask(self, value, image, name):
+        """Returns the compressed RLE of a mask."""
+        height, width = image["height"], image["width"]
+        try:
+            segmentation = read_segmentation(value, self.changes, name)
+            if segmentation is None:
+                raise ValueError("has a segmentation without a polygon of three points")
+            return as_rle(segmentation, height, width)
+        except ValueError as error:
+            raise self._error(name, f"{error}. Export the results again.") from None
+
+    def _id(self, value, known, kind, name):
+        number = self.changes.convert(value, as_int, name, f"{kind}_id")
+        if number is None or number not in known:
+            plural = {"image": "images", "category": "categories"}[kind]
+            raise self._error(
+                name,
+                f"is {'of' if kind == 'category' else 'for'} {kind} {show(value)}, which {self.truth_name} lacks: "
+                f"expected the id of one of its {len(known)} {plural}, such as {next(iter(known))}. Give its own "
+                "results.",
+            )
+        return number
+
+    def _count(self, value, key, name):
+        if isinstance(value, str):
+            self.changes.add("converted_values", name(), f'has "{key}" {show(value)}')
+
+    def _error(self, name, problem):
+        return UserError(f"{self.changes.source}: {name()} {problem}")
+
+
+def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """Converts a segmentation to compressed RLE.
+
+    Args:
+        segmentation: Result of `kerasdet.data.segmentation.read_segmentation`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        RLE {"size", "counts"}.
+
+    Raises:
+        ValueError: If it is RLE of another number of pixels. The message is a predicate ("has ...").
+    """
+    if isinstance(segmentation, list):
+        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    rle.runs_from_segmentation(segmentation, height, width)  # pycocotools reads beyond the end of wrong counts
+    if isinstance(segmentation["counts"], list):
+        return mask_utils.frPyObjects(segmentation, height, width)
+    return segmentation
