@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from kerasdet.data.annotations import CHANGES, name_of, read_contents, read_json
+from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
 from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
@@ -28,7 +28,7 @@ PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of best boxes per image for which 
 UNIFORM_SIGMA = 0.05  # annotators' spread at keypoints other than COCO's 17; nobody has measured it there
 
 
-def read_ground_truth(source: Source) -> dict:
+def read_ground_truth(source: Source) -> GroundTruth:
     """Reads COCO ground truth and checks its values.
 
     Args:
@@ -43,7 +43,8 @@ def read_ground_truth(source: Source) -> dict:
     """
     content, name = _content(source, "the ground truth")
     contents = read_contents(content, name)
-    return {"images": contents.images, "categories": contents.categories, "annotations": contents.annotations}
+    sections = {"images": contents.images, "categories": contents.categories, "annotations": contents.annotations}
+    return GroundTruth(sections, name)
 
 
 def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
@@ -224,13 +225,11 @@ def _indexed(dataset):
     return coco
 
 
-def _is_path(source):
-    return isinstance(source, (str, os.PathLike))
-
-
 def _content(source, otherwise):
     """Returns the content of a path, or the content itself, and its name for messages."""
-    return (read_json(source), os.fspath(source)) if _is_path(source) else (source, otherwise)
+    if isinstance(source, (str, os.PathLike)):
+        return read_json(source), os.fspath(source)
+    return source, getattr(source, "source", otherwise)
 
 
 def _results(source):
