@@ -61,7 +61,7 @@ def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
     """
     content, name = _content(source, "the ground truth")
     for iou_type in _types_of(content, iou_types):
-        _accumulate(_read(content, name, [iou_type]), [], "the results", iou_type)
+        _prepare(_read(content, name, [iou_type], log=False), iou_type)
 
 
 def evaluate_all(
@@ -169,31 +169,38 @@ def evaluate_proposals(
     return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
 
 
-def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigmas=None, limits=None):
-    """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
-    truth_name = contents.changes.source
-    categories, sigmas = _scored_categories(contents.categories, iou_type, sigmas, truth_name)
+def _prepare(contents, iou_type, image_ids=None, sigmas=None):
+    """Checks ground truth; returns its annotations for COCOeval, ids of its categories and images, and the sigmas."""
+    where = contents.changes.source
+    categories, sigmas = _scored_categories(contents.categories, iou_type, sigmas, where)
     images = {image["id"]: image for image in contents.images}
-    image_ids = sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name)
+    image_ids = sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, where)
     scored = set(image_ids)
     if iou_type == "segm":
-        _check_masks(contents, scored, truth_name)
+        _check_masks(contents, scored, where)
     annotations = [
-        _for_coco(annotation, number, iou_type, images[annotation["image_id"]], sigmas, truth_name)
+        _for_coco(annotation, number, iou_type, images[annotation["image_id"]], sigmas, where)
         for number, annotation in enumerate(contents.annotations, 1)
         if annotation["image_id"] in scored and annotation["category_id"] in categories
     ]
+    return annotations, sorted(categories), image_ids, sigmas
+
+
+def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigmas=None, limits=None):
+    """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
+    annotations, category_ids, image_ids, sigmas = _prepare(contents, iou_type, image_ids, sigmas)
     names = _class_names(contents.categories)
+    images = {image["id"]: image for image in contents.images}
     count = 0 if sigmas is None else len(sigmas)
-    reader = ResultsReader(iou_type, images, names, count, truth_name, Changes(results_name))
+    reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
     dataset = {"images": contents.images, "categories": contents.categories}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth_index = _indexed({**dataset, "annotations": annotations})
-        evaluation = _Evaluation(truth_index, _indexed({**dataset, "annotations": detections}), iou_type)
+        truth = _indexed({**dataset, "annotations": annotations})
+        evaluation = _Evaluation(truth, _indexed({**dataset, "annotations": detections}), iou_type)
         evaluation.params.imgIds = image_ids
-        evaluation.params.catIds = sorted(categories)
+        evaluation.params.catIds = category_ids
         if iou_type == "keypoints":
             evaluation.params.kpt_oks_sigmas = sigmas
         if limits:
@@ -249,10 +256,19 @@ def _results(source):
     return entries, name
 
 
-def _read(content, name, iou_types):
-    """Reads what ground truth needs for some types, and logs what had another form."""
+def _read(content, name, iou_types, log=True):
+    """Reads what ground truth needs for some types, and logs what it lacks or has in another form."""
     contents = read_contents(content, name, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
-    _log_changes(contents.changes)
+    without_mask = [a for a in contents.annotations if "segm" in iou_types and a["segmentation"] is None]
+    if log:
+        _log_changes(contents.changes)
+    if log and without_mask:
+        _logger.warning(
+            "%s: %d objects have no mask (first: %s): masks found in their boxes are neither right nor wrong.",
+            name,
+            len(without_mask),
+            name_of(without_mask[0]),
+        )
     return contents
 
 
@@ -317,17 +333,10 @@ def _check_masks(contents, scored, where):
     for image in contents.images:
         if image["id"] in scored and image["height"] is None:
             raise UserError(f"{where}: image {image['id']} has no height and width, which masks need. Add them.")
-    missing = [annotation for annotation in contents.annotations if annotation["segmentation"] is None]
-    if missing and len(missing) == len(contents.annotations):
+    if contents.annotations and all(annotation["segmentation"] is None for annotation in contents.annotations):
         raise UserError(
-            f"{where}: {name_of(missing[0])} has no segmentation, and so all annotations. Add masks, or score boxes."
-        )
-    if missing:
-        _logger.warning(
-            "%s: %d objects have no mask (first: %s): masks found in their boxes are neither right nor wrong.",
-            where,
-            len(missing),
-            name_of(missing[0]),
+            f"{where}: {name_of(contents.annotations[0])} has no segmentation, and so all annotations. Add masks, or "
+            "score boxes."
         )
 
 
