@@ -63,6 +63,8 @@ setup(
     packages=[
         *find_packages(include=["kerasdet", "kerasdet.*"]),
         "kerasdet.export",
+        "kerasdet.export.onnx",
+        "kerasdet.export.openvino",
         "kerasdet.export.saved_model",
         "kerasdet.export.saved_model.serving",
         "kerasdet.export.tflite",
@@ -70,10 +72,12 @@ setup(
     ],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},
     package_data={
+        "kerasdet.checkpoints": ["zoo.txt"],
         "kerasdet.export": ["cpp/*"],
         "kerasdet.export.saved_model.serving": ["templates/*"],
         "kerasdet.export.tflite": ["examples/*"],
         "kerasdet.gin_configs": ["*.gin", "*/*.gin"],
+        "kerasdet.reports": ["assets/*"],
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps} | ({"bdist_wheel": Wheel} if extensions() else {}),

@@ -30,9 +30,9 @@ PEERS = ("torchvision eager", "torchvision compiled", "torchvision bfloat16", "t
 def write_saved_model(model_name, load, precision, size, path):
     """Writes the SavedModel to measure."""
     import numpy as np
-    from kerasdet.export import export_saved_model
 
     import kerasdet
+    from kerasdet.export import export_saved_model
     from kerasdet.models import Preprocessing
 
     model = getattr(kerasdet, MODELS[model_name])(
@@ -175,9 +175,8 @@ def _run(python, arguments, options):
 
 def _differences(path, images):
     """Prints how a trained model's detections differ in bfloat16."""
-    from kerasdet.export import export_and_verify
-
     import kerasdet
+    from kerasdet.export import export_and_verify
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model"

@@ -28,9 +28,9 @@ FILES += [("postprocess", "float32"), ("raw", "float32"), ("postprocess", "int8"
 def write_all(model_name, load, size, folder):
     """Writes the files to measure."""
     import numpy as np
-    from kerasdet.export import export_saved_model, export_tflite
 
     import kerasdet
+    from kerasdet.export import export_saved_model, export_tflite
     from kerasdet.models import Preprocessing
 
     model = getattr(kerasdet, MODELS[model_name])(

@@ -24,14 +24,25 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kerasdet.export.onnx.write import export_onnx
+    from kerasdet.export.openvino.write import export_openvino
     from kerasdet.export.saved_model.write import export_saved_model
     from kerasdet.export.tflite.write import export_tflite
     from kerasdet.export.workflow import export_and_verify, verify_export
 
-__all__ = ["export_and_verify", "export_saved_model", "export_tflite", "verify_export"]
+__all__ = [
+    "export_and_verify",
+    "export_onnx",
+    "export_openvino",
+    "export_saved_model",
+    "export_tflite",
+    "verify_export",
+]
 
 _HOMES = {
     "export_and_verify": "workflow",
+    "export_onnx": "onnx.write",
+    "export_openvino": "openvino.write",
     "export_saved_model": "saved_model.write",
     "export_tflite": "tflite.write",
     "verify_export": "workflow",

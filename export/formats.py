@@ -5,12 +5,13 @@ Importing this module imports no TensorFlow: `specs` and `recognize` read the li
 """
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kerasdet.export.spec import FormatSpec
-
 from kerasdet.errors import UserError
+from kerasdet.export.spec import FormatSpec
+from kerasdet.paths import expand
 
 if TYPE_CHECKING:
     from kerasdet.export.protocol import Format
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 FORMATS = (
     "saved_model",
     "tflite",
+    "onnx",
+    "openvino",
+)
+# Suffixes of other tools' model files. A folder with such a name would pass for one of them.
+MODEL_SUFFIXES = (
+    *(".onnx", ".h5", ".hdf5", ".pb", ".pbtxt", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".safetensors", ".torchscript"),
+    *(".lite", ".engine", ".trt", ".plan", ".mlmodel", ".mlpackage", ".xml", ".bin", ".zip", ".tar", ".gz"),
 )
 
 
@@ -31,18 +39,54 @@ def default_spec() -> FormatSpec:
     return next(spec for spec in specs() if not spec.suffix)
 
 
+def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
+    """Returns the format that an export is written in: the suffix of the path decides, and may not contradict a name.
+
+    Args:
+        path: File or folder to write.
+        name: Name of the format; None leaves the choice to the suffix.
+
+    Raises:
+        UserError: If there is no such format, or the suffix belongs to another one.
+    """
+    suffix = Path(path).suffix.lower()
+    by_suffix = next((spec for spec in specs() if spec.suffix and spec.suffix == suffix), None)
+    if name is None and by_suffix is not None:
+        return by_suffix
+    spec = default_spec() if name is None else _spec_named(name)
+    if spec.suffix and suffix != spec.suffix:
+        raise UserError(f"Format {spec.name} writes a file, but {path} does not end in {spec.suffix}: rename it.")
+    if not spec.suffix and by_suffix is not None:
+        raise UserError(
+            f"Format {spec.name} writes a folder, but {path} ends in {suffix}: rename it, or choose format "
+            f"{by_suffix.name}."
+        )
+    if not spec.suffix and suffix in (*MODEL_SUFFIXES, ".keras"):
+        files = ", ".join(f"{spec.suffix} ({spec.name})" for spec in specs() if spec.suffix)
+        raise UserError(
+            f"No export format writes {suffix} files, as {path} would be: expected a folder ({default_spec().name}) or "
+            f"a file that ends in {files}. Choose another name."
+        )
+    return spec
+
+
+def _spec_named(name):
+    spec = next((spec for spec in specs() if spec.name == name), None)
+    if spec is None:
+        raise UserError(f"There is no export format {name!r}: choose one of {', '.join(FORMATS)}.")
+    return spec
+
+
 def format_named(name: str) -> "Format":
     """Returns the format of a name.
 
     Raises:
         UserError: If there is none.
     """
-    if name not in FORMATS:
-        raise UserError(f"There is no export format {name!r}: choose one of {', '.join(FORMATS)}.")
-    return importlib.import_module(f"kerasdet.export.{name}.format").FORMAT
+    return importlib.import_module(f"kerasdet.export.{_spec_named(name).name}.format").FORMAT
 
 
 def format_of(path: str | Path) -> "Format | None":
     """Returns the format of an existing file or folder, or None if it is no export."""
-    name = next((spec.name for spec in specs() if spec.recognizes(Path(path))), None)
+    name = next((spec.name for spec in specs() if spec.recognizes(expand(path))), None)
     return None if name is None else format_named(name)

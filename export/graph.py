@@ -17,7 +17,8 @@ layer takes because training needs it, so their order matters:
    rounded once. Then `widen_strides` adds a detour against another fault of oneDNN, for 16-bit convolutions only, so it
    must see the final types and the strides that step 5 restored.
    In float32 `split_wide_convs` adds a detour for speed. It replaces convolution, bias and ReLU by a function call,
-   which no other pass looks into, so it comes last. TFLite has none of oneDNN's habits and goes without.
+   which no other pass looks into, so it comes last. TFLite and ONNX have none of oneDNN's habits and go
+   without.
 """
 
 import functools
@@ -26,11 +27,12 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.spec import GRAPH_PRECISIONS as PRECISIONS
 
 from kerasdet.errors import UserError
+from kerasdet.export.spec import GRAPH_PRECISIONS as PRECISIONS
 from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import static_shapes
+from kerasdet.ops.dispatch import in_onnx
 
 GraphDef = tf.compat.v1.GraphDef
 NodeDef = tf.compat.v1.NodeDef
@@ -58,6 +60,8 @@ class InferenceGraph(tf.Module):
         weights: Variables of the graph by name.
         detect: The optimised function, a `tf.function`.
         graph_def: The optimised graph, with placeholders for its weights.
+        inputs: Names of the tensors of its arguments.
+        outputs: Output name -> name of its tensor.
 
     Raises:
         UserError: If the precision is unknown.
@@ -69,15 +73,16 @@ class InferenceGraph(tf.Module):
             raise UserError(f"There is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
         concrete = tf.function(function, input_signature=signature).get_concrete_function()
         frozen, graph = freeze_variables(concrete)
-        self._names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
-        self._inputs = [tensor.name for tensor in frozen.inputs]
-        self._outputs = [tensor.name for tensor in frozen.outputs]
-        ends = [name.split(":")[0] for name in (*self._inputs, *self._outputs)]
+        names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
+        self.inputs = [tensor.name for tensor in frozen.inputs]
+        self.outputs = {name: tensor.name for name, tensor in zip(names, frozen.outputs, strict=True)}
+        ends = [name.split(":")[0] for name in (*self.inputs, *self.outputs.values())]
         for step in (drop_gradients, to_float32, fold_constants, fold_batch_norm, fold_strides):
             graph = step(graph)
         if precision != "float32":
-            graph = widen_strides(lower_precision(graph, tf.as_dtype(precision), ends))
-        elif not static_shapes():
+            graph = lower_precision(graph, tf.as_dtype(precision), ends)
+            graph = graph if in_onnx() else widen_strides(graph)
+        elif not (static_shapes() or in_onnx()):
             graph = split_wide_convs(graph, ends)
         self.graph_def, weights = extract_weights(_in_order(graph, ends), graph)
         self.weights = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
@@ -87,11 +92,11 @@ class InferenceGraph(tf.Module):
         values = {f"{name}:0": weight.read_value() for name, weight in self.weights.items()}
         results = tf.graph_util.import_graph_def(
             self.graph_def,
-            input_map={**dict(zip(self._inputs, arguments, strict=True)), **values},
-            return_elements=self._outputs,
+            input_map={**dict(zip(self.inputs, arguments, strict=True)), **values},
+            return_elements=list(self.outputs.values()),
             name="graph",
         )
-        return dict(zip(self._names, results, strict=True))
+        return dict(zip(self.outputs, results, strict=True))
 
 
 def drop_gradients(graph: GraphDef) -> GraphDef:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.spec import FormatSpec
 
 from kerasdet.errors import VerificationError
+from kerasdet.export.spec import FormatSpec
 from kerasdet.inference.predictor import Predictor
 
 

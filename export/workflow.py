@@ -13,15 +13,17 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasdet.export.formats import format_named, format_of
-from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 
 from kerasdet.data import images as image_files
 from kerasdet.data import shapes
+from kerasdet.data.image_files import list_images
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
+from kerasdet.export.formats import choose_spec, format_named, format_of
+from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.models import Detector
+from kerasdet.paths import expand
 
 MAX_AP_DROP = 0.02
 
@@ -37,7 +39,7 @@ def export_and_verify(
     model: Detector,
     path: str | Path,
     *,
-    format: str = "saved_model",
+    format: str | None = None,
     serving: bool = False,
     precision: str = "float32",
     verify_images: Sequence = (),
@@ -55,7 +57,8 @@ def export_and_verify(
     Args:
         model: The detector.
         path: File or folder to write, which does not exist yet; with `serving` a new or existing serving folder.
-        format: Name of a format in `kerasdet.export.formats`, "saved_model" or "tflite".
+        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None takes the one that the
+            suffix of `path` says, "saved_model" if it says none.
         serving: Whether to write the next version in a folder for TF Serving.
         precision: Precision of the network, one of the format's.
         verify_images: Images to compare on: arrays (H, W, 3), PIL images or paths. By default generated images.
@@ -75,21 +78,23 @@ def export_and_verify(
         VerificationError: If the export does not run, differs from the model, or loses too much AP.
 
     Example:
-        >>> path, report = export_and_verify(model, "detector.tflite", format="tflite", size=(320, 320))
+        >>> path, report = export_and_verify(model, "detector.tflite", size=(320, 320))
     """
+    path = expand(path)
+    format = choose_spec(path, format).name
     export_format = format_named(format)
     options = _check_options(export_format, precision, options)
     if "calibration_images" in export_format.options:
         options["calibration_images"] = list(_list_images(calibration_images))
     elif len(calibration_images):
-        raise UserError(f"Format {format} takes no calibration images: leave them out, or use format tflite.")
+        raise UserError(f"Format {format} takes no calibration images: leave them out, or use another format.")
     if serving and export_format.new_version is None:
         raise UserError(f"Format {format} has no server: leave --serving out, or use format saved_model.")
     images = read_images(verify_images) or sample_images()
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
-        return Path(path), _export(model, Path(path), export_format, write_options, images, eval_data, max_ap_drop)
-    with export_format.new_version(Path(path)) as (partial, version):
+        return path, _export(model, path, export_format, write_options, images, eval_data, max_ap_drop)
+    with export_format.new_version(path) as (partial, version):
         report = _export(model, partial, export_format, write_options, images, eval_data, max_ap_drop)
     return version, report.replace(str(partial), str(version))
 
@@ -348,9 +353,9 @@ def sample_images() -> list[np.ndarray]:
 
 
 def _list_images(images: Iterable) -> Iterator:
-    """Yields images, and in place of a folder all of its files that are not hidden."""
+    """Yields images, and in place of a folder its images."""
     for image in images:
-        if isinstance(image, str | Path) and Path(image).is_dir():
-            yield from sorted(f for f in Path(image).iterdir() if f.is_file() and not f.name.startswith("."))
+        if isinstance(image, str | Path) and expand(image).is_dir():
+            yield from list_images(expand(image))
         else:
             yield image

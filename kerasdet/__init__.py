@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from kerasdet.inference import Detections
     from kerasdet.layers import FPN, ResNet
     from kerasdet.loading import load
-    from kerasdet.models import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, RetinaNet
+    from kerasdet.models import (
+        FCOS,
+        FasterRCNN,
+        KeypointRCNN,
+        MaskRCNN,
+        ProposalNetwork,
+        RetinaNet,
+        RTMDet,
+        RTMDetIns,
+    )
     from kerasdet.training import train
 
 __all__ = [
@@ -32,6 +41,8 @@ __all__ = [
     "KeypointRCNN",
     "MaskRCNN",
     "ProposalNetwork",
+    "RTMDet",
+    "RTMDetIns",
     "ResNet",
     "RetinaNet",
     "evaluate",
@@ -44,7 +55,8 @@ _HOMES = {
     "Detections": "kerasdet.inference",
     **dict.fromkeys(["FPN", "ResNet"], "kerasdet.layers"),
     **dict.fromkeys(
-        ["FCOS", "FasterRCNN", "KeypointRCNN", "MaskRCNN", "ProposalNetwork", "RetinaNet"], "kerasdet.models"
+        ["FCOS", "FasterRCNN", "KeypointRCNN", "MaskRCNN", "ProposalNetwork", "RetinaNet", "RTMDet", "RTMDetIns"],
+        "kerasdet.models",
     ),
     "evaluate": "kerasdet.evaluation",
     "load": "kerasdet.loading",

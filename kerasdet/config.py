@@ -5,15 +5,13 @@ code constructs ignore gin.
 """
 
 import ast
-import functools
 import importlib
 import inspect
-import logging
 import math
 import os
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
+from kerasdet.paths import expand
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -40,7 +39,6 @@ SURFACE = (
     models.RPN,
     models.ProposalSelection,
     models.RoIHeads,
-    models.RoIPooler,
     models.MaskBranch,
     models.KeypointBranch,
     models.Preprocessing,
@@ -49,6 +47,7 @@ SURFACE = (
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
+    layers.RoIPooler,
     layers.RetinaNetHead,
     layers.FCOSHead,
     anchors.AnchorGenerator,
@@ -67,6 +66,7 @@ SURFACE = (
     common.LossNormalizer,
     data.CocoDataset,
     data.VocDataset,
+    data.open_dataset,
     data.ResizeShortestEdge,
     data.RandomFlip,
     shapes.shapes_dataset,
@@ -106,20 +106,19 @@ def _register(item):
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
 _ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
-# gin 0.5.0 warns "Path not found" for each include that lies in the second folder of its search path
-logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
-_add_search_path = functools.cache(gin.add_config_file_search_path)
-_add_search_path(str(GIN_CONFIGS))
+# gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
+# __init__.py, such as a folder `dataset` of the user in the working folder. It has no public way to drop a reader.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 
-def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
+def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """Reads a gin file and applies overrides. Replaces the previous configuration.
-
-    A text value of a macro that begins with ``~/`` is a path: ``~`` is replaced by the home folder.
 
     Args:
         config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
-        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes.
+        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes. ``DATA=path`` replaces the data
+            of the file by a dataset of any format, with its number of classes; see ``gin_configs/dataset/folder.gin``.
+        defaults: Values of macros that the file requires and neither it nor the overrides set.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -130,12 +129,17 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     """
     path = _find(config)
     gin.clear_config()
-    _add_search_path(str(path.parent))
+    # gin 0.5.0 can only append to its search path, in which the working folder would be first: a folder `base` of the
+    # user would hide that of kerasdet
+    gin.config._LOCATION_PREFIXES[:] = [str(path.parent), str(GIN_CONFIGS), ""]
     override = None
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(path)
+        names = [override.partition("=")[0].strip() for override in overrides]
+        if "DATA" in names:
+            _replace_data()
         for override in overrides:
             gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
@@ -143,8 +147,25 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> None:
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
+    if "DATA" in names and "NUM_CLASSES" not in names:
+        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
+    for name, value in (defaults or {}).items():
+        if name in _used_macros() and "gin.REQUIRED" in repr(macro(name)):
+            gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
-    _expand_home()
+
+
+def _replace_data():
+    """Lets `dataset/folder.gin` replace the data of a recipe, with the masks or keypoints that the recipe reads."""
+    gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
+    for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
+        if name in _used_macros():
+            gin.bind_parameter(f"%{name}", None)
+    for name in ("masks", "keypoints"):
+        try:
+            gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))
+        except ValueError:  # the recipe does not read them
+            continue
 
 
 def train() -> keras.Model:
@@ -173,7 +194,7 @@ def import_modules(config: str | Path) -> None:
     Raises:
         UserError: If a module cannot be imported.
     """
-    for name in re.findall(r"^import ([\w.]+)", Path(config).read_text(), re.MULTILINE):
+    for name in re.findall(r"^import ([\w.]+)", expand(config).read_text(), re.MULTILINE):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -193,6 +214,27 @@ def eval_data() -> data.CocoDataset:
     if reference is None:
         raise UserError("The configuration has no Validation.data: name a dataset with --annotations.")
     return reference.scoped_configurable_fn()
+
+
+def model_and_transforms() -> tuple[keras.Model, list]:
+    """Builds the configured model and the transforms that it trains with.
+
+    The model of a recipe that starts from a pretrained backbone keeps random weights, so no checkpoint is needed.
+
+    Raises:
+        UserError: If the configuration has no model.
+    """
+    try:
+        model = gin.query_parameter("train.model")
+        if model.configurable.name == "backbone_weights":
+            model = gin.query_parameter("backbone_weights.model")
+    except ValueError:
+        raise UserError("The configuration has no train.model: name a recipe that trains a model.") from None
+    try:
+        transforms = gin.query_parameter("train.transforms")
+    except ValueError:
+        transforms = []
+    return model.scoped_configurable_fn(), [transform.scoped_configurable_fn() for transform in transforms]
 
 
 def macro(name: str) -> Any:
@@ -230,7 +272,8 @@ def _unknown_argument(error):
 
 
 def _find(config):
-    candidates = [Path(config).expanduser(), *(GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin"))]
+    packaged = [GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin")]
+    candidates = [expand(config), *packaged] if str(config) else packaged
     for path in candidates:
         if path.is_file():
             return path
@@ -313,19 +356,3 @@ def _violated_requirement(name, value):
     if name == "PRECISION" and value not in PRECISIONS:
         return f"one of {', '.join(PRECISIONS)}"
     return None
-
-
-def _expand_home():
-    """Replaces ``~`` in paths that macros hold, such as OUT_DIR: neither gin nor TensorFlow does it."""
-    for name in _used_macros():
-        value = macro(name)
-        if isinstance(value, tuple | list):
-            expanded = type(value)(_expanded(item) for item in value)
-        else:
-            expanded = _expanded(value)
-        if expanded != value:
-            gin.bind_parameter(f"%{name}", expanded)
-
-
-def _expanded(value):
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value

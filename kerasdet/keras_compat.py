@@ -117,6 +117,22 @@ def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tupl
     return convert_variables_to_constants_v2_as_graph(function, lower_control_flow=False)
 
 
+def function_graph(graph: "tf.Graph", definition: Any) -> "tf.Graph":
+    """Turns the definition of a function, such as the body of a loop, into a graph with `inputs` and `outputs`.
+
+    Uses the private `tensorflow.python.framework.function_def_to_graph`. The public API reads no function out of a
+    `GraphDef`. Seen in TensorFlow 2.21.0.
+
+    Args:
+        graph: A graph whose library has the functions that the function calls.
+        definition: The `FunctionDef`.
+    """
+    from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
+
+    with graph.as_default():
+        return function_def_to_graph(definition)
+
+
 def tflite_schema() -> ModuleType:
     """Returns the module with the classes of TFLite's flatbuffer, such as `ModelT`.
 

@@ -1,39 +1,57 @@
-"""Loads trained, converted and exported models, and starts new models from them."""
+"""Loads trained, converted, exported and published models, and starts new models from them."""
 
 import zipfile
 from pathlib import Path
 
 import keras
 
+from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
+from kerasdet.paths import expand
 from kerasdet.training.resume import checkpoints, open_model
 
-_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
+_MODEL = "a run directory, a .keras file or an export"
+# Suffixes of files that users give in place of a model -> the end of the message
+_OTHER_FILES = {
+    (".h5", ".hdf5"): "a file of weights without their model: expected " + _MODEL + ". Build the model and use "
+    "`load_weights`, or save it as a .keras file.",
+    (".pb",): "one file of a SavedModel: expected " + _MODEL + ". Name the folder that contains it.",
+    (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
+    images.SUFFIXES: "an image: expected " + _MODEL + ". Name the model first, then the images.",
+    (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
+    (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
+}
 
 
 def load(path: str | Path) -> keras.Model | Predictor:
-    """Loads a model that kerasdet trained, converted or exported.
+    """Loads published weights by name, or a model that kerasdet trained, converted or exported.
 
     Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
 
     Args:
         path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or what
-            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded.
+            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded. Or a name that
+            `kerasdet zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``: its file is downloaded and converted
+            the first time, and then comes from the cache.
 
     Returns:
         The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or the folder holds no model.
-        UserError: If the file is damaged, or needs a class that is not imported.
+        UserError: If the file is damaged, or needs a class that is not imported; or if published weights are not in the
+            cache and cannot be fetched.
 
     Example:
         >>> model = kerasdet.load("runs/retinanet_r18_fpn_shapes")
         >>> detections = model.detect("photo.jpg")
+        >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
     """
-    path = Path(path).expanduser()
+    path = expand(local_path(path), "The path of a model")
     if exported := format_of(path):
         return exported.load(path)
     file = _model_file(path)
@@ -58,9 +76,11 @@ def require_model(path: str | Path) -> None:
         path: Anything that `load` takes.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or the folder holds no model.
+        FileNotFoundError: If there is no such file, folder or name, or the folder holds no model.
     """
-    path = Path(path).expanduser()
+    if is_published(path):
+        return
+    path = expand(path, "The path of a model")
     if format_of(path) is None or not path.exists():
         _model_file(path)
 
@@ -69,8 +89,8 @@ def load_predictor(path: str | Path) -> Predictor:
     """Loads a Keras detector or an export.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file or an
-            export.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, an
+            export, or a name of `kerasdet zoo`.
 
     Returns:
         The Keras detector, or a `Predictor` that runs the export.
@@ -91,7 +111,8 @@ def load_detector(path: str | Path) -> keras.Model:
     """Loads a Keras detector, which can be trained and exported.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert` or a ``.keras`` file.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
+            name of `kerasdet zoo`.
 
     Returns:
         The detector.
@@ -108,15 +129,21 @@ def load_detector(path: str | Path) -> keras.Model:
     return model
 
 
-def pretrained(path: str | Path, num_classes: int) -> keras.Model:
+def pretrained(
+    path: str | Path, num_classes: int, *, shortest: int | None = None, longest: int | None = None
+) -> keras.Model:
     """Loads a detector to fine-tune it on other classes.
 
     All weights are kept except in the layers whose size depends on the number of classes: these are re-initialised if
-    the number differs. The model computes in the global precision policy, not in that of the file.
+    the number differs. The model computes in the global precision policy, not in that of the file. Kernel and rounding
+    of its resize rule stay; the lengths should be those that it is fine-tuned at.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert` or a ``.keras`` file.
+        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
+            name of `kerasdet zoo`.
         num_classes: Number of classes of the new task. A model with this number keeps its classification layer.
+        shortest: Length of an image's shorter side after resizing for detection, in pixels. None keeps the file's.
+        longest: Limit of the longer side, in pixels. None keeps the file's.
 
     Returns:
         The detector.
@@ -134,11 +161,14 @@ def pretrained(path: str | Path, num_classes: int) -> keras.Model:
             f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: name a detector with classes."
         )
     policy = keras.config.dtype_policy()
-    if model.num_classes == num_classes and model.dtype_policy.name == policy.name:
+    edges = {"shortest": shortest, "longest": longest}
+    edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
+    if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
         config.update(num_classes=num_classes, class_names=None)  # parts learn the number from the model
+    config["preprocessing"]["config"].update(edges)
     tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
@@ -164,7 +194,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Args:
         model: The detector. Its backbone is overwritten.
-        path: A training run, a folder of `kerasdet convert` or a ``.keras`` file; holds a backbone or a detector.
+        path: A training run, a folder of `kerasdet convert`, a ``.keras`` file, or a name of `kerasdet zoo`; holds a
+            backbone or a detector.
 
     Returns:
         `model`.
@@ -198,7 +229,7 @@ def _check_keras_file(file):
     """Checks that a file can be a model that Keras saved.
 
     Raises:
-        UserError: If it cannot. The message tells checkpoints of other frameworks from damaged files.
+        UserError: If it cannot. The message tells files of other kinds from damaged ones, by contents or suffix.
     """
     names = ()
     if zipfile.is_zipfile(file):
@@ -207,22 +238,28 @@ def _check_keras_file(file):
     if "config.json" in names:
         return
     is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
-    if is_torch or file.suffix.lower() in _CHECKPOINT_SUFFIXES:
+    suffix = file.suffix.lower()
+    if is_torch or suffix in _CHECKPOINT_SUFFIXES:
         raise UserError(
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, and "
             "name the folder that this writes."
         )
+    for suffixes, what in _OTHER_FILES.items():
+        if suffix in suffixes:
+            raise UserError(f"{file} is {what}")
     raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
 
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}: name a run directory, a .keras file or an export.")
+        raise FileNotFoundError(f"There is no {path}: name {_MODEL}.")
     if path.is_file():
         return path
-    found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints")]
+    found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
     if not found:
+        inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
+        hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
-            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export."
+            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export.{hint}"
         )
     return found[-1]

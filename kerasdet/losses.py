@@ -35,6 +35,45 @@ def focal(
     return tf.reduce_sum(loss * weights)
 
 
+def quality_focal(
+    logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, beta: float = 2.0
+) -> tf.Tensor:
+    """Sums the quality focal loss, a focal loss for soft targets (https://arxiv.org/abs/2006.04388).
+
+    Args:
+        logits: (..., K).
+        targets: (..., K) in [0, 1], such as the IoU of the predicted box for its own class.
+        weights: Factor of each element's loss, broadcast against (..., K).
+        beta: Exponent that reduces the loss of probabilities near their target; 0 is plain cross entropy.
+
+    Returns:
+        The weighted sum, ().
+    """
+    cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
+    return tf.reduce_sum(cross_entropy * tf.abs(targets - tf.sigmoid(logits)) ** beta * weights)
+
+
+def dice(
+    logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, epsilon: float = 5e-6
+) -> tf.Tensor:
+    """Sums the dice loss of pairs of masks, with squared masks in the denominator (https://arxiv.org/abs/1606.04797).
+
+    Args:
+        logits: (..., h, w).
+        targets: (..., h, w) in [0, 1].
+        weights: (...) factor of each pair's loss.
+        epsilon: Added to each of the two sums in the denominator.
+
+    Returns:
+        The weighted sum, ().
+    """
+    probs = tf.sigmoid(logits)
+    common, predicted, true = (
+        tf.reduce_sum(product, [-2, -1]) for product in (probs * targets, tf.square(probs), tf.square(targets))
+    )
+    return tf.reduce_sum((1 - 2 * common / (predicted + true + 2 * epsilon)) * weights)
+
+
 def smooth_l1(
     predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0, *, beta: float = 1.0
 ) -> tf.Tensor:
@@ -121,6 +160,24 @@ class FocalLoss(ConfigFromInit):
     def __call__(self, logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Returns the weighted sum, (); `logits` and `targets` are (..., K), `weights` broadcasts against them."""
         return self.weight * focal(logits, targets, weights, alpha=self.alpha, gamma=self.gamma)
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class QualityFocalLoss(ConfigFromInit):
+    """Sums the quality focal loss, a focal loss for soft targets (https://arxiv.org/abs/2006.04388).
+
+    Args:
+        beta: Exponent that reduces the loss of probabilities near their target; 0 is plain cross entropy.
+        weight: Factor of the whole loss.
+    """
+
+    def __init__(self, beta: float = 2.0, weight: float = 1.0):
+        self.beta = beta
+        self.weight = weight
+
+    def __call__(self, logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Returns the weighted sum, (); `logits` and `targets` are (..., K), `weights` broadcasts against them."""
+        return self.weight * quality_focal(logits, targets, weights, beta=self.beta)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

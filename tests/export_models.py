@@ -1,10 +1,10 @@
 """Makes the tiny models of the detector contract with weights that keep activations small, as after training."""
 
 import numpy as np
-from kerasdet.export.verify import compare, tolerance_for
 from models.models import MODELS, SLOW
 
 import kerasdet
+from kerasdet.export.verify import compare, tolerance_for
 
 _GAINS = {
     "class_logits": 0.3,
@@ -39,7 +39,11 @@ def make(name, seed=0):
 def verify_in_process(model, path, images):
     """Compares an export with its model as `verify_export` does, without the cold start of another process."""
     predictor = kerasdet.load(path)
-    if hasattr(predictor, "to_input"):  # TFLite: model and file get the letterboxed pixels
+    if hasattr(predictor, "example"):  # ONNX: model and file get the resized pixels
+        inputs = [predictor.example(image) for image in images]
+        batches = [model.preprocessing.batch(list(pixels), resize=False) for pixels in inputs]
+        found = [predictor.decode_outputs(predictor.run(pixels), pixels.shape[1:3]) for pixels in inputs]
+    elif hasattr(predictor, "to_input"):  # TFLite: model and file get the letterboxed pixels
         inputs = [predictor.to_input(image)[0] for image in images]
         batches = [model.preprocessing.batch([pixels[0]], resize=False) for pixels in inputs]
         found = [predictor.decode_outputs(predictor.run(pixels)) for pixels in inputs]

@@ -444,6 +444,16 @@ def test_loading_again_clears_the_first_configuration(tmp_path):
     assert config.macro("STEPS") == 90000
 
 
+def test_finetuned_detector_detects_at_the_size_of_its_recipe(tmp_path):
+    tiny.detector().save(tmp_path / "model.keras")
+    settings = ["NUM_CLASSES=5", "TRAIN_ANNOTATIONS=a", "EVAL_ANNOTATIONS=b", "SHORTEST_EDGE=48", "LONGEST_EDGE=80"]
+    config.load("finetune", [f"CHECKPOINT={tmp_path}/model.keras", *settings])
+    rule = configured("train.model").preprocessing
+    resize = gin.query_parameter("train.transforms")[0].scoped_configurable_fn()
+    assert (rule.shortest, rule.longest) == (48, 80)
+    assert (resize.shortest, resize.longest) == ((48,), 80)
+
+
 def test_configuration_does_not_change_python_defaults():
     config.load(SHAPES, [*TINY, "RandomFlip.horizontal=0.1", "Postprocessing.score_threshold=0.9"])
     assert RandomFlip() == RandomFlip(0.5, 0.0)

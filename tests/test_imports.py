@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A unit may import itself and the units on the lines above its own.
 LAYERS = (
     ("errors", "keras_compat"),
+    ("paths", "files"),
     ("keras_utils",),
     ("geometry",),
     ("losses", "ops"),
@@ -24,6 +25,7 @@ LAYERS = (
     ("training", "export"),
     ("loading",),
     ("__init__",),  # the public names of the package
+    ("reports",),
     ("config",),
     ("cli",),
     ("__main__",),

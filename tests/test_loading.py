@@ -135,6 +135,16 @@ def test_pretrained_with_other_classes_re_initialises_only_the_class_layer(file,
     assert tuned.preprocessing.longest == 96
 
 
+@pytest.mark.parametrize("num_classes", [5, 3])
+def test_pretrained_with_other_edges_keeps_the_rest_of_the_resize_rule(file, model, num_classes):
+    tuned = pretrained(file, num_classes, shortest=48)
+    expected = {**model.preprocessing.get_config(), "shortest": 48}
+    assert tuned.preprocessing.get_config() == expected != model.preprocessing.get_config()
+    tuned = pretrained(file, num_classes, shortest=48, longest=72)
+    assert tuned.preprocessing.get_config() == {**expected, "longest": 72}
+    np.testing.assert_array_equal(tuned.backbone.variables[0], model.backbone.variables[0])
+
+
 def test_pretrained_rcnn_with_other_classes_re_initialises_its_branches(tmp_path):
     model = tiny.rcnn()
     model.save(tmp_path / "model.keras")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
-
 from kerasdet.models import Detector
 
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.saved_model.load import SavedModelPredictor, read_metadata
 from kerasdet.export.saved_model.serving import new_version
 from kerasdet.export.saved_model.spec import SPEC
 from kerasdet.export.saved_model.write import export_saved_model
-from PIL import Image
-
 from kerasdet.inference.detections import from_tf_od
 from kerasdet.models import Detector
 from kerasdet.ops.dispatch import LIBRARY

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 
 from kerasdet.errors import UserError
+from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.ops.dispatch import raw_ops
+from kerasdet.paths import expand
 
 
 class SavedModelPredictor(Predictor):
@@ -33,7 +34,7 @@ class SavedModelPredictor(Predictor):
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = path = expand(path)
         self.metadata = read_metadata(self.path)
         if self.metadata.get("ops") == "compiled":
             raw_ops()  # loads their library

@@ -19,22 +19,24 @@ The outputs are those of the TF Object Detection API, all float32:
 | ``num_detections`` | (B,), number of detections without padding |
 | ``detection_masks`` | models with masks: (B, D, S, S), probabilities inside the box |
 | ``detection_keypoints`` | models with keypoints: (B, D, J, 3), (y, x, score), y and x as fractions of the image |
-| ``detection_<name>`` | models with a user's branch: its output, see `kerasdet.models.branches`, in its own type |
+| ``detection_<name>`` | models with a user's branch: its output, see `kerasdet.models.branch`, in its own type |
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
+
+from kerasdet.export.formats import choose_spec
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
 from kerasdet.export.saved_model.decoding import decode_batch
 from kerasdet.export.saved_model.spec import MAX_PIXELS
-
 from kerasdet.inference.detections import to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
+from kerasdet.paths import expand, make_folder
 
 
 def export_saved_model(
@@ -64,15 +66,18 @@ def export_saved_model(
 
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
-        UserError: If the precision is unknown.
+        OSError: If `path` cannot be written.
+        UserError: If the precision is unknown, or the suffix of `path` is that of a file.
 
     Example:
         >>> export_saved_model(model, "detector", precision="bfloat16")
         >>> detections = kerasdet.load("detector").detect("street.jpg")
     """
-    path = Path(path)
+    path = expand(path)
+    choose_spec(path, "saved_model")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
+    make_folder(path.parent, "The export")
 
     def network(image, image_size, original_size):
         return model.detect_batch({"image": image, "image_size": image_size, "original_size": original_size})

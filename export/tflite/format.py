@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.tflite.load import TFLitePredictor, read_metadata
 from kerasdet.export.tflite.spec import SPEC
 from kerasdet.export.tflite.write import export_tflite
-
 from kerasdet.models import Detector
 
 

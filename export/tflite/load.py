@@ -8,16 +8,17 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
-from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 
 from kerasdet.errors import UserError
+from kerasdet.export.metadata import METADATA_FILE, branch_outputs
+from kerasdet.export.network import RawHeads, as_input
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
-from kerasdet.models.postprocess import compact
+from kerasdet.models.postprocess import drop_empty
+from kerasdet.paths import expand
 
 MODEL_FILE = "model.json"
 ANCHORS_FILE = "anchors.npz"
@@ -45,7 +46,7 @@ class TFLitePredictor(Predictor):
     """
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
-        self.path = Path(path)
+        self.path = path = expand(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no file {path}: give the .tflite file that `kerasdet export` wrote.")
         files = _read_files(self.path)
@@ -57,7 +58,11 @@ class TFLitePredictor(Predictor):
         self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
         self.branch_outputs = branch_outputs(self.metadata)
         self._rule = Preprocessing(**self.metadata["preprocessing"])
-        self._head = _Head(files, self.metadata["size"]) if self.metadata["postprocessing"] == "raw" else None
+        self._heads = self._anchors = None
+        if self.metadata["postprocessing"] == "raw":
+            self._heads = RawHeads(files[MODEL_FILE])
+            with np.load(io.BytesIO(files[ANCHORS_FILE])) as anchors:
+                self._anchors = dict(anchors)
         self._lock = threading.Lock()  # an interpreter runs one image at a time
         self._run = _make_runner(self.path, num_threads or len(os.sched_getaffinity(0)))
 
@@ -76,7 +81,7 @@ class TFLitePredictor(Predictor):
             pixels, size = self.to_input(batch["image"][index, :height, :width])
             detections = self.decode_outputs(self.run(pixels))
             detections = rescale(detections, tf.constant([size]), original_size[index : index + 1], self.branch_outputs)
-            found.append(_drop_empty(detections))
+            found.append(drop_empty(detections))
         return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
@@ -98,40 +103,10 @@ class TFLitePredictor(Predictor):
 
     def decode_outputs(self, outputs: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         """Turns the file's outputs into the padded dict of one image, in pixels of the file's input."""
-        if self._head is not None:
-            return self._head.postprocess(outputs)
+        if self._heads is not None:
+            return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])
         size = tf.constant([self.metadata["size"]])
         return from_tf_od(outputs, size, self.metadata["class_offset"], self.branch_outputs)
-
-
-class _Head:
-    """Applies the model's own post-processing to the raw outputs of its heads.
-
-    Args:
-        files: Name -> contents of the files inside, among them the model's configuration and its anchors.
-        size: Height and width of the file's input in pixels.
-    """
-
-    def __init__(self, files, size):
-        self._model = keras.saving.deserialize_keras_object(json.loads(files[MODEL_FILE]))
-        with np.load(io.BytesIO(files[ANCHORS_FILE])) as anchors:
-            self._anchors = dict(anchors)
-        self._size = tf.constant([size])
-
-    def postprocess(self, outputs):
-        counts = [len(anchors) for anchors in self._anchors.values()]
-        heads = {
-            name: dict(zip(self._anchors, tf.split(value, counts, axis=1), strict=True))
-            for name, value in outputs.items()
-        }
-        return self._model.postprocess({**heads, "anchors": self._anchors}, self._size)
-
-
-def _drop_empty(detections):
-    """Drops boxes that lay in the padding of the letterbox: clipped to the image they are empty."""
-    sides = detections["boxes"][..., 2:] - detections["boxes"][..., :2]  # (1, D, 2)
-    keep = tf.reduce_all(sides > 0, -1) & tf.sequence_mask(detections["valid"], tf.shape(sides)[1])  # (1, D)
-    return compact({name: value for name, value in detections.items() if name != "valid"}, keep)
 
 
 def read_metadata(path: Path) -> dict:
@@ -144,11 +119,6 @@ def read_metadata(path: Path) -> dict:
         UserError: If it has none.
     """
     return json.loads(_read_files(path)[METADATA_FILE])
-
-
-def as_input(pixels: np.ndarray, input_type: str) -> np.ndarray:
-    """Converts float32 pixels to the type of a file's input, "float32" or "uint8"."""
-    return np.rint(pixels).astype(np.uint8) if input_type == "uint8" else pixels
 
 
 def _read_files(path):

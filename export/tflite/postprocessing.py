@@ -12,14 +12,13 @@ from collections.abc import Mapping
 import tensorflow as tf
 from flatbuffers import flexbuffers
 
-from kerasdet.inference.detections import to_tf_od
+from kerasdet.export.network import HEADS
 from kerasdet.keras_compat import tflite_schema, tflite_to_bytes
 from kerasdet.models import Detector
 from kerasdet.models.postprocess import compact
 
 # The first four come in the order in which MediaPipe reads them.
 DETECTIONS = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
-HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centerness")
 OUTPUT_ORDER = (*DETECTIONS, "detection_masks", "detection_keypoints", *HEADS)
 
 # LiteRT's custom op raises an error for any box whose height or width is not positive in float32. The op receives sides
@@ -52,26 +51,6 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
     if precision == "int8" and not model.single_stage:
         return "calibration cannot observe ranges inside the loop of ROIAlign: choose float32, float16 or dynamic"
     return None
-
-
-def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """Concatenates the levels of the heads' outputs to (1, R, ...) each."""
-    return {name: tf.concat(list(outputs[name].values()), 1) for name in HEADS if name in outputs}
-
-
-def detections(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    """Turns the network's outputs into detections by the model's own post-processing.
-
-    Args:
-        model: The detector.
-        outputs: The dict that the model returned.
-        size: Height and width of the image in pixels.
-
-    Returns:
-        The outputs of `kerasdet.inference.detections.to_tf_od` for a batch of one image, classes counted from 0.
-    """
-    image_size = tf.constant([size])
-    return to_tf_od(model.postprocess(outputs, image_size), image_size, 0, model.branch_outputs)
 
 
 def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:

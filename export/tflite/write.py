@@ -12,23 +12,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.export import checks
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
+from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
 from kerasdet.export.tflite import postprocessing as post
-from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE, as_input
+from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-
-from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
-from kerasdet.ops import resize as resize_ops
+from kerasdet.paths import prepare_file
 
 
 def export_tflite(
@@ -46,7 +47,7 @@ def export_tflite(
 
     Args:
         model: The detector.
-        path: A file that does not exist, with the suffix ``.tflite``.
+        path: A file that does not exist, with the suffix ``.tflite``. Its folder is created if necessary.
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
@@ -61,7 +62,7 @@ def export_tflite(
 
     Raises:
         FileExistsError: If `path` exists.
-        FileNotFoundError: If its folder does not exist.
+        OSError: If `path` cannot be written.
         UserError: If an option is unknown or does not fit the model, "int8" lacks images, a package is missing, or
             TFLite lacks an op of the model.
 
@@ -69,9 +70,9 @@ def export_tflite(
         >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")
         >>> detections = kerasdet.load("detector.tflite").detect("street.jpg")
     """
-    path = Path(path)
-    _check_path(path)
+    path = checks.new_file(path, "tflite")
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
+    prepare_file(path, "The export")
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
@@ -89,8 +90,8 @@ def export_tflite(
     if model.class_names:
         files[LABELS_FILE] = "\n".join(model.class_names).encode() + b"\n"
     if postprocessing == "raw":
-        files[MODEL_FILE] = json.dumps(keras.saving.serialize_keras_object(model)).encode()
-        files[ANCHORS_FILE] = _npz(_run_network(model, tf.zeros([1, *size, 3]))["anchors"])
+        files[MODEL_FILE] = serialized(model).encode()
+        files[ANCHORS_FILE] = _npz(run_network(model, tf.zeros([1, *size, 3]))[0]["anchors"])
     if gin_config:
         files["config.gin"] = gin_config.strip().encode() + b"\n"
     name = type(model).__name__
@@ -101,49 +102,29 @@ def export_tflite(
     return path
 
 
-def _check_path(path):
-    if path.suffix.lower() != ".tflite":
-        raise UserError(f"{path} does not end in .tflite, by which programs know a TFLite file: rename it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to: create it first.")
-    if path.exists():
-        raise FileExistsError(f"{path} exists: export to another file or delete it.")
-
-
 def _check_options(model, postprocessing, precision, input_type, calibration_images, size):
-    if not isinstance(model, Detector):
-        raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")
-    for option, value, choices in (
-        ("postprocessing", postprocessing, POSTPROCESSING),
-        ("precision", precision, PRECISIONS),
-        ("input type", input_type, INPUT_TYPES),
-    ):
-        if value not in choices:
-            raise UserError(f"TFLite has no {option} {value!r}: choose one of {', '.join(choices)}.")
-    if size is not None and not (
-        np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
-    ):
-        raise UserError(f"size is {size!r}: give (height, width) in whole pixels.")
+    checks.check_model(model)
+    checks.check_choice("TFLite", "postprocessing", postprocessing, POSTPROCESSING)
+    checks.check_choice("TFLite", "precision", precision, PRECISIONS)
+    checks.check_choice("TFLite", "input type", input_type, INPUT_TYPES)
+    checks.check_size(size)
     if reason := post.unsupported_reason(model, postprocessing, precision):
         raise UserError(
             f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
         )
-    if precision == "int8" and not len(calibration_images):
-        raise UserError("int8 needs calibration images: give some dozens of images that are typical for the model.")
-    if precision != "int8" and len(calibration_images):
-        raise UserError(f"Calibration images are for precision int8, not for {precision}: leave them out.")
+    checks.check_calibration(precision, calibration_images)
 
 
 def _convert(model, postprocessing, size, input_type):
     """Returns the TFLite file in float32, without metadata."""
 
     def network(image):
-        outputs = _run_network(model, image)
+        outputs, image_size = run_network(model, image)
         if postprocessing == "nms":
-            return post.detections(model, outputs, size)
+            return detections(model, outputs, image_size)
         if postprocessing == "postprocess":
             return post.encode_for_custom_op(model, outputs, size)
-        return post.raw_outputs(outputs)
+        return raw_outputs(outputs)
 
     signature = [tf.TensorSpec([1, *size, 3], tf.as_dtype(input_type), "image")]
     graph = InferenceGraph(network, signature)
@@ -168,17 +149,6 @@ def _convert(model, postprocessing, size, input_type):
     if postprocessing == "postprocess":
         flatbuffer = post.set_detections_per_class(flatbuffer, model.postprocessing.max_detections)
     return flatbuffer
-
-
-def _run_network(model, image):
-    """Runs the network on an image (1, H, W, 3) of static size, padded if the network needs it.
-
-    `Preprocessing.batch` pads to a size that is known only when the graph runs. TFLite needs static shapes.
-    """
-    size = image.shape[1:3].as_list()
-    padded = [int(length) for length in model.preprocessing.padded_size(np.array(size))]
-    image = resize_ops.pad_to(tf.cast(image, tf.float32), *padded)
-    return model(image if padded == size else {"image": image, "image_size": tf.constant([size])}, training=False)
 
 
 def _npz(arrays):

@@ -11,10 +11,22 @@ from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import FPN, BoxHead, ConvTop, FCOSHead, MaxPoolTop, ResNet, RetinaNetHead
+from kerasdet.layers import (
+    FPN,
+    BoxHead,
+    ConvTop,
+    CSPNeXt,
+    CSPNeXtPAFPN,
+    FCOSHead,
+    MaxPoolTop,
+    ResNet,
+    RetinaNetHead,
+    RoIPooler,
+)
 from kerasdet.models import (
     FCOS,
     RPN,
+    DynamicMaskBranch,
     FasterRCNN,
     KeypointBranch,
     MaskBranch,
@@ -22,11 +34,13 @@ from kerasdet.models import (
     ProposalSelection,
     RetinaNet,
     RoIHeads,
-    RoIPooler,
+    RTMDet,
+    RTMDetIns,
 )
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
+BACKBONES = {"ResNet": ResNet, "CSPNeXt": CSPNeXt}
 # Kind of dense model -> the classes of the model, its coder, its head and its matcher
 DENSE_PARTS = {
     "retinanet": (RetinaNet, DeltaCoder, RetinaNetHead, IoUMatcher),
@@ -49,17 +63,20 @@ PARTS = {
     "backbone": ("backbone",),
     "retinanet": ("backbone", "neck", "head"),
     "fcos": ("backbone", "neck", "head"),
+    "rtmdet": ("backbone", "neck", "head", "mask_branch"),
     "rcnn": ("backbone", "neck", "rpn", "box_head", "box_predictor", "mask_branch", "keypoint_branch"),
 }
 CLASS_LAYERS = {
     "backbone": (),
     "retinanet": ("head/class_logits/",),
     "fcos": ("head/class_logits/",),
+    "rtmdet": ("head/class_logits/",),
     "rcnn": ("box_predictor/", "mask_branch/head/mask_logits/"),
 }
 COUNTING_BIAS = {
     "retinanet": "head/class_logits/conv/bias",
     "fcos": "head/class_logits/conv/bias",
+    "rtmdet": "head/class_logits/p3/conv/bias",
     "rcnn": "box_predictor/class_logits/bias",
 }
 
@@ -76,14 +93,24 @@ def build(
         norm_epsilon: Epsilon of the backbone's norms; None for the source's own.
 
     Returns:
-        A `ResNet` or a detector.
+        A backbone or a detector.
     """
     epsilon = {} if norm_epsilon is None else {"norm_epsilon": norm_epsilon}
-    backbone = ResNet(**{**spec.backbone, **epsilon})
+    backbone = BACKBONES[spec.backbone_class](**{**spec.backbone, **epsilon})
     if spec.kind == "backbone":
         return backbone
-    anchors = AnchorGenerator(**spec.anchors)
     preprocessing = Preprocessing(**spec.preprocessing)
+    if spec.kind == "rtmdet":
+        own = {} if spec.mask is None else {"branches": [DynamicMaskBranch(**spec.mask)]}
+        return (RTMDetIns if own else RTMDet)(
+            num_classes,
+            backbone=backbone,
+            neck=CSPNeXtPAFPN(**spec.neck),
+            coder=DistanceCoder(**spec.coder),
+            preprocessing=preprocessing,
+            **own,
+        )
+    anchors = AnchorGenerator(**spec.anchors)
     if spec.kind in DENSE_PARTS:
         model, coder, head, matcher = DENSE_PARTS[spec.kind]
         return model(
@@ -141,7 +168,7 @@ def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
         for variable in layer.variables if layer is not None else ():
             path = variable.path.split("/")
             path = path[path.index(layer.name) + 1 :] if layer.name in path else path
-            if part == "neck" and path[0] == layer.top.name:
+            if part == "neck" and getattr(layer, "top", None) is not None and path[0] == layer.top.name:
                 path[0] = "top"
             variables["/".join([part, *path])] = variable
     return variables
@@ -151,7 +178,7 @@ def _part(model, part):
     if hasattr(model, part):
         return getattr(model, part)
     branches = {branch.name: branch for branch in model.branches}
-    return branches.get(part) or getattr(model.roi_heads, part, None)
+    return branches.get(part) or getattr(getattr(model, "roi_heads", None), part, None)
 
 
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
@@ -189,4 +216,6 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         return None
     if value.ndim == 2:
         return value.T
+    if name.endswith("/depthwise_conv/kernel"):
+        return value.transpose(2, 3, 0, 1) if value.ndim == 4 else value
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value

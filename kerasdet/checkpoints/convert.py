@@ -6,12 +6,14 @@ import keras
 import numpy as np
 
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
-from kerasdet.checkpoints.names import is_ignored, modern_names, source_name
+from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, untied_name
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 
 _MAX_LISTED = 10
+_IN_EVERY_BACKBONE = ("backbone/c2_0/conv1/conv/kernel", "backbone/stem/conv/kernel")
 
 
 def to_model(
@@ -29,8 +31,9 @@ def to_model(
         >>> model.save("fasterrcnn.keras")
 
     Args:
-        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them. The model takes the class
-            names that the file has, if there is one for each class.
+        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them. If all names of the model
+            follow a prefix, only the tensors with it are taken, and a warning lists the others. The model takes the
+            class names that the file has, if there is one for each class.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
         num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
             weights. None keeps the classes of the file.
@@ -38,7 +41,7 @@ def to_model(
             detectors need 1e-5 instead if they were trained by the user, because the published ones have 0.
 
     Returns:
-        A detector, or a `ResNet` if the source is a backbone.
+        A detector, or a backbone if the source is one.
 
     Raises:
         UserError: If the source is unknown, or tensors are missing, unexpected or of another shape, naming them.
@@ -49,10 +52,12 @@ def to_model(
         )
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
+    state = take_model(state, [_source_name(name, spec) for name in _IN_EVERY_BACKBONE])
     names = modern_names(state, spec.framework)
     state = {
         names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)
     }
+    state = _untied(state, spec, source)
     classes = num_classes
     if classes is None and spec.kind != "backbone":
         classes = _count_classes(state, spec, source)
@@ -67,6 +72,18 @@ def to_model(
     if num_classes is None and class_names and len(class_names) == classes:
         model.class_names = class_names
     return model
+
+
+def _untied(state, spec, source):
+    """Drops further names of a tensor that the file lists several times; raises an error if their values differ."""
+    names = {name: untied_name(name, spec.tied) for name in state}
+    for name, first in names.items():
+        if first in state and not np.array_equal(state[name], state[first]):
+            raise UserError(
+                f"The checkpoint's {name} and {first} differ, but in {source} they are one tensor. Choose the source "
+                "that the file comes from."
+            )
+    return {name: value for name, value in state.items() if names[name] == name}
 
 
 def _source_name(name, spec):
@@ -99,7 +116,7 @@ def _count_classes(state, spec, source):
                 "background. Choose the source that the file comes from."
             )
         return bias.size - 1
-    num_anchors = AnchorGenerator(**spec.anchors).num_anchors
+    num_anchors = 1 if spec.kind == "rtmdet" else AnchorGenerator(**spec.anchors).num_anchors
     columns, rest = divmod(bias.size, num_anchors)
     if rest or columns <= spec.background_first:
         raise UserError(

@@ -43,11 +43,12 @@ _SAFETENSORS = {
 }
 
 
-def read_zip(data: bytes) -> dict[str, np.ndarray]:
+def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
     """Reads a torch zip file or an `.npz`; the entries decide which.
 
     Args:
         data: Bytes of the whole file.
+        weights: Name of the entry that holds the weights, see `named_tensors`.
 
     Returns:
         Arrays by name.
@@ -61,18 +62,19 @@ def read_zip(data: bytes) -> dict[str, np.ndarray]:
         roots = [name[: -len("data.pkl")] for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(roots) == 1:
             if f"{roots[0]}constants.pkl" in entries:
-                raise ValueError("is a TorchScript archive, which holds code")
-            return _torch_zip(archive, entries, roots[0], len(data))
+                raise ValueError("the file is a TorchScript archive, which holds code")
+            return _torch_zip(archive, entries, roots[0], len(data), weights)
         if not roots and any(name.endswith(".npy") for name in entries):
             return _npz(archive, entries, len(data))
-    raise ValueError("is a zip file that has neither one data.pkl (torch) nor .npy entries (.npz)")
+    raise ValueError("the file is a zip file that has neither one data.pkl (torch) nor .npy entries (.npz)")
 
 
-def read_pickles(data: bytes) -> dict[str, np.ndarray]:
+def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
     """Reads a plain pickle of NumPy arrays or a torch file of the legacy format (several pickles, then storages).
 
     Args:
         data: Bytes of the whole file.
+        weights: Name of the entry that holds the weights, see `named_tensors`.
 
     Returns:
         Arrays by name.
@@ -83,9 +85,9 @@ def read_pickles(data: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(data)
     first = load(stream)
     if type(first) is not int or first != TORCH_MAGIC:
-        return StateDict(_arrays(named_tensors(first), None, len(data)), class_names(first))
+        return StateDict(_arrays(named_tensors(first, weights), None, len(data)), class_names(first))
     if load(stream) != 1001:
-        raise ValueError("is a legacy torch file of an unknown protocol version (1001 is supported)")
+        raise ValueError("the file is a legacy torch file of an unknown protocol version (1001 is supported)")
     load(stream)
     storages: dict[str, Storage] = {}
 
@@ -95,10 +97,10 @@ def read_pickles(data: bytes) -> dict[str, np.ndarray]:
         return made
 
     contents = load(stream, persistent)
-    named = named_tensors(contents)
+    named = named_tensors(contents, weights)
     keys = load(stream)
     if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise ValueError("is a legacy torch file without a list of storages")
+        raise ValueError("the file is a legacy torch file without a list of storages")
     arrays = _arrays(named, _legacy_storages(data, stream.tell(), keys, storages), len(data))
     return StateDict(arrays, class_names(contents))
 
@@ -117,13 +119,13 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     """
     start = 8 + int.from_bytes(data[:8], "little")
     if len(data) < 8 or start > len(data):
-        raise ValueError("is a .safetensors file whose header is longer than the file")
+        raise ValueError("the file is a .safetensors file whose header is longer than the file")
     try:
         header = json.loads(data[8:start].decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError("is a .safetensors file whose header is not valid JSON") from error
+        raise ValueError("the file is a .safetensors file whose header is not valid JSON") from error
     if type(header) is not dict:
-        raise ValueError("is a .safetensors file whose header is not a JSON object")
+        raise ValueError("the file is a .safetensors file whose header is not a JSON object")
     header.pop("__metadata__", None)
     body, arrays, end = memoryview(data)[start:], {}, 0
     check_total(sum(8 * math.prod(_safetensor(name, entry)[1]) for name, entry in header.items()), len(data))
@@ -131,11 +133,11 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
         element, shape, (first, last) = _safetensor(name, entry)
         if first != end or last - first != math.prod(shape) * itemsize(element) or last > len(body):
             raise ValueError(
-                f"tensor {name[:100]!r} overlaps another, leaves a gap, is truncated or does not match its shape"
+                f"its tensor {name[:100]!r} overlaps another, leaves a gap, is truncated or does not match its shape"
             )
         arrays[name], end = to_array(body[first:last], element, shape, contiguous_strides(shape)), last
     if end != len(body):
-        raise ValueError(f"has {len(body) - end} bytes after its last tensor")
+        raise ValueError(f"the file has {len(body) - end} bytes after its last tensor")
     return arrays
 
 
@@ -143,35 +145,35 @@ def _safetensor(name, entry):
     try:
         element, shape, (first, last) = entry["dtype"], check_shape(entry["shape"]), check_shape(entry["data_offsets"])
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
+        raise ValueError(f"its tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
     if type(element) is not str or element not in _SAFETENSORS:
-        raise ValueError(f"tensor {name[:100]!r} has the unknown dtype {str(element)[:20]!r}")
+        raise ValueError(f"its tensor {name[:100]!r} has the unknown dtype {str(element)[:20]!r}")
     return _SAFETENSORS[element], shape, (first, last)
 
 
 def _entry(archive, info):
     """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at its end."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-        raise ValueError(f"zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
+        raise ValueError(f"its zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
     with archive.open(info) as file:
         data = file.read(info.file_size) if info.file_size else b""
     if len(data) != info.file_size:
-        raise ValueError(f"zip entry {info.filename[:100]!r} is truncated")
+        raise ValueError(f"its zip entry {info.filename[:100]!r} is truncated")
     return data
 
 
-def _torch_zip(archive, entries, root, file_size):
+def _torch_zip(archive, entries, root, file_size, weights):
     order = _entry(archive, entries[f"{root}byteorder"]) if f"{root}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
-        raise ValueError("has an invalid byteorder record")
+        raise ValueError("the file has an invalid record of its byte order (byteorder)")
     contents = load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage)
 
     def fetch(key):
         if f"{root}data/{key}" not in entries:
-            raise ValueError(f"storage {key[:40]!r} is missing from the file")
+            raise ValueError(f"its storage {key[:40]!r} is missing from the file")
         return _entry(archive, entries[f"{root}data/{key}"])
 
-    arrays = _arrays(named_tensors(contents), fetch, file_size, ">" if order == b"big" else "<")
+    arrays = _arrays(named_tensors(contents, weights), fetch, file_size, ">" if order == b"big" else "<")
     return StateDict(arrays, class_names(contents))
 
 
@@ -179,16 +181,16 @@ def _legacy_storages(data, position, keys, storages):
     spans = {}
     for key in keys:
         if key not in storages:
-            raise ValueError(f"storage {key[:40]!r} belongs to no tensor")
+            raise ValueError(f"its storage {key[:40]!r} belongs to no tensor")
         numel = int.from_bytes(data[position : position + 8], "little")
         end = position + 8 + numel * itemsize(storages[key].element)
         if end > len(data) or position + 8 > len(data):
-            raise ValueError(f"is truncated in storage {key[:40]!r}")
+            raise ValueError(f"the file is truncated in storage {key[:40]!r}")
         spans[key], position = (position + 8, end), end
 
     def fetch(key):
         if key not in spans:
-            raise ValueError(f"storage {key[:40]!r} is missing from the file")
+            raise ValueError(f"its storage {key[:40]!r} is missing from the file")
         return memoryview(data)[slice(*spans[key])]
 
     return fetch
@@ -213,20 +215,20 @@ def _arrays(
                     storages[item.storage.key] = fetch(item.storage.key)
                 arrays[name] = _from_torch(item, storages[item.storage.key], byteorder)
         except ValueError as error:
-            raise ValueError(f"tensor {name[:100]!r}: {error}") from error
+            raise ValueError(f"its tensor {name[:100]!r}: {error}") from error
     return arrays
 
 
 def _is_numeric(name, item):
     if item.dtype is None:
-        raise ValueError(f"array {name[:100]!r} has no contents")
+        raise ValueError(f"its array {name[:100]!r} has no contents")
     return item.dtype.element is not None
 
 
 def _from_torch(item, data, byteorder):
     size, declared = itemsize(item.storage.element), item.storage.numel
     if len(data) != declared * size:
-        raise ValueError(f"storage {item.storage.key[:40]!r} has {len(data)} bytes but declares {declared * size}")
+        raise ValueError(f"its storage {item.storage.key[:40]!r} has {len(data)} bytes but declares {declared * size}")
     inside = memoryview(data)[item.storage.start * size : (item.storage.start + item.storage.length) * size]
     return to_array(inside, item.element, item.shape, item.strides, item.offset, byteorder)
 
@@ -235,7 +237,7 @@ def _from_numpy(item):
     element = item.dtype.element
     if len(item.raw) != math.prod(item.shape) * itemsize(element):
         needed = math.prod(item.shape) * itemsize(element)
-        raise ValueError(f"has {len(item.raw)} bytes, but shape {item.shape} of type {element} needs {needed}")
+        raise ValueError(f"its data has {len(item.raw)} bytes, but shape {item.shape} of type {element} needs {needed}")
     raw = item.raw.encode("latin-1") if isinstance(item.raw, str) else item.raw
     strides = contiguous_strides(item.shape, item.fortran)
     return to_array(raw, element, item.shape, strides, byteorder=item.dtype.byteorder)
@@ -250,10 +252,10 @@ def _npz(archive, entries, file_size):
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
-            raise ValueError(f"array {filename[:100]!r} has the unsupported .npy version {version}")
+            raise ValueError(f"its array {filename[:100]!r} has the unsupported .npy version {version}")
         shape, fortran, dtype = read_header[version](stream)
         if dtype.hasobject:
-            raise ValueError(f"array {filename[:100]!r} holds Python objects, which are refused")
+            raise ValueError(f"its array {filename[:100]!r} holds Python objects, which are refused")
         shape, raw = check_shape(shape), stream.getbuffer()[stream.tell() :]
         element = dtype.name if dtype.kind in "fiub" and dtype.name in DTYPES else None
         if element is None:
@@ -261,7 +263,7 @@ def _npz(archive, entries, file_size):
         total += 8 * math.prod(shape)
         check_total(total, file_size)
         if len(raw) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"array {filename[:100]!r} has {len(raw)} bytes, which do not match its shape {shape}")
+            raise ValueError(f"its array {filename[:100]!r} has {len(raw)} bytes, which do not match its shape {shape}")
         byteorder = ">" if dtype.byteorder == ">" else "<"
         strides = contiguous_strides(shape, fortran)
         arrays[filename.removesuffix(".npy")] = to_array(raw, element, shape, strides, byteorder=byteorder)

@@ -113,12 +113,70 @@ LAYERS = {
     },
 }
 
+
+def _csp_layer(ours, theirs):
+    """Returns the names of a `CSPLayer` in mmdetection."""
+    rows = {
+        **{f"{part}/conv": f"{part}_conv.conv" for part in ("main", "short", "final")},
+        **{f"{part}/norm": f"{part}_conv.bn" for part in ("main", "short", "final")},
+        "attention/fc/conv": "attention.fc",
+        "block{i}/conv1/conv": "blocks.{i}.conv1.conv",
+        "block{i}/conv1/norm": "blocks.{i}.conv1.bn",
+        "block{i}/depthwise/depthwise_conv": "blocks.{i}.conv2.depthwise_conv.conv",
+        "block{i}/depthwise/norm": "blocks.{i}.conv2.depthwise_conv.bn",
+        "block{i}/pointwise/conv": "blocks.{i}.conv2.pointwise_conv.conv",
+        "block{i}/pointwise/norm": "blocks.{i}.conv2.pointwise_conv.bn",
+    }
+    return {f"{ours}/{mine}": f"{theirs}.{source}" for mine, source in rows.items()}
+
+
+def _conv_norm(ours, theirs):
+    """Returns the names of a `ConvNorm` in mmdetection."""
+    return {f"{ours}/conv": f"{theirs}.conv", f"{ours}/norm": f"{theirs}.bn"}
+
+
+# Rows for mmdetection's RTMDet, which take precedence over those of `LAYERS`
+CSPNEXT = {
+    **_conv_norm("backbone/stem{i}", "{backbone}stem.{i}"),
+    **_conv_norm("backbone/c{stage}_down", "{backbone}stage{layer}.0"),
+    **_conv_norm("backbone/c{stage}_spp/conv{conv}", "{backbone}stage{layer}.1.conv{conv}"),
+    **_csp_layer("backbone/c5_csp", "{backbone}stage4.2"),
+    **_csp_layer("backbone/c{stage}_csp", "{backbone}stage{layer}.1"),
+}
+RTMDET = {
+    **CSPNEXT,
+    **_conv_norm("neck/reduce_p5", "neck.reduce_layers.0"),
+    **_conv_norm("neck/reduce_p4", "neck.reduce_layers.1"),
+    **_csp_layer("neck/top_down_p4", "neck.top_down_blocks.0"),
+    **_csp_layer("neck/top_down_p3", "neck.top_down_blocks.1"),
+    **_conv_norm("neck/down_p{stage}", "neck.downsamples.{level}"),
+    **_csp_layer("neck/bottom_up_p4", "neck.bottom_up_blocks.0"),
+    **_csp_layer("neck/bottom_up_p5", "neck.bottom_up_blocks.1"),
+    **_conv_norm("neck/output_p{stage}", "neck.out_convs.{level}"),
+    "head/class_tower/conv{i}/conv": "bbox_head.cls_convs.0.{i}.conv",
+    "head/class_tower/norm{i}_p{stage}": "bbox_head.cls_convs.{level}.{i}.bn",
+    "head/box_tower/conv{i}/conv": "bbox_head.reg_convs.0.{i}.conv",
+    "head/box_tower/norm{i}_p{stage}": "bbox_head.reg_convs.{level}.{i}.bn",
+    "head/class_logits/p{stage}/conv": "bbox_head.rtm_cls.{level}",
+    "head/box_distances/p{stage}/conv": "bbox_head.rtm_reg.{level}",
+    "mask_branch/kernel_tower_p{stage}/conv{i}/conv": "bbox_head.kernel_convs.{level}.{i}.conv",
+    "mask_branch/kernel_tower_p{stage}/norm{i}_p{same_stage}": "bbox_head.kernel_convs.{level}.{i}.bn",
+    "mask_branch/kernels/p{stage}/conv": "bbox_head.rtm_kernel.{level}",
+    "mask_branch/fusion/conv": "bbox_head.mask_head.fusion_conv",
+    **_conv_norm("mask_branch/conv{i}", "bbox_head.mask_head.stacked_convs.{i}"),
+    "mask_branch/projection/conv": "bbox_head.mask_head.projection",
+}
+# Other names of a tensor that these files list several times -> the name in `RTMDET`
+RTMDET_TIED = ((r"^(bbox_head\.(?:cls|reg)_convs)\.[1-9]\.(\d+\.conv\.weight)$", r"\1.0.\2"),)
+RTMDET_INS_TIED = ((r"^bbox_head\.reg_convs\.", "bbox_head.cls_convs."), *RTMDET_TIED)
+
 # Prefix of the backbone's tensors in the file of a detector.
 BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up.", "mmdet": "backbone."}
 
 # Entries that kerasdet's models do not have: counters, buffers, and the classifiers of ImageNet files.
 IGNORED = re.compile(
     r"num_batches_tracked$|(^|\.)anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
+    r"|^head\.fc\."
 )
 # Caffe's ImageNet files have biases before a norm, which detectron2 and mmdetection ignore.
 _CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downsample\.0)\.bias$")
@@ -168,6 +226,8 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
         rules = _TORCHVISION_OLDER if has_norms else _TORCHVISION_OLDER + _TORCHVISION_OLDER_TOWERS
     elif framework == "mmdet":
         rules = _MMDET_OLDER
+        if all(name.startswith(("backbone.", "head.fc.")) for name in names):  # an ImageNet classifier of mmpretrain
+            rules = [*rules, (r"^backbone\.", "")]
     elif framework == "detectron2" and any(name.startswith(("conv1_", "res_conv1_", "res2_0_")) for name in names):
         rules = _CAFFE2
     else:
@@ -186,6 +246,16 @@ def is_ignored(name: str, framework: str) -> bool:
         True if no tensor of a model corresponds to the entry.
     """
     return bool(IGNORED.search(name) or (framework != "torchvision" and _CAFFE_BIASES.search(name)))
+
+
+def untied_name(name: str, tied: Iterable[tuple[str, str]]) -> str:
+    """Returns the one name under which `source_name` knows a tensor that a file lists several times.
+
+    Args:
+        name: Current name of the entry, see `modern_names`.
+        tied: Pairs of a pattern and its replacement, such as `RTMDET_TIED`.
+    """
+    return _rewrite(name, tied)
 
 
 def _rewrite(name, rules):

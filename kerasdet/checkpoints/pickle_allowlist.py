@@ -69,7 +69,7 @@ def lookup(module: str, name: str) -> Function | Element:
         return Function(key, _opaque)
     if key not in TABLE:
         raise ValueError(
-            f"asks for {f'{module}.{name}'[:100]!r}, which is refused because it could run code; "
+            f"its pickle asks for {f'{module}.{name}'[:100]!r}, which is refused because it could run code; "
             "kerasdet reads only tensors and plain containers"
         )
     return TABLE[key]
@@ -101,7 +101,7 @@ def set_state(target: object, state: object) -> None:
         if any(part is not None for part in state[2:5]):
             target.element = None
     elif not isinstance(target, (dict, Tensor, Opaque)):
-        raise ValueError(f"sets the state of a {type(target).__name__}, which is refused")
+        raise ValueError(f"its pickle sets the state of a {type(target).__name__}, which is refused")
 
 
 def storage(identity: object) -> Storage:
@@ -117,15 +117,15 @@ def storage(identity: object) -> Storage:
         ValueError: If the id has another form.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise ValueError("names something that is not a tensor storage by a persistent id, which is refused")
+        raise ValueError("its pickle names something that is not a tensor storage by a persistent id, which is refused")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
-        raise ValueError("has a pickle with a malformed persistent id of a tensor storage")
+        raise ValueError("it has a pickle with a malformed persistent id of a tensor storage")
     start, length = 0, numel
     if len(identity) == 6 and identity[5] is not None:
         _, start, length = identity[5]
         if start < 0 or length < 0 or start + length > numel:
-            raise ValueError(f"storage {key[:40]!r} has a view outside of it")
+            raise ValueError(f"its storage {key[:40]!r} has a view outside of it")
     return Storage(key, kind.name, numel, start, length)
 
 
@@ -206,13 +206,13 @@ def _opaque(*_):
 
 def _getattr(owner, *_):
     if not isinstance(owner, Function) or not (owner.name in _OPAQUE or owner.name.startswith(_OPENMMLAB)):
-        raise ValueError("asks for 'builtins.getattr', which is refused because it could run code")
+        raise ValueError("its pickle asks for 'builtins.getattr', which is refused because it could run code")
     return Opaque()
 
 
 def _reconstructor(kind, *_):
     if not isinstance(kind, Function) or kind.call is not _opaque:
-        raise ValueError("asks for an object of a class that is refused")
+        raise ValueError("its pickle asks for an object of a class that is refused")
     return Opaque()
 
 

@@ -37,14 +37,14 @@ def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None)
     for _ in range(MAX_OPCODES):
         opcode = _OPCODES.get(stream.read(1))
         if opcode is None:
-            raise ValueError("holds a pickle that is truncated or damaged")
+            raise ValueError("the file holds a pickle that is truncated or damaged")
         if opcode.name == "STOP":
             return machine.stack.pop()
         step = _STEPS.get(opcode.name)
         if step is None:
-            raise ValueError(f"holds a pickle with the opcode {opcode.name}, which is refused")
+            raise ValueError(f"the file holds a pickle with the opcode {opcode.name}, which is refused")
         step(machine, _argument(opcode, stream))
-    raise ValueError(f"holds a pickle of more than {MAX_OPCODES} opcodes, which is refused")
+    raise ValueError(f"the file holds a pickle of more than {MAX_OPCODES} opcodes, which is refused")
 
 
 def _argument(opcode, stream):
@@ -64,7 +64,7 @@ class _Machine:
 
     def push_int(self, value):
         if value.bit_length() > MAX_INT_BITS:
-            raise ValueError(f"holds a pickle with an integer of more than {MAX_INT_BITS} bits, which is refused")
+            raise ValueError(f"its pickle has an integer of more than {MAX_INT_BITS} bits, which is refused")
         self.stack.append(value)
 
     def mark(self, _):
@@ -83,7 +83,7 @@ class _Machine:
 
     def take(self, count):
         if len(self.stack) < count:
-            raise ValueError("holds a damaged pickle that pops from an empty stack")
+            raise ValueError("the file holds a damaged pickle that pops from an empty stack")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
@@ -93,7 +93,7 @@ class _Machine:
 
     def get(self, index):
         if index not in self.memo:
-            raise ValueError("holds a pickle that refers to a missing object")
+            raise ValueError("the file holds a pickle that refers to a missing object")
         self.stack.append(self.memo[index])
 
     def extend(self, items):
@@ -101,12 +101,12 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise ValueError(f"appends to a {type(target).__name__}, which is refused")
+            raise ValueError(f"its pickle appends to a {type(target).__name__}, which is refused")
 
     def update(self, items):
         target = self.stack[-1]
         if len(items) % 2 or not isinstance(target, (dict, Opaque)):
-            raise ValueError(f"sets items of a {type(target).__name__}, which is refused")
+            raise ValueError(f"its pickle sets items of a {type(target).__name__}, which is refused")
         if isinstance(target, dict):
             target.update(_named(items))
 
@@ -117,18 +117,18 @@ class _Machine:
     def stack_global(self, _):
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("asks for a global whose name is not a string, which is refused")
+            raise ValueError("its pickle asks for a global whose name is not a string, which is refused")
         self.stack.append(lookup(module, name))
 
     def call(self, function, arguments):
         if not isinstance(function, Function):
-            raise ValueError(f"calls a {type(function).__name__}, which is refused")
+            raise ValueError(f"its pickle calls a {type(function).__name__}, which is refused")
         if type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
-            raise ValueError(f"calls {function.name} with invalid arguments")
+            raise ValueError(f"its pickle calls {function.name} with invalid arguments")
         try:
             self.stack.append(function.call(*arguments))
         except TypeError as error:
-            raise ValueError(f"calls {function.name} with invalid arguments") from error
+            raise ValueError(f"its pickle calls {function.name} with invalid arguments") from error
 
     def instance(self, pair):
         module, _, name = pair.partition(" ")
@@ -141,7 +141,7 @@ class _Machine:
     def new_with_keywords(self, _):
         function, arguments, keywords = self.take(3)
         if keywords != {}:
-            raise ValueError("calls a constructor with keywords, which is refused")
+            raise ValueError("its pickle calls a constructor with keywords, which is refused")
         self.call(function, arguments)
 
     def build(self, _):
@@ -150,12 +150,12 @@ class _Machine:
 
     def persistent_id(self, identity):
         if self.persistent is None:
-            raise ValueError("holds a pickle with persistent ids, which only a torch file may have")
+            raise ValueError("the file holds a pickle with persistent ids, which only a torch file may have")
         self.stack.append(self.persistent(identity))
 
     def protocol(self, version):
         if version > 5:
-            raise ValueError(f"holds a pickle of the unknown protocol {version} (0 to 5 are supported)")
+            raise ValueError(f"the file holds a pickle of the unknown protocol {version} (0 to 5 are supported)")
 
 
 def _named(items):
@@ -164,7 +164,7 @@ def _named(items):
 
 def _dictionary(items):
     if len(items) % 2:
-        raise ValueError("holds a damaged pickle with a key that has no value")
+        raise ValueError("the file holds a damaged pickle with a key that has no value")
     return _named(items)
 
 

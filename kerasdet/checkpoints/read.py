@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from kerasdet.checkpoints.file_formats import read_pickles, read_safetensors, read_zip
 from kerasdet.checkpoints.state_dict import StateDict, clean_names
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 _PICKLE_STARTS = b"\x80(}]c"
 _ADVICE = (
@@ -15,16 +14,17 @@ _ADVICE = (
 )
 
 
-def read(path: str | Path) -> StateDict:
+def read(path: str | Path, weights: str | None = None) -> StateDict:
     """Reads the tensors of a checkpoint by name, without executing code of the file.
 
     The contents decide about the format, not the file extension: torch's zip and legacy formats, pickles of NumPy
-    arrays (detectron2, caffe2), `.safetensors` and `.npz`. The reader unwraps the containers around a state dict
-    (`model`, `state_dict`, `model_state_dict`, `blobs`) and removes the prefix `module.` if every name has it.
+    arrays (detectron2, caffe2), `.safetensors` and `.npz`. The reader unwraps the entries that training loops put
+    around a state dict, such as `model`, `state_dict` or `model_ema`, and removes the prefixes of wrappers, such as
+    `module.` and `_orig_mod.`, see `kerasdet.checkpoints.state_dict.clean_names`.
 
-    Files of mmdetection that were trained with running means of the weights hold two sets. `state_dict` and the names
-    without the prefix `ema_` win, because mmdetection saves the means there; `ema_state_dict` counts only if a file has
-    nothing else.
+    Files may hold a second set of weights: running means (EMA). Of `state_dict` and `ema_state_dict`, and of names with
+    and without the prefix `ema_`, the first wins, because mmdetection saves the means there. For other files with two
+    sets `weights` must say which.
 
     Example:
         >>> state = kerasdet.checkpoints.read("model_final_280758.pkl")
@@ -33,6 +33,8 @@ def read(path: str | Path) -> StateDict:
 
     Args:
         path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
+        weights: Name of the entry that holds the weights, such as "model_ema", or the prefix of their names, such as
+            "ema_model". None takes the only ones.
 
     Returns:
         Arrays by name, which share no memory. Floats of any size become float32; other types stay. `class_names` has
@@ -40,36 +42,40 @@ def read(path: str | Path) -> StateDict:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the file is damaged, holds no tensors, or asks for anything but tensors and plain containers.
+        UserError: If the file is damaged, holds no tensors or several sets of them, or asks for anything but tensors
+            and plain containers.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: the file does not exist. Check the path.")
     try:
-        contents = _read_format(path.read_bytes(), path.suffix)
-        state = StateDict(clean_names(contents), getattr(contents, "class_names", None))
+        contents = _read_format(path.read_bytes(), path.suffix, weights)
+        state = StateDict(clean_names(contents, weights), getattr(contents, "class_names", None))
         if not state:
-            raise ValueError("holds no tensors by name, neither at the top level nor in model, state_dict or blobs")
+            raise ValueError("the file holds no tensors by name, neither at the top nor in an entry such as model")
+    except UserError as error:  # names the remedy already
+        raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:500]}. {_ADVICE}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}). {_ADVICE}") from error
+        raise UserError(f"{path}: the file cannot be read ({error.strerror or error}). {_ADVICE}") from error
     except Exception as error:  # Damaged zip and NumPy headers raise many types of errors.
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {str(error)[:200]}). {_ADVICE}") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{path}: the file is damaged ({reason}). {_ADVICE}") from error
     return state
 
 
-def _read_format(data: bytes, suffix: str) -> dict[str, np.ndarray]:
+def _read_format(data: bytes, suffix: str, weights: str | None) -> StateDict:
     if not data:
-        raise ValueError("is an empty file")
+        raise ValueError("the file is empty")
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data):
         return read_safetensors(data)
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return read_zip(data)
+        return read_zip(data, weights)
     if suffix == ".safetensors":
         return read_safetensors(data)
     if data[257:262] == b"ustar":
-        raise ValueError("is a tar file of torch before 0.1.10")
+        raise ValueError("the file is a tar file of torch before 0.1.10")
     if data[0] in _PICKLE_STARTS:
-        return read_pickles(data)
-    raise ValueError("has none of the supported formats")
+        return read_pickles(data, weights)
+    raise ValueError("the file has none of the supported formats")

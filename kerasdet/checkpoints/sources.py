@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from kerasdet.checkpoints.names import CSPNEXT, RTMDET, RTMDET_INS_TIED, RTMDET_TIED
 from kerasdet.geometry.anchors import octave_sizes
 from kerasdet.geometry.coders import MAX_LOG_SCALE
 
@@ -19,6 +20,14 @@ DETECTRON2 = {
 }
 MMDET = {"rounding": "mmdetection", "kernel": "opencv"}
 MMDET_CAFFE = {**MMDET, "mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0), "channel_order": "bgr"}
+
+RTMDET_PREPROCESSING = {
+    **MMDET_CAFFE,
+    "std": (57.375, 57.12, 58.395),
+    "shortest": 640,
+    "longest": 640,
+    "letterbox_value": 114,
+}
 
 DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # pixel means of the first Detectron
 
@@ -111,30 +120,33 @@ class Source:
 
     Args:
         framework: A key of `kerasdet.checkpoints.names.LAYERS`.
-        kind: "backbone", "retinanet", "fcos" or "rcnn".
-        backbone: Arguments of `ResNet`.
-        neck: Arguments of `FPN`.
+        kind: "backbone", "retinanet", "fcos", "rtmdet" or "rcnn".
+        backbone: Arguments of the class `backbone_class`.
+        backbone_class: "ResNet" or "CSPNeXt".
+        neck: Arguments of `FPN`, or of RTMDet's `CSPNeXtPAFPN`.
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`.
         coder: Arguments of RetinaNet's `DeltaCoder` or FCOS' `DistanceCoder`.
-        head: Arguments of `RetinaNetHead` or `FCOSHead`.
-        matcher: Arguments of RetinaNet's `IoUMatcher` or of `FCOSMatcher`.
+        head: Arguments of `RetinaNetHead`, `FCOSHead` or `RTMDetHead`.
+        matcher: Arguments of `IoUMatcher`, `FCOSMatcher` or `DynamicSoftLabelAssigner`.
         box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
         normalizer: Arguments of `LossNormalizer`; None for the model's default.
         postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
         rpn: Arguments of `RPN`; an argument that is an object is a dict of its own arguments.
         roi_heads: Arguments of `RoIHeads`, in the same form, without branches: `mask` and `keypoint` describe these.
-        mask: Arguments of `MaskBranch`; None for no masks.
+        mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`; None for no masks.
         keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
         model: Arguments of the model that are not parts.
         background_first: Whether the first column of class logits is background.
         names: Our layer name -> the source's name, for layers whose names differ from `LAYERS` of the framework.
+        tied: Pairs of a pattern and its replacement, which lead from further names of a tensor to the one in `names`.
     """
 
     framework: str
     kind: str
     backbone: dict
+    backbone_class: str = "ResNet"
     neck: dict = field(default_factory=dict)
     top: dict = field(default_factory=dict)
     anchors: dict = field(default_factory=dict)
@@ -152,6 +164,7 @@ class Source:
     model: dict = field(default_factory=dict)
     background_first: bool = False
     names: dict = field(default_factory=dict)
+    tied: tuple[tuple[str, str], ...] = ()
 
 
 def _detectron2_retinanet(depth):
@@ -271,6 +284,41 @@ def _mmdet_rcnn(depth, caffe, **parts):
     )
 
 
+# Size of RTMDet -> factors of its backbone's depth and width, the neck's channels and blocks, and the activation of
+# distances
+RTMDET_SIZES = {
+    "tiny": (0.167, 0.375, 96, 1, "linear"),
+    "s": (0.33, 0.5, 128, 1, "linear"),
+    "m": (0.67, 0.75, 192, 2, "exp"),
+    "l": (1.0, 1.0, 256, 3, "exp"),
+    "x": (1.33, 1.25, 320, 4, "exp"),
+}
+
+
+def _cspnext(size):
+    deepen_factor, widen_factor, *_ = RTMDET_SIZES[size]
+    return {"deepen_factor": deepen_factor, "widen_factor": widen_factor}
+
+
+def _rtmdet(size, **parts):
+    _, _, channels, num_blocks, activation = RTMDET_SIZES[size]
+    own = {"coder": {"activation": activation}, "tied": RTMDET_TIED}
+    return Source(
+        "mmdet",
+        "rtmdet",
+        backbone=_cspnext(size),
+        backbone_class="CSPNeXt",
+        neck={"channels": channels, "num_blocks": num_blocks},
+        preprocessing=RTMDET_PREPROCESSING,
+        names=RTMDET,
+        **{**own, **parts},
+    )
+
+
+def _rtmdet_ins(size):
+    return _rtmdet(size, coder={"activation": "relu"}, mask={}, tied=RTMDET_INS_TIED)
+
+
 SOURCES = {
     # torchvision sets norm epsilon 0 for its published COCO_V1 files.
     "torchvision/retinanet_resnet50_fpn": Source(
@@ -351,7 +399,20 @@ SOURCES = {
         for depth in (50, 101)
         for caffe in (False, True)
     },
+    **{f"mmdet/rtmdet_{size}": _rtmdet(size) for size in RTMDET_SIZES},
+    **{f"mmdet/rtmdet-ins_{size}": _rtmdet_ins(size) for size in RTMDET_SIZES},
     # backbones trained on ImageNet
+    **{
+        f"mmdet/cspnext-{size}": Source(
+            "mmdet",
+            "backbone",
+            backbone={**_cspnext(size), **_ALL_FEATURES},
+            backbone_class="CSPNeXt",
+            preprocessing=RTMDET_PREPROCESSING,
+            names=CSPNEXT,
+        )
+        for size in RTMDET_SIZES
+    },
     **{
         f"torchvision/resnet{depth}": Source(
             "torchvision", "backbone", backbone={"depth": depth, "norm": "frozen_bn", **_ALL_FEATURES}

@@ -1,17 +1,27 @@
 """Finds the state dict, tensors by name, inside the objects that training loops save."""
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from kerasdet.checkpoints.pickle_allowlist import Array
 from kerasdet.checkpoints.tensors import Tensor
+from kerasdet.errors import UserError
 
-# The first that a file has wins. mmengine's EMAHook swaps weights when it saves: `state_dict` gets the running means,
-# which are for inference, and `ema_state_dict` the weights that training goes on with.
-_CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs", "ema_state_dict")
-_NOT_WEIGHTS = ("lr", "model_iter", "steps")  # caffe2's solver, and the counter of mmengine's running means
+log = logging.getLogger(__name__)
+
+# Entries in which training loops save weights. mmengine's EMAHook swaps weights when it saves: `state_dict` gets the
+# running means, which are for inference, and `ema_state_dict` the weights that training goes on with.
+_CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs", "net", "network", "weights", "module", "params")
+_SWAPPED = {"state_dict", "ema_state_dict"}
+_AVERAGES = {"ema", "swa"}  # words in names of entries that hold running means
+_NOT_WEIGHTS = ("lr", "model_iter", "steps", "n_averaged")  # caffe2's solver, and counters of running means
 _MAX_CONTAINERS = 4
+# Names that wrappers of models put before those of the model's own tensors; the first three occur inside names, too
+_INNER_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = ("module.", "model.", "net.", "ema_model.", "model_ema.", "ema.", "ema_")
 
 
 class StateDict(dict[str, np.ndarray]):
@@ -27,30 +37,64 @@ class StateDict(dict[str, np.ndarray]):
         self.class_names = class_names
 
 
-def named_tensors(contents: object) -> dict[str, Tensor | Array]:
+def named_tensors(contents: object, weights: str | None = None) -> dict[str, Tensor | Array]:
     """Finds the tensors inside the containers that frameworks put around a state dict.
 
     Args:
         contents: Object from a pickle.
+        weights: Name of the container to take; None, or a name that no container has, takes the only one.
 
     Returns:
-        Tensors by name, without scalars, texts, nested dictionaries and caffe2's solver state.
+        Tensors by name, without scalars, texts, nested dictionaries and caffe2's solver state. The names begin with
+        `weights` and a dot if a container has that name.
 
     Raises:
+        UserError: If several containers hold weights and `weights` names none of them.
         ValueError: If the object is not a dictionary.
     """
+    prefix = ""
     for _ in range(_MAX_CONTAINERS):
         if type(contents) is not dict:
-            raise ValueError(f"holds a {type(contents).__name__}, not a dictionary of tensors")
-        inner = next((contents[key] for key in _CONTAINERS if type(contents.get(key)) is dict), None)
-        if inner is None:
+            raise ValueError(f"the file holds a {type(contents).__name__}, not a dictionary of tensors")
+        key = _container(contents, weights)
+        if key is None:
             break
-        contents = inner
+        prefix = f"{weights}." if key == weights else prefix
+        contents = contents[key]
     return {
-        name: item
+        f"{prefix}{name}": item
         for name, item in contents.items()
-        if isinstance(item, (Tensor, Array)) and not name.endswith("_momentum") and name not in _NOT_WEIGHTS
+        if _is_tensor(item) and not name.endswith("_momentum") and name not in _NOT_WEIGHTS
     }
+
+
+def _is_tensor(item):
+    return isinstance(item, (Tensor, Array))
+
+
+def _container(contents, weights):
+    """Returns the key of the dictionary that holds the weights, or None if `contents` itself does."""
+    inside = {key: value for key, value in contents.items() if type(key) is str and type(value) is dict}
+    if weights in inside:
+        return weights
+    known = [key for key in inside if key in _CONTAINERS or _AVERAGES & {*key.lower().split("_")}]
+    full = [key for key in known if any(_is_tensor(item) or name in _CONTAINERS for name, item in inside[key].items())]
+    if not full and any(map(_is_tensor, contents.values())):
+        return None
+    if not full:  # an entry of another name
+        full = [key for key in inside if "optim" not in key and any(map(_is_tensor, inside[key].values()))]
+    if {*full} == _SWAPPED:
+        return "state_dict"
+    if len(full) > 1:
+        raise UserError(_ask(full))
+    return next(iter([*full, *known]), None)
+
+
+def _ask(names):
+    return (
+        f"the file holds several sets of weights, {' and '.join(names)}. Expected one set. Name it with --weights "
+        f"(weights), such as --weights {names[-1]}."
+    )
 
 
 def class_names(contents: object) -> tuple[str, ...] | None:
@@ -75,18 +119,68 @@ def class_names(contents: object) -> tuple[str, ...] | None:
     return None
 
 
-def clean_names(state: Mapping[str, object]) -> dict[str, object]:
+def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict[str, object]:
     """Removes what training wrappers add to names.
 
     Args:
         state: Objects by name.
+        weights: Prefix of the names to take, without its dot; None takes all.
 
     Returns:
-        The same objects. Names lose the prefix `module.` of DataParallel if all of them have it. Objects whose name
-        begins with `ema_` are left out: mmdetection 2 swaps weights before it saves, so that the others are the running
-        means. If all begin with it, they stay and lose this prefix.
+        The same objects. Names lose what `torch.compile`, FSDP and activation checkpointing insert (``_orig_mod.`` ...)
+        and, if all of them have it, a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or
+        ``ema_``. Objects such as ``ema_backbone_conv1_weight`` are left out if there are others: mmdetection 2 swaps
+        weights before it saves, so that the others are the running means.
+
+    Raises:
+        UserError: If no name has the prefix `weights`.
     """
-    for prefix in ("module.", "ema_"):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: value for name, value in state.items() if not name.startswith("ema_")}
+    state = {_INNER_WRAPPERS.sub(r"\1", name): value for name, value in state.items()}
+    if weights is not None:
+        tops = dict.fromkeys(name.partition(".")[0] for name in state)
+        inside = {name: re.fullmatch(rf"(?:.*?\.)??{re.escape(weights)}\.(.*)", name) for name in state}
+        state = {found[1]: state[name] for name, found in inside.items() if found}
+        if not state:
+            raise UserError(
+                f"the file has no entry and no prefix {weights!r} (weights). Choose one of {', '.join(list(tops)[:9])}."
+            )
+    while prefix := next((prefix for prefix in _WRAPPERS if _all_have(state, prefix)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    is_buffer = {name: name.startswith("ema_") and "." not in name for name in state}
+    return {name: value for name, value in state.items() if not is_buffer[name]}
+
+
+def _all_have(state, prefix):
+    return bool(state) and all(name.startswith(prefix) for name in state)
+
+
+def take_model(state: Mapping[str, object], needed: Sequence[str]) -> dict[str, object]:
+    """Takes a model's tensors out of those of a larger one, such as a training module that also holds its loss.
+
+    Args:
+        state: Objects by name.
+        needed: Some names that the model has, as `state` has them after a prefix.
+
+    Returns:
+        The objects whose names begin with the prefix, without it. All objects if no prefix, or none but the empty one,
+        stands before all of `needed`.
+
+    Raises:
+        UserError: If several prefixes do.
+    """
+    found = {name.removesuffix(needed[0]) for name in state if f".{name}".endswith(f".{needed[0]}")}
+    prefixes = sorted(prefix for prefix in found if all(f"{prefix}{name}" in state for name in needed))
+    if len(prefixes) > 1:
+        raise UserError(_ask([prefix.removesuffix(".") or "(no prefix)" for prefix in prefixes]))
+    if prefixes in ([], [""]):
+        return dict(state)
+    [prefix] = prefixes
+    others = [name for name in state if not name.startswith(prefix)]
+    if others:
+        log.warning(
+            "The checkpoint's tensors under %s are taken, and these are left out: %s%s.",
+            prefix,
+            ", ".join(others[:3]),
+            f" and {len(others) - 3} more" if len(others) > 3 else "",
+        )
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

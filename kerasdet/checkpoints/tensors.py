@@ -76,7 +76,7 @@ def check_total(total: int, file_size: int) -> None:
     """
     if total > _MAX_GROWTH * file_size + _HEADROOM:
         raise ValueError(
-            f"declares {total:.3g} bytes of contents in a file of {file_size} bytes, which is refused as a bomb"
+            f"the file has {file_size} bytes and declares {total:.3g} bytes of contents, which is refused as a bomb"
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs the command line: ``kerasdet train | eval | predict | export | convert``.
+"""Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect``.
 
 `parser` says what can be written, `commands` does it, `report` tells what went wrong. TensorFlow is imported after the
 arguments are parsed.

@@ -12,14 +12,22 @@ import tensorflow as tf
 
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
+from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.data import run_data
+from kerasdet.cli.inputs import image_files
+from kerasdet.cli.inspect import inspect
 from kerasdet.cli.predict import predict
-from kerasdet.data import CocoDataset
+from kerasdet.cli.zoo import list_zoo
+from kerasdet.data import CocoDataset, open_dataset
+from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
-from kerasdet.export.formats import default_spec, format_named, specs
+from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
+from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
+from kerasdet.paths import prepare_file
 from kerasdet.training import run_workers
 
 
@@ -33,11 +41,22 @@ def run(options: argparse.Namespace) -> None:
     # Whole stacks for --debug; `report` also needs the frame that raised, which Keras and TensorFlow cut away
     keras.config.disable_traceback_filtering()
     tf.debugging.disable_traceback_filtering()
-    commands = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "convert": _convert}
+    commands = {
+        "train": _train,
+        "eval": _eval,
+        "predict": _predict,
+        "export": _export,
+        "convert": _convert,
+        "data": run_data,
+        "inspect": inspect,
+        "zoo": lambda options: list_zoo(options.text, as_json=options.json),
+    }
     commands[options.command](options)
 
 
 def _train(options):
+    if options.data is not None:
+        options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:
         config.train()
@@ -50,32 +69,74 @@ def _train(options):
 
 
 def _eval(options):
-    for path in filter(None, (options.json, options.save_detections)):
-        _require_folder_of(path)
+    _check_eval_options(options)
+    files = _output_files(options)
+    if options.detections:
+        metrics, results = evaluate_all(options.annotations, options.detections), None
+    else:
+        metrics, results = _evaluate_model(options)
+    print(metrics.table())
+    texts = {"--save-detections": lambda: json.dumps(results), "--json": metrics.to_json}
+    errors = []
+    for name, path in files.items():  # one that cannot be written any more does not cost the other
+        try:
+            with replacing(path) as partial:
+                partial.write_text(texts[name](), encoding="utf-8")
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _check_eval_options(options):
+    """Refuses options that would have no effect."""
     if options.detections:
         if not options.annotations:
             raise UserError("--detections needs --annotations, the ground truth to score against.")
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: name one of them.")
-        metrics, results = evaluate_all(options.annotations, options.detections), None
+        for name in ("data", "split", "images", "batch_size", "tta", "save_detections"):
+            if getattr(options, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is for a MODEL that detects; --detections has the results: leave {flag} out.")
     elif not options.model:
         raise UserError("there is nothing to evaluate: name a model, or a file of COCO results with --detections.")
-    else:
-        metrics, results = _evaluate_model(options)
-    print(metrics.table())
-    if options.json:
-        Path(options.json).write_text(metrics.to_json())
-    if options.save_detections and results is not None:
-        Path(options.save_detections).write_text(json.dumps(results))
+    elif options.data and options.annotations:
+        raise UserError("--data and --annotations are both given: name one of them.")
+    elif options.split and not options.data:
+        raise UserError("--split needs --data, the dataset that has the split: give both or none.")
+    elif options.images and not options.annotations:
+        raise UserError("--images needs --annotations, the COCO file of these images: give both or none.")
+
+
+def _output_files(options):
+    """Returns the files to write by option, after checks that come before an evaluation that may take hours."""
+    outputs = {"--save-detections": options.save_detections, "--json": options.json}
+    files = {name: prepare_file(path, name) for name, path in outputs.items() if path}
+    inputs = {"--annotations": options.annotations, "--detections": options.detections}
+    owners = {Path(path).resolve(): name for name, path in inputs.items() if path}
+    for name, path in files.items():
+        if (owner := owners.setdefault(path.resolve(), name)) != name:
+            raise UserError(f"{name} would overwrite {path}, the file of {owner}: choose another file for {name}.")
+    return files
 
 
 def _evaluate_model(options):
     require_model(options.model)
-    data = CocoDataset(options.annotations, options.images) if options.annotations else _evaluation_data(options.model)
+    data = _dataset_named(options) or _evaluation_data(options.model)
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
-    return evaluate_with_results(predictor, data, batch_size=options.batch_size)
+    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1)
+
+
+def _dataset_named(options):
+    """Opens the dataset that the options name, or returns None."""
+    if options.data is None:
+        return CocoDataset(options.annotations, options.images) if options.annotations else None
+    splits = recognise(options.data).splits
+    choice = options.split or next((name for name in ("val", "test") if name in splits), None)
+    return open_dataset(options.data, choice)
 
 
 def _evaluation_data(model):
@@ -84,7 +145,7 @@ def _evaluation_data(model):
         if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --data or --annotations.")
 
 
 def _load(path, load=load_predictor):
@@ -118,47 +179,37 @@ def _predict(options):
 
 
 def _export(options):
-    form = format_named(_export_format(options))
+    spec = choose_spec(options.out, options.format)
+    form = format_named(spec.name)
     given = {name: value for name, value in vars(options).items() if value is not None}
     options_of_all = {option.name: option.option for spec in specs() for option in spec.options}
     if wrong := sorted((options_of_all.keys() - form.options.keys()) & given.keys()):
         raise UserError(f"{options_of_all[wrong[0]]} is not an option of --format {form.name}: leave it out.")
     if options.serving and form.new_version is None:
         raise UserError(f"--serving is not an option of --format {form.name}: no server takes this format.")
-    if options.max_ap_drop is not None and not options.eval:
-        raise UserError("--max-ap-drop needs --eval, the data to measure AP on.")
-    data = CocoDataset(options.eval) if options.eval else None
+    for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
+        if name in given and not options.eval:
+            raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: give both or none.")
+    if not Path(options.model).exists() and Path(options.out).exists():
+        raise UserError(
+            f"There is no {options.model}, but {options.out} exists: expected the model first, then the file or folder "
+            f"to write. Check their order: kerasdet export {options.out} {options.model}"
+        )
+    data = CocoDataset(options.eval, options.images) if options.eval else None
+    if "calibration_images" in given:
+        given["calibration_images"] = image_files(options.calibration_images)
     configuration = _configuration(options.model)
     _, report = export_and_verify(
         _load(options.model, load_detector),
         options.out,
         format=form.name,
         serving=options.serving,
-        verify_images=options.verify_images,
+        verify_images=image_files(options.verify_images),
         eval_data=data,
         gin_config=None if configuration is None else configuration.read_text(),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
     )
     print(report)
-
-
-def _export_format(options):
-    """Returns the name of the format, which the suffix of the output says if --format does not."""
-    suffix = Path(options.out).suffix.lower()
-    by_suffix = next((spec.name for spec in specs() if spec.suffix and spec.suffix == suffix), None)
-    if options.format in (None, by_suffix):
-        return by_suffix or default_spec().name
-    chosen = next(spec for spec in specs() if spec.name == options.format)
-    if chosen.suffix and suffix != chosen.suffix:
-        raise UserError(
-            f"--format {chosen.name} writes a file, but {options.out} does not end in {chosen.suffix}: rename it."
-        )
-    if not chosen.suffix and by_suffix:
-        raise UserError(
-            f"--format {chosen.name} writes a folder, but {options.out} ends in {suffix}: rename it, or use --format "
-            f"{by_suffix}."
-        )
-    return chosen.name
 
 
 def _convert(options):
@@ -171,26 +222,29 @@ def _convert(options):
                     f"--{name.replace('_', '-')} is for detectors, and {options.source} is a backbone without classes "
                     "and detections: leave it out."
                 )
+    labels = read_labels(options.labels) if options.labels else None
+    out = _model_file(options.out)
     model = to_model(
-        read(options.file), options.source, num_classes=options.num_classes, norm_epsilon=options.norm_epsilon
+        read(options.file, options.weights),
+        options.source,
+        num_classes=options.num_classes,
+        norm_epsilon=options.norm_epsilon,
     )
-    if options.labels:
-        model.class_names = _read_labels(options.labels, model.num_classes)
+    if labels is not None:
+        model.class_names = names_of_classes(labels, model.num_classes, options.labels)
     if options.reference_outputs:
         _compare(model, options)
-    out = Path(options.out) / "model.keras"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = prepare_file(out, "--out")
     model.save(out)
     print(f"{out}: {model.count_params():,} parameters of {options.source}.")
 
 
-def _read_labels(path, num_classes):
-    names = Path(path).read_text(encoding="utf-8").splitlines()
-    if len(names) < num_classes:
-        raise UserError(
-            f"{path} has {len(names)} lines, the model {num_classes} classes: write one name a line for each class."
-        )
-    return tuple(names[:num_classes])
+def _model_file(out):
+    """Returns the file to write: `out` itself if it ends in .keras, otherwise model.keras in a folder."""
+    path, suffix = Path(out), Path(out).suffix.lower()
+    if suffix in MODEL_SUFFIXES:
+        raise UserError(f"--out {out} ends in {suffix}: expected a folder or a .keras file. Choose another name.")
+    return path if suffix == ".keras" and not path.is_dir() else path / "model.keras"
 
 
 def _compare(model, options):
@@ -212,9 +266,3 @@ def _read_outputs(path):
             return dict(outputs)
     except (TypeError, AttributeError, zipfile.BadZipFile, EOFError, ValueError) as error:
         raise UserError(f"{path} is not an .npz file of arrays: {error}. Write it with numpy.savez.") from None
-
-
-def _require_folder_of(path):
-    """Checks that a file can be written, before an evaluation that may take hours."""
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"There is no folder {Path(path).parent} to write {Path(path).name} to: make it first.")

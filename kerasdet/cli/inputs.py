@@ -1,20 +1,24 @@
 """Expands files, folders, globs and lists into image paths."""
 
 import glob
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kerasdet.data.image_files import list_images
+from kerasdet.data.images import SUFFIXES
 from kerasdet.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+log = logging.getLogger(__name__)
 
 
 def image_files(words: Iterable[str]) -> list[str]:
     """Lists the image files that the words of a command name.
 
     Args:
-        words: Each is a file, a folder (its images without subfolders), a glob such as ``data/*.jpg`` or
-            ``@FILE``, a text file with one of these per line; empty lines and lines that begin with # are skipped.
+        words: Each is a file, a folder (its images without subfolders), a glob such as ``data/*.jpg`` (the images that
+            it matches, or all files if none is named like an image) or ``@FILE``, a text file with one of these per
+            line; empty lines and lines that begin with # are skipped.
 
     Returns:
         Paths in the order of the words; paths of a folder or glob are sorted. A named file need not exist.
@@ -30,25 +34,19 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
         for line in _lines(word[1:]):
             yield from _expand(line, from_list=True)
     elif Path(word).is_dir():
-        yield from _images_in(word)
+        yield from map(str, list_images(Path(word)))
     elif glob.has_magic(word) and not Path(word).exists():
         found = sorted(path for path in glob.glob(word, recursive=True) if Path(path).is_file())
         if not found:
             raise UserError(f"No file matches {word}: expected at least one image. Check the pattern and the folder.")
-        yield from found
+        images = [path for path in found if Path(path).suffix.lower() in SUFFIXES]
+        if images and len(images) < len(found):
+            log.info(
+                "%s: %d files whose names do not end like an image's are left out.", word, len(found) - len(images)
+            )
+        yield from images or found
     else:
         yield word
-
-
-def _images_in(folder):
-    found = sorted(str(path) for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    found = [path for path in found if not Path(path).name.startswith(".")]
-    if not found:
-        raise UserError(
-            f"The folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): name a folder of images, or a glob for "
-            "images in folders inside it, such as 'folder/**/*.jpg'."
-        )
-    return found
 
 
 def _lines(path):

@@ -8,6 +8,7 @@ import argparse
 import os
 
 import kerasdet
+from kerasdet.cli.data_parser import add_data
 from kerasdet.export.formats import default_spec, specs
 
 _CLASSES_HELP = (
@@ -16,10 +17,12 @@ _CLASSES_HELP = (
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    f"what `kerasdet export` wrote: a SavedModel folder or a .tflite file{_CLASSES_HELP}"
+    "what `kerasdet export` wrote: a folder, a .tflite or an .onnx file; or a name that `kerasdet zoo` lists"
+    f"{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
-    "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert` or a .keras file"
+    "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, "
+    "or a name that `kerasdet zoo` lists"
     f"{_CLASSES_HELP}"
 )
 
@@ -37,8 +40,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kerasdet {kerasdet.__version__}")
     _add_debug(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_eval, _add_predict, _add_export, _add_convert):
-        _add_debug(add(commands), default=argparse.SUPPRESS)  # keeps what stands before the command
+    adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_zoo)
+    parsers = [add(commands) for add in adders] + add_data(commands)
+    for each in parsers:
+        _add_debug(each, default=argparse.SUPPRESS)  # keeps what stands before the command
     return parser
 
 
@@ -65,6 +70,7 @@ def _add_train(commands):
         "train",
         "Train the model of a gin configuration, or resume the run in its OUT_DIR.",
         "retinanet_r18_fpn_shapes --set STEPS=500 --set OUT_DIR=runs/first",
+        "finetune --data downloads/roboflow-export --set CHECKPOINT=converted",
     )
     train.add_argument("config", type=_path, metavar="CONFIG", help="a gin file, or the name of one inside kerasdet")
     train.add_argument(
@@ -74,6 +80,13 @@ def _add_train(commands):
         metavar="NAME=VALUE",
         dest="overrides",
         help="override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last one wins",
+    )
+    train.add_argument(
+        "--data",
+        type=_path,
+        metavar="DATA",
+        help="train and evaluate on this dataset instead of the recipe's: a folder, or the file that describes it, in "
+        "any format of docs/data.md. It needs the splits train and val; NUM_CLASSES follows it",
     )
     train.add_argument(
         "--workers",
@@ -94,22 +107,27 @@ def _add_eval(commands):
     )
     evaluate.add_argument("model", nargs="?", type=_path, metavar="MODEL", help=_MODEL_HELP)
     evaluate.add_argument(
-        "--annotations",
+        "--data",
         type=_path,
-        metavar="FILE",
-        help="COCO annotations (default: the evaluation data of the model's own gin configuration)",
+        metavar="DATA",
+        help="a dataset in any format of docs/data.md (default: the evaluation data of the model's own gin "
+        "configuration)",
     )
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="the split of --data (default: val, else test, else the only one)"
+    )
+    evaluate.add_argument("--annotations", type=_path, metavar="FILE", help="COCO annotations, instead of --data")
     evaluate.add_argument(
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images (default: images/ next to the annotations)",
+        help="folder of the images of --annotations (default: images/ next to them)",
     )
     evaluate.add_argument(
         "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
     )
     evaluate.add_argument(
-        "--batch-size", type=_count, default=1, metavar="N", help="images that are detected at a time (default 1)"
+        "--batch-size", type=_count, metavar="N", help="images that are detected at a time (default 1)"
     )
     evaluate.add_argument(
         "--tta",
@@ -132,6 +150,7 @@ def _add_predict(commands):
         "predict",
         "Detect objects in images.",
         "runs/first photo.jpg --draw drawn",
+        "torchvision/retinanet_resnet50_fpn_v2 photo.jpg",
         "model.tflite 'data/*.jpg' more_photos/ @list.txt --json",
     )
     predict.add_argument("model", type=_path, metavar="MODEL", help=_MODEL_HELP)
@@ -190,6 +209,9 @@ def _add_export(commands):
         "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO dataset"
     )
     export.add_argument(
+        "--images", type=_path, metavar="DIR", help="folder of the images of --eval (default: images/ next to the file)"
+    )
+    export.add_argument(
         "--max-ap-drop",
         type=_fraction,
         metavar="X",
@@ -198,8 +220,8 @@ def _add_export(commands):
     export.add_argument(
         "--serving",
         action="store_true",
-        help="OUT is a folder for TF Serving: write the model as its next version, with requests to warm it up "
-        "(only for --format saved_model)",
+        help="OUT is a folder for TF Serving, or with --format openvino for OpenVINO Model Server: write the model as "
+        "its next version",
     )
     _add_format_options(export)
     return export
@@ -243,7 +265,9 @@ def _add_convert(commands):
         metavar="NAME",
         help="the framework's model, such as torchvision/retinanet_resnet50_fpn; a wrong NAME lists them all",
     )
-    convert.add_argument("--out", required=True, type=_path, metavar="DIR", help="the folder that receives model.keras")
+    convert.add_argument(
+        "--out", required=True, type=_path, metavar="DIR", help="the folder that receives model.keras, or a .keras file"
+    )
     convert.add_argument(
         "--num-classes",
         type=_count,
@@ -257,7 +281,18 @@ def _add_convert(commands):
         metavar="E",
         help="epsilon of the backbone's norms (default: that of the published checkpoint)",
     )
-    convert.add_argument("--labels", type=_path, metavar="FILE", help="a text file with one class name per line")
+    convert.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="the entry or prefix of the tensors to take, such as model_ema; needed only if FILE holds several sets of "
+        "weights, and the error lists their names",
+    )
+    convert.add_argument(
+        "--labels",
+        type=_path,
+        metavar="FILE",
+        help="a text file with one class name per line; __background__ may come first",
+    )
     convert.add_argument(
         "--reference-outputs",
         type=_path,
@@ -266,6 +301,50 @@ def _add_convert(commands):
         "outputs match",
     )
     return convert
+
+
+def _add_inspect(commands):
+    inspect = _add_command(
+        commands,
+        "inspect",
+        "Write a page about a dataset: classes, sizes, problems, near duplicates, and how a recipe's anchors fit.",
+        "data/bccd --out page.html",
+        "data/bccd --config retinanet_r18_fpn_bccd --out page.html",
+    )
+    inspect.add_argument(
+        "data", type=_path, metavar="DATA", help="COCO annotations, or a folder of them with a file for each split"
+    )
+    inspect.add_argument(
+        "--config",
+        type=_path,
+        metavar="RECIPE",
+        help="a gin file, or the name of one inside kerasdet: its anchors, resize rule and augmentation are applied",
+    )
+    inspect.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated",
+    )
+    inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
+    return inspect
+
+
+def _add_zoo(commands):
+    zoo = _add_command(
+        commands,
+        "zoo",
+        "List the published weights that kerasdet fetches by name, wherever a command takes a MODEL or a CHECKPOINT. "
+        "Files and models are kept in KERASDET_HOME (default: the user's cache folder). KERASDET_MIRROR is the address "
+        "of a server, or a folder, to fetch from instead of the publishers.",
+        "retinanet",
+        "--json",
+    )
+    zoo.add_argument("text", nargs="?", default="", metavar="TEXT", help="list only names that contain TEXT")
+    zoo.add_argument("--json", action="store_true", help="print JSON instead of a table, with addresses and hashes")
+    return zoo
 
 
 def _path(text):

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from kerasdet.data.values import Changes, as_float, as_int, as_list, is_missing, show
 from kerasdet.errors import UserError
 
+UNUSED = "N/A"  # name of a class that a model counts and never learned, as torchvision's at COCO's missing ids
+
 _logger = logging.getLogger("kerasdet.data")
 
 
@@ -58,7 +60,7 @@ def match_classes(
 
     Args:
         names: Names of the dataset's classes.
-        model_names: K names of the model's classes.
+        model_names: K names of the model's classes. `UNUSED` may occur several times.
         present: Names of the classes that have objects in the dataset.
         source: Path or name of the dataset in messages.
 
@@ -76,7 +78,8 @@ def match_classes(
             _logger.warning("%s and the model name the classes differently: they are matched by their order.", source)
         return list(range(len(names)))
     unknown = [name for name in names if name in present and name not in model_names]
-    if unknown or len(set(names)) < len(names) or len(set(model_names)) < len(model_names):
+    used = [name for name in model_names if name != UNUSED]
+    if unknown or len(set(names)) < len(names) or len(set(used)) < len(used):
         problem = f"has objects of {_listed(unknown)}" if unknown else "or the model has a class name twice"
         raise UserError(
             f"{source} {problem}; expected the classes of the model, {_listed(model_names)}. Rename or remove the "

@@ -1,11 +1,11 @@
 """Reads COCO JSON: one file of annotations and a folder of images."""
 
 import os
-from pathlib import Path
 
 from kerasdet.data.annotations import read_json
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import MAX_PIXELS
+from kerasdet.paths import expand
 
 
 class CocoDataset(Dataset):
@@ -45,11 +45,11 @@ class CocoDataset(Dataset):
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        path = Path(annotations)
+        path = expand(annotations, "annotations")
         data = read_json(path)
         super().__init__(
             data,
-            _find_folder(path, data) if images is None else images,
+            _find_folder(path, data) if images is None else expand(images, "images"),
             source=path,
             keep_images_without_objects=keep_images_without_objects,
             on_bad_image=on_bad_image,

@@ -16,7 +16,7 @@ from kerasdet.data.categories import match_classes, read_skeleton
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import show
+from kerasdet.data.values import MAX_LISTED, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -24,7 +24,7 @@ from kerasdet.geometry import rle
 _logger = logging.getLogger("kerasdet.data")
 
 # What the log says of each count that is not one of `CHANGES`
-_NOTES = {
+NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",
     "outside_boxes": "boxes outside their image dropped",
@@ -59,7 +59,8 @@ class Dataset:
     Args:
         data: Contents of a COCO file: dict of the lists `images`, `annotations` and `categories`. It is not changed.
             Images without `height` and `width` get them from their files. An annotation may have a true `difficult`, as
-            in Pascal VOC: training uses it, evaluation ignores it.
+            in Pascal VOC: training uses it, evaluation ignores it. An image that is no file of its own has `content`, a
+            function that reads the bytes of the file; its `file_name` is then only a name for messages.
         images: Folder that each relative `file_name` is in. None takes each `file_name` as a path.
         source: Path or name of the dataset in messages.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
@@ -69,7 +70,7 @@ class Dataset:
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
         strict: Whether to refuse contents that differ from COCO's format and can still be read, such as numbers as
-            text. By default they are read, counted and named in the log.
+            text, and objects that would be clipped or dropped. By default these are counted and named in the log.
         max_pixels: An image with more pixels is bad. A damaged or malicious file can claim any size.
 
     Attributes:
@@ -83,6 +84,8 @@ class Dataset:
         keypoint_flip: Tuple of J indices that swaps left and right, see `kerasdet.geometry.keypoints.flip_order`; ()
             if keypoints are not read.
         counts: Number of images and boxes that were kept, changed and dropped, by name.
+        problems: Tuple of `Problem`: the image files and annotations that were changed and dropped, up to
+            `kerasdet.data.values.MAX_LISTED` of a kind.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -118,6 +121,7 @@ class Dataset:
 
         files = check_files(
             paths := find_paths(folder, _file_names(contents.images, source), contents.changes),
+            content_of := [image.get("content") for image in contents.images],
             [(image["height"], image["width"]) for image in contents.images],
             os.fspath(source),
             on_bad_image=on_bad_image,
@@ -129,23 +133,27 @@ class Dataset:
             for image, file in zip(contents.images, files, strict=True)
             if image["height"] is None and file.problem is None
         }
-        bad = [f"{path}: {file.problem}" for path, file in zip(paths, files, strict=True) if file.problem]
-        images_of = {image["id"]: (path, file) for image, path, file in zip(contents.images, paths, files, strict=True)}
-        usable = {image_id: place for image_id, place in images_of.items() if place[1].problem is None}
-        objects, object_counts = _objects(
+        problems = [(path, file.problem) for path, file in zip(paths, files, strict=True)]
+        bad = [Problem("bad_images", path, problem) for path, problem in problems if problem]
+        places = zip(contents.images, paths, content_of, files, strict=True)
+        usable = {image["id"]: place for image, *place in places if place[-1].problem is None}
+        objects, object_counts, object_problems = _objects(
             [annotation for annotation in contents.annotations if annotation["image_id"] in usable],
-            {image_id: file.size for image_id, (_, file) in usable.items()},
+            {image_id: file.size for image_id, (*_, file) in usable.items()},
+            {image_id: path for image_id, (path, *_) in usable.items()},
             self.category_ids,
             source,
             masks,
             len(self.keypoint_names),
         )
+        ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
+        if strict:
+            _refuse(object_problems, ids, source)
         records = [
-            Record(image_id, path, *file.size, file.exif, **arrays, by_pil=file.by_pil)
-            for (image_id, (path, file)), arrays in zip(usable.items(), objects, strict=True)
+            Record(image_id, path, *file.size, file.exif, **arrays, by_pil=file.by_pil, content=content)
+            for (image_id, (path, content, file)), arrays in zip(usable.items(), objects, strict=True)
         ]
         self.records = tuple(r for r in records if keep_images_without_objects or not r.is_empty)
-        ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
         self.counts = {
             "images": len(self.records),
             "bad_images": len(bad),
@@ -156,14 +164,15 @@ class Dataset:
             "duplicate_annotation_ids": ids.total() - len(ids),
             **contents.changes.counts,
         }
+        self.problems = (*bad[:MAX_LISTED], *contents.changes.problems, *object_problems)
         fate = "kept" if keep_images_without_objects else "dropped"
         line = [
             f"{source}: {len(self.records)} images, {self.counts['boxes']} boxes ({self.counts['crowd_boxes']} crowd)",
             f"{self.num_classes} classes",
             f"{self.counts['images_without_objects']} images without objects {fate}",
-            *(f"{self.counts[key]} {note}" for key, note in _NOTES.items() if self.counts.get(key)),
+            *(f"{self.counts[key]} {note}" for key, note in NOTES.items() if self.counts.get(key)),
             *contents.changes.describe(CHANGES),
-            *([f"{len(bad)} bad images skipped (first {bad[0]})"] if bad else []),
+            *([f"{len(bad)} bad images skipped (first {bad[0].item}: {bad[0].text})"] if bad else []),
         ]
         _logger.info("%s", ", ".join(line))
 
@@ -179,7 +188,10 @@ class Dataset:
     def ground_truth(self) -> GroundTruth:
         """Contents of a COCO file to evaluate against, with the size of every image that can be used."""
         contents = read_contents(self._contents(), self.annotations)
-        images = [{**image, **self._missing_sizes.get(image["id"], {})} for image in contents.images]
+        images = [
+            {key: value for key, value in image.items() if key != "content"} | self._missing_sizes.get(image["id"], {})
+            for image in contents.images
+        ]
         annotations = [each for each in contents.annotations if each["category_id"] in self.category_ids]
         sections = {"images": images, "categories": self._categories, "annotations": annotations}
         return GroundTruth(sections, self.annotations)
@@ -220,6 +232,16 @@ class Dataset:
         return self._data
 
 
+def _refuse(problems, ids, source):
+    """Raises an error about the first object that would be clipped or dropped, or the first id that is used twice."""
+    repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
+    for problem in (*problems, *repeated):
+        raise UserError(
+            f"{source}: {problem.item} {problem.text}, which strict=True refuses. Correct the file, or leave strict "
+            "out."
+        )
+
+
 def _file_names(images, source):
     """Returns the file name of each image, which an evaluation does not need, and a dataset does."""
     for number, image in enumerate(images):
@@ -249,14 +271,14 @@ def _keypoint_names(contents, source):
     return tuple(first["keypoints"]), read_skeleton(first, contents.changes)
 
 
-def _objects(annotations, sizes, category_ids, source, masks, num_keypoints):
-    """Returns the arrays of each image's objects, in the order of `sizes`, and the counts."""
+def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoints):
+    """Returns the arrays of each image's objects, in the order of `sizes`, the counts and the problems."""
     row_of = {image_id: row for row, image_id in enumerate(sizes)}
     class_of = {category_id: class_id for class_id, category_id in enumerate(category_ids)}
     rows = np.array([row_of[annotation["image_id"]] for annotation in annotations], np.int64)
     xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
     size = np.array(list(sizes.values()), np.float64).reshape(-1, 2)[rows]
-    boxes, keep, counts = clip_boxes(xywh, size)
+    boxes, keep, faults = clip_boxes(xywh, size)
     columns = {
         "boxes": boxes,
         "class_ids": np.array([class_of[annotation["category_id"]] for annotation in annotations], np.int32),
@@ -267,8 +289,9 @@ def _objects(annotations, sizes, category_ids, source, masks, num_keypoints):
     if masks:
         runs = _runs(annotations, sizes, source)
         columns["num_runs"] = np.array([len(part) for part in runs], np.int32)
-        counts["objects_without_mask"] = int((keep & (columns["num_runs"] == 0)).sum())
+        faults["objects_without_mask"] = keep & (columns["num_runs"] == 0)
         keep &= columns["num_runs"] > 0
+    counts = {kind: int(found.sum()) for kind, found in faults.items()}
     difficult = np.array([annotation["difficult"] for annotation in annotations], bool)
     if difficult.any():
         counts["difficult_boxes"] = int((keep & difficult).sum())
@@ -280,7 +303,20 @@ def _objects(annotations, sizes, category_ids, source, masks, num_keypoints):
         owners = np.repeat(rows[kept], columns["num_runs"][kept])
         flat = split_by_image({"runs": np.concatenate(runs or [np.zeros(0, np.int32)])}, owners, len(sizes))
         objects = [{**arrays, **part} for arrays, part in zip(objects, flat, strict=True)]
-    return objects, counts
+    return (
+        objects,
+        counts,
+        [problem for kind in faults for problem in _problems(kind, faults[kind], annotations, paths)],
+    )
+
+
+def _problems(kind, found, annotations, paths):
+    """Yields the first objects that have a fault."""
+    for annotation in (annotations[i] for i in np.flatnonzero(found)[:MAX_LISTED]):
+        text = (
+            "has a mask without a pixel" if kind == "objects_without_mask" else f'has "bbox" {show(annotation["bbox"])}'
+        )
+        yield Problem(kind, f"{name_of(annotation)} of {paths[annotation['image_id']]}", text)
 
 
 def _keypoints(annotations, count):

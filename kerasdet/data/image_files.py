@@ -1,7 +1,8 @@
 """Finds the image files of a dataset and checks each of them."""
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,25 @@ class CheckedFile(NamedTuple):
     exif: bool = True
     by_pil: bool = False
     problem: str | None = None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Lists the images in a folder, sorted by name: not its subfolders, hidden files and files of other kinds.
+
+    Args:
+        folder: Folder.
+
+    Raises:
+        UserError: If there is no image.
+    """
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in images.SUFFIXES)
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise UserError(
+            f"The folder {folder} holds no image ({', '.join(images.SUFFIXES)}): name a folder of images, or a glob "
+            "for images in folders inside it, such as 'folder/**/*.jpg'."
+        )
+    return found
 
 
 def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str]:
@@ -61,6 +81,7 @@ def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str
 
 def check_files(
     paths: Sequence[str],
+    contents: Sequence[Callable[[], bytes] | None],
     sizes: Sequence[tuple[int | None, int | None]],
     source: str,
     *,
@@ -72,6 +93,7 @@ def check_files(
 
     Args:
         paths: Paths of N files.
+        contents: Functions that read the bytes of those that are no files of their own, None for others.
         sizes: Height and width that the annotations state, in pixels; None if they state none.
         source: Path or name of the dataset in messages.
         on_bad_image: "error" raises an error that names the files that cannot be used, "skip" returns their problems.
@@ -87,7 +109,7 @@ def check_files(
     if on_bad_image not in ("error", "skip"):
         raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Choose one of the two.')
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(lambda path, size: _check_file(path, size, max_pixels), paths, sizes))
+        files = list(pool.map(functools.partial(check_file, max_pixels=max_pixels), paths, contents, sizes))
     bad = [f"{path}: {file.problem}" for path, file in zip(paths, files, strict=True) if file.problem]
     if bad and on_bad_image == "error":
         raise UserError(
@@ -100,9 +122,15 @@ def check_files(
     return files
 
 
-def _check_file(path, size, max_pixels):
+def check_file(
+    path: str,
+    content: Callable[[], bytes] | None,
+    size: tuple[int | None, int | None],
+    max_pixels: int = images.MAX_PIXELS,
+) -> CheckedFile:
+    """Checks one image; see `check_files` for the arguments."""
     try:
-        info = images.inspect(Path(path).read_bytes(), max_pixels)
+        info = images.inspect(Path(path).read_bytes() if content is None else content(), max_pixels)
     except FileNotFoundError:
         return CheckedFile(problem="does not exist")
     except OSError as error:

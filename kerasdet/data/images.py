@@ -9,7 +9,6 @@ import dataclasses
 import io
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +16,10 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 FORMATS = "JPEG, PNG, BMP, GIF or WebP"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
 
 # `Image.open` refuses large images; the classes of the formats do not.
@@ -89,18 +90,17 @@ def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
         return np.asarray(upright.convert("RGB"))
 
 
-def load(path: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -> tf.Tensor:
-    """Reads an image file in a `tf.data` pipeline.
+def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -> tf.Tensor:
+    """Decodes an image file in a `tf.data` pipeline.
 
     Args:
-        path: Path of the file, () string.
+        encoded: Bytes of the file, () string.
         exif: Whether to apply the EXIF orientation, () bool.
         by_pil: Whether Pillow decodes the file, () bool. None leaves Python out of the graph.
 
     Returns:
         RGB image, (H, W, 3) uint8.
     """
-    encoded = tf.io.read_file(path)
     if by_pil is None:
         return decode(encoded, exif)
 
@@ -123,7 +123,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: If the file does not exist.
         UserError: If the file is not an image, or is damaged.
     """
-    path = Path(path)
+    path = expand(path, "The path of an image")
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
     encoded = path.read_bytes()

@@ -104,7 +104,7 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
 
     def ends_too_soon():
         filler = tf.constant(bytes(_FILLER) + b"\xff\xd9")
-        longer = tf.strings.join([tf.strings.substr(encoded, 0, stop), filler])
+        longer = tf.strings.join([tf.strings.substr(encoded, tf.zeros_like(stop), stop), filler])
         return tf.reduce_any(decode(longer) != image)
 
     is_gray = tf.reduce_all(image[-1, -1] == 128)

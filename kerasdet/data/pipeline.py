@@ -13,14 +13,14 @@ import tensorflow as tf
 
 from kerasdet.data import images
 from kerasdet.data.records import Record
+from kerasdet.data.sampler import ImageSampler
+from kerasdet.data.transforms.compose import Transform, apply_all, bind
+from kerasdet.data.transforms.objects import OBJECT_KEYS
 from kerasdet.errors import UserError
 from kerasdet.geometry import masks as mask_ops
 from kerasdet.ops import resize as resize_ops
 
-_OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 _PADDING = {"class_ids": -1}
-
-Transform = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
 class Dataset(Protocol):
@@ -41,6 +41,7 @@ def training_batches(
     batch_size: int,
     transforms: Sequence[Transform] = (),
     *,
+    sampler: ImageSampler | None = None,
     seed: int = 0,
     start_step: int = 0,
     size_divisor: int = 32,
@@ -51,7 +52,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Makes endless shuffled batches for training.
 
-    Each epoch visits every image once, in a new order; a batch may span two epochs.
+    Each epoch visits every image once, unless `sampler` repeats some, in a new order; a batch may span two epochs.
 
     Example:
         >>> dataset = CocoDataset("data/train.json")
@@ -62,7 +63,8 @@ def training_batches(
     Args:
         dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.
         batch_size: Number of images in a batch, summed over all replicas.
-        transforms: Callables ``(example, seed) -> example``, applied in order.
+        transforms: Callables ``(example, seed) -> example``, applied in order; see `kerasdet.data.transforms`.
+        sampler: Repeats images with rare classes, or groups images by aspect ratio. None does neither.
         seed: Seed of the image order and of the transforms.
         start_step: Number of batches to skip. The batches that follow equal those of a run from step 0.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
@@ -86,16 +88,22 @@ def training_batches(
             f"max_boxes is {max_boxes}, but an image has {most} boxes; every object needs a row. Raise max_boxes to "
             f"{most} or more."
         )
-    lookup = _lookup(dataset, mask_size)
+    read = _reader(dataset, mask_size)
 
+    def draw(seed):
+        return read(tf.random.stateless_uniform([], seed, 0, len(records), tf.int64))
+
+    @tf.autograph.experimental.do_not_convert
     def example(position, index):
-        result = _decode(lookup(index))
-        example_seed = tf.cast(tf.stack([seed, position]), tf.int32)
-        for i, transform in enumerate(transforms):
-            result = transform(result, tf.random.fold_in(example_seed, i))
+        step = position // step_size
+        result = {**read(index), "step": step}
+        bound = bind(transforms, lambda seed: {**draw(seed), "step": step})
+        result = apply_all(bound, result, tf.cast(tf.stack([seed, position]), tf.int32))
+        del result["step"]
         return _pad(result, size_divisor, pad_to, max_boxes)
 
-    order = _endless_order(len(records), seed, start_step * batch_size)
+    step_size = batch_size
+    order = (sampler or ImageSampler()).order(records, batch_size, seed, start_step)
     if input_context is not None:
         per_worker = batch_size // input_context.num_input_pipelines
         worker = input_context.input_pipeline_id
@@ -134,25 +142,16 @@ def evaluation_batches(
         UserError: If the dataset has no images.
     """
     records = _records(dataset)
-    lookup = _lookup(dataset, mask_size)
+    read = _reader(dataset, mask_size)
 
+    @tf.autograph.experimental.do_not_convert
     def example(index):
-        result = _decode(lookup(index))
+        result = read(index)
         return _pad(resize(result) if resize else result, size_divisor)
 
     index, count = shard
     examples = tf.data.Dataset.range(index, len(records), count).map(example, tf.data.AUTOTUNE, deterministic=True)
     return _batches(examples, batch_size, drop_remainder=False)
-
-
-def _endless_order(count, seed, start):
-    """Yields pairs (position, index) from position `start`; each epoch of `count` positions is its own permutation."""
-
-    def permutation(epoch):
-        epoch_seed = tf.cast(tf.stack([seed, epoch]), tf.int32)
-        return tf.data.Dataset.from_tensor_slices(tf.random.experimental.stateless_shuffle(tf.range(count), epoch_seed))
-
-    return tf.data.Dataset.counter(start // count).flat_map(permutation).skip(start % count).enumerate(start)
 
 
 def _records(dataset):
@@ -162,6 +161,23 @@ def _records(dataset):
             "why: relax `on_bad_image` or `keep_images_without_objects`, or give other annotations."
         )
     return dataset.records
+
+
+def _reader(dataset, mask_size):
+    """Returns a graph function that maps an index to an example with its decoded image."""
+    lookup, encoded = _lookup(dataset, mask_size), _encoded(dataset.records)
+
+    # One function in the graph, however many images a transform mixes
+    @tf.function(
+        autograph=False, input_signature=[tf.TensorSpec([], tf.int64)], experimental_attributes={"_noinline": True}
+    )
+    def read(index):
+        example = lookup(index)
+        encoded_image = encoded(example.pop("path"), index)
+        image = images.load(encoded_image, example.pop("exif"), example.pop("by_pil", None))
+        return {"image": image, "image_size": tf.shape(image)[:2], **example}
+
+    return read
 
 
 def _lookup(dataset, mask_size):
@@ -203,10 +219,18 @@ def _slices(records, names):
     return slices_of
 
 
-def _decode(example):
-    """Decodes the image: replaces `path`, `exif` and `by_pil` with `image` and `image_size`."""
-    image = images.load(example.pop("path"), example.pop("exif"), example.pop("by_pil", None))
-    return {"image": image, "image_size": tf.shape(image)[:2], **example}
+def _encoded(records):
+    """Returns a graph function that reads the bytes of an image by the path and the index of its record.
+
+    Images inside of TFRecords and in memory are read by Python: TensorFlow has no op that reads a part of a file.
+    """
+    if all(record.content is None for record in records):
+        return lambda path, index: tf.io.read_file(path)
+
+    def encoded(index):
+        return records[index].encoded()
+
+    return lambda path, index: tf.ensure_shape(tf.numpy_function(encoded, [index], tf.string, stateful=False), ())
 
 
 def _pad(example, size_divisor, pad_to=None, max_boxes=None):
@@ -220,8 +244,13 @@ def _pad(example, size_divisor, pad_to=None, max_boxes=None):
         checks = [tf.debugging.Assert(tf.reduce_all(size <= pad_to), [message, example["image_id"], "size:", size])]
     with tf.control_dependencies(checks):
         image = resize_ops.pad_to(example["image"], height, width)
-    rows = tf.maximum(tf.shape(example["boxes"])[0], 1) if max_boxes is None else max_boxes
-    present = [name for name in _OBJECT_KEYS if name in example]
+    rows = tf.maximum(tf.shape(example["boxes"])[0], 1)
+    if max_boxes is not None:
+        message = f"Mixed images have more objects than max_boxes={max_boxes}. Raise max_boxes to at least:"
+        check = tf.debugging.Assert(rows <= max_boxes, [message, rows, "image id:", example["image_id"]])
+        with tf.control_dependencies([check]):
+            rows = tf.constant(max_boxes)
+    present = [name for name in OBJECT_KEYS if name in example]
     objects = {name: _pad_rows(example[name], rows, _PADDING.get(name, 0)) for name in present}
     objects = {name: tf.ensure_shape(value, (max_boxes, *value.shape[1:])) for name, value in objects.items()}
     example.pop("keypoint_flip", None)

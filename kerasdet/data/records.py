@@ -1,9 +1,12 @@
 """Defines the records that datasets consist of, one per image, and the arrays of their objects."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
+
+from kerasdet.data import images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +27,8 @@ class Record:
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
         by_pil: Whether Pillow decodes the image, see `kerasdet.data.images.inspect`.
+        content: Function that reads the bytes of the image if it is no file of its own, but part of a TFRecord or in
+            memory; `path` is then only a name for messages.
     """
 
     image_id: int
@@ -38,6 +43,16 @@ class Record:
     runs: np.ndarray | None = None
     keypoints: np.ndarray | None = None
     by_pil: bool = False
+    content: Callable[[], bytes] | None = None
+
+    def encoded(self) -> bytes:
+        """Reads the bytes of the image file."""
+        return Path(self.path).read_bytes() if self.content is None else self.content()
+
+    def image(self) -> np.ndarray:
+        """Decodes the image to the pixels that training sees, (height, width, 3) uint8 RGB."""
+        decode = images.decode_by_pil if self.by_pil else images.decode
+        return np.asarray(decode(self.encoded(), self.exif))
 
     @property
     def is_empty(self) -> bool:
@@ -65,7 +80,7 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Clips boxes to their images and finds those that are left without area.
 
     Args:
@@ -73,7 +88,8 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
         size: Height and width of the image of each box, in pixels, (N, 2).
 
     Returns:
-        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; counts of clipped and unusable boxes.
+        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; which are clipped or
+        unusable, kind -> (N,) bool.
     """
     finite = np.isfinite(xywh).all(1)
     x, y, w, h = np.where(finite[:, None], xywh, 0.0).T
@@ -86,12 +102,8 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # A box that only float32 rounds to nothing counts as one without area, not as one outside.
     outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
-    counts = {
-        "zero_area_boxes": int((~keep & ~outside).sum()),
-        "outside_boxes": int(outside.sum()),
-        "clipped_boxes": int((keep & moved).sum()),
-    }
-    return boxes, keep, counts
+    faults = {"zero_area_boxes": ~keep & ~outside, "outside_boxes": outside, "clipped_boxes": keep & moved}
+    return boxes, keep, faults
 
 
 def _read_only(array):

@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 
 from kerasdet.data.coco import CocoDataset
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 DESCRIPTION = "kerasdet shapes, generated"
 VERSION = 1  # Raise it whenever the same arguments give other images: a stored dataset is then written again.
@@ -94,7 +95,7 @@ def write(
     }
     _check(**arguments)
     info = {"description": DESCRIPTION, "version": VERSION, "arguments": arguments}
-    folder = Path(folder)
+    folder = expand(folder)
     annotations = folder / "annotations.json"
     if _holds(folder, info):
         return annotations

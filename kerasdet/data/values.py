@@ -1,5 +1,6 @@
 """Converts the values of annotation files, which other tools write as another type: "1", 1.0 or true for 1."""
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from kerasdet.errors import UserError
 
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "null": 0, "none": 0, "1": 1, "true": 1, "yes": 1}
+MAX_LISTED = 200  # problems of a kind that are named; all are counted
 MAX_ID = 2**63 - 1
 
 Name = Callable[[], str]
@@ -118,6 +120,21 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, Sequence | dict | np.ndarray) and len(value) == 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Names one fault of a dataset, which the reader mended or left out.
+
+    Args:
+        kind: Kind of the fault, a key of `Dataset.counts`.
+        item: Name of the item, such as "annotation 7" or the path of an image file.
+        text: What is wrong with it, such as "has the image_id '1'".
+    """
+
+    kind: str
+    item: str
+    text: str
+
+
 class Changes:
     """Counts the values of a file that were read although they are not in its format, or refuses them.
 
@@ -127,13 +144,14 @@ class Changes:
 
     Attributes:
         counts: Number of changes of each kind.
+        problems: The first `MAX_LISTED` changes of each kind.
     """
 
     def __init__(self, source: str, strict: bool = False) -> None:
         self.source = source
         self.strict = strict
         self.counts: Counter = Counter()
-        self._first: dict[str, str] = {}
+        self.problems: list[Problem] = []
 
     def add(self, kind: str, name: str, fact: str) -> None:
         """Counts one change.
@@ -151,7 +169,13 @@ class Changes:
                 f"{self.source}: {name} {fact}, which strict=True refuses. Correct the file, or leave strict out."
             )
         self.counts[kind] += 1
-        self._first.setdefault(kind, f"{name} {fact}")
+        if self.counts[kind] <= MAX_LISTED:
+            self.problems.append(Problem(kind, name, fact))
+
+    def merge(self, other: "Changes") -> None:
+        """Adds the changes that another reader of the same file counted."""
+        self.counts.update(other.counts)
+        self.problems += other.problems
 
     def describe(self, phrases: dict[str, str]) -> list[str]:
         """Describes each kind of change with its number and the first item.
@@ -159,10 +183,9 @@ class Changes:
         Args:
             phrases: What happened, by kind, such as "values of another type converted".
         """
+        first = {each.kind: f"{each.item} {each.text}" for each in reversed(self.problems)}
         return [
-            f"{self.counts[kind]} {text} (first: {self._first[kind]})"
-            for kind, text in phrases.items()
-            if self.counts[kind]
+            f"{self.counts[kind]} {text} (first: {first[kind]})" for kind, text in phrases.items() if self.counts[kind]
         ]
 
     def convert(self, value: Any, converter: Callable[[Any], Any], name: Name, key: str) -> Any:

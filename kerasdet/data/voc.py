@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +11,7 @@ from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.values import as_flag, as_float
 from kerasdet.errors import UserError
+from kerasdet.paths import expand
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -62,7 +63,7 @@ class VocDataset(Dataset):
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(folder) for folder in root]
+        roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
         super().__init__(
@@ -84,7 +85,7 @@ def _coco(places, class_names):
     files = {folder: _files_by_stem(folder / "JPEGImages") for folder in {folder for folder, _ in places}}
     images, annotations = [], []
     for image_id, (folder, name) in zip(_image_ids([name for _, name in places]), places, strict=True):
-        (height, width), file_name, objects = _read(folder / "Annotations" / f"{name}.xml", class_of)
+        (height, width), file_name, objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of)
         path = _image_path(folder / "JPEGImages", name, file_name, files[folder])
         images.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += [{**each, "image_id": image_id, "category_id": each["category_id"] + 1} for each in objects]
@@ -146,8 +147,21 @@ def _image_ids(names):
     return list(range(1, len(names) + 1))
 
 
-def _read(path, class_of):
-    """Returns (height, width) of the image, None if it has none, its file name, and annotations with class ids."""
+def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None], str, list[dict]]:
+    """Reads the annotations of one image.
+
+    Args:
+        path: Path of the XML file.
+        class_of: Class name -> class id.
+
+    Returns:
+        Height and width of the image, None where the file has none; the file name of the image, "" without one; COCO
+        annotations with class ids, without image ids.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        UserError: If it is not valid, naming the file and the object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
     try:

@@ -29,10 +29,15 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
     )
 
 
-def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7")) -> "AnchorGenerator":
-    """Makes the generator of FCOS' points: one square per cell, as large as the stride, centred in the cell."""
+def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"), offset: float = 0.5) -> "AnchorGenerator":
+    """Makes the generator of points: one square per cell, as large as the stride, whose centre is the point.
+
+    Args:
+        levels: Names of the levels, finest first.
+        offset: Position of a point in its cell, in strides: 0.5 is the middle (FCOS), 0 the upper left corner (RTMDet).
+    """
     sizes = tuple((2 ** int(level[1:]),) for level in levels)
-    return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=0.5)
+    return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=offset)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

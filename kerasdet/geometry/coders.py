@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)
+_ACTIVATIONS = {"relu": tf.nn.relu, "exp": tf.exp, "linear": tf.identity}
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -63,16 +65,25 @@ class DistanceCoder(ConfigFromInit):
     A point is the centre of a square as large as its stride.
 
     Args:
-        normalize: Whether distances are in strides and a ReLU makes raw predictions positive; otherwise distances are
-            in pixels and an exponential does.
+        normalize: Whether distances are in strides; otherwise they are in pixels.
+        activation: How raw predictions become distances: "relu", "exp" or "linear", with which distances may be
+            negative. None is "relu" for distances in strides and "exp" for those in pixels.
+
+    Raises:
+        UserError: If `activation` is unknown.
     """
 
-    def __init__(self, normalize: bool = True):
+    def __init__(self, normalize: bool = True, activation: str | None = None):
+        if activation not in (None, *_ACTIVATIONS):
+            raise UserError(
+                f"DistanceCoder has no activation {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}."
+            )
         self.normalize = normalize
+        self.activation = activation
 
     def activate(self, raw: tf.Tensor) -> tf.Tensor:
-        """Returns the distances that a network's raw predictions, (..., 4), stand for; none is negative."""
-        return tf.nn.relu(raw) if self.normalize else tf.exp(raw)
+        """Returns the distances that a network's raw predictions, (..., 4), stand for."""
+        return _ACTIVATIONS[self.activation or ("relu" if self.normalize else "exp")](raw)
 
     def encode(self, boxes: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
         """Returns the distances (..., 4) from the centres of `squares` (..., 4) to the sides of `boxes` (..., 4)."""

@@ -63,6 +63,36 @@ def scale(keypoints: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return keypoints * factor[..., tf.newaxis, tf.newaxis, :]
 
 
+def shift(keypoints: tf.Tensor, offset: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+    """Moves keypoints, and marks those outside the image as not labelled.
+
+    Args:
+        keypoints: (..., J, 3) as (y, x, visibility), in pixels.
+        offset: (2,). Distance along y and x, in pixels.
+        image_size: (2,). Height and width of the image in pixels.
+
+    Returns:
+        (..., J, 3); keypoints that are not labelled or outside are 0.
+    """
+    places = keypoints[..., :2] + tf.cast(offset, keypoints.dtype)
+    return zero_outside(tf.concat([places, keypoints[..., 2:]], -1), image_size)
+
+
+def zero_outside(keypoints: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+    """Marks keypoints outside the image as not labelled.
+
+    Args:
+        keypoints: (..., J, 3) as (y, x, visibility), in pixels.
+        image_size: (2,). Height and width of the image in pixels.
+
+    Returns:
+        (..., J, 3); keypoints that are not labelled or outside are 0.
+    """
+    places, size = keypoints[..., :2], tf.cast(image_size, keypoints.dtype)
+    inside = tf.reduce_all((places >= 0) & (places <= size), -1, keepdims=True)
+    return tf.where(inside & (keypoints[..., 2:] > 0), keypoints, 0.0)
+
+
 def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
     """Flips keypoints horizontally, together with their image, and swaps left with right ones.
 

@@ -12,12 +12,14 @@ than 224 pixels is 0.9988) and 0.998 at S = 56. Sampling the middle pixel of eac
 import tensorflow as tf
 
 CROP_SIZE = 112
-CONVENTIONS = ("detectron2", "torchvision")
+CONVENTIONS = ("detectron2", "torchvision")  # of masks inside boxes
+PASTING_CONVENTIONS = (*CONVENTIONS, "mmdet")
 _FULL = 255.0  # value of a crop's cell that the object covers
 _FAR = 1e6  # pixels; outside every image
 # Targets of exactly 0.5 are common, since boxes often lie on the pixel grid. Crops are rounded by up to 1 / 510, which
 # must not move such a target below the threshold.
 _TARGET_THRESHOLD = 0.5 - 1 / 510
+_UPSAMPLING = 8  # of RTMDet-Ins' masks before they are resized to the image
 
 
 def crops_from_runs(
@@ -162,7 +164,9 @@ def paste_masks(
     "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
     object if its value is at least the threshold. "torchvision" pads mask and box with a border of zeros, truncates
     the box to whole pixels, and resizes the mask to it. A pixel belongs to the object if its value is above the
-    threshold. A non-finite box gives an empty mask.
+    threshold. A non-finite box gives an empty mask. "mmdet" is for RTMDet-Ins, whose masks fill the network's whole
+    input: the box (0, 0, y2, x2) says where that lies in the image. The logits are resized twice, first to 8 times
+    their size. A pixel belongs to the object if its probability is above the threshold.
 
     Args:
         mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
@@ -180,10 +184,12 @@ def paste_masks(
     Raises:
         ValueError: If the convention is unknown.
     """
-    check_convention(convention)
+    check_convention(convention, PASTING_CONVENTIONS)
     size = tf.stack([tf.cast(height, tf.int32), tf.cast(width, tf.int32)])
     probs, boxes = tf.cast(mask_probs, tf.float32), tf.cast(boxes, tf.float32)
     boxes = tf.where(tf.reduce_all(tf.math.is_finite(boxes), 1, keepdims=True), boxes, -_FAR)
+    if convention == "mmdet":
+        return _paste_mmdet(probs, boxes, size, tf.constant(threshold, tf.float32))
     return _paste(probs, boxes, size, tf.constant(threshold, tf.float32), convention, whole_image)
 
 
@@ -215,6 +221,73 @@ def _paste(probs, boxes, image_size, threshold, convention, whole_image):
     return tf.map_fn(paste, inputs, parallel_iterations=4, fn_output_signature=signature)[:-1]
 
 
+@tf.function(reduce_retracing=True)
+def _paste_mmdet(probs, boxes, image_size, threshold):
+    height, width = tf.unstack(image_size)
+    probs = tf.clip_by_value(probs, 1e-30, 1 - 2.0**-24)
+    threshold = tf.math.log(threshold / (1 - threshold))
+
+    def paste(inputs):
+        mask, box = inputs
+        # mmdetection takes the factor of the width for the rows, and the reverse
+        rows = _mmdet_weights(tf.shape(mask)[0], box[2], width, height)  # (H, S)
+        columns = _mmdet_weights(tf.shape(mask)[1], box[3], height, width)  # (W, S)
+        logits = tf.math.log(mask) - tf.math.log1p(-mask)
+        return tf.matmul(tf.matmul(rows, logits), columns, transpose_b=True) > threshold
+
+    signature = tf.TensorSpec([None, None], tf.bool)
+    inputs = tf.pad(probs, [[0, 1], [0, 0], [0, 0]], constant_values=0.5), tf.pad(boxes, [[0, 1], [0, 0]])
+    return tf.map_fn(paste, inputs, parallel_iterations=4, fn_output_signature=signature)[:-1]
+
+
+def _mmdet_weights(cells, extent, other_length, length):
+    """Returns the weights (length, cells) of a mask's cells in the image's pixels along one axis.
+
+    Args:
+        cells: Number of cells of the mask.
+        extent: Length of the mask in pixels of the image.
+        other_length: Length of the image along the other axis, in pixels.
+        length: Length of the image along this axis, in pixels.
+    """
+    canvas = cells * _UPSAMPLING
+    pixels = tf.minimum(_mmdet_pixels(tf.cast(canvas, tf.float64), extent, tf.cast(other_length, tf.float64)), 2**20)
+    fine = _bilinear_weights(canvas, tf.range(canvas), cells)  # (canvas, cells)
+    position = _bilinear_positions(pixels, tf.range(length), canvas)  # (length,)
+    first = tf.cast(position, tf.int32)
+    second = tf.minimum(first + 1, canvas - 1)
+    share = (position - tf.floor(position))[:, tf.newaxis]
+    weights = tf.gather(fine, first) * (1 - share) + tf.gather(fine, second) * share
+    # Pixels beyond the mask, whose size mmdetection gets wrong by rounding, do not belong to the object: their logit is
+    # 0, which is above no threshold from 0.5
+    return tf.where(tf.range(length)[:, tf.newaxis] < pixels, weights, 0.0)
+
+
+def _mmdet_pixels(canvas, extent, other_length):
+    """Computes the number of pixels to which mmdetection resizes a mask: the float64 ``ceil(canvas * (1 / factor))``.
+
+    The factor is that of the other axis, resized length over length. It is recovered from `extent`, which is
+    ``canvas / factor`` in float32. Other extents, of masks that are not mmdetection's, are rounded up.
+    """
+    extent = tf.cast(extent, tf.float64)
+    resized = tf.maximum(tf.round(canvas * other_length / tf.maximum(extent, 1e-6)), 1.0)
+    is_mmdet = tf.abs(canvas * other_length / resized - extent) <= 1e-5 * extent
+    exact = tf.math.ceil(canvas * (1 / (resized / other_length)))
+    return tf.cast(tf.where(is_mmdet, exact, tf.math.ceil(extent - 1e-3)), tf.int32)
+
+
+def _bilinear_positions(size, index, cells):
+    """Returns the position, in cells, of the pixels `index` of a mask of `cells` cells resized to `size` pixels."""
+    scale = tf.cast(cells, tf.float32) / tf.cast(tf.maximum(size, 1), tf.float32)
+    position = (tf.cast(index, tf.float32) + 0.5) * scale - 0.5
+    return tf.clip_by_value(position, 0.0, tf.cast(cells - 1, tf.float32))
+
+
+def _bilinear_weights(size, index, cells):
+    """Returns the weights (N, cells) of the pixels `index` (N,) of a mask of `cells` cells resized to `size` pixels."""
+    positions = _bilinear_positions(size, index, cells)[:, tf.newaxis]
+    return tf.nn.relu(1 - tf.abs(positions - tf.range(tf.cast(cells, tf.float32))))
+
+
 def _detectron2_samples(pixels, low, high, cells):
     """Returns the position of each pixel centre in the mask, in cells, by detectron2's convention."""
     return (pixels + 0.5 - low) / (high - low) * cells - 0.5
@@ -230,14 +303,18 @@ def _torchvision_samples(pixels, low, high, cells):
     return tf.where((pixels >= low) & (pixels < low + length), places, -1.0)
 
 
-def check_convention(convention: str) -> None:
+def check_convention(convention: str, known: tuple[str, ...] = CONVENTIONS) -> None:
     """Checks the name of a mask convention.
 
     Args:
-        convention: "detectron2" or "torchvision".
+        convention: Name to check.
+        known: Names that exist.
 
     Raises:
         ValueError: If it is another name.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention is {convention!r}: expected 'detectron2' or 'torchvision'. Choose one of them.")
+    if convention not in known:
+        further = "".join(f", or {name!r} for masks of the whole input" for name in known[len(CONVENTIONS) :])
+        raise ValueError(
+            f"convention is {convention!r}: expected 'detectron2' or 'torchvision'{further}. Choose one of them."
+        )

@@ -2,8 +2,8 @@
 
 The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
 `class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and of models that predict them `mask_probs`
-(B, D, S, S) and `keypoints` (B, D, J, 3) as (y, x, score). Branches of a user add outputs (B, D, ...) of their own;
-`BranchOutput` says how they are rescaled and named in exports.
+(B, D, S, S), `mask_boxes` (B, D, 4) and `keypoints` (B, D, J, 3) as (y, x, score). Branches of a user add outputs
+(B, D, ...) of their own; `BranchOutput` says how they are rescaled and named in exports.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import supervision
 
 _TABLE_ROWS = 20
-_PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
+_PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "mask_boxes", "keypoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ class BranchOutput:
     Args:
         export_name: Name among the outputs of the TF Object Detection API, such as "detection_masks".
         rescaling: "boxes_relative" outputs do not change; of "positions" outputs (B, D, ..., 3), which hold
-            (y, x, score), y and x scale with the image.
+            (y, x, score), y and x scale with the image. "swapped_boxes" are boxes (B, D, 4) whose y scales like the
+            image's x and the reverse: mmdetection confuses the two when it resizes masks of RTMDet-Ins.
     """
 
     export_name: str
@@ -42,6 +43,7 @@ class BranchOutput:
 
 KNOWN_OUTPUTS = {
     "mask_probs": BranchOutput("detection_masks"),
+    "mask_boxes": BranchOutput("detection_mask_boxes", "swapped_boxes"),
     "keypoints": BranchOutput("detection_keypoints", "positions"),
 }
 
@@ -58,10 +60,11 @@ class Detections:
         class_ids: (N,) int32, from 0.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
-        mask_probs: (N, S, S) probabilities inside the boxes, or None.
+        mask_probs: (N, S, S) probabilities inside the boxes, or inside `mask_boxes`, or None.
+        mask_boxes: (N, 4) float32, where `mask_probs` lie in the image, if not in the boxes; None otherwise.
         keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image, or None.
-        mask_convention: How `mask_probs` are pasted into the image, "detectron2" or "torchvision"; required with
-            `mask_probs`.
+        mask_convention: How `mask_probs` are pasted into the image, "detectron2", "torchvision" or "mmdet"; required
+            with `mask_probs`.
         skeleton: Pairs of keypoint indices that `draw` joins by lines.
         extras: Further outputs of the model's branches by name, (N, ...) each.
 
@@ -81,6 +84,7 @@ class Detections:
     image_size: tuple[int, int]
     class_names: tuple[str, ...] | None = None
     mask_probs: np.ndarray | None = None
+    mask_boxes: np.ndarray | None = None
     keypoints: np.ndarray | None = None
     mask_convention: str | None = None
     skeleton: tuple[tuple[int, int], ...] = ()
@@ -160,8 +164,11 @@ class Detections:
         """
         if self.mask_probs is None:
             return None
-        pasted = ops.paste_masks(self.mask_probs, self.boxes, *self.image_size, self.mask_convention)
-        return np.asarray(pasted)
+        return np.asarray(ops.paste_masks(*self._mask_arguments()))
+
+    def _mask_arguments(self):
+        boxes = self.boxes if self.mask_boxes is None else self.mask_boxes
+        return self.mask_probs, boxes, *self.image_size, self.mask_convention
 
     def filter(
         self, score: float | None = None, classes: int | str | Sequence[int | str] | None = None
@@ -244,7 +251,7 @@ class Detections:
         """
         if self.mask_probs is None:
             raise ValueError("These detections have no masks: use a model with a MaskBranch, such as MaskRCNN.")
-        return ops.encode_masks(self.mask_probs, self.boxes, *self.image_size, self.mask_convention)
+        return ops.encode_masks(*self._mask_arguments())
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict]:
         """Converts the detections to entries of a COCO results file.
@@ -322,7 +329,7 @@ def unpad(
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
-        mask_convention: "detectron2" or "torchvision"; required if there are `mask_probs`.
+        mask_convention: "detectron2", "torchvision" or "mmdet"; required if there are `mask_probs`.
         skeleton: Pairs of keypoint indices that drawings connect by a line.
 
     Returns:
@@ -345,6 +352,7 @@ def rescale(
     from_size: tf.Tensor,
     to_size: tf.Tensor,
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
+    clip: bool = True,
 ) -> dict[str, tf.Tensor]:
     """Moves detections from resized images to the original ones, and clips their boxes there; a graph function.
 
@@ -353,13 +361,17 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
         branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
+        clip: Whether boxes are clipped to the images, see `Preprocessing.clips_boxes`.
 
     Returns:
         The padded dict in the new coordinates; other entries are unchanged.
     """
     factor = tf.cast(to_size, tf.float32) / tf.cast(from_size, tf.float32)  # (B, 2)
     scaled = _scaled(detections, factor, branch_outputs)
-    return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)}
+    for name, output in branch_outputs.items():
+        if output.rescaling == "swapped_boxes" and name in detections:
+            scaled[name] = box_ops.scale(tf.convert_to_tensor(detections[name]), factor[:, ::-1])
+    return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)} if clip else scaled
 
 
 def to_tf_od(
@@ -421,11 +433,13 @@ def from_tf_od(
 
 
 def _scaled(detections, factor, branch_outputs):
-    """Multiplies y and x of boxes and of outputs that are positions by `factor` (B, 2)."""
+    """Multiplies y and x of boxes and of outputs that are positions or boxes by `factor` (B, 2)."""
     scaled = {**detections, "boxes": box_ops.scale(detections["boxes"], factor)}
     for name, output in branch_outputs.items():
         if output.rescaling == "positions" and name in detections:
             scaled[name] = _scale_positions(tf.convert_to_tensor(detections[name]), factor)
+        elif output.rescaling == "swapped_boxes" and name in detections:
+            scaled[name] = box_ops.scale(tf.convert_to_tensor(detections[name]), factor)
     return scaled
 
 

@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.ops import resize as resize_ops
+from kerasdet.paths import expand
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -39,9 +39,13 @@ class Preprocessing(ConfigFromInit):
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
             "opencv" works on uint8 without antialiasing.
         size_divisor: Batches are padded to a multiple of this, in pixels.
+        letterbox_value: Value, 0..255, of the pixels that pad each image to a square. The network sees them as part of
+            the image, so boxes may end in them (RTMDet: 114). None pads with zeros after normalisation, which the
+            network's outputs do not count as image.
 
     Raises:
         ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or a name is unknown.
+        UserError: If `letterbox_value` is not a pixel value.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Preprocessing(ConfigFromInit):
         rounding: str = "detectron2",
         kernel: str = "pil",
         size_divisor: int = 32,
+        letterbox_value: float | None = None,
     ):
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
@@ -65,6 +70,8 @@ class Preprocessing(ConfigFromInit):
             raise ValueError(f"rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}.")
         if kernel not in resize_ops.KERNELS:
             raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
+        if letterbox_value is not None and not 0 <= letterbox_value <= 255:
+            raise UserError(f"letterbox_value is {letterbox_value!r}: give a pixel value, 0 to 255, or None.")
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.channel_order = channel_order
@@ -73,6 +80,30 @@ class Preprocessing(ConfigFromInit):
         self.rounding = rounding
         self.kernel = kernel
         self.size_divisor = size_divisor
+        self.letterbox_value = letterbox_value
+
+    def network_input(self, image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Letterboxes a batch if the model does, and returns what the model takes.
+
+        Args:
+            image: (B, H, W, 3) RGB, 0..255, uint8 or float, padded at the bottom right.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            `image` and `image_size` without a `letterbox_value`. With it, `image` is (B, S, S, 3) float32, square and
+            filled up, and `image_size` (B, 2) is its whole size.
+        """
+        if self.letterbox_value is None:
+            return {"image": image, "image_size": image_size}
+        side = self.padded_size(tf.reduce_max(image_size))
+        image = resize_ops.pad_to(tf.cast(image, float_dtype())[:, :side, :side], side, side)
+        image = tf.where(_valid_pixels(image, image_size), image, tf.cast(self.letterbox_value, image.dtype))
+        return {"image": image, "image_size": tf.fill(tf.shape(image_size), side)}
+
+    @property
+    def clips_boxes(self) -> bool:
+        """Whether boxes end at the image's sides; those of letterboxed images may end in the letterbox."""
+        return self.letterbox_value is None
 
     def normalize(self, image: tf.Tensor, image_size: tf.Tensor | None) -> tf.Tensor:
         """Turns pixels into the network's input, which is zero where the image is padded.
@@ -90,9 +121,7 @@ class Preprocessing(ConfigFromInit):
         x = (x - tf.constant(self.mean, float_dtype())) / tf.constant(self.std, float_dtype())
         if image_size is None:
             return x
-        rows = tf.sequence_mask(image_size[:, 0], tf.shape(x)[1])[:, :, None, None]  # (B, H, 1, 1)
-        columns = tf.sequence_mask(image_size[:, 1], tf.shape(x)[2])[:, None, :, None]  # (B, 1, W, 1)
-        return tf.where(rows & columns, x, 0.0)
+        return tf.where(_valid_pixels(x, image_size), x, 0.0)
 
     def resize(self, image: tf.Tensor, shortest: int | None = None, longest: int | None = None) -> tf.Tensor:
         """Resizes images of one size by the model's rule.
@@ -149,9 +178,9 @@ class Preprocessing(ConfigFromInit):
         return _padded([resized(image) for image in images], original_size, self.padded_size)
 
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
-        """Resizes an image to the largest size that fits, and fills the rest at the bottom or right with the mean.
+        """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The network sees the mean as zero, just like padding.
+        The filling is the model's `letterbox_value`, or the mean, which the network sees as zero, just like padding.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -167,9 +196,11 @@ class Preprocessing(ConfigFromInit):
         offset = 1e-9 if self.rounding == "torchvision" else 0.5
         size = tuple(max(int(length * scale + offset), 1) for length in image.shape[:2])
         small = resize_ops.resize(image, size, self.kernel)  # (h, w, 3)
-        mean = self.mean if self.channel_order == "rgb" else self.mean[::-1]
-        below = tf.broadcast_to(tf.constant(mean, tf.float32), [height - size[0], size[1], 3])
-        right = tf.broadcast_to(tf.constant(mean, tf.float32), [height, width - size[1], 3])
+        filling = self.mean if self.channel_order == "rgb" else self.mean[::-1]
+        if self.letterbox_value is not None:
+            filling = (self.letterbox_value,) * 3
+        below = tf.broadcast_to(tf.constant(filling, tf.float32), [height - size[0], size[1], 3])
+        right = tf.broadcast_to(tf.constant(filling, tf.float32), [height, width - size[1], 3])
         return tf.concat([tf.concat([small, below], 0), right], 1), size
 
 
@@ -223,6 +254,13 @@ class KeepSize:
             images = [tf.cast(image, tf.float32) for image in images]
         original_size = tf.stack([tf.shape(image)[:2] for image in images])
         return _padded([tf.convert_to_tensor(image) for image in images], original_size, self.padded_size)
+
+
+def _valid_pixels(image, image_size):
+    """Marks the pixels of images (B, H, W, 3) that are not padding, (B, H, W, 1) bool."""
+    rows = tf.sequence_mask(image_size[:, 0], tf.shape(image)[1])[:, :, None, None]  # (B, H, 1, 1)
+    columns = tf.sequence_mask(image_size[:, 1], tf.shape(image)[2])[:, None, :, None]  # (B, 1, W, 1)
+    return rows & columns
 
 
 def _padded(images, original_size, padded_size):
@@ -306,7 +344,7 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
         FileNotFoundError: If a path names no file.
     """
     if isinstance(image, str | os.PathLike):
-        return _open_file(Path(image), index)
+        return _open_file(expand(image, f"Image {index}"), index)
     if isinstance(image, Image.Image):
         if image.mode not in _PIL_MODES:
             _refuse(index, f"a PIL image of mode {image.mode}", "convert it to 8 bits per channel")

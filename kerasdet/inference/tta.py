@@ -96,13 +96,14 @@ class AugmentedPredictor(Predictor):
             resized = rule.resize(image, shortest, longest)  # (h, w, 3)
             views = tf.stack([resized, tf.reverse(resized, [1])] if self.hflip else [resized])  # (V, h, w, 3)
             batch = rule.batch(views, resize=False)
-            image_size = batch["image_size"]  # (V, 2)
-            outputs = self.model({"image": batch["image"], "image_size": image_size}, training=False)
-            candidates = self.model.decode(outputs, image_size)
-            size = image_size[0]
+            size = batch["image_size"][0]  # (2,)
+            inputs = rule.network_input(batch["image"], batch["image_size"])
+            outputs = self.model(inputs, training=False)
+            candidates = self.model.decode(outputs, inputs["image_size"])
             factor = tf.cast(tf.shape(image)[:2], tf.float32) / tf.cast(size, tf.float32)
             boxes = box_ops.scale(self._unflip(candidates["boxes"], size[1]), factor)  # (V, N, 4)
-            return {"candidates": {**candidates, "boxes": boxes}, "pyramid": outputs.get("pyramid", {}), "size": size}
+            inputs = self.model.branch_inputs(outputs, batch["image_size"])
+            return {"candidates": {**candidates, "boxes": boxes}, "branch_inputs": inputs, "size": size}
 
         return tf.function(run_view, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)])
 
@@ -118,7 +119,7 @@ class AugmentedPredictor(Predictor):
         for branch in self.model.branches:
             maps = [self._class_maps(branch, view, detections, size) for view in views]
             mean = tf.reduce_mean(tf.concat(maps, 0), 0, keepdims=True)  # (1, D, S, S, ...)
-            detections = {**detections, **branch.postprocess(mean, detections)}
+            detections = {**detections, **branch.postprocess(mean, {**detections, "image_size": size[None]})}
         return detections
 
     def _class_maps(self, branch, view, detections, size):
@@ -127,7 +128,7 @@ class AugmentedPredictor(Predictor):
         count = 2 if self.hflip else 1
         boxes = tf.repeat(box_ops.scale(detections["boxes"], factor), count, axis=0)  # (V, D, 4)
         class_ids = tf.repeat(detections["class_ids"], count, axis=0)  # (V, D)
-        maps = self.model.branch_maps(branch, view["pyramid"], self._unflip(boxes, view["size"][1]), class_ids)
+        maps = self.model.branch_maps(branch, view["branch_inputs"], self._unflip(boxes, view["size"][1]), class_ids)
         return tf.concat([maps[:1], *([branch.hflip(maps[1:])] if self.hflip else [])], 0)
 
     def _unflip(self, boxes, width):

@@ -1,13 +1,17 @@
 """Layers and networks that detectors are built from."""
 
 from kerasdet.layers.backbone import Backbone
-from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.conv import ConvNorm, DepthwiseConvNorm
+from kerasdet.layers.cspnext import CSPLayer, CSPNeXt
+from kerasdet.layers.cspnext_pafpn import CSPNeXtPAFPN
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
 from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
 from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
 from kerasdet.layers.resnet import ResNet
+from kerasdet.layers.roi_pooler import RoIPooler
+from kerasdet.layers.rtmdet_head import RTMDetHead
 
 __all__ = [
     "FPN",
@@ -16,16 +20,22 @@ __all__ = [
     "BatchNorm",
     "BoxHead",
     "BoxPredictor",
+    "CSPLayer",
+    "CSPNeXt",
+    "CSPNeXtPAFPN",
     "ConvNorm",
     "ConvTop",
     "DeformConvNorm",
+    "DepthwiseConvNorm",
     "FCOSHead",
     "GroupNormalization",
     "KeypointHead",
     "MaskHead",
     "MaxPoolTop",
+    "RTMDetHead",
     "ResNet",
     "RetinaNetHead",
+    "RoIPooler",
     "Tower",
     "make_norm",
 ]

@@ -1,4 +1,4 @@
-"""Defines a convolution with PyTorch's padding, a norm and an activation."""
+"""Defines convolutions with PyTorch's padding, a norm and an activation."""
 
 import keras
 import tensorflow as tf
@@ -77,6 +77,57 @@ class ConvNorm(keras.layers.Layer):
         """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
         x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
+        if self.norm is not None:
+            x = self.norm(x, training=training)
+        return self.activation(x)
+
+
+class DepthwiseConvNorm(keras.layers.Layer):
+    """Convolves each channel by a kernel of its own, then applies a norm and an activation.
+
+    Args:
+        kernel_size: Height and width of the kernels in cells; odd.
+        norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
+        activation: Name of a Keras activation, or a function. None for no activation.
+        use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
+        kernel_initializer: Keras initializer of the kernels.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Example:
+        >>> DepthwiseConvNorm(5, norm=make_norm("bn"), activation="silu")(tf.zeros([1, 8, 9, 64])).shape
+        TensorShape([1, 8, 9, 64])
+    """
+
+    def __init__(
+        self,
+        kernel_size: int,
+        *,
+        norm: keras.layers.Layer | None = None,
+        activation: str | None = None,
+        use_bias: bool | None = None,
+        kernel_initializer: keras.initializers.Initializer | str = "glorot_uniform",
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.conv = keras.layers.DepthwiseConv2D(
+            kernel_size,
+            padding="same",
+            use_bias=norm is None if use_bias is None else use_bias,
+            depthwise_initializer=kernel_initializer,
+            name="depthwise_conv",
+        )
+        self.norm = norm
+        self.activation = keras.activations.get(activation)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the variables for inputs of shape (B, H, W, C); B, H and W may be None."""
+        self.conv.build(input_shape)
+        if self.norm is not None:
+            self.norm.build(input_shape)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns features of the shape of `x` (B, H, W, C)."""
+        x = self.conv(x)
         if self.norm is not None:
             x = self.norm(x, training=training)
         return self.activation(x)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
+from kerasdet.ops.dispatch import composite
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -118,11 +119,21 @@ class FPN(ConfigFromInit, keras.layers.Layer):
 
     def _upsample(self, coarse, fine):
         """Resizes `coarse` (B, h, w, C) to the size of `fine`, which may be odd: (B, H, W, C)."""
-        size = tf.shape(fine)[1:3]
         if self.upsampling == "bilinear":
-            return tf.cast(tf.image.resize(coarse, size), coarse.dtype)
-        doubled = tf.repeat(tf.repeat(coarse, 2, axis=1), 2, axis=2)
-        return doubled[:, : size[0], : size[1]]
+            return tf.cast(tf.image.resize(coarse, tf.shape(fine)[1:3]), coarse.dtype)
+        return upsample_nearest(coarse, fine)
+
+
+def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
+    """Repeats each cell of `coarse` (B, h, w, C) twice along both axes and cuts it to the size of `fine`, if odd."""
+    size = tf.shape(fine)[1:3]
+    doubled = composite(_double, "Doubling")(coarse)
+    return doubled[:, : size[0], : size[1]]
+
+
+def _double(x):
+    """Repeats each row and column of `x` (B, h, w, C)."""
+    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

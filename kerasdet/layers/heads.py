@@ -14,7 +14,7 @@ from kerasdet.layers.norm import make_norm
 
 
 class Tower(keras.layers.Layer):
-    """Applies a stack of 3x3 convolutions with norm and ReLU to any level of a pyramid.
+    """Applies a stack of 3x3 convolutions with norm and activation to any level of a pyramid.
 
     The levels share convolutions and group norms. Statistics of batches differ between levels, so each level has its
     own batch norms.
@@ -27,6 +27,8 @@ class Tower(keras.layers.Layer):
         norm_epsilon: Constant that the norms add to variances.
         deform_last: Whether the last convolution is a modulated deformable one (DCNv2).
         use_bias: Whether the convolutions have biases; None adds them only if there is no norm.
+        activation: Name of the Keras activation after each norm.
+        norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
     """
 
     def __init__(
@@ -38,14 +40,17 @@ class Tower(keras.layers.Layer):
         norm_epsilon: float = 1e-5,
         deform_last: bool = False,
         use_bias: bool | None = None,
+        activation: str = "relu",
+        norm_momentum: float = 0.9,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.channels = channels
+        self.activation = keras.activations.get(activation)
         use_bias = norm is None if use_bias is None else use_bias
 
         def conv(index):
-            options = {"use_bias": use_bias, "kernel_initializer": _small_normal(), "name": f"conv{index}"}
+            options = {"use_bias": use_bias, "kernel_initializer": small_normal(), "name": f"conv{index}"}
             if deform_last and index == num_convs - 1:
                 return DeformConvNorm(channels, 3, deform_version=2, **options)
             return ConvNorm(channels, 3, **options)
@@ -53,7 +58,9 @@ class Tower(keras.layers.Layer):
         self.convs = [conv(i) for i in range(num_convs)]
         self.norm_keys = ("shared",) if norm in (None, "gn") else tuple(levels)
         self.norms = [
-            make_norm(norm, norm_epsilon, name=f"norm{i}_{key}") for i in range(num_convs) for key in self.norm_keys
+            make_norm(norm, norm_epsilon, momentum=norm_momentum, name=f"norm{i}_{key}")
+            for i in range(num_convs)
+            for key in self.norm_keys
         ]
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -73,7 +80,7 @@ class Tower(keras.layers.Layer):
             x = conv(x)
             if norm is not None:
                 x = norm(x, training=training)
-            x = keras.ops.relu(x)
+            x = self.activation(x)
         return x
 
 
@@ -169,7 +176,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the variables; only `attach` calls this."""
-        _check_attached(self)
+        check_attached(self)
         for tower, last in ((self.class_tower, self.class_logits), (self.box_tower, self.box_deltas)):
             tower.build(input_shape)
             last.build((*input_shape[:-1], tower.channels))
@@ -187,9 +194,9 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
         class_logits, box_deltas = {}, {}
         for level, x in pyramid.items():
             logits = self.class_logits(self.class_tower(x, level=level, training=training))  # (B, h, w, A * K)
-            class_logits[level] = _per_anchor(logits, self.num_classes)
+            class_logits[level] = per_anchor(logits, self.num_classes)
             deltas = self.box_deltas(self.box_tower(x, level=level, training=training))  # (B, h, w, A * 4)
-            box_deltas[level] = _per_anchor(deltas, 4)
+            box_deltas[level] = per_anchor(deltas, 4)
         return {"class_logits": class_logits, "box_deltas": box_deltas}
 
 
@@ -241,11 +248,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
         Raises:
             UserError: If there is more than one point a cell.
         """
-        if num_anchors != 1:
-            raise UserError(
-                f"FCOSHead predicts for 1 point a cell and was given {num_anchors} anchors: use "
-                "kerasdet.geometry.anchors.point_squares()."
-            )
+        check_one_point(self, num_anchors)
         self.num_classes = num_classes
         use_bias = self.use_bias or None  # without a norm there are biases all the same
         tower = (self.num_convs, channels, levels, self.norm, self.norm_epsilon, self.deform_last, use_bias)
@@ -258,7 +261,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the variables; only `attach` calls this."""
-        _check_attached(self)
+        check_attached(self)
         for tower in (self.class_tower, self.box_tower):
             tower.build(input_shape)
         for last in (self.class_logits, self.box_distances, self.centerness):
@@ -281,11 +284,11 @@ class FCOSHead(ConfigFromInit, DenseHead):
         for level, x in pyramid.items():
             of_classes = self.class_tower(x, level=level, training=training)  # (B, h, w, C)
             of_boxes = self.box_tower(x, level=level, training=training)  # (B, h, w, C)
-            class_logits[level] = _per_anchor(self.class_logits(of_classes), self.num_classes)
-            distances = _per_anchor(self.box_distances(of_boxes), 4)
+            class_logits[level] = per_anchor(self.class_logits(of_classes), self.num_classes)
+            distances = per_anchor(self.box_distances(of_boxes), 4)
             box_distances[level] = self.scales[level](distances) if level in self.scales else distances
             logits = self.centerness(of_boxes if self.centerness_on_boxes else of_classes)  # (B, h, w, 1)
-            centerness[level] = _per_anchor(logits, 1)[..., 0]
+            centerness[level] = per_anchor(logits, 1)[..., 0]
         return {"class_logits": class_logits, "box_distances": box_distances, "centerness": centerness}
 
 
@@ -317,7 +320,7 @@ class RPNHead(keras.layers.Layer):
     def __init__(self, num_anchors: int, num_convs: int = 1, channels: int = 256, **kwargs):
         super().__init__(**kwargs)
         self.convs = [
-            ConvNorm(channels, 3, activation="relu", kernel_initializer=_small_normal(), name=f"conv{i}")
+            ConvNorm(channels, 3, activation="relu", kernel_initializer=small_normal(), name=f"conv{i}")
             for i in range(num_convs)
         ]
         self.objectness = _predictor(num_anchors, "objectness", kernel_size=1)
@@ -345,12 +348,13 @@ class RPNHead(keras.layers.Layer):
         for level, x in pyramid.items():
             for conv in self.convs:
                 x = conv(x)
-            objectness[level] = _per_anchor(self.objectness(x), 1)[..., 0]
-            box_deltas[level] = _per_anchor(self.box_deltas(x), 4)
+            objectness[level] = per_anchor(self.objectness(x), 1)[..., 0]
+            box_deltas[level] = per_anchor(self.box_deltas(x), 4)
         return {"objectness": objectness, "box_deltas": box_deltas}
 
 
-def _check_attached(head):
+def check_attached(head: DenseHead) -> None:
+    """Raises a RuntimeError unless a model has attached the head."""
     if head.attached_to is None:
         raise RuntimeError(
             f"{type(head).__name__} has no layers yet: give it to a model, or call attach(num_classes=..., "
@@ -358,21 +362,35 @@ def _check_attached(head):
         )
 
 
+def check_one_point(head: DenseHead, num_anchors: int) -> None:
+    """Raises a UserError if there is more than one point a cell."""
+    if num_anchors != 1:
+        raise UserError(
+            f"{type(head).__name__} predicts for 1 point a cell and was given {num_anchors} anchors: use "
+            "kerasdet.geometry.anchors.point_squares()."
+        )
+
+
 def _predictor(filters, name, kernel_size=3):
-    return ConvNorm(filters, kernel_size, kernel_initializer=_small_normal(), name=name)
+    return ConvNorm(filters, kernel_size, kernel_initializer=small_normal(), name=name)
 
 
 def _class_predictor(filters, prior_probability):
     """Returns a convolution whose bias gives each logit the prior probability."""
-    bias = keras.initializers.Constant(-math.log((1 - prior_probability) / prior_probability))
-    return ConvNorm(filters, 3, kernel_initializer=_small_normal(), bias_initializer=bias, name="class_logits")
+    bias = keras.initializers.Constant(prior_bias(prior_probability))
+    return ConvNorm(filters, 3, kernel_initializer=small_normal(), bias_initializer=bias, name="class_logits")
 
 
-def _per_anchor(x, size):
+def prior_bias(probability: float) -> float:
+    """Returns the logit of a probability in (0, 1)."""
+    return -math.log((1 - probability) / probability)
+
+
+def per_anchor(x: tf.Tensor, size: int) -> tf.Tensor:
     """Reshapes (B, h, w, A * size) to (B, h * w * A, size), float32."""
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
 
 
-def _small_normal():
+def small_normal() -> keras.initializers.Initializer:
     """Returns a new initializer: layers that share one Keras initializer object would start with equal values."""
     return keras.initializers.RandomNormal(stddev=0.01)

@@ -17,13 +17,14 @@ import keras
 import tensorflow as tf
 
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.ops.dispatch import composite
 from kerasdet.ops.distribute import global_mean, global_sum
 
 NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
 
 
 def make_norm(
-    norm: str | None, epsilon: float = 1e-5, groups: int = 32, name: str = "norm"
+    norm: str | None, epsilon: float = 1e-5, groups: int = 32, momentum: float = 0.9, name: str = "norm"
 ) -> keras.layers.Layer | None:
     """Creates the normalisation layer of a name.
 
@@ -31,6 +32,7 @@ def make_norm(
         norm: A name of `NORMS`, or None.
         epsilon: Constant added to variances.
         groups: Number of channel groups of ``gn``. Must divide the channels.
+        momentum: Fraction of a running average that a training step keeps, in [0, 1].
         name: Name of the layer.
 
     Returns:
@@ -48,7 +50,7 @@ def make_norm(
     if norm == "gn":
         return GroupNormalization(groups, epsilon, name=name)
     if norm in NORMS:
-        return BatchNorm(norm, epsilon=epsilon, name=name)
+        return BatchNorm(norm, epsilon=epsilon, momentum=momentum, name=name)
     raise ValueError(f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None.")
 
 
@@ -155,11 +157,15 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Normalises `x` (B, H, W, C) in float32 and returns the type of `x`."""
+        normalize = composite(self._normalize, "GroupNormalization", groups=self.groups, epsilon=self.epsilon)
+        return normalize(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+
+    def _normalize(self, x, gamma, beta):
         shape, channels = tf.shape(x), x.shape[-1]
         cells = tf.cast(tf.reshape(x, [shape[0], -1, channels]), float_dtype())  # (B, H * W, C)
         centered = cells - self._group_means(cells)
-        scale = self.gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
-        return tf.cast(tf.reshape(centered * scale + self.beta, shape), x.dtype)
+        scale = gamma * tf.math.rsqrt(self._group_means(tf.square(centered)) + self.epsilon)  # (B, 1, C)
+        return tf.cast(tf.reshape(centered * scale + beta, shape), x.dtype)
 
     def _group_means(self, cells):
         """Returns the mean of each channel's group, (B, 1, C), of `cells` (B, H * W, C)."""

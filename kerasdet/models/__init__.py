@@ -1,19 +1,24 @@
 """Defines detection models and their parts."""
 
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
+from kerasdet.models.branch import Branch
 from kerasdet.models.detector import Detector
+from kerasdet.models.dynamic_mask_branch import DynamicMaskBranch
 from kerasdet.models.fcos import FCOS
+from kerasdet.models.keypoint_branch import KeypointBranch
+from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
-from kerasdet.models.roi_heads import RoIHeads, RoIPooler
+from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
+from kerasdet.models.rtmdet import RTMDet, RTMDetIns
 
 __all__ = [
     "FCOS",
     "RPN",
     "Branch",
     "Detector",
+    "DynamicMaskBranch",
     "FasterRCNN",
     "KeypointBranch",
     "KeypointRCNN",
@@ -22,7 +27,8 @@ __all__ = [
     "Preprocessing",
     "ProposalNetwork",
     "ProposalSelection",
+    "RTMDet",
+    "RTMDetIns",
     "RetinaNet",
     "RoIHeads",
-    "RoIPooler",
 ]

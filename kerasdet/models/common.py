@@ -1,6 +1,6 @@
 """Helpers of all models: the normaliser of losses, checks of parts, and copies with another score threshold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 
 import keras
@@ -176,26 +176,6 @@ def _check_features(backbone):
                 f"and its stride of {stride} needs {expected[0]} x {expected[1]}: correct `strides`, or pad all "
                 'convolutions and poolings ("same", not "valid").'
             )
-
-
-def checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """Returns a model's class names as a tuple, or None if they are unknown.
-
-    Args:
-        class_names: The names, or None.
-        num_classes: Number of classes K.
-
-    Raises:
-        ValueError: If there are not K names.
-    """
-    if not class_names:
-        return None
-    if len(class_names) != num_classes:
-        raise ValueError(
-            f"There are {num_classes} classes and {len(class_names)} class names: {', '.join(class_names)}. Give one "
-            "name for each class."
-        )
-    return tuple(class_names)
 
 
 def check_num_classes(model: str, num_classes: int) -> None:

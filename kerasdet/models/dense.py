@@ -1,4 +1,4 @@
-"""Implements the steps that RetinaNet and FCOS share: both predict at every anchor or point of a pyramid."""
+"""Implements the steps that RetinaNet, FCOS and RTMDet share: all predict at every anchor or point of a pyramid."""
 
 from collections.abc import Mapping
 
@@ -14,10 +14,10 @@ from kerasdet.models.postprocess import Postprocessing
 
 
 def attach_head(model: Detector) -> None:
-    """Creates the variables of a model's neck and head, unless they exist, and those of its normaliser.
+    """Creates the variables of a model's neck and head, unless they exist.
 
     Args:
-        model: Detector with `backbone`, `neck`, `anchors`, `head`, `normalizer` and `num_classes`.
+        model: Detector with `backbone`, `neck`, `anchors`, `head` and `num_classes`.
 
     Raises:
         UserError: If anchors and neck have different levels.
@@ -33,6 +33,10 @@ def attach_head(model: Detector) -> None:
     model.head.attach(
         num_classes=model.num_classes, num_anchors=anchors.num_anchors, levels=neck.levels, channels=neck.channels
     )
+
+
+def add_running_mean(model: Detector) -> None:
+    """Creates the running mean of positives that the `normalizer` of a model reads."""
     model.mean_positives = model.add_weight(
         name="mean_positives", initializer=keras.initializers.Constant(model.normalizer.start), trainable=False
     )

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.inference.detections import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import Preprocessing
@@ -29,7 +30,7 @@ class Detector(Predictor, Trainer):
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        branches: Layers that predict more than class and box; see `kerasdet.models.branches`.
+        branches: Layers that predict more than class and box; see `kerasdet.models.branch`.
     """
 
     branches: Sequence[keras.layers.Layer] = ()
@@ -54,6 +55,22 @@ class Detector(Predictor, Trainer):
         self._functions = SimpleNamespace(detect=function)
 
     @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the K classes in the order of their ids, or None if they are unknown."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, class_names: Sequence[str] | None) -> None:
+        # A file with another number of names could be written but not opened
+        if isinstance(class_names, str) or (class_names and len(class_names) != self.num_classes):
+            what = "is a text" if isinstance(class_names, str) else f"has length {len(class_names)}"
+            raise UserError(
+                f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
+                f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the ids."
+            )
+        self._class_names = tuple(class_names) if class_names else None
+
+    @property
     def mask_convention(self) -> str | None:
         """How masks are pasted into an image, "detectron2" or "torchvision"; None if no branch predicts masks."""
         conventions = [branch.convention for branch in self.branches if "mask_probs" in branch.output_names]
@@ -68,6 +85,15 @@ class Detector(Predictor, Trainer):
     def branch_outputs(self) -> dict[str, BranchOutput]:
         """Output name -> its name in exports and its rescaling, for all outputs of the branches."""
         return {name: output for branch in self.branches for name, output in branch.outputs.items()}
+
+    def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> Mapping:
+        """Returns what `branch_maps` reads, for test-time augmentation.
+
+        Args:
+            outputs: The dict that the model returned.
+            image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
+        """
+        return outputs.get("pyramid", {})
 
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Detects objects in a batch for `predict`, in pixels of the network's input."""
@@ -107,8 +133,10 @@ class Detector(Predictor, Trainer):
         return self._detect(*arguments) if tf.inside_function() else self._functions.detect(*arguments)
 
     def _detect(self, image, image_size, original_size):
-        outputs = self({"image": image, "image_size": image_size}, training=False)
-        return rescale(self.postprocess(outputs, image_size), image_size, original_size, self.branch_outputs)
+        inputs = self.preprocessing.network_input(image, image_size)
+        detections = self.postprocess(self(inputs, training=False), inputs["image_size"])
+        clip = self.preprocessing.clips_boxes
+        return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
         """Runs `detect_batch` on many batches, on all replicas of this process at once.

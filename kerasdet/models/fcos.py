@@ -15,7 +15,7 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, ConvTop, FCOSHead, ResNet
 from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, SmoothL1Loss
 from kerasdet.models import dense
-from kerasdet.models.common import LossNormalizer, check_backbone, check_num_classes, checked_names
+from kerasdet.models.common import LossNormalizer, check_backbone, check_num_classes
 from kerasdet.models.detector import Detector
 from kerasdet.models.postprocess import Postprocessing, best_class_only, top_candidates
 from kerasdet.ops.distribute import global_sum
@@ -93,7 +93,7 @@ class FCOS(ConfigFromInit, Detector):
             raise UserError(f"FCOS has no score convention {score_convention!r}: choose 'sqrt' or 'product'.")
         check_num_classes("FCOS", num_classes)
         self.num_classes = num_classes
-        self.class_names = checked_names(class_names, num_classes)
+        self.class_names = class_names
         self.backbone = backbone or ResNet(50)
         self.neck = neck or FPN(top=ConvTop("p5"))
         check_backbone(self.backbone, self.neck)
@@ -110,6 +110,7 @@ class FCOS(ConfigFromInit, Detector):
         self.postprocessing = postprocessing or Postprocessing(score_threshold=0.2, nms_threshold=0.6)
         _check_ranges(self.matcher, self.neck)
         dense.attach_head(self)
+        dense.add_running_mean(self)
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:

@@ -129,12 +129,12 @@ class Postprocessing(ConfigFromInit):
         """Applies NMS class by class and clips the kept boxes to the image.
 
         Args:
-            candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N).
+            candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N), and possibly others (B, N, ...).
             image_size: (B, 2) height and width without padding.
             score_threshold: Overrides the threshold, for models that have applied it to another score.
 
         Returns:
-            Padded detections in the coordinates of the candidates.
+            Padded detections in the coordinates of the candidates, with the other values of theirs.
         """
         boxes, scores = candidates["boxes"], candidates["scores"]
         if self.clip_before_nms:
@@ -151,11 +151,9 @@ class Postprocessing(ConfigFromInit):
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
         )
         chosen = tf.maximum(indices, 0)
-        detections = {
-            "boxes": box_ops.clip(tf.gather(boxes, chosen, batch_dims=1), image_size),
-            "scores": tf.gather(scores, chosen, batch_dims=1),
-            "class_ids": tf.gather(candidates["class_ids"], chosen, batch_dims=1),
-        }
+        candidates = {**candidates, "boxes": boxes, "scores": scores}
+        detections = {name: tf.gather(value, chosen, batch_dims=1) for name, value in candidates.items()}
+        detections["boxes"] = box_ops.clip(detections["boxes"], image_size)
         keep = tf.sequence_mask(counts, self.max_detections)  # (B, D)
         if self.empty_boxes == "drop_after_nms":
             keep &= _has_area(detections["boxes"])
@@ -186,3 +184,16 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
         return tf.where(tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (value.shape.rank - 2)], 0)), value, blank)
 
     return {**{name: move(name, value) for name, value in detections.items()}, "valid": valid}
+
+
+def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Drops empty boxes, such as those that lay in the padding of a letterbox and were clipped to the image.
+
+    Args:
+        detections: The padded dict of B images.
+
+    Returns:
+        The padded dict without them.
+    """
+    keep = _has_area(detections["boxes"]) & tf.sequence_mask(detections["valid"], tf.shape(detections["boxes"])[1])
+    return compact({name: value for name, value in detections.items() if name != "valid"}, keep)

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
-from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit
-from kerasdet.models.branches import Branch, KeypointBranch, MaskBranch
-from kerasdet.models.common import check_num_classes, checked_names
+from kerasdet.models.branch import Branch
+from kerasdet.models.common import check_num_classes
 from kerasdet.models.detector import Detector, unpack_inputs
+from kerasdet.models.keypoint_branch import KeypointBranch
+from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_neck
@@ -58,7 +59,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         super().__init__(preprocessing or Preprocessing(), loss_names, **kwargs)
         check_num_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
-        self.class_names = checked_names(class_names, num_classes)
+        self.class_names = class_names
         self.backbone = backbone or default_backbone()
         self.neck = neck or default_neck()
         self.rpn = rpn or RPN()
@@ -87,11 +88,7 @@ class FasterRCNN(ConfigFromInit, Detector):
             UserError: If the batch lacks the ground truth of a branch.
         """
         for branch in self.branches:
-            if branch.target_key not in batch:
-                raise UserError(
-                    f"The {type(branch).__name__} learns from {branch.target_key}, which the batch lacks: it has "
-                    f"{', '.join(batch)}."
-                )
+            branch.check_batch(batch)
         return self(batch, ground_truth=batch, training=training)
 
     def call(

@@ -13,7 +13,7 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, ConvTop, ResNet, RetinaNetHead
 from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, SmoothL1Loss
 from kerasdet.models import dense
-from kerasdet.models.common import LossNormalizer, check_backbone, check_num_classes, checked_names
+from kerasdet.models.common import LossNormalizer, check_backbone, check_num_classes
 from kerasdet.models.detector import Detector
 from kerasdet.models.postprocess import Postprocessing, best_class_only, top_candidates
 
@@ -74,7 +74,7 @@ class RetinaNet(ConfigFromInit, Detector):
         super().__init__(preprocessing or Preprocessing(), ("class_loss", "box_loss"), **kwargs)
         check_num_classes("RetinaNet", num_classes)
         self.num_classes = num_classes
-        self.class_names = checked_names(class_names, num_classes)
+        self.class_names = class_names
         self.backbone = backbone or ResNet(50)
         self.neck = neck or FPN(top=ConvTop("c5"))
         check_backbone(self.backbone, self.neck)
@@ -87,6 +87,7 @@ class RetinaNet(ConfigFromInit, Detector):
         self.normalizer = normalizer or LossNormalizer()
         self.postprocessing = postprocessing or Postprocessing()
         dense.attach_head(self)
+        dense.add_running_mean(self)
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:

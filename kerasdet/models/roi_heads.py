@@ -13,74 +13,18 @@ from kerasdet.geometry.matching import IGNORE, IoUMatcher, gather_gt, valid_gt_m
 from kerasdet.geometry.sampling import BalancedSampler, sampling_priority
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor
+from kerasdet.layers.roi_pooler import RoIPooler
 from kerasdet.losses import SmoothL1Loss
-from kerasdet.models.branches import RESCALINGS, Branch
+from kerasdet.models.branch import RESCALINGS, Branch
 from kerasdet.models.postprocess import Postprocessing
 from kerasdet.ops.distribute import global_sum
 
-POOLING_METHODS = ("roi_align", "roi_pool")
 ADD_GT_AS_PROPOSALS = ("before_matching", "after_matching")
 
 _DETECTIONS = (  # names that no branch may take: those of detections, and of their exports
     *("boxes", "scores", "class_ids", "valid"),
     *("detection_boxes", "detection_scores", "detection_classes", "num_detections"),
 )
-
-
-@keras.saving.register_keras_serializable(package="kerasdet")
-class RoIPooler(ConfigFromInit):
-    """Pools features of regions from the pyramid level that suits their size (https://arxiv.org/abs/1612.03144).
-
-    Args:
-        output_size: Side of the pooled features, in cells.
-        method: "roi_align" samples features between cells (Mask R-CNN), "roi_pool" takes the maximum of whole cells
-            (Fast R-CNN).
-        sampling_ratio: Samples in each direction of a cell; 0 takes more for larger regions. RoIAlign only.
-        aligned: Whether regions shift by half a feature pixel, which aligns samples with pixel centres (detectron2).
-            torchvision's models do not. RoIAlign only.
-        level_epsilon: Added to the level of a region before it is rounded down; torchvision has 1e-6.
-
-    Raises:
-        UserError: If `method` is unknown.
-    """
-
-    def __init__(
-        self,
-        output_size: int = 7,
-        method: str = "roi_align",
-        sampling_ratio: int = 0,
-        aligned: bool = True,
-        level_epsilon: float = 0.0,
-    ):
-        if method not in POOLING_METHODS:
-            raise UserError(f"RoIPooler has no method {method!r}: choose 'roi_align' or 'roi_pool'.")
-        self.output_size = output_size
-        self.method = method
-        self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
-        self.level_epsilon = level_epsilon
-
-    def __call__(self, pyramid: Mapping[str, tf.Tensor], rois: tf.Tensor, output_size: int | None = None) -> tf.Tensor:
-        """Pools features.
-
-        Args:
-            pyramid: Levels to pool from, "p2", "p3" ... without a gap: (B, h, w, C).
-            rois: (B, P, 4) in pixels of the network's input.
-            output_size: Overrides the pooler's own size, S.
-
-        Returns:
-            (B * P, S, S, C): the heads see regions as a batch.
-        """
-        size = output_size or self.output_size
-        options = {"output_size": size, "level_epsilon": self.level_epsilon}
-        if self.method == "roi_pool":
-            pooled = ops.multilevel_roi_pool(pyramid, rois, **options)  # (B, P, S, S, C)
-        else:
-            pooled = ops.multilevel_roi_align(
-                pyramid, rois, sampling_ratio=self.sampling_ratio, aligned=self.aligned, **options
-            )  # (B, P, S, S, C)
-        channels = next(iter(pyramid.values())).shape[-1]
-        return tf.reshape(pooled, [-1, size, size, channels])
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

@@ -214,6 +214,24 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         candidates = self.proposals.decode(outputs, image_size, self.coder, training)
         return self.proposals.apply_nms(candidates, training)
 
+    def match(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Matches anchors to ground truth, and ignores those that pass the image border too far.
+
+        Args:
+            anchors: (R, 4).
+            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size`` (B, 2).
+
+        Returns:
+            matched_gt (B, R) int32, see `kerasdet.geometry.matching`.
+        """
+        matched_gt = self.matcher(anchors, batch)
+        if self.straddle_threshold is None:
+            return matched_gt
+        margin = self.straddle_threshold
+        limit = tf.cast(batch["image_size"], float_dtype())[:, None, :] + margin  # (B, 1, 2)
+        inside = tf.reduce_all((anchors[:, :2] >= -margin) & (anchors[:, 2:] < limit), -1)  # (B, R)
+        return tf.where(inside, matched_gt, IGNORE)
+
     def compute_targets(
         self, outputs: Mapping, batch: Mapping[str, tf.Tensor], seed: int, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -230,12 +248,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             where it has no object.
         """
         anchors = tf.concat(list(outputs["anchors"].values()), 0)  # (R, 4)
-        matched_gt = self.matcher(anchors, batch)
-        if self.straddle_threshold is not None:
-            margin = self.straddle_threshold
-            limit = tf.cast(batch["image_size"], float_dtype())[:, None, :] + margin  # (B, 1, 2)
-            inside = tf.reduce_all((anchors[:, :2] >= -margin) & (anchors[:, 2:] < limit), -1)  # (B, R)
-            matched_gt = tf.where(inside, matched_gt, IGNORE)
+        matched_gt = self.match(anchors, batch)
         priority = sampling_priority(tf.shape(anchors)[0], seed, step, batch)
         positive, negative = self.sampler(matched_gt, priority)
         boxes = tf.where(positive[..., None], gather_gt(batch["boxes"], matched_gt), anchors)

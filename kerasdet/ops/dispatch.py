@@ -5,8 +5,9 @@ The library uses only TensorFlow's C API: one binary runs on TensorFlow 2.16 to 
 
 import contextlib
 import functools
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,8 @@ def implementation(name: str) -> Iterator[None]:
 
     Args:
         name: "compiled" for the compiled ops; "tensorflow" for stock TensorFlow ops, which run anywhere; "tflite" for
-            stock ops that TFLite can convert, in static shapes.
+            stock ops that TFLite can convert, in static shapes; "onnx" for stock ops of which `composite` marks those
+            that ONNX has as one operator.
 
     Yields:
         None.
@@ -43,9 +45,9 @@ def implementation(name: str) -> Iterator[None]:
         >>> with kerasdet.ops.implementation("tensorflow"):
         ...     model.export("detector")  # runs without the compiled library
     """
-    if name not in ("compiled", "tensorflow", "tflite"):
+    if name not in ("compiled", "tensorflow", "tflite", "onnx"):
         raise ValueError(
-            f'implementation is {name!r}: expected "compiled", "tensorflow" or "tflite". Choose one of them.'
+            f'implementation is {name!r}: expected "compiled", "tensorflow", "tflite" or "onnx". Choose one of them.'
         )
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
@@ -63,7 +65,7 @@ def implementation(name: str) -> Iterator[None]:
 def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     """Returns the compiled ops if the code traced here should use them.
 
-    They are not used for XLA and TFLite, which support no custom ops of ours, nor inside
+    They are not used for XLA, TFLite and ONNX, which support no custom ops of ours, nor inside
     ``implementation("tensorflow")``.
 
     Args:
@@ -73,7 +75,7 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     Returns:
         The module of the ops, or None for stock TensorFlow ops.
     """
-    if _chosen == "tensorflow" or static_shapes():
+    if _chosen in ("tensorflow", "onnx") or static_shapes():
         return None
     return None if _chosen is None and for_gpus and _lacks_gpu_kernels() else raw_ops()
 
@@ -86,6 +88,33 @@ def static_shapes() -> bool:
 def in_tflite() -> bool:
     """Returns whether the code traced here goes to TFLite."""
     return _chosen == "tflite"
+
+
+def in_onnx() -> bool:
+    """Returns whether the code traced here goes to ONNX."""
+    return _chosen == "onnx"
+
+
+def composite(function: Callable, name: str, **attributes: object) -> Callable:
+    """Wraps stock ops in a function that an export to ONNX recognises and replaces by ONNX's own operator.
+
+    Args:
+        function: A function of tensors that returns a tensor or a tuple of tensors.
+        name: Name of the operation, such as "RoiAlign".
+        **attributes: Numbers, bools and strings that describe the operation.
+
+    Returns:
+        The function itself, except within ``implementation("onnx")``.
+    """
+    if not in_onnx():
+        return function
+
+    def call(*tensors):  # a `functools.partial` would get its keyword arguments as tensors
+        return function(*tensors)
+
+    marker = json.dumps([name, attributes])
+    options = {"experimental_implements": marker, "experimental_attributes": {"_noinline": True}}
+    return tf.function(call, autograph=False, **options)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ def paste_masks(
         boxes: (D, 4) yxyx in pixels of the image.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
         threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
 
     Returns:
@@ -39,7 +39,7 @@ def paste_masks(
         >>> masks.shape, int(tf.reduce_sum(tf.cast(masks, tf.int32)))
         (TensorShape([1, 100, 200]), 3500)
     """
-    library = compiled_ops(for_gpus=False)
+    library = _library(convention)
     if library is None:
         return masks.paste_masks(mask_probs, boxes, height, width, convention, threshold, whole_image=static_shapes())
     pasted = library.kerasdet_paste_masks(**_inputs(mask_probs, boxes, height, width, convention, threshold))
@@ -62,7 +62,7 @@ def encode_masks(
         boxes: (D, 4) yxyx in pixels of the image.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
         threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
 
     Returns:
@@ -71,7 +71,7 @@ def encode_masks(
     Raises:
         ValueError: If the convention is unknown.
     """
-    library = compiled_ops(for_gpus=False)
+    library = _library(convention)
     if library is None:
         return rle.encode(masks.paste_masks(mask_probs, boxes, height, width, convention, threshold))
     characters, lengths = library.kerasdet_encode_masks(
@@ -80,6 +80,11 @@ def encode_masks(
     text, ends = characters.numpy().tobytes().decode("ascii"), np.cumsum(lengths.numpy()).tolist()
     size = [int(height), int(width)]
     return [{"size": size, "counts": text[start:end]} for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _library(convention):
+    """Returns the compiled ops, or None without them: they know the conventions of masks inside boxes."""
+    return None if convention == "mmdet" else compiled_ops(for_gpus=False)
 
 
 def _inputs(mask_probs, boxes, height, width, convention, threshold):

@@ -1,10 +1,11 @@
 """Non-maximum suppression (NMS)."""
 
+import functools
 import math
 
 import tensorflow as tf
 
-from kerasdet.ops.dispatch import compiled_ops, in_tflite
+from kerasdet.ops.dispatch import compiled_ops, composite, in_tflite
 
 tf.no_gradient("Kerasdet>Nms")
 # TFLite's NonMaxSuppression kernel selects an empty box again and again, because the box does not overlap itself.
@@ -75,6 +76,11 @@ def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshol
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
     scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=-math.inf)
 
+    options = {"iou_threshold": iou_threshold, "max_detections": max_detections, "score_threshold": score_threshold}
+    return composite(functools.partial(_each_image, **options), "NonMaxSuppression", **options)(boxes, scores)
+
+
+def _each_image(boxes, scores, iou_threshold, max_detections, score_threshold):
     def one_image(image):
         kept, count = tf.raw_ops.NonMaxSuppressionV4(
             boxes=image[0],

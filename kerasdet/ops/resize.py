@@ -58,8 +58,10 @@ def shortest_edge_size(
     return tf.cast(new_height * shrink + 0.5, tf.int32), tf.cast(new_width * shrink + 0.5, tf.int32)
 
 
-def resize(image: tf.Tensor, size: tuple[int, int] | tf.Tensor, kernel: str) -> tf.Tensor:
-    """Resizes images to a size.
+def resize(
+    image: tf.Tensor, size: tuple[int, int] | tf.Tensor, kernel: str, window: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Resizes images to a size, or computes only a window of the resized images.
 
     Args:
         image: (..., H, W, C) uint8, or float in 0..255.
@@ -69,32 +71,56 @@ def resize(image: tf.Tensor, size: tuple[int, int] | tf.Tensor, kernel: str) -> 
             which comes first (Pillow up to 12), and after the vertical one. "opencv" equals `cv2.resize` with
             INTER_LINEAR on uint8 (`mmcv.imrescale`): not antialiased, in fixed-point arithmetic. Both round floats to
             integers first.
+        window: (4,) int32, yxyx in pixels of the resized image, inside it. Equals a crop of the result, but costs only
+            as much as its own pixels. None computes the whole image.
 
     Returns:
-        (..., height, width, C) float32.
+        (..., height, width, C) float32, of the size of the window if there is one.
 
     Raises:
         ValueError: If `kernel` is unknown.
     """
     image = tf.convert_to_tensor(image)
     if kernel == "bilinear":
-        return tf.image.resize(tf.cast(image, tf.float32), size, "bilinear", antialias=False)
+        return _crop(tf.image.resize(tf.cast(image, tf.float32), size, "bilinear", antialias=False), window)
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Choose one of them.")
     image = image if image.dtype.is_integer else tf.clip_by_value(tf.round(image), 0, 255)
     image = tf.cast(image, tf.int32)
     if kernel == "opencv":
-        return tf.cast(_opencv_resize(image, size), tf.float32)
-    image = _pil_pass(image, size[1], axis=-2)  # (..., H, width, C)
-    return tf.cast(_pil_pass(image, size[0], axis=-3), tf.float32)  # (..., height, width, C)
+        return tf.cast(_opencv_resize(image, size, window), tf.float32)
+    return tf.cast(_pil_resize(image, size, window), tf.float32)
 
 
-def _pil_pass(image, size, axis):
-    """Resamples an int32 image along one axis, in the fixed-point arithmetic of Pillow's `Resample.c`."""
-    length = tf.shape(image)[axis]
+def _crop(image, window):
+    return image if window is None else image[..., window[0] : window[2], window[1] : window[3], :]
+
+
+def _ranges(size, window):
+    """Returns first and last row, and first and last column to compute."""
+    if window is None:
+        return 0, size[0], 0, size[1]
+    y1, x1, y2, x2 = tf.unstack(window)
+    return y1, y2, x1, x2
+
+
+def _pil_resize(image, size, window):
+    """Resizes an int32 image (..., H, W, C) as Pillow does, in the fixed-point arithmetic of its `Resample.c`."""
+    y1, y2, x1, x2 = _ranges(size, window)
+    y_index, y_weight = _pil_taps(size[0], tf.shape(image)[-3], y1, y2)
+    x_index, x_weight = _pil_taps(size[1], tf.shape(image)[-2], x1, x2)
+    if window is not None:  # other rows do not touch the window
+        first, last = tf.reduce_min(y_index), tf.reduce_max(y_index)
+        image, y_index = image[..., first : last + 1, :, :], y_index - first
+    image = _pil_pass(image, x_index, x_weight, axis=-2)  # (..., H, width, C)
+    return _pil_pass(image, y_index, y_weight, axis=-3)  # (..., height, width, C)
+
+
+def _pil_taps(size, length, start, stop):
+    """Returns source positions and weights of output positions `start` to `stop`: (taps, stop - start) int32 each."""
     scale = tf.cast(length, tf.float64) / tf.cast(size, tf.float64)
     support = tf.maximum(scale, 1.0)
-    center = (tf.range(tf.cast(size, tf.float64), dtype=tf.float64) + 0.5) * scale  # (size,)
+    center = (tf.range(tf.cast(start, tf.float64), tf.cast(stop, tf.float64), dtype=tf.float64) + 0.5) * scale
     first = tf.maximum(tf.cast(center - support + 0.5, tf.int32), 0)
     last = tf.minimum(tf.cast(center + support + 0.5, tf.int32), length)
     taps = tf.range(tf.reduce_max(last - first))
@@ -103,7 +129,11 @@ def _pil_pass(image, size, axis):
     weight = tf.where(index < last, tf.maximum(1 - tf.abs(distance), 0.0), 0.0)
     weight = weight / tf.reduce_sum(weight, 0)
     weight = tf.cast(weight * 2**_PIL_PRECISION + 0.5, tf.int32)  # (taps, size)
-    index = tf.minimum(index, length - 1)
+    return tf.minimum(index, length - 1), weight
+
+
+def _pil_pass(image, index, weight, axis):
+    """Sums the weighted taps along one axis and drops the bits behind the binary point."""
 
     def tap(i):
         along_axis = tf.reshape(weight[i], [-1] + [1] * (-axis - 1))
@@ -112,23 +142,22 @@ def _pil_pass(image, size, axis):
     total = tap(0) + 2 ** (_PIL_PRECISION - 1)
     shape = total.shape
     _, total = tf.while_loop(
-        lambda i, _: i < tf.size(taps),
+        lambda i, _: i < tf.shape(index)[0],
         lambda i, total: (i + 1, tf.ensure_shape(total + tap(i), shape)),
         (1, total),
     )
     return tf.bitwise.right_shift(total, _PIL_PRECISION)
 
 
-def _opencv_resize(image, size):
+def _opencv_resize(image, size, window):
     """Resizes an int32 image (..., H, W, C) as OpenCV's INTER_LINEAR does for uint8, in its fixed-point arithmetic.
 
     OpenCV blends columns with weights of 11 bits, then rows, and drops bits in between. At exactly half the size it
     takes means of 2x2 pixels instead.
     """
     shape = tf.shape(image)
-    height, width = size[0], size[1]
-    is_half = (shape[-3] == 2 * height) & (shape[-2] == 2 * width)
-    resized = tf.cond(is_half, lambda: _mean_of_2x2(image), lambda: _opencv_blend(image, height, width))
+    is_half = (shape[-3] == 2 * size[0]) & (shape[-2] == 2 * size[1])
+    resized = tf.cond(is_half, lambda: _crop(_mean_of_2x2(image), window), lambda: _opencv_blend(image, size, window))
     return tf.ensure_shape(resized, [*image.shape[:-3], None, None, image.shape[-1]])
 
 
@@ -139,24 +168,30 @@ def _mean_of_2x2(image):
     return tf.bitwise.right_shift(rows[..., :-1:2, :] + rows[..., 1::2, :] + 2, 2)
 
 
-def _opencv_blend(image, height, width):
+def _opencv_blend(image, size, window):
     """Blends two columns, then two rows, for each output pixel; 27 bits are the most that a value has."""
-    left, right, weights = _opencv_taps(width, tf.shape(image)[-2], clamp=True)
+    y1, y2, x1, x2 = _ranges(size, window)
+    left, right, weights = _opencv_taps(size[1], tf.shape(image)[-2], x1, x2, clamp=True)
+    upper, lower, y_weights = _opencv_taps(size[0], tf.shape(image)[-3], y1, y2, clamp=False)
+    if window is not None:  # other rows do not touch the window
+        first, last = tf.reduce_min(upper), tf.reduce_max(lower)
+        image, upper, lower = image[..., first : last + 1, :, :], upper - first, lower - first
     rows = tf.gather(image, left, axis=-2) * weights[:, :1] + tf.gather(image, right, axis=-2) * weights[:, 1:]
-    upper, lower, weights = _opencv_taps(height, tf.shape(image)[-3], clamp=False)
-    weights = weights[:, :, None, None]
+    y_weights = y_weights[:, :, None, None]
 
     def part(index, weight):
-        return tf.bitwise.right_shift(tf.bitwise.right_shift(tf.gather(rows, index, axis=-3), 4) * weight, 16)
+        taken = tf.bitwise.right_shift(tf.gather(rows, index, axis=-3), 4)
+        return tf.bitwise.right_shift(taken * weight, 16)
 
-    total = part(upper, weights[:, 0]) + part(lower, weights[:, 1])
+    total = part(upper, y_weights[:, 0]) + part(lower, y_weights[:, 1])
     return tf.clip_by_value(tf.bitwise.right_shift(total + 2, 2), 0, 255)
 
 
-def _opencv_taps(size, length, clamp):
-    """Returns the two source positions (size,) of each output position and their weights (size, 2), in 1/2048."""
+def _opencv_taps(size, length, start, stop, clamp):
+    """Returns the two source positions of each output position and their weights (stop - start, 2), in 1/2048."""
     scale = 1 / (tf.cast(size, tf.float64) / tf.cast(length, tf.float64))  # OpenCV divides twice, too
-    center = tf.cast((tf.range(tf.cast(size, tf.float64), dtype=tf.float64) + 0.5) * scale - 0.5, tf.float32)
+    places = tf.range(tf.cast(start, tf.float64), tf.cast(stop, tf.float64), dtype=tf.float64)
+    center = tf.cast((places + 0.5) * scale - 0.5, tf.float32)
     first = tf.cast(tf.floor(center), tf.int32)
     fraction = center - tf.cast(first, tf.float32)
     if clamp:

@@ -10,6 +10,7 @@ samples are summed one after the other.
 updates of cells that several threads add to at once.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.dispatch import compiled_ops, raw_ops, static_shapes
+from kerasdet.ops.dispatch import compiled_ops, composite, in_onnx, raw_ops, static_shapes
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _MAX_CELLS_PER_CHUNK = 2**22  # bounds the temporary memory of the sparse matrix
@@ -75,15 +76,10 @@ def roi_align(
             sampling_ratio=sampling_ratio,
             aligned=aligned,
         )
-    shape, count = tf.shape(features), tf.size(boxes) // 4
-    rois = _make_rois(
-        tf.reshape(boxes, [-1, 4]),
-        tf.fill([count, 1], tf.constant(spatial_scale, tf.float32)),
-        aligned,
-        map_size=tf.broadcast_to(shape[1:3], [count, 2]),
-        map_begin=_batch_indices(boxes) * shape[1] * shape[2],
-    )
-    pooled = _pool(_table(features), rois, _pair(output_size), sampling_ratio)
+    options = {"output_size": _pair(output_size), "sampling_ratio": sampling_ratio, "aligned": aligned}
+    if in_onnx():
+        return _align_each_level([features], boxes, tf.zeros_like(_batch_indices(boxes)), [spatial_scale], options)
+    pooled = _pool_level(features, tf.reshape(boxes, [-1, 4]), _batch_indices(boxes), spatial_scale, **options)
     return _unflatten(pooled, boxes, features.dtype)
 
 
@@ -140,6 +136,9 @@ def multilevel_roi_align(
         )
     flat_boxes = tf.reshape(boxes, [-1, 4])
     level = assign_levels(flat_boxes, levels[0], levels[-1], canonical_size, canonical_level, level_epsilon) - levels[0]
+    if in_onnx():
+        options = {"output_size": _pair(output_size), "sampling_ratio": sampling_ratio, "aligned": aligned}
+        return _align_each_level(maps, boxes, level, [2.0**-level for level in levels], options)
     sizes = tf.stack([tf.shape(x)[1:3] for x in maps])  # (L, 2)
     begins = tf.cumsum(tf.stack([tf.reduce_prod(tf.shape(x)[:3]) for x in maps]), exclusive=True)  # (L,)
     scales = tf.constant([[2.0**-level] for level in levels])  # (L, 1)
@@ -153,6 +152,61 @@ def multilevel_roi_align(
     )
     pooled = _pool(tf.concat([_table(x) for x in maps], 0), rois, _pair(output_size), sampling_ratio)
     return _unflatten(pooled, boxes, maps[0].dtype)
+
+
+def _align_each_level(maps, boxes, level, scales, options):
+    """Pools the boxes of each level together, as a `composite` that becomes ONNX's RoiAlign.
+
+    Args:
+        maps: Levels (B, H, W, C).
+        boxes: (B, P, 4).
+        level: (B * P,) index of each box's level.
+        scales: Cells per pixel of each level.
+        options: `output_size`, `sampling_ratio` and `aligned`.
+    """
+    flat_boxes = tf.cast(tf.reshape(boxes, [-1, 4]), tf.float32)
+    flat_boxes = tf.where(tf.math.is_finite(flat_boxes), flat_boxes, 0.0)
+    pool = _pool_composite(**options)
+    pooled, order = [], []
+    for index, (features, scale) in enumerate(zip(maps, scales, strict=True)):
+        chosen = tf.cast(tf.where(level == index)[:, 0], tf.int32)  # (N,)
+        cells = tf.gather(flat_boxes, chosen) * scale
+        pooled.append(pool(features, cells, tf.gather(_batch_indices(boxes), chosen)))
+        order.append(chosen)
+    order = tf.concat(order, 0)  # (B * P,), of which the inverse permutation follows
+    position = tf.scatter_nd(order[:, None], tf.range(tf.size(order)), [tf.size(order)])
+    pooled = tf.gather(tf.concat(pooled, 0), position)
+    return _unflatten(pooled, boxes, maps[0].dtype)
+
+
+@functools.cache
+def _pool_composite(output_size, sampling_ratio, aligned):
+    """Returns `_pool_level` without scaling. It is made once, because TensorFlow takes seconds to trace it."""
+    pool = functools.partial(
+        _pool_level, spatial_scale=1.0, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
+    )
+    height, width = output_size
+    return composite(
+        pool,
+        "RoiAlign",
+        output_height=height,
+        output_width=width,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
+
+
+def _pool_level(features, boxes, images, spatial_scale, output_size, sampling_ratio, aligned):
+    """Pools boxes (N, 4) from features (B, H, W, C) of the images (N,) into (N, h, w, C)."""
+    shape, count = tf.shape(features), tf.shape(boxes)[0]
+    rois = _make_rois(
+        boxes,
+        tf.fill([count, 1], tf.constant(spatial_scale, tf.float32)),
+        aligned,
+        map_size=tf.broadcast_to(shape[1:3], [count, 2]),
+        map_begin=images * shape[1] * shape[2],
+    )
+    return _pool(_table(features), rois, output_size, sampling_ratio)
 
 
 def _compiled(maps, boxes, output_size, **attributes):

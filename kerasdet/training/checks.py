@@ -1,7 +1,6 @@
 """Checks the arguments of a run before anything is built or written."""
 
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from numbers import Real
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
 from kerasdet.ops.distribute import all_gather_object
+from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.options import StepOptions, Validation, check_positive
 from kerasdet.training.validation import metric_names
 
@@ -27,7 +26,6 @@ def check_arguments(
     *,
     steps: int,
     batch_size: int,
-    out_dir: str | Path,
     validation: Validation | None,
     step_options: StepOptions,
     log_every: int,
@@ -40,7 +38,6 @@ def check_arguments(
         optimizer: Keras optimizer.
         steps: As for `train`.
         batch_size: As for `train`.
-        out_dir: As for `train`.
         validation: As for `train`.
         step_options: As for `train`, not None.
         log_every: As for `train`.
@@ -59,8 +56,6 @@ def check_arguments(
         check_monitor(model, validation)
         check_evaluation(model, validation)
     check_division(batch_size, strategy, step_options)
-    if not str(out_dir).strip():
-        raise UserError("OUT_DIR (out_dir) is empty: name a folder for the run.")
 
 
 def check_classes(model: keras.Model, data: Any) -> None:
@@ -241,10 +236,7 @@ def check_same_on_all_workers(
 
 
 def _comparable(value):
-    """Converts a setting to a JSON value for comparison; a dataset becomes the number and checksum of its image ids."""
+    """Converts a setting to a JSON value for comparison; a dataset becomes its fingerprint."""
     if isinstance(value, tuple):
         return list(value)
-    if not hasattr(value, "records"):
-        return value
-    ids = np.array([record.image_id for record in value.records], np.int64)
-    return f"{len(ids)} images (ids with checksum {zlib.crc32(ids.tobytes()):08x})"
+    return fingerprint(value) if hasattr(value, "records") else value

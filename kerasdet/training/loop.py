@@ -89,10 +89,11 @@ class TrainingLoop(keras.callbacks.Callback):
             RuntimeError: If another worker ended.
         """
         if self.completed_steps:
-            log.info("Resuming from step %d of %d.", self.completed_steps, self.steps)
             self._validate(self.completed_steps)  # the last process may have ended between saving and evaluating
         if self.completed_steps >= self.steps or (self.validator and self.validator.should_stop()):
             return
+        if self.completed_steps:
+            log.info("Resuming from step %d of %d.", self.completed_steps, self.steps)
         strategy = self.detector.distribute_strategy
         is_distributed = strategy.num_replicas_in_sync > 1
         handler_before = handle_sigterm(self._request_stop)

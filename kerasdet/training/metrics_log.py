@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.training.files import replacing, writing
+from kerasdet.files import replacing, writing
 
 log = logging.getLogger(__name__)
 

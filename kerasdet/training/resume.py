@@ -2,22 +2,20 @@
 
 import contextlib
 import json
-import logging
 import re
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 
 from kerasdet.errors import UserError
+from kerasdet.files import replacing
 from kerasdet.keras_compat import inner_optimizer, seed_generators
 from kerasdet.training.ema import use_averages
-from kerasdet.training.files import replacing
 from kerasdet.training.freezing import freeze_layers
-
-log = logging.getLogger(__name__)
 
 _STATE = "training.json"  # next to Keras' own files in the archive
 _KERAS_FILES = ("metadata.json", "config.json", "model.weights.h5")
@@ -58,6 +56,7 @@ def save(
     random = [generator.state.numpy().tolist() for generator in seed_generators(model)]
     state = {"step": step, "images": images, "freeze": [], "random": random, **(settings or {})}
     state |= {**_kind(model.optimizer), "iterations": _iterations(model.optimizer)}
+    state["optimizer settings"] = _optimizer_settings(model.optimizer)
     save_model(model, folder / f"step_{step:08d}.keras", state)
     for old in checkpoints(folder)[:-max_to_keep]:
         old.unlink()
@@ -86,8 +85,25 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
                 archive.writestr(_STATE, json.dumps(state))
 
 
-def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> tuple[int, int]:
-    """Loads the last checkpoint, if there is one, and warns of settings that have changed since.
+class Progress(NamedTuple):
+    """Tells how far the earlier processes of a run came.
+
+    Args:
+        steps: Completed steps.
+        images: Images that the run has trained on.
+        changes: Settings whose values differ from those of the last checkpoint, as text for a message.
+    """
+
+    steps: int
+    images: int
+    changes: str = ""
+
+
+def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> Progress:
+    """Loads the last checkpoint, if there is one.
+
+    The settings of the new optimizer apply, its learning rate included: of the old one only the iterations and the
+    values that belong to a weight are loaded.
 
     Args:
         model: Compiled model with a built optimizer.
@@ -95,33 +111,65 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
         settings: Settings of this run, as for `save`.
 
     Returns:
-        Completed steps, and images that the run has trained on; (0, 0) without a checkpoint.
+        The progress of the run; no steps without a checkpoint.
 
     Raises:
         UserError: If the file is damaged, or belongs to another model or optimizer.
     """
     saved = checkpoints(folder)
     if not saved:
-        return 0, 0
+        return Progress(0, 0)
     path = saved[-1]
     elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
         raise UserError(f"{path} was saved with another optimizer, {differences}: {elsewhere}")
     try:
-        model.load_weights(path)
+        with _keeping_learning_rate(model.optimizer):
+            model.load_weights(path)
     except (ValueError, KeyError) as error:
         reason = str(error).split(". ")[0]
         raise UserError(f"{path} does not fit this model: {elsewhere} ({reason})") from None
-    differences = _differences(state, settings or {})
+    settings = {**(settings or {}), **_optimizer_settings(model.optimizer)}
+    differences = _differences({**state, **state.get("optimizer settings", {})}, settings)
     if state["iterations"] != _iterations(model.optimizer):  # Keras 3.15.1 only warns, and skips the optimizer
         found = f" ({differences})" if differences else ""
         raise UserError(f"{path} was saved with another optimizer or other trainable weights{found}: {elsewhere}")
-    if differences:
-        log.warning("%s was made with other settings, %s: the run goes on with the new ones.", path, differences)
     for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
-    return state["step"], state["images"]
+    return Progress(state["step"], state["images"], differences)
+
+
+@contextlib.contextmanager
+def _keeping_learning_rate(optimizer):
+    """Lets Keras load an optimizer's variables inside the block, but not its learning rate.
+
+    Keras 3.15.1 saves a constant rate as a variable after `iterations`, and a schedule not at all. Loading it would
+    replace the new rate by the old one, and shift all other variables if only one of the two rates is constant.
+    """
+    inner = inner_optimizer(optimizer)
+    others = [variable for variable in inner.variables if variable is not inner.learning_rate]
+
+    def load(store):
+        names = [str(index) for index in range(len(store.keys()))]
+        if len(names) == len(others) + 1 and store["1"].shape == ():
+            names.remove("1")
+        if [store[name].shape for name in names] == [tuple(variable.shape) for variable in others]:
+            for name, variable in zip(names, others, strict=True):
+                variable.assign(store[name])
+
+    def load_around(store):
+        for index, variable in enumerate(optimizer.variables[: -len(inner.variables)]):
+            variable.assign(store[str(index)])
+
+    inner.load_own_variables = load
+    if inner is not optimizer:  # a `LossScaleOptimizer` saves its own variables, then those of the inner one
+        optimizer.load_own_variables = load_around
+    try:
+        yield
+    finally:
+        for each in {id(each): each for each in (inner, optimizer)}.values():
+            del each.load_own_variables
 
 
 def open_model(path: Path) -> keras.Model:
@@ -169,10 +217,25 @@ def _read_undamaged(path):
 def _differences(state, values):
     """Lists values that differ from a state, for a message; a state of an earlier kerasdet may lack some."""
     return ", ".join(
-        f"{name} was {state[name]} and is {value}"
+        f"{name} was {_shown(state[name])} and is {_shown(value)}"
         for name, value in values.items()
         if name in state and state[name] != value
     )
+
+
+def _shown(value):
+    return f"{value:g}" if isinstance(value, float) else value  # a float32 of 0.001 would have seventeen digits
+
+
+def _optimizer_settings(optimizer):
+    """Returns the settings of an optimizer and of its schedule, by name, as values that JSON can hold."""
+    settings = dict(inner_optimizer(optimizer).get_config())
+    del settings["name"]
+    schedule = settings["learning_rate"]
+    if isinstance(schedule, Mapping):
+        settings["learning_rate"] = schedule["class_name"]
+        settings |= {f"{schedule['class_name']}.{name}": value for name, value in schedule["config"].items()}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _kind(optimizer):

@@ -1,10 +1,8 @@
 """Trains by Keras `fit` on one device or many, and resumes interrupted runs."""
 
 import contextlib
-import json
+import logging
 import re
-import tempfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,16 +11,21 @@ import tensorflow as tf
 
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
+from kerasdet.errors import UserError
+from kerasdet.files import locked, replacing
 from kerasdet.ops.distribute import worker_rank
+from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
 from kerasdet.training.ema import use_averages
-from kerasdet.training.files import locked, replacing
+from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
 from kerasdet.training.loop import TrainingLoop
 from kerasdet.training.metrics_log import RunLog, ThroughputLogger
 from kerasdet.training.options import Checkpointing, StepOptions, Validation
 from kerasdet.training.resume import checkpoints, restore
 from kerasdet.training.validation import Validator
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -90,6 +93,7 @@ def train(
         SystemExit: 143 after SIGTERM.
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
+    out_dir = expand(out_dir, "OUT_DIR (out_dir)")
     strategy = model.distribute_strategy
     validation = checks.match_validation(model, data, validation)
     checks.check_arguments(
@@ -98,12 +102,10 @@ def train(
         optimizer,
         steps=steps,
         batch_size=batch_size,
-        out_dir=out_dir,
         validation=validation,
         step_options=step_options,
         log_every=log_every,
     )
-    out_dir = Path(out_dir)
     if not checkpoints(out_dir / "checkpoints"):  # else the run passed this check before, and its weights are there
         check_frozen_layers(model, freeze)
     _take_names(model, data)
@@ -115,21 +117,24 @@ def train(
 
     rank, _ = worker_rank(strategy)
     if rank == 0:
-        _make_folders(out_dir)
+        for folder in (out_dir, out_dir / "checkpoints", out_dir / "tensorboard"):
+            make_folder(folder, "OUT_DIR (out_dir)")
     with locked(out_dir) if rank == 0 else contextlib.nullcontext():
-        settings = {"data": _fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
-        completed_steps, completed_images = restore(model, out_dir / "checkpoints", settings)
+        settings = {"data": fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
+        if validation is not None:
+            settings["evaluation data"] = fingerprint(validation.data)
+        completed_steps, completed_images, changes = restore(model, out_dir / "checkpoints", settings)
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}
         checks.check_same_on_all_workers(strategy, completed_steps, out_dir, shared, options)
-        if rank == 0 and completed_steps < steps and config is not None:
-            with replacing(out_dir / "config.gin") as partial:
-                partial.write_text(config)
         run_log = RunLog(out_dir, completed_steps, writes=rank == 0)
         epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
         validator = None
         if validation is not None:
             validator = Validator(model, validation, run_log, out_dir / "best.keras" if rank == 0 else None)
+        if not _is_finished(out_dir, completed_steps, steps, validator, changes) and rank == 0 and config is not None:
+            with replacing(out_dir / "config.gin") as partial:
+                partial.write_text(config)
         loop = TrainingLoop(
             model,
             out_dir / "checkpoints" if rank == 0 else None,
@@ -176,24 +181,26 @@ def _take_names(model, data):
         branch.learn_names(data)
 
 
-def _fingerprint(data):
-    """Identifies a dataset by its images, their order and the names of its classes."""
-    content = json.dumps([[record.image_id for record in data.records], list(data.class_names)])
-    return f"{len(data.records)} images of {data.num_classes} classes (checksum {zlib.crc32(content.encode()):08x})"
-
-
-def _make_folders(out_dir):
-    """Makes the folders of the run and tries to write there, so that an error occurs before the first step."""
-    for folder in (out_dir, out_dir / "checkpoints", out_dir / "tensorboard"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-            raise OSError(
-                f"OUT_DIR (out_dir): {folder} cannot be written: {reason}. Choose a folder that can be written."
-            ) from None
+def _is_finished(out_dir, completed_steps, steps, validator, changes):
+    """Says whether a run has nothing left to train, and what becomes of settings that have changed."""
+    if not completed_steps:
+        return False
+    if completed_steps >= steps:
+        reason, remedy = f"it has made {completed_steps} steps, and STEPS (steps) is {steps}", "raise STEPS"
+    elif validator is not None and validator.should_stop():
+        reason = f"{validator.monitor} has not improved in {validator.patience} evaluations"
+        remedy = "raise Validation.patience"
+    else:
+        if changes:
+            log.warning("The run in %s goes on with other settings: %s.", out_dir, changes)
+        return False
+    if changes:
+        raise UserError(
+            f"The run in {out_dir} is finished: {reason}. The other settings of this command have no effect on it "
+            f"({changes}): choose another OUT_DIR (out_dir), or {remedy} to go on with them."
+        )
+    log.info("The run in %s is finished: %s. To train on, %s.", out_dir, reason, remedy)
+    return True
 
 
 def _assertion_text(message):

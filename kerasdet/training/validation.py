@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from kerasdet import evaluation, visualize
-from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
 from kerasdet.inference.detections import Detections
@@ -74,6 +73,7 @@ class Validator:
                 reason = "" if has_objects else ", because the validation data has no objects"
                 log.warning("%s is not a number%s: best.keras stays as it is.", self.monitor, reason)
         if self.should_stop():
+            log.info("%s has not improved in %d evaluations: training stops.", self.monitor, self.patience)
             self.model.stop_training = True
 
     def has_evaluated(self, step: int) -> bool:
@@ -87,10 +87,7 @@ class Validator:
     def should_stop(self) -> bool:
         """Tells whether the last `patience` evaluations brought no improvement."""
         history = self._history()
-        if self.patience is None or not history or len(history) - 1 - int(np.argmax(history)) < self.patience:
-            return False
-        log.info("%s has not improved in %d evaluations: training stops.", self.monitor, self.patience)
-        return True
+        return self.patience is not None and bool(history) and len(history) - 1 - np.argmax(history) >= self.patience
 
     def _names(self):
         return metric_names(self.evaluate, self.model, self.data)
@@ -153,7 +150,7 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
     """
     pictures = []
     for record in data.records[:count]:
-        image = images.read(record.path)
+        image = record.image()
         truth = Detections(
             boxes=record.boxes,
             scores=np.ones(len(record.boxes)),

@@ -52,11 +52,13 @@ def outputs(name):
 
 def border_cases(name):
     """Loads mmdetection's answers for harder batches, or an empty dict for models without these."""
-    path = shared("reference/mmdet/cases") / f"{name}.npz"
+    path = shared(f"reference/{_folder(name)}/cases") / f"{name}.npz"
     return dict(np.load(path)) if path.exists() else {}
 
 
 def _folder(name):
+    if name.startswith("mmdet_rtmdet"):
+        return "rtmdet"
     return "mmdet" if name.startswith("mmdet") else "models"
 
 

@@ -91,12 +91,20 @@ def test_long_lists_of_names_are_shortened(state):
         (DETECTRON2, "mmdet/retinanet_r50_fpn", "bbox_head.retina_cls.bias"),
         (TORCHVISION, TORCHVISION_SOURCE + "_v2", "missing: head.classification_head.conv.0.1.weight"),
         (DETECTRON2, "detectron2/retinanet_R_101_FPN", "missing: backbone.bottom_up.res4.1.conv1.weight"),
-        (TORCHVISION, "torchvision/resnet50", "missing: conv1.weight"),
     ],
 )
 def test_wrong_source_is_named(name, source, named):
     text = message(golden.constants(golden.shallow_layout(name)), source)
     assert source in text and named in text
+
+
+def test_backbone_is_taken_out_of_a_detector(caplog):
+    state = golden.constants(golden.shallow_layout(TORCHVISION))
+    backbone = to_model(state, "torchvision/resnet50")
+    kernel = next(v for v in backbone.variables if v.path.endswith("stem/conv/kernel"))
+    np.testing.assert_array_equal(kernel, state["backbone.body.conv1.weight"].transpose(2, 3, 1, 0))
+    [message] = caplog.messages
+    assert "tensors under backbone.body. are taken, and these are left out: backbone.fpn" in message
 
 
 def test_unknown_source_raises_and_lists_the_sources():

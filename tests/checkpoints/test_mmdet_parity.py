@@ -8,11 +8,11 @@ import tensorflow as tf
 from checkpoints import golden
 from checkpoints.golden import XYXY
 from checkpoints.test_rcnn_parity import runs_of, training_on_every_candidate
-from kerasdet.export import export_saved_model
 from pycocotools import mask as coco_mask
 
 from kerasdet import ops
 from kerasdet.checkpoints import SOURCES, to_model
+from kerasdet.export import export_saved_model
 from kerasdet.geometry import masks
 from kerasdet.geometry.boxes import centers
 from kerasdet.inference.detections import from_tf_od, unpad

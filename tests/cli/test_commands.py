@@ -262,7 +262,7 @@ MISTAKES = {
     "train: a backbone": ([*FINETUNE, "--set", "CHECKPOINT={}/backbone.keras"], "holds a ResNet, not a detector"),
     "train: no annotations": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
-        "The annotation file {}/no.json does not exist",
+        "The file {}/no.json does not exist",
     ),
     "train: no images": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],
@@ -280,12 +280,12 @@ MISTAKES = {
     "export: renamed checkpoint of torch": (["export", "{}/torch.keras", "{}/new"], "`kerasdet convert`"),
     "eval: no annotations": (
         ["eval", "{}/run", "--annotations", "{}/no.json"],
-        "The annotation file {}/no.json does not exist",
+        "The file {}/no.json does not exist",
     ),
     "eval: classes": (["eval", "{}/three.keras", *DATA], "The model has 3 classes"),
     "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections needs --annotations"),
-    "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "There is no file {}/no.json"),
-    "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not a JSON file"),
+    "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "The file {}/no.json does not exist"),
+    "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes holds no model: name the OUT_DIR"),
     "predict: cut model": (
         ["predict", "{}/cut.keras", PICTURE],
@@ -309,11 +309,11 @@ MISTAKES = {
     ),
     "export: file for a folder": (
         ["export", "{}/run", "{}/new.tflite", "--format", "saved_model"],
-        "--format saved_model writes a folder, but {}/new.tflite ends in .tflite",
+        "Format saved_model writes a folder, but {}/new.tflite ends in .tflite: rename it, or choose format tflite",
     ),
     "export: folder for a file": (
         ["export", "{}/run", "{}/new", "--format", "tflite"],
-        "--format tflite writes a file, but {}/new does not end in .tflite",
+        "Format tflite writes a file, but {}/new does not end in .tflite",
     ),
     "export: no such precision": (["export", "{}/run", "{}/new.tflite", "--precision", "bfloat16"], "bfloat16"),
     "export: no calibration images": (["export", "{}/run", "{}/new.tflite", "--precision", "int8"], "int8 needs"),
@@ -335,7 +335,7 @@ MISTAKES = {
     ),
     "convert: no checkpoint": (
         ["convert", "{}/words.jpg", "--source", "torchvision/retinanet_resnet50_fpn", "--out", "{}/new"],
-        "words.jpg: has none of the supported formats",
+        "words.jpg: the file has none of the supported formats",
     ),
 }
 
@@ -361,7 +361,7 @@ def test_mistake_is_one_line(capsys, folder, mistake):
     ("image", "expected"),
     [
         ("no.jpg", "The image {}/no.jpg does not exist"),
-        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP or GIF file"),
+        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP, GIF or WebP file"),
     ],
 )
 def test_predict_names_an_image_that_cannot_be_read(capsys, folder, image, expected):

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from kerasdet.export import formats
-from kerasdet.export.spec import FormatSpec, Option
 
 from kerasdet.cli import parser
 from kerasdet.cli.parser import make_parser
+from kerasdet.export import formats
+from kerasdet.export.spec import FormatSpec, Option
 
-COMMANDS = ("train", "eval", "predict", "export", "convert")
+COMMANDS = ("train", "eval", "predict", "export", "convert", "inspect")
 
 
 def parse(*words):

@@ -8,7 +8,7 @@ import pytest
 from conftest import shared
 from PIL import Image
 
-from kerasdet.data import CocoDataset
+from kerasdet.data import CocoDataset, values
 from kerasdet.errors import UserError
 
 
@@ -38,7 +38,7 @@ def box(*xywh, annotation_id=1, image_id=1, category_id=7, **more):
 def write(folder, images=None, annotations=(), categories=((7, "cat"), (3, "dog")), files=None):
     """Writes a dataset of gray JPEGs; `files` {name: bytes} replaces the contents of files, None leaves one out."""
     images = [image()] if images is None else images
-    contents = {item["file_name"]: jpeg(item["height"] or 1, item["width"]) for item in images} | (files or {})
+    contents = {item["file_name"]: jpeg(int(item["height"] or 1), item["width"]) for item in images} | (files or {})
     for name, content in contents.items():
         path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -307,3 +307,29 @@ def test_run_lengths_of_real_masks_cover_the_image():
         starts = np.cumsum([0, *record.num_runs])
         for start, end in itertools.pairwise(starts):
             assert record.runs[start:end].sum() == record.height * record.width
+
+
+def test_problems_name_files_and_annotations(tmp_path):
+    annotations = [
+        box(5, 5, 0, 5, annotation_id=1),
+        box(-2, 5, 10, 5, annotation_id=2),
+        box(50, 5, 4, 4, annotation_id=3),
+        box(1, 1, 4, 4, annotation_id=4) | {"image_id": "1"},
+    ]
+    path = write(tmp_path, [image(1), image(2, "b.jpg")], annotations, files={"b.jpg": None})
+    dataset = CocoDataset(path, on_bad_image="skip")
+    a, b = (str(tmp_path / "images" / name) for name in ("a.jpg", "b.jpg"))
+    assert [(each.kind, each.item, each.text) for each in dataset.problems] == [
+        ("bad_images", b, "does not exist"),
+        ("converted_values", "annotation 4", "has \"image_id\" '1'"),
+        ("zero_area_boxes", f"annotation 1 of {a}", 'has "bbox" [5, 5, 0, 5]'),
+        ("outside_boxes", f"annotation 3 of {a}", 'has "bbox" [50, 5, 4, 4]'),
+        ("clipped_boxes", f"annotation 2 of {a}", 'has "bbox" [-2, 5, 10, 5]'),
+    ]
+    assert all(dataset.counts[each.kind] == 1 for each in dataset.problems)
+
+
+def test_a_list_of_problems_ends_and_their_count_does_not(tmp_path):
+    many = values.MAX_LISTED + 3
+    dataset = CocoDataset(write(tmp_path, annotations=[box(5, 5, 0, 5, annotation_id=i) for i in range(many)]))
+    assert len(dataset.problems) == values.MAX_LISTED and dataset.counts["zero_area_boxes"] == many

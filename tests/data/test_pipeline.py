@@ -8,9 +8,10 @@ import tensorflow as tf
 from PIL import Image
 from pycocotools import mask as rle
 
-from kerasdet.data import RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
+from kerasdet.data import ImageSampler, RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
 from kerasdet.data.records import Record
 from kerasdet.data.shapes import shapes_dataset
+from kerasdet.data.transforms import CopyPaste, MixUp, Mosaic, RandomApply, ScaleJitter, UntilStep
 from kerasdet.geometry import masks
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
@@ -185,3 +186,66 @@ def test_images_without_objects_have_empty_masks(dataset):
     assert not batches[0]["masks"].any() and (batches[2]["masks"] == 255).all()
     fixed = training_batches(SimpleNamespace(records=records), 2, max_boxes=5, mask_size=14)
     assert fixed.element_spec["masks"].shape == (2, 5, 14, 14)
+
+
+MIXES = (
+    Mosaic((24, 24), center=(0.7, 1.3)),
+    RandomApply([MixUp((20, 20), transforms=[RandomFlip()])], 0.6),
+    CopyPaste(probability=0.8, transforms=[ScaleJitter((24, 24))]),
+    ScaleJitter((40, 40), (0.8, 1.5)),
+)
+
+
+def test_mixed_images_are_reproducible_resumable_and_sharded(shapes):
+    options = {"seed": 4, "mask_size": 14, "sampler": ImageSampler(group_by_aspect_ratio=True)}
+    whole = take(training_batches(shapes, 4, MIXES, **options), 6)
+    assert len({len(batch["boxes"][0]) for batch in whole}) > 1
+    resumed = training_batches(shapes, 4, MIXES, start_step=3, **options)
+    assert_same(whole[3:], take(resumed, 3))
+    workers = []
+    for i in range(2):
+        context = tf.distribute.InputContext(2, i, 2)
+        workers.append(take(training_batches(shapes, 4, MIXES, input_context=context, **options), 3))
+    for batch, *parts in zip(whole[:3], *workers, strict=True):
+        for key in ("image_id", "image_size"):
+            np.testing.assert_array_equal(batch[key], np.concatenate([part[key] for part in parts]))
+        for part, rows in zip(parts, (slice(0, 2), slice(2, 4)), strict=True):
+            count = part["boxes"].shape[1]
+            np.testing.assert_array_equal(batch["boxes"][rows, :count], part["boxes"])
+            assert not batch["boxes"][rows, count:].any()
+
+
+def test_until_step_switches_at_the_same_step_after_resuming(dataset):
+    """Images are 40 + i pixels high: transforms up to step 3 make them 20 pixels high, those afterwards 30."""
+    transforms = [UntilStep(3, [ResizeShortestEdge((20,), 1000)], [ResizeShortestEdge((30,), 1000)])]
+    expected = [20] * 3 + [30] * 3
+    batches = take(training_batches(dataset, 2, transforms), 6)
+    assert [batch["image_size"].min() for batch in batches] == expected
+    assert all("step" not in batch for batch in batches)
+    resumed = take(training_batches(dataset, 2, transforms, start_step=2), 4)
+    assert [batch["image_size"].min() for batch in resumed] == expected[2:]
+
+
+def test_max_boxes_counts_the_objects_of_mixed_images(shapes):
+    most = max(len(record.boxes) for record in shapes.records)
+    batches = training_batches(shapes, 2, [Mosaic((64, 64))], max_boxes=most)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Raise max_boxes"):
+        take(batches, 4)
+    fixed = training_batches(shapes, 2, [Mosaic((64, 64))], max_boxes=4 * most)
+    assert take(fixed, 1)[0]["boxes"].shape == (2, 4 * most, 4)
+
+
+def test_users_function_may_use_pythons_if(dataset):
+    def tall(example, seed):
+        image_id = example["image_id"]
+        if example["image_size"][0] > 42:
+            image_id = -image_id
+        return {**example, "image_id": image_id}
+
+    batches = take(training_batches(dataset, 1, [RandomApply([tall], 1.0)]), 7)
+    assert sorted(int(batch["image_id"][0]) for batch in batches) == [-106, -105, -104, -103, 100, 101, 102]
+
+
+def test_error_of_a_transform_is_a_single_sentence(dataset):
+    with pytest.raises(ValueError, match=r"^CopyPaste got examples without masks"):
+        training_batches(dataset, 2, [CopyPaste()])

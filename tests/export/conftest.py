@@ -3,7 +3,8 @@
 import pytest
 import tiny
 from export_models import make
-from kerasdet.export import export_saved_model, export_tflite
+
+from kerasdet.export import export_onnx, export_saved_model, export_tflite
 
 TFLITE_SIZE = (96, 128)
 
@@ -47,6 +48,21 @@ def tflite_file(models, tmp_path_factory):
             size = (64, 64) if name == "tiny" else TFLITE_SIZE
             file = folder / f"{key}.tflite"
             made[key] = export_tflite(models(name), file, **{"size": size, **calibration, **options})
+        return made[key]
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def onnx_file(models, tmp_path_factory):
+    """Returns a function from a model's name and export options to the path of its ONNX file."""
+    folder, made = tmp_path_factory.mktemp("onnx"), {}
+
+    def path(name, **options):
+        key = "_".join(["model", name, *map(str, options.values())])
+        if key not in made:
+            calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
+            made[key] = export_onnx(models(name), folder / f"{key}.onnx", **calibration, **options)
         return made[key]
 
     return path

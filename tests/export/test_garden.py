@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, SLOW, verify_in_process
-from kerasdet.export import verify_export
 
 import kerasdet
 from kerasdet.errors import UserError
+from kerasdet.export import verify_export
 from kerasdet.ops.dispatch import raw_ops
 
 TOLERANCES = {"boxes": (1e-3, 0), "scores": (1e-5, 0), "mask_probs": (1e-4, 0), "keypoints": (1e-2, 1e-2)}

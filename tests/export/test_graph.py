@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS
-from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, to_float32
 
+from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, to_float32
 from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import implementation
 

@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import verify_in_process
-from kerasdet.export import export_saved_model, verify_export
 from PIL import Image, ImageOps
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from kerasdet.errors import UserError, VerificationError
+from kerasdet.export import export_saved_model, verify_export
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from kerasdet.export import export_and_verify
-from kerasdet.export.saved_model import serving
 from PIL import Image
 
 from kerasdet.errors import UserError
+from kerasdet.export import export_and_verify
+from kerasdet.export.saved_model import serving
 
 grpc = pytest.importorskip("grpc")
 apis = pytest.importorskip("tensorflow_serving.apis.prediction_service_pb2_grpc")

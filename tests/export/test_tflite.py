@@ -14,13 +14,13 @@ import pytest
 import tensorflow as tf
 import tiny
 from export_models import MODELS, verify_in_process
-from kerasdet.export import export_tflite, tflite, verify_export
-from kerasdet.export.tflite import postprocessing as post
-from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
 from PIL import Image
 
 import kerasdet
 from kerasdet.errors import UserError, VerificationError
+from kerasdet.export import export_tflite, tflite, verify_export
+from kerasdet.export.tflite import postprocessing as post
+from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("ai_edge_quantizer")
@@ -115,7 +115,6 @@ def test_boxes_in_letterbox_padding_are_dropped(tflite_file):
     "name,options,message",
     [
         ("model.bin", {}, "does not end in .tflite"),
-        ("nowhere/model.tflite", {}, "There is no folder .*nowhere to write model.tflite to: create it"),
         ("model.tflite", {"size": 96}, "size is 96: give"),
         ("model.tflite", {"size": (0, 96)}, "give .height, width. in whole pixels"),
         (

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from kerasdet.export import export_and_verify, verify, workflow
 
 import kerasdet
 from kerasdet.errors import UserError, VerificationError
+from kerasdet.export import export_and_verify, verify, workflow
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.models import MaskBranch
-from kerasdet.models.branches import Branch
+from kerasdet.models.branch import Branch
 
 
 class Number(ConfigFromInit, Branch):

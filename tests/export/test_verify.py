@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from kerasdet.export.verify import EIGHT_BITS, EXACT, ROUNDED, compare, tolerance_for
 
 from kerasdet.errors import VerificationError
+from kerasdet.export.verify import EIGHT_BITS, EXACT, ROUNDED, compare, tolerance_for
 
 CLASSES = {"float32": EXACT, "16 bits": ROUNDED, "8 bits": EIGHT_BITS}
 THRESHOLD = 0.05

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasdet.training import resume
+from kerasdet.training import WarmupCosine, resume
 
 SETTINGS = {"data": "40 images", "batch_size": 4, "seed": 0, "freeze": []}
 
@@ -34,7 +34,7 @@ def test_restored_model_trains_on_bit_for_bit_with_dropout(tmp_path):
     train(first, 3)
     resume.save(first, tmp_path, max_to_keep=2, step=3, images=48)
     other = model(seed=1)
-    assert resume.restore(other, tmp_path) == (3, 48)
+    assert resume.restore(other, tmp_path) == (3, 48, "")
     for a, b in zip(train(first, 3), train(other, 3), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -47,7 +47,7 @@ def test_saving_to_a_folder_that_cannot_be_written_raises(tmp_path):
 
 
 def test_restoring_without_a_checkpoint_starts_at_zero(tmp_path):
-    assert resume.restore(model(), tmp_path / "none") == (0, 0)
+    assert resume.restore(model(), tmp_path / "none") == (0, 0, "")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_flipped_bit_raises_or_changes_nothing(tmp_path, saved):
         flipped[place] ^= 1 << rng.randrange(8)
         (tmp_path / path.name).write_bytes(flipped)
         try:
-            assert resume.restore(other, tmp_path) == (3, 48)
+            assert resume.restore(other, tmp_path) == (3, 48, "")
         except ValueError as error:
             assert f"{path.name} is damaged (" in str(error), (place, str(error))
             assert "()" not in str(error)
@@ -97,16 +97,13 @@ def test_restoring_with_another_optimizer_raises(saved, recwarn):
     assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
 
 
-def test_other_settings_warn(saved, caplog):
-    assert resume.restore(model(), saved[1], SETTINGS) == (3, 48)
-    assert not caplog.messages
-    resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
-    [message] = caplog.messages
-    assert "data was 40 images and is 30 images, seed was 0 and is 5: the run goes on" in message
-    assert "batch_size" not in message
+def test_other_settings_are_listed(saved):
+    assert resume.restore(model(), saved[1], SETTINGS) == (3, 48, "")
+    progress = resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
+    assert progress.changes == "data was 40 images and is 30 images, seed was 0 and is 5"
 
 
-def test_checkpoint_without_settings_restores(tmp_path, saved, caplog):
+def test_checkpoint_without_settings_restores(tmp_path, saved):
     [path] = resume.checkpoints(saved[1])
     kept = ("step", "images", "freeze", "random", "optimizer", "iterations")
     with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / path.name, "w") as old:
@@ -115,5 +112,49 @@ def test_checkpoint_without_settings_restores(tmp_path, saved, caplog):
             if name == "training.json":
                 content = json.dumps({key: json.loads(content)[key] for key in kept})
             old.writestr(name, content)
-    assert resume.restore(model(seed=1), tmp_path, {**SETTINGS, "seed": 5}) == (3, 48)
-    assert not caplog.messages
+    assert resume.restore(model(seed=1), tmp_path, {**SETTINGS, "seed": 5}) == (3, 48, "")
+
+
+CHANGED_RATES = {
+    "constant": (0.25, 0.125, "learning_rate was 0.25 and is 0.125"),
+    "schedule": (
+        WarmupCosine(0.25, 8),
+        WarmupCosine(0.125, 8),
+        "WarmupCosine.base_lr was 0.25 and is 0.125",
+    ),
+    "constant_to_schedule": (0.25, WarmupCosine(0.125, 8), "learning_rate was 0.25 and is WarmupCosine"),
+    "schedule_to_constant": (WarmupCosine(0.25, 8), 0.125, "learning_rate was WarmupCosine and is 0.125"),
+}
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("case", CHANGED_RATES)
+def test_new_learning_rate_applies_and_the_rest_of_the_optimizer_resumes(tmp_path, case, scaled, recwarn):
+    old_rate, new_rate, message = CHANGED_RATES[case]
+
+    def made(rate, seed):
+        adam = keras.optimizers.AdamW(rate, weight_decay=0.5)
+        return model(seed, keras.optimizers.LossScaleOptimizer(adam, initial_scale=4.0) if scaled else adam)
+
+    first = made(old_rate, 0)
+    train(first, 3)
+    resume.save(first, tmp_path, max_to_keep=1, step=3, images=48)
+    second, unchanged = made(new_rate, 1), made(old_rate, 1)
+    assert resume.restore(unchanged, tmp_path) == (3, 48, "")
+    assert resume.restore(second, tmp_path) == (3, 48, message)
+    expected = new_rate if isinstance(new_rate, float) else new_rate(3)
+    np.testing.assert_allclose(second.optimizer.learning_rate, expected, rtol=1e-6)
+
+    def state(made):
+        return [v.numpy() for v in [*made.variables, *made.optimizer.variables] if "learning_rate" not in v.path]
+
+    for a, b in zip(state(first), state(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
+
+
+def test_other_settings_of_the_optimizer_apply_and_are_listed(saved):
+    other = model(optimizer=keras.optimizers.AdamW(0.1, use_ema=True, weight_decay=0.25, clipnorm=2.0))
+    changes = resume.restore(other, saved[1]).changes
+    assert changes == "weight_decay was 0.004 and is 0.25, clipnorm was None and is 2"
+    assert other.optimizer.weight_decay == 0.25

@@ -14,16 +14,16 @@ import tensorflow as tf
 import tiny
 
 from kerasdet import ResNet, evaluate, load
-from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
+from kerasdet.data import CocoDataset, Dataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import validation_losses
+from kerasdet.files import locked
 from kerasdet.keras_compat import average_pairs
 from kerasdet.layers import RetinaNetHead
 from kerasdet.losses import FocalLoss
 from kerasdet.models import KeypointBranch, RetinaNet
 from kerasdet.models.common import LossNormalizer
 from kerasdet.training import SGD, Checkpointing, StepOptions, Validation, WarmupMultiStep, resume, train
-from kerasdet.training.files import locked
 from kerasdet.training.metrics_log import ThroughputLogger
 from kerasdet.training.resume import checkpoints
 from kerasdet.training.validation import metric_names
@@ -138,14 +138,29 @@ def test_configuration_is_saved(resumed):
     assert (resumed[0] / "config.gin").read_text() == "STEPS = 3\n"
 
 
-def test_finished_run_returns_at_once(resumed, data):
+def test_finished_run_returns_at_once(resumed, data, caplog):
     out_dir, finished = resumed
     before = lines(out_dir)
+    caplog.set_level("INFO", "kerasdet")
     model = run(out_dir, data, model=tiny.detector(seed=9))
     assert lines(out_dir) == before
     assert len(before) == STEPS
     for a, b in zip(tiny.weights(model), tiny.weights(finished), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert f"{out_dir} is finished: it has made 6 steps, and STEPS (steps) is 6. To train on, raise" in caplog.text
+
+
+def test_finished_run_with_other_settings_raises(resumed, data, tmp_path, caplog):
+    out_dir, _ = resumed
+    before = (out_dir / "config.gin").read_text()
+    others = tiny.shapes_data(tmp_path / "others", num_images=5, seed=1)  # with the same image ids and classes
+    message = r"is finished: .* have no effect on it \(data was 5 images .* choose another OUT_DIR .*, or raise STEPS"
+    with pytest.raises(UserError, match=message):
+        run(out_dir, others, config="STEPS = 6")
+    with pytest.raises(UserError, match=r"finished: .* \(learning_rate was WarmupMultiStep and is 0\.5\)"):
+        run(out_dir, data, optimizer=SGD(0.5, weight_decay=1e-3))
+    assert (out_dir / "config.gin").read_text() == before
+    assert "goes on" not in caplog.text
 
 
 def test_model_takes_class_names_of_the_data(resumed):
@@ -201,11 +216,12 @@ def test_other_number_of_classes_raises_before_anything_is_written(tmp_path, dat
     with pytest.raises(ValueError, match=r"The model has 3 classes and .* has 5 \(disk, .*set NUM_CLASSES .* to 5"):
         run(out_dir, data, model=tiny.detector(num_classes=3))
 
-    class Fewer:
-        num_classes, class_names, annotations = 2, ("a", "b"), "val.json"
-
-    with pytest.raises(ValueError, match=r"5 classes and val\.json has 2"):
-        run(out_dir, data, validation=Validation(Fewer()))
+    contents = json.loads(data.annotations.read_text())
+    contents["categories"][0]["name"] = "moon"
+    contents["categories"][1]["name"] = "disk"  # not in the place that it has in training
+    other = Dataset(contents, data.annotations.parent / "images", source="val.json")
+    with pytest.raises(UserError, match=r"val\.json has objects of moon; expected the classes of the model, disk"):
+        run(out_dir, data, validation=Validation(other))
     assert not out_dir.exists()
 
 
@@ -310,6 +326,8 @@ def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
     assert [line["score"] for line in lines(tmp_path, evaluations=True)] == [0.1, 0.5, 0.4, 0.3]
     assert int(keras.models.load_model(tmp_path / "best.keras").optimizer.iterations) == 2
     run(tmp_path, data, **arguments)  # the same command again has nothing to do
+    with pytest.raises(UserError, match=r"is finished: score has not improved in 2 .* or raise Validation\.patience"):
+        run(tmp_path, data, **arguments, seed=5)
     assert lines(tmp_path)[-1]["step"] == 4
 
 
@@ -460,8 +478,8 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     assert not [message for message in caplog.messages if "other settings" in message]
     other = CocoDataset(data.annotations)
     other.records = other.records[1:]
-    run(tmp_path, other, steps=1, batch_size=1, seed=5)
-    [message] = [message for message in caplog.messages if "other settings" in message]
+    run(tmp_path, other, steps=2, batch_size=1, seed=5)
+    [message] = [message for message in caplog.messages if "goes on with other settings: " in message]
     for words in ("data was 5 images of 5 classes (", "and is 4 images", "batch_size was 2 and is 1", "seed was 0"):
         assert words in message
     with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is \['neck'\]"):

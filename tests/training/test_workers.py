@@ -8,6 +8,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from kerasdet.training import Checkpointing, checks, make_strategy
@@ -148,7 +149,9 @@ def test_workers_with_different_settings_raise(monkeypatch):
         checks.check_same_on_all_workers(None, completed_steps, "run", settings, options)
 
     def data(*ids):
-        return SimpleNamespace(records=[SimpleNamespace(image_id=image_id) for image_id in ids])
+        nothing = {"boxes": np.zeros((0, 4)), "class_ids": np.zeros(0), "is_crowd": np.zeros(0)}
+        records = [SimpleNamespace(image_id=image_id, path=f"{image_id}.jpg", **nothing) for image_id in ids]
+        return SimpleNamespace(records=records, class_names=["cat"], num_classes=1)
 
     def of_first(value):
         gathered[:] = [value]

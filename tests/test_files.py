@@ -1,13 +1,15 @@
 import contextlib
+import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import tiny
 
 from kerasdet.errors import UserError
-from kerasdet.training.files import locked, replacing, writing
+from kerasdet.files import locked, replacing, waiting_lock, writing
 
 HOLD = """
 import fcntl, sys
@@ -81,3 +83,16 @@ def test_file_of_a_killed_process_is_whole(tmp_path, function, count, content):
         partial.write_text("newer")
     assert path.read_text() == "newer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_waiting_lock_says_so_and_waits(tmp_path, caplog):
+    path = tmp_path / "new" / "lock"
+    with waiting_lock(path, "another works"):
+        pass
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        threading.Timer(0.2, other.stdin.close).start()
+        with caplog.at_level(logging.INFO), waiting_lock(path, "another works"):
+            assert caplog.messages == ["another works"]
+            assert other.wait(5) == 0

@@ -1,4 +1,4 @@
-"""Crash-safe files of a run: each appears under its name only when it is complete and on the disk."""
+"""Crash-safe files, each of which appears under its name only when it is complete and on the disk, and locks."""
 
 import contextlib
 import logging
@@ -87,3 +87,32 @@ def _flush(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path, message: str) -> Iterator[None]:
+    """Waits until no other process holds the lock of a file, and holds it inside the block.
+
+    The system releases the lock of a process that ends, however it ends.
+
+    Args:
+        path: File to lock. It and its folder are created if necessary, and it stays.
+        message: Logged if another process holds the lock.
+
+    Raises:
+        OSError: If the file cannot be created.
+    """
+    import fcntl  # Windows does not have this module
+
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s", message)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): make sure that no other process writes there.", path, error.strerror)
+        yield

@@ -1,0 +1,83 @@
+"""Checks the options that several export formats share."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.errors import UserError
+from kerasdet.export.formats import choose_spec
+from kerasdet.models import Detector
+from kerasdet.paths import expand
+
+
+def new_file(path: str | os.PathLike, name: str) -> Path:
+    """Checks that an export can be written to a file.
+
+    Args:
+        path: The file; ``~`` is the home folder.
+        name: Name of the format.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: If it does not have the suffix of the format.
+        FileExistsError: If it exists.
+    """
+    path = expand(path)
+    choose_spec(path, name)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: export to another file or delete it.")
+    return path
+
+
+def check_model(model: Detector) -> None:
+    """Checks that a model is a detector.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(model, Detector):
+        raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")
+
+
+def check_choice(name: str, option: str, value: str, choices: Sequence[str]) -> None:
+    """Checks an option of a format.
+
+    Args:
+        name: Name of the format, for the message.
+        option: Name of the option, for the message.
+        value: The value.
+        choices: Permitted values.
+
+    Raises:
+        UserError: If the value is not permitted.
+    """
+    if value not in choices:
+        raise UserError(f"{name} has no {option} {value!r}: choose one of {', '.join(choices)}.")
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Checks the height and width of an input.
+
+    Raises:
+        UserError: If they are not two positive integers, or None.
+    """
+    if size is not None and not (
+        np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
+    ):
+        raise UserError(f"size is {size!r}: give (height, width) in whole pixels.")
+
+
+def check_calibration(precision: str, calibration_images: Sequence) -> None:
+    """Checks that there are calibration images exactly if a precision needs them.
+
+    Raises:
+        UserError: If they are missing or useless.
+    """
+    if precision == "int8" and not len(calibration_images):
+        raise UserError("int8 needs calibration images: give some dozens of images that are typical for the model.")
+    if precision != "int8" and len(calibration_images):
+        raise UserError(f"Calibration images are for precision int8, not for {precision}: leave them out.")

@@ -1,0 +1,1 @@
+"""Exports detectors as ONNX files."""

@@ -1,0 +1,106 @@
+"""Converts a frozen TensorFlow graph to ONNX.
+
+TensorFlow's images are (B, H, W, C), ONNX's are (B, C, H, W). A tensor may therefore have two values in the ONNX graph,
+one in each layout. Convolutions make the second one, ops on single elements follow their inputs, and the transposition
+between the two is added only where an op needs the other.
+
+int32 becomes int64, because shapes and indices are int64 in ONNX.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from onnx import helper
+
+from kerasdet.errors import UserError
+from kerasdet.export.onnx.builder import GraphBuilder
+from kerasdet.keras_compat import function_graph
+
+_TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+AXES_CHANNELS_FIRST = (0, 2, 3, 1)  # axis of (B, H, W, C) -> the same in (B, C, H, W)
+
+
+class Converter:
+    """Converts the operations of a TensorFlow graph one after the other.
+
+    Args:
+        library: Function name -> `FunctionDef`, for loops and composites.
+
+    Attributes:
+        builder: The `GraphBuilder` that receives the nodes.
+    """
+
+    def __init__(self, library: dict[str, tf.compat.v1.NodeDef], converters: dict[str, Callable]):
+        self.builder = GraphBuilder()
+        self._library = library
+        self._converters = converters
+        self._values: dict[tuple[int, str], dict[str, str]] = {}
+
+    def set(self, tensor: tf.Tensor, name: str, channels_first: bool = False) -> None:
+        """Records the value that a tensor has in ONNX."""
+        self._values[_key(tensor)] = {"first" if channels_first else "last": name}
+
+    def get(self, tensor: tf.Tensor, channels_first: bool = False) -> str:
+        """Returns the name of a tensor's value, (B, C, H, W) with `channels_first`; transposes it if it must."""
+        values = self._values[_key(tensor)]
+        wanted, other = ("first", "last") if channels_first else ("last", "first")
+        if wanted not in values:
+            permutation = _TO_CHANNELS_FIRST if channels_first else _TO_CHANNELS_LAST
+            values[wanted] = self.builder.add("Transpose", values[other], perm=permutation)
+        return values[wanted]
+
+    def is_channels_first(self, tensor: tf.Tensor) -> bool:
+        """Says whether a tensor's value exists as (B, C, H, W) in ONNX."""
+        return "first" in self._values[_key(tensor)]
+
+    def static(self, tensor: tf.Tensor) -> np.ndarray | None:
+        """Returns the value of a tensor if it is a constant, else None."""
+        name = self._values[_key(tensor)].get("last")
+        return self.builder.constants.get(name)
+
+    def type_of(self, dtype: tf.DType) -> int:
+        """Returns ONNX's number of a type."""
+        return helper.np_dtype_to_tensor_dtype(np.dtype(numpy_type(dtype)))
+
+    def convert(self, operations: Sequence[tf.Operation]) -> None:
+        """Converts operations, each of which stands after its inputs.
+
+        Raises:
+            UserError: If ONNX has no such operation, or none is known here.
+        """
+        for operation in operations:
+            if operation.type in ("Placeholder", "NoOp"):
+                continue
+            converter = self._converters.get(self.composite(operation)[0] or operation.type)
+            if converter is None:
+                raise UserError(
+                    f"The model has the operation {operation.type} ({operation.name}), which the export to ONNX does "
+                    "not know: replace the layer that uses it, or export a SavedModel."
+                )
+            self.builder.scope = operation.name.rpartition("/")[0] + "/" * ("/" in operation.name)
+            converter(self, operation)
+
+    def composite(self, operation: tf.Operation) -> tuple[str | None, dict]:
+        """Returns the name and the attributes of a call of a `kerasdet.ops.dispatch.composite`, or None and nothing."""
+        if operation.type not in ("PartitionedCall", "StatefulPartitionedCall"):
+            return None, {}
+        function = self._library[operation.get_attr("f").name]
+        if "_implements" not in function.attr:
+            return None, {}
+        name, attributes = json.loads(function.attr["_implements"].s)
+        return f"kerasdet>{name}", attributes
+
+    def function(self, graph: tf.Graph, name: str) -> tf.Graph:
+        """Returns the graph of a function of the library."""
+        return function_graph(graph, self._library[name])
+
+
+def numpy_type(dtype: tf.DType) -> type:
+    """Returns NumPy's type for a tensor's values in ONNX: int64 for all signed integers."""
+    return np.int64 if dtype in (tf.int32, tf.int64, tf.int16, tf.int8) else dtype.as_numpy_dtype
+
+
+def _key(tensor):
+    return id(tensor.graph), tensor.name

@@ -1,0 +1,174 @@
+"""Loads an exported ONNX file as a `Predictor`."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.export.metadata import branch_outputs
+from kerasdet.export.network import RawHeads, as_input
+from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.inference.predictor import Predictor, batch_sizes
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing
+from kerasdet.models.postprocess import drop_empty
+from kerasdet.paths import expand
+
+
+class GraphPredictor(Predictor):
+    """Base of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
+
+    Args:
+        path: The file or folder.
+        properties: The file's ``metadata_props``.
+
+    Attributes:
+        path: The file or folder.
+        metadata: The entry ``kerasdet`` of the properties, see `kerasdet.export.metadata`.
+    """
+
+    def __init__(self, path: Path, properties: Mapping[str, str]):
+        self.path = path
+        self.metadata = json.loads(properties["kerasdet"])
+        self.size = tuple(self.metadata["size"]) if "size" in self.metadata else None
+        self._rule = Preprocessing(**self.metadata["preprocessing"])
+        self.preprocessing = KeepSize() if self.size else self._rule
+        self.num_classes = self.metadata["num_classes"]
+        self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
+        self.mask_convention = self.metadata["mask_convention"]
+        self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
+        self.branch_outputs = branch_outputs(self.metadata)
+        self._heads = RawHeads(properties["model"]) if self.metadata["postprocessing"] == "raw" else None
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the graph on its input (B, h, w, 3) and returns its outputs by name."""
+        raise NotImplementedError(f"{type(self).__name__} does not define run.")
+
+    def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Detects objects in a batch that `preprocessing.batch` made.
+
+        Images of one size run together if the file takes any number of images. The others run one by one, because
+        padding to a common size changes features at the borders.
+
+        Args:
+            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
+
+        Returns:
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+        """
+        image_size, original_size = (np.asarray(sizes) for sizes in batch_sizes(batch))
+        images = np.asarray(batch["image"])
+        together = self.size is None and (image_size == image_size[0]).all()
+        groups = [np.arange(len(images))] if together else [[index] for index in range(len(images))]
+        found = []
+        for group in groups:
+            height, width = image_size[group[0]]
+            pixels, size = self.to_input(images[group, :height, :width])
+            detections = self.decode_outputs(self.run(pixels), pixels.shape[1:3])
+            detections = rescale(detections, tf.constant([size]), original_size[group], self.branch_outputs)
+            found.append(drop_empty(detections) if self.size else detections)
+        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+
+    def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """Turns images into the graph's input: letterboxes them if its size is fixed.
+
+        Args:
+            images: (B, H, W, 3) RGB, 0..255, uint8 or float; a single image if the size is fixed.
+
+        Returns:
+            The input (B, h, w, 3), and the height and width that the images have in it.
+        """
+        size = images.shape[1:3]
+        if self.size:
+            pixels, size = self._rule.letterbox(images[0], *self.size)
+            images = pixels.numpy()[None]
+        return as_input(np.asarray(images, np.float32), self.metadata["input_type"]), tuple(map(int, size))
+
+    def example(self, image: np.ndarray) -> np.ndarray:
+        """Returns the graph's input for an image (H, W, 3): with its mirror image if the number of images is free."""
+        if self.size:
+            return self.to_input(image[None])[0]
+        pixels = self._rule.resize(image).numpy()
+        return self.to_input(np.stack([pixels, pixels[:, ::-1]]))[0]
+
+    def decode_outputs(self, outputs: Mapping[str, np.ndarray], size: Sequence[int]) -> dict[str, tf.Tensor]:
+        """Turns the graph's outputs into the padded dict, in pixels of its input.
+
+        Args:
+            outputs: Output name -> array.
+            size: Height and width of the input in pixels.
+        """
+        if self._heads is None:
+            return from_tf_od(outputs, tf.constant([size]), self.metadata["class_offset"], self.branch_outputs)
+        heads = dict(outputs)
+        anchors, counts = heads.pop("anchors"), heads.pop("anchors_per_level")
+        parts = np.split(anchors, np.cumsum(counts)[:-1])
+        return self._heads.postprocess(heads, dict(zip(self.metadata["levels"], parts, strict=True)), tuple(size))
+
+
+class OnnxPredictor(GraphPredictor):
+    """Detects with an ONNX file that `kerasdet export --format onnx` wrote. onnxruntime alone runs the network.
+
+    Args:
+        path: The ``.onnx`` file.
+        num_threads: Number of threads of onnxruntime; by default the number of available cores.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+
+    Example:
+        >>> detections = kerasdet.load("detector.onnx").detect("street.jpg")
+    """
+
+    def __init__(self, path: str | Path, num_threads: int | None = None):
+        path = expand(path)
+        self._session = _session(path, num_threads or len(os.sched_getaffinity(0)))
+        super().__init__(path, _properties(self._session, path))
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the file on its input (B, h, w, 3) and returns its outputs by name."""
+        return dict(zip(self._names, self._session.run(self._names, {"image": pixels}), strict=True))
+
+
+def read_metadata(path: Path) -> dict:
+    """Reads the description that an exported ONNX file carries.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it has none.
+    """
+    return json.loads(_properties(_session(path, 1), path)["kerasdet"])
+
+
+def _properties(session, path):
+    properties = session.get_modelmeta().custom_metadata_map
+    if "kerasdet" not in properties:
+        raise UserError(
+            f"{path} has no entry kerasdet in its metadata: expected a file of `kerasdet export --format onnx`; run "
+            "others with onnxruntime."
+        )
+    return properties
+
+
+def _session(path, num_threads):
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: give the .onnx file that `kerasdet export` wrote.")
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise UserError(f"onnxruntime is not installed, but {path} needs it: pip install 'kerasdet[onnx]'.") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
+    except Exception as error:  # onnxruntime raises classes of its own that share no base
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be loaded by onnxruntime: {reason}. Export the model again.") from None

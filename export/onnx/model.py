@@ -1,0 +1,67 @@
+"""Turns a detector into an ONNX model in memory."""
+
+from collections.abc import Callable, Sequence
+
+import onnx
+import tensorflow as tf
+from onnx import helper
+
+from kerasdet.export.graph import InferenceGraph
+from kerasdet.export.onnx import layers, loops, operators
+from kerasdet.export.onnx.convert import Converter
+from kerasdet.ops import implementation
+
+_CONVERTERS = {**operators.CONVERTERS, **layers.CONVERTERS, **loops.CONVERTERS}
+
+
+def convert(
+    function: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    image: tf.TensorSpec,
+    precision: str,
+    output_order: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Converts a function of images to an ONNX model.
+
+    Args:
+        function: A function from images (B, H, W, 3) to outputs by name.
+        image: Type, shape and name of the images.
+        precision: "float32" or "float16", see `kerasdet.export.graph.InferenceGraph`.
+        output_order: Names of outputs in the order that they shall have; the others follow.
+
+    Returns:
+        The model, which has passed ONNX's checker and strict shape inference.
+    """
+    with implementation("onnx"):
+        inference = InferenceGraph(function, [image], precision)
+    definition = inference.graph_def
+    with tf.Graph().as_default() as graph:
+        tf.graph_util.import_graph_def(definition, name="")
+    library = {each.signature.name: each for each in definition.library.function}
+    converter = Converter(library, _CONVERTERS)
+    [source] = inference.inputs
+    converter.set(graph.get_tensor_by_name(source), image.name)
+    for name, weight in inference.weights.items():
+        converter.set(graph.get_tensor_by_name(f"{name}:0"), converter.builder.constant(weight.numpy(), name=name))
+    converter.convert(graph.get_operations())
+    tensors = {name: graph.get_tensor_by_name(tensor) for name, tensor in inference.outputs.items()}
+    outputs = []
+    for name in sorted(tensors, key=lambda name: output_order.index(name) if name in output_order else len(tensors)):
+        converter.builder.rename(converter.builder.copy(converter.get(tensors[name])), name)
+        outputs.append(_value_info(converter, name, tensors[name], tensors[name].shape.as_list()))
+    inputs = [_value_info(converter, image.name, image, image.shape.as_list())]
+    model = converter.builder.model("kerasdet", inputs, outputs)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
+    """Replaces the ``metadata_props`` of a model."""
+    del model.metadata_props[:]
+    helper.set_model_props(model, properties)
+
+
+def _value_info(converter, name, tensor, shape):
+    """Describes an input or output; the first unknown length is that of the batch."""
+    names = ["batch", "height", "width"] if name == "image" else ["batch", *(f"{name}_{i}" for i in range(1, 9))]
+    shape = [names[i] if length is None else length for i, length in enumerate(shape)]
+    return helper.make_tensor_value_info(name, converter.type_of(tensor.dtype), shape)

@@ -1,0 +1,65 @@
+"""Puts the convolutions of an ONNX model into 8 bits, by onnxruntime's static quantisation.
+
+Weights are int8 with a scale for each output channel. Activations are uint8, with ranges that the calibration images
+show. Only backbone and neck are quantised, because rounding in the heads moves scores and boxes.
+"""
+
+import re
+import tempfile
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kerasdet.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def quantize(model: "onnx.ModelProto", inputs: Iterable[np.ndarray], layers: Collection[str]) -> "onnx.ModelProto":
+    """Quantises the convolutions of a model.
+
+    Args:
+        model: The model in float32.
+        inputs: Inputs (1, h, w, 3) that show the ranges of the activations.
+        layers: Names of the layers whose convolutions are quantised.
+
+    Returns:
+        The model in QDQ format.
+
+    Raises:
+        UserError: If onnxruntime is not installed.
+    """
+    import onnx
+
+    try:
+        from onnxruntime import quantization as ort
+    except ImportError:
+        raise UserError("onnxruntime is not installed, but int8 needs it: pip install 'kerasdet[onnx]'.") from None
+
+    class Reader(ort.CalibrationDataReader):
+        def __init__(self):
+            self._inputs = iter(inputs)
+
+        def get_next(self):
+            pixels = next(self._inputs, None)
+            return None if pixels is None else {"image": pixels}
+
+    scope = re.compile(rf"(^|/)({'|'.join(map(re.escape, layers))})(_\d+)*/")  # TensorFlow numbers its name scopes
+    kept = [node.name for node in model.graph.node if not scope.search(node.name)]
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (Path(folder) / name for name in ("float32.onnx", "int8.onnx"))
+        onnx.save(model, source)
+        ort.quantize_static(
+            source,
+            target,
+            Reader(),
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=kept,
+            per_channel=True,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
+        )
+        return onnx.load(target)

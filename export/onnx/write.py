@@ -1,0 +1,204 @@
+"""Writes ONNX files: one file with weights, decoding and NMS, of ONNX's own operators only.
+
+The input ``image`` is (B, H, W, 3), RGB, 0..255, float32 or uint8; padding and normalisation are inside. Number and
+size of the images are free, or fixed to one image of a size. Images are resized outside, by the rule in the metadata.
+
+| postprocessing | outputs |
+|---|---|
+| ``nms`` | those of `kerasdet.inference.detections.to_tf_od`, float32, classes counted from 0 |
+| ``raw`` | outputs of the heads, all levels concatenated, under the names that the model's `call` gives them; |
+|         | ``anchors`` (R, 4) as (y1, x1, y2, x2) in pixels; ``anchors_per_level`` (L,) int64 |
+
+Entries of ``metadata_props``:
+
+| entry | |
+|---|---|
+| ``kerasdet`` | the description of the model and its export as JSON, see `kerasdet.export.metadata` |
+| ``class_names`` | JSON list, if the model has names |
+| ``input`` | how an image becomes the input, in a sentence |
+| ``model`` | ``raw`` only: the model's configuration as JSON |
+| ``config.gin`` | the run's operative configuration, if there is one |
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.export import checks
+from kerasdet.export.metadata import model_metadata
+from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
+from kerasdet.export.onnx.quantization import quantize
+from kerasdet.export.onnx.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
+from kerasdet.inference.preprocessing import Preprocessing, open_images
+from kerasdet.models import Detector
+from kerasdet.paths import prepare_file
+
+if TYPE_CHECKING:
+    import onnx
+
+_SECOND_STAGE = {  # option -> why a model with a second stage does not support it
+    "raw": "its second stage reads proposals, which NMS selects: choose postprocessing nms",
+    "int8": "8 bits change its proposals, masks and keypoints more than verification accepts: choose float16",
+}
+_OUTPUT_ORDER = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
+
+
+def export_onnx(
+    model: Detector,
+    path: str | Path,
+    *,
+    postprocessing: str = "nms",
+    precision: str = "float32",
+    size: tuple[int, int] | None = None,
+    input_type: str = "float32",
+    calibration_images: Sequence[np.ndarray | str | Path] = (),
+    gin_config: str | None = None,
+) -> Path:
+    """Writes a detector as an ONNX file.
+
+    Args:
+        model: The detector.
+        path: A file that does not exist, with the suffix ``.onnx``.
+        postprocessing: "nms" for detections, "raw" for the outputs of the heads.
+        precision: "float32"; "float16" for weights and arithmetic of the network in float16; "int8" for convolutions
+            in 8 bits, see `kerasdet.export.onnx.quantization`.
+        size: Height and width of the input in pixels, for a single image; None for any number of images of any size.
+        input_type: Type of the input's pixels, "float32" or "uint8".
+        calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
+            paths. "int8" needs them to choose the range of each activation.
+        gin_config: Text of the run's operative configuration, which goes into the file; None for none.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: If `path` exists.
+        UserError: If an option is unknown or does not fit the model, "int8" lacks images, or a package is missing.
+
+    Example:
+        >>> export_onnx(model, "detector.onnx")
+        >>> detections = kerasdet.load("detector.onnx").detect("street.jpg")
+    """
+    path = prepare_file(checks.new_file(path, "onnx"), "The export")
+    options = {
+        "postprocessing": postprocessing,
+        "precision": precision,
+        "size": size,
+        "input_type": input_type,
+        "calibration_images": calibration_images,
+    }
+    path.write_bytes(onnx_model(model, gin_config=gin_config, name="ONNX", **options).SerializeToString())
+    return path
+
+
+def onnx_model(
+    model: Detector,
+    *,
+    postprocessing: str,
+    precision: str,
+    size: tuple[int, int] | None,
+    input_type: str,
+    calibration_images: Sequence,
+    gin_config: str | None,
+    name: str,
+    graph_precision: str | None = None,
+) -> "onnx.ModelProto":
+    """Returns a detector as an ONNX model in memory; `export_onnx` explains the arguments.
+
+    Args:
+        model: The detector.
+        postprocessing: One of `POSTPROCESSING`.
+        precision: One of `PRECISIONS`.
+        size: Height and width, or None.
+        input_type: One of `INPUT_TYPES`.
+        calibration_images: Images for "int8".
+        gin_config: Text, or None.
+        name: Name of the format, for messages.
+        graph_precision: Precision of the graph if another tool lowers it later; None for `precision`.
+    """
+    checks.check_model(model)
+    checks.check_choice(name, "postprocessing", postprocessing, POSTPROCESSING)
+    checks.check_choice(name, "precision", precision, PRECISIONS)
+    checks.check_choice(name, "input type", input_type, INPUT_TYPES)
+    checks.check_size(size)
+    if not model.single_stage and (reason := _SECOND_STAGE.get(postprocessing) or _SECOND_STAGE.get(precision)):
+        raise UserError(
+            f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
+        )
+    checks.check_calibration(precision, calibration_images)
+    try:
+        from kerasdet.export.onnx.model import convert, set_properties
+    except ImportError:
+        raise UserError("onnx is not installed, but the export needs it: pip install 'kerasdet[onnx]'.") from None
+    images = open_images(list(calibration_images))[0] if precision == "int8" else []
+
+    def network(image):
+        outputs, image_size = run_network(model, image)
+        return detections(model, outputs, image_size) if postprocessing == "nms" else _raw(outputs)
+
+    levels = []
+
+    def _raw(outputs):
+        levels[:] = outputs["anchors"]
+        anchors = list(outputs["anchors"].values())
+        counts = tf.stack([tf.shape(each)[0] for each in anchors])
+        return {**raw_outputs(outputs), "anchors": tf.concat(anchors, 0), "anchors_per_level": counts}
+
+    shape = [1, *size, 3] if size else [None, None, None, 3]
+    signature = tf.TensorSpec(shape, tf.as_dtype(input_type), "image")
+    graph_precision = graph_precision or ("float32" if precision == "int8" else precision)
+    result = convert(network, signature, graph_precision, _OUTPUT_ORDER)
+    if precision == "int8":
+        inputs = _inputs(model.preprocessing, images, size, input_type)
+        result = quantize(result, inputs, [model.backbone.name, model.neck.name])
+    options = {
+        "class_offset": 0,
+        "precision": precision,
+        "postprocessing": postprocessing,
+        "input_type": input_type,
+        **({"size": size} if size else {}),
+        **({"levels": levels} if levels else {}),
+    }
+    set_properties(result, _properties(model, options, size, gin_config))
+    return result
+
+
+def _inputs(preprocessing, images, size, input_type) -> Iterator[np.ndarray]:
+    """Yields the input (1, h, w, 3) for each image."""
+    for image in images:
+        pixels = preprocessing.letterbox(image, *size)[0] if size else preprocessing.resize(image)
+        yield as_input(pixels.numpy(), input_type)[None]
+
+
+def _properties(model, options, size, gin_config):
+    """Returns the file's ``metadata_props``."""
+    properties = {"kerasdet": json.dumps(model_metadata(model, options)), "input": _rule(model.preprocessing, size)}
+    if model.class_names:
+        properties["class_names"] = json.dumps(list(model.class_names))
+    if options["postprocessing"] == "raw":
+        properties["model"] = serialized(model)
+    if gin_config:
+        properties["config.gin"] = gin_config.strip() + "\n"
+    return properties
+
+
+def _rule(preprocessing: Preprocessing, size) -> str:
+    """Says how an image becomes the input."""
+    if size:
+        fill = ", ".join(
+            f"{value:g}" for value in preprocessing.mean[:: 1 if preprocessing.channel_order == "rgb" else -1]
+        )
+        return (
+            f"RGB, 0..255: resized to the largest size within {size[0]}x{size[1]} (height x width) at its aspect "
+            f"ratio, and filled at the bottom or right with ({fill})."
+        )
+    return (
+        f"RGB, 0..255: the shorter side resized to {preprocessing.shortest} pixels unless the longer one would exceed "
+        f"{preprocessing.longest}, then that one to {preprocessing.longest}; kernel {preprocessing.kernel}, size "
+        f"rounded like {preprocessing.rounding}."
+    )

@@ -1,0 +1,1 @@
+"""Exports detectors as OpenVINO IR."""

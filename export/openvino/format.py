@@ -1,0 +1,59 @@
+"""OpenVINO's IR as an export format."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.export.onnx.format import run_graph
+from kerasdet.export.openvino.load import OpenVinoPredictor, read_metadata
+from kerasdet.export.openvino.spec import SPEC
+from kerasdet.export.openvino.write import export_openvino
+from kerasdet.export.protocol import Format, WorkerRun
+from kerasdet.models import Detector
+
+
+def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
+    """Runs IR in a process that has only OpenVINO.
+
+    Args:
+        model: The detector.
+        path: The folder.
+        images: (H, W, 3) uint8 arrays.
+
+    Returns:
+        One case for each image.
+    """
+    return run_graph(model, OpenVinoPredictor(path), images, Path(__file__).with_name("verify_worker.py"))
+
+
+@contextlib.contextmanager
+def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Adds a version to a folder of OpenVINO Model Server (``folder/1/model.xml``), once it is complete.
+
+    Args:
+        folder: The serving folder, new or made by an earlier export: the server's ``--model_path``.
+
+    Yields:
+        The path to which the block must write the IR, and the path that it has afterwards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    version = folder / str(max(numbers, default=0) + 1)
+    with tempfile.TemporaryDirectory(prefix="partial_", dir=folder) as partial:
+        path = Path(partial) / "model"
+        yield path, version
+        path.rename(version)
+
+
+FORMAT = Format(
+    spec=SPEC,
+    runtime="OpenVINO",
+    write=export_openvino,
+    load=OpenVinoPredictor,
+    read_metadata=read_metadata,
+    run_in_worker=run_in_worker,
+    new_version=new_version,
+)

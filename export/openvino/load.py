@@ -1,0 +1,82 @@
+"""Loads exported OpenVINO IR as a `Predictor`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.errors import UserError
+from kerasdet.export.onnx.load import GraphPredictor
+from kerasdet.export.openvino.spec import MODEL_FILE
+from kerasdet.paths import expand
+
+# By default OpenVINO computes in bfloat16 on processors that have it, whatever the file's precision.
+CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+_ENTRIES = ("kerasdet", "model")
+
+
+class OpenVinoPredictor(GraphPredictor):
+    """Detects with OpenVINO IR that `kerasdet export --format openvino` wrote. OpenVINO alone runs the network.
+
+    Args:
+        path: The folder that contains ``model.xml``.
+        device: OpenVINO's name of the device, such as "CPU" or "GPU".
+
+    Raises:
+        UserError: If kerasdet did not write the folder, OpenVINO cannot load it, or is not installed.
+
+    Example:
+        >>> detections = kerasdet.load("detector").detect("street.jpg")
+    """
+
+    def __init__(self, path: str | Path, device: str = "CPU"):
+        path = expand(path)
+        core, model = _read(path)
+        super().__init__(path, _properties(model, path))
+        self._compiled = core.compile_model(model, device, CONFIG)
+        self._names = [output.any_name for output in self._compiled.outputs]
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the graph on its input (B, h, w, 3) and returns its outputs by name."""
+        request = self._compiled.create_infer_request()  # one for each call, because several threads may call
+        results = request.infer({"image": pixels})
+        return {name: np.array(results[name]) for name in self._names}
+
+
+def read_metadata(path: Path) -> dict:
+    """Reads the description that exported OpenVINO IR carries.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: If it has none.
+    """
+    return json.loads(_properties(_read(path)[1], path)["kerasdet"])
+
+
+def _properties(model, path):
+    properties = {name: model.get_rt_info(["kerasdet", name]).value for name in _ENTRIES if _has(model, name)}
+    if "kerasdet" not in properties:
+        raise UserError(
+            f"{path / MODEL_FILE} has no entry kerasdet in its rt_info: expected a folder of `kerasdet export --format "
+            "openvino`; run others with openvino."
+        )
+    return properties
+
+
+def _has(model, name):
+    return model.has_rt_info(["kerasdet", name])
+
+
+def _read(path):
+    try:
+        import openvino
+    except ImportError:
+        raise UserError(f"openvino is not installed, but {path} needs it: pip install 'kerasdet[openvino]'.") from None
+    core = openvino.Core()
+    try:
+        return core, core.read_model(path / MODEL_FILE)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be loaded by OpenVINO: {reason}. Export the model again.") from None

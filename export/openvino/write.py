@@ -1,0 +1,81 @@
+"""Writes OpenVINO's IR: a folder with ``model.xml`` and ``model.bin``, converted from an ONNX model in memory.
+
+Input and outputs are those of `kerasdet.export.onnx.write`. The entries that an ONNX file has in its metadata are in
+the ``rt_info`` of ``model.xml``, under ``kerasdet``.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.errors import UserError
+from kerasdet.export.onnx.write import onnx_model
+from kerasdet.export.openvino.spec import MODEL_FILE
+from kerasdet.models import Detector
+from kerasdet.paths import expand
+
+
+def export_openvino(
+    model: Detector,
+    path: str | Path,
+    *,
+    postprocessing: str = "nms",
+    precision: str = "float32",
+    size: tuple[int, int] | None = None,
+    input_type: str = "float32",
+    calibration_images: Sequence[np.ndarray | str | Path] = (),
+    gin_config: str | None = None,
+) -> Path:
+    """Writes a detector as OpenVINO IR.
+
+    Args:
+        model: The detector.
+        path: A folder that does not exist or is empty.
+        postprocessing: "nms" for detections, "raw" for the outputs of the heads.
+        precision: "float32"; "float16" for weights stored in float16, from which OpenVINO computes in the precision of
+            the device; "int8" for convolutions in 8 bits, see `kerasdet.export.onnx.quantization`.
+        size: Height and width of the input in pixels, for a single image; None for any number of images of any size.
+        input_type: Type of the input's pixels, "float32" or "uint8".
+        calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
+            paths. "int8" needs them to choose the range of each activation.
+        gin_config: Text of the run's operative configuration, which goes into the file; None for none.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: If `path` is a file or a folder that is not empty.
+        UserError: If an option is unknown or does not fit the model, "int8" lacks images, or a package is missing.
+
+    Example:
+        >>> export_openvino(model, "detector")
+        >>> detections = kerasdet.load("detector").detect("street.jpg")
+    """
+    path = expand(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
+    try:
+        import openvino
+    except ImportError:
+        raise UserError(
+            "openvino is not installed, but the export needs it: pip install 'kerasdet[openvino]'."
+        ) from None
+    source = onnx_model(
+        model,
+        postprocessing=postprocessing,
+        precision=precision,
+        graph_precision="float32",  # OpenVINO rounds the weights itself
+        size=size,
+        input_type=input_type,
+        calibration_images=calibration_images,
+        gin_config=gin_config,
+        name="OpenVINO",
+    )
+    converted = openvino.convert_model(io.BytesIO(source.SerializeToString()))
+    for entry in source.metadata_props:
+        converted.set_rt_info(entry.value, ["kerasdet", entry.key])
+    path.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(converted, path / MODEL_FILE, compress_to_fp16=precision == "float16")
+    return path

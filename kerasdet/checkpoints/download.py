@@ -1,0 +1,285 @@
+"""Downloads files over HTTP: goes on where a cut download stopped, and checks the hash.
+
+It uses only Python's standard library. pooch, the usual choice, cannot resume; requests would be one more requirement,
+and neither handles ranges, retries and validators.
+"""
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import IO
+
+from kerasdet.checkpoints.progress import ProgressBar
+from kerasdet.errors import UserError
+from kerasdet.files import replacing
+
+TIMEOUT = 30.0  # seconds without a byte
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+_ENOUGH = 1 << 20  # a try that brings as many bytes does not count as failed: slow links cut large files many times
+_BLOCK = 1 << 18
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)  # worth another try
+
+log = logging.getLogger(__name__)
+
+
+class _Cut(Exception):
+    """Reports that a transfer ended early; another try may bring the rest."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows code 308 like 307; Python 3.10 does not."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        """Makes the request of the new address."""
+        return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+
+
+def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> None:
+    """Downloads a file. What a cut or killed download left is completed, not repeated.
+
+    The file appears under its name only if it is complete and has the right hash. Until then it is beside it, as
+    ``NAME.partial``. Only one process at a time may download a file.
+
+    Args:
+        url: Address; http, https or file. A user and password in it are sent to this host only.
+        path: File to write. Its folder is created if necessary.
+        digest: Algorithm of `hashlib` and the first hexadecimal digits of the file's hash; None to check only the
+            length that the server tells.
+
+    Raises:
+        UserError: If the server cannot be reached or refuses, the transfer keeps breaking, the file has another hash,
+            or the disk is full. It names the address and says what to do.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with _storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    resumed = _complete(url, partial)
+    try:
+        check(partial, digest, shown(url))
+    except UserError:
+        if not resumed:
+            raise
+        log.warning("%s was completed from an earlier download and has another hash: it starts again.", path.name)
+        _complete(url, partial)
+        check(partial, digest, shown(url))
+    with _storing(path):
+        os.replace(partial, path)
+    _notes(partial).unlink(missing_ok=True)
+
+
+def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
+    """Checks the hash of a file, and removes the file if it has another.
+
+    Args:
+        path: File to check.
+        digest: Algorithm of `hashlib` and the first hexadecimal digits; None checks nothing.
+        origin: Address or path in the message.
+
+    Raises:
+        UserError: If the hash does not begin with these digits.
+    """
+    if digest is None:
+        return
+    algorithm, expected = digest
+    found = file_hash(path, algorithm)
+    if not found.startswith(expected):
+        size = path.stat().st_size
+        path.unlink()
+        raise UserError(
+            f"{origin} holds {size:,} bytes with {algorithm.upper()} {found[: max(12, len(expected))]}..., expected "
+            f"{expected}...: it is damaged or another file, and was removed. Try again, or choose another mirror."
+        )
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """Returns the hash of a file in hexadecimal digits.
+
+    Args:
+        path: File to read.
+        algorithm: Name of an algorithm of `hashlib`.
+    """
+    state = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+    return state.hexdigest()
+
+
+def shown(url: str) -> str:
+    """Returns an address without its user and password, for messages."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
+
+
+def _complete(url, partial):
+    """Fetches what a partial file lacks, in several tries. Returns whether it held something before."""
+    start, failed = _size(partial), 0
+    while True:
+        before = _size(partial)
+        try:
+            _fetch_rest(url, partial)
+            return start > 0
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason = f"answers {error.code} ({str(error.reason).splitlines()[0]})"
+            if error.code == 416 and before:  # the file on the server is not longer than the part, or has changed
+                partial.unlink()
+                reason = "has no more bytes than were downloaded earlier"
+            elif error.code not in _BUSY:
+                raise UserError(f"{shown(url)} {reason}. {_advice(error.code)}") from None
+        except (_Cut, urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            is_cut = isinstance(error, _Cut) or _size(partial) > start
+            reason = f"{'broke off' if is_cut else 'cannot be reached'} ({_reason(error)})"
+            if not is_cut and not isinstance(error, _PASSING):
+                raise UserError(f"{shown(url)} {reason}. {_advice(None)}") from None
+        failed = 1 if _size(partial) >= before + _ENOUGH else failed + 1
+        if failed > len(WAITS):
+            kept = " The next try goes on from there." if _size(partial) else ""
+            raise UserError(
+                f"{shown(url)} {reason} in {failed} tries, after {_size(partial):,} bytes.{kept} {_advice(None)}"
+            )
+        log.info("%s %s: trying again in %g s.", shown(url), reason, WAITS[failed - 1])
+        time.sleep(WAITS[failed - 1])
+
+
+def _fetch_rest(url, partial):
+    """Makes one request, for the whole file or its rest, and appends what comes.
+
+    Raises:
+        _Cut: If the transfer ends before the length that the server told.
+        UserError: If the disk is full.
+    """
+    have, validator, total = _resumable(url, partial)
+    if have and have == total:  # killed between the last byte and the new name
+        return
+    request = _request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", validator)  # a server whose file has changed sends the whole new one
+    opener = urllib.request.build_opener(_Redirects)
+    with opener.open(request, timeout=TIMEOUT) as response:
+        start, total = _position(response)
+        if start != have:  # also if the server knows no ranges
+            have = 0
+            if start:
+                raise _Cut(f"it sent bytes from {start:,} on")
+        _require_space(partial, total, have)
+        with _storing(partial):
+            file = partial.open("ab" if have else "wb")
+        with file, ProgressBar(partial.name.removesuffix(".partial"), have, total) as progress:
+            if not have:
+                _note_version(url, partial, response.headers, total)
+            while block := response.read1(_BLOCK):  # what has come, so that a stall or cut loses nothing
+                with _storing(partial):
+                    file.write(block)
+                    file.flush()
+                progress.add(len(block))
+    if total is not None and _size(partial) != total:
+        raise _Cut(f"{_size(partial):,} of {total:,} bytes came")
+
+
+def _request(url):
+    """Makes the request of an address; urllib would take a user and password for a part of the host."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(
+        parts._replace(netloc=host).geturl(), headers={"User-Agent": "kerasdet", "Accept-Encoding": "identity"}
+    )
+    if at:
+        credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {credentials}")  # another host must not see it
+    return request
+
+
+def _position(response):
+    """Returns the index of the first byte that a response brings, and the length of the whole file or None."""
+    if getattr(response, "status", None) == 206:
+        match = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", response.headers.get("Content-Range", ""))
+        if match is None:
+            raise _Cut(f"its Content-Range is {response.headers.get('Content-Range')!r}")
+        return int(match[1]), None if match[2] == "*" else int(match[2])
+    length = response.headers.get("Content-Length")
+    return 0, None if length is None else int(length)
+
+
+def _resumable(url, partial):
+    """Returns how many bytes of a partial file can stay, its version for If-Range, and the whole length or None."""
+    try:
+        notes = json.loads(_notes(partial).read_text())
+    except (OSError, ValueError):
+        return 0, None, None
+    if notes.get("url") != shown(url) or not notes.get("validator"):
+        return 0, None, None
+    return _size(partial), notes["validator"], notes["total"]
+
+
+def _note_version(url, partial, headers, total):
+    """Notes which version of a file a new partial file belongs to. Call it while that is still empty."""
+    tag = headers.get("ETag")
+    validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+    with _storing(partial), replacing(_notes(partial)) as file:
+        file.write_text(json.dumps({"url": shown(url), "validator": validator, "total": total}))
+
+
+def _notes(partial):
+    return partial.with_name(f"{partial.name}.json")
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _require_space(partial, total, have):
+    free = shutil.disk_usage(partial.parent).free
+    if total is not None and total - have > free:
+        raise UserError(
+            f"{partial.parent} has {free / 1e6:,.0f} MB free, and {partial.name.removesuffix('.partial')} needs "
+            f"{(total - have) / 1e6:,.0f} MB: free some space, or set KERASDET_HOME to a folder on another disk."
+        )
+
+
+@contextlib.contextmanager
+def _storing(path):
+    """Turns an OSError of the `with` block into a UserError: it is about the disk, not the network."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space, or set KERASDET_HOME to a folder "
+            "that can be written; what was downloaded stays."
+        ) from None
+
+
+def _reason(error):
+    """Returns the innermost reason of a network error in a few words."""
+    inner = getattr(error, "reason", error)
+    if isinstance(inner, TimeoutError):
+        return f"nothing came for {TIMEOUT:g} s"
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+
+
+def _advice(code):
+    if code in (401, 403, 407):
+        return "Set KERASDET_MIRROR with a user and password that may read it, such as https://USER:PASSWORD@HOST/PATH."
+    if code in (404, 410):
+        return "The file is not there: complete the mirror, or unset KERASDET_MIRROR to ask the publisher."
+    return (
+        "Connect to the internet once, set KERASDET_MIRROR to a server or folder that has the file, or convert your "
+        "own copy with `kerasdet convert`."
+    )

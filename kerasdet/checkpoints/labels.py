@@ -1,0 +1,71 @@
+"""Reads the class names that users give for a checkpoint."""
+
+import os
+from collections.abc import Sequence
+
+from kerasdet.data.categories import UNUSED
+from kerasdet.errors import UserError
+from kerasdet.paths import expand
+
+
+def read_labels(path: str | os.PathLike) -> list[str]:
+    """Reads a text file with one class name per line.
+
+    Args:
+        path: File in UTF-8. Empty lines at its end are skipped.
+
+    Returns:
+        The names in the order of the lines.
+
+    Raises:
+        OSError: If the file cannot be read.
+        UserError: If it is no text, a line between names is empty, or two classes have one name.
+    """
+    path = expand(path, "--labels")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not a text file in UTF-8: expected one class name per line. Save it again."
+        ) from None
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise UserError(
+                f"Line {number} of {path} is empty: expected a class name. Write {UNUSED} for an unused id."
+            )
+        if name != UNUSED and name in names[: number - 1]:
+            raise UserError(
+                f"Lines {names.index(name) + 1} and {number} of {path} are both {name!r}: expected different names. "
+                "Correct one of them."
+            )
+    return names
+
+
+def names_of_classes(labels: Sequence[str], num_classes: int, path: str | os.PathLike) -> tuple[str, ...]:
+    """Returns the names of a model's classes, without the name of the background.
+
+    torchvision's own lists begin with ``__background__``, because its R-CNNs count it as class 0.
+
+    Args:
+        labels: Names in a file, see `read_labels`.
+        num_classes: Number of classes K, without background.
+        path: The file, for the message of an error.
+
+    Returns:
+        K names, in the order of the class ids.
+
+    Raises:
+        UserError: If there are not K names.
+    """
+    names = list(labels)
+    is_extra = len(names) == num_classes + 1 and names[0].strip("_").lower() == "background"
+    if names[0] == "__background__" or is_extra:
+        del names[0]
+    if len(names) != num_classes:
+        raise UserError(
+            f"{path} has {len(names)} class names{' after __background__' * (len(names) < len(labels))}, but the model "
+            f"has {num_classes} classes: expected one name for each class. Write them in the order of the class ids, "
+            f"with {UNUSED} for unused ids."
+        )
+    return tuple(names)

@@ -1,0 +1,123 @@
+"""Defines the options of ``kerasdet data``. It imports no TensorFlow, so that usage errors answer at once."""
+
+import argparse
+import os
+
+FORMATS = ("coco", "tfrecord", "voc", "yolo")
+
+
+def add_data(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
+    """Adds the commands for data.
+
+    Args:
+        commands: Subparsers of ``kerasdet``.
+
+    Returns:
+        The parsers of the commands.
+    """
+    data = commands.add_parser(
+        "data",
+        help="Check, convert and divide datasets.",
+        description="Check, convert and divide datasets of any format: COCO, Pascal VOC, YOLO, LabelMe, VIA, TFRecord.",
+        epilog="`kerasdet data COMMAND --help` lists the options of a command.",
+    )
+    actions = data.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    parsers = [_add_check(actions), _add_convert(actions), _add_split(actions)]
+    for parser in parsers:
+        parser.add_argument(
+            "--strict", action="store_true", help="make an error of everything that would otherwise be repaired"
+        )
+    return [data, *parsers]
+
+
+def _add(actions, name, description, example):
+    return actions.add_parser(
+        name,
+        help=description,
+        description=description,
+        epilog=f"Example:\n  kerasdet data {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_check(actions):
+    check = _add(
+        actions,
+        "check",
+        "Say what a dataset holds and what is wrong with it: annotations, image files, rare classes, near duplicates.",
+        "downloads/my-data",
+    )
+    check.add_argument("data", type=os.path.expanduser, metavar="DATA", help=_SOURCE_HELP)
+    return check
+
+
+def _add_convert(actions):
+    convert = _add(
+        actions,
+        "convert",
+        "Write a dataset with all its splits and a copy of its images in another format.",
+        "downloads/labelme-folder data/cells --to coco",
+    )
+    _add_target(convert)
+    convert.add_argument("--to", choices=FORMATS, required=True, help="format to write")
+    return convert
+
+
+def _add_split(actions):
+    split = _add(
+        actions,
+        "split",
+        "Divide a dataset into parts with equal shares of each class; near duplicates stay in one part.",
+        "downloads/my-data data/my-data --parts train=0.8,val=0.2",
+    )
+    _add_target(split)
+    split.add_argument(
+        "--parts", type=_shares, required=True, metavar="NAME=SHARE,...", help="shares that sum to 1: train=0.8,val=0.2"
+    )
+    split.add_argument("--to", choices=FORMATS, default="coco", help="format to write (default coco)")
+    split.add_argument("--seed", type=int, default=0, metavar="N", help="another number gives another division")
+    return split
+
+
+_SOURCE_HELP = "a folder, or the file that describes the dataset: data.yaml, COCO's JSON, one TFRecord of several"
+
+
+def _add_target(parser):
+    parser.add_argument("source", type=os.path.expanduser, metavar="SOURCE", help=_SOURCE_HELP)
+    parser.add_argument("target", type=os.path.expanduser, metavar="TARGET", help="a new or empty folder to write to")
+    parser.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="NAMES",
+        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge, with old= to leave one out",
+    )
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do if images are missing or damaged: stop (default) or leave them out",
+    )
+
+
+def _shares(text):
+    shares = {}
+    for item in text.split(","):
+        name, _, share = item.partition("=")
+        try:
+            shares[name.strip()] = float(share)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{item!r} is not NAME=SHARE, such as train=0.8") from None
+    if len(shares) < len(text.split(",")) or not all(name.replace("_", "").isalnum() for name in shares):
+        raise argparse.ArgumentTypeError(f"{text!r} needs different names of letters and digits")
+    return shares
+
+
+def _classes(text):
+    """Reads `cat,dog` as a list, and `old=new,...` as a mapping."""
+    items = [item.strip() for item in text.split(",")]
+    if not any("=" in item for item in items):
+        return items
+    pairs = [item.partition("=") for item in items]
+    if not all(equals for _, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} mixes names and old=new; write one of the two")
+    return {old.strip(): new.strip() or None for old, _, new in pairs}

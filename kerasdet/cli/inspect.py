@@ -1,0 +1,44 @@
+"""Implements ``kerasdet inspect``."""
+
+import argparse
+from pathlib import Path
+
+from kerasdet import config
+from kerasdet.data.recognise import open_dataset, recognise
+from kerasdet.errors import UserError
+from kerasdet.reports import inspect_dataset
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Writes the page about a dataset and prints its findings.
+
+    Args:
+        options: Has `data`, `config`, `overrides` and `out`.
+    """
+    splits = _open(options.data)
+    source, model, transforms = str(options.data), None, []
+    if options.config:
+        first = next(iter(splits.values()))
+        paths = dict.fromkeys(("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"), str(first.annotations))
+        config.load(options.config, options.overrides, {"NUM_CLASSES": first.num_classes, **paths})
+        model, transforms = config.model_and_transforms()
+        source += f", with the recipe {options.config}"
+    elif options.overrides:
+        raise UserError("--set changes a recipe, and none is given: name one with --config.")
+    found = inspect_dataset(
+        splits,
+        options.out,
+        title=f"Dataset {Path(options.data).absolute().stem}",
+        source=source,
+        model=model,
+        transforms=transforms,
+    )
+    for finding in found:
+        print(f"{finding.level}: {finding.text} {finding.action}".replace("`", "").rstrip())
+    print(f"{options.out}: {Path(options.out).stat().st_size / 1e6:.1f} MB. Open it in a browser.")
+
+
+def _open(path):
+    """Opens all splits of a dataset, the training data first, with masks and keypoints if they have them."""
+    names = sorted(recognise(path).splits, key=lambda split: split != "train")
+    return {name: open_dataset(path, name, on_bad_image="skip", masks=None, keypoints=None) for name in names}

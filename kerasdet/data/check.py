@@ -1,0 +1,142 @@
+"""Reads all of a dataset and reports what is in it and what is wrong with it."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from kerasdet.data.annotations import CHANGES
+from kerasdet.data.dataset import NOTES
+from kerasdet.data.duplicates import fingerprints, near_duplicates
+from kerasdet.data.files import REPAIRS
+from kerasdet.data.progress import progress
+from kerasdet.data.recognise import Source, open_dataset, recognise
+from kerasdet.data.records import Record
+from kerasdet.errors import UserError
+
+_MAX_NAMED = 10
+_RARE = 10  # a class with fewer objects is named
+_PHRASES = {**NOTES, **CHANGES, **REPAIRS}
+_HARMLESS = ("difficult_boxes",)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+    """Says what a split holds and what is wrong with it.
+
+    Args:
+        name: Name of the split.
+        errors: What has to be corrected before the split can be used.
+        notes: What was repaired, or is worth a look.
+        objects: Number of objects by class.
+        records: Records of the usable images.
+    """
+
+    name: str
+    errors: list[str]
+    notes: list[str]
+    objects: Mapping[str, int]
+    records: Sequence[Record]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Says what a dataset holds and what is wrong with it; `str` makes it a text.
+
+    Args:
+        source: Format and place of the dataset.
+        splits: Reports of the splits.
+        notes: What concerns several splits.
+    """
+
+    source: Source
+    splits: list[SplitReport]
+    notes: list[str]
+
+    @property
+    def errors(self) -> list[str]:
+        """What has to be corrected before the dataset can be used."""
+        return [error for split in self.splits for error in split.errors]
+
+    def __str__(self) -> str:
+        lines = [str(self.source)]
+        for split in self.splits:
+            lines += ["", f"{split.name}: {len(split.records)} images, {sum(split.objects.values())} objects"]
+            width = max(map(len, split.objects), default=0)
+            lines += [f"  {name:<{width}}  {count}" for name, count in split.objects.items()]
+            lines += [f"  error: {error}" for error in split.errors]
+            lines += [f"  note: {note}" for note in split.notes]
+        lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines)
+
+
+def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
+    """Reads all annotations and images of a dataset.
+
+    Example:
+        >>> print(check("downloads/my-data"))
+
+    Args:
+        path: Path of the dataset, see `open_dataset`.
+        strict: Whether everything that was repaired or dropped is an error.
+
+    Returns:
+        The report. Of annotations that cannot be read, it names the first of each split; of bad images, up to 200.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        UserError: If the format is not known.
+    """
+    source = recognise(path)
+    splits = [_check_split(source, name, strict) for name in progress(source.splits, "Reading")]
+    return Report(source, splits, _across(splits))
+
+
+def _check_split(source, name, strict):
+    try:
+        dataset = open_dataset(source.path, name, on_bad_image="skip", masks=None, keypoints=None)
+    except (UserError, FileNotFoundError) as error:
+        return SplitReport(name, [str(error)], [], {}, ())
+    by_kind: dict[str, list[str]] = {}
+    for problem in dataset.problems:
+        by_kind.setdefault(problem.kind, []).append(f"{problem.item} {problem.text}")
+    errors, notes = by_kind.pop("bad_images", []), []
+    for kind, phrase in _PHRASES.items():
+        if dataset.counts.get(kind):
+            line = f"{dataset.counts[kind]} {phrase}: {_listed(by_kind.get(kind, []))}".removesuffix(": ")
+            (errors if strict and kind not in _HARMLESS else notes).append(line)
+    if dataset.counts["images_without_objects"]:
+        notes.append(f"{dataset.counts['images_without_objects']} images without objects")
+    numbers = Counter(int(class_id) for record in dataset.records for class_id in record.class_ids)
+    objects = {class_name: numbers[i] for i, class_name in enumerate(dataset.class_names)}
+    rare = [f"{class_name} ({count})" for class_name, count in objects.items() if count < _RARE]
+    if rare:
+        notes.append(f"classes with fewer than {_RARE} objects: {_listed(rare)}")
+    return SplitReport(name, errors, notes, objects, dataset.records)
+
+
+def _across(splits):
+    """Returns what concerns several splits: other classes, and pictures that are in more than one."""
+    notes = []
+    readable = [split for split in splits if split.objects]
+    for split in readable[1:]:
+        if list(split.objects) != list(readable[0].objects):
+            notes.append(f"{readable[0].name} and {split.name} have different classes: give the names to keep")
+    records = [(split.name, record) for split in splits for record in split.records]
+    groups = near_duplicates(fingerprints([record for _, record in records]))
+    if copies := sum(map(len, groups)) - len(groups):
+        notes.append(f"near duplicates of other images: {copies}")
+    shared = [group for group in groups if len({records[index][0] for index in group}) > 1]
+    for group in shared[:_MAX_NAMED]:
+        pair = {records[index][0]: records[index][1].path for index in group}
+        notes.append(f"near duplicates in {_listed([f'{name} ({path})' for name, path in pair.items()])}")
+    if shared:
+        notes.append(
+            f"pictures in several splits: {len(shared)}, which makes the AP too high; `kerasdet data split` keeps near "
+            "duplicates together"
+        )
+    return notes
+
+
+def _listed(items):
+    return ", ".join(items[:_MAX_NAMED]) + (f" and {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else "")

@@ -1,0 +1,131 @@
+"""Finds COCO files and their images in the folders that Roboflow, CVAT, Label Studio, FiftyOne and others export."""
+
+import functools
+import re
+from pathlib import Path
+
+from kerasdet.data.annotations import read_json
+from kerasdet.data.files import ImageFinder
+from kerasdet.data.labelme import is_labelme
+from kerasdet.data.splits import WHOLE, Reader, split_of
+from kerasdet.data.values import Changes
+from kerasdet.data.via import is_via
+from kerasdet.errors import UserError
+
+_HEAD = 1 << 16  # bytes that tell the kind of a large file
+_LARGE = 1 << 25  # larger files are recognised by their head
+_OTHER_TASKS = ("captions", "image_info", "stuff", "panoptic", "person_keypoints")  # in the archives of COCO itself
+_IMAGE_FOLDERS = ("images", "data", "imgs", "img", "JPEGImages")
+
+
+def json_kind(path: Path) -> str | None:
+    """Recognises the contents of a JSON file.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        "coco", "labelme", "via", "label studio", "detections" or None.
+    """
+    if path.stat().st_size > _LARGE:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        return "coco" if re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head) else None
+    data = read_json(path)
+    if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
+        return "coco"
+    if is_labelme(data):
+        return "labelme"
+    if is_via(data):
+        return "via"
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        return "detections" if "score" in data[0] else "label studio" if "data" in data[0] else None
+    return None
+
+
+def find_coco(path: Path) -> dict[str, Reader]:
+    """Finds the COCO files of a folder.
+
+    Args:
+        path: A COCO file, or a folder: files in it, in `annotations/`, or in folders of the splits.
+
+    Returns:
+        Reader of each split; {} if there is no COCO file.
+
+    Raises:
+        UserError: If several files could be the annotations of a split.
+    """
+    if path.is_file():
+        files = [path]
+    else:
+        patterns = (
+            "*.json",
+            "[Aa]nnotations/*.json",
+            "*/_annotations.coco.json",
+            "*/labels.json",
+            "*/annotations.json",
+        )
+        files = [file for pattern in patterns for file in sorted(path.glob(pattern))]
+    found: dict[str, list[Path]] = {}
+    for file in dict.fromkeys(files):
+        if not file.name.startswith((".", "._")) and (file == path or _is_coco(file)):
+            found.setdefault(split_of(file.stem, file.parent.name), []).append(file)
+    return {split: functools.partial(read_coco, _choose(files, split), split) for split, files in found.items()}
+
+
+def _is_coco(file):
+    try:
+        return json_kind(file) == "coco"
+    except UserError:  # another JSON file of the folder, which need not be read
+        return False
+
+
+def _choose(files, split):
+    """Returns the file of a split with boxes of all classes, where COCO has several for other tasks."""
+    own = [file for file in files if not file.name.lower().startswith(_OTHER_TASKS)] or files
+    if len(own) > 1:
+        raise UserError(
+            f"{own[0]} and {own[1]} could both be the annotations of the split {split}; expected one. Name the file "
+            "instead of the folder."
+        )
+    return own[0]
+
+
+def read_coco(path: Path, split: str, changes: Changes) -> dict:
+    """Reads a COCO file and finds its images, wherever its paths lead.
+
+    Args:
+        path: Path of the file.
+        split: Split that the file holds, whose folder of images goes before others.
+        changes: Counts the repairs.
+
+    Returns:
+        Contents of the COCO file, with the whole path of each image.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        return data
+    finder = ImageFinder(_image_folders(path, split), changes)
+    images = []
+    for number, image in enumerate(data["images"]):
+        if isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]:
+            where = f"{path.name}: image {image.get('id', f'number {number}')}"
+            image = {**image, "file_name": str(finder.find(image["file_name"], where))}
+        images.append(image)
+    return {**data, "images": images}
+
+
+def _image_folders(path, split):
+    """Returns the folders that may hold the images of a COCO file, the most likely first."""
+    roots = [path.parent] if path.parent.name.lower() != "annotations" else [path.parent.parent, path.parent]
+    folders = []
+    for root in roots:
+        own = [root / name for name in _IMAGE_FOLDERS]
+        for folder in (*own, root):
+            if folder.is_dir() and split != WHOLE:
+                folders += sorted(
+                    each for each in folder.iterdir() if each.is_dir() and split_of("", each.name) == split
+                )
+        folders += [folder / "default" for folder in own]  # CVAT's name for a task without subsets
+        folders += own
+    return [folder for folder in folders if folder.is_dir()] + roots

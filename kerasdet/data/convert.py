@@ -1,0 +1,116 @@
+"""Converts a dataset of any format to COCO, YOLO, Pascal VOC or TFRecord."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kerasdet.data import write_coco, write_tfrecord, write_voc, write_yolo
+from kerasdet.data.classes import Classes
+from kerasdet.data.portable import Part, make_part
+from kerasdet.data.recognise import Source, read_source, recognise
+from kerasdet.data.values import Changes
+from kerasdet.errors import UserError
+from kerasdet.paths import expand
+
+WRITERS = {
+    "coco": write_coco.write,
+    "tfrecord": write_tfrecord.write,
+    "voc": write_voc.write,
+    "yolo": write_yolo.write,
+}
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str,
+    *,
+    classes: Classes | None = None,
+    on_bad_image: str = "error",
+    strict: bool = False,
+) -> dict[str, Counter]:
+    """Writes a dataset of any format, with all its splits and a copy of its images, in another format.
+
+    Example:
+        >>> convert("downloads/labelme-folder", "data/cells", "coco")
+
+    Args:
+        source: Path of the dataset, see `open_dataset`.
+        target: Folder to write to, which is empty or does not exist.
+        to: "coco", "tfrecord", "voc" or "yolo".
+        classes: As for `open_dataset`.
+        on_bad_image: As for `Dataset`.
+        strict: As for `open_dataset`.
+
+    Returns:
+        Counts of images, boxes and repairs of each split, and under "lost" of what the format cannot hold.
+
+    Raises:
+        FileNotFoundError: If the source does not exist.
+        UserError: If the target is not empty, the format is not known, or an item is invalid, naming it.
+    """
+    folder = empty_folder(target)
+    if to not in WRITERS:
+        raise UserError(
+            f"There is no format {to!r} to write; expected one of {', '.join(WRITERS)}. Choose one of them."
+        )
+    found = recognise(source)
+    return write_parts(read_parts(found, classes, on_bad_image, strict), folder, to)
+
+
+def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Counter]:
+    """Writes splits in a format; returns the counts as `convert` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lost = WRITERS[to](parts, folder)
+    return {**{part.name: Counter(part.counts) for part in parts}, "lost": +lost}
+
+
+def read_parts(
+    source: Source, classes: Classes | None = None, on_bad_image: str = "error", strict: bool = False
+) -> list[Part]:
+    """Reads all splits of a dataset, whose classes must agree.
+
+    Args:
+        source: What `recognise` found.
+        classes: As for `open_dataset`.
+        on_bad_image: As for `Dataset`.
+        strict: As for `open_dataset`.
+
+    Raises:
+        UserError: If two splits have different classes, or an item is invalid.
+    """
+    taken: set[str] = set()
+    parts = []
+    for name in source.splits:
+        changes = Changes(str(source.path), strict)
+        data = read_source(source, name, changes, classes)
+        label = f"{source.path} ({name})"
+        part = make_part(name, data, label, taken, on_bad_image=on_bad_image, strict=strict)
+        part.counts.update(changes.counts)
+        parts.append(part)
+    first = parts[0]
+    for part in parts[1:]:
+        if _classes(part) != _classes(first):
+            raise UserError(
+                f"{source.path}: the split {first.name} has the classes {', '.join(_classes(first).values())}, and "
+                f"{part.name} {', '.join(_classes(part).values())}; expected the same with the same ids. Pass classes "
+                "(--classes) with the names to keep."
+            )
+    return parts
+
+
+def _classes(part: Part) -> Mapping[int, str]:
+    return {category["id"]: category["name"] for category in part.categories}
+
+
+def empty_folder(path: str | os.PathLike) -> Path:
+    """Checks that a folder can be written to without mixing with other files.
+
+    Raises:
+        UserError: If it is a file, or holds files.
+    """
+    path = expand(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
+    return path

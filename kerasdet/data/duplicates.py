@@ -1,0 +1,105 @@
+"""Finds near duplicates among images: the same picture, scaled, compressed or slightly changed."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kerasdet.data.progress import progress
+from kerasdet.data.records import Record
+
+_SIDE = 8  # cells of the hash along each axis
+_BITS = 2 * _SIDE * _SIDE
+_MAX_DISTANCE = 10  # bits, of 128
+_THUMBNAIL = 16
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_MAX_DIFFERENCE = 6.0  # mean over a thumbnail, in 0..255; tells dark images with equal hashes apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprints:
+    """Holds what is compared of N images.
+
+    Args:
+        bits: Difference hashes along rows and columns, (N, 128) bool.
+        thumbnails: Gray thumbnails, (N, 256) float32 in 0..255.
+    """
+
+    bits: np.ndarray
+    thumbnails: np.ndarray
+
+
+def fingerprints(records: Sequence[Record]) -> Fingerprints:
+    """Computes the fingerprints of images.
+
+    The hash is the difference hash of imagehash along both axes: whether a cell of an 8x8 grid is brighter than its
+    neighbour.
+
+    Args:
+        records: Records of N images.
+    """
+    with ThreadPoolExecutor() as pool:
+        rows = list(progress(pool.map(_fingerprint, records), "Comparing images", len(records)))
+    bits = np.array([bits for bits, _ in rows], bool).reshape(-1, _BITS)
+    return Fingerprints(bits, np.array([thumbnail for _, thumbnail in rows], np.float32).reshape(-1, _THUMBNAIL**2))
+
+
+def _fingerprint(record):
+    gray = _gray(record)
+    wide = np.asarray(gray.resize((_SIDE + 1, _SIDE), Image.Resampling.LANCZOS), np.int16)
+    high = np.asarray(gray.resize((_SIDE, _SIDE + 1), Image.Resampling.LANCZOS), np.int16)
+    bits = np.concatenate([(np.diff(wide, axis=1) > 0).ravel(), (np.diff(high, axis=0) > 0).ravel()])
+    thumbnail = np.asarray(gray.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), np.float32)
+    return bits, thumbnail.ravel()
+
+
+def _gray(record):
+    """Decodes an image to gray, a large JPEG at a reduced size, which is many times faster."""
+    with Image.open(io.BytesIO(record.encoded())) as image:
+        if image.mode not in _MODES:  # Pillow would clip 16 bits to 8
+            return Image.fromarray(record.image()).convert("L")
+        image.draft("L", (4 * _THUMBNAIL, 4 * _THUMBNAIL))
+        return (ImageOps.exif_transpose(image) if record.exif else image).convert("RGB").convert("L")
+
+
+def near_duplicates(prints: Fingerprints) -> list[list[int]]:
+    """Groups images that are near duplicates, directly or through others.
+
+    Args:
+        prints: Fingerprints of N images.
+
+    Returns:
+        Groups of at least two indices in ascending order, by their first index.
+    """
+    count = len(prints.bits)
+    parent = list(range(count))
+
+    def root(index):
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for i, j in _pairs(prints):
+        parent[max(root(i), root(j))] = min(root(i), root(j))
+    groups: dict[int, list[int]] = {}
+    for index in range(count):
+        groups.setdefault(root(index), []).append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _pairs(prints):
+    """Yields pairs of near duplicates. At most 10 different bits leave one of 11 bands equal, so only those compare."""
+    for band in np.array_split(np.arange(_BITS), _MAX_DISTANCE + 1):
+        keys = prints.bits[:, band] @ (1 << np.arange(len(band)))
+        order = np.argsort(keys, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
+            for place, i in enumerate(bucket[:-1]):
+                others = bucket[place + 1 :]
+                near = (prints.bits[others] != prints.bits[i]).sum(1) <= _MAX_DISTANCE
+                others = others[near]
+                difference = np.abs(prints.thumbnails[others] - prints.thumbnails[i]).mean(1)
+                yield from ((int(i), int(j)) for j in others[difference <= _MAX_DIFFERENCE])

@@ -1,0 +1,128 @@
+"""Turns Python objects, such as the examples of a `tf.data.Dataset`, into the contents of a COCO file."""
+
+import functools
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kerasdet.data.files import image_entry, upright_size
+from kerasdet.errors import UserError
+from kerasdet.geometry import rle
+
+_KEYS = ("image", "boxes", "class_ids", "is_crowd", "masks", "keypoints", "image_id")
+
+
+def read_examples(
+    examples: Iterable[Mapping[str, Any]], class_names: Sequence[str], keypoint_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Reads examples, each a dict of an image and its objects.
+
+    Args:
+        examples: An iterable of dicts, or a `tf.data.Dataset` of them that is not batched. Keys: `image`, a path or an
+            array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids` (N,) in
+            0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
+            `image_id`. Rows with class id -1 are padding. Arrays of images stay in memory.
+        class_names: The K names of the classes.
+        keypoint_names: The J names of the keypoints.
+
+    Returns:
+        Contents of a COCO file; category ids are 1..K.
+
+    Raises:
+        UserError: If an example is not of this form, naming its number from 0.
+    """
+    if hasattr(examples, "as_numpy_iterator"):
+        examples = examples.as_numpy_iterator()
+    images, annotations = [], []
+    for number, example in enumerate(examples):
+        where = f"Example {number}"
+        if not isinstance(example, Mapping) or not {"image", "boxes", "class_ids"} <= example.keys():
+            keys = list(example) if isinstance(example, Mapping) else type(example).__name__
+            raise UserError(f"{where} has {keys}; expected a dict with image, boxes and class_ids. Rename its keys.")
+        if unknown := sorted(set(example) - set(_KEYS)):
+            raise UserError(f"{where} has the key {unknown[0]!r}; expected one of {', '.join(_KEYS)}. Remove the key.")
+        entry = _image(int(example.get("image_id", number + 1)), example["image"], where)
+        images.append(entry)
+        for annotation in _objects(example, entry, len(class_names), len(keypoint_names), where):
+            annotations.append({"id": len(annotations) + 1, "image_id": entry["id"], **annotation})
+    if not images:
+        raise UserError("There are no examples; expected at least one. An iterator can be read only once: pass a list.")
+    categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
+    if keypoint_names:
+        categories = [{**category, "keypoints": list(keypoint_names)} for category in categories]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _image(image_id, image, where):
+    if isinstance(image, bytes):
+        image = image.decode("utf-8", errors="surrogateescape")
+    if isinstance(image, str | os.PathLike):
+        return image_entry(image_id, image, upright_size(image))
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise UserError(
+            f"{where} has an image of type {pixels.dtype}; expected uint8 in 0..255. Multiply floats in 0..1 by 255 "
+            "and convert them."
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
+        raise UserError(f"{where} has an image of shape {pixels.shape}; expected (H, W, 3). Pass one RGB image.")
+    rgb = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[:, :, :3]
+    entry = image_entry(image_id, f"example {image_id}", pixels.shape[:2])
+    return {**entry, "content": functools.partial(_encode, rgb)}
+
+
+def _encode(pixels):
+    """Returns an image as the bytes of a BMP file, which costs two copies to write and read."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    return file.getvalue()
+
+
+def _objects(example, entry, num_classes, num_keypoints, where):
+    """Yields the annotations of an example."""
+    columns = {"boxes": (-1, 4), "class_ids": (-1,)}
+    size = entry.get("height"), entry.get("width")
+    optional = {"is_crowd": (-1,), "keypoints": (-1, num_keypoints, 3), "masks": (-1, *size)}
+    columns |= {name: shape for name, shape in optional.items() if example.get(name) is not None}
+    arrays = {}
+    for name, shape in columns.items():
+        values = np.asarray(example[name])
+        try:
+            arrays[name] = values.reshape(shape) if values.size or shape[1:] else np.zeros((0, *shape[1:]))
+            if values.size and values.shape[1:] != arrays[name].shape[1:]:
+                raise ValueError
+        except (TypeError, ValueError):
+            expected = ", ".join(["N", *map(str, shape[1:])])
+            raise UserError(f"{where} has {name} of shape {values.shape}; expected ({expected}). Reshape it.") from None
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise UserError(f"{where} has {listed}; expected one of each for every object. Correct the example.")
+    for row, class_id in enumerate(arrays["class_ids"].tolist()):
+        if class_id == -1:
+            continue
+        if class_id not in range(num_classes):
+            raise UserError(
+                f"{where} has the class id {class_id}; expected 0 to {num_classes - 1}. Correct it, or add class_names."
+            )
+        y1, x1, y2, x2 = map(float, arrays["boxes"][row])
+        annotation = {"category_id": int(class_id) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        annotation["iscrowd"] = int(arrays["is_crowd"][row]) if "is_crowd" in arrays else 0
+        if "masks" in arrays:
+            annotation["segmentation"] = rle.encode(arrays["masks"][row][None] > 0)[0]
+        if "keypoints" in arrays:
+            annotation["keypoints"] = _keypoints(arrays["keypoints"][row])
+        yield annotation
+
+
+def _keypoints(points):
+    """Returns keypoints (J, 3) as COCO's flat list of x, y, visibility, in indices of pixels instead of positions."""
+    points = np.asarray(points, np.float64)
+    labelled = points[:, 2:] > 0
+    return np.where(labelled, points[:, [1, 0, 2]] - [0.5, 0.5, 0], 0).ravel().tolist()

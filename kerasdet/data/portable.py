@@ -1,0 +1,120 @@
+"""Holds a split of a dataset with clean values, which the writers of all formats take."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from kerasdet.data.annotations import read_contents
+from kerasdet.data.dataset import Dataset
+from kerasdet.data.files import IMAGE_SUFFIXES
+from kerasdet.data.records import Record
+
+_SUFFIX_OF = {
+    b"\xff\xd8": ".jpg",
+    b"\x89P": ".png",
+    b"BM": ".bmp",
+    b"GI": ".gif",
+    b"RI": ".webp",
+    b"II": ".tif",
+    b"MM": ".tif",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """Holds an image and its objects.
+
+    Args:
+        record: Record of the image: its size and how to read it.
+        name: Name of the image file, unique in the dataset and without folders.
+        annotations: COCO annotations of the image with clean values. Boxes lie inside the image.
+    """
+
+    record: Record
+    name: str
+    annotations: list[dict[str, Any]]
+
+    def save(self, path: Path) -> None:
+        """Writes the image file, byte for byte as it is."""
+        path.write_bytes(self.record.encoded())
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Holds a split of a dataset.
+
+    Args:
+        name: Name of the split.
+        items: Images with their objects.
+        categories: COCO categories with an int `id`, a str `name`, by ascending id.
+        counts: Counts of what was repaired and dropped.
+    """
+
+    name: str
+    items: list[Item]
+    categories: list[dict[str, Any]]
+    counts: Mapping[str, int]
+
+
+def make_part(
+    name: str,
+    data: Mapping[str, Any],
+    source: str,
+    taken: set[str],
+    *,
+    on_bad_image: str = "error",
+    strict: bool = False,
+) -> Part:
+    """Checks a split of a dataset and gives its images names.
+
+    Args:
+        name: Name of the split.
+        data: Contents of a COCO file with whole paths of images.
+        source: Path of the dataset in messages.
+        taken: Names of images of other splits; the names of this one are added.
+        on_bad_image: As for `Dataset`.
+        strict: As for `Dataset`.
+
+    Returns:
+        The split.
+
+    Raises:
+        UserError: If a value or an image is invalid.
+    """
+    keypoints = any(category.get("keypoints") for category in data["categories"])
+    dataset = Dataset(data, None, source=source, on_bad_image=on_bad_image, keypoints=keypoints, strict=strict)
+    contents = read_contents(data, source, masks=True, keypoints=keypoints, strict=strict)
+    of_image: dict[int, list] = {}
+    for annotation in contents.annotations:
+        of_image.setdefault(annotation["image_id"], []).append(annotation)
+    counts, items = Counter(dataset.counts), []
+    for record in dataset.records:
+        clean = [clip(annotation, record.height, record.width) for annotation in of_image.get(record.image_id, [])]
+        items.append(Item(record, _name(record, taken), [annotation for annotation in clean if annotation is not None]))
+    return Part(name, items, contents.categories, counts)
+
+
+def clip(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any] | None:
+    """Clips the box of an annotation to its image; returns None if the box has no area."""
+    x, y, w, h = annotation["bbox"]
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if not (w > 0 and h > 0 and x1 < x2 and y1 < y2):
+        return None
+    inside = (x1, y1) == (x, y) and (x2, y2) == (x + w, y + h)
+    return {**annotation, "bbox": [x, y, w, h] if inside else [x1, y1, x2 - x1, y2 - y1]}
+
+
+def _name(record, taken):
+    """Returns a name for an image file that no other image has, even where the file system ignores case."""
+    name = PureWindowsPath(record.path.rpartition(":")[2] if record.content else record.path).name
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES:
+        stem, suffix = name, _SUFFIX_OF.get(record.encoded()[:2], ".jpg")[1:]
+    number, unique = 1, stem
+    while unique.casefold() in taken:  # label files have the name without suffix
+        number += 1
+        unique = f"{stem}_{number}"
+    taken.add(unique.casefold())
+    return f"{unique}.{suffix}"

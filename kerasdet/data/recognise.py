@@ -1,0 +1,430 @@
+"""Recognises the format of a dataset by its files, and opens it as a `Dataset`."""
+
+import dataclasses
+import functools
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kerasdet.data import labelme, tfrecord, via, yolo
+from kerasdet.data.annotations import CHANGES, read_contents, read_json
+from kerasdet.data.classes import Classes, select_classes
+from kerasdet.data.coco_exports import find_coco, json_kind
+from kerasdet.data.dataset import Dataset
+from kerasdet.data.examples import read_examples
+from kerasdet.data.files import REPAIRS, images_in, is_image, read_text
+from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
+from kerasdet.data.values import Changes
+from kerasdet.data.voc_folders import find_voc
+from kerasdet.errors import UserError
+from kerasdet.paths import expand
+
+_logger = logging.getLogger("kerasdet.data")
+
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
+_SAMPLE = 20  # JSON files of a folder that are tried before it is said to be no LabelMe folder
+_FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Says what a path holds.
+
+    Args:
+        path: The path, or the folder inside it that holds the data.
+        format: Name of the format.
+        splits: Reader of each split, by "train", "val", "test" or another name; "all" if the data are not split.
+    """
+
+    path: Path
+    format: str
+    splits: Mapping[str, Reader]
+
+    def __str__(self) -> str:
+        parts = ", ".join(self.splits)
+        return f"{self.path}: {self.format}{'' if parts == WHOLE else f' with the splits {parts}'}"
+
+
+def recognise(path: str | os.PathLike) -> Source:
+    """Finds out in which format a dataset is.
+
+    Args:
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several.
+
+    Returns:
+        The format and the splits. Nothing but names and class lists has been read.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        UserError: If the format is not known. The message says what the folder holds and what to do.
+    """
+    if scheme := _SCHEME.match(os.fspath(path)):
+        raise UserError(
+            f"{os.fspath(path)} is on {scheme[1]}; expected a local path. Copy the dataset to a local disk first."
+        )
+    path = expand(path)
+    if not path.exists() and not list(path.parent.glob(path.name) if path.parent.is_dir() else []):
+        raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
+    for name, find in _FINDERS.items():
+        if splits := find(path):
+            return Source(path, name, splits)
+    if path.is_dir():
+        inside = [each for each in path.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
+        folders = [each for each in inside if each.is_dir()]
+        if len(folders) == 1 and not any(is_image(each) for each in inside):  # an archive unpacked into its own folder
+            return recognise(folders[0])
+    raise UserError(_unknown(path))
+
+
+def _find_yolo(path):
+    """Finds a `data.yaml`, or folders `images` and `labels` with a list of classes."""
+    if path.is_dir():
+        files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
+    else:
+        files = [path] if path.suffix.lower() in (".yaml", ".yml") else []
+    for file in files:
+        try:
+            data = yolo.read_yaml(file)
+        except UserError:
+            if path.is_dir():
+                continue
+            raise
+        keys = [key for key in data if _is_split(key, data[key], file.parent)]
+        if "names" in data and keys:
+            names = yolo.class_names(data, file)
+            splits = {key: split_of(key) for key in keys}
+            return {
+                key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
+                for key, split in splits.items()
+            }
+    return {}
+
+
+def _is_split(key, value, folder):
+    """Returns whether a key of a `data.yaml` names a split: a usual one, or one with a folder that exists."""
+    if key in yolo.SPLIT_KEYS:
+        return bool(value)
+    return key != "path" and isinstance(value, str) and value != "" and (folder / value).is_dir()
+
+
+def _read_yolo(data, file, key, names, changes):
+    images = yolo.split_images(data, file, key, changes)
+    return yolo.read_yolo(images, names, changes, data.get("kpt_shape") or ())
+
+
+def _find_yolo_folder(path):
+    """Finds images with label files and a list of classes, as LabelImg and Label Studio write them."""
+    beside = yolo.names_beside(path) if path.is_dir() else None
+    if beside is None:
+        return {}
+    images = images_in(path)
+    if not any(yolo.label_of(image).is_file() for image in images):
+        return {}
+    return {
+        split: functools.partial(yolo.read_yolo, files, beside[0]) for split, files in by_split(images, path).items()
+    }
+
+
+def _find_json(path, kind):
+    """Returns the JSON files of a folder that are of a kind; looks into a few, and then only at the suffix."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".json" and json_kind(path) == kind else []
+    files = sorted(file for file in path.rglob("*.json") if not file.name.startswith("."))
+    if not any(_is_kind(file, kind) for file in files[:_SAMPLE]):
+        return []
+    return [file for file in files if _is_kind(file, kind)]
+
+
+def _is_kind(file, kind):
+    try:
+        return json_kind(file) == kind
+    except UserError:
+        return kind == "labelme"  # a damaged file among others: its reader names it
+
+
+def _find_labelme(path):
+    files = _find_json(path, "labelme")
+    if not files:
+        return {}
+    folder = path if path.is_dir() else path.parent
+
+    @functools.cache
+    def names():
+        listed = labelme.listed_labels(folder)
+        return listed or sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+
+    def read(files, changes):
+        return labelme.read_labelme(files, names(), changes)
+
+    return {split: functools.partial(read, own) for split, own in by_split(files, folder).items()}
+
+
+def _find_via(path):
+    return {
+        split_of(file.stem, file.parent.name): functools.partial(_read_via, file) for file in _find_json(path, "via")
+    }
+
+
+def _read_via(file, changes):
+    return via.read_via(read_json(file), file, changes)
+
+
+def _find_tfrecord(path):
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and tfrecord.is_tfrecord(file)]
+    else:
+        files = [file for file in tfrecord.shards(path) if tfrecord.is_tfrecord(file)]
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        folders = reversed(file.relative_to(folder).parts[:-1])
+        groups.setdefault(split_of(tfrecord.stem_of(file), *folders, folder.name), []).append(file)
+    maps = sorted(folder.rglob("*.pbtxt"))
+    maps = [file for file in maps if "item" in read_text(file)]
+
+    def read(files, changes):
+        own = [file for file in maps if file.parent == files[0].parent] or maps
+        categories = tfrecord.read_label_map(own[0]) if own else None
+        every = [shard for file in files for shard in tfrecord.shards(file)]
+        return tfrecord.read_tfrecords(list(dict.fromkeys(every)), categories)
+
+    return {split: functools.partial(read, own) for split, own in groups.items()}
+
+
+def _find_coco(path):
+    if path.is_file() and not (path.suffix.lower() == ".json" and json_kind(path) == "coco"):
+        return {}
+    return find_coco(path)
+
+
+_FINDERS = {
+    "YOLO": _find_yolo,
+    "COCO": _find_coco,
+    "VIA": _find_via,
+    "LabelMe": _find_labelme,
+    "TFRecord": _find_tfrecord,
+    "Pascal VOC": find_voc,
+    "YOLO without data.yaml": _find_yolo_folder,
+}
+
+
+def _unknown(path):
+    """Returns the message about data of no known format."""
+    expected = f"expected a dataset in the format {_FORMATS}"
+    if path.is_file():
+        kind = json_kind(path) if path.suffix.lower() == ".json" else None
+        if kind in ("detections", "label studio"):
+            holds = "detections" if kind == "detections" else "tasks of Label Studio"
+            advice = "Give the ground truth." if kind == "detections" else "Export them as COCO or YOLO."
+            return f"{path} holds {holds}; {expected}. {advice}"
+        if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
+            return f"{path} is an archive; {expected}. Unpack it and give the folder."
+        return f"{path} is of no format that kerasdet knows; {expected}. Give the folder of the dataset."
+    suffixes = Counter(file.suffix.lower() or "files without a suffix" for file in path.rglob("*") if file.is_file())
+    if not suffixes:
+        return f"The folder {path} is empty; {expected}. Check the path."
+    holds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
+    if all(is_image(Path(f"x{suffix}")) for suffix in suffixes):
+        advice = "Put the annotations into the folder, or give the folder above it."
+    elif any(file.suffix.lower() == ".txt" and _looks_like_labels(file) for file in path.rglob("*.txt")):
+        advice = 'These look like YOLO labels without a class list: add a data.yaml with "names" and "train".'
+    elif any("<annotations" in read_text(file)[:500] for file in path.rglob("*.xml")):
+        advice = "This is CVAT's own XML: export the task as COCO 1.0."
+    elif ".csv" in suffixes:
+        advice = "Export the CSV again as COCO, VOC or YOLO."
+    elif ".zip" in suffixes:
+        advice = "Unpack the archive."
+    else:
+        advice = "Export the annotations in one of these formats, or name the file that holds them."
+    return f"The folder {path} holds {holds}; {expected}. {advice}"
+
+
+def _looks_like_labels(file):
+    words = read_text(file)[:200].split()
+    return len(words) >= 5 and words[0].isdigit() and words[1].replace(".", "").isdigit()
+
+
+def choose_split(source: Source, split: str | None) -> str:
+    """Chooses a split of a dataset by any of its names.
+
+    Args:
+        source: What `recognise` found.
+        split: Name such as "val" or "validation"; None for the only one.
+
+    Returns:
+        A key of `source.splits`.
+
+    Raises:
+        UserError: If there is no such split, or several and none is named.
+    """
+    known = ", ".join(source.splits)
+    if split is None:
+        if len(source.splits) == 1:
+            return next(iter(source.splits))
+        raise UserError(f"{source.path} has the splits {known}; expected one of them. Pass split=NAME (--split NAME).")
+    for name in (split, split_of(split)):
+        if name in source.splits:
+            return name
+    raise UserError(
+        f"{source.path} has no split {split}; it has {known if known != WHOLE else 'one part without a name'}. Give "
+        "another split, or divide the data: kerasdet data split SOURCE TARGET --parts train=0.8,val=0.2."
+    )
+
+
+def read_source(source: Source, split: str, changes: Changes, classes: Classes | None = None) -> dict[str, Any]:
+    """Reads a split into the contents of a COCO file.
+
+    Args:
+        source: What `recognise` found.
+        split: A key of `source.splits`.
+        changes: Counts the repairs.
+        classes: As for `open_dataset`.
+
+    Returns:
+        Contents of a COCO file, with the whole path of each image.
+    """
+    data = source.splits[split](changes)
+    return data if classes is None else _select(data, classes, changes)
+
+
+def _select(data, classes, changes):
+    """Selects classes after their ids and names have become integers and texts."""
+    contents = read_contents(data, changes.source, strict=changes.strict)
+    changes.merge(contents.changes)
+    clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
+    return select_classes({**data, **clean}, classes, changes.source)
+
+
+def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None) -> tuple[str, ...]:
+    """Reads the names of the classes of a dataset, without opening its images.
+
+    Args:
+        path: Path of the dataset, see `open_dataset`.
+        classes: As for `open_dataset`.
+
+    Returns:
+        K names in the order of the class ids; those of the training data if there are several splits.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        UserError: If the format is not known, or an annotation is invalid, naming it.
+    """
+    source = recognise(path)
+    split = "train" if "train" in source.splits else next(iter(source.splits))
+    changes = Changes(str(source.path))
+    contents = read_contents(read_source(source, split, changes, classes), changes.source)
+    return tuple(category["name"] for category in contents.categories)
+
+
+def open_dataset(
+    path: str | os.PathLike,
+    split: str | None = None,
+    *,
+    classes: Classes | None = None,
+    keep_images_without_objects: bool = True,
+    on_bad_image: str = "error",
+    masks: bool | None = False,
+    keypoints: bool | None = False,
+    strict: bool = False,
+) -> Dataset:
+    """Opens a dataset of any format that kerasdet knows, and logs what it found.
+
+    The formats are COCO and the exports of Roboflow, CVAT, Label Studio, FiftyOne and LabelMe2COCO; Pascal VOC and
+    loose files of LabelImg; YOLO; LabelMe; VIA; TFRecords of the TensorFlow Object Detection API. docs/data.md
+    describes them.
+
+    Example:
+        >>> dataset = open_dataset("downloads/my-roboflow-export", "train")
+        >>> dataset.class_names
+        ('cat', 'dog')
+
+    Args:
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several.
+        split: Name of a split: "train", "val" (or valid, validation), "test". None for the only one.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, which
+            merges classes that get the same name and leaves out those that get None. Default: all.
+        keep_images_without_objects: As for `Dataset`.
+        on_bad_image: As for `Dataset`.
+        masks: As for `Dataset`. None reads them if every object has one.
+        keypoints: As for `Dataset`. None reads them if a class has keypoints.
+        strict: Whether to refuse files that had to be repaired; by default, repairs are counted and logged.
+
+    Returns:
+        The dataset. Its `counts` and `problems` include the repairs.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        UserError: If the format is not known, the split does not exist, or an item is invalid, naming it.
+    """
+    source = recognise(path)
+    name = choose_split(source, split)
+    changes = Changes(str(source.path), strict)
+    data = read_source(source, name, changes, classes)
+    _logger.info("%s", source)
+    label = str(source.path) if name == WHOLE else f"{source.path} ({name})"
+    dataset = Dataset(
+        data,
+        None,
+        source=label,
+        keep_images_without_objects=keep_images_without_objects,
+        on_bad_image=on_bad_image,
+        masks=_all_have(data["annotations"], "segmentation") if masks is None else masks,
+        keypoints=any(category.get("keypoints") for category in data["categories"]) if keypoints is None else keypoints,
+        strict=strict,
+    )
+    for kind, count in changes.counts.items():
+        dataset.counts[kind] = dataset.counts.get(kind, 0) + count
+    dataset.problems += tuple(changes.problems)
+    for sentence in changes.describe({**CHANGES, **REPAIRS}):
+        _logger.info("%s: %s", label, sentence)
+    return dataset
+
+
+def _all_have(annotations, key):
+    return bool(annotations) and all(annotation.get(key) for annotation in annotations)
+
+
+def dataset_from_examples(
+    examples: Iterable[Mapping[str, Any]],
+    class_names: Sequence[str],
+    *,
+    keypoint_names: Sequence[str] = (),
+    classes: Classes | None = None,
+    masks: bool = False,
+    name: str = "examples",
+    **options: Any,
+) -> Dataset:
+    """Makes a dataset of Python objects: any iterable of dicts, or a `tf.data.Dataset` of them.
+
+    Example:
+        >>> image = np.zeros((480, 640, 3), np.uint8)
+        >>> dataset = dataset_from_examples(
+        ...     [{"image": image, "boxes": [[10, 20, 110, 220]], "class_ids": [0]}], class_names=["cat"]
+        ... )
+        >>> batches = training_batches(dataset, batch_size=1)
+
+    Args:
+        examples: Dicts with `image`, a path or an array (H, W, 3) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids`
+            (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
+            `image_id`. Rows with class id -1 are padding. They are read once; arrays of images stay in memory, so pass
+            paths, or convert to TFRecord, if all images do not fit.
+        class_names: The K names of the classes.
+        keypoint_names: The J names of the keypoints. With them, keypoints are read.
+        classes: As for `open_dataset`.
+        masks: Whether to read the masks.
+        name: Name of the dataset in messages.
+        **options: Other arguments of `Dataset`.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        UserError: If an example is not of this form, naming its number from 0.
+    """
+    data = read_examples(examples, class_names, keypoint_names)
+    data = data if classes is None else _select(data, classes, Changes(name))
+    return Dataset(data, None, source=name, masks=masks, keypoints=bool(keypoint_names), **options)

@@ -1,0 +1,137 @@
+"""Divides a dataset into parts with equal shares of each class, and near duplicates in one part."""
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kerasdet.data.classes import Classes
+from kerasdet.data.convert import empty_folder, read_parts, write_parts
+from kerasdet.data.duplicates import fingerprints, near_duplicates
+from kerasdet.data.portable import Item, Part
+from kerasdet.data.recognise import recognise
+from kerasdet.errors import UserError
+
+
+def split(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    parts: Mapping[str, float],
+    *,
+    to: str = "coco",
+    seed: int = 0,
+    classes: Classes | None = None,
+    on_bad_image: str = "error",
+    strict: bool = False,
+) -> dict[str, Counter]:
+    """Divides a dataset and writes the parts with a copy of the images.
+
+    Each part gets its share of every class and of the images, as near as whole images allow (iterative stratification,
+    Sechidis et al., 2011). Near duplicates, such as frames of a video, come into the same part, so that evaluation
+    does not see training images. Parts that the source has already are joined first.
+
+    Example:
+        >>> split("downloads/cells", "data/cells", {"train": 0.8, "val": 0.2})
+
+    Args:
+        source: Path of the dataset, see `open_dataset`.
+        target: Folder to write to, which is empty or does not exist.
+        parts: Shares by name, which sum to 1.
+        to: Format to write, see `convert`.
+        seed: Seed of the order in which images are dealt out.
+        classes: As for `open_dataset`.
+        on_bad_image: As for `Dataset`.
+        strict: As for `open_dataset`.
+
+    Returns:
+        Counts as those of `convert`: "images", and objects of each class under "boxes of NAME", for each part.
+
+    Raises:
+        FileNotFoundError: If the source does not exist.
+        UserError: If the shares do not sum to 1, there are fewer images than parts, or as for `convert`.
+    """
+    check_shares(parts)
+    folder = empty_folder(target)
+    whole = read_parts(recognise(source), classes, on_bad_image, strict)
+    items = _with_unique_ids([item for part in whole for item in part.items])
+    duplicates = near_duplicates(fingerprints([item.record for item in items]))
+    category_ids = [category["id"] for category in whole[0].categories]
+    table = np.array([_class_counts(item, category_ids) for item in items]).reshape(-1, len(category_ids))
+    owners = assign(table, duplicates, list(parts.values()), seed)
+    if missing := [name for index, name in enumerate(parts) if index not in owners]:
+        raise UserError(
+            f"The part {missing[0]} gets no image: {source} has {len(items)}, and near duplicates stay together; "
+            "expected at least one for each part. Give it a larger share, or add images."
+        )
+    counts = Counter({"near_duplicates": sum(map(len, duplicates))})
+    made = []
+    for index, name in enumerate(parts):
+        own = [item for item, owner in zip(items, owners, strict=True) if owner == index]
+        totals = table[owners == index].sum(0)
+        classes_of = {f"boxes of {c['name']}": int(n) for c, n in zip(whole[0].categories, totals, strict=True)}
+        made.append(Part(name, own, whole[0].categories, Counter({"images": len(own), **classes_of})))
+    return {**write_parts(made, folder, to), "all": counts}
+
+
+def check_shares(parts: Mapping[str, float]) -> None:
+    """Checks that shares are positive and sum to 1.
+
+    Raises:
+        UserError: If they are not.
+    """
+    total = sum(parts.values())
+    if not parts or min(parts.values()) <= 0 or not math.isclose(total, 1, abs_tol=1e-6):
+        listed = ", ".join(f"{name}={share:g}" for name, share in parts.items())
+        raise UserError(f"The shares {listed} sum to {total:g}; expected positive numbers that sum to 1. Correct them.")
+
+
+def _with_unique_ids(items: Sequence[Item]) -> list[Item]:
+    """Numbers the images anew if splits that are joined use an id twice."""
+    if len({item.record.image_id for item in items}) == len(items):
+        return list(items)
+    renumbered = []
+    for number, item in enumerate(items, 1):
+        annotations = [{**annotation, "image_id": number} for annotation in item.annotations]
+        record = dataclasses.replace(item.record, image_id=number)
+        renumbered.append(dataclasses.replace(item, record=record, annotations=annotations))
+    return renumbered
+
+
+def _class_counts(item, category_ids):
+    found = Counter(annotation["category_id"] for annotation in item.annotations)
+    return [found[category_id] for category_id in category_ids]
+
+
+def assign(table: np.ndarray, groups: Sequence[Sequence[int]], shares: Sequence[float], seed: int = 0) -> np.ndarray:
+    """Deals images out to parts by iterative stratification.
+
+    Args:
+        table: Number of objects of each class in each image, (N, K).
+        groups: Indices of images that stay together.
+        shares: Share of each part, which sum to 1.
+        seed: Seed of the order of images.
+
+    Returns:
+        Index of the part of each image, (N,).
+    """
+    grouped = {index for group in groups for index in group}
+    units = [list(group) for group in groups] + [[index] for index in range(len(table)) if index not in grouped]
+    order = np.random.default_rng(seed).permutation(len(units))
+    units = sorted((units[i] for i in order), key=len, reverse=True)  # large groups first, while every part has room
+    # The last column counts images, so that images without objects are shared, too
+    counts = np.array([[*table[unit].sum(0), len(unit)] for unit in units], np.float64).reshape(len(units), -1)
+    wanted = np.array(shares)[:, None] * counts.sum(0)  # (parts, K + 1)
+    owners, left = np.zeros(len(table), int), np.ones(len(units), bool)
+    while left.any():
+        remaining = counts[left].sum(0)
+        present = np.flatnonzero(remaining[:-1])
+        column = present[remaining[present].argmin()] if len(present) else -1  # the rarest class
+        for index in np.flatnonzero(left & (counts[:, column] > 0)):
+            part = np.lexsort((wanted[:, -1], wanted[:, column]))[-1]
+            owners[units[index]] = part
+            wanted[part] -= counts[index]
+            left[index] = False
+    return owners

@@ -1,0 +1,48 @@
+"""Transforms an image together with its boxes, masks and keypoints.
+
+A transform is a callable ``(example, seed) -> example``. An example is a dict of unbatched tensors with the keys of a
+batch: `image` (H, W, 3), `image_size` (2,), `boxes` (M, 4), `class_ids` (M,), `is_crowd` (M,), optionally `masks`
+(M, S, S) and `keypoints` (M, J, 3). An example with keypoints has `keypoint_flip` (J,), the index of the keypoint that
+replaces each in a mirror image. In training it has `step` (), which `UntilStep` reads. Transforms pass other keys
+through. All randomness comes from `seed` (2,) int32, so an example is reproducible. Each transform is a dataclass, and
+the list given to `training_batches` or `train` applies in order:
+
+>>> transforms = [RandomPhotometricDistort(), ScaleJitter((1024, 1024)), RandomFlip()]
+
+Transforms that change only colours are cheapest before the image is enlarged.
+"""
+
+from kerasdet.data.transforms.affine import RandomAffine, RandomRotate90
+from kerasdet.data.transforms.blur import GaussianBlur
+from kerasdet.data.transforms.color import RandomPhotometricDistort
+from kerasdet.data.transforms.compose import RandomApply, Transform, UntilStep
+from kerasdet.data.transforms.copy_paste import CopyPaste
+from kerasdet.data.transforms.crop import RandomIoUCrop, RandomZoomOut, ScaleJitter
+from kerasdet.data.transforms.erasing import RandomErasing
+from kerasdet.data.transforms.flip import RandomFlip
+from kerasdet.data.transforms.function import NumpyTransform
+from kerasdet.data.transforms.mixing import MixTransform
+from kerasdet.data.transforms.mixup import MixUp
+from kerasdet.data.transforms.mosaic import Mosaic
+from kerasdet.data.transforms.resize import ResizeShortestEdge
+
+__all__ = [
+    "CopyPaste",
+    "GaussianBlur",
+    "MixTransform",
+    "MixUp",
+    "Mosaic",
+    "NumpyTransform",
+    "RandomAffine",
+    "RandomApply",
+    "RandomErasing",
+    "RandomFlip",
+    "RandomIoUCrop",
+    "RandomPhotometricDistort",
+    "RandomRotate90",
+    "RandomZoomOut",
+    "ResizeShortestEdge",
+    "ScaleJitter",
+    "Transform",
+    "UntilStep",
+]

@@ -1,0 +1,90 @@
+"""Checks the arguments that many transforms share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kerasdet.errors import UserError
+
+
+def check_probabilities(owner: object, *names: str) -> None:
+    """Checks that attributes are probabilities.
+
+    Args:
+        owner: Transform that has the attributes.
+        names: Names of the attributes.
+
+    Raises:
+        UserError: If one is not a number in [0, 1].
+    """
+    values = {name: getattr(owner, name) for name in names}
+    if not all(_is_number(value) and 0 <= value <= 1 for value in values.values()):
+        raise UserError(
+            f"{type(owner).__name__} got {_listed(values)}; expected probabilities in [0, 1]. Correct them."
+        )
+
+
+def check_range(owner: object, name: str, low: float, high: float = float("inf"), unit: str = "numbers") -> None:
+    """Checks that an attribute is a pair (smallest, largest) within limits.
+
+    Args:
+        owner: Transform that has the attribute.
+        name: Name of the attribute.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        unit: Name of the values in the message, such as "degrees".
+
+    Raises:
+        UserError: If it is not.
+    """
+    value = getattr(owner, name)
+    is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
+    if not (is_pair and low <= value[0] <= value[1] <= high):
+        limits = f"between {low:g} and {high:g}" if high < float("inf") else f"of {low:g} or more"
+        raise UserError(
+            f"{type(owner).__name__} got {name}={value!r}; expected (smallest, largest), two {unit} {limits} in "
+            "ascending order. Correct it."
+        )
+
+
+def check_at_least(owner: object, low: float, *names: str) -> None:
+    """Checks that attributes are numbers, or sequences of numbers, not below a limit.
+
+    Args:
+        owner: Transform that has the attributes.
+        low: Smallest value allowed.
+        names: Names of the attributes.
+
+    Raises:
+        UserError: If one is below.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        numbers = value if isinstance(value, Sequence) else (value,)
+        if not numbers or not all(_is_number(number) and number >= low for number in numbers):
+            raise UserError(f"{type(owner).__name__} got {name}={value!r}; expected {low:g} or more. Correct it.")
+
+
+def check_size(owner: object, name: str) -> None:
+    """Checks that an attribute is a height and a width in pixels.
+
+    Args:
+        owner: Transform that has the attribute.
+        name: Name of the attribute.
+
+    Raises:
+        UserError: If it is not a pair of positive integers.
+    """
+    value = getattr(owner, name)
+    if not (isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)):
+        raise UserError(
+            f"{type(owner).__name__} got {name}={value!r}; expected (height, width), two positive integers. Correct it."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _listed(values):
+    *first, last = [f"{name}={value!r}" for name, value in values.items()]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,127 @@
+"""Applies a user's own NumPy function to examples."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.data.transforms.objects import keep_visible
+from kerasdet.errors import UserError
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry import crops
+from kerasdet.geometry import masks as mask_ops
+
+_RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "keypoints": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class NumpyTransform:
+    """Applies a function of NumPy arrays, such as the transforms of another library.
+
+    The function runs in Python and holds its lock, so it is slower than the other transforms. It gets a dict of arrays
+    and an integer seed, and returns a dict with the arrays that it changes: `image` (H, W, 3) uint8, `boxes` (M, 4)
+    yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks` (M, H, W) bool, in the size
+    of the image, and `keypoints` (M, J, 3) as (y, x, visibility). It may drop objects, then from all arrays. Boxes are
+    clipped to the image afterwards; those without area are dropped.
+
+    Args:
+        function: Function ``(arrays, seed) -> arrays``. All its randomness must come from the seed.
+        image_only: Whether the function gets and changes only the image, and not its size. Saves time.
+
+    Example:
+        >>> import albumentations as A
+        >>> def augment(arrays, seed):
+        ...     boxes = arrays["boxes"][:, [1, 0, 3, 2]]  # x1, y1, x2, y2
+        ...     compose = A.Compose([A.RandomRain()], bbox_params=A.BboxParams("pascal_voc", ["index"]), seed=seed)
+        ...     found = compose(image=arrays["image"], bboxes=boxes, index=np.arange(len(boxes)))
+        ...     rows = np.array(found["index"], int)
+        ...     boxes = np.array(found["bboxes"]).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        ...     others = {name: arrays[name][rows] for name in ("class_ids", "is_crowd")}
+        ...     return {"image": found["image"], "boxes": boxes, **others}
+        >>> transforms = [NumpyTransform(augment), ResizeShortestEdge((800,), 1333)]
+    """
+
+    function: Callable[[dict[str, np.ndarray], int], Mapping[str, np.ndarray]]
+    image_only: bool = False
+
+    def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
+        """Applies the function to an example.
+
+        Args:
+            example: Tensors of one image, see `kerasdet.data.transforms`.
+            seed: Seed of the function, (2,) int32.
+
+        Returns:
+            The example with the arrays that the function returned.
+        """
+        crop_size = example["masks"].shape[-1] if "masks" in example else None
+        names = [name for name in _RANKS if name in example and (name == "image" or not self.image_only)]
+        values = [_bitmaps(example) if name == "masks" else example[name] for name in names]
+        number = tf.random.stateless_uniform([], seed, 0, tf.int32.max, tf.int32)
+
+        def call(number, *arrays):
+            return self._call(int(number), dict(zip(names, arrays, strict=True)))
+
+        types = [value.dtype for value in values]
+        results = tf.nest.flatten(tf.numpy_function(call, [number, *values], types))  # one result comes without a list
+        example = {**example, **dict(zip(names, results, strict=True))}
+        for name in names:
+            last = {"image": [3], "boxes": [4], "keypoints": values[names.index(name)].shape[1:]}.get(name, [])
+            shape = [None] * (_RANKS[name] - len(last)) + list(last)
+            example[name] = tf.ensure_shape(example[name], shape)
+        if self.image_only:
+            return example
+        size = tf.shape(example["image"])[:2]
+        example["image_size"] = size
+        if "masks" in names:
+            example["masks"] = crops.from_bitmaps(example["masks"], example["boxes"], crop_size)
+        return keep_visible(example, box_ops.clip(example["boxes"], size), min_visible=0.0, min_size=0.0)
+
+    def _call(self, seed, arrays):
+        """Calls the function and returns its arrays, in the order and of the types of those given."""
+        types = {name: array.dtype for name, array in arrays.items()}
+        size = arrays["image"].shape
+        changed = self.function(dict(arrays), seed)
+        problem = _unusable(changed, arrays)
+        if problem is None:
+            arrays = {**arrays, **{name: np.asarray(value) for name, value in changed.items()}}
+            problem = _mismatch(arrays, size if self.image_only else None)
+        if problem is not None:
+            name = getattr(self.function, "__name__", type(self.function).__name__)
+            raise UserError(f"The function {name} of NumpyTransform returned {problem}. Correct the function.")
+        return [np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items()]
+
+
+def _bitmaps(example):
+    """Returns the masks in the size of the image, (M, H, W) bool."""
+    size = tf.shape(example["image"])
+    probs = tf.cast(example["masks"], tf.float32) / 255
+    return mask_ops.paste_masks(probs, example["boxes"], size[0], size[1])
+
+
+def _unusable(changed, arrays):
+    """Returns what is wrong with the names and ranks of returned arrays, or None."""
+    if not isinstance(changed, Mapping):
+        return f"{type(changed).__name__}; expected a dict of arrays"
+    if unknown := changed.keys() - arrays.keys():
+        return f"{', '.join(sorted(unknown))}; expected only {', '.join(arrays)}"
+    for name, value in changed.items():
+        shape = np.shape(value)
+        if len(shape) != _RANKS[name] or (name in ("image", "boxes") and shape[-1] != {"image": 3, "boxes": 4}[name]):
+            return f"{name} of shape {shape}; expected one like {arrays[name].shape}"
+    return None
+
+
+def _mismatch(arrays, size):
+    """Returns which arrays do not fit one another, or None."""
+    shape = arrays["image"].shape
+    if size is not None and shape != size:
+        return f"an image of shape {shape} for one of {size}; expected the same, because image_only is True"
+    if "masks" in arrays and arrays["masks"].shape[1:] != shape[:2]:
+        return f"masks of shape {arrays['masks'].shape} for an image of {shape}; expected the image's height and width"
+    rows = {name: len(value) for name, value in arrays.items() if name != "image"}
+    if len(set(rows.values())) > 1:
+        return f"{rows} as numbers of objects; expected the same number in all arrays"
+    return None

@@ -1,0 +1,130 @@
+"""Resizes images, with all lengths and sizes that detectors train at."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from kerasdet.data.transforms import objects
+from kerasdet.errors import UserError
+from kerasdet.ops import resize as resize_ops
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeShortestEdge:
+    """Resizes so that the shorter edge gets a given length, but the longer edge stays within its limit.
+
+    Args:
+        shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
+        longest: Limit of the longer edge, in pixels.
+        sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
+        rounding: Rule of the size, "detectron2", "torchvision" or "mmdetection"; see
+            `kerasdet.ops.resize.shortest_edge_size`.
+        kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
+
+    Raises:
+        UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
+    """
+
+    shortest: tuple[int, ...] = (800,)
+    longest: int = 1333
+    sampling: str = "choice"
+    rounding: str = "detectron2"
+    kernel: str = "pil"
+
+    def __post_init__(self) -> None:
+        shortest = (self.shortest,) if isinstance(self.shortest, int) else tuple(self.shortest)
+        object.__setattr__(self, "shortest", shortest)
+        if not shortest or min(*shortest, self.longest) < 1:
+            raise UserError(
+                f"ResizeShortestEdge got shortest={shortest} and longest={self.longest}; expected lengths of 1 pixel "
+                "or more. Correct them."
+            )
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise UserError(
+                    f"ResizeShortestEdge got {name}={getattr(self, name)!r}; expected one of {words}. Choose one."
+                )
+        if self.sampling == "range" and (len(shortest) != 2 or shortest[0] > shortest[1]):
+            raise UserError(
+                f"ResizeShortestEdge got shortest={shortest} with sampling='range'; expected (low, high). Give two "
+                "lengths in ascending order."
+            )
+
+    def __call__(self, example: dict[str, Any], seed: tf.Tensor | None = None) -> dict[str, Any]:
+        """Resizes an example.
+
+        Args:
+            example: Tensors of one image, see `kerasdet.data.transforms`.
+            seed: Seed that draws the length, (2,) int32. None uses the first length.
+
+        Returns:
+            The example with resized image, boxes and keypoints; cropped masks do not depend on the size.
+        """
+        old = tf.shape(example["image"])[:2]
+        size = resize_ops.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
+        return resize_to(example, tf.maximum(tf.stack(size), 1), self.kernel)
+
+    def _draw(self, seed):
+        if seed is None:
+            return tf.constant(self.shortest[0])
+        if self.sampling == "range":
+            low, high = self.shortest
+            return tf.random.stateless_uniform([], seed, low, high + 1, tf.int32)
+        index = tf.random.stateless_uniform([], seed, 0, len(self.shortest), tf.int32)
+        return tf.gather(self.shortest, index)
+
+
+_WORDS = {
+    "sampling": ("choice", "range"),
+    "rounding": resize_ops.ROUNDINGS,
+    "kernel": resize_ops.KERNELS,
+}
+
+
+def resize_to(example: dict[str, Any], size: tf.Tensor, kernel: str) -> dict[str, Any]:
+    """Resizes an example to a size.
+
+    Args:
+        example: Tensors of one image, see `kerasdet.data.transforms`.
+        size: New height and width in pixels, (2,) int32.
+        kernel: One of `kerasdet.ops.resize.KERNELS`.
+
+    Returns:
+        The example with resized image, boxes and keypoints; cropped masks do not depend on the size.
+    """
+    old = tf.shape(example["image"])[:2]
+    image = resize_image(example["image"], size, kernel)
+    factor = tf.cast(size, tf.float32) / tf.cast(old, tf.float32)
+    return {**objects.scale(example, factor), "image": image, "image_size": size}
+
+
+def resize_image(image: tf.Tensor, size: tf.Tensor, kernel: str, window: tf.Tensor | None = None) -> tf.Tensor:
+    """Resizes an image, or computes only a window of the resized image.
+
+    Args:
+        image: (H, W, 3) uint8 or float32.
+        size: New height and width in pixels, (2,) int32.
+        kernel: One of `kerasdet.ops.resize.KERNELS`.
+        window: (4,) int32, yxyx in pixels of the resized image. None computes the whole image.
+
+    Returns:
+        (h, w, 3), uint8 if the kernel gives whole numbers, and else float32.
+    """
+    resized = resize_ops.resize(image, size, kernel, window)
+    return tf.cast(resized, tf.uint8) if kernel in resize_ops.UINT8_KERNELS else resized
+
+
+def check_kernel(owner: object) -> None:
+    """Checks the attribute `kernel` of a transform.
+
+    Args:
+        owner: Transform that resizes images.
+
+    Raises:
+        UserError: If the kernel is unknown.
+    """
+    if owner.kernel not in resize_ops.KERNELS:
+        raise UserError(
+            f"{type(owner).__name__} got kernel={owner.kernel!r}; expected one of {resize_ops.KERNELS}. Choose one."
+        )

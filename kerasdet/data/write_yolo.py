@@ -1,0 +1,81 @@
+"""Writes datasets as YOLO: `data.yaml`, `images/SPLIT/` and `labels/SPLIT/`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from kerasdet.data.portable import Part
+from kerasdet.data.progress import progress
+from kerasdet.data.regions import join_polygons, mask_of, polygons_of
+
+
+def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
+    """Writes splits with YOLO's label files. Class ids are 0..K-1 in the order of the categories.
+
+    Objects with masks become polygons; if a dataset has any, objects without a mask become rectangles. Parts of a mask
+    are joined by bridges of no width, and holes are lost. Datasets with keypoints get boxes and keypoints.
+
+    Args:
+        parts: Splits of the dataset.
+        folder: Empty folder to write to.
+
+    Returns:
+        Counts of what the format cannot hold.
+    """
+    lost: Counter[str] = Counter()
+    annotations = [each for part in parts for item in part.items for each in item.annotations]
+    joints = max(len(category.get("keypoints") or ()) for category in parts[0].categories)
+    polygons = not joints and any(each.get("segmentation") for each in annotations)
+    for part in parts:
+        class_of = {category["id"]: class_id for class_id, category in enumerate(part.categories)}
+        images, labels = folder / "images" / part.name, folder / "labels" / part.name
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for item in progress(part.items, f"Writing {part.name}"):
+            item.save(images / item.name)
+            size = item.record.height, item.record.width
+            rows = []
+            for annotation in item.annotations:
+                if annotation["iscrowd"]:
+                    lost["crowds"] += 1
+                    continue
+                values = _polygon(annotation, *size) if polygons else _box(annotation["bbox"], *size)
+                values += _keypoints(annotation.get("keypoints"), joints, *size)
+                rows.append(" ".join([str(class_of[annotation["category_id"]]), *map(_number, values)]))
+            (labels / item.name).with_suffix(".txt").write_text("".join(f"{row}\n" for row in rows))
+    names = {class_id: category["name"] for class_id, category in enumerate(parts[0].categories)}
+    shape = {"kpt_shape": [joints, 3]} if joints else {}
+    data = {**{part.name: f"images/{part.name}" for part in parts}, **shape, "names": names}
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    return lost
+
+
+def _number(value):
+    """Formats a number so that it is read again without a loss."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def _box(box, height, width):
+    x, y, w, h = box
+    return [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+
+
+def _polygon(annotation, height, width):
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        outlines = polygons_of(mask_of(segmentation, height, width))
+    else:
+        outlines = [np.reshape(polygon, (-1, 2)) for polygon in segmentation or ()]
+    if not outlines:
+        x, y, w, h = annotation["bbox"]
+        outlines = [np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)])]
+    return (np.clip(join_polygons(outlines), 0, (width, height)) / (width, height)).ravel().tolist()
+
+
+def _keypoints(keypoints, count, height, width):
+    points = np.reshape(keypoints or [0.0] * 3 * count, (-1, 3)) / (width, height, 1)
+    return points.ravel().tolist()

@@ -1,0 +1,186 @@
+"""Cuts, turns and covers crops of masks, so that masks follow an image through augmentation.
+
+A crop (S, S) is the part of a mask inside its object's box, see `kerasdet.geometry.masks`. Cutting averages over the
+area of the old cells and loses only resolution: a crop of half the box has S / 2 cells of detail per side. An affine
+map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares with full-size masks of COCO objects of
+at least 8 pixels. Cut to a quarter of the box, the mean IoU is 0.999 and the worst 0.991. Turned by 10 degrees, which
+blurs the full-size mask as well, the mean is 0.988 and the worst 0.951: for these the border moves by less than half a
+pixel.
+"""
+
+import tensorflow as tf
+
+_FULL = 255.0  # value of a cell that the object covers
+_TOUCHED = 51  # cells of at most this value, a fifth, count as empty when the tight box is sought
+
+
+def recrop(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor) -> tf.Tensor:
+    """Computes the crops for other boxes of the same objects.
+
+    Args:
+        masks: (M, S, S) uint8. Crops of the masks.
+        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+        new_boxes: (M, 4) yxyx in pixels. Boxes that the new crops cover. Outside the old box a mask is empty.
+
+    Returns:
+        (M, S, S) uint8. A new cell is the mean of the old ones under it.
+    """
+    cells = tf.cast(masks, tf.float32)  # (M, S, S)
+    y, x = (_overlaps(boxes, new_boxes, axis, masks.shape[-1]) for axis in (0, 1))  # (M, S, S) each
+    values = tf.matmul(tf.matmul(y, cells), x, transpose_b=True)
+    return tf.cast(tf.clip_by_value(tf.round(values), 0.0, _FULL), tf.uint8)
+
+
+def _overlaps(boxes, new_boxes, axis, size):
+    """Returns the share of each old cell in each new cell along an axis: (M, new cells, old cells)."""
+    low, high = boxes[:, axis], boxes[:, axis + 2]
+    cell = (high - low) / size
+    start = tf.math.divide_no_nan(new_boxes[:, axis] - low, cell)  # in old cells
+    step = tf.math.divide_no_nan(new_boxes[:, axis + 2] - new_boxes[:, axis], cell * size)
+    edges = tf.expand_dims(start, 1) + tf.expand_dims(step, 1) * tf.range(size + 1.0)  # (M, S + 1)
+    before = tf.clip_by_value(tf.expand_dims(edges, -1) - tf.range(float(size)), 0.0, 1.0)  # (M, S + 1, S)
+    share = before[:, 1:] - before[:, :-1]
+    return tf.math.divide_no_nan(share, tf.expand_dims(tf.expand_dims(step, -1), -1))
+
+
+def tight_boxes(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+    """Finds the tight boxes of masks. A side that the mask touches stays exactly; other sides are exact to one cell.
+
+    Args:
+        masks: (M, S, S) uint8. Crops of the masks.
+        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+
+    Returns:
+        (M, 4) yxyx in pixels; zeros if the mask is empty.
+    """
+    size = masks.shape[-1]
+    touched = masks > _TOUCHED
+    lines = tf.stack([tf.reduce_any(touched, 2), tf.reduce_any(touched, 1)], 1)  # (M, 2, S)
+    index = tf.range(size)
+    first = tf.reduce_min(tf.where(lines, index, size), -1)  # (M, 2)
+    last = tf.reduce_max(tf.where(lines, index + 1, 0), -1)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    cell = (high - low) / size
+    start = tf.where(first == 0, low, low + cell * tf.cast(first, tf.float32))
+    stop = tf.where(last == size, high, low + cell * tf.cast(last, tf.float32))
+    return tf.where(tf.reduce_any(lines[:, :1], -1), tf.concat([start, stop], 1), 0.0)
+
+
+def areas(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+    """Computes the areas of masks.
+
+    Args:
+        masks: (M, S, S) uint8. Crops of the masks.
+        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+
+    Returns:
+        (M,) float32, in square pixels.
+    """
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return tf.reduce_mean(tf.cast(masks, tf.float32), [1, 2]) / _FULL * sides[:, 0] * sides[:, 1]
+
+
+def affine_boxes(masks: tf.Tensor, boxes: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """Finds the tight boxes of masks after an affine map.
+
+    Args:
+        masks: (M, S, S) uint8. Crops of the masks.
+        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+        matrix: (2, 3). Maps (y, x, 1) to the new (y, x), in continuous pixels.
+
+    Returns:
+        (M, 4) yxyx in pixels, exact to a cell; zeros for an empty mask.
+    """
+    size = masks.shape[-1]
+    cell = (boxes[:, 2:] - boxes[:, :2]) / size  # (M, 2)
+    centers = tf.expand_dims(boxes[:, :2], 1) + tf.expand_dims(cell, 1) * (tf.range(size + 0.0)[:, tf.newaxis] + 0.5)
+    covered = masks > _TOUCHED
+    found = []
+    for row in (matrix[0], matrix[1]):
+        place = (
+            tf.expand_dims(row[0] * centers[..., 0], 2) + tf.expand_dims(row[1] * centers[..., 1], 1) + row[2]
+        )  # (M, S, S)
+        half = (tf.abs(row[0]) * cell[:, 0] + tf.abs(row[1]) * cell[:, 1]) / 2  # (M,)
+        found.append(tf.reduce_min(tf.where(covered, place, place.dtype.max), [1, 2]) - half)
+        found.append(tf.reduce_max(tf.where(covered, place, place.dtype.min), [1, 2]) + half)
+    y1, y2, x1, x2 = found
+    is_empty = ~tf.reduce_any(covered, [1, 2])
+    return tf.where(tf.expand_dims(is_empty, 1), 0.0, tf.stack([y1, x1, y2, x2], 1))
+
+
+def warp(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor, inverse: tf.Tensor) -> tf.Tensor:
+    """Computes the crops of masks after an affine map.
+
+    Args:
+        masks: (M, S, S) uint8. Crops of the masks.
+        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+        new_boxes: (M, 4) yxyx in pixels. Boxes of the objects after the map.
+        inverse: (2, 3). Maps (y, x, 1) after the map to the (y, x) before it, in continuous pixels.
+
+    Returns:
+        (M, S, S) uint8. The bilinear sample at the centre of each new cell.
+    """
+    size = masks.shape[-1]
+    steps = (tf.range(size + 0.0) + 0.5) / size
+    low, extent = new_boxes[:, :2], new_boxes[:, 2:] - new_boxes[:, :2]
+    new = tf.expand_dims(low, -1) + tf.expand_dims(extent, -1) * steps  # (M, 2, S)
+    cell = tf.maximum((boxes[:, 2:] - boxes[:, :2]) / size, 1e-6)
+    places = []
+    for axis, row in enumerate((inverse[0], inverse[1])):
+        old = tf.expand_dims(row[0] * new[:, 0], 2) + tf.expand_dims(row[1] * new[:, 1], 1) + row[2]  # (M, S, S)
+        places.append((old - boxes[:, axis, tf.newaxis, tf.newaxis]) / cell[:, axis, tf.newaxis, tf.newaxis] + 0.5)
+    padded = tf.cast(tf.pad(masks, [[0, 0], [1, 1], [1, 1]]), tf.float32)  # cell i is now at index i + 1
+    y, x = (tf.clip_by_value(place, 0.0, size + 0.999) for place in places)
+    floor_y, floor_x = tf.floor(y), tf.floor(x)
+    part_y, part_x = y - floor_y, x - floor_x
+    width = size + 2
+    flat = tf.reshape(padded, [-1, width * width])
+    corner = tf.cast(floor_y, tf.int32) * width + tf.cast(floor_x, tf.int32)  # (M, S, S)
+
+    def sample(offset):
+        return tf.gather(flat, corner + offset, batch_dims=1)
+
+    upper = sample(0) * (1 - part_x) + sample(1) * part_x
+    lower = sample(width) * (1 - part_x) + sample(width + 1) * part_x
+    values = upper * (1 - part_y) + lower * part_y
+    return tf.cast(tf.clip_by_value(tf.round(values), 0.0, _FULL), tf.uint8)
+
+
+def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
+    """Computes the crops of full-size masks, exactly.
+
+    Args:
+        bitmaps: (M, H, W). Whether, or in which part, the object covers each pixel: bool, or float in [0, 1]. M may be
+            1 for one bitmap that all boxes share.
+        boxes: (M, 4) yxyx in pixels, inside the image.
+        size: S, the height and width of a crop in cells.
+
+    Returns:
+        (M, S, S) uint8. Covered fraction of each cell, times 255.
+    """
+    values = tf.cast(bitmaps, tf.float32)
+    shape = tf.shape(values)
+    weights = []
+    for axis in (0, 1):
+        low, high = boxes[:, axis], boxes[:, axis + 2]
+        edges = tf.expand_dims(low, 1) + tf.expand_dims((high - low) / size, 1) * tf.range(size + 1.0)  # (M, S + 1)
+        pixels = tf.range(tf.cast(shape[axis + 1], tf.float32))
+        before = tf.clip_by_value(tf.expand_dims(edges, -1) - pixels, 0.0, 1.0)  # (M, S + 1, pixels)
+        cell = tf.expand_dims(tf.expand_dims((high - low) / size, -1), -1)
+        weights.append(tf.math.divide_no_nan(before[:, 1:] - before[:, :-1], cell))
+    cells = tf.matmul(tf.matmul(weights[0], values), weights[1], transpose_b=True)
+    return tf.ensure_shape(tf.cast(tf.clip_by_value(tf.round(cells * _FULL), 0.0, _FULL), tf.uint8), (None, size, size))
+
+
+def subtract(masks: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """Takes away the part of masks that something else covers.
+
+    Args:
+        masks: (M, S, S) uint8. Crops of the masks.
+        others: (M, S, S) uint8. What covers the cells of the same boxes.
+
+    Returns:
+        (M, S, S) uint8. Cells that both cover in part keep the product of the two fractions.
+    """
+    free = _FULL - tf.cast(others, tf.float32)
+    return tf.cast(tf.round(tf.cast(masks, tf.float32) * free / _FULL), tf.uint8)

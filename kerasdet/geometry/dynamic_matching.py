@@ -1,0 +1,129 @@
+"""Matches points to ground truth by what the network predicts at them: the dynamic assignment of RTMDet."""
+
+import math
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from kerasdet.geometry import boxes as box_ops
+from kerasdet.geometry.matching import IGNORE, NEGATIVE, outside_padded_size, valid_gt_mask
+from kerasdet.keras_utils import ConfigFromInit
+
+_IOU_EPSILON = 1e-7
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class DynamicSoftLabelAssigner(ConfigFromInit):
+    """Gives each object the points whose predictions fit it best (RTMDet, https://arxiv.org/abs/2212.07784, 3.3).
+
+    A point takes part if it lies inside any object. Its cost for an object is the sum of a quality focal loss whose
+    target is the IoU of the predicted box, of a factor times -log(IoU), and of 10 to the power of the distance from the
+    object's centre in strides minus the radius. An object gets as many points as the sum of its best IoUs, rounded
+    down, but at least one. Points that several objects want go to the one of least cost.
+
+    Args:
+        center_radius: Distance in strides from an object's centre at which a point's distance costs 1.
+        top_k: Number of the best IoUs that an object sums up to find its number of points.
+        iou_weight: Factor of -log(IoU) in the cost.
+        padded_size_divisor: Points outside the image's own size, rounded up to a multiple of this many pixels, are
+            ignored. None lets the padding of a batch take part.
+    """
+
+    def __init__(
+        self,
+        center_radius: float = 3.0,
+        top_k: int = 13,
+        iou_weight: float = 3.0,
+        padded_size_divisor: int | None = 1,
+    ):
+        self.center_radius = center_radius
+        self.top_k = top_k
+        self.iou_weight = iou_weight
+        self.padded_size_divisor = padded_size_divisor
+
+    def __call__(
+        self,
+        logits: tf.Tensor,
+        boxes: tf.Tensor,
+        squares: tf.Tensor,
+        batch: Mapping[str, tf.Tensor],
+        centers: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Matches the points of a batch; no gradient flows through the result.
+
+        Args:
+            logits: (B, R, K) predicted class logits.
+            boxes: (B, R, 4) predicted boxes; inverted ones overlap nothing.
+            squares: (R, 4) squares as large as the points' strides, centred on the points.
+            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); with `padded_size_divisor` also
+                ``image_size`` (B, 2), heights and widths without padding.
+            centers: (B, M, 2) centres (y, x) of the objects in pixels; None takes those of the boxes.
+
+        Returns:
+            matched_gt (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`; and the IoU (B, R)
+            of each matched point's predicted box with its object, 0 for other points.
+        """
+        logits, boxes = tf.stop_gradient(logits), tf.stop_gradient(boxes)
+        # one object that matches nothing, so that M may be 0
+        gt_boxes = tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]])  # (B, M + 1, 4)
+        gt_valid = tf.pad(valid_gt_mask(batch), [[0, 0], [0, 1]])  # (B, M + 1)
+        class_ids = tf.pad(tf.maximum(batch["class_ids"], 0), [[0, 0], [0, 1]])
+        centers = box_ops.centers(gt_boxes) if centers is None else tf.pad(centers, [[0, 0], [0, 1], [0, 0]])
+        points = box_ops.centers(squares)  # (R, 2)
+
+        takes_part = self._inside_any(points, gt_boxes, gt_valid)  # (B, R)
+        ignored = None
+        if self.padded_size_divisor is not None:
+            ignored = outside_padded_size(squares, batch["image_size"], self.padded_size_divisor)
+            takes_part &= ~ignored
+        pairs = takes_part[..., None] & gt_valid[:, None]  # (B, R, M + 1)
+        overlap = tf.where(pairs, box_ops.iou(boxes, gt_boxes), 0.0)
+        cost = _class_cost(logits, class_ids, overlap) - self.iou_weight * tf.math.log(overlap + _IOU_EPSILON)
+        stride = squares[:, 2:3] - squares[:, :1]  # (R, 1)
+        distance = tf.norm(points[:, None] - centers[:, None], axis=-1) / stride  # (B, R, M + 1)
+        # 10 to a larger power would overflow in float32
+        cost += 10.0 ** tf.minimum(distance - self.center_radius, 38.0)
+        cost = tf.where(pairs, cost, math.inf)
+
+        matched = _owners(self._candidates(cost, overlap, pairs), cost)  # (B, R)
+        soft_labels = tf.gather(overlap, tf.maximum(matched, 0), axis=2, batch_dims=2)
+        soft_labels = tf.where(matched >= 0, soft_labels, 0.0)
+        return matched if ignored is None else tf.where(ignored, IGNORE, matched), soft_labels
+
+    def _inside_any(self, points, gt_boxes, gt_valid):
+        """Finds the points (B, R) that lie inside any valid box (B, M, 4), not on its sides."""
+        points, gt_boxes = points[:, None], gt_boxes[:, None]  # (R, 1, 2), (B, 1, M, 4)
+        inside = tf.reduce_all((points > gt_boxes[..., :2]) & (points < gt_boxes[..., 2:]), -1)  # (B, R, M)
+        return tf.reduce_any(inside & gt_valid[:, None], -1)
+
+    def _candidates(self, cost, overlap, pairs):
+        """Marks the points of least cost that each object wants, (B, R, M) bool."""
+        top_k = tf.minimum(self.top_k, tf.shape(cost)[1])
+        best, _ = tf.math.top_k(tf.transpose(overlap, [0, 2, 1]), top_k)  # (B, M, k)
+        number = tf.maximum(tf.cast(tf.reduce_sum(best, -1, keepdims=True), tf.int32), 1)  # (B, M, 1)
+        _, nearest = tf.math.top_k(-tf.transpose(cost, [0, 2, 1]), top_k)  # (B, M, k)
+        wanted = tf.range(top_k) < number  # (B, M, k)
+        size = tf.shape(cost)
+        image, object_id, _ = tf.meshgrid(*(tf.range(n) for n in (size[0], size[2], top_k)), indexing="ij")
+        index = tf.stack([image, nearest, object_id], -1)  # (B, M, k, 3)
+        return (tf.scatter_nd(index, tf.cast(wanted, tf.int32), size) > 0) & pairs
+
+
+def _class_cost(logits, class_ids, overlap):
+    """Sums the quality focal loss over classes, (B, R, M), if the object's class had its IoU `overlap` as target."""
+    probs = tf.sigmoid(logits)
+    background = tf.nn.softplus(logits) * tf.square(probs)  # (B, R, K), the losses for a target of 0
+    own_logits, own_probs, own_background = (
+        tf.gather(values, class_ids, axis=2, batch_dims=1) for values in (logits, probs, background)
+    )  # (B, R, M)
+    own = tf.nn.sigmoid_cross_entropy_with_logits(overlap, own_logits) * tf.square(overlap - own_probs)
+    return tf.reduce_sum(background, -1, keepdims=True) - own_background + own
+
+
+def _owners(wanted, cost):
+    """Returns each point's object (B, R): the one that wants it, or of several the one of least cost, or NEGATIVE."""
+    takers = tf.reduce_sum(tf.cast(wanted, tf.int32), -1)  # (B, R)
+    only = tf.argmax(wanted, -1, output_type=tf.int32)
+    cheapest = tf.argmin(cost, -1, output_type=tf.int32)
+    return tf.where(takers > 1, cheapest, tf.where(takers == 1, only, NEGATIVE))

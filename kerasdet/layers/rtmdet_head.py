@@ -1,0 +1,133 @@
+"""The head of RTMDet (https://arxiv.org/abs/2212.07784)."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from kerasdet.keras_utils import ConfigFromInit
+from kerasdet.layers.conv import ConvNorm
+from kerasdet.layers.heads import (
+    DenseHead,
+    Tower,
+    check_attached,
+    check_one_point,
+    per_anchor,
+    prior_bias,
+    small_normal,
+)
+
+_MOMENTUM = 0.9  # of batch norms, PyTorch's default
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class RTMDetHead(ConfigFromInit, DenseHead):
+    """Predicts classes and distances to the sides of a box for each point (RTMDet, https://arxiv.org/abs/2212.07784).
+
+    The levels share the towers' convolutions; each level has its own norms and predictors. The distances are raw: the
+    model's coder makes them distances.
+
+    Args:
+        num_convs: Convolutions in each tower.
+        norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm_epsilon: Constant that the norms add to variances.
+        box_tower: Whether distances have a tower of their own. Otherwise they are predicted from the class tower, as
+            in RTMDet-Ins. mmdetection then runs that tower twice a step, which moves the running averages of its norms
+            twice; here the norms take one step of the same length.
+        box_bias: Raw distance that each point predicts before training.
+        prior_probability: Probability of each class at each point before training, in (0, 1).
+
+    Example:
+        >>> model = kerasdet.RTMDet(80, head=RTMDetHead(norm="sync_bn"))
+    """
+
+    def __init__(
+        self,
+        num_convs: int = 2,
+        norm: str | None = "bn",
+        norm_epsilon: float = 1e-5,
+        box_tower: bool = True,
+        box_bias: float = 0.0,
+        prior_probability: float = 0.01,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_convs = num_convs
+        self.norm = norm
+        self.norm_epsilon = norm_epsilon
+        self.box_tower = box_tower
+        self.box_bias = box_bias
+        self.prior_probability = prior_probability
+
+    def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
+        """Creates towers and predictors; `attach` explains the arguments.
+
+        Raises:
+            UserError: If there is more than one point a cell.
+        """
+        check_one_point(self, num_anchors)
+        momentum = _MOMENTUM if self.box_tower else _MOMENTUM**2
+        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon, "norm_momentum": momentum, "activation": "silu"}
+        self.towers = [
+            Tower(self.num_convs, channels, levels, **norm, name=name)
+            for name in ("class_tower", "box_tower")[: 2 if self.box_tower else 1]
+        ]
+        self.class_logits = LevelPredictors(num_classes, levels, prior_bias(self.prior_probability), "class_logits")
+        self.box_distances = LevelPredictors(4, levels, self.box_bias, "box_distances")
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables; only `attach` calls this."""
+        check_attached(self)
+        for layer in (*self.towers, self.class_logits, self.box_distances):
+            layer.build(input_shape)
+
+    def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
+        """Predicts for every point.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            ``class_logits``: level -> (B, h * w, K), ``box_distances``: level -> (B, h * w, 4) raw, float32.
+        """
+        class_logits, box_distances = {}, {}
+        for level, x in pyramid.items():
+            features = [tower(x, level=level, training=training) for tower in self.towers]  # (B, h, w, C) each
+            class_logits[level] = self.class_logits(features[0], level=level)
+            box_distances[level] = self.box_distances(features[-1], level=level)
+        return {"class_logits": class_logits, "box_distances": box_distances}
+
+
+class LevelPredictors(keras.layers.Layer):
+    """Predicts numbers for each cell by a 1x1 convolution that every level has for itself.
+
+    Args:
+        size: Numbers per cell.
+        levels: Names of the pyramid's levels.
+        bias: First value of all biases.
+        name: Name of the layer.
+    """
+
+    def __init__(self, size: int, levels: Sequence[str], bias: float = 0.0, name: str | None = None, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.size = size
+        self.convs = {
+            level: ConvNorm(
+                size,
+                1,
+                kernel_initializer=small_normal(),
+                bias_initializer=keras.initializers.Constant(bias),
+                name=level,
+            )
+            for level in levels
+        }
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for features of shape (B, h, w, C)."""
+        for conv in self.convs.values():
+            conv.build(input_shape)
+
+    def call(self, x: tf.Tensor, level: str) -> tf.Tensor:
+        """Returns the numbers (B, h * w, size), float32, of `x` (B, h, w, C), a map of the pyramid level `level`."""
+        return per_anchor(self.convs[level](x), self.size)

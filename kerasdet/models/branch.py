@@ -1,0 +1,267 @@
+"""Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
+
+`RoIHeads` pools features of each region, runs the branches on them and asks each branch for everything else. A new
+branch is one subclass of `Branch` in one file. It defines
+
+- attributes: `target_key`, `loss_names`, `output_names`, `metric`, `rescaling`, `export_names`;
+- the network: `build` and `call`;
+- training: `compute_targets` and `compute_losses`;
+- inference: `select_class_maps`, `hflip` and `postprocess`;
+- data: `check_dataset`, and `learn_names` if it has names to learn.
+
+A branch works in ``RoIHeads(branches=[MyBranch()])`` and is saved with the model. For gin
+files, its module also calls ``gin.register``.
+
+The outputs of a branch may have any shape (B, D, ...). `predict`, `detect_batch` and exports return them; `detect` puts
+outputs other than ``mask_probs`` and ``keypoints`` into `Detections.extras`. The verification of an export compares
+them: "positions" must agree like keypoints, other outputs in their mean difference.
+
+`Branch` has an example; `mask_branch` and `keypoint_branch` define the two that Mask and Keypoint R-CNN have.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import keras
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.inference.detections import BranchOutput
+from kerasdet.keras_utils import freeze, policy_scope
+
+if TYPE_CHECKING:
+    from kerasdet.data.pipeline import Dataset
+
+
+RESCALINGS = ("boxes_relative", "positions", "swapped_boxes")
+
+
+class Branch(keras.layers.Layer):
+    """Base class of all branches; the module's docstring lists what a subclass defines.
+
+    A user makes a branch without classes and channels, because model and neck know these. The model calls `attach`.
+
+    Args:
+        pool_size: Side of the features that are pooled for this branch, in cells. None shares the features of the box
+            head, which saves one pooling.
+        **kwargs: Arguments of `keras.layers.Layer`. Outputs are keyed by `name`, which is unique in a model.
+
+    Attributes:
+        target_key: Key of a training batch that holds the ground truth, such as ``"masks"``.
+        loss_names: Keys that `compute_losses` returns.
+        output_names: Keys that `postprocess` adds to detections.
+        metric: COCO's ``iouType`` that measures the outputs: ``"segm"``, ``"keypoints"``, or None if none does.
+        rescaling: How outputs follow an image that is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
+            as maps inside the boxes or numbers, do not change; ``"positions"`` outputs are (B, D, ..., 3) with
+            (y, x, score), whose y and x scale.
+        export_names: Output name -> its name in exports. The default is ``detection_`` and the output's name.
+        convention: Source framework whose reading of the outputs the branch follows, or None if all agree.
+        skeleton: Pairs of point indices that pictures join by a line.
+        norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
+        map_size: Side of the maps that `call` returns, if it returns maps; `build` sets it.
+
+    Example:
+        A branch that predicts one number for each region, from ``difficulty`` (B, M) in the batch::
+
+            import keras
+            import tensorflow as tf
+            import kerasdet
+            from kerasdet.geometry.matching import gather_gt
+            from kerasdet.keras_utils import ConfigFromInit, float_dtype
+            from kerasdet.models import Branch, RoIHeads
+            from kerasdet.ops.distribute import global_sum
+
+            @keras.saving.register_keras_serializable(package="my_package")
+            class DifficultyBranch(ConfigFromInit, Branch):
+                target_key = "difficulty"
+                loss_names = ("difficulty_loss",)
+                output_names = ("difficulty",)
+
+                def __init__(self, *, loss_weight=1.0, **kwargs):
+                    super().__init__(**{"name": "difficulty_branch", **kwargs})
+                    self.loss_weight = loss_weight
+
+                def build(self, input_shape):  # (N, S, S, C)
+                    self.dense = keras.layers.Dense(1, name="dense")
+                    self.dense.build((None, input_shape[-1]))
+
+                def call(self, pooled, training=False):
+                    return self.dense(tf.reduce_mean(pooled, [1, 2]))  # (N, 1)
+
+                def compute_targets(self, rois, matched_gt, batch):
+                    return {"difficulty": gather_gt(batch["difficulty"], matched_gt)}  # (B, P)
+
+                def compute_losses(self, logits, targets, positive):
+                    weights = tf.cast(positive, float_dtype())  # (B, P)
+                    logits = tf.cast(tf.reshape(logits, tf.shape(weights)), float_dtype())
+                    error = tf.abs(logits - tf.cast(targets["difficulty"], float_dtype()))
+                    count = tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)  # on all replicas
+                    return {"difficulty_loss": self.loss_weight * tf.reduce_sum(error * weights) / count}
+
+                def select_class_maps(self, logits, class_ids):
+                    return tf.reshape(tf.cast(logits, float_dtype()), tf.shape(class_ids))  # (B, D)
+
+                def postprocess(self, maps, detections):
+                    return {"difficulty": tf.where(detections["class_ids"] >= 0, maps, 0.0)}
+
+            model = kerasdet.FasterRCNN(3, roi_heads=RoIHeads(branches=[DifficultyBranch()]))
+    """
+
+    target_key: str
+    loss_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    metric: str | None = None
+    rescaling: str = "boxes_relative"
+    export_names: Mapping[str, str] = {}
+    convention: str | None = None
+    skeleton: tuple[tuple[int, int], ...] = ()
+    norm: str | None = None
+    _how_to_read_targets = (
+        "read them into the records of the dataset (CONTRIBUTING.md, 'Add a branch to R-CNNs'), or train with `fit` on "
+        "batches that have them"
+    )
+
+    def __init__(self, *, pool_size: int | None = None, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # boxes and targets stay float32 under every policy
+        self.pool_size = pool_size
+
+    def attach(self, *, num_classes: int, channels: int, pool_size: int) -> None:
+        """Creates the layers and variables, unless they exist.
+
+        Args:
+            num_classes: K, number of classes without background.
+            channels: Channels of the pooled features.
+            pool_size: Side of the box head's pooled features, for branches that share them.
+
+        Raises:
+            UserError: If the branch belongs to a model with another number of classes.
+        """
+        if self.built:
+            if self.num_classes != num_classes:
+                raise UserError(
+                    f"This {type(self).__name__} belongs to a model with {self.num_classes} classes and cannot serve "
+                    f"one with {num_classes}: make a new {type(self).__name__} for each model."
+                )
+            return
+        self.num_classes = num_classes
+        size = self.pool_size or pool_size
+        with policy_scope(self.dtype_policy):
+            self.build((None, size, size, channels))
+        if not self.trainable:
+            freeze(self)
+
+    def get_build_config(self) -> None:
+        """Returns None: Keras must not build a loaded branch before its model attaches it."""
+        return None
+
+    @property
+    def outputs(self) -> dict[str, BranchOutput]:
+        """Output name -> its name in exports and its rescaling."""
+        return {
+            name: BranchOutput(self.export_names.get(name, f"detection_{name}"), self.rescaling)
+            for name in self.output_names
+        }
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether outputs in training depend on which other regions are in the batch."""
+        return self.norm in ("bn", "sync_bn")
+
+    def check_batch(self, batch: Mapping[str, tf.Tensor]) -> None:
+        """Raises a UserError if a training batch lacks the ground truth of this branch."""
+        if self.target_key not in batch:
+            raise UserError(
+                f"The {type(self).__name__} learns from {self.target_key}, which the batch lacks: it has "
+                f"{', '.join(batch)}."
+            )
+
+    def compute_targets(
+        self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Computes the targets of the branch for sampled regions.
+
+        Args:
+            rois: (B, P, 4).
+            matched_gt: (B, P) int32, a region's index into the ground truth; negative for regions without an object.
+            batch: Ground truth with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and `target_key`.
+
+        Returns:
+            Targets for `compute_losses`, each (B, P, ...).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define compute_targets.")
+
+    def compute_losses(
+        self, logits: tf.Tensor, targets: Mapping[str, tf.Tensor], positive: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Computes the losses, on positive regions only.
+
+        Args:
+            logits: (B * P, ...) result of `call`.
+            targets: Result of `compute_targets`.
+            positive: (B, P) bool, which regions have an object.
+
+        Returns:
+            A scalar for each of `loss_names`, averaged over all replicas.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define compute_losses.")
+
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+        """Selects the maps, or other predictions, of the detected classes.
+
+        Args:
+            logits: (B * D, ...) result of `call`; maps are (B * D, S, S, ...).
+            class_ids: (B, D) int32, -1 for padding.
+
+        Returns:
+            (B, D, ...), and (B, D, S, S, ...) for maps. Test-time augmentation averages them over views of an image.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define select_class_maps.")
+
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
+        """Turns maps of a mirrored image into maps of the image itself.
+
+        Override it if predictions that are not maps also tell left from right.
+
+        Args:
+            maps: Result of `select_class_maps`. Maps are (B, D, S, S, ...).
+
+        Returns:
+            The maps with their columns reversed. Predictions with fewer than two axes after (B, D), such as a number
+            for each region, return unchanged.
+        """
+        return tf.reverse(maps, [3]) if maps.shape.rank > 3 else maps
+
+    def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Computes the outputs of detections.
+
+        Args:
+            maps: (B, D, ...) result of `select_class_maps`.
+            detections: ``boxes`` (B, D, 4) and ``class_ids`` (B, D), -1 for padding.
+
+        Returns:
+            `output_names`, each (B, D, ...), zero for padding.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define postprocess.")
+
+    def has_targets(self, dataset: "Dataset") -> bool:
+        """Returns whether a dataset was read with the ground truth of this branch."""
+        return getattr(dataset.records[0], self.target_key, None) is not None
+
+    def check_dataset(self, dataset: "Dataset") -> None:
+        """Checks that the branch can learn from a dataset.
+
+        Raises:
+            UserError: If the dataset lacks the ground truth of this branch.
+        """
+        if not self.has_targets(dataset):
+            raise UserError(
+                f"The model's {type(self).__name__} learns {self.target_key}, and {dataset.annotations} was read "
+                f"without them: {self._how_to_read_targets}."
+            )
+
+    def learn_names(self, dataset: "Dataset") -> None:
+        """Copies names, such as keypoint names, from the training dataset to the branch; does nothing by default.
+
+        Args:
+            dataset: The training dataset.
+        """

@@ -1,0 +1,317 @@
+"""Defines the branch that predicts a mask for each point of a dense detector, by kernels of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import keras
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.geometry import mask_targets
+from kerasdet.geometry.boxes import centers
+from kerasdet.geometry.masks import CROP_SIZE
+from kerasdet.geometry.matching import gather_gt
+from kerasdet.inference.detections import BranchOutput
+from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
+from kerasdet.layers import ConvNorm, Tower, make_norm
+from kerasdet.layers.heads import small_normal
+from kerasdet.layers.rtmdet_head import LevelPredictors
+from kerasdet.losses import dice
+from kerasdet.models.branch import Branch
+from kerasdet.models.dense import all_levels
+from kerasdet.ops.distribute import global_sum
+
+if TYPE_CHECKING:
+    from kerasdet.data.pipeline import Dataset
+
+_CHANNELS = 8  # of the mask features, and of the dynamic convolutions
+_COORDINATES = 2
+# Sizes of the three dynamic 1x1 convolutions, and the length of a kernel that holds their weights and biases
+_WEIGHTS = ((_CHANNELS, _CHANNELS + _COORDINATES), (_CHANNELS, _CHANNELS), (1, _CHANNELS))
+_KERNEL_SIZE = sum(rows * columns + rows for rows, columns in _WEIGHTS)
+_INTEREST = 8  # strides that a coordinate of 1 stands for
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class DynamicMaskBranch(ConfigFromInit, Branch):
+    """Predicts an instance mask for each point by convolutions whose weights the point predicts (RTMDet-Ins).
+
+    The method is CondInst's (https://arxiv.org/abs/2003.05664), the sizes are RTMDet-Ins' (arXiv 2212.07784). All
+    points share features of stride 8. A point predicts 169 numbers, the weights of three 1x1 convolutions, which turn
+    these features and the position relative to the point into its mask of the network's whole input.
+
+    The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4), the box that the masks fill. It is the
+    network's input, unless test-time augmentation has cut the masks to the image.
+
+    Args:
+        num_convs: 3x3 convolutions before the kernels are predicted; each level has its own.
+        feature_convs: 3x3 convolutions of the shared features.
+        norm: Norm of these convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm_epsilon: Constant that the norms add to variances.
+        loss_weight: Factor of the loss.
+    """
+
+    target_key = "masks"
+    loss_names = ("mask_loss",)
+    output_names = ("mask_probs", "mask_boxes")
+    metric = "segm"
+    convention = "mmdet"
+    _how_to_read_targets = "set CocoDataset.masks=True (masks=True); Pascal VOC has none"
+
+    def __init__(
+        self,
+        *,
+        num_convs: int = 2,
+        feature_convs: int = 4,
+        norm: str | None = "bn",
+        norm_epsilon: float = 1e-5,
+        loss_weight: float = 2.0,
+        **kwargs,
+    ):
+        super().__init__(**{"name": "mask_branch", **kwargs})
+        self.num_convs = num_convs
+        self.feature_convs = feature_convs
+        self.norm = norm
+        self.norm_epsilon = norm_epsilon
+        self.loss_weight = loss_weight
+        self.attached_to = None
+
+    @property
+    def outputs(self) -> dict[str, BranchOutput]:
+        """Output name -> its name in exports and its rescaling."""
+        return {
+            "mask_probs": BranchOutput("detection_masks"),
+            "mask_boxes": BranchOutput("detection_mask_boxes", "swapped_boxes"),
+        }
+
+    def attach(self, *, levels: Sequence[str], channels: int) -> None:
+        """Creates the layers and variables, unless they exist.
+
+        Args:
+            levels: Names of the pyramid's levels, finest first.
+            channels: Channels of each level, and of the branch's convolutions.
+
+        Raises:
+            UserError: If the branch belongs to a model of other sizes.
+        """
+        sizes = (tuple(levels), channels)
+        if self.attached_to is not None:
+            if self.attached_to != sizes:
+                raise UserError(
+                    f"This {type(self).__name__} belongs to a model with (levels, channels) = {self.attached_to} and "
+                    f"cannot serve one with {sizes}: make a new {type(self).__name__} for each model."
+                )
+            return
+        self.attached_to = sizes
+        self.stride = 2 ** int(levels[0][1:])
+        with policy_scope(self.dtype_policy):
+            self._create_layers(tuple(levels), channels)
+        self.build((None, None, None, channels))
+        if not self.trainable:
+            freeze(self)
+
+    def _create_layers(self, levels, channels):
+        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon, "activation": "silu"}
+        self.kernel_towers = {
+            level: Tower(self.num_convs, channels, (level,), **norm, name=f"kernel_tower_{level}") for level in levels
+        }
+        self.kernels = LevelPredictors(_KERNEL_SIZE, levels, name="kernels")
+
+        def conv(filters, kernel_size, name, **options):
+            return ConvNorm(filters, kernel_size, kernel_initializer=small_normal(), name=name, **options)
+
+        self.fusion = conv(channels, 1, "fusion")
+        self.convs = [
+            conv(channels, 3, f"conv{i}", norm=make_norm(self.norm, self.norm_epsilon), activation="silu")
+            for i in range(self.feature_convs)
+        ]
+        self.projection = conv(_CHANNELS, 1, "projection")
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the variables for levels of shape (B, h, w, C); only `attach` calls this."""
+        for tower in self.kernel_towers.values():
+            tower.build(input_shape)
+        self.kernels.build(input_shape)
+        self.fusion.build((*input_shape[:-1], input_shape[-1] * len(self.kernel_towers)))
+        for conv in (*self.convs, self.projection):
+            conv.build(input_shape)
+
+    def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict:
+        """Predicts kernels and features.
+
+        Args:
+            pyramid: level -> (B, h, w, C).
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            ``kernels``: level -> (B, R_l, 169), and ``features`` (B, h, w, 8) of the finest level's size, float32.
+        """
+        kernels = {
+            level: self.kernels(self.kernel_towers[level](x, level=level, training=training), level=level)
+            for level, x in pyramid.items()
+        }
+        first, *others = pyramid.values()
+        size = tf.shape(first)[1:3]
+        x = self.fusion(tf.concat([first, *(tf.cast(tf.image.resize(y, size), y.dtype) for y in others)], -1))
+        for conv in self.convs:
+            x = conv(x, training=training)
+        return {"kernels": kernels, "features": tf.cast(self.projection(x), float_dtype())}
+
+    def mask_logits(self, outputs: Mapping, points: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+        """Computes the masks of some points.
+
+        Args:
+            outputs: Result of `call`.
+            points: (B, P) indices of points.
+            squares: (R, 4) squares as large as all points' strides, centred on the points.
+
+        Returns:
+            Logits (B, P, h, w) at the upper left corners of cells of the finest level's stride.
+        """
+        kernels = tf.gather(all_levels(outputs, "kernels"), points, batch_dims=1)  # (B, P, 169)
+        return _convolve(outputs["features"], kernels, tf.gather(squares, points), self.stride)
+
+    def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Samples the ground truth at half the stride of the features.
+
+        Args:
+            outputs: Result of `call`.
+            batch: Ground truth with ``boxes`` (B, M, 4) and ``masks`` (B, M, S, S), cropped to the boxes.
+
+        Returns:
+            ``masks`` (B, M, 2 * h, 2 * w) bool.
+        """
+        height, width = tf.unstack(2 * tf.shape(outputs["features"])[1:3])
+        crops = mask_targets.checked_crops(batch["masks"])
+        return {"masks": mask_targets.sample_crops(crops, batch["boxes"], height, width, self.stride // 2)}
+
+    def object_centers(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the centres of mass of the objects' masks, (B, M, 2) as (y, x), for the matcher."""
+        return mask_targets.mask_centers(mask_targets.checked_crops(batch["masks"]), batch["boxes"])
+
+    def compute_losses(
+        self, outputs: Mapping, targets: Mapping[str, tf.Tensor], matched_gt: tf.Tensor, squares: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Computes the dice loss of the masks of matched points, averaged over these.
+
+        Args:
+            outputs: Result of `call`.
+            targets: Result of `compute_targets`.
+            matched_gt: (B, R) int32, a point's index into the ground truth; negative for points without an object.
+            squares: (R, 4) squares as large as all points' strides.
+
+        Returns:
+            ``mask_loss``, ().
+        """
+        positive = matched_gt >= 0
+        counts = tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
+        # the images' positive points, padded to the most of any image
+        is_real, points = tf.math.top_k(tf.cast(positive, tf.int32), tf.maximum(tf.reduce_max(counts), 1))  # (B, P)
+        logits = self.mask_logits(outputs, points, squares)  # (B, P, h, w)
+        truth = tf.cast(gather_gt(targets["masks"], tf.gather(matched_gt, points, batch_dims=1)), float_dtype())
+        size = tf.shape(truth)  # B, P, 2 * h, 2 * w
+        logits = tf.reshape(logits, [-1, size[2] // 2, size[3] // 2, 1])
+        logits = tf.reshape(tf.image.resize(logits, size[2:]), size)
+        loss = dice(logits, truth, tf.cast(is_real, float_dtype()))
+        count = tf.maximum(global_sum(tf.cast(tf.reduce_sum(counts), float_dtype())), 1.0)
+        return {"mask_loss": self.loss_weight * loss / count}
+
+    def detect(
+        self, outputs: Mapping, points: tf.Tensor, squares: tf.Tensor, detections: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Computes the masks of detections.
+
+        Args:
+            outputs: Result of `call`.
+            points: (B, D) index of the point that made each detection.
+            squares: (R, 4) squares as large as all points' strides.
+            detections: ``class_ids`` (B, D), -1 for padding.
+
+        Returns:
+            Result of `postprocess`.
+        """
+        logits = self.mask_logits(outputs, points, squares)  # (B, D, h, w)
+        size = tf.fill([tf.shape(logits)[0], 1], self.stride) * tf.shape(logits)[2:][None]  # (B, 2)
+        return self.postprocess(tf.sigmoid(logits), {**detections, "image_size": size})
+
+    def image_maps(self, outputs: Mapping, points: tf.Tensor, squares: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+        """Computes masks of points, cut to the image and resized to a fixed size, for test-time augmentation.
+
+        Args:
+            outputs: Result of `call`.
+            points: (B, D) indices of points.
+            squares: (R, 4) squares as large as all points' strides.
+            image_size: (B, 2) heights and widths of the images in the network's input.
+
+        Returns:
+            (B, D, S, S) probabilities.
+        """
+        logits = self.mask_logits(outputs, points, squares)  # (B, D, h, w)
+        rows, columns = (
+            _cell_weights(image_size[:, axis], tf.shape(logits)[2 + axis], self.stride) for axis in (0, 1)
+        )  # (B, 1, S, h), (B, 1, S, w)
+        return tf.sigmoid(tf.matmul(tf.matmul(rows, logits), columns, transpose_b=True))
+
+    def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns the outputs of detections.
+
+        Args:
+            maps: (B, D, S, S) probabilities.
+            detections: ``class_ids`` (B, D), -1 for padding, and ``image_size`` (B, 2), the extent of the maps in
+                pixels.
+
+        Returns:
+            ``mask_probs`` (B, D, S, S) and ``mask_boxes`` (B, D, 4), zero for padding.
+        """
+        valid = (detections["class_ids"] >= 0)[..., None]  # (B, D, 1)
+        size = tf.cast(detections["image_size"], float_dtype())
+        boxes = tf.concat([tf.zeros_like(size), size], -1)[:, None]  # (B, 1, 4)
+        return {
+            "mask_probs": tf.where(valid[..., None], maps, 0.0),
+            "mask_boxes": tf.where(valid, boxes, 0.0),
+        }
+
+    def has_targets(self, dataset: "Dataset") -> bool:
+        """Returns whether a dataset was read with masks, which its records hold as run lengths."""
+        return dataset.records[0].num_runs is not None
+
+
+def _convolve(features, kernels, squares, stride):
+    """Applies each point's three 1x1 convolutions to the features and the places relative to the point.
+
+    Args:
+        features: (B, h, w, 8).
+        kernels: (B, P, 169): the weights of the three convolutions, rows of outputs, then their biases. The first reads
+            the relative x and y, then the features.
+        squares: (B, P, 4) squares as large as the points' strides.
+        stride: Pixels per cell of the features.
+
+    Returns:
+        Logits (B, P, h, w).
+    """
+    batch, height, width, _ = tf.unstack(tf.shape(features))
+    number = tf.shape(kernels)[1]
+    rows, columns = (tf.cast(tf.range(length) * stride, features.dtype) for length in (height, width))
+    places = tf.reshape(tf.stack(tf.meshgrid(columns, rows), -1), [-1, _COORDINATES])  # (h * w, 2) as (x, y)
+    points = tf.reverse(centers(squares), [-1])[:, :, None]  # (B, P, 1, 2)
+    scale = _INTEREST * (squares[..., 2:3] - squares[..., :1])[..., None]  # (B, P, 1, 1)
+    places = (points - places) / scale  # (B, P, h * w, 2)
+    sizes = [rows * columns for rows, columns in _WEIGHTS] + [rows for rows, _ in _WEIGHTS]
+    parts = tf.split(kernels, sizes, -1)
+    weights = [
+        tf.reshape(part, [batch, number, *shape]) for part, shape in zip(parts, _WEIGHTS, strict=False)
+    ]  # (B, P, rows, columns)
+    biases = [part[:, :, None] for part in parts[len(_WEIGHTS) :]]  # (B, P, 1, rows)
+    x = tf.matmul(places, weights[0][..., :_COORDINATES], transpose_b=True)  # (B, P, h * w, 8)
+    flat = tf.reshape(features, [batch, 1, -1, _CHANNELS])
+    x += tf.matmul(flat, weights[0][..., _COORDINATES:], transpose_b=True) + biases[0]
+    for weight, bias in zip(weights[1:], biases[1:], strict=True):
+        x = tf.matmul(tf.nn.relu(x), weight, transpose_b=True) + bias
+    return tf.reshape(x, [batch, number, height, width])
+
+
+def _cell_weights(length, cells, stride):
+    """Returns the weights (B, 1, S, cells) of cells in S pixels that share `length` (B,) pixels of the input."""
+    pixels = (tf.range(CROP_SIZE, dtype=float_dtype()) + 0.5) / CROP_SIZE * tf.cast(length, float_dtype())[:, None]
+    positions = tf.clip_by_value(pixels / stride - 0.5, 0.0, tf.cast(cells - 1, float_dtype()))  # (B, S)
+    return tf.nn.relu(1 - tf.abs(positions[:, None, :, None] - tf.range(tf.cast(cells, float_dtype()))))

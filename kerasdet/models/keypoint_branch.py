@@ -1,0 +1,160 @@
+"""Defines the branch that predicts keypoints."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import keras
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.geometry.matching import gather_gt
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.layers.region_heads import KeypointHead
+from kerasdet.models.branch import Branch
+from kerasdet.ops.distribute import global_sum
+
+if TYPE_CHECKING:
+    from kerasdet.data.pipeline import Dataset
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class KeypointBranch(ConfigFromInit, Branch):
+    """Predicts a heatmap for each keypoint of a region (Mask R-CNN, https://arxiv.org/abs/1703.06870, section 5).
+
+    Args:
+        num_keypoints: J, number of keypoints of an object.
+        pool_size: Side of the pooled features, in cells; heatmaps are four times as large. None shares the features of
+            the box head.
+        num_convs: 3x3 convolutions of the head.
+        channels: Channels of the head's convolutions.
+        convention: Framework that the branch follows when it scores a keypoint: "detectron2" or "torchvision".
+        loss_weight: Factor of the loss.
+        keypoint_names: J names; "left" and "right" in a name mark its side. If J is 17, the default names are those of
+            a person in COCO. Training sets them from the dataset.
+        skeleton: Pairs of keypoint indices from 0 that drawings connect by a line. If J is 17, the default is COCO's.
+            Training sets them from the dataset.
+
+    Raises:
+        UserError: If the number of names is not the number of keypoints.
+    """
+
+    target_key = "keypoints"
+    loss_names = ("keypoint_loss",)
+    output_names = ("keypoints",)
+    metric = "keypoints"
+    rescaling = "positions"
+    export_names = {"keypoints": "detection_keypoints"}  # noqa: RUF012
+    _how_to_read_targets = "set CocoDataset.keypoints=True (keypoints=True); Pascal VOC has none"
+
+    def __init__(
+        self,
+        num_keypoints: int = 17,
+        *,
+        pool_size: int | None = 14,
+        num_convs: int = 8,
+        channels: int = 512,
+        convention: str = "detectron2",
+        loss_weight: float = 1.0,
+        keypoint_names: Sequence[str] | None = None,
+        skeleton: Sequence[Sequence[int]] | None = None,
+        **kwargs,
+    ):
+        super().__init__(pool_size=pool_size, **{"name": "keypoint_branch", **kwargs})
+        keypoint_ops.check_convention(convention)
+        if num_keypoints == len(keypoint_ops.PERSON_KEYPOINTS):
+            keypoint_names = keypoint_ops.PERSON_KEYPOINTS if keypoint_names is None else keypoint_names
+            skeleton = keypoint_ops.PERSON_SKELETON if skeleton is None else skeleton
+        if keypoint_names and len(keypoint_names) != num_keypoints:
+            raise UserError(
+                f"There are {num_keypoints} keypoints and {len(keypoint_names)} keypoint_names: give one name for each "
+                "keypoint."
+            )
+        self.num_keypoints = num_keypoints
+        self.num_convs = num_convs
+        self.channels = channels
+        self.convention = convention
+        self.loss_weight = loss_weight
+        self.keypoint_names = tuple(keypoint_names or ())
+        self.skeleton = tuple(tuple(bone) for bone in skeleton or ())
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the head for pooled features of shape (N, h, h, C); only `attach` calls this."""
+        self.head = KeypointHead(self.num_keypoints, self.num_convs, self.channels, name="head")
+        self.head.build(input_shape)
+        self.map_size = 4 * input_shape[1]
+
+    def call(self, pooled: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns heatmap logits (N, S, S, J) of pooled features (N, S / 4, S / 4, C)."""
+        return self.head(pooled)
+
+    def compute_targets(
+        self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Finds the heatmap cell of each keypoint; see `Branch.compute_targets` for the arguments.
+
+        Returns:
+            ``cells`` (B, P, J), index into the S * S cells, and ``visible`` (B, P, J) bool, which cells have a loss.
+        """
+        cells, visible = keypoint_ops.heatmap_targets(
+            gather_gt(batch["keypoints"], matched_gt), rois, size=self.map_size
+        )
+        return {"cells": cells, "visible": visible}
+
+    def compute_losses(
+        self, logits: tf.Tensor, targets: Mapping[str, tf.Tensor], positive: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Computes the cross entropy over the cells of each heatmap, averaged over visible keypoints.
+
+        See `Branch.compute_losses` for the arguments.
+
+        Returns:
+            ``keypoint_loss``, ().
+        """
+        cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
+        weights = tf.cast(targets["visible"] & positive[..., None], float_dtype())
+        weights = tf.reshape(weights, tf.shape(cells))  # (N, J)
+        maps = tf.reshape(
+            tf.transpose(logits, [0, 3, 1, 2]), [-1, self.num_keypoints, self.map_size**2]
+        )  # (N, J, S * S)
+        loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(cells, maps) * weights)
+        return {"keypoint_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
+
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+        """Returns heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); all classes share them."""
+        return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
+
+    def hflip(self, maps: tf.Tensor) -> tf.Tensor:
+        """Turns heatmaps of a mirrored image (B, D, S, S, J) into those of the image itself: left becomes right.
+
+        Raises:
+            UserError: If there are no `keypoint_names` to tell left from right.
+        """
+        if not self.keypoint_names:
+            raise UserError(
+                f"The {self.num_keypoints} keypoints have no names, by which a mirror image tells left from right: "
+                "give KeypointBranch keypoint_names."
+            )
+        return tf.gather(super().hflip(maps), keypoint_ops.flip_order(self.keypoint_names), axis=4)
+
+    def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns ``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of the boxes of `detections`."""
+        keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], convention=self.convention)
+        return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}
+
+    def check_dataset(self, dataset: "Dataset") -> None:
+        """Checks that a dataset has as many keypoints as the branch.
+
+        Raises:
+            UserError: If it has another number, or was read without keypoints.
+        """
+        super().check_dataset(dataset)
+        if self.num_keypoints != len(dataset.keypoint_names):
+            raise UserError(
+                f"The model has {self.num_keypoints} keypoints and {dataset.annotations} has "
+                f"{len(dataset.keypoint_names)}: set KeypointBranch.num_keypoints to {len(dataset.keypoint_names)}."
+            )
+
+    def learn_names(self, dataset: "Dataset") -> None:
+        """Copies the names of the keypoints and the skeleton from a dataset."""
+        self.keypoint_names, self.skeleton = dataset.keypoint_names, dataset.skeleton

@@ -1,0 +1,134 @@
+"""Defines the branch that predicts instance masks."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import keras
+import tensorflow as tf
+
+from kerasdet.geometry import masks as mask_ops
+from kerasdet.geometry.matching import gather_gt
+from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.layers.region_heads import MaskHead
+from kerasdet.models.branch import Branch
+from kerasdet.ops.distribute import global_sum
+
+if TYPE_CHECKING:
+    from kerasdet.data.pipeline import Dataset
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class MaskBranch(ConfigFromInit, Branch):
+    """Predicts an instance mask for each region (Mask R-CNN, https://arxiv.org/abs/1703.06870).
+
+    Args:
+        pool_size: Side of the pooled features, in cells; masks are twice as large. None shares the features of the box
+            head.
+        num_convs: 3x3 convolutions of the head.
+        channels: Channels of the head's convolutions.
+        norm: Norm of the head's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        convention: Framework that the branch follows when it pastes masks and crops targets: "detectron2" or
+            "torchvision".
+        loss_weight: Factor of the loss.
+    """
+
+    target_key = "masks"
+    loss_names = ("mask_loss",)
+    output_names = ("mask_probs",)
+    metric = "segm"
+    rescaling = "boxes_relative"
+    export_names = {"mask_probs": "detection_masks"}  # noqa: RUF012
+    _how_to_read_targets = "set CocoDataset.masks=True (masks=True); Pascal VOC has none"
+
+    def __init__(
+        self,
+        *,
+        pool_size: int | None = 14,
+        num_convs: int = 4,
+        channels: int = 256,
+        norm: str | None = None,
+        convention: str = "detectron2",
+        loss_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(pool_size=pool_size, **{"name": "mask_branch", **kwargs})
+        mask_ops.check_convention(convention)
+        self.num_convs = num_convs
+        self.channels = channels
+        self.norm = norm
+        self.convention = convention
+        self.loss_weight = loss_weight
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the head for pooled features of shape (N, h, h, C); only `attach` calls this."""
+        self.head = MaskHead(self.num_classes, self.num_convs, self.channels, norm=self.norm, name="head")
+        self.head.build(input_shape)
+        self.map_size = 2 * input_shape[1]
+
+    def call(self, pooled: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns mask logits (N, S, S, K) of pooled features (N, S / 2, S / 2, C)."""
+        return self.head(pooled, training=training)
+
+    def compute_targets(
+        self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Crops the ground truth to each region; see `Branch.compute_targets` for the arguments.
+
+        Returns:
+            ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).
+
+        Raises:
+            ValueError: If the ground truth has floats.
+        """
+        masks = tf.convert_to_tensor(batch["masks"])
+        if masks.dtype.is_floating:
+            raise ValueError(
+                f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with each cell's covered share times 255."
+            )
+        if masks.dtype.is_bool:
+            masks = tf.cast(masks, tf.uint8) * 255
+        masks = mask_ops.crop_masks_for_rois(
+            tf.pad(masks, [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one row that nothing matches: M may be 0
+            tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]]),
+            rois,
+            matched_gt,
+            size=self.map_size,
+            convention=self.convention,
+            image_size=batch["image_size"],
+        )
+        return {"masks": masks, "class_ids": gather_gt(batch["class_ids"], matched_gt)}
+
+    def compute_losses(
+        self, logits: tf.Tensor, targets: Mapping[str, tf.Tensor], positive: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Computes the cross entropy of the true class's mask, averaged over the pixels of positive regions.
+
+        See `Branch.compute_losses` for the arguments.
+
+        Returns:
+            ``mask_loss``, ().
+        """
+        weights = tf.cast(tf.reshape(positive, [-1]), float_dtype())  # (N,)
+        logits = _of_class(logits, tf.reshape(targets["class_ids"], [-1]))  # (N, S, S)
+        masks = tf.reshape(targets["masks"], tf.shape(logits))
+        loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(masks, float_dtype()), logits)
+        loss = tf.reduce_sum(tf.reduce_mean(loss, [1, 2]) * weights)
+        return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
+
+    def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
+        """Returns mask probabilities (B, D, S, S) of logits (B * D, S, S, K) for the classes (B, D)."""
+        probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
+        return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
+
+    def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns ``mask_probs`` (B, D, S, S), probabilities inside the boxes of `detections`."""
+        return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
+
+    def has_targets(self, dataset: "Dataset") -> bool:
+        """Returns whether a dataset was read with masks, which its records hold as run lengths."""
+        return dataset.records[0].num_runs is not None
+
+
+def _of_class(logits, class_ids):
+    """Selects the maps (N, S, S) of one class each; logits (N, S, S, K), class_ids (N,)."""
+    return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(class_ids, 0), batch_dims=1)

@@ -1,0 +1,71 @@
+"""Turns what users give as a path into a `Path`, and prepares files and folders that will be written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from kerasdet.errors import UserError
+
+
+def expand(path: str | os.PathLike, name: str = "The path") -> Path:
+    """Returns a path in which ``~`` and ``~user`` stand for home folders, as in a shell.
+
+    Shells expand ``~`` neither inside quotes nor after ``NAME=``, gin and TensorFlow do not expand it at all. Every
+    function that takes a path from a user calls this one.
+
+    Args:
+        path: Path of a file or folder.
+        name: Name of the setting at the start of an error message, such as "OUT_DIR (out_dir)".
+
+    Raises:
+        UserError: If it is no path: a number, None or an empty text.
+    """
+    if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
+        if os.fspath(path).strip():
+            return Path(os.path.expanduser(path))
+        raise UserError(f"{name} is empty: expected the path of a file or folder. Name one, such as runs/first.")
+    is_number = isinstance(path, int | float) and not isinstance(path, bool)
+    example = f"./{path} if that is its name" if is_number else "runs/first"
+    raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Name one, such as {example}.")
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Makes a folder with its parents, and tries to write there, so that an error occurs before the work begins.
+
+    Args:
+        folder: Folder, which may exist.
+        name: Name of the setting at the start of an error message, such as "OUT_DIR (out_dir)".
+
+    Raises:
+        OSError: If the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"{name}: {folder} cannot be written: {reason}. Choose a folder that can be written.") from None
+
+
+def prepare_file(path: str | os.PathLike, name: str) -> Path:
+    """Makes the folder of a file, and checks that the file can be written, before work that may take hours.
+
+    Args:
+        path: File that will be written; an existing one stays as it is for now.
+        name: Name of the setting at the start of an error message, such as "--json".
+
+    Returns:
+        The expanded path.
+
+    Raises:
+        UserError: If it is no path.
+        OSError: If the file cannot be written.
+    """
+    path = expand(path, name)
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: {path} is a folder: expected a file. Name one, such as {path / 'new.json'}.")
+    make_folder(path.parent, name)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
+    return path

@@ -1,0 +1,251 @@
+"""Draws charts with Vega-Lite, in advance: the page holds SVG and needs no script for them.
+
+Colours are CSS variables of the page, so that charts follow its theme. Each mark has an ARIA label, which the page also
+shows as a tooltip.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kerasdet.errors import UserError
+
+WIDTHS = {"wide": 788, "narrow": 328}  # of a chart with its axes, in pixels: what a card of the page holds
+SERIES = ("var(--series-1)", "var(--series-2)", "var(--series-3)")
+_VERSION = "5.20"  # of Vega-Lite, which vl-convert holds in several versions
+
+_CONFIG = {
+    "background": None,
+    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--quiet)",
+        "titleColor": "var(--quiet)",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 10,
+        "labelPadding": 6,
+        "gridColor": "var(--line)",
+        "domain": False,
+        "ticks": False,
+    },
+    "axisX": {"grid": False, "domain": True, "domainColor": "var(--axis)"},
+    "rule": {"color": "var(--marker)", "strokeDash": [4, 3], "strokeWidth": 1.5},
+    "text": {"color": "var(--ink)", "fontSize": 12},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """Holds a Vega-Lite chart.
+
+    Args:
+        spec: The specification, without schema, configuration and width.
+        description: What the chart shows in a sentence, for those who do not see it.
+        height: Height of the chart with its axes, in pixels.
+    """
+
+    spec: Mapping[str, Any]
+    description: str
+    height: int = 240
+
+    def svg(self, width: str) -> str:
+        """Draws the chart.
+
+        Args:
+            width: "wide" or "narrow", see `WIDTHS`.
+
+        Returns:
+            An SVG element.
+
+        Raises:
+            UserError: If vl-convert is not installed.
+        """
+        try:
+            import vl_convert
+        except ImportError:
+            raise UserError(
+                "The page needs vl-convert-python, which draws its charts: pip install 'kerasdet[report]'."
+            ) from None
+        size = {"width": WIDTHS[width], "height": self.height, "autosize": {"type": "fit", "contains": "padding"}}
+        spec = {**size, "padding": 0, "config": _CONFIG, **self.spec}
+        return vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=_VERSION)
+
+
+def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) -> Chart:
+    """Makes horizontal bars, one for each name.
+
+    Args:
+        rows: (name, value, label) of each bar; the label is its tooltip.
+        axis: Title of the axis of values.
+        description: What the chart shows in a sentence.
+    """
+    values = [{"name": name, "value": value, "label": label} for name, value, label in rows]
+    spec = {
+        "data": {"values": values},
+        "mark": {"type": "bar", "color": SERIES[0], "cornerRadiusEnd": 3, "height": {"band": 0.72}},
+        "encoding": {
+            "y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 130}},
+            "x": {"field": "value", "type": "quantitative", "title": axis, "axis": _WHOLE | {"grid": True}},
+            "description": {"field": "label"},
+        },
+    }
+    return Chart(spec, description, height=26 * len(rows) + 48)
+
+
+def histogram(
+    rows: Sequence[tuple[float, float, float, str]],
+    x_axis: str,
+    description: str,
+    *,
+    markers: Sequence[tuple[float, str]] = (),
+    exponents: bool = False,
+) -> Chart:
+    """Makes a histogram.
+
+    Args:
+        rows: (low, high, count, label) of each bin.
+        x_axis: Title of the horizontal axis.
+        description: What the chart shows in a sentence.
+        markers: Positions of vertical lines and their labels.
+        exponents: Whether positions are exponents of 2, so that the axis shows powers of 2.
+    """
+    values = [{"low": low, "high": high, "count": n, "label": label} for low, high, n, label in rows]
+    layers = [
+        {
+            "data": {"values": values},
+            "mark": {"type": "bar", "color": SERIES[0], "binSpacing": 1},
+            "encoding": {
+                "x": _binned("low", x_axis, rows[0][0], rows[-1][1], exponents),
+                "x2": {"field": "high"},
+                "y": {"field": "count", "type": "quantitative", "title": None, "axis": _WHOLE},
+                "description": {"field": "label"},
+            },
+        }
+    ]
+    inside = [(place, label) for place, label in markers if rows[0][0] <= place <= rows[-1][1]]
+    if inside:
+        layers.append(_marker_lines(inside))
+    return Chart({"layer": layers}, description)
+
+
+def stacked(
+    rows: Sequence[tuple[float, float, str, float, str]],
+    order: Sequence[str],
+    x_axis: str,
+    colours: Sequence[str],
+    description: str,
+) -> Chart:
+    """Makes a histogram whose columns are divided into parts; its horizontal axis shows powers of 2.
+
+    Args:
+        rows: (low, high, part, count, label) of each part of a bin; low and high are exponents of 2.
+        order: Names of the parts, from the bottom up.
+        x_axis: Title of the horizontal axis.
+        colours: CSS colour of each part.
+        description: What the chart shows in a sentence.
+    """
+    values = [
+        {"low": low, "high": high, "part": part, "count": n, "rank": order.index(part), "label": label}
+        for low, high, part, n, label in rows
+    ]
+    spec = {
+        "data": {"values": values},
+        "mark": {"type": "bar", "binSpacing": 1},
+        "encoding": {
+            "x": _binned("low", x_axis, rows[0][0], rows[-1][1], exponents=True),
+            "x2": {"field": "high"},
+            "y": {"field": "count", "type": "quantitative", "title": None, "axis": _WHOLE},
+            "color": {
+                "field": "part",
+                "type": "nominal",
+                "scale": {"domain": list(order), "range": list(colours)},
+                "legend": None,  # the page has one that wraps on narrow screens
+            },
+            "order": {"field": "rank", "type": "quantitative"},
+            "description": {"field": "label"},
+        },
+    }
+    return Chart(spec, description)
+
+
+def heatmap(
+    cells: Sequence[tuple[float, float, float, str]],
+    step: float,
+    axes: tuple[str, str],
+    description: str,
+    *,
+    points: Sequence[tuple[float, float, str]] = (),
+) -> Chart:
+    """Makes a map of counts over two logarithmic axes.
+
+    Args:
+        cells: (x, y, count, label) of each cell that is not empty; x and y are its lower ends, as exponents of 2.
+        step: Edge length of a cell, in exponents of 2.
+        axes: Titles of the horizontal and the vertical axis.
+        description: What the chart shows in a sentence.
+        points: (x, y, label) of marks drawn over the cells.
+    """
+    most = max(count for *_, count, _ in cells)
+    values = [
+        {"x": x, "y": y, "x2": x + step, "y2": y + step, "weight": 0.12 + 0.88 * (n / most) ** 0.5, "label": label}
+        for x, y, n, label in cells
+    ]
+    marks = [{"x": x, "y": y, "label": label} for x, y, label in points]
+    low = min(min(v["x"], v["y"]) for v in [*values, *marks])
+    high = max(max(v["x"], v["y"]) for v in [*marks, *({"x": v["x2"], "y": v["y2"]} for v in values)])
+    ticks, scale = _power_ticks([low, high]), {"domain": [low - 0.1, high + 0.1], "nice": False, "zero": False}
+    x, y = (
+        {"field": name, "type": "quantitative", "title": title, "axis": ticks | {"grid": True}, "scale": scale}
+        for name, title in zip("xy", axes, strict=True)
+    )
+    rect = {
+        "data": {"values": values},
+        "mark": {"type": "rect", "color": SERIES[0]},
+        "encoding": {
+            "x": x,
+            "x2": {"field": "x2"},
+            "y": y,
+            "y2": {"field": "y2"},
+            "opacity": {"field": "weight", "type": "quantitative", "scale": None},
+            "description": {"field": "label"},
+        },
+    }
+    dots = {
+        "data": {"values": marks},
+        "mark": {"type": "point", "color": "var(--marker)", "filled": False, "size": 70, "strokeWidth": 2},
+        "encoding": {"x": x, "y": y, "description": {"field": "label"}},
+    }
+    return Chart({"layer": [rect, dots] if marks else [rect]}, description, height=380)
+
+
+_WHOLE = {
+    "tickCount": 5,
+    "tickMinStep": 1,
+    "labelExpr": "datum.value >= 1e6 ? format(datum.value / 1e6, '~r') + 'M' : datum.value >= 1e4 ? "
+    "format(datum.value / 1e3, '~r') + 'k' : format(datum.value, ',')",
+}
+
+
+def _binned(field, title, low, high, exponents):
+    """Returns the horizontal channel of a histogram."""
+    scale = {"zero": False, "nice": False, "domain": [low, high]}
+    axis = (_power_ticks([low, high]) if exponents else _WHOLE) | {"labelFlush": False}
+    return {"field": field, "bin": "binned", "type": "quantitative", "title": title, "axis": axis, "scale": scale}
+
+
+def _power_ticks(exponents):
+    first, last = min(exponents), max(exponents)
+    values = list(range(int(first // 1), int(last // 1) + 1))
+    return {"values": values, "labelExpr": "format(pow(2, datum.value), '~r')", "labelOverlap": True}
+
+
+def _marker_lines(markers):
+    values = [{"place": place, "name": name} for place, name in markers]
+    return {
+        "data": {"values": values},
+        "mark": {"type": "rule"},
+        "encoding": {"x": {"field": "place", "type": "quantitative"}, "description": {"field": "name"}},
+    }

@@ -1,0 +1,311 @@
+"""Builds HTML pages that work without a network, by keyboard, with a screen reader, in light and dark.
+
+All functions return HTML. Their texts are plain: special characters are escaped, and words between backticks become
+code. A cell of a table may also be `Html`, which goes in unchanged.
+"""
+
+import dataclasses
+import html
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import kerasdet
+from kerasdet.reports.charts import Chart
+
+MAX_ROWS = 500  # rows that a table shows of a longer list
+ROWS_PER_PAGE = 12
+
+LEVELS = {"problem": "Problem", "advice": "Advice", "good": "Good"}
+
+
+class Html(str):
+    """Marks a text as HTML, which is not escaped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """States one thing that the reader should know, and what to do about it.
+
+    Args:
+        level: "problem" if it makes results wrong, "advice" if it makes them worse, "good" if nothing is to be done.
+        text: What was found, with numbers.
+        action: What to do; empty for nothing.
+        section: Id of the section that shows the details; empty for none.
+    """
+
+    level: str
+    text: str
+    action: str = ""
+    section: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """Describes a column of a table.
+
+    Args:
+        title: Text of its header.
+        kind: "text" or "number"; numbers are aligned on the right.
+    """
+
+    title: str
+    kind: str = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Holds a part of the page that the navigation lists.
+
+    Args:
+        id: Anchor of the section, unique on the page.
+        title: Its heading.
+        parts: Its contents, HTML from the functions of this module.
+        intro: A sentence below the heading; empty for none.
+    """
+
+    id: str
+    title: str
+    parts: Sequence[str]
+    intro: str = ""
+
+
+def text(words: str) -> Html:
+    """Escapes a text and turns words between backticks into code.
+
+    Example:
+        >>> text("set `LR` < 1")
+        'set <code>LR</code> &lt; 1'
+    """
+    return words if isinstance(words, Html) else Html(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(words))))
+
+
+def paragraph(words: str) -> Html:
+    """Returns a paragraph of text."""
+    return Html(f"<p>{text(words)}</p>")
+
+
+def heading(words: str) -> Html:
+    """Returns a heading inside a section."""
+    return Html(f"<h3>{text(words)}</h3>")
+
+
+def number(value: float, digits: int = 0) -> str:
+    """Writes a number with thousands separators and a fixed number of decimals."""
+    return f"{value:,.{digits}f}"
+
+
+def share(part: float, whole: float) -> str:
+    r"""Writes a share in percent, with a decimal below 10 %; a share that is not 0 is never written as 0.
+
+    Example:
+        >>> share(1, 8), share(1, 30), share(1, 100_000), share(0, 5)
+        ('12\xa0%', '3.3\xa0%', '< 0.1\xa0%', '0\xa0%')
+    """
+    sign = "\N{NO-BREAK SPACE}%"  # a number and its sign stay on one line
+    percent = 100 * part / whole if whole else 0.0
+    if percent == 0:
+        return f"0{sign}"
+    if percent < 0.1:
+        return f"< 0.1{sign}"
+    if percent > 99.5:
+        return f"100{sign}" if part == whole else f"> 99.5{sign}"
+    return f"{percent:.1f}{sign}" if percent < 9.95 else f"{percent:.0f}{sign}"
+
+
+def count(value: int, singular: str, plural: str = "") -> str:
+    """Writes a number with its noun, such as "1 image" and "1,200 images"."""
+    return f"{value:,} {singular if value == 1 else plural or singular + 's'}"
+
+
+def tiles(values: Sequence[tuple[str, str]]) -> Html:
+    """Returns large numbers in a row: pairs of (label, value)."""
+    items = "".join(f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>" for label, value in values)
+    return Html(f'<dl class="tiles">{items}</dl>')
+
+
+def findings(found: Sequence[Finding]) -> Html:
+    """Returns a list of findings, problems first."""
+    order = sorted(found, key=lambda finding: list(LEVELS).index(finding.level))
+    items = []
+    for finding in order:
+        link = f' <a href="#{finding.section}">Details</a>' if finding.section else ""
+        action = f'<p class="action">{text(finding.action)}{link}</p>' if finding.action else ""
+        link = "" if action else link
+        items.append(
+            f'<li class="{finding.level}"><span class="badge">{LEVELS[finding.level]}</span>'
+            f"<div><p>{text(finding.text)}{link}</p>{action}</div></li>"
+        )
+    return Html(f'<ul class="findings">{"".join(items)}</ul>')
+
+
+def table(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence],
+    caption: str,
+    *,
+    total: int | None = None,
+    sortable: bool = True,
+    titled: bool = True,
+) -> Html:
+    """Returns a table that scrolls sideways on narrow screens and turns pages if it is long.
+
+    Args:
+        columns: The columns.
+        rows: Cells of each row: texts or HTML. Rows after `MAX_ROWS` are left out, and a note says so.
+        caption: What the table lists.
+        total: Number of rows of the whole list, if `rows` holds only its beginning.
+        sortable: Whether a click on a header sorts the rows.
+        titled: Whether the caption is visible. Screen readers always read it.
+    """
+    rows = list(rows)
+    total, rows = total or len(rows), rows[:MAX_ROWS]
+    classes = [' class="number"' if column.kind == "number" else "" for column in columns]
+    head = "".join(
+        f'<th scope="col"{style}>'
+        + (f'<button type="button" class="sort">{text(column.title)}</button>' if sortable else text(column.title))
+        + "</th>"
+        for column, style in zip(columns, classes, strict=True)
+    )
+    body = "".join(
+        "<tr>" + "".join(f"<td{style}>{text(cell)}</td>" for cell, style in zip(row, classes, strict=True)) + "</tr>"
+        for row in rows
+    )
+    hide = "" if titled else ' class="unseen"'
+    note = f"<p class=quiet>The first {len(rows):,} of {total:,} rows.</p>" if total > len(rows) else ""
+    return Html(
+        f'<div class="paged" data-page-size="{ROWS_PER_PAGE}" data-noun="rows">'
+        f'<div class="scroll" role="group" tabindex="0" aria-label="{html.escape(caption)}">'
+        f"<table><caption{hide}>{text(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f'<tbody class="items">{body}</tbody></table></div>{note}</div>'
+    )
+
+
+def figure(
+    chart: Chart, title: str, words: str = "", data: Html | None = None, keys: Sequence[tuple[str, str]] = ()
+) -> Html:
+    """Returns a chart with its title and, folded away, the table of its numbers.
+
+    Args:
+        chart: The chart, which is drawn once for wide and once for narrow screens.
+        title: What the chart shows.
+        words: How to read it, or what follows from it; empty for nothing.
+        data: Table of the numbers. Screen readers and the keyboard reach the values through it.
+        keys: Legend of the chart, see `legend`.
+    """
+    drawn = "".join(
+        f'<div class="chart {width}">{_svg(chart.svg(width), f"{title}. {chart.description}")}</div>'
+        for width in ("wide", "narrow")
+    )
+    folded = f"<details><summary>Show the numbers</summary>{data}</details>" if data else ""
+    note = f"<p>{text(words)}</p>" if words else ""
+    note += legend(keys) if keys else ""
+    return Html(f"<figure><figcaption><h3>{text(title)}</h3>{note}</figcaption>{drawn}{folded}</figure>")
+
+
+def code(lines: str, label: str) -> Html:
+    """Returns a block of code with a button that copies it."""
+    return Html(
+        f'<div class="code"><pre tabindex="0" aria-label="{html.escape(label)}"><code>{html.escape(lines)}</code></pre>'
+        '<button type="button" class="copy">Copy</button></div>'
+    )
+
+
+def image(uri: str, alternative: str) -> Html:
+    """Returns an image from a data URI."""
+    return Html(f'<img src="{uri}" alt="{html.escape(alternative)}">')
+
+
+def gallery(pictures: Sequence[tuple[Html, str]], per_page: int) -> Html:
+    """Returns pages of pictures.
+
+    Args:
+        pictures: Pairs of (image, caption).
+        per_page: Number of pictures on a page.
+    """
+    items = "".join(
+        f"<li><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>" for picture, words in pictures
+    )
+    return Html(
+        f'<div class="paged" data-page-size="{per_page}" data-noun="images">'
+        f'<ul class="gallery items">{items}</ul></div>'
+    )
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> Html:
+    """Returns a legend: pairs of (CSS colour, name)."""
+    items = "".join(f'<li><span style="background:{colour}"></span>{text(name)}</li>' for colour, name in entries)
+    return Html(f'<ul class="legend">{items}</ul>')
+
+
+def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+    """Writes a page.
+
+    Args:
+        out: Path of the HTML file.
+        title: Title of the page.
+        subtitle: A line below it, such as the path of the data.
+        sections: The sections, in the order of the page.
+    """
+    links = "".join(f'<li><a href="#{section.id}">{text(section.title)}</a></li>' for section in sections)
+    parts = "".join(
+        f'<section id="{section.id}" aria-labelledby="{section.id}-title">'
+        f'<h2 id="{section.id}-title">{text(section.title)}</h2>'
+        + (f'<p class="intro">{text(section.intro)}</p>' if section.intro else "")
+        + "".join(section.parts)
+        + "</section>"
+        for section in sections
+    )
+    assets = resources.files("kerasdet.reports") / "assets"
+    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    Path(out).write_text(
+        f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="kerasdet {kerasdet.__version__}">
+<link rel="icon" href="data:,">
+<title>{html.escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+<div><h1>{text(title)}</h1><p>{text(subtitle)}</p></div>
+<button type="button" id="theme" aria-pressed="false">Dark theme</button>
+</header>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+<main id="main" tabindex="-1">
+{parts}
+</main>
+<footer><p>Made by kerasdet {kerasdet.__version__}. This file needs no network.</p></footer>
+<script>
+{script}</script>
+</body>
+</html>
+""",
+        encoding="utf-8",
+    )
+
+
+_numbers = itertools.count()
+
+
+def _svg(drawing: str, description: str) -> str:
+    """Makes a drawing of Vega an image with a description, which scales with the page, and its ids unique."""
+    unique = f"chart{next(_numbers)}-"
+    drawing = re.sub(r'\bid="([^"]+)"', rf'id="{unique}\1"', drawing)
+    drawing = re.sub(r"url\(#([^)]+)\)", rf"url(#{unique}\1)", drawing)
+    width, height = re.search(r'width="([\d.]+)" height="([\d.]+)"', drawing).groups()
+    return re.sub(
+        r"^<svg [^>]*>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" style="max-width:{width}px" '
+        f'role="img" aria-label="{html.escape(description)}">',
+        drawing,
+    )

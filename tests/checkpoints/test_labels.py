@@ -1,0 +1,57 @@
+import pytest
+
+from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.errors import UserError
+
+NAMES = ["person", "N/A", "Kühlschrank", "N/A", "stop sign"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(NAMES).encode(),
+        "\n".join(["__background__", *NAMES, ""]).encode(),
+        "\n".join(["background", *NAMES]).encode(),
+        "\n".join(["BACKGROUND", *NAMES]).encode(),
+        "\r\n".join([*NAMES, "", ""]).encode(),
+        "\n".join(f"  {name}\t" for name in NAMES).encode("utf-8-sig"),
+    ],
+)
+def test_labels_become_one_name_per_class(tmp_path, content):
+    (tmp_path / "labels.txt").write_bytes(content)
+    path = tmp_path / "labels.txt"
+    assert names_of_classes(read_labels(path), 5, path) == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (NAMES[:4], r"labels\.txt has 4 class names, but the model has 5 classes: expected one name for each class"),
+        ([*NAMES, "cat"], r"has 6 class names, but the model has 5 classes"),
+        (["__background__", *NAMES[:4]], r"has 4 class names after __background__, but the model has 5"),
+        (["__background__", *NAMES, "cat"], r"has 6 class names after __background__, but"),
+        (["background", *NAMES, "cat"], r"has 7 class names, but"),
+    ],
+)
+def test_other_number_of_labels_raises(names, message):
+    with pytest.raises(UserError, match=message):
+        names_of_classes(names, 5, "labels.txt")
+
+
+def test_class_that_is_named_background_stays():
+    assert names_of_classes(["background", "cell"], 2, "labels.txt") == ("background", "cell")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat\n\ndog\n", r"^Line 2 of .*labels\.txt is empty: expected a class name\. Write N/A"),
+        (b"", r"^Line 1 of .* is empty"),
+        (b"cat\ndog\ncat\n", r"^Lines 1 and 3 of .* are both 'cat': expected"),
+        ("Kühl\n".encode("utf-16"), r"labels\.txt is not a text file in UTF-8"),
+    ],
+)
+def test_damaged_list_raises(tmp_path, content, message):
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_labels(tmp_path / "labels.txt")

@@ -1,0 +1,94 @@
+import pytest
+import tiny
+from foreign_data import coco, picture, write_json, write_text
+
+from kerasdet import cli, config
+from kerasdet.data import open_dataset
+from kerasdet.errors import UserError
+
+
+def kerasdet(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """A YOLO dataset with the splits train and valid."""
+    for split in ("train", "valid"):
+        for number in range(3):
+            picture(tmp_path / f"yolo/{split}/images/{number}.png", number)
+            write_text(tmp_path / f"yolo/{split}/labels/{number}.txt", "0 0.5 0.5 0.5 0.5\n2 0.3 0.3 0.2 0.2\n")
+    write_text(tmp_path / "yolo/data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [cat, dog, fox]\n")
+    return tmp_path / "yolo"
+
+
+def test_check_exits_with_2_if_there_are_errors(yolo, capsys):
+    assert kerasdet("data", "check", yolo) == 0
+    assert "3 images, 6 objects" in capsys.readouterr().out
+    assert kerasdet("data", "check", yolo, "--strict") == 2  # ../train/images is repaired
+    (yolo / "train/images/1.png").write_bytes(b"")
+    assert kerasdet("data", "check", yolo) == 2
+    captured = capsys.readouterr()
+    assert "images/1.png" in captured.out
+    assert "has 1 error" in captured.err
+
+
+def test_convert_and_split(yolo, tmp_path, capsys):
+    assert kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "coco", "--classes", "fox,cat") == 0
+    assert "train: 3 images, 6 boxes" in capsys.readouterr().out
+    assert open_dataset(tmp_path / "coco", "val").class_names == ("fox", "cat")
+    merged = ("--classes", "cat=pet,fox=pet,dog=")
+    assert kerasdet("data", "convert", yolo, tmp_path / "merged", "--to", "tfrecord", *merged) == 0
+    assert open_dataset(tmp_path / "merged", "val").class_names == ("pet",)
+    assert kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "voc") == 2
+    assert "already holds files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", ["train", "train=x,val=y", "train=0.5,train=0.5", "../x=1"])
+def test_wrong_parts_are_usage_errors(parts, capsys):
+    with pytest.raises(SystemExit):
+        kerasdet("data", "split", "a", "b", "--parts", parts)
+    assert "argument --parts" in capsys.readouterr().err
+
+
+def test_data_replaces_the_data_of_any_recipe(yolo):
+    for recipe in ("finetune", "retinanet_r18_fpn_bccd", "faster_rcnn_r50_fpn_voc", "retinanet_r18_fpn_shapes"):
+        config.load(recipe, ["CHECKPOINT=x"] * (recipe in ("finetune", "faster_rcnn_r50_fpn_voc")) + [f"DATA={yolo}"])
+        assert config.macro("NUM_CLASSES") == 3
+        data = config.eval_data()
+        assert len(data) == 3 and data.class_names == ("cat", "dog", "fox")
+
+
+def test_data_keeps_what_the_user_sets(yolo):
+    config.load("retinanet_r18_fpn_bccd", [f"DATA={yolo}", "NUM_CLASSES=1", "CLASSES=('fox',)", "EVAL_SPLIT='train'"])
+    assert config.macro("NUM_CLASSES") == 1
+    data = config.eval_data()
+    assert data.class_names == ("fox",) and "/train/" in data.records[0].path
+    config.load("retinanet_r18_fpn_bccd", [f"DATA={yolo}", "CLASSES=('fox', 'cat')"])
+    assert config.macro("NUM_CLASSES") == 2
+
+
+def test_masks_of_a_recipe_are_read(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / f"images/{split}.png", 0)
+        picture(tmp_path / f"images/{split}2.png", 0)
+        write_json(tmp_path / f"{split}.json", coco([f"{split}.png", f"{split}2.png"]))
+    config.load("mask_rcnn_r18_fpn_dsb", [f"DATA={tmp_path}"])
+    assert config.eval_data().records[0].num_runs.tolist() != []
+
+
+def test_missing_split_names_the_remedy(yolo):
+    write_text(yolo / "data.yaml", "train: train/images\nnames: [cat, dog, fox]\n")
+    config.load("retinanet_r18_fpn_bccd", [f"DATA={yolo}"])
+    with pytest.raises(UserError, match="kerasdet data split"):
+        config.eval_data()
+
+
+def test_eval_reads_any_format(yolo, tmp_path, capsys):
+    tiny.detector(num_classes=3).save(tmp_path / "model.keras")
+    assert kerasdet("eval", tmp_path / "model.keras", "--data", yolo) == 0
+    assert "AP" in capsys.readouterr().out
+    assert kerasdet("eval", tmp_path / "model.keras", "--data", yolo, "--split", "test") == 2
+    assert "no split test" in capsys.readouterr().err
+    assert kerasdet("eval", tmp_path / "model.keras", "--split", "val") == 2
+    assert "--split needs --data" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from foreign_data import SIZE, coco, picture, write_json, write_labelme, write_text
+from PIL import Image
+
+from kerasdet.data import open_dataset, training_batches
+from kerasdet.data.convert import WRITERS, convert
+from kerasdet.data.regions import join_polygons, mask_of, polygons_of
+from kerasdet.errors import UserError
+from kerasdet.geometry import rle
+
+BCCD = Path(__file__).resolve().parents[2].parent / "shared/data/bccd"
+NAMES = ["a.png", "b.png", "c.png"]
+
+
+def make(root, change=lambda data: data, names=NAMES):
+    """Writes a COCO dataset of two splits."""
+    for split in ("train", "val"):
+        for seed, name in enumerate(names):
+            picture(root / "images" / split / name, seed)
+        data = change(coco([f"{split}/{name}" for name in names]))
+        write_json(root / f"{split}.json", data)
+    return root
+
+
+def assert_same(path, other, split="val", **options):
+    """Compares pixels and objects of two datasets, from which the batches are made."""
+    records, expected = (open_dataset(place, split, **options).records for place in (path, other))
+    for record, wanted in zip(records, expected, strict=True):
+        np.testing.assert_array_equal(record.image(), wanted.image())
+        for name in ("boxes", "class_ids", "is_crowd", "num_runs", "runs", "keypoints"):
+            np.testing.assert_array_equal(getattr(record, name), getattr(wanted, name), err_msg=name)
+
+
+@pytest.mark.parametrize("to", sorted(WRITERS))
+def test_round_trip_gives_identical_batches(tmp_path, to):
+    source = make(tmp_path / "source")
+    counts = convert(source, tmp_path / "target", to)
+    options = {"masks": to != "voc"}
+    for split in ("train", "val"):
+        assert_same(tmp_path / "target", source, split, **options)
+        assert counts[split]["boxes"] == 4
+    assert open_dataset(tmp_path / "target", "val").class_names == ("cat", "dog")
+    assert counts["lost"] == ({"masks": 8} if to == "voc" else {})
+
+
+@pytest.mark.parametrize("to", ["coco", "tfrecord", "yolo"])
+def test_keypoints_survive(tmp_path, to):
+    def with_keypoints(data):
+        for category in data["categories"]:
+            category.update(keypoints=["left_ear", "right_ear"], skeleton=[[1, 2]])
+        for annotation in data["annotations"]:
+            annotation["keypoints"] = [5, 6, 2, 0, 0, 0] if annotation["id"] % 2 else [7.25, 8, 1, 9, 10, 2]
+        return data
+
+    source = make(tmp_path / "source", with_keypoints)
+    convert(source, tmp_path / "target", to)
+    assert_same(tmp_path / "target", source, keypoints=True)
+    if to == "coco":
+        assert json.loads((tmp_path / "target/val.json").read_text())["categories"][0]["skeleton"] == [[1, 2]]
+
+
+@pytest.mark.parametrize("to", ["coco", "tfrecord", "yolo"])
+def test_run_lengths_survive(tmp_path, to):
+    mask = np.zeros(SIZE, bool)
+    mask[5:20, 10:30] = mask[20:25, 10:12] = True
+
+    def with_rle(data):
+        for annotation in data["annotations"]:
+            annotation.update(segmentation=rle.encode(mask[None])[0], bbox=[10, 5, 20, 20])
+        return data
+
+    source = make(tmp_path / "source", with_rle)
+    convert(source, tmp_path / "target", to)
+    assert_same(tmp_path / "target", source, masks=True)
+
+
+@pytest.mark.parametrize("to", sorted(WRITERS))
+def test_crowds_are_kept_or_counted(tmp_path, to):
+    def with_crowd(data):
+        data["annotations"][0]["iscrowd"] = 1
+        return data
+
+    counts = convert(make(tmp_path / "source", with_crowd), tmp_path / "target", to)
+    has_crowds = to in ("coco", "tfrecord")
+    assert open_dataset(tmp_path / "target", "val").counts["crowd_boxes"] == has_crowds
+    assert counts["lost"]["crowds"] == (0 if has_crowds else 2)
+
+
+def test_bccd_gives_identical_batches_in_every_format(tmp_path):
+    if not BCCD.is_dir():
+        pytest.skip("needs shared/data")
+    whole = json.loads((BCCD / "val.json").read_text())
+    images = sorted(whole["images"], key=lambda image: image["file_name"])[:6]
+    ids = {image["id"] for image in images}
+    annotations = [annotation for annotation in whole["annotations"] if annotation["image_id"] in ids]
+    source = tmp_path / "source"
+    for image in images:
+        (source / "images").mkdir(parents=True, exist_ok=True)
+        (source / "images" / image["file_name"]).write_bytes((BCCD / "images" / image["file_name"]).read_bytes())
+    write_json(source / "val.json", {**whole, "images": images, "annotations": annotations})
+    write_labelme(tmp_path / "labelme", {**whole, "images": images, "annotations": annotations}, source / "images")
+    write_text(tmp_path / "labelme/labels.txt", "".join(f"{c['name']}\n" for c in whole["categories"]))
+    for to in WRITERS:
+        convert(source, tmp_path / to, to)
+
+    def batches(path, split):
+        return list(training_batches(open_dataset(path, split), 2, seed=3).take(3))
+
+    expected = batches(source, "val")
+    assert sum(int((batch["class_ids"].numpy() >= 0).sum()) for batch in expected) == len(annotations)
+    for path, split in ((tmp_path / "labelme", None), *((tmp_path / to, "val") for to in WRITERS)):
+        for batch, other in zip(batches(path, split), expected, strict=True):
+            for name in other.keys() - {"image_id"}:  # YOLO and LabelMe have no ids of images
+                np.testing.assert_array_equal(batch[name], other[name], err_msg=f"{name} of {path}")
+
+
+def test_splits_with_equal_names_stay_apart(tmp_path):
+    source = make(tmp_path / "source", names=["A.PNG", "a.png", "a.jpg"])
+    for to in WRITERS:
+        convert(source, tmp_path / to, to)
+        for split in ("train", "val"):
+            assert_same(tmp_path / to, source, split)
+
+
+def test_messy_values_are_written_clean(tmp_path):
+    def messy(data):
+        for annotation in data["annotations"]:
+            del annotation["segmentation"]
+        data["annotations"][0]["bbox"] = ["50", "-5", "40", "20"]  # leaves the image
+        data["annotations"][1]["bbox"] = [3, 3, 0, 5]
+        data["annotations"][2]["category_id"] = "1"
+        return data
+
+    source = make(tmp_path / "source", messy)
+    for to in WRITERS:
+        convert(source, tmp_path / to, to)
+        dataset = open_dataset(tmp_path / to, "val")
+        assert dataset.counts["clipped_boxes"] == dataset.counts["zero_area_boxes"] == 0
+        assert_same(tmp_path / to, source)
+    with pytest.raises(UserError, match="annotation 1"):
+        convert(source, tmp_path / "strict", "coco", strict=True)
+
+
+def test_exif_is_applied_in_tfrecords(tmp_path):
+    source = tmp_path / "source"
+    (source / "images").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (SIZE[1], SIZE[0], 3), np.uint8)
+    Image.fromarray(pixels).save(source / "images/a.jpg", exif=exif, quality=95)
+    write_json(source / "val.json", coco(["a.jpg", "a.jpg"]) | {"images": coco(["a.jpg"])["images"]})
+    for to in WRITERS:
+        convert(source, tmp_path / to, to)
+        assert_same(tmp_path / to, source)
+
+
+def test_target_and_format_are_checked_first(tmp_path):
+    source = make(tmp_path / "source")
+    with pytest.raises(UserError, match="already holds files"):
+        convert(source, source, "coco")
+    with pytest.raises(UserError, match="no format 'voc2'"):
+        convert(source, tmp_path / "target", "voc2")
+    assert not (tmp_path / "target").exists()
+
+
+def test_splits_with_other_classes_raise(tmp_path):
+    source = make(tmp_path / "source")
+    data = coco([f"val/{name}" for name in NAMES])
+    data["categories"][1]["name"] = "fox"
+    write_json(source / "val.json", data)
+    with pytest.raises(UserError, match=r"train has the classes cat, dog, and val cat, fox"):
+        convert(source, tmp_path / "target", "coco")
+    convert(source, tmp_path / "target", "yolo", classes=["cat"])
+    assert open_dataset(tmp_path / "target", "val").class_names == ("cat",)
+
+
+def test_outlines_of_masks_cover_their_pixels():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = np.zeros((12, 14), bool)
+        for _ in range(3):
+            y, x = rng.integers(0, 9, 2)
+            mask[y : y + 3, x : x + 4] = True
+        filled = np.zeros_like(mask)
+        for polygon in polygons_of(mask):
+            filled |= mask_of([polygon.ravel().tolist()], *mask.shape)
+        assert (filled >= mask).all()
+        joined = mask_of([join_polygons(polygons_of(mask)).ravel().tolist()], *mask.shape)
+        np.testing.assert_array_equal(joined, filled)

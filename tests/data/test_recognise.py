@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from foreign_data import SIZE, coco, picture, write_json, write_text
+
+from kerasdet.data import dataset_from_examples, evaluation_batches, open_dataset, training_batches
+from kerasdet.errors import UserError
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+BOXES = [[1, 2, 11, 22], [5, 5, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    "files,expected",
+    [
+        ({}, "is empty"),
+        ({"a.png": None}, "holds 1 .png; .* Put the annotations"),
+        ({"a.png": None, "labels.csv": "a,b"}, "Export the CSV again"),
+        ({"a.png": None, "annotations.xml": "<?xml?><annotations></annotations>"}, "CVAT's own XML"),
+        ({"a.png": None, "labels/a.txt": "0 0.5 0.5 0.5 0.5"}, 'add a data.yaml with "names"'),
+        ({"a.zip": ""}, "Unpack the archive"),
+        ({"a.doc": ""}, "Export the annotations in one of these formats"),
+    ],
+)
+def test_unknown_folder_says_what_to_do(tmp_path, files, expected):
+    for name, text in files.items():
+        picture(tmp_path / name, 0) if text is None else write_text(tmp_path / name, text)
+    with pytest.raises(UserError, match=expected):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name,text,expected",
+    [
+        ("a.json", '[{"image_id": 1, "score": 0.5}]', "holds detections"),
+        ("a.json", '[{"id": 1, "data": {}, "annotations": []}]', "tasks of Label Studio"),
+        ("a.zip", "", "is an archive"),
+        ("a.txt", "", "of no format"),
+        ("a.json", "{", "not valid JSON"),
+    ],
+)
+def test_unknown_file_says_what_to_do(tmp_path, name, text, expected):
+    with pytest.raises(UserError, match=expected):
+        open_dataset(write_text(tmp_path / name, text))
+
+
+def test_missing_and_remote_paths(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing does not exist"):
+        open_dataset(tmp_path / "nothing")
+    with pytest.raises(UserError, match="s3"):
+        open_dataset("s3://bucket/data")
+
+
+def test_archive_unpacked_into_its_own_folder(tmp_path, caplog):
+    root = tmp_path / "pets" / "pets"
+    picture(root / "images/a.png", 0)
+    write_json(root / "train.json", coco(["a.png"]))
+    write_text(tmp_path / "pets/__MACOSX/x", "")
+    caplog.set_level("INFO", "kerasdet.data")
+    assert len(open_dataset(tmp_path / "pets", "train")) == 1
+    assert "COCO with the splits train" in caplog.text
+
+
+def test_missing_split_names_the_remedy(tmp_path):
+    picture(tmp_path / "images/a.png", 0)
+    write_json(tmp_path / "data.json", coco(["a.png"]))
+    with pytest.raises(UserError, match=r"no split train; .* kerasdet data split"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "classes,names,class_ids",
+    [
+        (["dog", "cat"], ("dog", "cat"), [1, 0]),
+        (["dog"], ("dog",), [0]),
+        ({"cat": "pet", "dog": "pet"}, ("pet",), [0, 0]),
+        ({"cat": "tiger"}, ("tiger", "dog"), [0, 1]),
+        ({"cat": None}, ("dog",), [0]),
+    ],
+)
+def test_classes_are_selected_and_merged(tmp_path, classes, names, class_ids):
+    picture(tmp_path / "images/a.png", 0)
+    picture(tmp_path / "images/b.png", 0)
+    write_json(tmp_path / "data.json", coco(["a.png", "b.png"]))
+    dataset = open_dataset(tmp_path, classes=classes)
+    assert dataset.class_names == names
+    assert dataset.records[0].class_ids.tolist() == class_ids
+    truth = dataset.ground_truth
+    assert [dataset.category_ids[i] for i in class_ids] == [a["category_id"] for a in truth["annotations"]]
+
+
+@pytest.mark.parametrize(
+    "classes,expected",
+    [(["dgo"], "Did you mean 'dog'"), ({"x": "y"}, "no class 'x'"), ([], "leaves no class"), ("dog", "is the text")],
+)
+def test_wrong_classes_are_named(tmp_path, classes, expected):
+    picture(tmp_path / "images/a.png", 0)
+    write_json(tmp_path / "data.json", coco(["a.png"]))
+    with pytest.raises(UserError, match=expected):
+        open_dataset(tmp_path, classes=classes)
+
+
+def example(**changes):
+    return {"image": PIXELS, "boxes": BOXES, "class_ids": [1, 0]} | changes
+
+
+def test_examples_in_memory(tmp_path):
+    path = picture(tmp_path / "a.png", 1)
+    examples = [example(), example(image=str(path)), example(image=PIXELS[:, :, 0], boxes=[], class_ids=[])]
+    dataset = dataset_from_examples(examples, ["cat", "dog"])
+    batch = next(iter(evaluation_batches(dataset, 3, size_divisor=1)))
+    np.testing.assert_array_equal(batch["image"][0], PIXELS)
+    np.testing.assert_array_equal(batch["image"][1], tf.io.decode_png(path.read_bytes()))
+    np.testing.assert_array_equal(batch["image"][2], np.repeat(PIXELS[:, :, :1], 3, 2))
+    np.testing.assert_array_equal(batch["boxes"][0], BOXES)
+    np.testing.assert_array_equal(batch["class_ids"], [[1, 0], [1, 0], [-1, -1]])
+
+
+def test_tf_data_with_masks_and_keypoints():
+    masks = np.zeros((2, *SIZE), bool)
+    masks[0, 1:11, 2:22], masks[1, 5:9, 5:9] = True, True
+    points = np.float32([[[3, 4, 2], [10.5, 20, 1]], [[6, 7, 2], [0, 0, 0]]])
+    one = example(masks=masks, keypoints=points, is_crowd=[False, True], image_id=7)
+    data = tf.data.Dataset.from_tensors({key: np.asarray(value) for key, value in one.items()})
+    dataset = dataset_from_examples(data, ["cat", "dog"], keypoint_names=["left_ear", "right_ear"], masks=True)
+    record = dataset.records[0]
+    assert record.image_id == 7
+    np.testing.assert_array_equal(record.keypoints, points)
+    assert record.is_crowd.tolist() == [False, True]
+    batch = next(iter(training_batches(dataset, 1)))
+    assert (batch["masks"].numpy() == 255).all()
+
+
+@pytest.mark.parametrize(
+    "changes,expected",
+    [
+        ({"image": PIXELS / 255}, "image of type float64"),
+        ({"image": PIXELS[None]}, "image of shape"),
+        ({"class_ids": [0, 2]}, "class id 2; expected 0 to 1"),
+        ({"class_ids": [0]}, "2 boxes, 1 class_ids"),
+        ({"boxes": [[1, 2, 3]] * 2}, r"boxes of shape \(2, 3\)"),
+        ({"box": BOXES}, "the key 'box'"),
+        ({"masks": np.zeros((2, 5, 5))}, "masks of shape"),
+    ],
+)
+def test_bad_example_is_named(changes, expected):
+    with pytest.raises(UserError, match=f"Example 1 .*{expected}"):
+        dataset_from_examples([example(), example(**changes)], ["cat", "dog"])
+
+
+def test_no_examples_raise():
+    with pytest.raises(UserError, match="no examples"):
+        dataset_from_examples(iter([]), ["cat"])

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from foreign_data import SIZE, coco, write_json
+from PIL import Image, ImageEnhance
+
+from kerasdet.data import open_dataset
+from kerasdet.data.check import check
+from kerasdet.data.duplicates import fingerprints, near_duplicates
+from kerasdet.data.split import assign, split
+from kerasdet.errors import UserError
+
+
+def scene(seed, size=(96, 128)):
+    """Returns a smooth random picture; different seeds give different pictures."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def make(root, pictures, *, split="all", change=lambda data: data):
+    """Writes a COCO dataset of pictures."""
+    names = [f"{split}_{number}.png" for number in range(len(pictures))]
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    data = coco([*names, "spare.png"])
+    data["images"].pop()
+    for name, image, entry in zip(names, pictures, data["images"], strict=True):
+        image.save(root / "images" / name)
+        entry["width"], entry["height"] = image.size
+    write_json(root / f"{split}.json", change(data))
+    return root
+
+
+def test_changed_copies_are_near_duplicates_and_others_are_not(tmp_path):
+    original = scene(0)
+    copies = [original, original.resize((256, 192)), ImageEnhance.Brightness(original).enhance(1.02)]
+    original.save(tmp_path / "a.jpg", quality=60)
+    copies.append(Image.open(tmp_path / "a.jpg"))
+    dark = [Image.fromarray(np.full((*SIZE, 3), value, np.uint8)) for value in (0, 40)]
+    root = make(tmp_path / "data", [scene(1), *copies, *(scene(seed) for seed in range(2, 8)), *dark])
+    records = open_dataset(root).records
+    assert near_duplicates(fingerprints(records)) == [[1, 2, 3, 4]]
+
+
+def test_shares_of_every_class_are_kept():
+    rng = np.random.default_rng(0)
+    table = rng.poisson([3, 0.5, 0.1, 0.02], (1000, 4))
+    owners = assign(table, [], [0.7, 0.2, 0.1], seed=1)
+    for part, share in enumerate((0.7, 0.2, 0.1)):
+        assert abs((owners == part).mean() - share) < 0.01
+        got, wanted = table[owners == part].sum(0), share * table.sum(0)
+        assert (np.abs(got - wanted) <= np.maximum(2, 0.02 * wanted)).all()
+
+
+def test_groups_stay_together():
+    table = np.random.default_rng(0).poisson(1, (100, 3))
+    groups = [list(range(i, i + 5)) for i in range(0, 50, 5)]
+    owners = assign(table, groups, [0.8, 0.2])
+    assert all(len(set(owners[group])) == 1 for group in groups)
+    assert (assign(table, groups, [0.8, 0.2]) == owners).all()
+    assert (assign(table, groups, [0.8, 0.2], seed=1) != owners).any()
+    assert 10 <= (owners == 1).sum() <= 30
+
+
+def test_parts_hold_every_image_once_and_copies_together(tmp_path):
+    pictures = [scene(seed) for seed in range(8)]
+    source = make(tmp_path / "source", [*pictures, pictures[0], pictures[1]])
+    counts = split(source, tmp_path / "target", {"train": 0.6, "val": 0.4})
+    parts = {name: open_dataset(tmp_path / "target", name).records for name in ("train", "val")}
+    assert {name: len(records) for name, records in parts.items()} == {n: counts[n]["images"] for n in parts}
+    owner = {record.path.rsplit("_", 1)[1]: name for name, records in parts.items() for record in records}
+    assert len(owner) == 10
+    assert owner["0.png"] == owner["8.png"] and owner["1.png"] == owner["9.png"]
+    assert counts["all"]["near_duplicates"] == 4
+    assert sum(counts[name]["boxes of cat"] for name in parts) == 10
+
+
+def test_splits_of_the_source_are_joined(tmp_path):
+    for number, name in enumerate(("train", "val")):
+        make(tmp_path / "source", [scene(10 * number + i) for i in range(4)], split=name)
+    split(tmp_path / "source", tmp_path / "target", {"a": 0.5, "b": 0.5}, to="yolo")
+    sizes = [len(open_dataset(tmp_path / "target", name)) for name in ("a", "b")]
+    assert sizes == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "parts,expected",
+    [({"train": 0.8, "val": 0.3}, "sum to 1.1"), ({"train": 1.2, "val": -0.2}, "positive"), ({}, "sum")],
+)
+def test_wrong_shares_raise(tmp_path, parts, expected):
+    with pytest.raises(UserError, match=expected):
+        split(make(tmp_path / "source", [scene(0)]), tmp_path / "target", parts)
+
+
+def test_part_without_an_image_raises(tmp_path):
+    with pytest.raises(UserError, match="gets no image"):
+        split(make(tmp_path / "source", [scene(0)]), tmp_path / "target", {"train": 0.8, "val": 0.2})
+
+
+def test_clean_dataset_has_no_errors(tmp_path):
+    report = check(make(tmp_path, [scene(seed) for seed in range(3)], split="train"), strict=True)
+    assert report.errors == []
+    assert "train: 3 images, 6 objects" in str(report)
+    assert "cat  3" in str(report)
+
+
+def test_faults_are_listed(tmp_path):
+    def spoil(data):
+        data["annotations"][0]["bbox"] = ["3", "3", "10", "10"]
+        data["annotations"][1]["bbox"] = [3, 3, 0, 10]
+        return data
+
+    make(tmp_path, [scene(seed) for seed in range(4)], split="train", change=spoil)
+    make(tmp_path, [scene(0), scene(9)], split="val")
+    for name, content in (("train_2.png", None), ("train_3.png", b"no image")):
+        (tmp_path / "images" / name).unlink() if content is None else (tmp_path / "images" / name).write_bytes(content)
+    report = check(tmp_path)
+    text = str(report)
+    assert len(report.errors) == 2
+    for part in ("train_2.png does not exist", "train_3.png is not a", "annotation 1 has", "annotation 2 "):
+        assert part in text
+    assert "near duplicates in train" in text and "pictures in several splits: 1" in text
+    assert len(check(tmp_path, strict=True).errors) == 4
+
+
+def test_unreadable_split_does_not_hide_the_other(tmp_path):
+    make(tmp_path, [scene(0)], split="train")
+    make(tmp_path, [scene(1)], split="val", change=lambda data: data | {"categories": []})
+    report = check(tmp_path)
+    assert len(report.errors) == 1 and "categories" in report.errors[0]
+    assert "train: 1 images" in str(report)

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from foreign_data import picture, write_json
+
+from kerasdet.data import open_dataset
+from kerasdet.errors import UserError
+
+
+def entry(*regions):
+    return {"filename": "a.png", "size": 1, "regions": list(regions), "file_attributes": {}}
+
+
+def region(shape, **attributes):
+    return {"shape_attributes": shape, "region_attributes": attributes}
+
+
+RECT = {"name": "rect", "x": 5, "y": 6, "width": 10, "height": 20}
+
+
+@pytest.mark.parametrize("project", [True, False])
+def test_regions(tmp_path, project):
+    picture(tmp_path / "a.png", 0)
+    regions = [
+        region(RECT, type="cat"),
+        region({"name": "polygon", "all_points_x": [1, 11, 6], "all_points_y": [2, 2, 12]}, type="dog"),
+        region({"name": "circle", "cx": 30, "cy": 20, "r": 10}, type={"dog": True}),
+        region({"name": "ellipse", "cx": 30, "cy": 20, "rx": 10, "ry": 5, "theta": np.pi / 2}, type="dog"),
+        region({"name": "point", "cx": 3, "cy": 2}, type="dog"),
+    ]
+    files = {"a.png1": entry(*regions)}
+    data = {"_via_settings": {}, "_via_img_metadata": files, "_via_attributes": {}} if project else files
+    write_json(tmp_path / "via_export.json", data)
+    dataset = open_dataset(tmp_path)
+    expected = [[6, 5, 26, 15], [2, 1, 12, 11], [10, 20, 30, 40], [10, 25, 30, 35]]
+    np.testing.assert_allclose(dataset.records[0].boxes, expected, atol=1e-4)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.records[0].class_ids.tolist() == [0, 1, 1, 1]
+    assert dataset.counts["shapes_without_area"] == 1
+
+
+def test_regions_without_attributes_are_objects(tmp_path):
+    picture(tmp_path / "train/a.png", 0)
+    write_json(tmp_path / "train/via_region_data.json", {"a": {**entry(), "regions": {"0": region(RECT)}}})
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.class_names == ("object",)
+    assert dataset.records[0].boxes.tolist() == [[6, 5, 26, 15]]
+
+
+def test_bad_regions_are_named(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    path = write_json(tmp_path / "via.json", {"a": entry(region({"name": "rect", "x": 5}))})
+    with pytest.raises(UserError, match=r"region 1 of a\.png"):
+        open_dataset(path)
+    write_json(path, {"a": entry(region(RECT, colour="red", size="large"))})
+    with pytest.raises(UserError, match="colour, size"):
+        open_dataset(path)

@@ -1,0 +1,151 @@
+"""Tests every model as an ONNX file in every post-processing and precision, the cells of the README's table."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from export_models import MODELS, SLOW, verify_in_process
+
+import kerasdet
+from kerasdet.errors import UserError, VerificationError
+from kerasdet.export import export_onnx, verify_export
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+convert = pytest.importorskip("kerasdet.export.onnx.model").convert
+
+DENSE = ("retinanet", "fcos", "proposal_network")
+CELLS = [
+    (name, kind, precision)
+    for precision in ("float32", "float16", "int8")
+    for name in MODELS
+    for kind in ("nms", "raw")
+    if name in DENSE or (kind, precision) in (("nms", "float32"), ("nms", "float16"))
+]
+QUICK = [(name, "nms", "float32") for name in MODELS if name not in SLOW]
+
+
+@pytest.mark.parametrize(
+    "name,kind,precision",
+    [pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow]) for cell in CELLS],
+)
+def test_file_equals_the_model(models, onnx_file, name, kind, precision):
+    """The comparison checks its own tolerances; these bounds are closer."""
+    path = onnx_file(name, postprocessing=kind, precision=precision)
+    report = verify_in_process(models(name), path, tiny.images())
+    assert report.detections >= 40
+    if precision == "float32":
+        assert report.one_sided == 0
+        assert report.max_box_error < 1e-3
+        assert report.max_score_error < 1e-5
+        assert report.max_mask_error < 1e-4
+        assert report.moved_keypoints == 0
+    elif precision == "float16":
+        assert report.one_sided <= 0.1 * report.detections
+        assert 1e-4 < report.max_box_error < 0.5
+    else:
+        assert 0.1 < report.max_box_error < 20
+
+
+@pytest.mark.parametrize("kind", ["nms", "raw"])
+def test_file_runs_with_only_onnxruntime(models, onnx_file, kind):
+    report = verify_export(models("tiny"), onnx_file("tiny", postprocessing=kind), tiny.images())
+    assert report.detections > 50
+    assert report.one_sided == 0
+    assert report.milliseconds > 0
+
+
+def test_file_has_operators_of_onnx_only_and_all_metadata(tmp_path):
+    model = tiny.talkative()
+    path = export_onnx(model, tmp_path / "x.onnx", gin_config="STEPS = 3\n")
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    assert [(opset.domain, opset.version >= 17) for opset in file.opset_import] == [("", True)]
+    assert {node.domain for node in file.graph.node} == {""}
+    assert [node.op_type for node in file.graph.node].count("NonMaxSuppression") == 1
+    properties = {entry.key: entry.value for entry in file.metadata_props}
+    assert json.loads(properties["class_names"]) == list(tiny.CLASS_NAMES)
+    assert properties["config.gin"] == "STEPS = 3\n"
+    assert "the shorter side resized to 64 pixels unless the longer one would exceed 96" in properties["input"]
+    assert json.loads(properties["kerasdet"])["precision"] == "float32"
+    assert kerasdet.load(path).class_names == tiny.CLASS_NAMES
+
+
+def test_fixed_size_takes_letterboxed_uint8(tmp_path):
+    model = tiny.talkative()
+    path = export_onnx(model, tmp_path / "x.onnx", size=(64, 64), input_type="uint8")
+    [image] = onnx.load(path).graph.input
+    assert [axis.dim_value for axis in image.type.tensor_type.shape.dim] == [1, 64, 64, 3]
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    report = verify_in_process(model, path, tiny.images())
+    assert report.detections > 50
+    assert report.one_sided == 0
+    found = kerasdet.load(path).detect(tiny.images(sizes=[(120, 30)])[0])
+    assert len(found) > 0
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()  # those in the padding are dropped
+    assert (found.boxes[:, 2:] <= (120, 30)).all()
+
+
+def test_detect_equals_the_model(models, onnx_file):
+    model, loaded = models("tiny"), kerasdet.load(onnx_file("tiny", postprocessing="nms"))
+    several = tiny.images()
+    for images, batch_size in ((several, 1), ([several[0]] * 3, 8)):
+        for found, expected in zip(loaded.detect(images), model.detect(images, batch_size=batch_size), strict=True):
+            np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+def test_unsupported_options_and_files_raise(models, tmp_path, monkeypatch):
+    model, path = models("tiny"), tmp_path / "x.onnx"
+    for options, message in [
+        ({"postprocessing": "ssd"}, "ONNX has no postprocessing 'ssd': choose one of raw, nms"),
+        ({"precision": "bfloat16"}, "no precision 'bfloat16': choose one of float32, float16, int8"),
+        ({"size": (0, 4)}, "give .height, width. in whole pixels"),
+        ({"precision": "int8"}, "int8 needs calibration images"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            export_onnx(model, path, **options)
+    for options, message in [
+        ({"postprocessing": "raw"}, "with postprocessing raw in float32: its second stage .*choose postprocessing nms"),
+        ({"precision": "int8", "calibration_images": tiny.images()}, "in int8: 8 bits change its .*choose float16"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            export_onnx(models("faster_rcnn"), path, **options)
+    with pytest.raises(UserError, match=r"does not end in \.onnx"):
+        export_onnx(model, tmp_path / "x.bin")
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*x\.onnx"):
+        kerasdet.load(path)
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError, match="cannot be loaded by onnxruntime"):
+        kerasdet.load(path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"pip install 'kerasdet\[onnx\]'"):
+        kerasdet.load(path)
+
+
+def test_foreign_file_raises(tmp_path):
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    graph = onnx.helper.make_graph([node], "g", [value], [result])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "x.onnx")
+    with pytest.raises(UserError, match="has no entry kerasdet in its metadata: expected a file of"):
+        kerasdet.load(tmp_path / "x.onnx")
+
+
+def test_file_of_another_model_raises(onnx_file):
+    with pytest.raises(VerificationError, match="differs from the model"):
+        verify_in_process(tiny.talkative(seed=1), onnx_file("tiny", postprocessing="nms"), tiny.images())
+
+
+def test_unknown_operation_raises():
+    def function(image):
+        return {"y": tf.math.lgamma(image)}
+
+    with pytest.raises(UserError, match=r"has the operation Lgamma .*replace the layer that uses it"):
+        convert(function, tf.TensorSpec([1, None, None, 3], tf.float32, "image"), "float32")

@@ -1,0 +1,105 @@
+"""Tests every model as OpenVINO IR in every precision, the cells of the README's table."""
+
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from export_models import MODELS, SLOW, verify_in_process
+
+import kerasdet
+from kerasdet.errors import UserError
+from kerasdet.export import export_and_verify, export_openvino, verify_export
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+CELLS = [(name, precision) for precision in ("float32", "float16") for name in MODELS]
+CELLS += [(name, "int8") for name in ("retinanet", "fcos", "proposal_network")]
+QUICK = [(name, "float32") for name in MODELS if name not in SLOW]
+
+
+@pytest.fixture(scope="module")
+def folder_of(models, tmp_path_factory):
+    """Returns a function from a model's name and export options to the folder of its IR."""
+    folder, made = tmp_path_factory.mktemp("openvino"), {}
+
+    def path(name, **options):
+        key = "_".join([name, *map(str, options.values())])
+        if key not in made:
+            calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
+            made[key] = export_openvino(models(name), folder / key, **calibration, **options)
+        return made[key]
+
+    return path
+
+
+@pytest.mark.parametrize(
+    "name,precision", [pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow]) for cell in CELLS]
+)
+def test_ir_equals_the_model(models, folder_of, name, precision):
+    report = verify_in_process(models(name), folder_of(name, precision=precision), tiny.images())
+    assert report.detections >= 40
+    if precision == "float32":
+        assert report.one_sided == 0
+        assert report.max_box_error < 1e-2
+        assert report.max_score_error < 1e-4
+        assert report.moved_keypoints == 0
+    elif precision == "float16":
+        assert report.one_sided <= 0.1 * report.detections
+        assert 1e-4 < report.max_box_error < 0.5
+    else:
+        assert 0.1 < report.max_box_error < 20
+
+
+@pytest.mark.parametrize("kind", ["nms", "raw"])
+def test_ir_runs_with_only_openvino(models, folder_of, kind):
+    report = verify_export(models("tiny"), folder_of("tiny", postprocessing=kind), tiny.images())
+    assert report.detections > 50
+    assert report.one_sided == 0
+
+
+def test_ir_of_fixed_size_has_static_shapes(models, folder_of):
+    import openvino
+
+    path = folder_of("tiny", size=(64, 64))
+    model = openvino.Core().read_model(path / "model.xml")
+    assert list(model.input("image").shape) == [1, 64, 64, 3]
+    assert verify_in_process(models("tiny"), path, tiny.images()).one_sided == 0
+
+
+def test_float16_halves_the_weights(folder_of):
+    sizes = [(folder_of("tiny", precision=p) / "model.bin").stat().st_size for p in ("float32", "float16")]
+    assert 0.4 < sizes[1] / sizes[0] < 0.7
+
+
+def test_serving_folder_gets_versions(models, tmp_path):
+    for number in (1, 2):
+        path, report = export_and_verify(models("tiny"), tmp_path / "served", format="openvino", serving=True)
+        assert path == tmp_path / "served" / str(number)
+        assert "Run by OpenVINO alone" in report
+        assert sorted(file.name for file in path.iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_detect_equals_the_model(models, folder_of):
+    model, loaded = models("tiny"), kerasdet.load(folder_of("tiny", postprocessing="nms"))
+    image = tiny.images()[0]
+    found, expected = loaded.detect(image), model.detect(image)
+    assert loaded.class_names == model.class_names
+    np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_mistakes_raise(models, tmp_path, monkeypatch):
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(UserError, match="cannot be loaded by OpenVINO"):
+        kerasdet.load(tmp_path)
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        export_openvino(models("tiny"), tmp_path)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install 'kerasdet\[openvino\]'"):
+        kerasdet.load(tmp_path)
+    with pytest.raises(UserError, match=r"pip install 'kerasdet\[openvino\]'"):
+        export_openvino(models("tiny"), tmp_path / "new")

@@ -1,0 +1,112 @@
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+
+import kerasdet
+from kerasdet import checkpoints, config
+from kerasdet.data import CocoDataset
+from kerasdet.errors import UserError
+from kerasdet.export.saved_model.write import export_saved_model
+from kerasdet.export.tflite.load import TFLitePredictor
+from kerasdet.export.tflite.write import export_tflite
+from kerasdet.inference.preprocessing import open_image
+from kerasdet.paths import expand, make_folder, prepare_file
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_tilde_is_the_home_folder(home):
+    assert expand("~/runs/first") == home / "runs/first"
+    assert expand(Path("~/runs")) == home / "runs"
+    assert expand("~") == home
+    assert expand("data/~/a") == Path("data/~/a")
+    assert str(expand("~root/a")) in ("/root/a", os.path.expanduser("~root/a"))
+
+
+# Each fails for a file that is missing, or in the way, and its message has the path that it looked for.
+TAKES_A_PATH = {
+    "load": kerasdet.load,
+    "checkpoints.read": checkpoints.read,
+    "CocoDataset": CocoDataset,
+    "CocoDataset.images": lambda path: CocoDataset(tiny_annotations(), path),
+    "detect": open_image,
+    "TFLitePredictor": TFLitePredictor,
+    "export_saved_model": lambda path: export_saved_model(None, "~/full"),
+    "export_tflite": lambda path: export_tflite(None, "~/full/there.tflite"),
+}
+
+
+def tiny_annotations():
+    return Path(os.environ["HOME"]) / "data" / "annotations.json"
+
+
+@pytest.mark.parametrize("name", TAKES_A_PATH)
+def test_every_function_that_takes_a_path_expands_it(home, name):
+    tiny.shapes_data(home / "data", num_images=1)
+    (home / "full").mkdir()
+    (home / "full" / "there.tflite").write_text("mine")
+    with pytest.raises((OSError, ValueError)) as raised:
+        TAKES_A_PATH[name]("~/nothing")
+    assert str(home) in str(raised.value)
+    assert "~" not in str(raised.value)
+
+
+def test_configuration_in_the_home_folder_is_found(home):
+    (home / "own.gin").write_text("include 'finetune.gin'\n")
+    settings = ["CHECKPOINT=~/model", "NUM_CLASSES=2", "TRAIN_ANNOTATIONS='~/a.json'", 'EVAL_ANNOTATIONS="~/b.json"']
+    config.load("~/own.gin", [*settings, "OUT_DIR=~/runs/x"])
+    names = ("CHECKPOINT", "TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS", "OUT_DIR")
+    assert [expand(config.macro(name)) for name in names] == [home / n for n in ("model", "a.json", "b.json", "runs/x")]
+
+
+@pytest.mark.parametrize(
+    "value,message",
+    [
+        (7, r"^OUT_DIR is 7: expected the path .* such as \./7 if that is its name\.$"),
+        (None, r"^OUT_DIR is None: expected the path of a file or folder\. Name one, such as runs/first\.$"),
+        (True, r"^OUT_DIR is True: .* runs/first"),
+        (["a"], r"^OUT_DIR is \['a'\]: "),
+        (b"runs", r"^OUT_DIR is b'runs': "),
+        (" ", r"^OUT_DIR is empty: expected the path"),
+    ],
+)
+def test_value_that_is_no_path_raises(value, message):
+    with pytest.raises(UserError, match=message):
+        expand(value, "OUT_DIR")
+
+
+def test_file_to_write_gets_its_folders(tmp_path):
+    file = tmp_path / "new" / "folder" / "numbers.json"
+    assert prepare_file(str(file), "--json") == file
+    assert file.parent.is_dir() and not file.exists()
+    file.write_text("mine")
+    assert prepare_file(file, "--json") == file
+    assert file.read_text() == "mine"
+    assert [path.name for path in file.parent.iterdir()] == ["numbers.json"]
+
+
+def test_file_that_cannot_be_written_raises(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=rf"^--json: {tmp_path}/file/new cannot be written: Not a directory\. Choose"):
+        prepare_file(tmp_path / "file" / "new" / "a.json", "--json")
+    with pytest.raises(OSError, match=rf"^--json: {tmp_path} is a folder: expected a file\. .*/new\.json\.$"):
+        prepare_file(tmp_path, "--json")
+    with pytest.raises(OSError, match=rf"^--out: {tmp_path}/file cannot be written: it is a file\. Choose a folder"):
+        make_folder(tmp_path / "file", "--out")
+
+
+@pytest.mark.parametrize("name", ["base", "dataset", "schedule"])
+def test_folders_of_the_user_do_not_hide_those_of_recipes(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    for file in (config.GIN_CONFIGS / name).iterdir():
+        (tmp_path / name / file.name).write_text("STEPS = 'not this one'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config.load("retinanet_r18_fpn_bccd")
+    assert config.macro("STEPS") == 730
