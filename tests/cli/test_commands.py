@@ -337,8 +337,8 @@ MISTAKES = {
     "predict: no match": (["predict", "{}/run", "{}/*.png"], "No file matches {}/*.png"),
     "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "holds a ResNet, not a detector"),
     "export: suffix of another tool": (
-        ["export", "{}/run", "{}/new.onnx"],
-        "No export format writes .onnx files, as {}/new.onnx would be: expected a folder (saved_model) or a file that",
+        ["export", "{}/run", "{}/new.engine"],
+        "No export format writes .engine files, as {}/new.engine would be: expected a folder (saved_model) or a file",
     ),
     "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "No export format writes .keras files"),
     "export: output before the model": (
