@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
-from kerasdet.data import shapes
+from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
@@ -67,8 +67,8 @@ SURFACE = (
     data.CocoDataset,
     data.VocDataset,
     data.open_dataset,
-    data.ResizeShortestEdge,
-    data.RandomFlip,
+    data.ImageSampler,
+    *(getattr(transforms, name) for name in transforms.__all__ if name not in ("MixTransform", "Transform")),
     shapes.shapes_dataset,
     loading.pretrained,
     loading.backbone_weights,
@@ -160,7 +160,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if parsed.includes:
             _check_own_macros(text)
         names = [override.partition("=")[0].strip() for override in overrides]
-        if "DATA" in names:
+        if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
         for override in overrides:
             gin.parse_config(_as_binding(override))
@@ -169,25 +169,40 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
-    if "DATA" in names and "NUM_CLASSES" not in names:
-        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
+    if "DATA" in _used_macros() and _is_set("DATA"):
+        _follow_data(is_new="DATA" in names and "NUM_CLASSES" not in names)
     for name, value in (defaults or {}).items():
-        if name in _used_macros() and "gin.REQUIRED" in repr(macro(name)):
+        if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
 
 
 def _replace_data():
-    """Lets `dataset/folder.gin` replace the data of a recipe, with the masks or keypoints that the recipe reads."""
+    """Lets `dataset/folder.gin` replace the data of a recipe, which need not be set then."""
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
         if name in _used_macros():
             gin.bind_parameter(f"%{name}", None)
+
+
+def _follow_data(is_new):
+    """Sets what follows from the macro DATA: the number of classes, and the masks or keypoints that the recipe reads.
+
+    Args:
+        is_new: Whether the data are others than the recipe's, so that its number of classes no longer counts.
+    """
+    if is_new or not _is_set("NUM_CLASSES"):
+        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
     for name in ("masks", "keypoints"):
         try:
             gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))
         except ValueError:  # the recipe does not read them
             continue
+
+
+def _is_set(name):
+    """Returns whether a macro has a value other than %gin.REQUIRED."""
+    return "gin.REQUIRED" not in repr(macro(name))
 
 
 def train() -> keras.Model:

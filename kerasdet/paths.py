@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -75,3 +76,12 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
     return path
+
+
+def cache_home() -> Path:
+    """Returns the folder of the cache, KERASDET_HOME or one in the user's cache folder; it need not exist."""
+    if given := os.environ.get("KERASDET_HOME"):
+        return expand(given, "KERASDET_HOME")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kerasdet"
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kerasdet"

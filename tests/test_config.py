@@ -484,7 +484,8 @@ def test_finetuned_detector_detects_at_the_size_of_its_recipe(tmp_path):
     settings = ["NUM_CLASSES=5", "TRAIN_ANNOTATIONS=a", "EVAL_ANNOTATIONS=b", "SHORTEST_EDGE=48", "LONGEST_EDGE=80"]
     config.load("finetune", [f"CHECKPOINT={tmp_path}/model.keras", *settings])
     rule = configured("train.model").preprocessing
-    resize = gin.query_parameter("train.transforms")[0].scoped_configurable_fn()
+    transforms = [each.scoped_configurable_fn() for each in gin.query_parameter("train.transforms")]
+    (resize,) = [each for each in transforms if isinstance(each, ResizeShortestEdge)]
     assert (rule.shortest, rule.longest) == (48, 80)
     assert (resize.shortest, resize.longest) == ((48,), 80)
 

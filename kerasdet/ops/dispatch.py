@@ -16,7 +16,17 @@ import tensorflow as tf
 from kerasdet.keras_compat import in_xla_context, kernel_devices
 
 LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
-_OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad", "paste_masks", "encode_masks")
+_OPS = (
+    "nms",
+    "roi_align",
+    "roi_align_grad",
+    "deform_columns",
+    "deform_columns_grad",
+    "paste_masks",
+    "encode_masks",
+    "resize",
+    "crop_masks",
+)
 _MIN_COMPUTE_CAPABILITY = (7, 0)  # custom_ops/cuda/compile.py compiles for no older GPU
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
