@@ -75,7 +75,7 @@ def confused(analysis: Analysis) -> Section:
         if last > MOST_CLASSES:
             words += f" The {MOST_CLASSES} classes with most errors."
         chart = charts.matrix(cells, labels, labels, ("object", "detection"), words)
-        parts.append(page.figure(chart, "Confusion", words))
+        parts.append(page.figure(chart, "Objects and their detections", words))
     order = np.argsort(-wrong, axis=None, kind="stable")
     pairs = [divmod(int(flat), len(names)) for flat in order[: page.MAX_ROWS]]
     rows = [

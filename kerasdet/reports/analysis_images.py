@@ -19,6 +19,7 @@ WORST, OF_EACH = 12, 4  # images with most errors in total, and of each kind
 _EDGE = 420  # longer side of each of both halves of a picture, in pixels
 _GAP = 8
 _PER_PAGE = 4
+_FILTERS = (*ERRORS, "fixed", "broken")
 _MAX_LABELS = 12  # in each half; more would hide the objects
 # Places in the palette of `visualize`: bluish green, vermilion, yellow
 _GOOD, _BAD, _UNJUDGED = 3, 2, 5
@@ -61,7 +62,7 @@ def images(
         f"Objects on the left, detections with a score above {analysis.score:g} on the right. The images with most "
         f"errors come first: {count(len(shown), 'image')} of {len(analysis.image_ids):,}."
     )
-    gallery = page.gallery(shown, _PER_PAGE, tags, wide=True)
+    gallery = page.gallery(shown, _PER_PAGE, tags, order=_FILTERS, wide=True)
     return Section("images", "Worst images", [page.legend(keys), gallery], intro)
 
 

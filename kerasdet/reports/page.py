@@ -225,6 +225,7 @@ def gallery(
     per_page: int,
     tags: Sequence[Sequence[str]] = (),
     *,
+    order: Sequence[str] = (),
     wide: bool = False,
 ) -> Html:
     """Returns pages of pictures.
@@ -233,6 +234,7 @@ def gallery(
         pictures: Pairs of (image, caption).
         per_page: Number of pictures on a page.
         tags: Tags of each picture, single words. A button for each tag shows only the pictures that have it.
+        order: All tags, in the order of their buttons.
         wide: Whether a picture takes the whole width.
     """
     items = "".join(
@@ -240,7 +242,7 @@ def gallery(
         for i, (picture, words) in enumerate(pictures)
     )
     return Html(
-        f'<div class="paged" data-page-size="{per_page}" data-noun="images">{_filters(tags)}'
+        f'<div class="paged" data-page-size="{per_page}" data-noun="images">{_filters(tags, order)}'
         f'<ul class="gallery{" broad" if wide else ""} items">{items}</ul></div>'
     )
 
@@ -249,12 +251,12 @@ def _tagged(tags, index):
     return f' data-tags="{html.escape(" ".join(tags[index]))}"' if tags else ""
 
 
-def _filters(tags):
-    """Returns a button for all pictures and one for each tag, in the order of their first use; a script shows them."""
+def _filters(tags, order):
+    """Returns a button for all pictures and one for each tag that some picture has; a script shows them."""
     numbers = Counter(tag for each in tags for tag in each)
     if not numbers:
         return ""
-    buttons = [("", "all", len(tags)), *((tag, tag, n) for tag, n in numbers.items())]
+    buttons = [("", "all", len(tags)), *((tag, tag, numbers[tag]) for tag in order if numbers[tag])]
     inner = "".join(
         f'<button type="button" data-tag="{html.escape(tag)}" aria-pressed="{"false" if tag else "true"}">'
         f"{text(name)} ({n})</button>"
