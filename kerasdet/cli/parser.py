@@ -72,7 +72,9 @@ def _add_train(commands):
         "retinanet_r18_fpn_shapes --set STEPS=500 --set OUT_DIR=runs/first",
         "finetune --data downloads/roboflow-export --set CHECKPOINT=converted",
     )
-    train.add_argument("config", type=_path, metavar="CONFIG", help="a gin file, or the name of one inside kerasdet")
+    train.add_argument(
+        "config", type=_path, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
+    )
     train.add_argument(
         "--set",
         action="append",
@@ -136,6 +138,12 @@ def _add_eval(commands):
         metavar="SIZE",
         help="detect at several sizes of each image and of its mirror image, and merge the results. SIZE is the length "
         "of the shorter side in pixels (default: 0.75, 1 and 1.25 times the model's own)",
+    )
+    evaluate.add_argument(
+        "--engine",
+        choices=("hotcoco", "pycocotools"),
+        help="the library that computes AP (default hotcoco). Both give the same numbers; pycocotools is the "
+        "reference, and far slower",
     )
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
     evaluate.add_argument(
