@@ -4,7 +4,7 @@ import numpy as np
 
 from kerasdet.analysis import Analysis
 from kerasdet.reports import charts, page
-from kerasdet.reports.page import Column, Section, number
+from kerasdet.reports.page import Column, Section, number, share
 
 MOST_CLASSES = 15  # classes in the matrix
 _MEANINGS = {
