@@ -22,7 +22,7 @@ def make(name, seed=0):
     """Makes a model of `MODELS` that finds objects in any image; `seed` decides its weights."""
     rng = np.random.default_rng(seed)
     if name.startswith("rtmdet"):
-        rule = Preprocessing(shortest=96, longest=128, size_divisor=32, letterbox_value=114)
+        rule = Preprocessing(shortest=96, longest=128, channel_order="bgr", letterbox_value=114)
         model = MODELS[name](preprocessing=rule)
         # SiLU halves small numbers: other gains keep activations
         for variable in randomized(model, seed).variables:
