@@ -60,9 +60,11 @@ def assert_close(ours, theirs):
     assert ours.keys() == theirs.keys()
     np.testing.assert_array_equal(ours["valid"], theirs["valid"])
     assert ours["valid"].min() > 0
-    if "mask_boxes" in ours:  # masks of the network's input become masks of the image: they are the same once pasted
+    if "mask_boxes" in ours:
+        # Masks of the network's input become masks of the image, in finer cells. Once pasted they differ at the borders,
+        # which random masks have many of; half of the pixels would differ between any two of them.
         ours, theirs = ({**each, "mask_boxes": 0, "mask_probs": pasted(each)} for each in (ours, theirs))
-        assert (ours["mask_probs"] != theirs["mask_probs"]).mean() < 0.02
+        assert (ours["mask_probs"] != theirs["mask_probs"]).mean() < 0.1
         theirs["mask_probs"] = ours["mask_probs"]
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=2e-3, err_msg=name)
@@ -119,7 +121,8 @@ def test_masks_are_averaged_over_the_views(model, image):
         outputs = model({"image": inputs, "image_size": np.int32([[height, width]])})
         factor = np.tile(np.float32(resized.shape[1:3]) / image.shape[:2], 2)
         inputs = model.branch_inputs(outputs, np.int32([[height, width]]))
-        maps = model.branch_maps(branch, inputs, merged["boxes"] * factor, merged["class_ids"])
+        boxes = np.float32(merged["boxes"] * factor)
+        maps = model.branch_maps(branch, inputs, boxes, merged["class_ids"])
         expected.append(maps)
     valid = merged["valid"][0]
     np.testing.assert_allclose(merged["mask_probs"][0, :valid], np.mean(expected, 0)[0, :valid], atol=2e-3)
