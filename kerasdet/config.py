@@ -105,7 +105,7 @@ def _register(item):
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
-_ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 # gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
 # __init__.py, such as a folder `dataset` of the user in the working folder. It has no public way to drop a reader.
 gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
@@ -257,13 +257,13 @@ def macro(name: str) -> Any:
 def _unknown_argument(error):
     """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
     found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
-    if found is None or found[1] not in _ARGUMENTS:
+    if found is None or found[1] not in ARGUMENTS:
         return None
     name, argument = found.groups()
-    own = _ARGUMENTS[name]
+    own = ARGUMENTS[name]
     elsewhere = [
         f"{other}.{each}"
-        for other, names in _ARGUMENTS.items()
+        for other, names in ARGUMENTS.items()
         for each in names
         if each == argument or (argument.endswith(f"_{each}") and other.startswith(name) and other != name)
     ]
