@@ -124,17 +124,18 @@ class Session:
                 exec(compile("\n" * block.line + code, str(block.page), "exec"), names)
         elif block.language == "bash":
             for words in commands(tiny_code(block)):
-                self._command(words, block)
+                self.command(words, block)
         else:
             raise AssertionError(f"{block}: a gin block needs a comment file or check")
 
-    def _command(self, words, block):
+    def command(self, words, place="README.md"):
+        """Runs a command, unless it ran before."""
         if tuple(words) in self._done:
             return
         self._done.add(tuple(words))
         if words[0] == "kerasdet":
             words = [name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])]
-            assert cli.main(words) == 0, f"{block}: `kerasdet {shlex.join(words)}` failed"
+            assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
         else:
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
             subprocess.run(["bash", "-c", shlex.join(words)], check=True, env=environment)

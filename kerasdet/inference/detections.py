@@ -72,6 +72,7 @@ class Detections:
         ValueError: If the arrays differ in length, or `mask_probs` come without `mask_convention`.
 
     Example:
+        >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
         >>> detections = model.detect("street.jpg").filter(score=0.5, classes=["car", "person"])
         >>> for box, score in zip(detections.boxes, detections.scores):
         ...     print(box, score)
@@ -186,7 +187,8 @@ class Detections:
             UserError: If a class is unknown.
 
         Example:
-            >>> cars = detections.filter(score=0.5, classes="car")
+            >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
+        >>> cars = model.detect("street.jpg").filter(score=0.5, classes="car")
         """
         keep = np.ones(len(self), bool)
         if score is not None:

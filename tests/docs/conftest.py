@@ -35,8 +35,22 @@ def reader(tmp_path_factory):
         patch.setenv("KERASDET_HOME", str(folder / "cache"))
         weights = cache._folder(zoo.ZOO[PUBLISHED])
         weights.mkdir(parents=True)
-        tiny.talkative().save(weights / "model.keras")
+        tiny.talkative(class_names=("person", "bicycle", "car", "motorcycle", "airplane")).save(weights / "model.keras")
         write_mine(folder / "mine")
         for name in ("photo.jpg", "street.jpg"):
             shutil.copy(folder / "mine" / "images" / "val_000001.jpg", folder / name)
         yield doc_blocks.Session()
+
+
+@pytest.fixture(scope="session")
+def trained(reader):
+    """The same session after the training that README begins with, in runs/mine."""
+    command = next(
+        words
+        for block in doc_blocks.read_blocks(doc_blocks.ROOT / "README.md")
+        if block.language == "bash" and block.kind != "check"
+        for words in doc_blocks.commands(doc_blocks.tiny_code(block))
+        if words[:2] == ["kerasdet", "train"]
+    )
+    reader.command(command)
+    return reader

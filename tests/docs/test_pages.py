@@ -39,8 +39,8 @@ def unknown_gin_names(text):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_code_blocks_run(page, reader):
-    reader.run_page(page)
+def test_code_blocks_run(page, trained):
+    trained.run_page(page)
 
 
 @pytest.mark.parametrize("page", PAGES)
