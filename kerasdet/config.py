@@ -99,14 +99,19 @@ def _arguments(item):
 
 def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
+    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *_inherited(item)])
+
+
+def _inherited(item):
+    """Returns the names of arguments of Keras' base classes that gin may bind."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
-    inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
-    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *inherited])
+    names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
+    return names + (["use_ema", "ema_momentum"] if item is training.SGD else [])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
 ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):

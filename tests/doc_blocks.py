@@ -81,6 +81,7 @@ def check(block):
         compile(block.code, str(block), "exec")
         return
     for line in re.findall(r"(?:^|exec |\| |&& )(kerasdet [^;\n\"]+)", block.code.replace("\\\n", " "), re.MULTILINE):
+        line = line.removesuffix("'") if line.count("'") % 2 else line  # the quote around a whole script
         check_command(shlex.split(line, comments=True)[1:], block)
 
 
@@ -102,7 +103,8 @@ def check_command(words, place):
 class Session:
     """Runs the blocks of pages in the working folder. A command that ran before is not repeated."""
 
-    def __init__(self):
+    def __init__(self, patch):
+        self._patch = patch  # a MonkeyPatch, for what blocks export
         self._done = set()
 
     def run_page(self, page):
@@ -136,6 +138,8 @@ class Session:
         if words[0] == "kerasdet":
             words = [name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])]
             assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
+        elif words == ["export", "PYTHONPATH=."]:
+            self._patch.syspath_prepend(os.getcwd())
         else:
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
             subprocess.run(["bash", "-c", shlex.join(words)], check=True, env=environment)

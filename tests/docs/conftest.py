@@ -39,7 +39,7 @@ def reader(tmp_path_factory):
         write_mine(folder / "mine")
         for name in ("photo.jpg", "street.jpg"):
             shutil.copy(folder / "mine" / "images" / "val_000001.jpg", folder / name)
-        yield doc_blocks.Session()
+        yield doc_blocks.Session(patch)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ def unknown_gin_names(text):
     """Returns the names like `Validation.every` in the code of a text whose argument does not exist."""
     code = " ".join(re.findall(r"```.*?^ *```|`[^`\n]+`", text, re.DOTALL | re.MULTILINE))
     found = re.findall(r"(?<![\w.@/])([A-Z]\w+|train)\.([a-z]\w*)\s?=", code)
-    return [f"{name}.{key}" for name, key in found if name in config.ARGUMENTS and key not in config.ARGUMENTS[name]]
+    known = {name: {*keys, *config.INHERITED[name]} for name, keys in config.ARGUMENTS.items()}
+    return [f"{name}.{key}" for name, key in found if name in known and key not in known[name]]
 
 
 @pytest.mark.parametrize("page", PAGES)

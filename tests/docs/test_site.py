@@ -13,7 +13,7 @@ import doc_blocks
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ("", "tutorials/finetune/", "zoo/", "configuration/", "api/models/", "design/")
+PAGES = ("", "tutorials/finetune/", "zoo/", "api/ops/", "design/")
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
