@@ -175,6 +175,7 @@ class Dataset:
             *([f"{len(bad)} bad images skipped (first {bad[0].item}: {bad[0].text})"] if bad else []),
         ]
         _logger.info("%s", ", ".join(line))
+        _warn_of_units(self.counts, object_problems, source)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -230,6 +231,19 @@ class Dataset:
     def _contents(self) -> Mapping[str, Any]:
         """Returns the contents that the dataset was made of."""
         return self._data
+
+
+def _warn_of_units(counts, problems, source):
+    """Warns of boxes that are probably corners, or pixels of images of another size."""
+    clipped = [problem for problem in problems if problem.kind in ("clipped_boxes", "outside_boxes")]
+    if clipped and counts["clipped_boxes"] + counts["outside_boxes"] > counts["boxes"] / 2:
+        _logger.warning(
+            "%s: most boxes leave their image (first: %s %s). They may be corners instead of widths and heights, or "
+            "pixels of images of another size: check the annotations.",
+            source,
+            clipped[0].item,
+            clipped[0].text,
+        )
 
 
 def _refuse(problems, ids, source):

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
-from kerasdet.data.values import Changes, is_missing, show
+from kerasdet.data.values import Changes, are_fractions, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
 from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle
@@ -195,6 +195,12 @@ def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigma
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
+    if iou_type == "bbox" and detections and are_fractions([detection["bbox"] for detection in detections]):
+        _logger.warning(
+            "%s: no box has a number above 1 (first: %s); expected pixels of the images, not fractions of their size.",
+            results_name,
+            show(detections[0]["bbox"]),
+        )
     dataset = {"images": contents.images, "categories": contents.categories}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _indexed({**dataset, "annotations": annotations})

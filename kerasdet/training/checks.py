@@ -10,12 +10,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_positive
 from kerasdet.errors import UserError
 from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
 from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.fingerprint import fingerprint
-from kerasdet.training.options import StepOptions, Validation, check_positive
+from kerasdet.training.options import StepOptions, Validation
 from kerasdet.training.validation import metric_names
 
 
