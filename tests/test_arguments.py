@@ -29,6 +29,14 @@ IMPOSSIBLE = {
     "momentum above 1": lambda: common.LossNormalizer(momentum=9),
     "no pixels": lambda: models.Preprocessing(shortest=0),
     "padding to multiples of 0": lambda: models.Preprocessing(size_divisor=0),
+    "longer side below the shorter": lambda: models.Preprocessing(shortest=100, longest=50),
+    "negative rate of SGD": lambda: training.SGD(-0.1),
+    "momentum of 2": lambda: training.SGD(0.1, momentum=2),
+    "negative weight decay": lambda: training.SGD(0.1, weight_decay=-1),
+    "milestones as fractions": lambda: training.WarmupMultiStep(0.1, (0.5, 0.8)),
+    "negative convolutions": lambda: layers.RetinaNetHead(num_convs=-1),
+    "no mask channels": lambda: models.MaskBranch(channels=0),
+    "no keypoints": lambda: models.KeypointBranch(num_keypoints=0),
     "no channels": lambda: layers.ResNet(18, width=0),
     "frozen parts": lambda: layers.ResNet(18, width=8, freeze_at=9),
     "no channels of a level": lambda: layers.FPN(channels=0),
@@ -42,7 +50,7 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_impossible_number_raises_where_it_is_set(name):
-    with pytest.raises(UserError, match=r"(must be|give) (a |an |numbers |four )"):
+    with pytest.raises(UserError, match=r"(must be|give|Raise) (a |an |numbers |four |longest )"):
         IMPOSSIBLE[name]()
 
 

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kerasdet.arguments import check_numbers
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
 
 WARMUPS = ("linear", "constant")
@@ -61,6 +61,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         super().__init__()
         if any(later <= earlier for earlier, later in pairwise(milestones)):
             raise UserError(f"milestones are {list(milestones)}; each must be greater than the one before it.")
+        check_positive("WarmupMultiStep", **{f"milestones[{i}]": step for i, step in enumerate(milestones)})
         _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, gamma=gamma)
         self.base_lr = base_lr
         self.milestones = list(milestones)
