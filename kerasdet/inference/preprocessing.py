@@ -46,7 +46,8 @@ class Preprocessing(ConfigFromInit):
 
     Raises:
         ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or a name is unknown.
-        UserError: If `letterbox_value` is not a pixel value, a length is not positive, or `longest` is below `shortest`.
+        UserError: If `letterbox_value` is not a pixel value, a length is not positive, or `longest` is below
+            `shortest`.
     """
 
     def __init__(
