@@ -175,7 +175,6 @@ class Dataset:
             *([f"{len(bad)} bad images skipped (first {bad[0].item}: {bad[0].text})"] if bad else []),
         ]
         _logger.info("%s", ", ".join(line))
-        _warn_of_units(self.counts, object_problems, source)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -233,16 +232,17 @@ class Dataset:
         return self._data
 
 
-def _warn_of_units(counts, problems, source):
+def _warn_of_units(annotations, xywh, size, source):
     """Warns of boxes that are probably corners, or pixels of images of another size."""
-    clipped = [problem for problem in problems if problem.kind in ("clipped_boxes", "outside_boxes")]
-    if clipped and counts["clipped_boxes"] + counts["outside_boxes"] > counts["boxes"] / 2:
+    beyond = np.flatnonzero((xywh[:, :2] + xywh[:, 2:] > 1.1 * size[:, ::-1]).any(1))
+    if len(beyond) > len(xywh) / 2:
+        first = annotations[beyond[0]]
         _logger.warning(
-            "%s: most boxes leave their image (first: %s %s). They may be corners instead of widths and heights, or "
-            "pixels of images of another size: check the annotations.",
+            "%s: most boxes reach far beyond their image (first: %s has %s). They may be corners instead of widths and "
+            "heights, or pixels of images of another size: check the annotations.",
             source,
-            clipped[0].item,
-            clipped[0].text,
+            name_of(first),
+            show(first["bbox"]),
         )
 
 
@@ -292,6 +292,7 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
     rows = np.array([row_of[annotation["image_id"]] for annotation in annotations], np.int64)
     xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
     size = np.array(list(sizes.values()), np.float64).reshape(-1, 2)[rows]
+    _warn_of_units(annotations, xywh, size, source)
     boxes, keep, faults = clip_boxes(xywh, size)
     columns = {
         "boxes": boxes,

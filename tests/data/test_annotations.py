@@ -365,9 +365,9 @@ def test_masks_of_results_may_have_any_form(folder):
 def test_boxes_that_are_corners_or_of_another_size_are_named(folder, change, caplog):
     data = plain()
     for annotation in data["annotations"]:
-        annotation["bbox"] = change(12, 8, 16, 10)
+        annotation["bbox"] = change(12, 14, 17, 6)
     CocoDataset(_written(folder, data))
-    assert "data.json: most boxes leave their image (first: annotation 1 of " in caplog.text
+    assert "data.json: most boxes reach far beyond their image (first: annotation 1 has " in caplog.text
     caplog.clear()
     CocoDataset(_written(folder, plain()))
     assert "most boxes" not in caplog.text
