@@ -110,7 +110,8 @@ class Dataset:
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The image folder {folder} of {source} does not exist. Pass the folder as images=FOLDER."
+                f"The image folder {folder} of {source} does not exist. Pass the folder as "
+                "images=FOLDER (--images, TRAIN_IMAGES, EVAL_IMAGES)."
             )
         contents = read_contents(data, source, masks=masks, keypoints=keypoints, strict=strict)
         self._categories = contents.categories

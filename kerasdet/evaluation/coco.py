@@ -177,7 +177,11 @@ class Cases:
 
     def accumulate(self, engine: str | None = None, limits: Sequence[int] | None = None) -> Accumulated:
         """Runs an engine, see `kerasdet.evaluation.engines.accumulate`."""
-        dataset = {"images": self.images, "categories": self.categories}
+        # hotcoco reads all fields that it knows; only masks need the sizes of images, which others may lack
+        dataset = {
+            "images": [{"id": i["id"], "height": i["height"] or 0, "width": i["width"] or 0} for i in self.images],
+            "categories": [{"id": category["id"], "name": category["name"]} for category in self.categories],
+        }
         return accumulate(
             {**dataset, "annotations": self.annotations},
             {**dataset, "annotations": self.detections},

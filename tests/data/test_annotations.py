@@ -390,6 +390,17 @@ def test_contents_that_are_probably_wrong_are_counted(folder, caplog):
     assert "the results: no box has a number above 1" in caplog.text
 
 
+def test_negative_ids_are_ids(folder):
+    data, entries = plain(), results()
+    for item in (*data["annotations"], *entries):
+        item["image_id"] -= 9
+        item["category_id"] -= 9
+    for item in (*data["images"], *data["categories"]):
+        item["id"] -= 9
+    CocoDataset(_written(folder, data))
+    assert evaluate_all(data, entries).to_json() == evaluate_all(plain(), results()).to_json()
+
+
 def _written(folder, data):
     path = folder / "data.json"
     path.write_text(json.dumps(data))
