@@ -7,6 +7,7 @@ code constructs ignore gin.
 import ast
 import importlib
 import inspect
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
+
+log = logging.getLogger(__name__)
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -85,6 +88,7 @@ SURFACE = (
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_REQUIRED = ("model", "data", "optimizer", "steps", "batch_size", "out_dir")  # arguments of `train`
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
 
@@ -106,16 +110,36 @@ def _register(item):
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
 _ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+
+
+def _included(path):
+    """Returns the path of an included file, in which gin put a folder of its search path before ``~``."""
+    _, tilde, rest = path.partition("/~/")
+    return os.path.expanduser(f"~/{rest}") if tilde else path
+
+
+def _open_included(path):
+    return open(_included(path), encoding="utf-8-sig")  # Windows' editors begin a file with a byte order mark
+
+
+def _read_text(path):
+    """Reads a gin file."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file: expected a gin configuration. Name one, or a recipe.") from None
+
+
 # gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
 # __init__.py, such as a folder `dataset` of the user in the working folder. It has no public way to drop a reader.
-gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+gin.config._FILE_READERS[:] = [(_open_included, lambda path: os.path.isfile(_included(path)))]
 
 
 def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
-        config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
+        config: A path of a file or of a run, or the name of a file inside kerasdet, with or without ``.gin``.
         overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes. ``DATA=path`` replaces the data
             of the file by a dataset of any format, with its number of classes; see ``gin_configs/dataset/folder.gin``.
         defaults: Values of macros that the file requires and neither it nor the overrides set.
@@ -127,7 +151,8 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     Example:
         >>> config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=R-50", "BATCH_SIZE=8"])
     """
-    path = _find(config)
+    path = _find(config).absolute()
+    text = _read_text(path)
     gin.clear_config()
     # gin 0.5.0 can only append to its search path, in which the working folder would be first: a folder `base` of the
     # user would hide that of kerasdet
@@ -136,7 +161,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
-            _check_own_macros(path)
+            _check_own_macros(text)
         names = [override.partition("=")[0].strip() for override in overrides]
         if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
@@ -153,6 +178,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
+    _warn_of_unused(overrides)
 
 
 def _replace_data():
@@ -188,7 +214,16 @@ def train() -> keras.Model:
 
     Returns:
         The trained model.
+
+    Raises:
+        UserError: If the configuration lacks the model, the data or another part of a run.
     """
+    unset = [name for name in _REQUIRED if not _is_bound(f"train.{name}")]
+    if unset:
+        raise UserError(
+            f"The configuration sets no train.{', train.'.join(unset)}: expected that of a training run. Include a "
+            "recipe, such as include 'finetune.gin'."
+        )
     strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
     if macro("DETERMINISTIC"):
@@ -196,6 +231,13 @@ def train() -> keras.Model:
     keras.mixed_precision.set_global_policy(macro("PRECISION"))
     with strategy.scope():
         return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
+
+
+def _is_bound(name):
+    try:
+        return gin.query_parameter(name) is not None
+    except ValueError:
+        return False
 
 
 def import_modules(config: str | Path) -> None:
@@ -209,7 +251,7 @@ def import_modules(config: str | Path) -> None:
     Raises:
         UserError: If a module cannot be imported.
     """
-    for name in re.findall(r"^import ([\w.]+)", expand(config).read_text(), re.MULTILINE):
+    for name in re.findall(r"^import ([\w.]+)", _read_text(expand(config)), re.MULTILINE):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -288,7 +330,7 @@ def _unknown_argument(error):
 
 def _find(config):
     packaged = [GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin")]
-    candidates = [expand(config), *packaged] if str(config) else packaged
+    candidates = [expand(config), expand(config) / "config.gin", *packaged] if str(config) else packaged
     for path in candidates:
         if path.is_file():
             return path
@@ -324,17 +366,54 @@ def _require_macro(name):
         ) from None
 
 
-def _used_macros():
+def _bindings():
+    """Returns all bindings as text, without comments and strings."""
     text = gin.config_str(max_line_length=10**6)
     text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
+    return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
 
 
-def _check_own_macros(path):
+def _used_macros():
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
+
+
+def _warn_of_unused(overrides):
+    """Warns of overrides without effect: the run uses no such part, or not in that scope."""
+    references = {}  # name of a part or macro -> what its bindings refer to
+    for line in re.split(r"\n(?=\S)", _bindings()):
+        target, _, value = line.partition("=")
+        scope, _, name = target.strip().rpartition("/")
+        found = re.findall(r"[@%][\w./-]+", value)
+        references.setdefault(name.partition(".")[0] if "." in name else f"%{name}", set()).update(found)
+    if "train" not in references:
+        return
+    used, scopes, todo = set(), set(), ["train", *(f"%{name}" for name in OPTIONAL)]
+    while todo:
+        name = todo.pop()
+        if name in used:
+            continue
+        used.add(name)
+        for reference in references.get(name, ()):
+            scope, _, part = reference.lstrip("@").rpartition("/")
+            scopes.update(scope.split("/"))
+            todo.append(part.rpartition(".")[2] if not part.startswith("%") else part)
+    for override in overrides:
+        scope, _, part = override.partition("=")[0].strip().rpartition("/")
+        name = part.rpartition(".")[0].rpartition(".")[2]
+        if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
+            log.warning(
+                "--set %s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
+                "@%s() to it.",
+                override,
+                f"{scope}/{name}" if scope else name,
+                f"{scope}/{name}" if scope else name,
+            )
+
+
+def _check_own_macros(text):
     """Rejects macros that the file sets and nothing uses: a misspelt macro would have no effect."""
     used = _used_macros()
-    for name in re.findall(r"^(\w+)\s*=", path.read_text(), re.MULTILINE):
+    for name in re.findall(r"^(\w+)\s*=", text, re.MULTILINE):
         if name not in used:
             raise UserError(f"the macro {name} is set but never used: correct its name or delete the line.")
 
@@ -364,6 +443,8 @@ def _violated_requirement(name, value):
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in WHOLE_NUMBERS and not (is_number and isinstance(value, int) and value >= 1):
         return "a positive integer"
+    if name == "SEED" and not (is_number and isinstance(value, int) and 0 <= value < 2**32):
+        return "a whole number from 0 to 2**32 - 1"
     if name == "LR" and not (is_number and 0 < value < math.inf):
         return "a number above 0"
     if name == "DETERMINISTIC" and not isinstance(value, bool):

@@ -12,6 +12,7 @@ from kerasdet import FPN, ResNet, RetinaNet, config, load, losses
 from kerasdet.checkpoints import SOURCES
 from kerasdet.checkpoints.build import with_parts
 from kerasdet.data import RandomFlip, ResizeShortestEdge
+from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
@@ -407,7 +408,7 @@ def test_invalid_file_raises_one_line(tmp_path, text):
 
 def test_binary_file_raises(tmp_path):
     (tmp_path / "image.gin").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(ValueError, match=r"image\.gin: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"image\.gin is not a text file: expected a gin configuration"):
         config.load(tmp_path / "image.gin")
 
 
@@ -430,6 +431,40 @@ def test_file_includes_neighbours_and_packaged_files(tmp_path, monkeypatch):
     assert config.macro("STEPS") == 11
     assert config.macro("BATCH_SIZE") == 16
     assert config.macro("MY_DEPTH") == 18
+
+
+def test_file_of_a_windows_editor_is_read(tmp_path):
+    (tmp_path / "own.gin").write_bytes(b"\xef\xbb\xbfinclude 'finetune.gin'\r\nNUM_CLASSES = 3\r\nCHECKPOINT = 'x'\r\n")
+    config.load(tmp_path / "own.gin", ["TRAIN_ANNOTATIONS=a", "EVAL_ANNOTATIONS=b"])
+    assert config.macro("NUM_CLASSES") == 3
+
+
+def test_include_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "common.gin").write_text(f"include '{SHAPES}.gin'\nSTEPS = 7\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "own.gin").write_text("include '~/common.gin'\n")
+    config.load("~/deep/own.gin")
+    assert config.macro("STEPS") == 7
+
+
+def test_run_is_a_configuration(tmp_path):
+    (tmp_path / "config.gin").write_text(f"include '{SHAPES}.gin'\nSTEPS = 7\n")
+    config.load(tmp_path)
+    assert config.macro("STEPS") == 7
+
+
+def test_training_without_a_model_raises(tmp_path):
+    (tmp_path / "own.gin").write_text("PRECISION = 'float32'\nSEED = 0\ntrain.steps = 3\n")
+    config.load(tmp_path / "own.gin")
+    with pytest.raises(UserError, match=r"sets no train\.model, train\.data, train\.optimizer, train\.batch_size"):
+        config.train()
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5", "True", "4294967296"])
+def test_seed_that_is_no_seed_raises(seed):
+    with pytest.raises(UserError, match=r"SEED is .*: it must be a whole number from 0 to 2\*\*32 - 1"):
+        config.load(SHAPES, [f"SEED={seed}"])
 
 
 def test_loading_again_clears_the_first_configuration(tmp_path):
@@ -514,3 +549,21 @@ def test_missing_eval_data_raises(tmp_path):
     config.load(SHAPES, ["Validation.data=None"])
     with pytest.raises(ValueError, match=r"no Validation\.data: name a dataset with --annotations"):
         config.eval_data()
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("SGD.momentum=0.5", "SGD"),  # the recipe trains by AdamW
+        ("VocDataset.strict=True", "VocDataset"),
+        ("trian/CocoDataset.strict=True", "trian/CocoDataset"),
+        ("AdamW.weight_decay=0.1", None),
+        ("train/CocoDataset.strict=True", None),
+        ("octave_sizes.smallest=3.0", None),
+        ("evaluate.batch_size=4", None),
+    ],
+)
+def test_override_without_effect_warns(caplog, override, part):
+    config.load("retinanet_r18_fpn_bccd", [override])
+    expected = [] if part is None else [f"--set {override} has no effect: this configuration uses no {part}."]
+    assert [record.message.partition(". Set")[0] + "." for record in caplog.records] == expected

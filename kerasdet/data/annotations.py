@@ -16,6 +16,7 @@ from kerasdet.data.segmentation import box_of, read_segmentation
 from kerasdet.data.values import (
     MAX_ID,
     Changes,
+    are_fractions,
     as_flag,
     as_float,
     as_floats,
@@ -36,6 +37,8 @@ CHANGES = {
     "converted_values": "values of another type converted",
     "repeated_images": "repeated images merged",
     "repeated_categories": "repeated categories merged",
+    "repeated_names": "class names that several categories share",
+    "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name called by their id",
     "grouping_categories": "categories without objects that only group others left out",
     "orphaned_annotations": "annotations of images that are not in the file dropped",
@@ -44,6 +47,7 @@ CHANGES = {
     "flat_polygons": "polygons of another form read",
     "short_polygons": "objects with polygons of fewer than three points, which were dropped",
     "odd_polygons": "polygons of an odd number of values cut",
+    "masks_outside_boxes": "masks outside their boxes",
     "unnamed_keypoints": "keypoints of categories without keypoints dropped",
     "skeletons_from_0": "skeletons counted from 0",
     "bad_objects": "annotations that cannot be read left out",
@@ -70,6 +74,19 @@ class Contents:
     annotations: list[dict]
     changes: Changes
     bad: Set[int]
+
+
+class GroundTruth(dict):
+    """Contents of a COCO file, with the name of their source for messages.
+
+    Args:
+        contents: The sections of the file.
+        source: Path or name of the file.
+    """
+
+    def __init__(self, contents: Mapping[str, Any], source: str | os.PathLike) -> None:
+        super().__init__(contents)
+        self.source = os.fspath(source)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -143,6 +160,7 @@ def read_contents(
             f'{source}: {name_of(first)} has the image_id {show(first["image_id"])}, but no entry of "images" has that '
             "id, and so for all annotations. Correct the ids or add the entries."
         )
+    _check_units(kept, source)
     used = {annotation["category_id"] for annotation in kept}
     return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes, bad)
 
@@ -165,6 +183,16 @@ def _check_sections(data, source):
     for key in ("images", "categories"):
         if not data[key]:
             raise UserError(f'{source}: "{key}" is empty; expected at least one entry. Correct the file.')
+
+
+def _check_units(annotations, source):
+    """Refuses boxes as fractions of the image, which would become boxes of less than a pixel."""
+    boxes = [annotation["bbox"] for annotation in annotations]
+    if boxes and are_fractions(boxes):
+        raise UserError(
+            f'{source}: {name_of(annotations[0])} has "bbox" {show(boxes[0])}, and no box has a number above 1; '
+            "expected [x, y, width, height] in pixels. Multiply the fractions by the width and height of the images."
+        )
 
 
 def _images(items, changes):
@@ -243,6 +271,8 @@ class _AnnotationReader:
         if not all(map(math.isfinite, result["bbox"])):
             self.changes.add("infinite_boxes", name(), f'has "bbox" {show(annotation["bbox"])}')
             return None
+        if self.masks and _is_outside(result["segmentation"], result["bbox"]):
+            self.changes.add("masks_outside_boxes", name(), f'has "bbox" {show(result["bbox"])} and its mask elsewhere')
         result["area"] = self._area(annotation.get("area"), result["bbox"], name)
         if self.keypoints:
             result["keypoints"] = self._keypoints(annotation, self.categories[category_id], name)
@@ -357,6 +387,14 @@ class _AnnotationReader:
                 f"each of the {count} keypoints of its category. Correct the annotation.",
             )
         return numbers
+
+
+def _is_outside(segmentation, box):
+    """Returns whether a polygon does not touch its box, as if its coordinates were swapped or relative."""
+    if not isinstance(segmentation, list):
+        return False
+    mask = box_of(segmentation)
+    return any(mask[i] > box[i] + max(box[i + 2], 0) + 1 or mask[i] + mask[i + 2] + 1 < box[i] for i in (0, 1))
 
 
 def _flat_keypoints(values):

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from kerasdet.data.annotations import CHANGES, name_of, read_contents
+from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import MAX_LISTED, Problem, as_int, show
+from kerasdet.data.values import MAX_LISTED, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -113,7 +113,8 @@ class Dataset:
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The image folder {folder} of {source} does not exist. Pass the folder as images=FOLDER."
+                f"The image folder {folder} of {source} does not exist. Pass the folder as "
+                "images=FOLDER (--images, TRAIN_IMAGES, EVAL_IMAGES)."
             )
         contents = read_contents(
             data, source, masks=masks, keypoints=keypoints, strict=strict, on_bad_object=on_bad_object
@@ -137,7 +138,7 @@ class Dataset:
             changes=contents.changes,
         )
         self._missing_sizes = {
-            image["id"]: file.size
+            image["id"]: dict(zip(("height", "width"), file.size, strict=True))
             for image, file in zip(contents.images, files, strict=True)
             if image["height"] is None and file.problem is None
         }
@@ -193,17 +194,16 @@ class Dataset:
         return len(self.category_ids)
 
     @property
-    def ground_truth(self) -> dict:
+    def ground_truth(self) -> GroundTruth:
         """Contents of a COCO file to evaluate against, with the size of every image that can be used."""
-        data = self._contents()
-        return {
-            "images": [
-                {key: value for key, value in {**image, **self._missing_size(image)}.items() if key != "content"}
-                for image in data["images"]
-            ],
-            "categories": self._categories,
-            "annotations": [a for a in data["annotations"] if as_int(a["category_id"]) in self.category_ids],
-        }
+        contents = read_contents(self._contents(), self.annotations)
+        images = [
+            {key: value for key, value in image.items() if key != "content"} | self._missing_sizes.get(image["id"], {})
+            for image in contents.images
+        ]
+        annotations = [each for each in contents.annotations if each["category_id"] in self.category_ids]
+        sections = {"images": images, "categories": self._categories, "annotations": annotations}
+        return GroundTruth(sections, self.annotations)
 
     def with_classes(self, class_names: Sequence[str]) -> "Dataset":
         """Returns the dataset with the classes of a model in the model's order, matched by name.
@@ -240,9 +240,19 @@ class Dataset:
         """Returns the contents that the dataset was made of."""
         return self._data
 
-    def _missing_size(self, image):
-        size = self._missing_sizes.get(as_int(image["id"]))
-        return {} if size is None else dict(zip(("height", "width"), size, strict=True))
+
+def _warn_of_units(annotations, xywh, size, source):
+    """Warns of boxes that are probably corners, or pixels of images of another size."""
+    beyond = np.flatnonzero((xywh[:, :2] + xywh[:, 2:] > 1.1 * size[:, ::-1]).any(1))
+    if len(beyond) > len(xywh) / 2:
+        first = annotations[beyond[0]]
+        _logger.warning(
+            "%s: most boxes reach far beyond their image (first: %s has %s). They may be corners instead of widths and "
+            "heights, or pixels of images of another size: check the annotations.",
+            source,
+            name_of(first),
+            show(first["bbox"]),
+        )
 
 
 def _refuse(problems, ids, source):
@@ -291,6 +301,7 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
     rows = np.array([row_of[annotation["image_id"]] for annotation in annotations], np.int64)
     xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
     size = np.array(list(sizes.values()), np.float64).reshape(-1, 2)[rows]
+    _warn_of_units(annotations, xywh, size, source)
     boxes, keep, faults = clip_boxes(xywh, size)
     columns = {
         "boxes": boxes,

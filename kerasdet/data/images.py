@@ -179,7 +179,7 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
             pixels = image.height * image.width
             if max_pixels is not None and pixels > max_pixels:
                 raise UserError(
-                    f"has {pixels} pixels, and max_pixels is {max_pixels}; raise max_pixels if the file can be trusted"
+                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} if you trust it"
                 )
             if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
                 raise UserError("is a TIFF with 32 bits a sample; convert it to 8 or 16 bits")
