@@ -7,6 +7,7 @@ code constructs ignore gin.
 import ast
 import importlib
 import inspect
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from kerasdet.geometry import anchors, coders, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
+
+log = logging.getLogger(__name__)
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -180,6 +183,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
+    _warn_of_unused(overrides)
 
 
 def _replace_data():
@@ -367,11 +371,48 @@ def _require_macro(name):
         ) from None
 
 
-def _used_macros():
+def _bindings():
+    """Returns all bindings as text, without comments and strings."""
     text = gin.config_str(max_line_length=10**6)
     text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
+    return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
+
+
+def _used_macros():
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
+
+
+def _warn_of_unused(overrides):
+    """Warns of overrides without effect: the run uses no such part, or not in that scope."""
+    references = {}  # name of a part or macro -> what its bindings refer to
+    for line in re.split(r"\n(?=\S)", _bindings()):
+        target, _, value = line.partition("=")
+        scope, _, name = target.strip().rpartition("/")
+        found = re.findall(r"[@%][\w./-]+", value)
+        references.setdefault(name.partition(".")[0] if "." in name else f"%{name}", set()).update(found)
+    if "train" not in references:
+        return
+    used, scopes, todo = set(), set(), ["train", *(f"%{name}" for name in OPTIONAL)]
+    while todo:
+        name = todo.pop()
+        if name in used:
+            continue
+        used.add(name)
+        for reference in references.get(name, ()):
+            scope, _, part = reference.lstrip("@").rpartition("/")
+            scopes.update(scope.split("/"))
+            todo.append(part.rpartition(".")[2] if not part.startswith("%") else part)
+    for override in overrides:
+        scope, _, part = override.partition("=")[0].strip().rpartition("/")
+        name = part.rpartition(".")[0].rpartition(".")[2]
+        if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
+            log.warning(
+                "--set %s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
+                "@%s() to it.",
+                override,
+                f"{scope}/{name}" if scope else name,
+                f"{scope}/{name}" if scope else name,
+            )
 
 
 def _check_own_macros(text):

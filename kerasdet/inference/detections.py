@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet import ops, visualize
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.inference.preprocessing import ImageLike, open_image
@@ -184,7 +185,7 @@ class Detections:
             The remaining `Detections`, in their order.
 
         Raises:
-            UserError: If a class is unknown.
+            UserError: If a class is unknown, or the score is outside [0, 1].
 
         Example:
             >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
@@ -192,6 +193,7 @@ class Detections:
         """
         keep = np.ones(len(self), bool)
         if score is not None:
+            check_numbers("Detections.filter", 0, 1, score=score)
             keep &= self.scores > score
         if classes is not None:
             wanted = [classes] if isinstance(classes, int | np.integer | str) else classes

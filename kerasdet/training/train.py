@@ -114,6 +114,7 @@ def train(
     )
     if not checkpoints(out_dir / "checkpoints"):  # else the run passed this check before, and its weights are there
         check_frozen_layers(model, freeze)
+    checks.warn_of_other_sizes(model, transforms)
     _take_names(model, data)
     freeze_layers(model, freeze)
     model.micro_batches = step_options.micro_batches
