@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from kerasdet.data.categories import read_categories, without_groups
@@ -27,6 +27,7 @@ from kerasdet.data.values import (
     show,
 )
 from kerasdet.errors import UserError
+from kerasdet.geometry import rle
 
 # What the log says of each kind of change
 CHANGES = {
@@ -49,6 +50,7 @@ CHANGES = {
     "masks_outside_boxes": "masks outside their boxes",
     "unnamed_keypoints": "keypoints of categories without keypoints dropped",
     "skeletons_from_0": "skeletons counted from 0",
+    "bad_objects": "annotations that cannot be read left out",
 }
 
 
@@ -64,12 +66,14 @@ class Contents:
             and `difficult`, which are 0 or 1. With masks, `segmentation` is the result of `read_segmentation`. With
             keypoints, `keypoints` is a list of 3 J numbers or None.
         changes: Counter of everything that was read although COCO's format does not allow it.
+        bad: Places in the file's list of the annotations that cannot be read; empty unless they are skipped.
     """
 
     images: list[dict]
     categories: list[dict]
     annotations: list[dict]
     changes: Changes
+    bad: Set[int]
 
 
 class GroundTruth(dict):
@@ -106,7 +110,13 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_contents(
-    data: Any, source: str | os.PathLike, *, masks: bool = False, keypoints: bool = False, strict: bool = False
+    data: Any,
+    source: str | os.PathLike,
+    *,
+    masks: bool = False,
+    keypoints: bool = False,
+    strict: bool = False,
+    on_bad_object: str = "error",
 ) -> Contents:
     """Reads and checks every value of a COCO file.
 
@@ -116,6 +126,7 @@ def read_contents(
         masks: Whether to read segmentations.
         keypoints: Whether to read keypoints.
         strict: Whether to refuse values that differ from COCO's format but have one meaning.
+        on_bad_object: "error" raises at an annotation that cannot be read, "skip" counts it and leaves it out.
 
     Returns:
         The contents; entries keep their order and further keys.
@@ -124,12 +135,24 @@ def read_contents(
         UserError: If a value cannot be read, naming the file and the item.
     """
     source = os.fspath(source)
+    if on_bad_object not in ("error", "skip"):
+        raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Choose one of the two.')
     _check_sections(data, source)
     changes = Changes(source, strict)
     categories = read_categories(data["categories"], changes, keypoints)
     images = _images(data["images"], changes)
-    reader = _AnnotationReader(images, categories, changes, masks, keypoints)
-    annotations = [reader.read(annotation) for annotation in data["annotations"]]
+    skip = on_bad_object == "skip"
+    reader = _AnnotationReader(images, categories, changes, masks, keypoints, check_runs=skip)
+    annotations, bad = [], set()
+    for place, annotation in enumerate(data["annotations"]):
+        try:
+            annotations.append(reader.read(annotation))
+        except UserError as error:
+            if not skip:
+                raise
+            bad.add(place)
+            name = name_of(annotation)
+            changes.add("bad_objects", name, str(error).removeprefix(f"{source}: {name} "))
     kept = [annotation for annotation in annotations if annotation is not None]
     if annotations and changes.counts["orphaned_annotations"] == len(annotations):
         first = data["annotations"][0]
@@ -139,7 +162,7 @@ def read_contents(
         )
     _check_units(kept, source)
     used = {annotation["category_id"] for annotation in kept}
-    return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes)
+    return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes, bad)
 
 
 def _check_sections(data, source):
@@ -219,9 +242,9 @@ def _side(value, image_id, key, changes):
 class _AnnotationReader:
     """Reads annotations one by one."""
 
-    def __init__(self, images, categories, changes, masks, keypoints):
+    def __init__(self, images, categories, changes, masks, keypoints, check_runs):
         self.images, self.categories, self.changes = images, categories, changes
-        self.masks, self.keypoints = masks, keypoints
+        self.masks, self.keypoints, self.check_runs = masks, keypoints, check_runs
 
     def read(self, annotation: Mapping) -> dict | None:
         """Returns an annotation with values of the right type, or None if it has no image or its box is not finite."""
@@ -242,6 +265,8 @@ class _AnnotationReader:
         if self.masks:
             result["segmentation"] = self._segmentation(annotation, name)
             self._check_rle_size(result, name)
+            if self.check_runs and isinstance(result["segmentation"], dict):
+                self._read_runs(result["segmentation"], name)
         result["bbox"] = self._box(annotation, name)
         if not all(map(math.isfinite, result["bbox"])):
             self.changes.add("infinite_boxes", name(), f'has "bbox" {show(annotation["bbox"])}')
@@ -289,6 +314,13 @@ class _AnnotationReader:
             if isinstance(error, UserError):
                 raise
             raise self._error(name, f"{error}. Correct its segmentation.") from None
+
+    def _read_runs(self, code, name):
+        """Checks that the run lengths of a mask can be read, which costs as much as reading them."""
+        try:
+            rle.runs_from_segmentation(code, *code["size"])
+        except ValueError as error:
+            raise self._error(name, f"{str(error).removesuffix('.')}. Correct its segmentation.") from None
 
     def _check_rle_size(self, annotation, name):
         image, code = self.images[annotation["image_id"]], annotation["segmentation"]

@@ -67,6 +67,8 @@ class Dataset:
             with `keypoints=True`, neither does an object without a labelled keypoint.
         on_bad_image: What to do if an image file is missing, damaged or not of the size in the annotations: "error"
             raises one `UserError` that names them, "skip" leaves them out.
+        on_bad_object: What to do if an annotation cannot be read, such as one with a box of three numbers: "error"
+            raises a `UserError` that names it, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
         strict: Whether to refuse contents that differ from COCO's format and can still be read, such as numbers as
@@ -100,6 +102,7 @@ class Dataset:
         source: str | os.PathLike,
         keep_images_without_objects: bool = True,
         on_bad_image: str = "error",
+        on_bad_object: str = "error",
         masks: bool = False,
         keypoints: bool = False,
         strict: bool = False,
@@ -113,7 +116,12 @@ class Dataset:
                 f"The image folder {folder} of {source} does not exist. Pass the folder as "
                 "images=FOLDER (--images, TRAIN_IMAGES, EVAL_IMAGES)."
             )
-        contents = read_contents(data, source, masks=masks, keypoints=keypoints, strict=strict)
+        contents = read_contents(
+            data, source, masks=masks, keypoints=keypoints, strict=strict, on_bad_object=on_bad_object
+        )
+        if contents.bad:
+            readable = [each for place, each in enumerate(data["annotations"]) if place not in contents.bad]
+            self._data = {**data, "annotations": readable}
         self._categories = contents.categories
         self.category_ids = tuple(category["id"] for category in contents.categories)
         self.class_names = tuple(category["name"] for category in contents.categories)
