@@ -61,7 +61,7 @@ def assert_close(ours, theirs):
     np.testing.assert_array_equal(ours["valid"], theirs["valid"])
     assert ours["valid"].min() > 0
     if "mask_boxes" in ours:
-        # Masks of the network's input become masks of the image, in finer cells. Once pasted they differ at the borders,
+        # Masks of the network's input become masks of the image, in finer cells. Once pasted they differ at borders,
         # which random masks have many of; half of the pixels would differ between any two of them.
         ours, theirs = ({**each, "mask_boxes": 0, "mask_probs": pasted(each)} for each in (ours, theirs))
         assert (ours["mask_probs"] != theirs["mask_probs"]).mean() < 0.1
