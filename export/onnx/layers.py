@@ -157,7 +157,8 @@ def non_max_suppression(c: Converter, op: tf.Operation) -> None:
     that is -inf elsewhere; its D highest entries are the kept boxes by descending score, the first of equals first.
     """
     attributes, add = c.composite(op)[1], c.builder.add
-    boxes, scores = c.get(op.inputs[0]), c.get(op.inputs[1])
+    # OpenVINO 2026.4 needs to see that there are four coordinates, and loses sight of it in quantised models.
+    boxes, scores = add("Reshape", c.get(op.inputs[0]), c.builder.integers(0, -1, 4)), c.get(op.inputs[1])
     limit = attributes["max_detections"]
     threshold = attributes["score_threshold"]
     selected = add(

@@ -106,7 +106,6 @@ def onnx_model(
     calibration_images: Sequence,
     gin_config: str | None,
     name: str,
-    graph_precision: str | None = None,
 ) -> "onnx.ModelProto":
     """Returns a detector as an ONNX model in memory; `export_onnx` explains the arguments.
 
@@ -119,7 +118,6 @@ def onnx_model(
         calibration_images: Images for "int8".
         gin_config: Text, or None.
         name: Name of the format, for messages.
-        graph_precision: Precision of the graph if another tool lowers it later; None for `precision`.
     """
     checks.check_model(model)
     checks.check_choice(name, "postprocessing", postprocessing, POSTPROCESSING)
@@ -151,7 +149,7 @@ def onnx_model(
 
     shape = [1, *size, 3] if size else [None, None, None, 3]
     signature = tf.TensorSpec(shape, tf.as_dtype(input_type), "image")
-    graph_precision = graph_precision or ("float32" if precision == "int8" else precision)
+    graph_precision = "float32" if precision == "int8" else precision
     result = convert(network, signature, graph_precision, _OUTPUT_ORDER)
     if precision == "int8":
         inputs = _inputs(model.preprocessing, images, size, input_type)

@@ -34,8 +34,9 @@ def export_openvino(
         model: The detector.
         path: A folder that does not exist or is empty.
         postprocessing: "nms" for detections, "raw" for the outputs of the heads.
-        precision: "float32"; "float16" for weights stored in float16, from which OpenVINO computes in the precision of
-            the device; "int8" for convolutions in 8 bits, see `kerasdet.export.onnx.quantization`.
+        precision: "float32"; "float16" for weights and arithmetic of the network in float16, which OpenVINO computes
+            in float32 on processors without it; "int8" for convolutions in 8 bits, see
+            `kerasdet.export.onnx.quantization`.
         size: Height and width of the input in pixels, for a single image; None for any number of images of any size.
         input_type: Type of the input's pixels, "float32" or "uint8".
         calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
@@ -66,7 +67,6 @@ def export_openvino(
         model,
         postprocessing=postprocessing,
         precision=precision,
-        graph_precision="float32",  # OpenVINO rounds the weights itself
         size=size,
         input_type=input_type,
         calibration_images=calibration_images,
@@ -77,5 +77,7 @@ def export_openvino(
     for entry in source.metadata_props:
         converted.set_rt_info(entry.value, ["kerasdet", entry.key])
     path.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(converted, path / MODEL_FILE, compress_to_fp16=precision == "float16")
+    # OpenVINO's own compression leaves models with masks or keypoints in float32: the number of their regions depends
+    # on the detections, and what decides a shape keeps its precision. The graph has 16-bit weights already.
+    openvino.save_model(converted, path / MODEL_FILE, compress_to_fp16=False)
     return path
