@@ -12,6 +12,7 @@ import kerasdet
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.geometry.dynamic_matching import DynamicSoftLabelAssigner
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
@@ -21,6 +22,8 @@ from kerasdet.layers import (
     BoxHead,
     BoxPredictor,
     ConvTop,
+    CSPNeXt,
+    CSPNeXtPAFPN,
     FCOSHead,
     GroupNormalization,
     KeypointHead,
@@ -29,8 +32,9 @@ from kerasdet.layers import (
     ResNet,
     RetinaNetHead,
     RoIPooler,
+    RTMDetHead,
 )
-from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, SmoothL1Loss
+from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, QualityFocalLoss, SmoothL1Loss
 from kerasdet.models import (
     FCOS,
     RPN,
@@ -44,8 +48,11 @@ from kerasdet.models import (
     ProposalSelection,
     RetinaNet,
     RoIHeads,
+    RTMDet,
+    RTMDetIns,
 )
 from kerasdet.models.common import LossNormalizer
+from kerasdet.models.dynamic_mask_branch import DynamicMaskBranch
 from kerasdet.models.postprocess import Postprocessing
 
 BACKBONE = {
@@ -64,6 +71,27 @@ BACKBONE = {
     "norm_epsilon": 1e-3,
     "freeze_at": 1,
 }
+
+
+def rtmdet_arguments(branches):
+    """All arguments of `RTMDet`."""
+    return {
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "backbone": CSPNeXt(**{**ARGUMENTS[CSPNeXt](), "out_features": ("c3", "c4", "c5")}),
+        "neck": CSPNeXtPAFPN(channels=8, num_blocks=1),
+        "anchors": AnchorGenerator([[8.0], [16.0], [32.0]], aspect_ratios=[1.0], levels=("p3", "p4", "p5"), offset=0.5),
+        "coder": DistanceCoder(normalize=True),
+        "head": RTMDetHead(num_convs=1),
+        "matcher": DynamicSoftLabelAssigner(**ARGUMENTS[DynamicSoftLabelAssigner]()),
+        "class_loss": QualityFocalLoss(weight=2.0),
+        "box_loss": GIoULoss(weight=3.0),
+        "branches": branches,
+        "postprocessing": Postprocessing(0.2),
+        "preprocessing": Preprocessing(letterbox_value=0.0),
+    }
+
+
 # All arguments of each class, none at its default.
 ARGUMENTS = {
     AnchorGenerator: lambda: {
@@ -76,7 +104,7 @@ ARGUMENTS = {
         "strides_from_image": True,
     },
     DeltaCoder: lambda: {"weights": (10.0, 10.0, 5.0, 5.0), "max_log_scale": 2.0, "min_log_scale": -2.0},
-    DistanceCoder: lambda: {"normalize": False},
+    DistanceCoder: lambda: {"normalize": False, "activation": "exp"},
     IoUMatcher: lambda: {
         "foreground_iou": 0.6,
         "background_iou": 0.3,
@@ -93,6 +121,8 @@ ARGUMENTS = {
         "ignore_crowd_iof": 0.5,
     },
     BalancedSampler: lambda: {"samples_per_image": 16, "positive_fraction": 0.25},
+    QualityFocalLoss: lambda: {"beta": 1.0, "weight": 2.0},
+    DynamicSoftLabelAssigner: lambda: {"center_radius": 2.0, "top_k": 5, "iou_weight": 2.0, "padded_size_divisor": 32},
     FocalLoss: lambda: {"alpha": 0.5, "gamma": 1.0, "weight": 2.0},
     SmoothL1Loss: lambda: {"beta": 0.1, "weight": 3.0},
     IoULoss: lambda: {"linear": True, "weight": 3.0},
@@ -117,6 +147,7 @@ ARGUMENTS = {
         "rounding": "torchvision",
         "kernel": "bilinear",
         "size_divisor": 64,
+        "letterbox_value": 114.0,
     },
     GroupNormalization: lambda: {"groups": 2, "epsilon": 1e-3},
     BatchNorm: lambda: {"mode": "frozen_bn", "epsilon": 1e-3, "momentum": 0.5},
@@ -182,6 +213,42 @@ ARGUMENTS = {
     BoxPredictor: lambda: {"num_classes": 3, "class_agnostic": True},
     MaskHead: lambda: {"num_classes": 3, "num_convs": 1, "channels": 8, "norm": "bn"},
     KeypointHead: lambda: {"num_keypoints": 4, "num_convs": 1, "channels": 8},
+    CSPNeXt: lambda: {
+        "deepen_factor": 0.167,
+        "widen_factor": 0.125,
+        "out_features": ("c4", "c5"),
+        "norm": "frozen_bn",
+        "norm_epsilon": 1e-3,
+        "freeze_at": 1,
+    },
+    CSPNeXtPAFPN: lambda: {
+        "in_features": ("c4", "c5"),
+        "channels": 8,
+        "num_blocks": 1,
+        "norm": "frozen_bn",
+        "norm_epsilon": 1e-3,
+    },
+    RTMDetHead: lambda: {
+        "num_convs": 1,
+        "norm": "frozen_bn",
+        "norm_epsilon": 1e-3,
+        "box_tower": False,
+        "box_bias": 1.0,
+        "prior_probability": 0.1,
+    },
+    DynamicMaskBranch: lambda: {
+        "num_convs": 1,
+        "feature_convs": 1,
+        "norm": "frozen_bn",
+        "norm_epsilon": 1e-3,
+        "loss_weight": 1.0,
+    },
+    RTMDet: lambda: rtmdet_arguments([]) | {"branches": [DynamicMaskBranch(num_convs=1)]},
+    RTMDetIns: lambda: {
+        name: value
+        for name, value in (rtmdet_arguments([]) | {"branches": [DynamicMaskBranch(num_convs=1)]}).items()
+        if name in parameters(RTMDetIns)
+    },
     MaskBranch: lambda: {
         "pool_size": 7,
         "num_convs": 1,

@@ -242,14 +242,14 @@ def _pad(example, size_divisor, pad_to=None, max_boxes=None):
         height, width = pad_to
         message = f"An image is larger than pad_to={tuple(pad_to)}. Raise pad_to or resize the images to fit. Image id:"
         checks = [tf.debugging.Assert(tf.reduce_all(size <= pad_to), [message, example["image_id"], "size:", size])]
-    if max_boxes is not None:
-        count = tf.shape(example["boxes"])[0]
-        message = f"Mixed images have more objects than max_boxes={max_boxes}. Raise max_boxes to at least:"
-        checks.append(tf.debugging.Assert(count <= max_boxes, [message, count, "image id:", example["image_id"]]))
     with tf.control_dependencies(checks):
-        example["boxes"] = tf.identity(example["boxes"])
         image = resize_ops.pad_to(example["image"], height, width)
-    rows = tf.maximum(tf.shape(example["boxes"])[0], 1) if max_boxes is None else max_boxes
+    rows = tf.maximum(tf.shape(example["boxes"])[0], 1)
+    if max_boxes is not None:
+        message = f"Mixed images have more objects than max_boxes={max_boxes}. Raise max_boxes to at least:"
+        check = tf.debugging.Assert(rows <= max_boxes, [message, rows, "image id:", example["image_id"]])
+        with tf.control_dependencies([check]):
+            rows = tf.constant(max_boxes)
     present = [name for name in OBJECT_KEYS if name in example]
     objects = {name: _pad_rows(example[name], rows, _PADDING.get(name, 0)) for name in present}
     objects = {name: tf.ensure_shape(value, (max_boxes, *value.shape[1:])) for name, value in objects.items()}

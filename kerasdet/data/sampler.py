@@ -5,7 +5,7 @@ going through the steps before, so a run resumes at any step at once.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -152,7 +152,7 @@ def _grouped(streams, batch_size, seed, start_step):
     return tf.data.Dataset.choose_from_datasets(parts, order.skip(len(skipped)), stop_on_empty_dataset=False).unbatch()
 
 
-def last_epoch(start, position: int) -> int:
+def last_epoch(start: Callable[[int], int], position: int) -> int:
     """Finds the last epoch that starts at or before a position.
 
     Args:

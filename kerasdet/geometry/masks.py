@@ -314,5 +314,7 @@ def check_convention(convention: str, known: tuple[str, ...] = CONVENTIONS) -> N
         ValueError: If it is another name.
     """
     if convention not in known:
-        *others, last = map(repr, known)
-        raise ValueError(f"convention is {convention!r}: expected {', '.join(others)} or {last}. Choose one of them.")
+        further = "".join(f", or {name!r} for masks of the whole input" for name in known[len(CONVENTIONS) :])
+        raise ValueError(
+            f"convention is {convention!r}: expected 'detectron2' or 'torchvision'{further}. Choose one of them."
+        )

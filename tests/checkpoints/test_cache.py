@@ -272,7 +272,8 @@ def test_one_command_from_a_name_to_detections(server, published, tmp_path, caps
     settings = {"name": RETINANET, "url": published[RETINANET][1]}
     Image.fromarray(tiny.images()[0]).save(tmp_path / "photo.png")
     arguments = ["predict", RETINANET, str(tmp_path / "photo.png"), "--score-threshold", "0.05", "--json"]
-    assert run_command({**settings, "kill": True}, *arguments).returncode == -signal.SIGKILL
+    killed = run_command({**settings, "kill": True}, *arguments)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not list((tmp_path / "home").rglob("model.keras"))
     result = run_command(settings, *arguments)
     assert result.returncode == 0, result.stderr

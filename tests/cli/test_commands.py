@@ -262,7 +262,7 @@ MISTAKES = {
     "train: a backbone": ([*FINETUNE, "--set", "CHECKPOINT={}/backbone.keras"], "holds a ResNet, not a detector"),
     "train: no annotations": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
-        "The annotation file {}/no.json does not exist",
+        "The file {}/no.json does not exist",
     ),
     "train: no images": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],
@@ -280,12 +280,12 @@ MISTAKES = {
     "export: renamed checkpoint of torch": (["export", "{}/torch.keras", "{}/new"], "`kerasdet convert`"),
     "eval: no annotations": (
         ["eval", "{}/run", "--annotations", "{}/no.json"],
-        "The annotation file {}/no.json does not exist",
+        "The file {}/no.json does not exist",
     ),
     "eval: classes": (["eval", "{}/three.keras", *DATA], "The model has 3 classes"),
     "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections needs --annotations"),
-    "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "There is no file {}/no.json"),
-    "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not a JSON file"),
+    "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "The file {}/no.json does not exist"),
+    "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes holds no model: name the OUT_DIR"),
     "predict: cut model": (
         ["predict", "{}/cut.keras", PICTURE],

@@ -272,7 +272,9 @@ def test_read_and_pipelines_give_pils_pixels(rng, tmp_path, kind, mode, options)
     path.write_bytes(encoded)
     np.testing.assert_array_equal(images.read(path), rgb(encoded))
     by_pil = tf.constant(images.inspect(encoded).by_pil)
-    files = tf.data.Dataset.from_tensors(str(path)).map(lambda name: images.load(name, tf.constant(True), by_pil))
+    files = tf.data.Dataset.from_tensors(str(path)).map(
+        lambda name: images.load(tf.io.read_file(name), tf.constant(True), by_pil)
+    )
     np.testing.assert_array_equal(next(iter(files)), rgb(encoded))
 
 

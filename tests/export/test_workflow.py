@@ -136,17 +136,21 @@ def test_failed_export_keeps_existing_files(models, tmp_path):
     ("options", "message"),
     [
         ({"format": "coreml"}, "no export format 'coreml': choose one of saved_model, tflite, onnx, openvino"),
-        ({"precision": "int8"}, "saved_model has no precision 'int8': choose one of float32, bfloat16, float16"),
+        (
+            {"format": "saved_model", "precision": "int8"},
+            "saved_model has no precision 'int8': choose one of float32, bfloat16, float16",
+        ),
         ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
         ({"format": "tflite", "serving": True}, "tflite has no server: leave --serving out"),
-        ({"calibration_images": ["a.jpg"]}, "saved_model takes no calibration images"),
+        ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model takes no calibration images"),
         ({**SIZE, "calibration_images": tiny.images()}, "Calibration images are for precision int8"),
         ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),
     ],
 )
 def test_unsupported_option_raises_before_conversion(models, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        export_and_verify(models("tiny"), tmp_path / "x.tflite", verify_images=tiny.images()[:1], **options)
+        path = tmp_path / ("x" if options.get("format") == "saved_model" else "x.tflite")
+        export_and_verify(models("tiny"), path, verify_images=tiny.images()[:1], **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -243,8 +247,8 @@ def test_new_format_works_on_the_command_line(toy, models, tmp_path, capsys):
     models("tiny").save(tmp_path / "model.keras")
     source = str(tmp_path / "model.keras")
     assert cli.main(["export", source, str(tmp_path / "x"), "--format", "toy"]) == 2
-    assert "--format toy writes a file, but " in capsys.readouterr().err
+    assert "Format toy writes a file, but " in capsys.readouterr().err
     assert cli.main(["export", source, str(tmp_path / "x.toy"), "--format", "saved_model"]) == 2
-    assert "x.toy ends in .toy: rename it, or use --format toy." in capsys.readouterr().err
+    assert "x.toy ends in .toy: rename it, or choose format toy." in capsys.readouterr().err
     assert cli.main(["export", source, str(tmp_path / "x.toy")]) == 0
     assert "Run by toys alone" in capsys.readouterr().out

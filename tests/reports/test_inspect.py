@@ -213,7 +213,7 @@ def opened(request, browser, made):
     tab.on("console", lambda message: wrong.append(message.text))
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(made[0].as_uri())
+    tab.goto(made[0].as_uri(), timeout=0)
     yield tab
     context.close()
     assert wrong == []

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 from kerasdet import ResNet, evaluate, load
-from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
+from kerasdet.data import CocoDataset, Dataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import validation_losses
 from kerasdet.files import locked
@@ -216,11 +216,12 @@ def test_other_number_of_classes_raises_before_anything_is_written(tmp_path, dat
     with pytest.raises(ValueError, match=r"The model has 3 classes and .* has 5 \(disk, .*set NUM_CLASSES .* to 5"):
         run(out_dir, data, model=tiny.detector(num_classes=3))
 
-    class Fewer:
-        num_classes, class_names, annotations = 2, ("a", "b"), "val.json"
-
-    with pytest.raises(ValueError, match=r"5 classes and val\.json has 2"):
-        run(out_dir, data, validation=Validation(Fewer()))
+    contents = json.loads(data.annotations.read_text())
+    contents["categories"][0]["name"] = "moon"
+    contents["categories"][1]["name"] = "disk"  # not in the place that it has in training
+    other = Dataset(contents, data.annotations.parent / "images", source="val.json")
+    with pytest.raises(UserError, match=r"val\.json has objects of moon; expected the classes of the model, disk"):
+        run(out_dir, data, validation=Validation(other))
     assert not out_dir.exists()
 
 

@@ -30,7 +30,9 @@ def apply_all(transforms: Sequence[Transform], example: Example, seed: tf.Tensor
     return example
 
 
-def apply_if(when: tf.Tensor, change: Callable[[], Example], example: Example, otherwise: Callable | None = None):
+def apply_if(
+    when: tf.Tensor, change: Callable[[], Example], example: Example, otherwise: Callable | None = None
+) -> Example:
     """Returns ``change()`` if a condition holds, and else the example itself.
 
     Args:
