@@ -18,8 +18,9 @@ def conv(c: Converter, op: tf.Operation) -> None:
 def depthwise_conv(c: Converter, op: tf.Operation) -> None:
     """Converts DepthwiseConv2dNative."""
     x, kernel = op.inputs
-    height, width, channels, multiplier = kernel.shape
-    weights = c.static(kernel).transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
+    weights = c.static(kernel)  # the graph does not always know the shape of the kernel
+    height, width, channels, multiplier = weights.shape
+    weights = weights.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
     _set_conv(c, op, x, weights, group=channels)
 
 

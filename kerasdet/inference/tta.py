@@ -102,8 +102,8 @@ class AugmentedPredictor(Predictor):
             candidates = self.model.decode(outputs, inputs["image_size"])
             factor = tf.cast(tf.shape(image)[:2], tf.float32) / tf.cast(size, tf.float32)
             boxes = box_ops.scale(self._unflip(candidates["boxes"], size[1]), factor)  # (V, N, 4)
-            inputs = self.model.branch_inputs(outputs, batch["image_size"])
-            return {"candidates": {**candidates, "boxes": boxes}, "branch_inputs": inputs, "size": size}
+            outputs = outputs if self.model.branches else {}
+            return {"candidates": {**candidates, "boxes": boxes}, "outputs": outputs, "size": size}
 
         return tf.function(run_view, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)])
 
@@ -128,7 +128,8 @@ class AugmentedPredictor(Predictor):
         count = 2 if self.hflip else 1
         boxes = tf.repeat(box_ops.scale(detections["boxes"], factor), count, axis=0)  # (V, D, 4)
         class_ids = tf.repeat(detections["class_ids"], count, axis=0)  # (V, D)
-        maps = self.model.branch_maps(branch, view["branch_inputs"], self._unflip(boxes, view["size"][1]), class_ids)
+        boxes, image_size = self._unflip(boxes, view["size"][1]), tf.repeat(view["size"][None], count, axis=0)
+        maps = self.model.branch_maps(branch, view["outputs"], boxes, class_ids, image_size)
         return tf.concat([maps[:1], *([branch.hflip(maps[1:])] if self.hflip else [])], 0)
 
     def _unflip(self, boxes, width):

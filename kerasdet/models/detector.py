@@ -86,15 +86,6 @@ class Detector(Predictor, Trainer):
         """Output name -> its name in exports and its rescaling, for all outputs of the branches."""
         return {name: output for branch in self.branches for name, output in branch.outputs.items()}
 
-    def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> Mapping:
-        """Returns what `branch_maps` reads, for test-time augmentation.
-
-        Args:
-            outputs: The dict that the model returned.
-            image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
-        """
-        return outputs.get("pyramid", {})
-
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Detects objects in a batch for `predict`, in pixels of the network's input."""
         batch, is_real = pad_empty_batch(unpack_batch(data))

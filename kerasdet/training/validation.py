@@ -1,5 +1,6 @@
 """Evaluates during a run, keeps the best model, stops early and logs images of detections."""
 
+import gc
 import inspect
 import logging
 import math
@@ -65,6 +66,7 @@ class Validator:
                 if self._score(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
             self.run_log.write(step, values)  # last, because a resumed run does not repeat what is in the log
+        gc.collect()  # the graphs of the data pipelines refer to themselves, and Python may let 100 MiB of them wait
         if self.best is not None:
             shown = list(dict.fromkeys([self.monitor, *values]))[:3]
             log.info("step %d: %s", step, ", ".join(f"{name} {values.get(name, math.nan):.3f}" for name in shown))

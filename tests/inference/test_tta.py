@@ -104,10 +104,11 @@ def test_masks_are_averaged_over_the_views(model, image):
         resized = model.preprocessing.resize(image, shortest, 1000)[None]
         height, width = resized.shape[1:3]
         inputs = tf.pad(resized, [[0, 0], [0, -height % 32], [0, -width % 32], [0, 0]])
-        outputs = model({"image": inputs, "image_size": np.int32([[height, width]])})
+        image_size = np.int32([[height, width]])
+        outputs = model({"image": inputs, "image_size": image_size})
         factor = np.tile(np.float32(resized.shape[1:3]) / image.shape[:2], 2)
-        maps = model.branch_maps(branch, outputs["pyramid"], merged["boxes"] * factor, merged["class_ids"])
-        expected.append(maps)
+        boxes = merged["boxes"] * factor
+        expected.append(model.branch_maps(branch, outputs, boxes, merged["class_ids"], image_size))
     valid = merged["valid"][0]
     np.testing.assert_allclose(merged["mask_probs"][0, :valid], np.mean(expected, 0)[0, :valid], atol=2e-3)
 

@@ -96,8 +96,6 @@ def scaled(detections, factor):
     result = {**detections, "boxes": detections["boxes"] * np.float32(factor)}
     if "keypoints" in detections:
         result["keypoints"] = detections["keypoints"] * np.float32([factor, factor, 1])
-    if "mask_boxes" in detections:
-        result["mask_boxes"] = detections["mask_boxes"] * np.float32(factor)
     return result
 
 
@@ -181,7 +179,7 @@ def test_images_of_a_batch_are_independent(model):
 
 def assert_contract(detections, sizes, model):
     count, max_detections = len(sizes), model.postprocessing.max_detections
-    assert set(detections) - set(model.branch_outputs) == {"boxes", "scores", "class_ids", "valid"}
+    assert set(detections) - {"mask_probs", "keypoints"} == {"boxes", "scores", "class_ids", "valid"}
     boxes, scores, class_ids, valid = (detections[name] for name in ("boxes", "scores", "class_ids", "valid"))
     assert boxes.shape == (count, max_detections, 4) and boxes.dtype == np.float32
     assert scores.shape == class_ids.shape == (count, max_detections)
@@ -206,7 +204,7 @@ def assert_contract(detections, sizes, model):
     padding = np.arange(max_detections) >= valid[:, None]
     if "mask_probs" in detections:
         probs = detections["mask_probs"]
-        assert probs.shape[:2] == (count, max_detections) and probs.ndim == 4 and probs.dtype == np.float32
+        assert probs.shape == (count, max_detections, 14, 14) and probs.dtype == np.float32
         assert (probs >= 0).all() and (probs <= 1).all() and not probs[padding].any()
     if "keypoints" in detections:
         keypoints = detections["keypoints"]
@@ -272,7 +270,7 @@ def padded_detections(model, images, resize=None):
 
 def fields(detections):
     """Returns the arrays of `Detections` that are not None, by name."""
-    names = ("boxes", "scores", "class_ids", "mask_probs", "mask_boxes", "keypoints")
+    names = ("boxes", "scores", "class_ids", "mask_probs", "keypoints")
     return {name: getattr(detections, name) for name in names if getattr(detections, name) is not None}
 
 
@@ -480,7 +478,7 @@ def mask_iou(model, detections, data, image, d, i):
     height, width = data["image_size"][image]
     pasted = ops.paste_masks(
         detections["mask_probs"][image, d : d + 1],
-        detections["mask_boxes" if "mask_boxes" in detections else "boxes"][image, d : d + 1],
+        detections["boxes"][image, d : d + 1],
         height,
         width,
         model.mask_convention,
