@@ -41,10 +41,6 @@ from kerasdet.paths import prepare_file
 if TYPE_CHECKING:
     import onnx
 
-_SECOND_STAGE = {  # option -> why a model with a second stage does not support it
-    "raw": "its second stage reads proposals, which NMS selects: choose postprocessing nms",
-    "int8": "8 bits change its proposals, masks and keypoints more than verification accepts: choose float16",
-}
 _OUTPUT_ORDER = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
 
 
@@ -124,9 +120,10 @@ def onnx_model(
     checks.check_choice(name, "precision", precision, PRECISIONS)
     checks.check_choice(name, "input type", input_type, INPUT_TYPES)
     checks.check_size(size)
-    if not model.single_stage and (reason := _SECOND_STAGE.get(postprocessing) or _SECOND_STAGE.get(precision)):
+    if postprocessing == "raw" and not model.single_stage:
         raise UserError(
-            f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
+            f"{type(model).__name__} cannot be exported with postprocessing raw: its second stage reads proposals, "
+            "which NMS selects. Choose postprocessing nms."
         )
     checks.check_calibration(precision, calibration_images)
     try:
