@@ -185,6 +185,23 @@ def test_adaptive_sampling_of_roi_align_equals_the_compiled_op():
     assert attributes["coordinate_transformation_mode"] == b"half_pixel"
 
 
+def test_convolutions_of_many_channels_equal_tensorflow():
+    """Their weights are no constants of the graph that is converted."""
+    rng = np.random.default_rng(0)
+    wide, bias, narrow = (
+        tf.constant(rng.normal(size=s), tf.float32) for s in ([1, 1, 3, 1024], [1024], [3, 3, 1024, 2])
+    )
+
+    def function(image):
+        x = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(image, wide, 1, "SAME"), bias))
+        return {"y": tf.nn.conv2d(x, narrow, 2, "SAME")}
+
+    model = convert(function, tf.TensorSpec([None, None, None, 3], tf.float32, "image"), "float32")
+    image = rng.normal(size=[1, 6, 7, 3]).astype(np.float32)
+    [found] = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": image})
+    np.testing.assert_allclose(found, function(image)["y"], rtol=1e-4, atol=1e-2)
+
+
 def test_unknown_operation_raises():
     def function(image):
         return {"y": tf.math.lgamma(image)}
