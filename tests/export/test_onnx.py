@@ -137,6 +137,18 @@ def test_foreign_file_raises(tmp_path):
         kerasdet.load(tmp_path / "x.onnx")
 
 
+@pytest.mark.parametrize("entry", ["{}", "no JSON", "[1]"])
+def test_file_with_damaged_metadata_raises(onnx_file, tmp_path, entry):
+    file = onnx.load(onnx_file("tiny", postprocessing="nms"))
+    [metadata] = [each for each in file.metadata_props if each.key == "kerasdet"]
+    metadata.value = entry
+    onnx.save(file, tmp_path / "x.onnx")
+    with pytest.raises(
+        UserError, match=r"The entry kerasdet in the metadata of .*x\.onnx lacks .*Export the model again"
+    ):
+        kerasdet.load(tmp_path / "x.onnx")
+
+
 def test_file_of_another_model_raises(onnx_file):
     with pytest.raises(VerificationError, match="differs from the model"):
         verify_in_process(tiny.talkative(seed=1), onnx_file("tiny", postprocessing="nms"), tiny.images())
