@@ -1,4 +1,4 @@
-"""Wraps the private names of Keras and TensorFlow that kerasdet needs; only `ops/dispatch.py` uses two more.
+"""Wraps the private names of Keras and TensorFlow that kerasdet needs. No other module uses any.
 
 Each function states the name, why no public one suffices, and the versions that have it.
 """
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 class SkipSymbolicBuild:
     """Mixin for a `keras.Model`: `fit` and `evaluate` build only the optimizer before the first step.
 
-    Overrides the private `Trainer._maybe_symbolic_build` and reads the private `Model._distribute_strategy`. Keras' own
-    version calls the model on the mean of all replicas' batches, which fails for integers and masks and with several
-    workers. kerasdet's models have all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
+    Overrides the private `Trainer._maybe_symbolic_build`. Keras' own version calls the model on the mean of all
+    replicas' batches, which fails for integers and masks and with several workers. On one device it leaves the
+    optimizer to the first step, whose graph TensorFlow then traces twice. kerasdet's models have all their variables
+    after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if self._distribute_strategy is not None and self.optimizer is not None and not self.optimizer.built:
-            with self._distribute_strategy.scope():
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
 
 
@@ -98,6 +99,33 @@ def optimizer_variable(
     index = optimizer._get_variable_index(variable)
     known: Sequence[keras.Variable] = optimizer._trainable_variables
     return index, known[index], optimizer._use_weight_decay(known[index])
+
+
+def in_xla_context() -> bool:
+    """Returns whether the code that is traced here will be compiled by XLA.
+
+    Uses the private `tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way
+    to ask a graph for it, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
+    2.16.1 and 2.21.0.
+    """
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def kernel_devices(op: str) -> set[str]:
+    """Returns the types of the devices that an op has kernels for, such as {"CPU", "GPU"}.
+
+    Uses the private `tensorflow.python.framework.kernels`. TensorFlow lists the kernels of an op publicly only in C++.
+    Seen in TensorFlow 2.16.1 and 2.21.0.
+
+    Args:
+        op: Name of the op, such as "Kerasdet>Nms". An unknown one has no kernels.
+    """
+    from tensorflow.python.framework import kernels
+
+    return {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(op).kernel}
 
 
 def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A unit may import itself and the units on the lines above its own.
 LAYERS = (
     ("errors", "keras_compat"),
-    ("paths", "files"),
+    ("paths", "files", "arguments"),
     ("keras_utils",),
     ("geometry",),
     ("losses", "ops"),
@@ -22,7 +22,7 @@ LAYERS = (
     ("inference",),
     ("models",),
     ("checkpoints", "evaluation"),
-    ("training", "export"),
+    ("training", "export", "analysis"),
     ("loading",),
     ("__init__",),  # the public names of the package
     ("reports",),

@@ -13,6 +13,7 @@ import tensorflow as tf
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
 from kerasdet.cli.inputs import image_files
 from kerasdet.cli.inspect import inspect
@@ -24,10 +25,9 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
-from kerasdet.paths import prepare_file
+from kerasdet.paths import make_folder, prepare_file
 from kerasdet.training import run_workers
 
 
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         "convert": _convert,
         "data": run_data,
         "inspect": inspect,
+        "analyze": lambda options: analyze(options, _load, _evaluation_data),
         "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
     commands[options.command](options)
@@ -72,7 +73,7 @@ def _eval(options):
     _check_eval_options(options)
     files = _output_files(options)
     if options.detections:
-        metrics, results = evaluate_all(options.annotations, options.detections), None
+        metrics, results = evaluate_all(options.annotations, options.detections, engine=options.engine), None
     else:
         metrics, results = _evaluate_model(options)
     print(metrics.table())
@@ -80,8 +81,7 @@ def _eval(options):
     errors = []
     for name, path in files.items():  # one that cannot be written any more does not cost the other
         try:
-            with replacing(path) as partial:
-                partial.write_text(texts[name](), encoding="utf-8")
+            path.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
             errors.append(error)
     if errors:
@@ -127,7 +127,7 @@ def _evaluate_model(options):
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
-    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1)
+    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1, engine=options.engine)
 
 
 def _dataset_named(options):
@@ -169,9 +169,12 @@ def _configuration(path):
 
 
 def _predict(options):
+    paths = image_files(options.images)
+    if options.draw is not None:
+        make_folder(Path(options.draw), "--draw")
     predict(
         _load(options.model),
-        options.images,
+        paths,
         score_threshold=options.score_threshold,
         draw=options.draw,
         as_json=options.json,
@@ -196,6 +199,7 @@ def _export(options):
             f"to write. Check their order: kerasdet export {options.out} {options.model}"
         )
     data = CocoDataset(options.eval, options.images) if options.eval else None
+    verify_images = image_files(options.verify_images)
     if "calibration_images" in given:
         given["calibration_images"] = image_files(options.calibration_images)
     configuration = _configuration(options.model)
@@ -204,7 +208,7 @@ def _export(options):
         options.out,
         format=form.name,
         serving=options.serving,
-        verify_images=image_files(options.verify_images),
+        verify_images=verify_images,
         eval_data=data,
         gin_config=None if configuration is None else configuration.read_text(),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
