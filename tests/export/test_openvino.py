@@ -58,9 +58,10 @@ def test_float16_halves_the_weights(openvino_folder):
     assert 0.4 < sizes[1] / sizes[0] < 0.7
 
 
-def test_serving_folder_gets_versions(models, tmp_path):
+def test_serving_folder_gets_versions(models, shared_conversions, tmp_path):
     for number in (1, 2):
-        path, report = export_and_verify(models("tiny"), tmp_path / "served", format="openvino", serving=True)
+        with shared_conversions():
+            path, report = export_and_verify(models("tiny"), tmp_path / "served", format="openvino", serving=True)
         assert path == tmp_path / "served" / str(number)
         assert "Run by OpenVINO alone" in report
         assert sorted(file.name for file in path.iterdir()) == ["model.bin", "model.xml"]
