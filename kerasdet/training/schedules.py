@@ -176,7 +176,7 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         flat = total_steps // 2 if flat_steps is None else flat_steps
-        _check_warmup(warmup_steps, "linear")
+        _check_warmup(warmup_steps, "linear", warmup_factor, base_lr=base_lr, final_lr=final_lr)
         if not 0 <= flat < total_steps:
             raise UserError(f"flat_steps is {flat}; it must be from 0 to total_steps - 1, {total_steps - 1}.")
         self.base_lr = base_lr
