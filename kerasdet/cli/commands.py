@@ -14,9 +14,9 @@ from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
 from kerasdet.cli.data import run_data
-from kerasdet.cli.inputs import image_files
+from kerasdet.cli.inputs import image_files, media_files
 from kerasdet.cli.inspect import inspect
-from kerasdet.cli.predict import predict
+from kerasdet.cli.predict import check_options, predict
 from kerasdet.cli.zoo import list_zoo
 from kerasdet.data import CocoDataset, open_dataset
 from kerasdet.data.recognise import recognise
@@ -24,10 +24,9 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
-from kerasdet.paths import prepare_file
+from kerasdet.paths import make_folder, prepare_file
 from kerasdet.training import run_workers
 
 
@@ -80,8 +79,7 @@ def _eval(options):
     errors = []
     for name, path in files.items():  # one that cannot be written any more does not cost the other
         try:
-            with replacing(path) as partial:
-                partial.write_text(texts[name](), encoding="utf-8")
+            path.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
             errors.append(error)
     if errors:
@@ -170,9 +168,14 @@ def _configuration(path):
 
 
 def _predict(options):
+    paths = media_files(options.images)
+    check_options(paths, draw=options.draw, track=options.track, max_frames=options.max_frames)
+    for name in ("draw", "crops"):
+        if (folder := getattr(options, name)) is not None:
+            make_folder(Path(folder), f"--{name}")
     predict(
         _with_tiles(_load(options.model), options),
-        options.images,
+        paths,
         score_threshold=options.score_threshold,
         draw=options.draw,
         crops=options.crops,
@@ -209,6 +212,7 @@ def _export(options):
             f"to write. Check their order: kerasdet export {options.out} {options.model}"
         )
     data = CocoDataset(options.eval, options.images) if options.eval else None
+    verify_images = image_files(options.verify_images)
     if "calibration_images" in given:
         given["calibration_images"] = image_files(options.calibration_images)
     configuration = _configuration(options.model)
@@ -217,7 +221,7 @@ def _export(options):
         options.out,
         format=form.name,
         serving=options.serving,
-        verify_images=image_files(options.verify_images),
+        verify_images=verify_images,
         eval_data=data,
         gin_config=None if configuration is None else configuration.read_text(),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from kerasdet.cli.inputs import image_files
 from kerasdet.cli.predict_outputs import CocoFile, records, save_crops
 from kerasdet.data import images as image_ops
 from kerasdet.errors import UserError, require_extra
@@ -19,7 +18,7 @@ from kerasdet.inference.video import Frame, is_camera, is_video
 
 def predict(
     predictor: Predictor,
-    words: Sequence[str],
+    paths: Sequence[str],
     *,
     score_threshold: float,
     draw: str | None = None,
@@ -33,9 +32,9 @@ def predict(
 
     Args:
         predictor: A Keras model, an export or `TiledPredictor`.
-        words: Images, see `kerasdet.cli.inputs.image_files`, and videos, see `kerasdet.inference.video.is_video`.
+        paths: Image files, and videos as `kerasdet.inference.video.is_video` knows them.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: A folder for images and videos with drawn detections, created if necessary; None draws nothing.
+        draw: An existing folder for images and videos with drawn detections; None draws nothing.
         crops: A folder for pictures of the objects, one folder per class; None cuts nothing out.
         coco: A file for all detections as a COCO dataset with scores; None writes none.
         track: Whether objects of videos get ids that stay the same from frame to frame.
@@ -43,13 +42,10 @@ def predict(
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
-        UserError: If an option does not fit, or images or videos could not be read; the others are printed all the
-            same.
+        UserError: If images or videos could not be read; the others are printed all the same.
     """
     _warn_of_own_threshold(predictor, score_threshold)
-    paths = [path for word in words for path in ([word] if "://" in word else image_files([word]))]
     names = _names(paths)
-    _check(paths, names, draw, track, max_frames)
     coco_file = None if coco is None else CocoFile(coco, predictor)
     entries = []
     for path, name in zip(paths, names, strict=True):
@@ -106,7 +102,6 @@ class _Drawing:
         """Draws one image, or one frame of a video of `rate` frames per second."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         scale = 2 if max(found.image_size) < 400 else 1  # names stay legible in small images
         picture = found.draw(frame.image, scale=scale)
         if rate is None:
@@ -152,8 +147,18 @@ def _warn_of_own_threshold(predictor, score_threshold):
         )
 
 
-def _check(paths, names, draw, track, max_frames):
-    """Refuses options that would have no effect, missing packages, and drawings over the files that were given."""
+def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_frames: int | None) -> None:
+    """Checks the options of `predict` before a model is loaded.
+
+    Args:
+        paths: As for `predict`.
+        draw: As for `predict`.
+        track: As for `predict`.
+        max_frames: As for `predict`.
+
+    Raises:
+        UserError: If an option would have no effect, a package is missing, or a drawing would replace an input.
+    """
     videos = [path for path in paths if is_video(path)]
     for option, is_given in (("--track", track), ("--max-frames", max_frames is not None)):
         if is_given and not videos:
@@ -161,12 +166,18 @@ def _check(paths, names, draw, track, max_frames):
     if videos:
         require_extra("av", f"the video {videos[0]}", "video")
     if track:
-        Tracker(rate=1)
-    if draw is not None:
-        for path, name in zip(paths, names, strict=True):
-            drawn = Path(draw) / f"{name}.{'mp4' if is_video(path) else 'png'}"
-            if drawn.exists() and Path(path).exists() and drawn.samefile(path):
-                raise UserError(f"--draw {draw} would overwrite {path}: choose another folder.")
+        Tracker(rate=1)  # imports its packages
+    if draw is None:
+        return
+    inputs = {Path(path).resolve(): path for path in paths}
+    for path, name in zip(paths, _names(paths), strict=True):
+        if (found := inputs.get((Path(draw) / f"{name}.{_suffix(path)}").resolve())) is not None:
+            kind = "video" if is_video(found) else "image"
+            raise UserError(f"--draw {draw} would overwrite the {kind} {found}: choose another folder.")
+
+
+def _suffix(path):
+    return "mp4" if is_video(path) else "png"
 
 
 def _names(paths):

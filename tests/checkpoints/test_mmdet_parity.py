@@ -184,7 +184,7 @@ def test_end_to_end(case):
 
 
 @pytest.mark.slow
-@only(["mmdet_retinanet_r50_fpn", "mmdet_faster_rcnn_r50_fpn"])
+@only(["mmdet_faster_rcnn_r50_fpn"])
 def test_exported_model_gives_the_same_end_to_end(case, tmp_path, monkeypatch):
     """The file resizes by mmdetection's rule and OpenCV's kernel inside."""
     monkeypatch.setattr(case.model.preprocessing, "shortest", SHORTEST)

@@ -150,9 +150,9 @@ def test_end_to_end(case):
     assert_end_to_end(case, case.detect_in_batch(), case.first_label)
 
 
-# Both resize rules and both kinds of model; tests/export compares the exports of all models at small sizes.
+# tests/export compares the exports of all models at small sizes, which detectron2's rule gives.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["torchvision_retinanet_resnet50_fpn", "detectron2_fcos_R_50_FPN"], indirect=True)
+@pytest.mark.parametrize("case", ["torchvision_retinanet_resnet50_fpn"], indirect=True)
 def test_exported_model_equals_the_model(case, tmp_path, monkeypatch):
     monkeypatch.setattr(case.model.preprocessing, "shortest", SHORTEST)
     monkeypatch.setattr(case.model.preprocessing, "longest", LONGEST)

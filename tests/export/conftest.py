@@ -1,5 +1,8 @@
 """Provides models and their exports, each written once per test session."""
 
+import fcntl
+import os
+
 import pytest
 import tiny
 from export_models import make
@@ -24,14 +27,21 @@ def models():
 
 @pytest.fixture(scope="session")
 def saved_model(models, tmp_path_factory):
-    """Returns a function from a model's name and export options to the path of its SavedModel."""
-    folder, made = tmp_path_factory.mktemp("saved_models"), {}
+    """Returns a function from a model's name and export options to the path of its SavedModel.
+
+    Several processes that run the tests share the SavedModels: a lock lets one of them write.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "saved_models"
+    folder.mkdir(exist_ok=True)
 
     def path(name, **options):
         key = "_".join([name, *map(str, options.values())])
-        if key not in made:
-            made[key] = export_saved_model(models(name), folder / key, **options)
-        return made[key]
+        with (folder / f"{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / key).exists():
+                export_saved_model(models(name), folder / f"{key}.partial", **options).rename(folder / key)
+        return folder / key
 
     return path
 

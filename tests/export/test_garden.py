@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export_models import MODELS, SLOW, verify_in_process
+from export_models import COVERING, SLOW, verify_in_process
 
 import kerasdet
 from kerasdet.errors import UserError
@@ -12,7 +12,7 @@ from kerasdet.export import verify_export
 from kerasdet.ops.dispatch import raw_ops
 
 TOLERANCES = {"boxes": (1e-3, 0), "scores": (1e-5, 0), "mask_probs": (1e-4, 0), "keypoints": (1e-2, 1e-2)}
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in (*COVERING, "faster_rcnn")]
 
 
 @pytest.mark.parametrize("name", ["retinanet", pytest.param("mask_keypoint_rcnn", marks=pytest.mark.slow)])
@@ -28,7 +28,7 @@ def test_float32_export_equals_the_model_without_kerasdet(models, saved_model, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", COVERING)
 def test_16_bit_export_stores_16_bit_weights_and_stays_close(models, saved_model, name, precision):
     path = saved_model(name, precision=precision)
     report = verify_in_process(models(name), path, tiny.images())

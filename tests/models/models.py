@@ -124,6 +124,8 @@ MODELS = {
 
 # Only the slow suite runs these: `mask_keypoint_rcnn` has all their parts.
 SLOW = ("proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
+# Together these have all parts of all models, for tests that are too expensive for each model.
+COVERING = ("retinanet", "fcos", "proposal_network", "mask_keypoint_rcnn")
 
 
 def randomized(model, seed=0):
