@@ -71,7 +71,7 @@ def _eval(options):
     _check_eval_options(options)
     files = _output_files(options)
     if options.detections:
-        metrics, results = evaluate_all(options.annotations, options.detections), None
+        metrics, results = evaluate_all(options.annotations, options.detections, engine=options.engine), None
     else:
         metrics, results = _evaluate_model(options)
     print(metrics.table())
@@ -126,7 +126,7 @@ def _evaluate_model(options):
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
     predictor = _with_tiles(predictor, options)
-    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1)
+    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1, engine=options.engine)
 
 
 def _dataset_named(options):

@@ -140,6 +140,12 @@ def _add_eval(commands):
         "of the shorter side in pixels (default: 0.75, 1 and 1.25 times the model's own)",
     )
     _add_tiles(evaluate)
+    evaluate.add_argument(
+        "--engine",
+        choices=("hotcoco", "pycocotools"),
+        help="the library that computes AP (default hotcoco). Both give the same numbers; pycocotools is the "
+        "reference, and far slower",
+    )
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
     evaluate.add_argument(
         "--save-detections", type=_path, metavar="FILE", help="write the detections in COCO's results format"
