@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.detections import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 
@@ -78,16 +78,17 @@ class TiledPredictor(Predictor):
         """Detects objects in a batch of images that have not been resized; each image runs separately.
 
         Args:
-            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, and `image_size` (B, 2).
+            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, `image_size` and
+                `original_size` (B, 2).
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the images.
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
         """
-        image_size, _ = batch_sizes(batch)
+        image_size, original_size = batch_sizes(batch)
         found = []
         for image, (height, width) in zip(batch["image"], np.asarray(image_size).tolist(), strict=True):
             found.append(self._detect_one(np.asarray(image)[:height, :width]))
-        return _pad(found)
+        return rescale(_pad(found), image_size, original_size, self.branch_outputs, clip=False)
 
     def _detect_one(self, image):
         """Returns the detections of one image as a dict of arrays (N, ...), best first."""

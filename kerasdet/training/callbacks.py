@@ -65,35 +65,36 @@ class RunCallbacks:
         self.logs = {}
         params = {"out_dir": str(out_dir), "steps": steps, "epochs": -(-steps // steps_per_epoch)}
         params |= {"batch_size": batch_size, "model": type(model).__name__, "verbose": 0}
-        self.list = keras.callbacks.CallbackList(list(callbacks) if rank == 0 else [], model=model, **params)
+        # Not a CallbackList: that of Keras 3.15.1 waits for the numbers of every step, whoever reads them.
+        self.callbacks = list(callbacks) if rank == 0 else []
+        for callback in self.callbacks:
+            callback.set_params(params)
+            callback.set_model(model)
 
     def begin(self, completed_steps: int) -> None:
         """Calls `on_train_begin` and, for the first epoch of this process, `on_epoch_begin`; at most once."""
         if not self.has_begun:
             self.has_begun = True
-            self.list.on_train_begin()
-            self.list.on_epoch_begin(self._epoch(completed_steps + 1))
+            self._call("on_train_begin")
+            self._call("on_epoch_begin", self._epoch(completed_steps + 1))
 
     def batch_begin(self, step: int) -> None:
         """Calls `on_train_batch_begin` with the number of the step, from 0."""
-        if not self.is_empty:
-            self.list.on_train_batch_begin(step - 1)
+        self._call("on_train_batch_begin", step - 1)
 
     def batch_end(self, step: int, logs: Mapping[str, Any]) -> None:
         """Calls `on_train_batch_end`; the device is not waited for unless a callback reads the numbers."""
-        if self.is_empty:
-            return
-        self.list.on_train_batch_end(step - 1, logs)
+        self._call("on_train_batch_end", step - 1, logs)
         if self.num_workers > 1 and self.model.stop_training:  # the other workers would wait for this one for ever
             self.stop_requested, self.model.stop_training = True, False
 
     def test_begin(self) -> None:
         """Calls `on_test_begin` before an evaluation."""
-        self.list.on_test_begin()
+        self._call("on_test_begin")
 
     def test_end(self, values: Mapping[str, float]) -> None:
         """Calls `on_test_end` with the numbers of an evaluation."""
-        self.list.on_test_end(dict(values))
+        self._call("on_test_end", dict(values))
 
     def epoch_end(self, step: int, logs: Mapping[str, Any], is_last: bool) -> None:
         """Calls `on_epoch_end`, and `on_epoch_begin` for the next epoch; all workers learn whether training stops.
@@ -106,17 +107,21 @@ class RunCallbacks:
         if self.is_empty:
             return
         self.logs = {"step": step, **{name: float(value) for name, value in logs.items()}}
-        self.list.on_epoch_end(self._epoch(step), self.logs)
+        self._call("on_epoch_end", self._epoch(step), self.logs)
         if self.num_workers > 1:
             stops = all_gather_object(self.strategy, bool(self.stop_requested or self.model.stop_training))
             self.model.stop_training = any(stops)
         if not is_last and not self.model.stop_training:
-            self.list.on_epoch_begin(self._epoch(step + 1))
+            self._call("on_epoch_begin", self._epoch(step + 1))
 
     def end(self) -> None:
         """Calls `on_train_end` if the run trained or evaluated anything."""
         if self.has_begun:
-            self.list.on_train_end(self.logs)
+            self._call("on_train_end", self.logs)
+
+    def _call(self, hook, *arguments):
+        for callback in self.callbacks:
+            getattr(callback, hook)(*arguments)
 
     def _epoch(self, step):
         """Returns the number, from 0, of the epoch of a step, which is counted from 1."""
