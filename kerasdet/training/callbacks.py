@@ -75,12 +75,12 @@ class RunCallbacks:
         """Calls `on_train_begin` and, for the first epoch of this process, `on_epoch_begin`; at most once."""
         if not self.has_begun:
             self.has_begun = True
-            self._call("on_train_begin")
-            self._call("on_epoch_begin", self._epoch(completed_steps + 1))
+            self._call("on_train_begin", None)
+            self._call("on_epoch_begin", self._epoch(completed_steps + 1), None)
 
     def batch_begin(self, step: int) -> None:
         """Calls `on_train_batch_begin` with the number of the step, from 0."""
-        self._call("on_train_batch_begin", step - 1)
+        self._call("on_train_batch_begin", step - 1, None)
 
     def batch_end(self, step: int, logs: Mapping[str, Any]) -> None:
         """Calls `on_train_batch_end`; the device is not waited for unless a callback reads the numbers."""
@@ -90,7 +90,7 @@ class RunCallbacks:
 
     def test_begin(self) -> None:
         """Calls `on_test_begin` before an evaluation."""
-        self._call("on_test_begin")
+        self._call("on_test_begin", None)
 
     def test_end(self, values: Mapping[str, float]) -> None:
         """Calls `on_test_end` with the numbers of an evaluation."""
@@ -112,7 +112,7 @@ class RunCallbacks:
             stops = all_gather_object(self.strategy, bool(self.stop_requested or self.model.stop_training))
             self.model.stop_training = any(stops)
         if not is_last and not self.model.stop_training:
-            self._call("on_epoch_begin", self._epoch(step + 1))
+            self._call("on_epoch_begin", self._epoch(step + 1), None)
 
     def end(self) -> None:
         """Calls `on_train_end` if the run trained or evaluated anything."""
