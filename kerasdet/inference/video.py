@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasdet.data.images import SUFFIXES as IMAGES
 from kerasdet.errors import UserError, require_extra
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
@@ -37,10 +38,16 @@ def is_video(word: str) -> bool:
     """Tells whether a word of a command names a video: a file by its suffix, an address, or the number of a camera.
 
     Args:
-        word: Such as "street.mp4", "rtsp://host/stream" or "0". An existing file or folder "0" is no camera.
+        word: Such as "street.mp4", "rtsp://host/stream" or "0". An existing file or folder "0" is no camera, and the
+            address of an image is no video.
     """
-    if is_camera(word) or "://" in word:
-        return True
+    if "://" in word:
+        return Path(word.partition("?")[0]).suffix.lower() not in IMAGES
+    return is_camera(word) or is_file_of_video(word)
+
+
+def is_file_of_video(word: str) -> bool:
+    """Tells whether a path ends like a video file and is no folder."""
     return Path(word).suffix.lower() in SUFFIXES and not Path(word).is_dir()
 
 

@@ -171,7 +171,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.can_stop_now = True
         if self.stop_requested:
             self._stop()
-        self.callbacks.begin(step)
+        self.callbacks.begin(step - 1)  # the evaluation that the last process did not finish comes before training
         self.callbacks.test_begin()
         self.evaluated = self.validator(step)
         self.callbacks.test_end(self.evaluated)

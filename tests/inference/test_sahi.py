@@ -64,7 +64,10 @@ def test_whole_image(image):
 def test_slices_are_moved_to_their_place_in_the_image(image, masks):
     model = SahiDetectionModel(Bright(masks))
     result = get_sliced_prediction(image, model, 64, 64, 0.4, 0.4, perform_standard_pred=False, verbose=0)
-    assert found(result) == BOTH
+    boxes = found(result)
+    assert boxes.keys() == BOTH.keys()
+    for name, box in BOTH.items():
+        np.testing.assert_allclose(boxes[name], box, atol=1 if masks else 0)  # SAHI's polygons end inside the pixels
     if masks:
         red = next(each for each in result.object_prediction_list if each.category.name == "red")
         mask = np.zeros(image.shape[:2], bool)

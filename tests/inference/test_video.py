@@ -82,10 +82,12 @@ def test_writer_without_pictures_leaves_no_file(tmp_path):
 
 def test_what_is_a_video(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert all(is_video(word) for word in ("a.mp4", "B.MOV", "rtsp://host/stream", "0", "12"))
+    assert all(
+        is_video(word) for word in ("a.mp4", "B.MOV", "rtsp://host/stream", "https://host/a.mp4?key=1", "0", "12")
+    )
     (tmp_path / "0").write_bytes(b"")
     (tmp_path / "clips.mp4").mkdir()
-    assert not any(is_video(word) for word in ("a.jpg", "folder", "0", "-1", "clips.mp4"))
+    assert not any(is_video(word) for word in ("a.jpg", "folder", "0", "-1", "clips.mp4", "https://host/a.jpg?size=1"))
 
 
 def test_camera_is_opened_as_a_device(monkeypatch):
