@@ -166,7 +166,7 @@ def test_gin_configures_callbacks(tmp_path):
     config.load("retinanet_r18_fpn_shapes", [*overrides, "train.callbacks=[@CSVLogger()]", "EarlyStopping.patience=3"])
     text = config.gin.config_str()
     assert re.search(r"train\.callbacks = +\\?\s*\[@(kerasdet\.)?CSVLogger\(\)\]", text) and "log.csv" in text
-    with pytest.raises(UserError, match="CSVLogger.* doesn't have a parameter named 'file'"):
+    with pytest.raises(UserError, match=r"CSVLogger.* doesn't have a parameter named 'file'"):
         config.load("retinanet_r18_fpn_shapes", [*overrides, "CSVLogger.file=x.csv"])
 
 
