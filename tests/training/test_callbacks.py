@@ -207,7 +207,7 @@ def test_mlflow_gets_numbers_pictures_configuration_and_model(data, tmp_path, mo
     assert Path(file).read_bytes() == (tmp_path / "run" / "best.keras").read_bytes()
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
     with pytest.raises(UserError, match="MLflowLogger cannot log to file:"):
-        run(tmp_path / "other", data, [MLflowLogger(store)], steps=2)
+        run(tmp_path / "other", data, [MLflowLogger((tmp_path / "other_store").as_uri())], steps=2)
 
 
 def test_wandb_gets_numbers_pictures_and_files_offline(data, tmp_path):
