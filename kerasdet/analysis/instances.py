@@ -24,6 +24,7 @@ class Instances:
         object_areas: (G,) float64, in pixels.
         crowds: (G,) bool, whether an object is a crowd.
         ignored: (G,) bool, whether an object counts neither as found nor as missed. Crowds are.
+        object_rows: (G,) int64, position of each object in the annotations.
         images: (D,) int64, position of each detection's image.
         classes: (D,) int64 in 0..K-1.
         scores: (D,) float64.
@@ -40,6 +41,7 @@ class Instances:
     object_areas: np.ndarray
     crowds: np.ndarray
     ignored: np.ndarray
+    object_rows: np.ndarray
     images: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
@@ -102,7 +104,7 @@ def collect(
     def category(entry):
         return class_of[entry["category_id"]]
 
-    objects = sorted(known(annotations), key=image)
+    objects = sorted(known([{**entry, "row": row} for row, entry in enumerate(annotations)]), key=image)
     found = known([{**entry, "row": row} for row, entry in enumerate(detections)])
     found = sorted(found, key=lambda entry: (image(entry), -entry["score"]))
     crowds = column(objects, lambda e: bool(e["iscrowd"]), bool)
@@ -126,6 +128,7 @@ def collect(
         object_areas=column(objects, lambda e: e["area"], np.float64),
         crowds=crowds,
         ignored=crowds | column(objects, lambda e: bool(e.get("ignored")), bool),
+        object_rows=column(objects, lambda e: e["row"], np.int64),
         images=images,
         classes=column(found, category, np.int64),
         scores=column(found, lambda e: e["score"], np.float64),

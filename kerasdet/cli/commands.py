@@ -13,6 +13,7 @@ import tensorflow as tf
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
 from kerasdet.cli.inputs import image_files, media_files
 from kerasdet.cli.inspect import inspect
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         "convert": _convert,
         "data": run_data,
         "inspect": inspect,
+        "analyze": lambda options: analyze(options, _load, _evaluation_data),
         "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
     commands[options.command](options)
