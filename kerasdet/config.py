@@ -102,14 +102,19 @@ def _arguments(item):
 
 def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
+    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *_inherited(item)])
+
+
+def _inherited(item):
+    """Returns the names of arguments of Keras' base classes that gin may bind."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
-    inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
-    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *inherited])
+    names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
+    return names + (["use_ema", "ema_momentum"] if item is training.SGD else [])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
-_ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):
@@ -314,13 +319,13 @@ def macro(name: str) -> Any:
 def _unknown_argument(error):
     """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
     found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
-    if found is None or found[1] not in _ARGUMENTS:
+    if found is None or found[1] not in ARGUMENTS:
         return None
     name, argument = found.groups()
-    own = _ARGUMENTS[name]
+    own = ARGUMENTS[name]
     elsewhere = [
         f"{other}.{each}"
-        for other, names in _ARGUMENTS.items()
+        for other, names in ARGUMENTS.items()
         for each in names
         if each == argument or (argument.endswith(f"_{each}") and other.startswith(name) and other != name)
     ]

@@ -17,6 +17,9 @@ from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.models.postprocess import drop_empty
 from kerasdet.paths import expand
 
+_NEEDED = ("preprocessing", "num_classes", "class_names", "mask_convention", "skeleton", "branch_outputs")
+_NEEDED += ("class_offset", "precision", "postprocessing", "input_type")
+
 
 class GraphPredictor(Predictor):
     """Base of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
@@ -32,7 +35,7 @@ class GraphPredictor(Predictor):
 
     def __init__(self, path: Path, properties: Mapping[str, str]):
         self.path = path
-        self.metadata = json.loads(properties["kerasdet"])
+        self.metadata = parse_metadata(properties["kerasdet"], path)
         self.size = tuple(self.metadata["size"]) if "size" in self.metadata else None
         self._rule = Preprocessing(**self.metadata["preprocessing"])
         self.preprocessing = KeepSize() if self.size else self._rule
@@ -144,7 +147,30 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UserError: If it has none.
     """
-    return json.loads(_properties(_session(path, 1), path)["kerasdet"])
+    return parse_metadata(_properties(_session(path, 1), path)["kerasdet"], path)
+
+
+def parse_metadata(text: str, path: Path) -> dict:
+    """Parses the entry ``kerasdet`` of a file's properties.
+
+    Args:
+        text: The entry.
+        path: The file or folder, for the message.
+
+    Raises:
+        UserError: If it is no description of a model.
+    """
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError:
+        metadata = None
+    missing = [name for name in _NEEDED if name not in metadata] if isinstance(metadata, dict) else ["JSON object"]
+    if missing:
+        raise UserError(
+            f"The entry kerasdet in the metadata of {path} lacks {', '.join(missing)}: expected the description that "
+            "`kerasdet export` writes. Export the model again."
+        )
+    return metadata
 
 
 def _properties(session, path):

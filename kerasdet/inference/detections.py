@@ -73,6 +73,7 @@ class Detections:
         ValueError: If the arrays differ in length, or `mask_probs` come without `mask_convention`.
 
     Example:
+        >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
         >>> detections = model.detect("street.jpg").filter(score=0.5, classes=["car", "person"])
         >>> for box, score in zip(detections.boxes, detections.scores):
         ...     print(box, score)
@@ -187,7 +188,8 @@ class Detections:
             UserError: If a class is unknown, or the score is outside [0, 1].
 
         Example:
-            >>> cars = detections.filter(score=0.5, classes="car")
+            >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
+        >>> cars = model.detect("street.jpg").filter(score=0.5, classes="car")
         """
         keep = np.ones(len(self), bool)
         if score is not None:

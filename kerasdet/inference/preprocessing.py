@@ -185,6 +185,13 @@ class Preprocessing(ConfigFromInit):
         original_size = tf.stack([tf.shape(image)[:2] for image in images])
         return _padded([resized(image) for image in images], original_size, self.padded_size)
 
+    @property
+    def filling(self) -> tuple[float, float, float]:
+        """RGB value of the pixels that `letterbox` adds: `letterbox_value`, or the mean."""
+        if self.letterbox_value is not None:
+            return (self.letterbox_value,) * 3
+        return tuple(self.mean if self.channel_order == "rgb" else self.mean[::-1])
+
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
@@ -204,11 +211,9 @@ class Preprocessing(ConfigFromInit):
         offset = 1e-9 if self.rounding == "torchvision" else 0.5
         size = tuple(max(int(length * scale + offset), 1) for length in image.shape[:2])
         small = resize_ops.resize(image, size, self.kernel)  # (h, w, 3)
-        filling = self.mean if self.channel_order == "rgb" else self.mean[::-1]
-        if self.letterbox_value is not None:
-            filling = (self.letterbox_value,) * 3
-        below = tf.broadcast_to(tf.constant(filling, tf.float32), [height - size[0], size[1], 3])
-        right = tf.broadcast_to(tf.constant(filling, tf.float32), [height, width - size[1], 3])
+        filling = tf.constant(self.filling, tf.float32)
+        below = tf.broadcast_to(filling, [height - size[0], size[1], 3])
+        right = tf.broadcast_to(filling, [height, width - size[1], 3])
         return tf.concat([tf.concat([small, below], 0), right], 1), size
 
 
