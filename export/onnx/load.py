@@ -10,11 +10,10 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
-from kerasdet.export.network import RawHeads, as_input
-from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.inference.detections import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
-from kerasdet.models.postprocess import drop_empty
 from kerasdet.paths import expand
 
 _NEEDED = ("preprocessing", "num_classes", "class_names", "mask_convention", "skeleton", "branch_outputs")
@@ -64,16 +63,37 @@ class GraphPredictor(Predictor):
         """
         image_size, original_size = (np.asarray(sizes) for sizes in batch_sizes(batch))
         images = np.asarray(batch["image"])
-        together = self.size is None and (image_size == image_size[0]).all()
+        if self.size is None:
+            return self._detect_together(images, image_size, original_size)
+        found = []
+        for index, (height, width) in enumerate(image_size):
+            pixels, size = self.to_input(images[index : index + 1, :height, :width])
+            detections = self.decode_outputs(self.run(pixels), pixels.shape[1:3])
+            original = original_size[index : index + 1]
+            found.append(to_original(detections, size, original, self._rule, self.branch_outputs))
+        return join(found)
+
+    def _detect_together(self, images, image_size, original_size):
+        """Runs a graph of free size on all images at once if they fill equal rectangles, else one by one."""
+        inputs = self._rule.network_input(images, tf.constant(image_size))
+        images, filled = np.asarray(inputs["image"]), np.asarray(inputs["image_size"])
+        together = (filled == filled[0]).all()
         groups = [np.arange(len(images))] if together else [[index] for index in range(len(images))]
         found = []
         for group in groups:
-            height, width = image_size[group[0]]
+            height, width = filled[group[0]]
             pixels, size = self.to_input(images[group, :height, :width])
-            detections = self.decode_outputs(self.run(pixels), pixels.shape[1:3])
-            detections = rescale(detections, tf.constant([size]), original_size[group], self.branch_outputs)
-            found.append(drop_empty(detections) if self.size else detections)
-        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+            detections = self.decode_outputs(self.run(pixels), size)
+            found.append(
+                rescale(
+                    detections,
+                    image_size[group],
+                    original_size[group],
+                    self.branch_outputs,
+                    clip=not self._rule.letterboxes,
+                )
+            )
+        return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Turns images into the graph's input: letterboxes them if its size is fixed.
@@ -94,8 +114,10 @@ class GraphPredictor(Predictor):
         """Returns the graph's input for an image (H, W, 3): with its mirror image if the number of images is free."""
         if self.size:
             return self.to_input(image[None])[0]
-        pixels = self._rule.resize(image).numpy()
-        return self.to_input(np.stack([pixels, pixels[:, ::-1]]))[0]
+        batch = self._rule.batch([image, image[:, ::-1]])
+        inputs = self._rule.network_input(batch["image"], batch["image_size"])
+        height, width = np.asarray(inputs["image_size"])[0]
+        return self.to_input(np.asarray(inputs["image"])[:, :height, :width])[0]
 
     def decode_outputs(self, outputs: Mapping[str, np.ndarray], size: Sequence[int]) -> dict[str, tf.Tensor]:
         """Turns the graph's outputs into the padded dict, in pixels of its input.

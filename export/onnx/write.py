@@ -125,6 +125,11 @@ def onnx_model(
             f"{type(model).__name__} cannot be exported with postprocessing raw: its second stage reads proposals, "
             "which NMS selects. Choose postprocessing nms."
         )
+    if postprocessing == "raw" and model.branches:
+        raise UserError(
+            f"{type(model).__name__} cannot be exported with postprocessing raw, which leaves out its branches: choose "
+            "postprocessing nms."
+        )
     checks.check_calibration(precision, calibration_images)
     try:
         from kerasdet.export.onnx.model import set_properties
@@ -187,8 +192,13 @@ def convert_detector(
 def _inputs(preprocessing, images, size, input_type) -> Iterator[np.ndarray]:
     """Yields the input (1, h, w, 3) for each image."""
     for image in images:
-        pixels = preprocessing.letterbox(image, *size)[0] if size else preprocessing.resize(image)
-        yield as_input(pixels.numpy(), input_type)[None]
+        if size:
+            yield as_input(preprocessing.letterbox(image, *size)[0].numpy(), input_type)[None]
+            continue
+        batch = preprocessing.batch([image])
+        inputs = preprocessing.network_input(batch["image"], batch["image_size"])
+        height, width = np.asarray(inputs["image_size"])[0]
+        yield as_input(np.asarray(inputs["image"])[:, :height, :width], input_type)
 
 
 def _properties(model, options, size, gin_config):
@@ -214,5 +224,13 @@ def _rule(preprocessing: Preprocessing, size) -> str:
     return (
         f"RGB, 0..255: the shorter side resized to {preprocessing.shortest} pixels unless the longer one would exceed "
         f"{preprocessing.longest}, then that one to {preprocessing.longest}; kernel {preprocessing.kernel}, size "
-        f"rounded like {preprocessing.rounding}."
+        f"rounded like {preprocessing.rounding}{_square(preprocessing)}."
     )
+
+
+def _square(preprocessing):
+    """Says how an image is padded to a square, if it is."""
+    if not preprocessing.letterboxes:
+        return ""
+    side = int(preprocessing.padded_size(preprocessing.longest))
+    return f"; padded at the bottom right to {side}x{side} with {preprocessing.letterbox_value:g}"

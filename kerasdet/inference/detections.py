@@ -365,7 +365,7 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
         branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
-        clip: Whether boxes are clipped to the images, see `Preprocessing.clips_boxes`.
+        clip: Whether boxes are clipped to the images, see `Preprocessing.letterboxes`.
 
     Returns:
         The padded dict in the new coordinates; other entries are unchanged.
@@ -376,6 +376,32 @@ def rescale(
         if output.rescaling == "swapped_boxes" and name in detections:
             scaled[name] = box_ops.scale(tf.convert_to_tensor(detections[name]), factor[:, ::-1])
     return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)} if clip else scaled
+
+
+def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+    """Concatenates the detections of several batches.
+
+    Masks of whole images (`mask_boxes`) may differ in size. Smaller ones are continued by their last row and column,
+    and their `mask_boxes` grow with them.
+
+    Args:
+        parts: Padded dicts with the same entries.
+    """
+    if "mask_boxes" in parts[0]:
+        sizes = tf.stack([tf.shape(part["mask_probs"])[2:] for part in parts])
+        parts = [_with_larger_masks(part, tf.reduce_max(sizes, 0)) for part in parts]
+    return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
+
+
+def _with_larger_masks(detections, size):
+    """Continues `mask_probs` (B, D, h, w) to `size` (2,) cells of the same extent."""
+    probs, boxes = detections["mask_probs"], detections["mask_boxes"]
+    old = tf.shape(probs)[2:]
+    rows, columns = (tf.minimum(tf.range(size[axis]), old[axis] - 1) for axis in (0, 1))
+    probs = tf.gather(tf.gather(probs, rows, axis=2), columns, axis=3)
+    corner, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+    boxes = tf.concat([corner, corner + extent * tf.cast(size, boxes.dtype) / tf.cast(old, boxes.dtype)], -1)
+    return {**detections, "mask_probs": probs, "mask_boxes": boxes}
 
 
 def to_tf_od(

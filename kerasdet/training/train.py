@@ -120,7 +120,7 @@ def train(
     model.micro_batches = step_options.micro_batches
     model.xla = step_options.jit_compile
     model.compile(optimizer=optimizer)
-    model.optimizer.build(model.trainable_variables)
+    model.build_optimizer()
 
     rank, _ = worker_rank(strategy)
     if rank == 0:

@@ -13,7 +13,7 @@ from kerasdet import visualize
 from kerasdet.errors import UserError
 from kerasdet.geometry import masks, rle
 from kerasdet.inference import Detections
-from kerasdet.inference.detections import from_tf_od, rescale, to_tf_od, unpad
+from kerasdet.inference.detections import from_tf_od, join, rescale, to_tf_od, unpad
 
 SIZE = (60, 80)
 
@@ -293,3 +293,23 @@ def test_tf_od_without_masks_and_keypoints(rng):
     batch = {name: value for name, value in padded(rng).items() if name not in ("mask_probs", "keypoints")}
     outputs = to_tf_od(batch, np.int32([[64, 64], [64, 64]]), 1)
     assert len(outputs) == 4 and from_tf_od(outputs, [(64, 64)], 1).keys() == batch.keys()
+
+
+def test_joined_masks_of_two_sizes_stay_in_their_places(rng):
+    """As RTMDet-Ins gives them for images of 64x40 and 40x72 pixels, one cell for 8."""
+    parts = []
+    for height, width in ((64, 40), (40, 72)):
+        probs = rng.random((1, 2, height // 8, width // 8), np.float32)
+        boxes = np.float32([[[0, 0, height, width], [0, 0, 0, 0]]])
+        parts.append({"mask_probs": probs, "mask_boxes": boxes, "valid": np.int32([1])})
+    joined = join(parts)
+    assert joined["mask_probs"].shape == (2, 2, 8, 9)
+    np.testing.assert_array_equal(joined["valid"], [1, 1])
+    for index, part in enumerate(parts):
+        height, width = part["mask_boxes"][0, 0, 2:].astype(int)
+        ours, theirs = (
+            masks.paste_masks(each["mask_probs"][at, :1], each["mask_boxes"][at, :1], height, width, "mmdet")
+            for each, at in ((joined, index), (part, 0))
+        )
+        assert 0 < np.mean(theirs) < 1
+        np.testing.assert_array_equal(ours, theirs)
