@@ -23,7 +23,7 @@ import tensorflow as tf
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, matching, sampling
+from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -35,6 +35,9 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.RTMDet,
+    models.RTMDetIns,
+    models.DynamicMaskBranch,
     models.FasterRCNN,
     models.MaskRCNN,
     models.KeypointRCNN,
@@ -46,13 +49,16 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
+    layers.CSPNeXt,
     layers.FPN,
+    layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
     layers.RoIPooler,
     layers.RetinaNetHead,
     layers.FCOSHead,
+    layers.RTMDetHead,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
@@ -60,8 +66,10 @@ SURFACE = (
     coders.DistanceCoder,
     matching.IoUMatcher,
     matching.FCOSMatcher,
+    dynamic_matching.DynamicSoftLabelAssigner,
     sampling.BalancedSampler,
     losses.FocalLoss,
+    losses.QualityFocalLoss,
     losses.SmoothL1Loss,
     losses.IoULoss,
     losses.GIoULoss,
@@ -78,12 +86,20 @@ SURFACE = (
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
+    training.WarmupFlatCosine,
     training.Validation,
     training.Checkpointing,
     training.StepOptions,
+    training.MLflowLogger,
+    training.WandbLogger,
     training.train,
     evaluation.evaluate,
-    keras.optimizers.AdamW,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TerminateOnNaN,
+    training.AdamW,
     keras.optimizers.Lamb,
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
@@ -102,14 +118,19 @@ def _arguments(item):
 
 def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
+    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *_inherited(item)])
+
+
+def _inherited(item):
+    """Returns the names of arguments of Keras' base classes that gin may bind."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
-    inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
-    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *inherited])
+    names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
+    return names + (["use_ema", "ema_momentum"] if item in (training.SGD, training.AdamW) else [])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
-_ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):
@@ -314,13 +335,13 @@ def macro(name: str) -> Any:
 def _unknown_argument(error):
     """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
     found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
-    if found is None or found[1] not in _ARGUMENTS:
+    if found is None or found[1] not in ARGUMENTS:
         return None
     name, argument = found.groups()
-    own = _ARGUMENTS[name]
+    own = ARGUMENTS[name]
     elsewhere = [
         f"{other}.{each}"
-        for other, names in _ARGUMENTS.items()
+        for other, names in ARGUMENTS.items()
         for each in names
         if each == argument or (argument.endswith(f"_{each}") and other.startswith(name) and other != name)
     ]

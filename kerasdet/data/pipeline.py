@@ -56,10 +56,12 @@ def training_batches(
     Each epoch visits every image once, unless `sampler` repeats some, in a new order; a batch may span two epochs.
 
     Example:
-        >>> dataset = CocoDataset("data/train.json")
+        >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=5)
+        >>> model.compile(optimizer=keras.optimizers.AdamW(1e-4))
+        >>> dataset = CocoDataset("mine/train.json")
         >>> transforms = [ResizeShortestEdge((640, 800), 1333), RandomFlip()]
         >>> batches = training_batches(dataset, batch_size=2, transforms=transforms)
-        >>> model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
+        >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
 
     Args:
         dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.
@@ -121,6 +123,7 @@ def evaluation_batches(
     *,
     resize: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     size_divisor: int = 32,
+    pad_to: tuple[int, int] | None = None,
     mask_size: int = mask_ops.CROP_SIZE,
     shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
@@ -132,6 +135,7 @@ def evaluation_batches(
         resize: Callable ``example -> example``; `ResizeShortestEdge` uses its first length here. None keeps the size
             of the images.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
+        pad_to: Fixed (height, width) in pixels to pad images to, instead of `size_divisor`.
         mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
         shard: (i, n) selects every n-th image, starting with image i.
 
@@ -148,7 +152,7 @@ def evaluation_batches(
     @tf.autograph.experimental.do_not_convert
     def example(index):
         result = read(index)
-        return _pad(resize(result) if resize else result, size_divisor)
+        return _pad(resize(result) if resize else result, size_divisor, pad_to)
 
     index, count = shard
     examples = tf.data.Dataset.range(index, len(records), count).map(example, tf.data.AUTOTUNE, deterministic=True)

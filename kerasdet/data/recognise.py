@@ -337,9 +337,9 @@ def open_dataset(
     describes them.
 
     Example:
-        >>> dataset = open_dataset("downloads/my-roboflow-export", "train")
-        >>> dataset.class_names
-        ('cat', 'dog')
+        >>> dataset = open_dataset("mine", "train")
+        >>> len(dataset), dataset.class_names[:2]
+        (4, ('disk', 'square'))
 
     Args:
         path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several.

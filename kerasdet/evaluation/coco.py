@@ -112,6 +112,28 @@ def read_cases(
     return [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
 
 
+def cases_of_type(
+    ground_truth: Source, results: Source, iou_type: str, image_ids: Sequence[int] | None = None
+) -> tuple["Cases", str]:
+    """Reads detections and ground truth of one type.
+
+    Args:
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content.
+        iou_type: "bbox", "segm" or "keypoints".
+        image_ids: Ids of the images to score. None takes all images of the ground truth.
+
+    Returns:
+        The cases, and the name of the ground truth for messages.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`.
+    """
+    content, name = _content(ground_truth, "the ground truth")
+    return _cases(_read(content, name, [iou_type]), *_results(results), iou_type, image_ids), name
+
+
 def evaluate_coco(
     ground_truth: Source,
     results: Source,
