@@ -23,7 +23,7 @@ import tensorflow as tf
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, matching, sampling
+from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -35,6 +35,9 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.RTMDet,
+    models.RTMDetIns,
+    models.DynamicMaskBranch,
     models.FasterRCNN,
     models.MaskRCNN,
     models.KeypointRCNN,
@@ -46,13 +49,16 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
+    layers.CSPNeXt,
     layers.FPN,
+    layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
     layers.RoIPooler,
     layers.RetinaNetHead,
     layers.FCOSHead,
+    layers.RTMDetHead,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
@@ -60,8 +66,10 @@ SURFACE = (
     coders.DistanceCoder,
     matching.IoUMatcher,
     matching.FCOSMatcher,
+    dynamic_matching.DynamicSoftLabelAssigner,
     sampling.BalancedSampler,
     losses.FocalLoss,
+    losses.QualityFocalLoss,
     losses.SmoothL1Loss,
     losses.IoULoss,
     losses.GIoULoss,
@@ -78,12 +86,20 @@ SURFACE = (
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
+    training.WarmupFlatCosine,
     training.Validation,
     training.Checkpointing,
     training.StepOptions,
+    training.MLflowLogger,
+    training.WandbLogger,
     training.train,
     evaluation.evaluate,
-    keras.optimizers.AdamW,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TerminateOnNaN,
+    training.AdamW,
     keras.optimizers.Lamb,
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
@@ -109,7 +125,7 @@ def _inherited(item):
     """Returns the names of arguments of Keras' base classes that gin may bind."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
     names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    return names + (["use_ema", "ema_momentum"] if item is training.SGD else [])
+    return names + (["use_ema", "ema_momentum"] if item in (training.SGD, training.AdamW) else [])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
