@@ -18,6 +18,7 @@ from kerasdet import ops, visualize
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
+from kerasdet.inference import interop
 from kerasdet.inference.preprocessing import ImageLike, open_image
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class Detections:
         return visualize.draw_boxes(
             image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8),
             self.boxes,
-            self.labels,
+            self._drawn_labels(),
             self.scores,
             self.class_ids,
             masks=self.masks,
@@ -243,6 +244,11 @@ class Detections:
             skeleton=self.skeleton,
             scale=scale,
         )
+
+    def _drawn_labels(self):
+        """Returns the class names with the ids that a `Tracker` gave."""
+        ids = self.extras.get(interop.TRACK_ID, np.full(len(self), -1)).tolist()
+        return [f"{label} #{i}" if i >= 0 else label for label, i in zip(self.labels, ids, strict=True)]
 
     def encode_masks(self) -> list[dict]:
         """Encodes the masks as COCO's compressed RLE, without full-size masks if kerasdet's ops are compiled.
@@ -297,24 +303,55 @@ class Detections:
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:
-            A `supervision.Detections`; class names are in its ``data["class_name"]``, `extras` under their names.
+            A `supervision.Detections`; class names are in its ``data["class_name"]``, `extras` under their names, and
+            the ids of `kerasdet.inference.Tracker` in its `tracker_id`.
 
         Raises:
             UserError: If supervision is not installed.
         """
-        try:
-            import supervision
-        except ImportError:
-            raise UserError(
-                "supervision is not installed, but to_supervision needs it: pip install 'kerasdet[supervision]'."
-            ) from None
-        return supervision.Detections(
-            xyxy=self.xyxy,
-            mask=self.masks,
-            confidence=self.scores,
-            class_id=self.class_ids.astype(int),
-            data={**self.extras, "class_name": np.array(self.labels, str)},
-        )
+        return interop.to_detections(self)
+
+    def to_supervision_keypoints(self) -> "supervision.KeyPoints":
+        """Converts keypoints to `supervision.KeyPoints`, for its annotators.
+
+        Returns:
+            A `supervision.KeyPoints`; class names are in its ``data["class_name"]``.
+
+        Raises:
+            UserError: If supervision is not installed.
+            ValueError: If there are no keypoints.
+        """
+        return interop.to_key_points(self)
+
+    @classmethod
+    def from_supervision(
+        cls,
+        detections: "supervision.Detections",
+        image_size: tuple[int, int],
+        *,
+        class_names: Sequence[str] | None = None,
+        key_points: "supervision.KeyPoints | None" = None,
+    ) -> "Detections":
+        """Converts `supervision.Detections`, such as what its slicer or tracker returns; masks keep their pixels.
+
+        Args:
+            detections: Objects without scores get the score 1, objects without classes the class id 0.
+            image_size: Height and width of the image in pixels.
+            class_names: Names by class id; None takes those of ``data["class_name"]``.
+            key_points: The keypoints of the same objects, in their order.
+
+        Returns:
+            The `Detections`, best first. Ids of a tracker are in ``extras["track_id"]``, arrays of `data` in `extras`.
+
+        Raises:
+            UserError: If masks, keypoints or names do not fit.
+
+        Example:
+            >>> sliced = supervision.InferenceSlicer(lambda image: model.detect(image).to_supervision())(image)
+            >>> found = Detections.from_supervision(sliced, image.shape[:2], class_names=model.class_names)
+        """
+        found = cls(**interop.fields_from_supervision(detections, image_size, class_names, key_points))
+        return found[np.argsort(-found.scores, kind="stable")]
 
 
 def unpad(

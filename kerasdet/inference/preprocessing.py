@@ -200,16 +200,9 @@ class Preprocessing(ConfigFromInit):
 
     @property
     def filling(self) -> tuple[float, float, float]:
-        """The RGB pixel that fills up a letterboxed image: `letterbox_value`, or the mean, which becomes zero."""
+        """RGB value of the pixels that `letterbox` adds: `letterbox_value`, or the mean."""
         if self.letterboxes:
             return (float(self.letterbox_value),) * 3
-        return self.mean if self.channel_order == "rgb" else self.mean[::-1]
-
-    @property
-    def filling(self) -> tuple[float, float, float]:
-        """RGB value of the pixels that `letterbox` adds: `letterbox_value`, or the mean."""
-        if self.letterbox_value is not None:
-            return (self.letterbox_value,) * 3
         return tuple(self.mean if self.channel_order == "rgb" else self.mean[::-1])
 
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:

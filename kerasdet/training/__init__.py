@@ -1,5 +1,6 @@
 """Trains detectors: `train`, its options, optimizers, schedules and strategies."""
 
+from kerasdet.training.loggers import MLflowLogger, WandbLogger
 from kerasdet.training.optimizer import SGD, AdamW
 from kerasdet.training.options import Checkpointing, StepOptions, Validation
 from kerasdet.training.schedules import WarmupCosine, WarmupFlatCosine, WarmupMultiStep
@@ -11,8 +12,10 @@ __all__ = [
     "SGD",
     "AdamW",
     "Checkpointing",
+    "MLflowLogger",
     "StepOptions",
     "Validation",
+    "WandbLogger",
     "WarmupCosine",
     "WarmupFlatCosine",
     "WarmupMultiStep",

@@ -47,13 +47,13 @@ class SGD(keras.optimizers.SGD):
         bias_lr_factor: float = 1.0,
         **kwargs,
     ):
-        # Keras would apply `self.weight_decay` itself, outside the gradient: it stays None.
-        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
         if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             check_numbers("SGD", 0, learning_rate=learning_rate)
         check_numbers("SGD", 0, 1, momentum=momentum)
         check_numbers("SGD", 0, weight_decay=weight_decay, norm_weight_decay=norm_weight_decay)
         check_numbers("SGD", 0, bias_weight_decay=bias_weight_decay, bias_lr_factor=bias_lr_factor)
+        # Keras would apply `self.weight_decay` itself, outside the gradient: it stays None.
+        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
         self.l2 = weight_decay
         self.norm_l2 = norm_weight_decay
         self.bias_l2 = bias_weight_decay

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -218,25 +217,6 @@ def test_to_coco_with_masks_and_keypoints():
     assert [result["segmentation"] for result in results] == found.encode_masks()
     assert results[0]["keypoints"] == [4, 3, 0.75, 1.5, 1, 0.25]
     json.dumps(results)
-
-
-def test_to_supervision():
-    supervision = pytest.importorskip("supervision")
-    found = detections()
-    theirs = found.to_supervision()
-    assert isinstance(theirs, supervision.Detections) and len(theirs) == 3
-    np.testing.assert_array_equal(theirs.xyxy, found.xyxy)
-    np.testing.assert_array_equal(theirs.confidence, found.scores)
-    np.testing.assert_array_equal(theirs.class_id, found.class_ids)
-    np.testing.assert_array_equal(theirs.mask, found.masks)
-    assert theirs.data["class_name"].tolist() == ["cat", "dog", "cat"]
-    assert len(theirs[theirs.confidence > 0.3]) == 2
-
-
-def test_to_supervision_without_the_package_raises(monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)  # importing it fails, as if it were not installed
-    with pytest.raises(UserError, match=r"supervision is not installed.*pip install 'kerasdet\[supervision\]'"):
-        detections().to_supervision()
 
 
 # -- padded dicts
