@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput, rescale
+from kerasdet.inference.detections import BranchOutput, rescale, with_equal_masks
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 
@@ -98,6 +98,7 @@ class TiledPredictor(Predictor):
             groups.append(np.int32([[0, 0, *image.shape[:2]]]))  # alone, because a batch pads tiles to its size
         views = np.concatenate(groups)  # (V, 4)
         found = [part for group in groups for part in self._detect_views(image, group)]
+        found = with_equal_masks(found, square=True)
         merged = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         view_index = np.repeat(np.arange(len(views)), [len(part["scores"]) for part in found])
         boxes, scores, class_ids = (merged[name] for name in ("boxes", "scores", "class_ids"))
@@ -195,6 +196,7 @@ def merge_tiles(
 
 def _pad(found):
     """Pads the dicts of several images, arrays (N, ...), to the padded dict; class ids are padded with -1."""
+    found = [{name: np.asarray(value) for name, value in each.items()} for each in with_equal_masks(found)]
     counts = [len(each["scores"]) for each in found]
     padded = {"valid": np.int32(counts)}
     for name in found[0]:
