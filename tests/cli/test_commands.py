@@ -251,7 +251,10 @@ MISTAKES = {
     "train: macro without value": (["train", "finetune"], "CHECKPOINT, EVAL_ANNOTATIONS, NUM_CLASSES"),
     "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': it must be a positive integer"),
     "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': it must be a number"),
-    "train: text for a size": ([*SMALL, "--set", "ResNet.width=wide"], "ResNet.width is 'wide': it must be a positive integer"),
+    "train: text for a size": (
+        [*SMALL, "--set", "ResNet.width=wide"],
+        "ResNet.width is 'wide': it must be a positive integer",
+    ),
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
     "train: depth": ([*SMALL, "--set", "ResNet.depth=19"], "ResNet has no depth 19: choose one of 18"),
