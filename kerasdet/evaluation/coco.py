@@ -337,8 +337,8 @@ def _results(source):
     entries, name = _content(source, "the results")
     if not isinstance(entries, list):
         raise UserError(
-            f"Cannot read {name}, a {type(entries).__name__}: expected a list of detections. Give a file in COCO's results "
-            "format."
+            f"Cannot read {name}, a {type(entries).__name__}: expected a list of detections. Give a file in COCO's "
+            "results format."
         )
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):

@@ -338,7 +338,7 @@ def test_wrong_keypoints_raise(rng):
     truth, results = keypoint_data(rng, 4)
     with pytest.raises(ValueError, match="no category with keypoints"):
         evaluate_coco(small_truth(), [], "keypoints")
-    with pytest.raises(ValueError, match="3 sigmas, but .* has 4 keypoints"):
+    with pytest.raises(ValueError, match=r"3 sigmas, but .* has 4 keypoints"):
         evaluate_coco(truth, results, "keypoints", sigmas=[0.1] * 3)
     with pytest.raises(ValueError, match=r"result 1 has the keypoints .*; expected 12 numbers"):
         evaluate_coco(truth, [{**results[0], "keypoints": [1, 2, 3]}], "keypoints")
