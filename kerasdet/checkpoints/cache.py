@@ -143,9 +143,7 @@ def _fetch(weights):
 
 
 def _recorded(path):
-    """Returns the hash of the first download, for files without a published hash; later downloads must have the
-    same.
-    """
+    """Returns the hash of the first download, for files without a published hash; later ones must be equal."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -155,7 +153,7 @@ def _record(path):
 
 
 def _convert(weights, file, out):
-    """Converts a published file in a new thread, without the caller's strategy and dtype policy."""
+    """Converts a published file, in a new thread without the caller's strategy and dtype policy."""
     state = (
         random.getstate()
     )  # Keras draws seeds from it: a first run, which converts weights, must train like later runs
