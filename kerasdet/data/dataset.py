@@ -13,10 +13,11 @@ import numpy as np
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
+from kerasdet.data.files import REPAIRS
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import MAX_LISTED, Problem, show
+from kerasdet.data.values import MAX_LISTED, Changes, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -204,6 +205,18 @@ class Dataset:
         annotations = [each for each in contents.annotations if each["category_id"] in self.category_ids]
         sections = {"images": images, "categories": self._categories, "annotations": annotations}
         return GroundTruth(sections, self.annotations)
+
+    def add_changes(self, changes: Changes) -> None:
+        """Adds what the reader of another format repaired to `counts` and `problems`, and logs it.
+
+        Args:
+            changes: Counter of the repairs.
+        """
+        for kind, count in changes.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.problems += tuple(changes.problems)
+        for sentence in changes.describe({**CHANGES, **REPAIRS}):
+            _logger.info("%s: %s", self.annotations, sentence)
 
     def with_classes(self, class_names: Sequence[str]) -> "Dataset":
         """Returns the dataset with the classes of a model in the model's order, matched by name.

@@ -26,6 +26,13 @@ REPAIRS = {
     "scores_ignored": "scores in label files ignored",
     "shapes_without_area": "shapes without area ignored",
     "unnamed_shapes": "shapes without a class called object",
+    "images_without_file": "images without a file of annotations left out",
+    "joined_shapes": "objects of several shapes with one group_id",
+    "default_groups": "files in which all shapes have group_id 0, read as no group",
+    "mapped_options": "numbers of options replaced by their names",
+    "contradicting_names": "files that name another image than the one of their own name, which was taken",
+    "swapped_corners": "boxes with swapped corners turned",
+    "no_labels": "splits without a label file",
 }
 
 

@@ -1,5 +1,6 @@
 """Reads and writes YOLO's format: one text file of normalised boxes or polygons an image, and a `data.yaml`."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
 from kerasdet.data.regions import box_of_polygons
-from kerasdet.data.values import Changes
+from kerasdet.data.values import Changes, as_int
 from kerasdet.errors import UserError
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -24,13 +26,16 @@ def read_yaml(path: Path) -> dict:
         path: Path of the file.
 
     Returns:
-        Its contents.
+        Its contents. The class names are the texts in the file: `yes`, `null` and `007` are names, too.
 
     Raises:
         UserError: If it is not YAML, or not a mapping.
     """
     try:
-        data = yaml.safe_load(read_text(path))
+        text = read_text(path)
+        data = yaml.safe_load(text)
+        if isinstance(data, dict) and "names" in data:
+            data["names"] = yaml.load(text, yaml.BaseLoader)["names"]
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the file.") from None
     if not isinstance(data, dict):
@@ -55,15 +60,17 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     try:
-        names = {int(key): str(name) for key, name in names.items()}
+        names = {int(key): name.strip() for key, name in names.items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError(
             f'{path}: "names" is {str(data.get("names"))[:80]}; expected a list of class names, or a mapping from '
             "class id to name. Correct the file."
         ) from None
+    if nameless := [number for number, name in names.items() if not name]:
+        raise UserError(f'{path}: class {nameless[0]} of "names" has an empty name; expected a text. Correct the file.')
     count = data.get("nc", len(names))
-    if count != len(names):
-        raise UserError(f'{path}: "nc" is {count}, but "names" has {len(names)} classes. Correct one of the two.')
+    if as_int(count) != len(names):
+        raise UserError(f'{path}: "nc" is {count!r}, but "names" has {len(names)} classes. Correct one of the two.')
     if not names:
         raise UserError(f'{path}: "names" is empty; expected at least one class. Correct the file.')
     return names
@@ -82,6 +89,7 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
     for path in (folder / name for folder in folders for name in _NAME_FILES):
         if path.is_file():
             names = [line.strip() for line in read_text(path).splitlines()]
+            check_class_list(list(filter(None, names)), path)
             if any(names):
                 return {number: name for number, name in enumerate(names) if name}, path
     return None
@@ -107,8 +115,9 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
     found = []
     for entry in entries:
         place = _place(str(entry), data.get("path"), path, key, changes)
-        found += _listed(place, path.parent) if place.suffix == ".txt" else images_in(place)
-        if not found:
+        own = _listed(place, path.parent) if place.suffix == ".txt" else images_in(place)
+        found += own
+        if not own:
             raise UserError(f"{path}: {key} leads to {place}, which holds no image. Correct the path.")
     return list(dict.fromkeys(found))
 
@@ -118,6 +127,12 @@ def _place(entry, base, path, key, changes):
     root = path.parent
     entry = entry.replace("\\", "/")
     plain = [root / base / entry, root / entry] if base else [root / entry]
+    inner = root / entry.removeprefix("../")
+    if not base and inner != plain[0] and inner.exists() and plain[0].exists():
+        # Roboflow writes ../train/images for train/images
+        fact = f"is {entry!r}, which may be {plain[0].resolve()} or {inner}; {inner} was taken"
+        changes.add("split_paths_repaired", f"{key} of {path.name}", fact)
+        return inner
     for candidate in plain:
         if candidate.exists():
             return candidate
@@ -149,14 +164,14 @@ def _listed(path, root):
 
 def label_of(image: Path) -> Path:
     """Returns the label file of an image: in `labels/` instead of the last `images/` of its path, or beside it."""
-    beside = image.with_suffix(".txt")
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index].lower() in ("images", "jpegimages"):
-            parts[index] = "labels"
-            other = Path(*parts).with_suffix(".txt")
-            return other if other.is_file() or not beside.is_file() else beside
-    return beside
+    places = [image]
+    for index in range(len(image.parts) - 2, -1, -1):
+        if image.parts[index].lower() in ("images", "jpegimages"):
+            folders = ("labels", "Labels", "LABELS")
+            places = [Path(*image.parts[:index], name, *image.parts[index + 1 :]) for name in folders] + places
+            break
+    candidates = [place.with_suffix(suffix) for place in places for suffix in (".txt", ".TXT")]
+    return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
@@ -217,10 +232,15 @@ def read_yolo(
             continue
         for number, line in enumerate(read_text(label).splitlines(), 1):
             if line.strip():
-                row = _row(line.split(), names, size, keypoint_shape, f"{label}: line {number}", changes)
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **row})
+                where = f"{label}: line {number}"
+                read = functools.partial(_row, line.split(), names, size, keypoint_shape, where, changes)
+                if (row := changes.read_object(read, where)) is not None:
+                    annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **row})
+    if used and not any(label.is_file() for label in used):
+        first = min(used)
+        changes.note("no_labels", str(images[0]), f"and all others have no label file; {first} was looked for")
     for folder in sorted({label.parent for label in used}):
-        for label in sorted(folder.glob("*.txt")):
+        for label in sorted(folder.glob("*.[tT][xX][tT]")):
             if label not in used and label.name not in _NAME_FILES and _is_label(label):
                 changes.add("labels_without_image", str(label), "has no image")
     return {"images": entries, "annotations": annotations, "categories": categories}

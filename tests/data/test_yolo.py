@@ -141,3 +141,58 @@ def test_wrong_yaml_is_named(tmp_path, yaml, expected):
     make(tmp_path, [""], yaml=yaml)
     with pytest.raises(UserError, match=expected):
         open_dataset(tmp_path / "data.yaml", "train")
+
+
+def test_names_are_the_texts_of_the_file(tmp_path):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"], yaml="train: images/train\nnc: '4'\nnames: [no, null, 007, 1.0]\n")
+    assert open_dataset(tmp_path, "train").class_names == ("no", "null", "007", "1.0")
+
+
+def test_folder_beside_the_yaml_goes_before_one_above(tmp_path):
+    make(tmp_path / "inner", ["1 0.5 0.5 0.5 0.5"], yaml="train: ../images/train\nnames: [cat, dog]\n")
+    make(tmp_path, [None])
+    dataset = open_dataset(tmp_path / "inner", "train")
+    assert [record.path for record in dataset.records] == [str(tmp_path / "inner/images/train/0.png")]
+    assert dataset.counts["split_paths_repaired"] == 1
+
+
+def test_one_of_several_yaml_files_must_be_named_data(tmp_path):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    write_text(tmp_path / "a.yaml", YAML.replace("cat, dog", "dog, cat"))
+    assert open_dataset(tmp_path, "train").class_names == ("cat", "dog")
+    (tmp_path / "data.yaml").rename(tmp_path / "b.yaml")
+    with pytest.raises(UserError, match="several files of a YOLO dataset, a.yaml, b.yaml; .* Give the file"):
+        open_dataset(tmp_path, "train")
+    assert open_dataset(tmp_path / "b.yaml", "train").class_names == ("cat", "dog")
+
+
+def test_every_folder_of_a_list_needs_images(tmp_path):
+    make(tmp_path, [None], yaml="train: [images/train, images/more]\nnames: [cat]\n")
+    (tmp_path / "images/more").mkdir()
+    with pytest.raises(UserError, match="images/more, which holds no image"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("folder,suffix", [("labels", ".TXT"), ("Labels", ".txt")])
+def test_label_files_of_another_case_are_found(tmp_path, folder, suffix):
+    make(tmp_path, [None])
+    write_text(tmp_path / folder / "train" / f"0{suffix}", "1 0.5 0.5 0.5 0.5")
+    assert open_dataset(tmp_path, "train").counts["boxes"] == 1
+
+
+def test_bad_rows_are_skipped_on_request(tmp_path):
+    make(tmp_path, ["7 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n1 0.5 0.5\n"])
+    dataset = open_dataset(tmp_path, "train", on_bad_object="skip")
+    assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 2)
+    label = tmp_path / "labels/train/0.txt"
+    assert [problem.item for problem in dataset.problems] == [f"{label}: line 1", f"{label}: line 3"]
+    assert dataset.problems[0].text.startswith("has the class id 7; expected one of 0 to 1")
+
+
+@pytest.mark.parametrize("text", ["0 cat\n1 dog\n", "1: cat\n2: dog\n", "id,name\n0,cat\n1,dog\n", "- cat\n- dog\n"])
+def test_class_list_with_more_than_names_raises(tmp_path, text):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    (tmp_path / "data.yaml").unlink()
+    write_text(tmp_path / "classes.txt", text)
+    with pytest.raises(UserError, match="classes.txt .*; expected only a class name per line"):
+        open_dataset(tmp_path, "train")
