@@ -38,6 +38,7 @@ CHANGES = {
     "repeated_images": "repeated images merged",
     "repeated_categories": "repeated categories merged",
     "repeated_names": "class names that several categories share",
+    "similar_names": "class names that differ only in case",
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name called by their id",
     "grouping_categories": "categories without objects that only group others left out",

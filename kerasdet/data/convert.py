@@ -9,6 +9,7 @@ from kerasdet.data import write_coco, write_tfrecord, write_voc, write_yolo
 from kerasdet.data.classes import Classes
 from kerasdet.data.portable import Part, make_part
 from kerasdet.data.recognise import Source, read_source, recognise
+from kerasdet.data.remote import is_remote
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
@@ -50,7 +51,7 @@ def convert(
         FileNotFoundError: If the source does not exist.
         UserError: If the target is not empty, the format is not known, or an item is invalid, naming it.
     """
-    folder = empty_folder(target)
+    folder = empty_folder(target, source)
     if to not in WRITERS:
         raise UserError(
             f"There is no format {to!r} to write; expected one of {', '.join(WRITERS)}. Choose one of them."
@@ -104,13 +105,21 @@ def _classes(part: Part) -> Mapping[int, str]:
     return {category["id"]: category["name"] for category in part.categories}
 
 
-def empty_folder(path: str | os.PathLike) -> Path:
+def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
     """Checks that a folder can be written to without mixing with other files.
 
+    Args:
+        path: Folder to write to.
+        source: Dataset that is read.
+
     Raises:
-        UserError: If it is a file, or holds files.
+        UserError: If it is a file, holds files, or lies inside the source, whose images would then include the copies.
     """
     path = expand(path)
+    if not is_remote(os.fspath(source)) and expand(source).resolve() in path.resolve().parents:
+        raise UserError(
+            f"{path} lies inside {source}, which is read; expected a folder elsewhere. Name another folder."
+        )
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
     return path

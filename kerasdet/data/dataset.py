@@ -28,6 +28,7 @@ _logger = logging.getLogger("kerasdet.data")
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",
+    "negative_boxes": "boxes of negative width or height dropped",
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
@@ -265,6 +266,17 @@ def _warn_of_units(annotations, xywh, size, source):
             source,
             name_of(first),
             show(first["bbox"]),
+        )
+    areas = np.array([annotation["area"] for annotation in annotations], np.float64)
+    of_corners = (xywh[:, 2] - xywh[:, 0]) * (xywh[:, 3] - xywh[:, 1])
+    if len(xywh) and np.allclose(areas, of_corners) and not np.isclose(areas, xywh[:, 2] * xywh[:, 3]).any():
+        _logger.warning(
+            "%s: every area is that of a box [x1, y1, x2, y2] (first: %s has %s and area %g), and boxes are read as "
+            "[x, y, width, height]. They may be corners: check the annotations.",
+            source,
+            name_of(annotations[0]),
+            show(annotations[0]["bbox"]),
+            areas[0],
         )
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from kerasdet.data.images import SUFFIXES
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 
@@ -96,10 +97,13 @@ class ImageFinder:
     Args:
         folders: Folders that names are relative to, the most likely first.
         changes: Counts the repairs.
+        split: Split of the images. A file in a folder of another split is none of them, unless the name has that
+            folder.
     """
 
-    def __init__(self, folders: Sequence[Path], changes: Changes) -> None:
+    def __init__(self, folders: Sequence[Path], changes: Changes, split: str = WHOLE) -> None:
         self.folders = list(dict.fromkeys(folders))
+        self.split = split
         self._changes = changes
         self._index = None
         self._name_of = {}
@@ -147,7 +151,13 @@ class ImageFinder:
             if found:
                 return found[0]
         for key in (_key(parts[-1]), _key(_UPLOAD_HASH.sub("", parts[-1])), f"{_key(Path(parts[-1]).stem)}.*"):
-            found = self._files_by_key().get(key, [])
+            known = self._files_by_key().get(key, [])
+            found = [path for path in known if not self._is_of_another_split(path, parts)]
+            if known and not found:
+                raise UserError(
+                    f"{where} of the split {self.split} names the image {name!r}, and only the folder of another split "
+                    f"has it: {known[0]}. Add the missing image, or write its folder into the name."
+                )
             if len(found) > 1:
                 raise UserError(
                     f"{where} names the image {name!r}, and {len(found)} files could be meant: {found[0]}, {found[1]}. "
@@ -156,6 +166,11 @@ class ImageFinder:
             if found:
                 return found[0]
         return None
+
+    def _is_of_another_split(self, path, parts):
+        root = next((folder for folder in self.folders if folder in path.parents), path.parent)
+        folders = [folder for folder in path.relative_to(root).parts[:-1] if folder not in parts]
+        return WHOLE not in (self.split, other := split_of("", *reversed(folders))) and other != self.split
 
     def _files_by_key(self):
         if self._index is None:

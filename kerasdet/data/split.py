@@ -1,6 +1,7 @@
 """Divides a dataset into parts with equal shares of each class, and near duplicates in one part."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections import Counter
@@ -13,6 +14,7 @@ from kerasdet.data.convert import empty_folder, read_parts, write_parts
 from kerasdet.data.duplicates import fingerprints, near_duplicates
 from kerasdet.data.portable import Item, Part
 from kerasdet.data.recognise import recognise
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.errors import UserError
 
 
@@ -54,7 +56,7 @@ def split(
         UserError: If the shares do not sum to 1, there are fewer images than parts, or as for `convert`.
     """
     check_shares(parts)
-    folder = empty_folder(target)
+    folder = empty_folder(target, source)
     whole = read_parts(recognise(source), classes, on_bad_image, strict)
     items = _with_unique_ids([item for part in whole for item in part.items])
     duplicates = near_duplicates(fingerprints([item.record for item in items]))
@@ -80,8 +82,13 @@ def check_shares(parts: Mapping[str, float]) -> None:
     """Checks that shares are positive and sum to 1.
 
     Raises:
-        UserError: If they are not.
+        UserError: If they are not, or two parts have names of one split, such as val and valid.
     """
+    for name, other in itertools.combinations(parts, 2):
+        if split_of(name) == split_of(other) != WHOLE:
+            raise UserError(
+                f"The parts {name} and {other} have names of one split; expected different splits. Rename one."
+            )
     total = sum(parts.values())
     if not parts or min(parts.values()) <= 0 or not math.isclose(total, 1, abs_tol=1e-6):
         listed = ", ".join(f"{name}={share:g}" for name, share in parts.items())
