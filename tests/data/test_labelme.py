@@ -128,7 +128,7 @@ def rectangle(label, corner, **keys):
 
 def test_size_of_the_file_must_be_the_image_s(tmp_path):
     write(tmp_path, [rectangle("x", (1, 1))], imageHeight=SIZE[0] // 2, imageWidth=SIZE[1] // 2)
-    with pytest.raises(UserError, match="a.png: is 48x64 .* but the annotations say 24x32"):
+    with pytest.raises(UserError, match=r"a.png: is 48x64 .* but the annotations say 24x32"):
         open_dataset(tmp_path)
 
 

@@ -161,7 +161,7 @@ def test_one_of_several_yaml_files_must_be_named_data(tmp_path):
     write_text(tmp_path / "a.yaml", YAML.replace("cat, dog", "dog, cat"))
     assert open_dataset(tmp_path, "train").class_names == ("cat", "dog")
     (tmp_path / "data.yaml").rename(tmp_path / "b.yaml")
-    with pytest.raises(UserError, match="several files of a YOLO dataset, a.yaml, b.yaml; .* Give the file"):
+    with pytest.raises(UserError, match=r"several files of a YOLO dataset, a.yaml, b.yaml; .* Give the file"):
         open_dataset(tmp_path, "train")
     assert open_dataset(tmp_path / "b.yaml", "train").class_names == ("cat", "dog")
 
@@ -194,5 +194,5 @@ def test_class_list_with_more_than_names_raises(tmp_path, text):
     make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
     (tmp_path / "data.yaml").unlink()
     write_text(tmp_path / "classes.txt", text)
-    with pytest.raises(UserError, match="classes.txt .*; expected only a class name per line"):
+    with pytest.raises(UserError, match=r"classes.txt .*; expected only a class name per line"):
         open_dataset(tmp_path, "train")
