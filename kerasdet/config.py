@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
+from kerasdet.config_checks import check_order, check_type, has_effect, part_of, targets, used_parts
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
@@ -129,6 +130,7 @@ def _inherited(item):
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
+_ITEMS = {item.__name__: item for item in SURFACE}
 ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
@@ -183,6 +185,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(text)
+            check_order(text, _read_included, path)
         names = [override.partition("=")[0].strip() for override in overrides]
         if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
@@ -199,7 +202,15 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
-    _warn_of_unused(overrides)
+    _check_types(path)
+    is_own = parsed.includes and GIN_CONFIGS not in path.parents
+    _warn_of_unused(overrides, targets(text) if is_own else [], path)
+
+
+def _read_included(name):
+    """Reads an included file from the first place of gin's search path that has it."""
+    places = [os.path.join(prefix, name) for prefix in gin.config._LOCATION_PREFIXES]
+    return _read_text(next(_included(place) for place in places if os.path.isfile(_included(place))))
 
 
 def _replace_data():
@@ -398,37 +409,58 @@ def _used_macros():
     return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
 
 
-def _warn_of_unused(overrides):
-    """Warns of overrides without effect: the run uses no such part, or not in that scope."""
-    references = {}  # name of a part or macro -> what its bindings refer to
-    for line in re.split(r"\n(?=\S)", _bindings()):
-        target, _, value = line.partition("=")
-        scope, _, name = target.strip().rpartition("/")
-        found = re.findall(r"[@%][\w./-]+", value)
-        references.setdefault(name.partition(".")[0] if "." in name else f"%{name}", set()).update(found)
-    if "train" not in references:
+def _references():
+    """Returns what the bindings of each part refer to, see `used_parts`."""
+    references = {}
+    for (scope, selector), values in gin.config._CONFIG.items():
+        part = ("", f"%{scope}") if selector == "gin.macro" else (scope, selector.rpartition(".")[2])
+        found = list(gin.config.iterate_references(values))
+        references[part] = [
+            ("", f"%{'/'.join(each.scopes)}")
+            if each.configurable.selector == "gin.macro"
+            else ("/".join(each.scopes), each.configurable.selector.rpartition(".")[2])
+            for each in found
+        ]
+    return references
+
+
+def _warn_of_unused(overrides, own, path):
+    """Warns of overrides and of bindings of a user's file without effect: the run uses no such part in that scope."""
+    references = _references()
+    if ("", "train") not in references:
         return
-    used, scopes, todo = set(), set(), ["train", *(f"%{name}" for name in OPTIONAL)]
-    while todo:
-        name = todo.pop()
-        if name in used:
-            continue
-        used.add(name)
-        for reference in references.get(name, ()):
-            scope, _, part = reference.lstrip("@").rpartition("/")
-            scopes.update(scope.split("/"))
-            todo.append(part.rpartition(".")[2] if not part.startswith("%") else part)
-    for override in overrides:
-        scope, _, part = override.partition("=")[0].strip().rpartition("/")
-        name = part.rpartition(".")[0].rpartition(".")[2]
-        if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
+    used = used_parts(references, ["train", *(f"%{name}" for name in OPTIONAL)])
+    named = {target: f"{path}: {target}" for target in own}
+    named |= {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
+    for target, text in named.items():
+        if not has_effect(target, used):
             log.warning(
-                "--set %s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
+                "%s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
                 "@%s() to it.",
-                override,
-                f"{scope}/{name}" if scope else name,
-                f"{scope}/{name}" if scope else name,
+                text,
+                part_of(target),
+                part_of(target),
             )
+
+
+def _check_types(path):
+    """Checks the types of all values that are bound to arguments."""
+    for (scope, selector), values in gin.config._CONFIG.items():
+        name = selector.rpartition(".")[2]
+        if not selector.startswith("kerasdet.") or name not in _ITEMS:
+            continue
+        for argument, value in values.items():
+            target = f"{scope}/{name}.{argument}" if scope else f"{name}.{argument}"
+            if repr(value).startswith("%") and _has(repr(value)[1:]):
+                target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
+            check_type(f"{path}: {target}", value, _ITEMS[name], argument)
+
+
+def _has(name):
+    try:
+        return macro(name) is not None
+    except ValueError:
+        return False
 
 
 def _check_own_macros(text):

@@ -202,9 +202,11 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If there is no model.
-        UserError: If variables of the two backbones differ in name or shape.
+        UserError: If variables of the two backbones differ in name or shape, or the weights are of another kind: the
+            strides or the order of colours are elsewhere.
     """
     source = load(path)
+    _check_kind(model, source, path)
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
     ours = {_inner_path(v): v for v in model.backbone.variables}
     ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
@@ -218,6 +220,22 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     for name, variable in ours.items():
         variable.assign(theirs[name])
     return model
+
+
+def _check_kind(model, source, path):
+    """Raises an error if weights of equal names and shapes would compute something else."""
+    pairs = {}
+    if getattr(model.backbone, "block", None) == "bottleneck":  # basic blocks have no 1x1 convolution with a stride
+        pairs["ResNet.stride_in_1x1"] = (getattr(source, "backbone", source), model.backbone, "stride_in_1x1")
+    if hasattr(source, "backbone"):
+        pairs["Preprocessing.channel_order"] = (source.preprocessing, model.preprocessing, "channel_order")
+    for name, (theirs, ours, attribute) in pairs.items():
+        value, own = getattr(theirs, attribute, None), getattr(ours, attribute, None)
+        if value != own:
+            raise UserError(
+                f"The backbone in {path} was trained with {name} = {value!r}, and the model has {own!r}: expected the "
+                "same kind. Choose a recipe or a checkpoint of that kind (MSRA and caffe, or torchvision)."
+            )
 
 
 def _inner_path(variable):

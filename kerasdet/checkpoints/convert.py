@@ -170,7 +170,23 @@ def _assign(variables, state, spec, source):
             f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source that the file comes from."
         )
     for name, value in values.items():
+        _check_trained(name, value, theirs[name])
         variables[name].assign(value)
+
+
+def _check_trained(name, value, source):
+    """Raises an error if a tensor has a fitting shape, and values that no training leaves."""
+    if value.dtype.kind != "f":
+        problem = f"holds {value.dtype} numbers, as quantised weights do: expected floats"
+    elif name.endswith("variance") and (value < 0).any():
+        problem = f"is a variance and has {value.min():g}: expected numbers of 0 or more"
+    elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
+        problem = "is zero everywhere: expected trained weights"
+    else:
+        return
+    raise UserError(
+        f"The checkpoint's {source} {problem}. Take the checkpoint that was trained, in float32 or float16."
+    )
 
 
 def _default_statistic(name, shape):

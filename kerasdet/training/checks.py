@@ -102,6 +102,64 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
             )
 
 
+def warn_of_units(model: keras.Model) -> None:
+    """Warns if the model divides pixels in 0..255 by deviations of pixels in 0..1.
+
+    Args:
+        model: Detector.
+    """
+    mean, std = (getattr(model.preprocessing, name, None) for name in ("mean", "std"))
+    if std is not None and 0 < max(std) < 1:
+        log.warning(
+            "Preprocessing.mean is %s and Preprocessing.std is %s, as for pixels in 0..1, and pixels are in 0..255: "
+            "multiply both by 255.",
+            tuple(mean),
+            tuple(std),
+        )
+
+
+def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
+    """Warns if the learning rate does not reach its peak, or ends before the run.
+
+    Args:
+        optimizer: Keras optimizer.
+        steps: Steps of the whole run.
+    """
+    config = inner_optimizer(optimizer).get_config()["learning_rate"]
+    settings = config.get("config", {}) if isinstance(config, Mapping) else {}
+    name = config.get("class_name") if isinstance(config, Mapping) else None
+    if settings.get("warmup_steps", 0) >= steps:
+        log.warning(
+            "The learning rate rises for %s.warmup_steps %d, and STEPS (steps) is %d, so it stays below its peak %g: "
+            "set fewer warmup steps.",
+            name,
+            settings["warmup_steps"],
+            steps,
+            settings["base_lr"],
+        )
+    if settings.get("total_steps", steps) < steps:
+        log.warning(
+            "The learning rate ends after %s.total_steps %d, and STEPS (steps) is %d: set both to the same number.",
+            name,
+            settings["total_steps"],
+            steps,
+        )
+
+
+def check_lists(**values: Any) -> None:
+    """Checks that arguments are sequences of objects.
+
+    Args:
+        values: Arguments by name.
+
+    Raises:
+        UserError: If one is a single object or a text.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{name} is {value!r}: it must be a list, even of one. Write [...] around it.")
+
+
 def check_objects(data: Any) -> None:
     """Checks that the dataset has an object to train on.
 

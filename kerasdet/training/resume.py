@@ -124,6 +124,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
         raise UserError(f"{path} was saved with another optimizer, {differences}: {elsewhere}")
+    _check_class_names(path, model, elsewhere)
     try:
         with _keeping_learning_rate(model.optimizer):
             model.load_weights(path)
@@ -138,6 +139,19 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
     return Progress(state["step"], state["images"], differences)
+
+
+def _check_class_names(path, model, elsewhere):
+    """Raises an error if a class of the checkpoint now has another id, because the weights would be another class's."""
+    with zipfile.ZipFile(path) as archive:
+        old = json.loads(archive.read("config.json"))["config"].get("class_names") or []
+    new = list(getattr(model, "class_names", None) or [])
+    if all(name not in new or new.index(name) == index for index, name in enumerate(old)):
+        return
+    raise UserError(
+        f"{path} was trained on the classes {', '.join(old)} in this order, and the data now have {', '.join(new)}: "
+        f"expected the same order. Set CLASSES to {tuple(old)}, or {elsewhere}"
+    )
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ def train(
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (out_dir)")
     strategy = model.distribute_strategy
+    checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
     validation = checks.match_validation(model, data, validation)
     check_callbacks(callbacks)
     checks.check_arguments(
@@ -125,6 +126,8 @@ def train(
     if not checkpoints(out_dir / "checkpoints"):  # else the run passed this check before, and its weights are there
         check_frozen_layers(model, freeze)
     checks.warn_of_other_sizes(model, transforms)
+    checks.warn_of_units(model)
+    checks.warn_of_schedule(optimizer, steps)
     _take_names(model, data)
     freeze_layers(model, freeze)
     model.micro_batches = step_options.micro_batches

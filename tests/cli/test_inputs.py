@@ -79,3 +79,9 @@ def test_word_without_an_image_is_an_error(folder, word, message):
     (folder / "binary").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match=message):
         image_files([word])
+
+
+def test_list_of_paths_beside_it_says_what_they_are_relative_to(folder):
+    (folder / "deep/list.txt").write_text("c.jpg\n")
+    with pytest.raises(UserError, match=r"deep/list.txt has paths relative to its own folder, such as c.jpg"):
+        image_files(["@deep/list.txt"])

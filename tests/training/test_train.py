@@ -174,6 +174,12 @@ def test_resuming_with_another_model_raises(uninterrupted, data):
         run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
     with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with another optimizer"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
+    other = CocoDataset(data.annotations)
+    other.class_names = tuple(reversed(tiny.CLASS_NAMES))
+    with pytest.raises(
+        UserError, match=r"was trained on the classes disk, .* in this order, and the data now have arr"
+    ):
+        run(out_dir, other, config="another")
     assert not (out_dir / "config.gin").exists()
 
 
