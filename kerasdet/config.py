@@ -386,6 +386,9 @@ def _as_binding(override):
                 raise UserError(f"{override!r} would be a string: write {name}=@{value}.") from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
+            elif value[-1] in "])}" and not set("@%'\"") & set(value):
+                example = "{'a': 'b'}" if value.startswith("{") else "['a', 'b']"
+                raise UserError(f"{override!r}: texts in brackets need quotes: write {name}={example}.") from None
     return f"{name} = {value}"
 
 

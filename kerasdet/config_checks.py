@@ -154,5 +154,5 @@ def _kinds(item, argument):
         is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
         parts = typing.get_args(annotation) if is_union else (annotation,)
         kinds = {typing.get_origin(part) or part for part in parts} - {type(None)}
-        return {str if kind in (Path, os.PathLike) else kind for kind in kinds}
+        return set() if kinds & {Path, os.PathLike} else kinds  # `kerasdet.paths.expand` checks paths
     return set()

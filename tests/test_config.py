@@ -636,7 +636,8 @@ TYPES = {
     "Validation.every=often": "Validation.every is 'often': it must be an integer",
     "train.transforms=@RandomFlip()": r"is @RandomFlip\(\): it must be a list. Write \[@RandomFlip\(\)\]",
     "train.freeze=backbone": "train.freeze is 'backbone': it must be a list",
-    "train.out_dir=['a']": r"train.out_dir is \['a'\]: it must be a text",
+    "RetinaNet.num_classes=['a']": r"RetinaNet.num_classes is \['a'\]: it must be an integer",
+    "OUT_DIR=[a]": r"'OUT_DIR=\[a\]': texts in brackets need quotes: write OUT_DIR=\['a', 'b'\]",
     "AnchorGenerator.sizes=32": "AnchorGenerator.sizes is 32: it must be a list",
 }
 

@@ -42,6 +42,7 @@ CHANGES = {
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name called by their id",
     "grouping_categories": "categories without objects that only group others left out",
+    "background_categories": "classes for the background, which have no objects and which detectors do not need",
     "orphaned_annotations": "annotations of images that are not in the file dropped",
     "missing_boxes": "missing boxes computed from their masks",
     "replaced_areas": "areas replaced by those of the boxes",

@@ -202,5 +202,7 @@ def without_groups(categories: Mapping[int, dict], used: Collection[int], change
         if category.get("supercategory") == "none" and category["name"] in groups and category["id"] not in used:
             changes.add("grouping_categories", f"category {category['id']}", f"named {category['name']} has no objects")
         else:
+            if category["name"].strip("_").lower() == "background" and category["id"] not in used:
+                changes.note("background_categories", f"category {category['id']}", f"is named {category['name']!r}")
             kept.append(category)
     return kept

@@ -74,6 +74,7 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
             raise UserError(f"{source} has no class {name!r}; expected one of {', '.join(names[:20])}. {hint}")
     if isinstance(classes, Mapping):
         new_name = {name: classes.get(name, name) for name in names}
+        new_name = {old_name: name and name.strip() for old_name, name in new_name.items()}
         new = list(dict.fromkeys(name for name in new_name.values() if name is not None))
     else:
         new = list(dict.fromkeys(classes))

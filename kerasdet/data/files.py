@@ -34,6 +34,7 @@ REPAIRS = {
     "contradicting_names": "files that name another image than the one of their own name, which was taken",
     "swapped_corners": "boxes with swapped corners turned",
     "no_labels": "splits without a label file",
+    "other_class_lists": "lists of classes beside the one that was taken",
 }
 
 

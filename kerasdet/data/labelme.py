@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from kerasdet.data.annotations import read_json
 from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import ImageFinder, image_entry, is_image, read_text, upright_size
+from kerasdet.data.images import SUFFIXES
 from kerasdet.data.regions import box_of_mask, box_of_polygons, mask_of
 from kerasdet.data.values import Changes, as_int
 from kerasdet.errors import UserError
@@ -85,6 +86,12 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
 def _image(image_id, path, data, finder):
     """Returns the entry of an image with the size that the file states, which `Dataset` compares with the image's."""
     found = finder.find(str(data["imagePath"]), str(path))
+    own = next((each for suffix in SUFFIXES if (each := path.with_suffix(suffix)).is_file()), found)
+    if own.stem != found.stem and found.is_file():
+        raise UserError(
+            f"{path} names the image {data['imagePath']!r}, but {own.name} beside it has its own name; expected one "
+            'image. Correct "imagePath", or rename one of the two.'
+        )
     stated = as_int(data.get("imageHeight")), as_int(data.get("imageWidth"))
     size = stated if all(length is not None and length > 0 for length in stated) else None
     if found.is_file() or not data.get("imageData"):

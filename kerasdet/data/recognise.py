@@ -1,5 +1,6 @@
 """Recognises the format of a dataset by its files, and opens it as a `Dataset`."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -114,6 +115,10 @@ def _is_split(key, value, folder):
 
 
 def _read_yolo(data, file, key, names, changes):
+    with contextlib.suppress(UserError):  # the list is not used, so it need not be readable
+        other, path = yolo.names_beside(file.parent) or (names, None)
+        if other != names:
+            changes.note("other_class_lists", str(path), f"has other classes, or another order, than {file.name}")
     images = yolo.split_images(data, file, key, changes)
     return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file))
 
@@ -156,8 +161,12 @@ def _find_labelme(path):
 
     @functools.cache
     def names():
-        listed = labelme.listed_labels(folder)
-        return listed or sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+        if listed := labelme.listed_labels(folder):
+            return listed
+        found = sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+        if not found:
+            raise UserError(f"No LabelMe file of {folder} has a shape; expected at least one. Annotate images.")
+        return found
 
     def read(files, changes):
         return labelme.read_labelme(files, names(), changes)

@@ -64,8 +64,10 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
         for number, region in enumerate(regions, 1):
             where = f"{path}: region {number} of {item['filename']}"
             shape = changes.read_object(functools.partial(_shape, region, where, changes), where)
-            if shape is not None:
-                name = _class_name(_attributes(region), key, where, changes)
+            if shape is None:
+                continue
+            name = changes.read_object(functools.partial(_class_name, _attributes(region), key, where, changes), where)
+            if name is not None:
                 if options.get(name, name) != name:
                     changes.note("mapped_options", where, f"has {key} {name!r}, which is {options[name]!r}")
                     name = options[name]
@@ -115,7 +117,11 @@ def _options(data, key):
 def _class_name(attributes, key, where, changes):
     value = attributes.get(key) if key else _UNNAMED
     if isinstance(value, dict):  # a check box: {"cat": true}
-        value = next((name for name, chosen in value.items() if chosen), None)
+        value = [name for name, chosen in value.items() if chosen]
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise UserError(f"{where} has {key} {', '.join(map(str, value))}; expected one class. Choose one.")
+        value = next(iter(value), None)
     if value is None or not str(value).strip():
         changes.add("unnamed_shapes", where, f"has no {key}")
         return _UNNAMED

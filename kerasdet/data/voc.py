@@ -147,14 +147,21 @@ def _names(path):
         )
         raise FileNotFoundError(f"The list of images {path} does not exist. {choices}")
     annotations = path.parents[2] / "Annotations"
-    names = [_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    names = [
+        listed_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()
+    ]
     if not names:
         raise UserError(f"{path} names no image; expected one name per line. Give another split or fill the list.")
     return names
 
 
-def _name(line, annotations):
-    """Returns the name in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix."""
+def listed_name(line: str, annotations: Path) -> str:
+    """Reads the name of an image in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix.
+
+    Args:
+        line: The line.
+        annotations: Folder of the XML files.
+    """
     without_label = re.sub(r"\s+(-1|0|1)$", "", line)
     choices = [line, without_label, without_label.rsplit(".", 1)[0]]
     return next((name for name in choices if (annotations / f"{name}.xml").is_file()), without_label)

@@ -10,7 +10,7 @@ from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import ImageFinder, image_entry, is_image, read_text
 from kerasdet.data.images import SUFFIXES
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
-from kerasdet.data.voc import check_units, read_xml
+from kerasdet.data.voc import check_units, listed_name, read_xml
 from kerasdet.errors import UserError
 
 _COLOUR_MAP = "labelmap.txt"  # of CVAT: name:colour:parts:actions, the background first
@@ -58,9 +58,9 @@ def _split_name(name):
 
 def _listed(file, root):
     """Returns the XML files that a list of ImageSets names. A second column is the label of a list of one class."""
+    annotations = root / "Annotations"
     lines = [line.strip() for line in read_text(file).splitlines()]
-    names = [line if (root / "Annotations" / f"{line}.xml").is_file() else line.split()[0] for line in lines if line]
-    return [root / "Annotations" / f"{name}.xml" for name in names]
+    return [annotations / f"{listed_name(line, annotations)}.xml" for line in lines if line]
 
 
 def _is_annotation(file):
@@ -92,7 +92,7 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
             check_class_list(names, path)
             if names:
                 return tuple(dict.fromkeys(names))
-    names = {(item.findtext("name") or "").strip() for file in files for item in parse(file).findall("object")}
+    names = {(item.findtext("name") or "").strip() for file in files for item in parse(file).findall("object")} - {""}
     if not names:
         raise UserError(
             f"{root} has {len(files)} XML files without any object; expected at least one. Annotate images."
@@ -150,12 +150,19 @@ def _read_split(files, names, root, changes):
 
 def _image_of(file, file_name, finder, changes):
     """Returns the image of an XML file: that of its own name, because tools rename both; or else `file_name`."""
+    suffixes = [each for suffix in SUFFIXES for each in (suffix, suffix.upper())]
     for folder in finder.folders:
-        for suffix in SUFFIXES:
-            for path in (folder / f"{file.stem}{suffix}", folder / f"{file.stem}{suffix.upper()}"):
-                if path.is_file():
-                    other = path.with_name(Path(file_name).name) if file_name else path
-                    if other.stem != path.stem and other.is_file():
-                        changes.add("contradicting_names", str(file), f"names the image {file_name}, not {path.name}")
-                    return path
+        own = [path for suffix in suffixes if (path := folder / f"{file.stem}{suffix}").is_file()]
+        if not own:
+            continue
+        other = folder / Path(file_name).name if file_name else own[0]
+        if other in own:
+            return other
+        if len(own) > 1 and not own[0].samefile(own[1]):
+            raise UserError(
+                f"{file} could be about {own[0]} or {own[1]}; expected one image of its name. Remove one of them."
+            )
+        if other.stem != file.stem and other.is_file():
+            changes.add("contradicting_names", str(file), f"names the image {file_name}, not {own[0].name}")
+        return own[0]
     return finder.find(file_name or f"{file.stem}.jpg", str(file))

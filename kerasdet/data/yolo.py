@@ -12,7 +12,7 @@ import yaml
 from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
 from kerasdet.data.regions import box_of_polygons
-from kerasdet.data.values import Changes, as_int
+from kerasdet.data.values import Changes, as_int, as_list
 from kerasdet.errors import UserError
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -33,6 +33,8 @@ def read_yaml(path: Path) -> dict:
     """
     try:
         text = read_text(path)
+        if twice := _repeated_key(yaml.compose(text, yaml.BaseLoader)):
+            raise UserError(f"{path} has the key {twice!r} twice; expected each key once. Remove or rename one.")
         data = yaml.safe_load(text)
         if isinstance(data, dict) and "names" in data:
             data["names"] = yaml.load(text, yaml.BaseLoader)["names"]
@@ -41,6 +43,15 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(data, dict):
         raise UserError(f'{path} holds {str(data)[:80]!r}; expected the keys "names" and "train". Correct the file.')
     return data
+
+
+def _repeated_key(node):
+    """Returns a key that a mapping of a YAML file has twice, of which YAML silently takes the last; None without."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        return twice or next(filter(None, (_repeated_key(value) for _, value in node.value)), None)
+    return None
 
 
 def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -190,8 +201,8 @@ def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     shape = data.get("kpt_shape") or ()
     if not shape:
         return ()
-    numbers = shape if isinstance(shape, list) and all(type(number) is int for number in shape) else ()
-    if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
+    numbers = [as_int(number) for number in as_list(shape) or ()]
+    if None in numbers or len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
         raise UserError(
             f"{file}: kpt_shape is {str(shape)[:80]}; expected the number of keypoints and 2 or 3, such as [17, 3]. "
             "Correct it."

@@ -276,6 +276,8 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
+    if not annotations:
+        _logger.warning("%s has no object to find, so AP is not defined.", contents.changes.source)
     if iou_type == "bbox":
         warn_of_units(detections, images, results_name)
     return Cases(

@@ -185,6 +185,26 @@ def check_objects(data: Any) -> None:
     )
 
 
+def warn_of_same_data(data: Any, validation: Validation | None) -> None:
+    """Warns if a run is evaluated on the images that it is trained on.
+
+    Args:
+        data: Dataset to train on.
+        validation: Rules of evaluation, or None.
+    """
+    if validation is None or data.records is validation.data.records:
+        return  # the same object is a choice, not a mistake
+    trained = {record.path for record in data.records}
+    if shared := sum(record.path in trained for record in validation.data.records):
+        log.warning(
+            "%d of %d images of %s are also trained on, so AP will be too high: divide the data, for example with "
+            "`kerasdet data split`.",
+            shared,
+            len(validation.data.records),
+            validation.data.annotations,
+        )
+
+
 def check_evaluation(model: keras.Model, validation: Validation) -> None:
     """Checks that `kerasdet.evaluate` will be able to read the ground truth.
 

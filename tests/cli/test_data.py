@@ -3,6 +3,7 @@ import tiny
 from foreign_data import coco, picture, write_json, write_text
 
 from kerasdet import cli, config
+from kerasdet.cli.parser import make_parser
 from kerasdet.data import open_dataset
 from kerasdet.errors import UserError
 
@@ -42,6 +43,10 @@ def test_convert_and_split(yolo, tmp_path, capsys):
     assert open_dataset(tmp_path / "merged", "val").class_names == ("pet",)
     assert kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "voc") == 2
     assert "already holds files" in capsys.readouterr().err
+    assert make_parser().parse_args(["data", "convert", "a", "b", "--to", "coco", "--classes", '"x, y",z']).classes == [
+        "x, y",
+        "z",
+    ]
 
 
 @pytest.mark.parametrize("parts", ["train", "train=x,val=y", "train=0.5,train=0.5", "../x=1"])

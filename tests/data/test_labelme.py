@@ -159,3 +159,11 @@ def test_bad_shapes_are_skipped_on_request(tmp_path):
     assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 1)
     assert dataset.problems[0].item == f"{tmp_path / 'a.json'}: shape 1"
     assert dataset.problems[0].text.startswith("is a rotation")
+
+
+def test_file_of_another_image_raises(tmp_path):
+    write(tmp_path, [rectangle("x", (1, 1))])
+    (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
+    picture(tmp_path / "b.png", 1)
+    with pytest.raises(UserError, match=r"b.json names the image 'a.png', but b.png beside it has its own name"):
+        open_dataset(tmp_path)

@@ -176,6 +176,7 @@ def test_no_examples_raise():
     [
         ({"dog": False}, "classes maps 'dog' to False; expected the new name, or None"),
         ({"dog": 1}, "classes maps 'dog' to 1"),
+        ({"dog": " "}, "classes maps 'dog' to ' '"),
         (["dog", "dog"], "classes has 'dog' twice"),
         (2, "classes is 2; expected a list of names"),
     ],

@@ -79,3 +79,12 @@ def test_bad_regions_are_skipped_on_request(tmp_path):
     path = write_json(tmp_path / "via.json", {"a": entry(region({"name": "rect", "x": 5}), region(RECT))})
     dataset = open_dataset(path, on_bad_object="skip")
     assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 1)
+
+
+def test_several_classes_of_a_region_raise(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    path = write_json(tmp_path / "via.json", {"a": entry(region(RECT, kind={"cat": True, "dog": True}))})
+    with pytest.raises(UserError, match=r"region 1 of a.png has kind cat, dog; expected one class"):
+        open_dataset(path)
+    write_json(path, {"a": entry(region(RECT, kind=["cat"]), region(RECT, kind={"dog": True}))})
+    assert open_dataset(path).class_names == ("cat", "dog")

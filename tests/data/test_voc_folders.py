@@ -122,3 +122,19 @@ def test_fractions_raise(tmp_path):
         change(tmp_path / "a.xml", old, new)
     with pytest.raises(UserError, match="no box has a number above 1"):
         open_dataset(tmp_path)
+
+
+def test_one_of_two_images_with_a_name_must_be_named(tmp_path):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog")
+    picture(tmp_path / "a.jpg", 1)
+    assert open_dataset(tmp_path).records[0].path.endswith("a.png")
+    change(tmp_path / "a.xml", "<filename>a.png", "<filename>x.png")
+    with pytest.raises(UserError, match=r"a.xml could be about .*a.jpg or .*a.png; expected one image"):
+        open_dataset(tmp_path)
+
+
+def test_lists_with_suffixes_and_objects_without_a_name(tmp_path):
+    write(tmp_path / "Annotations/a.xml", tmp_path / "JPEGImages/a.png", "dog", "")
+    write_text(tmp_path / "ImageSets/Main/train.txt", "a.png\n")
+    with pytest.raises(UserError, match=r"a.xml: object 2 is a ''; expected one of the classes dog"):
+        open_dataset(tmp_path, "train")

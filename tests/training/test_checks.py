@@ -113,3 +113,11 @@ def test_deviations_of_pixels_in_0_to_1_warn(caplog):
 def test_schedule_that_does_not_fit_the_run_warns(caplog, schedule, steps, message):
     checks.warn_of_schedule(SGD(schedule), steps)
     assert re.search(message, caplog.text) if message else not caplog.records
+
+
+def test_evaluation_on_training_images_warns(dataset, caplog):
+    data, other = dataset({}), dataset({})
+    checks.warn_of_same_data(data, Validation(data))
+    assert not caplog.records
+    checks.warn_of_same_data(data, Validation(other))
+    assert "1 of 1 images of held.json are also trained on" in caplog.text
