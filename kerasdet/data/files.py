@@ -97,7 +97,7 @@ class ImageFinder:
 
     Args:
         folders: Folders that names are relative to, the most likely first.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
         split: Split of the images. A file in a folder of another split is none of them, unless the name has that
             folder.
     """
