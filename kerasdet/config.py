@@ -202,7 +202,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
-    _check_types(path)
+    _check_types(path, overrides)
     is_own = parsed.includes and GIN_CONFIGS not in path.parents
     _warn_of_unused(overrides, targets(text) if is_own else [], path)
 
@@ -401,15 +401,9 @@ def _require_macro(name):
         ) from None
 
 
-def _bindings():
-    """Returns all bindings as text, without comments and strings."""
-    text = gin.config_str(max_line_length=10**6)
-    text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
-
-
 def _used_macros():
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
+    found = {name[1:] for names in _references().values() for _, name in names if name.startswith("%")}
+    return sorted(found | {"PRECISION", "SEED", *OPTIONAL})
 
 
 def _references():
@@ -417,12 +411,11 @@ def _references():
     references = {}
     for (scope, selector), values in gin.config._CONFIG.items():
         part = ("", f"%{scope}") if selector == "gin.macro" else (scope, selector.rpartition(".")[2])
-        found = list(gin.config.iterate_references(values))
         references[part] = [
             ("", f"%{'/'.join(each.scopes)}")
             if each.configurable.selector == "gin.macro"
             else ("/".join(each.scopes), each.configurable.selector.rpartition(".")[2])
-            for each in found
+            for each in gin.config.iterate_references(values)
         ]
     return references
 
@@ -446,17 +439,21 @@ def _warn_of_unused(overrides, own, path):
             )
 
 
-def _check_types(path):
+def _check_types(path, overrides):
     """Checks the types of all values that are bound to arguments."""
+    overridden = {override.partition("=")[0].strip() for override in overrides}
     for (scope, selector), values in gin.config._CONFIG.items():
         name = selector.rpartition(".")[2]
         if not selector.startswith("kerasdet.") or name not in _ITEMS:
             continue
         for argument, value in values.items():
             target = f"{scope}/{name}.{argument}" if scope else f"{name}.{argument}"
+            names = {target}
             if repr(value).startswith("%") and _has(repr(value)[1:]):
+                names.add(repr(value)[1:])
                 target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
-            check_type(f"{path}: {target}", value, _ITEMS[name], argument)
+            where = "--set" if names & overridden else path
+            check_type(f"{where}: {target}", value, _ITEMS[name], argument)
 
 
 def _has(name):

@@ -23,6 +23,8 @@ from kerasdet.training.validation import metric_names
 
 log = logging.getLogger(__name__)
 
+_MAX_THRESHOLD = 0.3  # the published FCOS has 0.2
+
 
 def check_arguments(
     model: keras.Model,
@@ -115,6 +117,22 @@ def warn_of_units(model: keras.Model) -> None:
             "multiply both by 255.",
             tuple(mean),
             tuple(std),
+        )
+
+
+def warn_of_threshold(model: keras.Model, validation: Validation | None) -> None:
+    """Warns if the model's own score threshold hides detections that count for AP.
+
+    Args:
+        model: Detector.
+        validation: Rules of evaluation, or None.
+    """
+    threshold = getattr(model.postprocessing, "score_threshold", 0.0)
+    if validation is not None and threshold > _MAX_THRESHOLD:
+        log.warning(
+            "Postprocessing.score_threshold is %g, so detections with lower scores do not count and AP will be low: "
+            "set it to 0.05, and choose a threshold when you detect.",
+            threshold,
         )
 
 

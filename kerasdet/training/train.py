@@ -130,6 +130,7 @@ def train(
         check_frozen_layers(model, freeze)
     checks.warn_of_other_sizes(model, transforms)
     checks.warn_of_units(model)
+    checks.warn_of_threshold(model, validation)
     checks.warn_of_same_data(data, validation)
     checks.warn_of_schedule(optimizer, steps)
     _take_names(model, data)

@@ -89,6 +89,14 @@ def test_single_object_in_the_place_of_a_list_raises():
         checks.check_lists(transforms=[], freeze="backbone")
 
 
+def test_high_score_threshold_warns(caplog):
+    for threshold in (0.2, 0.9):
+        model = SimpleNamespace(postprocessing=SimpleNamespace(score_threshold=threshold))
+        checks.warn_of_threshold(model, Validation(SimpleNamespace()))
+        checks.warn_of_threshold(model, None)
+    assert [record.args[0] for record in caplog.records] == [0.9]
+
+
 def test_deviations_of_pixels_in_0_to_1_warn(caplog):
     checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing()))
     checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing((0.0,) * 3, (1.0,) * 3)))

@@ -26,7 +26,7 @@ class ResizeShortestEdge:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
     """
 
-    shortest: tuple[int, ...] = (800,)
+    shortest: tuple[int, ...] | int = (800,)
     longest: int = 1333
     sampling: str = "choice"
     rounding: str = "detectron2"
