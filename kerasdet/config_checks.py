@@ -127,9 +127,8 @@ def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
     if value is None or not kinds:
         return
     if all(kind in _SEQUENCES for kind in kinds):
-        if isinstance(value, str | int | float):
-            raise UserError(f"{name} is {value!r}: it must be a list. Write [{value!r}].")
-        if repr(value).startswith("@") and repr(value)[1:2].isupper():  # functions may return lists
+        is_object = repr(value).startswith("@") and repr(value)[1:2].isupper()  # functions may return lists
+        if is_object or isinstance(value, str | int | float):
             raise UserError(f"{name} is {value!r}: it must be a list. Write [{value!r}].")
         return
     if not all(kind in _SCALARS for kind in kinds) or repr(value).startswith(("@", "%")):
