@@ -105,6 +105,7 @@ SURFACE = (
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_READ_HERE = ("DATA", "CLASSES", "NUM_CLASSES", "PRECISION", "SEED")  # macros that this module reads itself
 _REQUIRED = ("model", "data", "optimizer", "steps", "batch_size", "out_dir")  # arguments of `train`
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
@@ -425,18 +426,14 @@ def _warn_of_unused(overrides, own, path):
     references = _references()
     if ("", "train") not in references:
         return
-    used = used_parts(references, ["train", *(f"%{name}" for name in OPTIONAL)])
+    used = used_parts(references, ["train", *(f"%{name}" for name in (*OPTIONAL, *_READ_HERE))])
     named = {target: f"{path}: {target}" for target in own}
     named |= {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
     for target, text in named.items():
         if not has_effect(target, used):
-            log.warning(
-                "%s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
-                "@%s() to it.",
-                text,
-                part_of(target),
-                part_of(target),
-            )
+            part = part_of(target)
+            remedy = f"Set what it uses, or add {part if part.startswith('%') else f'@{part}()'} to it."
+            log.warning("%s has no effect: this configuration uses no %s. %s", text, part, remedy)
 
 
 def _check_types(path, overrides):

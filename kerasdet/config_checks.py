@@ -52,21 +52,24 @@ def _prefixes(scope):
 
 
 def has_effect(target: str, used: Collection[Part]) -> bool:
-    """Returns whether a binding sets an argument of a part that is used.
+    """Returns whether a binding sets a macro, or an argument of a part, that is used.
 
     Args:
         target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
         used: Result of `used_parts`.
     """
     scope, _, name = part_of(target).rpartition("/")
-    return not name or any(name == other and scope in _prefixes(inner) for inner, other in used)
+    if name.startswith("%"):
+        return any(name == other for _, other in used)
+    return any(name == other and scope in _prefixes(inner) for inner, other in used)
 
 
 def part_of(target: str) -> str:
-    """Returns the part of a binding with its scope, such as "train/CocoDataset"; "" for a macro."""
+    """Returns the part of a binding with its scope, such as "train/CocoDataset"; a macro as "%LR"."""
     scope, slash, name = target.rpartition("/")
-    name = name.rpartition(".")[0].rpartition(".")[2]
-    return f"{scope}{slash}{name}" if name else ""
+    if "." not in name:
+        return f"%{name}"
+    return f"{scope}{slash}{name.rpartition('.')[0].rpartition('.')[2]}"
 
 
 def targets(text: str) -> list[str]:

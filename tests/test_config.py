@@ -622,6 +622,9 @@ def test_missing_eval_data_raises(tmp_path):
         ("train/CocoDataset.strict=True", None),
         ("octave_sizes.smallest=3.0", None),
         ("evaluate.batch_size=4", None),
+        ("train/RandomFlip.vertical=1.0", "train/RandomFlip"),  # only datasets have the scope
+        ("LR=0.1", None),
+        ("SEED=1", None),
     ],
 )
 def test_override_without_effect_warns(caplog, override, part):

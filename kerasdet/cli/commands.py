@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(options):
     if options.data is not None:
+        if others := [each for each in options.overrides if each.partition("=")[0].strip() == "DATA"]:
+            raise UserError(f"--data {options.data} and --set {others[0]} are both given: name the data once.")
         options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:

@@ -58,7 +58,11 @@ def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[s
         for line in lines:
             yield from _expand(line, with_videos, from_list=True)
     elif Path(word).is_dir():
-        yield from map(str, list_images(Path(word)))
+        images = list_images(Path(word))
+        others = sum(not path.name.startswith(".") for path in Path(word).iterdir()) - len(images)
+        if others:
+            log.info("%s: folders, and files whose names are not an image's, are left out (%d).", word, others)
+        yield from map(str, images)
     elif with_videos and is_video(word) and ("://" in word or not glob.has_magic(word)):
         yield word
     elif "://" in word:

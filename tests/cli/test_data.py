@@ -64,6 +64,13 @@ def test_data_replaces_the_data_of_any_recipe(yolo):
         assert len(data) == 3 and data.class_names == ("cat", "dog", "fox")
 
 
+def test_settings_that_data_replaces_have_no_effect(yolo, caplog, capsys):
+    config.load("retinanet_r18_fpn_shapes", [f"DATA={yolo}", "TRAIN_DIR=elsewhere"])
+    assert "--set TRAIN_DIR=elsewhere has no effect: this configuration uses no %TRAIN_DIR" in caplog.text
+    assert kerasdet("train", "finetune", "--data", yolo, "--set", "DATA=other") == 2
+    assert "are both given: name the data once" in capsys.readouterr().err
+
+
 def test_data_keeps_what_the_user_sets(yolo):
     config.load("retinanet_r18_fpn_bccd", [f"DATA={yolo}", "NUM_CLASSES=1", "CLASSES=('fox',)", "EVAL_SPLIT='train'"])
     assert config.macro("NUM_CLASSES") == 1
