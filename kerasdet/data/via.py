@@ -19,7 +19,14 @@ _CURVE_POINTS = 32
 
 
 def is_via(data: Any) -> bool:
-    """Returns whether the contents of a JSON file are a project or an export of VIA 1 or 2."""
+    """Tells whether a JSON file is a project or an export of VIA 1 or 2.
+
+    Args:
+        data: Parsed JSON.
+
+    Returns:
+        True for VIA's format.
+    """
     entries = _entries(data)
     return bool(entries) and all(
         isinstance(item, dict) and "filename" in item and "regions" in item for item in entries
@@ -39,7 +46,7 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
     attribute. If no region has attributes, there is one class, "object".
 
     Args:
-        data: Contents of the JSON file.
+        data: Parsed JSON.
         path: Path of the file. The images are beside it, or in `images/`.
         changes: Counts the values that had to be converted or repaired.
 
@@ -47,7 +54,7 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a region is invalid, naming it.
+        UserError: If a region is invalid. The message names it.
     """
     finder = ImageFinder([path.parent, path.parent / "images"], changes)
     items = _entries(data)
@@ -93,8 +100,8 @@ def _class_key(items, path):
     if len(first) < 2:
         return next(iter(first), None)
     raise UserError(
-        f"{path}: regions have the attributes {', '.join(first)}; expected one of {', '.join(_CLASS_KEYS)} to be the "
-        "class. Rename the attribute that is the class."
+        f"{path}: regions have the attributes {', '.join(first)}; expected one of {', '.join(_CLASS_KEYS)} for the "
+        "class. Rename the attribute that holds the class."
     )
 
 

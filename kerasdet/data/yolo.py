@@ -1,4 +1,4 @@
-"""Reads and writes YOLO's format: one text file of normalised boxes or polygons an image, and a `data.yaml`."""
+"""Reads YOLO's format: per image one text file of normalised boxes or polygons, and a `data.yaml` for the dataset."""
 
 import functools
 import math
@@ -26,10 +26,10 @@ def read_yaml(path: Path) -> dict:
         path: Path of the file.
 
     Returns:
-        Its contents. The class names are the texts in the file: `yes`, `null` and `007` are names, too.
+        Key -> value. The class names are the texts in the file: `yes`, `null` and `007` are names, too.
 
     Raises:
-        UserError: If it is not YAML, or not a mapping.
+        UserError: If the file is not YAML, or not a mapping.
     """
     try:
         text = read_text(path)
@@ -58,11 +58,11 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     """Reads the classes of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
-        path: Path of the file, for messages.
+        data: Result of `read_yaml`.
+        path: Path of the file, for error messages.
 
     Returns:
-        Names by class id.
+        Class id -> name.
 
     Raises:
         UserError: If names are missing, or differ in number from `nc`.
@@ -94,7 +94,7 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
         root: Folder of the dataset.
 
     Returns:
-        Names by class id and the file; None without such a file.
+        A dict class id -> name, and the path of the file; None if there is no such file.
     """
     folders = (root, root / "labels", root / "train")
     for path in (folder / name for folder in folders for name in _NAME_FILES):
@@ -110,17 +110,17 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
     """Lists the images of a split of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
+        data: Result of `read_yaml`.
         path: Path of the file.
         key: Key of the split, such as "train". Its value is a folder, a text file that lists images, or a list of
-            both. The paths may be those of another machine: `path: /datasets/x`, `../train/images`.
+            these. The paths may be those of another machine, such as `/datasets/x` or `../train/images`.
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Paths of the images.
 
     Raises:
-        UserError: If a folder or list does not exist, or holds no images.
+        UserError: If a folder or list does not exist, or contains no images.
     """
     entries = data[key] if isinstance(data[key], list) else [data[key]]
     found = []
@@ -129,7 +129,9 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
         own = _listed(place, path.parent) if place.suffix == ".txt" else images_in(place)
         found += own
         if not own:
-            raise UserError(f"{path}: {key} leads to {place}, which holds no image. Correct the path.")
+            raise UserError(
+                f"{path}: {key} is the path {place}, which contains no image. Correct the path, or add images."
+            )
     return list(dict.fromkeys(found))
 
 
@@ -174,7 +176,15 @@ def _listed(path, root):
 
 
 def label_of(image: Path) -> Path:
-    """Returns the label file of an image: in `labels/` instead of the last `images/` of its path, or beside it."""
+    """Returns the path of the label file of an image.
+
+    Args:
+        image: Path of the image.
+
+    Returns:
+        The path with the last folder `images` replaced by `labels`, or the path beside the image, with the suffix .txt
+        in lower or upper case. The file need not exist.
+    """
     places = [image]
     for index in range(len(image.parts) - 2, -1, -1):
         if image.parts[index].lower() in ("images", "jpegimages"):
@@ -189,14 +199,14 @@ def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     """Reads `kpt_shape` of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
-        file: Path of the file, for messages.
+        data: Result of `read_yaml`.
+        file: Path of the file, for error messages.
 
     Returns:
-        Number of keypoints and of values of each, or () without keypoints.
+        The number of keypoints and the number of values per keypoint (2 or 3); () without keypoints.
 
     Raises:
-        UserError: If the value is neither.
+        UserError: If `kpt_shape` has another form.
     """
     shape = data.get("kpt_shape") or ()
     if not shape:
@@ -205,7 +215,7 @@ def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     if None in numbers or len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
         raise UserError(
             f"{file}: kpt_shape is {str(shape)[:80]}; expected the number of keypoints and 2 or 3, such as [17, 3]. "
-            "Correct it."
+            "Correct kpt_shape."
         )
     return tuple(numbers)
 
@@ -220,16 +230,16 @@ def read_yolo(
 
     Args:
         images: Paths of the images.
-        names: Names by class id.
+        names: Class id -> name.
         changes: Counts the values that had to be converted or repaired.
-        keypoint_shape: `kpt_shape` of the `data.yaml`: the number of keypoints and 2 or 3 values each; () without.
+        keypoint_shape: Result of `keypoint_shape`: the number of keypoints and of values per keypoint; () for none.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. The ids of the
         categories are YOLO's class ids.
 
     Raises:
-        UserError: If a row is not of this form, naming the file and the line.
+        UserError: If a row has another form. The message names file and line.
     """
     categories = [{"id": class_id, "name": name} for class_id, name in sorted(names.items())]
     if keypoint_shape:
@@ -271,7 +281,9 @@ def _row(words, names, size, keypoint_shape, where, changes):
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise UserError(f"{where} is {' '.join(words)[:80]!r}; expected numbers with spaces between. Correct the line.")
+        raise UserError(
+            f"{where} is {' '.join(words)[:80]!r}; expected numbers that are separated by spaces. Correct the line."
+        )
     class_id, values = values[0], values[1:]
     if class_id != int(class_id) or int(class_id) not in names:
         raise UserError(

@@ -169,7 +169,7 @@ def test_one_of_several_yaml_files_must_be_named_data(tmp_path):
 def test_every_folder_of_a_list_needs_images(tmp_path):
     make(tmp_path, [None], yaml="train: [images/train, images/more]\nnames: [cat]\n")
     (tmp_path / "images/more").mkdir()
-    with pytest.raises(UserError, match="images/more, which holds no image"):
+    with pytest.raises(UserError, match="images/more, which contains no image"):
         open_dataset(tmp_path, "train")
 
 
