@@ -153,7 +153,7 @@ def image_data(path: Path) -> bytes:
     except (binascii.Error, OSError, TypeError, ValueError, KeyError) as error:
         reason = "its bytes are no image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f'{path}: "imageData" is not an image in base64 ({reason}). Put the image file beside the JSON, or save the '
+            f'{path}: "imageData" is not an image in base64 ({reason}). Put the image beside the JSON, or save the '
             "JSON again with LabelMe."
         ) from None
     return content

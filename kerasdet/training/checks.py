@@ -148,12 +148,11 @@ def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
     name = config.get("class_name") if isinstance(config, Mapping) else None
     if settings.get("warmup_steps", 0) >= steps:
         log.warning(
-            "The learning rate rises for %s.warmup_steps %d, and STEPS (steps) is %d, so it stays below its peak %g: "
-            "set fewer warmup steps.",
+            "The learning rate rises for %s.warmup_steps %d, and STEPS (steps) is %d, so it does not reach its "
+            "peak: set fewer warmup steps.",
             name,
             settings["warmup_steps"],
             steps,
-            settings["base_lr"],
         )
     if settings.get("total_steps", steps) < steps:
         log.warning(

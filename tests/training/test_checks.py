@@ -112,7 +112,7 @@ def test_deviations_of_pixels_in_0_to_1_warn(caplog):
         (
             WarmupMultiStep(0.1, (60, 80), warmup_steps=100),
             100,
-            "WarmupMultiStep.warmup_steps 100, .* below its peak 0.1",
+            "WarmupMultiStep.warmup_steps 100, .* does not reach its peak",
         ),
         (WarmupCosine(0.1, 200, warmup_steps=10), 300, "ends after WarmupCosine.total_steps 200, and STEPS .* is 300"),
         (0.1, 10, None),
