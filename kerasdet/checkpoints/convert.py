@@ -1,5 +1,6 @@
 """Builds a model from the tensors of a source framework."""
 
+import logging
 from collections.abc import Mapping
 
 import keras
@@ -11,6 +12,8 @@ from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
+
+log = logging.getLogger(__name__)
 
 _MAX_LISTED = 10
 # Tensors that every backbone of a kind has: they tell the prefix of a model's names
@@ -73,6 +76,7 @@ def to_model(
             state.pop(_source_name(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
+    _warn_of_kind(variables, spec, source)
     if num_classes is None and class_names and len(class_names) == classes:
         model.class_names = class_names
     return model
@@ -172,6 +176,25 @@ def _assign(variables, state, spec, source):
     for name, value in values.items():
         _check_trained(name, value, theirs[name])
         variables[name].assign(value)
+
+
+def _warn_of_kind(variables, spec, source):
+    """Warns if the norms of a ResNet are those of the other kind of weights, whose names and shapes are equal.
+
+    The norms of MSRA's ResNets (detectron2, and "caffe" in mmdetection) have no statistics of their own: mean 0 and
+    variance 1. Those of torchvision and of mmdetection's "pytorch" models have them.
+    """
+    moments = {
+        name: variable.numpy() for name, variable in variables.items() if name.endswith("stem/norm/moving_variance")
+    }
+    is_msra = spec.backbone.get("stride_in_1x1", False)
+    for variance in moments.values():
+        if bool(np.allclose(variance, 1, atol=1e-3)) != is_msra:
+            kinds = ("of the MSRA (caffe) kind", "of the torchvision (pytorch) kind")
+            log.warning(
+                "The norms of the checkpoint are %s, and %s is %s: its pixels and strides are others. Check --source.",
+                *(kinds[is_msra], source, kinds[not is_msra]),
+            )
 
 
 def _check_trained(name, value, source):

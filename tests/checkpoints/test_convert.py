@@ -285,3 +285,14 @@ def test_class_names_of_other_classes_are_left_out(state):
     state = StateDict(state, class_names=("cat", "dog"))
     assert to_model(state, TORCHVISION_SOURCE).class_names is None
     assert to_model(state, TORCHVISION_SOURCE, num_classes=2).class_names is None
+
+
+def test_weights_of_the_other_kind_warn(caplog):
+    state = golden.constants(golden.shallow_layout(DETECTRON2))
+    to_model(state, DETECTRON2_SOURCE)
+    assert (
+        "the torchvision (pytorch) kind, and detectron2/retinanet_R_50_FPN is of the MSRA (caffe) kind" in caplog.text
+    )
+    caplog.clear()
+    to_model({**state, "backbone.bottom_up.stem.conv1.norm.running_var": np.ones(64, np.float32)}, DETECTRON2_SOURCE)
+    assert not caplog.records
