@@ -18,7 +18,7 @@ from kerasdet.training.ema import use_averages
 from kerasdet.training.freezing import freeze_layers
 
 _STATE = "training.json"  # name of the extra file in the .keras archive
-_NOT_ARGUMENTS = ("name", "class_names", "seed", "build_config")  # keys that differ between equal models
+_NOT_ARGUMENTS = ("name", "class_names", "seed", "trainable")  # keys that differ between equal models
 _MAX_DIFFERENCES = 5
 _KERAS_FILES = ("metadata.json", "config.json", "model.weights.h5")
 
