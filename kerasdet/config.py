@@ -22,7 +22,7 @@ import tensorflow as tf
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, matching, sampling
+from kerasdet.geometry import anchors, coders, default_boxes, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -32,6 +32,7 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.SSD,
     models.FasterRCNN,
     models.MaskRCNN,
     models.KeypointRCNN,
@@ -43,7 +44,11 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
+    layers.MobileNetV3,
+    layers.VGG,
     layers.FPN,
+    layers.SSDNeck,
+    layers.SSDHead,
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
@@ -53,6 +58,8 @@ SURFACE = (
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
+    default_boxes.DefaultBoxes,
+    default_boxes.SSDMatcher,
     coders.DeltaCoder,
     coders.DistanceCoder,
     matching.IoUMatcher,

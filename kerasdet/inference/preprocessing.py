@@ -34,8 +34,8 @@ class Preprocessing(ConfigFromInit):
         channel_order: Channel order that the network was trained on, "rgb" or "bgr". Images always come as RGB.
         shortest: Length of an image's shorter side after resizing, in pixels.
         longest: Limit of the longer side, in pixels. If the longer side would exceed it, the image becomes smaller.
-        rounding: Rule of the resized size, "detectron2", "torchvision" or "mmdetection"; see
-            `kerasdet.ops.resize.shortest_edge_size`.
+        rounding: Rule of the resized size, "detectron2", "torchvision", "mmdetection" or "square", which stretches
+            every image to a square; see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
             "opencv" works on uint8 without antialiasing.
         size_divisor: Batches are padded to a multiple of this, in pixels.
@@ -180,7 +180,8 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The filling is the model's `letterbox_value`, or the mean, which the network sees as zero, just like padding.
+        With the rounding "square" the image is stretched instead, and nothing is filled. Otherwise the filling is the
+        model's `letterbox_value`, or the mean, which the network sees as zero, just like padding.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -190,6 +191,8 @@ class Preprocessing(ConfigFromInit):
         Returns:
             (height, width, 3) float32, and the (height, width) that the image itself has in it.
         """
+        if self.rounding == "square":
+            return resize_ops.resize(image, (height, width), self.kernel), (height, width)
         scale = min(height / image.shape[0], width / image.shape[1])
         # torchvision rounds down. `height / H * H` may be a few units in the last place below `height`, and rounding
         # down would then lose a whole pixel; 1e-9 exceeds that error for all sizes, and changes no other result.

@@ -18,7 +18,7 @@ class ResizeShortestEdge:
         shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
         longest: Limit of the longer edge, in pixels.
         sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
-        rounding: Rule of the size, "detectron2", "torchvision" or "mmdetection"; see
+        rounding: Rule of the size, "detectron2", "torchvision", "mmdetection" or "square", which stretches images; see
             `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
 
