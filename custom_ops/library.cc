@@ -13,6 +13,8 @@ __attribute__((constructor)) static void RegisterAll() {
     kerasdet::RegisterRoiAlign();
     kerasdet::RegisterDeformConv();
     kerasdet::RegisterMasks();
+    kerasdet::RegisterResize();
+    kerasdet::RegisterCropMasks();
     if (kerasdet::HasDriver() && kerasdet::HasStreams()) {
       kerasdet::RegisterNmsOnGpu();
       kerasdet::RegisterRoiAlignOnGpu();

@@ -7,6 +7,8 @@ void RegisterNms();
 void RegisterRoiAlign();
 void RegisterDeformConv();
 void RegisterMasks();
+void RegisterResize();
+void RegisterCropMasks();
 
 // Registers the GPU kernels if there are a driver and compiled kernels.
 void RegisterNmsOnGpu();

@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
-from kerasdet.data import shapes
+from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, default_boxes, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
@@ -74,8 +74,8 @@ SURFACE = (
     data.CocoDataset,
     data.VocDataset,
     data.open_dataset,
-    data.ResizeShortestEdge,
-    data.RandomFlip,
+    data.ImageSampler,
+    *(getattr(transforms, name) for name in transforms.__all__ if name not in ("MixTransform", "Transform")),
     shapes.shapes_dataset,
     loading.pretrained,
     loading.backbone_weights,
@@ -92,6 +92,7 @@ SURFACE = (
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_REQUIRED = ("model", "data", "optimizer", "steps", "batch_size", "out_dir")  # arguments of `train`
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
 
@@ -113,16 +114,36 @@ def _register(item):
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
 _ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+
+
+def _included(path):
+    """Returns the path of an included file, in which gin put a folder of its search path before ``~``."""
+    _, tilde, rest = path.partition("/~/")
+    return os.path.expanduser(f"~/{rest}") if tilde else path
+
+
+def _open_included(path):
+    return open(_included(path), encoding="utf-8-sig")  # Windows' editors begin a file with a byte order mark
+
+
+def _read_text(path):
+    """Reads a gin file."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file: expected a gin configuration. Name one, or a recipe.") from None
+
+
 # gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
 # __init__.py, such as a folder `dataset` of the user in the working folder. It has no public way to drop a reader.
-gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+gin.config._FILE_READERS[:] = [(_open_included, lambda path: os.path.isfile(_included(path)))]
 
 
 def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
-        config: A path, or the name of a file inside kerasdet, with or without ``.gin``.
+        config: A path of a file or of a run, or the name of a file inside kerasdet, with or without ``.gin``.
         overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes. ``DATA=path`` replaces the data
             of the file by a dataset of any format, with its number of classes; see ``gin_configs/dataset/folder.gin``.
         defaults: Values of macros that the file requires and neither it nor the overrides set.
@@ -134,7 +155,8 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     Example:
         >>> config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=R-50", "BATCH_SIZE=8"])
     """
-    path = _find(config)
+    path = _find(config).absolute()
+    text = _read_text(path)
     gin.clear_config()
     # gin 0.5.0 can only append to its search path, in which the working folder would be first: a folder `base` of the
     # user would hide that of kerasdet
@@ -143,9 +165,9 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
-            _check_own_macros(path)
+            _check_own_macros(text)
         names = [override.partition("=")[0].strip() for override in overrides]
-        if "DATA" in names:
+        if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
         for override in overrides:
             gin.parse_config(_as_binding(override))
@@ -154,20 +176,30 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
-    if "DATA" in names and "NUM_CLASSES" not in names:
-        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
+    if "DATA" in _used_macros() and _is_set("DATA"):
+        _follow_data(is_new="DATA" in names and "NUM_CLASSES" not in names)
     for name, value in (defaults or {}).items():
-        if name in _used_macros() and "gin.REQUIRED" in repr(macro(name)):
+        if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
 
 
 def _replace_data():
-    """Lets `dataset/folder.gin` replace the data of a recipe, with the masks or keypoints that the recipe reads."""
+    """Lets `dataset/folder.gin` replace the data of a recipe, which need not be set then."""
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
         if name in _used_macros():
             gin.bind_parameter(f"%{name}", None)
+
+
+def _follow_data(is_new):
+    """Sets what follows from the macro DATA: the number of classes, and the masks or keypoints that the recipe reads.
+
+    Args:
+        is_new: Whether the data are others than the recipe's, so that its number of classes no longer counts.
+    """
+    if is_new or not _is_set("NUM_CLASSES"):
+        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
     for name in ("masks", "keypoints"):
         try:
             gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))
@@ -175,12 +207,26 @@ def _replace_data():
             continue
 
 
+def _is_set(name):
+    """Returns whether a macro has a value other than %gin.REQUIRED."""
+    return "gin.REQUIRED" not in repr(macro(name))
+
+
 def train() -> keras.Model:
     """Trains the configured model and writes the operative configuration to ``config.gin`` in its OUT_DIR.
 
     Returns:
         The trained model.
+
+    Raises:
+        UserError: If the configuration lacks the model, the data or another part of a run.
     """
+    unset = [name for name in _REQUIRED if not _is_bound(f"train.{name}")]
+    if unset:
+        raise UserError(
+            f"The configuration sets no train.{', train.'.join(unset)}: expected that of a training run. Include a "
+            "recipe, such as include 'finetune.gin'."
+        )
     strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
     if macro("DETERMINISTIC"):
@@ -188,6 +234,13 @@ def train() -> keras.Model:
     keras.mixed_precision.set_global_policy(macro("PRECISION"))
     with strategy.scope():
         return _CONFIGURABLES["train"](config=gin.config_str(max_line_length=110))
+
+
+def _is_bound(name):
+    try:
+        return gin.query_parameter(name) is not None
+    except ValueError:
+        return False
 
 
 def import_modules(config: str | Path) -> None:
@@ -201,7 +254,7 @@ def import_modules(config: str | Path) -> None:
     Raises:
         UserError: If a module cannot be imported.
     """
-    for name in re.findall(r"^import ([\w.]+)", expand(config).read_text(), re.MULTILINE):
+    for name in re.findall(r"^import ([\w.]+)", _read_text(expand(config)), re.MULTILINE):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -280,7 +333,7 @@ def _unknown_argument(error):
 
 def _find(config):
     packaged = [GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin")]
-    candidates = [expand(config), *packaged] if str(config) else packaged
+    candidates = [expand(config), expand(config) / "config.gin", *packaged] if str(config) else packaged
     for path in candidates:
         if path.is_file():
             return path
@@ -323,10 +376,10 @@ def _used_macros():
     return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
 
 
-def _check_own_macros(path):
+def _check_own_macros(text):
     """Rejects macros that the file sets and nothing uses: a misspelt macro would have no effect."""
     used = _used_macros()
-    for name in re.findall(r"^(\w+)\s*=", path.read_text(), re.MULTILINE):
+    for name in re.findall(r"^(\w+)\s*=", text, re.MULTILINE):
         if name not in used:
             raise UserError(f"the macro {name} is set but never used: correct its name or delete the line.")
 
@@ -356,6 +409,8 @@ def _violated_requirement(name, value):
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in WHOLE_NUMBERS and not (is_number and isinstance(value, int) and value >= 1):
         return "a positive integer"
+    if name == "SEED" and not (is_number and isinstance(value, int) and 0 <= value < 2**32):
+        return "a whole number from 0 to 2**32 - 1"
     if name == "LR" and not (is_number and 0 < value < math.inf):
         return "a number above 0"
     if name == "DETERMINISTIC" and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Wraps the private names of Keras and TensorFlow that kerasdet needs; only `ops/dispatch.py` uses two more.
+"""Wraps the private names of Keras and TensorFlow that kerasdet needs. No other module uses any.
 
 Each function states the name, why no public one suffices, and the versions that have it.
 """
@@ -98,6 +98,33 @@ def optimizer_variable(
     index = optimizer._get_variable_index(variable)
     known: Sequence[keras.Variable] = optimizer._trainable_variables
     return index, known[index], optimizer._use_weight_decay(known[index])
+
+
+def in_xla_context() -> bool:
+    """Returns whether the code that is traced here will be compiled by XLA.
+
+    Uses the private `tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way
+    to ask a graph for it, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
+    2.16.1 and 2.21.0.
+    """
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def kernel_devices(op: str) -> set[str]:
+    """Returns the types of the devices that an op has kernels for, such as {"CPU", "GPU"}.
+
+    Uses the private `tensorflow.python.framework.kernels`. TensorFlow lists the kernels of an op publicly only in C++.
+    Seen in TensorFlow 2.16.1 and 2.21.0.
+
+    Args:
+        op: Name of the op, such as "Kerasdet>Nms". An unknown one has no kernels.
+    """
+    from tensorflow.python.framework import kernels
+
+    return {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(op).kernel}
 
 
 def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple:

@@ -1,6 +1,8 @@
 """Turns what users give as a path into a `Path`, and prepares files and folders that will be written."""
 
 import os
+import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,12 +20,15 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
         name: Name of the setting at the start of an error message, such as "OUT_DIR (out_dir)".
 
     Raises:
-        UserError: If it is no path: a number, None or an empty text.
+        UserError: If it is no path: a number, None, an empty text or a URL.
     """
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
-        if os.fspath(path).strip():
-            return Path(os.path.expanduser(path))
-        raise UserError(f"{name} is empty: expected the path of a file or folder. Name one, such as runs/first.")
+        text = os.fspath(path)
+        if not text.strip():
+            raise UserError(f"{name} is empty: expected the path of a file or folder. Name one, such as runs/first.")
+        if re.match(r"[A-Za-z][\w+.-]+:/", text):  # as a path, gs://bucket/run would be a new folder `gs:`
+            raise UserError(f"{name} is {text}, a URL: expected the path of a local file or folder. Mount or copy it.")
+        return Path(os.path.expanduser(text))
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
     example = f"./{path} if that is its name" if is_number else "runs/first"
     raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Name one, such as {example}.")
@@ -65,7 +70,18 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     path = expand(path, name)
     if path.is_dir():
         raise IsADirectoryError(f"{name}: {path} is a folder: expected a file. Name one, such as {path / 'new.json'}.")
+    if path.exists() and not path.is_file():
+        return path  # a device, such as /dev/stdout
     make_folder(path.parent, name)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
     return path
+
+
+def cache_home() -> Path:
+    """Returns the folder of the cache, KERASDET_HOME or one in the user's cache folder; it need not exist."""
+    if given := os.environ.get("KERASDET_HOME"):
+        return expand(given, "KERASDET_HOME")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kerasdet"
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kerasdet"

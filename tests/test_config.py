@@ -12,6 +12,7 @@ from kerasdet import FPN, ResNet, RetinaNet, config, load, losses
 from kerasdet.checkpoints import SOURCES
 from kerasdet.checkpoints.build import with_parts
 from kerasdet.data import RandomFlip, ResizeShortestEdge
+from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
@@ -407,7 +408,7 @@ def test_invalid_file_raises_one_line(tmp_path, text):
 
 def test_binary_file_raises(tmp_path):
     (tmp_path / "image.gin").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(ValueError, match=r"image\.gin: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"image\.gin is not a text file: expected a gin configuration"):
         config.load(tmp_path / "image.gin")
 
 
@@ -432,6 +433,40 @@ def test_file_includes_neighbours_and_packaged_files(tmp_path, monkeypatch):
     assert config.macro("MY_DEPTH") == 18
 
 
+def test_file_of_a_windows_editor_is_read(tmp_path):
+    (tmp_path / "own.gin").write_bytes(b"\xef\xbb\xbfinclude 'finetune.gin'\r\nNUM_CLASSES = 3\r\nCHECKPOINT = 'x'\r\n")
+    config.load(tmp_path / "own.gin", ["TRAIN_ANNOTATIONS=a", "EVAL_ANNOTATIONS=b"])
+    assert config.macro("NUM_CLASSES") == 3
+
+
+def test_include_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "common.gin").write_text(f"include '{SHAPES}.gin'\nSTEPS = 7\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "own.gin").write_text("include '~/common.gin'\n")
+    config.load("~/deep/own.gin")
+    assert config.macro("STEPS") == 7
+
+
+def test_run_is_a_configuration(tmp_path):
+    (tmp_path / "config.gin").write_text(f"include '{SHAPES}.gin'\nSTEPS = 7\n")
+    config.load(tmp_path)
+    assert config.macro("STEPS") == 7
+
+
+def test_training_without_a_model_raises(tmp_path):
+    (tmp_path / "own.gin").write_text("PRECISION = 'float32'\nSEED = 0\ntrain.steps = 3\n")
+    config.load(tmp_path / "own.gin")
+    with pytest.raises(UserError, match=r"sets no train\.model, train\.data, train\.optimizer, train\.batch_size"):
+        config.train()
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5", "True", "4294967296"])
+def test_seed_that_is_no_seed_raises(seed):
+    with pytest.raises(UserError, match=r"SEED is .*: it must be a whole number from 0 to 2\*\*32 - 1"):
+        config.load(SHAPES, [f"SEED={seed}"])
+
+
 def test_loading_again_clears_the_first_configuration(tmp_path):
     config.load(SHAPES, ["FPN.norm=bn", "STEPS=5"])
     config.load("retinanet_r50_fpn_1x", ["CHECKPOINT=x"])
@@ -449,7 +484,8 @@ def test_finetuned_detector_detects_at_the_size_of_its_recipe(tmp_path):
     settings = ["NUM_CLASSES=5", "TRAIN_ANNOTATIONS=a", "EVAL_ANNOTATIONS=b", "SHORTEST_EDGE=48", "LONGEST_EDGE=80"]
     config.load("finetune", [f"CHECKPOINT={tmp_path}/model.keras", *settings])
     rule = configured("train.model").preprocessing
-    resize = gin.query_parameter("train.transforms")[0].scoped_configurable_fn()
+    transforms = [each.scoped_configurable_fn() for each in gin.query_parameter("train.transforms")]
+    (resize,) = [each for each in transforms if isinstance(each, ResizeShortestEdge)]
     assert (rule.shortest, rule.longest) == (48, 80)
     assert (resize.shortest, resize.longest) == ((48,), 80)
 

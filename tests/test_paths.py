@@ -74,6 +74,8 @@ def test_configuration_in_the_home_folder_is_found(home):
         (["a"], r"^OUT_DIR is \['a'\]: "),
         (b"runs", r"^OUT_DIR is b'runs': "),
         (" ", r"^OUT_DIR is empty: expected the path"),
+        (Path("gs://bucket/run"), r"^OUT_DIR is gs:/bucket/run, a URL"),
+        ("gs://bucket/run", r"^OUT_DIR is gs://bucket/run, a URL: expected the path of a local file or folder\. Mount"),
     ],
 )
 def test_value_that_is_no_path_raises(value, message):
@@ -89,6 +91,10 @@ def test_file_to_write_gets_its_folders(tmp_path):
     assert prepare_file(file, "--json") == file
     assert file.read_text() == "mine"
     assert [path.name for path in file.parent.iterdir()] == ["numbers.json"]
+
+
+def test_device_may_be_written():
+    assert prepare_file("/dev/null", "--json") == Path("/dev/null")
 
 
 def test_file_that_cannot_be_written_raises(tmp_path):

@@ -252,6 +252,55 @@ void FuzzMasks() {
   }
 }
 
+void FuzzResize() {
+  Value image{TF_UINT8, Shape({Int(0, 40), Int(0, 40), 3}), {}};
+  image.bytes.resize(Size(image.shape));
+  for (auto& byte : image.bytes) byte = static_cast<unsigned char>(Int(0, 255));
+  const int64_t height = Int(0, 60), width = Int(0, 60);
+  const int64_t top = Int(0, height), left = Int(0, width);
+  std::vector<int64_t> numbers = {height, width, top, left, Int(top, height), Int(left, width)};
+  if (Chance(50)) numbers[Int(0, 5)] = Int(-5, std::numeric_limits<int32_t>::max());
+  size_t next = 0;
+  const auto number = [&] { return static_cast<int32_t>(numbers[next++]); };
+  std::vector<Value> inputs = {image};
+  inputs.push_back(Filled({2}, number));
+  inputs.push_back(Filled({4}, number));
+  std::vector<Value> outputs;
+  std::string error;
+  RunTwice("Kerasdet>Resize", "CPU", TF_FLOAT, {{"opencv", Number(Int(0, 1))}}, inputs, &outputs, &error);
+}
+
+void FuzzCropMasks() {
+  const int64_t count = Int(0, 4), height = Int(1, 30), width = Int(1, 30);
+  std::vector<int32_t> lengths, numbers;
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t left = height * width;
+    numbers.push_back(0);
+    while (left > 0 || numbers.back() == 0) {
+      const int64_t run = std::min(left, Int(0, 90));
+      lengths.push_back(static_cast<int32_t>(Chance(300) ? Int(-9, std::numeric_limits<int32_t>::max()) : run));
+      left -= run;
+      ++numbers.back();
+    }
+    if (Chance(50)) numbers.back() += static_cast<int32_t>(Int(-9, 9));
+  }
+  size_t length = 0, number = 0, corner = 0, side = 0;
+  float box[4] = {};
+  const std::vector<Value> inputs = {
+      Filled({static_cast<int64_t>(lengths.size())}, [&] { return lengths[length++]; }),
+      Filled({count}, [&] { return numbers[number++]; }),
+      Filled(Shape({count, 4}), [&] {
+        const size_t i = corner++ % 4;
+        const auto limit = static_cast<float>(i % 2 ? width : height);
+        box[i] = i < 2 ? Real(0, limit) : Chance(4) ? limit : Real(box[i - 2], limit);
+        return Wild(Chance(3) ? std::floor(box[i]) : box[i]);
+      }),
+      Filled({2}, [&] { return static_cast<int32_t>(side++ ? width : height); })};
+  std::vector<Value> outputs;
+  std::string error;
+  RunTwice("Kerasdet>CropMasks", "CPU", TF_FLOAT, {{"size", Number(Int(0, 20))}}, inputs, &outputs, &error);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -262,6 +311,8 @@ int main(int argc, char** argv) {
     FuzzRoiAlign();
     FuzzDeformConv();
     FuzzMasks();
+    FuzzResize();
+    FuzzCropMasks();
   }
   std::printf("%lld cases of each op, from seed %lld\n", static_cast<long long>(cases), static_cast<long long>(seed));
 }

@@ -23,7 +23,13 @@ SPEC = FormatSpec(
             "use stock operations, or kerasdet's compiled ones, which a server must then contain (default tensorflow)",
             choices=("tensorflow", "compiled"),
         ),
-        Option("class_offset", 1, "class id of the first class in the outputs (default 1)", kind="int", metavar="N"),
+        Option(
+            "class_offset",
+            1,
+            "id of the first class in the outputs (default 1, as in the TF Object Detection API)",
+            kind="int",
+            metavar="N",
+        ),
         Option(
             "max_pixels",
             MAX_PIXELS,

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.export.formats import choose_spec
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
@@ -37,6 +38,8 @@ from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
 from kerasdet.paths import expand, make_folder
+
+_LARGEST_EXACT = 2**24  # `detection_classes` are float32
 
 
 def export_saved_model(
@@ -67,7 +70,7 @@ def export_saved_model(
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
         OSError: If `path` cannot be written.
-        UserError: If the precision is unknown, or the suffix of `path` is that of a file.
+        UserError: If an option is unknown or out of its range, or the suffix of `path` is that of a file.
 
     Example:
         >>> export_saved_model(model, "detector", precision="bfloat16")
@@ -77,6 +80,8 @@ def export_saved_model(
     choose_spec(path, "saved_model")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
+    _check_number("class_offset", class_offset, 0, _LARGEST_EXACT - (model.num_classes or 1))
+    _check_number("max_pixels", max_pixels, 1)
     make_folder(path.parent, "The export")
 
     def network(image, image_size, original_size):
@@ -110,6 +115,13 @@ def export_saved_model(
     return path
 
 
+def _check_number(name, value, low, high=None):
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):
+        limits = f"from {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name} is {value!r}: expected a whole number {limits}. Choose one.")
+
+
 def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing, max_pixels: int) -> dict:
     """Returns the concrete function of each signature, by name."""
 
@@ -131,6 +143,8 @@ def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing
         return batch["image"], batch["image_size"], batch["original_size"]
 
     def detect(image):
+        # Runtimes check the type of an input but not its shape; a grey or unbatched image would fail deep inside
+        image = tf.ensure_shape(image, [None, None, None, 3], "image_is_batch_of_height_width_RGB")
         count = tf.shape(image)[0]
         return outputs(*tf.cond(count > 0, lambda: resized(image), black_image), count)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input
+from kerasdet.export.tflite.native_log import without_delegate_line
 from kerasdet.inference.detections import from_tf_od, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
@@ -145,8 +146,10 @@ def _make_runner(path, num_threads) -> Callable[..., dict[str, np.ndarray]]:
             f"ai-edge-litert is not installed, but {path} needs it: pip install 'kerasdet[tflite]'."
         ) from None
     try:
-        interpreter = Interpreter(str(path), num_threads=num_threads)
-        return interpreter.get_signature_runner()
+        with without_delegate_line():
+            interpreter = Interpreter(str(path), num_threads=num_threads)
+            interpreter.allocate_tensors()  # the first call would do it, outside of this block
+            return interpreter.get_signature_runner()
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be loaded by LiteRT: {reason}. Export the model again.") from None

@@ -22,6 +22,7 @@ from types import ModuleType
 import numpy as np
 
 from kerasdet.errors import UserError
+from kerasdet.export.tflite.native_log import without_delegate_line
 
 _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
@@ -59,7 +60,7 @@ def lower_precision(
     else:
         _to_int8(work, scopes)
     # The quantizer writes progress bars and advice for its own developers to stderr.
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with without_delegate_line(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inputs = {"serving_default": [{"image": image[None]} for image in images]}
         ranges = work.calibrate(inputs, num_threads=_THREADS) if precision == "int8" else None

@@ -7,7 +7,6 @@ files as ``HOST/PATH``, ``models/`` their conversions. Deleting any of it only c
 import hashlib
 import os
 import random
-import sys
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,18 +18,9 @@ from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.zoo import Weights, find, is_name
 from kerasdet.errors import UserError
 from kerasdet.files import replacing, waiting_lock
-from kerasdet.paths import expand
+from kerasdet.paths import cache_home, expand
 
 _CONVERSION = 1  # raise it if models of an earlier kerasdet no longer load, or are converted differently
-
-
-def home() -> Path:
-    """Returns the folder of the cache, which need not exist."""
-    if given := os.environ.get("KERASDET_HOME"):
-        return expand(given, "KERASDET_HOME")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kerasdet"
-    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kerasdet"
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
@@ -124,7 +114,7 @@ def _fetch(weights):
     try:
         download(mirrored(weights.url), path, digest)
     except UserError as error:
-        raise UserError(f"{weights.name} is not in the cache {home()} and cannot be fetched: {error}") from None
+        raise UserError(f"{weights.name} is not in the cache {cache_home()} and cannot be fetched: {error}") from None
     if digest is None:
         with replacing(_record(path)) as file:
             file.write_text(file_hash(path, "sha256"))
@@ -160,13 +150,13 @@ def _convert_here(weights, file, out):
 
 
 def _file(weights):
-    return home() / "downloads" / _host_and_path(weights.url)
+    return cache_home() / "downloads" / _host_and_path(weights.url)
 
 
 def _folder(weights):
     """Returns the folder of a conversion. A new one is made if the source's table or the published file changes."""
     key = repr((_CONVERSION, SOURCES[weights.source], weights.url))
-    return home() / "models" / weights.name / hashlib.sha256(key.encode()).hexdigest()[:12]
+    return cache_home() / "models" / weights.name / hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 def _host_and_path(url):

@@ -14,7 +14,9 @@ from kerasdet.geometry.anchors import AnchorGenerator, level_number
 from kerasdet.geometry.default_boxes import DefaultBoxes
 
 _MAX_LISTED = 10
-_IN_EVERY_BACKBONE = ("backbone/c2_0/conv1/conv/kernel", "backbone/stem/conv/kernel")
+# Tensors that every backbone of a kind has: they tell the prefix of a model's names
+_RESNET_TENSORS = ("backbone/c2_0/conv1/conv/kernel", "backbone/stem/conv/kernel")
+_CSPNEXT_TENSORS = ("backbone/stem0/conv/kernel", "backbone/stem1/conv/kernel")
 
 
 def to_model(
@@ -53,11 +55,13 @@ def to_model(
         )
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
-    state = take_model(state, [_source_name(name, spec) for name in _IN_EVERY_BACKBONE])
+    tensors = _CSPNEXT_TENSORS if spec.kind == "rtmdet" else _RESNET_TENSORS
+    state = take_model(state, [_source_name(name, spec) for name in tensors])
     names = modern_names(state, spec.framework)
     state = {
         names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)
     }
+    _check_finite(state)
     state = _untied(state, spec, source)
     classes = num_classes
     if classes is None and spec.kind != "backbone":
@@ -111,6 +115,15 @@ def _free_shapes(state, spec, source):
     """Returns the shapes of tensors that the file decides about, not the source."""
     names = ["keypoint_branch/head/deconv/bias"] if spec.keypoint is not None else []
     return {name: _entry(state, name, spec, source)[1].shape for name in names}
+
+
+def _check_finite(state):
+    for name, value in state.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"The checkpoint's {name} has values that are NaN or infinite: expected a model that detects. Take a "
+                "checkpoint from before its training diverged."
+            )
 
 
 def _count_classes(state, spec, source):

@@ -74,6 +74,10 @@ def _read_format(data: bytes, suffix: str, weights: str | None) -> StateDict:
         return read_zip(data, weights)
     if suffix == ".safetensors":
         return read_safetensors(data)
+    if data.startswith(b"version https://git-lfs"):
+        raise UserError("the file is a pointer of Git LFS, not the checkpoint itself. Fetch it with `git lfs pull`.")
+    if data[:1024].lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise UserError("the file is a web page, not a checkpoint. Download the file that the page links to.")
     if data[257:262] == b"ustar":
         raise ValueError("the file is a tar file of torch before 0.1.10")
     if data[0] in _PICKLE_STARTS:

@@ -24,10 +24,9 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
-from kerasdet.paths import prepare_file
+from kerasdet.paths import make_folder, prepare_file
 from kerasdet.training import run_workers
 
 
@@ -80,8 +79,7 @@ def _eval(options):
     errors = []
     for name, path in files.items():  # one that cannot be written any more does not cost the other
         try:
-            with replacing(path) as partial:
-                partial.write_text(texts[name](), encoding="utf-8")
+            path.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
             errors.append(error)
     if errors:
@@ -169,9 +167,12 @@ def _configuration(path):
 
 
 def _predict(options):
+    paths = image_files(options.images)
+    if options.draw is not None:
+        make_folder(Path(options.draw), "--draw")
     predict(
         _load(options.model),
-        options.images,
+        paths,
         score_threshold=options.score_threshold,
         draw=options.draw,
         as_json=options.json,
@@ -196,6 +197,7 @@ def _export(options):
             f"to write. Check their order: kerasdet export {options.out} {options.model}"
         )
     data = CocoDataset(options.eval, options.images) if options.eval else None
+    verify_images = image_files(options.verify_images)
     if "calibration_images" in given:
         given["calibration_images"] = image_files(options.calibration_images)
     configuration = _configuration(options.model)
@@ -204,7 +206,7 @@ def _export(options):
         options.out,
         format=form.name,
         serving=options.serving,
-        verify_images=image_files(options.verify_images),
+        verify_images=verify_images,
         eval_data=data,
         gin_config=None if configuration is None else configuration.read_text(),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},

@@ -9,6 +9,7 @@ from kerasdet.data.image_files import list_images
 from kerasdet.data.images import SUFFIXES
 from kerasdet.errors import UserError
 
+_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 log = logging.getLogger(__name__)
 
 
@@ -35,15 +36,17 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
             yield from _expand(line, from_list=True)
     elif Path(word).is_dir():
         yield from map(str, list_images(Path(word)))
+    elif "://" in word:
+        raise UserError(f"{word} is a URL: expected a file, a folder, a glob or @FILE. Download the image first.")
+    elif Path(word).suffix.lower() in _VIDEOS:
+        raise UserError(f"{word} is a video: expected images. Extract its frames first, for example with ffmpeg.")
     elif glob.has_magic(word) and not Path(word).exists():
         found = sorted(path for path in glob.glob(word, recursive=True) if Path(path).is_file())
         if not found:
             raise UserError(f"No file matches {word}: expected at least one image. Check the pattern and the folder.")
         images = [path for path in found if Path(path).suffix.lower() in SUFFIXES]
         if images and len(images) < len(found):
-            log.info(
-                "%s: %d files whose names do not end like an image's are left out.", word, len(found) - len(images)
-            )
+            log.info("%s: files whose names are not an image's are left out (%d).", word, len(found) - len(images))
         yield from images or found
     else:
         yield word
@@ -51,7 +54,7 @@ def _expand(word: str, from_list: bool) -> Iterator[str]:
 
 def _lines(path):
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"The list of images {path} cannot be read: {error.strerror}. Name a text file with one path per line."

@@ -72,7 +72,9 @@ def _add_train(commands):
         "retinanet_r18_fpn_shapes --set STEPS=500 --set OUT_DIR=runs/first",
         "finetune --data downloads/roboflow-export --set CHECKPOINT=converted",
     )
-    train.add_argument("config", type=_path, metavar="CONFIG", help="a gin file, or the name of one inside kerasdet")
+    train.add_argument(
+        "config", type=_path, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
+    )
     train.add_argument(
         "--set",
         action="append",

@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kerasdet.cli.inputs import image_files
 from kerasdet.data import images as image_ops
 from kerasdet.errors import UserError
 from kerasdet.inference import Detections, Predictor
 
 
 def predict(
-    predictor: Predictor, words: Sequence[str], *, score_threshold: float, draw: str | None, as_json: bool
+    predictor: Predictor, paths: Sequence[str], *, score_threshold: float, draw: str | None, as_json: bool
 ) -> None:
     """Detects objects in images one by one and prints the detections.
 
     Args:
         predictor: A Keras model or an export.
-        words: The images, see `kerasdet.cli.inputs.image_files`.
+        paths: The image files.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: A folder for images with drawn detections, created if necessary; None draws nothing.
+        draw: An existing folder for images with drawn detections; None draws nothing.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
-        UserError: If images could not be read; the others are printed nevertheless.
+        UserError: If a picture would overwrite an image, or images could not be read; the others are printed
+            nevertheless.
     """
     own = getattr(getattr(predictor, "postprocessing", None), "score_threshold", None)
     if own is not None and score_threshold < own:
@@ -36,8 +36,9 @@ def predict(
             f"{score_threshold:g} shows no more than {own:g} does.",
             file=sys.stderr,
         )
-    paths = image_files(words)
     names = _picture_names(paths)
+    if draw is not None:
+        _check_pictures(draw, names, paths)
     entries = []
     for path, name in zip(paths, names, strict=True):
         try:
@@ -62,6 +63,14 @@ def _picture_names(paths):
     """Returns a file name for each drawn image; images with equal names also get their number."""
     stems = [Path(path).stem for path in paths]
     return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
+
+
+def _check_pictures(folder, names, paths):
+    """Checks that no picture would replace one of the images."""
+    images = {Path(path).resolve(): path for path in paths}
+    for name in names:
+        if (image := images.get((Path(folder) / f"{name}.png").resolve())) is not None:
+            raise UserError(f"--draw {folder} would overwrite the image {image}: choose another folder.")
 
 
 def _print_entry(entry):
@@ -97,6 +106,5 @@ def _records(found: Detections) -> list[dict]:
 
 
 def _draw(found, image, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
     scale = 2 if max(found.image_size) < 400 else 1  # names stay legible in small images
     Image.fromarray(found.draw(image, scale=scale)).save(path)

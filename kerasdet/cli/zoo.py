@@ -3,12 +3,13 @@
 import json
 
 from kerasdet.checkpoints import SOURCES
-from kerasdet.checkpoints.cache import home, is_cached, mirrored
+from kerasdet.checkpoints.cache import is_cached, mirrored
 from kerasdet.checkpoints.download import shown
 from kerasdet.checkpoints.zoo import ZOO, Weights
 from kerasdet.data.categories import UNUSED
 from kerasdet.errors import UserError
 from kerasdet.inference.preprocessing import Preprocessing
+from kerasdet.paths import cache_home
 
 _HEADER = ("name", "task", "classes", "box AP", "branch AP", "MB", "licence", "input", "cached")
 _TO_THE_RIGHT = ("classes", "box AP", "branch AP", "MB")
@@ -40,7 +41,8 @@ def list_zoo(text: str, *, as_json: bool) -> None:
             ).rstrip()
         )
     print(
-        f"\nAP in percent on COCO val2017 as published, of boxes and of masks or keypoints. The cache is {home()}.\n"
+        "\nAP in percent on COCO val2017 as published, of boxes and of masks or keypoints. The cache is "
+        f"{cache_home()}.\n"
         "Licences are those of the weights; COCO and ImageNet, which they were trained on, have terms of their own."
     )
 

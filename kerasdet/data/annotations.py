@@ -68,6 +68,19 @@ class Contents:
     changes: Changes
 
 
+class GroundTruth(dict):
+    """Contents of a COCO file, with the name of their source for messages.
+
+    Args:
+        contents: The sections of the file.
+        source: Path or name of the file.
+    """
+
+    def __init__(self, contents: Mapping[str, Any], source: str | os.PathLike) -> None:
+        super().__init__(contents)
+        self.source = os.fspath(source)
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Parses a JSON file in UTF-8 or UTF-16, with or without a byte order mark.
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from kerasdet.data.annotations import CHANGES, name_of, read_contents
+from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import MAX_LISTED, Problem, as_int, show
+from kerasdet.data.values import MAX_LISTED, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -129,7 +129,7 @@ class Dataset:
             changes=contents.changes,
         )
         self._missing_sizes = {
-            image["id"]: file.size
+            image["id"]: dict(zip(("height", "width"), file.size, strict=True))
             for image, file in zip(contents.images, files, strict=True)
             if image["height"] is None and file.problem is None
         }
@@ -185,17 +185,16 @@ class Dataset:
         return len(self.category_ids)
 
     @property
-    def ground_truth(self) -> dict:
+    def ground_truth(self) -> GroundTruth:
         """Contents of a COCO file to evaluate against, with the size of every image that can be used."""
-        data = self._contents()
-        return {
-            "images": [
-                {key: value for key, value in {**image, **self._missing_size(image)}.items() if key != "content"}
-                for image in data["images"]
-            ],
-            "categories": self._categories,
-            "annotations": [a for a in data["annotations"] if as_int(a["category_id"]) in self.category_ids],
-        }
+        contents = read_contents(self._contents(), self.annotations)
+        images = [
+            {key: value for key, value in image.items() if key != "content"} | self._missing_sizes.get(image["id"], {})
+            for image in contents.images
+        ]
+        annotations = [each for each in contents.annotations if each["category_id"] in self.category_ids]
+        sections = {"images": images, "categories": self._categories, "annotations": annotations}
+        return GroundTruth(sections, self.annotations)
 
     def with_classes(self, class_names: Sequence[str]) -> "Dataset":
         """Returns the dataset with the classes of a model in the model's order, matched by name.
@@ -231,10 +230,6 @@ class Dataset:
     def _contents(self) -> Mapping[str, Any]:
         """Returns the contents that the dataset was made of."""
         return self._data
-
-    def _missing_size(self, image):
-        size = self._missing_sizes.get(as_int(image["id"]))
-        return {} if size is None else dict(zip(("height", "width"), size, strict=True))
 
 
 def _refuse(problems, ids, source):

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 from PIL import Image
 
+from kerasdet.data.images import SUFFIXES
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of each uploaded file
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
 
 def is_image(path: Path) -> bool:
     """Returns whether the suffix of a file is that of an image; files of macOS' archives are not."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ class CheckedFile(NamedTuple):
 
     Args:
         size: Height and width in pixels; (0, 0) if the file cannot be used.
-        exif: Whether decoding applies the EXIF orientation.
+        exif: Whether decoding applies the EXIF orientation; False if there is none.
         by_pil: Whether Pillow decodes the file.
         problem: Why the file cannot be used, or None.
     """
@@ -138,12 +138,12 @@ def check_file(
     except UserError as error:
         return CheckedFile(problem=str(error))
     if size[0] is None:
-        return CheckedFile(info.upright, True, info.by_pil)
+        return CheckedFile(info.upright, info.is_turned, info.by_pil)
     if size not in (info.upright, info.stored):
         height, width = info.upright
         problem = f"is {height}x{width} (height x width), but the annotations say {size[0]}x{size[1]}"
         return CheckedFile(problem=problem)
-    return CheckedFile(size, size == info.upright, info.by_pil)
+    return CheckedFile(size, info.is_turned and size == info.upright, info.by_pil)
 
 
 def _last_part(name):

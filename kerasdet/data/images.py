@@ -12,14 +12,23 @@ import re
 
 import numpy as np
 import tensorflow as tf
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
-FORMATS = "JPEG, PNG, BMP, GIF or WebP"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+FORMATS = "JPEG, PNG, BMP, GIF, WebP or TIFF"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
 
 # `Image.open` refuses large images; the classes of the formats do not.
@@ -29,7 +38,9 @@ _OPENERS = (
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
     (re.compile(rb"GIF8"), GifImagePlugin.GifImageFile),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"II\*\0|MM\0\*"), TiffImagePlugin.TiffImageFile),
 )
+_BY_PIL = (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)
 _HARMLESS_BYTES = 8  # some cameras and editors leave a few bytes before the end of a whole JPEG
 
 
@@ -40,11 +51,13 @@ class ImageInfo:
     Args:
         stored: Height and width as stored, in pixels.
         upright: Height and width after rotation by EXIF, in pixels.
+        is_turned: Whether EXIF states another orientation than upright.
         by_pil: Whether Pillow decodes the file, because TensorFlow cannot or gives other pixels.
     """
 
     stored: tuple[int, int]
     upright: tuple[int, int]
+    is_turned: bool
     by_pil: bool
 
 
@@ -72,7 +85,15 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
 
     image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, lambda: _decode_other(encoded))
     image = tf.ensure_shape(image, (None, None, 3))
-    return apply_orientation(image, tf.where(exif, jpeg.exif_orientation(encoded), 1))
+    if exif is False:
+        return image
+    # Reading EXIF takes as long as decoding a small image
+    orientation = (
+        jpeg.exif_orientation(encoded)
+        if exif is True
+        else tf.cond(exif, lambda: jpeg.exif_orientation(encoded), lambda: 1)
+    )
+    return apply_orientation(image, orientation)
 
 
 def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
@@ -87,6 +108,8 @@ def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
     """
     with _open(encoded) as image:
         upright = ImageOps.exif_transpose(image) if exif else image
+        if upright.mode.startswith("I;16"):  # `convert` would clip it at 255
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.asarray(upright.convert("RGB"))
 
 
@@ -95,7 +118,7 @@ def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -
 
     Args:
         encoded: Bytes of the file, () string.
-        exif: Whether to apply the EXIF orientation, () bool.
+        exif: Whether to apply the EXIF orientation, a bool or () bool. A Python False saves the time to look for it.
         by_pil: Whether Pillow decodes the file, () bool. None leaves Python out of the graph.
 
     Returns:
@@ -114,7 +137,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
     """Reads an image file as an upright RGB array.
 
     Args:
-        path: Path of a JPEG, PNG, BMP, GIF or WebP file.
+        path: Path of a JPEG, PNG, BMP, GIF, WebP or TIFF file.
 
     Returns:
         Image, (H, W, 3) uint8.
@@ -156,8 +179,10 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
             pixels = image.height * image.width
             if max_pixels is not None and pixels > max_pixels:
                 raise UserError(
-                    f"has {pixels} pixels, and max_pixels is {max_pixels}; raise max_pixels if the file can be trusted"
+                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} if you trust it"
                 )
+            if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
+                raise UserError("is a TIFF with 32 bits a sample; convert it to 8 or 16 bits")
             orientation = _orientation(encoded, image)
             if kind is PngImagePlugin.PngImageFile:
                 image.verify()
@@ -169,9 +194,10 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
         raise UserError(f"cannot be decoded ({error}); save it again") from None
     if kind is JpegImagePlugin.JpegImageFile:
         _check_jpeg(encoded)
-    by_pil = kind in (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile)
+    by_pil = kind in _BY_PIL
     by_pil |= kind is BmpImagePlugin.BmpImageFile and not _is_stock_bmp(encoded)
-    return ImageInfo(stored, stored[::-1] if orientation in (5, 6, 7, 8) else stored, by_pil)
+    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+    return ImageInfo(stored, upright, orientation in range(2, 9), by_pil)
 
 
 def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tensor:
@@ -226,6 +252,7 @@ def _open(encoded):
 def _orientation(encoded, image):
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return int(_jpeg_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
+    # Pillow turns a TIFF while it decodes, and swaps its sides before
     return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
 
 

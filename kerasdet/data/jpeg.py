@@ -9,6 +9,8 @@ import tensorflow as tf
 EXIF_SEARCH = 1 << 16
 _EXIF_ORIENTATION = 0x0112
 _FILLER = 4096
+_ZEROS = 64
+_USUAL_TABLE = bytes.fromhex("0102030004110512213141061351610722711432")
 
 
 def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
@@ -78,11 +80,14 @@ def decode(encoded: tf.Tensor | bytes) -> tf.Tensor:
 def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     """Finds damage that TensorFlow's decoder does not report.
 
-    libjpeg fills what it cannot decode and only prints a warning, so `decode` succeeds. Two traces are left in a
-    sequential file: a marker inside the data of the pixels that does not belong there, or data that ends too soon,
-    which leaves the bottom right corner gray. The second trace costs another decoding, of images that end in that gray.
+    libjpeg fills what it cannot decode and only prints a warning, so `decode` succeeds. Sequential files keep traces:
 
-    It finds neither progressive files that are damaged, nor damage after which the decoder happens to be back in step.
+    - a marker inside the data of the pixels that does not belong there;
+    - a stretch of zeros, which JPEG's usual code tables give only to noise that no picture has;
+    - data that ends too soon, which leaves the bottom right corner gray. This trace costs another decoding, but only of
+      images that end in that gray.
+
+    It does not find damage to progressive files, or damage of other bytes that leaves as many blocks of pixels.
 
     Args:
         encoded: Bytes of the file, () string.
@@ -96,11 +101,12 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     pixels = data[start:]
     marker_at = tf.cast(tf.where((pixels[:-1] == 0xFF) & (pixels[1:] != 0) & (pixels[1:] != 0xFF))[:, 0], tf.int32)
     markers = tf.cast(tf.gather(pixels, marker_at + 1), tf.int32)
-    count = tf.argmax(
-        tf.concat([markers == 0xD9, [True]], 0), output_type=tf.int32
-    )  # those before the end of the image
+    is_end = tf.concat([markers == 0xD9, [True]], 0)
+    count = tf.argmax(is_end, output_type=tf.int32)  # number of markers before the end of the image
     in_order = tf.reduce_all(markers[:count] == 0xD0 + tf.range(count) % 8)
-    stop = start + tf.concat([marker_at, [tf.size(pixels)]], 0)[count]
+    length = tf.concat([marker_at, [tf.size(pixels)]], 0)[count]
+    stop = start + length
+    has_zeros = (_longest_zeros(pixels[:length]) >= _ZEROS) & _has_usual_table(data[:start])
 
     def ends_too_soon():
         filler = tf.constant(bytes(_FILLER) + b"\xff\xd9")
@@ -108,7 +114,21 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
         return tf.reduce_any(decode(longer) != image)
 
     is_gray = tf.reduce_all(image[-1, -1] == 128)
-    return is_sequential & (~in_order | tf.cond(is_gray & is_sequential, ends_too_soon, lambda: False))
+    return is_sequential & (~in_order | has_zeros | tf.cond(is_gray & is_sequential, ends_too_soon, lambda: False))
+
+
+def _longest_zeros(data):
+    """Returns the length of the longest stretch of zeros."""
+    others = tf.cast(tf.where(data != 0)[:, 0], tf.int32)
+    borders = tf.concat([[-1], others, [tf.size(data)]], 0)
+    return tf.reduce_max(borders[1:] - borders[:-1]) - 1
+
+
+def _has_usual_table(header):
+    """Returns whether a header has the code table of JPEG's Annex K.3 for luminance, as most encoders write it."""
+    count = tf.maximum(tf.size(header) - len(_USUAL_TABLE), 0)
+    same = [header[i : i + count] == value for i, value in enumerate(_USUAL_TABLE)]
+    return tf.reduce_any(tf.reduce_all(same, 0))
 
 
 def _scan(data):

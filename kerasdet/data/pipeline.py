@@ -18,6 +18,7 @@ from kerasdet.data.transforms.compose import Transform, apply_all, bind
 from kerasdet.data.transforms.objects import OBJECT_KEYS
 from kerasdet.errors import UserError
 from kerasdet.geometry import masks as mask_ops
+from kerasdet.ops import crops_from_runs
 from kerasdet.ops import resize as resize_ops
 
 _PADDING = {"class_ids": -1}
@@ -174,7 +175,7 @@ def _reader(dataset, mask_size):
     def read(index):
         example = lookup(index)
         encoded_image = encoded(example.pop("path"), index)
-        image = images.load(encoded_image, example.pop("exif"), example.pop("by_pil", None))
+        image = images.load(encoded_image, example.pop("exif", False), example.pop("by_pil", None))
         return {"image": image, "image_size": tf.shape(image)[:2], **example}
 
     return read
@@ -185,12 +186,12 @@ def _lookup(dataset, mask_size):
     records = dataset.records
     per_image = {
         "path": tf.constant([record.path for record in records]),
-        "exif": tf.constant([record.exif for record in records]),
         "image_id": tf.constant([record.image_id for record in records], tf.int64),
         "original_size": tf.constant([(record.height, record.width) for record in records], tf.int32),
     }
-    if any(record.by_pil for record in records):
-        per_image["by_pil"] = tf.constant([record.by_pil for record in records])
+    for name in ("exif", "by_pil"):  # they cost time, and most datasets need neither
+        if any(getattr(record, name) for record in records):
+            per_image[name] = tf.constant([getattr(record, name) for record in records])
     optional = [name for name in ("num_runs", "keypoints") if getattr(records[0], name) is not None]
     objects_of = _slices(records, ["boxes", "class_ids", "is_crowd", *optional])
     runs_of = _slices(records, ["runs"]) if "num_runs" in optional else None
@@ -200,7 +201,7 @@ def _lookup(dataset, mask_size):
         if runs_of:
             runs, num_runs = runs_of(index)["runs"], example.pop("num_runs")
             size = example["original_size"]
-            example["masks"] = mask_ops.crops_from_runs(runs, num_runs, example["boxes"], size, mask_size)
+            example["masks"] = crops_from_runs(runs, num_runs, example["boxes"], size, mask_size)
         if "keypoints" in example:
             example["keypoint_flip"] = tf.constant(dataset.keypoint_flip)
         return example

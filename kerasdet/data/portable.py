@@ -8,7 +8,7 @@ from typing import Any
 
 from kerasdet.data.annotations import read_contents
 from kerasdet.data.dataset import Dataset
-from kerasdet.data.files import IMAGE_SUFFIXES
+from kerasdet.data.images import SUFFIXES
 from kerasdet.data.records import Record
 
 _SUFFIX_OF = {
@@ -110,7 +110,7 @@ def _name(record, taken):
     """Returns a name for an image file that no other image has, even where the file system ignores case."""
     name = PureWindowsPath(record.path.rpartition(":")[2] if record.content else record.path).name
     stem, dot, suffix = name.rpartition(".")
-    if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES:
+    if not dot or f".{suffix.lower()}" not in SUFFIXES:
         stem, suffix = name, _SUFFIX_OF.get(record.encoded()[:2], ".jpg")[1:]
     number, unique = 1, stem
     while unique.casefold() in taken:  # label files have the name without suffix

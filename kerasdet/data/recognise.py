@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kerasdet.data import labelme, tfrecord, via, yolo
+from kerasdet.data import labelme, remote, tfrecord, via, yolo
 from kerasdet.data.annotations import CHANGES, read_contents, read_json
 from kerasdet.data.classes import Classes, select_classes
 from kerasdet.data.coco_exports import find_coco, json_kind
@@ -25,7 +24,6 @@ from kerasdet.paths import expand
 
 _logger = logging.getLogger("kerasdet.data")
 
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://")
 _SAMPLE = 20  # JSON files of a folder that are tried before it is said to be no LabelMe folder
 _FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
 
@@ -53,7 +51,8 @@ def recognise(path: str | os.PathLike) -> Source:
     """Finds out in which format a dataset is.
 
     Args:
-        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several.
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several. One
+            on S3, HTTP or another remote file system is copied into the cache.
 
     Returns:
         The format and the splits. Nothing but names and class lists has been read.
@@ -62,11 +61,7 @@ def recognise(path: str | os.PathLike) -> Source:
         FileNotFoundError: If the path does not exist.
         UserError: If the format is not known. The message says what the folder holds and what to do.
     """
-    if scheme := _SCHEME.match(os.fspath(path)):
-        raise UserError(
-            f"{os.fspath(path)} is on {scheme[1]}; expected a local path. Copy the dataset to a local disk first."
-        )
-    path = expand(path)
+    path = remote.local_copy(os.fspath(path)) if remote.is_remote(os.fspath(path)) else expand(path)
     if not path.exists() and not list(path.parent.glob(path.name) if path.parent.is_dir() else []):
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
     for name, find in _FINDERS.items():

@@ -118,7 +118,11 @@ def _names(path):
     """Returns the names of the images in a list."""
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
-        choices = f"Choose one of these splits: {', '.join(known)}." if known else "Check root and split."
+        choices = (
+            f"Choose one of these splits: {', '.join(known)}."
+            if known
+            else "Check root and split, or write the list: one name per line."
+        )
         raise FileNotFoundError(f"The list of images {path} does not exist. {choices}")
     annotations = path.parents[2] / "Annotations"
     names = [_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kerasdet.data.files import IMAGE_SUFFIXES, ImageFinder, image_entry, read_text
+from kerasdet.data.files import ImageFinder, image_entry, read_text
+from kerasdet.data.images import SUFFIXES
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.voc import read_xml
 from kerasdet.errors import UserError
@@ -130,7 +131,7 @@ def _read_split(files, names, root, changes):
 def _image_of(file, file_name, finder):
     """Returns the image of an XML file: that of its own name, because tools rename both; or else `file_name`."""
     for folder in finder.folders:
-        for suffix in IMAGE_SUFFIXES:
+        for suffix in SUFFIXES:
             for path in (folder / f"{file.stem}{suffix}", folder / f"{file.stem}{suffix.upper()}"):
                 if path.is_file():
                     return path

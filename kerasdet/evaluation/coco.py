@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from kerasdet.data.annotations import CHANGES, name_of, read_contents, read_json
+from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
 from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
@@ -28,7 +28,7 @@ PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of best boxes per image for which 
 UNIFORM_SIGMA = 0.05  # annotators' spread at keypoints other than COCO's 17; nobody has measured it there
 
 
-def read_ground_truth(source: Source) -> dict:
+def read_ground_truth(source: Source) -> GroundTruth:
     """Reads COCO ground truth and checks its values.
 
     Args:
@@ -43,7 +43,8 @@ def read_ground_truth(source: Source) -> dict:
     """
     content, name = _content(source, "the ground truth")
     contents = read_contents(content, name)
-    return {"images": contents.images, "categories": contents.categories, "annotations": contents.annotations}
+    sections = {"images": contents.images, "categories": contents.categories, "annotations": contents.annotations}
+    return GroundTruth(sections, name)
 
 
 def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
@@ -60,7 +61,7 @@ def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
     """
     content, name = _content(source, "the ground truth")
     for iou_type in _types_of(content, iou_types):
-        _accumulate(_read(content, name, [iou_type]), [], "the results", iou_type)
+        _prepare(_read(content, name, [iou_type], log=False), iou_type)
 
 
 def evaluate_all(
@@ -168,31 +169,38 @@ def evaluate_proposals(
     return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
 
 
-def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigmas=None, limits=None):
-    """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
-    truth_name = contents.changes.source
-    categories, sigmas = _scored_categories(contents.categories, iou_type, sigmas, truth_name)
+def _prepare(contents, iou_type, image_ids=None, sigmas=None):
+    """Checks ground truth; returns its annotations for COCOeval, ids of its categories and images, and the sigmas."""
+    where = contents.changes.source
+    categories, sigmas = _scored_categories(contents.categories, iou_type, sigmas, where)
     images = {image["id"]: image for image in contents.images}
-    image_ids = sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, truth_name)
+    image_ids = sorted(images) if image_ids is None else _checked_image_ids(image_ids, images, where)
     scored = set(image_ids)
     if iou_type == "segm":
-        _check_masks(contents, scored, truth_name)
+        _check_masks(contents, scored, where)
     annotations = [
-        _for_coco(annotation, number, iou_type, images[annotation["image_id"]], sigmas, truth_name)
+        _for_coco(annotation, number, iou_type, images[annotation["image_id"]], sigmas, where)
         for number, annotation in enumerate(contents.annotations, 1)
         if annotation["image_id"] in scored and annotation["category_id"] in categories
     ]
+    return annotations, sorted(categories), image_ids, sigmas
+
+
+def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigmas=None, limits=None):
+    """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
+    annotations, category_ids, image_ids, sigmas = _prepare(contents, iou_type, image_ids, sigmas)
     names = _class_names(contents.categories)
+    images = {image["id"]: image for image in contents.images}
     count = 0 if sigmas is None else len(sigmas)
-    reader = ResultsReader(iou_type, images, names, count, truth_name, Changes(results_name))
+    reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
     dataset = {"images": contents.images, "categories": contents.categories}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth_index = _indexed({**dataset, "annotations": annotations})
-        evaluation = _Evaluation(truth_index, _indexed({**dataset, "annotations": detections}), iou_type)
+        truth = _indexed({**dataset, "annotations": annotations})
+        evaluation = _Evaluation(truth, _indexed({**dataset, "annotations": detections}), iou_type)
         evaluation.params.imgIds = image_ids
-        evaluation.params.catIds = sorted(categories)
+        evaluation.params.catIds = category_ids
         if iou_type == "keypoints":
             evaluation.params.kpt_oks_sigmas = sigmas
         if limits:
@@ -224,13 +232,11 @@ def _indexed(dataset):
     return coco
 
 
-def _is_path(source):
-    return isinstance(source, (str, os.PathLike))
-
-
 def _content(source, otherwise):
     """Returns the content of a path, or the content itself, and its name for messages."""
-    return (read_json(source), os.fspath(source)) if _is_path(source) else (source, otherwise)
+    if isinstance(source, (str, os.PathLike)):
+        return read_json(source), os.fspath(source)
+    return source, getattr(source, "source", otherwise)
 
 
 def _results(source):
@@ -250,10 +256,19 @@ def _results(source):
     return entries, name
 
 
-def _read(content, name, iou_types):
-    """Reads what ground truth needs for some types, and logs what had another form."""
+def _read(content, name, iou_types, log=True):
+    """Reads what ground truth needs for some types, and logs what it lacks or has in another form."""
     contents = read_contents(content, name, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
-    _log_changes(contents.changes)
+    without_mask = [a for a in contents.annotations if "segm" in iou_types and a["segmentation"] is None]
+    if log:
+        _log_changes(contents.changes)
+    if log and without_mask:
+        _logger.warning(
+            "%s: %d objects have no mask (first: %s): masks found in their boxes are neither right nor wrong.",
+            name,
+            len(without_mask),
+            name_of(without_mask[0]),
+        )
     return contents
 
 
@@ -318,17 +333,10 @@ def _check_masks(contents, scored, where):
     for image in contents.images:
         if image["id"] in scored and image["height"] is None:
             raise UserError(f"{where}: image {image['id']} has no height and width, which masks need. Add them.")
-    missing = [annotation for annotation in contents.annotations if annotation["segmentation"] is None]
-    if missing and len(missing) == len(contents.annotations):
+    if contents.annotations and all(annotation["segmentation"] is None for annotation in contents.annotations):
         raise UserError(
-            f"{where}: {name_of(missing[0])} has no segmentation, and so all annotations. Add masks, or score boxes."
-        )
-    if missing:
-        _logger.warning(
-            "%s: %d objects have no mask (first: %s): masks found in their boxes are neither right nor wrong.",
-            where,
-            len(missing),
-            name_of(missing[0]),
+            f"{where}: {name_of(contents.annotations[0])} has no segmentation, and so all annotations. Add masks, or "
+            "score boxes."
         )
 
 

@@ -12,11 +12,21 @@ from pathlib import Path
 from types import ModuleType
 
 import tensorflow as tf
-from tensorflow.python.framework import kernels
-from tensorflow.python.ops import control_flow_util
+
+from kerasdet.keras_compat import in_xla_context, kernel_devices
 
 LIBRARY = Path(__file__).with_name("_kerasdet_ops.so")
-_OPS = ("nms", "roi_align", "roi_align_grad", "deform_columns", "deform_columns_grad", "paste_masks", "encode_masks")
+_OPS = (
+    "nms",
+    "roi_align",
+    "roi_align_grad",
+    "deform_columns",
+    "deform_columns_grad",
+    "paste_masks",
+    "encode_masks",
+    "resize",
+    "crop_masks",
+)
 _MIN_COMPUTE_CAPABILITY = (7, 0)  # custom_ops/cuda/compile.py compiles for no older GPU
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
@@ -82,7 +92,7 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
 
 def static_shapes() -> bool:
     """Returns whether the code traced here goes to XLA or TFLite: both need static shapes and lack sparse matrices."""
-    return in_tflite() or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return in_tflite() or in_xla_context()
 
 
 def in_tflite() -> bool:
@@ -126,7 +136,7 @@ def _lacks_gpu_kernels() -> bool:
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus or raw_ops() is None:
         return False
-    if not any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Kerasdet>Nms").kernel):
+    if "GPU" not in kernel_devices("Kerasdet>Nms"):
         reason = "The compiled ops have no GPU kernels: they were built without NVRTC, or they found no CUDA driver"
     elif old := [gpu.name for gpu in gpus if _capability(gpu) < _MIN_COMPUTE_CAPABILITY]:
         reason = f"The compiled ops have no kernels for a GPU as old as {old[0]}"

@@ -1,4 +1,4 @@
-"""Pastes the masks of detections into their image, as bitmaps or directly as run lengths."""
+"""Crops masks of objects for training, and pastes masks of detections into their image, as bitmaps or run lengths."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +8,7 @@ from kerasdet.ops.dispatch import compiled_ops, static_shapes
 
 tf.no_gradient("Kerasdet>PasteMasks")
 tf.no_gradient("Kerasdet>EncodeMasks")
+tf.no_gradient("Kerasdet>CropMasks")
 
 
 def paste_masks(
@@ -80,6 +81,34 @@ def encode_masks(
     text, ends = characters.numpy().tobytes().decode("ascii"), np.cumsum(lengths.numpy()).tolist()
     size = [int(height), int(width)]
     return [{"size": size, "counts": text[start:end]} for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def crops_from_runs(
+    runs: tf.Tensor, num_runs: tf.Tensor, boxes: tf.Tensor, image_size: tf.Tensor, size: int = masks.CROP_SIZE
+) -> tf.Tensor:
+    """Computes crops from run lengths; equals `kerasdet.geometry.masks.crops_from_runs`, compiled if possible.
+
+    Args:
+        runs: (R,) int32. Run lengths of all objects one after the other, see the function that it equals.
+        num_runs: (M,) int32. Number of run lengths of each object.
+        boxes: (M, 4) yxyx in pixels, inside the image.
+        image_size: (2,). Height and width of the image in pixels.
+        size: S, the height and width of a crop in cells.
+
+    Returns:
+        (M, S, S) uint8. Covered fraction of each cell, times 255.
+    """
+    library = compiled_ops(for_gpus=False)
+    if library is None:
+        return masks.crops_from_runs(runs, num_runs, boxes, image_size, size)
+    crops = library.kerasdet_crop_masks(
+        runs=tf.cast(runs, tf.int32),
+        num_runs=tf.cast(num_runs, tf.int32),
+        boxes=tf.cast(boxes, tf.float32),
+        image_size=tf.cast(image_size, tf.int32),
+        size=size,
+    )
+    return tf.ensure_shape(crops, (None, size, size))
 
 
 def _library(convention):

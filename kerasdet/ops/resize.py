@@ -1,9 +1,14 @@
-"""Resizes and pads images with the arithmetic of the source frameworks, in stock TensorFlow ops.
+"""Resizes and pads images with the arithmetic of the source frameworks.
 
-Every static shape may be unknown. `kerasdet.inference.preprocessing` chooses rounding and kernel for a model.
+Single uint8 images are resized by a compiled op if it loads; stock TensorFlow ops give the same numbers. Every static
+shape may be unknown. `kerasdet.inference.preprocessing` chooses rounding and kernel for a model.
 """
 
 import tensorflow as tf
+
+from kerasdet.ops.dispatch import compiled_ops
+
+tf.no_gradient("Kerasdet>Resize")
 
 ROUNDINGS = ("detectron2", "torchvision", "mmdetection", "square")
 KERNELS = ("pil", "bilinear", "opencv")
@@ -88,13 +93,37 @@ def resize(
     image = tf.convert_to_tensor(image)
     if kernel == "bilinear":
         return _crop(tf.image.resize(tf.cast(image, tf.float32), size, "bilinear", antialias=False), window)
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Choose one of them.")
     image = image if image.dtype.is_integer else tf.clip_by_value(tf.round(image), 0, 255)
-    image = tf.cast(image, tf.int32)
-    if kernel == "opencv":
-        return tf.cast(_opencv_resize(image, size, window), tf.float32)
-    return tf.cast(_pil_resize(image, size, window), tf.float32)
+    return tf.cast(resize_uint8(tf.cast(image, tf.uint8), size, kernel, window), tf.float32)
+
+
+def resize_uint8(
+    image: tf.Tensor, size: tuple[int, int] | tf.Tensor, kernel: str, window: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Resizes uint8 images by a kernel that gives whole numbers; see `resize`.
+
+    Args:
+        image: (..., H, W, C) uint8.
+        size: New height and width in pixels, two ints or a (2,) tensor.
+        kernel: "pil" or "opencv".
+        window: (4,) int32, yxyx in pixels of the resized image, inside it. None computes the whole image.
+
+    Returns:
+        (..., height, width, C) uint8.
+
+    Raises:
+        ValueError: If `kernel` is unknown.
+    """
+    if kernel not in UINT8_KERNELS:
+        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Choose one of them.")
+    library = compiled_ops(for_gpus=False) if image.shape.rank == 3 and image.shape[-1] == 3 else None
+    if library is not None:
+        size = tf.cast(size, tf.int32)
+        window = tf.concat([[0, 0], size], 0) if window is None else tf.cast(window, tf.int32)
+        resized = library.kerasdet_resize(image=image, size=size, window=window, opencv=kernel == "opencv")
+        return tf.ensure_shape(resized, (None, None, 3))
+    function = _opencv_resize if kernel == "opencv" else _pil_resize
+    return tf.cast(function(tf.cast(image, tf.int32), size, window), tf.uint8)
 
 
 def _crop(image, window):

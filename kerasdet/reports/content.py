@@ -231,7 +231,7 @@ def samples(
         image = page.image(pictures.data_uri(sample.picture), f"Image {sample.image_id} with {objects} drawn")
         shown.append((image, f"Image {sample.image_id}, {objects}"))
         seen += np.bincount(sample.class_ids, minlength=dataset.num_classes)
-    names = [type(transform).__name__ for transform in transforms]
+    names = [name for transform in transforms for name in _transform_names(transform)]
     intro = (
         f"The training images as the model sees them, after {', '.join(f'`{name}`' for name in names)}."
         if names
@@ -241,6 +241,16 @@ def samples(
     entries = [("rgb({},{},{})".format(*visualize.colour(k)), dataset.class_names[k]) for k in frequent]
     parts = [page.legend(entries), page.gallery(shown, _SAMPLES_PER_PAGE)]
     return Section("samples", "Training samples" if names else "Images", parts, intro), []
+
+
+def _transform_names(transform):
+    """Yields the name of a transform, or the names of those that it applies, such as those of a `RandomApply`."""
+    inner = getattr(transform, "transforms", None)
+    if inner is None:
+        yield getattr(transform, "__name__", type(transform).__name__)
+    else:
+        for each in inner:
+            yield from _transform_names(each)
 
 
 def _per_class(class_ids, num_classes):

@@ -255,7 +255,7 @@ def _reason(objects, low, assigner):
         (objects.edges > max(sizes), f"most are larger than the largest anchor, {max(sizes):.4g} px"),
         (
             (objects.ratios < min(ratios)) | (objects.ratios > max(ratios)),
-            f"most are longer than the anchors' aspect ratios, {min(ratios):.3g} to {max(ratios):.3g}",
+            f"most are more elongated than the anchors, whose height / width is {min(ratios):.3g} to {max(ratios):.3g}",
         ),
     ):
         if mask[low].mean() > 0.5:

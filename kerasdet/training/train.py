@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
+from kerasdet.data.sampler import ImageSampler
 from kerasdet.errors import UserError
 from kerasdet.files import locked, replacing
 from kerasdet.ops.distribute import worker_rank
@@ -37,6 +38,7 @@ def train(
     batch_size: int,
     out_dir: str | Path,
     transforms: Sequence[Callable] = (),
+    sampler: ImageSampler | None = None,
     freeze: Sequence[str] = (),
     validation: Validation | None = None,
     checkpointing: Checkpointing | None = None,
@@ -72,7 +74,8 @@ def train(
         steps: Steps of the whole run, including those of earlier processes.
         batch_size: Images in a step, over all replicas.
         out_dir: Folder for everything that the run writes.
-        transforms: Functions of `kerasdet.data` that resize and augment each image, in this order.
+        transforms: Functions of `kerasdet.data.transforms` that resize and augment each image, in this order.
+        sampler: Repeats images with rare classes, or groups images by aspect ratio. None does neither.
         freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
         validation: Data and rules of evaluation. None trains without validation.
         checkpointing: How often checkpoints are written, and how many stay. None takes the defaults.
@@ -126,6 +129,7 @@ def train(
         completed_steps, completed_images, changes = restore(model, out_dir / "checkpoints", settings)
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}
+        options["sampler"] = sampler
         checks.check_same_on_all_workers(strategy, completed_steps, out_dir, shared, options)
         run_log = RunLog(out_dir, completed_steps, writes=rank == 0)
         epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
@@ -155,6 +159,7 @@ def train(
                 data,
                 batch_size,
                 transforms,
+                sampler=sampler,
                 input_context=input_context,
                 seed=seed,
                 start_step=completed_images // batch_size,

@@ -26,6 +26,7 @@ from kerasdet.checkpoints import SOURCES, cache, to_model, zoo
 from kerasdet.checkpoints import download as download_module
 from kerasdet.errors import UserError
 from kerasdet.loading import backbone_weights, load_detector, pretrained, require_model
+from kerasdet.paths import cache_home
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +168,12 @@ def test_no_network_is_said_with_the_name_and_the_ways_out(server, tmp_path):
 def test_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("KERASDET_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.home() == tmp_path / "kerasdet"
+    assert cache_home() == tmp_path / "kerasdet"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.home() == tmp_path / ".cache" / "kerasdet"
+    assert cache_home() == tmp_path / ".cache" / "kerasdet"
     monkeypatch.setenv("KERASDET_HOME", "~/models")
-    assert cache.home() == tmp_path / "models"
+    assert cache_home() == tmp_path / "models"
 
 
 # Wrong and damaged files

@@ -54,6 +54,13 @@ def message(state, source=TORCHVISION_SOURCE, **arguments):
     return text
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_raise(state, value):
+    name = "backbone.body.conv1.weight"
+    state = {**state, name: np.full_like(state[name], value)}
+    assert f"The checkpoint's {name} has values that are NaN or infinite" in message(state)
+
+
 def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     del state["backbone.body.layer2.0.conv1.weight"]
     state["backbone.body.layer9.0.conv1.weight"] = np.zeros(3)

@@ -386,7 +386,7 @@ def test_truncated_files_raise(tmp_path, refused):
 
 def test_other_files_raise_and_missing_files_are_not_found(refused, tmp_path):
     assert "empty" in refused(b"")
-    assert "none of the supported formats" in refused(b"<!DOCTYPE html><html>")
+    assert "none of the supported formats" in refused(b"once upon a time")
     assert "longer than the file" in refused(b"<!DOCTYPE html><html>", "x.safetensors")
     assert "not a dictionary" in refused(pickle.dumps([1, 2]))
     assert "no tensors" in refused(pickle.dumps({"model": {"a": 1}}))
@@ -399,6 +399,16 @@ def test_other_files_raise_and_missing_files_are_not_found(refused, tmp_path):
     with tarfile.open(fileobj=out, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
     assert "tar file" in refused(out.getvalue())
+
+
+def test_what_a_failed_download_leaves_is_recognised(tmp_path):
+    for content, word in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+    ):
+        (tmp_path / "file.pth").write_bytes(content)
+        with pytest.raises(UserError, match=rf"file\.pth: the file is {word}, not "):
+            read(tmp_path / "file.pth")
 
 
 def test_dictionary_that_contains_itself_raises(refused):

@@ -46,6 +46,8 @@ def folder(tmp_path_factory, model):
     (folder / "other.pth").write_text("a pickle")
     with zipfile.ZipFile(folder / "torch.keras", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
+    (folder / "png").mkdir()
+    Image.open(pictures(folder)[0]).save(folder / "png" / "a.png")
     (folder / "words.json").write_text("[{]")
     return folder
 
@@ -80,7 +82,7 @@ def test_eval_scores_a_file_of_detections(capsys, tmp_path):
 
 
 def test_eval_uses_the_data_of_the_run(capsys, tmp_path, folder, model):
-    found, scores = tmp_path / "detections.json", tmp_path / "metrics.json"
+    found, scores = tmp_path / "new" / "detections.json", tmp_path / "new" / "folder" / "metrics.json"
     assert kerasdet("eval", folder / "run", "--save-detections", found, "--json", scores) == 0
     expected = evaluate(model, tiny.shapes_data(folder / "shapes", num_images=3))
     metrics = json.loads(scores.read_text())["summary"]
@@ -237,6 +239,7 @@ SMALL = [
     *("--set", "train/shapes_dataset.num_images=1", "--set", "eval/shapes_dataset.num_images=1"),
     *("--set", "HEAD_CHANNELS=32", "--set", "BACKBONE_WIDTH=8"),
 ]
+FCOS = "torchvision/fcos_resnet50_fpn"
 MISTAKES = {
     "train: no such configuration": (["train", "retinanet_r5"], "no configuration retinanet_r5: give a path or one of"),
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
@@ -286,6 +289,45 @@ MISTAKES = {
     "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections needs --annotations"),
     "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "The file {}/no.json does not exist"),
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
+    "eval: JSON over the annotations": (
+        ["eval", "{}/run", *DATA, "--json", "{}/shapes/annotations.json"],
+        "--json would overwrite {}/shapes/annotations.json, the file of --annotations: choose another file",
+    ),
+    "eval: one file for both outputs": (
+        ["eval", "{}/run", "--json", "{}/shapes/a.json", "--save-detections", "{}/shapes/../shapes/a.json"],
+        "--json would overwrite {}/shapes/a.json, the file of --save-detections",
+    ),
+    "eval: folder for a file": (["eval", "{}/run", "--json", "{}/shapes"], "--json: {}/shapes is a folder"),
+    "eval: file for a folder": (
+        ["eval", "{}/run", "--save-detections", "{}/words.json/new/a.json"],
+        "--save-detections: {}/words.json/new cannot be written: Not a directory",
+    ),
+    "eval: images without annotations": (["eval", "{}/run", "--images", "{}/shapes"], "--images needs --annotations"),
+    "eval: detections are detected already": (
+        ["eval", "--detections", "{}/words.json", *DATA, "--save-detections", "{}/new"],
+        "--save-detections is for a MODEL that detects; --detections has the results: leave --save-detections out",
+    ),
+    "eval: TTA of detections": (["eval", "--detections", "{}/words.json", *DATA, "--tta"], "--tta is for a MODEL"),
+    "predict: image before the model": (
+        ["predict", PICTURE, "{}/shapes/images"],
+        "000001.jpg is an image: expected a run directory, a .keras file or an export. Name the model first",
+    ),
+    "predict: pictures over the images": (
+        ["predict", "{}/run", "{}/png/a.png", "--draw", "{}/png/../png"],
+        "--draw {}/png/../png would overwrite the image {}/png/a.png: choose another folder",
+    ),
+    "predict: configuration": (["predict", "{}/run/config.gin", PICTURE], "config.gin is a configuration: expected"),
+    "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected a run"),
+    "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} holds no model: name the OUT_DIR of a"),
+    "train: number for a folder": (
+        [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "OUT_DIR=7"],
+        "OUT_DIR (out_dir) is 7: expected the path of a file or folder. Name one, such as ./7 if that is its name.",
+    ),
+    "train: number for a model": ([*FINETUNE, "--set", "CHECKPOINT=7"], "The path of a model is 7: expected the path"),
+    "train: checkpoint of torch": (
+        [*FINETUNE, "--set", "CHECKPOINT={}/other.pth"],
+        "other.pth is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`",
+    ),
     "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes holds no model: name the OUT_DIR"),
     "predict: cut model": (
         ["predict", "{}/cut.keras", PICTURE],
@@ -294,6 +336,27 @@ MISTAKES = {
     "predict: no image in folder": (["predict", "{}/run", "{}/run"], "The folder {}/run holds no image"),
     "predict: no match": (["predict", "{}/run", "{}/*.png"], "No file matches {}/*.png"),
     "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "holds a ResNet, not a detector"),
+    "export: suffix of another tool": (
+        ["export", "{}/run", "{}/new.engine"],
+        "No export format writes .engine files, as {}/new.engine would be: expected a folder (saved_model) or a file",
+    ),
+    "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "No export format writes .keras files"),
+    "export: output before the model": (
+        ["export", "{}/new.tflite", "{}/run"],
+        "There is no {}/new.tflite, but {}/run exists: expected the model first, then the file or folder to write.",
+    ),
+    "export: images without --eval": (
+        ["export", "{}/run", "{}/new", "--images", "{}/shapes/images"],
+        "--images needs --eval, the annotations of these images: give both or none",
+    ),
+    "export: drop without --eval": (
+        ["export", "{}/run", "{}/new", "--max-ap-drop", "0.1"],
+        "--max-ap-drop needs --eval",
+    ),
+    "export: images are elsewhere": (
+        ["export", "{}/run", "{}/new", "--eval", "{}/shapes/annotations.json", "--images", "{}/no"],
+        "The image folder {}/no",
+    ),
     "export: not empty": (["export", "{}/run", "{}/shapes"], "{}/shapes exists and is not empty"),
     "export: not for TFLite": (
         ["export", "{}/run", "{}/new.tflite", "--class-offset", "0"],
@@ -324,6 +387,14 @@ MISTAKES = {
     "convert: no source": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet", "--out", "{}/new"],
         "There is no source 'torchvision/retinanet': choose one of torchvision/retinanet_resnet50_fpn, ",
+    ),
+    "convert: suffix of another tool": (
+        ["convert", "{}/no.pth", "--source", "torchvision/resnet50", "--out", "{}/new.h5"],
+        "--out {}/new.h5 ends in .h5: expected a folder or a .keras file",
+    ),
+    "convert: labels are missing": (
+        ["convert", "{}/no.pth", "--source", FCOS, "--labels", "{}/no.txt", "--out", "{}/new"],
+        "{}/no.txt: No such file or directory",
     ),
     "convert: labels of a backbone": (
         ["convert", "{}/no.pth", "--source", "torchvision/resnet50", "--labels", "{}/words.jpg", "--out", "{}/new"],

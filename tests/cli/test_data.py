@@ -77,6 +77,19 @@ def test_masks_of_a_recipe_are_read(tmp_path):
     assert config.eval_data().records[0].num_runs.tolist() != []
 
 
+def test_recipe_of_a_user_includes_folder_gin(yolo, tmp_path):
+    recipe = tmp_path / "mine.gin"
+    data = f"include 'dataset/folder.gin'\nNUM_CLASSES = %gin.REQUIRED\nDATA = '{yolo}'\nEVAL_SPLIT = 'train'\n"
+    write_text(recipe, f"include 'base/finetune.gin'\n{data}CHECKPOINT = 'x'\nOUT_DIR = 'x'\nSTEPS = 1\n")
+    sizes = ["BATCH_SIZE=1", "SHORTEST_EDGE=64", "LONGEST_EDGE=64"]
+    with pytest.raises(UserError, match=r"BATCH_SIZE, .* must be set"):
+        config.load(recipe)
+    recipe.write_text(recipe.read_text() + "".join(f"{size}\n".replace("=", " = ") for size in sizes))
+    config.load(recipe)
+    assert config.macro("NUM_CLASSES") == 3
+    assert "/train/" in config.eval_data().records[0].path
+
+
 def test_missing_split_names_the_remedy(yolo):
     write_text(yolo / "data.yaml", "train: train/images\nnames: [cat, dog, fox]\n")
     config.load("retinanet_r18_fpn_bccd", [f"DATA={yolo}"])

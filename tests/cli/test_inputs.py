@@ -31,6 +31,14 @@ def test_quoted_glob_gives_sorted_files(folder, pattern, found):
     assert image_files([pattern]) == found
 
 
+def test_glob_leaves_out_files_that_are_not_named_like_images(folder, caplog):
+    caplog.set_level("INFO", "kerasdet")
+    (folder / "data.bin").touch()
+    assert image_files(["[abn]*"]) == ["a.PNG", "b.jpg"]
+    assert caplog.messages == ["[abn]*: files whose names are not an image's are left out (1)."]
+    assert image_files(["*.bin"]) == ["data.bin"]
+
+
 def test_file_whose_name_looks_like_a_glob_is_that_file(folder):
     (folder / "[ab].jpg").touch()
     assert image_files(["[ab].jpg"]) == ["[ab].jpg"]
@@ -55,6 +63,8 @@ def test_list_expands_the_home_folder(folder, monkeypatch):
         ("@absent.txt", r"list of images absent\.txt cannot be read: No such file or directory"),
         ("@notes.txt", r"list of images notes\.txt is empty: write one path per line"),
         ("@binary", "binary is not a text file"),
+        ("https://example.org/a.jpg?size=1", r"^https://example\.org/a\.jpg\?size=1 is a URL: expected .* Download"),
+        ("street.MP4", r"^street\.MP4 is a video: expected images\. Extract its frames"),
     ],
 )
 def test_word_without_an_image_is_an_error(folder, word, message):

@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 from kerasdet.data import ImageSampler, RandomFlip, ResizeShortestEdge, evaluation_batches, training_batches
 from kerasdet.data.records import Record
 from kerasdet.data.shapes import shapes_dataset
-from kerasdet.data.transforms import CopyPaste, MixUp, Mosaic, RandomApply, ScaleJitter, UntilStep
+from kerasdet.data.transforms import CopyPaste, Mosaic, RandomApply, UntilStep
 from kerasdet.geometry import masks
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
@@ -188,12 +188,7 @@ def test_images_without_objects_have_empty_masks(dataset):
     assert fixed.element_spec["masks"].shape == (2, 5, 14, 14)
 
 
-MIXES = (
-    Mosaic((24, 24), center=(0.7, 1.3)),
-    RandomApply([MixUp((20, 20), transforms=[RandomFlip()])], 0.6),
-    CopyPaste(probability=0.8, transforms=[ScaleJitter((24, 24))]),
-    ScaleJitter((40, 40), (0.8, 1.5)),
-)
+MIXES = (RandomApply([Mosaic((24, 24), center=(0.7, 1.3), transforms=[RandomFlip()])], 0.7),)
 
 
 def test_mixed_images_are_reproducible_resumable_and_sharded(shapes):

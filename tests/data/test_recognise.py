@@ -47,8 +47,26 @@ def test_unknown_file_says_what_to_do(tmp_path, name, text, expected):
 def test_missing_and_remote_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing does not exist"):
         open_dataset(tmp_path / "nothing")
-    with pytest.raises(UserError, match="s3"):
+
+
+def test_remote_path_names_reason_and_remedy():
+    pytest.importorskip("tensorflow", minversion="2.17")
+    with pytest.raises(UserError, match=r"is on s3, .*tensorflow-io.* up to TensorFlow 2\.16, this is .*local disk"):
         open_dataset("s3://bucket/data")
+
+
+def test_remote_folder_is_copied_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASDET_HOME", str(tmp_path / "home"))
+    picture(tmp_path / "data/images/a.png", 0)
+    write_json(tmp_path / "data/train.json", coco(["a.png"]))
+    dataset = open_dataset(f"file://{tmp_path}/data", "train")
+    assert dataset.records[0].path.startswith(str(tmp_path / "home"))
+    copy = next((tmp_path / "home").rglob("a.png"))
+    before = copy.stat().st_mtime_ns
+    assert len(open_dataset(f"file://{tmp_path}/data/", "train")) == 1
+    assert copy.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="file:///nothing cannot be copied"):
+        open_dataset("file:///nothing")
 
 
 def test_archive_unpacked_into_its_own_folder(tmp_path, caplog):

@@ -57,7 +57,8 @@ def uniform(shape, seed):
 
 
 def pil_resize(image, height, width):
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    columns = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(columns.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def test_scale_jitter_equals_detectron2_resize_then_crop(image):

@@ -227,6 +227,22 @@ def test_unknown_precision_raises(model, tmp_path):
         export_saved_model(model, tmp_path / "model", precision="int8")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"class_offset": -1}, "class_offset is -1: expected a whole number from 0 to 16777211"),
+        ({"class_offset": 2**24}, "class_offset is 16777216: expected a whole number from 0 to"),
+        ({"class_offset": 1.0}, r"class_offset is 1\.0: "),
+        ({"class_offset": True}, "class_offset is True: "),
+        ({"max_pixels": 0}, "max_pixels is 0: expected a whole number from 1"),
+    ],
+)
+def test_number_out_of_its_range_raises(model, tmp_path, option, message):
+    with pytest.raises(UserError, match=message):
+        export_saved_model(model, tmp_path / "model", **option)
+    assert not (tmp_path / "model").exists()
+
+
 def encoded(image, kind="PNG", **options):
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind, **options)
@@ -268,6 +284,15 @@ def test_bad_image_raises_and_is_named(exported, loaded, kind):
     assert f"image_bytes[2] {message}" in str(error.value)
     good = loaded.signatures["encoded"](image_bytes=tf.constant([JPEG]))
     assert good["num_detections"][0] > 10
+
+
+@pytest.mark.parametrize("shape", [(2, 50, 70, 1), (2, 50, 70, 4), (50, 70, 3), (50, 70)])
+@pytest.mark.parametrize("signature", ["serving_default", "float_image"])
+def test_image_of_another_shape_raises_and_names_the_expected_one(loaded, signature, shape):
+    image = tf.zeros(shape, tf.uint8 if signature == "serving_default" else tf.float32)
+    message = r"image_is_batch_of_height_width_RGB [\s\S]*Shape of tensor image .* not compatible .* \[\?,\?,\?,3\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        loaded.signatures[signature](image=image)
 
 
 def test_image_without_pixels_raises(loaded):

@@ -4,8 +4,9 @@ import tensorflow as tf
 from conftest import shared
 from pycocotools import mask as coco_rle
 
+from kerasdet import ops
 from kerasdet.geometry import masks, rle
-from kerasdet.ops import encode_masks, paste_masks
+from kerasdet.ops import crops_from_runs, encode_masks, paste_masks
 
 pytestmark = [
     pytest.mark.usefixtures("implementation"),
@@ -92,3 +93,44 @@ def test_unknown_convention_raises(rng):
     for function in (paste_masks, encode_masks):
         with pytest.raises(ValueError, match="expected 'detectron2' or 'torchvision'"):
             function(np.ones((1, 2, 2)), BOXES[:1], 4, 4, "caffe")
+
+
+def test_crops_equal_their_definition_and_the_stock_ops(rng):
+    """A cell holds the fraction of its area that the object covers; halves, where rounding could differ, are common."""
+    for case in range(30):
+        height, width, count = *rng.integers(1, 40, 2).tolist(), int(rng.integers(0, 5))
+        bitmaps = rng.random((count, height, width)) < rng.uniform(0.05, 0.95)
+        low = rng.uniform(0, 0.9, (count, 2)) * [height, width]
+        high = low + rng.uniform(0.05, 1, (count, 2)) * ([height, width] - low)
+        boxes = np.concatenate([low, high], 1).astype(np.float32)
+        if case % 2:  # boxes on the pixel grid
+            boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).astype(np.float32)
+        boxes = np.minimum(boxes, np.float32([height, width] * 2))
+        runs = [rle.runs_from_segmentation(rle.encode(bitmap[None])[0], height, width) for bitmap in bitmaps]
+        runs = [part if len(part) else np.int32([height * width]) for part in runs]
+        flat = np.concatenate([np.zeros(0, np.int32), *runs]).astype(np.int32)
+        arguments = flat, np.int32([len(part) for part in runs]).reshape(-1), boxes, np.int32([height, width]), 8
+        found = crops_from_runs(*arguments).numpy()
+        with ops.implementation("tensorflow"):
+            np.testing.assert_array_equal(found, crops_from_runs(*arguments))
+        for crop, bitmap, (y1, x1, y2, x2) in zip(found, bitmaps, boxes.astype(np.float64), strict=True):
+            y, x = (_overlaps(low, high, n) for low, high, n in ((y1, y2, height), (x1, x2, width)))
+            np.testing.assert_allclose(crop, y @ bitmap @ x.T * 255, atol=0.501)
+
+
+def _overlaps(low, high, pixels):
+    """Returns the part of each of 8 cells that lies in each pixel, along one axis."""
+    edges = np.linspace(low, high, 9)
+    pixel = np.arange(pixels)
+    inside = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return np.maximum(inside, 0) / ((high - low) / 8)
+
+
+def test_crops_of_bad_inputs_raise(implementation):
+    if implementation == "tensorflow":
+        pytest.skip("the stock ops trust their inputs")
+    runs, size = np.int32([2, 2]), np.int32([2, 2])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Box 0 is not inside its image of 2x2"):
+        crops_from_runs(runs, np.int32([2]), np.float32([[0, 0, 2, 3]]), size, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="counts more runs"):
+        crops_from_runs(runs, np.int32([3]), np.float32([[0, 0, 2, 2]]), size, 4)

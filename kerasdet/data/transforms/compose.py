@@ -31,7 +31,10 @@ def apply_all(transforms: Sequence[Transform], example: Example, seed: tf.Tensor
 
 
 def apply_if(
-    when: tf.Tensor, change: Callable[[], Example], example: Example, otherwise: Callable | None = None
+    when: tf.Tensor,
+    change: Callable[[], Example],
+    example: Example,
+    otherwise: Callable[[], Example] | None = None,
 ) -> Example:
     """Returns ``change()`` if a condition holds, and else the example itself.
 

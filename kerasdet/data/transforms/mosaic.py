@@ -55,12 +55,17 @@ class Mosaic(MixTransform):
         """Makes a mosaic; see `MixTransform.mix`."""
         seeds = tf.unstack(tf.random.split(seed, 4))
         random = tf.random.stateless_uniform([3], seeds[0])
+        place = self._part
+        if not tf.executing_eagerly():  # one function in the graph for all four images
+            place = tf.function(self._part, autograph=False, experimental_attributes={"_noinline": True})
 
         def mosaic():
             center = self.center[0] + random[1:] * (self.center[1] - self.center[0])
             point = tf.cast(tf.cast(self.size, tf.float32) * center, tf.int32)
             parts = [example, *(draw(seed) for seed in seeds[1:])]
-            (first, *others), images = zip(*(self._part(part, i, point) for i, part in enumerate(parts)), strict=True)
+            (first, *others), images = zip(
+                *(place(part, tf.constant(i), point) for i, part in enumerate(parts)), strict=True
+            )
             for other in others:
                 first = objects.join(first, other)
             rows = [tf.concat(images[i : i + 2], 1) for i in (0, 2)]
@@ -75,7 +80,7 @@ class Mosaic(MixTransform):
         old = tf.cast(tf.shape(example["image"])[:2], tf.float32)
         new = tf.floor(old * tf.reduce_min(tf.cast(self.size, tf.float32) / old) + 1e-4)
         new = tf.maximum(tf.cast(new, tf.int32), 1)
-        is_after = tf.constant([i // 2 == 1, i % 2 == 1])  # below, or right of the common point
+        is_after = tf.stack([i // 2, i % 2]) == 1  # below, or right of the common point
         quadrant = tf.where(is_after, canvas - point, point)  # its size
         visible = tf.minimum(new, quadrant)
         start = tf.where(is_after, 0, new - visible)  # in the resized image

@@ -111,6 +111,8 @@ def resize_image(image: tf.Tensor, size: tf.Tensor, kernel: str, window: tf.Tens
     Returns:
         (h, w, 3), uint8 if the kernel gives whole numbers, and else float32.
     """
+    if kernel in resize_ops.UINT8_KERNELS and image.dtype == tf.uint8:
+        return resize_ops.resize_uint8(image, size, kernel, window)
     resized = resize_ops.resize(image, size, kernel, window)
     return tf.cast(resized, tf.uint8) if kernel in resize_ops.UINT8_KERNELS else resized
 

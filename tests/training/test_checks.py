@@ -1,0 +1,73 @@
+"""Tests what `train` checks of its data before the first step."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerasdet.data import Dataset
+from kerasdet.errors import UserError
+from kerasdet.training import Validation, checks
+
+MODEL = SimpleNamespace(num_classes=2, branches=(), loss_names=())
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "a.png")
+
+    def make(*annotations, categories=("cat", "dog"), **options):
+        data = {
+            "images": [{"id": 1, "file_name": "a.png", "height": 20, "width": 30}],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(categories, 1)],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [2, 3, 8, 9], **each} for each in annotations],
+        }
+        return Dataset(data, tmp_path, source="held.json", **options)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "annotations, message",
+    [
+        ([], "held.json has nothing to train on: its images have no objects. Give"),
+        ([{"iscrowd": 1}, {"iscrowd": "true"}], r"its 2 objects are all crowds \(iscrowd 1\)"),
+        ([{"bbox": [2, 3, 0, 9]}], r"its images have no objects \(1 zero area boxes\)"),
+        ([{"bbox": [90, 3, 5, 9]}], r"its images have no objects \(1 outside boxes\)"),
+    ],
+)
+def test_data_without_objects_raise_and_say_why(dataset, annotations, message):
+    with pytest.raises(UserError, match=message):
+        checks.check_objects(dataset(*annotations))
+
+
+def test_one_object_is_enough(dataset):
+    checks.check_objects(dataset({"iscrowd": "0"}, {"iscrowd": 1}))
+    checks.check_objects(dataset({"difficult": 1}))
+
+
+def test_validation_data_take_the_classes_of_the_training_data(dataset):
+    data = dataset({}, {"category_id": 2})
+    swapped = Validation(dataset({}, {"category_id": 2}, categories=("dog", "cat")))
+    matched = checks.match_validation(MODEL, data, swapped).data
+    assert matched.class_names == ("cat", "dog") and matched.records[0].class_ids.tolist() == [1, 0]
+    fewer = checks.match_validation(MODEL, data, Validation(dataset({}, categories=("dog",)))).data
+    assert fewer.class_names == ("cat", "dog") and fewer.records[0].class_ids.tolist() == [1]
+    assert checks.match_validation(MODEL, data, None) is None
+    with pytest.raises(UserError, match=r"held\.json has objects of fox; expected the classes of the model, cat, dog"):
+        checks.match_validation(MODEL, data, Validation(dataset({}, categories=("fox", "cat"))))
+
+
+def test_ground_truth_that_an_evaluation_cannot_read_raises(dataset):
+    model = SimpleNamespace(
+        **{**vars(MODEL), "branches": (SimpleNamespace(metric="segm", check_dataset=lambda _: None),)}
+    )
+    rle = {"size": [5, 5], "counts": [25]}
+    validation = Validation(dataset({"segmentation": rle}))  # read without masks, and yet evaluated with them
+    with pytest.raises(
+        UserError, match=r"held\.json: an annotation .* has an RLE mask of size \[5, 5\], but its image is 20x30"
+    ):
+        checks.check_evaluation(model, validation)
+    checks.check_evaluation(MODEL, validation)
+    checks.check_evaluation(model, Validation(dataset({"segmentation": []}, {"segmentation": [[2, 3, 8, 3, 8, 9]]})))
