@@ -46,6 +46,8 @@ SURFACE = (
     layers.ResNet,
     layers.MobileNetV3,
     layers.VGG,
+    layers.KerasApplication,
+    layers.PyramidBackbone,
     layers.FPN,
     layers.SSDNeck,
     layers.SSDHead,

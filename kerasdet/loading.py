@@ -11,6 +11,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.paths import expand
+from kerasdet.training.class_weights import class_weights
 from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
@@ -135,7 +136,8 @@ def pretrained(
     """Loads a detector to fine-tune it on other classes.
 
     All weights are kept except in the layers whose size depends on the number of classes: these are re-initialised if
-    the number differs. The model computes in the global precision policy, not in that of the file. Kernel and rounding
+    the number differs. `kerasdet.train` then takes the weights of those classes that the dataset calls by the names of
+    the old model. The model computes in the global precision policy, not in that of the file. Kernel and rounding
     of its resize rule stay; the lengths should be those that it is fine-tuned at.
 
     Args:
@@ -161,9 +163,11 @@ def pretrained(
             f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: name a detector with classes."
         )
     policy = keras.config.dtype_policy()
+    classes = class_weights(model, str(path))
     edges = {"shortest": shortest, "longest": longest}
     edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
+        model.pretrained_classes = classes
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
@@ -173,6 +177,7 @@ def pretrained(
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
             new.assign(old)
+    tuned.pretrained_classes = classes
     return tuned
 
 

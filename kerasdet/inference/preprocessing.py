@@ -12,11 +12,9 @@ from PIL import Image
 from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 from kerasdet.ops import resize as resize_ops
 from kerasdet.paths import expand
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 

@@ -7,6 +7,7 @@ from kerasdet.layers.cspnext_pafpn import CSPNeXtPAFPN
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.fpn import FPN, ConvTop, MaxPoolTop
 from kerasdet.layers.heads import FCOSHead, RetinaNetHead, Tower
+from kerasdet.layers.keras_backbones import KerasApplication, PyramidBackbone
 from kerasdet.layers.mobilenet import MobileNetV3
 from kerasdet.layers.norm import NORMS, BatchNorm, GroupNormalization, make_norm
 from kerasdet.layers.region_heads import BoxHead, BoxPredictor, KeypointHead, MaskHead
@@ -34,10 +35,12 @@ __all__ = [
     "DepthwiseConvNorm",
     "FCOSHead",
     "GroupNormalization",
+    "KerasApplication",
     "KeypointHead",
     "MaskHead",
     "MaxPoolTop",
     "MobileNetV3",
+    "PyramidBackbone",
     "RTMDetHead",
     "ResNet",
     "RetinaNetHead",

@@ -66,6 +66,7 @@ class SSD(ConfigFromInit, Detector):
         >>> detections = model.detect("street.jpg")
     """
 
+    has_background = True
     single_stage = True
     supports_decode_all = True
 

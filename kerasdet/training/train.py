@@ -17,6 +17,7 @@ from kerasdet.files import locked, replacing
 from kerasdet.ops.distribute import worker_rank
 from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
+from kerasdet.training.class_weights import keep_shared_classes
 from kerasdet.training.ema import use_averages
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
@@ -111,6 +112,8 @@ def train(
     )
     if not checkpoints(out_dir / "checkpoints"):  # else the run passed this check before, and its weights are there
         check_frozen_layers(model, freeze)
+        if model.pretrained_classes is not None:
+            keep_shared_classes(model, data.class_names, model.pretrained_classes)
     _take_names(model, data)
     freeze_layers(model, freeze)
     model.micro_batches = step_options.micro_batches

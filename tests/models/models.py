@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from kerasdet import FCOS, FPN, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
+from kerasdet import FCOS, FPN, SSD, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
+from kerasdet.geometry.default_boxes import DefaultBoxes
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import BoxHead, ConvTop, FCOSHead, MaxPoolTop, RetinaNetHead
+from kerasdet.layers import BoxHead, ConvTop, FCOSHead, MaxPoolTop, MobileNetV3, RetinaNetHead, SSDHead, SSDNeck
 from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
@@ -42,6 +43,20 @@ def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs)
         "postprocessing": Postprocessing(score_threshold, nms_threshold=0.6, max_detections=max_detections),
     }
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
+
+
+def ssdlite(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
+    own = {
+        "backbone": MobileNetV3(width_factor=0.25, reduced_tail=True, out_features=("c4_expanded", "c5"), norm=norm),
+        "neck": SSDNeck(("c4_expanded", "c5"), (32, 16), separable=True, norm=norm),
+        "anchors": DefaultBoxes((0.2, 0.4, 0.6, 0.8, 1.0), ((2,),) * 4, ("p4", "p5", "p6", "p7"), None),
+        "head": SSDHead(separable=True, norm=norm),
+        "postprocessing": Postprocessing(
+            score_threshold, max_detections=max_detections, clip_before_nms=True, empty_boxes="keep"
+        ),
+        "preprocessing": Preprocessing(shortest=96, longest=96, rounding="square", kernel="bilinear"),
+    }
+    return SSD(NUM_CLASSES, **{**own, **kwargs})
 
 
 def rpn(min_size=0.0, **kwargs):
@@ -114,6 +129,7 @@ def mask_keypoint_rcnn(norm="bn_inference", **kwargs):
 MODELS = {
     "retinanet": retinanet,
     "fcos": fcos,
+    "ssdlite": ssdlite,
     "proposal_network": proposal_network,
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
@@ -125,7 +141,7 @@ MODELS = {
 # Only the slow suite runs these: `mask_keypoint_rcnn` has all their parts.
 SLOW = ("proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 # Together these have all parts of all models, for tests that are too expensive for each model.
-COVERING = ("retinanet", "fcos", "proposal_network", "mask_keypoint_rcnn")
+COVERING = ("retinanet", "fcos", "ssdlite", "proposal_network", "mask_keypoint_rcnn")
 
 
 def randomized(model, seed=0):
