@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 class SkipSymbolicBuild:
     """Mixin for a `keras.Model`: `fit` and `evaluate` build only the optimizer before the first step.
 
-    Overrides the private `Trainer._maybe_symbolic_build` and reads the private `Model._distribute_strategy`. Keras' own
-    version calls the model on the mean of all replicas' batches, which fails for integers and masks and with several
-    workers. kerasdet's models have all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
+    Overrides the private `Trainer._maybe_symbolic_build`. Keras' own version calls the model on the mean of all
+    replicas' batches, which fails for integers and masks and with several workers. On one device it leaves the
+    optimizer to the first step, whose graph TensorFlow then traces twice. kerasdet's models have all their variables
+    after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if self._distribute_strategy is not None and self.optimizer is not None and not self.optimizer.built:
-            with self._distribute_strategy.scope():
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
 
 

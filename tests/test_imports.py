@@ -22,7 +22,7 @@ LAYERS = (
     ("inference",),
     ("models",),
     ("checkpoints", "evaluation"),
-    ("training", "export"),
+    ("training", "export", "analysis"),
     ("loading",),
     ("__init__",),  # the public names of the package
     ("reports",),

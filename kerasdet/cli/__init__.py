@@ -1,4 +1,4 @@
-"""Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect``.
+"""Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect | analyze``.
 
 `parser` says what can be written, `commands` does it, `report` tells what went wrong. TensorFlow is imported after the
 arguments are parsed.

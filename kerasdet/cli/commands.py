@@ -13,6 +13,7 @@ import tensorflow as tf
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
+from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
 from kerasdet.cli.inputs import image_files
 from kerasdet.cli.inspect import inspect
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         "convert": _convert,
         "data": run_data,
         "inspect": inspect,
+        "analyze": lambda options: analyze(options, _load, _evaluation_data),
         "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
     commands[options.command](options)
@@ -71,7 +73,7 @@ def _eval(options):
     _check_eval_options(options)
     files = _output_files(options)
     if options.detections:
-        metrics, results = evaluate_all(options.annotations, options.detections), None
+        metrics, results = evaluate_all(options.annotations, options.detections, engine=options.engine), None
     else:
         metrics, results = _evaluate_model(options)
     print(metrics.table())
@@ -125,7 +127,7 @@ def _evaluate_model(options):
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
-    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1)
+    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1, engine=options.engine)
 
 
 def _dataset_named(options):

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kerasdet {kerasdet.__version__}")
     _add_debug(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_zoo)
+    adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_analyze, _add_zoo)
     parsers = [add(commands) for add in adders] + add_data(commands)
     for each in parsers:
         _add_debug(each, default=argparse.SUPPRESS)  # keeps what stands before the command
@@ -138,6 +138,12 @@ def _add_eval(commands):
         metavar="SIZE",
         help="detect at several sizes of each image and of its mirror image, and merge the results. SIZE is the length "
         "of the shorter side in pixels (default: 0.75, 1 and 1.25 times the model's own)",
+    )
+    evaluate.add_argument(
+        "--engine",
+        choices=("hotcoco", "pycocotools"),
+        help="the library that computes AP (default hotcoco). Both give the same numbers; pycocotools is the "
+        "reference, and far slower",
     )
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
     evaluate.add_argument(
@@ -332,6 +338,48 @@ def _add_inspect(commands):
     )
     inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
     return inspect
+
+
+def _add_analyze(commands):
+    analyze = _add_command(
+        commands,
+        "analyze",
+        "Write a page about a model's detections: where AP is lost, thresholds, confusion, worst images, what to do.",
+        "runs/first --out report.html",
+        "detections.json --data data/val.json --out report.html",
+        "runs/second --against runs/first --data data/bccd --out report.html",
+    )
+    analyze.add_argument(
+        "model",
+        type=_path,
+        metavar="MODEL_OR_DETECTIONS",
+        help=f"a .json file in COCO's results format, or a model: {_MODEL_HELP}",
+    )
+    analyze.add_argument(
+        "--data",
+        type=_path,
+        metavar="DATA",
+        help="a dataset in any format of docs/data.md, such as a file of COCO annotations (default: the evaluation "
+        "data of the model's own gin configuration)",
+    )
+    analyze.add_argument(
+        "--split", metavar="NAME", help="the split of --data (default: val, else test, else the only one)"
+    )
+    analyze.add_argument(
+        "--images",
+        type=_path,
+        metavar="DIR",
+        help="folder of the images if --data is a COCO file (default: found near it)",
+    )
+    analyze.add_argument(
+        "--against",
+        type=_path,
+        metavar="MODEL_OR_DETECTIONS",
+        help="an earlier model or its detections: the page says what got fixed and what broke",
+    )
+    analyze.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
+    analyze.add_argument("--json", type=_path, metavar="FILE", help="write all numbers as JSON, too")
+    return analyze
 
 
 def _add_zoo(commands):

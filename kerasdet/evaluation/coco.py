@@ -1,24 +1,22 @@
-"""Scores detections with pycocotools, and converts them to COCO's results format.
+"""Scores detections by COCO's rules, with the engine that `engines` runs.
 
-This module does not import TensorFlow: NumPy and pycocotools are enough to score a detections file.
+This module does not import TensorFlow: NumPy, pycocotools and hotcoco are enough to score a detections file.
 """
 
-import contextlib
-import io
+import dataclasses
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import Params
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
 from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
-from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY, PROPOSAL_SUMMARY, SUMMARY, CocoMetrics, DetectorMetrics
+from kerasdet.evaluation.engines import Accumulated, accumulate, check_engine, mean_of_known
+from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, CocoMetrics, DetectorMetrics
 from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle
 
 _logger = logging.getLogger(__name__)
@@ -65,7 +63,11 @@ def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
 
 
 def evaluate_all(
-    ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
+    ground_truth: Source,
+    results: Source,
+    image_ids: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    engine: str | None = None,
 ) -> DetectorMetrics:
     """Scores boxes, masks and keypoints, as far as both results and ground truth have them.
 
@@ -74,9 +76,30 @@ def evaluate_all(
         results: Path of a COCO results file, or its content.
         image_ids: Ids of the images to score. None scores all images of the ground truth.
         sigmas: (J,) as in `evaluate_coco`.
+        engine: As in `evaluate_coco`.
 
     Returns:
         The metrics of each type. Empty results are scored as boxes.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`.
+    """
+    check_engine(engine)
+    all_cases = read_cases(ground_truth, results, image_ids, sigmas)
+    return DetectorMetrics({cases.iou_type: cases.metrics(engine) for cases in all_cases})
+
+
+def read_cases(
+    ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
+) -> list["Cases"]:
+    """Reads detections and ground truth for each type that both have: boxes, masks and keypoints.
+
+    Args:
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content. If it is empty, the type is boxes.
+        image_ids: Ids of the images to score. None takes all images of the ground truth.
+        sigmas: (J,) as in `evaluate_coco`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -86,12 +109,7 @@ def evaluate_all(
     offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
     chosen = _types_of(truth, offered or ["bbox"])
     contents = _read(truth, truth_name, chosen)
-    return DetectorMetrics(
-        {
-            iou_type: _metrics(iou_type, *_accumulate(contents, entries, results_name, iou_type, image_ids, sigmas))
-            for iou_type in chosen
-        }
-    )
+    return [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
 
 
 def evaluate_coco(
@@ -100,8 +118,9 @@ def evaluate_coco(
     iou_type: str = "bbox",
     image_ids: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    engine: str | None = None,
 ) -> CocoMetrics:
-    """Scores results against ground truth with pycocotools.
+    """Scores results against ground truth by COCO's rules.
 
     Among equal scores of one class in one image, the earlier result ranks higher, as in pycocotools. Annotations with a
     true `difficult`, as in Pascal VOC, count neither as found nor as missed.
@@ -114,6 +133,7 @@ def evaluate_coco(
         image_ids: Ids of the images to score. None scores all images of the ground truth.
         sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
             for 17 keypoints and 0.05 for any other number.
+        engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers; pycocotools is the reference.
 
     Returns:
         COCO's twelve numbers (ten for keypoints), and the AP of each class.
@@ -125,26 +145,60 @@ def evaluate_coco(
     """
     if iou_type not in GEOMETRY:
         raise UserError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
+    check_engine(engine)
     contents = _read(*_content(ground_truth, "the ground truth"), [iou_type])
-    return _metrics(iou_type, *_accumulate(contents, *_results(results), iou_type, image_ids, sigmas))
+    return _cases(contents, *_results(results), iou_type, image_ids, sigmas).metrics(engine)
 
 
-def _metrics(iou_type, evaluation, names):
-    """Returns the numbers of an evaluation."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.summarize()
-    fields = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
-    summary = {name: _nan_if_undefined(value) for name, value in zip(fields, evaluation.stats, strict=True)}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
-    per_class = {
-        names[category_id]: _nan_if_undefined(precision[:, :, k].mean())
-        for k, category_id in enumerate(evaluation.params.catIds)
-    }
-    return CocoMetrics(iou_type, summary, per_class)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cases:
+    """Holds what a type of evaluation compares, read and checked.
+
+    Args:
+        iou_type: "bbox", "segm" or "keypoints".
+        images: Images of the ground truth.
+        categories: Categories of the ground truth.
+        annotations: The objects of the scored images, for COCOeval. `ignored` tells those that count neither as found
+            nor as missed and are no crowd.
+        detections: The detections as annotations, in the order of the results.
+        image_ids: Ids of the scored images, ascending.
+        names: Scored category id -> class name, by ascending id.
+        sigmas: (J,) annotators' spread at each keypoint, or None.
+    """
+
+    iou_type: str
+    images: Sequence[Mapping]
+    categories: Sequence[Mapping]
+    annotations: Sequence[Mapping]
+    detections: Sequence[Mapping]
+    image_ids: Sequence[int]
+    names: Mapping[int, str]
+    sigmas: np.ndarray | None
+
+    def accumulate(self, engine: str | None = None, limits: Sequence[int] | None = None) -> Accumulated:
+        """Runs an engine, see `kerasdet.evaluation.engines.accumulate`."""
+        dataset = {"images": self.images, "categories": self.categories}
+        return accumulate(
+            {**dataset, "annotations": self.annotations},
+            {**dataset, "annotations": self.detections},
+            self.iou_type,
+            self.image_ids,
+            list(self.names),
+            sigmas=self.sigmas,
+            limits=limits,
+            engine=engine,
+        )
+
+    def metrics(self, engine: str | None = None) -> CocoMetrics:
+        """Returns COCO's numbers and the AP of each class."""
+        numbers = self.accumulate(engine)
+        precision = numbers.precision[:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
+        per_class = {name: mean_of_known(precision[:, :, k]) for k, name in enumerate(self.names.values())}
+        return CocoMetrics(self.iou_type, numbers.summary(self.iou_type), per_class)
 
 
 def evaluate_proposals(
-    ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None
+    ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None, engine: str | None = None
 ) -> DetectorMetrics:
     """Measures the average recall (mean over IoU 0.50 to 0.95) of boxes, whatever their class.
 
@@ -152,6 +206,7 @@ def evaluate_proposals(
         ground_truth: Path of a COCO annotation file, or its content.
         results: Path of a COCO results file, or its content. Its categories may be any of the ground truth's.
         image_ids: Ids of the images to score. None scores all images of the ground truth.
+        engine: As in `evaluate_coco`.
 
     Returns:
         ``AR100``, ``AR300`` and ``AR1000``, the recall of the best 100, 300 and 1000 boxes of each image, and ``ARs``,
@@ -162,10 +217,10 @@ def evaluate_proposals(
         UserError: As `evaluate_coco`.
     """
     contents = _read(*_content(ground_truth, "the ground truth"), ["bbox"])
-    evaluation, _ = _accumulate(contents, *_results(results), "bbox", image_ids, limits=PROPOSAL_LIMITS)
-    recall = evaluation.eval["recall"].mean(0)[0]  # (all, small, medium and large, limits)
+    numbers = _cases(contents, *_results(results), "bbox", image_ids).accumulate(engine, PROPOSAL_LIMITS)
+    recall = numbers.recall.mean(0)[0]  # (all, small, medium and large, limits)
     values = [*recall[0], *recall[1:, -1]]
-    summary = {name: _nan_if_undefined(value) for name, value in zip(PROPOSAL_SUMMARY, values, strict=True)}
+    summary = {name: mean_of_known(value) for name, value in zip(PROPOSAL_SUMMARY, values, strict=True)}
     return DetectorMetrics({"bbox": CocoMetrics("bbox", summary, {})})
 
 
@@ -186,8 +241,8 @@ def _prepare(contents, iou_type, image_ids=None, sigmas=None):
     return annotations, sorted(categories), image_ids, sigmas
 
 
-def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigmas=None, limits=None):
-    """Runs COCOeval; returns it and the category names. `limits`, numbers of boxes per image, also disables classes."""
+def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=None):
+    """Reads and checks what a type of evaluation compares."""
     annotations, category_ids, image_ids, sigmas = _prepare(contents, iou_type, image_ids, sigmas)
     names = _class_names(contents.categories)
     images = {image["id"]: image for image in contents.images}
@@ -195,41 +250,16 @@ def _accumulate(contents, entries, results_name, iou_type, image_ids=None, sigma
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
-    dataset = {"images": contents.images, "categories": contents.categories}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _indexed({**dataset, "annotations": annotations})
-        evaluation = _Evaluation(truth, _indexed({**dataset, "annotations": detections}), iou_type)
-        evaluation.params.imgIds = image_ids
-        evaluation.params.catIds = category_ids
-        if iou_type == "keypoints":
-            evaluation.params.kpt_oks_sigmas = sigmas
-        if limits:
-            evaluation.params.useCats = 0
-            evaluation.params.maxDets = list(limits)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation, names
-
-
-class _Evaluation(COCOeval):
-    """COCOeval that ignores annotations with `difficult`; unlike crowds, they match by ordinary IoU."""
-
-    def _prepare(self):
-        super()._prepare()
-        for annotations in self._gts.values():
-            for annotation in annotations:
-                annotation["ignore"] = annotation["ignore"] or annotation.get("difficult", 0)
-
-
-def _nan_if_undefined(value):
-    return math.nan if value < 0 else float(value)
-
-
-def _indexed(dataset):
-    coco = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
+    return Cases(
+        iou_type,
+        contents.images,
+        contents.categories,
+        annotations,
+        detections,
+        image_ids,
+        {category_id: names[category_id] for category_id in category_ids},
+        sigmas,
+    )
 
 
 def _content(source, otherwise):
@@ -344,10 +374,13 @@ def _for_coco(annotation, number, iou_type, image, sigmas, where):
     """Returns what COCOeval needs of an annotation.
 
     pycocotools 2.0 takes id 0 for "no match", and merges annotations that share an id. An object without a mask becomes
-    a crowd that fills its box, so that a mask found there is neither right nor wrong.
+    a crowd that fills its box, so that a mask found there is neither right nor wrong. A difficult object counts neither
+    as found nor as missed, and matches by ordinary IoU: no range of areas holds its area.
     """
-    result = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area", "iscrowd", "difficult")}
-    result["id"] = number
+    result = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area", "iscrowd")}
+    result |= {"id": number, "ignored": bool(annotation["difficult"])}
+    if result["ignored"] and iou_type != "keypoints":
+        result["area"] = -1.0
     if iou_type == "segm":
         segmentation = annotation["segmentation"]
         if segmentation is None:
@@ -359,5 +392,6 @@ def _for_coco(annotation, number, iou_type, image, sigmas, where):
             raise UserError(f"{where}: {name_of(annotation)} {error}. Correct its segmentation.") from None
     if iou_type == "keypoints":
         keypoints = annotation["keypoints"] or [0] * (3 * len(sigmas))
-        result |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
+        visible = sum(v > 0 for v in keypoints[2::3])
+        result |= {"keypoints": keypoints, "num_keypoints": 0 if result["ignored"] else visible}
     return result

@@ -13,13 +13,16 @@ from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation.coco import evaluate_all, evaluate_proposals, read_ground_truth
+from kerasdet.evaluation.engines import check_engine
 from kerasdet.evaluation.metrics import DetectorMetrics
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.ops.distribute import all_gather_object, worker_rank
 
 
-def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> DetectorMetrics:
+def evaluate(
+    predictor: Predictor, dataset: Dataset, *, batch_size: int = 1, engine: str | None = None
+) -> DetectorMetrics:
     """Measures the COCO AP of a predictor on a dataset, or the recall of a `ProposalNetwork`.
 
     Args:
@@ -27,6 +30,7 @@ def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> 
             by its own rule.
         dataset: A `kerasdet.data.Dataset`. It need not have been read with masks or keypoints.
         batch_size: Number of images that run at once; images of a batch are padded to one size.
+        engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
 
     Returns:
         AP of boxes in total and for each class, and of masks and keypoints if both predictor and ground truth have
@@ -39,12 +43,12 @@ def evaluate(predictor: Predictor, dataset: Dataset, *, batch_size: int = 1) -> 
         >>> metrics = kerasdet.evaluate(model, CocoDataset("val2017.json"), batch_size=8)
         >>> metrics["AP"]
     """
-    metrics, _ = evaluate_with_results(predictor, dataset, batch_size=batch_size)
+    metrics, _ = evaluate_with_results(predictor, dataset, batch_size=batch_size, engine=engine)
     return metrics
 
 
 def evaluate_with_results(
-    predictor: Predictor, dataset: Dataset, *, batch_size: int = 1
+    predictor: Predictor, dataset: Dataset, *, batch_size: int = 1, engine: str | None = None
 ) -> tuple[DetectorMetrics, list[dict]]:
     """Runs `evaluate` and also returns the detections.
 
@@ -52,6 +56,7 @@ def evaluate_with_results(
         predictor: A Keras model, a loaded export or an `AugmentedPredictor`.
         dataset: A `kerasdet.data.Dataset`.
         batch_size: Number of images that run at once; images of a batch are padded to one size.
+        engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
@@ -64,7 +69,7 @@ def evaluate_with_results(
     batches = predictor_batches(predictor, dataset, batch_size)
     image_ids = [record.image_id for record in dataset.records]
     category_ids = None if predictor.num_classes is None else dataset.category_ids
-    return evaluate_batches(predictor, batches, dataset.ground_truth, category_ids, image_ids)
+    return evaluate_batches(predictor, batches, dataset.ground_truth, category_ids, image_ids, engine)
 
 
 def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
@@ -135,6 +140,7 @@ def evaluate_batches(
     ground_truth: str | Path | Mapping,
     category_ids: Sequence[int] | None,
     image_ids: Sequence[int] | None = None,
+    engine: str | None = None,
 ) -> tuple[DetectorMetrics, list[dict]]:
     """Measures the COCO AP of a predictor over batches.
 
@@ -147,6 +153,7 @@ def evaluate_batches(
         category_ids: (K,) the dataset's category id for each class id. None for a predictor without classes: all
             results get the ground truth's first category and are scored by `evaluate_proposals`.
         image_ids: The images to score; None for all of the ground truth.
+        engine: As in `evaluate`.
 
     Returns:
         The metrics, and the entries of a COCO results file that they were computed from.
@@ -155,6 +162,7 @@ def evaluate_batches(
         ValueError: If an image occurs twice, is missing or is not to be scored, or a category is not in the ground
             truth.
     """
+    check_engine(engine)  # before hours of detection
     truth = read_ground_truth(ground_truth)
     known = [category["id"] for category in truth["categories"]]
     score = evaluate_all
@@ -188,7 +196,7 @@ def evaluate_batches(
             f"{len(wanted) - len(seen)} of {len(wanted)} images are missing from the batches, the first is image "
             f"{min(wanted - seen)}: pass every image once, or set image_ids to evaluate a subset."
         )
-    return score(truth, results, image_ids=sorted(wanted)), results
+    return score(truth, results, image_ids=sorted(wanted), engine=engine), results
 
 
 def _verbosity():

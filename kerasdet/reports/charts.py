@@ -37,6 +37,20 @@ _CONFIG = {
 }
 
 
+def check_library() -> None:
+    """Checks that vl-convert, which draws the charts, is installed.
+
+    Raises:
+        UserError: If it is not.
+    """
+    try:
+        import vl_convert  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "The page needs vl-convert-python, which draws its charts: pip install 'kerasdet[report]'."
+        ) from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Chart:
     """Holds a Vega-Lite chart.
@@ -63,12 +77,9 @@ class Chart:
         Raises:
             UserError: If vl-convert is not installed.
         """
-        try:
-            import vl_convert
-        except ImportError:
-            raise UserError(
-                "The page needs vl-convert-python, which draws its charts: pip install 'kerasdet[report]'."
-            ) from None
+        check_library()
+        import vl_convert
+
         size = {"width": WIDTHS[width], "height": self.height, "autosize": {"type": "fit", "contains": "padding"}}
         spec = {**size, "padding": 0, "config": _CONFIG, **self.spec}
         return vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=_VERSION)
@@ -219,6 +230,108 @@ def heatmap(
         "encoding": {"x": x, "y": y, "description": {"field": "label"}},
     }
     return Chart({"layer": [rect, dots] if marks else [rect]}, description, height=380)
+
+
+def lines(
+    curves: Sequence[tuple[str, str, float, Sequence[tuple[float, float]]]],
+    axes: tuple[str, str],
+    description: str,
+    *,
+    diagonal: bool = False,
+) -> Chart:
+    """Makes lines over axes from 0 to 1.
+
+    Args:
+        curves: (name, colour, width, points) of each line; a point is (x, y). The name is its tooltip.
+        axes: Titles of the horizontal and the vertical axis.
+        description: What the chart shows in a sentence.
+        diagonal: Whether to draw a line from (0, 0) to (1, 1).
+    """
+    scale = {"domain": [0, 1], "nice": False}
+    x, y = (
+        {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": {"grid": True, "tickCount": 5}}
+        for name, title in zip("xy", axes, strict=True)
+    )
+    layers = [
+        {
+            "data": {"values": [{"x": a, "y": b, "label": name, "order": i} for i, (a, b) in enumerate(points)]},
+            "mark": {"type": "line", "color": colour, "strokeWidth": width, "point": len(points) == 1},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "order": {"field": "order", "type": "quantitative"},
+                "description": {"field": "label"},
+            },
+        }
+        for name, colour, width, points in curves
+    ]
+    if diagonal:
+        ends = [{"x": 0, "y": 0}, {"x": 1, "y": 1}]
+        mark = {"type": "line", "color": "var(--marker)", "strokeDash": [4, 3], "strokeWidth": 1.5}
+        layers.append({"data": {"values": ends}, "mark": mark, "encoding": {"x": x, "y": y}})
+    return Chart({"layer": layers}, description, height=340)
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, description: str) -> Chart:
+    """Makes a point with an interval for each name.
+
+    Args:
+        rows: (name, value, low, high, label) of each; the label is its tooltip.
+        axis: Title of the axis of values.
+        description: What the chart shows in a sentence.
+    """
+    values = [
+        {"name": name, "value": value, "low": low, "high": high, "label": label}
+        for name, value, low, high, label in rows
+    ]
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 130}}
+    x = {"type": "quantitative", "title": axis, "axis": {"grid": True, "tickCount": 5}}
+    bar = {"type": "rule", "color": SERIES[0], "strokeWidth": 3, "opacity": 0.4, "strokeDash": [1, 0]}
+    dot = {"type": "point", "filled": True, "color": SERIES[0], "size": 70, "opacity": 1}
+    layers = [
+        {"mark": bar, "encoding": {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}}},
+        {"mark": dot, "encoding": {"y": y, "x": x | {"field": "value"}, "description": {"field": "label"}}},
+    ]
+    return Chart({"data": {"values": values}, "layer": layers}, description, height=26 * len(rows) + 48)
+
+
+def matrix(
+    cells: Sequence[tuple[str, str, float, str, str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    axes: tuple[str, str],
+    description: str,
+) -> Chart:
+    """Makes a table of shaded cells with their numbers.
+
+    Args:
+        cells: (row, column, weight in 0..1, text, label) of each cell that is not empty; the label is its tooltip.
+        rows: Names of the rows, from above.
+        columns: Names of the columns.
+        axes: Titles of the rows and of the columns.
+        description: What the chart shows in a sentence.
+    """
+    values = [
+        {"row": row, "column": column, "weight": weight, "text": words, "label": label}
+        for row, column, weight, words, label in cells
+    ]
+    y = {"field": "row", "type": "nominal", "sort": None, "title": axes[0], "scale": {"domain": list(rows)}}
+    x = {"field": "column", "type": "nominal", "sort": None, "title": axes[1], "scale": {"domain": list(columns)}}
+    y, x = y | {"axis": {"labelLimit": 110}}, x | {"axis": {"labelAngle": -40, "labelLimit": 90, "orient": "top"}}
+    shade = {
+        "field": "weight",
+        "type": "quantitative",
+        "scale": {"domain": [0, 1], "range": [0.08, 0.5]},
+        "legend": None,
+    }
+    layers = [
+        {
+            "mark": {"type": "rect", "color": SERIES[0], "stroke": "var(--card)", "strokeWidth": 2},
+            "encoding": {"y": y, "x": x, "opacity": shade, "description": {"field": "label"}},
+        },
+        {"mark": {"type": "text", "aria": False}, "encoding": {"y": y, "x": x, "text": {"field": "text"}}},
+    ]
+    return Chart({"data": {"values": values}, "layer": layers}, description, height=34 * len(rows) + 110)
 
 
 _WHOLE = {

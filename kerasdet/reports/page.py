@@ -9,6 +9,7 @@ import html
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -219,20 +220,49 @@ def image(uri: str, alternative: str) -> Html:
     return Html(f'<img src="{uri}" alt="{html.escape(alternative)}">')
 
 
-def gallery(pictures: Sequence[tuple[Html, str]], per_page: int) -> Html:
+def gallery(
+    pictures: Sequence[tuple[Html, str]],
+    per_page: int,
+    tags: Sequence[Sequence[str]] = (),
+    *,
+    order: Sequence[str] = (),
+    wide: bool = False,
+) -> Html:
     """Returns pages of pictures.
 
     Args:
         pictures: Pairs of (image, caption).
         per_page: Number of pictures on a page.
+        tags: Tags of each picture, single words. A button for each tag shows only the pictures that have it.
+        order: All tags, in the order of their buttons.
+        wide: Whether a picture takes the whole width.
     """
     items = "".join(
-        f"<li><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>" for picture, words in pictures
+        f"<li{_tagged(tags, i)}><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>"
+        for i, (picture, words) in enumerate(pictures)
     )
     return Html(
-        f'<div class="paged" data-page-size="{per_page}" data-noun="images">'
-        f'<ul class="gallery items">{items}</ul></div>'
+        f'<div class="paged" data-page-size="{per_page}" data-noun="images">{_filters(tags, order)}'
+        f'<ul class="gallery{" broad" if wide else ""} items">{items}</ul></div>'
     )
+
+
+def _tagged(tags, index):
+    return f' data-tags="{html.escape(" ".join(tags[index]))}"' if tags else ""
+
+
+def _filters(tags, order):
+    """Returns a button for all pictures and one for each tag that some picture has; a script shows them."""
+    numbers = Counter(tag for each in tags for tag in each)
+    if not numbers:
+        return ""
+    buttons = [("", "all", len(tags)), *((tag, tag, numbers[tag]) for tag in order if numbers[tag])]
+    inner = "".join(
+        f'<button type="button" data-tag="{html.escape(tag)}" aria-pressed="{"false" if tag else "true"}">'
+        f"{text(name)} ({n})</button>"
+        for tag, name, n in buttons
+    )
+    return f'<div class="filter" role="group" aria-label="Show images with" hidden>{inner}</div>'
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Html:

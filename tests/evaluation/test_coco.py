@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from kerasdet.evaluation import coco
 from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, read_ground_truth
-from kerasdet.evaluation.metrics import CocoMetrics
+from kerasdet.evaluation.metrics import SUMMARY, CocoMetrics
 
 FAKES = {"bbox": "fakebbox100", "segm": "fakesegm100"}
 
@@ -30,7 +30,7 @@ def reference(iou_type):
 
 
 def assert_known(metrics, known):
-    assert list(metrics.summary) == list(coco.SUMMARY)
+    assert list(metrics.summary) == list(SUMMARY)
     np.testing.assert_allclose(list(metrics.summary.values()), known, rtol=0, atol=1e-9)
 
 
@@ -246,7 +246,7 @@ def test_table_and_json():
     assert content["summary"]["AP"] == pytest.approx(1.0)
     assert content["per_class"]["yeti"] is None
     lines = metrics.table().splitlines()
-    assert lines[0].split() == ["bbox", *coco.SUMMARY]
+    assert lines[0].split() == ["bbox", *SUMMARY]
     assert lines[1].split()[0] == "1.000"
     assert lines[3].split() == ["class", "AP"] * 3
     assert lines[4].split() == ["cat", "1.000", "dog", "1.000", "yeti", "-"]

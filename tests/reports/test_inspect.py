@@ -1,23 +1,19 @@
 """Builds a page about a small generated dataset with known faults, reads it as HTML and opens it in Chromium."""
 
-import html.parser
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from reports.pages import Reader, watched_tab
 
 from kerasdet import cli
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge, shapes
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
 from kerasdet.reports import inspect_dataset
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-VOID = {"meta", "link", "img", "br", "input", "hr", "path", "line", "rect", "circle", "use"}
 
 
 @pytest.fixture(scope="module")
@@ -54,53 +50,6 @@ def made(folder, splits):
     transforms = [ResizeShortestEdge((64,), 96), RandomFlip()]
     found = inspect_dataset(splits, out, title="Shapes <1>", source="test", model=model, transforms=transforms)
     return out, found
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects texts, tables, images and ids, and checks that elements nest."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.texts, self.images, self.ids, self.tables, self.targets = [], [], [], [], {}, []
-        self.table = None
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag not in VOID:
-            self.open.append(tag)
-        if "id" in attributes:
-            self.ids.append(attributes["id"])
-        if tag == "img":
-            self.images.append(attributes)
-        self.targets += [value for key, value in attributes.items() if key in ("src", "href", "xlink:href")]
-        if tag == "tr" and self.table is not None:
-            self.table.append([])
-        if tag in ("td", "th") and self.table:
-            self.table[-1].append("")
-        if tag == "table":
-            self.table = []
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-        if tag == "table":
-            self.table = None
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] in ("style", "script"):
-            return
-        self.texts.append(data)
-        if self.open[-1] == "caption":
-            self.tables[data] = self.table
-        elif self.table and self.table[-1]:
-            self.table[-1][-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -190,34 +139,11 @@ def test_command_reads_splits_and_the_recipe(folder, capsys):
     assert "--set changes a recipe" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide_light", "phone_dark"])
 def opened(request, browser, made):
     """A tab with the page; every request and every message on its console is an error."""
-    width, scheme = request.param
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
-    )
-    tab = context.new_page()
-    wrong, requests = [], []
-    tab.on("console", lambda message: wrong.append(message.text))
-    tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(made[0].as_uri(), timeout=0)
-    yield tab
-    context.close()
-    assert wrong == []
-    assert {url for url in requests if not url.startswith("data:")} == {made[0].as_uri()}
+    with watched_tab(browser, made[0], *request.param) as tab:
+        yield tab
 
 
 def test_theme_follows_the_system_and_the_button_overrides_it(opened):

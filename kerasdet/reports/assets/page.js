@@ -40,10 +40,11 @@ function button(label, onClick) {
 
 function paginate(paged) {
   const list = paged.querySelector(".items");
+  const filter = paged.querySelector(".filter");
   const size = Number(paged.dataset.pageSize);
-  const total = list.children.length;
-  if (total <= size) return;
+  if (!filter && list.children.length <= size) return;
   let first = 0;
+  let tag = "";
   const pager = document.createElement("div");
   const status = document.createElement("p");
   const previous = button("Previous", () => show(first - size));
@@ -54,16 +55,27 @@ function paginate(paged) {
   paged.append(pager);
 
   function show(start) {
+    const all = [...list.children];
+    const chosen = tag ? all.filter((item) => item.dataset.tags.split(" ").includes(tag)) : all;
+    const last = Math.min(start + size, chosen.length);
     first = start;
-    [...list.children].forEach((item, i) => { item.hidden = i < first || i >= first + size; });
-    const last = Math.min(first + size, total);
-    status.textContent = `${first + 1} to ${last} of ${total.toLocaleString("en")} ${paged.dataset.noun}`;
+    all.forEach((item) => { item.hidden = true; });
+    chosen.slice(first, last).forEach((item) => { item.hidden = false; });
+    status.textContent = `${first + 1} to ${last} of ${chosen.length.toLocaleString("en")} ${paged.dataset.noun}`;
     const focused = document.activeElement;
     previous.disabled = first === 0;
-    next.disabled = last === total;
+    next.disabled = last === chosen.length;
     if (focused === next && next.disabled) previous.focus();
     if (focused === previous && previous.disabled) next.focus();
   }
+  filter?.querySelectorAll("button").forEach((control) => {
+    control.addEventListener("click", () => {
+      tag = control.dataset.tag;
+      filter.querySelectorAll("button").forEach((other) => other.setAttribute("aria-pressed", String(other === control)));
+      show(0);
+    });
+  });
+  if (filter) filter.hidden = false;
   list.addEventListener("sorted", () => show(0));
   show(0);
 }

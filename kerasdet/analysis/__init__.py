@@ -1,0 +1,40 @@
+"""Says where AP is lost: matches, thresholds, confusion, kinds of errors, calibration, intervals.
+
+All functions are plain NumPy on `Instances`, the columns that `collect` makes of objects and detections.
+"""
+
+from kerasdet.analysis.analyze import Analysis, Comparison, analyze_cases, compare
+from kerasdet.analysis.bootstrap import Interval, coco_matches, interval, resampled, weights
+from kerasdet.analysis.calibration import Calibration, calibration
+from kerasdet.analysis.confusion import confusion
+from kerasdet.analysis.instances import Instances, collect
+from kerasdet.analysis.matching import Matches, match
+from kerasdet.analysis.precision import Curve, Threshold, best_threshold, class_ap, class_curves, overall_curve
+from kerasdet.analysis.tide import Errors, tide
+
+__all__ = [
+    "Analysis",
+    "Calibration",
+    "Comparison",
+    "Curve",
+    "Errors",
+    "Instances",
+    "Interval",
+    "Matches",
+    "Threshold",
+    "analyze_cases",
+    "best_threshold",
+    "calibration",
+    "class_ap",
+    "class_curves",
+    "coco_matches",
+    "collect",
+    "compare",
+    "confusion",
+    "interval",
+    "match",
+    "overall_curve",
+    "resampled",
+    "tide",
+    "weights",
+]

@@ -1,0 +1,224 @@
+"""Runs every analysis on one file of detections, and compares two files on the same images."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerasdet.analysis.bootstrap import SAMPLES, Interval, coco_matches, interval, resampled, weights
+from kerasdet.analysis.calibration import Calibration, calibration
+from kerasdet.analysis.confusion import confusion
+from kerasdet.analysis.instances import Instances, collect
+from kerasdet.analysis.matching import Matches, match
+from kerasdet.analysis.precision import Curve, Threshold, best_threshold, class_ap, class_curves, overall_curve
+from kerasdet.analysis.tide import Errors, tide
+
+if TYPE_CHECKING:
+    from kerasdet.evaluation.coco import Cases
+
+DEFAULT_SCORE = 0.3  # of `kerasdet predict`; used where no threshold has a right detection above it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """Holds what is known about the detections of boxes or masks of a dataset.
+
+    Args:
+        iou_type: "bbox" or "segm".
+        class_names: (K,) names.
+        image_ids: (I,) ids of the images.
+        instances: Objects and detections.
+        samples: Name -> (1 + S,) numbers of resampled images, see `kerasdet.analysis.bootstrap.resampled`.
+        ap: AP of each area (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without objects.
+        positives: Number of objects of each area and class, (4, K).
+        curves: Curve of each class at the IoU of 0.5.
+        overall: Curve of all detections together.
+        thresholds: Threshold with the best F1 of each class, None for a class without a right detection.
+        threshold: That of all detections together.
+        errors: Errors of all detections and what they cost.
+        shown: The detections above the overall threshold.
+        shown_errors: Their errors.
+        table: Confusion of the detections above the overall threshold, see `kerasdet.analysis.confusion.confusion`.
+        reliability: Calibration of all detections at the IoU of 0.5.
+    """
+
+    iou_type: str
+    class_names: tuple[str, ...]
+    image_ids: tuple[int, ...]
+    instances: Instances
+    samples: dict[str, np.ndarray]
+    ap: np.ndarray
+    positives: np.ndarray
+    curves: Sequence[Curve]
+    overall: Curve
+    thresholds: Sequence[Threshold | None]
+    threshold: Threshold | None
+    errors: Errors
+    shown: Instances
+    shown_errors: Errors
+    table: np.ndarray
+    reliability: Calibration
+
+    @property
+    def numbers(self) -> dict[str, Interval]:
+        """COCO's twelve numbers with their intervals."""
+        return {name: interval(values) for name, values in self.samples.items() if name != "class"}
+
+    @property
+    def class_numbers(self) -> list[Interval]:
+        """AP of each class with its interval, (K,)."""
+        return [interval(values) for values in self.samples["class"].T]
+
+    @property
+    def score(self) -> float:
+        """Score above which detections are shown."""
+        return DEFAULT_SCORE if self.threshold is None else self.threshold.score
+
+    def content(self) -> dict:
+        """Returns the numbers as plain values, None for NaN."""
+        by_area = self.ap.mean(1).T.tolist()  # AP of each class (K, 4)
+        background = "background"
+        rows = [*self.class_names, background]
+        pairs = zip(*np.nonzero(self.table), strict=True)
+        classes = {}
+        for k, (name, number) in enumerate(zip(self.class_names, self.class_numbers, strict=True)):
+            classes[name] = {
+                "objects": int(self.positives[0, k]),
+                **dict(zip(("AP", "APs", "APm", "APl"), by_area[k], strict=True)),
+                "interval": [number.low, number.high],
+                "threshold": _fields(self.thresholds[k]),
+            }
+        return plain(
+            {
+                "iou_type": self.iou_type,
+                "images": len(self.image_ids),
+                "objects": int(self.positives[0].sum()),
+                "detections": len(self.instances.scores),
+                "numbers": {name: dataclasses.asdict(value) for name, value in self.numbers.items()},
+                "classes": classes,
+                "threshold": _fields(self.threshold),
+                "confusion": [
+                    {"object": rows[i], "detection": rows[j], "count": int(self.table[i, j])} for i, j in pairs
+                ],
+                "errors": {
+                    name: {"count": self.errors.counts[name], "ap_cost": cost}
+                    for name, cost in self.errors.cost.items()
+                },
+                "false_positives_ap_cost": self.errors.false_positives,
+                "false_negatives_ap_cost": self.errors.false_negatives,
+                "calibration": {
+                    "error": self.reliability.error,
+                    "counts": self.reliability.counts.tolist(),
+                    "confidence": self.reliability.confidence.tolist(),
+                    "accuracy": self.reliability.accuracy.tolist(),
+                },
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Holds how the detections of a run differ from those of another on the same images.
+
+    Args:
+        differences: Name -> difference of COCO's numbers, this run minus the other, with a paired interval.
+        class_differences: The same for the AP of each class, (K,).
+        fixed: (G,) bool, objects that only this run finds above its threshold.
+        broken: (G,) bool, objects that only the other run finds above its threshold.
+    """
+
+    differences: dict[str, Interval]
+    class_differences: list[Interval]
+    fixed: np.ndarray
+    broken: np.ndarray
+
+    def content(self) -> dict:
+        """Returns the numbers as plain values, None for NaN."""
+        return plain(
+            {
+                "differences": {name: dataclasses.asdict(value) for name, value in self.differences.items()},
+                "class_differences": [dataclasses.asdict(value) for value in self.class_differences],
+                "fixed_objects": int(self.fixed.sum()),
+                "broken_objects": int(self.broken.sum()),
+            }
+        )
+
+
+def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> Analysis:
+    """Runs every analysis.
+
+    Args:
+        cases: Boxes or masks, from `kerasdet.evaluation.coco.read_cases`.
+        samples: Number of resampled sets of images for the intervals.
+        seed: Seed of the resampling.
+    """
+    instances = collect(
+        cases.annotations, cases.detections, cases.image_ids, list(cases.names), masks=cases.iou_type == "segm"
+    )
+    matches = coco_matches(instances)
+    at_half = Matches(
+        matches.correct[:1, :1], matches.counted[:1, :1], matches.ranks, matches.matched[:1, :1], matches.objects[:1]
+    )
+    overall = overall_curve(instances, at_half)
+    threshold = best_threshold(overall)
+    curves = class_curves(instances, at_half)
+    shown = instances.keep(instances.scores > (DEFAULT_SCORE if threshold is None else threshold.score))
+    counted = at_half.counted[0, 0]
+    return Analysis(
+        iou_type=cases.iou_type,
+        class_names=tuple(cases.names.values()),
+        image_ids=tuple(cases.image_ids),
+        instances=instances,
+        samples=resampled(instances, matches, weights(instances.num_images, samples, seed)),
+        ap=class_ap(instances, matches),
+        positives=matches.positives(instances),
+        curves=curves,
+        overall=overall,
+        thresholds=[best_threshold(each) for each in curves],
+        threshold=threshold,
+        errors=tide(instances),
+        shown=shown,
+        shown_errors=tide(shown),
+        table=confusion(shown),
+        reliability=calibration(instances.scores[counted], at_half.correct[0, 0][counted]),
+    )
+
+
+def compare(analysis: Analysis, other: Analysis) -> Comparison:
+    """Compares two runs on the same images, whose intervals were drawn with the same seed.
+
+    Args:
+        analysis: The run to judge.
+        other: The run to judge it against.
+    """
+    found, was_found = (_found(each.shown) for each in (analysis, other))
+    return Comparison(
+        {name: interval(analysis.samples[name] - other.samples[name]) for name in analysis.samples if name != "class"},
+        [interval(values) for values in (analysis.samples["class"] - other.samples["class"]).T],
+        found & ~was_found,
+        was_found & ~found,
+    )
+
+
+def _found(instances):
+    """Returns which objects a detection matches at the IoU of 0.5, (G,) bool."""
+    matches = match(instances, [0.5])
+    found = np.zeros(len(instances.ignored), bool)
+    matched = matches.matched[0, 0]
+    found[matched[matched >= 0]] = True
+    return found & ~instances.ignored
+
+
+def _fields(threshold):
+    return None if threshold is None else dataclasses.asdict(threshold)
+
+
+def plain(value: Any) -> Any:
+    """Replaces NaN by None, in dicts and lists too, for JSON."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

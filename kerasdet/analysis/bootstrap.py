@@ -1,0 +1,157 @@
+"""Computes COCO's twelve numbers on resampled images, which shows how far they depend on the choice of images."""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from kerasdet.analysis.instances import Instances
+from kerasdet.analysis.matching import AREAS, COCO_THRESHOLDS, Matches, match
+from kerasdet.analysis.precision import RECALLS
+
+SAMPLES = 200
+_CHUNK = 1 << 18  # numbers at once, so that they stay in the cache of a processor
+_IOUS = {"AP50": 0, "AP75": 5}
+_LIMITS = (1, 10, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Holds a number and the interval in which 95 % of the resampled numbers lie; NaN without ground truth."""
+
+    value: float
+    low: float
+    high: float
+
+
+def coco_matches(instances: Instances) -> Matches:
+    """Matches for all of COCO's areas and thresholds, as `resampled` needs them."""
+    return match(instances, COCO_THRESHOLDS, tuple(AREAS.values()))
+
+
+def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+    """Draws images with replacement.
+
+    Returns:
+        (1 + S, I) float32, how often each image is drawn in each sample. The first row is 1 for all: no resampling.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
+    return np.concatenate([np.ones((1, num_images)), drawn]).astype(np.float32)  # exact up to 16 million
+
+
+def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes COCO's twelve numbers for each sample of images.
+
+    An image that is drawn several times counts as that many copies beside one another.
+
+    Args:
+        instances: Objects and detections.
+        matches: Result of `coco_matches`.
+        drawn: (S, I) from `weights`.
+
+    Returns:
+        Name of each number -> (S,) values, NaN where the sample has no object; and under "class" the AP of each class,
+        (S, K).
+    """
+    num_areas, num_thresholds, _ = matches.correct.shape
+    samples, classes = len(drawn), instances.num_classes
+    ap = np.full((samples, classes, num_areas, num_thresholds), np.nan)
+    recall = np.full((samples, classes, num_areas, len(_LIMITS), num_thresholds), np.nan)
+    order = np.lexsort((-instances.scores, instances.classes))  # stable: equal scores stay in the order of images
+    limits = np.searchsorted(instances.classes[order], np.arange(classes + 1))
+    for k in range(classes):
+        mine = order[limits[k] : limits[k + 1]]
+        objects = np.flatnonzero(instances.object_classes == k)
+        step = max(1, _CHUNK // max(1, len(mine)))
+        for first in range(0, samples if len(objects) else 0, step):
+            part = slice(first, first + step)
+            ap[part, k], recall[part, k] = _class_numbers(instances, matches, drawn[part], mine, objects)
+    return _summary(ap, recall)
+
+
+def _class_numbers(instances, matches, drawn, mine, objects):
+    """Returns AP (S, A, T) and recall (S, A, limits, T) of one class."""
+    samples, (num_areas, num_thresholds, _) = len(drawn), matches.correct.shape
+    ap = np.full((samples, num_areas, num_thresholds), np.nan)
+    recall = np.full((samples, num_areas, len(_LIMITS), num_thresholds), np.nan)
+    each = drawn[:, instances.images[mine]]  # (S, D)
+    total = np.cumsum(each, 1)
+    for area in range(num_areas):
+        positives = drawn[:, instances.object_images[objects[matches.objects[area, objects]]]].sum(1, dtype=np.float64)
+        known = positives > 0
+        if not known.any():
+            continue
+        for t in range(num_thresholds):
+            correct, counted = matches.correct[area, t, mine], matches.counted[area, t, mine]
+            places = np.flatnonzero(correct)
+            hits = each[:, places]
+            found = np.cumsum(hits, 1)  # (S, P) right detections up to each right one
+            before = total[:, places]
+            if not counted.all():
+                others = np.flatnonzero(~counted)
+                sums = np.cumsum(each[:, others], 1)
+                before = before - np.insert(sums, 0, 0, 1)[:, np.searchsorted(others, places)]
+            ap[known, area, t] = _average_precision(found[known], before[known], positives[known])
+            ranks = matches.ranks[mine[places]]
+            for i, limit in enumerate(_LIMITS):
+                hit = hits[known][:, ranks < limit].sum(1, dtype=np.float64)
+                recall[known, area, i, t] = hit / positives[known]
+    return ap, recall
+
+
+def _average_precision(found, before, positives):
+    """Averages interpolated precision over COCO's recalls: (S, P) right and all detections up to right ones -> (S,)."""
+    samples, count = found.shape
+    if not count:
+        return np.zeros(samples)
+    found = found.astype(np.float64)
+    precision = np.maximum.accumulate((found / (before + np.spacing(1)))[:, ::-1], 1)[:, ::-1]
+    precision = np.append(precision, np.zeros((samples, 1)), 1)
+    # One search for all samples: whole numbers, far enough apart from sample to sample
+    apart = np.arange(samples)[:, None] * (max(found[:, -1].max(), positives.max()) + 2)
+    needed = np.stack([_needed(int(n)) for n in positives]) + apart
+    places = np.searchsorted((found + apart).ravel(), needed.ravel(), side="left").reshape(samples, -1)
+    places = np.minimum(places - count * np.arange(samples)[:, None], count)
+    return np.take_along_axis(precision, places, 1).mean(1)
+
+
+@functools.lru_cache(1 << 14)
+def _needed(positives):
+    """Returns the number of right detections with which each of COCO's recalls is reached."""
+    return np.searchsorted(np.arange(positives + 1) / positives, RECALLS, side="left")
+
+
+def _summary(ap, recall):
+    """Averages over classes and thresholds: AP (S, K, A, T), recall (S, K, A, limits, T)."""
+    values = {"AP": _mean(ap[:, :, 0]), **{name: _mean(ap[:, :, 0, t]) for name, t in _IOUS.items()}}
+    values |= {f"AP{size[0]}": _mean(ap[:, :, a]) for a, size in enumerate(AREAS) if a}
+    values |= {f"AR{limit}": _mean(recall[:, :, 0, i]) for i, limit in enumerate(_LIMITS)}
+    values |= {f"AR{size[0]}": _mean(recall[:, :, a, -1]) for a, size in enumerate(AREAS) if a}
+    return {**values, "class": ap[:, :, 0].mean(-1)}
+
+
+def _mean(values):
+    """Averages all axes but the first over the values that are not NaN."""
+    values = values.reshape(len(values), -1)
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(1) / known.sum(1)
+
+
+def interval(values: np.ndarray, share: float = 0.95) -> Interval:
+    """Returns the first value, and around it an interval as wide as that of the others.
+
+    Resampled AP is a little higher on average, because copies of an image are right or wrong together; the interval is
+    moved back by the mean of that.
+
+    Args:
+        values: (1 + S,) from `resampled`.
+        share: Share of the resampled values inside the interval.
+    """
+    others = values[1:][~np.isnan(values[1:])]
+    if math.isnan(values[0]) or not len(others):
+        return Interval(float(values[0]), math.nan, math.nan)
+    low, high = values[0] + np.quantile(others - others.mean(), [(1 - share) / 2, (1 + share) / 2])
+    return Interval(float(values[0]), float(low), float(high))

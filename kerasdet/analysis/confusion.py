@@ -1,0 +1,42 @@
+"""Counts which classes are taken for which, with background as a class of its own."""
+
+import numpy as np
+
+from kerasdet.analysis.instances import Instances
+from kerasdet.analysis.matching import match
+
+
+def confusion(instances: Instances, iou: float = 0.5) -> np.ndarray:
+    """Counts pairs of the class of an object and the class of its detection.
+
+    Detections first match objects of their own class by COCO's rules. Those left over then match, best score first, the
+    free object of another class that they overlap most. Detections that match an ignored object are not counted.
+
+    Args:
+        instances: Objects and detections; keep only the detections above a score threshold.
+        iou: IoU from which a detection matches.
+
+    Returns:
+        (K + 1, K + 1) int64, a row for each class of objects and a column for each class of detections. The last row
+        holds detections without an object, the last column objects without a detection.
+    """
+    matches = match(instances, [iou])
+    matched, counted = matches.matched[0, 0].copy(), matches.counted[0, 0]
+    free = ~instances.ignored
+    free[matched[matched >= 0]] = False
+    starts, firsts = instances.starts, instances.object_starts
+    for d in np.flatnonzero(counted & (matched < 0)):
+        image = instances.images[d]
+        overlaps = instances.overlaps[image][d - starts[image]]
+        possible = np.where(free[firsts[image] : firsts[image + 1]], overlaps, -1.0)
+        if len(possible) and possible.max() >= iou:
+            matched[d] = firsts[image] + possible.argmax()
+            free[matched[d]] = False
+    background = instances.num_classes
+    table = np.zeros((background + 1, background + 1), np.int64)
+    real = (
+        np.where(matched >= 0, instances.object_classes[matched], background) if len(free) else matched * 0 + background
+    )
+    np.add.at(table, (real[counted], instances.classes[counted]), 1)
+    np.add.at(table, (instances.object_classes[free], background), 1)
+    return table

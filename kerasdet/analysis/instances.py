@@ -1,0 +1,144 @@
+"""Holds objects and detections as columns, and their overlaps: the input of every analysis."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+MAX_DETECTIONS = 100  # best detections of a class in an image that COCO counts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instances:
+    """Holds the objects and detections of a dataset.
+
+    Objects are ordered by image. Detections are ordered by image, then by descending score; equal scores keep the order
+    of the results, as in COCOeval.
+
+    Args:
+        num_images: Number of images, I.
+        num_classes: Number of classes, K.
+        object_images: (G,) int64, position of each object's image.
+        object_classes: (G,) int64 in 0..K-1.
+        object_areas: (G,) float64, in pixels.
+        crowds: (G,) bool, whether an object is a crowd.
+        ignored: (G,) bool, whether an object counts neither as found nor as missed. Crowds are.
+        object_rows: (G,) int64, position of each object in the annotations.
+        images: (D,) int64, position of each detection's image.
+        classes: (D,) int64 in 0..K-1.
+        scores: (D,) float64.
+        areas: (D,) float64, in pixels.
+        rows: (D,) int64, position of each detection in the results.
+        overlaps: For each image IoU of its detections and objects, of all classes. For a crowd it is the part of the
+            detection that lies inside.
+    """
+
+    num_images: int
+    num_classes: int
+    object_images: np.ndarray
+    object_classes: np.ndarray
+    object_areas: np.ndarray
+    crowds: np.ndarray
+    ignored: np.ndarray
+    object_rows: np.ndarray
+    images: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    areas: np.ndarray
+    rows: np.ndarray
+    overlaps: Sequence[np.ndarray]
+
+    @property
+    def object_starts(self) -> np.ndarray:
+        """(I + 1,) the first object of each image, and the number of objects."""
+        return np.searchsorted(self.object_images, np.arange(self.num_images + 1))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(I + 1,) the first detection of each image, and the number of detections."""
+        return np.searchsorted(self.images, np.arange(self.num_images + 1))
+
+    def keep(self, chosen: np.ndarray) -> "Instances":
+        """Returns the instances with some of the detections.
+
+        Args:
+            chosen: (D,) bool.
+        """
+        starts = self.starts
+        overlaps = [part[chosen[starts[i] : starts[i + 1]]] for i, part in enumerate(self.overlaps)]
+        columns = {name: getattr(self, name)[chosen] for name in ("images", "classes", "scores", "areas", "rows")}
+        return dataclasses.replace(self, **columns, overlaps=overlaps)
+
+
+def collect(
+    annotations: Sequence[Mapping],
+    detections: Sequence[Mapping],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    *,
+    masks: bool = False,
+) -> Instances:
+    """Collects instances from annotations as COCOeval takes them, and computes their overlaps.
+
+    Args:
+        annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`, with
+            masks `segmentation` as RLE, and optionally `ignored`.
+        detections: The same with `score`. Those of other images or categories are left out.
+        image_ids: Ids of the images, in the order that they get positions.
+        category_ids: Ids of the categories, in the order of class ids.
+        masks: Whether masks overlap instead of boxes.
+    """
+    image_of = {image_id: i for i, image_id in enumerate(image_ids)}
+    class_of = {category_id: k for k, category_id in enumerate(category_ids)}
+
+    def known(entries):
+        return [e for e in entries if e["image_id"] in image_of and e["category_id"] in class_of]
+
+    def column(entries, function, dtype):
+        return np.array([function(entry) for entry in entries], dtype)
+
+    def image(entry):
+        return image_of[entry["image_id"]]
+
+    def category(entry):
+        return class_of[entry["category_id"]]
+
+    objects = sorted(known([{**entry, "row": row} for row, entry in enumerate(annotations)]), key=image)
+    found = known([{**entry, "row": row} for row, entry in enumerate(detections)])
+    found = sorted(found, key=lambda entry: (image(entry), -entry["score"]))
+    crowds = column(objects, lambda e: bool(e["iscrowd"]), bool)
+    shape = "segmentation" if masks else "bbox"
+    object_images, images = column(objects, image, np.int64), column(found, image, np.int64)
+    places = np.arange(len(image_of) + 1)
+    first, start = np.searchsorted(object_images, places), np.searchsorted(images, places)
+    overlaps = [
+        _overlaps(
+            [e[shape] for e in found[start[i] : start[i + 1]]],
+            [e[shape] for e in objects[first[i] : first[i + 1]]],
+            crowds[first[i] : first[i + 1]],
+        )
+        for i in range(len(image_of))
+    ]
+    return Instances(
+        num_images=len(image_of),
+        num_classes=len(class_of),
+        object_images=object_images,
+        object_classes=column(objects, category, np.int64),
+        object_areas=column(objects, lambda e: e["area"], np.float64),
+        crowds=crowds,
+        ignored=crowds | column(objects, lambda e: bool(e.get("ignored")), bool),
+        object_rows=column(objects, lambda e: e["row"], np.int64),
+        images=images,
+        classes=column(found, category, np.int64),
+        scores=column(found, lambda e: e["score"], np.float64),
+        areas=column(found, lambda e: e["area"], np.float64),
+        rows=column(found, lambda e: e["row"], np.int64),
+        overlaps=overlaps,
+    )
+
+
+def _overlaps(found, objects, crowds):
+    if not found or not objects:
+        return np.zeros((len(found), len(objects)))
+    return np.asarray(mask_utils.iou(found, objects, crowds.astype(np.uint8).tolist()), np.float64)

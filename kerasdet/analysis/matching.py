@@ -1,0 +1,106 @@
+"""Matches detections to objects by COCO's rules, for several IoU thresholds and ranges of areas at once."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kerasdet.analysis.instances import MAX_DETECTIONS, Instances
+
+COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matches:
+    """Holds which detections are right, for A ranges of areas and T IoU thresholds.
+
+    Args:
+        correct: (A, T, D) bool, whether a detection matches an object that counts.
+        counted: (A, T, D) bool, whether a detection is correct or wrong. The others match an ignored object, lie
+            outside the range of areas without a match, or are not among the best 100 of their class and image.
+        ranks: (D,) int64, number of better detections of the same class in the same image.
+        matched: (A, T, D) int64, the object that a detection matches, ignored or not, or -1.
+        objects: (A, G) bool, which objects count.
+    """
+
+    correct: np.ndarray
+    counted: np.ndarray
+    ranks: np.ndarray
+    matched: np.ndarray
+    objects: np.ndarray
+
+    def positives(self, instances: Instances) -> np.ndarray:
+        """Returns the number of objects that count, (A, K) int64."""
+        return np.stack(
+            [np.bincount(instances.object_classes[each], minlength=instances.num_classes) for each in self.objects]
+        )
+
+
+def match(
+    instances: Instances,
+    thresholds: Sequence[float] = COCO_THRESHOLDS,
+    areas: Sequence[tuple[float, float]] = (AREAS["all"],),
+) -> Matches:
+    """Matches detections to objects of their class, best score first, as COCOeval does.
+
+    A detection takes the free object that it overlaps most. Objects that are ignored come second, and a crowd takes any
+    number of detections.
+
+    Args:
+        instances: Objects and detections.
+        thresholds: T IoU thresholds.
+        areas: A ranges (low, high) of areas in pixels, both inclusive. Objects outside are ignored.
+    """
+    low, high = np.array(areas, np.float64).T[..., None]  # (A, 1) each
+    outside = (instances.object_areas < low) | (instances.object_areas > high)
+    objects = ~(instances.ignored | outside)  # (A, G)
+    # COCOeval lowers a threshold of 1 by this much, so that a perfect box matches
+    limits = np.minimum(np.array(thresholds, np.float64), 1 - 1e-10)
+    matched = np.full((len(areas), len(limits), len(instances.scores)), -1, np.int64)
+    ranks = np.zeros(len(instances.scores), np.int64)
+    starts, firsts = instances.starts, instances.object_starts
+    for image in range(instances.num_images):
+        found = np.arange(starts[image], starts[image + 1])
+        if not len(found):
+            continue
+        there = np.arange(firsts[image], firsts[image + 1])
+        order = np.argsort(instances.classes[found], kind="stable")
+        changes = np.flatnonzero(np.diff(instances.classes[found][order])) + 1
+        for group in np.split(order, changes):
+            ranks[found[group]] = np.arange(len(group))
+            group = group[:MAX_DETECTIONS]
+            mine = np.flatnonzero(instances.object_classes[there] == instances.classes[found[group[0]]])
+            if len(mine):
+                overlaps = instances.overlaps[image][np.ix_(group, mine)]
+                local = _match_group(overlaps, limits, instances.crowds[there[mine]], objects[:, there[mine]])
+                matched[:, :, found[group]] = np.where(local >= 0, there[mine][local], -1)
+    hit = matched >= 0
+    counts = np.zeros_like(hit)  # whether a detection matches an object that counts
+    for area, mask in enumerate(objects):
+        counts[area] = hit[area] & mask[matched[area]] if len(mask) else False
+    too_many = ranks >= MAX_DETECTIONS
+    out_of_range = (instances.areas < low) | (instances.areas > high)  # (A, D)
+    dropped = np.where(hit, ~counts, out_of_range[:, None]) | too_many
+    return Matches(counts, ~dropped, ranks, matched, objects)
+
+
+def _match_group(overlaps, limits, crowds, objects):
+    """Matches the detections of one class in one image: (D, G) IoU -> (A, T, D), the object or -1."""
+    count, num_objects = overlaps.shape
+    matched = np.full((len(objects), len(limits), count), -1, np.int64)
+    free = np.ones((len(objects), len(limits), num_objects), bool)
+    # Whole numbers that order by IoU, the last of equal ones first, and any object that counts before all others.
+    order = np.argsort(overlaps, axis=1, kind="stable")
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.arange(num_objects)[None], 1)
+    bonus = np.where(objects, num_objects, 0)[:, None]  # (A, 1, G)
+    area, threshold = np.indices(matched.shape[:2])
+    for d in np.flatnonzero(overlaps.max(1) >= limits.min()):
+        possible = free & (overlaps[d] >= limits[:, None])
+        key = np.where(possible, places[d] + bonus, -1)
+        best = key.argmax(2)
+        hit = np.take_along_axis(key, best[..., None], 2)[..., 0] >= 0
+        matched[..., d] = np.where(hit, best, -1)
+        free[area[hit], threshold[hit], best[hit]] = crowds[best[hit]]
+    return matched

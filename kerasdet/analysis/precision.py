@@ -1,0 +1,140 @@
+"""Computes precision and recall curves, AP, and the score thresholds that give the best F1."""
+
+import dataclasses
+
+import numpy as np
+
+from kerasdet.analysis.instances import Instances
+from kerasdet.analysis.matching import Matches
+
+RECALLS = np.linspace(0.0, 1.0, 101)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """Holds precision and recall of a class, or of all, at each distinct score.
+
+    Args:
+        scores: (N,) float64, descending. The point of a score counts all detections with that score or a higher one.
+        precision: (N,) float64.
+        recall: (N,) float64; NaN without objects.
+        positives: Number of objects.
+    """
+
+    scores: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    positives: int
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(N,) harmonic mean of precision and recall."""
+        total = self.precision + self.recall
+        return np.divide(2 * self.precision * self.recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """Holds the score threshold with the best F1.
+
+    Args:
+        score: Detections with a higher score are kept; a number with few digits.
+        precision: Precision of the detections above it.
+        recall: Recall of the detections above it.
+        f1: Their F1.
+    """
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def curve(scores: np.ndarray, correct: np.ndarray, positives: int) -> Curve:
+    """Computes the curve of detections.
+
+    Args:
+        scores: (N,) scores, in any order.
+        correct: (N,) bool.
+        positives: Number of objects.
+    """
+    order = np.argsort(-scores, kind="stable")
+    scores, found = scores[order], np.cumsum(correct[order])
+    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # the last of each group of equal scores
+    found, number = found[last], last + 1
+    recall = found / positives if positives else np.full(len(last), np.nan)
+    return Curve(scores[last], found / number, recall, positives)
+
+
+def class_curves(instances: Instances, matches: Matches, threshold: int = 0) -> list[Curve]:
+    """Returns the curve of each class, for the first range of areas.
+
+    Args:
+        instances: Objects and detections.
+        matches: Their matches.
+        threshold: Position of the IoU threshold in `matches`.
+    """
+    positives = matches.positives(instances)[0]
+    counted, correct = matches.counted[0, threshold], matches.correct[0, threshold]
+    chosen = [np.flatnonzero(counted & (instances.classes == k)) for k in range(instances.num_classes)]
+    return [curve(instances.scores[i], correct[i], int(n)) for i, n in zip(chosen, positives, strict=True)]
+
+
+def overall_curve(instances: Instances, matches: Matches, threshold: int = 0) -> Curve:
+    """Returns the curve of all detections together, whatever their class."""
+    counted, correct = matches.counted[0, threshold], matches.correct[0, threshold]
+    return curve(instances.scores[counted], correct[counted], int(matches.objects[0].sum()))
+
+
+def best_threshold(points: Curve) -> Threshold | None:
+    """Returns the threshold with the best F1, the highest of equal ones, or None if nothing is ever right."""
+    if not len(points.scores) or not points.positives or not points.f1.max() > 0:
+        return None
+    best = int(points.f1.argmax())
+    score = float(points.scores[best])
+    lowest = 0.0 if score > 0 else score - 1
+    below = float(points.scores[best + 1]) if best + 1 < len(points.scores) else lowest
+    score = shortest_between(below, score)
+    return Threshold(score, float(points.precision[best]), float(points.recall[best]), float(points.f1[best]))
+
+
+def shortest_between(low: float, high: float) -> float:
+    """Returns the number with the fewest decimals in [low, high), the one nearest to the middle.
+
+    Example:
+        >>> shortest_between(0.4213, 0.4391)
+        0.43
+    """
+    middle = (low + high) / 2
+    for digits in range(1, 17):
+        value = round(middle, digits)
+        if low <= value < high:
+            return value
+    return low
+
+
+def interpolated(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Returns precision at COCO's 101 recalls, as COCOeval interpolates it.
+
+    Args:
+        precision: (N,) after each detection, by descending score.
+        recall: (N,) likewise.
+    """
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(recall, RECALLS, side="left")]
+
+
+def class_ap(instances: Instances, matches: Matches) -> np.ndarray:
+    """Returns AP of each range of areas, IoU threshold and class, (A, T, K); NaN without objects."""
+    positives = matches.positives(instances)
+    ap = np.full((*matches.correct.shape[:2], instances.num_classes), np.nan)
+    for k in range(instances.num_classes):
+        mine = np.flatnonzero(instances.classes == k)
+        mine = mine[np.argsort(-instances.scores[mine], kind="stable")]
+        for area in np.flatnonzero(positives[:, k]):
+            for t in range(ap.shape[1]):
+                kept = mine[matches.counted[area, t, mine]]
+                found = np.cumsum(matches.correct[area, t, kept])
+                precision = found / (np.arange(len(kept)) + 1 + np.spacing(1))
+                ap[area, t, k] = interpolated(precision, found / positives[area, k]).mean()
+    return ap

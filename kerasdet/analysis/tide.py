@@ -1,0 +1,174 @@
+"""Says why detections are wrong and how much AP each kind of error costs, after TIDE (Bolya et al., 2020).
+
+The numbers equal those of its authors' package tidecv, also for equal scores: https://arxiv.org/abs/2008.08115
+"""
+
+import dataclasses
+
+import numpy as np
+
+from kerasdet.analysis.instances import MAX_DETECTIONS, Instances
+
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which a detection is right, and up to which it lies on background
+ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND_ERROR, MISSED = range(len(ERRORS))
+RIGHT, IGNORED = -1, -2  # kinds of detections that are no error; objects that are found have RIGHT
+_RECALLS = np.array([i / 100 for i in range(101)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Errors:
+    """Holds the kind of every detection and object, and the AP that each kind of error costs.
+
+    Args:
+        kinds: (D,) int64, position in `ERRORS`, or RIGHT, or IGNORED for detections beyond the best 100 of an image.
+        excused: (D,) bool, whether a detection lies in an ignored region. It has a kind, but costs no AP.
+        objects: (D,) int64, the object that a detection matches or, for an error, would match; -1 for none.
+        missed: (G,) bool, whether an object is not matched.
+        unexplained: (G,) bool, whether an object is missed and no error of another kind would repair that.
+        ap: AP at the IoU of 0.5, mean over classes with objects or detections, in [0, 1].
+        cost: Error -> the AP that repairing it would add, in [0, 1].
+        false_positives: AP that removing all wrong detections would add.
+        false_negatives: AP that ignoring all missed objects would add.
+    """
+
+    kinds: np.ndarray
+    excused: np.ndarray
+    objects: np.ndarray
+    missed: np.ndarray
+    unexplained: np.ndarray
+    ap: float
+    cost: dict[str, float]
+    false_positives: float
+    false_negatives: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Error -> number of detections, or of objects for "missed"."""
+        numbers = np.bincount(self.kinds[self.kinds >= 0], minlength=len(ERRORS))
+        numbers[MISSED] = self.unexplained.sum()
+        return dict(zip(ERRORS, numbers.tolist(), strict=True))
+
+
+def tide(instances: Instances) -> Errors:
+    """Finds the errors and their costs.
+
+    Args:
+        instances: Objects and detections.
+    """
+    kinds, excused, objects, repairs, missed, unexplained = _kinds(instances)
+    counted = (kinds != IGNORED) & ~excused
+    right = kinds == RIGHT
+    positives = np.bincount(instances.object_classes[~instances.ignored], minlength=instances.num_classes)
+    classes, scores = instances.classes, instances.scores
+    base = _mean_ap(classes[counted], scores[counted], right[counted], positives)
+    errors = np.flatnonzero(kinds >= 0)
+    cost = {}
+    for error, name in enumerate(ERRORS):
+        if error == MISSED:
+            gone = np.bincount(instances.object_classes[unexplained], minlength=instances.num_classes)
+            kept, true, total = errors[~excused[errors]], np.zeros(0, np.int64), positives - gone
+        else:
+            mine = kinds[errors] == error
+            kept = errors[np.where(mine, repairs[errors], ~excused[errors])]
+            true, total = errors[mine & repairs[errors]], positives
+        fixed = np.isin(kept, true)
+        repaired = np.where(fixed, instances.object_classes[objects[kept]], classes[kept]) if len(kept) else kept
+        order = np.concatenate([kept, np.flatnonzero(right)])  # among equal scores tidecv puts the errors first
+        all_classes = np.concatenate([repaired, classes[right]])
+        values = np.concatenate([fixed, np.ones(int(right.sum()), bool)])
+        cost[name] = max(_mean_ap(all_classes, scores[order], values, total) - base, 0.0)
+    ideal = _mean_ap(classes[counted], right[counted].astype(float), right[counted], positives)
+    gone = np.bincount(instances.object_classes[missed], minlength=instances.num_classes)
+    order = np.concatenate([errors[~excused[errors]], np.flatnonzero(right)])
+    without = _mean_ap(classes[order], scores[order], right[order], positives - gone)
+    return Errors(kinds, excused, objects, missed, unexplained, base, cost, ideal - base, without - base)
+
+
+def _kinds(instances):
+    """Classifies detections and objects of all images.
+
+    Returns:
+        As in `Errors`: kinds, excused, objects; then `repairs` (D,), whether repairing an error yields a match, because
+        it is the best error of its object; then missed and unexplained.
+    """
+    count = len(instances.scores)
+    kinds, objects = np.full(count, IGNORED, np.int64), np.full(count, -1, np.int64)
+    excused, repairs = np.zeros((2, count), bool)
+    missed = ~instances.ignored
+    unexplained = missed.copy()
+    starts, firsts = instances.starts, instances.object_starts
+    for image, overlaps in enumerate(instances.overlaps):
+        found = np.arange(starts[image], starts[image + 1])[:MAX_DETECTIONS]
+        there = np.arange(firsts[image], firsts[image + 1])
+        if not len(found):
+            continue
+        real = ~instances.ignored[there]
+        same = instances.classes[found][:, None] == instances.object_classes[there][None]
+        overlaps = overlaps[: len(found)]
+        used_by = _greedy(overlaps[:, real] * same[:, real])
+        used = np.zeros(int(real.sum()), bool)
+        used[used_by[used_by >= 0]] = True
+        inside = ((overlaps > FOREGROUND) & same)[:, ~real].any(1)
+        kind, which = _classify(overlaps[:, real], same[:, real], used_by, used)
+        mine = there[real]
+        kinds[found], excused[found] = kind, inside & (kind != RIGHT)
+        objects[found] = np.where(which >= 0, mine[which], -1) if len(mine) else -1
+        missed[mine] = ~used
+        unexplained[mine] = ~used
+        for d in np.flatnonzero((kind == CLASSIFICATION) | (kind == LOCALISATION)):  # the best score first
+            g = mine[which[d]]
+            repairs[found[d]] = unexplained[g]
+            unexplained[g] = False
+    return kinds, excused, objects, repairs, missed, unexplained
+
+
+def _greedy(overlaps):
+    """Matches detections in their order to the free object that they overlap most: (D, G) -> (D,), -1 for none."""
+    matched = np.full(len(overlaps), -1, np.int64)
+    if not overlaps.size:
+        return matched
+    free = overlaps.copy()
+    for d in np.flatnonzero(overlaps.max(1) >= FOREGROUND):
+        best = free[d].argmax()
+        if free[d, best] >= FOREGROUND:
+            matched[d] = best
+            free[:, best] = 0
+    return matched
+
+
+def _classify(overlaps, same, used_by, used):
+    """Returns the kind of each detection of an image (D,), and the object that it matches or should match (D,)."""
+    if not overlaps.shape[1]:
+        return np.full(len(overlaps), BACKGROUND_ERROR), np.full(len(overlaps), -1)
+    own, other, taken = overlaps * same, overlaps * ~same, overlaps * (same & used)
+    near = (own.max(1) >= BACKGROUND) & (own.max(1) <= FOREGROUND)
+    choices = (
+        (used_by >= 0, RIGHT, used_by),
+        (near, LOCALISATION, own.argmax(1)),
+        (other.max(1) >= FOREGROUND, CLASSIFICATION, other.argmax(1)),
+        (taken.max(1) >= FOREGROUND, DUPLICATE, taken.argmax(1)),
+        (overlaps.max(1) <= BACKGROUND, BACKGROUND_ERROR, np.full(len(overlaps), -1)),
+    )
+    conditions = [condition for condition, _, _ in choices]
+    kinds = np.select(conditions, [kind for _, kind, _ in choices], BOTH)
+    return kinds, np.select(conditions, [which for _, _, which in choices], overlaps.argmax(1))
+
+
+def _mean_ap(classes, scores, right, positives):
+    """Returns the mean of tidecv's AP over the classes that have objects or detections."""
+    order = np.argsort(-scores, kind="stable")
+    classes, right = classes[order], right[order]
+    values = []
+    for k, total in enumerate(positives.tolist()):
+        mine = right[classes == k]
+        if not len(mine) and not total:
+            continue
+        values.append(_ap(mine, total) if total > 0 else 0.0)
+    return sum(values) / len(values) if values else 0.0
+
+
+def _ap(right, total):
+    found = np.cumsum(right)
+    precision = np.append(np.maximum.accumulate((found / np.arange(1, len(found) + 1))[::-1])[::-1], 0.0)
+    return float(precision[np.searchsorted(found / total, _RECALLS, side="left")].mean())

@@ -1,0 +1,159 @@
+"""Implements ``kerasdet analyze``."""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.data import CocoDataset, Dataset, open_dataset
+from kerasdet.data.recognise import recognise
+from kerasdet.errors import UserError
+from kerasdet.evaluation import evaluate_with_results, match_dataset, read_ground_truth
+from kerasdet.evaluation.coco import read_cases
+from kerasdet.files import replacing
+from kerasdet.inference import Predictor
+from kerasdet.loading import require_model
+from kerasdet.paths import prepare_file
+from kerasdet.reports import Run, analyze_run
+from kerasdet.reports.charts import check_library
+
+
+def analyze(
+    options: argparse.Namespace, load: Callable[[str], Predictor], default_data: Callable[[str], Dataset]
+) -> None:
+    """Writes the page about detections, and prints its findings.
+
+    Args:
+        options: Has `model`, `data`, `split`, `images`, `against`, `out` and `json`.
+        load: Function that loads a model.
+        default_data: Function (path of a model) -> the dataset that its configuration evaluates on.
+
+    Raises:
+        UserError: If options contradict one another, or the data and the detections do not belong together.
+    """
+    check_library()
+    out = prepare_file(options.out, "--out")
+    numbers = prepare_file(options.json, "--json") if options.json else None
+    named = [path for path in (options.model, options.against) if path]
+    for path in named:
+        if not _is_results(path):
+            require_model(path)
+    models = [path for path in named if not _is_results(path)]
+    if options.images and not _is_coco_file(options.data):
+        raise UserError("--images needs --data with a file of COCO annotations: give both or none.")
+    if options.split and not options.data:
+        raise UserError("--split needs --data, the dataset that has the split: give both or none.")
+    if not options.data and not models:
+        raise UserError(f"{options.model} holds detections: name the ground truth with --data, such as data/val.json.")
+    truth = _open(options, models, default_data)
+    predictors = {path: load(path) for path in models}
+    truth = _with_classes(truth, predictors)
+    run, other = (None if path is None else _run(path, truth, predictors) for path in (options.model, options.against))
+    records = {} if truth.dataset is None else {record.image_id: record for record in truth.dataset.records}
+    findings, content = analyze_run(
+        run,
+        out,
+        against=other,
+        open_picture=lambda image_id: records[image_id].image() if image_id in records else None,
+        names=truth.names,
+        source=truth.source,
+    )
+    if numbers is not None:
+        content = {"findings": [dataclasses.asdict(finding) for finding in findings], **content}
+        with replacing(numbers) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    for finding in findings:
+        print(f"{finding.level}: {finding.text} {finding.action}".replace("`", "").rstrip())
+    print(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB. Open it in a browser.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Truth:
+    """Holds ground truth, and the dataset with its images unless they are missing."""
+
+    content: str | dict
+    dataset: Dataset | None
+    names: Mapping[int, str]
+    source: str
+
+
+def _is_results(path):
+    return Path(path).suffix.lower() == ".json"
+
+
+def _is_coco_file(path):
+    return path is not None and Path(path).suffix.lower() == ".json" and Path(path).is_file()
+
+
+def _open(options, models, default_data):
+    """Opens the data. Only models need the images; without them, the page has no pictures."""
+    if _is_coco_file(options.data) and not models:
+        truth = read_ground_truth(options.data)
+        names = {image["id"]: Path(image["file_name"]).name for image in truth["images"] if image.get("file_name")}
+        try:
+            dataset = CocoDataset(options.data, options.images, on_bad_image="skip")
+        except (UserError, FileNotFoundError) as error:
+            if options.images:
+                raise
+            print(f"The page will have no pictures: {error}")
+            dataset = None
+        return _Truth(options.data, dataset, names, options.data)
+    if options.data is None:
+        dataset = default_data(models[0])
+    elif options.images:
+        dataset = CocoDataset(options.data, options.images)
+    else:
+        splits = recognise(options.data).splits
+        choice = options.split or next((name for name in ("val", "test") if name in splits), None)
+        dataset = open_dataset(options.data, choice)
+    return _of_dataset(dataset)
+
+
+def _of_dataset(dataset):
+    names = {record.image_id: Path(record.path).name for record in dataset.records}
+    return _Truth(dataset.ground_truth, dataset, names, str(dataset.annotations))
+
+
+def _with_classes(truth, predictors):
+    """Gives the data the classes of the models, in their order."""
+    for path, predictor in predictors.items():
+        if predictor.num_classes is None:
+            raise UserError(f"{path} proposes boxes without classes, which have no AP: name a detector with classes.")
+        truth = _of_dataset(match_dataset(predictor.num_classes, predictor.class_names, truth.dataset))
+    return truth
+
+
+def _run(path, truth, predictors):
+    if path not in predictors:
+        return Run(path, read_cases(truth.content, path))
+    timed = _Timed(predictors[path])
+    image_ids = [record.image_id for record in truth.dataset.records]
+    _, results = evaluate_with_results(timed, truth.dataset)
+    return Run(path, read_cases(truth.content, results, image_ids), timed.seconds)
+
+
+class _Timed:
+    """Measures how long a predictor takes for each image.
+
+    The first image of each size is left out: TensorFlow prepares itself.
+    """
+
+    def __init__(self, predictor):
+        self._predictor = predictor
+        self._sizes = set()
+        self.seconds = []
+
+    def __getattr__(self, name):
+        return getattr(self._predictor, name)
+
+    def detect_batch(self, batch):
+        start = time.perf_counter()
+        found = {name: np.asarray(value) for name, value in self._predictor.detect_batch(batch).items()}
+        if (size := tuple(batch["image"].shape)) in self._sizes:
+            self.seconds.append(time.perf_counter() - start)
+        self._sizes.add(size)
+        return found

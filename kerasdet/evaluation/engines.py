@@ -1,0 +1,149 @@
+"""Runs COCO's matching and accumulation by hotcoco or by pycocotools, whose numbers are the same to the last bit."""
+
+import contextlib
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kerasdet.errors import UserError
+
+ENGINES = ("hotcoco", "pycocotools")  # the default first; pycocotools is the reference
+_BOXES = (  # name, array, index of the IoU threshold, of the area range and of the limit of detections
+    ("AP", "precision", None, 0, 2),
+    ("AP50", "precision", 0, 0, 2),
+    ("AP75", "precision", 5, 0, 2),
+    ("APs", "precision", None, 1, 2),
+    ("APm", "precision", None, 2, 2),
+    ("APl", "precision", None, 3, 2),
+    ("AR1", "recall", None, 0, 0),
+    ("AR10", "recall", None, 0, 1),
+    ("AR100", "recall", None, 0, 2),
+    ("ARs", "recall", None, 1, 2),
+    ("ARm", "recall", None, 2, 2),
+    ("ARl", "recall", None, 3, 2),
+)
+_KEYPOINTS = (
+    ("AP", "precision", None, 0, 0),
+    ("AP50", "precision", 0, 0, 0),
+    ("AP75", "precision", 5, 0, 0),
+    ("APm", "precision", None, 1, 0),
+    ("APl", "precision", None, 2, 0),
+    ("AR", "recall", None, 0, 0),
+    ("AR50", "recall", 0, 0, 0),
+    ("AR75", "recall", 5, 0, 0),
+    ("ARm", "recall", None, 1, 0),
+    ("ARl", "recall", None, 2, 0),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accumulated:
+    """Holds precision and recall as COCOeval accumulates them; -1 where there is no ground truth.
+
+    Args:
+        precision: (T, 101, K, A, M): IoU thresholds 0.50 to 0.95, recalls, categories, area ranges, limits of
+            detections for each image.
+        recall: (T, K, A, M).
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+
+    def summary(self, iou_type: str) -> dict[str, float]:
+        """Returns COCO's twelve numbers by name, or ten for keypoints, NaN without ground truth."""
+        arrays = {"precision": self.precision, "recall": self.recall}
+        return {
+            name: mean_of_known(arrays[array][slice(None) if iou is None else slice(iou, iou + 1), ..., area, limit])
+            for name, array, iou, area, limit in (_KEYPOINTS if iou_type == "keypoints" else _BOXES)
+        }
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not -1, which stands for "no ground truth", or NaN."""
+    known = values[values > -1]
+    return float(np.mean(known)) if known.size else math.nan
+
+
+def accumulate(
+    truth: Mapping,
+    detections: Mapping,
+    iou_type: str,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    *,
+    sigmas: np.ndarray | None = None,
+    limits: Sequence[int] | None = None,
+    engine: str | None = None,
+) -> Accumulated:
+    """Matches detections to ground truth and accumulates precision and recall.
+
+    Args:
+        truth: Contents of a COCO file, checked and complete.
+        detections: The same with the detections as annotations, each with an id and an area.
+        iou_type: "bbox", "segm" or "keypoints".
+        image_ids: Ids of the images to score.
+        category_ids: Ids of the categories to score, ascending.
+        sigmas: (J,) annotators' spread at each keypoint; only for "keypoints".
+        limits: Numbers of boxes per image whose recall is measured whatever their class. None scores classes with
+            COCO's own limits.
+        engine: "hotcoco" or "pycocotools"; None for the first.
+
+    Raises:
+        UserError: If the engine is unknown or not installed.
+    """
+    settings = {"imgIds": list(image_ids), "catIds": list(category_ids)}
+    if sigmas is not None:
+        settings["kpt_oks_sigmas"] = sigmas
+    if limits:
+        settings |= {"useCats": 0, "maxDets": list(limits)}
+    evaluation = _evaluation(truth, detections, iou_type, check_engine(engine))
+    params = evaluation.params
+    for name, value in settings.items():
+        setattr(params, name, value)
+    evaluation.params = params
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    numbers = evaluation.eval
+    return Accumulated(np.asarray(numbers["precision"]), np.asarray(numbers["recall"]))
+
+
+def check_engine(engine: str | None) -> str:
+    """Returns the name of the engine, the default for None.
+
+    Raises:
+        UserError: If the engine is unknown or not installed.
+    """
+    engine = ENGINES[0] if engine is None else engine
+    if engine not in ENGINES:
+        raise UserError(f"There is no engine {engine!r}: expected one of {', '.join(ENGINES)}. Choose one of them.")
+    if engine == "hotcoco":
+        try:
+            import hotcoco  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"hotcoco cannot be imported ({error}), and it computes AP: run pip install hotcoco, or choose the "
+                "engine pycocotools (kerasdet eval --engine pycocotools)."
+            ) from None
+    return engine
+
+
+def _evaluation(truth, detections, iou_type, engine):
+    if engine == "hotcoco":
+        import hotcoco
+
+        return hotcoco.COCOeval(hotcoco.COCO(dict(truth)), hotcoco.COCO(dict(detections)), iou_type)
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def indexed(dataset):
+        coco = COCO()
+        coco.dataset = dict(dataset)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        return coco
+
+    return COCOeval(indexed(truth), indexed(detections), iou_type)

@@ -1,0 +1,232 @@
+"""Turns an analysis into sentences: what is wrong, and what to do."""
+
+import math
+
+import numpy as np
+
+from kerasdet.analysis import Analysis, Comparison
+from kerasdet.analysis.tide import FOREGROUND
+from kerasdet.reports.page import Finding, count, share
+
+_FEW_OBJECTS = 20
+_WIDE_INTERVAL = 0.06  # width of AP's interval from which the page warns
+_COSTLY = 0.02  # AP50 that an error costs from which the page advises
+_BAD_CALIBRATION = 0.1
+_LOOSE = 0.3  # fall from AP50 to AP75 from which boxes are loose
+_SHARE_OF_ALL = 0.3  # share of the boxes that fit an object of another class: the classes are mixed up
+
+
+def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> list[Finding]:
+    """Returns what follows from an analysis, problems first.
+
+    Args:
+        analysis: The analysis.
+        words: Name of what was matched, "boxes" or "masks".
+        result: Comparison with another run.
+    """
+    instances = analysis.instances
+    objects = int(analysis.positives[0].sum())
+    if not objects:
+        return [
+            Finding(
+                "problem",
+                "The ground truth has no object that counts, so there is nothing to find.",
+                "Check that the annotations belong to these images, and that not all are crowds or difficult.",
+            )
+        ]
+    if not len(instances.scores):
+        return [
+            Finding(
+                "problem",
+                f"There is no detection, and there are {count(objects, 'object')}.",
+                "Train longer, lower the model's own score threshold (`Postprocessing.score_threshold`), or give the "
+                "right detections file.",
+            )
+        ]
+    found = [] if result is None else [_verdict(result)]
+    if (broken := _mismatch(analysis, words)) is not None:
+        return [*found, broken]
+    found += _error_advice(analysis, words) + _class_advice(analysis) + _score_advice(analysis)
+    ap = analysis.numbers["AP"]
+    if ap.high - ap.low > _WIDE_INTERVAL:
+        images = len(analysis.image_ids)
+        found.append(
+            Finding(
+                "advice",
+                f"With {count(images, 'image')}, AP is known only to {ap.low:.3f} to {ap.high:.3f}.",
+                "Compare runs with `--against`, which is sharper, or evaluate on more images.",
+                "numbers",
+            )
+        )
+    if all(each.level == "good" for each in found):
+        found.append(Finding("good", f"No kind of error costs more than {_COSTLY:g} AP50."))
+    return found
+
+
+def _verdict(result):
+    span = result.differences["AP"]
+    if math.isnan(span.value) or math.isnan(span.low):
+        return Finding("advice", "The difference of AP is not known: there are too few objects.", "", "comparison")
+    words = (
+        f"AP changed by {span.value:+.3f} ({span.low:+.3f} to {span.high:+.3f}): {int(result.fixed.sum())} objects are "
+        f"fixed, {int(result.broken.sum())} are broken."
+    )
+    if span.low > 0:
+        return Finding("good", words, "This is an improvement, whatever the choice of images.", "comparison")
+    if span.high < 0:
+        return Finding("problem", words, "This run is worse: keep the other one.", "comparison")
+    return Finding("advice", words, "This may be chance: evaluate on more images before you choose.", "comparison")
+
+
+def _mismatch(analysis, words):
+    """Finds out whether detections and ground truth belong together at all."""
+    instances, kinds = analysis.instances, analysis.errors
+    if kinds.counts["classification"] > _SHARE_OF_ALL * len(instances.scores) and kinds.ap < 0.1:
+        return Finding(
+            "problem",
+            f"{share(kinds.counts['classification'], len(instances.scores))} of the {words} fit an object of another "
+            "class, and almost none of its own.",
+            "The order of the classes differs between detections and ground truth: check the category ids.",
+            "confusion",
+        )
+    firsts = instances.object_starts
+    best = max(
+        part[:, ~instances.crowds[firsts[i] : firsts[i + 1]]].max(initial=0)
+        for i, part in enumerate(instances.overlaps)
+    )
+    if best < FOREGROUND and kinds.ap == 0:
+        return Finding(
+            "problem",
+            f"No detection overlaps an object by {FOREGROUND:g} or more, of any class; the best does by {best:.2f}.",
+            "If the model detects well in pictures, image ids or coordinates differ: COCO's boxes are x, y, width, "
+            "height in pixels of the original image. Otherwise train longer.",
+            "errors",
+        )
+    return None
+
+
+def _error_advice(analysis, words):
+    errors = analysis.errors
+    found = []
+    for name, cost in sorted(errors.cost.items(), key=lambda pair: -pair[1]):
+        if cost < _COSTLY:
+            continue
+        number = errors.counts[name]
+        text, action = {
+            "classification": (f"Wrong classes cost {cost:.3f} AP50.", _confusion_action(analysis)),
+            "localisation": (
+                f"{words.capitalize()} that lie near an object but overlap it by less than {FOREGROUND:g} cost "
+                f"{cost:.3f} AP50 ({number:,}).",
+                f"Train longer or on larger images, and filter the images by localisation: are the annotated {words} "
+                "tight?",
+            ),
+            "both": (
+                f"Detections of a wrong class that also lie badly cost {cost:.3f} AP50 ({number:,}).",
+                "Train longer; such errors go together with the other two kinds.",
+            ),
+            "duplicate": (
+                f"Second detections of an object cost {cost:.3f} AP50 ({number:,}).",
+                "Lower `Postprocessing.nms_threshold`, so that NMS drops more.",
+            ),
+            "background": (
+                f"Detections on background cost {cost:.3f} AP50 ({number:,}).",
+                "Filter the images by background. If they show objects, annotate them; otherwise add images of what "
+                "is mistaken, without objects, to the training data.",
+            ),
+            "missed": (
+                f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
+                f"{int(analysis.positives[0].sum()):,}).",
+                _missed_action(analysis),
+            ),
+        }[name]
+        found.append(Finding("advice", text, action, "confusion" if name == "classification" else "errors"))
+    ap50, ap75 = analysis.numbers["AP50"].value, analysis.numbers["AP75"].value
+    if ap50 - ap75 > _LOOSE:
+        found.append(
+            Finding(
+                "advice",
+                f"AP falls from {ap50:.3f} at an IoU of 0.50 to {ap75:.3f} at 0.75: objects are found, but their "
+                f"{words} are loose.",
+                "Train longer with a falling learning rate, or on larger images.",
+                "numbers",
+            )
+        )
+    return found
+
+
+def _confusion_action(analysis):
+    table, names = analysis.table[:-1, :-1].copy(), analysis.class_names
+    np.fill_diagonal(table, 0)
+    if not table.any():
+        return "These detections have low scores; a higher threshold hides them. Train longer to repair AP."
+    i, j = np.unravel_index(table.argmax(), table.shape)
+    return (
+        f"Most often {names[i]} is found as {names[j]} ({count(int(table[i, j]), 'time')}): check the labels of these "
+        "images, add examples of both, or merge the classes if nobody needs the difference."
+    )
+
+
+def _missed_action(analysis):
+    """Advises by the size or the class whose objects are missed most."""
+    instances, missed = analysis.instances, analysis.errors.missed
+    small = (instances.object_areas < 32**2) & ~instances.ignored
+    others = ~small & ~instances.ignored
+    if small.sum() >= _FEW_OBJECTS and missed[small].mean() > 1.5 * (missed[others].mean() if others.any() else 0):
+        return (
+            f"{missed[small].mean():.0%} of the objects below 32 x 32 px are missed, and of larger ones "
+            f"{missed[others].mean() if others.any() else 0:.0%}: use larger images (`SHORTEST_EDGE`), or smaller "
+            "anchors (`kerasdet inspect` suggests them)."
+        )
+    totals = np.bincount(instances.object_classes[~instances.ignored], minlength=instances.num_classes)
+    gone = np.bincount(instances.object_classes[missed], minlength=instances.num_classes)
+    rate = gone / np.maximum(totals, 1)
+    worst = int(np.argmax(np.where(totals >= min(_FEW_OBJECTS, totals.max()), rate, -1)))
+    if len(totals) > 1 and rate[worst] > 1.5 * gone.sum() / totals.sum():
+        return (
+            f"{rate[worst]:.0%} of {analysis.class_names[worst]} are missed: add examples of it, or repeat its images "
+            "in training."
+        )
+    return "Train longer, and check with `kerasdet inspect` that anchors fit the objects."
+
+
+def _class_advice(analysis):
+    few = [name for name, n in zip(analysis.class_names, analysis.positives[0], strict=True) if 0 < n < _FEW_OBJECTS]
+    if not few:
+        return []
+    listed = ", ".join(few[:8]) + (f" and {len(few) - 8} more" if len(few) > 8 else "")
+    return [
+        Finding(
+            "advice",
+            f"{count(len(few), 'class has', 'classes have')} fewer than {_FEW_OBJECTS} objects to evaluate on: "
+            f"{listed}.",
+            "Their AP says little; add images with them.",
+            "classes",
+        )
+    ]
+
+
+def _score_advice(analysis):
+    best, found = analysis.threshold, []
+    if best is not None:
+        found.append(
+            Finding(
+                "good",
+                f"The best threshold is {best.score:g}: it finds {best.recall:.0%} of the objects, and "
+                f"{best.precision:.0%} of its detections are right.",
+                f"Detect with `--score-threshold {best.score:g}`.",
+                "scores",
+            )
+        )
+    result = analysis.reliability
+    if result.error > _BAD_CALIBRATION:
+        gap = np.nansum(result.counts * (result.confidence - result.accuracy))
+        direction = "higher" if gap > 0 else "lower"
+        found.append(
+            Finding(
+                "advice",
+                f"Scores are {direction} than the share of right detections, by {result.error:.2f} on average.",
+                "Do not read a score as a probability; choose thresholds from this page.",
+                "calibration",
+            )
+        )
+    return found

@@ -1,0 +1,162 @@
+"""Composes the page about the detections of a model."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.analysis import Analysis, analyze_cases, compare
+from kerasdet.errors import UserError
+from kerasdet.evaluation.coco import Cases
+from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY
+from kerasdet.reports import analysis_advice, analysis_curves, analysis_errors, analysis_images, page
+from kerasdet.reports import analysis_numbers as sections
+from kerasdet.reports.analysis_images import OpenPicture
+from kerasdet.reports.page import Column, Finding, Section, number
+
+_WORDS = {"bbox": "boxes", "segm": "masks"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """Holds the detections of a model.
+
+    Args:
+        name: Name or path for the page.
+        cases: Boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
+        seconds: Seconds that each image took; empty if the detections come from a file.
+    """
+
+    name: str
+    cases: Sequence[Cases]
+    seconds: Sequence[float] = ()
+
+
+def analyze_run(
+    run: Run,
+    out: str | os.PathLike,
+    *,
+    against: Run | None = None,
+    open_picture: OpenPicture = lambda image_id: None,
+    names: Mapping[int, str] | None = None,
+    source: str = "",
+) -> tuple[list[Finding], dict]:
+    """Writes a self-contained HTML page about detections: what is wrong, and what to do.
+
+    Args:
+        run: The detections.
+        out: Path of the HTML file.
+        against: Detections of another run on the same images, to compare with.
+        open_picture: Function (image id) -> (H, W, 3) uint8, or None if there is no such file.
+        names: Image id -> name of its file.
+        source: Where the data comes from; a part of the line below the title.
+
+    Returns:
+        The findings at the top of the page, problems first, and all numbers as plain values for JSON.
+
+    Raises:
+        UserError: If the folder does not exist, the other run has no boxes or masks like this one, or vl-convert, which
+            draws the charts, is not installed.
+    """
+    if not Path(out).absolute().parent.is_dir():
+        raise UserError(f"There is no folder {Path(out).parent} to write {Path(out).name} to: make it first.")
+    by_type = {cases.iou_type: cases for cases in run.cases}
+    others = {} if against is None else {cases.iou_type: cases for cases in against.cases}
+    parts, found, content = [], [], {}
+    chosen = [name for name in _WORDS if name in by_type]
+    for iou_type in chosen:
+        cases = by_type[iou_type]
+        if against is not None and iou_type not in others:
+            continue
+        analysis = analyze_cases(cases)
+        other = None if against is None else analyze_cases(others[iou_type])
+        result = None if other is None else compare(analysis, other)
+        prefix = "" if iou_type == chosen[0] else f"{iou_type}-"
+        advice = analysis_advice.advise(analysis, _WORDS[iou_type], result)
+        found += [_moved(each, prefix, _WORDS[iou_type] if len(chosen) > 1 else "") for each in advice]
+        made = _sections(run, against, analysis, other, result, cases, open_picture, names or {})
+        parts += [
+            dataclasses.replace(
+                each, id=prefix + each.id, title=f"{each.title} ({_WORDS[iou_type]})" if len(chosen) > 1 else each.title
+            )
+            for each in made
+        ]
+        content[iou_type] = analysis.content() | ({} if result is None else {"against": result.content()})
+        if iou_type == chosen[0]:
+            tiles = _tiles(analysis, run)
+    if not parts:
+        raise UserError(
+            "There are no boxes or masks that both runs and the ground truth have; expected at least one kind. Give "
+            "detections with bbox or segmentation."
+        )
+    parts += _further(run, content)
+    found.sort(key=lambda finding: list(page.LEVELS).index(finding.level))
+    title = f"Analysis of {Path(run.name).name or run.name}"
+    subtitle = f"{run.name} on {source}" if source else run.name
+    summary = Section("summary", "What to do", [page.tiles(tiles), page.findings(found)])
+    page.write(out, title=title, subtitle=subtitle, sections=[summary, *parts])
+    return found, content
+
+
+def _sections(run, against, analysis: Analysis, other, result, cases, open_picture, names):
+    words = _WORDS[cases.iou_type]
+    labels = {image_id: names.get(image_id, f"image {image_id}") for image_id in analysis.image_ids}
+    made = [
+        None if result is None else sections.comparison(result, analysis, other, against.name),
+        analysis_errors.errors(analysis, words),
+        analysis_errors.confused(analysis),
+        analysis_images.images(analysis, cases, open_picture, labels, result),
+        sections.numbers(analysis, words),
+        sections.classes(analysis),
+        analysis_curves.scores(analysis, run.name if run.seconds else "MODEL"),
+        analysis_curves.reliability(analysis),
+    ]
+    return [each for each in made if each is not None]
+
+
+def _moved(finding, prefix, words):
+    """Returns a finding whose link leads to the section of its kind, and whose text names the kind."""
+    text = f"{words.capitalize()}: {finding.text}" if words else finding.text
+    return dataclasses.replace(finding, text=text, section=finding.section and prefix + finding.section)
+
+
+def _tiles(analysis, run):
+    ap, ap50 = analysis.numbers["AP"], analysis.numbers["AP50"]
+    best = analysis.threshold
+    values = [
+        ("AP", sections.value(ap.value)),
+        ("AP50", sections.value(ap50.value)),
+        ("images", number(len(analysis.image_ids))),
+        ("objects", number(int(analysis.positives[0].sum()))),
+        ("detections", number(len(analysis.instances.scores))),
+        ("best threshold", "-" if best is None else f"{best.score:g}"),
+    ]
+    if run.seconds:
+        values.append(("median per image", f"{1000 * float(np.median(run.seconds)):.0f} ms"))
+    return values
+
+
+def _further(run, content):
+    """Returns the sections about keypoints and speed, and adds their numbers to the content."""
+    made = []
+    for cases in run.cases:
+        if cases.iou_type == "keypoints":
+            metrics = cases.metrics()
+            content["keypoints"] = metrics.content()
+            rows = [(name, sections.value(metrics[name])) for name in KEYPOINT_SUMMARY]
+            table = page.table([Column("Number"), Column("Value", "number")], rows, "Keypoints", sortable=False)
+            made.append(Section("keypoints", "Keypoints", [table], "Measured by OKS."))
+    if run.seconds:
+        seconds = np.array(run.seconds) * 1000
+        values = {"median_ms": float(np.median(seconds)), "p95_ms": float(np.quantile(seconds, 0.95))}
+        content["latency"] = {**values, "images": len(seconds)}
+        rows = [("median", f"{values['median_ms']:.1f} ms"), ("95 % are faster than", f"{values['p95_ms']:.1f} ms")]
+        table = page.table([Column("Time of an image"), Column("Value", "number")], rows, "Speed", sortable=False)
+        intro = (
+            "Network and post-processing on this machine, one image at a time, without reading and resizing files. The "
+            "first image of each size is left out, because TensorFlow prepares itself."
+        )
+        made.append(Section("speed", "Speed", [table], intro))
+    return made

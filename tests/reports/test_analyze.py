@@ -1,0 +1,166 @@
+"""Builds pages about detections with planted errors, reads them as HTML and opens them in Chromium."""
+
+import json
+import re
+
+import pytest
+from reports.pages import Reader, watched_tab
+
+from kerasdet import cli
+from kerasdet.data import shapes
+
+PLANTED = {"classification": 1, "localisation": 1, "duplicate": 1, "background": 1, "missed": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images; `perfect.json`, their objects as detections; `faulty.json`, with one error of each kind."""
+    folder = tmp_path_factory.mktemp("analyze")
+    shapes.write(folder, num_images=10, seed=3, image_size=(96, 128))
+    truth = json.loads((folder / "annotations.json").read_text())
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    perfect = [{**{key: a[key] for key in keys}, "score": 0.9} for a in truth["annotations"] if not a["iscrowd"]]
+    for entry in perfect:
+        entry.pop("segmentation")
+    (folder / "perfect.json").write_text(json.dumps(perfect))
+    images = sorted({entry["image_id"] for entry in perfect})
+    firsts = [next(e for e in perfect if e["image_id"] == image) for image in images]
+    faulty = [dict(entry) for entry in perfect]
+    kinds = dict(zip(PLANTED, firsts, strict=False))
+    other = next(c["id"] for c in truth["categories"] if c["id"] != kinds["classification"]["category_id"])
+    for old, new in zip(perfect, faulty, strict=True):
+        if old is kinds["classification"]:
+            new["category_id"] = other
+        if old is kinds["localisation"]:
+            x, y, width, height = old["bbox"]
+            new["bbox"] = [x, y, width, height * 0.4]
+        if old is kinds["missed"]:
+            new["image_id"] = None
+    faulty = [entry for entry in faulty if entry["image_id"] is not None]
+    faulty.append({**kinds["duplicate"], "score": 0.9})
+    faulty.append({**kinds["background"], "bbox": [0, 0, 3, 3], "score": 0.9})
+    (folder / "faulty.json").write_text(json.dumps(faulty))
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    (folder / "planted.json").write_text(json.dumps({kind: names[e["image_id"]] for kind, e in kinds.items()}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    pytest.importorskip("vl_convert")
+    words = ["analyze", str(folder / "faulty.json"), "--against", str(folder / "perfect.json")]
+    words += ["--data", str(folder / "annotations.json"), "--out", str(folder / "page.html")]
+    assert cli.main([*words, "--json", str(folder / "page.json")]) == 0
+    return folder / "page.html"
+
+
+@pytest.fixture(scope="module")
+def content(made):
+    return Reader(made.read_text(encoding="utf-8"))
+
+
+def test_page_is_one_file_without_links_to_others(content):
+    assert all(target.startswith(("data:", "#")) for target in content.targets)
+    assert len(content.ids) == len(set(content.ids))
+    assert {target[1:] for target in content.targets if target.startswith("#")} <= set(content.ids)
+
+
+def test_planted_errors_are_counted(content, made):
+    rows = {row[0]: row for row in content.tables["Kinds of errors"][1:]}
+    for kind, number in PLANTED.items():
+        assert int(rows[kind][2]) == number, kind
+    numbers = json.loads(made.with_suffix(".json").read_text())
+    assert {name: each["count"] for name, each in numbers["bbox"]["errors"].items()} == {**PLANTED, "both": 0}
+    assert numbers["bbox"]["numbers"]["AP"]["value"] < 1
+    assert numbers["bbox"]["against"]["broken_objects"] == 3 and numbers["bbox"]["against"]["fixed_objects"] == 0
+
+
+def test_twelve_numbers_have_intervals_around_them(content):
+    (_, *rows) = content.tables["COCO's numbers for boxes"]
+    assert len(rows) == 12
+    for _, _, value, span in rows:
+        if value != "-":
+            low, high = map(float, span.split(" to "))
+            assert low <= float(value) <= high
+
+
+def test_findings_say_what_to_do(made):
+    found = json.loads(made.with_suffix(".json").read_text())["findings"]
+    text = " ".join(f"{each['text']} {each['action']}" for each in found)
+    assert re.search(r"AP changed by -0\.\d+ .*0 objects are fixed, 3 are broken", text)
+    assert re.search(r"--score-threshold [\d.]+", text)
+
+
+def test_thresholds_can_be_pasted(content):
+    text = "".join(content.texts)
+    thresholds = eval(re.search(r"thresholds = (\{.*?\})", text)[1])
+    assert thresholds and all(0 <= score < 0.9 for score in thresholds.values())
+
+
+@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide_light", "phone_dark"])
+def opened(request, browser, made):
+    with watched_tab(browser, made, *request.param) as tab:
+        yield tab
+
+
+def test_filter_shows_the_image_with_the_error(opened, folder):
+    gallery = opened.locator("#images .paged")
+    for kind, file in json.loads((folder / "planted.json").read_text()).items():
+        button = gallery.get_by_role("button", name=re.compile(f"^{kind} "))
+        button.focus()
+        opened.keyboard.press("Enter")
+        assert button.get_attribute("aria-pressed") == "true"
+        shown = gallery.locator("img:visible").evaluate_all("images => images.map(image => image.alt)")
+        assert any(alt.startswith(f"{file}: ") for alt in shown) and all(f" {kind}" in alt for alt in shown)
+    gallery.get_by_role("button", name=re.compile("^all ")).click()
+    assert re.match(r"1 to \d of \d+ images", gallery.get_by_role("status").text_content())
+
+
+def test_nothing_is_wider_than_the_screen_and_axe_finds_no_violation(opened):
+    width, screen = opened.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width <= screen
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    opened.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    result = axe.Axe().run(opened)
+    assert result.response["passes"]
+    assert result.violations_count == 0, result.generate_report()
+
+
+def test_model_is_run_and_timed(folder, tmp_path):
+    import tiny
+
+    model = tiny.detector(num_classes=5)
+    model.save(tmp_path / "model.keras")
+    out = tmp_path / "model.html"
+    words = ["analyze", str(tmp_path / "model.keras"), "--data", str(folder / "annotations.json"), "--out", str(out)]
+    assert cli.main([*words, "--json", str(tmp_path / "model.json")]) == 0
+    numbers = json.loads((tmp_path / "model.json").read_text())
+    assert numbers["latency"]["median_ms"] > 0 and numbers["latency"]["images"] == 9
+    assert "Speed" in "".join(Reader(out.read_text(encoding="utf-8")).texts)
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["faulty.json"], "holds detections: name the ground truth with --data"),
+        (["faulty.json", "--data", "annotations.json", "--split", "val", "--images", "nowhere"], "nowhere"),
+        (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
+        (["annotations.json", "--data", "annotations.json"], "must hold a list of detections"),
+        (["faulty.json", "--images", "images"], "--images needs --data"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, words, message, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert cli.main(["analyze", *words, "--out", "x.html"]) == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):
+    pytest.importorskip("vl_convert")
+    truth = tmp_path / "annotations.json"
+    truth.write_text((folder / "annotations.json").read_text())
+    out = tmp_path / "page.html"
+    assert cli.main(["analyze", str(folder / "faulty.json"), "--data", str(truth), "--out", str(out)]) == 0
+    assert "The page will have no pictures" in capsys.readouterr().out
+    assert 'id="images"' not in out.read_text(encoding="utf-8")
