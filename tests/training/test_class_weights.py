@@ -34,7 +34,7 @@ def _predictors(model):
 
 @pytest.mark.parametrize("name", ["retinanet", "ssdlite", "faster_rcnn"])
 def test_shared_classes_predict_as_before(name, tmp_path, caplog):
-    old = models.randomized(models.MODELS[name]())
+    old = models.randomized(getattr(models, name)())
     old.class_names = OLD
     old.save(tmp_path / "model.keras")
     tuned = loading.pretrained(tmp_path / "model.keras", num_classes=len(NEW))
