@@ -54,14 +54,10 @@ def test_training_learns_a_batch():
 def test_hardest_negatives_of_each_image_have_a_loss():
     model = models.ssdlite(negative_ratio=2.0)
     logits = tf.constant([[[9.0, 0, 0, 0], [0, 0, 0, 5], [0, 7, 0, 0], [0, 0, 0, 9], [3, 0, 0, 0]]])  # background last
-    outputs = {
-        "class_logits": {"p4": logits},
-        "box_deltas": {"p4": tf.zeros([1, 5, 4])},
-        "anchors": {"p4": tf.ones([5, 4])},
-    }
-    targets = {"matched_gt": tf.constant([[0, -1, -1, -1, -1]]), "class_ids": tf.constant([[0, -1, -1, -1, -1]])}
-    targets["boxes"] = tf.constant([[[0.0, 0, 1, 1]] * 5]) + 1
-    outputs["anchors"]["p4"] = targets["boxes"][0]
+    boxes = tf.constant([[0.0, 0, 9, 9]] * 5)
+    outputs = {"class_logits": {"p4": logits}, "box_deltas": {"p4": tf.zeros([1, 5, 4])}, "anchors": {"p4": boxes}}
+    matched = tf.constant([[0, -1, -1, -1, -1]])
+    targets = {"matched_gt": matched, "class_ids": matched, "boxes": boxes[None]}
     losses = model.compute_losses(outputs, targets)
 
     def cross_entropy(row, label):
