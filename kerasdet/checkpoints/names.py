@@ -190,7 +190,7 @@ def _mobilenet_v3(theirs, theirs_of_tail=None):
             if theirs_of_tail is not None and number >= 13:
                 name = f"{theirs_of_tail}.{number - 13}.block.{index}"
                 if number == 13:
-                    name = f"{theirs}.13" if part == "expand" else f"{theirs_of_tail}.0.{index - 1}"
+                    name = f"{theirs}.13" if part == "expand" else f"{theirs_of_tail}.0.{index}"
             rows[f"block{number}/{part}"] = name
     names = {}
     for ours, name in rows.items():

@@ -250,5 +250,6 @@ class _Excite(keras.layers.Layer):
         self.weigh.build((*input_shape[:-1], self.squeezed))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        means = tf.reduce_mean(x, [1, 2], keepdims=True)  # (B, 1, 1, C)
+        # TensorFlow sums the cells of a large map one by one in float32 and loses digits; sums of row means keep them
+        means = tf.reduce_mean(tf.reduce_mean(x, 2, keepdims=True), 1, keepdims=True)  # (B, 1, 1, C)
         return x * self.weigh(self.squeeze(means))
