@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-quick lint bench clean
+.PHONY: demo test test-quick lint docs bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/kerasdet train retinanet_r18_fpn_shapes --set OUT_DIR=$(RUN)
@@ -24,15 +24,23 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Builds the documentation into site/; a warning is an error. `mkdocs serve` shows it while you write.
+docs: $(VENV)/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/train_step.py
 
 clean:
-	rm -rf $(VENV) runs data build *.egg-info
+	rm -rf $(VENV) runs data build site *.egg-info
 
 # --no-deps, because requirements.txt lists all packages, and some depend on tensorflow instead of tensorflow-cpu.
 $(VENV)/ready: requirements.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-deps -r requirements.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/docs-ready: $(VENV)/ready requirements-docs.txt
+	$(BIN)/pip install -q --no-deps -r requirements-docs.txt
 	touch $@

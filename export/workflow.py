@@ -78,7 +78,8 @@ def export_and_verify(
         VerificationError: If the export does not run, differs from the model, or loses too much AP.
 
     Example:
-        >>> path, report = export_and_verify(model, "detector.tflite", size=(320, 320))
+        >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
+        >>> path, report = export_and_verify(model, "published.onnx", size=(320, 320))
     """
     path = expand(path)
     format = choose_spec(path, format).name

@@ -7,6 +7,7 @@ code constructs ignore gin.
 import ast
 import importlib
 import inspect
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from kerasdet.geometry import anchors, coders, default_boxes, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
+
+log = logging.getLogger(__name__)
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -108,14 +111,19 @@ def _arguments(item):
 
 def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
+    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *_inherited(item)])
+
+
+def _inherited(item):
+    """Returns the names of arguments of Keras' base classes that gin may bind."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
-    inherited = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    inherited += ["use_ema", "ema_momentum"] if item is training.SGD else []
-    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *inherited])
+    names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
+    return names + (["use_ema", "ema_momentum"] if item is training.SGD else [])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
-_ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
+INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):
@@ -184,6 +192,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
+    _warn_of_unused(overrides)
 
 
 def _replace_data():
@@ -319,13 +328,13 @@ def macro(name: str) -> Any:
 def _unknown_argument(error):
     """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
     found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
-    if found is None or found[1] not in _ARGUMENTS:
+    if found is None or found[1] not in ARGUMENTS:
         return None
     name, argument = found.groups()
-    own = _ARGUMENTS[name]
+    own = ARGUMENTS[name]
     elsewhere = [
         f"{other}.{each}"
-        for other, names in _ARGUMENTS.items()
+        for other, names in ARGUMENTS.items()
         for each in names
         if each == argument or (argument.endswith(f"_{each}") and other.startswith(name) and other != name)
     ]
@@ -371,11 +380,48 @@ def _require_macro(name):
         ) from None
 
 
-def _used_macros():
+def _bindings():
+    """Returns all bindings as text, without comments and strings."""
     text = gin.config_str(max_line_length=10**6)
     text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    text = re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", text)) | {"PRECISION", "SEED", *OPTIONAL})
+    return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
+
+
+def _used_macros():
+    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
+
+
+def _warn_of_unused(overrides):
+    """Warns of overrides without effect: the run uses no such part, or not in that scope."""
+    references = {}  # name of a part or macro -> what its bindings refer to
+    for line in re.split(r"\n(?=\S)", _bindings()):
+        target, _, value = line.partition("=")
+        scope, _, name = target.strip().rpartition("/")
+        found = re.findall(r"[@%][\w./-]+", value)
+        references.setdefault(name.partition(".")[0] if "." in name else f"%{name}", set()).update(found)
+    if "train" not in references:
+        return
+    used, scopes, todo = set(), set(), ["train", *(f"%{name}" for name in OPTIONAL)]
+    while todo:
+        name = todo.pop()
+        if name in used:
+            continue
+        used.add(name)
+        for reference in references.get(name, ()):
+            scope, _, part = reference.lstrip("@").rpartition("/")
+            scopes.update(scope.split("/"))
+            todo.append(part.rpartition(".")[2] if not part.startswith("%") else part)
+    for override in overrides:
+        scope, _, part = override.partition("=")[0].strip().rpartition("/")
+        name = part.rpartition(".")[0].rpartition(".")[2]
+        if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
+            log.warning(
+                "--set %s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
+                "@%s() to it.",
+                override,
+                f"{scope}/{name}" if scope else name,
+                f"{scope}/{name}" if scope else name,
+            )
 
 
 def _check_own_macros(text):

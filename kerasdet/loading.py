@@ -48,9 +48,9 @@ def load(path: str | Path) -> keras.Model | Predictor:
             cache and cannot be fetched.
 
     Example:
-        >>> model = kerasdet.load("runs/retinanet_r18_fpn_shapes")
-        >>> detections = model.detect("photo.jpg")
         >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
+        >>> detections = model.detect("photo.jpg")
+        >>> trained = kerasdet.load("runs/mine")
     """
     path = expand(local_path(path), "The path of a model")
     if exported := format_of(path):
@@ -155,7 +155,7 @@ def pretrained(
         UserError: If the file holds no detector, or one without classes.
 
     Example:
-        >>> model = kerasdet.loading.pretrained("converted", num_classes=3)
+        >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=3)
     """
     model = load_detector(path)
     if model.num_classes is None:

@@ -7,6 +7,7 @@ carry a loss' options into a model; every box loss takes the same arguments, so 
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.keras_utils import ConfigFromInit
@@ -153,6 +154,8 @@ class FocalLoss(ConfigFromInit):
     """
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0):
+        check_numbers("FocalLoss", -float("inf"), 1, alpha=alpha)
+        check_numbers("FocalLoss", 0, gamma=gamma, weight=weight)
         self.alpha = alpha
         self.gamma = gamma
         self.weight = weight
@@ -190,6 +193,7 @@ class SmoothL1Loss(ConfigFromInit):
     """
 
     def __init__(self, beta: float = 0.0, weight: float = 1.0):
+        check_numbers("SmoothL1Loss", 0, beta=beta, weight=weight)
         self.beta = beta
         self.weight = weight
 

@@ -549,3 +549,21 @@ def test_missing_eval_data_raises(tmp_path):
     config.load(SHAPES, ["Validation.data=None"])
     with pytest.raises(ValueError, match=r"no Validation\.data: name a dataset with --annotations"):
         config.eval_data()
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("SGD.momentum=0.5", "SGD"),  # the recipe trains by AdamW
+        ("VocDataset.strict=True", "VocDataset"),
+        ("trian/CocoDataset.strict=True", "trian/CocoDataset"),
+        ("AdamW.weight_decay=0.1", None),
+        ("train/CocoDataset.strict=True", None),
+        ("octave_sizes.smallest=3.0", None),
+        ("evaluate.batch_size=4", None),
+    ],
+)
+def test_override_without_effect_warns(caplog, override, part):
+    config.load("retinanet_r18_fpn_bccd", [override])
+    expected = [] if part is None else [f"--set {override} has no effect: this configuration uses no {part}."]
+    assert [record.message.partition(". Set")[0] + "." for record in caplog.records] == expected

@@ -73,7 +73,7 @@ def tide(instances: Instances) -> Errors:
             kept = errors[np.where(mine, repairs[errors], ~excused[errors])]
             true, total = errors[mine & repairs[errors]], positives
         fixed = np.isin(kept, true)
-        repaired = np.where(fixed, instances.object_classes[objects[kept]], classes[kept]) if len(kept) else kept
+        repaired = np.where(fixed, np.append(instances.object_classes, -1)[objects[kept]], classes[kept])
         order = np.concatenate([kept, np.flatnonzero(right)])  # among equal scores tidecv puts the errors first
         all_classes = np.concatenate([repaired, classes[right]])
         values = np.concatenate([fixed, np.ones(int(right.sum()), bool)])

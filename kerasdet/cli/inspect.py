@@ -41,4 +41,5 @@ def inspect(options: argparse.Namespace) -> None:
 def _open(path):
     """Opens all splits of a dataset, the training data first, with masks and keypoints if they have them."""
     names = sorted(recognise(path).splits, key=lambda split: split != "train")
-    return {name: open_dataset(path, name, on_bad_image="skip", masks=None, keypoints=None) for name in names}
+    skipping = {"on_bad_image": "skip", "on_bad_object": "skip"}
+    return {name: open_dataset(path, name, **skipping, masks=None, keypoints=None) for name in names}

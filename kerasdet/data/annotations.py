@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from kerasdet.data.categories import read_categories, without_groups
@@ -16,6 +16,7 @@ from kerasdet.data.segmentation import box_of, read_segmentation
 from kerasdet.data.values import (
     MAX_ID,
     Changes,
+    are_fractions,
     as_flag,
     as_float,
     as_floats,
@@ -26,6 +27,7 @@ from kerasdet.data.values import (
     show,
 )
 from kerasdet.errors import UserError
+from kerasdet.geometry import rle
 
 # What the log says of each kind of change
 CHANGES = {
@@ -35,6 +37,8 @@ CHANGES = {
     "converted_values": "values of another type converted",
     "repeated_images": "repeated images merged",
     "repeated_categories": "repeated categories merged",
+    "repeated_names": "class names that several categories share",
+    "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name called by their id",
     "grouping_categories": "categories without objects that only group others left out",
     "orphaned_annotations": "annotations of images that are not in the file dropped",
@@ -43,8 +47,10 @@ CHANGES = {
     "flat_polygons": "polygons of another form read",
     "short_polygons": "objects with polygons of fewer than three points, which were dropped",
     "odd_polygons": "polygons of an odd number of values cut",
+    "masks_outside_boxes": "masks outside their boxes",
     "unnamed_keypoints": "keypoints of categories without keypoints dropped",
     "skeletons_from_0": "skeletons counted from 0",
+    "bad_objects": "annotations that cannot be read left out",
 }
 
 
@@ -60,12 +66,14 @@ class Contents:
             and `difficult`, which are 0 or 1. With masks, `segmentation` is the result of `read_segmentation`. With
             keypoints, `keypoints` is a list of 3 J numbers or None.
         changes: Counter of everything that was read although COCO's format does not allow it.
+        bad: Places in the file's list of the annotations that cannot be read; empty unless they are skipped.
     """
 
     images: list[dict]
     categories: list[dict]
     annotations: list[dict]
     changes: Changes
+    bad: Set[int]
 
 
 class GroundTruth(dict):
@@ -102,7 +110,13 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_contents(
-    data: Any, source: str | os.PathLike, *, masks: bool = False, keypoints: bool = False, strict: bool = False
+    data: Any,
+    source: str | os.PathLike,
+    *,
+    masks: bool = False,
+    keypoints: bool = False,
+    strict: bool = False,
+    on_bad_object: str = "error",
 ) -> Contents:
     """Reads and checks every value of a COCO file.
 
@@ -112,6 +126,7 @@ def read_contents(
         masks: Whether to read segmentations.
         keypoints: Whether to read keypoints.
         strict: Whether to refuse values that differ from COCO's format but have one meaning.
+        on_bad_object: "error" raises at an annotation that cannot be read, "skip" counts it and leaves it out.
 
     Returns:
         The contents; entries keep their order and further keys.
@@ -120,12 +135,24 @@ def read_contents(
         UserError: If a value cannot be read, naming the file and the item.
     """
     source = os.fspath(source)
+    if on_bad_object not in ("error", "skip"):
+        raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Choose one of the two.')
     _check_sections(data, source)
     changes = Changes(source, strict)
     categories = read_categories(data["categories"], changes, keypoints)
     images = _images(data["images"], changes)
-    reader = _AnnotationReader(images, categories, changes, masks, keypoints)
-    annotations = [reader.read(annotation) for annotation in data["annotations"]]
+    skip = on_bad_object == "skip"
+    reader = _AnnotationReader(images, categories, changes, masks, keypoints, check_runs=skip)
+    annotations, bad = [], set()
+    for place, annotation in enumerate(data["annotations"]):
+        try:
+            annotations.append(reader.read(annotation))
+        except UserError as error:
+            if not skip:
+                raise
+            bad.add(place)
+            name = name_of(annotation)
+            changes.add("bad_objects", name, str(error).removeprefix(f"{source}: {name} "))
     kept = [annotation for annotation in annotations if annotation is not None]
     if annotations and changes.counts["orphaned_annotations"] == len(annotations):
         first = data["annotations"][0]
@@ -133,8 +160,9 @@ def read_contents(
             f'{source}: {name_of(first)} has the image_id {show(first["image_id"])}, but no entry of "images" has that '
             "id, and so for all annotations. Correct the ids or add the entries."
         )
+    _check_units(kept, source)
     used = {annotation["category_id"] for annotation in kept}
-    return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes)
+    return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes, bad)
 
 
 def _check_sections(data, source):
@@ -155,6 +183,16 @@ def _check_sections(data, source):
     for key in ("images", "categories"):
         if not data[key]:
             raise UserError(f'{source}: "{key}" is empty; expected at least one entry. Correct the file.')
+
+
+def _check_units(annotations, source):
+    """Refuses boxes as fractions of the image, which would become boxes of less than a pixel."""
+    boxes = [annotation["bbox"] for annotation in annotations]
+    if boxes and are_fractions(boxes):
+        raise UserError(
+            f'{source}: {name_of(annotations[0])} has "bbox" {show(boxes[0])}, and no box has a number above 1; '
+            "expected [x, y, width, height] in pixels. Multiply the fractions by the width and height of the images."
+        )
 
 
 def _images(items, changes):
@@ -204,9 +242,9 @@ def _side(value, image_id, key, changes):
 class _AnnotationReader:
     """Reads annotations one by one."""
 
-    def __init__(self, images, categories, changes, masks, keypoints):
+    def __init__(self, images, categories, changes, masks, keypoints, check_runs):
         self.images, self.categories, self.changes = images, categories, changes
-        self.masks, self.keypoints = masks, keypoints
+        self.masks, self.keypoints, self.check_runs = masks, keypoints, check_runs
 
     def read(self, annotation: Mapping) -> dict | None:
         """Returns an annotation with values of the right type, or None if it has no image or its box is not finite."""
@@ -227,10 +265,14 @@ class _AnnotationReader:
         if self.masks:
             result["segmentation"] = self._segmentation(annotation, name)
             self._check_rle_size(result, name)
+            if self.check_runs and isinstance(result["segmentation"], dict):
+                self._read_runs(result["segmentation"], name)
         result["bbox"] = self._box(annotation, name)
         if not all(map(math.isfinite, result["bbox"])):
             self.changes.add("infinite_boxes", name(), f'has "bbox" {show(annotation["bbox"])}')
             return None
+        if self.masks and _is_outside(result["segmentation"], result["bbox"]):
+            self.changes.add("masks_outside_boxes", name(), f'has "bbox" {show(result["bbox"])} and its mask elsewhere')
         result["area"] = self._area(annotation.get("area"), result["bbox"], name)
         if self.keypoints:
             result["keypoints"] = self._keypoints(annotation, self.categories[category_id], name)
@@ -272,6 +314,13 @@ class _AnnotationReader:
             if isinstance(error, UserError):
                 raise
             raise self._error(name, f"{error}. Correct its segmentation.") from None
+
+    def _read_runs(self, code, name):
+        """Checks that the run lengths of a mask can be read, which costs as much as reading them."""
+        try:
+            rle.runs_from_segmentation(code, *code["size"])
+        except ValueError as error:
+            raise self._error(name, f"{str(error).removesuffix('.')}. Correct its segmentation.") from None
 
     def _check_rle_size(self, annotation, name):
         image, code = self.images[annotation["image_id"]], annotation["segmentation"]
@@ -338,6 +387,14 @@ class _AnnotationReader:
                 f"each of the {count} keypoints of its category. Correct the annotation.",
             )
         return numbers
+
+
+def _is_outside(segmentation, box):
+    """Returns whether a polygon does not touch its box, as if its coordinates were swapped or relative."""
+    if not isinstance(segmentation, list):
+        return False
+    mask = box_of(segmentation)
+    return any(mask[i] > box[i] + max(box[i + 2], 0) + 1 or mask[i] + mask[i + 2] + 1 < box[i] for i in (0, 1))
 
 
 def _flat_keypoints(values):

@@ -50,6 +50,10 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
         if first is not category:
             changes.add("repeated_categories", f"category {category_id}", "is in the file twice")
             first.update({key: value for key, value in category.items() if not first.get(key)})
+    by_name = {}
+    for category in found.values():
+        if (first := by_name.setdefault(category["name"], category)) is not category:
+            changes.add("repeated_names", f"category {category['id']}", f"is named {first['name']}, as {first['id']}")
     return dict(sorted(found.items()))
 
 

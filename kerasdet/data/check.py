@@ -81,7 +81,7 @@ def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
         strict: Whether everything that was repaired or dropped is an error.
 
     Returns:
-        The report. Of annotations that cannot be read, it names the first of each split; of bad images, up to 200.
+        The report. It names up to 200 bad images and annotations of each split.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -94,15 +94,16 @@ def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
 
 def _check_split(source, name, strict):
     try:
-        dataset = open_dataset(source.path, name, on_bad_image="skip", masks=None, keypoints=None)
+        skipping = {"on_bad_image": "skip", "on_bad_object": "skip"}
+        dataset = open_dataset(source.path, name, **skipping, masks=None, keypoints=None)
     except (UserError, FileNotFoundError) as error:
         return SplitReport(name, [str(error)], [], {}, ())
     by_kind: dict[str, list[str]] = {}
     for problem in dataset.problems:
         by_kind.setdefault(problem.kind, []).append(f"{problem.item} {problem.text}")
-    errors, notes = by_kind.pop("bad_images", []), []
+    errors, notes = [*by_kind.pop("bad_images", []), *by_kind.pop("bad_objects", [])], []
     for kind, phrase in _PHRASES.items():
-        if dataset.counts.get(kind):
+        if dataset.counts.get(kind) and kind != "bad_objects":
             line = f"{dataset.counts[kind]} {phrase}: {_listed(by_kind.get(kind, []))}".removesuffix(": ")
             (errors if strict and kind not in _HARMLESS else notes).append(line)
     if dataset.counts["images_without_objects"]:

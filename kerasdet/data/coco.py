@@ -12,9 +12,9 @@ class CocoDataset(Dataset):
     """Reads a dataset in COCO format: one JSON file and a folder of images.
 
     Example:
-        >>> dataset = CocoDataset("coco/annotations/instances_train2017.json", "coco/train2017", masks=True)
+        >>> dataset = CocoDataset("mine/train.json", "mine/images", masks=True)
         >>> dataset.class_names[:3]
-        ('person', 'bicycle', 'car')
+        ('disk', 'square', 'triangle')
 
     Args:
         annotations: Path of the JSON file.

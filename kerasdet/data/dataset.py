@@ -67,6 +67,8 @@ class Dataset:
             with `keypoints=True`, neither does an object without a labelled keypoint.
         on_bad_image: What to do if an image file is missing, damaged or not of the size in the annotations: "error"
             raises one `UserError` that names them, "skip" leaves them out.
+        on_bad_object: What to do if an annotation cannot be read, such as one with a box of three numbers: "error"
+            raises a `UserError` that names it, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
         strict: Whether to refuse contents that differ from COCO's format and can still be read, such as numbers as
@@ -100,6 +102,7 @@ class Dataset:
         source: str | os.PathLike,
         keep_images_without_objects: bool = True,
         on_bad_image: str = "error",
+        on_bad_object: str = "error",
         masks: bool = False,
         keypoints: bool = False,
         strict: bool = False,
@@ -110,9 +113,15 @@ class Dataset:
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The image folder {folder} of {source} does not exist. Pass the folder as images=FOLDER."
+                f"The image folder {folder} of {source} does not exist. Pass the folder as "
+                "images=FOLDER (--images, TRAIN_IMAGES, EVAL_IMAGES)."
             )
-        contents = read_contents(data, source, masks=masks, keypoints=keypoints, strict=strict)
+        contents = read_contents(
+            data, source, masks=masks, keypoints=keypoints, strict=strict, on_bad_object=on_bad_object
+        )
+        if contents.bad:
+            readable = [each for place, each in enumerate(data["annotations"]) if place not in contents.bad]
+            self._data = {**data, "annotations": readable}
         self._categories = contents.categories
         self.category_ids = tuple(category["id"] for category in contents.categories)
         self.class_names = tuple(category["name"] for category in contents.categories)
@@ -232,6 +241,20 @@ class Dataset:
         return self._data
 
 
+def _warn_of_units(annotations, xywh, size, source):
+    """Warns of boxes that are probably corners, or pixels of images of another size."""
+    beyond = np.flatnonzero((xywh[:, :2] + xywh[:, 2:] > 1.1 * size[:, ::-1]).any(1))
+    if len(beyond) > len(xywh) / 2:
+        first = annotations[beyond[0]]
+        _logger.warning(
+            "%s: most boxes reach far beyond their image (first: %s has %s). They may be corners instead of widths and "
+            "heights, or pixels of images of another size: check the annotations.",
+            source,
+            name_of(first),
+            show(first["bbox"]),
+        )
+
+
 def _refuse(problems, ids, source):
     """Raises an error about the first object that would be clipped or dropped, or the first id that is used twice."""
     repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
@@ -278,6 +301,7 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
     rows = np.array([row_of[annotation["image_id"]] for annotation in annotations], np.int64)
     xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
     size = np.array(list(sizes.values()), np.float64).reshape(-1, 2)[rows]
+    _warn_of_units(annotations, xywh, size, source)
     boxes, keep, faults = clip_boxes(xywh, size)
     columns = {
         "boxes": boxes,

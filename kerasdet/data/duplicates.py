@@ -83,23 +83,43 @@ def near_duplicates(prints: Fingerprints) -> list[list[int]]:
             index = parent[index]
         return index
 
-    for i, j in _pairs(prints):
-        parent[max(root(i), root(j))] = min(root(i), root(j))
+    for bucket in _buckets(prints.bits):
+        if len({root(index) for index in bucket}) > 1:
+            for i, j in _links(prints, bucket):
+                parent[max(root(i), root(j))] = min(root(i), root(j))
     groups: dict[int, list[int]] = {}
     for index in range(count):
         groups.setdefault(root(index), []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _pairs(prints):
-    """Yields pairs of near duplicates. At most 10 different bits leave one of 11 bands equal, so only those compare."""
+def _buckets(bits):
+    """Yields groups of images, of which every two near duplicates share one.
+
+    At most 10 different bits leave one of 11 bands equal.
+    """
     for band in np.array_split(np.arange(_BITS), _MAX_DISTANCE + 1):
-        keys = prints.bits[:, band] @ (1 << np.arange(len(band)))
+        keys = bits[:, band] @ (1 << np.arange(len(band)))
         order = np.argsort(keys, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
-            for place, i in enumerate(bucket[:-1]):
-                others = bucket[place + 1 :]
-                near = (prints.bits[others] != prints.bits[i]).sum(1) <= _MAX_DISTANCE
-                others = others[near]
-                difference = np.abs(prints.thumbnails[others] - prints.thumbnails[i]).mean(1)
-                yield from ((int(i), int(j)) for j in others[difference <= _MAX_DIFFERENCE])
+            if len(bucket) > 1:
+                yield bucket.tolist()
+
+
+def _links(prints, bucket):
+    """Yields pairs that join all near duplicates of a bucket.
+
+    An image that is joined is not compared again with those that are, so thousands of equal images take one pass.
+    """
+    left = np.array(bucket)
+    while len(left):
+        reached, left = [left[0]], left[1:]
+        while reached and len(left):
+            i = reached.pop()
+            near = np.count_nonzero(prints.bits[left] != prints.bits[i], axis=1) <= _MAX_DISTANCE
+            if not near.any():
+                continue
+            near[near] = np.abs(prints.thumbnails[left[near]] - prints.thumbnails[i]).mean(1) <= _MAX_DIFFERENCE
+            yield from ((int(i), int(j)) for j in left[near])
+            reached += left[near].tolist()
+            left = left[~near]

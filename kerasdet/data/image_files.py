@@ -76,6 +76,11 @@ def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str
                 changes.add("moved_files", f"image {name}", f"is {found}")
                 path = found
         paths.append(str(path))
+    for path, count in Counter(paths).items():
+        if count > 1 and Path(path).is_file():  # names inside a TFRecord may repeat
+            changes.add(
+                "repeated_files", f"image {path}", f"is in the dataset {count} times, each with its own objects"
+            )
     return paths
 
 
@@ -114,7 +119,8 @@ def check_files(
     if bad and on_bad_image == "error":
         raise UserError(
             f"{len(bad)} of {len(paths)} images of {source} cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
-            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" to leave them out.'
+            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" (ON_BAD_IMAGE) to '
+            "leave them out."
         )
     for path, size in zip(paths, sizes, strict=True):
         if size[0] is None:

@@ -56,10 +56,12 @@ def training_batches(
     Each epoch visits every image once, unless `sampler` repeats some, in a new order; a batch may span two epochs.
 
     Example:
-        >>> dataset = CocoDataset("data/train.json")
+        >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=5)
+        >>> model.compile(optimizer=keras.optimizers.AdamW(1e-4))
+        >>> dataset = CocoDataset("mine/train.json")
         >>> transforms = [ResizeShortestEdge((640, 800), 1333), RandomFlip()]
         >>> batches = training_batches(dataset, batch_size=2, transforms=transforms)
-        >>> model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
+        >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
 
     Args:
         dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.

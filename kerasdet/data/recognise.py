@@ -270,7 +270,9 @@ def choose_split(source: Source, split: str | None) -> str:
     )
 
 
-def read_source(source: Source, split: str, changes: Changes, classes: Classes | None = None) -> dict[str, Any]:
+def read_source(
+    source: Source, split: str, changes: Changes, classes: Classes | None = None, on_bad_object: str = "error"
+) -> dict[str, Any]:
     """Reads a split into the contents of a COCO file.
 
     Args:
@@ -278,17 +280,18 @@ def read_source(source: Source, split: str, changes: Changes, classes: Classes |
         split: A key of `source.splits`.
         changes: Counts the repairs.
         classes: As for `open_dataset`.
+        on_bad_object: As for `Dataset`.
 
     Returns:
         Contents of a COCO file, with the whole path of each image.
     """
     data = source.splits[split](changes)
-    return data if classes is None else _select(data, classes, changes)
+    return data if classes is None else _select(data, classes, changes, on_bad_object)
 
 
-def _select(data, classes, changes):
+def _select(data, classes, changes, on_bad_object="error"):
     """Selects classes after their ids and names have become integers and texts."""
-    contents = read_contents(data, changes.source, strict=changes.strict)
+    contents = read_contents(data, changes.source, strict=changes.strict, on_bad_object=on_bad_object)
     changes.merge(contents.changes)
     clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
     return select_classes({**data, **clean}, classes, changes.source)
@@ -322,6 +325,7 @@ def open_dataset(
     classes: Classes | None = None,
     keep_images_without_objects: bool = True,
     on_bad_image: str = "error",
+    on_bad_object: str = "error",
     masks: bool | None = False,
     keypoints: bool | None = False,
     strict: bool = False,
@@ -333,9 +337,9 @@ def open_dataset(
     describes them.
 
     Example:
-        >>> dataset = open_dataset("downloads/my-roboflow-export", "train")
-        >>> dataset.class_names
-        ('cat', 'dog')
+        >>> dataset = open_dataset("mine", "train")
+        >>> len(dataset), dataset.class_names[:2]
+        (4, ('disk', 'square'))
 
     Args:
         path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several.
@@ -344,6 +348,7 @@ def open_dataset(
             merges classes that get the same name and leaves out those that get None. Default: all.
         keep_images_without_objects: As for `Dataset`.
         on_bad_image: As for `Dataset`.
+        on_bad_object: As for `Dataset`.
         masks: As for `Dataset`. None reads them if every object has one.
         keypoints: As for `Dataset`. None reads them if a class has keypoints.
         strict: Whether to refuse files that had to be repaired; by default, repairs are counted and logged.
@@ -358,7 +363,7 @@ def open_dataset(
     source = recognise(path)
     name = choose_split(source, split)
     changes = Changes(str(source.path), strict)
-    data = read_source(source, name, changes, classes)
+    data = read_source(source, name, changes, classes, on_bad_object)
     _logger.info("%s", source)
     label = str(source.path) if name == WHOLE else f"{source.path} ({name})"
     dataset = Dataset(
@@ -367,6 +372,7 @@ def open_dataset(
         source=label,
         keep_images_without_objects=keep_images_without_objects,
         on_bad_image=on_bad_image,
+        on_bad_object=on_bad_object,
         masks=_all_have(data["annotations"], "segmentation") if masks is None else masks,
         keypoints=any(category.get("keypoints") for category in data["categories"]) if keypoints is None else keypoints,
         strict=strict,

@@ -121,6 +121,8 @@ def _read_rle(value, changes, name):
         runs = None if listed is None else [as_int(count) for count in listed]
         if runs is None or None in runs:
             raise ValueError('has an RLE mask whose "counts" are neither text nor a list of integers')
+        if min(runs, default=0) < 0:
+            raise ValueError(f'has an RLE mask whose "counts" contain {min(runs)}; expected lengths of 0 or more')
         if not all(type(count) is int for count in listed):
             changes.add("converted_values", name(), 'has RLE "counts" of another type')
         counts = runs

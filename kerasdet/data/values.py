@@ -115,6 +115,12 @@ def is_plain(values: Any) -> bool:
     )
 
 
+def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:
+    """Returns whether boxes are fractions of an image and not pixels: all numbers are in [0, 1], and not all whole."""
+    in_range = all(0 <= value <= 1 for box in boxes for value in box)  # ends at the first number in pixels
+    return in_range and not all(float(value).is_integer() for box in boxes for value in box)
+
+
 def is_missing(value: Any) -> bool:
     """Returns whether the value is absent: None, or an empty list, dict or text."""
     return value is None or (isinstance(value, Sequence | dict | np.ndarray) and len(value) == 0)

@@ -8,7 +8,9 @@ from kerasdet.evaluation.coco import (
     read_ground_truth,
 )
 from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, match_dataset, validation_losses
+from kerasdet.evaluation.lvis import evaluate_lvis
 from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
+from kerasdet.evaluation.voc import evaluate_voc
 
 __all__ = [
     "CocoMetrics",
@@ -17,7 +19,9 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "evaluate_coco",
+    "evaluate_lvis",
     "evaluate_proposals",
+    "evaluate_voc",
     "evaluate_with_results",
     "match_dataset",
     "read_ground_truth",

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.cocoeval import Params
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
-from kerasdet.data.values import Changes, is_missing, show
+from kerasdet.data.values import Changes, are_fractions, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.engines import Accumulated, accumulate, check_engine, mean_of_known
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, CocoMetrics, DetectorMetrics
@@ -112,6 +112,28 @@ def read_cases(
     return [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
 
 
+def cases_of_type(
+    ground_truth: Source, results: Source, iou_type: str, image_ids: Sequence[int] | None = None
+) -> tuple["Cases", str]:
+    """Reads detections and ground truth of one type.
+
+    Args:
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content.
+        iou_type: "bbox", "segm" or "keypoints".
+        image_ids: Ids of the images to score. None takes all images of the ground truth.
+
+    Returns:
+        The cases, and the name of the ground truth for messages.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`.
+    """
+    content, name = _content(ground_truth, "the ground truth")
+    return _cases(_read(content, name, [iou_type]), *_results(results), iou_type, image_ids), name
+
+
 def evaluate_coco(
     ground_truth: Source,
     results: Source,
@@ -177,7 +199,11 @@ class Cases:
 
     def accumulate(self, engine: str | None = None, limits: Sequence[int] | None = None) -> Accumulated:
         """Runs an engine, see `kerasdet.evaluation.engines.accumulate`."""
-        dataset = {"images": self.images, "categories": self.categories}
+        # hotcoco reads all fields that it knows; only masks need the sizes of images, which others may lack
+        dataset = {
+            "images": [{"id": i["id"], "height": i["height"] or 0, "width": i["width"] or 0} for i in self.images],
+            "categories": [{"id": category["id"], "name": category["name"]} for category in self.categories],
+        }
         return accumulate(
             {**dataset, "annotations": self.annotations},
             {**dataset, "annotations": self.detections},
@@ -250,6 +276,12 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
+    if iou_type == "bbox" and detections and are_fractions([detection["bbox"] for detection in detections]):
+        _logger.warning(
+            "%s: no box has a number above 1 (first: %s); expected pixels of the images, not fractions of their size.",
+            results_name,
+            show(detections[0]["bbox"]),
+        )
     return Cases(
         iou_type,
         contents.images,

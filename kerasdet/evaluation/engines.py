@@ -94,12 +94,20 @@ def accumulate(
     Raises:
         UserError: If the engine is unknown or not installed.
     """
+    engine = check_engine(engine)
+    if engine == "hotcoco":  # its ids are not negative; adding a number keeps their order
+        shifts = {
+            key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))
+        }
+        truth, detections = _shifted(truth, shifts), _shifted(detections, shifts)
+        image_ids = [image_id + shifts["image_id"] for image_id in image_ids]
+        category_ids = [category_id + shifts["category_id"] for category_id in category_ids]
     settings = {"imgIds": list(image_ids), "catIds": list(category_ids)}
     if sigmas is not None:
         settings["kpt_oks_sigmas"] = sigmas
     if limits:
         settings |= {"useCats": 0, "maxDets": list(limits)}
-    evaluation = _evaluation(truth, detections, iou_type, check_engine(engine))
+    evaluation = _evaluation(truth, detections, iou_type, engine)
     params = evaluation.params
     for name, value in settings.items():
         setattr(params, name, value)
@@ -109,6 +117,22 @@ def accumulate(
         evaluation.accumulate()
     numbers = evaluation.eval
     return Accumulated(np.asarray(numbers["precision"]), np.asarray(numbers["recall"]))
+
+
+def _shifted(dataset, shifts):
+    """Returns a dataset with numbers added to its ids of images and of categories."""
+    if not any(shifts.values()):
+        return dataset
+    sections = (("images", "image_id"), ("categories", "category_id"))
+    return {
+        **{
+            section: [{**each, "id": each["id"] + shifts[key]} for each in dataset[section]]
+            for section, key in sections
+        },
+        "annotations": [
+            {**each, **{key: each[key] + shift for key, shift in shifts.items()}} for each in dataset["annotations"]
+        ],
+    }
 
 
 def check_engine(engine: str | None) -> str:

@@ -40,8 +40,10 @@ def evaluate(
         UserError: If the data have objects of classes that the predictor does not know.
 
     Example:
-        >>> metrics = kerasdet.evaluate(model, CocoDataset("val2017.json"), batch_size=8)
-        >>> metrics["AP"]
+        >>> model = kerasdet.load("runs/mine")
+        >>> metrics = kerasdet.evaluate(model, CocoDataset("mine/val.json"), batch_size=8)
+        >>> 0 <= metrics["AP"] <= 1
+        True
     """
     metrics, _ = evaluate_with_results(predictor, dataset, batch_size=batch_size, engine=engine)
     return metrics

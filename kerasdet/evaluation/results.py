@@ -73,7 +73,8 @@ class ResultsReader:
             raise self._error(
                 name, f"has the score {show(entry['score'])}; expected a finite number. Export the results again."
             )
-        self._count(entry["score"], "score", name)
+        if isinstance(entry["score"], str):
+            self.changes.add("converted_values", name(), f'has "score" {show(entry["score"])}')
         geometry, area = self._geometry(entry[key], image_id, name)
         result = {"image_id": image_id, "category_id": category_id, "score": score, key: geometry, "area": area}
         return {**result, "id": number, "iscrowd": 0}
@@ -89,8 +90,8 @@ class ResultsReader:
         if numbers is None or len(numbers) != count or not all(map(math.isfinite, numbers)):
             expected = "x, y, width, height" if count == 4 else f"{count} numbers, x, y and score of each keypoint"
             raise self._error(name, f"has the {GEOMETRY[self.iou_type]} {show(value)}; expected {expected}.")
-        for item in value:
-            self._count(item, GEOMETRY[self.iou_type], name)
+        if not isinstance(value, list) or any(isinstance(item, str) for item in value):
+            self.changes.add("converted_values", name(), f'has "{GEOMETRY[self.iou_type]}" {show(value)}')
         if self.iou_type == "bbox":
             if min(numbers[2:]) < 0:
                 raise self._error(
@@ -124,10 +125,6 @@ class ResultsReader:
                 "results.",
             )
         return number
-
-    def _count(self, value, key, name):
-        if isinstance(value, str):
-            self.changes.add("converted_values", name(), f'has "{key}" {show(value)}')
 
     def _error(self, name, problem):
         return UserError(f"{self.changes.source}: {name()} {problem}")

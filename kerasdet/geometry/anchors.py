@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
+from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 
 
@@ -80,13 +82,18 @@ class AnchorGenerator(ConfigFromInit):
         ratios_first: bool = False,
         strides_from_image: bool = False,
     ):
-        if not isinstance(aspect_ratios[0], Sequence):
+        if not aspect_ratios or not isinstance(aspect_ratios[0], Sequence):
             aspect_ratios = [aspect_ratios] * len(levels)
         if not len(sizes) == len(aspect_ratios) == len(levels):
             raise ValueError(
                 f"AnchorGenerator needs sizes and aspect ratios for each of its {len(levels)} levels {tuple(levels)}, "
                 f"got {len(sizes)} of sizes and {len(aspect_ratios)} of aspect ratios. Give one of each per level."
             )
+        for name, levels_of in (("sizes", sizes), ("aspect_ratios", aspect_ratios)):
+            for numbers in levels_of:
+                check_numbers("AnchorGenerator", 0, **{name: numbers})
+                if not numbers or not min(numbers):
+                    raise UserError(f"AnchorGenerator.{name} has {numbers!r} for a level: give numbers above 0.")
         self.sizes = tuple(tuple(level) for level in sizes)
         self.aspect_ratios = tuple(tuple(level) for level in aspect_ratios)
         self.levels = tuple(levels)

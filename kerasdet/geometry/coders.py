@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit
 
@@ -29,6 +30,9 @@ class DeltaCoder(ConfigFromInit):
         max_log_scale: float = MAX_LOG_SCALE,
         min_log_scale: float | None = None,
     ):
+        check_numbers("DeltaCoder", 1e-6, weights=weights)
+        if len(weights) != 4:
+            raise UserError(f"DeltaCoder.weights are {tuple(weights)}: give four numbers, of y, x, height and width.")
         self.weights = tuple(weights)
         self.max_log_scale = max_log_scale
         self.min_log_scale = min_log_scale

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
@@ -264,6 +265,9 @@ class IoUMatcher(ConfigFromInit):
     ):
         if low_quality_owner not in LOW_QUALITY_OWNERS:
             raise UserError(f"IoUMatcher has no low_quality_owner {low_quality_owner!r}: choose 'best' or 'forcing'.")
+        check_numbers("IoUMatcher", 0, 1, foreground_iou=foreground_iou, ignore_crowd_iof=ignore_crowd_iof)
+        check_numbers("IoUMatcher", 0, foreground_iou, background_iou=background_iou)
+        check_numbers("IoUMatcher", 0, 1, min_low_quality_iou=min_low_quality_iou)
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
         self.allow_low_quality_matches = allow_low_quality_matches

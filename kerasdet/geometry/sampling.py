@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.geometry.matching import NEGATIVE
 from kerasdet.keras_utils import ConfigFromInit
 
@@ -59,6 +60,8 @@ class BalancedSampler(ConfigFromInit):
     """
 
     def __init__(self, samples_per_image: int = 256, positive_fraction: float = 0.5):
+        check_numbers("BalancedSampler", 0, 1, positive_fraction=positive_fraction)
+        check_positive("BalancedSampler", samples_per_image=samples_per_image)
         if int(samples_per_image * positive_fraction) < 1:
             raise ValueError(
                 f"samples_per_image={samples_per_image} with positive_fraction={positive_fraction} leaves no room for "

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet import ops, visualize
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.inference.preprocessing import ImageLike, open_image
@@ -72,6 +73,7 @@ class Detections:
         ValueError: If the arrays differ in length, or `mask_probs` come without `mask_convention`.
 
     Example:
+        >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
         >>> detections = model.detect("street.jpg").filter(score=0.5, classes=["car", "person"])
         >>> for box, score in zip(detections.boxes, detections.scores):
         ...     print(box, score)
@@ -183,13 +185,15 @@ class Detections:
             The remaining `Detections`, in their order.
 
         Raises:
-            UserError: If a class is unknown.
+            UserError: If a class is unknown, or the score is outside [0, 1].
 
         Example:
-            >>> cars = detections.filter(score=0.5, classes="car")
+            >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
+        >>> cars = model.detect("street.jpg").filter(score=0.5, classes="car")
         """
         keep = np.ones(len(self), bool)
         if score is not None:
+            check_numbers("Detections.filter", 0, 1, score=score)
             keep &= self.scores > score
         if classes is not None:
             wanted = [classes] if isinstance(classes, int | np.integer | str) else classes

@@ -64,9 +64,13 @@ class Predictor:
             FileNotFoundError: If a path names no file.
 
         Example:
+            >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
             >>> detections = model.detect("street.jpg")
-            >>> detections.filter(score=0.5).boxes  # (N, 4) as y1, x1, y2, x2
-            >>> several = model.detect(["a.jpg", array], batch_size=2)
+            >>> detections.filter(score=0.5).boxes.shape[1]  # y1, x1, y2, x2
+            4
+            >>> several = model.detect(["street.jpg", np.zeros((480, 640, 3), np.uint8)], batch_size=2)
+            >>> len(several)
+            2
         """
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}: give a positive integer.")

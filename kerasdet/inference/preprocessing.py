@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from kerasdet.arguments import check_positive
 from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
@@ -43,7 +44,8 @@ class Preprocessing(ConfigFromInit):
 
     Raises:
         ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or a name is unknown.
-        UserError: If `letterbox_value` is not a pixel value.
+        UserError: If `letterbox_value` is not a pixel value, a length is not positive, or `longest` is below
+            `shortest`.
     """
 
     def __init__(
@@ -70,6 +72,12 @@ class Preprocessing(ConfigFromInit):
             raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
         if letterbox_value is not None and not 0 <= letterbox_value <= 255:
             raise UserError(f"letterbox_value is {letterbox_value!r}: give a pixel value, 0 to 255, or None.")
+        check_positive("Preprocessing", shortest=shortest, longest=longest, size_divisor=size_divisor)
+        if longest < shortest:
+            raise UserError(
+                f"Preprocessing.longest (LONGEST_EDGE) is {longest}, below shortest (SHORTEST_EDGE), {shortest}: no "
+                f"image would have a shorter side of {shortest} pixels. Raise longest or lower shortest."
+            )
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.channel_order = channel_order

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_positive
 from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
@@ -58,6 +59,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
             raise ValueError(f"FPN has no fusion {fusion!r}: choose 'sum' or 'average'.")
         if upsampling not in ("nearest", "bilinear"):
             raise ValueError(f"FPN has no upsampling {upsampling!r}: choose 'nearest' or 'bilinear'.")
+        check_positive("FPN", channels=channels)
         self.in_features = tuple(in_features)
         self.channels = channels
         self.norm = norm

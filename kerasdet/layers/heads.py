@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers.conv import ConvNorm
@@ -159,6 +160,8 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_numbers("RetinaNetHead", 0, num_convs=num_convs)
+        check_numbers("RetinaNetHead", 0, 1, prior_probability=prior_probability)
         self.num_convs = num_convs
         self.norm = norm
         self.norm_epsilon = norm_epsilon
@@ -233,6 +236,8 @@ class FCOSHead(ConfigFromInit, DenseHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_numbers("FCOSHead", 0, num_convs=num_convs)
+        check_numbers("FCOSHead", 0, 1, prior_probability=prior_probability)
         self.num_convs = num_convs
         self.norm = norm
         self.norm_epsilon = norm_epsilon

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
@@ -100,6 +101,8 @@ class ResNet(ConfigFromInit, keras.Model):
                 f"This ResNet has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
                 "Correct out_features and deform_stages, or add stages."
             )
+        check_positive("ResNet", width=width, groups=groups)
+        check_numbers("ResNet", 0, len(self.stages) + 1, freeze_at=freeze_at)
         self.width = width
         self.out_features = tuple(out_features)
         self.stride_in_1x1 = stride_in_1x1

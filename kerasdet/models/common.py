@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.resnet import ResNet
@@ -38,6 +39,8 @@ class LossNormalizer(ConfigFromInit):
             raise UserError(
                 f"LossNormalizer has no method {method!r}: choose one of {', '.join(map(repr, NORMALIZERS))}."
             )
+        check_numbers("LossNormalizer", 0, 1, momentum=momentum)
+        check_numbers("LossNormalizer", 0, start=start)
         self.method = method
         self.momentum = momentum
         self.start = start

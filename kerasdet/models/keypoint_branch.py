@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry.matching import gather_gt
@@ -62,6 +63,8 @@ class KeypointBranch(ConfigFromInit, Branch):
     ):
         super().__init__(pool_size=pool_size, **{"name": "keypoint_branch", **kwargs})
         keypoint_ops.check_convention(convention)
+        check_positive("KeypointBranch", num_keypoints=num_keypoints, channels=channels, pool_size=pool_size)
+        check_numbers("KeypointBranch", 0, num_convs=num_convs, loss_weight=loss_weight)
         if num_keypoints == len(keypoint_ops.PERSON_KEYPOINTS):
             keypoint_names = keypoint_ops.PERSON_KEYPOINTS if keypoint_names is None else keypoint_names
             skeleton = keypoint_ops.PERSON_SKELETON if skeleton is None else skeleton

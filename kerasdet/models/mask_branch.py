@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.geometry import masks as mask_ops
 from kerasdet.geometry.matching import gather_gt
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
@@ -53,6 +54,8 @@ class MaskBranch(ConfigFromInit, Branch):
     ):
         super().__init__(pool_size=pool_size, **{"name": "mask_branch", **kwargs})
         mask_ops.check_convention(convention)
+        check_positive("MaskBranch", channels=channels, pool_size=pool_size)
+        check_numbers("MaskBranch", 0, num_convs=num_convs, loss_weight=loss_weight)
         self.num_convs = num_convs
         self.channels = channels
         self.norm = norm

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.keras_utils import ConfigFromInit
@@ -75,7 +76,8 @@ class Postprocessing(ConfigFromInit):
             counts. Dense models only.
 
     Raises:
-        UserError: If `empty_boxes` is unknown, or is "drop_before_nms" without `clip_before_nms`.
+        UserError: If `empty_boxes` is unknown, or is "drop_before_nms" without `clip_before_nms`; or if a number is out
+            of its range.
     """
 
     def __init__(
@@ -95,6 +97,9 @@ class Postprocessing(ConfigFromInit):
             )
         if empty_boxes == "drop_before_nms" and not clip_before_nms:
             raise UserError("empty_boxes='drop_before_nms' needs clipped boxes: set clip_before_nms=True.")
+        check_numbers("Postprocessing", 0, 1, score_threshold=score_threshold, nms_threshold=nms_threshold)
+        check_positive("Postprocessing", pre_nms_top_k=pre_nms_top_k, max_detections=max_detections)
+        check_numbers("Postprocessing", 0, min_size=min_size)
         self.score_threshold = score_threshold
         self.pre_nms_top_k = pre_nms_top_k
         self.nms_threshold = nms_threshold

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.anchors import AnchorGenerator
@@ -64,6 +65,15 @@ class ProposalSelection(ConfigFromInit):
         min_size: float = 0.0,
         score_threshold: float = 0.0,
     ):
+        check_positive(
+            "ProposalSelection",
+            pre_nms_top_k=pre_nms_top_k,
+            post_nms_top_k=post_nms_top_k,
+            train_pre_nms_top_k=train_pre_nms_top_k,
+            train_post_nms_top_k=train_post_nms_top_k,
+        )
+        check_numbers("ProposalSelection", 0, 1, nms_threshold=nms_threshold)
+        check_numbers("ProposalSelection", 0, min_size=min_size)
         self.pre_nms_top_k = pre_nms_top_k
         self.post_nms_top_k = post_nms_top_k
         self.train_pre_nms_top_k = train_pre_nms_top_k

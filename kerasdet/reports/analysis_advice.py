@@ -10,9 +10,11 @@ from kerasdet.reports.page import Finding, count, share
 
 _FEW_OBJECTS = 20
 _WIDE_INTERVAL = 0.06  # width of AP's interval from which the page warns
+_OFTEN = 3  # times that a class is found as another from which the page names the pair
 _COSTLY = 0.02  # AP50 that an error costs from which the page advises
 _BAD_CALIBRATION = 0.1
 _LOOSE = 0.3  # fall from AP50 to AP75 from which boxes are loose
+_FOUND = 0.05  # share of the objects up to which something is wrong with the files
 _SHARE_OF_ALL = 0.3  # share of the boxes that fit an object of another class: the classes are mixed up
 
 
@@ -34,18 +36,21 @@ def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> 
                 "Check that the annotations belong to these images, and that not all are crowds or difficult.",
             )
         ]
+    found = [] if result is None else [_verdict(result)]
     if not len(instances.scores):
         return [
+            *found,
             Finding(
                 "problem",
                 f"There is no detection, and there are {count(objects, 'object')}.",
                 "Train longer, lower the model's own score threshold (`Postprocessing.score_threshold`), or give the "
                 "right detections file.",
-            )
+            ),
         ]
-    found = [] if result is None else [_verdict(result)]
     if (broken := _mismatch(analysis, words)) is not None:
-        return [*found, broken]
+        found.append(broken)
+        if analysis.errors.ap == 0:
+            return found
     found += _error_advice(analysis, words) + _class_advice(analysis) + _score_advice(analysis)
     ap = analysis.numbers["AP"]
     if ap.high - ap.low > _WIDE_INTERVAL:
@@ -67,6 +72,8 @@ def _verdict(result):
     span = result.differences["AP"]
     if math.isnan(span.value) or math.isnan(span.low):
         return Finding("advice", "The difference of AP is not known: there are too few objects.", "", "comparison")
+    if span.value == 0 and not result.fixed.any() and not result.broken.any():
+        return Finding("good", "Both runs find the same objects with the same AP.", "", "comparison")
     words = (
         f"AP changed by {span.value:+.3f} ({span.low:+.3f} to {span.high:+.3f}): {int(result.fixed.sum())} objects are "
         f"fixed, {int(result.broken.sum())} are broken."
@@ -89,15 +96,13 @@ def _mismatch(analysis, words):
             "The order of the classes differs between detections and ground truth: check the category ids.",
             "confusion",
         )
-    firsts = instances.object_starts
-    best = max(
-        part[:, ~instances.crowds[firsts[i] : firsts[i + 1]]].max(initial=0)
-        for i, part in enumerate(instances.overlaps)
-    )
-    if best < FOREGROUND and kinds.ap == 0:
+    found = int((~instances.ignored).sum() - kinds.missed.sum())
+    objects = int((~instances.ignored).sum())
+    if found < _FOUND * objects:
         return Finding(
             "problem",
-            f"No detection overlaps an object by {FOREGROUND:g} or more, of any class; the best does by {best:.2f}.",
+            f"Only {found:,} of {count(objects, 'object')} are overlapped by {FOREGROUND:g} or more by one of "
+            f"{count(len(instances.scores), 'detection')} of their class.",
             "If the model detects well in pictures, image ids or coordinates differ: COCO's boxes are x, y, width, "
             "height in pixels of the original image. Otherwise train longer.",
             "errors",
@@ -157,8 +162,8 @@ def _error_advice(analysis, words):
 def _confusion_action(analysis):
     table, names = analysis.table[:-1, :-1].copy(), analysis.class_names
     np.fill_diagonal(table, 0)
-    if not table.any():
-        return "These detections have low scores; a higher threshold hides them. Train longer to repair AP."
+    if table.max(initial=0) < _OFTEN:
+        return "No pair of classes stands out. Train longer, and check the labels of the images."
     i, j = np.unravel_index(table.argmax(), table.shape)
     return (
         f"Most often {names[i]} is found as {names[j]} ({count(int(table[i, j]), 'time')}): check the labels of these "
@@ -217,6 +222,18 @@ def _score_advice(analysis):
                 "scores",
             )
         )
+    scores = analysis.instances.scores
+    if scores.min() < 0 or scores.max() > 1:
+        found.append(
+            Finding(
+                "problem",
+                f"Scores lie between {scores.min():g} and {scores.max():g}, and `kerasdet predict` takes thresholds "
+                "from 0 to 1.",
+                "Write probabilities to the detections file if they are available.",
+                "calibration",
+            )
+        )
+        return found
     result = analysis.reliability
     if result.error > _BAD_CALIBRATION:
         gap = np.nansum(result.counts * (result.confidence - result.accuracy))

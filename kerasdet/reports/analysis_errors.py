@@ -4,7 +4,7 @@ import numpy as np
 
 from kerasdet.analysis import Analysis
 from kerasdet.reports import charts, page
-from kerasdet.reports.page import Column, Section, number
+from kerasdet.reports.page import Column, Section, number, share
 
 MOST_CLASSES = 15  # classes in the matrix
 _MEANINGS = {
@@ -79,7 +79,7 @@ def confused(analysis: Analysis) -> Section:
     order = np.argsort(-wrong, axis=None, kind="stable")
     pairs = [divmod(int(flat), len(names)) for flat in order[: page.MAX_ROWS]]
     rows = [
-        (names[i], names[j], number(int(wrong[i, j])), f"{wrong[i, j] / totals[i]:.1%}")
+        (names[i], names[j], number(int(wrong[i, j])), "-" if i == last else share(wrong[i, j], totals[i]))
         for i, j in pairs
         if wrong[i, j]
     ]

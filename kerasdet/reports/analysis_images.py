@@ -115,7 +115,7 @@ def _draw(analysis, cases, image, pixels):
     halves = [_half(small, objects, factor, cases.iou_type == "segm") for objects in (left, right)]
     axis = 0 if width > 1.6 * height else 1
     shape = (_GAP, size[1], 3) if axis == 0 else (size[0], _GAP, 3)
-    return np.concatenate([halves[0], np.full(shape, 255, np.uint8), halves[1]], axis)
+    return np.concatenate([halves[0], np.full(shape, 128, np.uint8), halves[1]], axis)
 
 
 def _verdict(errors, d, name, score):

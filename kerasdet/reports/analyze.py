@@ -65,11 +65,9 @@ def analyze_run(
     by_type = {cases.iou_type: cases for cases in run.cases}
     others = {} if against is None else {cases.iou_type: cases for cases in against.cases}
     parts, found, content = [], [], {}
-    chosen = [name for name in _WORDS if name in by_type]
+    chosen = [name for name in _WORDS if name in by_type and (against is None or name in others)]
     for iou_type in chosen:
         cases = by_type[iou_type]
-        if against is not None and iou_type not in others:
-            continue
         analysis = analyze_cases(cases)
         other = None if against is None else analyze_cases(others[iou_type])
         result = None if other is None else compare(analysis, other)
@@ -118,7 +116,8 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
 
 def _moved(finding, prefix, words):
     """Returns a finding whose link leads to the section of its kind, and whose text names the kind."""
-    text = f"{words.capitalize()}: {finding.text}" if words else finding.text
+    named = not words or finding.text.startswith(words.capitalize())
+    text = finding.text if named else f"{words.capitalize()}: {finding.text}"
     return dataclasses.replace(finding, text=text, section=finding.section and prefix + finding.section)
 
 

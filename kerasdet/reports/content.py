@@ -195,6 +195,15 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
                     "problems",
                 )
             )
+        if n := dataset.counts.get("bad_objects", 0):
+            found.append(
+                Finding(
+                    "problem",
+                    f"{count(n, 'annotation')} of {split} cannot be read; training stops at the first of them.",
+                    "Correct those in the list.",
+                    "problems",
+                )
+            )
         lost = sum(dataset.counts.get(key, 0) for key in ("zero_area_boxes", "outside_boxes", "objects_without_mask"))
         if lost:
             found.append(

@@ -1,7 +1,8 @@
 """Checks the arguments of a run before anything is built or written."""
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Real
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_positive
+from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
 from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.fingerprint import fingerprint
-from kerasdet.training.options import StepOptions, Validation, check_positive
+from kerasdet.training.options import StepOptions, Validation
 from kerasdet.training.validation import metric_names
+
+log = logging.getLogger(__name__)
 
 
 def check_arguments(
@@ -74,6 +79,27 @@ def check_classes(model: keras.Model, data: Any) -> None:
             f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
             f"set NUM_CLASSES (num_classes) to {data.num_classes}."
         )
+
+
+def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
+    """Warns if no image is trained at the size that the model detects at.
+
+    Args:
+        model: Detector.
+        transforms: As for `train`.
+    """
+    rule = model.preprocessing
+    for transform in transforms:
+        if not isinstance(transform, ResizeShortestEdge) or not hasattr(rule, "shortest"):
+            continue
+        low, high = min(transform.shortest), max(transform.shortest)
+        if not low <= rule.shortest <= high:
+            log.warning(
+                "Training resizes the shorter side of images to %s pixels, and the model detects at %d: set "
+                "ResizeShortestEdge.shortest and longest, or SHORTEST_EDGE and LONGEST_EDGE, to similar sizes.",
+                f"{low} to {high}" if low < high else low,
+                rule.shortest,
+            )
 
 
 def check_objects(data: Any) -> None:

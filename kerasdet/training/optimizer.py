@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kerasdet.arguments import check_numbers
 from kerasdet.keras_compat import optimizer_variable
 
 NORM_PARAMETERS = ("gamma", "beta")
@@ -30,6 +31,9 @@ class SGD(keras.optimizers.SGD):
         bias_weight_decay: Weight decay of biases. None takes `weight_decay`.
         bias_lr_factor: Factor on the learning rate of biases.
         **kwargs: Remaining arguments of `keras.optimizers.SGD`: clipnorm, clipvalue, global_clipnorm, use_ema, ...
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     def __init__(
@@ -45,6 +49,11 @@ class SGD(keras.optimizers.SGD):
     ):
         # Keras would apply `self.weight_decay` itself, outside the gradient: it stays None.
         super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
+        if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            check_numbers("SGD", 0, learning_rate=learning_rate)
+        check_numbers("SGD", 0, 1, momentum=momentum)
+        check_numbers("SGD", 0, weight_decay=weight_decay, norm_weight_decay=norm_weight_decay)
+        check_numbers("SGD", 0, bias_weight_decay=bias_weight_decay, bias_lr_factor=bias_lr_factor)
         self.l2 = weight_decay
         self.norm_l2 = norm_weight_decay
         self.bias_l2 = bias_weight_decay

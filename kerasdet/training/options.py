@@ -5,18 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kerasdet import evaluation
+from kerasdet.arguments import check_positive
 from kerasdet.errors import UserError
-
-
-def check_positive(owner: str, **counts: int | None) -> None:
-    """Checks that counts are positive integers or None, which turns an option off.
-
-    Raises:
-        UserError: If a count is neither.
-    """
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UserError(f"{owner}.{name} is {value!r}: it must be a positive integer.")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
 
 WARMUPS = ("linear", "constant")
 
 
-def _check_warmup(warmup_steps, warmup):
+def _check_warmup(warmup_steps, warmup, warmup_factor, **rates):
+    check_numbers("The schedule", 0, **rates)
+    check_numbers("The schedule", 0, 1, warmup_factor=warmup_factor)
     if warmup not in WARMUPS:
         raise UserError(f"warmup is {warmup!r}; it must be one of {', '.join(map(repr, WARMUPS))}.")
     if warmup_steps < 0:
@@ -43,7 +46,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
 
     Raises:
-        UserError: If the milestones do not ascend, or the warmup is unknown.
+        UserError: If the milestones do not ascend, the warmup is unknown, or a rate is negative.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         super().__init__()
         if any(later <= earlier for earlier, later in pairwise(milestones)):
             raise UserError(f"milestones are {list(milestones)}; each must be greater than the one before it.")
-        _check_warmup(warmup_steps, warmup)
+        check_positive("WarmupMultiStep", **{f"milestones[{i}]": step for i, step in enumerate(milestones)})
+        _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, gamma=gamma)
         self.base_lr = base_lr
         self.milestones = list(milestones)
         self.gamma = gamma
@@ -101,7 +105,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         final_lr: Learning rate at the bottom of the cosine.
 
     Raises:
-        UserError: If `total_steps` is not positive, or the warmup is unknown.
+        UserError: If `total_steps` is not positive, the warmup is unknown, or a rate is negative.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         super().__init__()
         if total_steps <= 0:
             raise UserError(f"total_steps is {total_steps}; it must be at least 1.")
-        _check_warmup(warmup_steps, warmup)
+        _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, final_lr=final_lr)
         self.base_lr = base_lr
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps

@@ -57,14 +57,17 @@ def train(
     strategy (see `make_strategy`). All workers need the same `out_dir`; only the first writes there.
 
     Example:
-        >>> train(
-        ...     kerasdet.RetinaNet(num_classes=3),
-        ...     CocoDataset("train.json"),
-        ...     optimizer=SGD(0.01),
+        >>> data = CocoDataset("mine/train.json")
+        >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", data.num_classes)
+        >>> model = kerasdet.train(
+        ...     model,
+        ...     data,
+        ...     optimizer=SGD(0.0025, global_clipnorm=10.0),
         ...     steps=2000,
-        ...     batch_size=8,
+        ...     batch_size=4,
+        ...     transforms=[ResizeShortestEdge((640,), 1067), RandomFlip()],
         ...     out_dir="runs/first",
-        ...     validation=Validation(CocoDataset("val.json")),
+        ...     validation=Validation(CocoDataset("mine/val.json")),
         ... )
 
     Args:
@@ -114,6 +117,7 @@ def train(
         check_frozen_layers(model, freeze)
         if model.pretrained_classes is not None:
             keep_shared_classes(model, data.class_names, model.pretrained_classes)
+    checks.warn_of_other_sizes(model, transforms)
     _take_names(model, data)
     freeze_layers(model, freeze)
     model.micro_batches = step_options.micro_batches

@@ -4,7 +4,7 @@ from analysis.cases import instances_of, iou, scalar_matches
 from evaluation.random_cases import random_case
 from evaluation.test_engines import reference
 
-from kerasdet.analysis import best_threshold, calibration, class_ap, class_curves, confusion, match, overall_curve
+from kerasdet.analysis import best_threshold, calibration, class_ap, class_curves, confusion, match, overall_curve, tide
 from kerasdet.analysis.bootstrap import coco_matches, resampled, weights
 from kerasdet.analysis.precision import curve, shortest_between
 
@@ -157,3 +157,5 @@ def test_nothing_to_analyse_gives_nan_and_zeros(empty):
         assert np.isnan(numbers["AP"]).all()
     assert confusion(instances).sum() == len(results) + int((~instances.ignored).sum())
     assert best_threshold(overall_curve(instances, matches)) is None
+    errors = tide(instances)
+    assert errors.ap == 0 and not any(errors.cost[name] for name in ("classification", "localisation", "duplicate"))

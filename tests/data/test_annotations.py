@@ -235,6 +235,10 @@ REFUSED = {
     "box of words": (first(bbox="a box"), 'annotation 1 has "bbox"'),
     "box as dict": (first(bbox={"x": 1, "y": 2, "w": 3, "h": 4}), 'annotation 1 has "bbox"'),
     "box with bool": (first(bbox=[1, 2, 3, True]), 'annotation 1 has "bbox"'),
+    "boxes as fractions": (
+        everywhere("bbox", lambda box: [v / 30 for v in box]),
+        'annotation 1 has "bbox" .*, and no box has a number above 1; .* in pixels',
+    ),
     "no box, no mask": (first(bbox=None, segmentation=[]), 'annotation 1 has no "bbox"'),
     "polygon of words": (first(segmentation=[["a"] * 6]), "annotation 1 has a polygon whose entries"),
     "polygon of NaN": (first(segmentation=[[float("nan")] * 6]), "annotation 1 has a polygon whose entries"),
@@ -246,6 +250,10 @@ REFUSED = {
     "RLE of other pixels": (
         first(segmentation={"size": [20, 30], "counts": [500]}),
         "annotation 1 has an RLE mask of 500",
+    ),
+    "RLE of negative counts": (
+        first(segmentation={"size": [20, 30], "counts": [-5, 605]}),
+        'annotation 1 has an RLE mask whose "counts" contain -5',
     ),
     "RLE without counts": (first(segmentation={"size": [20, 30]}), "annotation 1 has an RLE mask"),
     "keypoints of two numbers": (first(keypoints=[1, 2] * 3), "annotation 1 has .*expected 9 numbers"),
@@ -351,3 +359,49 @@ def test_masks_of_results_may_have_any_form(folder):
     for form in forms:
         entries = [{**entry, "segmentation": form} for entry in results()]
         assert evaluate_all(data, entries)["segm/AP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("change", [lambda x, y, w, h: [x, y, x + w, y + h], lambda *box: [4 * v for v in box]])
+def test_boxes_that_are_corners_or_of_another_size_are_named(folder, change, caplog):
+    data = plain()
+    for annotation in data["annotations"]:
+        annotation["bbox"] = change(12, 14, 17, 6)
+    CocoDataset(_written(folder, data))
+    assert "data.json: most boxes reach far beyond their image (first: annotation 1 has " in caplog.text
+    caplog.clear()
+    CocoDataset(_written(folder, plain()))
+    assert "most boxes" not in caplog.text
+
+
+def test_contents_that_are_probably_wrong_are_counted(folder, caplog):
+    data = plain()
+    data["categories"][1]["name"] = "cat"
+    data["images"][1]["file_name"] = "a.png"
+    data["annotations"][0]["segmentation"] = [[20, 12, 28, 12, 28, 18]]
+    counts = CocoDataset(_written(folder, data), masks=True).counts
+    assert {key: counts[key] for key in ("repeated_names", "repeated_files", "masks_outside_boxes")} == {
+        "repeated_names": 1,
+        "repeated_files": 1,
+        "masks_outside_boxes": 1,
+    }
+    for entry in (relative := results()):
+        entry["bbox"] = [value / 30 for value in entry["bbox"]]
+    assert evaluate_all(plain(), relative)["AP"] == 0
+    assert "the results: no box has a number above 1" in caplog.text
+
+
+def test_negative_ids_are_ids(folder):
+    data, entries = plain(), results()
+    for item in (*data["annotations"], *entries):
+        item["image_id"] -= 9
+        item["category_id"] -= 9
+    for item in (*data["images"], *data["categories"]):
+        item["id"] -= 9
+    CocoDataset(_written(folder, data))
+    assert evaluate_all(data, entries).to_json() == evaluate_all(plain(), results()).to_json()
+
+
+def _written(folder, data):
+    path = folder / "data.json"
+    path.write_text(json.dumps(data))
+    return path

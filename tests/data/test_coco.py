@@ -97,7 +97,7 @@ def test_unusable_boxes_are_dropped_and_counted(tmp_path, caplog):
         "duplicate_annotation_ids": 1,
         "infinite_boxes": 1,
     }
-    assert len(caplog.records) == 1 and "2 boxes without area dropped" in caplog.text
+    assert "2 boxes without area dropped" in caplog.records[0].message
 
 
 def test_images_without_objects_are_kept_or_dropped(tmp_path):
@@ -195,8 +195,8 @@ def test_bad_images_raise_or_are_skipped(tmp_path, rng):
 
 def test_format_that_tensorflow_cannot_read_raises(tmp_path):
     file = io.BytesIO()
-    Image.new("RGB", (30, 20)).save(file, "TIFF")
-    with pytest.raises(ValueError, match="is TIFF; convert it"):
+    Image.new("RGB", (30, 20)).save(file, "PPM")
+    with pytest.raises(ValueError, match="is PPM; convert it"):
         CocoDataset(write(tmp_path, files={"a.jpg": file.getvalue()}))
 
 

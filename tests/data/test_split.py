@@ -5,7 +5,7 @@ from PIL import Image, ImageEnhance
 
 from kerasdet.data import open_dataset
 from kerasdet.data.check import check
-from kerasdet.data.duplicates import fingerprints, near_duplicates
+from kerasdet.data.duplicates import Fingerprints, fingerprints, near_duplicates
 from kerasdet.data.split import assign, split
 from kerasdet.errors import UserError
 
@@ -119,6 +119,42 @@ def test_faults_are_listed(tmp_path):
         assert part in text
     assert "near duplicates in train" in text and "pictures in several splits: 1" in text
     assert len(check(tmp_path, strict=True).errors) == 4
+
+
+def test_every_unreadable_object_is_listed(tmp_path):
+    def spoil(data):
+        for number, segmentation in enumerate([[["a", 1, 2, 3, 4, 5]], {"size": [2, 2], "counts": [1]}, None]):
+            data["annotations"][number]["segmentation"] = segmentation
+        data["annotations"][2]["bbox"] = [1, 2, 3]
+        height, width = (data["images"][0][key] for key in ("height", "width"))
+        data["annotations"][3]["segmentation"] = {"size": [height, width], "counts": "broken"}
+        return data
+
+    make(tmp_path, [scene(seed) for seed in range(3)], split="train", change=spoil)
+    assert len(check(tmp_path).errors) == 1  # without masks, which one object lacks
+    dataset = open_dataset(tmp_path, "train", masks=True, on_bad_object="skip")
+    assert [problem.item for problem in dataset.problems] == [f"annotation {n}" for n in (1, 2, 3, 4)]
+    assert dataset.counts["boxes"] == len(dataset.ground_truth["annotations"]) == 2
+    with pytest.raises(UserError, match="annotation 1 has a polygon"):
+        open_dataset(tmp_path, "train", masks=True)
+
+
+def test_groups_equal_those_of_all_pairs():
+    rng = np.random.default_rng(0)
+    own = rng.integers(0, 9, 100)
+    bits = (rng.random((9, 128)) < 0.5)[own] ^ (rng.random((100, 128)) < 0.05)
+    thumbnails = np.float32(rng.uniform(0, 255, (9, 256))[own] + rng.normal(0, 5, (100, 256)))
+    near = (bits[:, None] != bits).sum(2) <= 10
+    near &= np.abs(thumbnails[:, None] - thumbnails).mean(2) <= 6
+    reach = np.linalg.matrix_power(near.astype(float), 100) > 0
+    groups = near_duplicates(Fingerprints(bits, thumbnails))
+    assert {tuple(group) for group in groups} == {tuple(np.flatnonzero(row)) for row in reach if row.sum() > 1}
+    assert len(groups) > 3
+
+
+def test_thousands_of_equal_images_are_compared_in_one_pass():
+    many = Fingerprints(np.ones((30_000, 128), bool), np.zeros((30_000, 256), np.float32))
+    assert near_duplicates(many) == [list(range(30_000))]  # all pairs would take hours
 
 
 def test_unreadable_split_does_not_hide_the_other(tmp_path):

@@ -1,4 +1,4 @@
-"""Tests every model as an ONNX file in every post-processing and precision, the cells of the README's table."""
+"""Tests every model as an ONNX file in every post-processing and precision, the cells of the table in docs."""
 
 import json
 import sys

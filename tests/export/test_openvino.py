@@ -1,4 +1,4 @@
-"""Tests every model as OpenVINO IR in every precision, the cells of the README's table."""
+"""Tests every model as OpenVINO IR in every precision, the cells of the table in docs."""
 
 import sys
 

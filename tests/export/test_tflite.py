@@ -1,4 +1,4 @@
-"""Tests every model as a TFLite file in every post-processing and precision, the cells of the README's table."""
+"""Tests every model as a TFLite file in every post-processing and precision, the cells of the table in docs."""
 
 import importlib.util
 import io

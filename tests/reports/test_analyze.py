@@ -156,6 +156,34 @@ def test_mistakes_are_one_sentence(folder, words, message, capsys, monkeypatch):
     assert message in error.splitlines()[-1] and "Traceback" not in error
 
 
+@pytest.mark.parametrize("change", ["no_objects", "no_detections", "only_crowds", "other_classes", "other_pixels"])
+def test_findings_name_files_that_do_not_belong_together(folder, tmp_path, change, capsys):
+    pytest.importorskip("vl_convert")
+    truth = json.loads((folder / "annotations.json").read_text())
+    found = json.loads((folder / "perfect.json").read_text())
+    ids = [category["id"] for category in truth["categories"]]
+    message = "has no object that counts"
+    if change == "no_objects":
+        truth["annotations"] = []
+    if change == "only_crowds":
+        for annotation in truth["annotations"]:
+            annotation["iscrowd"] = 1
+    if change == "no_detections":
+        found, message = [], "There is no detection"
+    if change == "other_classes":
+        found = [{**e, "category_id": ids[(ids.index(e["category_id"]) + 1) % len(ids)]} for e in found]
+        message = "fit an object of another class"
+    if change == "other_pixels":
+        found = [{**e, "bbox": [value / 100 for value in e["bbox"]]} for e in found]
+        message = "image ids or coordinates differ"
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    words = ["analyze", str(tmp_path / "found.json"), "--data", str(tmp_path / "truth.json")]
+    assert cli.main([*words, "--out", str(tmp_path / "page.html"), "--json", str(tmp_path / "page.json")]) == 0
+    assert "problem: " in (printed := capsys.readouterr().out) and message in printed
+    json.loads((tmp_path / "page.json").read_text(), parse_constant=pytest.fail)
+
+
 def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):
     pytest.importorskip("vl_convert")
     truth = tmp_path / "annotations.json"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasdet.data import Dataset
+from kerasdet.data import Dataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
+from kerasdet.models import Preprocessing
 from kerasdet.training import Validation, checks
 
 MODEL = SimpleNamespace(num_classes=2, branches=(), loss_names=())
@@ -45,6 +46,13 @@ def test_data_without_objects_raise_and_say_why(dataset, annotations, message):
 def test_one_object_is_enough(dataset):
     checks.check_objects(dataset({"iscrowd": "0"}, {"iscrowd": 1}))
     checks.check_objects(dataset({"difficult": 1}))
+
+
+@pytest.mark.parametrize("shortest, warns", [((80,), True), ((64, 80), True), ((96,), False), ((64, 128), False)])
+def test_training_at_other_sizes_than_detection_warns(caplog, shortest, warns):
+    model = SimpleNamespace(preprocessing=Preprocessing(shortest=96, longest=128))
+    checks.warn_of_other_sizes(model, [ResizeShortestEdge(shortest, 128), RandomFlip()])
+    assert ("and the model detects at 96" in caplog.text) == warns
 
 
 def test_validation_data_take_the_classes_of_the_training_data(dataset):

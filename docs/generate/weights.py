@@ -1,0 +1,25 @@
+"""Writes the table of published weights from ``zoo.txt``."""
+
+from kerasdet.checkpoints import SOURCES
+from kerasdet.checkpoints.zoo import ZOO
+from kerasdet.inference.preprocessing import Preprocessing
+
+_HEADER = "| name | finds | box AP | mask or keypoint AP | MB | shorter, longer side | licence |"
+
+
+def zoo() -> str:
+    """Returns a table of all weights that kerasdet fetches by name, a section for each publisher."""
+    parts = []
+    for publisher in dict.fromkeys(name.partition("/")[0] for name in ZOO):
+        rows = [_row(weights) for name, weights in ZOO.items() if name.startswith(f"{publisher}/")]
+        parts.append("\n".join([f"## {publisher}\n", _HEADER, "|---|---|---|---|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _row(weights):
+    rule = Preprocessing(**SOURCES[weights.source].preprocessing)
+    sides = f"{rule.shortest}, {rule.longest}" if weights.task != "backbone" else ""
+    box, branch = ("" if value is None else f"{value:.1f}" for value in (weights.box_ap, weights.branch_ap))
+    return (
+        f"| `{weights.name}` | {weights.task} | {box} | {branch} | {weights.megabytes} | {sides} | {weights.license} |"
+    )

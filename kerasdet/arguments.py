@@ -1,0 +1,47 @@
+"""Checks numbers that users set, so that an impossible one is an error when it is set, and not a useless model."""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from kerasdet.errors import UserError
+
+
+def check_positive(owner: str, **counts: int | None) -> None:
+    """Checks that counts are positive integers or None, which turns an option off.
+
+    Args:
+        owner: Name of the function or class that takes them, for the message.
+        counts: Values by name.
+
+    Raises:
+        UserError: If a count is neither.
+    """
+    for name, value in counts.items():
+        if value is not None and not (_is(value, Integral) and value >= 1):
+            raise UserError(f"{owner}.{name} is {value!r}: it must be a positive integer.")
+
+
+def check_numbers(owner: str, low: float, high: float = float("inf"), /, **values: Any) -> None:
+    """Checks that numbers, or all numbers of sequences, are within limits; None turns an option off.
+
+    Args:
+        owner: Name of the function or class that takes them, for the message.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        values: Values by name.
+
+    Raises:
+        UserError: If one is no number, is not finite or is outside.
+    """
+    limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
+    for name, value in values.items():
+        numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        if not all(
+            each is None or (_is(each, Real) and low <= each <= high and each < float("inf")) for each in numbers
+        ):
+            raise UserError(f"{owner}.{name} is {value!r}: it must be a number {limits}.")
+
+
+def _is(value, kind):
+    return isinstance(value, kind) and not isinstance(value, bool)

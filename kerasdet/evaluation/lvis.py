@@ -1,0 +1,72 @@
+"""Scores detections by the rules of LVIS, whose annotators did not look for every category in every image."""
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+
+from kerasdet.errors import UserError
+from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.engines import check_engine
+from kerasdet.evaluation.metrics import CocoMetrics
+
+SUMMARY = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
+    *("AR@300", "ARs@300", "ARm@300", "ARl@300"),
+)
+_IMAGE_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def evaluate_lvis(
+    ground_truth: Source, results: Source, iou_type: str = "segm", image_ids: Sequence[int] | None = None
+) -> CocoMetrics:
+    """Scores results against LVIS ground truth, with the numbers of lvis-api.
+
+    A detection counts only if its category was looked for in the image: it has objects there, or is one of the image's
+    `neg_category_ids`. A wrong detection of one of its `not_exhaustive_category_ids` does not count. The best 300
+    detections of an image count. As in lvis-api, boxes and masks without area are left out.
+
+    Args:
+        ground_truth: Path of an LVIS annotation file, or its content.
+        results: Path of a COCO results file, or its content.
+        iou_type: "segm" or "bbox".
+        image_ids: Ids of the images to score. None scores all images of the ground truth.
+
+    Returns:
+        The numbers named in `SUMMARY`: among them `APr`, `APc` and `APf` of categories that are in few, in some and in
+        many images (the `frequency` of each category, by number of training images). No AP of single classes.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`, or if the ground truth lacks LVIS' own keys.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise UserError(f"iou_type is {iou_type!r}; LVIS scores 'bbox' or 'segm'. Choose one.")
+    check_engine("hotcoco")
+    import hotcoco
+
+    cases, where = cases_of_type(ground_truth, results, iou_type, image_ids)
+    for image in cases.images:
+        if missing := [key for key in _IMAGE_KEYS if not isinstance(image.get(key), list)]:
+            raise UserError(
+                f"{where}: image {image['id']} has no list {missing[0]}, which LVIS' rules need. Give an annotation "
+                "file of LVIS v1, or use evaluate_coco."
+            )
+    for category in cases.categories:
+        if category.get("frequency") not in ("r", "c", "f"):
+            raise UserError(
+                f"{where}: category {category['id']} has the frequency {category.get('frequency')!r}; expected 'r', "
+                "'c' or 'f'. Give an annotation file of LVIS v1."
+            )
+    dataset = {"images": cases.images, "categories": cases.categories}
+    truth = {**dataset, "annotations": [entry for entry in cases.annotations if entry["area"] > 0]}
+    found = {**dataset, "annotations": [entry for entry in cases.detections if entry["area"] > 0]}
+    evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), iou_type, lvis_style=True)
+    params = evaluation.params
+    params.imgIds = list(cases.image_ids)
+    evaluation.params = params
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.run()
+    numbers = evaluation.get_results()
+    summary = {name: math.nan if numbers[name] < 0 else float(numbers[name]) for name in SUMMARY}
+    return CocoMetrics(iou_type, summary, {})

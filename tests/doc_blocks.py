@@ -1,0 +1,145 @@
+"""Reads the code blocks of README and docs, and runs them as a reader would.
+
+A comment in the line above a block says how it runs:
+
+| comment | effect |
+|---|---|
+| (none) | runs as it stands |
+| ``<!-- tiny: A -> B; C -> D -->`` | runs after the replacements, which make it small |
+| ``<!-- check: REASON -->`` | is not run: Python is compiled; options and gin keys of commands are checked |
+| ``<!-- file: PATH -->`` | is written to PATH, for the blocks after it |
+"""
+
+import glob
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kerasdet import cli, config
+from kerasdet.cli.parser import make_parser
+from kerasdet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = ("python", "bash", "gin")
+
+_BLOCK = re.compile(r"^(?:<!-- (\w+): (.+?) -->\n)?(?:\n)?( *)```(\w+)[^\n]*\n(.*?)^\3```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block: its page, line, language and text, and the comment above it as kind and text."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    kind: str | None = None
+    text: str = ""
+
+    def __str__(self):
+        return f"{self.page.name}:{self.line}"
+
+
+def read_blocks(page, source=None):
+    """Returns the blocks of a page in `LANGUAGES`, in order."""
+    source = page.read_text() if source is None else source
+    blocks = []
+    for match in _BLOCK.finditer(source):
+        kind, text, indent, language, code = match.groups()
+        if language not in LANGUAGES:
+            continue
+        code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
+        line = source.count("\n", 0, match.start(4)) + 1
+        blocks.append(Block(page, line, language, code, kind, text or ""))
+    return blocks
+
+
+def tiny_code(block):
+    """Returns the code of a block after the replacements of its comment. A replacement without effect is an error."""
+    code = block.code
+    for replacement in block.text.split("; ") if block.kind == "tiny" else ():
+        old, arrow, new = replacement.partition(" -> ")
+        assert arrow and old in code, f"{block}: the comment replaces {old!r}, which the block does not contain"
+        code = code.replace(old, new)
+    return code
+
+
+def commands(code):
+    """Returns the commands of a bash block: one a line, without comments, with continued lines joined."""
+    joined = code.replace("\\\n", " ")
+    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def check(block):
+    """Checks a block without running it."""
+    if block.language == "python":
+        compile(block.code, str(block), "exec")
+        return
+    for line in re.findall(r"(?:^|exec |\| |&& )(kerasdet [^;\n\"]+)", block.code.replace("\\\n", " "), re.MULTILINE):
+        line = line.removesuffix("'") if line.count("'") % 2 else line  # the quote around a whole script
+        check_command(shlex.split(line, comments=True)[1:], block)
+
+
+def check_command(words, place):
+    """Checks the options of a ``kerasdet`` command, and the recipe and the gin keys of ``kerasdet train``."""
+    try:
+        options = make_parser().parse_args(words)
+    except SystemExit:
+        raise AssertionError(f"{place}: `kerasdet {shlex.join(words)}` has a wrong option") from None
+    if options.command != "train":
+        return
+    overrides = [each for each in options.overrides if not each.startswith("DATA=") and not each.endswith("=...")]
+    try:
+        config.load(options.config, overrides)
+    except UserError as error:
+        assert "must be set" in str(error), f"{place}: {error}"
+
+
+class Session:
+    """Runs the blocks of pages in the working folder. A command that ran before is not repeated."""
+
+    def __init__(self, patch):
+        self._patch = patch  # a MonkeyPatch, for what blocks export
+        self._done = set()
+
+    def run_page(self, page):
+        """Runs all blocks of a page; its Python blocks share their names."""
+        names = {"__name__": "__page__"}
+        for block in read_blocks(page):
+            self._run(block, names)
+
+    def _run(self, block, names):
+        if block.kind == "check":
+            check(block)
+        elif block.kind == "file":
+            Path(block.text).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.text).write_text(block.code)
+        elif block.language == "python":
+            code = tiny_code(block)
+            if code not in self._done:
+                self._done.add(code)
+                exec(compile("\n" * block.line + code, str(block.page), "exec"), names)
+        elif block.language == "bash":
+            for words in commands(tiny_code(block)):
+                self.command(words, block)
+        else:
+            raise AssertionError(f"{block}: a gin block needs a comment file or check")
+
+    def command(self, words, place="README.md"):
+        """Runs a command, unless it ran before."""
+        if tuple(words) in self._done:
+            return
+        self._done.add(tuple(words))
+        if words[0] == "kerasdet":
+            words = [name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])]
+            assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
+        elif words == ["export", "PYTHONPATH=."]:
+            self._patch.syspath_prepend(os.getcwd())
+        else:
+            environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            subprocess.run(["bash", "-c", shlex.join(words)], check=True, env=environment)

@@ -1,0 +1,104 @@
+"""Builds the site as `make docs` does, serves it on loopback and opens it in Chromium."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import doc_blocks
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGES = ("", "tutorials/finetune/", "zoo/", "api/ops/", "design/")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a line for each request."""
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The address of the built site; a warning of MkDocs is an error."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=doc_blocks.ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide_light", "phone_dark"])
+def tab(request, browser, address):
+    """A tab; a message on the console and a request to another server are errors."""
+    width, scheme = request.param
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    tab = context.new_page()
+    wrong = []
+    tab.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
+    yield tab
+    context.close()
+    assert wrong == []
+
+
+def test_search_finds_pages(tab, address):
+    tab.goto(address)
+    if tab.viewport_size["width"] < 900:
+        tab.locator("label[for=__search]").first.click()
+    tab.locator("input.md-search__input").fill("calibration")
+    first = tab.locator(".md-search-result__item a").first
+    first.wait_for(timeout=20000)
+    assert "int8" in tab.locator(".md-search-result__list").inner_text()
+    first.click()
+    tab.wait_for_url(re.compile("calibration"), timeout=20000)
+
+
+def test_theme_follows_the_system_and_the_button_overrides_it(tab, address):
+    def brightness():
+        colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+    tab.goto(address)
+    dark = tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (brightness() < 128) == dark
+    tab.locator("form[data-md-component=palette] label:visible").click()
+    assert (brightness() < 128) != dark
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_accessible_and_fit_the_screen(tab, address, page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    assert tab.goto(f"{address}{page}").status == 200
+    width, screen = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width <= screen
+    result = axe.Axe().run(tab)
+    assert result.response["passes"]
+    assert result.violations_count == 0, result.generate_report()
