@@ -88,7 +88,9 @@ def _split(model, variable):
 
     Dense heads have a group for each anchor of a cell, R-CNNs four numbers for each class of their boxes.
     """
-    path, size, num_classes = f"/{variable.path}", int(variable.shape[-1] if variable.shape else 0), model.num_classes
+    if not len(variable.shape):  # the shape of a scalar is no empty tuple under TensorFlow
+        return None
+    path, size, num_classes = f"/{variable.path}", int(variable.shape[-1]), model.num_classes
     if "/class_logits/" in path:
         columns = num_classes + model.has_background
         return size // columns, columns, 1

@@ -43,7 +43,7 @@ def matched(boxes, class_ids, is_crowd=None, **options):
     batch = {
         "boxes": np.float32([boxes]).reshape(1, -1, 4),
         "class_ids": np.int32([class_ids]),
-        "is_crowd": np.array([is_crowd or [False] * len(class_ids)]),
+        "is_crowd": np.array([is_crowd or [False] * len(class_ids)], bool),
     }
     return SSDMatcher(**options)(ANCHORS, batch).numpy()[0].tolist()
 
