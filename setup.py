@@ -75,6 +75,8 @@ setup(
         "kerasdet.checkpoints": ["zoo.txt"],
         "kerasdet.export": ["cpp/*"],
         "kerasdet.export.saved_model.serving": ["templates/*"],
+        "kerasdet.export.onnx": ["examples/*"],
+        "kerasdet.export.openvino": ["examples/*"],
         "kerasdet.export.tflite": ["examples/*"],
         "kerasdet.gin_configs": ["*.gin", "*/*.gin"],
         "kerasdet.reports": ["assets/*"],

@@ -320,6 +320,8 @@ def extract_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef
             weights[node.name] = _value(node)
             placeholder = NodeDef(name=node.name, op="Placeholder")
             placeholder.attr["dtype"].CopyFrom(node.attr["dtype"])
+            # From the shapes of kernels and biases TensorFlow infers the number of channels.
+            placeholder.attr["shape"].shape.CopyFrom(node.attr["value"].tensor.tensor_shape)
             node.CopyFrom(placeholder)
     return result, weights
 

@@ -7,8 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.inference.detections import to_tf_od
+from kerasdet.inference.detections import BranchOutput, rescale, to_tf_od
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
+from kerasdet.models.postprocess import drop_empty
 from kerasdet.ops import resize as resize_ops
 
 HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centerness")
@@ -30,11 +32,14 @@ def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
     size = image.shape[1:3].as_list()
     if None in size:
         batch = model.preprocessing.batch(image, resize=False)
-        return model(batch, training=False), batch["image_size"]
-    padded = [int(length) for length in model.preprocessing.padded_size(np.array(size))]
-    image_size = tf.constant([size]) if image.shape[0] == 1 else tf.broadcast_to(size, [tf.shape(image)[0], 2])
-    image = resize_ops.pad_to(image, *padded)
-    return model(image if padded == size else {"image": image, "image_size": image_size}, training=False), image_size
+        image, image_size = batch["image"], batch["image_size"]
+    else:
+        image_size = tf.constant([size]) if image.shape[0] == 1 else tf.broadcast_to(size, [tf.shape(image)[0], 2])
+        padded = [int(length) for length in model.preprocessing.padded_size(np.array(size))]
+        if padded == size:  # without padding to look for, the graph is smaller
+            return model(image, training=False), image_size
+        image = resize_ops.pad_to(image, *padded)
+    return model(model.preprocessing.network_input(image, image_size), training=False), image_size
 
 
 def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -48,12 +53,37 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
     Returns:
         The outputs of `kerasdet.inference.detections.to_tf_od`, classes counted from 0.
     """
-    return to_tf_od(model.postprocess(outputs, image_size), image_size, 0, model.branch_outputs)
+    rule = model.preprocessing
+    limit = rule.padded_size(image_size) if rule.letterboxes else image_size
+    return to_tf_od(model.postprocess(outputs, limit), image_size, 0, model.branch_outputs)
 
 
 def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
     """Concatenates the levels of the heads' outputs to (B, R, ...) each."""
     return {name: tf.concat(list(outputs[name].values()), 1) for name in HEADS if name in outputs}
+
+
+def to_original(
+    detections: Mapping[str, tf.Tensor],
+    size: tuple[int, int],
+    original_size: tf.Tensor,
+    rule: Preprocessing,
+    branch_outputs: Mapping[str, BranchOutput],
+) -> dict[str, tf.Tensor]:
+    """Moves detections from letterboxed images to the original ones, and drops boxes that lie in the padding.
+
+    Boxes of models that count the padding as image may end in it, and all stay.
+
+    Args:
+        detections: The padded dict.
+        size: Height and width that the images have in the letterbox, in pixels.
+        original_size: (B, 2) heights and widths of the original images.
+        rule: The model's rule.
+        branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
+    """
+    clip = not rule.letterboxes
+    detections = rescale(detections, tf.constant([size]), original_size, branch_outputs, clip=clip)
+    return drop_empty(detections) if clip else detections
 
 
 class RawHeads:

@@ -23,7 +23,7 @@ import tensorflow as tf
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, default_boxes, matching, sampling
+from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -36,6 +36,9 @@ SURFACE = (
     models.RetinaNet,
     models.FCOS,
     models.SSD,
+    models.RTMDet,
+    models.RTMDetIns,
+    models.DynamicMaskBranch,
     models.FasterRCNN,
     models.MaskRCNN,
     models.KeypointRCNN,
@@ -54,12 +57,15 @@ SURFACE = (
     layers.FPN,
     layers.SSDNeck,
     layers.SSDHead,
+    layers.CSPNeXt,
+    layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
     layers.MaxPoolTop,
     layers.RoIPooler,
     layers.RetinaNetHead,
     layers.FCOSHead,
+    layers.RTMDetHead,
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
@@ -69,8 +75,10 @@ SURFACE = (
     coders.DistanceCoder,
     matching.IoUMatcher,
     matching.FCOSMatcher,
+    dynamic_matching.DynamicSoftLabelAssigner,
     sampling.BalancedSampler,
     losses.FocalLoss,
+    losses.QualityFocalLoss,
     losses.SmoothL1Loss,
     losses.IoULoss,
     losses.GIoULoss,
@@ -87,12 +95,20 @@ SURFACE = (
     training.SGD,
     training.WarmupMultiStep,
     training.WarmupCosine,
+    training.WarmupFlatCosine,
     training.Validation,
     training.Checkpointing,
     training.StepOptions,
+    training.MLflowLogger,
+    training.WandbLogger,
     training.train,
     evaluation.evaluate,
-    keras.optimizers.AdamW,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TerminateOnNaN,
+    training.AdamW,
     keras.optimizers.Lamb,
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
@@ -118,7 +134,7 @@ def _inherited(item):
     """Returns the names of arguments of Keras' base classes that gin may bind."""
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
     names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
-    return names + (["use_ema", "ema_momentum"] if item is training.SGD else [])
+    return names + (["use_ema", "ema_momentum"] if item in (training.SGD, training.AdamW) else [])
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}

@@ -1,5 +1,8 @@
 """Errors for mistakes that the user made and can correct."""
 
+import importlib
+from types import ModuleType
+
 
 class UserError(ValueError):
     """Reports a mistake in a command, a configuration, data, an image or a checkpoint.
@@ -11,3 +14,29 @@ class UserError(ValueError):
 
 class VerificationError(UserError):
     """Reports that an exported or converted model differs from the model that it was made from."""
+
+
+def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
+    """Imports a package that only an extra of kerasdet installs.
+
+    Args:
+        package: Dotted name of the module to import.
+        needed_by: Option, function or file that needs it, for the message.
+        extra: Extra of kerasdet that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: If the package is not installed.
+
+    Example:
+        >>> supervision = require_extra("supervision", "to_supervision", "supervision")
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        missing = (error.name or package).partition(".")[0]
+        raise UserError(
+            f"{missing} is not installed, but {needed_by} needs it: pip install 'kerasdet[{extra}]'."
+        ) from None

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 class SkipSymbolicBuild:
     """Mixin for a `keras.Model`: `fit` and `evaluate` build only the optimizer before the first step.
 
-    Overrides the private `Trainer._maybe_symbolic_build`. Keras' own version calls the model on the mean of all
-    replicas' batches, which fails for integers and masks and with several workers. On one device it leaves the
-    optimizer to the first step, whose graph TensorFlow then traces twice. kerasdet's models have all their variables
-    after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
+    The model defines `build_optimizer`. Overrides the private `Trainer._maybe_symbolic_build`. Keras' own version calls
+    the model on the mean of all replicas' batches, which fails for integers and masks and with several workers. On one
+    device it leaves the optimizer to the first step, whose graph TensorFlow then traces twice. kerasdet's models have
+    all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+                self.build_optimizer()
 
 
 def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
@@ -83,6 +83,31 @@ def average_pairs(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Var
     `finalize_variable_values` only overwrites the weights, with no way back. Seen in Keras 3.15.1.
     """
     return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))
+
+
+class WarmedUpAverages:
+    """Mixin for a Keras optimizer: its moving averages follow the weights closely at first (mmengine's ExpMomentumEMA).
+
+    Overrides the private `Optimizer._update_model_variables_moving_average`. Keras has no public way to change the
+    momentum with the steps. Seen in Keras 3.15.1.
+
+    Attributes:
+        ema_warmup: Steps in which the share of the new weights falls from 1 to e**-1, on its way to
+            ``1 - ema_momentum``. 0 for no warmup.
+    """
+
+    ema_warmup: float = 0
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        if not self.ema_warmup:
+            super()._update_model_variables_moving_average(trainable_variables)
+            return
+        step = keras.ops.cast(self.iterations, keras.config.floatx())
+        last = 1 - self.ema_momentum
+        share = (1 - last) * keras.ops.exp(-(1 + step) / self.ema_warmup) + last
+        share = keras.ops.where(step > 0, share, keras.ops.ones_like(share))  # the first step copies
+        for variable, (_, average) in zip(trainable_variables, average_pairs(self), strict=True):
+            average.assign(average + keras.ops.cast(share, average.dtype) * (variable - average))
 
 
 def optimizer_variable(

@@ -80,8 +80,8 @@ def check(block):
     if block.language == "python":
         compile(block.code, str(block), "exec")
         return
-    for line in re.findall(r"(?:^|exec |\| |&& )(kerasdet [^;\n\"]+)", block.code.replace("\\\n", " "), re.MULTILINE):
-        line = line.removesuffix("'") if line.count("'") % 2 else line  # the quote around a whole script
+    command = r"""(?:^|exec |\| |&& )(kerasdet (?:"[^"\n]*"|'[^'\n]*'|[^;\n"'])+)"""
+    for line in re.findall(command, block.code.replace("\\\n", " "), re.MULTILINE):
         check_command(shlex.split(line, comments=True)[1:], block)
 
 

@@ -7,16 +7,18 @@ import keras
 import numpy as np
 import pytest
 import tiny
+from conftest import shared
 
-from kerasdet import FPN, ResNet, RetinaNet, config, load, losses
+from kerasdet import FPN, ResNet, RetinaNet, RTMDet, RTMDetIns, config, load, losses
 from kerasdet.checkpoints import SOURCES
 from kerasdet.checkpoints.build import with_parts
+from kerasdet.checkpoints.sources import RTMDET_SIZES
 from kerasdet.data import RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
-from kerasdet.layers import ConvTop, FCOSHead, RetinaNetHead
+from kerasdet.layers import ConvTop, CSPNeXt, CSPNeXtPAFPN, FCOSHead, RetinaNetHead
 from kerasdet.losses import FocalLoss
 from kerasdet.models import RPN, Detector, MaskBranch, Preprocessing, RoIHeads
 from kerasdet.models.common import LossNormalizer
@@ -28,6 +30,10 @@ TINY = (
     "ResNet.width=8",
     "ResNet.stages=(1, 1, 1, 1)",
     "FPN.channels=32",
+    "CSPNeXt.deepen_factor=0.167",
+    "CSPNeXt.widen_factor=0.125",
+    "CSPNeXtPAFPN.channels=16",
+    "CSPNeXtPAFPN.num_blocks=1",
     "ConvTop.channels=32",
     "RetinaNetHead.num_convs=1",
     "FCOSHead.num_convs=1",
@@ -61,6 +67,7 @@ def material(tmp_path_factory):
             if variable.name == "moving_mean":  # looks pretrained: training rejects frozen random layers
                 variable.assign_add(np.full(variable.shape, 0.01))
         backbone.save(folder / f"{block}.keras")
+    CSPNeXt(0.167, 0.125).save(folder / "cspnext.keras")
     tiny.detector(num_classes=2).save(folder / "detector.keras")
     return folder
 
@@ -75,7 +82,7 @@ def tiny_overrides(path, material, out_dir):
     """Returns overrides with which a file trains a tiny model for one step on tiny data."""
     text = with_includes(path)
     depth = re.search(r"ResNet\.depth = (\d+)", text)
-    backbone = "basic" if depth and int(depth[1]) < 50 else "bottleneck"
+    backbone = "cspnext" if "CSPNeXt" in text else "basic" if depth and int(depth[1]) < 50 else "bottleneck"
     annotations = material / "data" / "annotations.json"
     macros = {
         "OUT_DIR": out_dir,
@@ -118,6 +125,9 @@ def test_every_file_configures_model_and_optimizer(tmp_path, material, path):
     model.compile(optimizer=configured("train.optimizer"))
     if "@backbone_weights()" in with_includes(path):
         source = load(config.macro("CHECKPOINT"))
+        if hasattr(source, "widen_factor"):
+            assert all(np.array_equal(w, e) for w, e in zip(model.backbone.weights, source.weights, strict=True))
+            return
         for name in ("stem", "blocks"):
             ours, theirs = (getattr(backbone, name) for backbone in (model.backbone, source))
             layer, expected = (part[0] if name == "blocks" else part for part in (ours, theirs))
@@ -130,6 +140,7 @@ TRAINED = {
     "fcos_r18_fpn_shapes": "quick",
     "mask_rcnn_r18_fpn_shapes": "quick",
     "keypoint_rcnn_r18_fpn_shapes": "quick",
+    "rtmdet_ins_tiny_shapes": "quick",
     "finetune": "quick",
     "retinanet_r50_fpn_1x": "slow",
     "fcos_r50_caffe_fpn_gn_tricks_dcn_1x": "slow",
@@ -273,6 +284,54 @@ def test_mmdetection_1x_recipe_makes_the_parts_of_its_source(name):
             assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter
     resize = ResizeShortestEdge(rounding="mmdetection", kernel="opencv")
     assert gin.query_parameter("train.transforms")[0].scoped_configurable_fn() == resize
+
+
+@pytest.mark.parametrize("size", RTMDET_SIZES)
+@pytest.mark.parametrize("kind", ["rtmdet", "rtmdet_ins"])
+def test_rtmdet_recipe_equals_mmdetection(kind, size):
+    config.load(f"{kind}_{size}_300e")
+    facts = json.loads(shared("reference/rtmdet/rtmdet_schedule.json").read_text())
+    theirs = facts["models"][f"{kind.replace('_', '-')}_{size}"]
+    spec = SOURCES[f"mmdet/{kind.replace('_', '-')}_{size}"]
+    for owner, parameters in {"CSPNeXt": spec.backbone, "CSPNeXtPAFPN": spec.neck, "DistanceCoder": spec.coder}.items():
+        for parameter, argument in parameters.items():
+            assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter
+    assert serialized(configured("RTMDet.preprocessing")) == serialized(Preprocessing(**spec.preprocessing))
+    default = (RTMDet if kind == "rtmdet" else RTMDetIns)(
+        2, backbone=CSPNeXt(0.167, 0.125), neck=CSPNeXtPAFPN(channels=16, num_blocks=1)
+    )
+    for part in ("postprocessing", "matcher", "class_loss", "box_loss"):
+        assert serialized(configured(f"RTMDet.{part}")) == serialized(getattr(default, part)), part
+    head = configured("RTMDet.head")
+    assert (head.box_tower, head.box_bias) == (default.head.box_tower, default.head.box_bias)
+
+    optimizer, (warmup, cosine) = configured("train.optimizer"), theirs["learning_rate"]
+    own, defaults = theirs["optimizer"]["optimizer"], theirs["optimizer"]["defaults"]
+    assert (optimizer.weight_decay, optimizer.epsilon) == (own["weight_decay"], defaults["eps"])
+    assert not optimizer.decay_norms_and_biases and optimizer.global_clipnorm is None
+    assert (optimizer.beta_1, optimizer.beta_2) == tuple(defaults["betas"])
+    ema = facts["all"]["ema"]
+    assert (1 - optimizer.ema_momentum, optimizer.ema_warmup) == (pytest.approx(ema["momentum"]), ema["gamma"])
+    rates, per_epoch, lr = optimizer._learning_rate, 459, own["lr"]
+    steps = [0, warmup["end"] - 1, cosine["begin"] * per_epoch, cosine["end"] * per_epoch]
+    assert [float(rates(step)) for step in steps] == pytest.approx([1e-5 * lr, lr, lr, cosine["eta_min"]])
+    assert config.macro("STEPS") == facts["all"]["epochs"] * per_epoch
+
+    (switch,) = (transform.scoped_configurable_fn() for transform in gin.query_parameter("train.transforms"))
+    assert switch.step == facts["all"]["switch_epoch"] * per_epoch
+    for stage, ours in (("train_pipeline", switch.transforms), ("train_pipeline_after_switch", switch.afterwards)):
+        wanted = {each["type"]: each for each in theirs[stage]}
+        ours = {type(each).__name__: each for each in ours}
+        scale = np.array(wanted["RandomResize"]["ratio_range"]) * wanted["RandomResize"]["scale"][0] / 640
+        np.testing.assert_allclose(ours["ScaleJitter"].scale, scale)
+        hsv = wanted["YOLOXHSVRandomAug"]
+        assert (ours["RandomHSV"].hue, ours["RandomHSV"].value) == (hsv["hue_delta"], hsv["value_delta"])
+        assert [*ours["PadTo"].size] == wanted["Pad"]["size"] and ours["PadTo"].fill == 114
+        assert ("Mosaic" in ours, "MixUp" in ours) == ("CachedMosaic" in wanted, "CachedMixUp" in wanted)
+        if "MixUp" in ours:
+            mix = wanted["CachedMixUp"]
+            assert (ours["MixUp"].probability, [*ours["MixUp"].ratio]) == (mix["prob"], mix["ratio_range"])
+            assert [*ours["Mosaic"].center] == wanted["CachedMosaic"]["center_ratio_range"]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
-from kerasdet.export.network import RawHeads, as_input
-from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.inference.detections import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
-from kerasdet.models.postprocess import drop_empty
 from kerasdet.paths import expand
+
+_NEEDED = ("preprocessing", "num_classes", "class_names", "mask_convention", "skeleton", "branch_outputs")
+_NEEDED += ("class_offset", "precision", "postprocessing", "input_type")
 
 
 class GraphPredictor(Predictor):
@@ -32,7 +34,7 @@ class GraphPredictor(Predictor):
 
     def __init__(self, path: Path, properties: Mapping[str, str]):
         self.path = path
-        self.metadata = json.loads(properties["kerasdet"])
+        self.metadata = parse_metadata(properties["kerasdet"], path)
         self.size = tuple(self.metadata["size"]) if "size" in self.metadata else None
         self._rule = Preprocessing(**self.metadata["preprocessing"])
         self.preprocessing = KeepSize() if self.size else self._rule
@@ -61,16 +63,37 @@ class GraphPredictor(Predictor):
         """
         image_size, original_size = (np.asarray(sizes) for sizes in batch_sizes(batch))
         images = np.asarray(batch["image"])
-        together = self.size is None and (image_size == image_size[0]).all()
+        if self.size is None:
+            return self._detect_together(images, image_size, original_size)
+        found = []
+        for index, (height, width) in enumerate(image_size):
+            pixels, size = self.to_input(images[index : index + 1, :height, :width])
+            detections = self.decode_outputs(self.run(pixels), pixels.shape[1:3])
+            original = original_size[index : index + 1]
+            found.append(to_original(detections, size, original, self._rule, self.branch_outputs))
+        return join(found)
+
+    def _detect_together(self, images, image_size, original_size):
+        """Runs a graph of free size on all images at once if they fill equal rectangles, else one by one."""
+        inputs = self._rule.network_input(images, tf.constant(image_size))
+        images, filled = np.asarray(inputs["image"]), np.asarray(inputs["image_size"])
+        together = (filled == filled[0]).all()
         groups = [np.arange(len(images))] if together else [[index] for index in range(len(images))]
         found = []
         for group in groups:
-            height, width = image_size[group[0]]
+            height, width = filled[group[0]]
             pixels, size = self.to_input(images[group, :height, :width])
-            detections = self.decode_outputs(self.run(pixels), pixels.shape[1:3])
-            detections = rescale(detections, tf.constant([size]), original_size[group], self.branch_outputs)
-            found.append(drop_empty(detections) if self.size else detections)
-        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+            detections = self.decode_outputs(self.run(pixels), size)
+            found.append(
+                rescale(
+                    detections,
+                    image_size[group],
+                    original_size[group],
+                    self.branch_outputs,
+                    clip=not self._rule.letterboxes,
+                )
+            )
+        return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Turns images into the graph's input: letterboxes them if its size is fixed.
@@ -91,8 +114,10 @@ class GraphPredictor(Predictor):
         """Returns the graph's input for an image (H, W, 3): with its mirror image if the number of images is free."""
         if self.size:
             return self.to_input(image[None])[0]
-        pixels = self._rule.resize(image).numpy()
-        return self.to_input(np.stack([pixels, pixels[:, ::-1]]))[0]
+        batch = self._rule.batch([image, image[:, ::-1]])
+        inputs = self._rule.network_input(batch["image"], batch["image_size"])
+        height, width = np.asarray(inputs["image_size"])[0]
+        return self.to_input(np.asarray(inputs["image"])[:, :height, :width])[0]
 
     def decode_outputs(self, outputs: Mapping[str, np.ndarray], size: Sequence[int]) -> dict[str, tf.Tensor]:
         """Turns the graph's outputs into the padded dict, in pixels of its input.
@@ -144,7 +169,30 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UserError: If it has none.
     """
-    return json.loads(_properties(_session(path, 1), path)["kerasdet"])
+    return parse_metadata(_properties(_session(path, 1), path)["kerasdet"], path)
+
+
+def parse_metadata(text: str, path: Path) -> dict:
+    """Parses the entry ``kerasdet`` of a file's properties.
+
+    Args:
+        text: The entry.
+        path: The file or folder, for the message.
+
+    Raises:
+        UserError: If it is no description of a model.
+    """
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError:
+        metadata = None
+    missing = [name for name in _NEEDED if name not in metadata] if isinstance(metadata, dict) else ["JSON object"]
+    if missing:
+        raise UserError(
+            f"The entry kerasdet in the metadata of {path} lacks {', '.join(missing)}: expected the description that "
+            "`kerasdet export` writes. Export the model again."
+        )
+    return metadata
 
 
 def _properties(session, path):

@@ -275,6 +275,17 @@ def scatter(c: Converter, op: tf.Operation) -> None:
     c.set(op.outputs[0], c.builder.add("ScatterND", zeros, indices, updates))
 
 
+def reverse(c: Converter, op: tf.Operation) -> None:
+    """Converts ReverseV2."""
+    x, first = op.inputs[0], c.is_channels_first(op.inputs[0])
+    axes = [int(axis) % x.shape.rank for axis in c.static(op.inputs[1]).ravel()]
+    axes = [AXES_CHANNELS_FIRST[axis] for axis in axes] if first else axes
+    bounds = [c.builder.integers(*[value] * len(axes)) for value in (-1, _INT_MIN)]
+    steps = c.builder.integers(*[-1] * len(axes))
+    name = c.builder.add("Slice", c.get(x, first), *bounds, c.builder.integers(*axes), steps)
+    c.set(op.outputs[0], name, first)
+
+
 def cumsum(c: Converter, op: tf.Operation) -> None:
     """Converts Cumsum."""
     flags = {name: int(op.get_attr(name)) for name in ("exclusive", "reverse")}
@@ -463,6 +474,7 @@ CONVERTERS = {
     "TopKV2": top_k,
     "ScatterNd": scatter,
     "Cumsum": cumsum,
+    "ReverseV2": reverse,
     "ArgMax": arg_max,
     "ArgMin": arg_max,
     "MatMul": matmul,

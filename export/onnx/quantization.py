@@ -1,7 +1,8 @@
 """Puts the convolutions of an ONNX model into 8 bits, by onnxruntime's static quantisation.
 
 Weights are int8 with a scale for each output channel. Activations are uint8, with ranges that the calibration images
-show. Only backbone and neck are quantised, because rounding in the heads moves scores and boxes.
+show. Only backbone and neck are quantised, because rounding in the heads moves scores and boxes. Of models with a
+second stage it is the neck alone: rounding in the backbone changes which proposals NMS selects.
 """
 
 import re

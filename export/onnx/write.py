@@ -41,10 +41,6 @@ from kerasdet.paths import prepare_file
 if TYPE_CHECKING:
     import onnx
 
-_SECOND_STAGE = {  # option -> why a model with a second stage does not support it
-    "raw": "its second stage reads proposals, which NMS selects: choose postprocessing nms",
-    "int8": "8 bits change its proposals, masks and keypoints more than verification accepts: choose float16",
-}
 _OUTPUT_ORDER = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
 
 
@@ -124,36 +120,29 @@ def onnx_model(
     checks.check_choice(name, "precision", precision, PRECISIONS)
     checks.check_choice(name, "input type", input_type, INPUT_TYPES)
     checks.check_size(size)
-    if not model.single_stage and (reason := _SECOND_STAGE.get(postprocessing) or _SECOND_STAGE.get(precision)):
+    if postprocessing == "raw" and not model.single_stage:
         raise UserError(
-            f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
+            f"{type(model).__name__} cannot be exported with postprocessing raw: its second stage reads proposals, "
+            "which NMS selects. Choose postprocessing nms."
+        )
+    if postprocessing == "raw" and model.branches:
+        raise UserError(
+            f"{type(model).__name__} cannot be exported with postprocessing raw, which leaves out its branches: choose "
+            "postprocessing nms."
         )
     checks.check_calibration(precision, calibration_images)
     try:
-        from kerasdet.export.onnx.model import convert, set_properties
+        from kerasdet.export.onnx.model import set_properties
     except ImportError:
         raise UserError("onnx is not installed, but the export needs it: pip install 'kerasdet[onnx]'.") from None
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
-
-    def network(image):
-        outputs, image_size = run_network(model, image)
-        return detections(model, outputs, image_size) if postprocessing == "nms" else _raw(outputs)
-
-    levels = []
-
-    def _raw(outputs):
-        levels[:] = outputs["anchors"]
-        anchors = list(outputs["anchors"].values())
-        counts = tf.stack([tf.shape(each)[0] for each in anchors])
-        return {**raw_outputs(outputs), "anchors": tf.concat(anchors, 0), "anchors_per_level": counts}
-
-    shape = [1, *size, 3] if size else [None, None, None, 3]
-    signature = tf.TensorSpec(shape, tf.as_dtype(input_type), "image")
     graph_precision = "float32" if precision == "int8" else precision
-    result = convert(network, signature, graph_precision, _OUTPUT_ORDER)
+    result, levels = convert_detector(model, postprocessing, graph_precision, size, input_type)
     if precision == "int8":
         inputs = _inputs(model.preprocessing, images, size, input_type)
-        result = quantize(result, inputs, [model.backbone.name, model.neck.name])
+        # In the backbone 8 bits would change proposals and keypoints more than verification accepts.
+        layers = [model.backbone.name, model.neck.name] if model.single_stage else [model.neck.name]
+        result = quantize(result, inputs, layers)
     options = {
         "class_offset": 0,
         "precision": precision,
@@ -166,11 +155,50 @@ def onnx_model(
     return result
 
 
+def convert_detector(
+    model: Detector, postprocessing: str, precision: str, size: tuple[int, int] | None, input_type: str
+) -> tuple["onnx.ModelProto", list[str]]:
+    """Converts a detector's network and post-processing, without metadata.
+
+    Args:
+        model: The detector.
+        postprocessing: One of `POSTPROCESSING`.
+        precision: "float32" or "float16".
+        size: Height and width, or None.
+        input_type: One of `INPUT_TYPES`.
+
+    Returns:
+        The model, and for "raw" the names of the levels whose outputs are concatenated, else an empty list.
+    """
+    from kerasdet.export.onnx.model import convert
+
+    levels = []
+
+    def network(image):
+        outputs, image_size = run_network(model, image)
+        return detections(model, outputs, image_size) if postprocessing == "nms" else _raw(outputs)
+
+    def _raw(outputs):
+        levels[:] = outputs["anchors"]
+        anchors = list(outputs["anchors"].values())
+        counts = tf.stack([tf.shape(each)[0] for each in anchors])
+        return {**raw_outputs(outputs), "anchors": tf.concat(anchors, 0), "anchors_per_level": counts}
+
+    shape = [1, *size, 3] if size else [None, None, None, 3]
+    signature = tf.TensorSpec(shape, tf.as_dtype(input_type), "image")
+    return convert(network, signature, precision, _OUTPUT_ORDER), levels
+
+
 def _inputs(preprocessing, images, size, input_type) -> Iterator[np.ndarray]:
     """Yields the input (1, h, w, 3) for each image."""
     for image in images:
-        pixels = preprocessing.letterbox(image, *size)[0] if size else preprocessing.resize(image)
-        yield as_input(pixels.numpy(), input_type)[None]
+        if size:
+            yield as_input(preprocessing.letterbox(image, *size)[0].numpy(), input_type)[None]
+            continue
+        batch = preprocessing.batch([image])
+        inputs = preprocessing.network_input(batch["image"], batch["image_size"])
+        height, width = np.asarray(inputs["image_size"])[0]
+        yield as_input(np.asarray(inputs["image"])[:, :height, :width], input_type)
 
 
 def _properties(model, options, size, gin_config):
@@ -188,9 +216,7 @@ def _properties(model, options, size, gin_config):
 def _rule(preprocessing: Preprocessing, size) -> str:
     """Says how an image becomes the input."""
     if size:
-        fill = ", ".join(
-            f"{value:g}" for value in preprocessing.mean[:: 1 if preprocessing.channel_order == "rgb" else -1]
-        )
+        fill = ", ".join(f"{value:g}" for value in preprocessing.filling)
         return (
             f"RGB, 0..255: resized to the largest size within {size[0]}x{size[1]} (height x width) at its aspect "
             f"ratio, and filled at the bottom or right with ({fill})."
@@ -198,5 +224,13 @@ def _rule(preprocessing: Preprocessing, size) -> str:
     return (
         f"RGB, 0..255: the shorter side resized to {preprocessing.shortest} pixels unless the longer one would exceed "
         f"{preprocessing.longest}, then that one to {preprocessing.longest}; kernel {preprocessing.kernel}, size "
-        f"rounded like {preprocessing.rounding}."
+        f"rounded like {preprocessing.rounding}{_square(preprocessing)}."
     )
+
+
+def _square(preprocessing):
+    """Says how an image is padded to a square, if it is."""
+    if not preprocessing.letterboxes:
+        return ""
+    side = int(preprocessing.padded_size(preprocessing.longest))
+    return f"; padded at the bottom right to {side}x{side} with {preprocessing.letterbox_value:g}"

@@ -1,12 +1,11 @@
 """Loads exported OpenVINO IR as a `Predictor`."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from kerasdet.errors import UserError
-from kerasdet.export.onnx.load import GraphPredictor
+from kerasdet.export.onnx.load import GraphPredictor, parse_metadata
 from kerasdet.export.openvino.spec import MODEL_FILE
 from kerasdet.paths import expand
 
@@ -52,7 +51,7 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UserError: If it has none.
     """
-    return json.loads(_properties(_read(path)[1], path)["kerasdet"])
+    return parse_metadata(_properties(_read(path)[1], path)["kerasdet"], path)
 
 
 def _properties(model, path):

@@ -42,7 +42,7 @@ def decode_batch(
             resized = resized.write(index, small)
         image_size = image_size.stack()  # (B, 2)
         # `Preprocessing.batch` pads a Python list of images; in a graph their number is unknown.
-        height, width = tf.unstack(preprocessing.padded_size(tf.reduce_max(image_size, 0)))
+        height, width = tf.unstack(preprocessing.batch_size(tf.reduce_max(image_size, 0)))
         image = tf.map_fn(
             lambda index: resize_ops.pad_to(resized.read(index), height, width),
             tf.range(count),

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
-from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.inference.detections import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
-from kerasdet.inference.preprocessing import KeepSize
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.ops.dispatch import raw_ops
 from kerasdet.paths import expand
 
@@ -68,14 +68,15 @@ class SavedModelPredictor(Predictor):
         sizes, images = np.asarray(image_size), np.asarray(batch["image"])
         valid = [image[:height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
         if (sizes == sizes[0]).all():
-            parts = [self._run_stack(np.stack(valid))]
+            parts = [(self._run_stack(np.stack(valid)), image_size)]
         elif images.dtype == np.uint8:
-            parts = [self._run_encoded(valid)]
+            parts = [(self._run_encoded(valid), image_size)]
         else:
-            parts = [self._run_stack(image[None]) for image in valid]
-        outputs = {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
-        detections = from_tf_od(outputs, image_size, self.metadata["class_offset"], self.branch_outputs)
-        return rescale(detections, image_size, original_size, self.branch_outputs)
+            parts = [(self._run_stack(image[None]), size[None]) for image, size in zip(valid, sizes, strict=True)]
+        offset, known = self.metadata["class_offset"], self.branch_outputs
+        detections = join([from_tf_od(outputs, size, offset, known) for outputs, size in parts])
+        clip = not Preprocessing(**self.metadata["preprocessing"]).letterboxes
+        return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def _run_stack(self, images):
         if images.dtype == np.uint8:

@@ -13,12 +13,11 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
-from kerasdet.export.network import RawHeads, as_input
+from kerasdet.export.network import RawHeads, as_input, to_original
 from kerasdet.export.tflite.native_log import without_delegate_line
-from kerasdet.inference.detections import from_tf_od, rescale
+from kerasdet.inference.detections import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
-from kerasdet.models.postprocess import drop_empty
 from kerasdet.paths import expand
 
 MODEL_FILE = "model.json"
@@ -81,9 +80,9 @@ class TFLitePredictor(Predictor):
         for index, (height, width) in enumerate(np.asarray(image_size).tolist()):
             pixels, size = self.to_input(batch["image"][index, :height, :width])
             detections = self.decode_outputs(self.run(pixels))
-            detections = rescale(detections, tf.constant([size]), original_size[index : index + 1], self.branch_outputs)
-            found.append(drop_empty(detections))
-        return {name: tf.concat([each[name] for each in found], 0) for name in found[0]}
+            original = original_size[index : index + 1]
+            found.append(to_original(detections, size, original, self._rule, self.branch_outputs))
+        return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
         """Letterboxes an image into the file's input.

@@ -48,6 +48,8 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
         return "TFLite_Detection_PostProcess decodes anchors and applies NMS per class: choose postprocessing nms"
     if postprocessing == "raw" and not model.single_stage:
         return "its second stage reads proposals, which NMS selects: choose postprocessing nms"
+    if postprocessing == "raw" and model.branches:
+        return "raw outputs leave out its branches: choose postprocessing nms"
     if precision == "int8" and not model.single_stage:
         return "calibration cannot observe ranges inside the loop of ROIAlign: choose float32, float16 or dynamic"
     return None

@@ -157,11 +157,11 @@ def _classify(overlaps, same, used_by, used):
 
 def _mean_ap(classes, scores, right, positives):
     """Returns the mean of tidecv's AP over the classes that have objects or detections."""
-    order = np.argsort(-scores, kind="stable")
-    classes, right = classes[order], right[order]
+    order = np.lexsort((-scores, classes))  # stable: equal scores keep their order
+    limits = np.searchsorted(classes[order], np.arange(len(positives) + 1))
     values = []
     for k, total in enumerate(positives.tolist()):
-        mine = right[classes == k]
+        mine = right[order[limits[k] : limits[k + 1]]]
         if not len(mine) and not total:
             continue
         values.append(_ap(mine, total) if total > 0 else 0.0)

@@ -133,9 +133,16 @@ def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict
         weights before it saves, so that the others are the running means.
 
     Raises:
-        UserError: If no name has the prefix `weights`.
+        UserError: If no name has the prefix `weights`, or two names become one.
     """
-    state = {_INNER_WRAPPERS.sub(r"\1", name): value for name, value in state.items()}
+    bare = {}
+    for name in state:
+        if (other := bare.setdefault(_INNER_WRAPPERS.sub(r"\1", name), name)) != name:
+            raise UserError(
+                f"the file has {other} and {name}, two weights of one name without the prefixes of wrappers. Save the "
+                "model without the wrapper."
+            )
+    state = {name: state[wrapped] for name, wrapped in bare.items()}
     if weights is not None:
         tops = dict.fromkeys(name.partition(".")[0] for name in state)
         inside = {name: re.fullmatch(rf"(?:.*?\.)??{re.escape(weights)}\.(.*)", name) for name in state}

@@ -15,9 +15,9 @@ from kerasdet.checkpoints import SOURCES, read, to_model, verify
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
 from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
-from kerasdet.cli.inputs import image_files
+from kerasdet.cli.inputs import image_files, media_files
 from kerasdet.cli.inspect import inspect
-from kerasdet.cli.predict import predict
+from kerasdet.cli.predict import check_options, predict
 from kerasdet.cli.zoo import list_zoo
 from kerasdet.data import CocoDataset, open_dataset
 from kerasdet.data.recognise import recognise
@@ -25,7 +25,7 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_all, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
-from kerasdet.inference import AugmentedPredictor
+from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.paths import make_folder, prepare_file
 from kerasdet.training import run_workers
@@ -95,7 +95,7 @@ def _check_eval_options(options):
             raise UserError("--detections needs --annotations, the ground truth to score against.")
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: name one of them.")
-        for name in ("data", "split", "images", "batch_size", "tta", "save_detections"):
+        for name in ("data", "split", "images", "batch_size", "tta", "tile", "overlap", "save_detections"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} is for a MODEL that detects; --detections has the results: leave {flag} out.")
@@ -127,6 +127,7 @@ def _evaluate_model(options):
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
+    predictor = _with_tiles(predictor, options)
     return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1, engine=options.engine)
 
 
@@ -169,16 +170,30 @@ def _configuration(path):
 
 
 def _predict(options):
-    paths = image_files(options.images)
-    if options.draw is not None:
-        make_folder(Path(options.draw), "--draw")
+    paths = media_files(options.images)
+    check_options(paths, draw=options.draw, track=options.track, max_frames=options.max_frames)
+    for name in ("draw", "crops"):
+        if (folder := getattr(options, name)) is not None:
+            make_folder(Path(folder), f"--{name}")
     predict(
-        _load(options.model),
+        _with_tiles(_load(options.model), options),
         paths,
         score_threshold=options.score_threshold,
         draw=options.draw,
+        crops=options.crops,
+        coco=options.coco,
+        track=options.track,
+        max_frames=options.max_frames,
         as_json=options.json,
     )
+
+
+def _with_tiles(predictor, options):
+    if options.tile is None:
+        if options.overlap is not None:
+            raise UserError("--overlap needs --tile, the size of the tiles that overlap: give both or none.")
+        return predictor
+    return TiledPredictor(predictor, options.tile, 0.2 if options.overlap is None else options.overlap)
 
 
 def _export(options):

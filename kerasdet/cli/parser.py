@@ -139,6 +139,7 @@ def _add_eval(commands):
         help="detect at several sizes of each image and of its mirror image, and merge the results. SIZE is the length "
         "of the shorter side in pixels (default: 0.75, 1 and 1.25 times the model's own)",
     )
+    _add_tiles(evaluate)
     evaluate.add_argument(
         "--engine",
         choices=("hotcoco", "pycocotools"),
@@ -156,8 +157,10 @@ def _add_predict(commands):
     predict = _add_command(
         commands,
         "predict",
-        "Detect objects in images.",
+        "Detect objects in images and videos.",
         "runs/first photo.jpg --draw drawn",
+        "runs/first street.mp4 --track --draw drawn",
+        "runs/first aerial.jpg --tile 640 --draw drawn",
         "torchvision/retinanet_resnet50_fpn_v2 photo.jpg",
         "model.tflite 'data/*.jpg' more_photos/ @list.txt --json",
     )
@@ -168,7 +171,7 @@ def _add_predict(commands):
         type=_path,
         metavar="IMAGE",
         help="image files, folders of images, quoted globs such as 'data/*.jpg', or @FILE: a text file with one of "
-        "these a line. Videos are not decoded: extract their frames and list them",
+        "these a line; video files, addresses of streams (rtsp://...), or the number of a camera, such as 0",
     )
     predict.add_argument(
         "--score-threshold",
@@ -178,9 +181,42 @@ def _add_predict(commands):
         help="drop detections with a score of S or less; S is in [0, 1] (default 0.3). The model's own "
         "threshold has been applied before",
     )
-    predict.add_argument("--draw", type=_path, metavar="DIR", help="write a PNG of each image with its detections")
+    _add_tiles(predict)
+    predict.add_argument(
+        "--track", action="store_true", help="give each object of a video an id that stays the same from frame to frame"
+    )
+    predict.add_argument("--max-frames", type=_count, metavar="N", help="end each video after N frames")
+    predict.add_argument(
+        "--draw",
+        type=_path,
+        metavar="DIR",
+        help="write a PNG of each image, and an MP4 file of each video, with its detections",
+    )
+    predict.add_argument("--crops", type=_path, metavar="DIR", help="write a PNG of each object to DIR/CLASS/")
+    predict.add_argument(
+        "--coco",
+        type=_path,
+        metavar="FILE",
+        help="write the detections as a COCO dataset with scores, for labelling tools",
+    )
     predict.add_argument("--json", action="store_true", help="print JSON instead of a table; boxes are y1, x1, y2, x2")
     return predict
+
+
+def _add_tiles(command):
+    command.add_argument(
+        "--tile",
+        type=_count,
+        metavar="SIZE",
+        help="find small objects in large images: detect on tiles of SIZE x SIZE pixels and on the whole image, and "
+        "merge the results",
+    )
+    command.add_argument(
+        "--overlap",
+        type=_fraction,
+        metavar="X",
+        help="share of a tile that overlaps the next one (default 0.2). Objects up to this length are whole in a tile",
+    )
 
 
 def _add_export(commands):

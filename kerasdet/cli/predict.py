@@ -1,34 +1,143 @@
-"""Implements ``kerasdet predict``: detections as a table, JSON and drawn images."""
+"""Implements ``kerasdet predict``: detections in images and videos as a table, JSON, drawings, crops and COCO files."""
 
+import contextlib
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from kerasdet.cli.predict_outputs import CocoFile, records, save_crops
 from kerasdet.data import images as image_ops
-from kerasdet.errors import UserError
-from kerasdet.inference import Detections, Predictor
+from kerasdet.errors import UserError, require_extra
+from kerasdet.inference import Detections, Predictor, Tracker, VideoReader, VideoWriter
+from kerasdet.inference.video import Frame, is_camera, is_video
 
 
 def predict(
-    predictor: Predictor, paths: Sequence[str], *, score_threshold: float, draw: str | None, as_json: bool
+    predictor: Predictor,
+    paths: Sequence[str],
+    *,
+    score_threshold: float,
+    draw: str | None = None,
+    crops: str | None = None,
+    coco: str | None = None,
+    track: bool = False,
+    max_frames: int | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Detects objects in images one by one and prints the detections.
+    """Detects objects in images and in the frames of videos one by one, and prints the detections.
 
     Args:
-        predictor: A Keras model or an export.
-        paths: The image files.
+        predictor: A Keras model, an export or `TiledPredictor`.
+        paths: Image files, and videos as `kerasdet.inference.video.is_video` knows them.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: An existing folder for images with drawn detections; None draws nothing.
+        draw: An existing folder for images and videos with drawn detections; None draws nothing.
+        crops: A folder for pictures of the objects, one folder per class; None cuts nothing out.
+        coco: A file for all detections as a COCO dataset with scores; None writes none.
+        track: Whether objects of videos get ids that stay the same from frame to frame.
+        max_frames: Number of frames after which each video ends; None reads to its end.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
-        UserError: If a picture would overwrite an image, or images could not be read; the others are printed
-            nevertheless.
+        UserError: If images or videos could not be read; the others are printed all the same.
     """
+    _warn_of_own_threshold(predictor, score_threshold)
+    names = _names(paths)
+    coco_file = None if coco is None else CocoFile(coco, predictor)
+    entries = []
+    for path, name in zip(paths, names, strict=True):
+        tracker = None
+        try:
+            with contextlib.closing(_Drawing(draw, name)) as drawing:
+                for frame, rate in _frames(path, max_frames):
+                    found = predictor.detect(frame.image)
+                    if track and rate is not None:
+                        tracker = tracker or Tracker(rate, score_threshold)
+                        found = tracker.update(found)
+                    found = found.filter(score=score_threshold)
+                    entries.append({**_place(path, frame, rate), "detections": records(found)})
+                    part = name if rate is None else f"{name}/frame_{frame.index:06d}"
+                    drawing.add(found, frame, rate)
+                    if crops is not None:
+                        save_crops(found, frame.image, Path(crops), part.replace("/", "_"))
+                    if coco_file is not None:
+                        coco_file.add(found, path if rate is None else f"{part}.png")
+                    if not as_json:
+                        _print_entry(entries[-1])
+        except _Unreadable as error:
+            entries.append({"video" if is_video(path) else "image": path, "error": " ".join(str(error).split())})
+            if not as_json:
+                _print_entry(entries[-1])
+        except KeyboardInterrupt:
+            if not is_video(path):
+                raise
+            print(f"{path} ends here: interrupted. What was found so far is complete.", file=sys.stderr)
+            break
+    if coco_file is not None:
+        coco_file.write()
+    if as_json:
+        print(json.dumps(entries, indent=1))
+    errors = [entry["error"] for entry in entries if "error" in entry]
+    if errors:
+        kinds = {"videos" if is_video(path) else "images" for path in paths}
+        raise UserError(f"{len(errors)} of {len(paths)} {' and '.join(sorted(kinds))} could not be read: {errors[0]}")
+
+
+class _Unreadable(Exception):
+    """Reports an image or video that cannot be read (on)."""
+
+
+class _Drawing:
+    """Draws detections: a PNG for an image, an MP4 file for a video."""
+
+    def __init__(self, folder, name):
+        self.folder = None if folder is None else Path(folder)
+        self.name = name
+        self.writer = None
+
+    def add(self, found: Detections, frame: Frame, rate: float | None) -> None:
+        """Draws one image, or one frame of a video of `rate` frames per second."""
+        if self.folder is None:
+            return
+        scale = 2 if max(found.image_size) < 400 else 1  # names stay legible in small images
+        picture = found.draw(frame.image, scale=scale)
+        if rate is None:
+            Image.fromarray(picture).save(self.folder / f"{self.name}.png")
+        else:
+            self.writer = self.writer or VideoWriter(self.folder / f"{self.name}.mp4", rate)
+            self.writer.write(picture, frame.time)
+
+    def close(self) -> None:
+        """Completes the video."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _frames(path, max_frames) -> Iterator[tuple[Frame, float | None]]:
+    """Yields an image, or the frames of a video with its frames per second.
+
+    Raises:
+        _Unreadable: If it cannot be read; a damaged video yields the frames before the damage first.
+    """
+    try:
+        if not is_video(path):
+            yield Frame(image_ops.read(path), 0, 0.0), None
+            return
+        with VideoReader(path) as video:
+            for frame in video:
+                yield frame, video.rate
+                if max_frames is not None and frame.index + 1 >= max_frames:
+                    return
+    except (OSError, ValueError) as error:
+        raise _Unreadable(str(error)) from None
+
+
+def _warn_of_own_threshold(predictor, score_threshold):
+    while hasattr(predictor, "model") and not hasattr(predictor, "postprocessing"):
+        predictor = predictor.model  # of a `TiledPredictor`
     own = getattr(getattr(predictor, "postprocessing", None), "score_threshold", None)
     if own is not None and score_threshold < own:
         print(
@@ -36,75 +145,60 @@ def predict(
             f"{score_threshold:g} shows no more than {own:g} does.",
             file=sys.stderr,
         )
-    names = _picture_names(paths)
-    if draw is not None:
-        _check_pictures(draw, names, paths)
-    entries = []
-    for path, name in zip(paths, names, strict=True):
-        try:
-            image = image_ops.read(path)
-        except (OSError, ValueError) as error:
-            entries.append({"image": path, "error": " ".join(str(error).split())})
-        else:
-            found = predictor.detect(image).filter(score=score_threshold)
-            entries.append({"image": path, "detections": _records(found)})
-            if draw is not None:
-                _draw(found, image, Path(draw) / f"{name}.png")
-        if not as_json:
-            _print_entry(entries[-1])
-    if as_json:
-        print(json.dumps(entries, indent=1))
-    errors = [entry["error"] for entry in entries if "error" in entry]
-    if errors:
-        raise UserError(f"{len(errors)} of {len(entries)} images could not be read: {errors[0]}")
 
 
-def _picture_names(paths):
-    """Returns a file name for each drawn image; images with equal names also get their number."""
-    stems = [Path(path).stem for path in paths]
+def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_frames: int | None) -> None:
+    """Checks the options of `predict` before a model is loaded.
+
+    Args:
+        paths: As for `predict`.
+        draw: As for `predict`.
+        track: As for `predict`.
+        max_frames: As for `predict`.
+
+    Raises:
+        UserError: If an option would have no effect, a package is missing, or a drawing would replace an input.
+    """
+    videos = [path for path in paths if is_video(path)]
+    for option, is_given in (("--track", track), ("--max-frames", max_frames is not None)):
+        if is_given and not videos:
+            raise UserError(f"{option} is for videos, and only images are given: name a video, or leave it out.")
+    if videos:
+        require_extra("av", f"the video {videos[0]}", "video")
+    if track:
+        Tracker(rate=1)  # imports its packages
+    if draw is None:
+        return
+    inputs = {Path(path).resolve(): path for path in paths}
+    for path, name in zip(paths, _names(paths), strict=True):
+        if (found := inputs.get((Path(draw) / f"{name}.{_suffix(path)}").resolve())) is not None:
+            kind = "video" if is_video(found) else "image"
+            raise UserError(f"--draw {draw} would overwrite the {kind} {found}: choose another folder.")
+
+
+def _suffix(path):
+    return "mp4" if is_video(path) else "png"
+
+
+def _names(paths):
+    """Returns a file name for what is made of each image or video; those with equal names also get their number."""
+    stems = [f"camera{path}" if is_camera(path) else re.sub(r"[^\w.,+ -]", "_", Path(path).stem) for path in paths]
     return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
 
 
-def _check_pictures(folder, names, paths):
-    """Checks that no picture would replace one of the images."""
-    images = {Path(path).resolve(): path for path in paths}
-    for name in names:
-        if (image := images.get((Path(folder) / f"{name}.png").resolve())) is not None:
-            raise UserError(f"--draw {folder} would overwrite the image {image}: choose another folder.")
+def _place(path, frame, rate):
+    return {"image": path} if rate is None else {"video": path, "frame": frame.index, "time": round(frame.time, 4)}
 
 
 def _print_entry(entry):
+    where = entry.get("image") or entry["video"]
     if "error" in entry:
-        print(f"{entry['image']}: not read")
+        print(f"{where}: not read")
         return
-    print(f"{entry['image']}: {len(entry['detections'])} objects")
+    if "frame" in entry:
+        where += f" frame {entry['frame']} ({entry['time']:.2f} s)"
+    print(f"{where}: {len(entry['detections'])} objects")
     for record in entry["detections"]:
         y1, x1, y2, x2 = record["box"]
-        print(f"  {record['label']:<20} {record['score']:.3f}   y {y1:7.1f} to {y2:7.1f}   x {x1:7.1f} to {x2:7.1f}")
-
-
-def _records(found: Detections) -> list[dict]:
-    """Returns detections as plain values: label, class_id, score and box (yxyx in pixels of the image).
-
-    Models with keypoints add ``keypoints``, (y, x, score) each. Models with masks add ``segmentation``, a compressed
-    RLE as in COCO's results. Further outputs of a model's branches are in ``extras``, by name.
-    """
-    records = []
-    for box, score, class_id, label in zip(found.boxes, found.scores, found.class_ids, found.labels, strict=True):
-        box = [round(float(value), 3) for value in box]
-        records.append({"label": label, "class_id": int(class_id), "score": round(float(score), 5), "box": box})
-    if found.keypoints is not None:
-        for record, keypoints in zip(records, found.keypoints, strict=True):
-            record["keypoints"] = np.round(keypoints.astype(float), 3).tolist()
-    if found.mask_probs is not None:
-        for record, segmentation in zip(records, found.encode_masks(), strict=True):
-            record["segmentation"] = segmentation
-    if found.extras:
-        for index, record in enumerate(records):
-            record["extras"] = {name: value[index].tolist() for name, value in found.extras.items()}
-    return records
-
-
-def _draw(found, image, path):
-    scale = 2 if max(found.image_size) < 400 else 1  # names stay legible in small images
-    Image.fromarray(found.draw(image, scale=scale)).save(path)
+        name = record["label"] + (f" #{record['track_id']}" if record.get("track_id") is not None else "")
+        print(f"  {name:<20} {record['score']:.3f}   y {y1:7.1f} to {y2:7.1f}   x {x1:7.1f} to {x2:7.1f}")

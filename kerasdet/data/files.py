@@ -108,8 +108,11 @@ class ImageFinder:
             Path of the file, or of the place where it is missing.
 
         Raises:
-            UserError: If several files have the name, two names lead to one file, or a repair is made in strict mode.
+            UserError: If several files have the name, two names lead to one file, the name is none, or a repair is made
+                in strict mode.
         """
+        if "\0" in name:
+            raise UserError(f"{where} names the image {name!r}; expected a name without a null byte. Correct the name.")
         direct = next((path for folder in self.folders if (path := folder / name).is_file()), None)
         path = direct or self._repair(name, where)
         if path is None:

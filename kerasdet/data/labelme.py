@@ -128,7 +128,7 @@ def _objects(data, path, changes):
     groups = {}
     for number, shape in enumerate(data["shapes"], 1):
         where = f"{path}: shape {number}"
-        if not isinstance(shape, dict) or "label" not in shape or not isinstance(shape.get("points"), list):
+        if not isinstance(shape, dict) or shape.get("label") in (None, "") or not isinstance(shape.get("points"), list):
             raise UserError(f'{where} is {str(shape)[:80]}; expected a "label" and "points". Correct the file.')
         kind = shape.get("shape_type") or "polygon"
         if kind in _WITHOUT_AREA:

@@ -123,6 +123,7 @@ def evaluation_batches(
     *,
     resize: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     size_divisor: int = 32,
+    pad_to: tuple[int, int] | None = None,
     mask_size: int = mask_ops.CROP_SIZE,
     shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
@@ -134,6 +135,7 @@ def evaluation_batches(
         resize: Callable ``example -> example``; `ResizeShortestEdge` uses its first length here. None keeps the size
             of the images.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
+        pad_to: Fixed (height, width) in pixels to pad images to, instead of `size_divisor`.
         mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
         shard: (i, n) selects every n-th image, starting with image i.
 
@@ -150,7 +152,7 @@ def evaluation_batches(
     @tf.autograph.experimental.do_not_convert
     def example(index):
         result = read(index)
-        return _pad(resize(result) if resize else result, size_divisor)
+        return _pad(resize(result) if resize else result, size_divisor, pad_to)
 
     index, count = shard
     examples = tf.data.Dataset.range(index, len(records), count).map(example, tf.data.AUTOTUNE, deterministic=True)

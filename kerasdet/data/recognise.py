@@ -108,7 +108,7 @@ def _is_split(key, value, folder):
 
 def _read_yolo(data, file, key, names, changes):
     images = yolo.split_images(data, file, key, changes)
-    return yolo.read_yolo(images, names, changes, data.get("kpt_shape") or ())
+    return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file))
 
 
 def _find_yolo_folder(path):
@@ -374,7 +374,7 @@ def open_dataset(
         on_bad_image=on_bad_image,
         on_bad_object=on_bad_object,
         masks=_all_have(data["annotations"], "segmentation") if masks is None else masks,
-        keypoints=any(category.get("keypoints") for category in data["categories"]) if keypoints is None else keypoints,
+        keypoints=_any_has(data["categories"], "keypoints") if keypoints is None else keypoints,
         strict=strict,
     )
     for kind, count in changes.counts.items():
@@ -386,7 +386,11 @@ def open_dataset(
 
 
 def _all_have(annotations, key):
-    return bool(annotations) and all(annotation.get(key) for annotation in annotations)
+    return bool(annotations) and all(isinstance(each, Mapping) and each.get(key) for each in annotations)
+
+
+def _any_has(categories, key):
+    return any(isinstance(each, Mapping) and each.get(key) for each in categories)
 
 
 def dataset_from_examples(

@@ -77,7 +77,7 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
     order = np.argsort(rows, kind="stable")
     borders = np.searchsorted(rows[order], np.arange(1, count))
     parts = {name: np.split(_read_only(column[order]), borders) for name, column in columns.items()}
-    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)][:count]
 
 
 def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

@@ -116,6 +116,8 @@ def _read_rle(value, changes, name):
     whole = None if size is None else [as_int(length) for length in size]
     if whole is None or len(whole) != 2 or None in whole:
         raise ValueError(f"has an RLE mask of size {show(value.get('size'))}; expected height and width")
+    if isinstance(counts, str) and not counts.isascii():
+        raise ValueError(f'has an RLE mask whose "counts" are not ASCII text: {show(counts)}')
     if not isinstance(counts, str | bytes):
         listed = as_list(counts)
         runs = None if listed is None else [as_int(count) for count in listed]

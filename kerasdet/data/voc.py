@@ -166,8 +166,8 @@ def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None],
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
     try:
         tree = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is not valid XML: {error}. Correct or replace the file.") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two are about encodings
+        raise UserError(f"{path} is not valid XML: {error}. Correct the file, or save it as UTF-8.") from None
     objects = []
     for number, item in enumerate(tree.findall("object"), 1):
         where = f"{path}: object {number}"

@@ -104,8 +104,8 @@ def parse(path: Path) -> ElementTree.Element:
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
     try:
         return ElementTree.fromstring(path.read_bytes())
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is not valid XML: {error}. Correct or replace the file.") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two are about encodings
+        raise UserError(f"{path} is not valid XML: {error}. Correct the file, or save it as UTF-8.") from None
 
 
 def _read_split(files, names, root, changes):

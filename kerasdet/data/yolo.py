@@ -159,6 +159,31 @@ def label_of(image: Path) -> Path:
     return beside
 
 
+def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
+    """Reads `kpt_shape` of a `data.yaml`.
+
+    Args:
+        data: Contents of the file.
+        file: Path of the file, for messages.
+
+    Returns:
+        Number of keypoints and of values of each, or () without keypoints.
+
+    Raises:
+        UserError: If the value is neither.
+    """
+    shape = data.get("kpt_shape") or ()
+    if not shape:
+        return ()
+    numbers = shape if isinstance(shape, list) and all(type(number) is int for number in shape) else ()
+    if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
+        raise UserError(
+            f"{file}: kpt_shape is {str(shape)[:80]}; expected the number of keypoints and 2 or 3, such as [17, 3]. "
+            "Correct it."
+        )
+    return tuple(numbers)
+
+
 def read_yolo(
     images: Sequence[Path], names: Mapping[int, str], changes: Changes, keypoint_shape: Sequence[int] = ()
 ) -> dict:

@@ -85,11 +85,12 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
     Returns:
         A finite `tf.data.Dataset` of batches, see `kerasdet.data.pipeline.evaluation_batches`.
     """
-    rule, resize = predictor.preprocessing, None
+    rule, resize, pad_to = predictor.preprocessing, None, None
     if not isinstance(rule, KeepSize):
         resize = ResizeShortestEdge(rule.shortest, rule.longest, rounding=rule.rounding, kernel=rule.kernel)
-    shard = worker_rank(_strategy(predictor))
-    return evaluation_batches(dataset, batch_size, resize=resize, size_divisor=rule.size_divisor, shard=shard)
+        pad_to = (rule.padded_size(rule.longest),) * 2 if rule.letterboxes else None
+    options = {"resize": resize, "size_divisor": rule.size_divisor, "pad_to": pad_to}
+    return evaluation_batches(dataset, batch_size, **options, shard=worker_rank(_strategy(predictor)))
 
 
 def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:

@@ -18,6 +18,7 @@ from kerasdet import ops, visualize
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
+from kerasdet.inference import interop
 from kerasdet.inference.preprocessing import ImageLike, open_image
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class Detections:
         return visualize.draw_boxes(
             image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8),
             self.boxes,
-            self.labels,
+            self._drawn_labels(),
             self.scores,
             self.class_ids,
             masks=self.masks,
@@ -243,6 +244,11 @@ class Detections:
             skeleton=self.skeleton,
             scale=scale,
         )
+
+    def _drawn_labels(self):
+        """Returns the class names with the ids that a `Tracker` gave."""
+        ids = self.extras.get(interop.TRACK_ID, np.full(len(self), -1)).tolist()
+        return [f"{label} #{i}" if i >= 0 else label for label, i in zip(self.labels, ids, strict=True)]
 
     def encode_masks(self) -> list[dict]:
         """Encodes the masks as COCO's compressed RLE, without full-size masks if kerasdet's ops are compiled.
@@ -297,24 +303,55 @@ class Detections:
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:
-            A `supervision.Detections`; class names are in its ``data["class_name"]``, `extras` under their names.
+            A `supervision.Detections`; class names are in its ``data["class_name"]``, `extras` under their names, and
+            the ids of `kerasdet.inference.Tracker` in its `tracker_id`.
 
         Raises:
             UserError: If supervision is not installed.
         """
-        try:
-            import supervision
-        except ImportError:
-            raise UserError(
-                "supervision is not installed, but to_supervision needs it: pip install 'kerasdet[supervision]'."
-            ) from None
-        return supervision.Detections(
-            xyxy=self.xyxy,
-            mask=self.masks,
-            confidence=self.scores,
-            class_id=self.class_ids.astype(int),
-            data={**self.extras, "class_name": np.array(self.labels, str)},
-        )
+        return interop.to_detections(self)
+
+    def to_supervision_keypoints(self) -> "supervision.KeyPoints":
+        """Converts keypoints to `supervision.KeyPoints`, for its annotators.
+
+        Returns:
+            A `supervision.KeyPoints`; class names are in its ``data["class_name"]``.
+
+        Raises:
+            UserError: If supervision is not installed.
+            ValueError: If there are no keypoints.
+        """
+        return interop.to_key_points(self)
+
+    @classmethod
+    def from_supervision(
+        cls,
+        detections: "supervision.Detections",
+        image_size: tuple[int, int],
+        *,
+        class_names: Sequence[str] | None = None,
+        key_points: "supervision.KeyPoints | None" = None,
+    ) -> "Detections":
+        """Converts `supervision.Detections`, such as what its slicer or tracker returns; masks keep their pixels.
+
+        Args:
+            detections: Objects without scores get the score 1, objects without classes the class id 0.
+            image_size: Height and width of the image in pixels.
+            class_names: Names by class id; None takes those of ``data["class_name"]``.
+            key_points: The keypoints of the same objects, in their order.
+
+        Returns:
+            The `Detections`, best first. Ids of a tracker are in ``extras["track_id"]``, arrays of `data` in `extras`.
+
+        Raises:
+            UserError: If masks, keypoints or names do not fit.
+
+        Example:
+            >>> sliced = supervision.InferenceSlicer(lambda image: model.detect(image).to_supervision())(image)
+            >>> found = Detections.from_supervision(sliced, image.shape[:2], class_names=model.class_names)
+        """
+        found = cls(**interop.fields_from_supervision(detections, image_size, class_names, key_points))
+        return found[np.argsort(-found.scores, kind="stable")]
 
 
 def unpad(
@@ -365,7 +402,7 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
         branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
-        clip: Whether boxes are clipped to the images, see `Preprocessing.clips_boxes`.
+        clip: Whether boxes are clipped to the images, see `Preprocessing.letterboxes`.
 
     Returns:
         The padded dict in the new coordinates; other entries are unchanged.
@@ -376,6 +413,32 @@ def rescale(
         if output.rescaling == "swapped_boxes" and name in detections:
             scaled[name] = box_ops.scale(tf.convert_to_tensor(detections[name]), factor[:, ::-1])
     return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)} if clip else scaled
+
+
+def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+    """Concatenates the detections of several batches.
+
+    Masks of whole images (`mask_boxes`) may differ in size. Smaller ones are continued by their last row and column,
+    and their `mask_boxes` grow with them.
+
+    Args:
+        parts: Padded dicts with the same entries.
+    """
+    if "mask_boxes" in parts[0]:
+        sizes = tf.stack([tf.shape(part["mask_probs"])[2:] for part in parts])
+        parts = [_with_larger_masks(part, tf.reduce_max(sizes, 0)) for part in parts]
+    return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
+
+
+def _with_larger_masks(detections, size):
+    """Continues `mask_probs` (B, D, h, w) to `size` (2,) cells of the same extent."""
+    probs, boxes = detections["mask_probs"], detections["mask_boxes"]
+    old = tf.shape(probs)[2:]
+    rows, columns = (tf.minimum(tf.range(size[axis]), old[axis] - 1) for axis in (0, 1))
+    probs = tf.gather(tf.gather(probs, rows, axis=2), columns, axis=3)
+    corner, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+    boxes = tf.concat([corner, corner + extent * tf.cast(size, boxes.dtype) / tf.cast(old, boxes.dtype)], -1)
+    return {**detections, "mask_probs": probs, "mask_boxes": boxes}
 
 
 def to_tf_od(

@@ -38,9 +38,9 @@ class Preprocessing(ConfigFromInit):
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
             "opencv" works on uint8 without antialiasing.
         size_divisor: Batches are padded to a multiple of this, in pixels.
-        letterbox_value: Value, 0..255, of the pixels that pad each image to a square. The network sees them as part of
-            the image, so boxes may end in them (RTMDet: 114). None pads with zeros after normalisation, which the
-            network's outputs do not count as image.
+        letterbox_value: Value, 0..255, of the pixels that pad each image to a square of `longest` pixels. The network
+            sees them as part of the image, so boxes may end in them (RTMDet: 114). None pads with zeros after
+            normalisation, and boxes end at the image's sides.
 
     Raises:
         ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or a name is unknown.
@@ -88,28 +88,38 @@ class Preprocessing(ConfigFromInit):
         self.size_divisor = size_divisor
         self.letterbox_value = letterbox_value
 
+    @property
+    def letterboxes(self) -> bool:
+        """Whether padding counts as image, so that boxes may end in it."""
+        return self.letterbox_value is not None
+
     def network_input(self, image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Letterboxes a batch if the model does, and returns what the model takes.
+        """Returns what the model takes for a batch that `batch` made.
 
         Args:
             image: (B, H, W, 3) RGB, 0..255, uint8 or float, padded at the bottom right.
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            `image` and `image_size` without a `letterbox_value`. With it, `image` is (B, S, S, 3) float32, square and
-            filled up, and `image_size` (B, 2) is its whole size.
+            `image` and `image_size`. For a model that letterboxes, the padding of `image` is filled, float32, and
+            `image_size` includes it.
         """
-        if self.letterbox_value is None:
+        if not self.letterboxes:
             return {"image": image, "image_size": image_size}
-        side = self.padded_size(tf.reduce_max(image_size))
-        image = resize_ops.pad_to(tf.cast(image, float_dtype())[:, :side, :side], side, side)
+        image = tf.cast(image, float_dtype())
         image = tf.where(_valid_pixels(image, image_size), image, tf.cast(self.letterbox_value, image.dtype))
-        return {"image": image, "image_size": tf.fill(tf.shape(image_size), side)}
+        return {"image": image, "image_size": tf.broadcast_to(tf.shape(image)[1:3], tf.shape(image_size))}
 
-    @property
-    def clips_boxes(self) -> bool:
-        """Whether boxes end at the image's sides; those of letterboxed images may end in the letterbox."""
-        return self.letterbox_value is None
+    def batch_size(self, image_size: tf.Tensor, resize: tuple[int, int] | bool | None = None) -> tf.Tensor:
+        """Returns height and width of a batch, (2,) in pixels.
+
+        Args:
+            image_size: (2,) the largest height and width of its images, in pixels.
+            resize: How the images were resized, see `batch`.
+        """
+        if not self.letterboxes or resize is False:
+            return self.padded_size(image_size)
+        return tf.fill([2], self.padded_size(resize[1] if resize else self.longest))
 
     def normalize(self, image: tf.Tensor, image_size: tf.Tensor | None) -> tf.Tensor:
         """Turns pixels into the network's input, which is zero where the image is padded.
@@ -178,16 +188,26 @@ class Preprocessing(ConfigFromInit):
                 return tf.cast(image, tf.float32)
             return self.resize(image, *(resize or ()))
 
+        def padded_size(size):
+            return self.batch_size(size, resize)
+
         if not isinstance(images, list | tuple):
-            return _padded(resized(images), tf.shape(images)[1:3], self.padded_size)
+            return _padded(resized(images), tf.shape(images)[1:3], padded_size)
         original_size = tf.stack([tf.shape(image)[:2] for image in images])
-        return _padded([resized(image) for image in images], original_size, self.padded_size)
+        return _padded([resized(image) for image in images], original_size, padded_size)
+
+    @property
+    def filling(self) -> tuple[float, float, float]:
+        """RGB value of the pixels that `letterbox` adds: `letterbox_value`, or the mean."""
+        if self.letterboxes:
+            return (float(self.letterbox_value),) * 3
+        return tuple(self.mean if self.channel_order == "rgb" else self.mean[::-1])
 
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        With the rounding "square" the image is stretched instead, and nothing is filled. Otherwise the filling is the
-        model's `letterbox_value`, or the mean, which the network sees as zero, just like padding.
+        With the rounding "square" the image is stretched instead, and nothing is filled. Otherwise the model's `filling`
+        looks to the network just like padding.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -205,11 +225,9 @@ class Preprocessing(ConfigFromInit):
         offset = 1e-9 if self.rounding == "torchvision" else 0.5
         size = tuple(max(int(length * scale + offset), 1) for length in image.shape[:2])
         small = resize_ops.resize(image, size, self.kernel)  # (h, w, 3)
-        filling = self.mean if self.channel_order == "rgb" else self.mean[::-1]
-        if self.letterbox_value is not None:
-            filling = (self.letterbox_value,) * 3
-        below = tf.broadcast_to(tf.constant(filling, tf.float32), [height - size[0], size[1], 3])
-        right = tf.broadcast_to(tf.constant(filling, tf.float32), [height, width - size[1], 3])
+        filling = tf.constant(self.filling, tf.float32)
+        below = tf.broadcast_to(filling, [height - size[0], size[1], 3])
+        right = tf.broadcast_to(filling, [height, width - size[1], 3])
         return tf.concat([tf.concat([small, below], 0), right], 1), size
 
 

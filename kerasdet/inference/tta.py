@@ -10,6 +10,7 @@ from kerasdet.geometry import boxes as box_ops
 from kerasdet.inference.detections import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
+from kerasdet.ops.resize import pad_to
 
 SCALES = (0.75, 1.0, 1.25)
 
@@ -95,15 +96,16 @@ class AugmentedPredictor(Predictor):
             rule = self.model.preprocessing
             resized = rule.resize(image, shortest, longest)  # (h, w, 3)
             views = tf.stack([resized, tf.reverse(resized, [1])] if self.hflip else [resized])  # (V, h, w, 3)
-            batch = rule.batch(views, resize=False)
-            size = batch["image_size"][0]  # (2,)
-            inputs = rule.network_input(batch["image"], batch["image_size"])
+            size = tf.shape(views)[1:3]
+            image_size = tf.broadcast_to(size, [tf.shape(views)[0], 2])  # (V, 2)
+            views = pad_to(views, *tf.unstack(rule.batch_size(size, (shortest, longest))))
+            inputs = rule.network_input(views, image_size)
             outputs = self.model(inputs, training=False)
             candidates = self.model.decode(outputs, inputs["image_size"])
             factor = tf.cast(tf.shape(image)[:2], tf.float32) / tf.cast(size, tf.float32)
             boxes = box_ops.scale(self._unflip(candidates["boxes"], size[1]), factor)  # (V, N, 4)
-            outputs = outputs if self.model.branches else {}
-            return {"candidates": {**candidates, "boxes": boxes}, "outputs": outputs, "size": size}
+            inputs = self.model.branch_inputs(outputs, image_size)
+            return {"candidates": {**candidates, "boxes": boxes}, "branch_inputs": inputs, "size": size}
 
         return tf.function(run_view, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)])
 
@@ -128,8 +130,7 @@ class AugmentedPredictor(Predictor):
         count = 2 if self.hflip else 1
         boxes = tf.repeat(box_ops.scale(detections["boxes"], factor), count, axis=0)  # (V, D, 4)
         class_ids = tf.repeat(detections["class_ids"], count, axis=0)  # (V, D)
-        boxes, image_size = self._unflip(boxes, view["size"][1]), tf.repeat(view["size"][None], count, axis=0)
-        maps = self.model.branch_maps(branch, view["outputs"], boxes, class_ids, image_size)
+        maps = self.model.branch_maps(branch, view["branch_inputs"], self._unflip(boxes, view["size"][1]), class_ids)
         return tf.concat([maps[:1], *([branch.hflip(maps[1:])] if self.hflip else [])], 0)
 
     def _unflip(self, boxes, width):

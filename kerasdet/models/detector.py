@@ -88,6 +88,15 @@ class Detector(Predictor, Trainer):
         """Output name -> its name in exports and its rescaling, for all outputs of the branches."""
         return {name: output for branch in self.branches for name, output in branch.outputs.items()}
 
+    def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> Mapping:
+        """Returns what `branch_maps` reads, for test-time augmentation.
+
+        Args:
+            outputs: The dict that the model returned.
+            image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
+        """
+        return outputs.get("pyramid", {})
+
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Detects objects in a batch for `predict`, in pixels of the network's input."""
         batch, is_real = pad_empty_batch(unpack_batch(data))
@@ -128,7 +137,7 @@ class Detector(Predictor, Trainer):
     def _detect(self, image, image_size, original_size):
         inputs = self.preprocessing.network_input(image, image_size)
         detections = self.postprocess(self(inputs, training=False), inputs["image_size"])
-        clip = self.preprocessing.clips_boxes
+        clip = not self.preprocessing.letterboxes
         return rescale(detections, image_size, original_size, self.branch_outputs, clip=clip)
 
     def predict_batches(self, batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:

@@ -178,18 +178,10 @@ class FasterRCNN(ConfigFromInit, Detector):
         return self.roi_heads.add_branch_outputs(super().postprocess(outputs, image_size), outputs["pyramid"])
 
     def branch_maps(
-        self, branch: Branch, outputs: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor, image_size: tf.Tensor
+        self, branch: Branch, pyramid: Mapping[str, tf.Tensor], boxes: tf.Tensor, class_ids: tf.Tensor
     ) -> tf.Tensor:
-        """Runs a branch on boxes of classes, for test-time augmentation; see `RoIHeads.branch_maps`.
-
-        Args:
-            branch: One of `branches`.
-            outputs: Result of `call`.
-            boxes: (B, D, 4) in the coordinates of the network's input.
-            class_ids: (B, D) int32, -1 for padding.
-            image_size: (B, 2) heights and widths without padding, which boxes do not need.
-        """
-        return self.roi_heads.branch_maps(branch, outputs["pyramid"], boxes, class_ids)
+        """Runs a branch on boxes of classes; see `RoIHeads.branch_maps`."""
+        return self.roi_heads.branch_maps(branch, pyramid, boxes, class_ids)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

@@ -258,8 +258,12 @@ class RTMDet(ConfigFromInit, Detector):
             detections |= branch.detect(outputs[branch.name], points, anchors, detections)
         return detections
 
+    def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> dict:
+        """Returns what `branch_maps` reads: the outputs if there are branches, and the sizes of the images."""
+        return {**outputs, "image_size": image_size} if self.branches else {}
+
     def branch_maps(
-        self, branch: DynamicMaskBranch, outputs: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor, image_size: tf.Tensor
+        self, branch: DynamicMaskBranch, inputs: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor
     ) -> tf.Tensor:
         """Runs a branch on boxes of classes, for test-time augmentation.
 
@@ -267,20 +271,19 @@ class RTMDet(ConfigFromInit, Detector):
 
         Args:
             branch: One of `branches`.
-            outputs: Result of `call`.
+            inputs: Result of `branch_inputs`.
             boxes: (B, D, 4) in the coordinates of the network's input.
             class_ids: (B, D) int32, -1 for padding.
-            image_size: (B, 2) heights and widths of the images in the network's input.
 
         Returns:
             (B, D, S, S).
         """
-        anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
-        decoded = self.coder.decode(dense.all_levels(outputs, "box_distances"), anchors)  # (B, R, 4)
-        logits = tf.transpose(dense.all_levels(outputs, "class_logits"), [0, 2, 1])  # (B, K, R)
+        anchors = dense.all_levels(inputs, "anchors")  # (R, 4)
+        decoded = self.coder.decode(dense.all_levels(inputs, "box_distances"), anchors)  # (B, R, 4)
+        logits = tf.transpose(dense.all_levels(inputs, "class_logits"), [0, 2, 1])  # (B, K, R)
         scores = tf.sigmoid(tf.gather(logits, tf.maximum(class_ids, 0), batch_dims=1))  # (B, D, R)
         points = tf.argmax(box_ops.iou(boxes, decoded) * scores, -1)  # (B, D)
-        return branch.image_maps(outputs[branch.name], points, anchors, image_size)
+        return branch.image_maps(inputs[branch.name], points, anchors, inputs["image_size"])
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")

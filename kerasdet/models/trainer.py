@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction
+from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction, flatten_layers, inner_optimizer
 from kerasdet.keras_utils import float_dtype
 from kerasdet.ops.distribute import global_max, global_sum, local_reductions, local_replicas, num_replicas
 
@@ -48,6 +48,19 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def metrics(self) -> list[keras.Metric]:
         """Means of the losses, the gradient norm and the number of positives, which Keras resets every epoch."""
         return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
+
+    def build_optimizer(self) -> None:
+        """Creates the variables of the optimizer; with `use_ema` it also averages the moving statistics of norms.
+
+        The statistics are not trained. They are those of the trained weights, and do not fit the averaged ones.
+        """
+        averages = getattr(inner_optimizer(self.optimizer), "use_ema", False)
+        self.optimizer.build([*self.trainable_variables, *(moving_statistics(self) if averages else ())])
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles a loaded model; Keras calls this."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.build_optimizer()
 
     def train_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Trains on one batch and returns the running means by name."""
@@ -284,6 +297,13 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             results = run(dealt)
             for index, batch in enumerate(group):  # the last group may be smaller, and some replicas repeat its batches
                 yield batch, {key: strategy.experimental_local_results(value)[index] for key, value in results.items()}
+
+
+def moving_statistics(model: keras.Model) -> list[keras.Variable]:
+    """Lists the means and variances that batch norms update in training."""
+    norms = [layer for layer in flatten_layers(model) if hasattr(layer, "moving_mean") and layer.trainable]
+    norms = [norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")]  # kerasdet's have a mode
+    return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
 
 
 def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:

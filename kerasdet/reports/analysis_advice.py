@@ -10,6 +10,8 @@ from kerasdet.reports.page import Finding, count, share
 
 _FEW_OBJECTS = 20
 _WIDE_INTERVAL = 0.06  # width of AP's interval from which the page warns
+_WEAK = 0.5  # times the mean AP of the other classes, below which a class is named
+_SMALLER = 0.7  # times the size of other objects, below which size is named as the reason
 _OFTEN = 3  # times that a class is found as another from which the page names the pair
 _COSTLY = 0.02  # AP50 that an error costs from which the page advises
 _BAD_CALIBRATION = 0.1
@@ -195,6 +197,34 @@ def _missed_action(analysis):
 
 
 def _class_advice(analysis):
+    return _weakest_class(analysis) + _rare_classes(analysis)
+
+
+def _weakest_class(analysis):
+    """Names the class whose AP is far below that of the others, and whether its objects are smaller."""
+    instances, totals = analysis.instances, analysis.positives[0]
+    ap = np.where(totals >= _FEW_OBJECTS, [each.value for each in analysis.class_numbers], np.nan)
+    if (~np.isnan(ap)).sum() < 2:
+        return []
+    worst = int(np.nanargmin(ap))
+    others = float(np.nanmean(np.delete(ap, worst)))
+    if not ap[worst] < _WEAK * others:
+        return []
+    edges = np.sqrt(np.maximum(instances.object_areas, 0))
+    mine = ~instances.ignored & (instances.object_classes == worst)
+    own, rest = np.median(edges[mine]), np.median(edges[~instances.ignored & ~mine])
+    name = analysis.class_names[worst]
+    action = f"Add examples of {name}, or repeat its images in training."
+    if own < _SMALLER * rest:
+        action = (
+            f"Its objects are smaller ({own:.0f} px across; the others {rest:.0f} px): use larger images "
+            "(`SHORTEST_EDGE`) or smaller anchors, which `kerasdet inspect` suggests."
+        )
+    text = f"{name} has an AP of {ap[worst]:.3f}, the other classes {others:.3f} on average."
+    return [Finding("advice", text, action, "classes")]
+
+
+def _rare_classes(analysis):
     few = [name for name, n in zip(analysis.class_names, analysis.positives[0], strict=True) if 0 < n < _FEW_OBJECTS]
     if not few:
         return []

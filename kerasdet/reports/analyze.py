@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
         analysis_images.images(analysis, cases, open_picture, labels, result),
         sections.numbers(analysis, words),
         sections.classes(analysis),
-        analysis_curves.scores(analysis, run.name if run.seconds else "MODEL"),
+        analysis_curves.scores(analysis, shlex.quote(run.name) if run.seconds else "MODEL"),
         analysis_curves.reliability(analysis),
     ]
     return [each for each in made if each is not None]

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kerasdet.ops.distribute import all_gather_object, worker_rank
 from kerasdet.training import resume
+from kerasdet.training.callbacks import RunCallbacks
 from kerasdet.training.metrics_log import ThroughputLogger
 from kerasdet.training.validation import Validator
 
@@ -36,6 +37,7 @@ class TrainingLoop(keras.callbacks.Callback):
         max_to_keep: Number of the latest checkpoints that stay on disk.
         throughput: Logs losses and speed.
         validator: Evaluates the model; None trains without validation.
+        callbacks: Callbacks of the user.
         save_every: Steps between two checkpoints.
         validate_every: Steps between two evaluations.
         steps: Steps of the whole run.
@@ -53,6 +55,7 @@ class TrainingLoop(keras.callbacks.Callback):
         max_to_keep: int,
         throughput: ThroughputLogger,
         validator: Validator | None,
+        callbacks: RunCallbacks,
         save_every: int,
         validate_every: int,
         steps: int,
@@ -67,6 +70,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.max_to_keep = max_to_keep
         self.throughput = throughput
         self.validator = validator
+        self.callbacks = callbacks
         self.save_every = save_every
         self.validate_every = validate_every
         self.steps = steps
@@ -74,6 +78,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.settings = settings
         self.completed_steps = completed_steps
         self.completed_images = completed_images
+        self.evaluated = {}  # numbers of the evaluation after the current step, if there was one
         self.stop_requested = False
         self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
@@ -90,6 +95,8 @@ class TrainingLoop(keras.callbacks.Callback):
         """
         if self.completed_steps:
             self._validate(self.completed_steps)  # the last process may have ended between saving and evaluating
+            if self.evaluated:
+                self.callbacks.epoch_end(self.completed_steps, self.evaluated, self.completed_steps >= self.steps)
         if self.completed_steps >= self.steps or (self.validator and self.validator.should_stop()):
             return
         if self.completed_steps:
@@ -120,19 +127,29 @@ class TrainingLoop(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping | None = None) -> None:
         """Starts the clock of the throughput."""
+        self.callbacks.begin(self.completed_steps)
         self.throughput.restart()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping | None = None) -> None:
+        """Tells the callbacks which step begins."""
+        self.callbacks.batch_begin(self.completed_steps + batch + 1)
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
         """Logs a step, saves and validates if they are due, and stops if a signal asks for it."""
         step = self.completed_steps + batch + 1
         self.throughput(step, logs)
         with self.throughput.paused():
+            self.callbacks.batch_end(step, logs)
             should_stop = self._should_stop(step)
             if step % self.save_every == 0 or step == self.steps or should_stop:
                 self._save(step)
             if should_stop:
                 self._stop()
             self._validate(step)
+            if step % self.callbacks.steps_per_epoch == 0 or step == self.steps or self.detector.stop_training:
+                rate = self.detector.optimizer.learning_rate
+                logs = {**logs, "learning_rate": tf.convert_to_tensor(rate), **self.evaluated}
+                self.callbacks.epoch_end(step, logs, is_last=step == self.steps)
 
     def _should_stop(self, step):
         """Returns whether any worker received SIGTERM; all workers get the same answer."""
@@ -147,13 +164,17 @@ class TrainingLoop(keras.callbacks.Callback):
         all_gather_object(self.detector.distribute_strategy, None)  # no worker goes on before the file is on the disk
 
     def _validate(self, step):
+        self.evaluated = {}
         is_due = step % self.validate_every == 0 or step == self.steps
         if self.validator is None or not is_due or self.validator.has_evaluated(step):
             return
         self.can_stop_now = True
         if self.stop_requested:
             self._stop()
-        self.validator(step)
+        self.callbacks.begin(step - 1)  # the evaluation that the last process did not finish comes before training
+        self.callbacks.test_begin()
+        self.evaluated = self.validator(step)
+        self.callbacks.test_end(self.evaluated)
         self.can_stop_now = False
 
     def _request_stop(self, *_):

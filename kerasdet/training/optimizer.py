@@ -1,11 +1,11 @@
-"""Implements stochastic gradient descent like PyTorch, for which published detection recipes are tuned."""
+"""Implements optimizers like PyTorch's, for which published detection recipes are tuned."""
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from kerasdet.arguments import check_numbers
-from kerasdet.keras_compat import optimizer_variable
+from kerasdet.keras_compat import WarmedUpAverages, optimizer_variable
 
 NORM_PARAMETERS = ("gamma", "beta")
 
@@ -47,13 +47,13 @@ class SGD(keras.optimizers.SGD):
         bias_lr_factor: float = 1.0,
         **kwargs,
     ):
-        # Keras would apply `self.weight_decay` itself, outside the gradient: it stays None.
-        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
         if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             check_numbers("SGD", 0, learning_rate=learning_rate)
         check_numbers("SGD", 0, 1, momentum=momentum)
         check_numbers("SGD", 0, weight_decay=weight_decay, norm_weight_decay=norm_weight_decay)
         check_numbers("SGD", 0, bias_weight_decay=bias_weight_decay, bias_lr_factor=bias_lr_factor)
+        # Keras would apply `self.weight_decay` itself, outside the gradient: it stays None.
+        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
         self.l2 = weight_decay
         self.norm_l2 = norm_weight_decay
         self.bias_l2 = bias_weight_decay
@@ -97,4 +97,48 @@ class SGD(keras.optimizers.SGD):
             "norm_weight_decay": self.norm_l2,
             "bias_weight_decay": self.bias_l2,
             "bias_lr_factor": self.bias_lr_factor,
+        }
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
+    """Implements AdamW with mmdetection's exceptions from weight decay, and moving averages that warm up.
+
+    Args:
+        learning_rate: A float or a schedule.
+        weight_decay: Share of the weights that is subtracted in each step, times the learning rate.
+        beta_1: Share of the mean of gradients that a step keeps. In [0, 1).
+        beta_2: Share of the mean of squared gradients that a step keeps. In [0, 1).
+        epsilon: Added to the root of the mean of squared gradients.
+        decay_norms_and_biases: Whether scales and offsets of norms, and all biases, decay like other weights.
+        ema_warmup: With `use_ema`: steps in which the averages follow the weights closely (mmengine's ``gamma``); 0 for
+            none.
+        **kwargs: Remaining arguments of `keras.optimizers.AdamW`: clipnorm, global_clipnorm, use_ema, ema_momentum, ...
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        decay_norms_and_biases: bool = True,
+        ema_warmup: float = 0,
+        **kwargs,
+    ):
+        super().__init__(learning_rate, weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **kwargs)
+        self.decay_norms_and_biases = decay_norms_and_biases
+        self.ema_warmup = ema_warmup
+        if not decay_norms_and_biases:
+            # Keras looks for these in the names of its own variables or, as bias:0, of TensorFlow's
+            names = [rf"(^|/){name}(:0)?$" for name in (*NORM_PARAMETERS, "bias")]
+            self.exclude_from_weight_decay(var_names=names)
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "decay_norms_and_biases": self.decay_norms_and_biases,
+            "ema_warmup": self.ema_warmup,
         }

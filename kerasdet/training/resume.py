@@ -188,7 +188,7 @@ def open_model(path: Path) -> keras.Model:
             freeze_layers(model, patterns)
             inner = inner_optimizer(model.optimizer)
             model.compile(optimizer=type(inner).from_config(inner.get_config()))
-            model.optimizer.build(model.trainable_variables)
+            model.build_optimizer()
             model.load_weights(path)
     use_averages(model)
     return model

@@ -1,4 +1,4 @@
-"""Defines learning rate schedules: warmup, then steps down or a cosine.
+"""Defines learning rate schedules: warmup, then steps down, a cosine, or a constant rate and a cosine.
 
 The schedules compute in float64, because in float32 step counts beyond 2**24 and `1 + cos` near the end of training
 lose digits.
@@ -145,5 +145,64 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "warmup_factor": self.warmup_factor,
             "warmup": self.warmup,
+            "final_lr": self.final_lr,
+        }
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Warms up, keeps a constant rate, then falls along half a cosine (RTMDet, https://arxiv.org/abs/2212.07784).
+
+    Args:
+        base_lr: Learning rate between the warmup and the cosine.
+        total_steps: Step at which the rate reaches `final_lr`; it stays there afterwards.
+        flat_steps: Step at which the cosine begins. None takes half of `total_steps`.
+        warmup_steps: Steps of the warmup; the last of them has `base_lr` (mmengine's LinearLR). 0 for no warmup.
+        warmup_factor: Factor on `base_lr` at step 0. In [0, 1].
+        final_lr: Learning rate at the end. None takes a twentieth of `base_lr`.
+
+    Raises:
+        UserError: If the steps are not in order.
+    """
+
+    def __init__(
+        self,
+        base_lr: float,
+        total_steps: int,
+        flat_steps: int | None = None,
+        warmup_steps: int = 1000,
+        warmup_factor: float = 1e-5,
+        final_lr: float | None = None,
+    ):
+        super().__init__()
+        flat = total_steps // 2 if flat_steps is None else flat_steps
+        _check_warmup(warmup_steps, "linear", warmup_factor, base_lr=base_lr, final_lr=final_lr)
+        if not 0 <= flat < total_steps:
+            raise UserError(f"flat_steps is {flat}; it must be from 0 to total_steps - 1, {total_steps - 1}.")
+        self.base_lr = base_lr
+        self.total_steps = total_steps
+        self.flat_steps = flat_steps
+        self.warmup_steps = warmup_steps
+        self.warmup_factor = warmup_factor
+        self.final_lr = final_lr
+
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+        """Returns the learning rate of a step, a scalar."""
+        step = ops.cast(step, "float64")
+        start = self.total_steps // 2 if self.flat_steps is None else self.flat_steps
+        final_lr = self.base_lr / 20 if self.final_lr is None else self.final_lr
+        progress = ops.clip((step - start) / (self.total_steps - start), 0.0, 1.0)
+        lr = final_lr + (self.base_lr - final_lr) * 0.5 * (1.0 + ops.cos(math.pi * progress))
+        lr = lr * _warmup_scale(step, self.warmup_steps - 1, self.warmup_factor, "linear")
+        return ops.cast(lr, keras.config.floatx())
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {
+            "base_lr": self.base_lr,
+            "total_steps": self.total_steps,
+            "flat_steps": self.flat_steps,
+            "warmup_steps": self.warmup_steps,
+            "warmup_factor": self.warmup_factor,
             "final_lr": self.final_lr,
         }

@@ -17,6 +17,7 @@ from kerasdet.files import locked, replacing
 from kerasdet.ops.distribute import worker_rank
 from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
+from kerasdet.training.callbacks import RunCallbacks, check_callbacks
 from kerasdet.training.class_weights import keep_shared_classes
 from kerasdet.training.ema import use_averages
 from kerasdet.training.fingerprint import fingerprint
@@ -44,14 +45,15 @@ def train(
     validation: Validation | None = None,
     checkpointing: Checkpointing | None = None,
     step_options: StepOptions | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     log_every: int = 20,
     seed: int = 0,
     config: str | None = None,
 ) -> keras.Model:
     """Trains a detector, or resumes the run in `out_dir`.
 
-    The run writes ``checkpoints/``, ``best.keras``, ``tensorboard/`` and ``metrics.jsonl`` into `out_dir`. On SIGTERM
-    it saves a checkpoint, then exits.
+    The run writes ``checkpoints/``, ``best.keras``, ``comparison.png`` (ground truth beside detections),
+    ``tensorboard/`` and ``metrics.jsonl`` into `out_dir`. On SIGTERM it saves a checkpoint, then exits.
 
     To train on many replicas, build model and optimizer and call this function in the scope of a `tf.distribute`
     strategy (see `make_strategy`). All workers need the same `out_dir`; only the first writes there.
@@ -84,6 +86,13 @@ def train(
         validation: Data and rules of evaluation. None trains without validation.
         checkpointing: How often checkpoints are written, and how many stay. None takes the defaults.
         step_options: Padding, micro-batches and compilation of a step. None takes the defaults.
+        callbacks: Keras callbacks, such as `keras.callbacks.CSVLogger`, `kerasdet.training.MLflowLogger` and
+            `WandbLogger`. Called are `on_train_begin` and `on_train_end`, `on_train_batch_begin` and
+            `on_train_batch_end`, `on_test_begin` and `on_test_end` around an evaluation, and `on_epoch_begin` and
+            `on_epoch_end`. An epoch ends after each evaluation (each checkpoint without validation) and after the last
+            step; its numbers are the losses since the last line of the log, learning rate, ``step`` and those of the
+            evaluation. `params` has ``out_dir``. Checkpoints do not hold the state of callbacks. Several workers call
+            them in the first one only.
         log_every: Steps whose mean becomes a line of the log.
         seed: Seed of the order of images and of the transforms.
         config: Text that configured the run, saved as ``config.gin`` in `out_dir` if the run can start.
@@ -103,6 +112,7 @@ def train(
     out_dir = expand(out_dir, "OUT_DIR (out_dir)")
     strategy = model.distribute_strategy
     validation = checks.match_validation(model, data, validation)
+    check_callbacks(callbacks)
     checks.check_arguments(
         model,
         data,
@@ -123,7 +133,7 @@ def train(
     model.micro_batches = step_options.micro_batches
     model.xla = step_options.jit_compile
     model.compile(optimizer=optimizer)
-    model.optimizer.build(model.trainable_variables)
+    model.build_optimizer()
 
     rank, _ = worker_rank(strategy)
     if rank == 0:
@@ -146,14 +156,24 @@ def train(
         if not _is_finished(out_dir, completed_steps, steps, validator, changes) and rank == 0 and config is not None:
             with replacing(out_dir / "config.gin") as partial:
                 partial.write_text(config)
+        validate_every = epoch * validation.every if validation is not None else steps
+        run_callbacks = RunCallbacks(
+            callbacks,
+            model,
+            out_dir=out_dir,
+            steps=steps,
+            steps_per_epoch=epoch if validation is None else validate_every,
+            batch_size=batch_size,
+        )
         loop = TrainingLoop(
             model,
             out_dir / "checkpoints" if rank == 0 else None,
             max_to_keep=checkpointing.max_to_keep,
             throughput=ThroughputLogger(model, run_log, batch_size, log_every, steps),
             validator=validator,
+            callbacks=run_callbacks,
             save_every=epoch,
-            validate_every=epoch * validation.every if validation is not None else steps,
+            validate_every=validate_every,
             steps=steps,
             batch_size=batch_size,
             settings=settings,
@@ -181,7 +201,8 @@ def train(
             if "is not finite at iteration" not in message:
                 raise
             raise FloatingPointError(_assertion_text(message)) from None
-    use_averages(model)
+        use_averages(model)
+        run_callbacks.end()
     return model
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 
 from kerasdet import evaluation, visualize
 from kerasdet.errors import UserError
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
+from kerasdet.files import replacing
 from kerasdet.inference.detections import Detections
 from kerasdet.training.ema import averaged_weights
+from kerasdet.training.loggers import COMPARISON
 from kerasdet.training.metrics_log import RunLog
 from kerasdet.training.options import Validation
 from kerasdet.training.resume import save_model
@@ -43,11 +46,14 @@ class Validator:
         logged = (name for line in self._evaluations() for name in line if name != "step")
         self.monitor = validation.monitor or next(iter([*self._names(), *logged]), None)
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> dict[str, float]:
         """Evaluates the model after a step, and stops training if `patience` is exhausted.
 
         Args:
             step: Completed steps.
+
+        Returns:
+            The numbers by name.
 
         Raises:
             UserError: If no number has the monitored name.
@@ -63,6 +69,8 @@ class Validator:
             if self.best is not None:
                 picture = comparison(self.model, self.data)
                 self.run_log.write_image(step, "ground truth and detections", picture)
+                with replacing(self.best.with_name(COMPARISON)) as partial:
+                    Image.fromarray(picture).save(partial, "PNG")
                 if self._score(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
             self.run_log.write(step, values)  # last, because a resumed run does not repeat what is in the log
@@ -77,6 +85,7 @@ class Validator:
         if self.should_stop():
             log.info("%s has not improved in %d evaluations: training stops.", self.monitor, self.patience)
             self.model.stop_training = True
+        return values
 
     def has_evaluated(self, step: int) -> bool:
         """Tells whether the log has an evaluation after this step.

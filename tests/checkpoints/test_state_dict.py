@@ -80,6 +80,13 @@ def test_prefix_chooses_among_several(read_object):
         read_object(contents, weights="encoder")
 
 
+def test_names_that_differ_only_by_wrappers_raise(read_object):
+    with pytest.raises(
+        UserError, match=r"has module\.conv1\.weight and _orig_mod\.module\.conv1\.weight, two weights of"
+    ):
+        read_object({**under("module."), **under("_orig_mod.module.", OTHER)})
+
+
 def test_model_is_taken_out_of_a_larger_one(caplog):
     assert take_model(STATE, NEEDED) == STATE
     assert take_model({**STATE, "fc.weight": 3}, NEEDED) == {**STATE, "fc.weight": 3}

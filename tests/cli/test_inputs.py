@@ -1,6 +1,6 @@
 import pytest
 
-from kerasdet.cli.inputs import image_files
+from kerasdet.cli.inputs import image_files, media_files
 from kerasdet.errors import UserError
 
 
@@ -53,6 +53,14 @@ def test_list_expands_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     (folder / "list.txt").write_text("~/b.jpg\n")
     assert image_files(["@list.txt"]) == [str(folder / "b.jpg")]
+
+
+def test_words_of_predict_may_be_videos(folder):
+    words = ["street.MP4", "rtsp://host/a?key=*", "7", "b.jpg", "*.mp4", "[bc].*"]
+    (folder / "c.mp4").touch()
+    assert media_files(words) == [*words[:4], "c.mp4", "b.jpg", "c.mp4"]
+    with pytest.raises(UserError, match=r"https://host/a\.jpg is a URL"):
+        media_files(["https://host/a.jpg"])
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from foreign_data import SIZE, coco, write_json
@@ -163,3 +165,24 @@ def test_unreadable_split_does_not_hide_the_other(tmp_path):
     report = check(tmp_path)
     assert len(report.errors) == 1 and "categories" in report.errors[0]
     assert "train: 1 images" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data: data | {"categories": ["cat", "dog"]}, r'"categories" is not a list of JSON objects'),
+        (lambda data: data | {"annotations": [*data["annotations"], None]}, r'"annotations" is not a list'),
+        (lambda data: data | {"images": [data["images"][0] | {"file_name": "a\0.png"}]}, "without a null byte"),
+        (lambda data: data | {"images": [data["images"][0] | {"file_name": "gone.png"}]}, "gone.png does not exist"),
+    ],
+)
+def test_unusable_contents_are_reported(tmp_path, change, expected):
+    report = check(make(tmp_path, [scene(0)], split="train", change=change))
+    assert re.search(expected, "\n".join(report.errors))
+
+
+def test_xml_of_an_encoding_that_python_lacks_is_reported(tmp_path):
+    scene(0).save(tmp_path / "a.png")
+    text = '<?xml version="1.0" encoding="gbk"?><annotation><object><name>猫</name></object></annotation>'
+    (tmp_path / "a.xml").write_bytes(text.encode("gbk"))
+    assert "save it as UTF-8" in check(tmp_path).errors[0]

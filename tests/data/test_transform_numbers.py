@@ -17,10 +17,12 @@ from kerasdet.data.transforms import (
     MixUp,
     Mosaic,
     NumpyTransform,
+    PadTo,
     RandomAffine,
     RandomApply,
     RandomErasing,
     RandomFlip,
+    RandomHSV,
     RandomIoUCrop,
     RandomPhotometricDistort,
     RandomRotate90,
@@ -78,6 +80,32 @@ def test_scale_jitter_equals_detectron2_resize_then_crop(image):
             np.testing.assert_allclose(found["boxes"], [box], atol=1e-3)
         cropped += max(height, width) > 40
     assert 3 < cropped < 17
+
+
+def test_hsv_adds_whole_numbers_to_opencvs_hsv(image):
+    changed = 0
+    for seed in SEEDS:
+        found = RandomHSV(5, 30, 30)(example_with(image), seed)["image"].numpy()
+        draw = uniform([2, 3], seed)
+        change = [int((2 * d - 1) * limit) if on < 0.5 else 0 for on, d, limit in zip(*draw, (5, 30, 30), strict=True)]
+        changed += any(change)
+        for y, x in [(0, 0), (5, 9), (23, 30)]:
+            hue, saturation, value = colorsys.rgb_to_hsv(*image[y, x] / 255)
+            hue = (round(hue * 180) + change[0]) % 180
+            rest = [min(max(round(v * 255) + c, 0), 255) for v, c in zip((saturation, value), change[1:], strict=True)]
+            expected = np.array(colorsys.hsv_to_rgb(hue / 180, rest[0] / 255, rest[1] / 255)) * 255
+            np.testing.assert_allclose(found[y, x], expected, atol=1)
+    assert changed > 10
+
+
+def test_padding_counts_as_image(image):
+    found = PadTo((32, 40), 114)(example_with(image))
+    np.testing.assert_array_equal(found["image"][:24, :31], image)
+    assert (found["image"].numpy()[24:] == 114).all() and (found["image"].numpy()[:, 31:] == 114).all()
+    assert found["image_size"].numpy().tolist() == [32, 40]
+    np.testing.assert_array_equal(found["boxes"], [[2, 3, 12, 15]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"PadTo got an image larger than its size \(20, 40\)"):
+        PadTo((20, 40))(example_with(image))
 
 
 def iou_crop_reference(transform, boxes, height, width, seed):

@@ -134,6 +134,7 @@ def test_keypoints_follow_kpt_shape(tmp_path):
         ("train: gone\nnames: [cat]\n", "train is 'gone'"),
         ("train: labels\nnames: [cat]\n", "holds no image"),
         ("train: [images\n", "not valid YAML"),
+        ("train: images/train\nnames: [cat]\nkpt_shape: many\n", "kpt_shape is many"),
     ],
 )
 def test_wrong_yaml_is_named(tmp_path, yaml, expected):

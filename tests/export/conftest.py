@@ -1,5 +1,6 @@
 """Provides models and their exports, each written once per test session."""
 
+import contextlib
 import fcntl
 import os
 
@@ -7,7 +8,7 @@ import pytest
 import tiny
 from export_models import make
 
-from kerasdet.export import export_onnx, export_saved_model, export_tflite
+from kerasdet.export import export_onnx, export_openvino, export_saved_model, export_tflite
 
 TFLITE_SIZE = (96, 128)
 
@@ -64,15 +65,62 @@ def tflite_file(models, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def onnx_file(models, tmp_path_factory):
+def shared_conversions():
+    """Returns a context in which exports to ONNX and OpenVINO convert each model once.
+
+    Formats, and float32 and int8, differ only in what becomes of the converted model. The models must not change.
+    """
+    onnx, write = pytest.importorskip("onnx"), pytest.importorskip("kerasdet.export.onnx.write")
+    convert, made = write.convert_detector, {}
+
+    def convert_once(model, *options):
+        key = id(model), options
+        if key not in made:
+            made[key] = model, convert(model, *options)  # while the model lives, its id is its own
+        _, (result, levels) = made[key]
+        copy = onnx.ModelProto()
+        copy.CopyFrom(result)
+        return copy, list(levels)
+
+    @contextlib.contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(write, "convert_detector", convert_once)
+            yield
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def onnx_file(models, shared_conversions, tmp_path_factory):
     """Returns a function from a model's name and export options to the path of its ONNX file."""
-    folder, made = tmp_path_factory.mktemp("onnx"), {}
+    folder = tmp_path_factory.mktemp("onnx")
+    return _exporter(
+        models,
+        shared_conversions,
+        lambda model, key, **options: export_onnx(model, folder / f"model_{key}.onnx", **options),
+    )
+
+
+@pytest.fixture(scope="session")
+def openvino_folder(models, shared_conversions, tmp_path_factory):
+    """Returns a function from a model's name and export options to the folder of its IR."""
+    folder = tmp_path_factory.mktemp("openvino")
+    return _exporter(
+        models, shared_conversions, lambda model, key, **options: export_openvino(model, folder / key, **options)
+    )
+
+
+def _exporter(models, shared_conversions, export):
+    """Returns a function from a model's name and export options to the path that `export` writes once."""
+    made = {}
 
     def path(name, **options):
-        key = "_".join(["model", name, *map(str, options.values())])
+        key = "_".join([name, *map(str, options.values())])
         if key not in made:
             calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
-            made[key] = export_onnx(models(name), folder / f"{key}.onnx", **calibration, **options)
+            with shared_conversions():
+                made[key] = export(models(name), key, **calibration, **options)
         return made[key]
 
     return path

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export_models import MODELS
+from export_models import COVERING
 
 from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, to_float32
 from kerasdet.keras_compat import freeze_variables
@@ -140,7 +140,7 @@ def test_group_norm_stays_in_float32(rng):
     assert {node.attr["T"].type for node in nodes(graph, "Rsqrt")} == {tf.float32.as_datatype_enum}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", COVERING)
 def test_convolutions_are_in_16_bits_and_boxes_in_float32(models, name):
     model = models(name)
     signature = [

@@ -28,11 +28,18 @@ pytest.importorskip("ai_edge_quantizer")
 SIZE = (96, 128)
 EXAMPLES = Path(tflite.__file__).with_name("examples")
 QUICK = {("retinanet", "nms", "float32"), ("fcos", "postprocess", "int8"), ("mask_keypoint_rcnn", "nms", "float32")}
-CELLS = [(name, kind, precision) for name in MODELS for kind in POSTPROCESSING for precision in PRECISIONS]
+ONLY_RTMDET = {("postprocess", "float32"), ("postprocess", "int8"), ("raw", "float32")}  # rtmdet_ins has the others
+CELLS = [
+    (name, kind, precision)
+    for name in MODELS
+    for kind in POSTPROCESSING
+    for precision in PRECISIONS
+    if name != "rtmdet" or (kind, precision) in ONLY_RTMDET
+]
 
 
 def possible(cell):
-    dense = cell[0] in ("retinanet", "fcos")
+    dense = cell[0] in ("retinanet", "fcos", "rtmdet") or (cell[0] == "rtmdet_ins" and cell[1] == "nms")
     unsupported = cell[1] == "postprocess" or (cell[1] == "raw" and cell[0] != "proposal_network")
     return dense or not (unsupported or (cell[2] == "int8" and cell[0] != "proposal_network"))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from kerasdet import visualize
 from kerasdet.errors import UserError
 from kerasdet.geometry import masks, rle
 from kerasdet.inference import Detections
-from kerasdet.inference.detections import from_tf_od, rescale, to_tf_od, unpad
+from kerasdet.inference.detections import from_tf_od, join, rescale, to_tf_od, unpad
 
 SIZE = (60, 80)
 
@@ -220,25 +219,6 @@ def test_to_coco_with_masks_and_keypoints():
     json.dumps(results)
 
 
-def test_to_supervision():
-    supervision = pytest.importorskip("supervision")
-    found = detections()
-    theirs = found.to_supervision()
-    assert isinstance(theirs, supervision.Detections) and len(theirs) == 3
-    np.testing.assert_array_equal(theirs.xyxy, found.xyxy)
-    np.testing.assert_array_equal(theirs.confidence, found.scores)
-    np.testing.assert_array_equal(theirs.class_id, found.class_ids)
-    np.testing.assert_array_equal(theirs.mask, found.masks)
-    assert theirs.data["class_name"].tolist() == ["cat", "dog", "cat"]
-    assert len(theirs[theirs.confidence > 0.3]) == 2
-
-
-def test_to_supervision_without_the_package_raises(monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)  # importing it fails, as if it were not installed
-    with pytest.raises(UserError, match=r"supervision is not installed.*pip install 'kerasdet\[supervision\]'"):
-        detections().to_supervision()
-
-
 # -- padded dicts
 
 
@@ -293,3 +273,23 @@ def test_tf_od_without_masks_and_keypoints(rng):
     batch = {name: value for name, value in padded(rng).items() if name not in ("mask_probs", "keypoints")}
     outputs = to_tf_od(batch, np.int32([[64, 64], [64, 64]]), 1)
     assert len(outputs) == 4 and from_tf_od(outputs, [(64, 64)], 1).keys() == batch.keys()
+
+
+def test_joined_masks_of_two_sizes_stay_in_their_places(rng):
+    """As RTMDet-Ins gives them for images of 64x40 and 40x72 pixels, one cell for 8."""
+    parts = []
+    for height, width in ((64, 40), (40, 72)):
+        probs = rng.random((1, 2, height // 8, width // 8), np.float32)
+        boxes = np.float32([[[0, 0, height, width], [0, 0, 0, 0]]])
+        parts.append({"mask_probs": probs, "mask_boxes": boxes, "valid": np.int32([1])})
+    joined = join(parts)
+    assert joined["mask_probs"].shape == (2, 2, 8, 9)
+    np.testing.assert_array_equal(joined["valid"], [1, 1])
+    for index, part in enumerate(parts):
+        height, width = part["mask_boxes"][0, 0, 2:].astype(int)
+        ours, theirs = (
+            masks.paste_masks(each["mask_probs"][at, :1], each["mask_boxes"][at, :1], height, width, "mmdet")
+            for each, at in ((joined, index), (part, 0))
+        )
+        assert 0 < np.mean(theirs) < 1
+        np.testing.assert_array_equal(ours, theirs)

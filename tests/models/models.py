@@ -2,12 +2,44 @@
 
 import numpy as np
 
-from kerasdet import FCOS, FPN, SSD, FasterRCNN, KeypointRCNN, MaskRCNN, ProposalNetwork, ResNet, RetinaNet
+from kerasdet import (
+    FCOS,
+    FPN,
+    SSD,
+    FasterRCNN,
+    KeypointRCNN,
+    MaskRCNN,
+    ProposalNetwork,
+    ResNet,
+    RetinaNet,
+    RTMDet,
+    RTMDetIns,
+)
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
 from kerasdet.geometry.default_boxes import DefaultBoxes
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import BoxHead, ConvTop, FCOSHead, MaxPoolTop, MobileNetV3, RetinaNetHead, SSDHead, SSDNeck
-from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
+from kerasdet.layers import (
+    BoxHead,
+    ConvTop,
+    CSPNeXt,
+    CSPNeXtPAFPN,
+    FCOSHead,
+    MaxPoolTop,
+    MobileNetV3,
+    RetinaNetHead,
+    RTMDetHead,
+    SSDHead,
+    SSDNeck,
+)
+from kerasdet.models import (
+    RPN,
+    DynamicMaskBranch,
+    KeypointBranch,
+    MaskBranch,
+    Preprocessing,
+    ProposalSelection,
+    RoIHeads,
+)
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
@@ -60,6 +92,24 @@ def ssdlite(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwar
         "preprocessing": Preprocessing(shortest=96, longest=96, rounding="square", kernel="bilinear"),
     }
     return SSD(NUM_CLASSES, **{**own, **kwargs})
+
+
+def rtmdet(norm="bn_inference", score_threshold=0.05, max_detections=20, model_class=RTMDet, **kwargs):
+    separate = model_class is RTMDet
+    own = {
+        "backbone": CSPNeXt(0.167, 0.25, norm=norm),
+        "neck": CSPNeXtPAFPN(channels=32, num_blocks=1, norm=norm),
+        # boxes start near 3 strides and scores at 0.3, so that few steps suffice
+        "head": RTMDetHead(norm=norm, box_tower=separate, box_bias=1.0 if separate else 2.7, prior_probability=0.3),
+        "postprocessing": Postprocessing(
+            score_threshold, 1000, 0.65, max_detections, clip_before_nms=True, empty_boxes="drop_before_nms"
+        ),
+    }
+    return model_class(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
+
+
+def rtmdet_ins(norm="bn_inference", **kwargs):
+    return rtmdet(norm, model_class=RTMDetIns, **{"branches": [DynamicMaskBranch(norm=norm)], **kwargs})
 
 
 def rpn(min_size=0.0, **kwargs):
@@ -132,6 +182,8 @@ def mask_keypoint_rcnn(norm="bn_inference", **kwargs):
 MODELS = {
     "retinanet": retinanet,
     "fcos": fcos,
+    "rtmdet": rtmdet,
+    "rtmdet_ins": rtmdet_ins,
     "proposal_network": proposal_network,
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
@@ -140,16 +192,18 @@ MODELS = {
 }
 
 
-# Only the slow suite runs these: `mask_keypoint_rcnn` has all their parts.
-SLOW = ("proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
+# Only the slow suite runs these: `rtmdet_ins` and `mask_keypoint_rcnn` have all their parts.
+SLOW = ("rtmdet", "proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 # Together these have all parts of all models, for tests that are too expensive for each model.
-COVERING = ("retinanet", "fcos", "proposal_network", "mask_keypoint_rcnn")
+COVERING = ("retinanet", "fcos", "rtmdet_ins", "proposal_network", "mask_keypoint_rcnn")
 
 
 def randomized(model, seed=0):
     """Assigns weights with which the model detects objects of all classes everywhere; returns the model."""
     rng = np.random.default_rng(seed)
+    has_silu = "rtmdet" in type(model).__name__.lower()  # it halves small numbers, unless norms lift them
     gains = {
+        **{f"class_logits/p{level}": 4.0 for level in (3, 4, 5)},  # RTMDet's
         "box_predictor/class_logits": 0.03,
         "box_predictor/box_deltas": 0.02,
         "class_logits": 0.05,
@@ -158,9 +212,16 @@ def randomized(model, seed=0):
     }
     for weight in model.weights:
         if weight.name == "kernel":
-            gain = next((gain for layer, gain in gains.items() if f"/{layer}/" in f"/{weight.path}"), 1.0)
-            inputs = weight.shape[:2] if "depthwise" in weight.path else weight.shape[:-1]
-            weight.assign(rng.normal(0, gain * (2 / np.prod(inputs)) ** 0.5, weight.shape))
+            gain = next(
+                (gain for layer, gain in gains.items() if f"/{layer}/" in f"/{weight.path}"), 0.6 if has_silu else 1.0
+            )
+            fan_in = np.prod(weight.shape[:2] if "depthwise" in weight.path else weight.shape[:-1])
+            value = rng.normal(0, gain * (2 / fan_in) ** 0.5, weight.shape)
+            if has_silu and "class_logits" in weight.path:  # a SiLU's mean would give one class all places
+                value -= value.mean(2, keepdims=True)
+            weight.assign(value)
+        elif weight.name == "beta" and has_silu:
+            weight.assign(np.ones(weight.shape))
         elif "box_distances" in weight.path:  # boxes of a few strides
             weight.assign(np.full(weight.shape, 2.0))
     return model

@@ -62,9 +62,10 @@ CASES = [
     ("retinanet", {"normalizer": "image_sum"}),
     ("fcos", {"normalizer": "ema"}),
     ("fcos", {"centerness_weights_boxes": True}),
+    ("rtmdet_ins", {}),
     ("mask_keypoint_rcnn", {}),
 ]
-UNEVEN_CASES = [("retinanet", {"normalizer": "image"}), ("fcos", {}), ("mask_keypoint_rcnn", {})]
+UNEVEN_CASES = [("retinanet", {"normalizer": "image"}), ("fcos", {}), ("rtmdet_ins", {}), ("mask_keypoint_rcnn", {})]
 
 
 UNEVEN = """

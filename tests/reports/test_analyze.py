@@ -7,7 +7,10 @@ import pytest
 from reports.pages import Reader, watched_tab
 
 from kerasdet import cli
+from kerasdet.analysis import analyze_cases
 from kerasdet.data import shapes
+from kerasdet.evaluation.coco import read_cases
+from kerasdet.reports.analysis_advice import advise
 
 PLANTED = {"classification": 1, "localisation": 1, "duplicate": 1, "background": 1, "missed": 1}
 
@@ -182,6 +185,25 @@ def test_findings_name_files_that_do_not_belong_together(folder, tmp_path, chang
     assert cli.main([*words, "--out", str(tmp_path / "page.html"), "--json", str(tmp_path / "page.json")]) == 0
     assert "problem: " in (printed := capsys.readouterr().out) and message in printed
     json.loads((tmp_path / "page.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_weakest_class_is_named_with_the_size_of_its_objects():
+    sizes = {1: 60, 2: 10}
+    annotations = [
+        {"id": 100 * k + n, "image_id": n, "category_id": k, "bbox": [10.0 * k, 10.0, size, size], "area": size**2}
+        for k, size in sizes.items()
+        for n in range(25)
+    ]
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 100, "width": 100} for n in range(25)],
+        "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "platelet"}],
+        "annotations": annotations,
+    }
+    found = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in annotations[:25]]
+    (cases,) = read_cases(truth, found)
+    texts = {each.section: f"{each.text} {each.action}" for each in advise(analyze_cases(cases, samples=5), "boxes")}
+    assert texts["classes"].startswith("platelet has an AP of 0.000, the other classes 1.000 on average.")
+    assert "10 px across; the others 60 px" in texts["classes"]
 
 
 def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):

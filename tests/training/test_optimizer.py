@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import shared
 
-from kerasdet.training.optimizer import SGD
+from kerasdet.training.optimizer import SGD, AdamW
 from kerasdet.training.schedules import WarmupMultiStep
 
 
@@ -198,3 +198,35 @@ def test_moving_average_follows_the_weights():
         sgd.apply([tf.constant([1.0])], [weight])
     sgd.finalize_variable_values([weight])
     np.testing.assert_allclose(weight.numpy(), [0.5 * (0.5 * 0.9 + 0.5 * 0.8) + 0.5 * 0.7], rtol=1e-6)
+
+
+def test_adamw_spares_norms_and_biases():
+    """Without gradients only decay changes weights: those of kernels, depthwise ones included."""
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 4)),
+            keras.layers.DepthwiseConv2D(3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Conv2D(4, 3),
+        ]
+    )
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    optimizer = AdamW(0.1, weight_decay=0.5, decay_norms_and_biases=False)
+    restored = AdamW.from_config(optimizer.get_config())  # the exceptions survive
+    restored.apply([tf.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    for variable in model.trainable_variables:
+        expected = 0.95 if variable.name == "kernel" else 1.0
+        np.testing.assert_allclose(variable, np.full(variable.shape, expected), err_msg=variable.path)
+
+
+def test_averages_warm_up_like_mmengine():
+    weight, optimizer = kernel([0.0]), AdamW(0.1, weight_decay=0.0, use_ema=True, ema_momentum=0.9998, ema_warmup=3)
+    average, values = None, []
+    for step in range(6):
+        optimizer.apply([tf.constant([1.0])], [weight])
+        values.append(float(weight.numpy()[0]))
+        share = 1.0 if step == 0 else (1 - 0.0002) * np.exp(-(1 + step) / 3) + 0.0002
+        average = values[-1] if step == 0 else average + share * (values[-1] - average)
+    optimizer.finalize_variable_values([weight])
+    assert weight.numpy()[0] == pytest.approx(average, rel=1e-5) and average != pytest.approx(values[-1], rel=1e-2)

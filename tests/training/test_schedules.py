@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from conftest import shared
 
-from kerasdet.training.schedules import WarmupCosine, WarmupMultiStep
+from kerasdet.training.schedules import WarmupCosine, WarmupFlatCosine, WarmupMultiStep
 
 
 def from_reference(name):
@@ -44,6 +44,19 @@ def test_long_schedules_keep_their_precision(step):
     np.testing.assert_allclose(WarmupMultiStep(0.02, [2_000_000, 17_000_001])(now), steps * warmup, rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps_per_epoch", [20, 459])
+def test_flat_cosine_equals_mmengine(steps_per_epoch):
+    traces = json.loads(shared("reference/rtmdet/rtmdet_schedule.json").read_text())["traces"]
+    trace = traces[f"learning_rate, {steps_per_epoch} iterations per epoch"]
+    schedule = WarmupFlatCosine(0.004, 300 * steps_per_epoch)
+    np.testing.assert_allclose([schedule(step) for step in trace["iteration"]], trace["lr"], rtol=1e-6)
+
+
+def test_flat_cosine_stays_at_final_lr():
+    schedule = WarmupFlatCosine(0.5, 100, flat_steps=50, warmup_steps=0, final_lr=0.125)
+    assert [float(schedule(step)) for step in (0, 50, 75, 100, 1000)] == [0.5, 0.5, 0.3125, 0.125, 0.125]
+
+
 def test_cosine_stays_at_final_lr():
     schedule = WarmupCosine(0.1, 10, warmup_steps=0, final_lr=0.01)
     np.testing.assert_allclose([schedule(0), schedule(10), schedule(25)], [0.1, 0.01, 0.01], rtol=1e-6)
@@ -59,6 +72,7 @@ def test_rate_is_constant_without_warmup_and_milestones():
     [
         WarmupMultiStep(0.02, (60, 80), gamma=0.5, warmup_steps=7, warmup_factor=0.1, warmup="constant"),
         WarmupCosine(0.02, 90, warmup_steps=7, warmup_factor=0.1, warmup="constant", final_lr=1e-4),
+        WarmupFlatCosine(0.02, 90, flat_steps=30, warmup_steps=7, warmup_factor=0.1, final_lr=1e-4),
     ],
 )
 def test_schedule_config_round_trip(schedule):
@@ -78,5 +92,7 @@ def test_bad_arguments_raise():
         WarmupMultiStep(0.02, [60], warmup="exponential")
     with pytest.raises(ValueError, match="warmup_steps is -1"):
         WarmupCosine(0.02, 100, warmup_steps=-1)
+    with pytest.raises(ValueError, match="flat_steps is 100"):
+        WarmupFlatCosine(0.02, 100, flat_steps=100)
     with pytest.raises(ValueError, match="total_steps is 0"):
         WarmupCosine(0.02, 0)

@@ -21,9 +21,11 @@ from kerasdet.data.transforms.crop import RandomIoUCrop, RandomZoomOut, ScaleJit
 from kerasdet.data.transforms.erasing import RandomErasing
 from kerasdet.data.transforms.flip import RandomFlip
 from kerasdet.data.transforms.function import NumpyTransform
+from kerasdet.data.transforms.hsv import RandomHSV
 from kerasdet.data.transforms.mixing import MixTransform
 from kerasdet.data.transforms.mixup import MixUp
 from kerasdet.data.transforms.mosaic import Mosaic
+from kerasdet.data.transforms.pad import PadTo
 from kerasdet.data.transforms.resize import ResizeShortestEdge
 
 __all__ = [
@@ -33,10 +35,12 @@ __all__ = [
     "MixUp",
     "Mosaic",
     "NumpyTransform",
+    "PadTo",
     "RandomAffine",
     "RandomApply",
     "RandomErasing",
     "RandomFlip",
+    "RandomHSV",
     "RandomIoUCrop",
     "RandomPhotometricDistort",
     "RandomRotate90",

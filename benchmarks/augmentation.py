@@ -1,0 +1,114 @@
+"""Compares the augmentation of `base/small_data.gin` with flips alone and with none, on two small datasets.
+
+    python benchmarks/augmentation.py --data FOLDER [--seeds 0 1 2] [--steps bccd=250 dsb=250] [--out RUNS]
+
+FOLDER holds `bccd/` and `dsb_small/`, each with `train.json`, `val.json` and `images/`. Each run trains RetinaNet on a
+narrow ResNet-18 from random weights on small images. All runs of a dataset take the same number of steps, average their
+weights (EMA), and differ only in `train.transforms` and the seed. The table has the mean AP at the end, and its
+smallest and largest value over the seeds. Runs that are in RUNS are not repeated.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RECIPE, BATCH = "retinanet_r18_fpn_bccd_aug", 4
+NARROW = ("BACKBONE_WIDTH=16", "HEAD_CHANNELS=32", "LR=0.002")
+DATASETS = {
+    "bccd": ("bccd", (160, 214), ["NUM_CLASSES=3", "octave_sizes.smallest=10.0"]),
+    "dsb": ("dsb_small", (160, 160), ["NUM_CLASSES=1", "octave_sizes.smallest=5.0"]),
+}
+ARMS = ("none", "flips", "small_data")
+
+
+def overrides(dataset: str, arm: str, steps: int) -> list[str]:
+    """Returns what a run changes in the recipe of its dataset, apart from the data and the seed."""
+    _, (shortest, longest), own = DATASETS[dataset]
+    transforms = {
+        "none": ["train.transforms=[@ResizeShortestEdge()]"],
+        "flips": ["train.transforms=[@ResizeShortestEdge(), @RandomFlip()]"],
+        "small_data": [],
+    }[arm]
+    scales = (shortest,) if arm == "none" else tuple(round(shortest * f / 16) * 16 for f in (0.9, 1, 1.1))
+    return [
+        *NARROW,
+        *own,
+        *transforms,
+        f"STEPS={steps}",
+        f"BATCH_SIZE={BATCH}",
+        f"SHORTEST_EDGE={shortest}",
+        f"LONGEST_EDGE={longest}",
+        f"ResizeShortestEdge.shortest={scales}",
+        f"ResizeShortestEdge.longest={round(longest * 1.1)}",
+        f"Checkpointing.steps_per_epoch={steps}",
+        "Validation.every=1",
+    ]
+
+
+def train(dataset: str, arm: str, seed: int, options: argparse.Namespace) -> dict:
+    """Trains in a process of its own and returns the metrics of the last step."""
+    out, data = Path(options.out) / f"{dataset}_{arm}_{seed}", Path(options.data) / DATASETS[dataset][0]
+    log = out / "metrics.jsonl"
+    if not _finished(log):
+        settings = [
+            *overrides(dataset, arm, options.steps[dataset]),
+            f"SEED={seed}",
+            f"TRAIN_ANNOTATIONS={data}/train.json",
+            f"EVAL_ANNOTATIONS={data}/val.json",
+            f"OUT_DIR={out}",
+        ]
+        command = [sys.executable, "-m", "kerasdet", "train", RECIPE]
+        start = time.perf_counter()
+        done = subprocess.run(
+            [*command, *(word for setting in settings for word in ("--set", setting))], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        print(f"{dataset} {arm} seed {seed}: {time.perf_counter() - start:.0f} s, {_finished(log)}", flush=True)
+    return _finished(log)
+
+
+def _finished(log):
+    """Returns the AP that a run's log ends with, or None if the run has not been evaluated."""
+    if not log.is_file():
+        return None
+    found = {}
+    for line in log.read_text().splitlines():
+        found.update({key: value for key, value in json.loads(line).items() if "AP" in key})
+    return found or None
+
+
+def print_table(results: dict[str, dict[str, list[dict]]]) -> None:
+    """Prints mean, minimum and maximum of each metric over the seeds as a Markdown table."""
+    print("| dataset | augmentation | metric | mean | min | max |\n|---|---|---|---|---|---|")
+    for dataset, arms in results.items():
+        for arm, runs in arms.items():
+            for metric in sorted(runs[0]):
+                values = [run[metric] for run in runs]
+                mean = sum(values) / len(values)
+                print(f"| {dataset} | {arm} | {metric} | {mean:.3f} | {min(values):.3f} | {max(values):.3f} |")
+
+
+def main() -> None:
+    """Trains all runs, seed by seed, and prints the table after each seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with bccd/ and dsb_small/")
+    parser.add_argument("--out", default="runs/augmentation", help="folder of the runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--steps", nargs="+", metavar="NAME=N", default=("bccd=250", "dsb=250"))
+    options = parser.parse_args()
+    options.steps = {name: int(steps) for name, _, steps in (pair.partition("=") for pair in options.steps)}
+    results = {dataset: {arm: [] for arm in options.arms} for dataset in options.steps}
+    for seed in options.seeds:
+        for dataset, arms in results.items():
+            for arm, runs in arms.items():
+                runs.append(train(dataset, arm, seed, options))
+        print_table(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Writes what ``kerasdet predict`` finds: records for JSON, crops of the objects, and a COCO file."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kerasdet.files import replacing
+from kerasdet.inference import Detections, Predictor
+from kerasdet.inference.interop import TRACK_ID
+from kerasdet.paths import prepare_file
+
+
+def records(found: Detections) -> list[dict]:
+    """Returns detections as plain values: label, class_id, score and box (yxyx in pixels of the image).
+
+    Models with keypoints add ``keypoints``, (y, x, score) each. Models with masks add ``segmentation``, a compressed
+    RLE as in COCO's results. Followed objects have ``track_id``, None before they get one. Further outputs of a model's
+    branches are in ``extras``, by name.
+
+    Args:
+        found: Detections of one image.
+    """
+    rows = []
+    for box, score, class_id, label in zip(found.boxes, found.scores, found.class_ids, found.labels, strict=True):
+        box = [round(float(value), 3) for value in box]
+        rows.append({"label": label, "class_id": int(class_id), "score": round(float(score), 5), "box": box})
+    if found.keypoints is not None:
+        for row, keypoints in zip(rows, found.keypoints, strict=True):
+            row["keypoints"] = np.round(keypoints.astype(float), 3).tolist()
+    if found.mask_probs is not None:
+        for row, segmentation in zip(rows, found.encode_masks(), strict=True):
+            row["segmentation"] = segmentation
+    extras = dict(found.extras)
+    if (ids := extras.pop(TRACK_ID, None)) is not None:
+        for row, track_id in zip(rows, ids.tolist(), strict=True):
+            row["track_id"] = track_id if track_id >= 0 else None
+    if extras:
+        for index, row in enumerate(rows):
+            row["extras"] = {name: value[index].tolist() for name, value in extras.items()}
+    return rows
+
+
+def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) -> None:
+    """Cuts the objects out of an image, one folder per class.
+
+    Args:
+        found: Detections of the image.
+        image: (H, W, 3) uint8 RGB.
+        folder: Folder of the classes' folders, created if necessary.
+        name: Beginning of the file names; the number of the object follows.
+    """
+    height, width = image.shape[:2]
+    for index, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
+        top, left = np.maximum(np.floor(box[:2]), 0).astype(int)
+        bottom, right = np.minimum(np.ceil(box[2:]), (height, width)).astype(int)
+        if top < bottom and left < right:
+            path = folder / (re.sub(r"[^\w.,+ -]", "_", label).strip(". ") or "_") / f"{name}_{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[top:bottom, left:right]).save(path)
+
+
+class CocoFile:
+    """Collects detections as a COCO dataset whose annotations have scores, and writes it.
+
+    Labelling tools, FiftyOne and `CocoDataset` read the file. Its annotations are also the entries of a COCO results
+    file. Category ids are class ids + 1.
+
+    Args:
+        path: File to write.
+        predictor: Predictor that knows the classes.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, path: str, predictor: Predictor):
+        self.path = prepare_file(path, "--coco")
+        names = predictor.class_names or [str(k) for k in range(predictor.num_classes or 1)]
+        self.category_ids = [k + 1 for k in range(len(names))]
+        self.categories = [{"id": k, "name": name} for k, name in zip(self.category_ids, names, strict=True)]
+        self.images = []
+        self.annotations = []
+
+    def add(self, found: Detections, file_name: str) -> None:
+        """Adds the detections of an image.
+
+        Args:
+            found: Detections of the image.
+            file_name: Its path.
+        """
+        image_id = len(self.images) + 1
+        height, width = found.image_size
+        self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        ids = found.extras.get(TRACK_ID)
+        for index, entry in enumerate(found.to_coco(image_id, self.category_ids)):
+            entry |= {"id": len(self.annotations) + 1, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+            if "keypoints" in entry:
+                entry["num_keypoints"] = len(entry["keypoints"]) // 3
+            if ids is not None and ids[index] >= 0:
+                entry["attributes"] = {"track_id": int(ids[index])}
+            self.annotations.append(entry)
+
+    def write(self) -> None:
+        """Writes the file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        content = {"images": self.images, "categories": self.categories, "annotations": self.annotations}
+        with replacing(self.path) as partial:
+            partial.write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Pads images to a size with pixels that count as image."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from kerasdet.data.transforms.arguments import check_size
+from kerasdet.data.transforms.canvas import GRAY, Fill, check_fill, place
+
+
+@dataclasses.dataclass(frozen=True)
+class PadTo:
+    """Pads the image at the bottom right to a size; the padding counts as image, as for models that letterbox.
+
+    Args:
+        size: Height and width of the result in pixels.
+        fill: Value of the padding in 0..255: a number, or one for each channel.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    size: tuple[int, int] = (640, 640)
+    fill: Fill = GRAY
+
+    def __post_init__(self) -> None:
+        check_size(self, "size")
+        check_fill(self)
+
+    def __call__(self, example: dict[str, Any], seed: tf.Tensor | None = None) -> dict[str, Any]:
+        """Pads an example.
+
+        Args:
+            example: Tensors of one image, see `kerasdet.data.transforms`.
+            seed: Unused.
+
+        Returns:
+            The example, exactly `size` large.
+        """
+        message = f"PadTo got an image larger than its size {tuple(self.size)}. Raise size or resize images to fit:"
+        old = tf.shape(example["image"])[:2]
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(old <= self.size), [message, old])]):
+            image = tf.identity(example["image"])
+        return place({**example, "image": image}, tf.constant([0, 0]), tf.constant(self.size), self.fill)

@@ -1,0 +1,123 @@
+"""Converts detections to and from supervision's classes, which its annotators, trackers, slicers and metrics take."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerasdet.errors import UserError, require_extra
+
+if TYPE_CHECKING:
+    import supervision
+
+    from kerasdet.inference.detections import Detections
+
+TRACK_ID = "track_id"  # the extra output of detections that holds the ids of a tracker; -1 for an object without id
+
+
+def to_detections(found: "Detections") -> "supervision.Detections":
+    """Converts detections to `supervision.Detections`; see `Detections.to_supervision`."""
+    supervision = require_extra("supervision", "to_supervision", "supervision")
+    extras = dict(found.extras)
+    tracker_id = extras.pop(TRACK_ID, None)
+    return supervision.Detections(
+        xyxy=found.xyxy,
+        mask=found.masks,
+        confidence=found.scores,
+        class_id=found.class_ids.astype(int),
+        tracker_id=None if tracker_id is None else tracker_id.astype(int),
+        data={**extras, "class_name": np.array(found.labels, str)},
+    )
+
+
+def to_key_points(found: "Detections") -> "supervision.KeyPoints":
+    """Converts keypoints to `supervision.KeyPoints`; see `Detections.to_supervision_keypoints`."""
+    supervision = require_extra("supervision", "to_supervision_keypoints", "supervision")
+    if found.keypoints is None:
+        raise ValueError("These detections have no keypoints: use a model with a KeypointBranch, such as KeypointRCNN.")
+    return supervision.KeyPoints(
+        xy=found.keypoints[..., [1, 0]],
+        class_id=found.class_ids.astype(int),
+        keypoint_confidence=found.keypoints[..., 2],
+        detection_confidence=found.scores,
+        data={"class_name": np.array(found.labels, str)},
+    )
+
+
+def fields_from_supervision(
+    detections: "supervision.Detections",
+    image_size: tuple[int, int],
+    class_names: Sequence[str] | None,
+    key_points: "supervision.KeyPoints | None",
+) -> dict[str, Any]:
+    """Returns the arguments of `Detections` for objects of supervision; see `Detections.from_supervision`."""
+    count = len(detections)
+    scores = np.ones(count) if detections.confidence is None else detections.confidence
+    class_ids = np.zeros(count, int) if detections.class_id is None else detections.class_id
+    data = {name: np.asarray(value) for name, value in detections.data.items()}
+    labels = data.pop("class_name", None)
+    if detections.tracker_id is not None:
+        data[TRACK_ID] = detections.tracker_id
+    fields = {
+        "boxes": np.asarray(detections.xyxy)[:, [1, 0, 3, 2]],
+        "scores": scores,
+        "class_ids": class_ids,
+        "image_size": image_size,
+        "class_names": _class_names(class_names, labels, class_ids),
+        "extras": {name: value for name, value in data.items() if value.ndim and len(value) == count},
+    }
+    if detections.mask is not None:
+        fields |= _mask_fields(np.asarray(detections.mask, bool), image_size)
+    if key_points is not None:
+        fields["keypoints"] = _keypoint_fields(key_points, count)
+    return fields
+
+
+def _class_names(class_names, labels, class_ids):
+    """Returns the names by class id; ids that no object has are named by their number."""
+    if class_names is not None:
+        highest = max(np.asarray(class_ids).tolist(), default=-1)
+        if highest >= len(class_names):
+            raise UserError(
+                f"An object has class id {highest}, but there are {len(class_names)} class_names: name all."
+            )
+        return tuple(class_names)
+    if labels is None or not len(labels):
+        return None
+    known = dict(zip(np.asarray(class_ids).tolist(), labels.tolist(), strict=True))
+    return tuple(str(known.get(k, k)) for k in range(max(known) + 1))
+
+
+def _mask_fields(masks, image_size):
+    """Stores full masks (N, H, W) so that pasting gives back the same pixels: a square window around each object."""
+    if masks.shape[1:] != tuple(image_size):
+        raise UserError(
+            f"The masks have height and width {masks.shape[1:]}, image_size is {tuple(image_size)}: give the size of "
+            "the image that they belong to."
+        )
+    corners, side = np.zeros((len(masks), 2), int), 1
+    for index, mask in enumerate(masks):
+        if mask.any():
+            spans = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0)]
+            corners[index] = [low for low, _ in spans]
+            side = max(side, *(high - low + 1 for low, high in spans))
+    windows = np.zeros((len(masks), side, side), bool)
+    for window, mask, (y, x) in zip(windows, masks, corners, strict=True):
+        part = mask[y : y + side, x : x + side]
+        window[: part.shape[0], : part.shape[1]] = part
+    return {
+        "mask_probs": windows.astype(np.float32),
+        "mask_boxes": np.concatenate([corners, corners + side], 1),
+        "mask_convention": "detectron2",
+    }
+
+
+def _keypoint_fields(key_points, count):
+    if len(key_points) != count:
+        raise UserError(
+            f"There are {len(key_points)} objects with keypoints and {count} detections: give both of the same objects."
+        )
+    xy = np.asarray(key_points.xy, np.float32)
+    scores = key_points.keypoint_confidence
+    scores = np.ones(xy.shape[:2], np.float32) if scores is None else np.asarray(scores, np.float32)
+    return np.concatenate([xy[..., ::-1], scores[..., None]], -1)  # (N, J, 3)

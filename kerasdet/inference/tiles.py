@@ -1,0 +1,205 @@
+"""Detects small objects in large images: runs a predictor on overlapping tiles and merges what it finds."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.inference.detections import BranchOutput, rescale
+from kerasdet.inference.predictor import Predictor, batch_sizes
+from kerasdet.inference.preprocessing import KeepSize
+
+_CUT_MARGIN = 2.0  # pixels from a tile's side within which a box counts as cut by it
+_COVERED = 0.5  # share of a cut box inside a better one above which it is a piece of the same object
+_SAME = 0.5  # IoU above which two boxes of a class are the same object
+_TILES_AT_ONCE = 8
+
+
+class TiledPredictor(Predictor):
+    """Runs a predictor on overlapping tiles of every image, and on the whole image, and merges the results.
+
+    The model resizes each tile by its own rule, so objects in tiles appear larger than in the whole image. The whole
+    image finds objects that are larger than a tile. `merge_tiles` removes duplicates. An image that fits into one tile
+    runs once, as without tiles.
+
+    Args:
+        model: A Keras model, an export, an `AugmentedPredictor` or any other predictor. It is not changed.
+        tile: Length of a tile's sides in pixels of the image.
+        overlap: Share of a tile that it has in common with the next one. In [0, 1). Objects up to this length are whole
+            in at least one tile.
+
+    Raises:
+        UserError: If `tile` is no positive integer, or `overlap` is not in [0, 1).
+
+    Example:
+        >>> detections = TiledPredictor(model, tile=640, overlap=0.2).detect("aerial.jpg")
+    """
+
+    def __init__(self, model: Predictor, tile: int = 640, overlap: float = 0.2):
+        if not isinstance(tile, int | np.integer) or isinstance(tile, bool) or tile < 1:
+            raise UserError(f"tile is {tile!r}: give a positive integer, such as 640.")
+        if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
+            raise UserError(f"overlap is {overlap!r}: give a share from 0 up to but not including 1, such as 0.2.")
+        self.model = model
+        self.tile = int(tile)
+        self.overlap = float(overlap)
+        self.preprocessing = KeepSize()  # the tiles are cut from the image in its own size
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of the model's classes, or None for a model without classes."""
+        return self.model.num_classes
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the model's classes, or None."""
+        return self.model.class_names
+
+    @property
+    def mask_convention(self) -> str | None:
+        """The model's convention of pasting masks, or None for a model without masks.
+
+        That of mmdetection only knows masks which begin at the corner of the image, so detectron2's replaces it.
+        """
+        return "detectron2" if self.model.mask_convention == "mmdet" else self.model.mask_convention
+
+    @property
+    def skeleton(self) -> Sequence[tuple[int, int]]:
+        """Pairs of the model's keypoints that drawings connect by a line."""
+        return self.model.skeleton
+
+    @property
+    def branch_outputs(self) -> Mapping[str, BranchOutput]:
+        """The outputs of the model's branches."""
+        return self.model.branch_outputs
+
+    def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Detects objects in a batch of images that have not been resized; each image runs separately.
+
+        Args:
+            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, `image_size` and
+                `original_size` (B, 2).
+
+        Returns:
+            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+        """
+        image_size, original_size = batch_sizes(batch)
+        found = []
+        for image, (height, width) in zip(batch["image"], np.asarray(image_size).tolist(), strict=True):
+            found.append(self._detect_one(np.asarray(image)[:height, :width]))
+        return rescale(_pad(found), image_size, original_size, self.branch_outputs, clip=False)
+
+    def _detect_one(self, image):
+        """Returns the detections of one image as a dict of arrays (N, ...), best first."""
+        tiles = tile_boxes(*image.shape[:2], self.tile, self.overlap)
+        groups = [tiles[start : start + _TILES_AT_ONCE] for start in range(0, len(tiles), _TILES_AT_ONCE)]
+        if len(tiles) > 1:
+            groups.append(np.int32([[0, 0, *image.shape[:2]]]))  # alone, because a batch pads tiles to its size
+        views = np.concatenate(groups)  # (V, 4)
+        found = [part for group in groups for part in self._detect_views(image, group)]
+        merged = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        view_index = np.repeat(np.arange(len(views)), [len(part["scores"]) for part in found])
+        boxes, scores, class_ids = (merged[name] for name in ("boxes", "scores", "class_ids"))
+        keep = merge_tiles(boxes, scores, class_ids, view_index, views, image.shape[:2])
+        return {name: value[keep] for name, value in merged.items()}
+
+    def _detect_views(self, image, views):
+        """Yields what the model finds in each view, in coordinates of the image and without padding."""
+        batch = self.model.preprocessing.batch([image[y1:y2, x1:x2] for y1, x1, y2, x2 in views])
+        found = {name: np.asarray(value) for name, value in self.model.detect_batch(batch).items()}
+        for index, (y, x, _, _) in enumerate(views):
+            valid = int(found["valid"][index])
+            part = {name: value[index, :valid] for name, value in found.items() if name != "valid"}
+            yield self._shift(part, np.float32([y, x]))
+
+    def _shift(self, part, corner):
+        """Adds the corner (y, x) of a view to boxes and positions."""
+        shifted = {**part, "boxes": part["boxes"] + np.tile(corner, 2)}
+        for name, output in self.branch_outputs.items():
+            if name in part and output.rescaling == "positions":
+                shifted[name] = part[name] + np.append(corner, np.float32(0))
+            elif name in part and output.rescaling == "swapped_boxes":
+                shifted[name] = part[name] + np.tile(corner, 2)
+        return shifted
+
+
+def tile_boxes(height: int, width: int, tile: int, overlap: float) -> np.ndarray:
+    """Covers an image with overlapping tiles; the last ones of a row or column end at the image's side.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        tile: Length of a tile's sides in pixels.
+        overlap: Share of a tile that it has at least in common with the next one. In [0, 1).
+
+    Returns:
+        (T, 4) int32 yxyx, row by row. An image shorter than a tile has tiles of its own length.
+
+    Example:
+        >>> tile_boxes(100, 250, 100, 0.0)[:, 1]
+        array([  0, 100, 150], dtype=int32)
+    """
+    step = max(int(tile * (1 - overlap)), 1)
+    starts = []
+    for length in (height, width):
+        last = max(length - tile, 0)
+        starts.append([*range(0, last, step), last])
+    return np.int32([[y, x, min(y + tile, height), min(x + tile, width)] for y in starts[0] for x in starts[1]])
+
+
+def merge_tiles(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    class_ids: np.ndarray,
+    view_index: np.ndarray,
+    views: np.ndarray,
+    image_size: Sequence[int],
+) -> np.ndarray:
+    """Chooses among the detections of overlapping views: non-maximum suppression per class that knows cut objects.
+
+    A box is cut if it ends at a side of its view that is not a side of the image. Boxes that are not cut come first,
+    each by descending score; one is dropped if a kept box of its class from another view has an IoU above 0.5 with it.
+    Then come the cut boxes; one is dropped if more than half of its area is inside a kept box of its class from another
+    view. Boxes of one view never drop each other, because the model itself has suppressed duplicates there.
+
+    Args:
+        boxes: (N, 4) yxyx in pixels of the image.
+        scores: (N,).
+        class_ids: (N,).
+        view_index: (N,) row of `views` in which each box was found.
+        views: (V, 4) yxyx of the views in the image.
+        image_size: Height and width of the image in pixels.
+
+    Returns:
+        (M,) indices of the remaining boxes, by descending score.
+    """
+    view, limits = views[view_index], np.tile(image_size, 2)
+    gap = np.abs(boxes - view)
+    inside = np.concatenate([view[:, :2] > 0, view[:, 2:] < limits[2:]], 1)  # sides that are not the image's
+    cut = (inside & (gap <= _CUT_MARGIN)).any(1)
+    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), 1)
+    kept = np.zeros(len(boxes), bool)
+    for index in np.lexsort((-scores, cut)):
+        others = np.flatnonzero(kept & (class_ids == class_ids[index]) & (view_index != view_index[index]))
+        low = np.maximum(boxes[others, :2], boxes[index, :2])
+        high = np.minimum(boxes[others, 2:], boxes[index, 2:])
+        common = np.prod(np.maximum(high - low, 0), 1)
+        if cut[index]:
+            kept[index] = not (common > _COVERED * area[index]).any()
+        else:
+            kept[index] = not (common > _SAME * (area[others] + area[index] - common)).any()
+    indices = np.flatnonzero(kept)
+    return indices[np.argsort(-scores[indices], kind="stable")]
+
+
+def _pad(found):
+    """Pads the dicts of several images, arrays (N, ...), to the padded dict; class ids are padded with -1."""
+    counts = [len(each["scores"]) for each in found]
+    padded = {"valid": np.int32(counts)}
+    for name in found[0]:
+        shape = (len(found), max(counts), *found[0][name].shape[1:])
+        padded[name] = np.full(shape, -1 if name == "class_ids" else 0, found[0][name].dtype)
+        for index, each in enumerate(found):
+            padded[name][index, : counts[index]] = each[name]
+    return {name: tf.convert_to_tensor(value) for name, value in padded.items()}

@@ -1,0 +1,61 @@
+"""Gives the objects of a video ids that stay the same from frame to frame."""
+
+import dataclasses
+
+import numpy as np
+
+from kerasdet.errors import require_extra
+from kerasdet.inference.detections import Detections
+from kerasdet.inference.interop import TRACK_ID
+
+LOWEST_SCORE = 0.1  # ByteTrack's own: detections with lower scores do not help to follow an object
+
+
+class Tracker:
+    """Follows the objects of one video by ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`.
+
+    Objects are matched by their boxes; classes are not compared. Feed it detections with low scores as well: they keep
+    the id of an object that is hard to see for a moment.
+
+    Args:
+        rate: Frames per second. A lost object keeps its id for one second.
+        score_threshold: Only detections with a score of at least this start a new track. In [0, 1].
+
+    Raises:
+        UserError: If the package is not installed.
+
+    Example:
+        >>> tracker = Tracker(rate=25)
+        >>> for frame in video:
+        ...     found = tracker.update(model.detect(frame.image))
+        ...     print(found.extras["track_id"])
+    """
+
+    def __init__(self, rate: float, score_threshold: float = 0.3):
+        self._supervision = require_extra("supervision", "tracking", "track")
+        trackers = require_extra("trackers", "tracking", "track")
+        self._tracker = trackers.ByteTrackTracker(
+            frame_rate=rate,
+            track_activation_threshold=score_threshold,
+            high_conf_det_threshold=score_threshold,
+        )
+
+    def update(self, found: Detections) -> Detections:
+        """Returns the detections of the next frame with their ids.
+
+        Args:
+            found: The frame's detections.
+
+        Returns:
+            All of them, in their order, with ``extras["track_id"]`` (N,) int64: an id from 0, or -1 for an object that
+            is not followed (yet). An object gets its id when it is seen in a second frame.
+        """
+        ids = np.full(len(found), -1)
+        used = np.flatnonzero(found.scores >= LOWEST_SCORE)
+        theirs = self._supervision.Detections(
+            xyxy=found.xyxy[used], confidence=found.scores[used], data={"index": used}
+        )
+        tracked = self._tracker.update(theirs)
+        if len(tracked):
+            ids[np.asarray(tracked.data["index"])] = tracked.tracker_id
+        return dataclasses.replace(found, extras={**found.extras, TRACK_ID: ids})

@@ -1,0 +1,205 @@
+"""Reads the frames of video files, streams and cameras, and writes videos. PyAV, an extra, is imported when needed."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from kerasdet.data.images import SUFFIXES as IMAGES
+from kerasdet.errors import UserError, require_extra
+
+SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+# FFmpeg's input format and the name of a camera's device, by the prefix of sys.platform
+CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
+_CLOCK = 90_000  # ticks a second of written videos; a multiple of all usual frame rates
+_FALLBACK_RATE = Fraction(25)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Holds one picture of a video.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, turned upright by the video's rotation.
+        index: Number of the frame, from 0.
+        time: Seconds since the first frame.
+    """
+
+    image: np.ndarray
+    index: int
+    time: float
+
+
+def is_video(word: str) -> bool:
+    """Tells whether a word of a command names a video: a file by its suffix, an address, or the number of a camera.
+
+    Args:
+        word: Such as "street.mp4", "rtsp://host/stream" or "0". An existing file or folder "0" is no camera, and the
+            address of an image is no video.
+    """
+    if "://" in word:
+        return Path(word.partition("?")[0]).suffix.lower() not in IMAGES
+    return is_camera(word) or is_file_of_video(word)
+
+
+def is_file_of_video(word: str) -> bool:
+    """Tells whether a path ends like a video file and is no folder."""
+    return Path(word).suffix.lower() in SUFFIXES and not Path(word).is_dir()
+
+
+def is_camera(word: str) -> bool:
+    """Tells whether a word is the number of a camera and no file or folder has this name."""
+    return word.isascii() and word.isdecimal() and not os.path.exists(word)
+
+
+class VideoReader:
+    """Opens a video and reads its frames one by one.
+
+    Args:
+        source: A file, an address such as "rtsp://host/stream", or the number of a camera as text.
+
+    Attributes:
+        rate: Frames per second, on average.
+
+    Raises:
+        UserError: If PyAV is not installed, the source cannot be opened or has no video.
+        FileNotFoundError: If the file does not exist.
+
+    Example:
+        >>> with VideoReader("street.mp4") as video:
+        ...     for frame in video:
+        ...         print(frame.time, model.detect(frame.image))
+    """
+
+    def __init__(self, source: str):
+        self._av = require_extra("av", f"the video {source}", "video")
+        self.source = source
+        self._container = self._open_camera() if is_camera(source) else self._open_file()
+        if not self._container.streams.video:
+            self._container.close()
+            raise UserError(f"{source} has no video stream: expected a video, such as an MP4 file.")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.rate = float(self._stream.average_rate or self._stream.guessed_rate or _FALLBACK_RATE)
+
+    def _open_camera(self):
+        platform = next((name for name in CAMERAS if sys.platform.startswith(name)), None)
+        if platform is None:
+            raise UserError(f"Camera {self.source} cannot be opened: kerasdet opens cameras on Linux and macOS only.")
+        form, device = CAMERAS[platform]
+        try:
+            return self._av.open(device.format(self.source), format=form)
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise UserError(
+                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): expected the "
+                "number of a connected camera that no other program uses."
+            ) from None
+
+    def _open_file(self):
+        if "://" not in self.source and not Path(self.source).is_file():
+            raise FileNotFoundError(f"There is no video {self.source}: expected the path of a video file.")
+        try:
+            return self._av.open(self.source)
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise UserError(
+                f"The video {self.source} cannot be read ({_reason(error)}): expected a video that FFmpeg reads, such "
+                "as an MP4 file."
+            ) from None
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_):
+        self._container.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yields the frames.
+
+        Raises:
+            UserError: If the video has no frame, or is damaged after the frames that were read.
+        """
+        index, start = 0, None
+        try:
+            for picture in self._container.decode(self._stream):
+                time = index / self.rate if picture.time is None else picture.time
+                start = time if start is None else start
+                image = np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
+                yield Frame(np.ascontiguousarray(image), index, time - start)
+                index += 1
+        except self._av.FFmpegError as error:
+            raise UserError(
+                f"The video {self.source} is damaged after {index} frames ({_reason(error)}): copy or record it again."
+            ) from None
+        if not index:
+            raise UserError(f"The video {self.source} has no frame: expected a video with pictures.")
+
+
+class VideoWriter:
+    """Writes pictures as an H.264 video in an MP4 file, which browsers and players show. The sound is left out.
+
+    The file has its name only once it is complete. Odd widths and heights get one more row or column, a copy of the
+    last, because H.264 needs even ones.
+
+    Args:
+        path: File to write, ending in .mp4.
+        rate: Frames per second, on average.
+
+    Raises:
+        UserError: If PyAV is not installed.
+    """
+
+    def __init__(self, path: Path, rate: float):
+        self._av = require_extra("av", f"the video {path}", "video")
+        self.path = Path(path)
+        self._partial = self.path.with_name(f".partial_{self.path.name}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = self._av.open(str(self._partial), "w", format="mp4")
+        self._rate = Fraction(rate).limit_denominator(1001)
+        self._stream, self._last = None, -1
+
+    def _start(self, height, width):
+        stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": "20", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, _CLOCK)
+        return stream
+
+    def write(self, image: np.ndarray, time: float) -> None:
+        """Appends a picture.
+
+        Args:
+            image: (H, W, 3) uint8 RGB. A picture of another size than the first is resized to it.
+            time: Seconds since the beginning at which it appears.
+        """
+        height, width = image.shape[:2]
+        image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+        self._stream = self._stream or self._start(*image.shape[:2])
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if (picture.width, picture.height) != (self._stream.width, self._stream.height):  # streams can change theirs
+            picture = picture.reformat(self._stream.width, self._stream.height)
+        self._last = max(self._last + 1, round(time * _CLOCK))
+        picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
+        self._container.mux(self._stream.encode(picture))
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Completes the file; without a picture there is none. An interrupted video keeps its pictures."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+        if self._stream is None:
+            self._partial.unlink(missing_ok=True)
+        else:
+            os.replace(self._partial, self.path)
+
+
+def _reason(error):
+    return " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")

@@ -1,0 +1,128 @@
+"""Calls the Keras callbacks of a user during a training run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerasdet.errors import UserError
+from kerasdet.ops.distribute import all_gather_object, worker_rank
+
+
+def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Checks that callbacks are Keras callbacks.
+
+    Args:
+        callbacks: As for `train`.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if not isinstance(callbacks, list | tuple):
+        raise UserError(f"train.callbacks is {callbacks!r}: give a list of Keras callbacks, such as [@CSVLogger()].")
+    for index, callback in enumerate(callbacks):
+        if not isinstance(callback, keras.callbacks.Callback):
+            remedy = "write @Name() with brackets in gin" if callable(callback) else "give a Keras callback"
+            raise UserError(
+                f"train.callbacks has {callback!r} at position {index}, which is not a keras.callbacks.Callback "
+                f"object: {remedy}."
+            )
+
+
+class RunCallbacks:
+    """Calls Keras callbacks at the steps, epochs and evaluations of a run.
+
+    An epoch ends after each evaluation, or after each checkpoint without validation, and after the last step. Several
+    workers call the callbacks only in the first one, and stop together at the end of an epoch.
+
+    Args:
+        callbacks: Keras callbacks. Their `params` have ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and the name
+            of the model's class as ``model``.
+        model: Model in training.
+        out_dir: Folder of the run.
+        steps: Steps of the whole run.
+        steps_per_epoch: Steps between two ends of epochs.
+        batch_size: Images in a step, over all replicas.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[keras.callbacks.Callback],
+        model: keras.Model,
+        *,
+        out_dir: Path,
+        steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+    ):
+        self.strategy = model.distribute_strategy
+        rank, self.num_workers = worker_rank(self.strategy)
+        self.model = model
+        self.steps_per_epoch = steps_per_epoch
+        self.is_empty = not callbacks
+        self.has_begun = self.stop_requested = False
+        self.logs = {}
+        params = {"out_dir": str(out_dir), "steps": steps, "epochs": -(-steps // steps_per_epoch)}
+        params |= {"batch_size": batch_size, "model": type(model).__name__, "verbose": 0}
+        # Not a CallbackList: that of Keras 3.15.1 waits for the numbers of every step, whoever reads them.
+        self.callbacks = list(callbacks) if rank == 0 else []
+        for callback in self.callbacks:
+            callback.set_params(params)
+            callback.set_model(model)
+
+    def begin(self, completed_steps: int) -> None:
+        """Calls `on_train_begin` and, for the first epoch of this process, `on_epoch_begin`; at most once."""
+        if not self.has_begun:
+            self.has_begun = True
+            self._call("on_train_begin", None)
+            self._call("on_epoch_begin", self._epoch(completed_steps + 1), None)
+
+    def batch_begin(self, step: int) -> None:
+        """Calls `on_train_batch_begin` with the number of the step, from 0."""
+        self._call("on_train_batch_begin", step - 1, None)
+
+    def batch_end(self, step: int, logs: Mapping[str, Any]) -> None:
+        """Calls `on_train_batch_end`; the device is not waited for unless a callback reads the numbers."""
+        self._call("on_train_batch_end", step - 1, logs)
+        if self.num_workers > 1 and self.model.stop_training:  # the other workers would wait for this one for ever
+            self.stop_requested, self.model.stop_training = True, False
+
+    def test_begin(self) -> None:
+        """Calls `on_test_begin` before an evaluation."""
+        self._call("on_test_begin", None)
+
+    def test_end(self, values: Mapping[str, float]) -> None:
+        """Calls `on_test_end` with the numbers of an evaluation."""
+        self._call("on_test_end", dict(values))
+
+    def epoch_end(self, step: int, logs: Mapping[str, Any], is_last: bool) -> None:
+        """Calls `on_epoch_end`, and `on_epoch_begin` for the next epoch; all workers learn whether training stops.
+
+        Args:
+            step: Completed steps.
+            logs: Numbers of the training and of the evaluation.
+            is_last: Whether no epoch follows.
+        """
+        if self.is_empty:
+            return
+        self.logs = {"step": step, **{name: float(value) for name, value in logs.items()}}
+        self._call("on_epoch_end", self._epoch(step), self.logs)
+        if self.num_workers > 1:
+            stops = all_gather_object(self.strategy, bool(self.stop_requested or self.model.stop_training))
+            self.model.stop_training = any(stops)
+        if not is_last and not self.model.stop_training:
+            self._call("on_epoch_begin", self._epoch(step + 1), None)
+
+    def end(self) -> None:
+        """Calls `on_train_end` if the run trained or evaluated anything."""
+        if self.has_begun:
+            self._call("on_train_end", self.logs)
+
+    def _call(self, hook, *arguments):
+        for callback in self.callbacks:
+            getattr(callback, hook)(*arguments)
+
+    def _epoch(self, step):
+        """Returns the number, from 0, of the epoch of a step, which is counted from 1."""
+        return (step - 1) // self.steps_per_epoch

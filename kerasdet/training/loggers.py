@@ -1,0 +1,213 @@
+"""Keras callbacks that copy a run's numbers, pictures and files to MLflow or Weights & Biases."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+from PIL import Image
+
+from kerasdet.errors import UserError, require_extra
+from kerasdet.files import replacing
+from kerasdet.training.resume import checkpoints
+
+COMPARISON = "comparison.png"  # the file of a run that shows ground truth and detections
+
+
+class RunLogger(keras.callbacks.Callback):
+    """Base class of loggers: says what is logged when, a subclass where to.
+
+    The numbers of an epoch are logged with their step. The picture of ground truth and detections follows each
+    evaluation. At the end ``config.gin``, ``metrics.jsonl`` and the model are copied: ``best.keras``, or the last
+    checkpoint without validation. OUT_DIR keeps the id, so a resumed training goes on with the same run.
+
+    Attributes:
+        id_file: Name of the file in OUT_DIR that has the run's id.
+    """
+
+    id_file: str
+
+    def on_train_begin(self, logs: Mapping | None = None) -> None:
+        """Starts a run, or goes on with the one whose id is in OUT_DIR."""
+        if "out_dir" not in (self.params or {}):
+            raise UserError(f"{type(self).__name__} needs a run of kerasdet: give it to kerasdet.train as a callback.")
+        self.out_dir = Path(self.params["out_dir"])
+        self._picture_time = None
+        file = self.out_dir / self.id_file
+        known = file.read_text(encoding="utf-8").strip() if file.is_file() else None
+        run_id = self.start(known)
+        if run_id != known:
+            with replacing(file) as partial:
+                partial.write_text(f"{run_id}\n", encoding="utf-8")
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Logs the finite numbers of an epoch, and the picture if an evaluation made a new one."""
+        values = {name: float(value) for name, value in (logs or {}).items() if math.isfinite(value)}
+        step = int(values.pop("step"))
+        self.log(step, {**values, "epoch": epoch})
+        picture = self.out_dir / COMPARISON
+        if picture.is_file() and picture.stat().st_mtime_ns != self._picture_time:
+            self._picture_time = picture.stat().st_mtime_ns
+            self.log_picture(step, picture)
+
+    def on_train_end(self, logs: Mapping | None = None) -> None:
+        """Copies the files of the run and ends it."""
+        models = [self.out_dir / "best.keras", *reversed(checkpoints(self.out_dir / "checkpoints"))]
+        for files in ([self.out_dir / "config.gin"], [self.out_dir / "metrics.jsonl"], models):
+            if file := next((file for file in files if file.is_file()), None):
+                self.log_file(file)
+        self.finish()
+
+    def start(self, run_id: str | None) -> str:
+        """Starts a run, or opens the one that has this id; returns its id."""
+        raise NotImplementedError(f"{type(self).__name__} does not define start.")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs finite numbers by name."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log.")
+
+    def log_picture(self, step: int, path: Path) -> None:
+        """Logs the picture of a step."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log_picture.")
+
+    def log_file(self, path: Path) -> None:
+        """Copies a file of the run."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log_file.")
+
+    def finish(self) -> None:
+        """Ends the run."""
+        raise NotImplementedError(f"{type(self).__name__} does not define finish.")
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: self.params[name] for name in ("model", "steps", "batch_size", "out_dir")}
+
+
+class MLflowLogger(RunLogger):
+    """Logs a training run to MLflow.
+
+    Args:
+        tracking_uri: Where the runs are kept: the address of a server, a database such as "sqlite:///mlflow.db", or a
+            folder such as "file:///data/mlruns", for which MLflow 3 needs MLFLOW_ALLOW_FILE_STORE=true in the
+            environment. None takes MLFLOW_TRACKING_URI, or MLflow's default.
+        experiment: Name of the experiment, created if necessary.
+        run_name: Name of the run; None takes the name of OUT_DIR.
+
+    Raises:
+        UserError: If MLflow is not installed, or refuses `tracking_uri`.
+
+    Example:
+        >>> train(..., callbacks=[MLflowLogger("http://mlflow:5000", experiment="cells")])
+    """
+
+    id_file = "mlflow_run_id"
+
+    def __init__(self, tracking_uri: str | None = None, experiment: str = "kerasdet", run_name: str | None = None):
+        super().__init__()
+        self._mlflow = require_extra("mlflow", type(self).__name__, "mlflow")
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.run_name = run_name
+
+    def start(self, run_id: str | None) -> str:
+        """Starts a run, or opens the one that has this id; returns its id."""
+        try:
+            self._client = self._mlflow.MlflowClient(self.tracking_uri)
+            self._run_id = self._create_run() if run_id is None else run_id
+            self._client.update_run(self._run_id, "RUNNING")
+        except self._mlflow.exceptions.MlflowException as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"MLflowLogger cannot log to {self.tracking_uri or 'the default of MLflow'}: {reason}"
+            ) from None
+        return self._run_id
+
+    def _create_run(self):
+        experiment = self._client.get_experiment_by_name(self.experiment)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self.experiment)
+        run = self._client.create_run(experiment_id, run_name=self.run_name or self.out_dir.name)
+        for name, value in self._settings().items():
+            self._client.log_param(run.info.run_id, name, value)
+        return run.info.run_id
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs finite numbers by name."""
+        now = round(time.time() * 1000)
+        metrics = [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def log_picture(self, step: int, path: Path) -> None:
+        """Logs the picture of a step."""
+        with Image.open(path) as picture:
+            self._client.log_image(self._run_id, picture, artifact_file=f"pictures/step_{step:08d}.png")
+
+    def log_file(self, path: Path) -> None:
+        """Copies a file of the run."""
+        self._client.log_artifact(self._run_id, str(path))
+
+    def finish(self) -> None:
+        """Ends the run."""
+        self._client.set_terminated(self._run_id)
+
+
+class WandbLogger(RunLogger):
+    """Logs a training run to Weights & Biases.
+
+    Args:
+        project: Name of the project.
+        name: Name of the run; None takes the name of OUT_DIR.
+        mode: "online", "offline" (files in OUT_DIR/wandb, which `wandb sync` uploads) or "disabled". None takes
+            WANDB_MODE, or "online".
+
+    Raises:
+        UserError: If wandb is not installed, or the mode is unknown.
+
+    Example:
+        >>> train(..., callbacks=[WandbLogger("cells", mode="offline")])
+    """
+
+    id_file = "wandb_run_id"
+
+    def __init__(self, project: str = "kerasdet", name: str | None = None, mode: str | None = None):
+        super().__init__()
+        self._wandb = require_extra("wandb", type(self).__name__, "wandb")
+        if mode not in (None, "online", "offline", "disabled"):
+            raise UserError(f"WandbLogger.mode is {mode!r}: choose 'online', 'offline', 'disabled' or None.")
+        self.project = project
+        self.name = name
+        self.mode = mode
+
+    def start(self, run_id: str | None) -> str:
+        """Starts a run, or opens the one that has this id; returns its id."""
+        self._run = self._wandb.init(
+            project=self.project,
+            name=self.name or self.out_dir.name,
+            mode=self.mode,
+            dir=str(self.out_dir),
+            id=run_id,
+            resume="allow",
+            config=self._settings(),
+        )
+        self._run.define_metric("*", step_metric="step")  # a resumed run may repeat steps, which wandb's own refuse
+        return self._run.id
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs finite numbers by name."""
+        self._run.log({"step": step, **values})
+
+    def log_picture(self, step: int, path: Path) -> None:
+        """Logs the picture of a step."""
+        self._run.log({"step": step, "ground truth and detections": self._wandb.Image(str(path))})
+
+    def log_file(self, path: Path) -> None:
+        """Copies a file of the run."""
+        artifact = self._wandb.Artifact(
+            f"{path.stem}-{self._run.id}", type="model" if path.suffix == ".keras" else "log"
+        )
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def finish(self) -> None:
+        """Ends the run."""
+        self._run.finish()
