@@ -206,8 +206,8 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        With the rounding "square" the image is stretched instead, and nothing is filled. Otherwise the model's `filling`
-        looks to the network just like padding.
+        With the rounding "square" the image is stretched instead, and nothing is filled. Otherwise the model's
+        `filling` looks to the network just like padding.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
