@@ -5,10 +5,11 @@
 
 Needs PyTorch and torchvision for CUDA, and custom_ops built with NVRTC. First, each line is compared with torchvision
 in float32: pooling and gradients within 1e-4 of the largest value, because nvcc contracts torchvision's products and
-sums, other values within 1e-5, indices exactly. Then CUDA events time both in turns, and the best of several rounds
-counts. The bandwidth column assumes that an op reads each input and writes each output once. It is a fraction of the
-bandwidth of a large copy in the same run. `--check` only compares, for example under compute-sanitizer; `--emulated`
-only compares, without a GPU and on small sizes.
+sums, other values within 1e-5, indices exactly. In deterministic mode, each op runs twice and must repeat all bits.
+Then CUDA events time both in turns, and the best of several rounds counts. The bandwidth column assumes that an op
+reads each input and writes each output once. It is a fraction of the bandwidth of a large copy in the same run.
+`--check` only compares, for example under compute-sanitizer; `--emulated` only compares, without a GPU and on small
+sizes.
 """
 
 import argparse
@@ -324,6 +325,22 @@ def compare(line):
     return worst
 
 
+def check_repeatable(line, library):
+    """Runs an op twice in deterministic mode.
+
+    Raises:
+        SystemExit: If a value differs in any bit, or differs from torchvision by more than the tolerance.
+    """
+    library.set_determinism(True)
+    try:
+        compare(line)
+        first = [value.clone() for value in line.results()]
+        if not all(bool((one == other).all()) for one, other in zip(first, line.results(), strict=True)):
+            sys.exit(f"{line.name}: does not repeat in deterministic mode.")
+    finally:
+        library.set_determinism(False)
+
+
 def milliseconds(torch, functions):
     """Returns the best time of each call, by CUDA events around many calls; the calls take turns."""
     best = [float("inf")] * len(functions)
@@ -367,9 +384,7 @@ def main():
     torch.manual_seed(0)
     try:
         device = Device(torch, options.emulated)
-        table = [
-            line for lines in LINES for line in chosen(lines(device, options.emulated), options.only, torch, options)
-        ]
+        table = [row for lines in LINES for row in chosen(lines(device, options.emulated), device, options)]
     except (OSError, ValueError) as error:
         sys.exit(f"cuda_ops.py: {error}")
     if options.json and not (options.check or options.emulated):
@@ -379,13 +394,14 @@ def main():
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def chosen(lines, only, torch, options):
+def chosen(lines, device, options):
     """Runs the requested comparisons and prints each result when it is done."""
-    bandwidth = None
+    bandwidth, torch = None, device.torch
     for line in lines:
-        if not line.name.startswith(only):
+        if not line.name.startswith(options.only):
             continue
         row = {"name": line.name, "difference": compare(line)}
+        check_repeatable(line, device.library)
         text = f"{line.name:<48} differs by {row['difference']:.1e}"
         if not (options.check or options.emulated):
             bandwidth = bandwidth or copy_bandwidth(torch)

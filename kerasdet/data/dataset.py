@@ -113,8 +113,8 @@ class Dataset:
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The image folder {folder} of {source} does not exist. Pass the folder as "
-                "images=FOLDER (--images, TRAIN_IMAGES, EVAL_IMAGES)."
+                f"The image folder {folder} of {source} does not exist, or is not a folder. Give the folder that holds "
+                "the images as images= in Python, --images on the command line, or TRAIN_IMAGES or EVAL_IMAGES in gin."
             )
         contents = read_contents(
             data, source, masks=masks, keypoints=keypoints, strict=strict, on_bad_object=on_bad_object

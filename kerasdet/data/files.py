@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Returns whether the suffix of a file is that of an image; files of macOS' archives are not."""
+    """Returns whether a file has an image suffix and is not hidden, like "._photo.jpg" in archives of macOS."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 

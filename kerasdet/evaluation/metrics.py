@@ -97,5 +97,5 @@ class DetectorMetrics:
         return json.dumps({**content.pop("bbox", {}), **content}, indent=2)
 
     def table(self) -> str:
-        """Formats the table of each type, one below the other."""
+        """Formats one table per IoU type ("bbox", "segm", "keypoints"), separated by blank lines."""
         return "\n\n".join(metrics.table() for metrics in self.by_type.values())

@@ -118,7 +118,14 @@ class AnchorGenerator(ConfigFromInit):
         return counts.pop()
 
     def cell_anchors(self, level: str) -> np.ndarray:
-        """Returns the anchors of one cell, centred on the origin, (A, 4) float32."""
+        """Returns the anchors of one cell of a level, centred on the origin.
+
+        Args:
+            level: Name of the level, such as "p3".
+
+        Returns:
+            (A, 4) float32, yxyx in pixels of the network's input.
+        """
         index = self.levels.index(level)
         sizes, ratios = np.array(self.sizes[index]), np.sqrt(np.array(self.aspect_ratios[index]))
         height, width = np.outer(sizes, ratios), np.outer(sizes, 1 / ratios)  # (sizes, ratios)

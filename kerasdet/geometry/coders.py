@@ -45,7 +45,15 @@ class DeltaCoder(ConfigFromInit):
         return deltas * self.weights
 
     def decode(self, deltas: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
-        """Returns the boxes (..., 4) at `deltas` (..., 4) from `anchors` (..., 4)."""
+        """Decodes deltas to boxes.
+
+        Args:
+            deltas: (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
+            anchors: (..., 4) yxyx.
+
+        Returns:
+            (..., 4) yxyx in the unit of the anchors.
+        """
         shift, log_scale = tf.split(deltas / tf.constant(self.weights, deltas.dtype), 2, -1)
         anchor_center, anchor_size = _center_size(anchors)
         center = shift * anchor_size + anchor_center

@@ -416,7 +416,7 @@ def rescale(
 
 
 def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """Concatenates the detections of several batches.
+    """Concatenates the detections of several batches, or of several images, whose arrays have no axis B.
 
     Masks of whole images (`mask_boxes`) may differ in size. Smaller ones are continued by their last row and column,
     and their `mask_boxes` grow with them.
@@ -424,18 +424,32 @@ def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
     Args:
         parts: Padded dicts with the same entries.
     """
-    if "mask_boxes" in parts[0]:
-        sizes = tf.stack([tf.shape(part["mask_probs"])[2:] for part in parts])
-        parts = [_with_larger_masks(part, tf.reduce_max(sizes, 0)) for part in parts]
+    parts = with_equal_masks(parts)
     return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
 
 
+def with_equal_masks(
+    parts: Sequence[Mapping[str, tf.Tensor]], square: bool = False
+) -> Sequence[Mapping[str, tf.Tensor]]:
+    """Continues the masks of whole images (`mask_boxes`) to the largest size among them, as `join` does.
+
+    Args:
+        parts: Dicts with the same entries, of batches or of images.
+        square: Whether to continue them to squares, which detectron2's rule of pasting demands.
+    """
+    if "mask_boxes" not in parts[0]:
+        return parts
+    size = tf.reduce_max(tf.stack([tf.shape(part["mask_probs"])[-2:] for part in parts]), 0)
+    size = tf.fill([2], tf.reduce_max(size)) if square else size
+    return [_with_larger_masks(part, size) for part in parts]
+
+
 def _with_larger_masks(detections, size):
-    """Continues `mask_probs` (B, D, h, w) to `size` (2,) cells of the same extent."""
+    """Continues `mask_probs` (..., h, w) to `size` (2,) cells of the same extent."""
     probs, boxes = detections["mask_probs"], detections["mask_boxes"]
-    old = tf.shape(probs)[2:]
+    old = tf.shape(probs)[-2:]
     rows, columns = (tf.minimum(tf.range(size[axis]), old[axis] - 1) for axis in (0, 1))
-    probs = tf.gather(tf.gather(probs, rows, axis=2), columns, axis=3)
+    probs = tf.gather(tf.gather(probs, rows, axis=-2), columns, axis=-1)
     corner, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
     boxes = tf.concat([corner, corner + extent * tf.cast(size, boxes.dtype) / tf.cast(old, boxes.dtype)], -1)
     return {**detections, "mask_probs": probs, "mask_boxes": boxes}

@@ -6,9 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput, rescale
+from kerasdet.inference.detections import rescale, with_equal_masks
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
+from kerasdet.inference.wrapper import PredictorWrapper
 
 _CUT_MARGIN = 2.0  # pixels from a tile's side within which a box counts as cut by it
 _COVERED = 0.5  # share of a cut box inside a better one above which it is a piece of the same object
@@ -16,7 +17,7 @@ _SAME = 0.5  # IoU above which two boxes of a class are the same object
 _TILES_AT_ONCE = 8
 
 
-class TiledPredictor(Predictor):
+class TiledPredictor(PredictorWrapper):
     """Runs a predictor on overlapping tiles of every image, and on the whole image, and merges the results.
 
     The model resizes each tile by its own rule, so objects in tiles appear larger than in the whole image. The whole
@@ -41,38 +42,19 @@ class TiledPredictor(Predictor):
             raise UserError(f"tile is {tile!r}: give a positive integer, such as 640.")
         if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
             raise UserError(f"overlap is {overlap!r}: give a share from 0 up to but not including 1, such as 0.2.")
-        self.model = model
+        super().__init__(model)
         self.tile = int(tile)
         self.overlap = float(overlap)
         self.preprocessing = KeepSize()  # the tiles are cut from the image in its own size
 
     @property
-    def num_classes(self) -> int | None:
-        """Number of the model's classes, or None for a model without classes."""
-        return self.model.num_classes
-
-    @property
-    def class_names(self) -> Sequence[str] | None:
-        """Names of the model's classes, or None."""
-        return self.model.class_names
-
-    @property
     def mask_convention(self) -> str | None:
         """The model's convention of pasting masks, or None for a model without masks.
 
-        That of mmdetection only knows masks which begin at the corner of the image, so detectron2's replaces it.
+        That of mmdetection only knows masks which begin at the corner of the image. Detectron2's replaces it, and may
+        leave out half a cell of a mask at the border of a view.
         """
         return "detectron2" if self.model.mask_convention == "mmdet" else self.model.mask_convention
-
-    @property
-    def skeleton(self) -> Sequence[tuple[int, int]]:
-        """Pairs of the model's keypoints that drawings connect by a line."""
-        return self.model.skeleton
-
-    @property
-    def branch_outputs(self) -> Mapping[str, BranchOutput]:
-        """The outputs of the model's branches."""
-        return self.model.branch_outputs
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized; each image runs separately.
@@ -98,6 +80,7 @@ class TiledPredictor(Predictor):
             groups.append(np.int32([[0, 0, *image.shape[:2]]]))  # alone, because a batch pads tiles to its size
         views = np.concatenate(groups)  # (V, 4)
         found = [part for group in groups for part in self._detect_views(image, group)]
+        found = with_equal_masks(found, square=True)
         merged = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         view_index = np.repeat(np.arange(len(views)), [len(part["scores"]) for part in found])
         boxes, scores, class_ids = (merged[name] for name in ("boxes", "scores", "class_ids"))
@@ -195,6 +178,7 @@ def merge_tiles(
 
 def _pad(found):
     """Pads the dicts of several images, arrays (N, ...), to the padded dict; class ids are padded with -1."""
+    found = [{name: np.asarray(value) for name, value in each.items()} for each in with_equal_masks(found)]
     counts = [len(each["scores"]) for each in found]
     padded = {"valid": np.int32(counts)}
     for name in found[0]:

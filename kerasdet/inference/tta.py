@@ -7,15 +7,16 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
-from kerasdet.inference.detections import BranchOutput, rescale
+from kerasdet.inference.detections import rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
+from kerasdet.inference.wrapper import PredictorWrapper
 from kerasdet.ops.resize import pad_to
 
 SCALES = (0.75, 1.0, 1.25)
 
 
-class AugmentedPredictor(Predictor):
+class AugmentedPredictor(PredictorWrapper):
     """Runs a Keras detector on several views of every image and merges the results.
 
     Non-maximum suppression runs once, on the candidates of all views. Masks and keypoint heatmaps of the remaining
@@ -37,7 +38,7 @@ class AugmentedPredictor(Predictor):
 
     def __init__(self, model: Predictor, shortest: Sequence[int] = (), hflip: bool = True):
         rule = model.preprocessing
-        self.model = model
+        super().__init__(model)
         self.shortest = tuple(shortest) or tuple(round(rule.shortest * scale) for scale in SCALES)
         self.hflip = hflip
         self.preprocessing = KeepSize()  # the views resize the image in its own size
@@ -46,31 +47,6 @@ class AugmentedPredictor(Predictor):
                 raise UserError(f"A view's shorter side is {length!r}: give whole pixels, such as {rule.shortest}.")
         longest = [round(rule.longest * length / rule.shortest) for length in self.shortest]
         self._views = [self._make_view(*lengths) for lengths in zip(self.shortest, longest, strict=True)]
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of the model's classes, or None for a model without classes."""
-        return self.model.num_classes
-
-    @property
-    def class_names(self) -> Sequence[str] | None:
-        """Names of the model's classes, or None."""
-        return self.model.class_names
-
-    @property
-    def mask_convention(self) -> str | None:
-        """The model's convention of pasting masks, or None for a model without masks."""
-        return self.model.mask_convention
-
-    @property
-    def skeleton(self) -> Sequence[tuple[int, int]]:
-        """Pairs of the model's keypoints that drawings connect by a line."""
-        return self.model.skeleton
-
-    @property
-    def branch_outputs(self) -> Mapping[str, BranchOutput]:
-        """The outputs of the model's branches."""
-        return self.model.branch_outputs
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized; each image runs separately.

@@ -93,7 +93,8 @@ class Postprocessing(ConfigFromInit):
     ):
         if empty_boxes not in EMPTY_BOXES:
             raise UserError(
-                f"Postprocessing has no empty_boxes={empty_boxes!r}: choose one of {', '.join(map(repr, EMPTY_BOXES))}."
+                f"Postprocessing got empty_boxes={empty_boxes!r}; expected one of {', '.join(map(repr, EMPTY_BOXES))}. "
+                "Choose one of them."
             )
         if empty_boxes == "drop_before_nms" and not clip_before_nms:
             raise UserError("empty_boxes='drop_before_nms' needs clipped boxes: set clip_before_nms=True.")

@@ -199,7 +199,8 @@ def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups)
     if channels % groups or kernel_shape[3] % groups or channels % deformable_groups:
         raise ValueError(
             f"deform_conv2d cannot split {channels} channels and {kernel_shape[3]} filters into {groups} groups and "
-            f"{deformable_groups} deformable groups: the groups must divide both numbers. Choose other groups."
+            f"{deformable_groups} deformable groups: groups must divide channels and filters, and deformable_groups "
+            "the channels. Choose other groups."
         )
     if kernel_shape[2] != channels // groups:
         raise ValueError(

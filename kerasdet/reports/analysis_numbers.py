@@ -95,13 +95,13 @@ def classes(analysis: Analysis) -> Section:
 
 
 def comparison(result: Comparison, analysis: Analysis, other: Analysis, name: str) -> Section:
-    """Compares COCO's numbers and classes of two runs.
+    """Formats a comparison of two runs as a section of the report: COCO's numbers and the AP of each class.
 
     Args:
-        result: The comparison.
-        analysis: The run of the page.
-        other: The run it is compared with.
-        name: Name of the other run.
+        result: Differences between `analysis` and `other`.
+        analysis: The run that the report is about.
+        other: The earlier run.
+        name: Name of the earlier run in the text.
     """
     rows = [
         (key, value(other.numbers[key].value), value(analysis.numbers[key].value), _signed(span), between(span, True))

@@ -251,7 +251,10 @@ MISTAKES = {
     "train: macro without value": (["train", "finetune"], "CHECKPOINT, EVAL_ANNOTATIONS, NUM_CLASSES"),
     "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': it must be a positive integer"),
     "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': it must be a number"),
-    "train: text for a size": ([*SMALL, "--set", "ResNet.width=wide"], "in an argument of ResNet"),
+    "train: text for a size": (
+        [*SMALL, "--set", "ResNet.width=wide"],
+        "ResNet.width is 'wide': it must be a positive integer",
+    ),
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
     "train: depth": ([*SMALL, "--set", "ResNet.depth=19"], "ResNet has no depth 19: choose one of 18"),
@@ -432,7 +435,7 @@ def test_mistake_is_one_line(capsys, folder, mistake):
     ("image", "expected"),
     [
         ("no.jpg", "The image {}/no.jpg does not exist"),
-        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP, GIF or WebP file"),
+        ("words.jpg", "{}/words.jpg cannot be read as an image: it is not a JPEG, PNG, BMP, GIF, WebP or TIFF file"),
     ],
 )
 def test_predict_names_an_image_that_cannot_be_read(capsys, folder, image, expected):

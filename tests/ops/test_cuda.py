@@ -148,11 +148,11 @@ def test_gpu_without_kernels_uses_stock_ops(monkeypatch, caplog):
 @pytest.mark.skipif(dispatch.raw_ops() is None, reason="the compiled ops are not built here")
 @pytest.mark.parametrize(("capability", "uses_stock_ops"), [((6, 1), True), ((7, 0), False), (None, False)])
 def test_gpu_older_than_the_kernels_uses_stock_ops(monkeypatch, caplog, capability, uses_stock_ops):
-    gpu, registered = SimpleNamespace(name="GPU:0"), SimpleNamespace(kernel=[SimpleNamespace(device_type="GPU")])
+    gpu = SimpleNamespace(name="GPU:0")
     details = {} if capability is None else {"compute_capability": capability}
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
-    monkeypatch.setattr(dispatch.kernels, "get_registered_kernels_for_op", lambda name: registered)
+    monkeypatch.setattr(dispatch, "kernel_devices", lambda op: {"GPU"})
     dispatch._lacks_gpu_kernels.cache_clear()
     try:
         assert (dispatch.compiled_ops() is None) == uses_stock_ops

@@ -191,7 +191,9 @@ def test_damaged_checkpoint_raises(tmp_path, uninterrupted, data, damage):
 
 
 def test_nan_loss_raises_before_it_reaches_the_weights(tmp_path, data):
-    model = tiny.detector(class_loss=FocalLoss(weight=float("nan")))
+    class_loss = FocalLoss()
+    class_loss.weight = float("nan")
+    model = tiny.detector(class_loss=class_loss)
     before = tiny.weights(model)
     with pytest.raises(FloatingPointError) as error:
         run(tmp_path, data, model=model)
