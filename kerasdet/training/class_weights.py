@@ -46,7 +46,8 @@ def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
 def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: ClassWeights) -> None:
     """Assigns the weights of those classes that have a name of the old model, and logs which these are.
 
-    Other classes keep the weights that the model has. In models with background, the background is shared.
+    Other classes keep the weights that the model has: new ones, or those of another class if K did not change. In
+    models with background, the background is shared.
 
     Args:
         model: Detector with K classes, of the same architecture as the old one.
@@ -63,9 +64,10 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
     shared = [class_names[new] for new, _ in pairs]
     missing = [name for name in class_names if name not in shared]
     log.info(
-        "Classes whose weights are kept from %s, by their names: %s. Classes that start anew: %s.",
+        "Classes whose weights are kept from %s, by their names: %s. Classes that start %s: %s.",
         old.origin,
         _listed(shared),
+        "anew" if len(class_names) != len(old.class_names) else "with the weights of other classes",
         _listed(missing),
     )
     if not pairs:

@@ -46,8 +46,20 @@ def detector(backbone):
     )
 
 
+def keras_hub_backbone():
+    """Makes a tiny ResNet of KerasHub, where it is installed."""
+    models = pytest.importorskip("keras_hub").models
+    stages = {"stackwise_num_filters": [8, 16, 16, 16], "stackwise_num_strides": [1, 2, 2, 2]}
+    stem = {"input_conv_filters": [8], "input_conv_kernel_sizes": [7]}
+    hub = models.ResNetBackbone(
+        **stem, **stages, stackwise_num_blocks=[1] * 4, block_type="basic_block", image_shape=(None, None, 3)
+    )
+    return PyramidBackbone(hub)
+
+
 BACKBONES = {
     "hub": lambda: PyramidBackbone(HubBackbone()),
+    "keras_hub": pytest.param(keras_hub_backbone, marks=pytest.mark.slow),
     **{
         name: pytest.param(lambda name=name: KerasApplication(name), marks=pytest.mark.slow)
         for name in ("MobileNetV3Small", "EfficientNetV2B0", "ConvNeXtTiny")

@@ -1,6 +1,7 @@
 """Tiny models for the tests of the detector contract; a new detector adds a line to `MODELS`."""
 
 import numpy as np
+import tiny
 
 from kerasdet import (
     FCOS,
@@ -77,13 +78,11 @@ def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs)
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
 
 
-def ssdlite(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
+def ssd(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
     """Makes an SSDLite. It is not in `MODELS`: its default boxes depend on the padded size, so it takes no padding."""
     own = {
-        "backbone": MobileNetV3(
-            width_factor=0.25, reduced_tail=True, out_features=("c4_expanded", "c5"), norm=norm, norm_momentum=0.9
-        ),
-        "neck": SSDNeck(("c4_expanded", "c5"), (32, 16), separable=True, norm=norm, norm_momentum=0.9),
+        "backbone": tiny.PlainBackbone(),
+        "neck": SSDNeck(("c4", "c5"), (32, 16), separable=True, norm=norm, norm_momentum=0.9),
         "anchors": DefaultBoxes((0.2, 0.4, 0.6, 0.8, 1.0), ((2,),) * 4, ("p4", "p5", "p6", "p7"), None),
         "head": SSDHead(separable=True, norm=norm, norm_momentum=0.9),
         "postprocessing": Postprocessing(
@@ -92,6 +91,18 @@ def ssdlite(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwar
         "preprocessing": Preprocessing(shortest=96, longest=96, rounding="square", kernel="bilinear"),
     }
     return SSD(NUM_CLASSES, **{**own, **kwargs})
+
+
+def ssdlite(norm="bn_inference", **kwargs):
+    """Makes the SSDLite of torchvision with a quarter of its channels."""
+    features = ("c4_expanded", "c5")
+    own = {
+        "backbone": MobileNetV3(
+            width_factor=0.25, reduced_tail=True, out_features=features, norm=norm, norm_momentum=0.9
+        ),
+        "neck": SSDNeck(features, (32, 16), separable=True, norm=norm, norm_momentum=0.9),
+    }
+    return ssd(norm, **{**own, **kwargs})
 
 
 def rtmdet(norm="bn_inference", score_threshold=0.05, max_detections=20, model_class=RTMDet, **kwargs):

@@ -19,20 +19,18 @@ def outputs_by_class(model):
     outputs = model(IMAGE)
     if "roi_valid" in outputs:
         features = tf.constant(np.random.default_rng(1).normal(size=(1, 4, 64)), tf.float32)
-        logits, deltas = (layer(features) for layer in _predictors(model))
-        found = {name: [logits[..., i], deltas[..., 4 * i : 4 * i + 4]] for i, name in enumerate(model.class_names)}
+        predictor, mask_head = model.roi_heads.box_predictor, model.branches[0].head
+        logits, deltas = predictor.class_logits(features), predictor.box_deltas(features)
+        masks = mask_head.mask_logits(features[..., None, :32])
+        parts = ((logits, 1), (deltas, 4), (masks, 1))
+        found = {name: [x[..., n * i : n * i + n] for x, n in parts] for i, name in enumerate(model.class_names)}
         return {**found, "background": [logits[..., -1]]}
     logits = tf.concat(list(outputs["class_logits"].values()), 1)
     found = {name: [logits[..., i]] for i, name in enumerate(model.class_names)}
     return {**found, "background": [logits[..., -1]]} if model.has_background else found
 
 
-def _predictors(model):
-    predictor = model.roi_heads.box_predictor
-    return predictor.class_logits, predictor.box_deltas
-
-
-@pytest.mark.parametrize("name", ["retinanet", "ssdlite", "faster_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "mask_rcnn"])
 def test_shared_classes_predict_as_before(name, tmp_path, caplog):
     old = models.randomized(getattr(models, name)())
     old.class_names = OLD
@@ -51,13 +49,18 @@ def test_shared_classes_predict_as_before(name, tmp_path, caplog):
     assert np.abs(np.subtract(after["truck"][0], before["cat"][0])).max() > 1e-2
 
 
-def test_same_classes_in_another_order_follow_their_names():
+def test_same_number_of_classes_follow_their_names(caplog):
     old = models.randomized(models.retinanet())
     old.class_names = OLD
     kernel = next(v for v in old.variables if "/class_logits/" in v.path and v.name == "kernel")
     before = kernel.numpy().reshape(-1, 3)
-    keep_shared_classes(old, ("dog", "cat", "person"), class_weights(old, "the old model"))
+    weights = class_weights(old, "the old model")
+    keep_shared_classes(old, ("dog", "cat", "person"), weights)
     np.testing.assert_array_equal(kernel.numpy().reshape(-1, 3), before[:, [2, 0, 1]])
+    with caplog.at_level(logging.INFO, "kerasdet"):
+        keep_shared_classes(old, ("cat", "dog", "bus"), weights)
+    assert caplog.messages[-1].endswith("Classes that start with the weights of other classes: bus.")
+    np.testing.assert_array_equal(kernel.numpy().reshape(-1, 3)[:, :2], before[:, [0, 2]])
 
 
 def test_models_without_class_names_keep_nothing():
