@@ -3,9 +3,9 @@
     python benchmarks/tflite.py [--models retinanet fcos] [--size H W] [--threads N] [--rounds N]
 
 The models have 80 classes, random weights and uint8 input. "retinanet" and "fcos" have a ResNet-18 and FPN,
-"retinanet_mobilenet" has Keras' MobileNetV3-Large instead, "ssdlite" is torchvision's on MobileNetV3-Large. In "idle" runs no score passes
-the threshold; in "busy" runs all scores pass, which saturates post-processing. Each measurement has its own process,
-and the sides take turns, so that noise affects all of them.
+"retinanet_mobilenet" has Keras' MobileNetV3-Large instead, "ssdlite" is torchvision's on MobileNetV3-Large. In "idle"
+runs no score passes the threshold; in "busy" runs all scores pass, which saturates post-processing. Each measurement
+has its own process, and the sides take turns, so that noise affects all of them.
 """
 
 import argparse

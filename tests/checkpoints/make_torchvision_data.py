@@ -18,8 +18,8 @@ NAMES = (
     "ssdlite320_mobilenet_v3_large",
     "ssd300_vgg16",
 )
-# Factors that keep activations near unit scale and scores away from saturation. Without them, box deltas reach 70 anchor
-# sizes, and torchvision in float32 differs from itself in float64 by up to half a pixel.
+# Factors that keep activations near unit scale and scores away from saturation. Without them, box deltas reach 70
+# anchor sizes, and torchvision in float32 differs from itself in float64 by up to half a pixel.
 FACTORS = {
     **{f"backbone.fpn.inner_blocks.{i}.0.weight": 0.01 for i in range(2)},
     "rpn.head.cls_logits.weight": 5.0,  # about half of the objectness is below the threshold
