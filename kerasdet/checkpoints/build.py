@@ -37,6 +37,7 @@ from kerasdet.models import (
     KeypointBranch,
     MaskBranch,
     Preprocessing,
+    ProposalNetwork,
     ProposalSelection,
     RetinaNet,
     RoIHeads,
@@ -71,6 +72,7 @@ PARTS = {
     "fcos": ("backbone", "neck", "head"),
     "rtmdet": ("backbone", "neck", "head", "mask_branch"),
     "ssd": ("backbone", "neck", "head"),
+    "rpn": ("backbone", "neck", "rpn"),
     "rcnn": ("backbone", "neck", "rpn", "box_head", "box_predictor", "mask_branch", "keypoint_branch"),
 }
 CLASS_LAYERS = {
@@ -79,6 +81,7 @@ CLASS_LAYERS = {
     "fcos": ("head/class_logits/",),
     "rtmdet": ("head/class_logits/",),
     "ssd": ("head/class_logits/",),
+    "rpn": (),
     "rcnn": ("box_predictor/", "mask_branch/head/mask_logits/"),
 }
 COUNTING_BIAS = {
@@ -97,7 +100,7 @@ def build(
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
-        num_classes: K, number of classes without background; None for a backbone.
+        num_classes: K, number of classes without background; None for a backbone or RPN.
         shapes: Our name of a tensor -> its shape in the checkpoint, for numbers that the source leaves to the file.
         norm_epsilon: Epsilon of the backbone's norms; None for the source's own.
 
@@ -146,19 +149,21 @@ def build(
             preprocessing=preprocessing,
             **spec.model,
         )
+    parts = {
+        "backbone": backbone,
+        "neck": FPN(**{"in_features": ("c2", "c3", "c4", "c5"), **spec.neck}, top=MaxPoolTop()),
+        "rpn": RPN(anchors=anchors, **with_parts(spec.rpn)),
+        "preprocessing": preprocessing,
+    }
+    if spec.kind == "rpn":
+        return ProposalNetwork(**parts)
     branches = []
     if spec.mask is not None:
         branches.append(MaskBranch(**spec.mask))
     if spec.keypoint is not None:
         branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
     return FasterRCNN(
-        num_classes,
-        backbone=backbone,
-        neck=FPN(**{"in_features": ("c2", "c3", "c4", "c5"), **spec.neck}, top=MaxPoolTop()),
-        rpn=RPN(anchors=anchors, **with_parts(spec.rpn)),
-        roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)),
-        preprocessing=preprocessing,
-        **spec.model,
+        num_classes, **parts, roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)), **spec.model
     )
 
 

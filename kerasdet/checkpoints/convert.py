@@ -64,7 +64,7 @@ def to_model(
     _check_finite(state)
     state = _untied(state, spec, source)
     classes = num_classes
-    if classes is None and spec.kind != "backbone":
+    if classes is None and spec.kind in COUNTING_BIAS:
         classes = _count_classes(state, spec, source)
     model = build(spec, classes, _free_shapes(state, spec, source), norm_epsilon)
     variables = named_variables(model, spec.kind)
@@ -92,7 +92,7 @@ def _untied(state, spec, source):
 
 
 def _source_name(name, spec):
-    finest = {"rcnn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
+    finest = {"rcnn": 2, "rpn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
 
 

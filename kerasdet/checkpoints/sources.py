@@ -129,7 +129,7 @@ class Source:
 
     Args:
         framework: A key of `kerasdet.checkpoints.names.LAYERS`.
-        kind: "backbone", "retinanet", "fcos", "rtmdet", "ssd" or "rcnn".
+        kind: "backbone", "retinanet", "fcos", "rtmdet", "ssd", "rpn" or "rcnn".
         backbone: Arguments of the class `backbone_class`.
         backbone_class: "ResNet", "CSPNeXt", "MobileNetV3" or "VGG".
         neck: Arguments of `FPN`, or of RTMDet's `CSPNeXtPAFPN` or `SSDNeck`.
@@ -492,6 +492,7 @@ SOURCES = {
         background_first=True,
         names=SSDLITE,
     ),
+    "detectron2/rpn_R_50_FPN": replace(_detectron2_rcnn(50), kind="rpn", rpn={"proposals": {"post_nms_top_k": 2000}}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
     **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},
