@@ -51,8 +51,8 @@ class RoIPooler(ConfigFromInit):
         """Pools the features of regions.
 
         Args:
-            pyramid: Level name -> (B, h, w, C), for "p2", "p3" ... without a gap. If several levels have one stride, only
-                the first of them is pooled from, as in torchvision.
+            pyramid: Level name -> (B, h, w, C), for "p2", "p3" ... without a gap. If several levels have one stride,
+                only the first of them is pooled from, as in torchvision.
             rois: (B, P, 4) yxyx in pixels of the network's input.
             output_size: Side S of the pooled features, in cells. None takes that of the pooler.
 
