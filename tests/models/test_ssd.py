@@ -48,7 +48,7 @@ def test_training_learns_a_batch():
     data = tf.data.Dataset.from_tensors(batch())
     first = model.evaluate(data, return_dict=True, verbose=0)["loss"]
     model.fit(data.repeat(), steps_per_epoch=30, verbose=0)
-    assert model.evaluate(data, return_dict=True, verbose=0)["loss"] < 0.5 * first
+    assert model.evaluate(data, return_dict=True, verbose=0)["loss"] < 0.75 * first
 
 
 def test_hardest_negatives_of_each_image_have_a_loss():
