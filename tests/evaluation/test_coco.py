@@ -235,7 +235,7 @@ def test_masks_of_wrong_format_or_size_raise():
     with pytest.raises(ValueError, match=r"result 1 has an RLE mask of size \[5, 5\], but its image is 120x160"):
         evaluate_coco(truth, [{**entry, "segmentation": {"size": [5, 5], "counts": "i0"}}], "segm")
     del truth["images"][1]["height"]
-    with pytest.raises(ValueError, match="image 2 has no height and width, which masks need"):
+    with pytest.raises(ValueError, match="image 2 has no height and width, which the scores of masks need"):
         evaluate_coco(truth, [], "segm")
 
 
