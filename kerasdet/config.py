@@ -24,7 +24,7 @@ from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.config_checks import check_order, check_type, has_effect, part_of, targets, used_parts
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
+from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -36,6 +36,7 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.SSD,
     models.RTMDet,
     models.RTMDetIns,
     models.DynamicMaskBranch,
@@ -50,8 +51,14 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
-    layers.CSPNeXt,
+    layers.MobileNetV3,
+    layers.VGG,
+    layers.KerasApplication,
+    layers.PyramidBackbone,
     layers.FPN,
+    layers.SSDNeck,
+    layers.SSDHead,
+    layers.CSPNeXt,
     layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
@@ -63,6 +70,8 @@ SURFACE = (
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
+    default_boxes.DefaultBoxes,
+    default_boxes.SSDMatcher,
     coders.DeltaCoder,
     coders.DistanceCoder,
     matching.IoUMatcher,

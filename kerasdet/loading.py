@@ -11,6 +11,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.paths import expand
+from kerasdet.training.class_weights import class_weights
 from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
@@ -137,7 +138,8 @@ def pretrained(
     """Loads a detector to fine-tune it on other classes.
 
     If the number of classes differs, the layers whose size depends on it are re-initialised; all other weights are
-    kept. The model computes in the global precision policy, not in that of the file.
+    kept. `kerasdet.train` then copies the weights of those classes whose names the old model and the dataset share.
+    The model computes in the global precision policy, not in that of the file.
 
     Args:
         path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
@@ -164,9 +166,11 @@ def pretrained(
             "classes."
         )
     policy = keras.config.dtype_policy()
+    classes = class_weights(model, str(path))
     edges = {"shortest": shortest, "longest": longest}
     edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
+        model.pretrained_classes = classes
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
@@ -176,6 +180,7 @@ def pretrained(
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
             new.assign(old)
+    tuned.pretrained_classes = classes
     return tuned
 
 

@@ -69,7 +69,7 @@ def material(tmp_path_factory):
                 variable.assign_add(np.full(variable.shape, 0.01))
         backbone.save(folder / f"{block}.keras")
     CSPNeXt(0.167, 0.125).save(folder / "cspnext.keras")
-    tiny.detector(num_classes=2).save(folder / "detector.keras")
+    tiny.detector(num_classes=2, class_names=("star", "bird")).save(folder / "detector.keras")
     return folder
 
 
@@ -156,11 +156,14 @@ TRAINED = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if pace == "slow" else []) for name, pace in TRAINED.items()]
 )
-def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, name):
+def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, name, caplog):
     out_dir = tmp_path / "run"
     overrides = tiny_overrides(config.GIN_CONFIGS / f"{name}.gin", material, out_dir)
     config.load(name, [*overrides, "train.validation=None"])
-    model = config.train()
+    with caplog.at_level("INFO", "kerasdet"):
+        model = config.train()
+    if name == "finetune":
+        assert "by their names: star. Classes that start anew: disk, square, triangle, arrow." in caplog.text
     (line,) = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     assert line["step"] == 1
     assert 0 < line["loss"] < math.inf

@@ -11,7 +11,8 @@ from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, un
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
-from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.anchors import AnchorGenerator, level_number
+from kerasdet.geometry.default_boxes import DefaultBoxes
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def to_model(
     _check_finite(state)
     state = _untied(state, spec, source)
     classes = num_classes
-    if classes is None and spec.kind != "backbone":
+    if classes is None and spec.kind in COUNTING_BIAS:
         classes = _count_classes(state, spec, source)
     model = build(spec, classes, _free_shapes(state, spec, source), norm_epsilon)
     variables = named_variables(model, spec.kind)
@@ -95,8 +96,13 @@ def _untied(state, spec, source):
 
 
 def _source_name(name, spec):
-    finest = 2 if spec.kind == "rcnn" else 3
+    finest = {"rcnn": 2, "rpn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
+
+
+def _finest_level(spec):
+    """Returns the name of the finest level of SSD's default boxes."""
+    return DefaultBoxes(**spec.anchors).levels[0] if spec.kind == "ssd" else "p3"
 
 
 def _entry(state, name, spec, source):
@@ -125,7 +131,7 @@ def _check_finite(state):
 
 
 def _count_classes(state, spec, source):
-    name, bias = _entry(state, COUNTING_BIAS[spec.kind], spec, source)
+    name, bias = _entry(state, COUNTING_BIAS[spec.kind].format(finest=_finest_level(spec)), spec, source)
     if spec.kind == "rcnn":
         if bias.size < 2:
             raise UserError(
@@ -133,7 +139,7 @@ def _count_classes(state, spec, source):
                 "background. Choose the source that the file comes from."
             )
         return bias.size - 1
-    num_anchors = 1 if spec.kind == "rtmdet" else AnchorGenerator(**spec.anchors).num_anchors
+    num_anchors = _anchors_of_finest_level(spec)
     columns, rest = divmod(bias.size, num_anchors)
     if rest or columns <= spec.background_first:
         raise UserError(
@@ -142,6 +148,14 @@ def _count_classes(state, spec, source):
             "comes from."
         )
     return columns - spec.background_first
+
+
+def _anchors_of_finest_level(spec):
+    if spec.kind == "rtmdet":
+        return 1
+    if spec.kind == "ssd":
+        return DefaultBoxes(**spec.anchors).num_anchors[0]
+    return AnchorGenerator(**spec.anchors).num_anchors
 
 
 def _assign(variables, state, spec, source):

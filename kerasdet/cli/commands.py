@@ -244,12 +244,15 @@ def _export(options):
 def _convert(options):
     if options.source not in SOURCES:
         raise UserError(f"--source is {options.source!r}: choose one of {', '.join(SOURCES)}.")
-    if SOURCES[options.source].kind == "backbone":
+    without_classes = {
+        "backbone": "a backbone without classes and detections",
+        "rpn": "a proposal network without classes",
+    }
+    if what := without_classes.get(SOURCES[options.source].kind):
         for name in ("labels", "num_classes", "reference_outputs"):
             if getattr(options, name):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is a backbone without classes "
-                    "and detections: leave it out."
+                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is {what}: leave it out."
                 )
     labels = read_labels(options.labels) if options.labels else None
     out = _model_file(options.out)

@@ -18,6 +18,7 @@ from kerasdet.ops.distribute import worker_rank
 from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
 from kerasdet.training.callbacks import RunCallbacks, check_callbacks
+from kerasdet.training.class_weights import keep_shared_classes
 from kerasdet.training.ema import use_averages
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
@@ -128,6 +129,8 @@ def train(
         out_dir / "checkpoints"
     ):  # a resumed run has passed this check before, and its weights are not random
         check_frozen_layers(model, freeze)
+        if model.pretrained_classes is not None:
+            keep_shared_classes(model, data.class_names, model.pretrained_classes)
     checks.warn_of_other_sizes(model, transforms)
     checks.warn_of_units(model)
     checks.warn_of_threshold(model, validation)
