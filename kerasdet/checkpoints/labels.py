@@ -20,7 +20,7 @@ def read_labels(path: str | os.PathLike) -> list[str]:
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If the file is not text, a line between names is empty or has an id, or two classes have the same name.
+        UserError: If the file is not text, a line between names is empty or has an id, or two classes share a name.
     """
     path = expand(path, "--labels")
     try:
