@@ -36,7 +36,6 @@ def _convert(options):
         options.to,
         classes=options.classes,
         on_bad_image=options.on_bad_image,
-        decode=options.decode,
         strict=options.strict,
     )
     _print(counts, options.target)

@@ -61,9 +61,6 @@ def _add_convert(actions):
     )
     _add_target(convert)
     convert.add_argument("--to", choices=FORMATS, required=True, help="format to write")
-    convert.add_argument(
-        "--decode", action="store_true", help="store images decoded, as BMP: faster to read, several times the space"
-    )
     return convert
 
 

@@ -1,6 +1,5 @@
 """Converts a dataset of any format to COCO, YOLO, Pascal VOC or TFRecord."""
 
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,6 @@ def convert(
     *,
     classes: Classes | None = None,
     on_bad_image: str = "error",
-    decode: bool = False,
     strict: bool = False,
 ) -> dict[str, Counter]:
     """Writes a dataset of any format, with all its splits and a copy of its images, in another format.
@@ -46,8 +44,6 @@ def convert(
             keeps all.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
-        decode: Whether to store images decoded, as BMP. Training then reads the same pixels in less processor time, but
-            from several times the space of JPEG.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             text.
 
@@ -63,10 +59,7 @@ def convert(
     if to not in WRITERS:
         raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Choose one of them.")
     found = recognise(source)
-    parts = read_parts(found, classes, on_bad_image, strict)
-    if decode:
-        parts = [dataclasses.replace(part, items=[item.decoded() for item in part.items]) for part in parts]
-    return write_parts(parts, folder, to)
+    return write_parts(read_parts(found, classes, on_bad_image, strict), folder, to)
 
 
 def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Counter]:

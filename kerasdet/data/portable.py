@@ -1,13 +1,10 @@
 """Holds a split of a dataset with checked values; the writers of all formats take this form."""
 
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
-
-from PIL import Image
 
 from kerasdet.data.annotations import read_contents
 from kerasdet.data.dataset import Dataset
@@ -46,18 +43,6 @@ class Item:
             path: Path of the new file.
         """
         path.write_bytes(self.record.encoded())
-
-    def decoded(self) -> "Item":
-        """Returns this item with its image as an upright BMP, which holds the pixels that training sees."""
-        source = self.record
-
-        def encode():
-            file = io.BytesIO()
-            Image.fromarray(source.image()).save(file, "BMP")
-            return file.getvalue()
-
-        record = dataclasses.replace(source, content=encode, exif=False, by_pil=False)
-        return Item(record, str(Path(self.name).with_suffix(".bmp")), self.annotations)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,23 +158,6 @@ def test_exif_is_applied_in_tfrecords(tmp_path):
         assert_same(tmp_path / to, source)
 
 
-@pytest.mark.parametrize("to", ["coco", "tfrecord"])
-def test_decoded_images_have_the_pixels_that_training_sees(tmp_path, to):
-    source = make(tmp_path / "source", names=["a.png", "b.jpg", "c.webp"])
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    with Image.open(source / "images/val/b.jpg") as image:
-        image.save(source / "images/val/b.jpg", exif=turned)
-    data = json.loads((source / "val.json").read_text())
-    data["images"][1].update(height=SIZE[1], width=SIZE[0])  # upright
-    write_json(source / "val.json", data)
-    convert(source, tmp_path / "target", to, decode=True)
-    assert_same(tmp_path / "target", source)
-    for record in open_dataset(tmp_path / "target", "val").records:
-        assert record.encoded()[:2] == b"BM"
-        assert not record.exif and not record.by_pil
-
-
 def test_target_and_format_are_checked_first(tmp_path):
     source = make(tmp_path / "source")
     with pytest.raises(UserError, match="already holds files"):
