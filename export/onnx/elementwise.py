@@ -9,7 +9,7 @@ _ELEMENTWISE = {  # one or two inputs of any shape -> ONNX's operator
     **{name: name for name in ("Sub", "Mul", "Pow", "Greater", "Less", "Equal", "Round", "Sign", "Softplus")},
     **{"AddV2": "Add", "Add": "Add", "BiasAdd": "Add", "RealDiv": "Div", "Minimum": "Min", "Maximum": "Max"},
     **{"GreaterEqual": "GreaterOrEqual", "LessEqual": "LessOrEqual", "LogicalAnd": "And", "LogicalOr": "Or"},
-    **{"LogicalNot": "Not", "SelectV2": "Where"},
+    **{"LogicalNot": "Not", "SelectV2": "Where", "IsNan": "IsNaN"},
 }
 _COPIES = ("Identity", "StopGradient", "EnsureShape", "PreventGradient", "IdentityN")
 
