@@ -1,6 +1,6 @@
-"""Reads gin files and knows what they can configure: the only module that imports gin.
+"""Reads gin files and defines the classes and functions that they can configure. No other module imports gin.
 
-A gin file binds arguments of every class and function in `SURFACE` as ``Name.argument = value``. Objects that Python
+A gin file sets arguments of the classes and functions in `SURFACE` by ``Name.argument = value``. Objects that Python
 code constructs ignore gin.
 """
 
@@ -134,7 +134,7 @@ INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):
-    """Returns the path of an included file, in which gin put a folder of its search path before ``~``."""
+    """Returns the path of an included file with ``~`` expanded; gin puts a folder of its search path before it."""
     _, tilde, rest = path.partition("/~/")
     return os.path.expanduser(f"~/{rest}") if tilde else path
 
@@ -148,7 +148,9 @@ def _read_text(path):
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: expected a gin configuration. Name one, or a recipe.") from None
+        raise UserError(
+            f"{path} is not a text file: expected a gin configuration. Name a gin file or a recipe."
+        ) from None
 
 
 # gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
@@ -160,10 +162,11 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
-        config: A path of a file or of a run, or the name of a file inside kerasdet, with or without ``.gin``.
-        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes. ``DATA=path`` replaces the data
-            of the file by a dataset of any format, with its number of classes; see ``gin_configs/dataset/folder.gin``.
-        defaults: Values of macros that the file requires and neither it nor the overrides set.
+        config: Path of a file or of a run's folder, or the name of a file inside kerasdet, with or without ``.gin``.
+        overrides: Texts such as ``MACRO=value`` or ``Name.argument=value``. Text values need no quotes. ``DATA=path``
+            replaces the data of the file by a dataset of any format, and sets the number of classes from it; see
+            ``gin_configs/dataset/folder.gin``.
+        defaults: Values for macros that the file requires and that neither the file nor the overrides set.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -203,7 +206,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
 
 
 def _replace_data():
-    """Lets `dataset/folder.gin` replace the data of a recipe, which need not be set then."""
+    """Lets `dataset/folder.gin` replace the data of a recipe; the recipe's own data then need not be set."""
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
         if name in _used_macros():
@@ -211,10 +214,10 @@ def _replace_data():
 
 
 def _follow_data(is_new):
-    """Sets what follows from the macro DATA: the number of classes, and the masks or keypoints that the recipe reads.
+    """Sets the values that follow from the macro DATA: the number of classes, and whether to read masks or keypoints.
 
     Args:
-        is_new: Whether the data are others than the recipe's, so that its number of classes no longer counts.
+        is_new: Whether the data differ from those of the recipe, so that the recipe's number of classes is wrong.
     """
     if is_new or not _is_set("NUM_CLASSES"):
         gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
@@ -242,8 +245,8 @@ def train() -> keras.Model:
     unset = [name for name in _REQUIRED if not _is_bound(f"train.{name}")]
     if unset:
         raise UserError(
-            f"The configuration sets no train.{', train.'.join(unset)}: expected that of a training run. Include a "
-            "recipe, such as include 'finetune.gin'."
+            f"The configuration sets no train.{', train.'.join(unset)}: expected the configuration of a training run. "
+            "Include a recipe, such as include 'finetune.gin'."
         )
     strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
@@ -264,7 +267,7 @@ def _is_bound(name):
 def import_modules(config: str | Path) -> None:
     """Imports the modules that a gin file imports, without configuring anything.
 
-    A model whose classes are in a user's own modules can be loaded afterwards.
+    Afterwards a model can be loaded whose classes are in these modules.
 
     Args:
         config: Path of the gin file.
@@ -280,24 +283,33 @@ def import_modules(config: str | Path) -> None:
 
 
 def eval_data() -> data.CocoDataset:
-    """Builds the dataset that the configured training is evaluated on.
+    """Builds the evaluation dataset of the current configuration.
+
+    Returns:
+        The dataset.
 
     Raises:
-        UserError: If the configuration has none.
+        UserError: If the configuration has no evaluation dataset.
     """
     try:
         reference = gin.query_parameter("Validation.data")
     except ValueError:
         reference = None
     if reference is None:
-        raise UserError("The configuration has no Validation.data: name a dataset with --annotations.")
+        raise UserError(
+            "The configuration has no Validation.data, the dataset to evaluate on: give one with --data or "
+            "--annotations."
+        )
     return reference.scoped_configurable_fn()
 
 
 def model_and_transforms() -> tuple[keras.Model, list]:
-    """Builds the configured model and the transforms that it trains with.
+    """Builds the configured model and the transforms of its training.
 
-    The model of a recipe that starts from a pretrained backbone keeps random weights, so no checkpoint is needed.
+    No checkpoint is needed: the model has random weights even if the recipe starts from a pretrained backbone.
+
+    Returns:
+        The model, and the list of transforms.
 
     Raises:
         UserError: If the configuration has no model.
@@ -307,7 +319,7 @@ def model_and_transforms() -> tuple[keras.Model, list]:
         if model.configurable.name == "backbone_weights":
             model = gin.query_parameter("backbone_weights.model")
     except ValueError:
-        raise UserError("The configuration has no train.model: name a recipe that trains a model.") from None
+        raise UserError("The configuration has no train.model: give a recipe that trains a model.") from None
     try:
         transforms = gin.query_parameter("train.transforms")
     except ValueError:
@@ -316,10 +328,13 @@ def model_and_transforms() -> tuple[keras.Model, list]:
 
 
 def macro(name: str) -> Any:
-    """Returns the value of a macro, or its default if the file may leave it out.
+    """Returns the value of a macro of the current configuration.
 
     Args:
-        name: Such as "BATCH_SIZE".
+        name: Name of the macro, such as "BATCH_SIZE".
+
+    Returns:
+        The value, or the default of a macro that the file may leave out.
 
     Raises:
         ValueError: If the configuration has no such macro.
@@ -333,7 +348,7 @@ def macro(name: str) -> Any:
 
 
 def _unknown_argument(error):
-    """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
+    """Returns a sentence if gin's error is about an argument that does not exist, or None for other errors."""
     found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
     if found is None or found[1] not in ARGUMENTS:
         return None
@@ -356,7 +371,9 @@ def _find(config):
         if path.is_file():
             return path
     known = sorted(path.stem for path in GIN_CONFIGS.glob("*.gin"))
-    raise FileNotFoundError(f"There is no configuration {config}: give a path or one of {', '.join(known)}.")
+    raise FileNotFoundError(
+        f"There is no configuration {config}: give the path of a gin file, or one of {', '.join(known)}."
+    )
 
 
 def _as_binding(override):
@@ -364,7 +381,7 @@ def _as_binding(override):
     name, equals, value = override.partition("=")
     name, value = name.strip(), value.strip()
     if not equals or not name:
-        raise UserError(f"cannot read the override {override!r}: write NAME=value.")
+        raise UserError(f"the override {override!r} cannot be read: write NAME=value.")
     if "." not in name:
         _require_macro(name)
     if not value.startswith(("@", "%")):
@@ -372,7 +389,10 @@ def _as_binding(override):
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
             if value.removesuffix("()") in _CONFIGURABLES:
-                raise UserError(f"{override!r} would be a string: write {name}=@{value}.") from None
+                raise UserError(
+                    f"the override {override!r} would set a text: write {name}=@{value} to refer to the class or "
+                    "function."
+                ) from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
     return f"{name} = {value}"
@@ -383,14 +403,16 @@ def _require_macro(name):
         macro(name)
     except ValueError:
         raise UserError(
-            f"the configuration has no macro {name}: write a macro of the file, or Name.argument."
+            f"the configuration has no macro {name}: set a macro of the file, or an argument as Name.argument=value."
         ) from None
 
 
 def _bindings():
     """Returns all bindings as text, without comments and strings."""
     text = gin.config_str(max_line_length=10**6)
-    text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
+    text = re.sub(
+        "^#.*", "", text, flags=re.MULTILINE
+    )  # gin draws lines of the maximum line length, which would be megabytes
     return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
 
 
@@ -423,8 +445,8 @@ def _warn_of_unused(overrides):
         name = part.rpartition(".")[0].rpartition(".")[2]
         if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
             log.warning(
-                "--set %s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
-                "@%s() to it.",
+                "--set %s has no effect, because this configuration does not use %s. Set an argument of a part that "
+                "it uses, or add @%s() to it.",
                 override,
                 f"{scope}/{name}" if scope else name,
                 f"{scope}/{name}" if scope else name,
@@ -446,7 +468,7 @@ def _check_macros(path):
             value = macro(name)
         except ValueError:
             raise UserError(
-                f"{path}: the macro {name} is used but never set: add a line {name} = ... or correct the name."
+                f"{path}: the macro {name} is used but never set: add a line {name} = ..., or correct the name."
             ) from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:
             missing.append(name)

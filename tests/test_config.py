@@ -409,8 +409,8 @@ MISTAKES = {
     "STEPSS=3": "the configuration has no macro STEPSS",
     "steps=3": "the configuration has no macro steps",
     "out dir=3": "the configuration has no macro out dir",
-    "STEPS": "cannot read the override 'STEPS': write NAME=value",
-    "=3": "cannot read the override",
+    "STEPS": "the override 'STEPS' cannot be read: write NAME=value",
+    "=3": "the override .* cannot be read",
     "STEPS=ten": "STEPS is 'ten': it must be a positive integer",
     "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a positive integer",
     "STEPS=1e3": "STEPS is 1000.0: it must be a positive integer",
@@ -427,8 +427,8 @@ MISTAKES = {
     "AdamW.learning_rat=1": "AdamW has no argument learning_rat: choose one of learning_rate, ",
     "ResNett.width=8": "No configurable matching 'ResNett'",
     "train.optimizer=@SDG()": "No configurable matching reference '@SDG",
-    "train.optimizer=SGD": r"would be a string: write train\.optimizer=@SGD",
-    "RetinaNet.neck=FPN()": r"would be a string: write RetinaNet\.neck=@FPN\(\)",
+    "train.optimizer=SGD": r"would set a text: write train\.optimizer=@SGD",
+    "RetinaNet.neck=FPN()": r"would set a text: write RetinaNet\.neck=@FPN\(\)",
     "Preprocessing.mean=(1, 2": "is a bracket not closed",
     "OUT_DIR=(runs)/a": "Failed to parse",
 }
@@ -473,7 +473,9 @@ def test_binary_file_raises(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.gin", "base", "/tmp", ""])
 def test_missing_file_lists_available_files(name):
-    with pytest.raises(FileNotFoundError, match=rf"There is no configuration {name}: give a path or one of .*{SHAPES}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"There is no configuration {name}: give the path of a gin file, or one of .*{SHAPES}"
+    ):
         config.load(name)
 
 
@@ -606,7 +608,7 @@ def test_missing_eval_data_raises(tmp_path):
     with pytest.raises(ValueError, match=r"Validation\.data"):
         config.eval_data()
     config.load(SHAPES, ["Validation.data=None"])
-    with pytest.raises(ValueError, match=r"no Validation\.data: name a dataset with --annotations"):
+    with pytest.raises(ValueError, match=r"no Validation\.data, the dataset to evaluate on: give one with --data"):
         config.eval_data()
 
 
@@ -624,5 +626,7 @@ def test_missing_eval_data_raises(tmp_path):
 )
 def test_override_without_effect_warns(caplog, override, part):
     config.load("retinanet_r18_fpn_bccd", [override])
-    expected = [] if part is None else [f"--set {override} has no effect: this configuration uses no {part}."]
+    expected = (
+        [] if part is None else [f"--set {override} has no effect, because this configuration does not use {part}."]
+    )
     assert [record.message.partition(". Set")[0] + "." for record in caplog.records] == expected

@@ -418,5 +418,5 @@ def test_positional_arguments_of_any_number_raise():
         def __init__(self, *terms):
             self.terms = terms
 
-    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: name each argument"):
+    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: give each argument a name"):
         Sum(1, 2).get_config()

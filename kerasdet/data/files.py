@@ -17,8 +17,8 @@ from kerasdet.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-_UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of each uploaded file
-# What the log says of each kind of repair
+_UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # hash that Label Studio puts before the name of each uploaded file
+# Text in the log for each kind of repair
 REPAIRS = {
     "image_paths_repaired": "paths of images repaired",
     "split_paths_repaired": "paths of splits repaired",
@@ -48,12 +48,28 @@ def read_text(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Returns whether a file has an image suffix and is not hidden, like "._photo.jpg" in archives of macOS."""
+    """Tells by its suffix whether a file is an image.
+
+    Hidden files, such as "._photo.jpg" in archives of macOS, do not count.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Whether the file counts as an image.
+    """
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Lists the images in a folder and its subfolders, sorted by path."""
+    """Lists the images in a folder and its subfolders.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Paths of the images, sorted.
+    """
     return sorted(path for path in folder.rglob("*") if is_image(path) and "__MACOSX" not in path.parts)
 
 
@@ -75,7 +91,15 @@ def upright_size(path: str | Path) -> tuple[int, int] | None:
 
 
 def upright_sizes(paths: Iterable[str | Path]) -> list[tuple[int, int] | None]:
-    """Reads the sizes of many images, see `upright_size`."""
+    """Reads the sizes of many images from their headers, in parallel.
+
+    Args:
+        paths: Paths of the images.
+
+    Returns:
+        For each image its height and width after rotation by EXIF, in pixels; None if the file is missing or not an
+        image.
+    """
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(upright_size, paths))
 
@@ -83,12 +107,12 @@ def upright_sizes(paths: Iterable[str | Path]) -> list[tuple[int, int] | None]:
 class ImageFinder:
     """Finds image files by the names that annotations give them.
 
-    A name may have Windows separators, a prefix of another machine, the escapes of a URL, another suffix or the upload
-    hash of Label Studio. The finder counts each name that it repaired. It never gives one file to two names.
+    A name may have Windows separators, folders of another machine, URL escapes, another suffix or the upload hash of
+    Label Studio. The finder repairs such names and counts them. It never returns one file for two names.
 
     Args:
-        folders: Folders that names are relative to, the most likely first.
-        changes: Counts the repairs.
+        folders: Folders that names are relative to, the most likely one first.
+        changes: Counts the values that had to be converted or repaired.
     """
 
     def __init__(self, folders: Sequence[Path], changes: Changes) -> None:
@@ -102,17 +126,19 @@ class ImageFinder:
 
         Args:
             name: Name or path in the annotations.
-            where: File and item that give the name, for messages.
+            where: Annotation file and item that contain the name, for error messages.
 
         Returns:
-            Path of the file, or of the place where it is missing.
+            Path of the image file. If there is none, the path at which it was expected.
 
         Raises:
-            UserError: If several files have the name, two names lead to one file, the name is none, or a repair is made
-                in strict mode.
+            UserError: If several files match the name, two names lead to one file, the name is not a valid file name,
+                or it needs a repair in strict mode.
         """
         if "\0" in name:
-            raise UserError(f"{where} names the image {name!r}; expected a name without a null byte. Correct the name.")
+            raise UserError(
+                f"{where} names the image {name!r}; expected a file name without a null byte. Correct the name."
+            )
         direct = next((path for folder in self.folders if (path := folder / name).is_file()), None)
         path = direct or self._repair(name, where)
         if path is None:
@@ -120,8 +146,8 @@ class ImageFinder:
         other = self._name_of.setdefault(path, name)
         if other != name:
             raise UserError(
-                f"{where} names the image {name!r} and another item {other!r}, but both lead to the file {path}. Add "
-                "the missing image, or correct the name."
+                f"{where} names the image {name!r}, and {other!r} is another name in the annotations, but both lead to "
+                f"the file {path}. Add the missing image, or correct the name."
             )
         if direct is None:
             fact = f"names the image {name!r}, which is not in {self.folders[0]}; {path} was taken"
@@ -143,7 +169,7 @@ class ImageFinder:
             found = self._files_by_key().get(key, [])
             if len(found) > 1:
                 raise UserError(
-                    f"{where} names the image {name!r}, and {len(found)} files could be meant: {found[0]}, {found[1]}. "
+                    f"{where} names the image {name!r}, which matches {len(found)} files: {found[0]}, {found[1]}. "
                     "Correct the path in the annotations, or give the files different names."
                 )
             if found:
@@ -167,6 +193,15 @@ def _key(name):
 
 
 def image_entry(image_id: int, path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Makes an entry of a COCO file's `images`; without a size, `Dataset` finds out what is wrong with the file."""
+    """Makes an entry of `images` in the form of a COCO file.
+
+    Args:
+        image_id: Id of the image.
+        path: Path of the image file.
+        size: Height and width in pixels, or None if they cannot be read; `Dataset` then reports the fault of the file.
+
+    Returns:
+        Dict with `id`, `file_name`, and if known `height` and `width`.
+    """
     size = {} if size is None else {"height": size[0], "width": size[1]}
     return {"id": image_id, "file_name": str(path), **size}

@@ -80,21 +80,22 @@ def decode(encoded: tf.Tensor | bytes) -> tf.Tensor:
 def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     """Finds damage that TensorFlow's decoder does not report.
 
-    libjpeg fills what it cannot decode and only prints a warning, so `decode` succeeds. Sequential files keep traces:
+    libjpeg fills areas that it cannot decode and only prints a warning, so `decode` succeeds. The function looks for
+    three signs of damage in sequential (not progressive) files:
 
-    - a marker inside the data of the pixels that does not belong there;
-    - a stretch of zeros, which JPEG's usual code tables give only to noise that no picture has;
-    - data that ends too soon, which leaves the bottom right corner gray. This trace costs another decoding, but only of
-      images that end in that gray.
+    - a marker inside the pixel data that does not belong there;
+    - a long run of zero bytes, which JPEG's usual code tables never produce for pictures;
+    - pixel data that end too soon, so that the bottom right corner is gray. Only for images that end in this gray, the
+      function decodes a second time to be sure.
 
-    It does not find damage to progressive files, or damage of other bytes that leaves as many blocks of pixels.
+    It does not find damage in progressive files, or changed bytes that keep the number of pixel blocks.
 
     Args:
         encoded: Bytes of the file, () string.
         image: Result of `decode`.
 
     Returns:
-        () bool.
+        () bool, true if the file is damaged.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     start, is_sequential = _scan(data)

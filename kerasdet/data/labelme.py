@@ -25,17 +25,38 @@ _SHAPES = ("polygon", "rectangle", "circle", "mask")
 
 
 def is_labelme(data: Any) -> bool:
-    """Returns whether the contents of a JSON file are LabelMe's."""
+    """Tells whether a JSON file is in LabelMe's format.
+
+    Args:
+        data: Parsed JSON.
+
+    Returns:
+        True for LabelMe's format.
+    """
     return isinstance(data, dict) and isinstance(data.get("shapes"), list) and "imagePath" in data
 
 
 def labels_of(data: Mapping[str, Any]) -> set[str]:
-    """Returns the labels of the shapes in a file."""
+    """Collects the labels of the shapes in a file.
+
+    Args:
+        data: Parsed JSON of a LabelMe file.
+
+    Returns:
+        The labels, without duplicates.
+    """
     return {str(shape.get("label")) for shape in data["shapes"] if isinstance(shape, dict)}
 
 
 def listed_labels(folder: Path) -> list[str]:
-    """Reads LabelMe's `labels.txt`; returns [] if the folder has none."""
+    """Reads LabelMe's list of classes, `labels.txt`.
+
+    Args:
+        folder: Folder that may contain the file.
+
+    Returns:
+        Class names in their order; [] if the folder has no such file.
+    """
     path = folder / "labels.txt"
     lines = [line.strip() for line in read_text(path).splitlines()] if path.is_file() else []
     return [line for line in lines if line and line not in _NOT_CLASSES]
@@ -50,13 +71,13 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
     Args:
         files: Paths of the JSON files.
         names: The K names of the classes.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of a COCO file; category ids are 1..K.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
 
     Raises:
-        UserError: If a file or a shape is invalid, naming it.
+        UserError: If a file or a shape is invalid. The message names it.
     """
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     category_of = {name: number for number, name in enumerate(names, 1)}
@@ -65,7 +86,10 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
     for image_id, path in enumerate(files, 1):
         data = read_json(path)
         if not is_labelme(data):
-            raise UserError(f'{path} has no list "shapes" or no "imagePath"; expected a LabelMe file. Remove the file.')
+            raise UserError(
+                f'{path} has no list "shapes" or no "imagePath"; expected a LabelMe file. Remove the file from the '
+                "folder."
+            )
         if path.parent not in finders:
             finders[path.parent] = ImageFinder([path.parent, path.parent.parent / "images"], changes)
         entry = _image(image_id, path, data, finders[path.parent])
@@ -74,8 +98,8 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
             label, polygons, masks = parts
             if label not in category_of:
                 raise UserError(
-                    f"{path} has a shape {label!r}; expected one of {', '.join(names)}. Correct the label, or the list "
-                    "of classes."
+                    f"{path} has a shape with the label {label!r}; expected one of {', '.join(names)}. Correct the "
+                    "label, or the list of classes."
                 )
             size = entry.get("height", data.get("imageHeight")), entry.get("width", data.get("imageWidth"))
             annotations.append(
@@ -117,8 +141,8 @@ def image_data(path: Path) -> bytes:
         Image.open(io.BytesIO(content)).close()
     except (binascii.Error, OSError, TypeError, ValueError, KeyError) as error:
         raise UserError(
-            f'{path}: "imageData" is not an image in base64 ({error}). Put the image file beside the JSON, or save it '
-            "again with LabelMe."
+            f'{path}: "imageData" is not an image in base64 ({error}). Put the image file beside the JSON, or save the '
+            "JSON again with LabelMe."
         ) from None
     return content
 
@@ -141,8 +165,8 @@ def _objects(data, path, changes):
         least = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3)
         if kind not in _SHAPES or len(points) < least or not np.isfinite(points).all():
             raise UserError(
-                f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected one of "
-                f"{', '.join(_SHAPES)} with at least {least} points (x, y). Correct the shape."
+                f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected {' or '.join(_SHAPES)}, "
+                f"with at least {least} points (x, y) for this kind. Correct the shape."
             )
         group = shape.get("group_id")
         key = number if group in (None, "") else (str(shape["label"]), str(group))
@@ -161,7 +185,7 @@ def _outline(kind, points):
         return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     if kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
-        # As labelme2coco of LabelMe: an edge leaves the circle by at most a pixel
+        # Like LabelMe's labelme2coco: an edge of the polygon differs from the circle by at most a pixel
         count = max(int(math.pi / math.acos(1 - 1 / radius)), 12) if radius > 1 else 12
         angles = 2 * np.pi * np.arange(count) / count
         return points[0] + radius * np.stack([np.sin(angles), np.cos(angles)], 1)
@@ -184,7 +208,10 @@ def _region(polygons, masks, size, path):
     if not masks:
         return {"bbox": box_of_polygons(polygons), "segmentation": [polygon.ravel().tolist() for polygon in polygons]}
     if not all(isinstance(length, int) for length in size):
-        raise UserError(f"{path}: its image is missing, and a mask needs the size of the image. Add the image.")
+        raise UserError(
+            f"{path}: the image of this file is missing, but reading its masks needs the size of the image. Add the "
+            "image."
+        )
     whole = np.zeros(size, bool)
     if polygons:
         whole |= mask_of([polygon.ravel().tolist() for polygon in polygons], *size)

@@ -18,7 +18,14 @@ _CURVE_POINTS = 32
 
 
 def is_via(data: Any) -> bool:
-    """Returns whether the contents of a JSON file are a project or an export of VIA 1 or 2."""
+    """Tells whether a JSON file is a project or an export of VIA 1 or 2.
+
+    Args:
+        data: Parsed JSON.
+
+    Returns:
+        True for VIA's format.
+    """
     entries = _entries(data)
     return bool(entries) and all(
         isinstance(item, dict) and "filename" in item and "regions" in item for item in entries
@@ -38,15 +45,15 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
     attribute. If no region has attributes, there is one class, "object".
 
     Args:
-        data: Contents of the JSON file.
+        data: Parsed JSON.
         path: Path of the file. The images are beside it, or in `images/`.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of a COCO file.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a region is invalid, naming it.
+        UserError: If a region is invalid. The message names it.
     """
     finder = ImageFinder([path.parent, path.parent / "images"], changes)
     items = _entries(data)
@@ -85,8 +92,8 @@ def _class_key(items, path):
     if known or len(keys) < 2:
         return next((own for own in keys if not known or own.lower() == known[0]), None)
     raise UserError(
-        f"{path}: regions have the attributes {', '.join(sorted(keys))}; expected one of {', '.join(_CLASS_KEYS)} to "
-        "be the class. Rename the attribute that is the class."
+        f"{path}: regions have the attributes {', '.join(sorted(keys))}; expected one of {', '.join(_CLASS_KEYS)} for "
+        "the class. Rename the attribute that holds the class."
     )
 
 

@@ -22,9 +22,9 @@ VOC_CLASSES = (
 class VocDataset(Dataset):
     """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
-    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. As in detectron2, training uses
-    objects marked difficult; evaluation neither rewards nor punishes a detection of one. An image is the file of
-    ``JPEGImages`` with the name of its XML, in any format. Sizes that are missing or 0 are read from the files.
+    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. Training uses objects marked
+    difficult, like detectron2; in evaluation they count neither as found nor as missed. An image is the file in
+    ``JPEGImages`` with the name of its XML, in any format. Sizes that are missing or 0 are read from the image files.
 
     Example:
         >>> dataset = VocDataset(["VOCdevkit/VOC2007", "VOCdevkit/VOC2012"], "trainval")
@@ -33,12 +33,14 @@ class VocDataset(Dataset):
 
     Args:
         root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
-        split: Name of a list of images, such as "trainval"; every folder must have that list.
-        class_names: The K names of the classes. Another name in an XML is an error.
-        keep_images_without_objects: As for `Dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `Dataset`.
-        max_pixels: As for `Dataset`.
+        split: Name of a list of images in ``ImageSets/Main``, such as "trainval". Every folder must have this list.
+        class_names: The K names of the classes. Other names in an XML raise an error.
+        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
+        max_pixels: Images with more pixels than this count as damaged.
 
     Attributes:
         annotations: Path of the first list of images.
@@ -49,7 +51,7 @@ class VocDataset(Dataset):
 
     Raises:
         FileNotFoundError: If a list, an XML or a folder does not exist.
-        UserError: If an XML is invalid, naming the file and the object, or if images are bad.
+        UserError: If an XML is invalid, or image files cannot be used. The message names file and object.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class VocDataset(Dataset):
 def _coco(places, class_names):
     """Returns the contents of an equivalent COCO file."""
     if len(set(class_names)) < len(class_names):
-        raise UserError(f"class_names has a name twice: {', '.join(class_names)}. Give each class one name.")
+        raise UserError(
+            f"class_names has a name more than once: {', '.join(class_names)}. Give each class its own name."
+        )
     class_of = {name: class_id for class_id, name in enumerate(class_names)}
     files = {folder: _files_by_stem(folder / "JPEGImages") for folder in {folder for folder, _ in places}}
     images, annotations = [], []
@@ -109,7 +113,8 @@ def _image_path(folder, name, file_name, files):
             return path
     if len(same_stem) > 1:
         raise UserError(
-            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}. Keep one of them."
+            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}; expected one. "
+            "Remove the others."
         )
     return same_stem[0] if same_stem else folder / f"{name}.jpg"
 
@@ -127,7 +132,7 @@ def _names(path):
     annotations = path.parents[2] / "Annotations"
     names = [_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     if not names:
-        raise UserError(f"{path} names no image; expected one name per line. Give another split or fill the list.")
+        raise UserError(f"{path} lists no image; expected one name per line. Give another split, or fill the list.")
     return names
 
 
@@ -155,12 +160,12 @@ def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None],
         class_of: Class name -> class id.
 
     Returns:
-        Height and width of the image, None where the file has none; the file name of the image, "" without one; COCO
-        annotations with class ids, without image ids.
+        Three values: height and width of the image, None if the file lacks them; the file name of the image, "" if the
+        file lacks it; and COCO annotations with class ids, without image ids.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If it is not valid, naming the file and the object.
+        UserError: If the XML is invalid. The message names file and object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
@@ -174,7 +179,7 @@ def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None],
         name = (item.findtext("name") or "").strip()
         if name not in class_of:
             raise UserError(
-                f"{where} is a {name!r}; expected one of the classes {', '.join(class_of)}. Correct the name, or pass "
+                f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or pass "
                 "class_names."
             )
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))

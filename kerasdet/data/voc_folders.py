@@ -19,11 +19,12 @@ def find_voc(path: Path) -> dict[str, Reader]:
     """Finds Pascal VOC trees, or loose XML files of LabelImg.
 
     Args:
-        path: Folder such as `VOC2007`, a folder of several such as `VOCdevkit`, or a folder of XML files, in which
-            folders such as `train/` and `valid/` are splits.
+        path: Folder such as `VOC2007`, or a folder of several such folders, such as `VOCdevkit`, or a folder of XML
+            files. In the last case, subfolders such as `train/` and `valid/` are splits.
 
     Returns:
-        Reader of each split; {} if there is no annotation in XML.
+        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no annotation
+        in XML.
     """
     if not path.is_dir():
         return {}
@@ -64,14 +65,14 @@ def _is_annotation(file):
 
 
 def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
-    """Reads the class list of a folder, or else collects the names in its XML files.
+    """Reads the list of classes of a folder. Without such a list, collects the class names in its XML files.
 
     Args:
-        files: Paths of all XML files, of every split: each split then has the same classes.
-        root: Folder that may hold CVAT's `labelmap.txt` or `classes.txt`.
+        files: Paths of the XML files of all splits, so that each split gets the same classes.
+        root: Folder that may contain CVAT's `labelmap.txt` or `classes.txt`.
 
     Returns:
-        Names in the order of the list, or sorted.
+        Class names in the order of the list; sorted if there is no list.
 
     Raises:
         UserError: If no file has an object.
@@ -85,7 +86,7 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
     names = {(item.findtext("name") or "").strip() for file in files for item in parse(file).findall("object")}
     if not names:
         raise UserError(
-            f"{root} has {len(files)} XML files without any object; expected at least one. Annotate images."
+            f"{root} has {len(files)} XML files without any object; expected at least one object. Annotate images."
         )
     return tuple(sorted(names))
 
@@ -95,6 +96,9 @@ def parse(path: Path) -> ElementTree.Element:
 
     Args:
         path: Path of the file.
+
+    Returns:
+        The root element.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -109,7 +113,7 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def _read_split(files, names, root, changes):
-    """Reads XML files into the contents of a COCO file."""
+    """Reads XML files into a dict in the form of a COCO file."""
     class_of = {name: class_id for class_id, name in enumerate(names())}
     finders, entries, annotations = {}, [], []
     for image_id, file in enumerate(files, 1):

@@ -1,4 +1,4 @@
-"""Reads and writes YOLO's format: one text file of normalised boxes or polygons an image, and a `data.yaml`."""
+"""Reads YOLO's format: per image one text file of normalised boxes or polygons, and a `data.yaml` for the dataset."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ def read_yaml(path: Path) -> dict:
         path: Path of the file.
 
     Returns:
-        Its contents.
+        Key -> value.
 
     Raises:
-        UserError: If it is not YAML, or not a mapping.
+        UserError: If the file is not YAML, or not a mapping.
     """
     try:
         data = yaml.safe_load(read_text(path))
@@ -42,11 +42,11 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     """Reads the classes of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
-        path: Path of the file, for messages.
+        data: Result of `read_yaml`.
+        path: Path of the file, for error messages.
 
     Returns:
-        Names by class id.
+        Class id -> name.
 
     Raises:
         UserError: If names are missing, or differ in number from `nc`.
@@ -76,7 +76,7 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
         root: Folder of the dataset.
 
     Returns:
-        Names by class id and the file; None without such a file.
+        A dict class id -> name, and the path of the file; None if there is no such file.
     """
     folders = (root, root / "labels", root / "train")
     for path in (folder / name for folder in folders for name in _NAME_FILES):
@@ -91,17 +91,17 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
     """Lists the images of a split of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
+        data: Result of `read_yaml`.
         path: Path of the file.
         key: Key of the split, such as "train". Its value is a folder, a text file that lists images, or a list of
-            both. The paths may be those of another machine: `path: /datasets/x`, `../train/images`.
-        changes: Counts the repairs.
+            these. The paths may be those of another machine, such as `/datasets/x` or `../train/images`.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Paths of the images.
 
     Raises:
-        UserError: If a folder or list does not exist, or holds no images.
+        UserError: If a folder or list does not exist, or contains no images.
     """
     entries = data[key] if isinstance(data[key], list) else [data[key]]
     found = []
@@ -109,7 +109,9 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
         place = _place(str(entry), data.get("path"), path, key, changes)
         found += _listed(place, path.parent) if place.suffix == ".txt" else images_in(place)
         if not found:
-            raise UserError(f"{path}: {key} leads to {place}, which holds no image. Correct the path.")
+            raise UserError(
+                f"{path}: {key} is the path {place}, which contains no image. Correct the path, or add images."
+            )
     return list(dict.fromkeys(found))
 
 
@@ -148,7 +150,15 @@ def _listed(path, root):
 
 
 def label_of(image: Path) -> Path:
-    """Returns the label file of an image: in `labels/` instead of the last `images/` of its path, or beside it."""
+    """Returns the path of the label file of an image.
+
+    Args:
+        image: Path of the image.
+
+    Returns:
+        The path with the last folder `images` replaced by `labels`, or the path beside the image, with the suffix .txt.
+        The file need not exist.
+    """
     beside = image.with_suffix(".txt")
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
@@ -163,14 +173,14 @@ def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     """Reads `kpt_shape` of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
-        file: Path of the file, for messages.
+        data: Result of `read_yaml`.
+        file: Path of the file, for error messages.
 
     Returns:
-        Number of keypoints and of values of each, or () without keypoints.
+        The number of keypoints and the number of values per keypoint (2 or 3); () without keypoints.
 
     Raises:
-        UserError: If the value is neither.
+        UserError: If `kpt_shape` has another form.
     """
     shape = data.get("kpt_shape") or ()
     if not shape:
@@ -179,7 +189,7 @@ def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
         raise UserError(
             f"{file}: kpt_shape is {str(shape)[:80]}; expected the number of keypoints and 2 or 3, such as [17, 3]. "
-            "Correct it."
+            "Correct kpt_shape."
         )
     return tuple(numbers)
 
@@ -194,15 +204,16 @@ def read_yolo(
 
     Args:
         images: Paths of the images.
-        names: Names by class id.
-        changes: Counts the repairs.
-        keypoint_shape: `kpt_shape` of the `data.yaml`: the number of keypoints and 2 or 3 values each; () without.
+        names: Class id -> name.
+        changes: Counts the values that had to be converted or repaired.
+        keypoint_shape: Result of `keypoint_shape`: the number of keypoints and of values per keypoint; () for none.
 
     Returns:
-        Contents of a COCO file. The ids of the categories are YOLO's class ids.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. The ids of the
+        categories are YOLO's class ids.
 
     Raises:
-        UserError: If a row is not of this form, naming the file and the line.
+        UserError: If a row has another form. The message names file and line.
     """
     categories = [{"id": class_id, "name": name} for class_id, name in sorted(names.items())]
     if keypoint_shape:
@@ -239,7 +250,9 @@ def _row(words, names, size, keypoint_shape, where, changes):
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise UserError(f"{where} is {' '.join(words)[:80]!r}; expected numbers with spaces between. Correct the line.")
+        raise UserError(
+            f"{where} is {' '.join(words)[:80]!r}; expected numbers that are separated by spaces. Correct the line."
+        )
     class_id, values = values[0], values[1:]
     if class_id != int(class_id) or int(class_id) not in names:
         raise UserError(

@@ -102,5 +102,5 @@ def test_command_without_a_match_raises(capsys):
     assert cli.main(["zoo", "yolo"]) == 2
     assert (
         capsys.readouterr().err
-        == f"kerasdet zoo: No name in the zoo contains 'yolo': `kerasdet zoo` lists all {len(ZOO)}.\n"
+        == f"kerasdet zoo: No name in the zoo contains 'yolo': run `kerasdet zoo` to list all {len(ZOO)} names.\n"
     )

@@ -104,4 +104,4 @@ def test_eval_reads_any_format(yolo, tmp_path, capsys):
     assert kerasdet("eval", tmp_path / "model.keras", "--data", yolo, "--split", "test") == 2
     assert "no split test" in capsys.readouterr().err
     assert kerasdet("eval", tmp_path / "model.keras", "--split", "val") == 2
-    assert "--split needs --data" in capsys.readouterr().err
+    assert "--split was given without --data" in capsys.readouterr().err

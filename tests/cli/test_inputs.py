@@ -35,7 +35,7 @@ def test_glob_leaves_out_files_that_are_not_named_like_images(folder, caplog):
     caplog.set_level("INFO", "kerasdet")
     (folder / "data.bin").touch()
     assert image_files(["[abn]*"]) == ["a.PNG", "b.jpg"]
-    assert caplog.messages == ["[abn]*: files whose names are not an image's are left out (1)."]
+    assert caplog.messages == ["[abn]*: files without the suffix of an image are left out (1)."]
     assert image_files(["*.bin"]) == ["data.bin"]
 
 

@@ -135,7 +135,7 @@ def test_ambiguous_name_raises(tmp_path):
     pictures(tmp_path / "x")
     pictures(tmp_path / "y")
     write_json(tmp_path / "data.json", renamed(lambda name: f"/gone/{name}"))
-    with pytest.raises(UserError, match=r"image 1 names the image '/gone/a\.png', and 2 files could be meant"):
+    with pytest.raises(UserError, match=r"image 1 names the image '/gone/a\.png', which matches 2 files"):
         open_dataset(tmp_path)
 
 

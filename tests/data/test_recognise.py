@@ -51,7 +51,7 @@ def test_missing_and_remote_paths(tmp_path):
 
 def test_remote_path_names_reason_and_remedy():
     pytest.importorskip("tensorflow", minversion="2.17")
-    with pytest.raises(UserError, match=r"is on s3, .*tensorflow-io.* up to TensorFlow 2\.16, this is .*local disk"):
+    with pytest.raises(UserError, match=r"is on s3, .*tensorflow-io.* up to TensorFlow 2\.16; this is .*local disk"):
         open_dataset("s3://bucket/data")
 
 
