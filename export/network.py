@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.inference.detections import BranchOutput, rescale, to_tf_od
+from kerasdet.inference.padded import BranchOutput, rescale, to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.models.postprocess import drop_empty
@@ -51,7 +51,7 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
         image_size: (B, 2) heights and widths of the images in pixels.
 
     Returns:
-        The outputs of `kerasdet.inference.detections.to_tf_od`, classes counted from 0.
+        The outputs of `kerasdet.inference.padded.to_tf_od`, classes counted from 0.
     """
     rule = model.preprocessing
     limit = rule.padded_size(image_size) if rule.letterboxes else image_size

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kerasdet.errors import VerificationError
-from kerasdet.inference.detections import KNOWN_OUTPUTS, BranchOutput
+from kerasdet.inference.padded import KNOWN_OUTPUTS, BranchOutput
 
 _SAME_OBJECT = 0.5  # minimum IoU of two boxes of the same object, as in AP50
 _MIN_BOX_SIZE = 16.0  # pixels; relative errors of smaller boxes would be large at a fraction of a pixel
@@ -205,7 +205,7 @@ def compare(
     """Compares the detections of a model with those of its export.
 
     Args:
-        cases: Pairs of padded dicts (`kerasdet.inference.detections`) for the same images, in pixels: the model's and
+        cases: Pairs of padded dicts (`kerasdet.inference.padded`) for the same images, in pixels: the model's and
             the export's.
         tolerance: Row of the table, see `tolerance_for`.
         score_threshold: Score threshold of the model.

@@ -24,6 +24,7 @@ from kerasdet.models import RPN, Detector, MaskBranch, Preprocessing, RoIHeads
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 FILES = sorted(config.GIN_CONFIGS.glob("*.gin"))
 SHAPES = "retinanet_r18_fpn_shapes"
 TINY = (

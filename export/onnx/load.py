@@ -11,7 +11,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
-from kerasdet.inference.detections import from_tf_od, join, rescale
+from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -59,7 +59,7 @@ class GraphPredictor(Predictor):
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            The padded dict of `kerasdet.inference.padded`, in pixels of the original images.
         """
         image_size, original_size = (np.asarray(sizes) for sizes in batch_sizes(batch))
         images = np.asarray(batch["image"])

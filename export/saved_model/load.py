@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
-from kerasdet.inference.detections import from_tf_od, join, rescale
+from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.ops.dispatch import raw_ops
@@ -62,7 +62,7 @@ class SavedModelPredictor(Predictor):
                 (B, 2) int32.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            The padded dict of `kerasdet.inference.padded`, in pixels of the original images.
         """
         image_size, original_size = batch_sizes(batch)
         sizes, images = np.asarray(image_size), np.asarray(batch["image"])

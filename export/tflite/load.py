@@ -15,7 +15,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
 from kerasdet.export.tflite.native_log import without_delegate_line
-from kerasdet.inference.detections import from_tf_od, join
+from kerasdet.inference.padded import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -73,7 +73,7 @@ class TFLitePredictor(Predictor):
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            The padded dict of `kerasdet.inference.padded`, in pixels of the original images.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

@@ -16,7 +16,7 @@ from kerasdet.checkpoints.names import untied_name
 from kerasdet.geometry import masks, rle
 from kerasdet.geometry.boxes import centers
 from kerasdet.geometry.matching import IGNORE
-from kerasdet.inference.detections import rescale
+from kerasdet.inference.padded import rescale
 from kerasdet.models import dense
 from kerasdet.training.ema import use_averages
 

@@ -16,6 +16,7 @@ from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 PARTS_OF_ANOTHER = ("rtmdet", "mask_rcnn", "keypoint_rcnn")  # rtmdet_ins and mask_keypoint_rcnn have their parts
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
