@@ -17,7 +17,8 @@ from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
-PARTS_OF_ANOTHER = ("rtmdet", "mask_rcnn", "keypoint_rcnn")  # rtmdet_ins and mask_keypoint_rcnn have their parts
+# rtmdet_ins and mask_keypoint_rcnn have their parts.
+PARTS_OF_ANOTHER = ("rtmdet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
 
