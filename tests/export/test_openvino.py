@@ -67,7 +67,7 @@ def test_float16_halves_the_weights(openvino_folder):
 
 def test_serving_folder_gets_versions(models, shared_conversions, tmp_path):
     for number in (1, 2):
-        with shared_conversions():
+        with shared_conversions("tiny"):
             path, report = export_and_verify(models("tiny"), tmp_path / "served", format="openvino", serving=True)
         assert path == tmp_path / "served" / str(number)
         assert "Run by OpenVINO alone" in report
