@@ -14,6 +14,7 @@ from kerasdet.inference import AugmentedPredictor
 from kerasdet.inference.tta import SCALES
 from kerasdet.models import KeypointBranch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 # rtmdet_ins and mask_keypoint_rcnn have their parts.
 PARTS_OF_ANOTHER = ("rtmdet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")

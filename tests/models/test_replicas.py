@@ -19,6 +19,7 @@ sys.path.insert(0, tests)
 import tiny
 from models.models import MODELS, batch
 from kerasdet.models.common import LossNormalizer
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # it takes longer than the steps
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

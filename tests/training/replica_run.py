@@ -41,6 +41,7 @@ def optimizer(precision):
 
 
 def main(strategy, annotations, out, out_dir):
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # it takes longer than the steps
     if strategy == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
