@@ -1,4 +1,4 @@
-"""Converts convolutions, pooling, resizing and kerasdet's composites, which have ONNX operators of their own."""
+"""Converts convolutions, pooling, resizing and kerasdet's composite functions to ONNX's own operators."""
 
 import math
 
