@@ -33,6 +33,7 @@ REPAIRS = {
     "mapped_options": "numbers of options replaced by their names",
     "contradicting_names": "files that name another image than the one of their own name, which was taken",
     "swapped_corners": "boxes with swapped corners turned",
+    "shared_labels": "label files that several images share",
     "no_labels": "splits without a label file",
     "other_class_lists": "lists of classes beside the one that was taken",
 }
