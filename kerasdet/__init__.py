@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kerasdet.loading import load
     from kerasdet.models import (
         FCOS,
+        SSD,
         FasterRCNN,
         KeypointRCNN,
         MaskRCNN,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FCOS",
     "FPN",
+    "SSD",
     "Detections",
     "FasterRCNN",
     "KeypointRCNN",
@@ -55,10 +57,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Detections": "kerasdet.inference",
     **dict.fromkeys(["FPN", "ResNet"], "kerasdet.layers"),
-    **dict.fromkeys(
-        ["FCOS", "FasterRCNN", "KeypointRCNN", "MaskRCNN", "ProposalNetwork", "RetinaNet", "RTMDet", "RTMDetIns"],
-        "kerasdet.models",
-    ),
+    **dict.fromkeys(["FCOS", "ProposalNetwork", "RetinaNet", "RTMDet", "RTMDetIns", "SSD"], "kerasdet.models"),
+    **dict.fromkeys(["FasterRCNN", "KeypointRCNN", "MaskRCNN"], "kerasdet.models"),
     "evaluate": "kerasdet.evaluation",
     "load": "kerasdet.loading",
     "train": "kerasdet.training",

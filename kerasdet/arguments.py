@@ -35,6 +35,7 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
         UserError: If a value is not a number, is not finite or is outside of the limits.
     """
     limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
+    limits = "that is finite" if low == -float("inf") and high == float("inf") else limits
     for name, value in values.items():
         numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         if not all(

@@ -21,9 +21,10 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
+from kerasdet.config_checks import check_order, check_type, has_effect, part_of, targets, used_parts
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
+from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -35,6 +36,7 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.SSD,
     models.RTMDet,
     models.RTMDetIns,
     models.DynamicMaskBranch,
@@ -49,8 +51,14 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
-    layers.CSPNeXt,
+    layers.MobileNetV3,
+    layers.VGG,
+    layers.KerasApplication,
+    layers.PyramidBackbone,
     layers.FPN,
+    layers.SSDNeck,
+    layers.SSDHead,
+    layers.CSPNeXt,
     layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
@@ -62,6 +70,8 @@ SURFACE = (
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
+    default_boxes.DefaultBoxes,
+    default_boxes.SSDMatcher,
     coders.DeltaCoder,
     coders.DistanceCoder,
     matching.IoUMatcher,
@@ -104,6 +114,7 @@ SURFACE = (
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_READ_HERE = ("DATA", "CLASSES", "NUM_CLASSES", "PRECISION", "SEED")  # macros that this module reads itself
 _REQUIRED = ("model", "data", "optimizer", "steps", "batch_size", "out_dir")  # arguments of `train`
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
@@ -129,6 +140,7 @@ def _inherited(item):
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
+_ITEMS = {item.__name__: item for item in SURFACE}
 ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
@@ -186,6 +198,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(text)
+            check_order(text, _read_included, path)
         names = [override.partition("=")[0].strip() for override in overrides]
         if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
@@ -202,7 +215,15 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
-    _warn_of_unused(overrides)
+    _check_types(path, overrides)
+    is_own = parsed.includes and GIN_CONFIGS not in path.parents
+    _warn_of_unused(overrides, targets(text) if is_own else [], path)
+
+
+def _read_included(name):
+    """Reads an included file from the first place of gin's search path that has it."""
+    places = [os.path.join(prefix, name) for prefix in gin.config._LOCATION_PREFIXES]
+    return _read_text(next(_included(place) for place in places if os.path.isfile(_included(place))))
 
 
 def _replace_data():
@@ -395,6 +416,9 @@ def _as_binding(override):
                 ) from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
+            elif value[-1] in "])}" and not set("@%'\"") & set(value):
+                example = "{'a': 'b'}" if value.startswith("{") else "['a', 'b']"
+                raise UserError(f"{override!r}: texts in brackets need quotes: write {name}={example}.") from None
     return f"{name} = {value}"
 
 
@@ -407,50 +431,67 @@ def _require_macro(name):
         ) from None
 
 
-def _bindings():
-    """Returns all bindings as text, without comments and strings."""
-    text = gin.config_str(max_line_length=10**6)
-    text = re.sub(
-        "^#.*", "", text, flags=re.MULTILINE
-    )  # gin draws lines of the maximum line length, which would be megabytes
-    return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
-
-
 def _used_macros():
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
+    found = {name[1:] for names in _references().values() for _, name in names if name.startswith("%")}
+    return sorted(found | {"PRECISION", "SEED", *OPTIONAL})
 
 
-def _warn_of_unused(overrides):
-    """Warns of overrides without effect: the run uses no such part, or not in that scope."""
-    references = {}  # name of a part or macro -> what its bindings refer to
-    for line in re.split(r"\n(?=\S)", _bindings()):
-        target, _, value = line.partition("=")
-        scope, _, name = target.strip().rpartition("/")
-        found = re.findall(r"[@%][\w./-]+", value)
-        references.setdefault(name.partition(".")[0] if "." in name else f"%{name}", set()).update(found)
-    if "train" not in references:
+def _references():
+    """Returns what the bindings of each part refer to, see `used_parts`."""
+    references = {}
+    for (scope, selector), values in gin.config._CONFIG.items():
+        part = ("", f"%{scope}") if selector == "gin.macro" else (scope, selector.rpartition(".")[2])
+        references[part] = [
+            ("", f"%{'/'.join(each.scopes)}")
+            if each.configurable.selector == "gin.macro"
+            else ("/".join(each.scopes), each.configurable.selector.rpartition(".")[2])
+            for each in gin.config.iterate_references(values)
+        ]
+    return references
+
+
+def _warn_of_unused(overrides, own, path):
+    """Warns of overrides and of bindings of a user's file without effect: the run uses no such part in that scope."""
+    references = _references()
+    if ("", "train") not in references:
         return
-    used, scopes, todo = set(), set(), ["train", *(f"%{name}" for name in OPTIONAL)]
-    while todo:
-        name = todo.pop()
-        if name in used:
-            continue
-        used.add(name)
-        for reference in references.get(name, ()):
-            scope, _, part = reference.lstrip("@").rpartition("/")
-            scopes.update(scope.split("/"))
-            todo.append(part.rpartition(".")[2] if not part.startswith("%") else part)
-    for override in overrides:
-        scope, _, part = override.partition("=")[0].strip().rpartition("/")
-        name = part.rpartition(".")[0].rpartition(".")[2]
-        if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
+    used = used_parts(references, ["train", *(f"%{name}" for name in (*OPTIONAL, *_READ_HERE))])
+    named = {target: f"{path}: {target}" for target in own}
+    named |= {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
+    for target, text in named.items():
+        if not has_effect(target, used):
+            part = part_of(target)
             log.warning(
-                "--set %s has no effect, because this configuration does not use %s. Set an argument of a part that "
-                "it uses, or add @%s() to it.",
-                override,
-                f"{scope}/{name}" if scope else name,
-                f"{scope}/{name}" if scope else name,
+                "%s has no effect, because this configuration does not use %s. Set an argument of a part that it uses, "
+                "or add %s to it.",
+                text,
+                part,
+                part if part.startswith("%") else f"@{part}()",
             )
+
+
+def _check_types(path, overrides):
+    """Checks the types of all values that are bound to arguments."""
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    for (scope, selector), values in gin.config._CONFIG.items():
+        name = selector.rpartition(".")[2]
+        if not selector.startswith("kerasdet.") or name not in _ITEMS:
+            continue
+        for argument, value in values.items():
+            target = f"{scope}/{name}.{argument}" if scope else f"{name}.{argument}"
+            names = {target}
+            if repr(value).startswith("%") and _has(repr(value)[1:]):
+                names.add(repr(value)[1:])
+                target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
+            where = "--set" if names & overridden else path
+            check_type(f"{where}: {target}", value, _ITEMS[name], argument)
+
+
+def _has(name):
+    try:
+        return macro(name) is not None
+    except ValueError:
+        return False
 
 
 def _check_own_macros(text):

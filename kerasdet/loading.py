@@ -11,6 +11,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.paths import expand
+from kerasdet.training.class_weights import class_weights
 from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
@@ -137,7 +138,8 @@ def pretrained(
     """Loads a detector to fine-tune it on other classes.
 
     If the number of classes differs, the layers whose size depends on it are re-initialised; all other weights are
-    kept. The model computes in the global precision policy, not in that of the file.
+    kept. `kerasdet.train` then copies the weights of those classes whose names the old model and the dataset share.
+    The model computes in the global precision policy, not in that of the file.
 
     Args:
         path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
@@ -164,9 +166,11 @@ def pretrained(
             "classes."
         )
     policy = keras.config.dtype_policy()
+    classes = class_weights(model, str(path))
     edges = {"shortest": shortest, "longest": longest}
     edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
+        model.pretrained_classes = classes
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
@@ -176,6 +180,7 @@ def pretrained(
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
             new.assign(old)
+    tuned.pretrained_classes = classes
     return tuned
 
 
@@ -205,9 +210,11 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If there is no model.
-        UserError: If variables of the two backbones differ in name or shape.
+        UserError: If variables of the two backbones differ in name or shape, or the weights are of another kind: the
+            strides or the order of colours are elsewhere.
     """
     source = load(path)
+    _check_kind(model, source, path)
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
     ours = {_inner_path(v): v for v in model.backbone.variables}
     ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
@@ -224,6 +231,22 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     for name, variable in ours.items():
         variable.assign(theirs[name])
     return model
+
+
+def _check_kind(model, source, path):
+    """Raises an error if weights of equal names and shapes would compute something else."""
+    pairs = {}
+    if getattr(model.backbone, "block", None) == "bottleneck":  # basic blocks have no 1x1 convolution with a stride
+        pairs["ResNet.stride_in_1x1"] = (getattr(source, "backbone", source), model.backbone, "stride_in_1x1")
+    if hasattr(source, "backbone"):
+        pairs["Preprocessing.channel_order"] = (source.preprocessing, model.preprocessing, "channel_order")
+    for name, (theirs, ours, attribute) in pairs.items():
+        value, own = getattr(theirs, attribute, None), getattr(ours, attribute, None)
+        if value != own:
+            raise UserError(
+                f"The backbone in {path} was trained with {name} = {value!r}, and the model has {own!r}: expected the "
+                "same kind. Choose a recipe or a checkpoint of that kind (MSRA and caffe, or torchvision)."
+            )
 
 
 def _inner_path(variable):

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 import kerasdet
+from kerasdet.errors import UserError
 from kerasdet.layers import RetinaNetHead
 from kerasdet.loading import backbone_weights, load, load_detector, pretrained
 from kerasdet.models.common import LossNormalizer
@@ -210,6 +211,14 @@ def test_deeper_source_backbone_raises(tmp_path):
     tiny.backbone(stages=(2, 1, 1, 1)).save(tmp_path / "deep.keras")
     with pytest.raises(ValueError, match="c2_1/conv1/conv/kernel"):
         backbone_weights(tiny.detector(), tmp_path / "deep.keras")
+
+
+def test_backbone_of_another_kind_raises(tmp_path):
+    bottlenecks = {"block": "bottleneck", "width": 8}
+    tiny.backbone(**bottlenecks).save(tmp_path / "a.keras")
+    caffe = tiny.detector(backbone=tiny.backbone(**bottlenecks, stride_in_1x1=True))
+    with pytest.raises(UserError, match=r"a.keras was trained with ResNet.stride_in_1x1 = False, and the model has Tr"):
+        backbone_weights(caffe, tmp_path / "a.keras")
 
 
 def test_load_expands_the_home_folder(monkeypatch, file, model):

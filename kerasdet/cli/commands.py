@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(options):
     if options.data is not None:
+        if others := [each for each in options.overrides if each.partition("=")[0].strip() == "DATA"]:
+            raise UserError(f"--data {options.data} and --set {others[0]} are both given: name the data once.")
         options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:
@@ -242,12 +244,15 @@ def _export(options):
 def _convert(options):
     if options.source not in SOURCES:
         raise UserError(f"--source is {options.source!r}: choose one of {', '.join(SOURCES)}.")
-    if SOURCES[options.source].kind == "backbone":
+    without_classes = {
+        "backbone": "a backbone without classes and detections",
+        "rpn": "a proposal network without classes",
+    }
+    if what := without_classes.get(SOURCES[options.source].kind):
         for name in ("labels", "num_classes", "reference_outputs"):
             if getattr(options, name):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is a backbone without classes "
-                    "and detections: leave it out."
+                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is {what}: leave it out."
                 )
     labels = read_labels(options.labels) if options.labels else None
     out = _model_file(options.out)

@@ -1,6 +1,7 @@
 """Defines the options of ``kerasdet data``. It imports no TensorFlow, so that usage errors answer at once."""
 
 import argparse
+import csv
 import os
 
 FORMATS = ("coco", "tfrecord", "voc", "yolo")
@@ -89,7 +90,8 @@ def _add_target(parser):
         "--classes",
         type=_classes,
         metavar="NAMES",
-        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge, with old= to leave one out",
+        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge, with old= to leave one out; "
+        "double quotes around a name with a comma",
     )
     parser.add_argument(
         "--on-bad-image",
@@ -113,8 +115,8 @@ def _shares(text):
 
 
 def _classes(text):
-    """Reads `cat,dog` as a list, and `old=new,...` as a mapping."""
-    items = [item.strip() for item in text.split(",")]
+    """Reads `cat,dog` as a list, and `old=new,...` as a mapping; a name with a comma has double quotes around it."""
+    items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True))]
     if not any("=" in item for item in items):
         return items
     pairs = [item.partition("=") for item in items]

@@ -48,10 +48,21 @@ def media_files(words: Iterable[str]) -> list[str]:
 
 def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[str]:
     if word.startswith("@") and not from_list and not Path(word).exists():
-        for line in _lines(word[1:]):
+        lines = _lines(word[1:])
+        beside = Path(word[1:]).parent
+        if not any(Path(line).exists() for line in lines) and any((beside / line).exists() for line in lines):
+            raise UserError(
+                f"The list of images {word[1:]} has paths relative to its own folder, such as {lines[0]}: expected "
+                f"paths relative to the working folder. Run the command in {beside}, or write whole paths."
+            )
+        for line in lines:
             yield from _expand(line, with_videos, from_list=True)
     elif Path(word).is_dir():
-        yield from map(str, list_images(Path(word)))
+        images = list_images(Path(word))
+        others = sum(not path.name.startswith(".") for path in Path(word).iterdir()) - len(images)
+        if others:
+            log.info("%s: folders, and files whose names are not an image's, are left out (%d).", word, others)
+        yield from map(str, images)
     elif with_videos and is_video(word) and ("://" in word or not glob.has_magic(word)):
         yield word
     elif "://" in word:

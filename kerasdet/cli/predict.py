@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,7 +84,11 @@ def predict(
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         kinds = {"videos" if is_video(path) else "images" for path in paths}
-        raise UserError(f"{len(errors)} of {len(paths)} {' and '.join(sorted(kinds))} could not be read: {errors[0]}")
+        listed = "; ".join(dict.fromkeys(errors[:_MAX_REASONS])) + ("; ..." if len(errors) > _MAX_REASONS else "")
+        raise UserError(f"{len(errors)} of {len(paths)} {' and '.join(sorted(kinds))} could not be read: {listed}")
+
+
+_MAX_REASONS = 5
 
 
 class _Unreadable(Exception):
@@ -183,7 +188,14 @@ def _suffix(path):
 def _names(paths):
     """Returns a file name for what is made of each image or video; those with equal names also get their number."""
     stems = [f"camera{path}" if is_camera(path) else re.sub(r"[^\w.,+ -]", "_", Path(path).stem) for path in paths]
-    return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
+    names: list[str] = []
+    single = {stem for stem, count in Counter(stem.casefold() for stem in stems).items() if count == 1}
+    for index, stem in enumerate(stems):
+        name = stem if stem.casefold() in single else f"{index:03d}_{stem}"
+        while stem.casefold() not in single and name.casefold() in single:  # of a file that has such a name itself
+            name = f"_{name}"
+        names.append(name)
+    return names
 
 
 def _place(path, frame, rate):

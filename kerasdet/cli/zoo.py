@@ -65,6 +65,7 @@ def _entry(weights: Weights) -> dict:
             "longest": rule.longest,
             "channel_order": rule.channel_order,
             "kernel": rule.kernel,
+            "stretched": rule.rounding == "square",
             "letterbox": rule.letterbox_value is not None,
         },
         "url": shown(mirrored(weights.url)),
@@ -77,6 +78,8 @@ def _row(entry):
     rule = entry["input"]
     bound = "letterbox" if rule["letterbox"] else "at most"
     size = f"{rule['shortest']}, {bound} {rule['longest']}, " if entry["task"] != "backbone" else ""
+    if rule["stretched"]:
+        size = f"{rule['shortest']} x {rule['shortest']}, "
     return (
         entry["name"],
         entry["task"],

@@ -13,10 +13,11 @@ import numpy as np
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
+from kerasdet.data.files import REPAIRS
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import MAX_LISTED, Problem, show
+from kerasdet.data.values import MAX_LISTED, Changes, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -27,9 +28,11 @@ _logger = logging.getLogger("kerasdet.data")
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",
+    "negative_boxes": "boxes of negative width or height dropped",
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
+    "repeated_boxes": "boxes that are in their image more than once",
     "duplicate_annotation_ids": "duplicate annotation ids",
 }
 
@@ -207,6 +210,18 @@ class Dataset:
         sections = {"images": images, "categories": self._categories, "annotations": annotations}
         return GroundTruth(sections, self.annotations)
 
+    def add_changes(self, changes: Changes) -> None:
+        """Adds what the reader of another format repaired to `counts` and `problems`, and logs it.
+
+        Args:
+            changes: Counter of the repairs.
+        """
+        for kind, count in changes.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.problems += tuple(changes.problems)
+        for sentence in changes.describe({**CHANGES, **REPAIRS}):
+            _logger.info("%s: %s", self.annotations, sentence)
+
     def with_classes(self, class_names: Sequence[str]) -> "Dataset":
         """Returns a copy of the dataset with the class ids of a model. Classes are matched by name.
 
@@ -255,6 +270,17 @@ def _warn_of_units(annotations, xywh, size, source):
             source,
             name_of(first),
             show(first["bbox"]),
+        )
+    areas = np.array([annotation["area"] for annotation in annotations], np.float64)
+    of_corners = (xywh[:, 2] - xywh[:, 0]) * (xywh[:, 3] - xywh[:, 1])
+    if len(xywh) and np.allclose(areas, of_corners) and not np.isclose(areas, xywh[:, 2] * xywh[:, 3]).any():
+        _logger.warning(
+            "%s: every area is that of a box [x1, y1, x2, y2] (first: %s has %s and area %g), and boxes are read as "
+            "[x, y, width, height]. They may be corners: check the annotations.",
+            source,
+            name_of(annotations[0]),
+            show(annotations[0]["bbox"]),
+            areas[0],
         )
 
 
@@ -324,6 +350,9 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
         counts["difficult_boxes"] = int((keep & difficult).sum())
 
     kept = np.flatnonzero(keep)
+    places = np.column_stack([rows[kept], columns["class_ids"][kept], xywh[kept]])
+    if repeated := len(places) - len(np.unique(places, axis=0)):
+        counts["repeated_boxes"] = repeated
     objects = split_by_image({name: column[kept] for name, column in columns.items()}, rows[kept], len(sizes))
     if masks:
         runs = [runs[i] for i in kept]

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from kerasdet.data.images import SUFFIXES
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 
@@ -26,6 +27,15 @@ REPAIRS = {
     "scores_ignored": "scores in label files ignored",
     "shapes_without_area": "shapes without area ignored",
     "unnamed_shapes": "shapes without a class called object",
+    "images_without_file": "images without a file of annotations left out",
+    "joined_shapes": "objects of several shapes with one group_id",
+    "default_groups": "files in which all shapes have group_id 0, read as no group",
+    "mapped_options": "numbers of options replaced by their names",
+    "contradicting_names": "files that name another image than the one of their own name, which was taken",
+    "swapped_corners": "boxes with swapped corners turned",
+    "shared_labels": "label files that several images share",
+    "no_labels": "splits without a label file",
+    "other_class_lists": "lists of classes beside the one that was taken",
 }
 
 
@@ -113,10 +123,13 @@ class ImageFinder:
     Args:
         folders: Folders that names are relative to, the most likely one first.
         changes: Counts the values that had to be converted or repaired.
+        split: Split of the images. Files in the folder of another split are not considered, unless the name contains
+            that folder.
     """
 
-    def __init__(self, folders: Sequence[Path], changes: Changes) -> None:
+    def __init__(self, folders: Sequence[Path], changes: Changes, split: str = WHOLE) -> None:
         self.folders = list(dict.fromkeys(folders))
+        self.split = split
         self._changes = changes
         self._index = None
         self._name_of = {}
@@ -166,7 +179,13 @@ class ImageFinder:
             if found:
                 return found[0]
         for key in (_key(parts[-1]), _key(_UPLOAD_HASH.sub("", parts[-1])), f"{_key(Path(parts[-1]).stem)}.*"):
-            found = self._files_by_key().get(key, [])
+            known = self._files_by_key().get(key, [])
+            found = [path for path in known if not self._is_of_another_split(path, parts)]
+            if known and not found:
+                raise UserError(
+                    f"{where} of the split {self.split} names the image {name!r}, and only the folder of another split "
+                    f"has it: {known[0]}. Add the missing image, or write its folder into the name."
+                )
             if len(found) > 1:
                 raise UserError(
                     f"{where} names the image {name!r}, which matches {len(found)} files: {found[0]}, {found[1]}. "
@@ -175,6 +194,11 @@ class ImageFinder:
             if found:
                 return found[0]
         return None
+
+    def _is_of_another_split(self, path, parts):
+        root = next((folder for folder in self.folders if folder in path.parents), path.parent)
+        folders = [folder for folder in path.relative_to(root).parts[:-1] if folder not in parts]
+        return WHOLE not in (self.split, other := split_of("", *reversed(folders))) and other != self.split
 
     def _files_by_key(self):
         if self._index is None:

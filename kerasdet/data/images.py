@@ -68,7 +68,7 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
 
     Args:
         encoded: Bytes of the image file, () string.
-        exif: Whether to apply the EXIF orientation of a JPEG, a bool or () bool.
+        exif: Whether to apply the EXIF orientation of a JPEG or PNG, a bool or () bool.
         refuse_damaged: Whether to raise an error for a JPEG whose pixels `jpeg.is_damaged` finds damaged.
 
     Returns:
@@ -251,13 +251,13 @@ def _open(encoded):
 
 
 def _orientation(encoded, image):
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        return int(_jpeg_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
+    if isinstance(image, JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile):
+        return int(_graph_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
     # Pillow turns a TIFF while it decodes, and swaps its sides before
     return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
 
 
-_jpeg_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+_graph_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
 
 
 def _check_jpeg(encoded):

@@ -1,7 +1,9 @@
 """Recognises the format of a dataset by its files, and opens it as a `Dataset`."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections import Counter
@@ -10,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kerasdet.data import labelme, remote, tfrecord, via, yolo
-from kerasdet.data.annotations import CHANGES, read_contents, read_json
+from kerasdet.data.annotations import read_contents, read_json
 from kerasdet.data.classes import Classes, select_classes
 from kerasdet.data.coco_exports import find_coco, json_kind
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.examples import read_examples
-from kerasdet.data.files import REPAIRS, images_in, is_image, read_text
+from kerasdet.data.files import images_in, is_image, read_text
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.values import Changes
 from kerasdet.data.voc_folders import find_voc
@@ -67,6 +69,10 @@ def recognise(path: str | os.PathLike) -> Source:
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
     for name, find in _FINDERS.items():
         if splits := find(path):
+            if path.is_dir() and (other := _other_annotations(path, name)):
+                _logger.warning(
+                    "%s holds %s and also %s, which is not read. To read it, give its path.", path, name, other
+                )
             return Source(path, name, splits)
     if path.is_dir():
         inside = [each for each in path.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
@@ -82,6 +88,7 @@ def _find_yolo(path):
         files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
     else:
         files = [path] if path.suffix.lower() in (".yaml", ".yml") else []
+    found: dict[Path, dict[str, Reader]] = {}
     for file in files:
         try:
             data = yolo.read_yaml(file)
@@ -93,11 +100,17 @@ def _find_yolo(path):
         if "names" in data and keys:
             names = yolo.class_names(data, file)
             splits = {key: split_of(key) for key in keys}
-            return {
+            found[file] = {
                 key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
                 for key, split in splits.items()
             }
-    return {}
+    first, *others = found or [None]
+    if others and (first.stem != "data" or others[0].stem == "data"):
+        raise UserError(
+            f"{path} has several files of a YOLO dataset, {', '.join(file.name for file in found)}; expected "
+            f"one, or one named data.yaml. Give the file: {first}."
+        )
+    return found.get(first, {})
 
 
 def _is_split(key, value, folder):
@@ -108,6 +121,10 @@ def _is_split(key, value, folder):
 
 
 def _read_yolo(data, file, key, names, changes):
+    with contextlib.suppress(UserError):  # the list is not used, so it need not be readable
+        other, path = yolo.names_beside(file.parent) or (names, None)
+        if other != names:
+            changes.note("other_class_lists", str(path), f"has other classes, or another order, than {file.name}")
     images = yolo.split_images(data, file, key, changes)
     return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file))
 
@@ -150,8 +167,12 @@ def _find_labelme(path):
 
     @functools.cache
     def names():
-        listed = labelme.listed_labels(folder)
-        return listed or sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+        if listed := labelme.listed_labels(folder):
+            return listed
+        found = sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+        if not found:
+            raise UserError(f"No LabelMe file of {folder} has a shape; expected at least one. Annotate images.")
+        return found
 
     def read(files, changes):
         return labelme.read_labelme(files, names(), changes)
@@ -206,6 +227,16 @@ _FINDERS = {
     "Pascal VOC": find_voc,
     "YOLO without data.yaml": _find_yolo_folder,
 }
+
+
+def _other_annotations(path, name):
+    """Returns a file at the top of a folder in another format than the one that was recognised, or None."""
+    files = [] if name == "COCO" else [*path.glob("*.json"), *path.glob("[Aa]nnotations/*.json")]
+    coco = (file for file in sorted(files)[:_SAMPLE] if _is_kind(file, "coco"))
+    xml = (
+        () if name == "Pascal VOC" else (f for f in sorted(path.glob("*.xml")) if "<annotation>" in read_text(f)[:2000])
+    )
+    return next(itertools.chain(coco, xml), None)
 
 
 def _unknown(path):
@@ -271,9 +302,7 @@ def choose_split(source: Source, split: str | None) -> str:
     )
 
 
-def read_source(
-    source: Source, split: str, changes: Changes, classes: Classes | None = None, on_bad_object: str = "error"
-) -> dict[str, Any]:
+def read_source(source: Source, split: str, changes: Changes, classes: Classes | None = None) -> dict[str, Any]:
     """Reads a split into a dict in the form of a COCO file.
 
     Args:
@@ -282,20 +311,18 @@ def read_source(
         changes: Counts the values that had to be converted or repaired.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
             keeps all.
-        on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names it, "skip"
-            leaves the annotation out.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file, with the whole path of
         each image.
     """
     data = source.splits[split](changes)
-    return data if classes is None else _select(data, classes, changes, on_bad_object)
+    return data if classes is None else _select(data, classes, changes)
 
 
-def _select(data, classes, changes, on_bad_object="error"):
+def _select(data, classes, changes):
     """Selects classes after their ids and names have become integers and texts."""
-    contents = read_contents(data, changes.source, strict=changes.strict, on_bad_object=on_bad_object)
+    contents = read_contents(data, changes.source, strict=changes.strict, on_bad_object=changes.on_bad_object)
     changes.merge(contents.changes)
     clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
     return select_classes({**data, **clean}, classes, changes.source)
@@ -370,8 +397,8 @@ def open_dataset(
     """
     source = recognise(path)
     name = choose_split(source, split)
-    changes = Changes(str(source.path), strict)
-    data = read_source(source, name, changes, classes, on_bad_object)
+    changes = Changes(str(source.path), strict, on_bad_object)
+    data = read_source(source, name, changes, classes)
     _logger.info("%s", source)
     label = str(source.path) if name == WHOLE else f"{source.path} ({name})"
     dataset = Dataset(
@@ -385,11 +412,7 @@ def open_dataset(
         keypoints=_any_has(data["categories"], "keypoints") if keypoints is None else keypoints,
         strict=strict,
     )
-    for kind, count in changes.counts.items():
-        dataset.counts[kind] = dataset.counts.get(kind, 0) + count
-    dataset.problems += tuple(changes.problems)
-    for sentence in changes.describe({**CHANGES, **REPAIRS}):
-        _logger.info("%s: %s", label, sentence)
+    dataset.add_changes(changes)
     return dataset
 
 

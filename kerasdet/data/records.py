@@ -100,12 +100,18 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     clipped = np.clip(corners, 0.0, np.concatenate([size, size], 1))
     boxes = clipped.astype(np.float32)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    negative = (w < 0) | (h < 0)
     zero_area = ~finite | (w <= 0) | (h <= 0)
     keep &= ~zero_area
     # A box whose area only becomes 0 by rounding to float32 counts as a box without area, not as a box outside.
     outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
-    faults = {"zero_area_boxes": ~keep & ~outside, "outside_boxes": outside, "clipped_boxes": keep & moved}
+    faults = {
+        "zero_area_boxes": ~keep & ~outside & ~negative,
+        "negative_boxes": negative,
+        "outside_boxes": outside,
+        "clipped_boxes": keep & moved,
+    }
     return boxes, keep, faults
 
 

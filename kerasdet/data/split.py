@@ -1,6 +1,7 @@
 """Divides a dataset into parts, such as train and val, with the same mix of classes and near duplicates in one part."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections import Counter
@@ -13,6 +14,7 @@ from kerasdet.data.convert import empty_folder, read_parts, write_parts
 from kerasdet.data.duplicates import fingerprints, near_duplicates
 from kerasdet.data.portable import Item, Part
 from kerasdet.data.recognise import recognise
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.errors import UserError
 
 
@@ -58,7 +60,7 @@ def split(
             is invalid.
     """
     check_shares(parts)
-    folder = empty_folder(target)
+    folder = empty_folder(target, source)
     whole = read_parts(recognise(source), classes, on_bad_image, strict)
     items = _with_unique_ids([item for part in whole for item in part.items])
     duplicates = near_duplicates(fingerprints([item.record for item in items]))
@@ -87,8 +89,13 @@ def check_shares(parts: Mapping[str, float]) -> None:
         parts: Part name -> share.
 
     Raises:
-        UserError: If a share is not positive, or the sum is not 1.
+        UserError: If a share is not positive, the sum is not 1, or two parts have names of one split (val and valid).
     """
+    for name, other in itertools.combinations(parts, 2):
+        if split_of(name) == split_of(other) != WHOLE:
+            raise UserError(
+                f"The parts {name} and {other} have names of one split; expected different splits. Rename one."
+            )
     total = sum(parts.values())
     if not parts or min(parts.values()) <= 0 or not math.isclose(total, 1, abs_tol=1e-6):
         listed = ", ".join(f"{name}={share:g}" for name, share in parts.items())

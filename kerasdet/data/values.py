@@ -168,15 +168,19 @@ class Changes:
     Args:
         source: Path or name of the file for error messages.
         strict: Whether to raise an error at the first such value.
+        on_bad_object: "error" or "skip", see `read_object`.
 
     Attributes:
         counts: Kind of change -> number of changes.
         problems: Kind of change -> the first `MAX_LISTED` changes.
     """
 
-    def __init__(self, source: str, strict: bool = False) -> None:
+    def __init__(self, source: str, strict: bool = False, on_bad_object: str = "error") -> None:
+        if on_bad_object not in ("error", "skip"):
+            raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Choose one of the two.')
         self.source = source
         self.strict = strict
+        self.on_bad_object = on_bad_object
         self.counts: Counter = Counter()
         self.problems: list[Problem] = []
 
@@ -196,9 +200,40 @@ class Changes:
                 f"{self.source}: {name} {fact}, which strict=True does not allow. Correct the file, or leave out "
                 "strict."
             )
+        self.note(kind, name, fact)
+
+    def note(self, kind: str, name: str, fact: str) -> None:
+        """Counts a fact for the log that is not an error, even with `strict`.
+
+        Args:
+            kind: Name of the kind of fact, a key of `counts`.
+            name: Name of the item, such as "annotation 7".
+            fact: Description of the fact after the name, such as "has the image_id '1'".
+        """
         self.counts[kind] += 1
         if self.counts[kind] <= MAX_LISTED:
             self.problems.append(Problem(kind, name, fact))
+
+    def read_object(self, read: Callable[[], Any], name: str) -> Any:
+        """Reads an object, and leaves it out if it cannot be read and `on_bad_object` is "skip".
+
+        Args:
+            read: Function that reads the object.
+            name: Name of the object, with which the messages of its errors begin.
+
+        Returns:
+            Result of `read`, or None if the object is left out.
+
+        Raises:
+            UserError: If the object cannot be read and `on_bad_object` is "error".
+        """
+        try:
+            return read()
+        except UserError as error:
+            if self.on_bad_object == "error":
+                raise
+            self.note("bad_objects", name, str(error).removeprefix(f"{self.source}: ").removeprefix(name).lstrip())
+            return None
 
     def merge(self, other: "Changes") -> None:
         """Adds the changes that another object counted for the same file.

@@ -1,5 +1,6 @@
 """Reads Pascal VOC folders into the same records as COCO JSON."""
 
+import functools
 import math
 import os
 import re
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import MAX_PIXELS
-from kerasdet.data.values import as_flag, as_float
+from kerasdet.data.values import Changes, are_fractions, as_flag, as_float
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -68,8 +69,9 @@ class VocDataset(Dataset):
         roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
+        changes = Changes(os.fspath(lists[0]), strict)
         super().__init__(
-            _coco(places, tuple(class_names)),
+            _coco(places, tuple(class_names), changes),
             None,
             source=lists[0],
             keep_images_without_objects=keep_images_without_objects,
@@ -77,9 +79,10 @@ class VocDataset(Dataset):
             strict=strict,
             max_pixels=max_pixels,
         )
+        self.add_changes(changes)
 
 
-def _coco(places, class_names):
+def _coco(places, class_names, changes):
     """Returns the contents of an equivalent COCO file."""
     if len(set(class_names)) < len(class_names):
         raise UserError(
@@ -89,12 +92,31 @@ def _coco(places, class_names):
     files = {folder: _files_by_stem(folder / "JPEGImages") for folder in {folder for folder, _ in places}}
     images, annotations = [], []
     for image_id, (folder, name) in zip(_image_ids([name for _, name in places]), places, strict=True):
-        (height, width), file_name, objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of)
+        (height, width), file_name, objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of, changes)
         path = _image_path(folder / "JPEGImages", name, file_name, files[folder])
         images.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += [{**each, "image_id": image_id, "category_id": each["category_id"] + 1} for each in objects]
+    check_units(annotations, changes.source)
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def check_units(annotations: Sequence[Mapping], source: str) -> None:
+    """Checks that boxes are in pixels and not fractions of their image.
+
+    Args:
+        annotations: Results of `read_xml`.
+        source: Path of the dataset in messages.
+
+    Raises:
+        UserError: If all boxes are fractions.
+    """
+    corners = [[x + 1, y + 1, x + w, y + h] for x, y, w, h in (annotation["bbox"] for annotation in annotations)]
+    if corners and are_fractions([[round(value, 6) for value in each] for each in corners]):
+        raise UserError(
+            f"{source}: no box has a number above 1; expected xmin, ymin, xmax and ymax in pixels. Multiply the "
+            "fractions by the width and height of the images."
+        )
 
 
 def _files_by_stem(folder):
@@ -130,14 +152,21 @@ def _names(path):
         )
         raise FileNotFoundError(f"The list of images {path} does not exist. {choices}")
     annotations = path.parents[2] / "Annotations"
-    names = [_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    names = [
+        listed_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()
+    ]
     if not names:
         raise UserError(f"{path} lists no image; expected one name per line. Give another split, or fill the list.")
     return names
 
 
-def _name(line, annotations):
-    """Returns the name in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix."""
+def listed_name(line: str, annotations: Path) -> str:
+    """Reads the name of an image in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix.
+
+    Args:
+        line: The line.
+        annotations: Folder of the XML files.
+    """
     without_label = re.sub(r"\s+(-1|0|1)$", "", line)
     choices = [line, without_label, without_label.rsplit(".", 1)[0]]
     return next((name for name in choices if (annotations / f"{name}.xml").is_file()), without_label)
@@ -152,12 +181,13 @@ def _image_ids(names):
     return list(range(1, len(names) + 1))
 
 
-def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None], str, list[dict]]:
+def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple[list[int | None], str, list[dict]]:
     """Reads the annotations of one image.
 
     Args:
         path: Path of the XML file.
         class_of: Class name -> class id.
+        changes: Counts the repairs.
 
     Returns:
         Three values: height and width of the image, None if the file lacks them; the file name of the image, "" if the
@@ -176,25 +206,33 @@ def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None],
     objects = []
     for number, item in enumerate(tree.findall("object"), 1):
         where = f"{path}: object {number}"
-        name = (item.findtext("name") or "").strip()
-        if name not in class_of:
-            raise UserError(
-                f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or pass "
-                "class_names."
-            )
-        x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        objects.append(
-            {
-                "category_id": class_of[name],
-                "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
-                "difficult": _difficult(item.findtext("difficult"), where),
-            }
-        )
+        objects.append(changes.read_object(functools.partial(_object, item, class_of, where, changes), where))
     return (
         [_length(tree, name, path) for name in ("height", "width")],
         (tree.findtext("filename") or "").strip(),
-        objects,
+        [each for each in objects if each is not None],
     )
+
+
+def _object(item, class_of, where, changes):
+    """Returns the COCO annotation of an object."""
+    name = (item.findtext("name") or "").strip()
+    if name not in class_of:
+        raise UserError(
+            f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or pass "
+            "class_names."
+        )
+    if (count := len(item.findall("bndbox"))) > 1:
+        raise UserError(f"{where} has {count} bndbox; expected one. Give each box an object of its own.")
+    x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
+    if x1 > x2 or y1 > y2:
+        changes.add("swapped_corners", where, f"has the corners x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")
+        x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+    return {
+        "category_id": class_of[name],
+        "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
+        "difficult": _difficult(item.findtext("difficult"), where),
+    }
 
 
 def _length(tree, name, path):

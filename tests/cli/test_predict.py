@@ -172,3 +172,12 @@ def test_missing_extra_is_one_sentence(folder, capsys, monkeypatch, package, ext
     assert kerasdet("predict", folder / "none.keras", folder / "clip.mp4", "--track") == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert f"{package} is not installed" in line and f"pip install 'kerasdet[{extra}]'" in line
+
+
+def test_drawings_of_files_with_equal_names_stay_apart(folder, tmp_path):
+    paths = [tmp_path / name for name in ("a/x.png", "b/x.png", "000_x.png")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(tiny.images(sizes=((32, 32),))[0]).save(path)
+    assert kerasdet("predict", folder / "model.keras", *paths, "--draw", tmp_path / "drawn") == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 3

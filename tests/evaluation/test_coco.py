@@ -204,7 +204,7 @@ def test_files_of_another_format_raise(tmp_path):
         evaluate_coco(broken, [])
     with pytest.raises(ValueError, match=r"list\.json holds a list"):
         evaluate_coco(listed, [])
-    with pytest.raises(ValueError, match="the results, a dict: expected a list of detections"):
+    with pytest.raises(ValueError, match=r"the results is a COCO dataset, .*; expected a list of detections"):
         evaluate_coco(truth, truth)
     with pytest.raises(ValueError, match='has no "categories"'):
         read_ground_truth({"images": truth["images"], "annotations": []})

@@ -21,7 +21,7 @@ from kerasdet.files import locked
 from kerasdet.keras_compat import average_pairs
 from kerasdet.layers import RetinaNetHead
 from kerasdet.losses import FocalLoss
-from kerasdet.models import KeypointBranch, RetinaNet
+from kerasdet.models import KeypointBranch, Preprocessing, RetinaNet
 from kerasdet.models.common import LossNormalizer
 from kerasdet.training import SGD, Checkpointing, StepOptions, Validation, WarmupMultiStep, resume, train
 from kerasdet.training.metrics_log import ThroughputLogger
@@ -175,6 +175,12 @@ def test_resuming_with_another_model_raises(uninterrupted, data):
         run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
     with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with another optimizer"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
+    other = CocoDataset(data.annotations)
+    other.class_names = tuple(reversed(tiny.CLASS_NAMES))
+    with pytest.raises(
+        UserError, match=r"was trained on the classes disk, .* in this order, and the data now have arr"
+    ):
+        run(out_dir, other, config="another")
     assert not (out_dir / "config.gin").exists()
 
 
@@ -489,9 +495,15 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     assert not [message for message in caplog.messages if "other settings" in message]
     other = CocoDataset(data.annotations)
     other.records = other.records[1:]
-    run(tmp_path, other, steps=2, batch_size=1, seed=5)
+    model = tiny.detector(preprocessing=Preprocessing(shortest=64, longest=128))
+    run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5)
     [message] = [message for message in caplog.messages if "goes on with other settings: " in message]
-    for words in ("data was 5 images of 5 classes (", "and is 4 images", "batch_size was 2 and is 1", "seed was 0"):
+    for words in (
+        "data was 5 images of 5 classes (",
+        "and is 4 images",
+        "batch_size was 2 and is 1",
+        "longest was 96 and is 128",
+    ):
         assert words in message
     with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])

@@ -18,15 +18,15 @@ class ResizeShortestEdge:
         shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
         longest: Limit of the longer edge, in pixels.
         sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
-        rounding: Framework whose rounding of the new size is reproduced: "detectron2", "torchvision" or "mmdetection";
-            see `kerasdet.ops.resize.shortest_edge_size`.
+        rounding: Rule of the new size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do, and
+            "square" stretches images to a square; see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
 
     Raises:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
     """
 
-    shortest: tuple[int, ...] = (800,)
+    shortest: tuple[int, ...] | int = (800,)
     longest: int = 1333
     sampling: str = "choice"
     rounding: str = "detectron2"
