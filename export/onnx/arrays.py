@@ -7,13 +7,13 @@ from kerasdet.export.onnx.convert import AXES_CHANNELS_FIRST, Converter, numpy_t
 
 
 def constant(c: Converter, op: tf.Operation) -> None:
-    """Converts Const."""
+    """Converts TensorFlow's Const to ONNX."""
     value = tf.make_ndarray(op.get_attr("value"))
     c.set(op.outputs[0], c.builder.constant(value.astype(numpy_type(op.outputs[0].dtype)), name=_short(op)))
 
 
 def shape(c: Converter, op: tf.Operation) -> None:
-    """Converts Shape."""
+    """Converts TensorFlow's Shape to ONNX."""
     x = op.inputs[0]
     if x.shape.is_fully_defined():
         name = c.builder.integers(*x.shape.as_list())
@@ -25,26 +25,26 @@ def shape(c: Converter, op: tf.Operation) -> None:
 
 
 def size(c: Converter, op: tf.Operation) -> None:
-    """Converts Size."""
+    """Converts TensorFlow's Size to ONNX."""
     c.set(op.outputs[0], c.builder.add("Size", c.get(op.inputs[0])))
 
 
 def pack(c: Converter, op: tf.Operation) -> None:
-    """Converts Pack."""
+    """Converts TensorFlow's Pack to ONNX."""
     axis = c.builder.integers(op.get_attr("axis"))
     parts = [c.builder.add("Unsqueeze", c.get(x), axis) for x in op.inputs]
     c.set(op.outputs[0], c.builder.add("Concat", *parts, axis=op.get_attr("axis")))
 
 
 def unpack(c: Converter, op: tf.Operation) -> None:
-    """Converts Unpack."""
+    """Converts TensorFlow's Unpack to ONNX."""
     x, axis = c.get(op.inputs[0]), op.get_attr("axis")
     for index, output in enumerate(op.outputs):
         c.set(output, c.builder.add("Gather", x, c.builder.constant(index, np.int64), axis=axis))
 
 
 def concat(c: Converter, op: tf.Operation) -> None:
-    """Converts ConcatV2."""
+    """Converts TensorFlow's ConcatV2 to ONNX."""
     *values, axis = op.inputs
     axis, first = int(c.static(axis)), all(c.is_channels_first(x) for x in values)
     if first:
@@ -53,13 +53,13 @@ def concat(c: Converter, op: tf.Operation) -> None:
 
 
 def expand_dims(c: Converter, op: tf.Operation) -> None:
-    """Converts ExpandDims."""
+    """Converts TensorFlow's ExpandDims to ONNX."""
     axis = c.builder.integers(int(c.static(op.inputs[1])))
     c.set(op.outputs[0], c.builder.add("Unsqueeze", c.get(op.inputs[0]), axis))
 
 
 def squeeze(c: Converter, op: tf.Operation) -> None:
-    """Converts Squeeze."""
+    """Converts TensorFlow's Squeeze to ONNX."""
     axes = op.get_attr("squeeze_dims") or [i for i, length in enumerate(op.inputs[0].shape) if length == 1]
     c.set(op.outputs[0], c.builder.add("Squeeze", c.get(op.inputs[0]), c.builder.integers(*axes)))
 
@@ -72,22 +72,22 @@ def reshape(c: Converter, op: tf.Operation) -> None:
 
 
 def transpose(c: Converter, op: tf.Operation) -> None:
-    """Converts Transpose."""
+    """Converts TensorFlow's Transpose to ONNX."""
     c.set(op.outputs[0], c.builder.add("Transpose", c.get(op.inputs[0]), perm=c.static(op.inputs[1]).tolist()))
 
 
 def tile(c: Converter, op: tf.Operation) -> None:
-    """Converts Tile."""
+    """Converts TensorFlow's Tile to ONNX."""
     c.set(op.outputs[0], c.builder.add("Tile", *(c.get(x) for x in op.inputs)))
 
 
 def broadcast_to(c: Converter, op: tf.Operation) -> None:
-    """Converts BroadcastTo."""
+    """Converts TensorFlow's BroadcastTo to ONNX."""
     c.set(op.outputs[0], c.builder.add("Expand", *(c.get(x) for x in op.inputs)))
 
 
 def fill(c: Converter, op: tf.Operation) -> None:
-    """Converts Fill."""
+    """Converts TensorFlow's Fill to ONNX."""
     dims, value = op.inputs
     c.set(op.outputs[0], c.builder.add("Expand", c.get(value), c.get(dims)))
 
@@ -99,12 +99,12 @@ def filled_like(c: Converter, op: tf.Operation) -> None:
 
 
 def range_(c: Converter, op: tf.Operation) -> None:
-    """Converts Range."""
+    """Converts TensorFlow's Range to ONNX."""
     c.set(op.outputs[0], c.builder.add("Range", *(c.get(x) for x in op.inputs)))
 
 
 def gather(c: Converter, op: tf.Operation) -> None:
-    """Converts GatherV2."""
+    """Converts TensorFlow's GatherV2 to ONNX."""
     x, indices, axis = op.inputs
     batch_dims, axis = op.get_attr("batch_dims"), int(c.static(axis))
     if batch_dims:
@@ -146,7 +146,7 @@ def scatter(c: Converter, op: tf.Operation) -> None:
 
 
 def one_hot(c: Converter, op: tf.Operation) -> None:
-    """Converts OneHot."""
+    """Converts TensorFlow's OneHot to ONNX."""
     indices, depth, on, off = (c.get(x) for x in op.inputs)
     values = c.builder.add("Concat", *(c.builder.add("Unsqueeze", v, c.builder.integers(0)) for v in (off, on)), axis=0)
     c.set(op.outputs[0], c.builder.add("OneHot", indices, depth, values, axis=op.get_attr("axis")))

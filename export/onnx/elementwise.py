@@ -40,25 +40,25 @@ def bias_add(c: Converter, op: tf.Operation) -> None:
 
 
 def square(c: Converter, op: tf.Operation) -> None:
-    """Converts Square."""
+    """Converts TensorFlow's Square to ONNX."""
     (name,), first = _same_layout(c, op)
     c.set(op.outputs[0], c.builder.add("Mul", name, name), first)
 
 
 def rsqrt(c: Converter, op: tf.Operation) -> None:
-    """Converts Rsqrt."""
+    """Converts TensorFlow's Rsqrt to ONNX."""
     c.set(op.outputs[0], c.builder.add("Reciprocal", c.builder.add("Sqrt", c.get(op.inputs[0]))))
 
 
 def relu6(c: Converter, op: tf.Operation) -> None:
-    """Converts Relu6."""
+    """Converts TensorFlow's Relu6 to ONNX."""
     (name,), first = _same_layout(c, op)
     bounds = (c.builder.constant(bound, numpy_type(op.inputs[0].dtype)) for bound in (0, 6))
     c.set(op.outputs[0], c.builder.add("Clip", name, *bounds), first)
 
 
 def is_finite(c: Converter, op: tf.Operation) -> None:
-    """Converts IsFinite."""
+    """Converts TensorFlow's IsFinite to ONNX."""
     x = c.get(op.inputs[0])
     c.set(
         op.outputs[0], c.builder.add("Not", c.builder.add("Or", c.builder.add("IsInf", x), c.builder.add("IsNaN", x)))
@@ -66,7 +66,7 @@ def is_finite(c: Converter, op: tf.Operation) -> None:
 
 
 def not_equal(c: Converter, op: tf.Operation) -> None:
-    """Converts NotEqual."""
+    """Converts TensorFlow's NotEqual to ONNX."""
     c.set(op.outputs[0], c.builder.add("Not", c.builder.add("Equal", *(c.get(x) for x in op.inputs))))
 
 
@@ -85,7 +85,7 @@ def floor_mod(c: Converter, op: tf.Operation) -> None:
 
 
 def cast(c: Converter, op: tf.Operation) -> None:
-    """Converts Cast."""
+    """Converts TensorFlow's Cast to ONNX."""
     names, first = _same_layout(c, op)
     source, target = (numpy_type(x.dtype) for x in (op.inputs[0], op.outputs[0]))
     name = names[0] if source == target else c.builder.add("Cast", names[0], to=c.type_of(op.outputs[0].dtype))

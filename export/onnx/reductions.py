@@ -49,7 +49,7 @@ def top_k(c: Converter, op: tf.Operation) -> None:
 
 
 def cumsum(c: Converter, op: tf.Operation) -> None:
-    """Converts Cumsum."""
+    """Converts TensorFlow's Cumsum to ONNX."""
     flags = {name: int(op.get_attr(name)) for name in ("exclusive", "reverse")}
     c.set(op.outputs[0], c.builder.add("CumSum", *(c.get(x) for x in op.inputs), **flags))
 
@@ -61,7 +61,7 @@ def arg_max(c: Converter, op: tf.Operation) -> None:
 
 
 def softmax(c: Converter, op: tf.Operation) -> None:
-    """Converts Softmax."""
+    """Converts TensorFlow's Softmax to ONNX."""
     c.set(op.outputs[0], c.builder.add("Softmax", c.get(op.inputs[0]), axis=-1))
 
 
@@ -79,7 +79,7 @@ def matmul(c: Converter, op: tf.Operation) -> None:
 
 
 def einsum(c: Converter, op: tf.Operation) -> None:
-    """Converts Einsum."""
+    """Converts TensorFlow's Einsum to ONNX."""
     equation = op.get_attr("equation").decode()
     c.set(op.outputs[0], c.builder.add("Einsum", *(c.get(x) for x in op.inputs), equation=equation))
 

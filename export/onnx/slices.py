@@ -8,7 +8,7 @@ _INT_MAX, _INT_MIN = 2**62, -(2**62)
 
 
 def strided_slice(c: Converter, op: tf.Operation) -> None:
-    """Converts StridedSlice."""
+    """Converts TensorFlow's StridedSlice to ONNX."""
     x, begin, end, strides = op.inputs
     masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "shrink_axis", "new_axis", "ellipsis")}
     steps = c.static(strides).tolist()
@@ -55,7 +55,7 @@ def strided_slice(c: Converter, op: tf.Operation) -> None:
 
 
 def reverse(c: Converter, op: tf.Operation) -> None:
-    """Converts ReverseV2."""
+    """Converts TensorFlow's ReverseV2 to ONNX."""
     x, first = op.inputs[0], c.is_channels_first(op.inputs[0])
     axes = [int(axis) % x.shape.rank for axis in c.static(op.inputs[1]).ravel()]
     axes = [AXES_CHANNELS_FIRST[axis] for axis in axes] if first else axes
