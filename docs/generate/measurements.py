@@ -31,7 +31,7 @@ def runtimes() -> str:
             numbers = row["median_ms"], row["min_ms"], row["median_cpu_ms"], f"{row['relative']:.2f}"
             lines.append(f"| {row['runtime']} | {' | '.join(map(str, numbers))} |")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "No run of `benchmarks/runtimes.py` is stored."
 
 
 def _table(contents):
