@@ -114,7 +114,14 @@ class GraphPredictor(Predictor):
         return as_input(np.asarray(images, np.float32), self.metadata["input_type"]), tuple(map(int, size))
 
     def example(self, image: np.ndarray) -> np.ndarray:
-        """Returns the graph's input for an image (H, W, 3): with its mirror image if the number of images is free."""
+        """Makes an input of the graph for verification: an image, and its mirror image if the batch size is free.
+
+        Args:
+            image: (H, W, 3) RGB, 0..255.
+
+        Returns:
+            (1, h, w, 3) or (2, h, w, 3).
+        """
         if self.size:
             return self.to_input(image[None])[0]
         batch = self._rule.batch([image, image[:, ::-1]])

@@ -123,8 +123,8 @@ class ImageFinder:
     Args:
         folders: Folders that names are relative to, the most likely one first.
         changes: Counts the values that had to be converted or repaired.
-        split: Split of the images. A file in a folder of another split is none of them, unless the name has that
-            folder.
+        split: Split of the images. Files in the folder of another split are not considered, unless the name contains
+            that folder.
     """
 
     def __init__(self, folders: Sequence[Path], changes: Changes, split: str = WHOLE) -> None:
