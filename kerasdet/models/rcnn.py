@@ -89,7 +89,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         """Runs the model for its losses: samples regions with the ground truth and predicts for these.
 
         Args:
-            batch: Training batch; see `kerasdet.models.trainer.training_batch`.
+            batch: Training batch; see `kerasdet.models.batch.training_batch`.
             training: Whether norms use the statistics of the batch.
 
         Returns:

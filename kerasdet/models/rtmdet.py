@@ -145,7 +145,7 @@ class RTMDet(ConfigFromInit, Detector):
         """Runs the model for its losses.
 
         Args:
-            batch: Training batch; see `kerasdet.models.trainer.training_batch`.
+            batch: Training batch; see `kerasdet.models.batch.training_batch`.
             training: Whether norms use the statistics of the batch.
 
         Returns:
