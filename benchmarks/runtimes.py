@@ -164,7 +164,7 @@ def compare(case, folder, peer_python, rounds, runs):
     """Measures all sides of a case in turns.
 
     Returns:
-        A row for each side: milliseconds, and the median as a fraction of the SavedModel's.
+        A row for each side: milliseconds, and the processor's time as a fraction of the SavedModel's.
     """
     _run(sys.executable, [case, "--write", "--folder", folder])
     sides = dict.fromkeys([*FILES, CONVERTED], sys.executable)
@@ -175,14 +175,15 @@ def compare(case, folder, peer_python, rounds, runs):
         for side, python in sides.items():
             arguments = [case, "--measure", side, "--folder", folder, "--runs", runs]
             times[side] += json.loads(_run(python, arguments))
-    medians = {side: statistics.median(wall for wall, _ in seconds) for side, seconds in times.items()}
+    walls = {side: statistics.median(wall for wall, _ in seconds) for side, seconds in times.items()}
+    busy = {side: statistics.median(cpu for _, cpu in seconds) for side, seconds in times.items()}
     return [
         {
             "runtime": side,
             "min_ms": round(1e3 * min(wall for wall, _ in seconds)),
-            "median_ms": round(1e3 * medians[side]),
-            "median_cpu_ms": round(1e3 * statistics.median(cpu for _, cpu in seconds)),
-            "relative": round(medians[side] / medians[BASE], 2),
+            "median_ms": round(1e3 * walls[side]),
+            "median_cpu_ms": round(1e3 * busy[side]),
+            "relative": round(busy[side] / busy[BASE], 2),
             "runs": len(seconds),
         }
         for side, seconds in times.items()
@@ -198,6 +199,7 @@ def _machine():
         "family_and_model": f"{found.get('cpu family', '?')}, {found.get('model', '?')}",
         "avx512": "avx512f" in flags,
         "amx": "amx_tile" in flags,
+        "load_average": os.getloadavg()[0],
         "cores": len(os.sched_getaffinity(0)),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

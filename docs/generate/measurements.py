@@ -21,10 +21,11 @@ def runtimes() -> str:
         found = json.loads(path.read_text())
         isa = ", ".join(f"{'with' if found[name] else 'without'} {name.upper()}" for name in ("avx512", "amx"))
         machine = f"{found['processor']} (family and model {found['family_and_model']}; {isa}), {found['cores']} cores"
+        machine += f", load average {found['load_average']:.1f}"
         lines = [
             f"{found['model']}, {found['size']}, {machine}, `{found['command']}`:",
             "",
-            "| runtime | median, ms | least, ms | processor time, ms | of TensorFlow's |",
+            "| runtime | median, ms | least, ms | processor's time, ms | of TensorFlow's |",
             "|---|---|---|---|---|",
         ]
         for row in found["rows"]:
