@@ -185,7 +185,23 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UserError: If the file has no description.
     """
-    return parse_metadata(_properties(_session(path, 1), path)["kerasdet"], path)
+    return parse_metadata(read_properties(path)["kerasdet"], path)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Reads the ``metadata_props`` of an exported ONNX file, without optimising its graph.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> text, see `kerasdet.export.onnx.write`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+    """
+    return _properties(_session(path, 1, optimize=False), path)
 
 
 def parse_metadata(text: str, path: Path) -> dict:
@@ -224,7 +240,7 @@ def _properties(session, path):
     return properties
 
 
-def _session(path, num_threads):
+def _session(path, num_threads, optimize=True):
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} does not exist: give the .onnx file that `kerasdet export` wrote.")
     try:
@@ -234,6 +250,8 @@ def _session(path, num_threads):
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
     except Exception as error:  # onnxruntime raises classes of its own that share no base

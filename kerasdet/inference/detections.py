@@ -190,7 +190,7 @@ class Detections:
             return self.class_names.index(wanted)
         if wanted < 0 or (self.class_names and wanted >= len(self.class_names)):
             known = f"from 0 to {len(self.class_names) - 1}" if self.class_names else "from 0"
-            raise UserError(f"There is no class id {wanted}: class ids are whole numbers {known}.")
+            raise UserError(f"There is no class id {wanted}: choose a whole number {known}.")
         return wanted
 
     def draw(self, image: ImageLike, *, scale: int = 1) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: merges what a model finds in several sizes and mirror images of an image."""
+"""Merges the detections of a model in several sizes and mirror images of an image (test-time augmentation)."""
 
 from collections.abc import Mapping, Sequence
 

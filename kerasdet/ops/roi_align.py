@@ -1,4 +1,4 @@
-"""ROIAlign (https://arxiv.org/abs/1703.06870) on one feature map and on a pyramid.
+"""Defines ROIAlign (https://arxiv.org/abs/1703.06870) on one feature map and on a pyramid.
 
 How the stock TensorFlow implementation works: a bin is the mean of bilinear samples on a regular grid. It is therefore
 a weighted sum of cells, and the weight of a cell is the weight of its row times the weight of its column. All bins

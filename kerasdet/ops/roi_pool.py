@@ -1,4 +1,4 @@
-"""ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
+"""Defines ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
 
 from collections.abc import Mapping
 

@@ -116,7 +116,7 @@ def test_arguments_that_do_not_fit_raise(sv):
         Detections.from_supervision(theirs, (80, 60))
     with pytest.raises(UserError, match="class id 1, but there are 1 class_names"):
         Detections.from_supervision(theirs, SIZE, class_names=["cat"])
-    with pytest.raises(UserError, match="2 objects with keypoints and 3 detections"):
+    with pytest.raises(UserError, match="2 objects with keypoints, but 3 detections"):
         Detections.from_supervision(theirs, SIZE, key_points=points[:2])
 
 

@@ -1,10 +1,10 @@
-"""Turns computed values back into pixels."""
+"""Converts computed values to pixels of an image's type."""
 
 import tensorflow as tf
 
 
 def as_pixels(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """Gives new values of an image the type of the image; whole numbers are rounded to, not truncated to.
+    """Converts computed values to the type of an image. For integer types they are rounded, not truncated.
 
     Args:
         values: (H, W, 3) float32, in the range of the image's type.
