@@ -63,6 +63,7 @@ _HOMES = {
     "train": "kerasdet.training",
 }
 _ROOMS = (
+    "analysis",
     "checkpoints",
     "data",
     "evaluation",
@@ -74,6 +75,7 @@ _ROOMS = (
     "losses",
     "models",
     "ops",
+    "reports",
     "training",
     "visualize",
 )
