@@ -16,8 +16,9 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from code_blocks import read_blocks
 
 from kerasdet import cli, config
 from kerasdet.cli.parser import make_parser
@@ -25,38 +26,6 @@ from kerasdet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = ("python", "bash", "gin")
-
-_BLOCK = re.compile(r"^(?:<!-- (\w+): (.+?) -->\n)?(?:\n)?( *)```(\w+)[^\n]*\n(.*?)^\3```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A code block: its page, line, language and text, and the comment above it as kind and text."""
-
-    page: Path
-    line: int
-    language: str
-    code: str
-    kind: str | None = None
-    text: str = ""
-
-    def __str__(self):
-        return f"{self.page.name}:{self.line}"
-
-
-def read_blocks(page, source=None):
-    """Returns the blocks of a page in `LANGUAGES`, in order."""
-    source = page.read_text() if source is None else source
-    blocks = []
-    for match in _BLOCK.finditer(source):
-        kind, text, indent, language, code = match.groups()
-        if language not in LANGUAGES:
-            continue
-        code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
-        line = source.count("\n", 0, match.start(4)) + 1
-        blocks.append(Block(page, line, language, code, kind, text or ""))
-    return blocks
 
 
 def tiny_code(block):
