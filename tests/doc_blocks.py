@@ -39,9 +39,9 @@ def tiny_code(block):
 
 
 def commands(code):
-    """Returns the commands of a bash block: one a line, without comments, with continued lines joined."""
-    joined = code.replace("\\\n", " ")
-    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+    """Returns the commands of a bash block: one a line, with continued lines joined."""
+    lines = re.sub(r" *\\\n *", " ", code).splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
 
 
 def check(block):
@@ -94,13 +94,14 @@ class Session:
                 self._done.add(code)
                 exec(compile("\n" * block.line + code, str(block.page), "exec"), names)
         elif block.language == "bash":
-            for words in commands(tiny_code(block)):
-                self.command(words, block)
+            for line in commands(tiny_code(block)):
+                self.command(line, block)
         else:
             raise AssertionError(f"{block}: a gin block needs a comment file or check")
 
-    def command(self, words, place="README.md"):
+    def command(self, line, place="README.md"):
         """Runs a command, unless it ran before."""
+        words = shlex.split(line, comments=True)
         if tuple(words) in self._done:
             return
         self._done.add(tuple(words))
@@ -111,4 +112,4 @@ class Session:
             self._patch.syspath_prepend(os.getcwd())
         else:
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-            subprocess.run(["bash", "-c", shlex.join(words)], check=True, env=environment)
+            subprocess.run(["bash", "-c", line], check=True, env=environment)

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import code_blocks
 
-HEAD, TAIL = 4, 10  # lines of a long output that the page shows
+HEAD, TAIL = 4, 12  # lines of a long output that the page shows
+_LIBRARIES = re.compile(r"WARNING: All log messages|[IWE]0000 |\d{4}-\d\d-\d\d |INFO: Created TensorFlow")
 
 
 def run(block: code_blocks.Block, names: dict) -> str:
@@ -37,16 +38,17 @@ def run(block: code_blocks.Block, names: dict) -> str:
             exec(compile(block.code, str(block), "exec"), names)
         return printed.getvalue()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-ec", block.code], env=environment, capture_output=True, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(["bash", "-ec", block.code], env=environment, text=True, **streams)
     if done.returncode:
-        raise SystemExit(f"{block} failed:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{block} failed:\n{done.stdout}")
     return done.stdout
 
 
 def shorten(text: str) -> str:
-    """Returns the first and last lines of an output, without trailing spaces, folders of this machine and colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(f"{Path.cwd()}/", "")
-    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
+    """Returns the first and last lines of an output, without progress bars, logs of libraries and absolute paths."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.replace(f"{Path.cwd()}/", "").strip().split("\n")]
+    lines = [line for line in lines if not _LIBRARIES.match(line)]
     if len(lines) > HEAD + TAIL + 1:
         lines = [*lines[:HEAD], "...", *lines[-TAIL:]]
     return "".join(f"{line}\n" for line in lines)

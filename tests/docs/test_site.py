@@ -2,11 +2,13 @@
 
 import functools
 import http.server
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import doc_blocks
 import pytest
@@ -52,6 +54,17 @@ def tab(request, browser, address):
     yield tab
     context.close()
     assert wrong == []
+
+
+def test_tutorials_are_notebooks_with_outputs(address):
+    tutorials = sorted((doc_blocks.ROOT / "docs/tutorials").glob("*.md"))
+    assert len(tutorials) == 5
+    for page in tutorials:
+        with urllib.request.urlopen(f"{address}tutorials/{page.stem}.ipynb") as file:
+            cells = json.load(file)["cells"]
+        assert any(cell.get("outputs") for cell in cells)
+        with urllib.request.urlopen(f"{address}tutorials/{page.stem}/") as file:
+            assert f'href="../{page.stem}.ipynb"' in file.read().decode()
 
 
 def test_search_finds_pages(tab, address):
