@@ -10,7 +10,9 @@ A comment in the line above a block says how it runs:
 | ``<!-- file: PATH -->`` | is written to PATH, for the blocks after it |
 """
 
+import contextlib
 import glob
+import io
 import os
 import re
 import shlex
@@ -69,12 +71,17 @@ def check_command(words, place):
         assert "must be set" in str(error), f"{place}: {error}"
 
 
+def form(line):
+    """Returns a line of output without its numbers and the widths of its columns."""
+    return re.sub(r"-?\d[\d.,]*", "#", " ".join(line.split()))
+
+
 class Session:
     """Runs the blocks of pages in the working folder. A command that ran before is not repeated."""
 
     def __init__(self, patch):
         self._patch = patch  # a MonkeyPatch, for what blocks export
-        self._done = set()
+        self._done = {}  # the output of each command and Python block
 
     def run_page(self, page):
         """Runs all blocks of a page; its Python blocks share their names."""
@@ -91,25 +98,31 @@ class Session:
         elif block.language == "python":
             code = tiny_code(block)
             if code not in self._done:
-                self._done.add(code)
+                self._done[code] = ""
                 exec(compile("\n" * block.line + code, str(block.page), "exec"), names)
         elif block.language == "bash":
-            for line in commands(tiny_code(block)):
-                self.command(line, block)
+            lines = commands(tiny_code(block))
+            printed = "".join(self.command(line, block) for line in lines)
+            if block.output and printed:  # a run prints to the log only
+                first = form(block.output.partition("\n")[0])
+                assert first in map(form, printed.splitlines()), f"{block}: record its output again:\n{printed}"
         else:
             raise AssertionError(f"{block}: a gin block needs a comment file or check")
 
     def command(self, line, place="README.md"):
-        """Runs a command, unless it ran before."""
+        """Runs a command, unless it ran before, and returns what it printed if that can be seen."""
         words = shlex.split(line, comments=True)
-        if tuple(words) in self._done:
-            return
-        self._done.add(tuple(words))
+        if (key := tuple(words)) in self._done:
+            return self._done[key]
+        printed = io.StringIO()
         if words[0] == "kerasdet":
             words = [name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])]
-            assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
+            with contextlib.redirect_stdout(printed):
+                assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
         elif words == ["export", "PYTHONPATH=."]:
             self._patch.syspath_prepend(os.getcwd())
         else:
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
             subprocess.run(["bash", "-c", line], check=True, env=environment)
+        self._done[key] = printed.getvalue()
+        return self._done[key]
