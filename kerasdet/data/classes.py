@@ -10,29 +10,30 @@ Classes = Sequence[str] | Mapping[str, str | None]
 
 
 def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> dict[str, Any]:
-    """Selects, orders, renames or merges the classes of a dataset. Images stay, with or without objects.
+    """Selects, orders, renames or merges the classes of a dataset. All images stay, also those without objects left.
 
     Example:
         >>> select_classes(data, ["dog", "cat"], "pets.json")  # only these two, in this order
         >>> select_classes(data, {"car": "vehicle", "bus": "vehicle", "sky": None}, "street.json")
 
     Args:
-        data: Contents of a COCO file. It is not changed.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
-            which None leaves a class out and classes that it does not name stay as they are.
-        source: Path or name of the dataset in messages.
+        data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. It is not changed.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. In a
+            mapping, None removes a class, equal new names merge classes, and classes that it lacks stay as they are.
+        source: Path or name of the dataset for error messages.
 
     Returns:
-        Contents of a COCO file with category ids 1..K.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file with category ids 1..K.
 
     Raises:
-        UserError: If the dataset has no class of a name, or none is left.
+        UserError: If the dataset lacks a named class, or no class is left.
     """
     old = sorted(data["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in old]
     if isinstance(classes, str):
         raise UserError(
-            f"classes is the text {classes!r}; expected a list of names, or a mapping. Write [{classes!r}]."
+            f"classes is the text {classes!r}; expected a list of names, or a mapping from old to new names. Write "
+            f"[{classes!r}]."
         )
     for name in classes:
         if name not in names:
@@ -47,7 +48,8 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
         new_name = {name: name for name in new}
     if not new:
         raise UserError(
-            f"{source}: classes leaves no class; expected at least one. Name one of {', '.join(names[:20])}."
+            f"{source}: classes={classes!r} leaves no class; expected at least one. Name one of "
+            f"{', '.join(names[:20])}."
         )
     number = {name: index for index, name in enumerate(new, 1)}
     id_of = {category["id"]: number[new_name[category["name"]]] for category in old if new_name.get(category["name"])}

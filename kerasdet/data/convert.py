@@ -36,31 +36,42 @@ def convert(
         >>> convert("downloads/labelme-folder", "data/cells", "coco")
 
     Args:
-        source: Path of the dataset, see `open_dataset`.
-        target: Folder to write to, which is empty or does not exist.
-        to: "coco", "tfrecord", "voc" or "yolo".
-        classes: As for `open_dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `open_dataset`.
+        source: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
+        target: Folder to write to; it must be empty or not exist.
+        to: Format to write: "coco", "tfrecord", "voc" or "yolo".
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
 
     Returns:
-        Counts of images, boxes and repairs of each split, and under "lost" of what the format cannot hold.
+        Split name -> numbers of images, boxes and repaired values by name. The key "lost" has the numbers of things
+        that the new format cannot hold.
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        UserError: If the target is not empty, the format is not known, or an item is invalid, naming it.
+        UserError: If the target is not empty, the format is unknown, or an item is invalid.
     """
     folder = empty_folder(target)
     if to not in WRITERS:
-        raise UserError(
-            f"There is no format {to!r} to write; expected one of {', '.join(WRITERS)}. Choose one of them."
-        )
+        raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Choose one of them.")
     found = recognise(source)
     return write_parts(read_parts(found, classes, on_bad_image, strict), folder, to)
 
 
 def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Counter]:
-    """Writes splits in a format; returns the counts as `convert` does."""
+    """Writes splits in a format.
+
+    Args:
+        parts: Splits of the dataset.
+        folder: Empty folder to write to.
+        to: Format to write: "coco", "tfrecord", "voc" or "yolo".
+
+    Returns:
+        Split name -> numbers of images, boxes and repaired values by name, and "lost", like `convert`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lost = WRITERS[to](parts, folder)
     return {**{part.name: Counter(part.counts) for part in parts}, "lost": +lost}
@@ -69,13 +80,19 @@ def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Count
 def read_parts(
     source: Source, classes: Classes | None = None, on_bad_image: str = "error", strict: bool = False
 ) -> list[Part]:
-    """Reads all splits of a dataset, whose classes must agree.
+    """Reads all splits of a dataset. Their classes must be the same.
 
     Args:
-        source: What `recognise` found.
-        classes: As for `open_dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `open_dataset`.
+        source: Result of `recognise`.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
+
+    Returns:
+        The splits, with checked values.
 
     Raises:
         UserError: If two splits have different classes, or an item is invalid.
@@ -105,10 +122,16 @@ def _classes(part: Part) -> Mapping[int, str]:
 
 
 def empty_folder(path: str | os.PathLike) -> Path:
-    """Checks that a folder can be written to without mixing with other files.
+    """Checks that a folder is empty or does not exist.
+
+    Args:
+        path: Path of the folder.
+
+    Returns:
+        The path.
 
     Raises:
-        UserError: If it is a file, or holds files.
+        UserError: If the path is a file, or a folder with files.
     """
     path = expand(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):

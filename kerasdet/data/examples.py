@@ -1,4 +1,4 @@
-"""Turns Python objects, such as the examples of a `tf.data.Dataset`, into the contents of a COCO file."""
+"""Turns Python objects, such as the examples of a `tf.data.Dataset`, into a dict in the form of a COCO file."""
 
 import functools
 import io
@@ -30,7 +30,7 @@ def read_examples(
         keypoint_names: The J names of the keypoints.
 
     Returns:
-        Contents of a COCO file; category ids are 1..K.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
 
     Raises:
         UserError: If an example is not of this form, naming its number from 0.

@@ -88,7 +88,7 @@ class ImageFinder:
 
     Args:
         folders: Folders that names are relative to, the most likely first.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
     """
 
     def __init__(self, folders: Sequence[Path], changes: Changes) -> None:

@@ -50,10 +50,10 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
     Args:
         files: Paths of the JSON files.
         names: The K names of the classes.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of a COCO file; category ids are 1..K.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
 
     Raises:
         UserError: If a file or a shape is invalid, naming it.

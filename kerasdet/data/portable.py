@@ -71,11 +71,14 @@ def make_part(
 
     Args:
         name: Name of the split.
-        data: Contents of a COCO file with whole paths of images.
+        data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file with whole paths of
+            images.
         source: Path of the dataset in messages.
         taken: Names of images of other splits; the names of this one are added.
-        on_bad_image: As for `Dataset`.
-        strict: As for `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
 
     Returns:
         The split.

@@ -273,17 +273,20 @@ def choose_split(source: Source, split: str | None) -> str:
 def read_source(
     source: Source, split: str, changes: Changes, classes: Classes | None = None, on_bad_object: str = "error"
 ) -> dict[str, Any]:
-    """Reads a split into the contents of a COCO file.
+    """Reads a split into a dict in the form of a COCO file.
 
     Args:
         source: What `recognise` found.
         split: A key of `source.splits`.
-        changes: Counts the repairs.
-        classes: As for `open_dataset`.
-        on_bad_object: As for `Dataset`.
+        changes: Counts the values that had to be converted or repaired.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names it, "skip"
+            leaves the annotation out.
 
     Returns:
-        Contents of a COCO file, with the whole path of each image.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file, with the whole path of
+        each image.
     """
     data = source.splits[split](changes)
     return data if classes is None else _select(data, classes, changes, on_bad_object)
@@ -302,7 +305,8 @@ def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None)
 
     Args:
         path: Path of the dataset, see `open_dataset`.
-        classes: As for `open_dataset`.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
 
     Returns:
         K names in the order of the class ids; those of the training data if there are several splits.
@@ -346,11 +350,13 @@ def open_dataset(
         split: Name of a split: "train", "val" (or valid, validation), "test". None for the only one.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, which
             merges classes that get the same name and leaves out those that get None. Default: all.
-        keep_images_without_objects: As for `Dataset`.
-        on_bad_image: As for `Dataset`.
-        on_bad_object: As for `Dataset`.
-        masks: As for `Dataset`. None reads them if every object has one.
-        keypoints: As for `Dataset`. None reads them if a class has keypoints.
+        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names it, "skip"
+            leaves the annotation out.
+        masks: Whether to read the segmentations. None reads them if every object has one.
+        keypoints: Whether to read the keypoints. None reads them if a class has keypoints.
         strict: Whether to refuse files that had to be repaired; by default, repairs are counted and logged.
 
     Returns:
@@ -419,7 +425,8 @@ def dataset_from_examples(
             paths, or convert to TFRecord, if all images do not fit.
         class_names: The K names of the classes.
         keypoint_names: The J names of the keypoints. With them, keypoints are read.
-        classes: As for `open_dataset`.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
         masks: Whether to read the masks.
         name: Name of the dataset in messages.
         **options: Other arguments of `Dataset`.

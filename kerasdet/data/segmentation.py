@@ -20,7 +20,7 @@ def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation 
 
     Args:
         value: Polygons, one flat polygon, a polygon of points, or RLE {"size", "counts"}, compressed or not.
-        changes: Counter of everything that had another form.
+        changes: Counts the values that had to be converted or repaired.
         name: Function that makes the name of the annotation.
 
     Returns:

@@ -42,9 +42,12 @@ def split(
         parts: Shares by name, which sum to 1.
         to: Format to write, see `convert`.
         seed: Seed of the order in which images are dealt out.
-        classes: As for `open_dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `open_dataset`.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
 
     Returns:
         Counts as those of `convert`: "images", and objects of each class under "boxes of NAME", for each part.

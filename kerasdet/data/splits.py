@@ -7,7 +7,7 @@ from typing import Any
 
 from kerasdet.data.values import Changes
 
-Reader = Callable[[Changes], dict[str, Any]]  # reads one part into the contents of a COCO file
+Reader = Callable[[Changes], dict[str, Any]]  # reads one part into a dict in the form of a COCO file
 
 WHOLE = "all"  # the part of a dataset that is not split
 _ALIASES = {

@@ -120,7 +120,7 @@ def read_tfrecords(
         progress: Wraps an iterable to show progress.
 
     Returns:
-        Contents of a COCO file.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
         UserError: If a file is damaged or compressed, or a record is invalid, naming it.

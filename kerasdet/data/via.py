@@ -40,10 +40,10 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
     Args:
         data: Contents of the JSON file.
         path: Path of the file. The images are beside it, or in `images/`.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of a COCO file.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
         UserError: If a region is invalid, naming it.

@@ -35,10 +35,12 @@ class VocDataset(Dataset):
         root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
         split: Name of a list of images, such as "trainval"; every folder must have that list.
         class_names: The K names of the classes. Another name in an XML is an error.
-        keep_images_without_objects: As for `Dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `Dataset`.
-        max_pixels: As for `Dataset`.
+        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
+        max_pixels: Images with more pixels than this count as damaged.
 
     Attributes:
         annotations: Path of the first list of images.

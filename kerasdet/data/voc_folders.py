@@ -23,7 +23,8 @@ def find_voc(path: Path) -> dict[str, Reader]:
             folders such as `train/` and `valid/` are splits.
 
     Returns:
-        Reader of each split; {} if there is no annotation in XML.
+        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no annotation
+        in XML.
     """
     if not path.is_dir():
         return {}
@@ -109,7 +110,7 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def _read_split(files, names, root, changes):
-    """Reads XML files into the contents of a COCO file."""
+    """Reads XML files into a dict in the form of a COCO file."""
     class_of = {name: class_id for class_id, name in enumerate(names())}
     finders, entries, annotations = {}, [], []
     for image_id, file in enumerate(files, 1):

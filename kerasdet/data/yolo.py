@@ -95,7 +95,7 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
         path: Path of the file.
         key: Key of the split, such as "train". Its value is a folder, a text file that lists images, or a list of
             both. The paths may be those of another machine: `path: /datasets/x`, `../train/images`.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Paths of the images.
@@ -195,11 +195,12 @@ def read_yolo(
     Args:
         images: Paths of the images.
         names: Names by class id.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
         keypoint_shape: `kpt_shape` of the `data.yaml`: the number of keypoints and 2 or 3 values each; () without.
 
     Returns:
-        Contents of a COCO file. The ids of the categories are YOLO's class ids.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. The ids of the
+        categories are YOLO's class ids.
 
     Raises:
         UserError: If a row is not of this form, naming the file and the line.

@@ -1,4 +1,4 @@
-"""Reads files of detections in COCO's results format, with the reader of annotation values."""
+"""Reads files of detections in COCO's results format and checks their values."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -16,15 +16,16 @@ GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 class ResultsReader:
-    """Reads entries of a results file, and copies the fields that COCOeval needs.
+    """Reads entries of a results file, and copies the fields that pycocotools' COCOeval needs.
 
     Args:
         iou_type: "bbox", "segm" or "keypoints".
-        images: Images of the ground truth by id.
-        categories: Ids of its categories.
+        images: Image id -> entry of the ground truth's `images`.
+        categories: Ids of the ground truth's categories.
         num_keypoints: Number of keypoints of a result; only for "keypoints".
-        truth_name: Name of the ground truth in messages.
-        changes: Counter of everything that had another form. Its source is the name of the results.
+        truth_name: Name of the ground truth in error messages.
+        changes: Counts the values that are valid but had to be converted, such as numbers written as text. Its `source`
+            is the name of the results in error messages.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class ResultsReader:
         return {**result, "id": number, "iscrowd": 0}
 
     def _geometry(self, value, image_id, name):
-        """Returns the geometry of a result and the area that puts it among small, medium or large ones."""
+        """Returns the geometry of a result and the area that decides whether it is small, medium or large."""
         if self.iou_type == "segm":
             code = self._mask(value, self.images[image_id], name)
             # COCO's size classes go by mask area, but its loadRes takes the box's area if the entry has a box.
@@ -96,8 +97,8 @@ class ResultsReader:
             if min(numbers[2:]) < 0:
                 raise self._error(
                     name,
-                    f"has the bbox {show(value)}; expected x, y, width, height, the last two not below 0. Export "
-                    "the results again.",
+                    f"has the bbox {show(value)}; expected x, y, width, height, the last two not below 0. Export the "
+                    "results again.",
                 )
             return numbers, numbers[2] * numbers[3]
         # COCO's loadRes takes the extent of the keypoints only if there is no box; here the area never depends on that.
@@ -142,11 +143,12 @@ def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
         RLE {"size", "counts"}.
 
     Raises:
-        ValueError: If it is RLE of another number of pixels. The message is a predicate ("has ...").
+        ValueError: If the RLE has another number of pixels. The message begins with "has"; callers put the file and the
+            result in front of it.
     """
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    rle.runs_from_segmentation(segmentation, height, width)  # pycocotools reads beyond the end of wrong counts
+    rle.runs_from_segmentation(segmentation, height, width)  # pycocotools would read beyond the end of wrong counts
     if isinstance(segmentation["counts"], list):
         return mask_utils.frPyObjects(segmentation, height, width)
     return segmentation

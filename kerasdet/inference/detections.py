@@ -1,9 +1,14 @@
-"""Defines detections: `Detections` for one image, and the padded dict for a batch. Only this module rescales them.
+"""Defines detections: `Detections` for one image, and padded detections for a batch. Only this module rescales them.
 
-The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
-`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and of models that predict them `mask_probs`
-(B, D, S, S), `mask_boxes` (B, D, 4) and `keypoints` (B, D, J, 3) as (y, x, score). Branches of a user add outputs
-(B, D, ...) of their own; `BranchOutput` says how they are rescaled and named in exports.
+"Padded detections" are a dict of tensors for a batch of B images. D is the largest number of detections of an image;
+images with fewer are padded. Graphs, training loops and exports exchange this dict:
+
+* `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
+* `class_ids` (B, D) int32, -1 for padding, and `valid` (B,) int32, the number of detections without padding.
+* From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4), and `keypoints` (B, D, J, 3) as
+  (y, x, score).
+
+Branches of a user add outputs (B, D, ...) of their own. `BranchOutput` says how these are rescaled and exported.
 """
 
 import dataclasses
@@ -30,13 +35,16 @@ _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "mask_boxes", "keyp
 
 @dataclasses.dataclass(frozen=True)
 class BranchOutput:
-    """Says how an output of a branch is named in exports, and how it follows an image that is resized.
+    """Describes an output of a model's branch: its name in exports, and how it changes when the image is resized.
+
+    A branch is a part of a model that predicts more than boxes, such as `kerasdet.models.MaskBranch`.
 
     Args:
         export_name: Name among the outputs of the TF Object Detection API, such as "detection_masks".
-        rescaling: "boxes_relative" outputs do not change; of "positions" outputs (B, D, ..., 3), which hold
-            (y, x, score), y and x scale with the image. "swapped_boxes" are boxes (B, D, 4) whose y scales like the
-            image's x and the reverse: mmdetection confuses the two when it resizes masks of RTMDet-Ins.
+        rescaling: "boxes_relative": the output is relative to the box and does not change. "positions": the output is
+            (B, D, ..., 3) as (y, x, score), and y and x scale with the image. "swapped_boxes": the output is boxes
+            (B, D, 4) whose y scales by the factor of x and the reverse, because mmdetection swaps the two factors when
+            it resizes the masks of RTMDet-Ins.
     """
 
     export_name: str
@@ -54,7 +62,7 @@ KNOWN_OUTPUTS = {
 class Detections:
     """Holds the objects that a predictor found in one image, best first.
 
-    Indexing with a number, a slice, a mask (N,) or an array of numbers gives the `Detections` of these objects.
+    Index with a number, a slice, a bool mask (N,) or an array of indices to get the `Detections` of those objects.
 
     Args:
         boxes: (N, 4) float32, (y1, x1, y2, x2) in pixels of the image.
@@ -62,8 +70,9 @@ class Detections:
         class_ids: (N,) int32, from 0.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
-        mask_probs: (N, S, S) probabilities inside the boxes, or inside `mask_boxes`, or None.
-        mask_boxes: (N, 4) float32, where `mask_probs` lie in the image, if not in the boxes; None otherwise.
+        mask_probs: (N, S, S) probabilities of the object in each cell of its box, or None for a model without masks.
+        mask_boxes: (N, 4) float32 yxyx in pixels of the image. Areas that `mask_probs` cover, if these are not the
+            boxes; None otherwise.
         keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image, or None.
         mask_convention: How `mask_probs` are pasted into the image, "detectron2", "torchvision" or "mmdet"; required
             with `mask_probs`.
@@ -104,9 +113,14 @@ class Detections:
         object.__setattr__(self, "image_size", tuple(int(length) for length in self.image_size))
         counts = {name: len(value) for name, value in {**self._per_object(), **self.extras}.items()}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"Detections need arrays of one length, got {counts}.")
+            raise ValueError(
+                f"Detections have arrays of different lengths, {counts}: give every array one entry per object."
+            )
         if self.mask_probs is not None and self.mask_convention is None:
-            raise ValueError("mask_probs come without mask_convention: give 'detectron2' or 'torchvision'.")
+            raise ValueError(
+                "mask_probs come without mask_convention: give the convention of the model that predicted them, "
+                "'detectron2', 'torchvision' or 'mmdet'."
+            )
 
     def _per_object(self):
         values = {name: getattr(self, name) for name in _PER_OBJECT}
@@ -121,7 +135,7 @@ class Detections:
     def __getitem__(self, index: int | slice | Sequence | np.ndarray) -> "Detections":
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
-                raise IndexError(f"Index {index} is out of range: there are {len(self)} detections.")
+                raise IndexError(f"Index {index} is out of range: there are {len(self)} detections, counted from 0.")
             index = [index]
         if not isinstance(index, slice):
             index = np.asarray(index)
@@ -163,7 +177,7 @@ class Detections:
     def masks(self) -> np.ndarray | None:
         """The masks (N, H, W) bool of the full image, or None for a model without masks.
 
-        They are pasted when first asked for and then kept: index or filter first to paste fewer.
+        The first access pastes them into the image and stores them. Index or filter first to paste fewer.
         """
         if self.mask_probs is None:
             return None
@@ -176,7 +190,7 @@ class Detections:
     def filter(
         self, score: float | None = None, classes: int | str | Sequence[int | str] | None = None
     ) -> "Detections":
-        """Keeps the objects above a score, or of some classes.
+        """Keeps the objects above a score, of some classes, or both.
 
         Args:
             score: Objects with a score at or below this are dropped. In [0, 1]; None keeps all.
@@ -204,7 +218,9 @@ class Detections:
     def _class_id(self, wanted):
         if isinstance(wanted, str):
             if not self.class_names:
-                raise UserError(f"There is no class {wanted!r}: the model has no class names; give class ids.")
+                raise UserError(
+                    f"There is no class {wanted!r}: the model has no class names. Give class ids, numbers from 0."
+                )
             if wanted not in self.class_names:
                 names = ", ".join(self.class_names[:10]) + ", ..." * (len(self.class_names) > 10)
                 raise UserError(f"There is no class {wanted!r}: choose from {names}.")
@@ -332,10 +348,10 @@ class Detections:
         class_names: Sequence[str] | None = None,
         key_points: "supervision.KeyPoints | None" = None,
     ) -> "Detections":
-        """Converts `supervision.Detections`, such as what its slicer or tracker returns; masks keep their pixels.
+        """Converts `supervision.Detections`, such as those of its slicer or tracker; masks keep their pixels.
 
         Args:
-            detections: Objects without scores get the score 1, objects without classes the class id 0.
+            detections: Objects of supervision. Missing scores become 1, missing class ids become 0.
             image_size: Height and width of the image in pixels.
             class_names: Names by class id; None takes those of ``data["class_name"]``.
             key_points: The keypoints of the same objects, in their order.
@@ -363,10 +379,11 @@ def unpad(
     mask_convention: str | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Detections:
-    """Takes one image's detections out of a padded dict.
+    """Takes the detections of one image out of padded detections.
 
     Args:
-        detections: The padded dict, in pixels of the images.
+        detections: Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module), in pixels
+            of the images.
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
@@ -374,7 +391,7 @@ def unpad(
         skeleton: Pairs of keypoint indices that drawings connect by a line.
 
     Returns:
-        The image's `Detections`, without padding. Entries without a field of their own are in `extras`.
+        The image's `Detections`, without padding. Outputs that `Detections` has no field for are in `extras`.
     """
     count = int(detections["valid"][index])
     values = {name: np.asarray(value[index])[:count] for name, value in detections.items() if name != "valid"}
@@ -395,17 +412,19 @@ def rescale(
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
     clip: bool = True,
 ) -> dict[str, tf.Tensor]:
-    """Moves detections from resized images to the original ones, and clips their boxes there; a graph function.
+    """Converts padded detections from pixels of resized images to pixels of the original ones, and clips the boxes.
+
+    The function also runs in graphs.
 
     Args:
-        detections: The padded dict.
+        detections: Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module).
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
-        branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
-        clip: Whether boxes are clipped to the images, see `Preprocessing.letterboxes`.
+        branch_outputs: Output name -> `BranchOutput`, which says how the output is rescaled.
+        clip: Whether boxes are clipped to the images. `Preprocessing.letterboxes` says which models do not clip.
 
     Returns:
-        The padded dict in the new coordinates; other entries are unchanged.
+        Padded detections in pixels of the images of `to_size`. Scores, class ids and counts are unchanged.
     """
     factor = tf.cast(to_size, tf.float32) / tf.cast(from_size, tf.float32)  # (B, 2)
     scaled = _scaled(detections, factor, branch_outputs)
@@ -416,13 +435,17 @@ def rescale(
 
 
 def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """Concatenates the detections of several batches, or of several images, whose arrays have no axis B.
+    """Concatenates padded detections of several batches, or detections of several views of one image.
 
-    Masks of whole images (`mask_boxes`) may differ in size. Smaller ones are continued by their last row and column,
-    and their `mask_boxes` grow with them.
+    Masks of whole images (those with `mask_boxes`) may differ in size. Smaller ones are continued by their last row and
+    column, and their `mask_boxes` grow with them.
 
     Args:
-        parts: Padded dicts with the same entries.
+        parts: Dicts with the same keys: padded detections with arrays (B, D, ...), or detections of one image with
+            arrays (N, ...).
+
+    Returns:
+        One dict whose arrays are concatenated along the first axis.
     """
     parts = with_equal_masks(parts)
     return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
@@ -431,11 +454,14 @@ def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
 def with_equal_masks(
     parts: Sequence[Mapping[str, tf.Tensor]], square: bool = False
 ) -> Sequence[Mapping[str, tf.Tensor]]:
-    """Continues the masks of whole images (`mask_boxes`) to the largest size among them, as `join` does.
+    """Continues masks of whole images (those with `mask_boxes`) by their last row and column to one size.
 
     Args:
-        parts: Dicts with the same entries, of batches or of images.
-        square: Whether to continue them to squares, which detectron2's rule of pasting demands.
+        parts: Dicts with the same keys: padded detections (B, D, ...), or detections of one image (N, ...).
+        square: Whether the common size is a square, which detectron2's rule of pasting needs.
+
+    Returns:
+        The dicts with masks of one size, the largest among `parts`, and `mask_boxes` that grew with them.
     """
     if "mask_boxes" not in parts[0]:
         return parts
@@ -461,18 +487,20 @@ def to_tf_od(
     class_offset: int,
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
 ) -> dict[str, tf.Tensor]:
-    """Renames detections to outputs of the TF Object Detection API, as fractions of the image size; a graph function.
+    """Converts padded detections to outputs of the TF Object Detection API: other names, boxes relative to the image.
+
+    The function also runs in graphs.
 
     Args:
-        detections: The padded dict.
+        detections: Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module).
         size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
         class_offset: Added to the class ids; the API counts classes from 1.
-        branch_outputs: Output name -> its name in the API, see `Predictor.branch_outputs`.
+        branch_outputs: Output name -> `BranchOutput`, which has the name of the output in the API.
 
     Returns:
-        All float32: `detection_boxes` (B, D, 4) in 0..1, `detection_scores` (B, D), `detection_classes` (B, D),
-        `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and `detection_keypoints` (B, D, J, 3).
-        Outputs of a user's branches keep their type.
+        Dict of float32 tensors: `detection_boxes` (B, D, 4) yxyx in 0..1, `detection_scores` (B, D),
+        `detection_classes` (B, D), `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and
+        `detection_keypoints` (B, D, J, 3). Outputs of a user's branches keep their type.
     """
     scaled = _scaled(detections, 1 / tf.cast(size, tf.float32), branch_outputs)
     outputs = {
@@ -490,16 +518,18 @@ def from_tf_od(
     class_offset: int,
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
 ) -> dict[str, tf.Tensor]:
-    """Reads the outputs of `to_tf_od` as a padded dict; a graph function.
+    """Converts outputs of the TF Object Detection API back to padded detections; reverses `to_tf_od`.
+
+    The function also runs in graphs.
 
     Args:
         outputs: Name -> tensor or array, such as `detection_boxes`.
         sizes: (B, 2), or (1, 2) for all, heights and widths of the images in pixels.
-        class_offset: The value that `to_tf_od` got.
-        branch_outputs: The value that `to_tf_od` got.
+        class_offset: Subtracted from the class ids; give the value that `to_tf_od` added.
+        branch_outputs: Output name -> `BranchOutput`, the same as for `to_tf_od`.
 
     Returns:
-        The padded dict, in pixels of the images.
+        Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module), in pixels.
     """
     detections = {
         "boxes": tf.convert_to_tensor(outputs["detection_boxes"]),

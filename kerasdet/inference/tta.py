@@ -44,7 +44,10 @@ class AugmentedPredictor(PredictorWrapper):
         self.preprocessing = KeepSize()  # the views resize the image in its own size
         for length in self.shortest:
             if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-                raise UserError(f"A view's shorter side is {length!r}: give whole pixels, such as {rule.shortest}.")
+                raise UserError(
+                    f"`shortest` has {length!r}: give the shorter side of each view in whole pixels, such as "
+                    f"{rule.shortest}."
+                )
         longest = [round(rule.longest * length / rule.shortest) for length in self.shortest]
         self._views = [self._make_view(*lengths) for lengths in zip(self.shortest, longest, strict=True)]
 
@@ -56,7 +59,9 @@ class AugmentedPredictor(PredictorWrapper):
                 `original_size` (B, 2).
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.detections`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

@@ -15,7 +15,7 @@ _CHANNELS = 64  # of the stem at a widen_factor of 1; each stage doubles them
 
 
 def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilon: float, **kwargs) -> ConvNorm:
-    """Makes a convolution, a norm and a SiLU, initialised like PyTorch's convolutions.
+    """Makes a convolution that is followed by a norm and a SiLU, with the initial weights of PyTorch's convolutions.
 
     Args:
         filters: Number of output channels.
@@ -23,6 +23,9 @@ def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilo
         norm: A name of `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norm adds to variances.
         **kwargs: Arguments of `ConvNorm`.
+
+    Returns:
+        The layer, without variables yet.
     """
     return ConvNorm(
         filters,
@@ -194,8 +197,8 @@ class SPP(keras.layers.Layer):
 class CSPNeXt(ConfigFromInit, keras.Model):
     """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
 
-    The backbone of RTMDet (https://arxiv.org/abs/2212.07784) follows the protocol of `kerasdet.layers.Backbone`. The
-    released sizes are
+    This is the backbone of RTMDet (https://arxiv.org/abs/2212.07784). It follows the protocol
+    `kerasdet.layers.Backbone`. RTMDet's released models have these sizes:
 
     | | tiny | s | m | l | x |
     |---|---|---|---|---|---|

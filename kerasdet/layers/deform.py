@@ -9,9 +9,9 @@ from kerasdet.ops.deform_conv import deform_conv2d
 class DeformConvNorm(keras.layers.Layer):
     """Applies a deformable convolution that predicts its own offsets, then a norm, then an activation.
 
-    An ordinary convolution (`offset`, initialised to zero) with the same kernel size, strides and dilation predicts the
-    offsets as (y, x) per tap. In version 2 it also predicts the logits of the mask, in the last third of its channels.
-    A new layer therefore computes an ordinary convolution, in version 2 with halved outputs.
+    An ordinary convolution with the same kernel size, strides and dilation, the sublayer `offset`, predicts the offsets
+    as (y, x) per kernel tap. In version 2 it also predicts the logits of the mask, in the last third of its channels.
+    `offset` starts at zero: a new layer computes an ordinary convolution, in version 2 with halved outputs.
 
     Args:
         filters: Number of output channels.

@@ -16,8 +16,8 @@ from kerasdet.ops.dispatch import composite
 class FPN(ConfigFromInit, keras.layers.Layer):
     """Merges backbone features ``c3`` ... into a pyramid ``p3`` ... whose levels have equal channels.
 
-    The layer reads a backbone only through the protocol of `kerasdet.layers.Backbone`: it needs the named features and
-    their channels. Odd sizes are supported; a coarse level is cut to the size of the finer one.
+    The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature maps may have odd
+    sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:
         in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.
@@ -54,9 +54,9 @@ class FPN(ConfigFromInit, keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if fusion not in ("sum", "average"):
-            raise ValueError(f"FPN has no fusion {fusion!r}: choose 'sum' or 'average'.")
+            raise ValueError(f"FPN.fusion is {fusion!r}: choose 'sum' or 'average'.")
         if upsampling not in ("nearest", "bilinear"):
-            raise ValueError(f"FPN has no upsampling {upsampling!r}: choose 'nearest' or 'bilinear'.")
+            raise ValueError(f"FPN.upsampling is {upsampling!r}: choose 'nearest' or 'bilinear'.")
         check_positive("FPN", channels=channels)
         self.in_features = tuple(in_features)
         self.channels = channels
@@ -127,7 +127,15 @@ class FPN(ConfigFromInit, keras.layers.Layer):
 
 
 def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
-    """Repeats each cell of `coarse` (B, h, w, C) twice along both axes and cuts it to the size of `fine`, if odd."""
+    """Doubles the size of a feature map by repeating cells, and cuts the result to the size of the finer level.
+
+    Args:
+        coarse: (B, h, w, C) feature map of the coarser level.
+        fine: (B, H, W, C) feature map of the finer level, with H in (2 * h - 1, 2 * h) and W likewise.
+
+    Returns:
+        (B, H, W, C), `coarse` resized.
+    """
     size = tf.shape(fine)[1:3]
     doubled = composite(_double, "Doubling")(coarse)
     return doubled[:, : size[0], : size[1]]
@@ -140,7 +148,7 @@ def _double(x):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
-    """Adds one level that takes every second cell of another: the P6 of Faster R-CNN.
+    """Adds one coarser level, which has every second cell of another level: the P6 of Faster R-CNN.
 
     Args:
         in_feature: Name of the level to subsample.
@@ -154,7 +162,14 @@ class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
         self.in_feature = in_feature
 
     def call(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the extra level, a list of one (B, ceil(h / 2), ceil(w / 2), C), of `features` by name."""
+        """Computes the extra level.
+
+        Args:
+            features: Name -> (B, h, w, C), the backbone's features and the levels of the FPN.
+
+        Returns:
+            A list of one tensor (B, ceil(h / 2), ceil(w / 2), C).
+        """
         return [features[self.in_feature][:, ::2, ::2]]
 
 
@@ -197,7 +212,14 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
             shape = (None, None, None, self.channels)
 
     def call(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the extra levels, finest first, each (B, h, w, channels), of `features` by name."""
+        """Computes the extra levels.
+
+        Args:
+            features: Name -> (B, h, w, C), the backbone's features and the levels of the FPN.
+
+        Returns:
+            One tensor (B, h, w, channels) per level, finest first; each is half as high and wide as the one before.
+        """
         activation = keras.activations.get(self.activation)
         extra = [self.convs[0](features[self.in_feature])]
         for conv in self.convs[1:]:

@@ -26,10 +26,10 @@ NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
 def make_norm(
     norm: str | None, epsilon: float = 1e-5, groups: int = 32, momentum: float = 0.9, name: str = "norm"
 ) -> keras.layers.Layer | None:
-    """Creates the normalisation layer of a name.
+    """Creates a normalisation layer by its name.
 
     Args:
-        norm: A name of `NORMS`, or None.
+        norm: A name of `NORMS`, such as "bn", or None.
         epsilon: Constant added to variances.
         groups: Number of channel groups of ``gn``. Must divide the channels.
         momentum: Fraction of a running average that a training step keeps, in [0, 1].
@@ -62,7 +62,8 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
     normalisation, and the rounded statistics shift every channel. Statistics and parameters stay float32.
 
     Args:
-        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table of this module explains them.
+        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table at the top of this module
+            explains them.
         epsilon: Constant added to the variance.
         momentum: Fraction of a running average that a training step keeps, in [0, 1].
         **kwargs: Arguments of `keras.layers.Layer`.

@@ -1,4 +1,4 @@
-"""Heads of R-CNNs, which predict for one region at a time; regions form the batch axis, N = B * P."""
+"""Heads of R-CNNs, which predict for each region. N = B * P is the number of all regions of the B images."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
         self.out_channels = size
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns vectors (N, `out_channels`) of pooled features `x` (N, h, w, C)."""
+        """Computes one vector per region: (N, `out_channels`), from pooled features `x` (N, h, w, C)."""
         for conv in self.convs:
             x = conv(x, training=training)
         x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
@@ -90,7 +90,15 @@ class BoxPredictor(ConfigFromInit, keras.layers.Layer):
         self.box_deltas.build(input_shape)
 
     def call(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns logits (N, K + 1), background last, and deltas (N, K or 1, 4) of vectors `x` (N, C), float32."""
+        """Predicts classes and boxes of regions.
+
+        Args:
+            x: (N, C) one vector per region.
+
+        Returns:
+            Class logits (N, K + 1), background last, and box deltas (N, K, 4) as (dy, dx, dh, dw), or (N, 1, 4) if
+            `class_agnostic`; float32.
+        """
         deltas = tf.reshape(self.box_deltas(x), [-1, 1 if self.class_agnostic else self.num_classes, 4])
         return tf.cast(self.class_logits(x), float_dtype()), tf.cast(deltas, float_dtype())
 

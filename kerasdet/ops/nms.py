@@ -37,7 +37,8 @@ def nms(
         score_threshold: Boxes with a score at or below this are dropped.
 
     Returns:
-        The indices of the kept boxes by descending score, (B, D) int32 padded with -1, and their number, (B,) int32.
+        The indices of the kept boxes by descending score, (B, D) int32 padded with -1, and the number of kept boxes per
+        image, (B,) int32.
 
     Example:
         >>> boxes = tf.constant([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])

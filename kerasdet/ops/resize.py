@@ -12,7 +12,7 @@ tf.no_gradient("Kerasdet>Resize")
 
 ROUNDINGS = ("detectron2", "torchvision", "mmdetection")
 KERNELS = ("pil", "bilinear", "opencv")
-UINT8_KERNELS = ("pil", "opencv")  # whose results are whole numbers
+UINT8_KERNELS = ("pil", "opencv")  # kernels whose results are whole numbers
 
 _PIL_PRECISION = 22  # bits behind the binary point of Pillow's 8-bit resampling weights
 

@@ -50,7 +50,7 @@ def roi_align(
     Samples up to one cell outside the map take the border's value; samples further outside are 0.
 
     Args:
-        features: (B, H, W, C).
+        features: (B, H, W, C) feature map.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or one int for both.
         spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.
@@ -118,7 +118,7 @@ def multilevel_roi_align(
     if levels != list(range(levels[0], levels[-1] + 1)):
         raise ValueError(
             f"The pyramid of multilevel_roi_align has the levels {', '.join(sorted(pyramid))}: expected levels without "
-            "a gap. Pass every level between the first and the last."
+            "a gap, such as p2, p3, p4. Pass every level between the first and the last."
         )
     maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
     if compiled_ops() is not None:

@@ -20,7 +20,7 @@ def roi_pool(
     gets the gradient, like in torchvision.
 
     Args:
-        features: (B, H, W, C).
+        features: (B, H, W, C) feature map.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or one int for both.
         spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.

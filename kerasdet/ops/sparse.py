@@ -18,7 +18,7 @@ def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf
         shape: (2,) int64. Number of rows and columns.
 
     Returns:
-        A () variant tensor for `matmul`.
+        A () tensor of type variant, TensorFlow's handle of a sparse matrix. Pass it to `matmul`.
     """
     indices = tf.stack([tf.cast(rows, tf.int64), tf.cast(columns, tf.int64)], -1)
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(indices=indices, values=values, dense_shape=shape)

@@ -237,7 +237,7 @@ REFUSED = {
     "box with bool": (first(bbox=[1, 2, 3, True]), 'annotation 1 has "bbox"'),
     "boxes as fractions": (
         everywhere("bbox", lambda box: [v / 30 for v in box]),
-        'annotation 1 has "bbox" .*, and no box has a number above 1; .* in pixels',
+        'no box has a number above 1 .*annotation 1 has "bbox" .* in pixels',
     ),
     "no box, no mask": (first(bbox=None, segmentation=[]), 'annotation 1 has no "bbox"'),
     "polygon of words": (first(segmentation=[["a"] * 6]), "annotation 1 has a polygon whose entries"),
@@ -272,7 +272,7 @@ REFUSED = {
     "category name of a list": (everywhere("name", lambda name: [name], "categories"), "category 3 has the name"),
     "no annotation has an image": (
         everywhere("image_id", lambda i: i + 50),
-        "annotation 1 has the image_id 51, .*all annotations",
+        "no annotation has an image. The first one, annotation 1, has the image_id 51,",
     ),
     "annotations as dict": (lambda data: data.update(annotations={}), '"annotations" is not a list'),
     "image id null": (everywhere("id", lambda _: None, "images"), "image number 0"),

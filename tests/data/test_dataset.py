@@ -145,7 +145,7 @@ def test_classes_follow_a_model_by_name(dataset, own, model, caplog):
 def test_classes_of_other_names_match_by_order_with_a_warning(dataset, caplog):
     own = dataset(("chat", "dog"))
     assert own.with_classes(("cat", "dog")) is own
-    assert "held out and the model name the classes differently" in caplog.text
+    assert "held out and the model have different class names" in caplog.text
     assert dataset(("cat", "dog")).with_classes(("cat", "dog")).class_names == ("cat", "dog")
 
 

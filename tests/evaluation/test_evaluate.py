@@ -88,11 +88,11 @@ def test_image_twice_or_missing_or_unknown_raises(rng):
     oracle, batches = Oracle(truth), list(batches_of(truth, 2))
     with pytest.raises(ValueError, match="Image 12 occurs twice"):
         evaluate_batches(oracle, [*batches[:2], batches[1]], truth, CATEGORY_IDS)
-    with pytest.raises(ValueError, match="1 of 5 images are missing from the batches, the first is image 14"):
+    with pytest.raises(ValueError, match="1 of 5 images are missing from the batches; the first is image 14"):
         evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS)
     metrics, _ = evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS, image_ids=[10, 11, 12, 13])
     assert metrics["AP"] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="Image 12 is in the batches but not among the images to score"):
+    with pytest.raises(ValueError, match="Image 12 is in the batches but not in image_ids"):
         evaluate_batches(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
 
 

@@ -675,7 +675,7 @@ def test_invalid_backbone_raises(make, backbone, message):
 
 def test_backbone_without_the_necks_features_raises(make):
     with pytest.raises(
-        ValueError, match=r"The neck merges .*, and the backbone lacks c3, c4: give ResNet out_features="
+        ValueError, match=r"The neck merges .*, but the backbone ResNet lacks c3, c4: give ResNet out_features="
     ):
         make(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8, out_features=("c2", "c5")))
 

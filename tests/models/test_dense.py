@@ -207,14 +207,14 @@ def plain_retinanet(call=None, **attributes):
         ({"strides": {"c3": 4, "c4": 8, "c5": 16}}, "states a stride of 4 pixels for c3, .* need 8: name each feature"),
         ({"strides": {"c4": 16, "c5": 32}}, "Changed.strides lacks c3: state a stride in pixels"),
         ({"channels": {"c4": 32, "c5": 64}}, r"lacks c3: let Changed return c3 .*; Changed has c4, c5\."),
-        ({"call": lambda features: list(features.values())}, "Changed returns a list: let its `call` return a dict"),
+        ({"call": lambda features: list(features.values())}, "Changed returns a list: expected a dict"),
         (
             {"call": lambda features: {"c3": features["c3"]}},
-            "channels lists c4, c5, and `call` returns c3: return",
+            "channels lists c4, c5, but `call` returns only c3: return",
         ),
         (
             {"call": lambda features: {name: x[:, 1:] for name, x in features.items()}},
-            "makes c3 of 7 x 16 cells from an image of 64 x 128 pixels, and its stride of 8 needs 8 x 16: correct",
+            "makes c3 of 7 x 16 cells from an image of 64 x 128 pixels, but a stride of 8 needs 8 x 16: correct",
         ),
     ],
     ids=["channels", "strides", "missing stride", "missing feature", "list", "missing output", "valid padding"],

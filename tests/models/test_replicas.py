@@ -136,7 +136,7 @@ def test_last_batch_with_fewer_images_than_replicas_evaluates_as_on_one(uneven_d
     message = differences.pop("error")
     assert {"evaluate loss", "predict boxes"} <= differences.keys()
     assert max(differences.values()) < 1e-3, differences
-    assert message.startswith("A training batch has 1 images, which do not divide among 2 replicas")
+    assert message.startswith("A training batch has 1 images, which cannot be divided evenly among 2 replicas")
 
 
 def test_batch_that_does_not_divide_into_micro_batches_raises():
@@ -144,5 +144,7 @@ def test_batch_that_does_not_divide_into_micro_batches_raises():
     model.compile(optimizer="sgd")
     model.micro_batches = 2
     dataset = tf.data.Dataset.from_tensors({name: value[:1] for name, value in batch().items()})
-    with pytest.raises(ValueError, match=r"has 1 images, which do not divide among 1 replicas with 2 micro_batches"):
+    with pytest.raises(
+        ValueError, match=r"has 1 images, which cannot be divided evenly among 1 replicas with 2 micro_batches"
+    ):
         model.fit(dataset, verbose=0)

@@ -109,4 +109,4 @@ def test_sigterm_to_one_worker_stops_all_after_the_same_saved_step(tmp_path, dat
 def test_killed_worker_is_an_error_of_the_others(tmp_path, data):
     codes, errors = signal_second_worker(data, tmp_path, signal.SIGKILL)
     assert codes == [1, -signal.SIGKILL]
-    assert "RuntimeError: Another worker ended or cannot be reached any more" in errors[0]
+    assert "RuntimeError: Another worker has ended or cannot be reached" in errors[0]
