@@ -52,7 +52,8 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
     """Replaces the marks of a page by generated text, and links a tutorial to its notebook."""
     if _is_tutorial(page.file):
         title, _, rest = markdown.partition("\n")
-        markdown = f"{title}\n\n[This page as a notebook]({page.file.name}.ipynb){{download}}\n{rest}"
+        name = f"{page.file.name}.ipynb"
+        markdown = f'{title}\n\n[This page as a notebook]({name}){{download="{name}"}}\n{rest}'
     return re.sub(r"^<!-- generated: (\w+) -->$", lambda match: generate(match[1]), markdown, flags=re.MULTILINE)
 
 
