@@ -1,5 +1,6 @@
 """Checks the options that several export formats share."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,10 @@ from kerasdet.errors import UserError
 from kerasdet.export.formats import choose_spec
 from kerasdet.models import Detector
 from kerasdet.paths import expand
+
+log = logging.getLogger(__name__)
+
+_FEW_IMAGES = 8  # for calibration
 
 
 def new_file(path: str | os.PathLike, name: str) -> Path:
@@ -77,6 +82,11 @@ def check_calibration(precision: str, calibration_images: Sequence) -> None:
     Raises:
         UserError: If they are missing or useless.
     """
+    if precision == "int8" and 0 < len(calibration_images) < _FEW_IMAGES:
+        log.warning(
+            "int8 measures the ranges of values on %d images: give some dozens, or detections will be lost on others.",
+            len(calibration_images),
+        )
     if precision == "int8" and not len(calibration_images):
         raise UserError("int8 needs calibration images: give some dozens of images that are typical for the model.")
     if precision != "int8" and len(calibration_images):

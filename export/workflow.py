@@ -261,6 +261,11 @@ def _verify_below_threshold(model, write, path, images):
         copy = Path(folder) / path.name
         write(sensitive, copy)
         report = verify_export(sensitive, copy, images)
+    if not report.detections:
+        raise VerificationError(
+            f"The model finds nothing at the input size of {path}, so nothing can be compared. Choose a larger --size "
+            "(size), or name other images with --verify-images."
+        )
     return f"The model finds nothing on these images. With a score threshold of {threshold:.2g}: {report}"
 
 

@@ -9,28 +9,35 @@ from kerasdet import losses
 from kerasdet.checkpoints.sources import Source
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.geometry.default_boxes import DefaultBoxes
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.layers import (
     FPN,
+    VGG,
     BoxHead,
     ConvTop,
     CSPNeXt,
     CSPNeXtPAFPN,
     FCOSHead,
     MaxPoolTop,
+    MobileNetV3,
     ResNet,
     RetinaNetHead,
     RoIPooler,
+    SSDHead,
+    SSDNeck,
 )
 from kerasdet.models import (
     FCOS,
     RPN,
+    SSD,
     DynamicMaskBranch,
     FasterRCNN,
     KeypointBranch,
     MaskBranch,
     Preprocessing,
+    ProposalNetwork,
     ProposalSelection,
     RetinaNet,
     RoIHeads,
@@ -40,7 +47,7 @@ from kerasdet.models import (
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
-BACKBONES = {"ResNet": ResNet, "CSPNeXt": CSPNeXt}
+BACKBONES = {"ResNet": ResNet, "CSPNeXt": CSPNeXt, "MobileNetV3": MobileNetV3, "VGG": VGG}
 # Kind of dense model -> the classes of the model, its coder, its head and its matcher
 DENSE_PARTS = {
     "retinanet": (RetinaNet, DeltaCoder, RetinaNetHead, IoUMatcher),
@@ -64,6 +71,8 @@ PARTS = {
     "retinanet": ("backbone", "neck", "head"),
     "fcos": ("backbone", "neck", "head"),
     "rtmdet": ("backbone", "neck", "head", "mask_branch"),
+    "ssd": ("backbone", "neck", "head"),
+    "rpn": ("backbone", "neck", "rpn"),
     "rcnn": ("backbone", "neck", "rpn", "box_head", "box_predictor", "mask_branch", "keypoint_branch"),
 }
 CLASS_LAYERS = {
@@ -71,12 +80,15 @@ CLASS_LAYERS = {
     "retinanet": ("head/class_logits/",),
     "fcos": ("head/class_logits/",),
     "rtmdet": ("head/class_logits/",),
+    "ssd": ("head/class_logits/",),
+    "rpn": (),
     "rcnn": ("box_predictor/", "mask_branch/head/mask_logits/"),
 }
 COUNTING_BIAS = {
     "retinanet": "head/class_logits/conv/bias",
     "fcos": "head/class_logits/conv/bias",
     "rtmdet": "head/class_logits/p3/conv/bias",
+    "ssd": "head/class_logits/{finest}/conv/bias",
     "rcnn": "box_predictor/class_logits/bias",
 }
 
@@ -88,7 +100,7 @@ def build(
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
-        num_classes: K, number of classes without background; None for a backbone.
+        num_classes: K, number of classes without background; None for a backbone or RPN.
         shapes: Our name of a tensor -> its shape in the checkpoint, for numbers that the source leaves to the file.
         norm_epsilon: Epsilon of the backbone's norms; None for the source's own.
 
@@ -110,6 +122,16 @@ def build(
             preprocessing=preprocessing,
             **own,
         )
+    if spec.kind == "ssd":
+        return SSD(
+            num_classes,
+            backbone=backbone,
+            neck=SSDNeck(**spec.neck),
+            anchors=DefaultBoxes(**spec.anchors),
+            head=SSDHead(**spec.head),
+            postprocessing=Postprocessing(**spec.postprocessing),
+            preprocessing=preprocessing,
+        )
     anchors = AnchorGenerator(**spec.anchors)
     if spec.kind in DENSE_PARTS:
         model, coder, head, matcher = DENSE_PARTS[spec.kind]
@@ -127,19 +149,21 @@ def build(
             preprocessing=preprocessing,
             **spec.model,
         )
+    parts = {
+        "backbone": backbone,
+        "neck": FPN(**{"in_features": ("c2", "c3", "c4", "c5"), **spec.neck}, top=MaxPoolTop()),
+        "rpn": RPN(anchors=anchors, **with_parts(spec.rpn)),
+        "preprocessing": preprocessing,
+    }
+    if spec.kind == "rpn":
+        return ProposalNetwork(**parts)
     branches = []
     if spec.mask is not None:
         branches.append(MaskBranch(**spec.mask))
     if spec.keypoint is not None:
         branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
     return FasterRCNN(
-        num_classes,
-        backbone=backbone,
-        neck=FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop(), **spec.neck),
-        rpn=RPN(anchors=anchors, **with_parts(spec.rpn)),
-        roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)),
-        preprocessing=preprocessing,
-        **spec.model,
+        num_classes, **parts, roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)), **spec.model
     )
 
 
@@ -185,7 +209,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
     """Converts a tensor of a source to our layout.
 
     Kernels become (h, w, in, out), dense ones (in, out); deltas get the order (y, x, h, w), distances (t, l, b, r).
-    Dense heads and masks lose the background's column; in R-CNNs' classes it becomes the last.
+    Dense heads and masks lose the background's column; in the classes of R-CNNs and SSD it becomes the last.
 
     Args:
         name: Our name of the tensor.
@@ -201,6 +225,10 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
             if spec.background_first and name.startswith("box_predictor/"):
                 value = value[1:]
             value = value[:, [1, 0, 3, 2]].reshape(-1, *value.shape[2:])
+        elif spec.kind == "ssd" and name.startswith("head/class_logits/"):
+            boxes = DefaultBoxes(**spec.anchors)
+            count = boxes.num_anchors[boxes.levels.index(name.split("/")[2])]
+            value = np.roll(value.reshape(count, -1, *value.shape[1:]), -1, axis=1).reshape(value.shape)
         elif spec.background_first and name.startswith("head/class_logits/"):
             value = value.reshape(AnchorGenerator(**spec.anchors).num_anchors, -1, *value.shape[1:])[:, 1:]
             value = value.reshape(-1, *value.shape[2:])

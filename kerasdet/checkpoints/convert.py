@@ -1,5 +1,6 @@
 """Builds a model from the tensors of a source framework."""
 
+import logging
 from collections.abc import Mapping
 
 import keras
@@ -10,7 +11,10 @@ from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, un
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
-from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.anchors import AnchorGenerator, level_number
+from kerasdet.geometry.default_boxes import DefaultBoxes
+
+log = logging.getLogger(__name__)
 
 _MAX_LISTED = 10
 # Tensors that every backbone of a kind has: they tell the prefix of a model's names
@@ -63,7 +67,7 @@ def to_model(
     _check_finite(state)
     state = _untied(state, spec, source)
     classes = num_classes
-    if classes is None and spec.kind != "backbone":
+    if classes is None and spec.kind in COUNTING_BIAS:
         classes = _count_classes(state, spec, source)
     model = build(spec, classes, _free_shapes(state, spec, source), norm_epsilon)
     variables = named_variables(model, spec.kind)
@@ -73,6 +77,7 @@ def to_model(
             state.pop(_source_name(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
+    _warn_of_kind(variables, spec, source)
     if num_classes is None and class_names and len(class_names) == classes:
         model.class_names = class_names
     return model
@@ -91,8 +96,13 @@ def _untied(state, spec, source):
 
 
 def _source_name(name, spec):
-    finest = 2 if spec.kind == "rcnn" else 3
+    finest = {"rcnn": 2, "rpn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
+
+
+def _finest_level(spec):
+    """Returns the name of the finest level of SSD's default boxes."""
+    return DefaultBoxes(**spec.anchors).levels[0] if spec.kind == "ssd" else "p3"
 
 
 def _entry(state, name, spec, source):
@@ -121,7 +131,7 @@ def _check_finite(state):
 
 
 def _count_classes(state, spec, source):
-    name, bias = _entry(state, COUNTING_BIAS[spec.kind], spec, source)
+    name, bias = _entry(state, COUNTING_BIAS[spec.kind].format(finest=_finest_level(spec)), spec, source)
     if spec.kind == "rcnn":
         if bias.size < 2:
             raise UserError(
@@ -129,7 +139,7 @@ def _count_classes(state, spec, source):
                 "background. Choose the source that the file comes from."
             )
         return bias.size - 1
-    num_anchors = 1 if spec.kind == "rtmdet" else AnchorGenerator(**spec.anchors).num_anchors
+    num_anchors = _anchors_of_finest_level(spec)
     columns, rest = divmod(bias.size, num_anchors)
     if rest or columns <= spec.background_first:
         raise UserError(
@@ -138,6 +148,14 @@ def _count_classes(state, spec, source):
             "comes from."
         )
     return columns - spec.background_first
+
+
+def _anchors_of_finest_level(spec):
+    if spec.kind == "rtmdet":
+        return 1
+    if spec.kind == "ssd":
+        return DefaultBoxes(**spec.anchors).num_anchors[0]
+    return AnchorGenerator(**spec.anchors).num_anchors
 
 
 def _assign(variables, state, spec, source):
@@ -170,7 +188,42 @@ def _assign(variables, state, spec, source):
             f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source that the file comes from."
         )
     for name, value in values.items():
+        _check_trained(name, value, theirs[name])
         variables[name].assign(value)
+
+
+def _warn_of_kind(variables, spec, source):
+    """Warns if the norms of a ResNet are those of the other kind of weights, whose names and shapes are equal.
+
+    The norms of MSRA's ResNets (detectron2, and "caffe" in mmdetection) have no statistics of their own: mean 0 and
+    variance 1. Those of torchvision and of mmdetection's "pytorch" models have them.
+    """
+    moments = {
+        name: variable.numpy() for name, variable in variables.items() if name.endswith("stem/norm/moving_variance")
+    }
+    is_msra = spec.backbone.get("stride_in_1x1", False)
+    for variance in moments.values():
+        if bool(np.allclose(variance, 1, atol=1e-3)) != is_msra:
+            kinds = ("of the MSRA (caffe) kind", "of the torchvision (pytorch) kind")
+            log.warning(
+                "The norms of the checkpoint are %s, and %s is %s: its pixels and strides are others. Check --source.",
+                *(kinds[is_msra], source, kinds[not is_msra]),
+            )
+
+
+def _check_trained(name, value, source):
+    """Raises an error if a tensor has a fitting shape, and values that no training leaves."""
+    if value.dtype.kind != "f":
+        problem = f"holds {value.dtype} numbers, as quantised weights do: expected floats"
+    elif name.endswith("variance") and (value < 0).any():
+        problem = f"is a variance and has {value.min():g}: expected numbers of 0 or more"
+    elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
+        problem = "is zero everywhere: expected trained weights"
+    else:
+        return
+    raise UserError(
+        f"The checkpoint's {source} {problem}. Take the checkpoint that was trained, in float32 or float16."
+    )
 
 
 def _default_statistic(name, shape):

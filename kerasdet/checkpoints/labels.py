@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from kerasdet.data.categories import UNUSED
+from kerasdet.data.classes import check_class_list
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -19,7 +20,7 @@ def read_labels(path: str | os.PathLike) -> list[str]:
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If it is no text, a line between names is empty, or two classes have one name.
+        UserError: If it is no text, a line between names is empty or has an id, or two classes have one name.
     """
     path = expand(path, "--labels")
     try:
@@ -29,6 +30,7 @@ def read_labels(path: str | os.PathLike) -> list[str]:
             f"{path} is not a text file in UTF-8: expected one class name per line. Save it again."
         ) from None
     names = [line.strip() for line in text.rstrip().split("\n")]
+    check_class_list([name for name in names if name], path)
     for number, name in enumerate(names, start=1):
         if not name:
             raise UserError(

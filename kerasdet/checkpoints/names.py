@@ -15,6 +15,7 @@ PARAMETERS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
     "scale": "scale",
+    "scale_weight": "scale_weight",
 }
 
 _TORCH_RESNET = {
@@ -170,13 +171,89 @@ RTMDET = {
 RTMDET_TIED = ((r"^(bbox_head\.(?:cls|reg)_convs)\.[1-9]\.(\d+\.conv\.weight)$", r"\1.0.\2"),)
 RTMDET_INS_TIED = ((r"^bbox_head\.reg_convs\.", "bbox_head.cls_convs."), *RTMDET_TIED)
 
+
+_EXCITING = (4, 5, 6, 11, 12, 13, 14, 15)  # blocks of MobileNetV3 with squeeze and excitation
+
+
+def _mobilenet_v3(theirs, theirs_of_tail=None):
+    """Returns the names of a `MobileNetV3` in torchvision.
+
+    Args:
+        theirs: Prefix of the layers, which torchvision numbers.
+        theirs_of_tail: Prefix of the layers after the first convolution of block 13, which SSDLite numbers from 0.
+    """
+    rows = {"stem": f"{theirs}.0", "last": f"{theirs}.16" if theirs_of_tail is None else f"{theirs_of_tail}.3"}
+    for number in range(1, 16):
+        parts = ["expand"] * (number > 1) + ["depthwise"] + ["excite"] * (number in _EXCITING) + ["reduce"]
+        for index, part in enumerate(parts):
+            name = f"{theirs}.{number}.block.{index}"
+            if theirs_of_tail is not None and number >= 13:
+                name = f"{theirs_of_tail}.{number - 13}.block.{index}"
+                if number == 13:
+                    name = f"{theirs}.13" if part == "expand" else f"{theirs_of_tail}.0.{index}"
+            rows[f"block{number}/{part}"] = name
+    names = {}
+    for ours, name in rows.items():
+        if ours.endswith("excite"):
+            names |= {f"backbone/{ours}/squeeze/conv": f"{name}.fc1", f"backbone/{ours}/weigh/conv": f"{name}.fc2"}
+            continue
+        conv = "depthwise_conv" if ours.endswith("depthwise") else "conv"
+        names |= {f"backbone/{ours}/{conv}": f"{name}.0", f"backbone/{ours}/norm": f"{name}.1"}
+    return names
+
+
+# Rows for torchvision's mobile detectors and SSD, which take precedence over those of `LAYERS`
+MOBILENET_V3 = _mobilenet_v3("features")
+FASTER_RCNN_MOBILENET = {
+    **_mobilenet_v3("backbone.body"),
+    "neck/lateral_c5_first/conv": "backbone.fpn.inner_blocks.0.0",
+    "neck/lateral_c5/conv": "backbone.fpn.inner_blocks.1.0",
+    "neck/output_c5_first/conv": "backbone.fpn.layer_blocks.0.0",
+    "neck/output_c5/conv": "backbone.fpn.layer_blocks.1.0",
+}
+SSDLITE = {
+    **_mobilenet_v3("backbone.features.0", "backbone.features.1"),
+    **{
+        f"neck/extra{{i}}_{part}/{layer}": f"backbone.extra.{{i}}.{index}.{theirs}"
+        for index, (part, conv) in enumerate([("reduce", "conv"), ("depthwise", "depthwise_conv"), ("expand", "conv")])
+        for theirs, layer in enumerate([conv, "norm"])
+    },
+    **{
+        f"head/{ours}_depthwise/p{{stage}}/{layer}": f"head.{theirs}.module_list.{{level}}.0.{index}"
+        for ours, theirs in (("class", "classification_head"), ("box", "regression_head"))
+        for index, layer in enumerate(["depthwise_conv", "norm"])
+    },
+    "head/class_logits/p{stage}/conv": "head.classification_head.module_list.{level}.1",
+    "head/box_deltas/p{stage}/conv": "head.regression_head.module_list.{level}.1",
+}
+SSD_VGG = {
+    **{
+        f"backbone/conv{stage}_{i + 1}/conv": f"backbone.{theirs}.{first + 2 * i}"
+        for stage, count, theirs, first in (
+            (1, 2, "features", 0),
+            (2, 2, "features", 5),
+            (3, 3, "features", 10),
+            (4, 3, "features", 17),
+            (5, 3, "extra.0", 1),
+        )
+        for i in range(count)
+    },
+    "backbone/conv6/conv": "backbone.extra.0.7.1",
+    "backbone/conv7/conv": "backbone.extra.0.7.3",
+    "neck": "backbone",  # its factors
+    "neck/extra{i}_reduce/conv": "backbone.extra.{from_1}.0",
+    "neck/extra{i}_conv/conv": "backbone.extra.{from_1}.2",
+    "head/class_logits/p{stage}/conv": "head.classification_head.module_list.{level}",
+    "head/box_deltas/p{stage}/conv": "head.regression_head.module_list.{level}",
+}
+
 # Prefix of the backbone's tensors in the file of a detector.
 BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up.", "mmdet": "backbone."}
 
 # Entries that kerasdet's models do not have: counters, buffers, and the classifiers of ImageNet files.
 IGNORED = re.compile(
     r"num_batches_tracked$|(^|\.)anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
-    r"|^head\.fc\."
+    r"|^head\.fc\.|^classifier\."
 )
 # Caffe's ImageNet files have biases before a norm, which detectron2 and mmdetection ignore.
 _CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downsample\.0)\.bias$")

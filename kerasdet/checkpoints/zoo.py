@@ -43,7 +43,7 @@ class Weights:
 
     Args:
         name: Name in kerasdet, such as ``mmdet/retinanet_r50_fpn_1x``.
-        box_ap: AP of boxes on COCO val2017 in percent; None for a backbone.
+        box_ap: AP of boxes on COCO val2017 in percent; None for a backbone or proposals.
         branch_ap: AP of masks or keypoints in percent; None if the model has neither.
         megabytes: Size of the file in millions of bytes.
         url: Address of the file.
@@ -62,10 +62,10 @@ class Weights:
 
     @property
     def task(self) -> str:
-        """What the model finds: "boxes", "masks" or "keypoints", or "backbone"."""
+        """What the model finds: "proposals", "boxes", "masks" or "keypoints", or "backbone"."""
         spec = SOURCES[self.source]
-        if spec.kind == "backbone":
-            return "backbone"
+        if spec.kind in ("backbone", "rpn"):
+            return "backbone" if spec.kind == "backbone" else "proposals"
         return "keypoints" if spec.keypoint is not None else "masks" if spec.mask is not None else "boxes"
 
     @property
@@ -73,8 +73,8 @@ class Weights:
         """Names of the classes by class id, empty for a backbone."""
         if self.task == "backbone":
             return ()
-        if self.task == "keypoints":
-            return ("person",)
+        if self.task in ("keypoints", "proposals"):
+            return ("person" if self.task == "keypoints" else "object",)
         return COCO_CLASSES_BY_ID if self.name.startswith("torchvision/") else COCO_CLASSES
 
     @property

@@ -30,7 +30,8 @@ _TRAINED_HELP = (
 def make_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line.
 
-    The parsed options have `command`, the name of the command, and `debug`.
+    Returns:
+        A parser. The parsed options have `command`, the name of the command, `debug`, and the options of the command.
     """
     parser = argparse.ArgumentParser(
         prog="kerasdet",
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_analyze, _add_zoo)
     parsers = [add(commands) for add in adders] + add_data(commands)
     for each in parsers:
-        _add_debug(each, default=argparse.SUPPRESS)  # keeps what stands before the command
+        _add_debug(each, default=argparse.SUPPRESS)  # keeps --debug before the command
     return parser
 
 

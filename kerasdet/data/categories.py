@@ -56,6 +56,10 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
     for category in found.values():
         if (first := by_name.setdefault(category["name"], category)) is not category:
             changes.add("repeated_names", f"category {category['id']}", f"is named {first['name']}, as {first['id']}")
+    by_key = {}
+    for name in by_name:
+        if (first := by_key.setdefault(name.casefold(), name)) != name:
+            changes.note("similar_names", f"class {name!r}", f"and {first!r} are two classes")
     return dict(sorted(found.items()))
 
 
@@ -73,12 +77,15 @@ def match_classes(
         source: Path or name of the dataset for error messages.
 
     Returns:
-        K indices into `names`; None for a class that the dataset does not have.
+        K indices into `names`; None for a class that the dataset does not have. Classes match by name, and by names
+        that differ only in case, with a warning. If no name is the same, they may be translations, and match by order
+        with a warning.
 
     Raises:
         UserError: If the dataset has objects of a class that the model does not have.
     """
-    names, model_names = list(names), list(model_names)
+    model_names = list(model_names)
+    names, present = _in_case_of(list(names), model_names, present, source)
     same_place = all(names.index(name) == i for i, name in enumerate(model_names) if name in names)
     if len(names) == len(model_names) and same_place:
         if names != model_names:
@@ -96,6 +103,20 @@ def match_classes(
         )
     _logger.info("%s has other class ids than the model: the classes are matched by name.", source)
     return [names.index(name) if name in names else None for name in model_names]
+
+
+def _in_case_of(names, model_names, present, source):
+    """Returns names and `present` with the case of the model's names, where that tells which class is meant."""
+    own, models = ([name.casefold() for name in each] for each in (names, model_names))
+    as_model = {
+        name: model_names[models.index(key)]
+        for name, key in zip(names, own, strict=True)
+        if name not in model_names and own.count(key) == 1 and models.count(key) == 1
+    }
+    if as_model:
+        pairs = ", ".join(f"{name} as {other}" for name, other in as_model.items())
+        _logger.warning("%s names classes in another case than the model: %s.", source, pairs)
+    return [as_model.get(name, name) for name in names], {as_model.get(name, name) for name in present}
 
 
 def _listed(names):
@@ -187,5 +208,7 @@ def without_groups(categories: Mapping[int, dict], used: Collection[int], change
         if category.get("supercategory") == "none" and category["name"] in groups and category["id"] not in used:
             changes.add("grouping_categories", f"category {category['id']}", f"named {category['name']} has no objects")
         else:
+            if category["name"].strip("_").lower() == "background" and category["id"] not in used:
+                changes.note("background_categories", f"category {category['id']}", f"is named {category['name']!r}")
             kept.append(category)
     return kept

@@ -106,6 +106,8 @@ def _check_split(source, name, strict):
         if dataset.counts.get(kind) and kind != "bad_objects":
             line = f"{dataset.counts[kind]} {phrase}: {_listed(by_kind.get(kind, []))}".removesuffix(": ")
             (errors if strict and kind not in _HARMLESS else notes).append(line)
+    if not any(len(record.boxes) for record in dataset.records) and name not in ("val", "test"):
+        errors.append("no image has an object: nothing to train on")
     if dataset.counts["images_without_objects"]:
         notes.append(f"{dataset.counts['images_without_objects']} images without objects")
     numbers = Counter(int(class_id) for record in dataset.records for class_id in record.class_ids)

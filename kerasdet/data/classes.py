@@ -1,12 +1,48 @@
-"""Selects, orders, renames and merges the classes of a dataset by name."""
+"""Reads lists of classes; selects, orders, renames and merges the classes of a dataset by name."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kerasdet.errors import UserError
 
 Classes = Sequence[str] | Mapping[str, str | None]
+
+_NUMBERED = re.compile(r"(\d+)\s*[\s:,;=\t]\s*\S")
+_OTHER_SUFFIXES = (".json", ".yaml", ".yml", ".csv", ".tsv", ".pbtxt", ".xml")
+
+
+def check_class_list(lines: Sequence[str], path: Path) -> None:
+    """Checks that a text file has a class name per line, and not also ids, or code of another format.
+
+    Args:
+        lines: Lines of the file without those that are empty.
+        path: The file, for the message of an error.
+
+    Raises:
+        UserError: If the lines are something else.
+    """
+    what = None
+    if path.suffix.lower() in _OTHER_SUFFIXES:
+        what = f"has the suffix {path.suffix}"
+    for first in (0, 1):  # line 1 may be the header of a table
+        found = [_NUMBERED.match(line) for line in lines[first:]]
+        numbers = sorted(int(match[1]) for match in found if match)
+        if (
+            len(found) > 1
+            and all(found)
+            and numbers[0] in (0, 1)
+            and numbers == [*range(numbers[0], len(numbers) + numbers[0])]
+        ):
+            what = f"begins its lines with class ids, such as {lines[first]!r}"
+    if lines and (lines[0][0] in "[{" or lines[0].startswith("item {") or all(line.startswith("- ") for line in lines)):
+        what = f"begins with {lines[0][:40]!r}"
+    if what:
+        raise UserError(
+            f"{path} {what}; expected only a class name per line, in the order of the ids. Rewrite the file."
+        )
 
 
 def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> dict[str, Any]:
@@ -30,11 +66,7 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
     """
     old = sorted(data["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in old]
-    if isinstance(classes, str):
-        raise UserError(
-            f"classes is the text {classes!r}; expected a list of names, or a mapping from old to new names. Write "
-            f"[{classes!r}]."
-        )
+    _check_form(classes)
     for name in classes:
         if name not in names:
             close = difflib.get_close_matches(str(name), names, 1)
@@ -42,6 +74,7 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
             raise UserError(f"{source} has no class {name!r}; expected one of {', '.join(names[:20])}. {hint}")
     if isinstance(classes, Mapping):
         new_name = {name: classes.get(name, name) for name in names}
+        new_name = {old_name: name and name.strip() for old_name, name in new_name.items()}
         new = list(dict.fromkeys(name for name in new_name.values() if name is not None))
     else:
         new = list(dict.fromkeys(classes))
@@ -63,3 +96,23 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
             if annotation["category_id"] in id_of
         ],
     }
+
+
+def _check_form(classes):
+    """Raises an error if `classes` is neither a list of names nor a mapping of names."""
+    if isinstance(classes, str):
+        raise UserError(
+            f"classes is the text {classes!r}; expected a list of names, or a mapping from old to new names. Write "
+            f"[{classes!r}]."
+        )
+    if not isinstance(classes, Mapping | Sequence):
+        raise UserError(f"classes is {classes!r}; expected a list of names, or a mapping. Write ['cat', 'dog'].")
+    if not isinstance(classes, Mapping):
+        if twice := [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
+            raise UserError(f"classes has {twice[0]!r} twice; expected each name once. Remove one.")
+        return
+    for old, new in classes.items():
+        if new is not None and not (isinstance(new, str) and new.strip()):
+            raise UserError(
+                f"classes maps {old!r} to {new!r}; expected the new name, or None to leave the class out. Correct it."
+            )

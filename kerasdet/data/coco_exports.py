@@ -107,7 +107,7 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         return data
-    finder = ImageFinder(_image_folders(path, split), changes)
+    finder = ImageFinder(_image_folders(path, split), changes, split)
     images = []
     for number, image in enumerate(data["images"]):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]:

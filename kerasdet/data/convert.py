@@ -9,6 +9,7 @@ from kerasdet.data import write_coco, write_tfrecord, write_voc, write_yolo
 from kerasdet.data.classes import Classes
 from kerasdet.data.portable import Part, make_part
 from kerasdet.data.recognise import Source, read_source, recognise
+from kerasdet.data.remote import is_remote
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
@@ -54,7 +55,7 @@ def convert(
         FileNotFoundError: If the source does not exist.
         UserError: If the target is not empty, the format is unknown, or an item is invalid.
     """
-    folder = empty_folder(target)
+    folder = empty_folder(target, source)
     if to not in WRITERS:
         raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Choose one of them.")
     found = recognise(source)
@@ -121,19 +122,24 @@ def _classes(part: Part) -> Mapping[int, str]:
     return {category["id"]: category["name"] for category in part.categories}
 
 
-def empty_folder(path: str | os.PathLike) -> Path:
-    """Checks that a folder is empty or does not exist.
+def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
+    """Checks that a folder is empty or does not exist, and is not part of the dataset that is read.
 
     Args:
         path: Path of the folder.
+        source: Path of the dataset that is read.
 
     Returns:
         The path.
 
     Raises:
-        UserError: If the path is a file, or a folder with files.
+        UserError: If the path is a file, a folder with files, or inside the source, which would then read the copies.
     """
     path = expand(path)
+    if not is_remote(os.fspath(source)) and expand(source).resolve() in path.resolve().parents:
+        raise UserError(
+            f"{path} lies inside {source}, which is read; expected a folder elsewhere. Name another folder."
+        )
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
     return path

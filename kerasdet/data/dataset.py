@@ -13,10 +13,11 @@ import numpy as np
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
+from kerasdet.data.files import REPAIRS
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import MAX_LISTED, Problem, show
+from kerasdet.data.values import MAX_LISTED, Changes, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -27,6 +28,7 @@ _logger = logging.getLogger("kerasdet.data")
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",
+    "negative_boxes": "boxes of negative width or height dropped",
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
@@ -207,6 +209,18 @@ class Dataset:
         sections = {"images": images, "categories": self._categories, "annotations": annotations}
         return GroundTruth(sections, self.annotations)
 
+    def add_changes(self, changes: Changes) -> None:
+        """Adds what the reader of another format repaired to `counts` and `problems`, and logs it.
+
+        Args:
+            changes: Counter of the repairs.
+        """
+        for kind, count in changes.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.problems += tuple(changes.problems)
+        for sentence in changes.describe({**CHANGES, **REPAIRS}):
+            _logger.info("%s: %s", self.annotations, sentence)
+
     def with_classes(self, class_names: Sequence[str]) -> "Dataset":
         """Returns a copy of the dataset with the class ids of a model. Classes are matched by name.
 
@@ -255,6 +269,17 @@ def _warn_of_units(annotations, xywh, size, source):
             source,
             name_of(first),
             show(first["bbox"]),
+        )
+    areas = np.array([annotation["area"] for annotation in annotations], np.float64)
+    of_corners = (xywh[:, 2] - xywh[:, 0]) * (xywh[:, 3] - xywh[:, 1])
+    if len(xywh) and np.allclose(areas, of_corners) and not np.isclose(areas, xywh[:, 2] * xywh[:, 3]).any():
+        _logger.warning(
+            "%s: every area is that of a box [x1, y1, x2, y2] (first: %s has %s and area %g), and boxes are read as "
+            "[x, y, width, height]. They may be corners: check the annotations.",
+            source,
+            name_of(annotations[0]),
+            show(annotations[0]["bbox"]),
+            areas[0],
         )
 
 

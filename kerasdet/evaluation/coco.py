@@ -13,11 +13,11 @@ import numpy as np
 from pycocotools.cocoeval import Params
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
-from kerasdet.data.values import Changes, are_fractions, is_missing, show
+from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.engines import Accumulated, accumulate, check_engine, mean_of_known
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, CocoMetrics, DetectorMetrics
-from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle
+from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle, warn_of_units
 
 _logger = logging.getLogger(__name__)
 
@@ -307,12 +307,10 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
-    if iou_type == "bbox" and detections and are_fractions([detection["bbox"] for detection in detections]):
-        _logger.warning(
-            "%s: no box has a number above 1 (first: %s); expected pixels, not fractions of the image's size.",
-            results_name,
-            show(detections[0]["bbox"]),
-        )
+    if not annotations:
+        _logger.warning("%s has no object to find, so AP is not defined.", contents.changes.source)
+    if iou_type == "bbox":
+        warn_of_units(detections, images, results_name)
     return Cases(
         iou_type,
         contents.images,
@@ -335,6 +333,11 @@ def _content(source, otherwise):
 def _results(source):
     """Returns the entries of a results file, and its name for messages."""
     entries, name = _content(source, "the results")
+    if isinstance(entries, dict) and isinstance(entries.get("annotations"), list):
+        raise UserError(
+            f"{name} is a COCO dataset, such as `kerasdet predict --coco` writes with ids of its own; expected a list "
+            "of detections with the image ids of the ground truth. Write it with `kerasdet eval --save-detections`."
+        )
     if not isinstance(entries, list):
         raise UserError(
             f"Cannot read {name}, a {type(entries).__name__}: expected a list of detections. Give a file in COCO's "

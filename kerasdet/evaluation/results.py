@@ -1,5 +1,6 @@
 """Reads files of detections in COCO's results format and checks their values."""
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from kerasdet.data.segmentation import read_segmentation
-from kerasdet.data.values import Changes, as_float, as_floats, as_int, is_missing, show
+from kerasdet.data.values import Changes, are_fractions, as_float, as_floats, as_int, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
+
+_logger = logging.getLogger(__name__)
 
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
@@ -129,6 +132,38 @@ class ResultsReader:
 
     def _error(self, name, problem):
         return UserError(f"{self.changes.source}: {name()} {problem}")
+
+
+def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], name: str) -> None:
+    """Warns of boxes that are probably fractions, corners, or pixels of images of another size.
+
+    Args:
+        detections: Results of `ResultsReader` with boxes.
+        images: Images of the ground truth by id.
+        name: Name of the results in messages.
+    """
+    if not detections:
+        return
+    boxes = [detection["bbox"] for detection in detections]
+    if are_fractions(boxes):
+        _logger.warning(
+            "%s: no box has a number above 1 (first: %s); expected pixels of the images, not fractions of their size.",
+            name,
+            show(boxes[0]),
+        )
+    sizes = [(images[each["image_id"]].get("width"), images[each["image_id"]].get("height")) for each in detections]
+    beyond = [
+        box
+        for box, (width, height) in zip(boxes, sizes, strict=True)
+        if width and height and (box[0] + box[2] > 1.1 * width or box[1] + box[3] > 1.1 * height)
+    ]
+    if len(beyond) > len(boxes) / 2:
+        _logger.warning(
+            "%s: most boxes reach far beyond their image (first: %s); expected [x, y, width, height] in pixels of the "
+            "original image, not corners.",
+            name,
+            show(beyond[0]),
+        )
 
 
 def as_rle(segmentation: list | dict, height: int, width: int) -> dict:

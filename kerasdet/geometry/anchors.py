@@ -4,6 +4,7 @@ A pyramid level is named after its nominal stride: ``p3`` has a stride of 2**3 p
 cell by cell, row first. Within a cell they have the order of `AnchorGenerator.cell_anchors`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -13,6 +14,15 @@ import tensorflow as tf
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+
+
+def level_number(name: str) -> int:
+    """Returns the number in the name of a feature or level: 5 for "c5", "p5" and "c5_first".
+
+    Args:
+        name: A letter, the number l of a stride of ``2**l`` pixels, and possibly more.
+    """
+    return int(re.match(r"[a-z](\d+)", name)[1])
 
 
 def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> tuple[tuple[float, ...], ...]:
@@ -44,7 +54,7 @@ def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"), offset
     Returns:
         An `AnchorGenerator` with one anchor per cell.
     """
-    sizes = tuple((2 ** int(level[1:]),) for level in levels)
+    sizes = tuple((2 ** level_number(level),) for level in levels)
     return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=offset)
 
 
@@ -144,7 +154,7 @@ class AnchorGenerator(ConfigFromInit):
         return {level: self._level_anchors(level, grids[level], image_size) for level in self.levels}
 
     def _level_anchors(self, level, grid, image_size):
-        nominal = 2 ** int(level[1:])
+        nominal = 2 ** level_number(level)
         strides = [i // g if self.strides_from_image else nominal for i, g in zip(image_size, grid, strict=True)]
         y, x = (
             (tf.range(cells, dtype=float_dtype()) + self.offset) * tf.cast(stride, float_dtype())

@@ -13,11 +13,9 @@ from kerasdet.arguments import check_positive
 from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 from kerasdet.ops import resize as resize_ops
 from kerasdet.paths import expand
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 
@@ -35,8 +33,8 @@ class Preprocessing(ConfigFromInit):
         channel_order: Channel order that the network was trained on, "rgb" or "bgr". Images always come as RGB.
         shortest: Length of an image's shorter side after resizing, in pixels.
         longest: Limit of the longer side, in pixels. If the longer side would exceed it, the image becomes smaller.
-        rounding: Framework whose rounding of the resized size is reproduced: "detectron2", "torchvision" or
-            "mmdetection"; see `kerasdet.ops.resize.shortest_edge_size`.
+        rounding: Rule of the resized size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do,
+            and "square" stretches images to a square; see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
             "opencv" works on uint8 without antialiasing.
         size_divisor: Height and width of a batch are padded to a multiple of this many pixels.
@@ -219,7 +217,8 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The rest has the value `filling`, which the network sees as padding.
+        The rest has the value `filling`, which the network sees as padding. With the rounding "square" the image is
+        stretched instead, and there is no rest.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -229,6 +228,8 @@ class Preprocessing(ConfigFromInit):
         Returns:
             The letterboxed image, (height, width, 3) float32, and the (height, width) of the part that shows the image.
         """
+        if self.rounding == "square":
+            return resize_ops.resize(image, (height, width), self.kernel), (height, width)
         scale = min(height / image.shape[0], width / image.shape[1])
         # torchvision rounds down. `height / H * H` may be a few units in the last place below `height`, and rounding
         # down would then lose a whole pixel; 1e-9 exceeds that error for all sizes, and changes no other result.

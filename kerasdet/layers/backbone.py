@@ -5,6 +5,10 @@ from typing import Protocol, runtime_checkable
 
 import tensorflow as tf
 
+# Means and standard deviations of the images that backbones take, RGB on a scale of 0..255
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
 
 @runtime_checkable
 class Backbone(Protocol):

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.arguments import check_positive
+from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
@@ -20,7 +21,8 @@ class FPN(ConfigFromInit, keras.layers.Layer):
     sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:
-        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.
+        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number; more may
+            follow in features of the same stride, which are added without upsampling (``c5_first`` and ``c5``).
         channels: Number of channels of every output level.
         norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
         norm_epsilon: Constant that the norms add to variances.
@@ -82,7 +84,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
     def levels(self) -> tuple[str, ...]:
         """Names of the output levels, finest first."""
         own = tuple(f"p{name[1:]}" for name in self.in_features)
-        first_extra = int(own[-1][1:]) + 1
+        first_extra = level_number(own[-1]) + 1
         return own + tuple(f"p{first_extra + i}" for i in range(self.top.num_levels if self.top else 0))
 
     def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
@@ -105,15 +107,15 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         Returns:
             level -> (B, h, w, channels), finest first, with the names of `levels`.
         """
-        merged = None
+        merged = coarser = None
         pyramid = {}
         for name, lateral, output in reversed(list(zip(self.in_features, self.laterals, self.outputs, strict=True))):
             x = lateral(features[name], training=training)
             if merged is not None:
-                x += self._upsample(merged, x)
+                x += merged if level_number(name) == level_number(coarser) else self._upsample(merged, x)
                 if self.fusion == "average":
                     x /= 2
-            merged = x
+            merged, coarser = x, name
             pyramid[f"p{name[1:]}"] = output(x, training=training)
         pyramid = dict(reversed(pyramid.items()))
         extra = self.top({**features, **pyramid}) if self.top else []

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasdet import ops
 from kerasdet.errors import UserError
+from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_utils import ConfigFromInit
 
 POOLING_METHODS = ("roi_align", "roi_pool")
@@ -50,7 +51,8 @@ class RoIPooler(ConfigFromInit):
         """Pools the features of regions.
 
         Args:
-            pyramid: Level name -> (B, h, w, C), for "p2", "p3" ... without a gap.
+            pyramid: Level name -> (B, h, w, C), for "p2", "p3" ... without a gap. If several levels have one stride,
+                only the first of them is pooled from, as in torchvision.
             rois: (B, P, 4) yxyx in pixels of the network's input.
             output_size: Side S of the pooled features, in cells. None takes that of the pooler.
 
@@ -58,12 +60,15 @@ class RoIPooler(ConfigFromInit):
             (B * P, S, S, C). The regions form the batch axis of the heads.
         """
         size = output_size or self.output_size
+        maps = {}
+        for name, x in pyramid.items():
+            maps.setdefault(f"p{level_number(name)}", x)
         options = {"output_size": size, "level_epsilon": self.level_epsilon}
         if self.method == "roi_pool":
-            pooled = ops.multilevel_roi_pool(pyramid, rois, **options)  # (B, P, S, S, C)
+            pooled = ops.multilevel_roi_pool(maps, rois, **options)  # (B, P, S, S, C)
         else:
             pooled = ops.multilevel_roi_align(
-                pyramid, rois, sampling_ratio=self.sampling_ratio, aligned=self.aligned, **options
+                maps, rois, sampling_ratio=self.sampling_ratio, aligned=self.aligned, **options
             )  # (B, P, S, S, C)
         channels = next(iter(pyramid.values())).shape[-1]
         return tf.reshape(pooled, [-1, size, size, channels])

@@ -34,6 +34,8 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
+    pretrained_classes = None  # `ClassWeights` of the detector that this one is fine-tuned from
+    has_background = False  # whether the last class logit is that of the background
     single_stage = False  # whether the model has one stage: no head runs on selected proposals
     supports_decode_all = False  # whether the model has `decode_all`, see `RetinaNet.decode_all`
 

@@ -41,6 +41,8 @@ class FasterRCNN(ConfigFromInit, Detector):
         >>> detections = model.detect("street.jpg")
     """
 
+    has_background = True
+
     def __init__(
         self,
         num_classes: int,

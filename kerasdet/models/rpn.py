@@ -64,6 +64,7 @@ class ProposalSelection(ConfigFromInit):
         train_post_nms_top_k: Maximum number of proposals per image in training.
         nms_threshold: Boxes of a level that overlap a better one by more than this IoU are dropped. In [0, 1].
         min_size: Boxes with a side below this many pixels are dropped before NMS. Empty boxes are always dropped.
+        score_threshold: Boxes with an objectness below this probability are dropped before NMS. In [0, 1].
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ProposalSelection(ConfigFromInit):
         train_post_nms_top_k: int = 1000,
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
+        score_threshold: float = 0.0,
     ):
         check_positive(
             "ProposalSelection",
@@ -90,6 +92,7 @@ class ProposalSelection(ConfigFromInit):
         self.train_post_nms_top_k = train_post_nms_top_k
         self.nms_threshold = nms_threshold
         self.min_size = min_size
+        self.score_threshold = score_threshold
 
     @property
     def max_detections(self) -> int:
@@ -108,8 +111,8 @@ class ProposalSelection(ConfigFromInit):
             training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
-            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N) with minus infinity for boxes that are too
-            small, and ``level_ids`` (B, N), the index of each box's pyramid level.
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N) with minus infinity for boxes that are
+            dropped, and ``level_ids`` (B, N), the index of each box's pyramid level.
         """
         top_k = self.train_pre_nms_top_k if training else self.pre_nms_top_k
         boxes, logits, level_ids = [], [], []
@@ -122,7 +125,9 @@ class ProposalSelection(ConfigFromInit):
         boxes = box_ops.clip(tf.concat(boxes, 1), image_size)  # (B, N, 4)
         size = boxes[..., 2:] - boxes[..., :2]
         large = tf.reduce_all((size > 0) & (size >= self.min_size), -1)
-        logits = tf.where(large, tf.concat(logits, 1), -float("inf"))
+        logits = tf.concat(logits, 1)
+        keep = large & (tf.sigmoid(logits) >= self.score_threshold) if self.score_threshold > 0 else large
+        logits = tf.where(keep, logits, -float("inf"))
         return {"boxes": boxes, "logits": logits, "level_ids": tf.concat(level_ids, 1)}
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:

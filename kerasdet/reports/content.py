@@ -25,6 +25,7 @@ _SAMPLES_PER_PAGE = 6
 # Keys of `Dataset.counts` that say how large the dataset is, not what is wrong with it.
 _SIZES = ("images", "boxes", "images_without_objects", "crowd_boxes", "difficult_boxes")
 _PHRASES = {"bad_images": "image files left out", **NOTES, **CHANGES, **REPAIRS}
+_LOST = ("zero_area_boxes", "negative_boxes", "outside_boxes", "objects_without_mask")
 
 
 def tiles(data: Splits) -> page.Html:
@@ -204,7 +205,7 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
                     "problems",
                 )
             )
-        lost = sum(dataset.counts.get(key, 0) for key in ("zero_area_boxes", "outside_boxes", "objects_without_mask"))
+        lost = sum(dataset.counts.get(key, 0) for key in _LOST)
         if lost:
             found.append(
                 Finding(

@@ -23,6 +23,8 @@ from kerasdet.training.validation import metric_names
 
 log = logging.getLogger(__name__)
 
+_MAX_THRESHOLD = 0.3  # the published FCOS has 0.2
+
 
 def check_arguments(
     model: keras.Model,
@@ -102,6 +104,79 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
             )
 
 
+def warn_of_units(model: keras.Model) -> None:
+    """Warns if the model divides pixels in 0..255 by deviations of pixels in 0..1.
+
+    Args:
+        model: Detector.
+    """
+    mean, std = (getattr(model.preprocessing, name, None) for name in ("mean", "std"))
+    if std is not None and 0 < max(std) < 1:
+        log.warning(
+            "Preprocessing.mean is %s and Preprocessing.std is %s, as for pixels in 0..1, and pixels are in 0..255: "
+            "multiply both by 255.",
+            tuple(mean),
+            tuple(std),
+        )
+
+
+def warn_of_threshold(model: keras.Model, validation: Validation | None) -> None:
+    """Warns if the model's own score threshold hides detections that count for AP.
+
+    Args:
+        model: Detector.
+        validation: Rules of evaluation, or None.
+    """
+    threshold = getattr(model.postprocessing, "score_threshold", 0.0)
+    if validation is not None and threshold > _MAX_THRESHOLD:
+        log.warning(
+            "Postprocessing.score_threshold is %g, so detections with lower scores do not count and AP will be low: "
+            "set it to 0.05, and choose a threshold when you detect.",
+            threshold,
+        )
+
+
+def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
+    """Warns if the learning rate does not reach its peak, or ends before the run.
+
+    Args:
+        optimizer: Keras optimizer.
+        steps: Steps of the whole run.
+    """
+    config = inner_optimizer(optimizer).get_config()["learning_rate"]
+    settings = config.get("config", {}) if isinstance(config, Mapping) else {}
+    name = config.get("class_name") if isinstance(config, Mapping) else None
+    if settings.get("warmup_steps", 0) >= steps:
+        log.warning(
+            "The learning rate rises for %s.warmup_steps %d, and STEPS (steps) is %d, so it does not reach its "
+            "peak: set fewer warmup steps.",
+            name,
+            settings["warmup_steps"],
+            steps,
+        )
+    if settings.get("total_steps", steps) < steps:
+        log.warning(
+            "The learning rate ends after %s.total_steps %d, and STEPS (steps) is %d: set both to the same number.",
+            name,
+            settings["total_steps"],
+            steps,
+        )
+
+
+def check_lists(**values: Any) -> None:
+    """Checks that arguments are sequences of objects.
+
+    Args:
+        values: Arguments by name.
+
+    Raises:
+        UserError: If one is a single object or a text.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{name} is {value!r}: it must be a list, even of one. Write [...] around it.")
+
+
 def check_objects(data: Any) -> None:
     """Checks that the dataset has an object to train on.
 
@@ -125,6 +200,26 @@ def check_objects(data: Any) -> None:
         f"{data.annotations} has nothing to train on: {reason}{counts}. Give annotations with objects that are not "
         "crowds."
     )
+
+
+def warn_of_same_data(data: Any, validation: Validation | None) -> None:
+    """Warns if a run is evaluated on the images that it is trained on.
+
+    Args:
+        data: Dataset to train on.
+        validation: Rules of evaluation, or None.
+    """
+    if validation is None or data.records is validation.data.records:
+        return  # the same object is a choice, not a mistake
+    trained = {record.path for record in data.records}
+    if shared := sum(record.path in trained for record in validation.data.records):
+        log.warning(
+            "%d of %d images of %s are also trained on, so AP will be too high: divide the data, for example with "
+            "`kerasdet data split`.",
+            shared,
+            len(validation.data.records),
+            validation.data.annotations,
+        )
 
 
 def check_evaluation(model: keras.Model, validation: Validation) -> None:

@@ -18,6 +18,8 @@ from kerasdet.training.ema import use_averages
 from kerasdet.training.freezing import freeze_layers
 
 _STATE = "training.json"  # name of the extra file in the .keras archive
+_NOT_ARGUMENTS = ("name", "class_names", "seed", "trainable")  # keys that differ between equal models
+_MAX_DIFFERENCES = 5
 _KERAS_FILES = ("metadata.json", "config.json", "model.weights.h5")
 
 
@@ -124,6 +126,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
         raise UserError(f"The checkpoint {path} was saved with another optimizer, {differences}: {elsewhere}")
+    _check_class_names(path, model, elsewhere)
     try:
         with _keeping_learning_rate(model.optimizer):
             model.load_weights(path)
@@ -132,6 +135,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
         raise UserError(f"The checkpoint {path} does not fit this model ({reason}): {elsewhere}") from None
     settings = {**(settings or {}), **_optimizer_settings(model.optimizer)}
     differences = _differences({**state, **state.get("optimizer settings", {})}, settings)
+    differences = ", ".join(filter(None, (differences, _model_differences(path, model))))
     if state["iterations"] != _iterations(model.optimizer):  # Keras 3.15.1 only warns, and skips the optimizer
         found = f" ({differences})" if differences else ""
         raise UserError(
@@ -140,6 +144,45 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
     return Progress(state["step"], state["images"], differences)
+
+
+def _check_class_names(path, model, elsewhere):
+    """Raises an error if a class of the checkpoint now has another id, because the weights would be another class's."""
+    with zipfile.ZipFile(path) as archive:
+        old = json.loads(archive.read("config.json"))["config"].get("class_names") or []
+    new = list(getattr(model, "class_names", None) or [])
+    if all(name not in new or new.index(name) == index for index, name in enumerate(old)):
+        return
+    raise UserError(
+        f"{path} was trained on the classes {', '.join(old)} in this order, and the data now have {', '.join(new)}: "
+        f"expected the same order. Set CLASSES to {tuple(old)}, or {elsewhere}"
+    )
+
+
+def _model_differences(path, model):
+    """Lists up to five arguments of a detector's parts that differ from those of the checkpoint, for a message."""
+    if not hasattr(model, "preprocessing"):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        old = dict(_leaves(json.loads(archive.read("config.json"))["config"]))
+    new = json.loads(json.dumps(keras.saving.serialize_keras_object(model)["config"], default=str))
+    changed = {name: value for name, value in _leaves(new) if name in old and old[name] != value}
+    listed = _differences(old, dict(list(changed.items())[:_MAX_DIFFERENCES]))
+    return f"{listed}{', ...' if len(changed) > _MAX_DIFFERENCES else ''}"
+
+
+def _leaves(config, name=""):
+    """Yields the arguments in a serialised model by their paths, such as "preprocessing.shortest"."""
+    if isinstance(config, dict):
+        inner = config.get("config") if "class_name" in config else config
+        for key, value in inner.items() if isinstance(inner, dict) else ():
+            if key not in _NOT_ARGUMENTS:
+                yield from _leaves(value, f"{name}.{key}" if name else key)
+    elif isinstance(config, list) and any(isinstance(item, dict | list) for item in config):
+        for index, item in enumerate(config):
+            yield from _leaves(item, f"{name}[{index}]")
+    else:
+        yield name, config
 
 
 @contextlib.contextmanager

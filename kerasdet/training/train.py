@@ -18,6 +18,7 @@ from kerasdet.ops.distribute import worker_rank
 from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
 from kerasdet.training.callbacks import RunCallbacks, check_callbacks
+from kerasdet.training.class_weights import keep_shared_classes
 from kerasdet.training.ema import use_averages
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
@@ -111,6 +112,7 @@ def train(
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (out_dir)")
     strategy = model.distribute_strategy
+    checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
     validation = checks.match_validation(model, data, validation)
     check_callbacks(callbacks)
     checks.check_arguments(
@@ -127,7 +129,13 @@ def train(
         out_dir / "checkpoints"
     ):  # a resumed run has passed this check before, and its weights are not random
         check_frozen_layers(model, freeze)
+        if model.pretrained_classes is not None:
+            keep_shared_classes(model, data.class_names, model.pretrained_classes)
     checks.warn_of_other_sizes(model, transforms)
+    checks.warn_of_units(model)
+    checks.warn_of_threshold(model, validation)
+    checks.warn_of_same_data(data, validation)
+    checks.warn_of_schedule(optimizer, steps)
     _take_names(model, data)
     freeze_layers(model, freeze)
     model.micro_batches = step_options.micro_batches

@@ -61,6 +61,22 @@ def test_values_that_are_not_finite_raise(state, value):
     assert f"The checkpoint's {name} has values that are NaN or infinite" in message(state)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        (
+            "backbone.body.conv1.weight",
+            lambda value: value.astype(np.int8),
+            "holds int8 numbers, as quantised weights do",
+        ),
+        ("backbone.body.bn1.running_var", lambda value: -value, "is a variance and has -"),
+        ("backbone.fpn.inner_blocks.0.0.weight", np.zeros_like, "is zero everywhere: expected trained weights"),
+    ],
+)
+def test_values_that_no_training_leaves_raise(state, name, change, text):
+    assert f"The checkpoint's {name} {text}" in message({**state, name: change(state[name])})
+
+
 def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     del state["backbone.body.layer2.0.conv1.weight"]
     state["backbone.body.layer9.0.conv1.weight"] = np.zeros(3)
@@ -269,3 +285,14 @@ def test_class_names_of_other_classes_are_left_out(state):
     state = StateDict(state, class_names=("cat", "dog"))
     assert to_model(state, TORCHVISION_SOURCE).class_names is None
     assert to_model(state, TORCHVISION_SOURCE, num_classes=2).class_names is None
+
+
+def test_weights_of_the_other_kind_warn(caplog):
+    state = golden.constants(golden.shallow_layout(DETECTRON2))
+    to_model(state, DETECTRON2_SOURCE)
+    assert (
+        "the torchvision (pytorch) kind, and detectron2/retinanet_R_50_FPN is of the MSRA (caffe) kind" in caplog.text
+    )
+    caplog.clear()
+    to_model({**state, "backbone.bottom_up.stem.conv1.norm.running_var": np.ones(64, np.float32)}, DETECTRON2_SOURCE)
+    assert not caplog.records

@@ -95,6 +95,18 @@ def test_features_and_proposals(case):
     assert (distance.min(0) < 0.05).mean() >= 0.99
 
 
+def test_proposal_network_detects_the_proposals():
+    name = "detectron2_faster_rcnn_R_50_FPN"
+    state = {key: value for key, value in golden.state(name).items() if not key.startswith("roi_heads.")}
+    model = to_model(state, "detectron2/rpn_R_50_FPN")
+    assert (model.rpn.proposals.post_nms_top_k, model.rpn.proposals.pre_nms_top_k) == (2000, 1000)
+    image = golden.weights().image(HEIGHT, WIDTH, seed=0)
+    found, expected = model.detect(image, resize=False), golden.outputs(name)["proposals"]
+    assert len(found) >= len(expected) > 100
+    distance = np.abs(found.xyxy[:, None] - expected[None]).max(-1)
+    assert (distance.min(0) < 0.05).mean() >= 0.99
+
+
 def test_heads_on_fixed_boxes(case):
     name, model, outputs, expected = case
     boxes = tf.constant(expected["fixed_boxes"][None][..., XYXY])

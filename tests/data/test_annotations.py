@@ -198,7 +198,7 @@ def test_other_forms_of_a_value_mean_the_same_everywhere(folder, name, caplog):
     assert bool(changed) == (name not in SILENT)
     if changed:
         assert "(first: " in caplog.records[0].message
-        with pytest.raises(UserError, match=r"data\.json: .*which strict=True refuses"):
+        with pytest.raises(UserError, match=r"data\.json: .*which strict=True does not allow"):
             view(folder, data, strict=True)
     else:
         view(folder, data, strict=True)
@@ -388,6 +388,12 @@ def test_contents_that_are_probably_wrong_are_counted(folder, caplog):
         entry["bbox"] = [value / 30 for value in entry["bbox"]]
     assert evaluate_all(plain(), relative)["AP"] == 0
     assert "the results: no box has a number above 1" in caplog.text
+    for entry in (corners := results()):
+        entry["bbox"] = [20, 12, 29, 19]
+    evaluate_all(plain(), corners)
+    assert "the results: most boxes reach far beyond their image (first: [20" in caplog.text
+    with pytest.raises(UserError, match=r"is a COCO dataset, such as `kerasdet predict --coco` writes"):
+        evaluate_all(plain(), {"images": [], "annotations": []})
 
 
 def test_negative_ids_are_ids(folder):

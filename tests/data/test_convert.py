@@ -191,3 +191,9 @@ def test_outlines_of_masks_cover_their_pixels():
         assert (filled >= mask).all()
         joined = mask_of([join_polygons(polygons_of(mask)).ravel().tolist()], *mask.shape)
         np.testing.assert_array_equal(joined, filled)
+
+
+def test_target_inside_the_source_raises(tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=r"lies inside .*; expected a folder elsewhere"):
+        convert(tmp_path, tmp_path / "new", "coco")

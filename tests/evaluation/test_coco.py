@@ -204,7 +204,7 @@ def test_files_of_another_format_raise(tmp_path):
         evaluate_coco(broken, [])
     with pytest.raises(ValueError, match=r"list\.json holds a list"):
         evaluate_coco(listed, [])
-    with pytest.raises(ValueError, match="the results, a dict: expected a list of detections"):
+    with pytest.raises(ValueError, match=r"the results is a COCO dataset, .*; expected a list of detections"):
         evaluate_coco(truth, truth)
     with pytest.raises(ValueError, match='has no "categories"'):
         read_ground_truth({"images": truth["images"], "annotations": []})
@@ -235,7 +235,7 @@ def test_masks_of_wrong_format_or_size_raise():
     with pytest.raises(ValueError, match=r"result 1 has an RLE mask of size \[5, 5\], but its image is 120x160"):
         evaluate_coco(truth, [{**entry, "segmentation": {"size": [5, 5], "counts": "i0"}}], "segm")
     del truth["images"][1]["height"]
-    with pytest.raises(ValueError, match="image 2 has no height and width, which masks need"):
+    with pytest.raises(ValueError, match="image 2 has no height and width, which the scores of masks need"):
         evaluate_coco(truth, [], "segm")
 
 

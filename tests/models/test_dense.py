@@ -202,7 +202,7 @@ def plain_retinanet(call=None, **attributes):
     [
         (
             {"channels": {"c3": 16, "c4": 32, "c5": 65}},
-            r"states 65 channels for c5, which has the shape \(1,",
+            r"states 65 channels for c5, but `call` returns the shape \(1,",
         ),
         ({"strides": {"c3": 4, "c4": 8, "c5": 16}}, "states a stride of 4 pixels for c3, .* need 8: name each feature"),
         ({"strides": {"c4": 16, "c5": 32}}, "Changed.strides lacks c3: state a stride in pixels"),
@@ -227,7 +227,7 @@ def test_backbone_that_breaks_its_protocol_raises(attributes, message):
 def test_backbone_without_strides_or_instance_raises():
     with pytest.raises(TypeError, match="a Changed without `strides`: give"):
         plain_retinanet(strides=None)
-    with pytest.raises(TypeError, match="backbone is the class PlainBackbone: give an object of it"):
+    with pytest.raises(TypeError, match="backbone is the class PlainBackbone: give an object"):
         RetinaNet(NUM_CLASSES, backbone=PlainBackbone)
 
 

@@ -145,11 +145,11 @@ def test_model_is_run_and_timed(folder, tmp_path):
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["faulty.json"], "holds detections: name the ground truth with --data"),
+        (["faulty.json"], "contains detections and no model: name the ground truth with --data"),
         (["faulty.json", "--data", "annotations.json", "--split", "val", "--images", "nowhere"], "nowhere"),
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
-        (["annotations.json", "--data", "annotations.json"], "must hold a list of detections"),
-        (["faulty.json", "--images", "images"], "--images needs --data"),
+        (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),
+        (["faulty.json", "--images", "images"], "--images was given without --data"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, words, message, capsys, monkeypatch):

@@ -21,7 +21,7 @@ from kerasdet.files import locked
 from kerasdet.keras_compat import average_pairs
 from kerasdet.layers import RetinaNetHead
 from kerasdet.losses import FocalLoss
-from kerasdet.models import KeypointBranch, RetinaNet
+from kerasdet.models import KeypointBranch, Preprocessing, RetinaNet
 from kerasdet.models.common import LossNormalizer
 from kerasdet.training import SGD, Checkpointing, StepOptions, Validation, WarmupMultiStep, resume, train
 from kerasdet.training.metrics_log import ThroughputLogger
@@ -170,10 +170,16 @@ def test_model_takes_class_names_of_the_data(resumed):
 
 def test_resuming_with_another_model_raises(uninterrupted, data):
     out_dir = uninterrupted[0]
-    with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model: choose another OUT_DIR"):
+    with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model .*: choose another OUT_DIR"):
         run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
     with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with another optimizer"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
+    other = CocoDataset(data.annotations)
+    other.class_names = tuple(reversed(tiny.CLASS_NAMES))
+    with pytest.raises(
+        UserError, match=r"was trained on the classes disk, .* in this order, and the data now have arr"
+    ):
+        run(out_dir, other, config="another")
     assert not (out_dir / "config.gin").exists()
 
 
@@ -426,7 +432,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
         ValueError, match=r"batch_size\) is 2, which cannot be divided evenly among 1 replicas with 3 micro_batches"
     ):
         run(tmp_path, data, step_options=StepOptions(micro_batches=3))
-    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 2, .*: set StepOptions\.micro_batches"):
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 2, .* set StepOptions\.micro_batches"):
         run(tmp_path, data, optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2))
     with pytest.raises(UserError, match=r"jit_compile needs batches of a constant shape: set StepOptions\.pad_to and"):
         StepOptions(pad_to=(96, 96), jit_compile=True)
@@ -476,7 +482,7 @@ def test_folder_in_place_of_the_log_raises(tmp_path, data):
 def test_second_process_in_the_same_folder_raises(resumed, data):
     out_dir, _ = resumed
     files = {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
-    message = "is being trained by another process: let that end, or choose another OUT_DIR"
+    message = "Another process is training in .*: wait until it ends, or choose another OUT_DIR"
     with locked(out_dir), pytest.raises(ValueError, match=message):
         run(out_dir, data, config="another")
     assert {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == files
@@ -488,9 +494,15 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     assert not [message for message in caplog.messages if "other settings" in message]
     other = CocoDataset(data.annotations)
     other.records = other.records[1:]
-    run(tmp_path, other, steps=2, batch_size=1, seed=5)
+    model = tiny.detector(preprocessing=Preprocessing(shortest=64, longest=128))
+    run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5)
     [message] = [message for message in caplog.messages if "goes on with other settings: " in message]
-    for words in ("data was 5 images of 5 classes (", "and is 4 images", "batch_size was 2 and is 1", "seed was 0"):
+    for words in (
+        "data was 5 images of 5 classes (",
+        "and is 4 images",
+        "batch_size was 2 and is 1",
+        "longest was 96 and is 128",
+    ):
         assert words in message
     with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])
@@ -633,7 +645,7 @@ def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, data, monke
             save(*arguments, step=step, **kwargs)
 
     monkeypatch.setattr(resume, "save", save_on_a_small_disk)
-    message = r"step_00000004\.keras cannot be written: File too large\. What was saved before is untouched"
+    message = r"step_00000004\.keras cannot be written: File too large\. Files that were saved earlier are intact"
     with pytest.raises(OSError, match=message):
         run(tmp_path, data)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002.keras"]

@@ -7,16 +7,17 @@ import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_at_least, check_probabilities, check_range
 
-_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # of three channels
+_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # all orders of three channels
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomPhotometricDistort:
     """Changes brightness, contrast, saturation, hue and the order of channels (SSD, https://arxiv.org/abs/1512.02325).
 
-    Order and numbers are those of mmdetection's `PhotoMetricDistortion`: brightness, contrast, saturation, hue,
-    contrast (either before saturation or after hue), channels; each is applied with a probability. Values are clipped
-    to 0..255 after each change, as in SSD's own code, and rounded at the end if the image is uint8.
+    Order and default values are those of mmdetection's `PhotoMetricDistortion`: brightness, contrast, saturation, hue,
+    channels. The contrast changes either before the saturation or after the hue. Each change is applied with a
+    probability. Values are clipped to 0..255 after each change, like in SSD's own code, and rounded at the end if the
+    image is uint8.
 
     Args:
         brightness: Largest change of brightness; a value in [-brightness, brightness] is added. In 0..255.

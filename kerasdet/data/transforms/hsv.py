@@ -12,15 +12,15 @@ _HUES, _MAXIMUM = 180.0, 255.0  # OpenCV's HSV of uint8 images: hue in steps of 
 
 @dataclasses.dataclass(frozen=True)
 class RandomHSV:
-    """Adds random numbers to hue, saturation and value, as mmdetection's `YOLOXHSVRandomAug` does.
+    """Adds random numbers to hue, saturation and value, like mmdetection's `YOLOXHSVRandomAug`.
 
-    Each of the three changes with probability 1/2. The numbers are those of OpenCV's HSV of uint8 images: they are
-    whole, the hue is counted in steps of 2 degrees, and saturation and value are clipped to 0..255.
+    Each of the three changes with probability 1/2. Values have the units of OpenCV's HSV of uint8 images: whole
+    numbers, the hue in steps of 2 degrees, saturation and value in 0..255.
 
     Args:
         hue: Largest change of the hue, in steps of 2 degrees.
         saturation: Largest change of the saturation, in 0..255.
-        value: Largest change of the value, the brightest channel, in 0..255.
+        value: Largest change of the value (the maximum of red, green and blue), in 0..255.
 
     Raises:
         UserError: If an argument is negative.
