@@ -86,3 +86,26 @@ def test_tutorial_becomes_a_notebook_with_outputs():
     ]
     assert notebook["cells"][1]["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "AP 0.5\n"}]
     assert len({cell["id"] for cell in notebook["cells"]}) == 4
+
+
+def test_recorded_outputs_replace_old_ones(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A\n\n```python\nx = 2\nprint(x)\n```\n\n<!-- output -->\n```text\nold\n```\n"
+        "\n```bash\necho no output shown\n```\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    generator("record").record(page)
+    assert page.read_text() == (
+        "# A\n\n```python\nx = 2\nprint(x)\n```\n\n<!-- output -->\n```text\n2\n```\n"
+        "\n```bash\necho no output shown\n```\n"
+    )
+
+
+def test_recorded_outputs_are_shortened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shorten = generator("record").shorten
+    assert shorten(f"10%\r100%\n2026-11-27 12:00:00 tensorflow says\n{tmp_path}/a.jpg  \n") == "100%\na.jpg\n"
+    lines = shorten("".join(f"{number}\n" for number in range(40))).split()
+    assert lines[:5] == ["0", "1", "2", "3", "..."]
+    assert lines[5:] == [str(number) for number in range(28, 40)]
