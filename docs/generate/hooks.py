@@ -1,6 +1,7 @@
 """Hooks of MkDocs: put generated text and files of the repository into pages, and tutorials into notebooks.
 
-A line ``<!-- generated: NAME -->`` of a page is replaced by what the function NAME in `_HOMES` returns.
+A line ``<!-- generated: NAME -->`` of a page is replaced by what the function NAME in `_HOMES` returns, and a line
+``<!-- results: NAME -->`` by the table of ``benchmarks/results/NAME.json``.
 """
 
 import importlib
@@ -54,7 +55,12 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
         title, _, rest = markdown.partition("\n")
         name = f"{page.file.name}.ipynb"
         markdown = f'{title}\n\n[This page as a notebook]({name}){{download="{name}"}}\n{rest}'
-    return re.sub(r"^<!-- generated: (\w+) -->$", lambda match: generate(match[1]), markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- generated: (\w+) -->$", lambda match: generate(match[1]), markdown, flags=re.MULTILINE)
+    return re.sub(r"^<!-- results: (\w+) -->$", lambda match: _results(match[1]), markdown, flags=re.MULTILINE)
+
+
+def _results(name):
+    return _module("measurements").results(name)
 
 
 def _is_tutorial(file):

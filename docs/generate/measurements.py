@@ -18,6 +18,15 @@ def benchmarks() -> str:
     )
 
 
+def results(name: str) -> str:
+    """Returns the facts and the table of one file of results.
+
+    Args:
+        name: Name of the file without its folder and suffix.
+    """
+    return _table(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
 def _title(path):
     return path.stem.replace("_", " ").capitalize()
 

@@ -1,4 +1,4 @@
-"""ONNX files as an export format."""
+"""Defines the export format of ONNX files."""
 
 import tempfile
 from collections.abc import Sequence
@@ -38,6 +38,9 @@ def run_graph(model: Detector, predictor: GraphPredictor, images: Sequence[np.nd
         predictor: The loaded file, which makes inputs and reads outputs.
         images: (H, W, 3) uint8 arrays.
         script: The script that runs the file.
+
+    Returns:
+        One case for each image.
     """
     inputs = [predictor.example(image) for image in images]
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ def convert(
         function: A function from images (B, H, W, 3) to outputs by name.
         image: Type, shape and name of the images.
         precision: "float32" or "float16", see `kerasdet.export.graph.InferenceGraph`.
-        output_order: Names of outputs in the order that they shall have; the others follow.
+        output_order: Names of the first outputs, in their order; all other outputs follow.
 
     Returns:
         The model, which has passed ONNX's checker and strict shape inference.
@@ -55,7 +55,12 @@ def convert(
 
 
 def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
-    """Replaces the ``metadata_props`` of a model."""
+    """Replaces the ``metadata_props`` of a model.
+
+    Args:
+        model: The model, which is changed.
+        properties: Name -> text.
+    """
     del model.metadata_props[:]
     helper.set_model_props(model, properties)
 

@@ -1,4 +1,7 @@
-"""Converts TensorFlow's operations, one function or one row of a table for each."""
+"""Converts TensorFlow operations to ONNX nodes, by one function or one row of a table for each operation.
+
+Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
+"""
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +22,7 @@ _REDUCTIONS = {"Max": "ReduceMax", "Min": "ReduceMin", "Sum": "ReduceSum", "Mean
 
 
 def constant(c: Converter, op: tf.Operation) -> None:
-    """Converts Const."""
+    """Converts TensorFlow's Const to ONNX."""
     value = tf.make_ndarray(op.get_attr("value"))
     c.set(op.outputs[0], c.builder.constant(value.astype(numpy_type(op.outputs[0].dtype)), name=_short(op)))
 
@@ -50,25 +53,25 @@ def bias_add(c: Converter, op: tf.Operation) -> None:
 
 
 def square(c: Converter, op: tf.Operation) -> None:
-    """Converts Square."""
+    """Converts TensorFlow's Square to ONNX."""
     (name,), first = _same_layout(c, op)
     c.set(op.outputs[0], c.builder.add("Mul", name, name), first)
 
 
 def rsqrt(c: Converter, op: tf.Operation) -> None:
-    """Converts Rsqrt."""
+    """Converts TensorFlow's Rsqrt to ONNX."""
     c.set(op.outputs[0], c.builder.add("Reciprocal", c.builder.add("Sqrt", c.get(op.inputs[0]))))
 
 
 def relu6(c: Converter, op: tf.Operation) -> None:
-    """Converts Relu6."""
+    """Converts TensorFlow's Relu6 to ONNX."""
     (name,), first = _same_layout(c, op)
     bounds = (c.builder.constant(bound, numpy_type(op.inputs[0].dtype)) for bound in (0, 6))
     c.set(op.outputs[0], c.builder.add("Clip", name, *bounds), first)
 
 
 def is_finite(c: Converter, op: tf.Operation) -> None:
-    """Converts IsFinite."""
+    """Converts TensorFlow's IsFinite to ONNX."""
     x = c.get(op.inputs[0])
     c.set(
         op.outputs[0], c.builder.add("Not", c.builder.add("Or", c.builder.add("IsInf", x), c.builder.add("IsNaN", x)))
@@ -76,7 +79,7 @@ def is_finite(c: Converter, op: tf.Operation) -> None:
 
 
 def not_equal(c: Converter, op: tf.Operation) -> None:
-    """Converts NotEqual."""
+    """Converts TensorFlow's NotEqual to ONNX."""
     c.set(op.outputs[0], c.builder.add("Not", c.builder.add("Equal", *(c.get(x) for x in op.inputs))))
 
 
@@ -95,7 +98,7 @@ def floor_mod(c: Converter, op: tf.Operation) -> None:
 
 
 def cast(c: Converter, op: tf.Operation) -> None:
-    """Converts Cast."""
+    """Converts TensorFlow's Cast to ONNX."""
     names, first = _same_layout(c, op)
     source, target = (numpy_type(x.dtype) for x in (op.inputs[0], op.outputs[0]))
     name = names[0] if source == target else c.builder.add("Cast", names[0], to=c.type_of(op.outputs[0].dtype))
@@ -103,7 +106,7 @@ def cast(c: Converter, op: tf.Operation) -> None:
 
 
 def shape(c: Converter, op: tf.Operation) -> None:
-    """Converts Shape."""
+    """Converts TensorFlow's Shape to ONNX."""
     x = op.inputs[0]
     if x.shape.is_fully_defined():
         name = c.builder.integers(*x.shape.as_list())
@@ -115,26 +118,26 @@ def shape(c: Converter, op: tf.Operation) -> None:
 
 
 def size(c: Converter, op: tf.Operation) -> None:
-    """Converts Size."""
+    """Converts TensorFlow's Size to ONNX."""
     c.set(op.outputs[0], c.builder.add("Size", c.get(op.inputs[0])))
 
 
 def pack(c: Converter, op: tf.Operation) -> None:
-    """Converts Pack."""
+    """Converts TensorFlow's Pack to ONNX."""
     axis = c.builder.integers(op.get_attr("axis"))
     parts = [c.builder.add("Unsqueeze", c.get(x), axis) for x in op.inputs]
     c.set(op.outputs[0], c.builder.add("Concat", *parts, axis=op.get_attr("axis")))
 
 
 def unpack(c: Converter, op: tf.Operation) -> None:
-    """Converts Unpack."""
+    """Converts TensorFlow's Unpack to ONNX."""
     x, axis = c.get(op.inputs[0]), op.get_attr("axis")
     for index, output in enumerate(op.outputs):
         c.set(output, c.builder.add("Gather", x, c.builder.constant(index, np.int64), axis=axis))
 
 
 def concat(c: Converter, op: tf.Operation) -> None:
-    """Converts ConcatV2."""
+    """Converts TensorFlow's ConcatV2 to ONNX."""
     *values, axis = op.inputs
     axis, first = int(c.static(axis)), all(c.is_channels_first(x) for x in values)
     if first:
@@ -143,13 +146,13 @@ def concat(c: Converter, op: tf.Operation) -> None:
 
 
 def expand_dims(c: Converter, op: tf.Operation) -> None:
-    """Converts ExpandDims."""
+    """Converts TensorFlow's ExpandDims to ONNX."""
     axis = c.builder.integers(int(c.static(op.inputs[1])))
     c.set(op.outputs[0], c.builder.add("Unsqueeze", c.get(op.inputs[0]), axis))
 
 
 def squeeze(c: Converter, op: tf.Operation) -> None:
-    """Converts Squeeze."""
+    """Converts TensorFlow's Squeeze to ONNX."""
     axes = op.get_attr("squeeze_dims") or [i for i, length in enumerate(op.inputs[0].shape) if length == 1]
     c.set(op.outputs[0], c.builder.add("Squeeze", c.get(op.inputs[0]), c.builder.integers(*axes)))
 
@@ -162,22 +165,22 @@ def reshape(c: Converter, op: tf.Operation) -> None:
 
 
 def transpose(c: Converter, op: tf.Operation) -> None:
-    """Converts Transpose."""
+    """Converts TensorFlow's Transpose to ONNX."""
     c.set(op.outputs[0], c.builder.add("Transpose", c.get(op.inputs[0]), perm=c.static(op.inputs[1]).tolist()))
 
 
 def tile(c: Converter, op: tf.Operation) -> None:
-    """Converts Tile."""
+    """Converts TensorFlow's Tile to ONNX."""
     c.set(op.outputs[0], c.builder.add("Tile", *(c.get(x) for x in op.inputs)))
 
 
 def broadcast_to(c: Converter, op: tf.Operation) -> None:
-    """Converts BroadcastTo."""
+    """Converts TensorFlow's BroadcastTo to ONNX."""
     c.set(op.outputs[0], c.builder.add("Expand", *(c.get(x) for x in op.inputs)))
 
 
 def fill(c: Converter, op: tf.Operation) -> None:
-    """Converts Fill."""
+    """Converts TensorFlow's Fill to ONNX."""
     dims, value = op.inputs
     c.set(op.outputs[0], c.builder.add("Expand", c.get(value), c.get(dims)))
 
@@ -189,12 +192,12 @@ def filled_like(c: Converter, op: tf.Operation) -> None:
 
 
 def range_(c: Converter, op: tf.Operation) -> None:
-    """Converts Range."""
+    """Converts TensorFlow's Range to ONNX."""
     c.set(op.outputs[0], c.builder.add("Range", *(c.get(x) for x in op.inputs)))
 
 
 def gather(c: Converter, op: tf.Operation) -> None:
-    """Converts GatherV2."""
+    """Converts TensorFlow's GatherV2 to ONNX."""
     x, indices, axis = op.inputs
     batch_dims, axis = op.get_attr("batch_dims"), int(c.static(axis))
     if batch_dims:
@@ -276,7 +279,7 @@ def scatter(c: Converter, op: tf.Operation) -> None:
 
 
 def reverse(c: Converter, op: tf.Operation) -> None:
-    """Converts ReverseV2."""
+    """Converts TensorFlow's ReverseV2 to ONNX."""
     x, first = op.inputs[0], c.is_channels_first(op.inputs[0])
     axes = [int(axis) % x.shape.rank for axis in c.static(op.inputs[1]).ravel()]
     axes = [AXES_CHANNELS_FIRST[axis] for axis in axes] if first else axes
@@ -287,7 +290,7 @@ def reverse(c: Converter, op: tf.Operation) -> None:
 
 
 def cumsum(c: Converter, op: tf.Operation) -> None:
-    """Converts Cumsum."""
+    """Converts TensorFlow's Cumsum to ONNX."""
     flags = {name: int(op.get_attr(name)) for name in ("exclusive", "reverse")}
     c.set(op.outputs[0], c.builder.add("CumSum", *(c.get(x) for x in op.inputs), **flags))
 
@@ -312,20 +315,20 @@ def matmul(c: Converter, op: tf.Operation) -> None:
 
 
 def einsum(c: Converter, op: tf.Operation) -> None:
-    """Converts Einsum."""
+    """Converts TensorFlow's Einsum to ONNX."""
     equation = op.get_attr("equation").decode()
     c.set(op.outputs[0], c.builder.add("Einsum", *(c.get(x) for x in op.inputs), equation=equation))
 
 
 def one_hot(c: Converter, op: tf.Operation) -> None:
-    """Converts OneHot."""
+    """Converts TensorFlow's OneHot to ONNX."""
     indices, depth, on, off = (c.get(x) for x in op.inputs)
     values = c.builder.add("Concat", *(c.builder.add("Unsqueeze", v, c.builder.integers(0)) for v in (off, on)), axis=0)
     c.set(op.outputs[0], c.builder.add("OneHot", indices, depth, values, axis=op.get_attr("axis")))
 
 
 def softmax(c: Converter, op: tf.Operation) -> None:
-    """Converts Softmax."""
+    """Converts TensorFlow's Softmax to ONNX."""
     c.set(op.outputs[0], c.builder.add("Softmax", c.get(op.inputs[0]), axis=-1))
 
 
@@ -335,7 +338,7 @@ def where(c: Converter, op: tf.Operation) -> None:
 
 
 def strided_slice(c: Converter, op: tf.Operation) -> None:
-    """Converts StridedSlice."""
+    """Converts TensorFlow's StridedSlice to ONNX."""
     x, begin, end, strides = op.inputs
     masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "shrink_axis", "new_axis", "ellipsis")}
     steps = c.static(strides).tolist()

@@ -1,4 +1,4 @@
-"""OpenVINO's IR as an export format."""
+"""Defines the export format of OpenVINO IR."""
 
 import contextlib
 import tempfile

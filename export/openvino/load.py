@@ -43,13 +43,16 @@ class OpenVinoPredictor(GraphPredictor):
 
 
 def read_metadata(path: Path) -> dict:
-    """Reads the description that exported OpenVINO IR carries.
+    """Reads the description of the model from exported OpenVINO IR.
 
     Args:
         path: The folder.
 
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+
     Raises:
-        UserError: If it has none.
+        UserError: If the IR has no description.
     """
     return parse_metadata(_properties(_read(path)[1], path)["kerasdet"], path)
 

@@ -1,4 +1,4 @@
-"""SavedModels as an export format."""
+"""Defines the export format of SavedModels."""
 
 import tempfile
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Builds the model that a source describes, with random weights."""
+"""Builds the kerasdet model that corresponds to a model of a source framework, with random weights.
+
+A "source" is a model of another framework, such as "torchvision/retinanet_resnet50_fpn".
+"""
 
 from collections.abc import Mapping
 
@@ -101,8 +104,9 @@ def build(
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
         num_classes: K, number of classes without background; None for a backbone or RPN.
-        shapes: Our name of a tensor -> its shape in the checkpoint, for numbers that the source leaves to the file.
-        norm_epsilon: Epsilon of the backbone's norms; None for the source's own.
+        shapes: kerasdet's name of a tensor -> shape in the checkpoint. Gives the numbers that `spec` does not fix, such
+            as the number of keypoints.
+        norm_epsilon: Epsilon of the backbone's norms; None takes that of the source.
 
     Returns:
         A backbone or a detector.
@@ -168,23 +172,26 @@ def build(
 
 
 def with_parts(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts.
+    """Replaces the dicts among the arguments of `RPN` or `RoIHeads` by the objects that they describe.
 
     Args:
-        arguments: `Source.rpn` or `Source.roi_heads`.
+        arguments: `Source.rpn` or `Source.roi_heads`, in which a dict has the arguments of an object.
 
     Returns:
-        The arguments, with an object of `RCNN_PARTS` for every dict.
+        The arguments, with an object of a class in `RCNN_PARTS` for every dict.
     """
     return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
 
 def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
-    """Returns the variables that checkpoints hold, by names that depend only on the structure of the model.
+    """Lists the variables that correspond to tensors of a checkpoint, by names that all models of a kind share.
 
     Args:
         model: Result of `build`.
         kind: Kind of the source, a key of `PARTS`.
+
+    Returns:
+        kerasdet's name, such as ``backbone/c3_0/conv1/conv/kernel`` -> variable.
     """
     variables = {}
     for part in PARTS[kind]:
@@ -206,15 +213,16 @@ def _part(model, part):
 
 
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
-    """Converts a tensor of a source to our layout.
+    """Converts a tensor of a source framework to the layout of kerasdet's variables.
 
-    Kernels become (h, w, in, out), dense ones (in, out); deltas get the order (y, x, h, w), distances (t, l, b, r).
-    Dense heads and masks lose the background's column; in the classes of R-CNNs and SSD it becomes the last.
+    Convolution kernels become (h, w, in, out), matrices (in, out). Deltas get the order (y, x, h, w), distances
+    (t, l, b, r). The column of the background is removed in dense heads and masks, and moved to the end in the class
+    logits of R-CNNs and SSD.
 
     Args:
-        name: Our name of the tensor.
-        value: The source's tensor.
-        spec: The source.
+        name: kerasdet's name of the tensor.
+        value: Tensor in the layout of the source framework.
+        spec: Source of the model, a value of `kerasdet.checkpoints.SOURCES`.
 
     Returns:
         The converted tensor; None if its shape does not fit.
@@ -236,7 +244,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
             value = np.roll(value, -1, axis=0)
         elif spec.background_first and "/mask_logits/" in name:
             value = value[1:]
-        if name == "box_head/fc0/kernel":  # flattened from (C, h, w) there, from (h, w, C) here
+        if name == "box_head/fc0/kernel":  # PyTorch flattens features from (C, h, w), kerasdet from (h, w, C)
             pooled = RoIPooler(**spec.roi_heads.get("pooler", {})).output_size
             value = value.reshape(len(value), -1, pooled, pooled).transpose(2, 3, 1, 0)
             return value.reshape(-1, value.shape[-1])

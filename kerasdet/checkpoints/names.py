@@ -1,7 +1,7 @@
 """Maps kerasdet's names of a model's tensors to the names in each source framework.
 
-In `LAYERS`, keys are kerasdet's names of layers and values the framework's. A word in braces in a key matches a number;
-a value may use these numbers and those that `_numbers` derives from them.
+In `LAYERS`, keys are kerasdet's names of layers, and values are the framework's names. A word in braces in a key
+matches a number. A value may use these numbers and those that `_numbers` derives from them.
 """
 
 import re
@@ -288,14 +288,14 @@ _CAFFE2 = [
 
 
 def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
-    """Maps every name in a file to the name that the current release of the framework saves.
+    """Maps every name in a file to the name that the current release of the framework uses for the tensor.
 
     Args:
         names: Names in the file.
         framework: Name of the source framework, a key of `LAYERS`.
 
     Returns:
-        Current name by name in the file.
+        Name in the file -> current name.
     """
     names = list(names)
     if framework == "torchvision":
@@ -313,7 +313,7 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
 
 
 def is_ignored(name: str, framework: str) -> bool:
-    """Returns whether the framework ignores an entry when it loads a file.
+    """Tells whether the framework ignores an entry when it loads a file.
 
     Args:
         name: Current name of the entry, see `modern_names`.
@@ -326,11 +326,14 @@ def is_ignored(name: str, framework: str) -> bool:
 
 
 def untied_name(name: str, tied: Iterable[tuple[str, str]]) -> str:
-    """Returns the one name under which `source_name` knows a tensor that a file lists several times.
+    """Returns the main name of a tensor that a file contains several times under different names.
 
     Args:
         name: Current name of the entry, see `modern_names`.
-        tied: Pairs of a pattern and its replacement, such as `RTMDET_TIED`.
+        tied: Pairs of a regular expression and its replacement, such as `RTMDET_TIED`.
+
+    Returns:
+        The name that `source_name` returns for the tensor; `name` itself if it is not a further name.
     """
     return _rewrite(name, tied)
 
@@ -342,13 +345,13 @@ def _rewrite(name, rules):
 
 
 def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, backbone_only: bool, finest: int) -> str:
-    """Returns the framework's name of a tensor of kerasdet.
+    """Converts kerasdet's name of a tensor to the framework's name.
 
     Args:
         name: kerasdet's name of the tensor, such as ``backbone/c3_0/conv1/conv/kernel``.
         framework: Name of the source framework, a key of `LAYERS`.
-        exceptions: Additional rows in the form of `LAYERS[framework]`, which take precedence over it.
-        backbone_only: Whether the file holds only a backbone.
+        exceptions: Additional rows in the form of `LAYERS[framework]`, which take precedence.
+        backbone_only: Whether the file contains only a backbone.
         finest: Stage of the finest level of the neck, 3 for ``c3``.
 
     Returns:

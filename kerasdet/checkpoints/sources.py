@@ -1,6 +1,7 @@
-"""Lists how the sources of checkpoints differ: for each source the constructor arguments of a model's parts.
+"""Lists the models of other frameworks that can be converted, and the constructor arguments of their parts in kerasdet.
 
-`SOURCES` names every model that `kerasdet.checkpoints.to_model` can build. An absent argument means the part's default.
+The keys of `SOURCES` are the names of all models that `kerasdet.checkpoints.to_model` can build. An argument that is
+absent has the default of the part.
 """
 
 from dataclasses import dataclass, field, replace
@@ -55,7 +56,7 @@ MMDET_ANCHORS = {"sizes": octave_sizes(), "ratios_first": True}
 TORCHVISION_DENSE = {"clip_before_nms": True, "empty_boxes": "keep"}
 MMDET_DENSE = {"clip_before_nms": True, "empty_boxes": "drop_before_nms"}
 
-# Matching of mmdetection: an object that forces an anchor owns it, and the padding of a batch takes no part.
+# Matching of mmdetection: a low-quality match belongs to the object that needs it, and padding is not matched.
 MMDET_MATCHER = {"low_quality_owner": "forcing", "padded_size_divisor": 32}
 MMDET_CODER = {"min_log_scale": -MAX_LOG_SCALE}
 
@@ -108,7 +109,14 @@ MMDET_RPN = {
 
 
 def mmdet_roi_heads(allow_low_quality_matches: bool) -> dict:
-    """Returns the arguments of `RoIHeads` for mmdetection; Mask R-CNN allows low-quality matches, Faster does not."""
+    """Returns the arguments of `RoIHeads` for mmdetection's R-CNNs.
+
+    Args:
+        allow_low_quality_matches: True for Mask R-CNN, False for Faster R-CNN.
+
+    Returns:
+        Argument name -> value, or a dict of arguments of an object.
+    """
     return {
         "matcher": {
             "foreground_iou": 0.5,
@@ -141,15 +149,16 @@ class Source:
         box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
         normalizer: Arguments of `LossNormalizer`; None for the model's default.
         postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
-        rpn: Arguments of `RPN`; an argument that is an object is a dict of its own arguments.
-        roi_heads: Arguments of `RoIHeads`, in the same form, without branches: `mask` and `keypoint` describe these.
+        rpn: Arguments of `RPN`. An argument that is an object is given as a dict of the object's arguments.
+        roi_heads: Arguments of `RoIHeads` in the same form, without `branches`, which `mask` and `keypoint` describe.
         mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`; None for no masks.
         keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
         model: Arguments of the model that are not parts.
         background_first: Whether the first column of class logits is background.
-        names: Our layer name -> the source's name, for layers whose names differ from `LAYERS` of the framework.
-        tied: Pairs of a pattern and its replacement, which lead from further names of a tensor to the one in `names`.
+        names: kerasdet's layer name -> name in the source, for layers whose names differ from `LAYERS[framework]`.
+        tied: Pairs of a regular expression and its replacement. They convert further names of a tensor that a file
+            contains several times to the name in `names`.
     """
 
     framework: str

@@ -17,7 +17,7 @@ SCALES = (0.75, 1.0, 1.25)
 
 
 class AugmentedPredictor(PredictorWrapper):
-    """Runs a Keras detector on several views of every image and merges the results.
+    """Runs a Keras detector on several views (resized and mirrored copies) of every image and merges the results.
 
     Non-maximum suppression runs once, on the candidates of all views. Masks and keypoint heatmaps of the remaining
     objects are averaged over the views; in mirror images left and right keypoints change places (Mask R-CNN,

@@ -62,9 +62,9 @@ def test_class_that_is_named_background_stays():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"cat\n\ndog\n", r"^Line 2 of .*labels\.txt is empty: expected a class name\. Write N/A"),
-        (b"", r"^Line 1 of .* is empty"),
-        (b"cat\ndog\ncat\n", r"^Lines 1 and 3 of .* are both 'cat': expected"),
+        (b"cat\n\ndog\n", r"labels\.txt, line 2: the line is empty; expected a class name\. Write N/A"),
+        (b"", r", line 1: the line is empty"),
+        (b"cat\ndog\ncat\n", r", line 3: the name 'cat' is also in line 1; expected"),
         ("Kühl\n".encode("utf-16"), r"labels\.txt is not a text file in UTF-8"),
     ],
 )

@@ -241,7 +241,7 @@ def test_unknown_options_and_files_raise(models, tmp_path):
         export_tflite(model, tmp_path / "x.tflite")
     with pytest.raises(ValueError, match=r"x\.tflite has no kerasdet\.json inside: expected a file of"):
         kerasdet.load(tmp_path / "x.tflite")
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*y\.tflite"):
+    with pytest.raises(FileNotFoundError, match=r"The file .*y\.tflite does not exist"):
         kerasdet.load(tmp_path / "y.tflite")
 
 

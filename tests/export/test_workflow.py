@@ -135,14 +135,14 @@ def test_failed_export_keeps_existing_files(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "coreml"}, "no export format 'coreml': choose one of saved_model, tflite, onnx, openvino"),
+        ({"format": "coreml"}, "export format is 'coreml': choose one of saved_model, tflite, onnx, openvino"),
         (
             {"format": "saved_model", "precision": "int8"},
             "saved_model has no precision 'int8': choose one of float32, bfloat16, float16",
         ),
         ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
-        ({"format": "tflite", "serving": True}, "tflite has no server: leave --serving out"),
-        ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model takes no calibration images"),
+        ({"format": "tflite", "serving": True}, "No server can load format tflite: leave --serving out"),
+        ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model does not use calibration images"),
         ({**SIZE, "calibration_images": tiny.images()}, "Calibration images are for precision int8"),
         ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),
     ],
@@ -199,7 +199,7 @@ def test_invalid_file_raises_one_line(models, tmp_path):
     with pytest.raises(VerificationError, match="does not run in a fresh process: ") as error:
         verify_export(models("tiny"), tmp_path, tiny.images()[:1])
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="holds no export"):
+    with pytest.raises(UserError, match="is not an export"):
         verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
 
 
