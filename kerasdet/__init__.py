@@ -1,4 +1,4 @@
-"""Object detection for TensorFlow and Keras 3.
+"""Detects objects with TensorFlow and Keras 3.
 
 ``import kerasdet`` takes milliseconds: TensorFlow, Keras and kerasdet's own modules are imported when a name of the
 package is first used.

@@ -24,6 +24,7 @@ from kerasdet.models import RPN, Detector, MaskBranch, Preprocessing, RoIHeads
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 FILES = sorted(config.GIN_CONFIGS.glob("*.gin"))
 SHAPES = "retinanet_r18_fpn_shapes"
 TINY = (
@@ -37,6 +38,9 @@ TINY = (
     "ConvTop.channels=32",
     "RetinaNetHead.num_convs=1",
     "FCOSHead.num_convs=1",
+    "RTMDetHead.num_convs=1",
+    "DynamicMaskBranch.num_convs=1",
+    "DynamicMaskBranch.feature_convs=1",
     "BoxHead.fc_channels=16",
     "MaskBranch.channels=8",
     "KeypointBranch.channels=8",

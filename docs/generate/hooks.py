@@ -22,6 +22,7 @@ _HOMES = {
     "changelog": "repository",
     "contributing": "repository",
     "recipes": "settings",
+    "runtimes": "measurements",
     "surface": "settings",
     "zoo": "weights",
 }

@@ -156,7 +156,8 @@ def _mask_fields(masks, image_size):
 def _keypoint_fields(key_points, count):
     if len(key_points) != count:
         raise UserError(
-            f"There are {len(key_points)} objects with keypoints and {count} detections: give both of the same objects."
+            f"There are {len(key_points)} objects with keypoints, but {count} detections: give keypoints and "
+            "detections of the same objects."
         )
     xy = np.asarray(key_points.xy, np.float32)
     scores = key_points.keypoint_confidence

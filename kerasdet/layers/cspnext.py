@@ -1,4 +1,4 @@
-"""CSPNeXt, the backbone of RTMDet, and the blocks that its neck shares (https://arxiv.org/abs/2212.07784)."""
+"""Defines CSPNeXt, the backbone of RTMDet, and the blocks that its neck shares (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Sequence
 

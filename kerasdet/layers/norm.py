@@ -1,4 +1,4 @@
-"""Normalisation layers, chosen by name.
+"""Defines normalisation layers, which are chosen by name.
 
 | name | statistics | scale and offset |
 |---|---|---|
