@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.models import Detector
 
 METADATA_FILE = "kerasdet.json"

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.inference.detections import BranchOutput, rescale, to_tf_od
+from kerasdet.inference.padded import BranchOutput, rescale, to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.models.postprocess import drop_empty
@@ -53,7 +53,7 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
 
     Returns:
         Outputs of the TF Object Detection API, such as ``detection_boxes``, with classes counted from 0; see
-        `kerasdet.inference.detections.to_tf_od`.
+        `kerasdet.inference.padded.to_tf_od`.
     """
     rule = model.preprocessing
     limit = rule.padded_size(image_size) if rule.letterboxes else image_size
@@ -84,7 +84,7 @@ def to_original(
     Boxes that lie in the padding are dropped, unless the model sees the padding as part of the image.
 
     Args:
-        detections: Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., see `kerasdet.inference.detections`.
+        detections: Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., see `kerasdet.inference.padded`.
         size: Height and width that the images have in the letterbox, in pixels.
         original_size: (B, 2) heights and widths of the original images, in pixels.
         rule: The model's preprocessing.

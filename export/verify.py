@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kerasdet.errors import VerificationError
-from kerasdet.inference.detections import KNOWN_OUTPUTS, BranchOutput
+from kerasdet.inference.padded import KNOWN_OUTPUTS, BranchOutput
 
 _SAME_OBJECT = 0.5  # minimum IoU of two boxes of the same object, as in AP50
 _MIN_BOX_SIZE = 16.0  # pixels; relative errors of smaller boxes would be large at a fraction of a pixel
@@ -210,7 +210,7 @@ def compare(
 
     Args:
         cases: Pairs of padded detections (dicts of `boxes` (B, D, 4), `scores` ..., see
-            `kerasdet.inference.detections`) for the same images, in pixels: those of the model and those of the export.
+            `kerasdet.inference.padded`) for the same images, in pixels: those of the model and those of the export.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.
         branch_outputs: The model's `Detector.branch_outputs`.

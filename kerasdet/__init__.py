@@ -1,4 +1,4 @@
-"""Object detection for TensorFlow and Keras 3.
+"""Detects objects with TensorFlow and Keras 3.
 
 ``import kerasdet`` takes milliseconds: TensorFlow, Keras and kerasdet's own modules are imported when a name of the
 package is first used.
@@ -64,6 +64,7 @@ _HOMES = {
     "train": "kerasdet.training",
 }
 _ROOMS = (
+    "analysis",
     "checkpoints",
     "data",
     "evaluation",
@@ -75,6 +76,7 @@ _ROOMS = (
     "losses",
     "models",
     "ops",
+    "reports",
     "training",
     "visualize",
 )

@@ -1,7 +1,7 @@
-"""Finds mistakes in configurations that gin does not see: settings without effect, and values of another type.
+"""Finds mistakes in configurations that gin does not report: settings without effect, and values of the wrong type.
 
-Scopes are those of gin: ``@train/CocoDataset()`` calls CocoDataset in the scope "train", and so are the parts that its
-own arguments refer to.
+A "part" is a class or function with gin's scope: ``@train/CocoDataset()`` calls CocoDataset in the scope "train". The
+parts that its arguments refer to are called in this scope as well.
 """
 
 import collections.abc
@@ -16,7 +16,7 @@ from typing import Any
 
 from kerasdet.errors import UserError
 
-Part = tuple[str, str]  # scope and name of a class or function; the name of a macro begins with %
+Part = tuple[str, str]  # (scope, name) of a class or function; the name of a macro begins with %
 
 _SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, tuple, list)
@@ -26,11 +26,11 @@ def used_parts(references: Mapping[Part, Collection[Part]], roots: Collection[st
     """Finds the parts that a configuration uses, with the scopes that they are called in.
 
     Args:
-        references: What the bindings of a part refer to. The scope of a reference without one is "".
-        roots: Names of the parts that are called first.
+        references: Part -> the parts to which its bindings refer. A reference without a scope has the scope "".
+        roots: Names of the parts that are called first, such as "train".
 
     Returns:
-        Pairs of scope and name.
+        Pairs (scope, name).
     """
     used: set[Part] = set()
     todo = [("", name) for name in roots]
@@ -52,11 +52,14 @@ def _prefixes(scope):
 
 
 def has_effect(target: str, used: Collection[Part]) -> bool:
-    """Returns whether a binding sets a macro, or an argument of a part, that is used.
+    """Tells whether a binding sets a macro, or an argument of a part, that is used.
 
     Args:
         target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
         used: Result of `used_parts`.
+
+    Returns:
+        False for a binding without effect.
     """
     scope, _, name = part_of(target).rpartition("/")
     if name.startswith("%"):
@@ -65,7 +68,14 @@ def has_effect(target: str, used: Collection[Part]) -> bool:
 
 
 def part_of(target: str) -> str:
-    """Returns the part of a binding with its scope, such as "train/CocoDataset"; a macro as "%LR"."""
+    """Returns the part that a binding configures.
+
+    Args:
+        target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
+
+    Returns:
+        The part with its scope, such as "train/CocoDataset"; for a macro its name, such as "%LR".
+    """
     scope, slash, name = target.rpartition("/")
     if "." not in name:
         return f"%{name}"
@@ -73,7 +83,14 @@ def part_of(target: str) -> str:
 
 
 def targets(text: str) -> list[str]:
-    """Lists the left sides of the bindings of a gin file, without those of included files."""
+    """Lists the left sides of the bindings in a gin file, without those in included files.
+
+    Args:
+        text: Contents of the file.
+
+    Returns:
+        Texts such as "train/CocoDataset.masks" and "LR", in the order of the file.
+    """
     return re.findall(r"^([A-Za-z_][\w./]*)\s*=", text, re.MULTILINE)
 
 
@@ -81,12 +98,12 @@ def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
     """Checks that no later `include` overwrites a binding of a gin file.
 
     Args:
-        text: The file.
-        read: Function that reads an included file by its name.
-        path: Path of the file, for the message.
+        text: Contents of the file.
+        read: Function from the name of an included file to its contents.
+        path: Path of the file, for the error message.
 
     Raises:
-        UserError: If one does.
+        UserError: If an `include` overwrites a binding above it.
     """
     own: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -115,16 +132,16 @@ def _all_targets(name, read) -> Iterator[str]:
 
 
 def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
-    """Checks that a value has the type of an argument, as far as the annotation is a number, a text or a sequence.
+    """Checks that a value has the annotated type of an argument. Only numbers, texts and sequences are checked.
 
     Args:
-        name: Name of the binding in messages.
-        value: The value; an object that is still to be made has the form "@Name()" in messages.
-        item: Class or function.
-        argument: Name of its argument.
+        name: Name of the binding, for the error message.
+        value: The value. Objects that are not created yet appear as "@Name()" in the error message.
+        item: Class or function that has the argument.
+        argument: Name of the argument.
 
     Raises:
-        UserError: If it has another type, such as the text "false".
+        UserError: If the value has another type, such as the text "false" for a bool.
     """
     kinds = _kinds(item, argument)
     if value is None or not kinds:

@@ -82,9 +82,15 @@ def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
 
 
 def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns the optimizer inside a `LossScaleOptimizer`, or the optimizer itself.
+    """Unwraps a `LossScaleOptimizer`.
 
     `LossScaleOptimizer.inner_optimizer` is public but undocumented. Seen in Keras 3.15.1.
+
+    Args:
+        optimizer: A Keras optimizer.
+
+    Returns:
+        The optimizer inside a `LossScaleOptimizer`; any other optimizer itself.
     """
     return getattr(optimizer, "inner_optimizer", optimizer)
 
@@ -232,6 +238,12 @@ def tflite_to_bytes(model: Any) -> bytearray:
     """Writes a `ModelT` of `tflite_schema` as a flatbuffer.
 
     Uses the private `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.
+
+    Args:
+        model: A `ModelT` object.
+
+    Returns:
+        The bytes of the ``.tflite`` file.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 

@@ -32,7 +32,7 @@ class GraphBuilder:
         self._count = 0
 
     def new_name(self, hint: str) -> str:
-        """Returns a name that no other value has."""
+        """Makes a name that no other value has, from a hint such as "conv"."""
         self._count += 1
         return f"{hint}_{self._count}"
 

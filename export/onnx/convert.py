@@ -70,12 +70,12 @@ class Converter:
         return "first" in self._values[_key(tensor)]
 
     def static(self, tensor: tf.Tensor) -> np.ndarray | None:
-        """Returns the value of a tensor if it is a constant, else None."""
+        """Returns the value of a tensor that is a constant in ONNX, and None for other tensors."""
         name = self._values[_key(tensor)].get("last")
         return self.builder.constants.get(name)
 
     def type_of(self, dtype: tf.DType) -> int:
-        """Returns ONNX's number of a type."""
+        """Returns the number by which ONNX identifies an element type."""
         return helper.np_dtype_to_tensor_dtype(np.dtype(numpy_type(dtype)))
 
     def convert(self, operations: Sequence[tf.Operation]) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
-from kerasdet.inference.detections import from_tf_od, join, rescale
+from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -62,7 +62,7 @@ class GraphPredictor(Predictor):
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
-            `kerasdet.inference.detections`.
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = (np.asarray(sizes) for sizes in batch_sizes(batch))
         images = np.asarray(batch["image"])
@@ -114,7 +114,14 @@ class GraphPredictor(Predictor):
         return as_input(np.asarray(images, np.float32), self.metadata["input_type"]), tuple(map(int, size))
 
     def example(self, image: np.ndarray) -> np.ndarray:
-        """Returns the graph's input for an image (H, W, 3): with its mirror image if the number of images is free."""
+        """Makes an input of the graph for verification: an image, and its mirror image if the batch size is free.
+
+        Args:
+            image: (H, W, 3) RGB, 0..255.
+
+        Returns:
+            (1, h, w, 3) or (2, h, w, 3).
+        """
         if self.size:
             return self.to_input(image[None])[0]
         batch = self._rule.batch([image, image[:, ::-1]])
@@ -178,7 +185,23 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UserError: If the file has no description.
     """
-    return parse_metadata(_properties(_session(path, 1), path)["kerasdet"], path)
+    return parse_metadata(read_properties(path)["kerasdet"], path)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Reads the ``metadata_props`` of an exported ONNX file, without optimising its graph.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> text, see `kerasdet.export.onnx.write`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+    """
+    return _properties(_session(path, 1, optimize=False), path)
 
 
 def parse_metadata(text: str, path: Path) -> dict:
@@ -217,7 +240,7 @@ def _properties(session, path):
     return properties
 
 
-def _session(path, num_threads):
+def _session(path, num_threads, optimize=True):
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} does not exist: give the .onnx file that `kerasdet export` wrote.")
     try:
@@ -227,6 +250,8 @@ def _session(path, num_threads):
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
     except Exception as error:  # onnxruntime raises classes of its own that share no base

@@ -7,11 +7,12 @@ import tensorflow as tf
 from onnx import helper
 
 from kerasdet.export.graph import InferenceGraph
-from kerasdet.export.onnx import layers, loops, operators
+from kerasdet.export.onnx import arrays, elementwise, layers, loops, reductions, slices
 from kerasdet.export.onnx.convert import Converter
 from kerasdet.ops import implementation
 
-_CONVERTERS = {**operators.CONVERTERS, **layers.CONVERTERS, **loops.CONVERTERS}
+_ROOMS = (arrays, elementwise, layers, loops, reductions, slices)
+_CONVERTERS = {name: converter for room in _ROOMS for name, converter in room.CONVERTERS.items()}
 
 
 def convert(

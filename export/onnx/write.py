@@ -5,7 +5,7 @@ size of the images are free, or fixed to one image of a size. Images are resized
 
 | postprocessing | outputs |
 |---|---|
-| ``nms`` | those of `kerasdet.inference.detections.to_tf_od`, float32, classes counted from 0 |
+| ``nms`` | those of `kerasdet.inference.padded.to_tf_od`, float32, classes counted from 0 |
 | ``raw`` | outputs of the heads, all levels concatenated, under the names that the model's `call` gives them; |
 |         | ``anchors`` (R, 4) as (y1, x1, y2, x2) in pixels; ``anchors_per_level`` (L,) int64 |
 

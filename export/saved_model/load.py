@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
-from kerasdet.inference.detections import from_tf_od, join, rescale
+from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.ops.dispatch import raw_ops
@@ -64,7 +64,7 @@ class SavedModelPredictor(Predictor):
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
-            `kerasdet.inference.detections`.
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         sizes, images = np.asarray(image_size), np.asarray(batch["image"])

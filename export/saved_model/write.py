@@ -33,7 +33,7 @@ from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
 from kerasdet.export.saved_model.decoding import decode_batch
 from kerasdet.export.saved_model.spec import MAX_PIXELS
-from kerasdet.inference.detections import to_tf_od
+from kerasdet.inference.padded import to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.ops import implementation

@@ -15,7 +15,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
 from kerasdet.export.tflite.native_log import without_delegate_line
-from kerasdet.inference.detections import from_tf_od, join
+from kerasdet.inference.padded import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -78,7 +78,7 @@ class TFLitePredictor(Predictor):
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
-            `kerasdet.inference.detections`.
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

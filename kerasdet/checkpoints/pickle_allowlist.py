@@ -193,11 +193,13 @@ def _mapping(pairs=None):
     if pairs is None or type(pairs) is dict:
         return {} if pairs is None else pairs
     if type(pairs) is not list:
-        raise ValueError("a dictionary is not made from pairs")
+        raise ValueError("the pickle makes a dictionary from something other than (key, value) pairs, which is refused")
     mapping = {}
     for pair in pairs:
         if type(pair) not in (tuple, list) or len(pair) != 2:
-            raise ValueError("a dictionary is not made from pairs")
+            raise ValueError(
+                "the pickle makes a dictionary from something other than (key, value) pairs, which is refused"
+            )
         if type(pair[0]) is str:
             mapping[pair[0]] = pair[1]
     pairs.clear()

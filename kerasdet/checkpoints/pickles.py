@@ -121,12 +121,12 @@ class _Machine:
     def stack_global(self, _):
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("the pickle asks for a global whose name is not a string, which is refused")
+            raise ValueError("the pickle names a function or class by something that is not text, which is refused")
         self.stack.append(lookup(module, name))
 
     def call(self, function, arguments):
         if not isinstance(function, Function):
-            raise ValueError(f"the pickle calls a {type(function).__name__}, which is refused")
+            raise ValueError(f"the pickle calls an object of type {type(function).__name__}, which is refused")
         if type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
             raise ValueError(f"the pickle calls {function.name} with invalid arguments")
         try:

@@ -164,8 +164,8 @@ def read_contents(
     if annotations and changes.counts["orphaned_annotations"] == len(annotations):
         first = data["annotations"][0]
         raise UserError(
-            f"{source}: no annotation has an image. The first one, {name_of(first)}, has the image_id "
-            f'{show(first["image_id"])}, but no entry of "images" has that id. Correct the ids or add the entries.'
+            f'{source}: {name_of(first)} has the image_id {show(first["image_id"])}, but no entry of "images" has that '
+            "id; the other annotations have no image either. Correct the ids or add the entries."
         )
     _check_units(kept, source)
     used = {annotation["category_id"] for annotation in kept}

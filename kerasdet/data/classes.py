@@ -27,22 +27,21 @@ def check_class_list(lines: Sequence[str], path: Path) -> None:
     what = None
     if path.suffix.lower() in _OTHER_SUFFIXES:
         what = f"has the suffix {path.suffix}"
-    for first in (0, 1):  # line 1 may be the header of a table
-        found = [_NUMBERED.match(line) for line in lines[first:]]
-        numbers = sorted(int(match[1]) for match in found if match)
-        if (
-            len(found) > 1
-            and all(found)
-            and numbers[0] in (0, 1)
-            and numbers == [*range(numbers[0], len(numbers) + numbers[0])]
-        ):
-            what = f"begins its lines with class ids, such as {lines[first]!r}"
-    if lines and (lines[0][0] in "[{" or lines[0].startswith("item {") or all(line.startswith("- ") for line in lines)):
+    elif numbered := next((part for part in (lines, lines[1:]) if _are_numbered(part)), None):  # line 1 may be a header
+        what = f"begins its lines with class ids, such as {numbered[0]!r}"
+    elif lines and (lines[0][0] in "[{" or lines[0].startswith("item {") or all(each[:2] == "- " for each in lines)):
         what = f"begins with {lines[0][:40]!r}"
     if what:
         raise UserError(
             f"{path} {what}; expected only a class name per line, in the order of the ids. Rewrite the file."
         )
+
+
+def _are_numbered(lines):
+    """Returns whether all of several lines begin with a number, and the numbers count from 0 or 1 in any order."""
+    found = [_NUMBERED.match(line) for line in lines]
+    numbers = sorted(int(match[1]) for match in found if match)
+    return len(found) > 1 and all(found) and numbers in ([*range(len(found))], [*range(1, len(found) + 1)])
 
 
 def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> dict[str, Any]:

@@ -137,9 +137,7 @@ def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
     """
     path = expand(path)
     if not is_remote(os.fspath(source)) and expand(source).resolve() in path.resolve().parents:
-        raise UserError(
-            f"{path} lies inside {source}, which is read; expected a folder elsewhere. Name another folder."
-        )
+        raise UserError(f"{path} lies inside of the source {source}; expected a folder elsewhere. Name another folder.")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
     return path

@@ -32,6 +32,7 @@ NOTES = {
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
+    "repeated_boxes": "boxes that are in their image more than once",
     "duplicate_annotation_ids": "duplicate annotation ids",
 }
 
@@ -349,6 +350,9 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
         counts["difficult_boxes"] = int((keep & difficult).sum())
 
     kept = np.flatnonzero(keep)
+    places = np.column_stack([rows[kept], columns["class_ids"][kept], xywh[kept]])
+    if repeated := len(places) - len(np.unique(places, axis=0)):
+        counts["repeated_boxes"] = repeated
     objects = split_by_image({name: column[kept] for name, column in columns.items()}, rows[kept], len(sizes))
     if masks:
         runs = [runs[i] for i in kept]

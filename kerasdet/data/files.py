@@ -33,6 +33,7 @@ REPAIRS = {
     "mapped_options": "numbers of options replaced by their names",
     "contradicting_names": "files that name another image than the one of their own name, which was taken",
     "swapped_corners": "boxes with swapped corners turned",
+    "shared_labels": "label files that several images share",
     "no_labels": "splits without a label file",
     "other_class_lists": "lists of classes beside the one that was taken",
 }
@@ -122,8 +123,8 @@ class ImageFinder:
     Args:
         folders: Folders that names are relative to, the most likely one first.
         changes: Counts the values that had to be converted or repaired.
-        split: Split of the images. A file in a folder of another split is none of them, unless the name has that
-            folder.
+        split: Split of the images. Files in the folder of another split are not considered, unless the name contains
+            that folder.
     """
 
     def __init__(self, folders: Sequence[Path], changes: Changes, split: str = WHOLE) -> None:

@@ -203,8 +203,8 @@ def _part(shape, where, names, changes):
     least = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3)
     if kind not in _SHAPES or len(points) < least or not np.isfinite(points).all():
         raise UserError(
-            f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected {' or '.join(_SHAPES)}, "
-            f"with at least {least} points (x, y) for this kind. Correct the shape."
+            f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected one of {', '.join(_SHAPES)}, "
+            f"and at least {least} points (x, y). Correct the shape."
         )
     return (label, [], [_mask(shape, points, where)]) if kind == "mask" else (label, [_outline(kind, points)], [])
 

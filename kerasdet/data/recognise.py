@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections import Counter
@@ -68,6 +69,10 @@ def recognise(path: str | os.PathLike) -> Source:
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
     for name, find in _FINDERS.items():
         if splits := find(path):
+            if path.is_dir() and (other := _other_annotations(path, name)):
+                _logger.warning(
+                    "%s holds %s and also %s, which is not read. To read it, give its path.", path, name, other
+                )
             return Source(path, name, splits)
     if path.is_dir():
         inside = [each for each in path.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
@@ -222,6 +227,16 @@ _FINDERS = {
     "Pascal VOC": find_voc,
     "YOLO without data.yaml": _find_yolo_folder,
 }
+
+
+def _other_annotations(path, name):
+    """Returns a file at the top of a folder in another format than the one that was recognised, or None."""
+    files = [] if name == "COCO" else [*path.glob("*.json"), *path.glob("[Aa]nnotations/*.json")]
+    coco = (file for file in sorted(files)[:_SAMPLE] if _is_kind(file, "coco"))
+    xml = (
+        () if name == "Pascal VOC" else (f for f in sorted(path.glob("*.xml")) if "<annotation>" in read_text(f)[:2000])
+    )
+    return next(itertools.chain(coco, xml), None)
 
 
 def _unknown(path):

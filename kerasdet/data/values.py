@@ -203,7 +203,13 @@ class Changes:
         self.note(kind, name, fact)
 
     def note(self, kind: str, name: str, fact: str) -> None:
-        """Counts a fact that is worth a line in the log and that even a strict reader accepts; see `add`."""
+        """Counts a fact for the log that is not an error, even with `strict`.
+
+        Args:
+            kind: Name of the kind of fact, a key of `counts`.
+            name: Name of the item, such as "annotation 7".
+            fact: Description of the fact after the name, such as "has the image_id '1'".
+        """
         self.counts[kind] += 1
         if self.counts[kind] <= MAX_LISTED:
             self.problems.append(Problem(kind, name, fact))

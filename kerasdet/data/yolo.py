@@ -249,6 +249,8 @@ def read_yolo(
     for image_id, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1):
         entries.append(image_entry(image_id, image, size))
         label = label_of(image)
+        if label in used and label.is_file():
+            changes.note("shared_labels", str(label), f"is for {image.name} and another image of that stem")
         used.add(label)
         if size is None or not label.is_file():
             continue

@@ -119,7 +119,7 @@ class AnchorGenerator(ConfigFromInit):
         if len(counts) != 1:
             raise ValueError(
                 f"AnchorGenerator has {sorted(counts)} anchors per cell on its levels: expected the same number on "
-                "every level. Give each level as many sizes times aspect ratios."
+                "every level. Give each level the same number of sizes and of aspect ratios."
             )
         return counts.pop()
 

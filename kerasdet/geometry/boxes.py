@@ -1,4 +1,4 @@
-"""Box arithmetic, and THE coordinate convention of kerasdet.
+"""Defines box arithmetic, and THE coordinate convention of kerasdet.
 
 A box is ``(y1, x1, y2, x2)``: float32, in absolute pixels of the image that it belongs to. Coordinates are continuous:
 

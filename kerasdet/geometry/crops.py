@@ -151,8 +151,8 @@ def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
     """Computes the crops of full-size masks, exactly.
 
     Args:
-        bitmaps: (M, H, W). Whether, or in which part, the object covers each pixel: bool, or float in [0, 1]. M may be
-            1 for one bitmap that all boxes share.
+        bitmaps: (M, H, W), bool, or float in [0, 1] for the fraction of each pixel that the object covers. M may be 1
+            for one bitmap that all boxes share.
         boxes: (M, 4) yxyx in pixels, inside the image.
         size: S, the height and width of a crop in cells.
 

@@ -1,4 +1,4 @@
-"""Lays out SSD's default boxes, whose sizes are fractions of the image's, and matches them to ground truth."""
+"""Lays out SSD's default boxes (anchors whose sizes are fractions of the image size), and matches them to objects."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +20,9 @@ class DefaultBoxes(ConfigFromInit):
     for each aspect ratio. The defaults are those of SSD300.
 
     Args:
-        scales: Sides of the levels' squares as fractions of the image's sides, finest first, and one more number.
-        aspect_ratios: For each level the ratios r of the long to the short side; each makes a wide and a high box.
+        scales: Side of the square of each level, as a fraction of the image's side, finest level first; then one more
+            number, the next scale of the coarsest level.
+        aspect_ratios: For each level the ratios of the long to the short side; each makes a wide and a high box.
         levels: Names of the levels, finest first.
         strides: Distance of neighbouring cells of each level, in pixels. None divides the image evenly among the cells.
 
@@ -42,7 +43,7 @@ class DefaultBoxes(ConfigFromInit):
         if wrong := {name: count for name, count in counts.items() if count != len(levels)}:
             name, count = next(iter(wrong.items()))
             raise UserError(
-                f"DefaultBoxes has {len(levels)} levels, {', '.join(levels)}, and {count} of {name}: give one for each "
+                f"DefaultBoxes.{name} has {count} entries for {len(levels)} levels, {', '.join(levels)}: give one per "
                 "level."
             )
         self.scales = tuple(scales)
@@ -52,11 +53,18 @@ class DefaultBoxes(ConfigFromInit):
 
     @property
     def num_anchors(self) -> tuple[int, ...]:
-        """A of each level, the number of boxes per cell."""
+        """Number of boxes per cell, for each level."""
         return tuple(2 + 2 * len(ratios) for ratios in self.aspect_ratios)
 
     def cell_sizes(self, level: str) -> np.ndarray:
-        """Returns heights and widths of the boxes of a cell as fractions of the image's, (A, 2) float32."""
+        """Returns the sizes of the boxes of a cell.
+
+        Args:
+            level: Name of the pyramid level, such as "p3".
+
+        Returns:
+            (A, 2) float32, heights and widths as fractions of the image's height and width.
+        """
         index = self.levels.index(level)
         scale, between = self.scales[index], (self.scales[index] * self.scales[index + 1]) ** 0.5
         sizes = [(scale, scale), (between, between)]
@@ -69,11 +77,11 @@ class DefaultBoxes(ConfigFromInit):
         """Lays out the boxes of all levels.
 
         Args:
-            grids: level -> (height, width) of its feature map, Python or tensor integers.
-            image_size: (height, width) of the padded network input.
+            grids: Level name -> (height, width) of its feature map in cells, Python or tensor integers.
+            image_size: (height, width) of the padded network input in pixels.
 
         Returns:
-            level -> (height * width * A, 4) float32.
+            Level name -> (height * width * A, 4) float32 boxes yxyx, in pixels of the network's input.
         """
         return {level: self._level_boxes(level, grids[level], image_size) for level in self.levels}
 
@@ -95,14 +103,14 @@ class DefaultBoxes(ConfigFromInit):
 class SSDMatcher(ConfigFromInit):
     """Matches default boxes to ground truth (SSD, https://arxiv.org/abs/1512.02325, section 2.2).
 
-    Every object owns the one box that overlaps it most; the last of several objects with the same box gets it. Other
-    boxes belong to the object that they overlap most, if they overlap it enough.
+    Each object gets the default box that overlaps it most; if several objects want the same box, the last one gets it.
+    Other boxes are matched to the object that they overlap most, if the IoU is at least `foreground_iou`.
 
     Args:
         foreground_iou: Boxes that overlap their best object by at least this IoU are positive, and all others negative.
             In [0, 1].
-        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None disables it:
-            crowds then leave no trace.
+        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None treats
+            crowds as background.
     """
 
     def __init__(self, foreground_iou: float = 0.5, ignore_crowd_iof: float | None = None):
@@ -113,11 +121,11 @@ class SSDMatcher(ConfigFromInit):
         """Matches the boxes of a batch.
 
         Args:
-            anchors: (R, 4).
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M).
+            anchors: (R, 4) yxyx in pixels.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
 
         Returns:
-            matched_gt (B, R) int32, see `kerasdet.geometry.matching`.
+            (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         valid = tf.pad(valid_gt_mask(batch), [[0, 0], [0, 1]])  # one row that matches nothing, so that M may be 0
         gt_boxes = tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]])

@@ -1,4 +1,4 @@
-"""Instance masks: crops of fixed size for training, mask targets of regions, and pasting into images.
+"""Crops instance masks to a fixed size for training, computes mask targets, and pastes masks into images.
 
 A crop is the part of a mask inside its object's box, resized to a square of S x S cells. A cell holds the fraction of
 its area that the object covers, scaled to 0..255. Crops are computed exactly from run lengths, without a bitmap, so

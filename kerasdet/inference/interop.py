@@ -75,7 +75,22 @@ def fields_from_supervision(
     class_names: Sequence[str] | None,
     key_points: "supervision.KeyPoints | None",
 ) -> dict[str, Any]:
-    """Returns keyword arguments for `Detections` from objects of supervision; see `Detections.from_supervision`."""
+    """Converts objects of supervision to keyword arguments of `Detections`.
+
+    This is the implementation of `Detections.from_supervision`, which explains the arguments.
+
+    Args:
+        detections: A `supervision.Detections`.
+        image_size: Height and width of the image in pixels.
+        class_names: Names by class id, or None.
+        key_points: The keypoints of the same objects, or None.
+
+    Returns:
+        Argument name -> value.
+
+    Raises:
+        UserError: If masks, keypoints or names do not fit.
+    """
     count = len(detections)
     scores = np.ones(count) if detections.confidence is None else detections.confidence
     class_ids = np.zeros(count, int) if detections.class_id is None else detections.class_id
@@ -141,7 +156,8 @@ def _mask_fields(masks, image_size):
 def _keypoint_fields(key_points, count):
     if len(key_points) != count:
         raise UserError(
-            f"There are {len(key_points)} objects with keypoints and {count} detections: give both of the same objects."
+            f"There are {len(key_points)} objects with keypoints, but {count} detections: give keypoints and "
+            "detections of the same objects."
         )
     xy = np.asarray(key_points.xy, np.float32)
     scores = key_points.keypoint_confidence

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput, Detections, unpad
+from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.inference.preprocessing import (
     ImageLike,
     KeepSize,
@@ -94,7 +95,7 @@ class Predictor:
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
-            `kerasdet.inference.detections`.
+            `kerasdet.inference.padded`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define detect_batch.")
 

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import rescale, with_equal_masks
+from kerasdet.inference.padded import rescale, with_equal_masks
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.inference.wrapper import PredictorWrapper
@@ -66,7 +66,7 @@ class TiledPredictor(PredictorWrapper):
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
-            `kerasdet.inference.detections`.
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

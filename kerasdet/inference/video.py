@@ -118,7 +118,7 @@ class VideoReader:
             return self._av.open(device.format(self.source), format=form)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
-                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): expected the "
+                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): give the "
                 "number of a connected camera that no other program uses."
             ) from None
 

@@ -76,7 +76,15 @@ class ConvNorm(keras.layers.Layer):
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
+        """Applies convolution, norm and activation.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether the norm uses the statistics of the batch.
+
+        Returns:
+            (B, ceil(H / strides), ceil(W / strides), filters).
+        """
         x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:
@@ -132,7 +140,15 @@ class DepthwiseConvNorm(keras.layers.Layer):
             self.norm.build(input_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the features (B, ceil(H / strides), ceil(W / strides), C) of `x` (B, H, W, C)."""
+        """Applies convolution, norm and activation.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether the norm uses the statistics of the batch.
+
+        Returns:
+            (B, ceil(H / strides), ceil(W / strides), C).
+        """
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:
             x = self.norm(x, training=training)

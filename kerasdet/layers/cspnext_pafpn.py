@@ -1,4 +1,4 @@
-"""CSPNeXtPAFPN, the neck of RTMDet (https://arxiv.org/abs/2212.07784)."""
+"""Defines CSPNeXtPAFPN, the neck of RTMDet (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -90,7 +90,15 @@ class DeformConvNorm(keras.layers.Layer):
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
+        """Predicts offsets and applies the deformable convolution, norm and activation.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether the norm uses the statistics of the batch.
+
+        Returns:
+            (B, ceil(H / strides), ceil(W / strides), filters).
+        """
         offsets, mask = self.offset(self.pad(x)), None
         if self.deform_version == 2:
             channels = offsets.shape[-1]

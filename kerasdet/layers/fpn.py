@@ -1,4 +1,4 @@
-"""Feature pyramid network (https://arxiv.org/abs/1612.03144)."""
+"""Defines the feature pyramid network (FPN) (https://arxiv.org/abs/1612.03144)."""
 
 from collections.abc import Sequence
 
@@ -133,7 +133,7 @@ def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
 
     Args:
         coarse: (B, h, w, C) feature map of the coarser level.
-        fine: (B, H, W, C) feature map of the finer level, with H in (2 * h - 1, 2 * h) and W likewise.
+        fine: (B, H, W, C) feature map of the finer level, with H = 2 * h or 2 * h - 1, and W = 2 * w or 2 * w - 1.
 
     Returns:
         (B, H, W, C), `coarse` resized.

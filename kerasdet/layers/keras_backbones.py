@@ -1,4 +1,4 @@
-"""Backbones of `keras.applications` and of KerasHub, by the protocol of `kerasdet.layers.Backbone`."""
+"""Makes backbones from models of `keras.applications` and KerasHub; they follow `kerasdet.layers.Backbone`."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from kerasdet.keras_compat import flatten_layers
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 
-_COARSEST = 32  # pixels that the images are padded to a multiple of
+_COARSEST = 32  # images are padded to a multiple of this many pixels
 _HALF = (127.5, 127.5, 127.5)
 # Prefix of an architecture -> mean and deviation of the pixels that its weights expect, on a scale of 0..255
 _PIXELS = {
@@ -26,12 +26,12 @@ class _Pyramid(keras.Model):
     """Runs a Keras model from images to features; `connect` makes it a backbone."""
 
     def connect(self, features: Mapping[str, keras.KerasTensor], mean: Sequence[float], std: Sequence[float]) -> None:
-        """Sets the protocol's attributes.
+        """Sets the attributes `features`, `channels` and `strides` that the protocol of backbones needs.
 
         Args:
-            features: Name of a feature -> the tensor in `self.backbone`, finest first.
+            features: Feature name -> tensor in `self.backbone`, finest first.
             mean: Means of the pixels that the network expects, on a scale of 0..255.
-            std: Their standard deviations.
+            std: Standard deviations of these pixels.
         """
         self.features = tuple(features)
         self.channels = {name: int(tensor.shape[-1]) for name, tensor in features.items()}
@@ -73,15 +73,15 @@ def _set_norms(backbone, frozen):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class PyramidBackbone(ConfigFromInit, _Pyramid):
-    """Makes a backbone of a Keras model that has `pyramid_outputs`, as KerasHub's feature pyramid backbones do.
+    """Makes a backbone from a Keras model with `pyramid_outputs`, such as KerasHub's feature pyramid backbones.
 
     Args:
-        backbone: Keras model with one input, the images, and `pyramid_outputs`: "P3" -> its tensor of stride 8, and so
-            on.
-        out_features: Names of the returned feature maps: ``c3`` is "P3".
+        backbone: Keras model whose only input is the images, with the attribute `pyramid_outputs`: name such as "P3" ->
+            tensor of stride 8.
+        out_features: Names of the returned feature maps: ``c3`` is "P3", and so on.
         input_mean: Means of the pixels that the model expects, RGB on a scale of 0..255.
         input_std: Standard deviations of these pixels.
-        freeze_norms: Whether its batch norms use their stored statistics, as pretrained ones should.
+        freeze_norms: Whether the batch norms use their stored statistics. Set it for pretrained models.
         **kwargs: Arguments of `keras.Model`.
 
     Raises:
@@ -123,16 +123,16 @@ class PyramidBackbone(ConfigFromInit, _Pyramid):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class KerasApplication(ConfigFromInit, _Pyramid):
-    """Makes a backbone of an architecture of `keras.applications`.
+    """Makes a backbone from an architecture of `keras.applications`.
 
-    A feature is the output of the last layer of its stride. The detector's `Preprocessing` keeps ImageNet's means and
-    standard deviations, its default; the backbone converts them to the pixels of the architecture.
+    Each feature is the output of the last layer with the feature's stride. Leave the pixel statistics of the detector's
+    `Preprocessing` at their default, ImageNet's: the backbone converts the pixels to those of the architecture.
 
     Args:
         architecture: Name of a ConvNeXt, EfficientNetV2 or MobileNet in `keras.applications`, such as
             "EfficientNetV2B0".
-        pretrained: "imagenet" downloads Keras' weights; a path of a weights file without the classifier is read. None
-            starts from random weights.
+        pretrained: "imagenet" to download Keras' weights, or the path of a weights file without the classifier. None
+            for random weights.
         out_features: Names of the returned feature maps, ``c2`` (stride 4) to ``c5`` (stride 32).
         freeze_norms: Whether batch norms use their stored statistics. None freezes those of pretrained weights.
         **kwargs: Arguments of `keras.Model`.
@@ -159,8 +159,8 @@ class KerasApplication(ConfigFromInit, _Pyramid):
         if pixels is None or not callable(make):
             names = [name for name in dir(keras.applications) if name.startswith(tuple(_PIXELS))]
             raise UserError(
-                f"KerasApplication has no architecture {architecture!r}: expected one of {', '.join(names)}. Correct "
-                "the name."
+                f"KerasApplication.architecture is {architecture!r}: expected one of {', '.join(names)}. Correct the "
+                "name."
             )
         self.architecture = architecture
         self.pretrained = pretrained

@@ -1,4 +1,4 @@
-"""MobileNetV3 (https://arxiv.org/abs/1905.02244)."""
+"""Defines MobileNetV3, a backbone (https://arxiv.org/abs/1905.02244)."""
 
 import itertools
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ _STRIDES = {"c4_expanded": 16, "c5_first": 32, **{f"c{i}": 2**i for i in range(1
 class MobileNetV3(ConfigFromInit, keras.Model):
     """Computes the feature maps of MobileNetV3-Large, the backbone of torchvision's mobile detectors.
 
-    The model follows the protocol of `kerasdet.layers.Backbone`. Besides ``c1`` (stride 2) to ``c5`` (stride 32), the
-    output of the last convolution, two more features may be asked for: ``c4_expanded`` (stride 16), the input of the
-    strided convolution of c5's first block, which SSDLite predicts from, and ``c5_first`` (stride 32), the output of
-    this block, which torchvision's FPN merges with ``c5``.
+    The model follows the protocol `kerasdet.layers.Backbone`. Its features are ``c1`` (stride 2) to ``c5`` (stride 32,
+    the output of the last convolution), and two more. ``c4_expanded`` (stride 16) is the input of the strided
+    convolution in the first block of ``c5``; SSDLite predicts from it. ``c5_first`` (stride 32) is the output of this
+    block; torchvision's FPN merges it with ``c5``.
 
     Args:
         width_factor: Factor of all numbers of channels, which are then rounded to multiples of 8.
-        reduced_tail: Whether the blocks of ``c5`` have half of their channels, as in SSDLite.
+        reduced_tail: Whether the blocks of ``c5`` have half as many channels, like in SSDLite.
         out_features: Names of the returned feature maps.
         norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
         norm_epsilon: Constant that the norms add to variances.

@@ -1,4 +1,4 @@
-"""ResNet backbones (https://arxiv.org/abs/1512.03385)."""
+"""Defines ResNet backbones (https://arxiv.org/abs/1512.03385)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The head of RTMDet (https://arxiv.org/abs/2212.07784)."""
+"""Defines the head of RTMDet (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Mapping, Sequence
 

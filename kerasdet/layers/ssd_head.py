@@ -1,4 +1,4 @@
-"""The head of SSD (https://arxiv.org/abs/1512.02325) and SSDLite (https://arxiv.org/abs/1801.04381)."""
+"""Defines the head of SSD (https://arxiv.org/abs/1512.02325) and SSDLite (https://arxiv.org/abs/1801.04381)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class SSDHead(ConfigFromInit, DenseHead):
-    """Predicts classes, background among them, and box deltas for each default box; every level has its own layers.
+    """Predicts classes with background and box deltas for each default box; every level has its own layers.
 
     Args:
         separable: Whether each predictor is a depthwise 3x3 convolution with ReLU6 and a 1x1 convolution (SSDLite);
@@ -49,7 +49,7 @@ class SSDHead(ConfigFromInit, DenseHead):
             num_classes: K, number of classes without background.
             num_anchors: Default boxes in each cell, one number for each level.
             levels: Names of the levels, finest first.
-            channels: Channels of the levels, one number for each.
+            channels: Number of channels of each level.
         """
         self.num_classes = num_classes
         self.class_logits = self._predictors([count * (num_classes + 1) for count in num_anchors], "class_logits")
@@ -89,15 +89,15 @@ class SSDHead(ConfigFromInit, DenseHead):
                 layers.build(self.attached_to[-1])
 
     def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
-        """Predicts for every default box.
+        """Predicts class logits and box deltas for every default box.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Level name -> (B, h, w, C).
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, h * w * A, K + 1), background last, ``box_deltas``: level ->
-            (B, h * w * A, 4), float32.
+            Two dicts by level name, float32: ``class_logits`` (B, h * w * A, K + 1), background last, and
+            ``box_deltas`` (B, h * w * A, 4) as (dy, dx, dh, dw).
         """
         of_classes = of_boxes = pyramid
         if self.separable:

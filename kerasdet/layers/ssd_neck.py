@@ -1,4 +1,4 @@
-"""The extra feature maps of SSD (https://arxiv.org/abs/1512.02325) and SSDLite (https://arxiv.org/abs/1801.04381)."""
+"""Defines the neck of SSD (https://arxiv.org/abs/1512.02325) and SSDLite (https://arxiv.org/abs/1801.04381)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,22 +14,23 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class SSDNeck(ConfigFromInit, keras.layers.Layer):
-    """Passes features on as levels ``p3`` ... and adds coarser ones, each by convolutions on the one before.
+    """Returns backbone features as the finest levels ``p3`` ..., and adds coarser levels by convolutions.
 
-    An extra level halves the channels, halves the map by a strided 3x3 convolution, and has its own number of channels.
+    Each extra level is computed from the level before: a 1x1 convolution to half of the extra level's channels, then a
+    strided 3x3 convolution that halves height and width.
 
     Args:
         in_features: Names of the backbone features, finest first. Each is ``c`` and a level number.
-        extra_channels: Channels of the extra levels, one number for each.
-        unpadded: Number of the last extra levels whose 3x3 convolution neither pads nor strides: it shortens a map by
-            two cells, from 3x3 to 1x1 (SSD300 has 2).
+        extra_channels: Number of channels of each extra level.
+        unpadded: How many of the last extra levels have a 3x3 convolution without padding and stride, which shortens
+            height and width by two cells, such as from 3x3 to 1x1 (SSD300: 2).
         separable: Whether the 3x3 convolutions are depthwise and a 1x1 convolution follows, with ReLU6 (SSDLite).
         norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
         norm_epsilon: Constant that the norms add to variances.
         norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
-        finest_scale: First value of the learnt factor of each channel of the finest level, whose cells then have their
-            L2 norm divided out (ParseNet, https://arxiv.org/abs/1506.04579; SSD300 has 20). None leaves that level
-            unchanged.
+        finest_scale: The cells of the finest level are divided by their L2 norm and multiplied by a learnt factor per
+            channel that starts at this value (ParseNet, https://arxiv.org/abs/1506.04579; SSD300: 20). None leaves the
+            level unchanged.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -57,8 +58,8 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         super().__init__(**kwargs)
         if not extra_channels or not 0 <= unpadded <= len(extra_channels):
             raise UserError(
-                f"SSDNeck got extra_channels={tuple(extra_channels)} and unpadded={unpadded}: expected one level or "
-                "more, and at most as many without padding. Correct them."
+                f"SSDNeck got extra_channels={tuple(extra_channels)} and unpadded={unpadded}: expected at least one "
+                "extra level, and `unpadded` not above their number. Correct them."
             )
         self.in_features = tuple(in_features)
         self.extra_channels = tuple(extra_channels)
@@ -97,7 +98,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of each level, of a built neck."""
+        """Number of channels of each level, after `build`."""
         return self._in_channels + self.extra_channels
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""VGG with the dilated convolutions of SSD (https://arxiv.org/abs/1409.1556, https://arxiv.org/abs/1512.02325)."""
+"""Defines VGG with SSD's dilated convolutions (https://arxiv.org/abs/1409.1556, https://arxiv.org/abs/1512.02325)."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ from kerasdet.layers.conv import ConvNorm
 class VGG(ConfigFromInit, keras.Model):
     """Computes ``c3`` (stride 8) and ``c4`` (stride 16) of normalised images, the features that SSD predicts from.
 
-    The model follows the protocol of `kerasdet.layers.Backbone`. ``c3`` is VGG-16's conv4_3; ``c4`` follows conv5_3 by
-    convolutions that replace the fully connected layers, the first of which has a dilation of 6. There are no norms.
+    The model follows the protocol `kerasdet.layers.Backbone`. ``c3`` is VGG-16's conv4_3. ``c4`` is computed from
+    conv5_3 by two convolutions in place of VGG's fully connected layers, the first with a dilation of 6. There are no
+    norms.
 
     Args:
         stages: Numbers of 3x3 convolutions of the five stages.
         width: Channels of the first stage; the next three stages double them, and the fifth keeps them.
         fc_channels: Channels of ``c4``.
-        freeze_at: Number of stages that are not trained, counted from the input.
+        freeze_at: Number of stages that are not trained, counted from the input. 0 freezes nothing.
         **kwargs: Arguments of `keras.Model`.
 
     Attributes:
@@ -91,7 +92,7 @@ class VGG(ConfigFromInit, keras.Model):
             training: Ignored: the model has no norms.
 
         Returns:
-            ``c3`` and ``c4``: (B, h, w, C).
+            A dict of ``c3`` and ``c4``, (B, h, w, C) each; h and w are H and W over the stride, rounded up.
         """
         x, convs = images, iter(self.convs)
         for stage, (count, pool) in enumerate(zip(self.stages, [*self.pools, self.last_pool], strict=True)):

@@ -26,7 +26,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.keras_utils import freeze, policy_scope
 
 if TYPE_CHECKING:

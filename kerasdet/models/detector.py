@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput, rescale
+from kerasdet.inference.padded import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.models.trainer import Trainer, drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
+from kerasdet.models.batch import drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
+from kerasdet.models.trainer import Trainer
 from kerasdet.ops import implementation
 
 

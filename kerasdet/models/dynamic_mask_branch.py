@@ -11,7 +11,7 @@ from kerasdet.geometry import mask_targets
 from kerasdet.geometry.boxes import centers
 from kerasdet.geometry.masks import CROP_SIZE
 from kerasdet.geometry.matching import gather_gt
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers import ConvNorm, Tower, make_norm
 from kerasdet.layers.heads import small_normal

@@ -19,7 +19,7 @@ from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_ne
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FasterRCNN(ConfigFromInit, Detector):
-    """Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
+    """Detects objects by Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
 
     Args:
         num_classes: K, number of classes without background.
@@ -89,7 +89,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         """Runs the model for its losses: samples regions with the ground truth and predicts for these.
 
         Args:
-            batch: Training batch; see `kerasdet.models.trainer.training_batch`.
+            batch: Training batch; see `kerasdet.models.batch.training_batch`.
             training: Whether norms use the statistics of the batch.
 
         Returns:
@@ -230,7 +230,9 @@ class FasterRCNN(ConfigFromInit, Detector):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaskRCNN(FasterRCNN):
-    """Mask R-CNN (https://arxiv.org/abs/1703.06870): a `FasterRCNN` whose `roi_heads` have a `MaskBranch` by default.
+    """Detects objects and masks by Mask R-CNN (https://arxiv.org/abs/1703.06870).
+
+    It is a `FasterRCNN` whose `roi_heads` have a `MaskBranch` by default.
 
     Args:
         num_classes: K, number of classes without background.
@@ -244,7 +246,9 @@ class MaskRCNN(FasterRCNN):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class KeypointRCNN(FasterRCNN):
-    """Keypoint R-CNN (Mask R-CNN, section 5): a `FasterRCNN` whose `roi_heads` have a `KeypointBranch` by default.
+    """Detects objects and keypoints by Keypoint R-CNN (Mask R-CNN, section 5).
+
+    It is a `FasterRCNN` whose `roi_heads` have a `KeypointBranch` by default.
 
     Args:
         num_classes: K, number of classes without background; 1 for people.

@@ -160,7 +160,7 @@ class ProposalSelection(ConfigFromInit):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RPN(ConfigFromInit, keras.layers.Layer):
-    """Region proposal network: predicts for each anchor whether it holds an object, and its box (arXiv 1506.01497).
+    """Proposes regions: predicts for each anchor whether it holds an object, and its box (arXiv 1506.01497).
 
     Args:
         anchors: Anchors over all levels of the neck.

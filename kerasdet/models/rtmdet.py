@@ -145,7 +145,7 @@ class RTMDet(ConfigFromInit, Detector):
         """Runs the model for its losses.
 
         Args:
-            batch: Training batch; see `kerasdet.models.trainer.training_batch`.
+            batch: Training batch; see `kerasdet.models.batch.training_batch`.
             training: Whether norms use the statistics of the batch.
 
         Returns:
@@ -315,7 +315,7 @@ class RTMDet(ConfigFromInit, Detector):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RTMDetIns(RTMDet):
-    """RTMDet-Ins: an `RTMDet` that also predicts instance masks, with a `DynamicMaskBranch`.
+    """Detects objects and instance masks: an `RTMDet` with a `DynamicMaskBranch`.
 
     Args:
         num_classes: K, number of classes without background.

@@ -1,4 +1,4 @@
-"""SSD and SSDLite (https://arxiv.org/abs/1512.02325, https://arxiv.org/abs/1801.04381)."""
+"""Defines SSD and SSDLite (https://arxiv.org/abs/1512.02325, https://arxiv.org/abs/1801.04381)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,16 +43,16 @@ class SSD(ConfigFromInit, Detector):
         backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `VGG()`.
         neck: Layer from features to levels, whose channels may differ. By default SSD300's `SSDNeck`.
         anchors: Default boxes of the neck's levels. By default `DefaultBoxes()`.
-        coder: Translates between boxes and the deltas that the head predicts. By default
-            `DeltaCoder((10, 10, 5, 5))`.
+        coder: Converts between boxes and the deltas that the head predicts. By default `DeltaCoder((10, 10, 5, 5))`.
         head: Predicts class logits and box deltas. By default `SSDHead()`.
         matcher: Matches default boxes to ground truth. By default `SSDMatcher()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=1)`.
-        negative_ratio: Number of negatives for each positive of an image that have a classification loss: those with
-            the highest one.
-        normalizer: Divides the losses. By default `LossNormalizer("batch")`.
-        postprocessing: Score threshold and NMS of detections; its `pre_nms_top_k` holds for each class. By default
-            torchvision's: a score of 0.01, 400 candidates per class, an IoU of 0.45, and 200 detections.
+        negative_ratio: Number of negatives per positive that are trained on in each image (hard negative mining): those
+            with the highest classification loss.
+        normalizer: Computes the divisor of the losses. By default `LossNormalizer("batch")`.
+        postprocessing: Score threshold and NMS of detections; its `pre_nms_top_k` is per class. By default
+            torchvision's: a score threshold of 0.01, 400 candidates per class, an IoU threshold of 0.45, and 200
+            detections.
         preprocessing: Resize rule and pixel statistics. By default torchvision's square of 300 pixels.
 
     Raises:
@@ -91,7 +91,7 @@ class SSD(ConfigFromInit, Detector):
         super().__init__(preprocessing or Preprocessing(**_PREPROCESSING), ("class_loss", "box_loss"), **kwargs)
         check_num_classes("SSD", num_classes)
         if negative_ratio <= 0:
-            raise UserError(f"SSD got negative_ratio={negative_ratio}: expected a number above 0, such as 3.")
+            raise UserError(f"SSD.negative_ratio is {negative_ratio}: give a number above 0, such as 3.")
         self.num_classes = num_classes
         self.class_names = class_names
         self.backbone = backbone or VGG()
@@ -119,8 +119,9 @@ class SSD(ConfigFromInit, Detector):
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, R_l, K + 1), background last, ``box_deltas``: level -> (B, R_l, 4),
-            ``anchors``: level -> (R_l, 4); R_l runs over rows, columns and a cell's default boxes.
+            Three dicts by level name: ``class_logits`` (B, R_l, K + 1), background last; ``box_deltas`` (B, R_l, 4) as
+            (dy, dx, dh, dw); and ``anchors`` (R_l, 4) yxyx in pixels. R_l counts the default boxes of the level: row by
+            row, cell by cell.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         return {**self.head(pyramid, training=training), "anchors": anchors}
@@ -130,10 +131,12 @@ class SSD(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); no box learns from crowds.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are not
+                trained on.
 
         Returns:
-            Targets of each default box, see `kerasdet.models.dense.matched_targets`.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) of each default box, see
+            `kerasdet.models.dense.matched_targets`.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         return dense.matched_targets(self.matcher(anchors, batch), anchors, batch)
@@ -166,18 +169,23 @@ class SSD(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of positives after a training step."""
+        """Updates the running mean of positives after a training step.
+
+        Args:
+            targets: Result of `compute_targets`.
+        """
         dense.update_running_mean(self, targets)
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into scored boxes, the best `pre_nms_top_k` of each class.
+        """Decodes the network's outputs into candidates: the `pre_nms_top_k` best boxes of each class.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, N, 4) in the coordinates of the network's input, ``scores`` (B, N), ``class_ids`` (B, N).
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N), and ``class_ids``
+            (B, N).
         """
         boxes, scores = self._boxes_and_scores(outputs)
         best = tf.minimum(self.postprocessing.pre_nms_top_k, tf.shape(scores)[1])
@@ -189,15 +197,15 @@ class SSD(ConfigFromInit, Detector):
         return {"boxes": tf.gather(boxes, indices, batch_dims=1), "scores": scores, "class_ids": class_ids}
 
     def decode_all(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into a box for every default box, for runtimes that apply NMS themselves.
+        """Decodes every default box, for runtimes that apply NMS themselves; `pre_nms_top_k` is not used.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 where the
-            model would not take the pair of box and class. `pre_nms_top_k` plays no part.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
+            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
         """
         boxes, scores = self._boxes_and_scores(outputs)
         return dense.filtered(self.postprocessing, boxes, scores, None, image_size)
@@ -210,5 +218,14 @@ class SSD(ConfigFromInit, Detector):
         return self.coder.decode(dense.all_levels(outputs, "box_deltas"), dense.all_levels(outputs, "anchors")), scores
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Suppresses candidates, the result of `decode`; see `Postprocessing.apply_nms`."""
+        """Applies NMS class by class.
+
+        Args:
+            candidates: Result of `decode`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
+        """
         return self.postprocessing.apply_nms(candidates, image_size)

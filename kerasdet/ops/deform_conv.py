@@ -1,4 +1,4 @@
-"""Deformable convolution, version 1 (https://arxiv.org/abs/1703.06211) and 2 (https://arxiv.org/abs/1811.11168)."""
+"""Defines deformable convolution, version 1 (https://arxiv.org/abs/1703.06211) and 2 (https://arxiv.org/abs/1811.11168)."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Cross-replica collectives that make N replicas train like one device with the whole batch."""
+"""Defines cross-replica collectives that make N replicas train like one device with the whole batch."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Non-maximum suppression (NMS)."""
+"""Defines non-maximum suppression (NMS)."""
 
 import functools
 import math

@@ -1,11 +1,11 @@
-"""ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
+"""Defines ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
 
 from collections.abc import Mapping
 
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.roi_align import assign_levels
+from kerasdet.ops.levels import assign_levels
 
 _MAX_VALUES_PER_CHUNK = 2**25  # bounds temporary memory to 128 MB per float32 tensor
 _OUTSIDE = -1e6  # pixels; outside every image

@@ -1,4 +1,4 @@
-"""Keeps the weights of a classifier for the classes that a new dataset shares with the old one, by their names."""
+"""Copies the classifier weights of classes that a new dataset shares with an old model, matched by name."""
 
 import dataclasses
 import logging
@@ -18,8 +18,8 @@ class ClassWeights:
 
     Args:
         class_names: K names in the order of the class ids.
-        values: Index in the model's variables -> value, whose last axis holds the classes.
-        origin: Name of the model in messages.
+        values: Index in the model's variables -> value. Its last axis is indexed by the class.
+        origin: Name of the model for log messages.
     """
 
     class_names: tuple[str, ...]
@@ -32,10 +32,10 @@ def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
 
     Args:
         model: Detector.
-        origin: Name of the model in messages.
+        origin: Name of the model for log messages.
 
     Returns:
-        The weights; None if the names of the classes are unknown.
+        The weights; None if the class names of the model are unknown.
     """
     if not model.class_names:
         return None
@@ -44,10 +44,10 @@ def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
 
 
 def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: ClassWeights) -> None:
-    """Assigns the weights of those classes that have a name of the old model, and logs which these are.
+    """Assigns the old weights to classes whose names the old model has as well, and logs the names.
 
-    Other classes keep the weights that the model has: new ones, or those of another class if K did not change. In
-    models with background, the background is shared.
+    Other classes keep the current weights of the model: random ones, or those of another class if the number of classes
+    did not change. In models with background, the weights of the background are copied as well.
 
     Args:
         model: Detector with K classes, of the same architecture as the old one.
@@ -64,7 +64,7 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
     shared = [class_names[new] for new, _ in pairs]
     missing = [name for name in class_names if name not in shared]
     log.info(
-        "Classes whose weights are kept from %s, by their names: %s. Classes that start %s: %s.",
+        "Classes whose weights are copied from %s, matched by name: %s. Classes that start %s: %s.",
         old.origin,
         _listed(shared),
         "anew" if len(class_names) != len(old.class_names) else "with the weights of other classes",

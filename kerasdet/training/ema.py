@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, which Keras' optimizers keep if they have `use_ema`."""
+"""Uses the exponential moving averages of the weights that Keras' optimizers keep with `use_ema`."""
 
 import contextlib
 from collections.abc import Iterator

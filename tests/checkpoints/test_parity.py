@@ -10,9 +10,11 @@ from checkpoints.golden import XYXY
 
 from kerasdet.checkpoints import to_model
 from kerasdet.export import export_saved_model
-from kerasdet.inference.detections import from_tf_od, unpad
+from kerasdet.inference.detections import unpad
+from kerasdet.inference.padded import from_tf_od
 from kerasdet.models import Detector
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 HEIGHT, WIDTH = 256, 320
 SHORTEST, LONGEST = 320, 500
 

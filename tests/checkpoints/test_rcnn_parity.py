@@ -13,7 +13,7 @@ from kerasdet import ops
 from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.geometry import masks, rle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized_graphs")]
 
 HEIGHT, WIDTH = 256, 320
 EVERY_CANDIDATE = 10**6  # samples_per_image of the references

@@ -272,7 +272,7 @@ REFUSED = {
     "category name of a list": (everywhere("name", lambda name: [name], "categories"), "category 3 has the name"),
     "no annotation has an image": (
         everywhere("image_id", lambda i: i + 50),
-        "no annotation has an image. The first one, annotation 1, has the image_id 51,",
+        "annotation 1 has the image_id 51, .* the other annotations have no image",
     ),
     "annotations as dict": (lambda data: data.update(annotations={}), '"annotations" is not a list'),
     "image id null": (everywhere("id", lambda _: None, "images"), "image number 0"),

@@ -162,7 +162,7 @@ def test_target_and_format_are_checked_first(tmp_path):
     source = make(tmp_path / "source")
     with pytest.raises(UserError, match="already holds files"):
         convert(source, source, "coco")
-    with pytest.raises(UserError, match="no format 'voc2'"):
+    with pytest.raises(UserError, match="format to write is 'voc2'"):
         convert(source, tmp_path / "target", "voc2")
     assert not (tmp_path / "target").exists()
 

@@ -185,6 +185,14 @@ def test_areas_that_show_corners_and_similar_names_are_said(tmp_path, caplog):
     assert "every area" not in caplog.text
 
 
+def test_repeated_boxes_are_said(tmp_path):
+    save(tmp_path / "a.png")
+    data = contents(["a.png"])
+    box = {"image_id": 1, "category_id": 1, "bbox": [9, 9, 4, 4]}
+    data["annotations"] = [{"id": 1, **box}, {"id": 2, **box}, {"id": 3, **box, "bbox": [9, 9, 4, 5]}]
+    assert Dataset(data, tmp_path, source="data").counts["repeated_boxes"] == 1
+
+
 def test_negative_lengths_are_named_as_such(tmp_path):
     save(tmp_path / "a.png")
     data = contents(["a.png"])

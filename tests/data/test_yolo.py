@@ -205,3 +205,11 @@ def test_repeated_keys_raise_and_other_lists_are_said(tmp_path):
     write_text(tmp_path / "data.yaml", "train: images/train\nnames: {0: cat, 0: fox, 1: dog}\n")
     with pytest.raises(UserError, match="has the key '0' twice; expected each key once"):
         open_dataset(tmp_path / "data.yaml", "train")
+
+
+def test_label_of_two_images_and_annotations_of_another_format_are_said(tmp_path, caplog):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    picture(tmp_path / "images/train/0.bmp", 1)
+    write_text(tmp_path / "train.json", '{"images": [], "annotations": [], "categories": []}')
+    assert open_dataset(tmp_path, "train").counts["shared_labels"] == 1
+    assert "holds YOLO and also" in caplog.text and "train.json, which is not read" in caplog.text

@@ -16,6 +16,7 @@ from kerasdet.export import export_and_verify, formats, verify_export, workflow
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.spec import FormatSpec, Option
 from kerasdet.inference import KeepSize, Predictor
+from kerasdet.models.postprocess import Postprocessing
 
 SIZE = {"format": "tflite", "size": (64, 64)}
 
@@ -93,6 +94,22 @@ def test_model_without_detections_is_compared_below_its_threshold(toy, tmp_path)
     assert int(found[1]) >= 20
     assert model.postprocessing.score_threshold == 0.99999
     assert [path.name for path in tmp_path.iterdir()] == ["x.toy"]
+
+
+def test_export_whose_input_is_too_small_for_objects_raises(toy, tmp_path, monkeypatch):
+    """Otherwise `--size 1 1` would pass without a comparison."""
+    toy()
+
+    def run_in_worker(model, path, images):
+        batch = model.preprocessing.batch([np.zeros((1, 1, 3), np.uint8)], resize=False)
+        return WorkerRun([(batch, {k: v.numpy() for k, v in model.detect_batch(batch).items()})], [0.001])
+
+    tiny_input = dataclasses.replace(formats.format_named("toy"), run_in_worker=run_in_worker)
+    monkeypatch.setitem(sys.modules, "kerasdet.export.toy.format", SimpleNamespace(FORMAT=tiny_input))
+    model = tiny.talkative(postprocessing=Postprocessing(0.99999, max_detections=20, min_size=2.0))
+    with pytest.raises(VerificationError, match=r"detects nothing at the input size of .*larger --size"):
+        export_and_verify(model, tmp_path / "x.toy", format="toy", verify_images=tiny.images())
+    assert not list(tmp_path.iterdir())
 
 
 def test_model_without_detections_at_any_score_raises(toy, tmp_path):

@@ -10,9 +10,10 @@ from scipy import ndimage
 
 from kerasdet.errors import UserError
 from kerasdet.inference import KeepSize, Predictor, TiledPredictor
-from kerasdet.inference.detections import with_equal_masks
+from kerasdet.inference.padded import with_equal_masks
 from kerasdet.inference.tiles import merge_tiles, tile_boxes
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 MASKS = ("mask_probs", "mask_boxes")
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn", "rtmdet_ins")
 

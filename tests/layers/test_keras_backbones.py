@@ -127,7 +127,7 @@ def test_frozen_norms_use_their_statistics():
             "got a Sequential: expected a Keras model with",
         ),
         (lambda: PyramidBackbone(HubBackbone(), out_features=("c6",)), "has no feature c6: expected some of c1, c2"),
-        (lambda: KerasApplication("EfficientNetV3"), "no architecture 'EfficientNetV3': expected one of ConvNeXtBase,"),
+        (lambda: KerasApplication("EfficientNetV3"), "architecture is 'EfficientNetV3': expected one of ConvNeXtBase,"),
         (lambda: KerasApplication("MobileNetV3Small", out_features=("c1",)), "MobileNetV3Small has no feature c1"),
     ],
 )

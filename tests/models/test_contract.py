@@ -16,7 +16,9 @@ from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
-PARTS_OF_ANOTHER = ("rtmdet", "mask_rcnn", "keypoint_rcnn")  # rtmdet_ins and mask_keypoint_rcnn have their parts
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
+# rtmdet_ins and mask_keypoint_rcnn have their parts.
+PARTS_OF_ANOTHER = ("rtmdet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
 

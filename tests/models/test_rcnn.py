@@ -168,9 +168,9 @@ def test_branch_whose_names_differ_from_its_results_raises():
         output_names = ("side",)
 
     model = randomized(mask_rcnn(roi_heads=roi_heads([Renamed()])))
-    with pytest.raises(UserError, match=r"Renamed\.compute_losses returns size_loss, and its loss_names are"):
+    with pytest.raises(UserError, match=r"Renamed\.compute_losses returns size_loss, but loss_names is"):
         losses(model, batch())
-    with pytest.raises(UserError, match=r"Renamed\.postprocess returns sizes, and its output_names are side"):
+    with pytest.raises(UserError, match=r"Renamed\.postprocess returns sizes, but output_names is side"):
         detections_of(model, batch())
 
 

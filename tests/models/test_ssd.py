@@ -123,7 +123,7 @@ def test_features_of_one_stride_are_added():
 
 
 def test_wrong_arguments_raise():
-    with pytest.raises(UserError, match=r"SSD got negative_ratio=0: expected a number above 0"):
+    with pytest.raises(UserError, match="negative_ratio is 0: give a number above 0"):
         SSD(2, negative_ratio=0)
     with pytest.raises(UserError, match="SSDNeck got extra_channels="):
         SSDNeck(extra_channels=(8,), unpadded=2)

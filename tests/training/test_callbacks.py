@@ -17,6 +17,7 @@ from kerasdet.data import ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.training import SGD, Checkpointing, MLflowLogger, Validation, WandbLogger, train
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 STEPS = 5
 
 

@@ -28,6 +28,7 @@ from kerasdet.training.metrics_log import ThroughputLogger
 from kerasdet.training.resume import checkpoints
 from kerasdet.training.validation import metric_names
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 STEPS = 6
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_probabilities, check_range
 from kerasdet.data.transforms.compose import at_random
+from kerasdet.data.transforms.pixels import as_pixels
 from kerasdet.errors import UserError
 
 
@@ -68,5 +69,4 @@ def _blur(image, kernel_size, sigma):
         padded = tf.gather(values, tf.abs(index - (length - 1)), axis=axis)
         slices = [padded[i : i + length] if axis == 0 else padded[:, i : i + length] for i in range(kernel_size)]
         values = tf.add_n([weights[i] * part for i, part in enumerate(slices)])
-    values = tf.round(values) if image.dtype.is_integer else values
-    return tf.ensure_shape(tf.cast(values, image.dtype), image.shape)
+    return as_pixels(values, image)

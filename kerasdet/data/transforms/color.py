@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_at_least, check_probabilities, check_range
+from kerasdet.data.transforms.pixels import as_pixels
 
 _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # all orders of three channels
 
@@ -69,8 +70,7 @@ class RandomPhotometricDistort:
         values = _clip(values * tf.where(contrast_first, 1.0, contrast))
         order = tf.gather(_ORDERS, tf.cast(draw[10] * len(_ORDERS), tf.int32))
         values = tf.cond(draw[9] < self.channel_probability, lambda: tf.gather(values, order, axis=-1), lambda: values)
-        values = tf.round(values) if image.dtype.is_integer else values
-        return {**example, "image": tf.ensure_shape(tf.cast(values, image.dtype), image.shape)}
+        return {**example, "image": as_pixels(values, image)}
 
 
 def _between(draw, limits):

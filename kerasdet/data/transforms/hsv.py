@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_at_least
+from kerasdet.data.transforms.pixels import as_pixels
 
 _HUES, _MAXIMUM = 180.0, 255.0  # OpenCV's HSV of uint8 images: hue in steps of 2 degrees, the others like the pixels
 
@@ -52,5 +53,4 @@ class RandomHSV:
         hsv = tf.round(tf.image.rgb_to_hsv(tf.cast(image, tf.float32) / _MAXIMUM) * scale) + change
         hue, rest = hsv[..., :1] % _HUES, tf.clip_by_value(hsv[..., 1:], 0.0, _MAXIMUM)
         rgb = tf.image.hsv_to_rgb(tf.concat([hue, rest], -1) / scale) * _MAXIMUM
-        rgb = tf.round(rgb) if image.dtype.is_integer else rgb
-        return {**example, "image": tf.ensure_shape(tf.cast(rgb, image.dtype), image.shape)}
+        return {**example, "image": as_pixels(rgb, image)}
