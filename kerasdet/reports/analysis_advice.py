@@ -20,13 +20,16 @@ _FOUND = 0.05  # share of the objects up to which something is wrong with the fi
 _SHARE_OF_ALL = 0.3  # share of the boxes that fit an object of another class: the classes are mixed up
 
 
-def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> list[Finding]:
+def advise(
+    analysis: Analysis, words: str, result: Comparison | None = None, *, scales: np.ndarray | None = None
+) -> list[Finding]:
     """Returns what follows from an analysis, problems first.
 
     Args:
         analysis: The analysis.
         words: Name of what was matched, "boxes" or "masks".
         result: Comparison with another run.
+        scales: Factor that the model resizes each image by, (I,); None if it is unknown.
     """
     instances = analysis.instances
     objects = int(analysis.positives[0].sum())
@@ -53,7 +56,7 @@ def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> 
         found.append(broken)
         if analysis.errors.ap == 0:
             return found
-    found += _error_advice(analysis, words) + _class_advice(analysis) + _score_advice(analysis)
+    found += _error_advice(analysis, words) + _class_advice(analysis, scales) + _score_advice(analysis)
     ap = analysis.numbers["AP"]
     if ap.high - ap.low > _WIDE_INTERVAL:
         images = len(analysis.image_ids)
@@ -196,11 +199,11 @@ def _missed_action(analysis):
     return "Train longer, and check with `kerasdet inspect` that anchors fit the objects."
 
 
-def _class_advice(analysis):
-    return _weakest_class(analysis) + _rare_classes(analysis)
+def _class_advice(analysis, scales):
+    return _weakest_class(analysis, scales) + _rare_classes(analysis)
 
 
-def _weakest_class(analysis):
+def _weakest_class(analysis, scales):
     """Names the class whose AP is far below that of the others, and whether its objects are smaller."""
     instances, totals = analysis.instances, analysis.positives[0]
     ap = np.where(totals >= _FEW_OBJECTS, [each.value for each in analysis.class_numbers], np.nan)
@@ -216,8 +219,11 @@ def _weakest_class(analysis):
     name = analysis.class_names[worst]
     action = f"Add examples of {name}, or repeat its images in training."
     if own < _SMALLER * rest:
+        resized = ""
+        if scales is not None:
+            resized = f", and {np.median((edges * scales[instances.object_images])[mine]):.0f} px after resizing"
         action = (
-            f"Its objects are smaller ({own:.0f} px across; the others {rest:.0f} px): use larger images "
+            f"Its objects are smaller ({own:.0f} px across{resized}; the others {rest:.0f} px): use larger images "
             "(`SHORTEST_EDGE`) or smaller anchors, which `kerasdet inspect` suggests."
         )
     text = f"{name} has an AP of {ap[worst]:.3f}, the other classes {others:.3f} on average."

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from reports.pages import Reader, watched_tab
 
@@ -129,17 +130,33 @@ def test_nothing_is_wider_than_the_screen_and_axe_finds_no_violation(opened):
     assert result.violations_count == 0, result.generate_report()
 
 
-def test_model_is_run_and_timed(folder, tmp_path):
+def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folder, tmp_path):
     import tiny
 
+    pytest.importorskip("vl_convert")
     model = tiny.detector(num_classes=5)
-    model.save(tmp_path / "model.keras")
+    for run, smallest in (("first", 20.0), ("second", 10.0)):
+        (tmp_path / run).mkdir()
+        model.save(tmp_path / run / "model.keras")
+        lines = [
+            "LR = 0.1",
+            f"OUT_DIR = '{run}'",
+            f"octave_sizes.smallest = {smallest}",
+            "a.b = \\",
+            "    (1,",
+            "     2)",
+        ]
+        (tmp_path / run / "config.gin").write_text("\n".join(lines))
+    first, second = (str(tmp_path / run / "model.keras") for run in ("first", "second"))
     out = tmp_path / "model.html"
-    words = ["analyze", str(tmp_path / "model.keras"), "--data", str(folder / "annotations.json"), "--out", str(out)]
+    words = ["analyze", second, "--against", first, "--data", str(folder / "annotations.json"), "--out", str(out)]
     assert cli.main([*words, "--json", str(tmp_path / "model.json")]) == 0
     numbers = json.loads((tmp_path / "model.json").read_text())
     assert numbers["latency"]["median_ms"] > 0 and numbers["latency"]["images"] == 9
-    assert "Speed" in "".join(Reader(out.read_text(encoding="utf-8")).texts)
+    page = Reader(out.read_text(encoding="utf-8"))
+    assert "Speed" in "".join(page.texts)
+    assert page.tables["Settings that differ"][1:] == [["octave_sizes.smallest", "20.0", "10.0"]]
+    assert page.tables["Overlap with the best anchor"][0][0] == "Class"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +167,8 @@ def test_model_is_run_and_timed(folder, tmp_path):
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
         (["annotations.json", "--data", "annotations.json"], "must hold a list of detections"),
         (["faulty.json", "--images", "images"], "--images needs --data"),
+        (["x.html", "--data", "annotations.json"], "--out would overwrite x.html, the file of MODEL_OR_DETECTIONS"),
+        (["faulty.json", "--data", "annotations.json", "--json", "x.html"], "--json would overwrite x.html"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, words, message, capsys, monkeypatch):
@@ -201,9 +220,10 @@ def test_weakest_class_is_named_with_the_size_of_its_objects():
     }
     found = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in annotations[:25]]
     (cases,) = read_cases(truth, found)
-    texts = {each.section: f"{each.text} {each.action}" for each in advise(analyze_cases(cases, samples=5), "boxes")}
+    found = advise(analyze_cases(cases, samples=5), "boxes", scales=np.full(25, 0.4))
+    texts = {each.section: f"{each.text} {each.action}" for each in found}
     assert texts["classes"].startswith("platelet has an AP of 0.000, the other classes 1.000 on average.")
-    assert "10 px across; the others 60 px" in texts["classes"]
+    assert "10 px across, and 4 px after resizing; the others 60 px" in texts["classes"]
 
 
 def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):
