@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from kerasdet.analysis import Analysis, Comparison
-from kerasdet.analysis.tide import FOREGROUND
+from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
 from kerasdet.reports.page import Finding, count, share
 
 _FEW_OBJECTS = 20
@@ -13,6 +13,7 @@ _WIDE_INTERVAL = 0.06  # width of AP's interval from which the page warns
 _WEAK = 0.5  # times the mean AP of the other classes, below which a class is named
 _SMALLER = 0.7  # times the size of other objects, below which size is named as the reason
 _OFTEN = 3  # times that a class is found as another from which the page names the pair
+_MANY_IN_IMAGE = 10  # detections on background from which an image is named
 _COSTLY = 0.02  # AP50 that an error costs from which the page advises
 _BAD_CALIBRATION = 0.1
 _LOOSE = 0.3  # fall from AP50 to AP75 from which boxes are loose
@@ -140,8 +141,8 @@ def _error_advice(analysis, words):
             ),
             "background": (
                 f"Detections on background cost {cost:.3f} AP50 ({number:,}).",
-                "Filter the images by background. If they show objects, annotate them; otherwise add images of what "
-                "is mistaken, without objects, to the training data.",
+                f"Filter the images by background{_crowded_with_background(analysis)}. If they show objects, annotate "
+                "them; otherwise add images of what is mistaken, without objects, to the training data.",
             ),
             "missed": (
                 f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
@@ -162,6 +163,16 @@ def _error_advice(analysis, words):
             )
         )
     return found
+
+
+def _crowded_with_background(analysis):
+    """Names the share of the worst image if it has many detections on background: its objects may lack annotations."""
+    errors, shown = analysis.shown_errors, analysis.shown
+    wrong = (errors.kinds == BACKGROUND_ERROR) & ~errors.excused
+    counts = np.bincount(shown.images[wrong], minlength=shown.num_images)
+    if counts.max(initial=0) < _MANY_IN_IMAGE:
+        return ""
+    return f"; the worst has {counts.max()} of {int(wrong.sum()):,} above the best threshold"
 
 
 def _confusion_action(analysis):

@@ -226,6 +226,33 @@ def test_weakest_class_is_named_with_the_size_of_its_objects():
     assert "10 px across, and 4 px after resizing; the others 60 px" in texts["classes"]
 
 
+def test_threshold_is_one_that_predict_takes():
+    box = {"image_id": 1, "category_id": 1, "bbox": [10.0, 10.0, 20.0, 20.0]}
+    other = {**box, "bbox": [50.0, 10.0, 20.0, 20.0]}
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": 1}, {**other, "id": 2}],
+    }
+    for scores, expected in (([0.8, 0.0], 0.4), ([0.0, 0.0], None), ([0.8, -3.0], -3.5)):
+        (cases,) = read_cases(truth, [{**box, "score": scores[0]}, {**other, "score": scores[1]}])
+        threshold = analyze_cases(cases, samples=5).threshold
+        assert (None if threshold is None else threshold.score) == expected
+
+
+def test_detections_on_one_image_without_annotations_are_named():
+    box = {"image_id": 1, "category_id": 1, "bbox": [10.0, 10.0, 20.0, 20.0]}
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 100, "width": 900} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": 1}],
+    }
+    found = [{**box, "image_id": 2, "bbox": [40.0 * n, 50.0, 20.0, 20.0], "score": 0.9} for n in range(12)]
+    (cases,) = read_cases(truth, [{**box, "score": 0.8}, *found])
+    texts = " ".join(each.action for each in advise(analyze_cases(cases, samples=5), "boxes"))
+    assert "the worst has 12 of 12 above the best threshold" in texts
+
+
 def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):
     pytest.importorskip("vl_convert")
     truth = tmp_path / "annotations.json"
