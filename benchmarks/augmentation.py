@@ -6,6 +6,7 @@ FOLDER holds `bccd/` and `dsb_small/`, each with `train.json`, `val.json` and `i
 narrow ResNet-18 from random weights on small images. All runs of a dataset take the same number of steps, average their
 weights (EMA), and differ only in `train.transforms` and the seed. The table has the mean AP at the end, and its
 smallest and largest value over the seeds. Runs that are in RUNS are not repeated.
+`--json FILE` also writes the table to a file.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from machine import processor
 
 RECIPE, BATCH = "retinanet_r18_fpn_bccd_aug", 4
 NARROW = ("BACKBONE_WIDTH=16", "HEAD_CHANNELS=32", "LR=0.002")
@@ -81,15 +84,24 @@ def _finished(log):
     return found or None
 
 
-def print_table(results: dict[str, dict[str, list[dict]]]) -> None:
-    """Prints mean, minimum and maximum of each metric over the seeds as a Markdown table."""
-    print("| dataset | augmentation | metric | mean | min | max |\n|---|---|---|---|---|---|")
+def rows_of(results: dict[str, dict[str, list[dict]]]) -> list[dict]:
+    """Returns mean, minimum and maximum of each metric over the seeds."""
+    rows = []
     for dataset, arms in results.items():
         for arm, runs in arms.items():
             for metric in sorted(runs[0]):
                 values = [run[metric] for run in runs]
-                mean = sum(values) / len(values)
-                print(f"| {dataset} | {arm} | {metric} | {mean:.3f} | {min(values):.3f} | {max(values):.3f} |")
+                row = {"dataset": dataset, "augmentation": arm, "metric": metric, "mean": sum(values) / len(values)}
+                rows.append({**row, "min": min(values), "max": max(values), "seeds": len(values)})
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    """Prints a Markdown table."""
+    print("| dataset | augmentation | metric | mean | min | max |\n|---|---|---|---|---|---|")
+    for row in rows:
+        words = [f"{value:.3f}" if isinstance(value, float) else value for value in list(row.values())[:-1]]
+        print(f"| {' | '.join(words)} |")
 
 
 def main() -> None:
@@ -100,6 +112,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--steps", nargs="+", metavar="NAME=N", default=("bccd=250", "dsb=250"))
+    parser.add_argument("--json", help="file for the table")
     options = parser.parse_args()
     options.steps = {name: int(steps) for name, _, steps in (pair.partition("=") for pair in options.steps)}
     results = {dataset: {arm: [] for arm in options.arms} for dataset in options.steps}
@@ -107,7 +120,11 @@ def main() -> None:
         for dataset, arms in results.items():
             for arm, runs in arms.items():
                 runs.append(train(dataset, arm, seed, options))
-        print_table(results)
+        print_table(rows_of(results))
+    if options.json:
+        steps = ", ".join(f"{name} {steps}" for name, steps in options.steps.items())
+        facts = {"processor": processor(), "recipe": RECIPE, "steps": steps, "batch_size": BATCH}
+        Path(options.json).write_text(json.dumps({**facts, "rows": rows_of(results)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures how many images a second the training pipeline delivers, with boxes and masks, and whether its memory grows.
 
-    python benchmarks/data.py --annotations TRAIN.json [--peer-python PYTHON] [--rounds N] [--memory]
+    python benchmarks/data.py --annotations TRAIN.json [--also PATH] [--peer-python PYTHON] [--rounds N] [--memory]
 
 Cases are `resize` (800/1333 and flip) and `lsj` (photometric distortion, large-scale jitter to 1024, flip). Each
 measurement runs in a process of its own, and the pipelines take turns. With a Python that has torchvision
@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from machine import processor
+
 BATCH, WARM_UP, IMAGES, WORKERS = 2, 20, 160, 2
 CASES = ("resize", "lsj")
 EPOCHS, EPOCH_IMAGES = 3, 2000
@@ -34,10 +36,10 @@ def transforms_of(case: str) -> list:
 
 
 def open_data(path: str):
-    """Opens a dataset with masks."""
-    from kerasdet.data import CocoDataset
+    """Opens a dataset of any format with masks, without the images that have no object."""
+    from kerasdet.data import open_dataset
 
-    return CocoDataset(path, masks=True)
+    return open_dataset(path, masks=True, keep_images_without_objects=False)
 
 
 def measure_kerasdet(case: str, path: str) -> float:
@@ -109,14 +111,14 @@ def run(python: str, *arguments: str):
     return json.loads(found.stdout.strip().splitlines()[-1])
 
 
-def compare(options: argparse.Namespace) -> dict:
-    """Measures all pipelines in turns and prints a table."""
+def compare(options: argparse.Namespace) -> list[dict]:
+    """Measures all pipelines in turns, prints a table and returns its rows."""
     columns = {"kerasdet": (sys.executable, "kerasdet", options.annotations)}
     if options.also:
         columns[f"kerasdet, {Path(options.also).name}"] = (sys.executable, "kerasdet", options.also)
     if options.peer_python:
         columns["torchvision"] = (options.peer_python, "peer", options.annotations)
-    results = {}
+    rows = []
     print(f"{'':<36} images/s     min     max   kerasdet is", flush=True)
     for case in options.cases:
         speeds = {name: [] for name in columns}
@@ -125,13 +127,12 @@ def compare(options: argparse.Namespace) -> dict:
                 speeds[name].append(run(python, kind, case, *arguments))
         for name, values in speeds.items():
             ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["kerasdet"], values, strict=True))
+            speed = statistics.median(values)
             label = f"{case}, {name}"
-            print(
-                f"{label:<36} {statistics.median(values):8.1f} {min(values):7.1f} {max(values):7.1f} {ratio:10.2f}x",
-                flush=True,
-            )
-        results[case] = speeds
-    return results
+            print(f"{label:<36} {speed:8.1f} {min(values):7.1f} {max(values):7.1f} {ratio:10.2f}x", flush=True)
+            row = {"case": case, "pipeline": name, "images_per_second": speed, "min": min(values), "max": max(values)}
+            rows.append({**row, "kerasdet_is_times": ratio})
+    return rows
 
 
 def main() -> None:
@@ -154,14 +155,17 @@ def main() -> None:
     if not options.annotations:
         parser.error("--annotations is missing: give a COCO file with masks")
     if options.memory:
-        results = {case: run(sys.executable, "memory", case, options.annotations) for case in options.cases}
-        for case, memory in results.items():
+        rows = []
+        for case in options.cases:
+            memory = run(sys.executable, "memory", case, options.annotations)
             growth = memory[-1] - memory[0]
             print(f"{case}: {', '.join(f'{m:.0f}' for m in memory)} MiB after each epoch, {growth:+.0f} MiB in all")
+            rows.append({"case": case, **{f"mebibytes_after_epoch_{i}": m for i, m in enumerate(memory, 1)}})
     else:
-        results = compare(options)
+        rows = compare(options)
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1))
+        facts = {"processor": processor(), "threads": len(os.sched_getaffinity(0)), "rows": rows}
+        Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Trains small detectors from random weights for the same time, and compares AP, latency and size.
+"""Trains small detectors from random weights for the same processor time, and compares AP, latency and size.
 
     python benchmarks/from_scratch.py shapes bccd dsb --data FOLDER [--seconds 200] [--json FILE]
 
-Each recipe runs in a process of its own. A few steps measure the time of a step, and the run then gets as many steps as
-fit into `--seconds`, with the learning rate's schedule stretched over them; evaluation does not count. Latency is that
-of `detect` for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also
-exported to TFLite in 8 bits, calibrated on 32 training images, and evaluated. FOLDER has
-the folders `bccd` and `dsb_small`.
+Each recipe runs in a process of its own, on half the image size and batch of its gin file. A few steps measure the
+processor time of a step, and the run then gets as many steps as fit into `--seconds`, with the learning rate's schedule
+stretched over them; building the model, tracing and evaluation do not count. Latency is the processor time of `detect`
+for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also exported to TFLite
+in 8 bits, calibrated on 32 training images, and evaluated beside the same file in float32. FOLDER has the folders
+`bccd` and `dsb_small`.
 """
 
 import argparse
+import functools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,13 +20,52 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import processor
+
 RECIPES = {
     "shapes": ("retinanet_r18_fpn_shapes", "mask_rcnn_r18_fpn_shapes", "rtmdet_tiny_shapes", "rtmdet_ins_tiny_shapes"),
     "bccd": ("retinanet_r18_fpn_bccd", "rtmdet_tiny_bccd"),
     "dsb": ("mask_rcnn_r18_fpn_dsb", "rtmdet_ins_tiny_dsb"),
 }
 FOLDERS = {"bccd": "bccd", "dsb": "dsb_small"}
-PROBE = 30  # steps; the time of a step is that of the last ten
+PROBE, TRACED = 16, 4  # steps that measure the time of a step, and those of them that do not count
+SMALL = {
+    "retinanet_r18_fpn_shapes": ["BATCH_SIZE=8"],
+    "mask_rcnn_r18_fpn_shapes": ["BATCH_SIZE=8"],
+    "rtmdet_tiny_shapes": ["BATCH_SIZE=8"],
+    "rtmdet_ins_tiny_shapes": ["BATCH_SIZE=8"],
+    "retinanet_r18_fpn_bccd": [
+        "BATCH_SIZE=4",
+        "SHORTEST_EDGE=160",
+        "LONGEST_EDGE=214",
+        "ResizeShortestEdge.shortest=(144, 160, 176)",
+        "ResizeShortestEdge.longest=235",
+        "octave_sizes.smallest=10.0",
+    ],
+    "rtmdet_tiny_bccd": [
+        "BATCH_SIZE=4",
+        "SHORTEST_EDGE=224",
+        "LONGEST_EDGE=224",
+        "ResizeShortestEdge.shortest=(208, 224)",
+        "ResizeShortestEdge.longest=224",
+    ],
+    "mask_rcnn_r18_fpn_dsb": [
+        "BATCH_SIZE=4",
+        "SHORTEST_EDGE=192",
+        "LONGEST_EDGE=192",
+        "ResizeShortestEdge.shortest=(160, 192, 224)",
+        "ResizeShortestEdge.longest=224",
+        "octave_sizes.smallest=4.0",
+    ],
+    "rtmdet_ins_tiny_dsb": [
+        "BATCH_SIZE=4",
+        "SHORTEST_EDGE=192",
+        "LONGEST_EDGE=192",
+        "ResizeShortestEdge.shortest=(160, 192, 224)",
+        "ResizeShortestEdge.longest=224",
+        "PadTo.size=(224, 224)",
+    ],
+}
 
 
 def overrides_for(dataset, options, folder):
@@ -36,16 +76,29 @@ def overrides_for(dataset, options, folder):
     return [f"TRAIN_ANNOTATIONS={data / 'train.json'}", f"EVAL_ANNOTATIONS={data / 'val.json'}"]
 
 
-def seconds_of(out_dir, first=0):
-    """Returns the seconds that the steps of a run after step `first` took."""
-    lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
-    ends = [(line["step"], line["images_per_second"]) for line in lines if "images_per_second" in line]
-    seconds, before = 0.0, 0
-    for step, speed in ends:
-        if before >= first:
-            seconds += (step - before) / speed
-        before = step
-    return seconds  # times the batch size
+@functools.cache
+def step_ends():
+    """Returns the list to which the callback `StepClock` appends the processor seconds at the end of each step."""
+    import gin
+    import keras
+
+    ends = []
+
+    @gin.register
+    class StepClock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            ends.append(time.process_time())
+
+    return ends
+
+
+def train(recipe, settings):
+    """Trains a recipe; returns the model and the processor seconds at the end of each step."""
+    from kerasdet import config
+
+    step_ends().clear()
+    config.load(recipe, [*settings, "train.validation=None", "train.callbacks=[@StepClock()]"])
+    return config.train(), list(step_ends())
 
 
 def run_recipe(recipe, dataset, options, folder):
@@ -57,31 +110,32 @@ def run_recipe(recipe, dataset, options, folder):
     from kerasdet.evaluation import evaluate
     from kerasdet.export import export_tflite
 
-    own = [*overrides_for(dataset, options, Path(options.shapes)), "train.validation=None", "train.log_every=10"]
-    config.load(recipe, [*own, f"STEPS={PROBE}", f"OUT_DIR={folder / 'probe'}"])
-    batch_size = config.macro("BATCH_SIZE")
-    config.train()
-    step = seconds_of(folder / "probe", PROBE - 10) * batch_size / 10
-    steps = max(int(options.seconds / step), PROBE)
-    config.load(recipe, [*own, f"STEPS={steps}", f"OUT_DIR={folder / 'run'}"])
-    model, data = config.train(), config.eval_data()
-    row = {"dataset": dataset, "recipe": recipe, "steps": steps, "batch_size": batch_size}
-    row["seconds"] = seconds_of(folder / "run") * batch_size
-    row |= summary(evaluate(model, data))
+    own = [*overrides_for(dataset, options, Path(options.shapes)), *SMALL[recipe]]
+    _, ends = train(recipe, [*own, f"STEPS={PROBE}", f"OUT_DIR={folder / 'probe'}"])
+    steps = max(round(options.seconds * (PROBE - TRACED) / (ends[-1] - ends[TRACED - 1])), PROBE)
+    model, ends = train(recipe, [*own, f"STEPS={steps}", f"OUT_DIR={folder / 'run'}"])
+    data = config.eval_data()
+    seconds = (ends[-1] - ends[TRACED - 1]) * steps / (steps - TRACED)
+    row = {"dataset": dataset, "recipe": recipe, "steps": steps, "batch_size": config.macro("BATCH_SIZE")}
+    row |= {"processor_seconds": seconds, **summary(evaluate(model, data))}
     images = [record.path for record in data.records[:20]]
     times = []
     for path in [*images[:3], *images]:
-        start = time.perf_counter()
+        start = time.process_time()
         model.detect(path)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     row["latency_ms"] = 1e3 * statistics.median(times[3:])
     row["parameters"] = int(sum(np.prod(variable.shape) for variable in model.variables))
     if options.int8 and recipe.startswith("rtmdet"):
-        path = export_tflite(
-            model, folder / "model.tflite", precision="int8", input_type="uint8", calibration_images=training_images(32)
-        )
-        row["int8"] = summary(evaluate(kerasdet.load(path), data))
-        row["int8_mebibytes"] = path.stat().st_size / 2**20
+        for precision in ("float32", "int8"):
+            calibration = {"calibration_images": training_images(32)} if precision == "int8" else {}
+            file = folder / f"{precision}.tflite"
+            path = export_tflite(model, file, precision=precision, input_type="uint8", **calibration)
+            found = summary(evaluate(kerasdet.load(path), data))
+            row |= {f"tflite_{precision}_{name}": value for name, value in found.items()}
+            row[f"tflite_{precision}_mebibytes"] = path.stat().st_size / 2**20
+    if options.keep:
+        model.save(Path(options.keep) / f"{recipe}.keras")
     print(json.dumps(row))
 
 
@@ -104,9 +158,10 @@ def main():
     parser.add_argument("datasets", nargs="*", choices=RECIPES)
     parser.add_argument("--data", default="../shared/data", help="folder with bccd and dsb_small")
     parser.add_argument("--shapes", default="data/shapes", help="folder for the generated shapes")
-    parser.add_argument("--seconds", type=float, default=200, help="training time of each recipe")
+    parser.add_argument("--seconds", type=float, default=200, help="processor time of each training")
     parser.add_argument("--recipes", nargs="+", help="only these")
-    parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--int8", action="store_true", help="evaluate TFLite files of RTMDet, too")
+    parser.add_argument("--keep", help="folder for the trained models")
     parser.add_argument("--json", type=Path, help="file for the results; rows are added to those that it has")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -134,9 +189,7 @@ def main():
 def add_row(path, row):
     """Adds a row to the results, in the place of one of the same recipe."""
     facts = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    facts["processor"] = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    facts["threads"] = len(os.sched_getaffinity(0))
+    facts["processor"] = processor()
     facts["rows"] = [old for old in facts["rows"] if old["recipe"] != row["recipe"]] + [row]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,11 +1,13 @@
 """Measures RTMDet-tiny's exports on the CPU: size of the file, and seconds from uint8 pixels to boxes of one image.
 
-    python benchmarks/rtmdet.py [--sizes 640 320] [--peer-python PYTHON] [--rounds N] [--json FILE]
+    python benchmarks/rtmdet.py [--sizes 640 320] [--peer-python PYTHON] [--rounds N] [--files FOLDER] [--json FILE]
 
 The model has 80 classes and random weights; the biases of its classes are such that about 3000 scores of the image pass
 the threshold, as with trained weights. Each measurement has its own process, which imports only the runtime of the
 file, and the sides take turns, so that noise affects all of them. The peer is torchvision's
-ssdlite320_mobilenet_v3_large in eager mode, measured at 320x320 by a Python that has it (`--peer-python`).
+ssdlite320_mobilenet_v3_large in eager mode, measured at 320x320 by a Python that has it (`--peer-python`). With
+`--files` the exported files stay in FOLDER, and a second call measures them without exporting; `--rounds 0` only
+exports.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from machine import processor
 
 CANDIDATES = 3000
 PEER = "torchvision ssdlite320_mobilenet_v3_large"
@@ -80,6 +84,7 @@ def write(size, folder, sides):
     """Writes the files to measure."""
     from kerasdet.export import export_onnx, export_openvino, export_saved_model, export_tflite
 
+    folder.mkdir(parents=True, exist_ok=True)
     model = make_model(size)
     for side in sides:
         precision = side.rpartition(" ")[2]
@@ -169,9 +174,11 @@ def ssdlite(path, image, threads):
 def compare(size, options):
     """Measures all sides at one size, in turns; returns and prints their rows."""
     results, sizes = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        _run(sys.executable, ["--write", str(folder), "--sizes", str(size), "--sides", *options.sides])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.files or temporary) / str(size)
+        missing = [side for side in options.sides if not list(folder.glob(f"{side}*"))]
+        if missing:
+            _run(sys.executable, ["--write", str(folder), "--sizes", str(size), "--sides", *missing])
         paths = {side: path for side in options.sides for path in folder.glob(f"{side}*")}
         for _ in range(options.rounds):
             for side, path in paths.items():
@@ -211,11 +218,6 @@ def _run(python, arguments):
     return run.stdout
 
 
-def _processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-
-
 def main():
     """Runs the rounds, prints the tables and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,6 +227,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=10, help="number of runs in each process")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--files", type=Path, help="folder that keeps the exported files")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--write", help=argparse.SUPPRESS)
@@ -236,7 +239,7 @@ def main():
     else:
         rows = [row for size in options.sizes for row in compare(size, options)]
         if options.json:
-            facts = {"processor": _processor(), "threads": options.threads, "rows": rows}
+            facts = {"processor": processor(), "threads": options.threads, "rows": rows}
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(facts, indent=1) + "\n")
 

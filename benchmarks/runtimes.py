@@ -1,12 +1,12 @@
 """Measures a RetinaNet in each runtime, for one image on the CPU: SavedModel, ONNX Runtime, OpenVINO, torchvision.
 
-    python benchmarks/runtimes.py [--peer-python PYTHON] [--cases r50 r18] [--rounds N] [--folder FOLDER] [--out JSON]
+    python benchmarks/runtimes.py r50 [--peer-python PYTHON] [--rounds N] [--runs N] [--folder FOLDER] [--out JSON]
 
 The models have an FPN, 80 classes and random weights, and go from pixels to boxes: "r50" is a ResNet-50 at 800x1344,
-"r18" a ResNet-18 at 320x320. All scores pass the threshold, which saturates NMS. Each measurement has its own process,
-and the sides take turns, so that noise affects all of them. On a busy machine compare the minima, and the
-processor's time of all threads, which waiting for a core hardly changes. `--folder` keeps the files, and a second run
-measures those that it finds there. PYTHON has torch and torchvision.
+"r18" a ResNet-18 at 320x320. All scores pass the threshold, so that NMS reads all candidates. Each measurement has its
+own process, and the sides take turns, so that noise affects all of them. On a busy machine compare the processor's
+time of all threads, which waiting for a core hardly changes. `--write` only writes the files; `--folder` keeps them,
+and a second run measures those that it finds there. PYTHON has torch and torchvision.
 """
 
 import argparse
@@ -31,8 +31,9 @@ FILES = {  # side -> format, options of the export
     "OpenVINO float32, fixed size": ("openvino", {"fixed": True}),
     "OpenVINO int8, fixed size": ("openvino", {"fixed": True, "precision": "int8"}),
 }
-PEERS = ("torchvision eager", "torchvision compiled")
 BASE = "SavedModel float32"
+CONVERTED = "OpenVINO, converted from the SavedModel"
+PEERS = ("torchvision compiled",)
 
 
 def _path(folder, case, side):
@@ -84,12 +85,13 @@ def measure(case, side, folder, runs):
     """
     size = CASES[case][1]
     if side in PEERS:
-        return _seconds(_torchvision(case, side, size), runs)
+        return _seconds(_torchvision(case, size), runs)
     import numpy as np
 
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
-    path, kind = _path(folder, case, side), FILES[side][0]
-    if kind == "saved_model":
+    source = BASE if side == CONVERTED else side
+    path, kind = _path(folder, case, source), FILES[source][0]
+    if side == BASE:
         import tensorflow as tf
 
         detect, tensor = tf.saved_model.load(str(path)).signatures["serving_default"], tf.constant(image)
@@ -105,12 +107,12 @@ def measure(case, side, folder, runs):
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(path / "model.xml", "CPU", hints)
-    request = compiled.create_infer_request()
+    graph = openvino.convert_model(path) if side == CONVERTED else openvino.Core().read_model(path / "model.xml")
+    request = openvino.Core().compile_model(graph, "CPU", hints).create_infer_request()
     return _seconds(lambda: request.infer({"image": image}), runs)
 
 
-def _torchvision(case, side, size):
+def _torchvision(case, size):
     import torch
     from torchvision.models import detection
     from torchvision.models.detection import backbone_utils
@@ -131,8 +133,7 @@ def _torchvision(case, side, size):
     for name, parameter in model.named_parameters():
         if name.endswith("cls_logits.bias"):
             parameter.data.fill_(0.0)
-    if "compiled" in side:
-        model = torch.compile(model)
+    model = torch.compile(model)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
 
     def run():
@@ -152,76 +153,89 @@ def _seconds(run, count):
     return seconds
 
 
-def _run(python, arguments, options):
-    shared = ["--folder", str(options.folder), "--runs", str(options.runs)]
-    run = subprocess.run([python, __file__, *arguments, *shared], capture_output=True, text=True)
+def _run(python, arguments):
+    run = subprocess.run([python, __file__, *map(str, arguments)], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{arguments} failed: {(run.stderr.strip() or 'no message').splitlines()[-1]}")
     return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
 
 
-def _compare(case, options):
-    """Measures all sides of a case in turns; returns side -> milliseconds."""
-    _run(sys.executable, ["--write", case], options)
-    sides = dict.fromkeys(FILES, sys.executable)
-    if options.peer_python:
-        sides |= dict.fromkeys(PEERS, options.peer_python)
+def compare(case, folder, peer_python, rounds, runs):
+    """Measures all sides of a case in turns.
+
+    Returns:
+        A row for each side: milliseconds, and the median as a fraction of the SavedModel's.
+    """
+    _run(sys.executable, [case, "--write", "--folder", folder])
+    sides = dict.fromkeys([*FILES, CONVERTED], sys.executable)
+    if peer_python:
+        sides |= dict.fromkeys(PEERS, peer_python)
     times = {side: [] for side in sides}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for side, python in sides.items():
-            times[side] += json.loads(_run(python, ["--measure", case, side], options))
-    return {
-        side: {
-            "min_ms": round(1e3 * min(wall for wall, _ in seconds), 1),
-            "median_ms": round(1e3 * statistics.median(wall for wall, _ in seconds), 1),
-            "min_cpu_ms": round(1e3 * min(cpu for _, cpu in seconds), 1),
+            arguments = [case, "--measure", side, "--folder", folder, "--runs", runs]
+            times[side] += json.loads(_run(python, arguments))
+    medians = {side: statistics.median(wall for wall, _ in seconds) for side, seconds in times.items()}
+    return [
+        {
+            "runtime": side,
+            "min_ms": round(1e3 * min(wall for wall, _ in seconds)),
+            "median_ms": round(1e3 * medians[side]),
+            "median_cpu_ms": round(1e3 * statistics.median(cpu for _, cpu in seconds)),
+            "relative": round(medians[side] / medians[BASE], 2),
             "runs": len(seconds),
         }
         for side, seconds in times.items()
-    }
+    ]
 
 
 def _machine():
-    model = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = found.get("flags", "").split()
     return {
-        "processor": model[0] if model else platform.processor(),
+        "processor": found.get("model name", platform.processor()),
+        "family_and_model": f"{found.get('cpu family', '?')}, {found.get('model', '?')}",
+        "avx512": "avx512f" in flags,
+        "amx": "amx_tile" in flags,
         "cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 def main():
-    """Runs the rounds, prints the tables and writes the JSON file."""
+    """Runs the rounds, prints a table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("case", choices=CASES)
     parser.add_argument("--peer-python", metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3, help="number of runs in each process")
     parser.add_argument("--folder", help="folder for the files (default: a temporary one)")
-    parser.add_argument("--out", default=str(Path(__file__).with_name("results") / "runtimes.json"), metavar="JSON")
-    parser.add_argument("--write", metavar="CASE", help=argparse.SUPPRESS)
-    parser.add_argument("--measure", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", metavar="JSON", help="default: benchmarks/results/runtimes_CASE.json")
+    parser.add_argument("--write", action="store_true", help="only write the files into the folder")
+    parser.add_argument("--measure", metavar="SIDE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
-        write(options.write, options.folder)
-    elif options.measure:
-        print(json.dumps(measure(*options.measure, options.folder, options.runs)))
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            options.folder = options.folder or temporary
-            Path(options.folder).mkdir(parents=True, exist_ok=True)
-            results = {"machine": _machine(), "cases": {case: _compare(case, options) for case in options.cases}}
-        for case, sides in results["cases"].items():
-            print(f"\n{case}, {'x'.join(map(str, CASES[case][1]))}\n{'':<34} min ms  median ms  min CPU ms  relative")
-            for side, row in sides.items():
-                relative = row["min_ms"] / sides[BASE]["min_ms"]
-                numbers = f"{row['min_ms']:6.0f} {row['median_ms']:10.0f} {row['min_cpu_ms']:11.0f} {relative:9.2f}"
-                print(f"{side:<34} {numbers}")
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(json.dumps(results, indent=1) + "\n")
+        write(options.case, options.folder)
+        return
+    if options.measure:
+        print(json.dumps(measure(options.case, options.measure, options.folder, options.runs)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = compare(options.case, folder, options.peer_python, options.rounds, options.runs)
+    depth, size = CASES[options.case]
+    command = f"python benchmarks/runtimes.py {options.case} --rounds {options.rounds} --runs {options.runs}"
+    command += " --peer-python PYTHON_WITH_TORCHVISION" * bool(options.peer_python)
+    facts = {"command": command, "model": f"RetinaNet, ResNet-{depth}", "size": "x".join(map(str, size)), **_machine()}
+    print(f"{'':<40} min ms  median ms  CPU ms  relative")
+    for row in rows:
+        numbers = f"{row['min_ms']:6} {row['median_ms']:10} {row['median_cpu_ms']:7} {row['relative']:9.2f}"
+        print(f"{row['runtime']:<40} {numbers}")
+    path = Path(options.out or Path(__file__).with_name("results") / f"runtimes_{options.case}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/tflite.py [--models retinanet fcos] [--size H W] [--threads N] [--rounds N]
 
-The models are ResNet-18-FPN detectors with 80 classes, random weights and uint8 input. In "idle" runs no score passes
-the threshold; in "busy" runs all scores pass, which saturates post-processing. Each measurement has its own process,
-and the sides take turns, so that noise affects all of them.
+The models have 80 classes, random weights and uint8 input. "retinanet" and "fcos" have a ResNet-18 and FPN,
+"retinanet_mobilenet" has Keras' MobileNetV3-Large instead, "ssdlite" is torchvision's on MobileNetV3-Large. In "idle"
+runs no score passes the threshold; in "busy" runs all scores pass, which saturates post-processing. Each measurement
+has its own process, and the sides take turns, so that noise affects all of them.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-MODELS = {"retinanet": "RetinaNet", "fcos": "FCOS"}
+MODELS = ("retinanet", "fcos", "retinanet_mobilenet", "ssdlite")
 LOADS = {"idle": -12.0, "busy": 0.0}  # bias of the class logits
 SAVED_MODEL = "SavedModel float32"
 FILES = [("nms", precision) for precision in ("float32", "float16", "dynamic", "int8")]
@@ -30,19 +31,31 @@ def write_all(model_name, load, size, folder):
     import numpy as np
 
     import kerasdet
+    from kerasdet.checkpoints import SOURCES
+    from kerasdet.checkpoints.build import build
     from kerasdet.export import export_saved_model, export_tflite
+    from kerasdet.layers import KerasApplication
     from kerasdet.models import Preprocessing
 
-    model = getattr(kerasdet, MODELS[model_name])(
-        80, backbone=kerasdet.ResNet(18), preprocessing=Preprocessing(shortest=min(size), longest=max(size))
-    )
+    if model_name == "ssdlite":
+        model = build(SOURCES["torchvision/ssdlite320_mobilenet_v3_large"], 80, {}, None)
+    else:
+        mobile = model_name == "retinanet_mobilenet"
+        model = (kerasdet.FCOS if model_name == "fcos" else kerasdet.RetinaNet)(
+            80,
+            backbone=KerasApplication("MobileNetV3Large") if mobile else kerasdet.ResNet(18),
+            preprocessing=Preprocessing(shortest=min(size), longest=max(size)),
+        )
     rng = np.random.default_rng(0)
     for variable in model.variables:
         if variable.name in ("beta", "moving_mean"):
             variable.assign(rng.normal(0, 0.05, variable.shape))
         if variable.name == "bias":  # not zero, because the graph optimiser would remove the addition
             offset = LOADS[load] if "class_logits" in variable.path else 0.0
-            variable.assign(rng.normal(0, 0.05, variable.shape) + offset)
+            value = rng.normal(0, 0.05, variable.shape) + offset
+            if model.has_background and "class_logits" in variable.path:
+                value.reshape(-1, 81)[:, -1] = 0  # scores depend on the difference to the background
+            variable.assign(value)
     export_saved_model(model, folder / SAVED_MODEL)
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(4)]
     for kind, precision in FILES:

@@ -5,17 +5,17 @@ without kerasdet and compares it with the model. `kerasdet.load` opens every exp
 
 To add a format:
 
-1. Make a folder ``export/<name>/``. ``spec.py`` holds `SPEC`, a `kerasdet.export.spec.FormatSpec`: name, suffix,
-   precisions and options of the command line, without TensorFlow. ``format.py`` holds `FORMAT`, a
-   `kerasdet.export.protocol.Format`, which names the folder's functions. By convention these are in ``write.py``,
-   ``load.py`` with a `kerasdet.inference.Predictor`, and ``verify_worker.py``, a script that imports neither kerasdet
-   nor anything from this checkout.
+1. Create a folder ``export/<name>/``. Its ``spec.py`` defines `SPEC`, a `kerasdet.export.spec.FormatSpec`, without
+   importing TensorFlow: name, suffix, precisions and options of the command line. Its ``format.py`` defines `FORMAT`, a
+   `kerasdet.export.protocol.Format`, which lists the functions of the format. By convention these are in ``write.py``,
+   in ``load.py``, which defines a `kerasdet.inference.Predictor`, and in ``verify_worker.py``, a script that does not
+   import kerasdet.
 2. Add the name to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
 
 ``kerasdet export --format <name>``, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The
 exported function is `Detector.detect_batch`, or `Detector.decode_all` for runtimes that apply NMS themselves;
-`kerasdet.export.graph` folds it into one fast graph. ``write.py`` puts `kerasdet.export.metadata.model_metadata` into
-the file, from which ``load.py`` learns classes and preprocessing.
+`kerasdet.export.graph` optimises it as one graph. ``write.py`` stores the result of
+`kerasdet.export.metadata.model_metadata` in the file; ``load.py`` reads classes and preprocessing from it.
 
 Importing this package imports no TensorFlow; its functions are imported when they are first used.
 """

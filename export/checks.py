@@ -1,5 +1,6 @@
 """Checks the options that several export formats share."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,20 +12,24 @@ from kerasdet.export.formats import choose_spec
 from kerasdet.models import Detector
 from kerasdet.paths import expand
 
+log = logging.getLogger(__name__)
+
+_FEW_IMAGES = 8  # for calibration
+
 
 def new_file(path: str | os.PathLike, name: str) -> Path:
-    """Checks that an export can be written to a file.
+    """Checks that an export can be written to a file: the suffix is right, and the file does not exist.
 
     Args:
-        path: The file; ``~`` is the home folder.
+        path: Path of the file; ``~`` is expanded.
         name: Name of the format.
 
     Returns:
-        The path of the file.
+        The expanded path.
 
     Raises:
-        UserError: If it does not have the suffix of the format.
-        FileExistsError: If it exists.
+        UserError: If the path does not have the suffix of the format.
+        FileExistsError: If the file exists.
     """
     path = expand(path)
     choose_spec(path, name)
@@ -35,6 +40,9 @@ def new_file(path: str | os.PathLike, name: str) -> Path:
 
 def check_model(model: Detector) -> None:
     """Checks that a model is a detector.
+
+    Args:
+        model: The model.
 
     Raises:
         TypeError: If it is not.
@@ -47,8 +55,8 @@ def check_choice(name: str, option: str, value: str, choices: Sequence[str]) -> 
     """Checks an option of a format.
 
     Args:
-        name: Name of the format, for the message.
-        option: Name of the option, for the message.
+        name: Name of the format, for the error message.
+        option: Name of the option, for the error message.
         value: The value.
         choices: Permitted values.
 
@@ -62,8 +70,11 @@ def check_choice(name: str, option: str, value: str, choices: Sequence[str]) -> 
 def check_size(size: tuple[int, int] | None) -> None:
     """Checks the height and width of an input.
 
+    Args:
+        size: (height, width) in pixels, or None.
+
     Raises:
-        UserError: If they are not two positive integers, or None.
+        UserError: If `size` is neither two positive integers nor None.
     """
     if size is not None and not (
         np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
@@ -72,12 +83,22 @@ def check_size(size: tuple[int, int] | None) -> None:
 
 
 def check_calibration(precision: str, calibration_images: Sequence) -> None:
-    """Checks that there are calibration images exactly if a precision needs them.
+    """Checks that there are calibration images if the precision needs them, and none otherwise.
+
+    Args:
+        precision: Precision of the export; "int8" needs calibration images.
+        calibration_images: The images.
 
     Raises:
-        UserError: If they are missing or useless.
+        UserError: If images are missing, or given without need.
     """
+    if precision == "int8" and 0 < len(calibration_images) < _FEW_IMAGES:
+        log.warning(
+            "int8 measures the ranges of values on %d images only: give some dozens, or detections in other images "
+            "may be lost.",
+            len(calibration_images),
+        )
     if precision == "int8" and not len(calibration_images):
         raise UserError("int8 needs calibration images: give some dozens of images that are typical for the model.")
     if precision != "int8" and len(calibration_images):
-        raise UserError(f"Calibration images are for precision int8, not for {precision}: leave them out.")
+        raise UserError(f"Calibration images are for precision int8, but the precision is {precision}: leave them out.")

@@ -30,21 +30,32 @@ MODEL_SUFFIXES = (
 
 
 def specs() -> list[FormatSpec]:
-    """Returns the `SPEC` of every format."""
+    """Lists the descriptions of all export formats.
+
+    Returns:
+        The `SPEC` of every format.
+    """
     return [importlib.import_module(f"kerasdet.export.{name}.spec").SPEC for name in FORMATS]
 
 
 def default_spec() -> FormatSpec:
-    """Returns the `SPEC` of the format of paths without a known suffix: the first that writes folders."""
+    """Returns the default format, for paths without a known suffix: the first one that writes folders.
+
+    Returns:
+        The `SPEC` of the format.
+    """
     return next(spec for spec in specs() if not spec.suffix)
 
 
 def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
-    """Returns the format that an export is written in: the suffix of the path decides, and may not contradict a name.
+    """Chooses the format of an export by its name or by the suffix of the path, which must not contradict each other.
 
     Args:
         path: File or folder to write.
-        name: Name of the format; None leaves the choice to the suffix.
+        name: Name of the format; None chooses by the suffix.
+
+    Returns:
+        The `SPEC` of the format.
 
     Raises:
         UserError: If there is no such format, or the suffix belongs to another one.
@@ -73,20 +84,33 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
 def _spec_named(name):
     spec = next((spec for spec in specs() if spec.name == name), None)
     if spec is None:
-        raise UserError(f"There is no export format {name!r}: choose one of {', '.join(FORMATS)}.")
+        raise UserError(f"The export format is {name!r}: choose one of {', '.join(FORMATS)}.")
     return spec
 
 
 def format_named(name: str) -> "Format":
-    """Returns the format of a name.
+    """Looks up an export format by its name.
+
+    Args:
+        name: Name of the format, such as "onnx".
+
+    Returns:
+        The format, with its functions.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such format.
     """
     return importlib.import_module(f"kerasdet.export.{_spec_named(name).name}.format").FORMAT
 
 
 def format_of(path: str | Path) -> "Format | None":
-    """Returns the format of an existing file or folder, or None if it is no export."""
+    """Recognises the export format of an existing file or folder.
+
+    Args:
+        path: Path of the file or folder.
+
+    Returns:
+        The format, or None if the path is not an export.
+    """
     name = next((spec.name for spec in specs() if spec.recognizes(expand(path))), None)
     return None if name is None else format_named(name)

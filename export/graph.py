@@ -4,11 +4,11 @@ Each pass is a function from a `GraphDef` to a `GraphDef` that knows nothing of 
 layer takes because training needs it, so their order matters:
 
 1. `drop_gradients` removes the custom gradients of kerasdet's ops, which no other process can look up.
-2. `to_float32` removes the casts' reason: a model trained under a mixed policy computes in 16 bits, and the passes
-   below fold weights, which has to happen in float32 before they are rounded once at the end.
-3. `fold_constants` removes what stands between a weight and its use: the reads of variables, Keras' casts to the
-   policy's type, which step 2 has turned into casts to the same type, and the reshapes of batch norm's statistics.
-   Steps 4 and 5 see a weight only if it is a constant that enters the op directly.
+2. `to_float32` converts 16-bit ops of a model trained under a mixed policy to float32. The passes below fold weights;
+   they do so in float32, so that weights are rounded only once, at the end.
+3. `fold_constants` removes the ops between a weight and its use: reads of variables, casts to the same type (which step
+   2 leaves behind), and reshapes of the statistics of batch norms. Steps 4 and 5 recognise a weight only if it is a
+   constant that enters the op directly.
 4. `fold_batch_norm` merges batch norm into the convolution before it.
 5. `fold_strides` undoes the detour of `kerasdet.layers.conv`: it takes every s-th pixel and convolves them without
    strides, because the gradient of a strided 1x1 convolution corrupts the heap in oneDNN (TensorFlow 2.21). Inference
@@ -16,9 +16,8 @@ layer takes because training needs it, so their order matters:
 6. In 16 bits `lower_precision` rounds weights and activations. It comes after all folding, so that a folded weight is
    rounded once. Then `widen_strides` adds a detour against another fault of oneDNN, for 16-bit convolutions only, so it
    must see the final types and the strides that step 5 restored.
-   In float32 `split_wide_convs` adds a detour for speed. It replaces convolution, bias and ReLU by a function call,
-   which no other pass looks into, so it comes last. TFLite and ONNX have none of oneDNN's habits and go
-   without.
+   In float32 `split_wide_convs` adds a detour for speed. It replaces convolution, bias and ReLU by a function call that
+   no other pass looks into, so it comes last. TFLite and ONNX do not use oneDNN and skip step 6's detours.
 """
 
 import functools
@@ -38,22 +37,22 @@ GraphDef = tf.compat.v1.GraphDef
 NodeDef = tf.compat.v1.NodeDef
 
 _WEIGHTED = {"Conv2D": (0, 1), "DepthwiseConv2dNative": (0, 1), "Conv2DBackpropInput": (2, 1), "MatMul": (0, 1)}
-_FOLLOWING = {  # op -> indices of its inputs of type T; these ops need no more bits than their inputs have
+_FOLLOWING = {  # op -> indices of its inputs of type T; these ops are as exact in 16 bits as their inputs
     **dict.fromkeys(["BiasAdd", "AddV2"], (0, 1)),
     **dict.fromkeys(["Relu", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "ExpandDims", "Tile"], (0,)),
     **dict.fromkeys(["StridedSlice", "Transpose", "ResizeNearestNeighbor", "Max", "GatherV2"], (0,)),
 }
-_BLIND = ("Shape", "Size")  # ops that read the shape of their input only
+_BLIND = ("Shape", "Size")  # ops that read only the shape of their input
 _FLOAT = tf.float32.as_datatype_enum
 _LARGE = 2048  # bytes; larger constants become variables
 
 
 class InferenceGraph(tf.Module):
-    """Copies a function into a graph of its own, with its own weights.
+    """Copies a function into a new, optimised graph with its own weights.
 
     Args:
         function: A function from tensors to a dict of tensors.
-        signature: Specs of its arguments.
+        signature: `tf.TensorSpec`s of its arguments.
         precision: Precision of convolutions, of matrix products and of the ops between them, one of `PRECISIONS`.
 
     Attributes:
@@ -70,7 +69,7 @@ class InferenceGraph(tf.Module):
     def __init__(self, function: Callable, signature: Sequence[tf.TensorSpec], precision: str = "float32"):
         super().__init__()
         if precision not in PRECISIONS:
-            raise UserError(f"There is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+            raise UserError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
         concrete = tf.function(function, input_signature=signature).get_concrete_function()
         frozen, graph = freeze_variables(concrete)
         names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
@@ -100,7 +99,14 @@ class InferenceGraph(tf.Module):
 
 
 def drop_gradients(graph: GraphDef) -> GraphDef:
-    """Removes references to custom gradients, which only this process can look up."""
+    """Removes references to custom gradients, which exist only in this process.
+
+    Args:
+        graph: A graph.
+
+    Returns:
+        The new graph.
+    """
     graph = _copy(graph)
     for node in _all_nodes(graph):
         node.attr.pop("_gradient_op_type", None)
@@ -108,7 +114,14 @@ def drop_gradients(graph: GraphDef) -> GraphDef:
 
 
 def to_float32(graph: GraphDef) -> GraphDef:
-    """Turns everything of 16 bits, as in a model trained in mixed precision, into float32."""
+    """Converts all 16-bit tensors, like those of a model trained in mixed precision, to float32.
+
+    Args:
+        graph: A graph.
+
+    Returns:
+        The new graph.
+    """
     graph = _copy(graph)
     low = {tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum}
     for node in _all_nodes(graph):
@@ -124,7 +137,14 @@ def to_float32(graph: GraphDef) -> GraphDef:
 
 
 def fold_constants(graph: GraphDef) -> GraphDef:
-    """Removes copies, casts to the same type and reshapes between a weight and its use, and duplicates of constants."""
+    """Removes copies, casts to the same type and reshapes between a weight and its use, and duplicates of constants.
+
+    Args:
+        graph: A graph whose weights are constants.
+
+    Returns:
+        The new graph.
+    """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
     constant, first = {}, {}  # node -> constant with the same value; value -> the first constant that has it
@@ -154,7 +174,14 @@ def fold_constants(graph: GraphDef) -> GraphDef:
 
 
 def fold_batch_norm(graph: GraphDef) -> GraphDef:
-    """Merges batch norm with stored statistics into the convolution before it, as other weights and a bias."""
+    """Merges batch norms with stored statistics into the convolutions before them, as scaled weights and a bias.
+
+    Args:
+        graph: A graph whose weights are constants.
+
+    Returns:
+        The new graph.
+    """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
     for norm in [node for node in graph.node if node.op == "FusedBatchNormV3" and not node.attr["is_training"].b]:
@@ -178,7 +205,14 @@ def fold_batch_norm(graph: GraphDef) -> GraphDef:
 
 
 def fold_strides(graph: GraphDef) -> GraphDef:
-    """Turns a 1x1 convolution of every s-th pixel into one with strides, which need not gather the pixels first."""
+    """Replaces a slice of every s-th pixel and a 1x1 convolution by one convolution with strides, which is faster.
+
+    Args:
+        graph: A graph whose weights are constants.
+
+    Returns:
+        The new graph.
+    """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
     for conv in [node for node in graph.node if node.op == "Conv2D"]:
@@ -198,14 +232,17 @@ def fold_strides(graph: GraphDef) -> GraphDef:
 
 
 def split_wide_convs(graph: GraphDef, ends: Collection[str]) -> GraphDef:
-    """Runs float32 3x3 convolutions with 256 output channels, or a multiple, on the two halves of a single image.
+    """Splits single images into two halves for wide float32 3x3 convolutions, which makes them faster on CPUs.
 
-    On CPUs TensorFlow 2.21 reorders the weights of a convolution for two images, but not for one. Without the new order
-    oneDNN takes half as long again for these convolutions. The results are the same to the last bit.
+    Wide means 256 output channels or a multiple. TensorFlow 2.21 reorders the weights of a convolution for two images,
+    but not for one; with the original order oneDNN takes 1.5 times as long. The results are equal to the last bit.
 
     Args:
         graph: A graph whose weights are constants.
         ends: Names of the graph's inputs and outputs, which must remain.
+
+    Returns:
+        The new graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -223,7 +260,7 @@ def split_wide_convs(graph: GraphDef, ends: Collection[str]) -> GraphDef:
 
 
 def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> GraphDef:
-    """Puts convolutions and matrix products by constant weights, and the ops between two of them, into 16 bits.
+    """Converts convolutions and matrix products with constant weights, and the ops between two of them, to 16 bits.
 
     Everything else, such as the decoding of boxes, stays in float32. The casts are part of the graph and the weights
     are stored in `dtype`, so neither a server's settings nor another processor changes the precision of any op.
@@ -232,6 +269,9 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
         graph: A graph in float32 whose weights are constants.
         dtype: `tf.bfloat16` or `tf.float16`.
         ends: Names of the graph's inputs and outputs, which must remain.
+
+    Returns:
+        The new graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -269,11 +309,17 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
 
 
 def widen_strides(graph: GraphDef) -> GraphDef:
-    """Lets strided 3x3 convolutions in 16 bits compute one more column, and cuts it off again.
+    """Makes strided 16-bit 3x3 convolutions compute one more column and drop it, to avoid a fault of oneDNN.
 
     In TensorFlow 2.21 oneDNN returns garbage on AMX if such a convolution has a single output column and several rows.
     The pass finds convolutions that follow a `Pad` by constants, as all strided ones of `kerasdet.layers` do. It can go
     once tests/export/test_graph.py passes without it on a processor with AMX.
+
+    Args:
+        graph: A graph whose weights are constants.
+
+    Returns:
+        The new graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -303,15 +349,15 @@ def widen_strides(graph: GraphDef) -> GraphDef:
 def extract_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, dict[str, np.ndarray]]:
     """Replaces large constants by placeholders.
 
-    As constants they would be copied with the graph at each step of loading it, which takes 5 GB instead of 1 for a
-    ResNet-50.
+    Constants would be copied with the graph at each step of loading: a ResNet-50 would take 5 GB of memory instead of
+    1.
 
     Args:
         nodes: Nodes of the new graph, each after its inputs.
-        graph: The graph that they are from, whose function library the new graph gets.
+        graph: The graph that the nodes are from. The new graph gets its function library.
 
     Returns:
-        The new graph, and the constants by the name of their placeholder.
+        The new graph, and a dict from the name of each placeholder to its constant.
     """
     result = GraphDef(node=nodes, library=graph.library, versions=graph.versions)
     weights = {}

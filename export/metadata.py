@@ -1,4 +1,4 @@
-"""Describes a model for the ``kerasdet.json`` that travels with every export and that `kerasdet.load` reads."""
+"""Makes the description of a model that every export contains (``kerasdet.json``) and that `kerasdet.load` reads."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.models import Detector
 
 METADATA_FILE = "kerasdet.json"
@@ -19,10 +19,10 @@ def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         model: The detector.
-        options: Options of the export that its reader needs, such as ``class_offset``. They become entries.
+        options: Options of the export that `kerasdet.load` needs, such as ``class_offset``. They become entries.
 
     Returns:
-        Name -> value.
+        The description, name -> JSON value.
     """
     return {
         "model": type(model).__name__,
@@ -41,5 +41,12 @@ def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def branch_outputs(metadata: Mapping[str, Any]) -> dict[str, BranchOutput]:
-    """Reads the attribute `Predictor.branch_outputs` from the description of a model."""
+    """Reads the outputs of a model's branches from its description.
+
+    Args:
+        metadata: Result of `model_metadata`.
+
+    Returns:
+        Output name -> `BranchOutput`, for the attribute `Predictor.branch_outputs`.
+    """
     return {name: BranchOutput(**output) for name, output in metadata["branch_outputs"].items()}

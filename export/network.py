@@ -1,4 +1,4 @@
-"""Runs a detector's network on images of an export's input, and completes raw outputs by the detector's own rules."""
+"""Runs a detector's network inside of an export, and applies its post-processing to the raw outputs of an export."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.inference.detections import BranchOutput, rescale, to_tf_od
+from kerasdet.inference.padded import BranchOutput, rescale, to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.models.postprocess import drop_empty
@@ -17,16 +17,17 @@ HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centernes
 
 
 def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
-    """Runs the network on images without padding, which it pads itself; a graph function.
+    """Pads images and runs the network on them. The function also runs in graphs.
 
-    A static height and width stay static, which `Preprocessing.batch` does not guarantee. TFLite needs that.
+    If height and width of the images are static, they stay static, as TFLite needs; `Preprocessing.batch` does not
+    guarantee this.
 
     Args:
         model: The detector.
         image: (B, H, W, 3) RGB, 0..255, float or uint8.
 
     Returns:
-        The dict that the model returned, and the images' sizes (B, 2) in pixels.
+        The dict that the model returned, and the heights and widths (B, 2) of the images without padding, in pixels.
     """
     image = tf.cast(image, tf.float32)
     size = image.shape[1:3].as_list()
@@ -36,14 +37,14 @@ def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
     else:
         image_size = tf.constant([size]) if image.shape[0] == 1 else tf.broadcast_to(size, [tf.shape(image)[0], 2])
         padded = [int(length) for length in model.preprocessing.padded_size(np.array(size))]
-        if padded == size:  # without padding to look for, the graph is smaller
+        if padded == size:  # the graph is smaller if the model need not handle padding
             return model(image, training=False), image_size
         image = resize_ops.pad_to(image, *padded)
     return model(model.preprocessing.network_input(image, image_size), training=False), image_size
 
 
 def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Turns the network's outputs into detections by the model's own post-processing; a graph function.
+    """Turns the network's outputs into detections by the model's own post-processing. Also runs in graphs.
 
     Args:
         model: The detector.
@@ -51,7 +52,8 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
         image_size: (B, 2) heights and widths of the images in pixels.
 
     Returns:
-        The outputs of `kerasdet.inference.detections.to_tf_od`, classes counted from 0.
+        Outputs of the TF Object Detection API, such as ``detection_boxes``, with classes counted from 0; see
+        `kerasdet.inference.padded.to_tf_od`.
     """
     rule = model.preprocessing
     limit = rule.padded_size(image_size) if rule.letterboxes else image_size
@@ -59,7 +61,14 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
 
 
 def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """Concatenates the levels of the heads' outputs to (B, R, ...) each."""
+    """Concatenates the raw outputs of the heads over all levels.
+
+    Args:
+        outputs: Output name -> level name -> (B, R_l, ...).
+
+    Returns:
+        Output name -> (B, R, ...).
+    """
     return {name: tf.concat(list(outputs[name].values()), 1) for name in HEADS if name in outputs}
 
 
@@ -70,16 +79,19 @@ def to_original(
     rule: Preprocessing,
     branch_outputs: Mapping[str, BranchOutput],
 ) -> dict[str, tf.Tensor]:
-    """Moves detections from letterboxed images to the original ones, and drops boxes that lie in the padding.
+    """Converts detections from pixels of letterboxed images to pixels of the original ones.
 
-    Boxes of models that count the padding as image may end in it, and all stay.
+    Boxes that lie in the padding are dropped, unless the model sees the padding as part of the image.
 
     Args:
-        detections: The padded dict.
+        detections: Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., see `kerasdet.inference.padded`.
         size: Height and width that the images have in the letterbox, in pixels.
-        original_size: (B, 2) heights and widths of the original images.
-        rule: The model's rule.
-        branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
+        original_size: (B, 2) heights and widths of the original images, in pixels.
+        rule: The model's preprocessing.
+        branch_outputs: Output name -> `BranchOutput`, which says how the output is rescaled.
+
+    Returns:
+        Padded detections in pixels of the original images.
     """
     clip = not rule.letterboxes
     detections = rescale(detections, tf.constant([size]), original_size, branch_outputs, clip=clip)
@@ -90,7 +102,7 @@ class RawHeads:
     """Applies a model's own post-processing to the raw outputs of its heads.
 
     Args:
-        model_config: JSON of the model, see `serialized`.
+        model_config: Result of `serialized` for the model.
     """
 
     def __init__(self, model_config: str):
@@ -99,12 +111,15 @@ class RawHeads:
     def postprocess(
         self, outputs: Mapping[str, np.ndarray], anchors: Mapping[str, np.ndarray], size: tuple[int, int]
     ) -> dict[str, tf.Tensor]:
-        """Returns the padded dict, in pixels of the input.
+        """Decodes raw outputs and applies NMS.
 
         Args:
             outputs: Output name -> (B, R, ...), see `raw_outputs`.
-            anchors: Level -> (R_l, 4).
+            anchors: Level name -> (R_l, 4) yxyx in pixels.
             size: Height and width of the input in pixels.
+
+        Returns:
+            Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., in pixels of the input.
         """
         counts = [len(each) for each in anchors.values()]
         heads = {
@@ -115,10 +130,25 @@ class RawHeads:
 
 
 def serialized(model: Detector) -> str:
-    """Returns the model's configuration without its weights as JSON."""
+    """Serialises the configuration of a model, without its weights.
+
+    Args:
+        model: The detector.
+
+    Returns:
+        JSON text.
+    """
     return json.dumps(keras.saving.serialize_keras_object(model))
 
 
 def as_input(pixels: np.ndarray, input_type: str) -> np.ndarray:
-    """Converts float32 pixels to the type of an export's input, "float32" or "uint8"."""
+    """Converts pixels to the type of an export's input.
+
+    Args:
+        pixels: float32 array of any shape, 0..255.
+        input_type: "float32" or "uint8".
+
+    Returns:
+        Array of the same shape; for "uint8" rounded.
+    """
     return np.rint(pixels).astype(np.uint8) if input_type == "uint8" else pixels

@@ -22,8 +22,9 @@ class WorkerRun:
     """Holds the detections of an export that ran in a process without kerasdet.
 
     Args:
-        cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's detections for that batch: a
-            padded dict in pixels of `original_size`. One pair for each way in, such as each signature of a SavedModel.
+        cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's detections for that batch:
+            padded detections in pixels of `original_size`, a dict of `boxes` (B, D, 4) and more, see
+            `kerasdet.inference.padded`. One pair for each entry point, such as each signature of a SavedModel.
         seconds: Duration of each repeated run on the first image.
     """
 

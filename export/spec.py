@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-GRAPH_PRECISIONS = ("float32", "bfloat16", "float16")  # those of `kerasdet.export.graph.InferenceGraph`
+GRAPH_PRECISIONS = ("float32", "bfloat16", "float16")  # precisions of `kerasdet.export.graph.InferenceGraph`
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """Describes an option that not every format has: a keyword argument of `write` and an option of `kerasdet export`.
+    """Describes an option of some export formats: a keyword argument of `write` and an option of `kerasdet export`.
 
     Args:
         name: Name of the keyword argument, such as "max_pixels".
-        default: Value of the argument if nothing is given.
+        default: Default value of the argument.
         help: Text of ``kerasdet export --help``. It names the default.
         kind: Type of a value on the command line: "text", "path", "int" or "count" (a positive integer).
         choices: Permitted values, or None for any.
@@ -50,8 +50,9 @@ class FormatSpec:
         name: Name of the format and of its folder, such as "tflite".
         suffix: Suffix of the files, such as ".tflite", or "" if the format writes a folder.
         precisions: Precisions that the format can be written in, the default one first.
-        recognizes: `recognizes(path) -> bool` says whether a path holds this format, cheaply and without an error.
-        options: Options that only this format has.
+        recognizes: Function from a path to a bool: whether the file or folder has this format. It must be fast and
+            raise no error.
+        options: Options that not all formats have.
     """
 
     name: str

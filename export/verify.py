@@ -1,7 +1,8 @@
 """Compares the detections of a model and its export, with one table of tolerances.
 
-Detections of the two sides are paired: same class, and the nearest box with an IoU of at least 0.5. The comparison then
-measures the pairs (boxes, scores, masks, keypoints, outputs of other branches) and counts detections without a partner.
+Each detection of the model is paired with one of the export: same class, nearest box, an IoU of at least 0.5. The
+comparison then measures the differences of the pairs (boxes, scores, masks, keypoints, outputs of other branches), and
+counts detections without a partner.
 
 Three classes of precision have their own tolerances, because rounding affects them differently:
 
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kerasdet.errors import VerificationError
-from kerasdet.inference.detections import KNOWN_OUTPUTS, BranchOutput
+from kerasdet.inference.padded import KNOWN_OUTPUTS, BranchOutput
 
 _SAME_OBJECT = 0.5  # minimum IoU of two boxes of the same object, as in AP50
 _MIN_BOX_SIZE = 16.0  # pixels; relative errors of smaller boxes would be large at a fraction of a pixel
@@ -136,12 +137,15 @@ EIGHT_BITS = Tolerance(  # dynamic and int8
 
 
 def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
-    """Returns the row of the table for an export.
+    """Returns the tolerances for an export.
 
     Args:
         precision: Precision of the export: "float32", "bfloat16", "float16", "dynamic" or "int8".
-        compute_dtype: Type that the model itself computes in. A model in 16 bits differs from its float32 export by
+        compute_dtype: Type in which the model itself computes. A model in 16 bits differs from its float32 export by
             rounding.
+
+    Returns:
+        A row of the table of tolerances.
     """
     if precision in ("dynamic", "int8"):
         return EIGHT_BITS
@@ -150,14 +154,14 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Holds the differences that a comparison measured over all images. Fields have the names of their bounds.
+    """Holds the differences that a comparison measured over all images. Fields have the names of their tolerances.
 
     Args:
         detections: Number of the model's detections.
         matched: Number of pairs.
         one_sided: Number of detections of both sides without a partner.
         clear: Number of clear detections of both sides.
-        branch_errors: Output name -> its `branch_error`.
+        branch_errors: Output name -> mean difference, relative to the mean absolute value of the output.
         milliseconds: Median time of the export for the first image.
         model_milliseconds: Time of the Keras model for the same image.
     """
@@ -205,9 +209,9 @@ def compare(
     """Compares the detections of a model with those of its export.
 
     Args:
-        cases: Pairs of padded dicts (`kerasdet.inference.detections`) for the same images, in pixels: the model's and
-            the export's.
-        tolerance: Row of the table, see `tolerance_for`.
+        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4), `scores` ..., see
+            `kerasdet.inference.padded`) for the same images, in pixels: those of the model and those of the export.
+        tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.
         branch_outputs: The model's `Detector.branch_outputs`.
         subject: Name of the export at the start of an error message.
@@ -241,12 +245,12 @@ def _check_outputs(expected, found, subject):
     for name, value in expected.items():
         if name not in found:
             raise VerificationError(
-                f"{subject} differs from the model: it lacks the output {name}. Write all outputs of `detect_batch`."
+                f"{subject} differs from the model: the output {name} is missing. Write all outputs of `detect_batch`."
             )
         if found[name].shape != value.shape:
             raise VerificationError(
-                f"{subject} differs from the model: its {name} have the shape {found[name].shape}, the model's "
-                f"{value.shape}. Export it again."
+                f"{subject} differs from the model: the output {name} has the shape {found[name].shape}, that of the "
+                f"model has {value.shape}. Export the model again."
             )
     for index, count in enumerate(found["valid"]):
         bad = [name for name, value in found.items() if name != "valid" and not np.isfinite(value[index, :count]).all()]

@@ -1,4 +1,4 @@
-"""Exports a model from beginning to end: writes it, runs it elsewhere, compares it with the model, measures its AP."""
+"""Exports a model and verifies the export: writes it, runs it in another process, compares detections and AP."""
 
 import contextlib
 import dataclasses
@@ -30,8 +30,8 @@ MAX_AP_DROP = 0.02
 _SAMPLE_SIZES = (
     (480, 640),
     (500, 333),
-)  # sizes of generated images, to compare more than one shape
-_WANTED = 20  # detections to compare if the model has none above its own threshold
+)  # sizes of the generated images; two, so that more than one shape is compared
+_WANTED = 20  # number of detections to compare if the model has none above its own threshold
 _RUNS = 3  # timed runs of the Keras model after the first, which traces
 
 
@@ -49,7 +49,7 @@ def export_and_verify(
     gin_config: str | None = None,
     **options: Any,
 ) -> tuple[Path, str]:
-    """Writes a detector in an export format and verifies that the export detects like the model.
+    """Writes a detector in an export format and verifies that the export gives the same detections.
 
     The export runs in another process without kerasdet. Its detections are compared with the model's, see
     `kerasdet.export.verify`. If the comparison fails, all written files are removed.
@@ -57,20 +57,20 @@ def export_and_verify(
     Args:
         model: The detector.
         path: File or folder to write, which does not exist yet; with `serving` a new or existing serving folder.
-        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None takes the one that the
-            suffix of `path` says, "saved_model" if it says none.
+        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None chooses by the suffix of `path`, and
+            "saved_model" without a suffix.
         serving: Whether to write the next version in a folder for TF Serving.
-        precision: Precision of the network, one of the format's.
+        precision: Precision of the network. Each format has its own list of precisions.
         verify_images: Images to compare on: arrays (H, W, 3), PIL images or paths. By default generated images.
         calibration_images: Images, or folders of image files, that show the "int8" of TFLite the ranges of values.
         eval_data: A dataset on which the AP of model and export is measured; None measures no AP.
-        max_ap_drop: Largest loss of AP on `eval_data`, of boxes, masks and keypoints alike, as a difference of AP in
-            0..1. For exports in 8 bits this is the measure that counts.
+        max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
+            keypoints. For exports in 8 bits this is the most important check.
         gin_config: Text of the run's operative configuration, which goes into the export; None for none.
         **options: Options of the format, such as `class_offset` of a SavedModel or `size` of a TFLite file.
 
     Returns:
-        The path of the export, and a report for people.
+        The path of the export, and a report as text.
 
     Raises:
         UserError: If an option does not fit the format or the model.
@@ -88,9 +88,9 @@ def export_and_verify(
     if "calibration_images" in export_format.options:
         options["calibration_images"] = list(_list_images(calibration_images))
     elif len(calibration_images):
-        raise UserError(f"Format {format} takes no calibration images: leave them out, or use another format.")
+        raise UserError(f"Format {format} does not use calibration images: leave them out, or use another format.")
     if serving and export_format.new_version is None:
-        raise UserError(f"Format {format} has no server: leave --serving out, or use format saved_model.")
+        raise UserError(f"No server can load format {format}: leave --serving out, or use format saved_model.")
     images = read_images(verify_images) or sample_images()
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
@@ -155,7 +155,7 @@ def _remove_on_failure(path: Path) -> Iterator[None]:
 
 
 def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report:
-    """Runs an export in a process of its own and compares it with the model it was made from.
+    """Runs an export in a separate process and compares its detections with those of the original model.
 
     Args:
         model: The detector.
@@ -166,7 +166,7 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
         The differences, all within the tolerance of the export's precision.
 
     Raises:
-        UserError: If `path` holds no export.
+        UserError: If `path` is not an export.
         VerificationError: If the export does not run, or differs from the model.
 
     Example:
@@ -174,7 +174,7 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
     """
     export_format = format_of(path)
     if export_format is None:
-        raise UserError(f"{path} holds no export: give a folder or file that `kerasdet export` wrote.")
+        raise UserError(f"{path} is not an export: give a folder or file that `kerasdet export` wrote.")
     run = export_format.run_in_worker(model, Path(path), read_images(images))
     expected, seconds = {}, math.inf
     for batch, _ in run.cases:  # signatures share their batches
@@ -213,10 +213,13 @@ def _score_threshold(model) -> float:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Returns the description of a model that its export carries, see `kerasdet.export.metadata`.
+    """Reads the description of the model from an export of any format.
 
     Args:
         path: The export.
+
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
     """
     return format_of(path).read_metadata(Path(path))
 
@@ -255,24 +258,30 @@ def _verify_below_threshold(model, write, path, images):
             f"{type(model).__name__} finds nothing on these images at any score, so nothing can be compared: name "
             "other images with --verify-images, and check that the weights are finite."
         )
-    threshold = 0.999 * float(found.scores[:_WANTED].min())
-    sensitive = with_score_threshold(model, threshold)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        write(sensitive, copy)
-        report = verify_export(sensitive, copy, images)
-    return f"The model finds nothing on these images. With a score threshold of {threshold:.2g}: {report}"
+    # An input of fixed size is another image than the model's own: it may have lower scores, and needs no threshold.
+    for threshold in (0.999 * float(found.scores[:_WANTED].min()), 0.0):
+        sensitive = with_score_threshold(model, threshold)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            write(sensitive, copy)
+            report = verify_export(sensitive, copy, images)
+        if report.detections:
+            return f"The model finds nothing on these images. With a score threshold of {threshold:.2g}: {report}"
+    raise VerificationError(
+        f"The model detects nothing at the input size of {path}, so nothing can be compared. Choose a larger "
+        "--size (size), or give other images with --verify-images."
+    )
 
 
 def with_score_threshold(model: Detector, score_threshold: float) -> Detector:
-    """Copies a detector, with another score threshold in its post-processing.
+    """Copies a detector with another score threshold in its post-processing.
 
     Args:
-        model: The detector, which stays as it is.
+        model: The detector, which is not changed.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
 
     Returns:
-        The copy, with weights of its own.
+        The copy, with its own weights.
 
     Raises:
         ValueError: If the model has no score threshold.
@@ -333,10 +342,13 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
 
 
 def read_images(images: Sequence) -> list[np.ndarray]:
-    """Opens images as uint8 arrays (H, W, 3), because encoded signatures take whole pixels.
+    """Opens images as uint8 arrays.
 
     Args:
         images: Arrays (H, W, 3), PIL images or paths; may be empty.
+
+    Returns:
+        Arrays (H, W, 3) uint8 RGB, rounded because the signature ``encoded`` of a SavedModel takes image files.
     """
     if not len(images):
         return []
@@ -344,7 +356,11 @@ def read_images(images: Sequence) -> list[np.ndarray]:
 
 
 def sample_images() -> list[np.ndarray]:
-    """Generates images of two sizes with drawn shapes, uint8 (H, W, 3)."""
+    """Generates example images of two sizes with drawn shapes.
+
+    Returns:
+        Arrays (H, W, 3) uint8.
+    """
     images = []
     for seed, size in enumerate(_SAMPLE_SIZES):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,11 @@
-"""Object detection for TensorFlow and Keras 3.
+"""Detects objects with TensorFlow and Keras 3.
 
 ``import kerasdet`` takes milliseconds: TensorFlow, Keras and kerasdet's own modules are imported when a name of the
 package is first used.
 
-`keras.models.load_model` finds only classes whose modules are imported. So kerasdet imports all its modules as soon as
-Keras is imported, or at once if Keras already is. In either order of imports the user's next line may load a model.
+`keras.models.load_model` finds only classes whose modules are imported. Therefore kerasdet imports all its modules as
+soon as Keras is imported, or at once if Keras is already imported. `load_model` then works, whichever of the two the
+user imports first.
 """
 
 import functools
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kerasdet.loading import load
     from kerasdet.models import (
         FCOS,
+        SSD,
         FasterRCNN,
         KeypointRCNN,
         MaskRCNN,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FCOS",
     "FPN",
+    "SSD",
     "Detections",
     "FasterRCNN",
     "KeypointRCNN",
@@ -54,10 +57,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Detections": "kerasdet.inference",
     **dict.fromkeys(["FPN", "ResNet"], "kerasdet.layers"),
-    **dict.fromkeys(
-        ["FCOS", "FasterRCNN", "KeypointRCNN", "MaskRCNN", "ProposalNetwork", "RetinaNet", "RTMDet", "RTMDetIns"],
-        "kerasdet.models",
-    ),
+    **dict.fromkeys(["FCOS", "ProposalNetwork", "RetinaNet", "RTMDet", "RTMDetIns", "SSD"], "kerasdet.models"),
+    **dict.fromkeys(["FasterRCNN", "KeypointRCNN", "MaskRCNN"], "kerasdet.models"),
     "evaluate": "kerasdet.evaluation",
     "load": "kerasdet.loading",
     "train": "kerasdet.training",
@@ -104,8 +105,8 @@ class _RegisterWithKeras(MetaPathFinder):
     """Imports all of kerasdet as soon as Keras is imported, which registers kerasdet's classes with Keras.
 
     Keras may be imported in the middle of another import: by TensorFlow, or by a module of kerasdet. Importing kerasdet
-    right there would find half-initialised modules. So the finder counts the imports of the three packages that are
-    running and acts when the outermost one has ended.
+    at that moment would find half-initialised modules. Therefore the finder counts the running imports of the three
+    packages, and acts when the outermost one has ended.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Checks numbers that users set, so that an impossible one is an error when it is set, and not a useless model."""
+"""Checks numbers that users set, so that an impossible one raises an error at once."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -8,14 +8,14 @@ from kerasdet.errors import UserError
 
 
 def check_positive(owner: str, **counts: int | None) -> None:
-    """Checks that counts are positive integers or None, which turns an option off.
+    """Checks that counts are positive integers, or None for an option that is off.
 
     Args:
-        owner: Name of the function or class that takes them, for the message.
+        owner: Name of the function or class that takes the counts, for the error message.
         counts: Values by name.
 
     Raises:
-        UserError: If a count is neither.
+        UserError: If a count is neither a positive integer nor None.
     """
     for name, value in counts.items():
         if value is not None and not (_is(value, Integral) and value >= 1):
@@ -23,18 +23,19 @@ def check_positive(owner: str, **counts: int | None) -> None:
 
 
 def check_numbers(owner: str, low: float, high: float = float("inf"), /, **values: Any) -> None:
-    """Checks that numbers, or all numbers of sequences, are within limits; None turns an option off.
+    """Checks that numbers, or all numbers of sequences, are within limits, or None for an option that is off.
 
     Args:
-        owner: Name of the function or class that takes them, for the message.
+        owner: Name of the function or class that takes the numbers, for the error message.
         low: Smallest value allowed.
         high: Largest value allowed.
-        values: Values by name.
+        values: Numbers or sequences of numbers by name.
 
     Raises:
-        UserError: If one is no number, is not finite or is outside.
+        UserError: If a value is not a number, is not finite or is outside of the limits.
     """
     limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
+    limits = "that is finite" if low == -float("inf") and high == float("inf") else limits
     for name, value in values.items():
         numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         if not all(

@@ -1,6 +1,6 @@
-"""Reads gin files and knows what they can configure: the only module that imports gin.
+"""Reads gin files and defines the classes and functions that they can configure. No other module imports gin.
 
-A gin file binds arguments of every class and function in `SURFACE` as ``Name.argument = value``. Objects that Python
+A gin file sets arguments of the classes and functions in `SURFACE` by ``Name.argument = value``. Objects that Python
 code constructs ignore gin.
 """
 
@@ -21,9 +21,10 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
+from kerasdet.config_checks import check_order, check_type, has_effect, part_of, targets, used_parts
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, dynamic_matching, matching, sampling
+from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.models import common, postprocess
 from kerasdet.paths import expand
@@ -35,6 +36,7 @@ GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=[
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.SSD,
     models.RTMDet,
     models.RTMDetIns,
     models.DynamicMaskBranch,
@@ -49,8 +51,14 @@ SURFACE = (
     models.KeypointBranch,
     models.Preprocessing,
     layers.ResNet,
-    layers.CSPNeXt,
+    layers.MobileNetV3,
+    layers.VGG,
+    layers.KerasApplication,
+    layers.PyramidBackbone,
     layers.FPN,
+    layers.SSDNeck,
+    layers.SSDHead,
+    layers.CSPNeXt,
     layers.CSPNeXtPAFPN,
     layers.BoxHead,
     layers.ConvTop,
@@ -62,6 +70,8 @@ SURFACE = (
     anchors.AnchorGenerator,
     anchors.octave_sizes,
     anchors.point_squares,
+    default_boxes.DefaultBoxes,
+    default_boxes.SSDMatcher,
     coders.DeltaCoder,
     coders.DistanceCoder,
     matching.IoUMatcher,
@@ -104,6 +114,7 @@ SURFACE = (
 )
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_READ_HERE = ("DATA", "CLASSES", "NUM_CLASSES", "PRECISION", "SEED")  # macros that this module reads itself
 _REQUIRED = ("model", "data", "optimizer", "steps", "batch_size", "out_dir")  # arguments of `train`
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
@@ -129,12 +140,13 @@ def _inherited(item):
 
 
 _CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}
+_ITEMS = {item.__name__: item for item in SURFACE}
 ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):
-    """Returns the path of an included file, in which gin put a folder of its search path before ``~``."""
+    """Returns the path of an included file with ``~`` expanded; gin puts a folder of its search path before it."""
     _, tilde, rest = path.partition("/~/")
     return os.path.expanduser(f"~/{rest}") if tilde else path
 
@@ -148,7 +160,9 @@ def _read_text(path):
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: expected a gin configuration. Name one, or a recipe.") from None
+        raise UserError(
+            f"{path} is not a text file: expected a gin configuration. Name a gin file or a recipe."
+        ) from None
 
 
 # gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
@@ -160,10 +174,11 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
-        config: A path of a file or of a run, or the name of a file inside kerasdet, with or without ``.gin``.
-        overrides: ``MACRO=value`` or ``Name.argument=value``. Text needs no quotes. ``DATA=path`` replaces the data
-            of the file by a dataset of any format, with its number of classes; see ``gin_configs/dataset/folder.gin``.
-        defaults: Values of macros that the file requires and neither it nor the overrides set.
+        config: Path of a file or of a run's folder, or the name of a file inside kerasdet, with or without ``.gin``.
+        overrides: Texts such as ``MACRO=value`` or ``Name.argument=value``. Text values need no quotes. ``DATA=path``
+            replaces the data of the file by a dataset of any format, and sets the number of classes from it; see
+            ``gin_configs/dataset/folder.gin``.
+        defaults: Values for macros that the file requires and that neither the file nor the overrides set.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -183,6 +198,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(text)
+            check_order(text, _read_included, path)
         names = [override.partition("=")[0].strip() for override in overrides]
         if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
@@ -199,11 +215,19 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in _used_macros() and not _is_set(name):
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
-    _warn_of_unused(overrides)
+    _check_types(path, overrides)
+    is_own = parsed.includes and GIN_CONFIGS not in path.parents
+    _warn_of_unused(overrides, targets(text) if is_own else [], path)
+
+
+def _read_included(name):
+    """Reads an included file from the first place of gin's search path that has it."""
+    places = [os.path.join(prefix, name) for prefix in gin.config._LOCATION_PREFIXES]
+    return _read_text(next(_included(place) for place in places if os.path.isfile(_included(place))))
 
 
 def _replace_data():
-    """Lets `dataset/folder.gin` replace the data of a recipe, which need not be set then."""
+    """Lets `dataset/folder.gin` replace the data of a recipe; the recipe's own data then need not be set."""
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
         if name in _used_macros():
@@ -211,10 +235,10 @@ def _replace_data():
 
 
 def _follow_data(is_new):
-    """Sets what follows from the macro DATA: the number of classes, and the masks or keypoints that the recipe reads.
+    """Sets the values that follow from the macro DATA: the number of classes, and whether to read masks or keypoints.
 
     Args:
-        is_new: Whether the data are others than the recipe's, so that its number of classes no longer counts.
+        is_new: Whether the data differ from those of the recipe, so that the recipe's number of classes is wrong.
     """
     if is_new or not _is_set("NUM_CLASSES"):
         gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
@@ -242,8 +266,8 @@ def train() -> keras.Model:
     unset = [name for name in _REQUIRED if not _is_bound(f"train.{name}")]
     if unset:
         raise UserError(
-            f"The configuration sets no train.{', train.'.join(unset)}: expected that of a training run. Include a "
-            "recipe, such as include 'finetune.gin'."
+            f"The configuration sets no train.{', train.'.join(unset)}: expected the configuration of a training run. "
+            "Include a recipe, such as include 'finetune.gin'."
         )
     strategy = training.make_strategy(macro("STRATEGY"))
     keras.utils.set_random_seed(macro("SEED"))
@@ -264,7 +288,7 @@ def _is_bound(name):
 def import_modules(config: str | Path) -> None:
     """Imports the modules that a gin file imports, without configuring anything.
 
-    A model whose classes are in a user's own modules can be loaded afterwards.
+    Afterwards a model can be loaded whose classes are in these modules.
 
     Args:
         config: Path of the gin file.
@@ -280,24 +304,33 @@ def import_modules(config: str | Path) -> None:
 
 
 def eval_data() -> data.CocoDataset:
-    """Builds the dataset that the configured training is evaluated on.
+    """Builds the evaluation dataset of the current configuration.
+
+    Returns:
+        The dataset.
 
     Raises:
-        UserError: If the configuration has none.
+        UserError: If the configuration has no evaluation dataset.
     """
     try:
         reference = gin.query_parameter("Validation.data")
     except ValueError:
         reference = None
     if reference is None:
-        raise UserError("The configuration has no Validation.data: name a dataset with --annotations.")
+        raise UserError(
+            "The configuration has no Validation.data, the dataset to evaluate on: give one with --data or "
+            "--annotations."
+        )
     return reference.scoped_configurable_fn()
 
 
 def model_and_transforms() -> tuple[keras.Model, list]:
-    """Builds the configured model and the transforms that it trains with.
+    """Builds the configured model and the transforms of its training.
 
-    The model of a recipe that starts from a pretrained backbone keeps random weights, so no checkpoint is needed.
+    No checkpoint is needed: the model has random weights even if the recipe starts from a pretrained backbone.
+
+    Returns:
+        The model, and the list of transforms.
 
     Raises:
         UserError: If the configuration has no model.
@@ -307,7 +340,7 @@ def model_and_transforms() -> tuple[keras.Model, list]:
         if model.configurable.name == "backbone_weights":
             model = gin.query_parameter("backbone_weights.model")
     except ValueError:
-        raise UserError("The configuration has no train.model: name a recipe that trains a model.") from None
+        raise UserError("The configuration has no train.model: give a recipe that trains a model.") from None
     try:
         transforms = gin.query_parameter("train.transforms")
     except ValueError:
@@ -316,10 +349,13 @@ def model_and_transforms() -> tuple[keras.Model, list]:
 
 
 def macro(name: str) -> Any:
-    """Returns the value of a macro, or its default if the file may leave it out.
+    """Returns the value of a macro of the current configuration.
 
     Args:
-        name: Such as "BATCH_SIZE".
+        name: Name of the macro, such as "BATCH_SIZE".
+
+    Returns:
+        The value, or the default of a macro that the file may leave out.
 
     Raises:
         ValueError: If the configuration has no such macro.
@@ -333,7 +369,7 @@ def macro(name: str) -> Any:
 
 
 def _unknown_argument(error):
-    """Returns a sentence about an argument that a configurable does not have, or None for other errors of gin."""
+    """Returns a sentence if gin's error is about an argument that does not exist, or None for other errors."""
     found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
     if found is None or found[1] not in ARGUMENTS:
         return None
@@ -356,7 +392,9 @@ def _find(config):
         if path.is_file():
             return path
     known = sorted(path.stem for path in GIN_CONFIGS.glob("*.gin"))
-    raise FileNotFoundError(f"There is no configuration {config}: give a path or one of {', '.join(known)}.")
+    raise FileNotFoundError(
+        f"There is no configuration {config}: give the path of a gin file, or one of {', '.join(known)}."
+    )
 
 
 def _as_binding(override):
@@ -364,7 +402,7 @@ def _as_binding(override):
     name, equals, value = override.partition("=")
     name, value = name.strip(), value.strip()
     if not equals or not name:
-        raise UserError(f"cannot read the override {override!r}: write NAME=value.")
+        raise UserError(f"the override {override!r} cannot be read: write NAME=value.")
     if "." not in name:
         _require_macro(name)
     if not value.startswith(("@", "%")):
@@ -372,9 +410,15 @@ def _as_binding(override):
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
             if value.removesuffix("()") in _CONFIGURABLES:
-                raise UserError(f"{override!r} would be a string: write {name}=@{value}.") from None
+                raise UserError(
+                    f"the override {override!r} would set a text: write {name}=@{value} to refer to the class or "
+                    "function."
+                ) from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
+            elif value[-1] in "])}" and not set("@%'\"") & set(value):
+                example = "{'a': 'b'}" if value.startswith("{") else "['a', 'b']"
+                raise UserError(f"{override!r}: texts in brackets need quotes: write {name}={example}.") from None
     return f"{name} = {value}"
 
 
@@ -383,52 +427,71 @@ def _require_macro(name):
         macro(name)
     except ValueError:
         raise UserError(
-            f"the configuration has no macro {name}: write a macro of the file, or Name.argument."
+            f"the configuration has no macro {name}: set a macro of the file, or an argument as Name.argument=value."
         ) from None
 
 
-def _bindings():
-    """Returns all bindings as text, without comments and strings."""
-    text = gin.config_str(max_line_length=10**6)
-    text = re.sub("^#.*", "", text, flags=re.MULTILINE)  # gin draws rules as long as a line may be, megabytes of them
-    return re.sub(r"'([^'\\\n]|\\.)*'|\"([^\"\\\n]|\\.)*\"", "", text)  # a % inside a string is not a macro
-
-
 def _used_macros():
-    return sorted(set(re.findall(r"%([A-Z][A-Z0-9_]*)", _bindings())) | {"PRECISION", "SEED", *OPTIONAL})
+    found = {name[1:] for names in _references().values() for _, name in names if name.startswith("%")}
+    return sorted(found | {"PRECISION", "SEED", *OPTIONAL})
 
 
-def _warn_of_unused(overrides):
-    """Warns of overrides without effect: the run uses no such part, or not in that scope."""
-    references = {}  # name of a part or macro -> what its bindings refer to
-    for line in re.split(r"\n(?=\S)", _bindings()):
-        target, _, value = line.partition("=")
-        scope, _, name = target.strip().rpartition("/")
-        found = re.findall(r"[@%][\w./-]+", value)
-        references.setdefault(name.partition(".")[0] if "." in name else f"%{name}", set()).update(found)
-    if "train" not in references:
+def _references():
+    """Returns what the bindings of each part refer to, see `used_parts`."""
+    references = {}
+    for (scope, selector), values in gin.config._CONFIG.items():
+        part = ("", f"%{scope}") if selector == "gin.macro" else (scope, selector.rpartition(".")[2])
+        references[part] = [
+            ("", f"%{'/'.join(each.scopes)}")
+            if each.configurable.selector == "gin.macro"
+            else ("/".join(each.scopes), each.configurable.selector.rpartition(".")[2])
+            for each in gin.config.iterate_references(values)
+        ]
+    return references
+
+
+def _warn_of_unused(overrides, own, path):
+    """Warns of overrides and of bindings of a user's file without effect: the run uses no such part in that scope."""
+    references = _references()
+    if ("", "train") not in references:
         return
-    used, scopes, todo = set(), set(), ["train", *(f"%{name}" for name in OPTIONAL)]
-    while todo:
-        name = todo.pop()
-        if name in used:
-            continue
-        used.add(name)
-        for reference in references.get(name, ()):
-            scope, _, part = reference.lstrip("@").rpartition("/")
-            scopes.update(scope.split("/"))
-            todo.append(part.rpartition(".")[2] if not part.startswith("%") else part)
-    for override in overrides:
-        scope, _, part = override.partition("=")[0].strip().rpartition("/")
-        name = part.rpartition(".")[0].rpartition(".")[2]
-        if name and (name not in used or not set(scope.split("/")) <= scopes | {""}):
+    used = used_parts(references, ["train", *(f"%{name}" for name in (*OPTIONAL, *_READ_HERE))])
+    named = {target: f"{path}: {target}" for target in own}
+    named |= {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
+    for target, text in named.items():
+        if not has_effect(target, used):
+            part = part_of(target)
             log.warning(
-                "--set %s has no effect: this configuration uses no %s. Set an argument of a part that it uses, or add "
-                "@%s() to it.",
-                override,
-                f"{scope}/{name}" if scope else name,
-                f"{scope}/{name}" if scope else name,
+                "%s has no effect, because this configuration does not use %s. Set an argument of a part that it uses, "
+                "or add %s to it.",
+                text,
+                part,
+                part if part.startswith("%") else f"@{part}()",
             )
+
+
+def _check_types(path, overrides):
+    """Checks the types of all values that are bound to arguments."""
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    for (scope, selector), values in gin.config._CONFIG.items():
+        name = selector.rpartition(".")[2]
+        if not selector.startswith("kerasdet.") or name not in _ITEMS:
+            continue
+        for argument, value in values.items():
+            target = f"{scope}/{name}.{argument}" if scope else f"{name}.{argument}"
+            names = {target}
+            if repr(value).startswith("%") and _has(repr(value)[1:]):
+                names.add(repr(value)[1:])
+                target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
+            where = "--set" if names & overridden else path
+            check_type(f"{where}: {target}", value, _ITEMS[name], argument)
+
+
+def _has(name):
+    try:
+        return macro(name) is not None
+    except ValueError:
+        return False
 
 
 def _check_own_macros(text):
@@ -446,7 +509,7 @@ def _check_macros(path):
             value = macro(name)
         except ValueError:
             raise UserError(
-                f"{path}: the macro {name} is used but never set: add a line {name} = ... or correct the name."
+                f"{path}: the macro {name} is used but never set: add a line {name} = ..., or correct the name."
             ) from None
         if "gin.REQUIRED" in repr(value) or value is gin.REQUIRED:
             missing.append(name)

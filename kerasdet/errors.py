@@ -5,15 +5,15 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """Reports a mistake in a command, a configuration, data, an image or a checkpoint.
+    """Reports a user's mistake in a command, a configuration, data, an image or a checkpoint.
 
-    The message is one sentence with three parts: what is wrong (file, item, value), what was expected and what to do.
-    The command line prints it without a stack trace. Every other error is a bug of kerasdet and keeps its own type.
+    The message has three parts: what is wrong (file, item, value), what was expected, and what to do. The command line
+    prints it without a stack trace. Bugs of kerasdet raise other types of errors.
     """
 
 
 class VerificationError(UserError):
-    """Reports that an exported or converted model differs from the model that it was made from."""
+    """Reports that an exported or converted model gives other results than the original model."""
 
 
 def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
@@ -21,7 +21,7 @@ def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
 
     Args:
         package: Dotted name of the module to import.
-        needed_by: Option, function or file that needs it, for the message.
+        needed_by: Option, function or file that needs the package, for the error message.
         extra: Extra of kerasdet that installs it.
 
     Returns:

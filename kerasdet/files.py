@@ -1,4 +1,4 @@
-"""Crash-safe files, each of which appears under its name only when it is complete and on the disk, and locks."""
+"""Writes files safely (a file gets its name only when it is complete and on the disk), and locks files and folders."""
 
 import contextlib
 import logging
@@ -13,27 +13,33 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Re-raises an OSError of the `with` block with a message that names `path` and the cause.
+    """Re-raises an OSError of the ``with`` block with a message that names the file and the cause.
 
     Args:
         path: File that the block writes.
 
+    Yields:
+        None.
+
     Raises:
-        OSError: If the block cannot write the file. Files that were saved before are intact.
+        OSError: If the block cannot write the file. Earlier files are intact.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise OSError(f"{path} cannot be written: {reason}. What was saved before is untouched.") from None
+        raise OSError(f"{path} cannot be written: {reason}. Files that were saved earlier are intact.") from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; the file that the block writes there then replaces `path` atomically.
+    """Replaces a file atomically by the file that the ``with`` block writes.
 
     Args:
-        path: File to replace. Its folder is created if necessary.
+        path: File to replace or to create. Its folder is created if necessary.
+
+    Yields:
+        Temporary path for the block to write to. It is renamed to `path` when the block has ended.
 
     Raises:
         OSError: If the file cannot be written. `path` keeps its old content.
@@ -53,10 +59,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks a folder inside the block, so that no other process trains there.
+    """Locks a folder inside the ``with`` block, so that no other process trains there.
 
     Args:
         folder: Existing folder of a run.
+
+    Yields:
+        None.
 
     Raises:
         UserError: If another process holds the lock.
@@ -71,7 +80,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{folder} is being trained by another process: let that end, or choose another OUT_DIR (out_dir)."
+                f"Another process is training in {folder}: wait until it ends, or choose another OUT_DIR (out_dir)."
             ) from None
         except OSError as error:  # some network file systems have no locks
             log.warning(
@@ -91,13 +100,16 @@ def _flush(path):
 
 @contextlib.contextmanager
 def waiting_lock(path: Path, message: str) -> Iterator[None]:
-    """Waits until no other process holds the lock of a file, and holds it inside the block.
+    """Holds the lock of a file inside the ``with`` block; waits until no other process holds it.
 
-    The system releases the lock of a process that ends, however it ends.
+    If a process crashes, the system releases its locks.
 
     Args:
-        path: File to lock. It and its folder are created if necessary, and it stays.
-        message: Logged if another process holds the lock.
+        path: File to lock. The file and its folder are created if necessary. The file is not deleted afterwards.
+        message: Text to log if another process holds the lock.
+
+    Yields:
+        None.
 
     Raises:
         OSError: If the file cannot be created.

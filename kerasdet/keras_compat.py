@@ -55,6 +55,13 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list
 
     Uses the private `Layer._flatten_layers`. Keras' public `Model.layers` lists direct children only. Seen in Keras
     3.15.1.
+
+    Args:
+        layer: Layer or model.
+        include_self: Whether the list contains `layer` itself.
+
+    Returns:
+        The layers.
     """
     return list(layer._flatten_layers(include_self=include_self))
 
@@ -64,14 +71,26 @@ def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
 
     Uses the private `Layer._seed_generators`. Keras neither saves their states in a ``.keras`` file nor lists them
     publicly, and a resumed run must draw the same numbers as an uninterrupted one. Seen in Keras 3.15.1.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The generators.
     """
     return [generator for layer in flatten_layers(model) for generator in layer._seed_generators]
 
 
 def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns the optimizer inside a `LossScaleOptimizer`, or the optimizer itself.
+    """Unwraps a `LossScaleOptimizer`.
 
     `LossScaleOptimizer.inner_optimizer` is public but undocumented. Seen in Keras 3.15.1.
+
+    Args:
+        optimizer: A Keras optimizer.
+
+    Returns:
+        The optimizer inside a `LossScaleOptimizer`; any other optimizer itself.
     """
     return getattr(optimizer, "inner_optimizer", optimizer)
 
@@ -81,6 +100,12 @@ def average_pairs(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Var
 
     Uses the private `Optimizer._trainable_variables` and `_model_variables_moving_average`. Keras' public
     `finalize_variable_values` only overwrites the weights, with no way back. Seen in Keras 3.15.1.
+
+    Args:
+        optimizer: A built optimizer.
+
+    Returns:
+        Pairs of a variable and its average.
     """
     return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))
 
@@ -92,8 +117,9 @@ class WarmedUpAverages:
     momentum with the steps. Seen in Keras 3.15.1.
 
     Attributes:
-        ema_warmup: Steps in which the share of the new weights falls from 1 to e**-1, on its way to
-            ``1 - ema_momentum``. 0 for no warmup.
+        ema_warmup: Time constant of the warmup, in steps. The share of the new weights in an average starts at 1 and
+            falls exponentially to ``1 - ema_momentum``; after this many steps 1/e of the difference is left. 0 for no
+            warmup.
     """
 
     ema_warmup: float = 0
@@ -105,7 +131,7 @@ class WarmedUpAverages:
         step = keras.ops.cast(self.iterations, keras.config.floatx())
         last = 1 - self.ema_momentum
         share = (1 - last) * keras.ops.exp(-(1 + step) / self.ema_warmup) + last
-        share = keras.ops.where(step > 0, share, keras.ops.ones_like(share))  # the first step copies
+        share = keras.ops.where(step > 0, share, keras.ops.ones_like(share))  # the first step copies the weights
         for variable, (_, average) in zip(trainable_variables, average_pairs(self), strict=True):
             average.assign(average + keras.ops.cast(share, average.dtype) * (variable - average))
 
@@ -118,8 +144,13 @@ def optimizer_variable(
     Uses the private `Optimizer._get_variable_index`, `_trainable_variables` and `_use_weight_decay`. `update_step` may
     receive a backend variable whose name is not the one that the layer gave it. Seen in Keras 3.15.1.
 
+    Args:
+        optimizer: A built optimizer.
+        variable: Variable that `update_step` received.
+
     Returns:
-        The variable's index, the layer's variable, and whether `exclude_from_weight_decay` lets it decay.
+        The index of the variable, the layer's own variable, and whether weight decay applies to it according to
+        `exclude_from_weight_decay`.
     """
     index = optimizer._get_variable_index(variable)
     known: Sequence[keras.Variable] = optimizer._trainable_variables
@@ -127,7 +158,7 @@ def optimizer_variable(
 
 
 def in_xla_context() -> bool:
-    """Returns whether the code that is traced here will be compiled by XLA.
+    """Tells whether the code that is being traced will be compiled by XLA.
 
     Uses the private `tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way
     to ask a graph for it, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
@@ -140,13 +171,16 @@ def in_xla_context() -> bool:
 
 
 def kernel_devices(op: str) -> set[str]:
-    """Returns the types of the devices that an op has kernels for, such as {"CPU", "GPU"}.
+    """Lists the types of devices for which an op has kernels.
 
     Uses the private `tensorflow.python.framework.kernels`. TensorFlow lists the kernels of an op publicly only in C++.
     Seen in TensorFlow 2.16.1 and 2.21.0.
 
     Args:
-        op: Name of the op, such as "Kerasdet>Nms". An unknown one has no kernels.
+        op: Name of the op, such as "Kerasdet>Nms".
+
+    Returns:
+        A set such as {"CPU", "GPU"}; empty for an unknown op.
     """
     from tensorflow.python.framework import kernels
 
@@ -171,14 +205,17 @@ def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tupl
 
 
 def function_graph(graph: "tf.Graph", definition: Any) -> "tf.Graph":
-    """Turns the definition of a function, such as the body of a loop, into a graph with `inputs` and `outputs`.
+    """Converts the definition of a function, such as the body of a loop, to a graph.
 
-    Uses the private `tensorflow.python.framework.function_def_to_graph`. The public API reads no function out of a
+    Uses the private `tensorflow.python.framework.function_def_to_graph`. The public API cannot read a function from a
     `GraphDef`. Seen in TensorFlow 2.21.0.
 
     Args:
-        graph: A graph whose library has the functions that the function calls.
+        graph: A graph whose library contains the functions that this function calls.
         definition: The `FunctionDef`.
+
+    Returns:
+        The graph, with `inputs` and `outputs`.
     """
     from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
@@ -201,6 +238,12 @@ def tflite_to_bytes(model: Any) -> bytearray:
     """Writes a `ModelT` of `tflite_schema` as a flatbuffer.
 
     Uses the private `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.
+
+    Args:
+        model: A `ModelT` object.
+
+    Returns:
+        The bytes of the ``.tflite`` file.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 

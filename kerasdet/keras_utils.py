@@ -1,4 +1,4 @@
-"""Helpers for Keras classes: configs read from constructor arguments, freezing, and the float type."""
+"""Defines helpers for Keras classes: configs from constructor arguments, freezing, and the float type."""
 
 import contextlib
 import inspect
@@ -11,11 +11,11 @@ from kerasdet.errors import UserError
 
 
 class ConfigFromInit:
-    """Mixin that reads a Keras config from constructor arguments, so that no option can be missing in it.
+    """Mixin that implements `get_config`: it reads each constructor argument from the attribute of the same name.
 
-    A class must store each constructor argument in an attribute of the same name. ``**kwargs``, under any name, go to
-    the base class instead. A constructor with ``*args`` cannot be saved. The config includes arguments at
-    their default, so a file keeps its meaning when a default changes.
+    A class must store each constructor argument in an attribute of the same name, and pass ``**kwargs`` to its base
+    class. A constructor with ``*args`` cannot be saved. The config also contains arguments that have their default, so
+    a file keeps its meaning when a default changes.
 
     Example:
         >>> @keras.saving.register_keras_serializable(package="my_package")
@@ -28,7 +28,10 @@ class ConfigFromInit:
     """
 
     def get_config(self) -> dict:
-        """Returns all constructor arguments, serialised, by name.
+        """Returns all constructor arguments by name.
+
+        Returns:
+            Argument name -> serialised value.
 
         Raises:
             UserError: If the object has no attribute for an argument.
@@ -37,22 +40,36 @@ class ConfigFromInit:
         names = constructor_arguments(type(self))
         if missing := [name for name in names if not hasattr(self, name)]:
             raise UserError(
-                f"{type(self).__name__} has no attribute {', '.join(missing)}, from which its config is read: store "
-                f"each constructor argument in an attribute of its name, as in self.{missing[0]} = {missing[0]}."
+                f"{type(self).__name__} has no attribute {', '.join(missing)}, but it is an argument of the "
+                "constructor: store each constructor argument in an attribute of the same name, such as "
+                f"self.{missing[0]} = {missing[0]}."
             )
         arguments = {name: getattr(self, name) for name in names}
         return {**inherited, **{name: _serialized(value) for name, value in arguments.items()}}
 
     @classmethod
     def from_config(cls, config: dict) -> "ConfigFromInit":
-        """Creates an object from the result of `get_config`, under the dtype policy of the config."""
+        """Creates an object from a config, under the dtype policy of the config; Keras calls this.
+
+        Args:
+            config: Result of `get_config`.
+
+        Returns:
+            An object with the same constructor arguments.
+        """
         arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
         with policy_scope(arguments.get("dtype")):
             made = cls(**arguments)
         return _frozen_as_configured(made)
 
     def build_from_config(self, config: dict) -> None:
-        """Builds a loaded layer under its own dtype policy, and freezes its sublayers if it is not trainable."""
+        """Builds a loaded layer under its own dtype policy, and freezes its sublayers if it is not trainable.
+
+        Keras calls this.
+
+        Args:
+            config: Result of `get_build_config`.
+        """
         with policy_scope(self.dtype_policy):
             super().build_from_config(config)
         _frozen_as_configured(self)
@@ -60,7 +77,14 @@ class ConfigFromInit:
 
 @contextlib.contextmanager
 def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
-    """Gives layers that are made inside the block this precision policy; None leaves the global one."""
+    """Sets the precision policy for layers that are created inside the ``with`` block.
+
+    Args:
+        policy: Policy or its name, such as "mixed_bfloat16"; None leaves the global policy.
+
+    Yields:
+        None.
+    """
     before = keras.config.dtype_policy()
     try:
         keras.config.set_dtype_policy(policy or before)
@@ -89,16 +113,16 @@ def freeze(layer: keras.layers.Layer) -> None:
 
 
 def constructor_arguments(cls: type) -> list[str]:
-    """Lists the constructor arguments of a class, and those that its ``**kwargs`` pass on to kerasdet's base classes.
+    """Lists the constructor arguments of a class, including arguments of base classes that ``**kwargs`` passes on.
 
     Args:
         cls: A subclass of `ConfigFromInit`.
 
     Returns:
-        Argument names without duplicates, those of the class itself first.
+        Argument names without duplicates; the names of the class itself come first.
 
     Raises:
-        UserError: If a constructor has ``*args``, which no attribute holds.
+        UserError: If a constructor has ``*args``, which cannot be stored in a config.
     """
     names = []
     for base in cls.__mro__:
@@ -107,7 +131,8 @@ def constructor_arguments(cls: type) -> list[str]:
         _self, *parameters = inspect.signature(base.__init__).parameters.values()
         if args := [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]:
             raise UserError(
-                f"The constructor of {base.__name__} has *{args[0]}, which its config cannot hold: name each argument."
+                f"The constructor of {base.__name__} has *{args[0]}, which cannot be stored in a config: give each "
+                "argument a name."
             )
         names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in names]
     return names
@@ -120,8 +145,9 @@ def _serialized(value):
 
 
 def float_dtype() -> tf.DType:
-    """Returns the type of box arithmetic and losses: Keras' `floatx`.
+    """Returns the type in which boxes and losses are computed: Keras' `floatx`.
 
-    It is float32 under every mixed-precision policy, and float64 if `keras.config.set_floatx` asked for it.
+    Returns:
+        float32, also under mixed-precision policies; or float64 after ``keras.config.set_floatx("float64")``.
     """
     return tf.as_dtype(keras.config.floatx())

@@ -11,15 +11,16 @@ from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
 from kerasdet.inference import Predictor
 from kerasdet.paths import expand
+from kerasdet.training.class_weights import class_weights
 from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
-_MODEL = "a run directory, a .keras file or an export"
+_MODEL = "the folder of a run, a .keras file or an export"
 # Suffixes of files that users give in place of a model -> the end of the message
 _OTHER_FILES = {
     (".h5", ".hdf5"): "a file of weights without their model: expected " + _MODEL + ". Build the model and use "
     "`load_weights`, or save it as a .keras file.",
-    (".pb",): "one file of a SavedModel: expected " + _MODEL + ". Name the folder that contains it.",
+    (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Name the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Name the model first, then the images.",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
@@ -30,21 +31,21 @@ _OTHER_FILES = {
 def load(path: str | Path) -> keras.Model | Predictor:
     """Loads published weights by name, or a model that kerasdet trained, converted or exported.
 
-    Every detector answers `detect` and `detect_batch` alike. An export does nothing else.
+    All detectors and exports have the methods `detect` and `detect_batch`. Exports have no others, such as `fit`.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or what
-            `kerasdet export` wrote: a SavedModel folder or a ``.tflite`` file. ``~`` is expanded. Or a name that
-            `kerasdet zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``: its file is downloaded and converted
-            the first time, and then comes from the cache.
+        path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
+            or an output of `kerasdet export`, such as a SavedModel folder or a ``.tflite`` file. ``~`` is expanded. Or
+            a name that `kerasdet zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``: its file is downloaded
+            and converted the first time, and then read from the cache.
 
     Returns:
         The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or the folder holds no model.
+        FileNotFoundError: If there is no such file or folder, or the folder contains no model.
         UserError: If the file is damaged, or needs a class that is not imported; or if published weights are not in the
-            cache and cannot be fetched.
+            cache and cannot be downloaded.
 
     Example:
         >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
@@ -70,13 +71,13 @@ def load(path: str | Path) -> keras.Model | Predictor:
 
 
 def require_model(path: str | Path) -> None:
-    """Checks that a path holds a model or an export, without loading it.
+    """Checks that there is a model or an export at a path, without loading it.
 
     Args:
-        path: Anything that `load` takes.
+        path: A path or a name of `kerasdet zoo`, as `load` accepts them.
 
     Raises:
-        FileNotFoundError: If there is no such file, folder or name, or the folder holds no model.
+        FileNotFoundError: If there is no such file, folder or name, or the folder contains no model.
     """
     if is_published(path):
         return
@@ -89,8 +90,8 @@ def load_predictor(path: str | Path) -> Predictor:
     """Loads a Keras detector or an export.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, an
-            export, or a name of `kerasdet zoo`.
+        path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
+            an export, or a name of `kerasdet zoo`.
 
     Returns:
         The Keras detector, or a `Predictor` that runs the export.
@@ -102,7 +103,8 @@ def load_predictor(path: str | Path) -> Predictor:
     model = load(path)
     if not isinstance(model, Predictor):
         raise UserError(
-            f"{path} holds a {type(model).__name__}, not a detector: name a run, a .keras file or an export of one."
+            f"{path} contains a {type(model).__name__}, not a detector: name the folder of a run, a .keras file or an "
+            "export of a detector."
         )
     return model
 
@@ -111,11 +113,11 @@ def load_detector(path: str | Path) -> keras.Model:
     """Loads a Keras detector, which can be trained and exported.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
-            name of `kerasdet zoo`.
+        path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
+            or a name of `kerasdet zoo`.
 
     Returns:
-        The detector.
+        The detector, a Keras model.
 
     Raises:
         FileNotFoundError: If there is no model.
@@ -124,7 +126,8 @@ def load_detector(path: str | Path) -> keras.Model:
     model = load_predictor(path)
     if not isinstance(model, keras.Model):
         raise UserError(
-            f"{path} is an export, which can only detect: name the run or .keras file that it was exported from."
+            f"{path} is an export, which cannot be trained or exported again: name the run or the .keras file that it "
+            "was exported from."
         )
     return model
 
@@ -134,23 +137,24 @@ def pretrained(
 ) -> keras.Model:
     """Loads a detector to fine-tune it on other classes.
 
-    All weights are kept except in the layers whose size depends on the number of classes: these are re-initialised if
-    the number differs. The model computes in the global precision policy, not in that of the file. Kernel and rounding
-    of its resize rule stay; the lengths should be those that it is fine-tuned at.
+    If the number of classes differs, the layers whose size depends on it are re-initialised; all other weights are
+    kept. `kerasdet.train` then copies the weights of those classes whose names the old model and the dataset share.
+    The model computes in the global precision policy, not in that of the file.
 
     Args:
-        path: A training run (its last checkpoint is loaded), a folder of `kerasdet convert`, a ``.keras`` file, or a
-            name of `kerasdet zoo`.
+        path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
+            or a name of `kerasdet zoo`.
         num_classes: Number of classes of the new task. A model with this number keeps its classification layer.
-        shortest: Length of an image's shorter side after resizing for detection, in pixels. None keeps the file's.
-        longest: Limit of the longer side, in pixels. None keeps the file's.
+        shortest: Length of an image's shorter side after resizing for detection, in pixels. Give the length that is
+            used in fine-tuning. None keeps that of the file.
+        longest: Limit of the longer side, in pixels. None keeps that of the file.
 
     Returns:
-        The detector.
+        The detector, a Keras model.
 
     Raises:
         FileNotFoundError: If there is no model.
-        UserError: If the file holds no detector, or one without classes.
+        UserError: If the model is not a detector, or a detector without classes.
 
     Example:
         >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=3)
@@ -158,26 +162,30 @@ def pretrained(
     model = load_detector(path)
     if model.num_classes is None:
         raise UserError(
-            f"{path} holds a {type(model).__name__}, which has no classes to fine-tune: name a detector with classes."
+            f"{path} contains a {type(model).__name__}, which has no classes to fine-tune: name a detector with "
+            "classes."
         )
     policy = keras.config.dtype_policy()
+    classes = class_weights(model, str(path))
     edges = {"shortest": shortest, "longest": longest}
     edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
+        model.pretrained_classes = classes
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
-        config.update(num_classes=num_classes, class_names=None)  # parts learn the number from the model
+        config.update(num_classes=num_classes, class_names=None)  # the parts get the number of classes from the model
     config["preprocessing"]["config"].update(edges)
     tuned = type(model).from_config(config)
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
             new.assign(old)
+    tuned.pretrained_classes = classes
     return tuned
 
 
 def _with_policy(config, policy):
-    """Returns a serialised configuration with another precision policy wherever it names one."""
+    """Returns a serialised configuration in which each precision policy is replaced."""
     if isinstance(config, list):
         return [_with_policy(item, policy) for item in config]
     if not isinstance(config, dict):
@@ -190,34 +198,55 @@ def _with_policy(config, policy):
 def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     """Copies the weights of another model's backbone into a detector.
 
-    Deformable convolutions take the kernels of ordinary ones and start with offsets of zero.
+    Deformable convolutions get the kernels of ordinary ones and start with offsets of zero.
 
     Args:
-        model: The detector. Its backbone is overwritten.
-        path: A training run, a folder of `kerasdet convert`, a ``.keras`` file, or a name of `kerasdet zoo`; holds a
-            backbone or a detector.
+        model: The detector. The weights of its backbone are overwritten.
+        path: A backbone or a detector: the folder of a training run or of `kerasdet convert`, a ``.keras`` file, or a
+            name of `kerasdet zoo`.
 
     Returns:
         `model`.
 
     Raises:
         FileNotFoundError: If there is no model.
-        UserError: If variables of the two backbones differ in name or shape.
+        UserError: If variables of the two backbones differ in name or shape, or the weights are of another kind: the
+            strides or the order of colours are elsewhere.
     """
     source = load(path)
+    _check_kind(model, source, path)
     theirs = {_inner_path(v): v for v in getattr(source, "backbone", source).variables}
     ours = {_inner_path(v): v for v in model.backbone.variables}
     ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
     wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
-    wrong += [name for name in theirs if name not in ours]  # otherwise a ResNet-101 would pass for a ResNet-50
+    wrong += [
+        name for name in theirs if name not in ours
+    ]  # otherwise the weights of a ResNet-101 would fit into a ResNet-50
     if wrong:
         raise UserError(
-            f"The backbone in {path} does not fit: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} "
-            "are missing in one of the two or differ in shape. Configure the backbone as it was trained."
+            f"The backbone in {path} does not fit the backbone of the model: "
+            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} are missing in one of the two or differ in "
+            "shape. Configure the backbone like the one in the file."
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])
     return model
+
+
+def _check_kind(model, source, path):
+    """Raises an error if weights of equal names and shapes would compute something else."""
+    pairs = {}
+    if getattr(model.backbone, "block", None) == "bottleneck":  # basic blocks have no 1x1 convolution with a stride
+        pairs["ResNet.stride_in_1x1"] = (getattr(source, "backbone", source), model.backbone, "stride_in_1x1")
+    if hasattr(source, "backbone"):
+        pairs["Preprocessing.channel_order"] = (source.preprocessing, model.preprocessing, "channel_order")
+    for name, (theirs, ours, attribute) in pairs.items():
+        value, own = getattr(theirs, attribute, None), getattr(ours, attribute, None)
+        if value != own:
+            raise UserError(
+                f"The backbone in {path} was trained with {name} = {value!r}, and the model has {own!r}: expected the "
+                "same kind. Choose a recipe or a checkpoint of that kind (MSRA and caffe, or torchvision)."
+            )
 
 
 def _inner_path(variable):
@@ -229,7 +258,8 @@ def _check_keras_file(file):
     """Checks that a file can be a model that Keras saved.
 
     Raises:
-        UserError: If it cannot. The message tells files of other kinds from damaged ones, by contents or suffix.
+        UserError: If it cannot. The message says whether the file is of another kind, by contents or suffix, or
+            damaged.
     """
     names = ()
     if zipfile.is_zipfile(file):
@@ -242,7 +272,7 @@ def _check_keras_file(file):
     if is_torch or suffix in _CHECKPOINT_SUFFIXES:
         raise UserError(
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, and "
-            "name the folder that this writes."
+            "give the folder that this command writes."
         )
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
@@ -252,7 +282,7 @@ def _check_keras_file(file):
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}: name {_MODEL}.")
+        raise FileNotFoundError(f"{path} does not exist: name {_MODEL}.")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
@@ -260,6 +290,7 @@ def _model_file(path):
         inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
         hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
-            f"{path} holds no model: name the OUT_DIR of a training run, a .keras file or an export.{hint}"
+            f"The folder {path} contains no model: name the OUT_DIR of a training run, a .keras file or an "
+            f"export.{hint}"
         )
     return found[-1]

@@ -1,7 +1,8 @@
-"""Sums the losses of detectors; the caller divides by its normalizer.
+"""Defines the losses of detectors as sums; the caller divides a sum by its normalizer, such as the number of positives.
 
-Functions are pure sums. ``weights`` multiplies each element's loss before the sum: 0 leaves an anchor out. Classes
-carry a loss' options into a model; every box loss takes the same arguments, so one replaces another in a gin file.
+The functions are pure. ``weights`` multiplies each element's loss before the sum: a weight of 0 leaves an anchor out.
+The classes hold the options of a loss, so that a model can take it as an argument. All box losses are called with the
+same arguments, so one can replace another in a gin file.
 """
 
 import keras
@@ -19,7 +20,7 @@ def focal(
     """Sums the sigmoid focal loss (https://arxiv.org/abs/1708.02002).
 
     Args:
-        logits: (..., K).
+        logits: (..., K) class logits.
         targets: (..., K), 0 or 1.
         weights: Factor of each element's loss, broadcast against (..., K).
         alpha: Weight of positives; negatives weigh 1 - alpha. A negative number turns both weights off.
@@ -42,8 +43,8 @@ def quality_focal(
     """Sums the quality focal loss, a focal loss for soft targets (https://arxiv.org/abs/2006.04388).
 
     Args:
-        logits: (..., K).
-        targets: (..., K) in [0, 1], such as the IoU of the predicted box for its own class.
+        logits: (..., K) class logits.
+        targets: (..., K) in [0, 1]: for the true class the IoU of the predicted box, 0 for the others.
         weights: Factor of each element's loss, broadcast against (..., K).
         beta: Exponent that reduces the loss of probabilities near their target; 0 is plain cross entropy.
 
@@ -60,8 +61,8 @@ def dice(
     """Sums the dice loss of pairs of masks, with squared masks in the denominator (https://arxiv.org/abs/1606.04797).
 
     Args:
-        logits: (..., h, w).
-        targets: (..., h, w) in [0, 1].
+        logits: (..., h, w) mask logits.
+        targets: (..., h, w) masks in [0, 1].
         weights: (...) factor of each pair's loss.
         epsilon: Added to each of the two sums in the denominator.
 
@@ -81,8 +82,8 @@ def smooth_l1(
     """Sums the smooth L1 loss (Fast R-CNN, https://arxiv.org/abs/1504.08083).
 
     Args:
-        predictions: (...).
-        targets: (...).
+        predictions: (...) numbers of any shape.
+        targets: (...) of the same shape.
         weights: Factor of each element's loss, broadcast against (...).
         beta: Error below which the loss is quadratic; 0 is plain L1.
 
@@ -101,8 +102,8 @@ def iou(
     """Sums -log(IoU) or 1 - IoU of pairs of boxes (UnitBox, https://arxiv.org/abs/1608.01471).
 
     Args:
-        predictions: (..., 4).
-        targets: (..., 4), box i of which belongs to box i of the predictions.
+        predictions: (..., 4) boxes yxyx in pixels.
+        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
         weights: (...) factor of each pair's loss.
         linear: Whether the loss is 1 - IoU; otherwise it is -log(IoU), constant below an IoU of 1e-6.
 
@@ -115,17 +116,44 @@ def iou(
 
 
 def giou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Sums 1 - GIoU of pairs of boxes, `predictions` (..., 4) and `targets` (..., 4); `weights` are (...)."""
+    """Sums 1 - GIoU of pairs of boxes (https://arxiv.org/abs/1902.09630).
+
+    Args:
+        predictions: (..., 4) boxes yxyx in pixels.
+        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
+        weights: (...) factor of each pair's loss.
+
+    Returns:
+        The weighted sum, ().
+    """
     return tf.reduce_sum((1 - box_ops.paired_giou(predictions, targets)) * weights)
 
 
 def diou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Sums 1 - DIoU of pairs of boxes, `predictions` (..., 4) and `targets` (..., 4); `weights` are (...)."""
+    """Sums 1 - DIoU of pairs of boxes (https://arxiv.org/abs/1911.08287).
+
+    Args:
+        predictions: (..., 4) boxes yxyx in pixels.
+        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
+        weights: (...) factor of each pair's loss.
+
+    Returns:
+        The weighted sum, ().
+    """
     return tf.reduce_sum((1 - box_ops.paired_diou(predictions, targets)) * weights)
 
 
 def ciou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Sums 1 - CIoU of pairs of boxes, `predictions` (..., 4) and `targets` (..., 4); `weights` are (...)."""
+    """Sums 1 - CIoU of pairs of boxes (https://arxiv.org/abs/1911.08287).
+
+    Args:
+        predictions: (..., 4) boxes yxyx in pixels.
+        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
+        weights: (...) factor of each pair's loss.
+
+    Returns:
+        The weighted sum, ().
+    """
     return tf.reduce_sum((1 - box_ops.paired_ciou(predictions, targets)) * weights)
 
 
@@ -133,7 +161,7 @@ def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float
     """Sums the binary cross entropy of centerness (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
-        logits: (...).
+        logits: (...) predicted centerness, before the sigmoid.
         targets: (...) in [0, 1]. Perfect predictions of targets between 0 and 1 still have a loss above 0.
         weights: (...) factor of each element's loss.
 
@@ -161,7 +189,16 @@ class FocalLoss(ConfigFromInit):
         self.weight = weight
 
     def __call__(self, logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """Returns the weighted sum, (); `logits` and `targets` are (..., K), `weights` broadcasts against them."""
+        """Computes the loss.
+
+        Args:
+            logits: (..., K) class logits.
+            targets: (..., K), 0 or 1.
+            weights: Factor of each element's loss, broadcast against (..., K).
+
+        Returns:
+            The weighted sum, ().
+        """
         return self.weight * focal(logits, targets, weights, alpha=self.alpha, gamma=self.gamma)
 
 
@@ -179,7 +216,16 @@ class QualityFocalLoss(ConfigFromInit):
         self.weight = weight
 
     def __call__(self, logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """Returns the weighted sum, (); `logits` and `targets` are (..., K), `weights` broadcasts against them."""
+        """Computes the loss.
+
+        Args:
+            logits: (..., K) class logits.
+            targets: (..., K) in [0, 1]: for the true class the IoU of the predicted box, 0 for the others.
+            weights: Factor of each element's loss, broadcast against (..., K).
+
+        Returns:
+            The weighted sum, ().
+        """
         return self.weight * quality_focal(logits, targets, weights, beta=self.beta)
 
 
@@ -205,14 +251,17 @@ class SmoothL1Loss(ConfigFromInit):
         weights: tf.Tensor,
         coder: DeltaCoder | DistanceCoder,
     ) -> tf.Tensor:
-        """Returns the weighted sum, ().
+        """Computes the loss of predicted boxes.
 
         Args:
-            predictions: (..., 4) encoded boxes.
-            anchors: (R, 4) or (..., 4) boxes that the predictions are relative to.
-            boxes: (..., 4) ground truth.
-            weights: (...) factor of each box' loss.
+            predictions: (..., 4) predicted boxes, encoded by the coder.
+            anchors: (R, 4) or (..., 4) yxyx in pixels. Anchors that the predictions are relative to.
+            boxes: (..., 4) ground-truth boxes yxyx in pixels.
+            weights: (...) factor of each box's loss.
             coder: Box coder with `encode` and `decode`.
+
+        Returns:
+            The weighted sum, ().
         """
         targets = coder.encode(boxes, anchors)
         return self.weight * smooth_l1(predictions, targets, weights[..., None], beta=self.beta)
@@ -239,7 +288,18 @@ class IoULoss(ConfigFromInit):
         weights: tf.Tensor,
         coder: DeltaCoder | DistanceCoder,
     ) -> tf.Tensor:
-        """Returns the weighted sum, (); see `SmoothL1Loss.__call__` for the arguments."""
+        """Decodes the predicted boxes and computes their loss.
+
+        Args:
+            predictions: (..., 4) predicted boxes, encoded by the coder.
+            anchors: (R, 4) or (..., 4) yxyx in pixels. Anchors that the predictions are relative to.
+            boxes: (..., 4) ground-truth boxes yxyx in pixels.
+            weights: (...) factor of each box's loss.
+            coder: Box coder with `decode`.
+
+        Returns:
+            The weighted sum, ().
+        """
         return self.weight * iou(coder.decode(predictions, anchors), boxes, weights, linear=self.linear)
 
 
@@ -262,5 +322,16 @@ class GIoULoss(ConfigFromInit):
         weights: tf.Tensor,
         coder: DeltaCoder | DistanceCoder,
     ) -> tf.Tensor:
-        """Returns the weighted sum, (); see `SmoothL1Loss.__call__` for the arguments."""
+        """Decodes the predicted boxes and computes their loss.
+
+        Args:
+            predictions: (..., 4) predicted boxes, encoded by the coder.
+            anchors: (R, 4) or (..., 4) yxyx in pixels. Anchors that the predictions are relative to.
+            boxes: (..., 4) ground-truth boxes yxyx in pixels.
+            weights: (...) factor of each box's loss.
+            coder: Box coder with `decode`.
+
+        Returns:
+            The weighted sum, ().
+        """
         return self.weight * giou(coder.decode(predictions, anchors), boxes, weights)

@@ -1,4 +1,4 @@
-"""Turns what users give as a path into a `Path`, and prepares files and folders that will be written."""
+"""Checks and expands paths that users give, and prepares files and folders that will be written."""
 
 import os
 import re
@@ -11,23 +11,26 @@ from kerasdet.errors import UserError
 
 
 def expand(path: str | os.PathLike, name: str = "The path") -> Path:
-    """Returns a path in which ``~`` and ``~user`` stand for home folders, as in a shell.
+    """Expands ``~`` and ``~user`` in a path to home folders, like a shell.
 
-    Shells expand ``~`` neither inside quotes nor after ``NAME=``, gin and TensorFlow do not expand it at all. Every
-    function that takes a path from a user calls this one.
+    Shells do not expand ``~`` inside quotes or after ``NAME=``, and gin and TensorFlow never do. Every function that
+    takes a path from a user calls this one.
 
     Args:
         path: Path of a file or folder.
-        name: Name of the setting at the start of an error message, such as "OUT_DIR (out_dir)".
+        name: Name of the setting, such as "OUT_DIR (out_dir)", for the beginning of error messages.
+
+    Returns:
+        The expanded path.
 
     Raises:
-        UserError: If it is no path: a number, None, an empty text or a URL.
+        UserError: If `path` is not a local path, but a number, None, an empty text or a URL.
     """
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
         text = os.fspath(path)
         if not text.strip():
             raise UserError(f"{name} is empty: expected the path of a file or folder. Name one, such as runs/first.")
-        if re.match(r"[A-Za-z][\w+.-]+:/", text):  # as a path, gs://bucket/run would be a new folder `gs:`
+        if re.match(r"[A-Za-z][\w+.-]+:/", text):  # otherwise gs://bucket/run would become a local folder `gs:`
             raise UserError(f"{name} is {text}, a URL: expected the path of a local file or folder. Mount or copy it.")
         return Path(os.path.expanduser(text))
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
@@ -36,14 +39,14 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
 
 
 def make_folder(folder: Path, name: str) -> None:
-    """Makes a folder with its parents, and tries to write there, so that an error occurs before the work begins.
+    """Creates a folder with its parents, and checks that it can be written to, before the work begins.
 
     Args:
         folder: Folder, which may exist.
-        name: Name of the setting at the start of an error message, such as "OUT_DIR (out_dir)".
+        name: Name of the setting, such as "OUT_DIR (out_dir)", for the beginning of error messages.
 
     Raises:
-        OSError: If the folder cannot be made or written.
+        OSError: If the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,17 +58,17 @@ def make_folder(folder: Path, name: str) -> None:
 
 
 def prepare_file(path: str | os.PathLike, name: str) -> Path:
-    """Makes the folder of a file, and checks that the file can be written, before work that may take hours.
+    """Creates the folder of a file, and checks that the file can be written, before work that may take hours.
 
     Args:
-        path: File that will be written; an existing one stays as it is for now.
-        name: Name of the setting at the start of an error message, such as "--json".
+        path: File that will be written. An existing file is not changed yet.
+        name: Name of the setting, such as "--json", for the beginning of error messages.
 
     Returns:
         The expanded path.
 
     Raises:
-        UserError: If it is no path.
+        UserError: If `path` is not a local path.
         OSError: If the file cannot be written.
     """
     path = expand(path, name)
@@ -104,7 +107,11 @@ def prepare_files(
 
 
 def cache_home() -> Path:
-    """Returns the folder of the cache, KERASDET_HOME or one in the user's cache folder; it need not exist."""
+    """Returns the folder of kerasdet's cache, which need not exist.
+
+    Returns:
+        The environment variable KERASDET_HOME, or a folder in the user's cache folder.
+    """
     if given := os.environ.get("KERASDET_HOME"):
         return expand(given, "KERASDET_HOME")
     if sys.platform == "darwin":

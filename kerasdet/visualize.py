@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-# The palette of Okabe and Ito without black: people with any kind of colour vision can tell its colours apart.
+# The palette of Okabe and Ito without black, whose colours people with any kind of colour vision can distinguish.
 PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -23,7 +23,7 @@ Rectangle = tuple[int, int, int, int]  # (top, left, bottom, right), integers
 
 
 def colour(class_id: int) -> Colour:
-    """Returns the colour of a class: the palette first, then hues a golden ratio apart in varying brightness.
+    """Returns the colour of a class: a colour of the palette, then hues spread by the golden ratio.
 
     Args:
         class_id: Class id from 0.
@@ -58,8 +58,8 @@ def draw_boxes(
         boxes: (N, 4) yxyx in pixels of the image.
         labels: N names, one per box. None for no names.
         scores: (N,). Written after the names with two decimals. None for no scores.
-        class_ids: (N,) int. Select the colours; a box with -1 is padding and is not drawn. None draws all boxes in the
-            colour of class 0.
+        class_ids: (N,) int, which select the colours. Boxes with class id -1 are padding and not drawn. None draws all
+            boxes in the colour of class 0.
         masks: (N, H, W) bool. Masks of the boxes' objects. None for no masks.
         keypoints: (N, J, 3) as (y, x, score or visibility), in pixels. A keypoint whose last value is at most 0 is not
             drawn. None for no keypoints.
@@ -80,12 +80,12 @@ def draw_boxes(
     """
     _check_image(image)
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"scale must be a positive integer, got {scale!r}.")
+        raise ValueError(f"scale is {scale!r}: give a positive integer.")
     boxes, scores, class_ids = _check_boxes(boxes, labels, scores, class_ids)
     masks = _check_rows("masks", masks, (len(boxes), *image.shape[:2]))
     keypoints = _check_rows("keypoints", keypoints, (len(boxes), None, 3))
     if keypoints is not None and not all(0 <= j < keypoints.shape[1] for pair in skeleton for j in pair):
-        raise ValueError(f"skeleton must hold pairs of indices from 0 to {keypoints.shape[1] - 1}, got {skeleton}.")
+        raise ValueError(f"skeleton is {skeleton}: give pairs of keypoint indices from 0 to {keypoints.shape[1] - 1}.")
     height, width = image.shape[0] * scale, image.shape[1] * scale
     picture = Image.fromarray(image)
     if scale > 1:
@@ -125,7 +125,7 @@ def grid(images: Sequence[np.ndarray], columns: int, *, titles: Sequence[str] = 
     if not len(images) or columns < 1:
         raise ValueError(f"grid got {len(images)} images and {columns} columns: expected at least one of each.")
     if titles and len(titles) != columns:
-        raise ValueError(f"titles must name each of the {columns} columns, got {len(titles)}.")
+        raise ValueError(f"There are {len(titles)} titles for {columns} columns: give one title per column.")
     for image in images:
         _check_image(image)
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
@@ -177,7 +177,7 @@ def draw_curve(
         raise ValueError(f"The chart '{title}' has no finite point: expected at least one. Check the values for NaN.")
     width, height = size
     if width < 200 or height < 150:
-        raise ValueError(f"size must be (width, height) of at least 200 x 150 pixels, got {width} x {height}.")
+        raise ValueError(f"size is {width} x {height}: give (width, height) of at least 200 x 150 pixels.")
     body, head = _font(max(11, round(width / 52))), _font(max(13, round(width / 42)))
     x_ticks, x_names = _ticks(points[:, 0], count=max(3, width // 100))
     y_ticks, y_names = _ticks(points[:, 1], count=max(3, height // 70))
@@ -213,7 +213,7 @@ def draw_curve(
 
 def _check_image(image):
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must be a NumPy array (H, W, 3) of uint8 in RGB, got {_describe(image)}.")
+        raise ValueError(f"image is {_describe(image)}: give a NumPy array (H, W, 3) of uint8 in RGB.")
 
 
 def _describe(value) -> str:
@@ -227,12 +227,12 @@ def _check_boxes(boxes, labels, scores, class_ids):
     if boxes.size == 0:
         boxes = np.zeros((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
-        raise ValueError(f"boxes must be numbers of shape (N, 4) as (y1, x1, y2, x2), got {_describe(boxes)}.")
+        raise ValueError(f"boxes is {_describe(boxes)}: give numbers of shape (N, 4) as (y1, x1, y2, x2).")
     if not np.isfinite(boxes).all():
-        raise ValueError("boxes must be finite: at least one is NaN or infinite.")
+        raise ValueError("boxes has a value that is NaN or infinite: give finite numbers.")
     for name, values in (("labels", labels), ("scores", scores), ("class_ids", class_ids)):
         if values is not None and (isinstance(values, str) or len(values) != len(boxes)):
-            raise ValueError(f"{name} must hold one entry for each of the {len(boxes)} boxes, got {len(values)}.")
+            raise ValueError(f"{name} has {len(values)} entries for {len(boxes)} boxes: give one entry per box.")
     class_ids = np.zeros(len(boxes), int) if class_ids is None else np.asarray(class_ids, int)
     return boxes.astype(np.float64), None if scores is None else np.asarray(scores, np.float64), class_ids
 
@@ -245,7 +245,7 @@ def _check_rows(name, values, shape):
         want not in (None, have) for have, want in zip(values.shape, shape, strict=True)
     ):
         wanted = ", ".join("J" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} must have shape ({wanted}) for these boxes and this image, got {values.shape}.")
+        raise ValueError(f"{name} has the shape {values.shape}: give ({wanted}), which fits the boxes and the image.")
     return values
 
 

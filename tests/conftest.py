@@ -42,6 +42,16 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def unoptimized_graphs():
+    """Runs graphs as they were traced: to optimize one takes longer than the few steps that these tests run."""
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 def pytest_collection_modifyitems(items):
     """Puts files with slow tests first, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

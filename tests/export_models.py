@@ -1,9 +1,18 @@
 """Makes the tiny models of the detector contract with weights that keep activations small, as after training."""
 
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import numpy as np
+import pytest
 from models.models import COVERING, MODELS, SLOW, randomized
 
 import kerasdet
+from kerasdet.export.formats import format_of
 from kerasdet.export.verify import compare, tolerance_for
 from kerasdet.inference.preprocessing import Preprocessing
 
@@ -50,11 +59,7 @@ def make(name, seed=0):
 def verify_in_process(model, path, images):
     """Compares an export with its model as `verify_export` does, without the cold start of another process."""
     predictor = kerasdet.load(path)
-    if hasattr(predictor, "example"):  # ONNX: model and file get the resized pixels
-        inputs = [predictor.example(image) for image in images]
-        batches = [model.preprocessing.batch(list(pixels), resize=False) for pixels in inputs]
-        found = [predictor.decode_outputs(predictor.run(pixels), pixels.shape[1:3]) for pixels in inputs]
-    elif hasattr(predictor, "to_input"):  # TFLite: model and file get the letterboxed pixels
+    if hasattr(predictor, "to_input"):  # TFLite: model and file get the letterboxed pixels
         inputs = [predictor.to_input(image)[0] for image in images]
         batches = [model.preprocessing.batch([pixels[0]], resize=False) for pixels in inputs]
         found = [predictor.decode_outputs(predictor.run(pixels)) for pixels in inputs]
@@ -62,11 +67,54 @@ def verify_in_process(model, path, images):
         groups = images[:1], [images[0].astype(np.float32)], images
         batches = [model.preprocessing.batch(group) for group in groups]
         found = [predictor.detect_batch(predictor.preprocessing.batch(group)) for group in groups]
+    return _compare(model, list(zip(batches, found, strict=True)), predictor.metadata)
+
+
+def verify_alone(model, path, images):
+    """Compares an ONNX file or IR with its model as `verify_export` does, in a process that is started only once.
+
+    That process imports neither TensorFlow nor kerasdet: the workers' scripts check it.
+    """
+    export_format = format_of(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kerasdet.export.onnx.format.run_worker", _run_in_common_process)
+        run = export_format.run_in_worker(model, path, images)
+    return _compare(model, run.cases, export_format.read_metadata(path))
+
+
+def _compare(model, cases, metadata):
     return compare(
-        [(model.detect_batch(batch), each) for batch, each in zip(batches, found, strict=True)],
-        tolerance_for(predictor.metadata["precision"]),
+        [(model.detect_batch(batch), found) for batch, found in cases],
+        tolerance_for(metadata["precision"]),
         score_threshold=getattr(model.postprocessing, "score_threshold", 0.0),
     )
 
 
-__all__ = ["COVERING", "MODELS", "SLOW", "make", "verify_in_process"]
+_LOOP = """
+import json, runpy, sys
+for line in sys.stdin:
+    script, *arguments = json.loads(line)
+    try:
+        runpy.run_path(script)["main"](*arguments)
+        print(json.dumps(""), flush=True)
+    except Exception as error:
+        print(json.dumps(repr(error)), flush=True)
+"""
+
+
+@functools.cache
+def _common_process():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", _LOOP], cwd=tempfile.gettempdir(), **pipes)
+
+
+def _run_in_common_process(script, path, folder):
+    process = _common_process()
+    print(json.dumps([str(script), str(path.resolve()), folder]), file=process.stdin, flush=True)
+    error = json.loads(process.stdout.readline())
+    assert not error, error
+    with np.load(Path(folder) / "outputs.npz") as outputs:
+        return dict(outputs)
+
+
+__all__ = ["COVERING", "MODELS", "SLOW", "make", "verify_alone", "verify_in_process"]

@@ -24,6 +24,7 @@ from kerasdet.models import RPN, Detector, MaskBranch, Preprocessing, RoIHeads
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 FILES = sorted(config.GIN_CONFIGS.glob("*.gin"))
 SHAPES = "retinanet_r18_fpn_shapes"
 TINY = (
@@ -37,6 +38,9 @@ TINY = (
     "ConvTop.channels=32",
     "RetinaNetHead.num_convs=1",
     "FCOSHead.num_convs=1",
+    "RTMDetHead.num_convs=1",
+    "DynamicMaskBranch.num_convs=1",
+    "DynamicMaskBranch.feature_convs=1",
     "BoxHead.fc_channels=16",
     "MaskBranch.channels=8",
     "KeypointBranch.channels=8",
@@ -61,14 +65,15 @@ def material(tmp_path_factory):
     folder = tmp_path_factory.mktemp("material")
     data = tiny.shapes_data(folder / "data", num_images=4)
     tiny.as_voc(data.annotations, folder / "voc", ["trainval", "test"])
-    for block in ("basic", "bottleneck"):
-        backbone = tiny.backbone(norm="frozen_bn", block=block)
+    kinds = {"basic": {}, "bottleneck": {}, "caffe": {"block": "bottleneck", "stride_in_1x1": True}}
+    for block, options in kinds.items():
+        backbone = tiny.backbone(**{"norm": "frozen_bn", "block": block, **options})
         for variable in backbone.variables:
             if variable.name == "moving_mean":  # looks pretrained: training rejects frozen random layers
                 variable.assign_add(np.full(variable.shape, 0.01))
         backbone.save(folder / f"{block}.keras")
     CSPNeXt(0.167, 0.125).save(folder / "cspnext.keras")
-    tiny.detector(num_classes=2).save(folder / "detector.keras")
+    tiny.detector(num_classes=2, class_names=("star", "bird")).save(folder / "detector.keras")
     return folder
 
 
@@ -83,6 +88,7 @@ def tiny_overrides(path, material, out_dir):
     text = with_includes(path)
     depth = re.search(r"ResNet\.depth = (\d+)", text)
     backbone = "cspnext" if "CSPNeXt" in text else "basic" if depth and int(depth[1]) < 50 else "bottleneck"
+    backbone = "caffe" if "ResNet.stride_in_1x1 = True" in text else backbone
     annotations = material / "data" / "annotations.json"
     macros = {
         "OUT_DIR": out_dir,
@@ -154,11 +160,14 @@ TRAINED = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if pace == "slow" else []) for name, pace in TRAINED.items()]
 )
-def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, name):
+def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, name, caplog):
     out_dir = tmp_path / "run"
     overrides = tiny_overrides(config.GIN_CONFIGS / f"{name}.gin", material, out_dir)
     config.load(name, [*overrides, "train.validation=None"])
-    model = config.train()
+    with caplog.at_level("INFO", "kerasdet"):
+        model = config.train()
+    if name == "finetune":
+        assert "matched by name: star. Classes that start anew: disk, square, triangle, arrow." in caplog.text
     (line,) = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     assert line["step"] == 1
     assert 0 < line["loss"] < math.inf
@@ -409,8 +418,8 @@ MISTAKES = {
     "STEPSS=3": "the configuration has no macro STEPSS",
     "steps=3": "the configuration has no macro steps",
     "out dir=3": "the configuration has no macro out dir",
-    "STEPS": "cannot read the override 'STEPS': write NAME=value",
-    "=3": "cannot read the override",
+    "STEPS": "the override 'STEPS' cannot be read: write NAME=value",
+    "=3": "the override .* cannot be read",
     "STEPS=ten": "STEPS is 'ten': it must be a positive integer",
     "BATCH_SIZE=0": "BATCH_SIZE is 0: it must be a positive integer",
     "STEPS=1e3": "STEPS is 1000.0: it must be a positive integer",
@@ -427,8 +436,8 @@ MISTAKES = {
     "AdamW.learning_rat=1": "AdamW has no argument learning_rat: choose one of learning_rate, ",
     "ResNett.width=8": "No configurable matching 'ResNett'",
     "train.optimizer=@SDG()": "No configurable matching reference '@SDG",
-    "train.optimizer=SGD": r"would be a string: write train\.optimizer=@SGD",
-    "RetinaNet.neck=FPN()": r"would be a string: write RetinaNet\.neck=@FPN\(\)",
+    "train.optimizer=SGD": r"would set a text: write train\.optimizer=@SGD",
+    "RetinaNet.neck=FPN()": r"would set a text: write RetinaNet\.neck=@FPN\(\)",
     "Preprocessing.mean=(1, 2": "is a bracket not closed",
     "OUT_DIR=(runs)/a": "Failed to parse",
 }
@@ -473,7 +482,9 @@ def test_binary_file_raises(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.gin", "base", "/tmp", ""])
 def test_missing_file_lists_available_files(name):
-    with pytest.raises(FileNotFoundError, match=rf"There is no configuration {name}: give a path or one of .*{SHAPES}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"There is no configuration {name}: give the path of a gin file, or one of .*{SHAPES}"
+    ):
         config.load(name)
 
 
@@ -606,7 +617,7 @@ def test_missing_eval_data_raises(tmp_path):
     with pytest.raises(ValueError, match=r"Validation\.data"):
         config.eval_data()
     config.load(SHAPES, ["Validation.data=None"])
-    with pytest.raises(ValueError, match=r"no Validation\.data: name a dataset with --annotations"):
+    with pytest.raises(ValueError, match=r"no Validation\.data, the dataset to evaluate on: give one with --data"):
         config.eval_data()
 
 
@@ -620,9 +631,59 @@ def test_missing_eval_data_raises(tmp_path):
         ("train/CocoDataset.strict=True", None),
         ("octave_sizes.smallest=3.0", None),
         ("evaluate.batch_size=4", None),
+        ("train/RandomFlip.vertical=1.0", "train/RandomFlip"),  # only datasets have the scope
+        ("LR=0.1", None),
+        ("SEED=1", None),
     ],
 )
 def test_override_without_effect_warns(caplog, override, part):
     config.load("retinanet_r18_fpn_bccd", [override])
-    expected = [] if part is None else [f"--set {override} has no effect: this configuration uses no {part}."]
+    expected = (
+        [] if part is None else [f"--set {override} has no effect, because this configuration does not use {part}."]
+    )
     assert [record.message.partition(". Set")[0] + "." for record in caplog.records] == expected
+
+
+TYPES = {
+    "AdamW.use_ema=false": "AdamW.use_ema is 'false': it must be True or False",
+    "AdamW.decay_norms_and_biases=no": "is 'no': it must be True or False",
+    "Validation.every=often": "Validation.every is 'often': it must be an integer",
+    "train.transforms=@RandomFlip()": r"is @RandomFlip\(\): it must be a list. Write \[@RandomFlip\(\)\]",
+    "train.freeze=backbone": "train.freeze is 'backbone': it must be a list",
+    "RetinaNet.num_classes=['a']": r"RetinaNet.num_classes is \['a'\]: it must be an integer",
+    "OUT_DIR=[a]": r"'OUT_DIR=\[a\]': texts in brackets need quotes: write OUT_DIR=\['a', 'b'\]",
+    "AnchorGenerator.sizes=32": "AnchorGenerator.sizes is 32: it must be a list",
+}
+
+
+@pytest.mark.parametrize("override", TYPES)
+def test_value_of_another_type_raises(override):
+    with pytest.raises(UserError, match=TYPES[override]):
+        config.load("retinanet_r18_fpn_bccd", [override])
+
+
+def test_binding_before_an_include_that_sets_it_raises(tmp_path):
+    path = tmp_path / "own.gin"
+    path.write_text(f"OUT_DIR = 'mine'\nSTEPS = 7\ninclude '{SHAPES}.gin'\n")
+    with pytest.raises(UserError, match=r"own.gin: line 1 sets OUT_DIR, and the include in line 3 sets it again"):
+        config.load(path)
+    path.write_text(f"include '{SHAPES}.gin'\nOUT_DIR = 'mine'\n")
+    config.load(path)
+    assert config.macro("OUT_DIR") == "mine"
+
+
+def test_binding_of_an_own_file_without_effect_warns(tmp_path, caplog):
+    path = tmp_path / "own.gin"
+    path.write_text(f"include '{SHAPES}.gin'\nSGD.momentum = 0.5\ntrain/RandomFlip.vertical = 1.0\nSTEPS = 3\n")
+    config.load(path)
+    assert [record.message.partition(". Set")[0] for record in caplog.records] == [
+        f"{path}: SGD.momentum has no effect, because this configuration does not use SGD",
+        f"{path}: train/RandomFlip.vertical has no effect, because this configuration does not use train/RandomFlip",
+    ]
+
+
+def test_recipes_load_without_warnings(caplog):
+    values = {"CHECKPOINT": "x", "NUM_CLASSES": 3, "TRAIN_ANNOTATIONS": "a", "EVAL_ANNOTATIONS": "b"}
+    for path in FILES:
+        config.load(path, defaults=values)
+    assert not caplog.records

@@ -24,7 +24,7 @@ def test_full_disk_leaves_the_old_content(tmp_path):
     path = tmp_path / "config.gin"
     with replacing(path) as partial:
         partial.write_text("a" * 5000)
-    message = rf"{path} cannot be written: File too large\. What was saved before is untouched\."
+    message = rf"{path} cannot be written: File too large\. Files that were saved earlier are intact\."
     with pytest.raises(OSError, match=message), tiny.disk(4096), replacing(path) as partial:
         partial.write_text("b" * 9000)
     assert path.read_text() == "a" * 5000
@@ -42,7 +42,7 @@ def test_lock_lasts_until_its_process_ends(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"{tmp_path} is being trained by another process"), locked(tmp_path):
+        with pytest.raises(UserError, match=rf"Another process is training in {tmp_path}"), locked(tmp_path):
             pass
         other.kill()
         other.wait()

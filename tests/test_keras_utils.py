@@ -12,12 +12,14 @@ import kerasdet
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.geometry.default_boxes import DefaultBoxes, SSDMatcher
 from kerasdet.geometry.dynamic_matching import DynamicSoftLabelAssigner
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.keras_utils import ConfigFromInit, constructor_arguments
 from kerasdet.layers import (
     FPN,
+    VGG,
     BatchNorm,
     BoxHead,
     BoxPredictor,
@@ -29,15 +31,20 @@ from kerasdet.layers import (
     KeypointHead,
     MaskHead,
     MaxPoolTop,
+    MobileNetV3,
     ResNet,
     RetinaNetHead,
     RoIPooler,
     RTMDetHead,
+    SSDHead,
+    SSDNeck,
 )
+from kerasdet.layers.keras_backbones import KerasApplication, PyramidBackbone
 from kerasdet.losses import FocalLoss, GIoULoss, IoULoss, QualityFocalLoss, SmoothL1Loss
 from kerasdet.models import (
     FCOS,
     RPN,
+    SSD,
     FasterRCNN,
     KeypointBranch,
     KeypointRCNN,
@@ -249,6 +256,49 @@ ARGUMENTS = {
         for name, value in (rtmdet_arguments([]) | {"branches": [DynamicMaskBranch(num_convs=1)]}).items()
         if name in parameters(RTMDetIns)
     },
+    MobileNetV3: lambda: {
+        "width_factor": 0.25,
+        "reduced_tail": True,
+        "out_features": ("c3", "c4_expanded"),
+        "norm": "frozen_bn",
+        "norm_epsilon": 1e-4,
+        "norm_momentum": 0.5,
+        "freeze_at": 1,
+    },
+    VGG: lambda: {"stages": (1, 1, 1, 1, 1), "width": 4, "fc_channels": 8, "freeze_at": 1},
+    SSDNeck: lambda: {
+        "in_features": ("c2", "c3"),
+        "extra_channels": (8, 4),
+        "unpadded": 1,
+        "separable": True,
+        "norm": "bn",
+        "norm_epsilon": 1e-4,
+        "norm_momentum": 0.5,
+        "finest_scale": 10.0,
+    },
+    SSDHead: lambda: {"separable": True, "norm": "bn", "norm_epsilon": 1e-4, "norm_momentum": 0.5},
+    DefaultBoxes: lambda: {
+        "scales": (0.2, 0.4, 0.8, 1.0),
+        "aspect_ratios": ((3,), (2,), (2, 4)),
+        "levels": ("p3", "p4", "p5"),
+        "strides": (8, 16, 32),
+    },
+    SSDMatcher: lambda: {"foreground_iou": 0.4, "ignore_crowd_iof": 0.5},
+    SSD: lambda: {
+        "num_classes": 2,
+        "class_names": ("cat", "dog"),
+        "backbone": VGG(**ARGUMENTS[VGG]()),
+        "neck": SSDNeck(extra_channels=(4,)),
+        "anchors": DefaultBoxes(**ARGUMENTS[DefaultBoxes]()),
+        "coder": DeltaCoder(**ARGUMENTS[DeltaCoder]()),
+        "head": SSDHead(separable=True),
+        "matcher": SSDMatcher(**ARGUMENTS[SSDMatcher]()),
+        "box_loss": GIoULoss(weight=3.0),
+        "negative_ratio": 2.0,
+        "normalizer": LossNormalizer("image"),
+        "postprocessing": Postprocessing(0.2),
+        "preprocessing": Preprocessing(shortest=64),
+    },
     MaskBranch: lambda: {
         "pool_size": 7,
         "num_convs": 1,
@@ -274,6 +324,7 @@ ARGUMENTS = {
         "train_post_nms_top_k": 10,
         "nms_threshold": 0.6,
         "min_size": 1.0,
+        "score_threshold": 0.05,
     },
     RPN: lambda: {
         "anchors": AnchorGenerator(**ARGUMENTS[AnchorGenerator]()),
@@ -350,7 +401,8 @@ def parameters(cls):
 
 
 def test_every_class_is_in_the_table():
-    assert configured_classes() == set(ARGUMENTS)
+    with_own_tests = {KerasApplication, PyramidBackbone}  # see tests/layers/test_keras_backbones.py
+    assert configured_classes() == set(ARGUMENTS) | with_own_tests
 
 
 @pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
@@ -379,8 +431,8 @@ def test_from_config_inverts_get_config(cls):
 @pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
 def test_config_contains_the_defaults(cls):
     required = {name: 1 for name, p in parameters(cls).items() if p.default is p.empty}
-    if cls in (RetinaNet, FCOS):  # their default backbone is a large one
-        required["backbone"] = ResNet(18, width=4)
+    if cls in (RetinaNet, FCOS, SSD):  # their default backbone is a large one
+        required["backbone"] = VGG((1,) * 5, width=4, fc_channels=4) if cls is SSD else ResNet(18, width=4)
     assert parameters(cls).keys() <= cls(**required).get_config().keys()
 
 
@@ -418,5 +470,5 @@ def test_positional_arguments_of_any_number_raise():
         def __init__(self, *terms):
             self.terms = terms
 
-    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: name each argument"):
+    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: give each argument a name"):
         Sum(1, 2).get_config()

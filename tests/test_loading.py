@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 import kerasdet
+from kerasdet.errors import UserError
 from kerasdet.layers import RetinaNetHead
 from kerasdet.loading import backbone_weights, load, load_detector, pretrained
 from kerasdet.models.common import LossNormalizer
@@ -60,13 +61,13 @@ def test_loaded_model_gives_the_same_detections(file, model):
 
 
 def test_missing_model_raises_file_not_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no .*absent: "):
+    with pytest.raises(FileNotFoundError, match=r"absent does not exist: "):
         load(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match=r"holds no model: .*OUT_DIR"):
+    with pytest.raises(FileNotFoundError, match=r"contains no model: .*OUT_DIR"):
         load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".partial_step_00000001.keras").write_bytes(b"PK")
-    with pytest.raises(FileNotFoundError, match="holds no model"):
+    with pytest.raises(FileNotFoundError, match="contains no model"):
         load(tmp_path)
 
 
@@ -109,7 +110,7 @@ def test_unknown_class_raises_one_line(tmp_path):
 def test_load_detector_of_a_backbone_raises(tmp_path):
     tiny.backbone().save(tmp_path / "model.keras")
     assert load(tmp_path).width == 8
-    with pytest.raises(ValueError, match="holds a ResNet, not a detector"):
+    with pytest.raises(ValueError, match="contains a ResNet, not a detector"):
         load_detector(tmp_path)
 
 
@@ -163,7 +164,7 @@ def test_pretrained_rcnn_with_other_classes_re_initialises_its_branches(tmp_path
 def test_pretrained_proposal_network_raises(tmp_path):
     part = tiny.rcnn()
     kerasdet.ProposalNetwork(backbone=part.backbone, neck=part.neck, rpn=part.rpn).save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match=r"holds a ProposalNetwork, which .* classes"):
+    with pytest.raises(ValueError, match=r"contains a ProposalNetwork, which .* classes"):
         pretrained(tmp_path / "model.keras", 2)
 
 
@@ -210,6 +211,14 @@ def test_deeper_source_backbone_raises(tmp_path):
     tiny.backbone(stages=(2, 1, 1, 1)).save(tmp_path / "deep.keras")
     with pytest.raises(ValueError, match="c2_1/conv1/conv/kernel"):
         backbone_weights(tiny.detector(), tmp_path / "deep.keras")
+
+
+def test_backbone_of_another_kind_raises(tmp_path):
+    bottlenecks = {"block": "bottleneck", "width": 8}
+    tiny.backbone(**bottlenecks).save(tmp_path / "a.keras")
+    caffe = tiny.detector(backbone=tiny.backbone(**bottlenecks, stride_in_1x1=True))
+    with pytest.raises(UserError, match=r"a.keras was trained with ResNet.stride_in_1x1 = False, and the model has Tr"):
+        backbone_weights(caffe, tmp_path / "a.keras")
 
 
 def test_load_expands_the_home_folder(monkeypatch, file, model):

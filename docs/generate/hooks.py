@@ -16,6 +16,7 @@ _HOMES = {
     "changelog": "repository",
     "contributing": "repository",
     "recipes": "settings",
+    "runtimes": "measurements",
     "surface": "settings",
     "zoo": "weights",
 }

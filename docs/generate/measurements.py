@@ -14,6 +14,26 @@ def benchmarks() -> str:
     return "\n\n".join(f"### {path.stem}\n\n{_table(json.loads(path.read_text()))}" for path in files)
 
 
+def runtimes() -> str:
+    """Returns the results of ``benchmarks/runtimes.py`` as tables, one for each model."""
+    parts = []
+    for path in sorted(RESULTS.glob("runtimes_*.json"), reverse=True):
+        found = json.loads(path.read_text())
+        isa = ", ".join(f"{'with' if found[name] else 'without'} {name.upper()}" for name in ("avx512", "amx"))
+        machine = f"{found['processor']} (family and model {found['family_and_model']}; {isa}), {found['cores']} cores"
+        lines = [
+            f"{found['model']}, {found['size']}, {machine}, `{found['command']}`:",
+            "",
+            "| runtime | median, ms | least, ms | processor time, ms | of TensorFlow's |",
+            "|---|---|---|---|---|",
+        ]
+        for row in found["rows"]:
+            numbers = row["median_ms"], row["min_ms"], row["median_cpu_ms"], f"{row['relative']:.2f}"
+            lines.append(f"| {row['runtime']} | {' | '.join(map(str, numbers))} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or "No run of `benchmarks/runtimes.py` is stored."
+
+
 def _table(contents):
     """Returns facts as a list, and the rows of the first list of records as a table."""
     rows = contents if isinstance(contents, list) else next(filter(_is_rows, contents.values()), [])

@@ -1,4 +1,4 @@
-"""Builds an ONNX graph node by node, and computes what depends on constants only."""
+"""Builds an ONNX graph node by node, and computes nodes whose inputs are constants at once."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ _NOT_FOLDED = ("Conv", "ConvTranspose", "Loop", "NonMaxSuppression", "RoiAlign",
 
 
 class GraphBuilder:
-    """Collects nodes and constants. Values are known by their names.
+    """Collects the nodes and constants of an ONNX graph. Values are identified by their names.
 
     Attributes:
         nodes: Nodes of the graph, or of the loop body that is being built, in their order.
-        constants: Name -> array of each value that is known.
+        constants: Name -> array, for each value that is constant.
         scope: Prefix of the names of new nodes: the layer that they come from.
     """
 
@@ -32,12 +32,21 @@ class GraphBuilder:
         self._count = 0
 
     def new_name(self, hint: str) -> str:
-        """Returns a name that no other value has."""
+        """Makes a name that no other value has, from a hint such as "conv"."""
         self._count += 1
         return f"{hint}_{self._count}"
 
     def constant(self, value: Any, dtype: Any = None, name: str = "constant") -> str:
-        """Adds a constant, or finds the one of the same value, and returns its name."""
+        """Adds a constant, or finds an equal one that exists.
+
+        Args:
+            value: Number or array.
+            dtype: NumPy type; None keeps that of `value`.
+            name: Beginning of the name of a new constant.
+
+        Returns:
+            The name of the constant.
+        """
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._by_value:
@@ -106,12 +115,15 @@ class GraphBuilder:
         return results if all(np.size(result) <= _FOLDED_SIZE for result in results) else None
 
     def model(self, name: str, inputs: list, outputs: list) -> onnx.ModelProto:
-        """Returns the model, without constants and nodes that no output needs.
+        """Makes the ONNX model, without constants and nodes that no output needs.
 
         Args:
             name: Name of the graph.
             inputs: `onnx.ValueInfoProto` of each input.
             outputs: `onnx.ValueInfoProto` of each output.
+
+        Returns:
+            The model.
         """
         nodes = _needed(self.nodes, {output.name for output in outputs})
         used = {each for node in nodes for each in _reads(node)} | {output.name for output in outputs}

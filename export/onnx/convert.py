@@ -39,11 +39,25 @@ class Converter:
         self._values: dict[tuple[int, str], dict[str, str]] = {}
 
     def set(self, tensor: tf.Tensor, name: str, channels_first: bool = False) -> None:
-        """Records the value that a tensor has in ONNX."""
+        """Stores the name of the ONNX value that corresponds to a tensor.
+
+        Args:
+            tensor: The TensorFlow tensor.
+            name: Name of the value.
+            channels_first: Whether the value has the layout (B, C, H, W).
+        """
         self._values[_key(tensor)] = {"first" if channels_first else "last": name}
 
     def get(self, tensor: tf.Tensor, channels_first: bool = False) -> str:
-        """Returns the name of a tensor's value, (B, C, H, W) with `channels_first`; transposes it if it must."""
+        """Returns the name of the ONNX value that corresponds to a tensor; adds a transposition if necessary.
+
+        Args:
+            tensor: The TensorFlow tensor.
+            channels_first: Whether the value must have the layout (B, C, H, W).
+
+        Returns:
+            The name.
+        """
         values = self._values[_key(tensor)]
         wanted, other = ("first", "last") if channels_first else ("last", "first")
         if wanted not in values:
@@ -52,23 +66,26 @@ class Converter:
         return values[wanted]
 
     def is_channels_first(self, tensor: tf.Tensor) -> bool:
-        """Says whether a tensor's value exists as (B, C, H, W) in ONNX."""
+        """Tells whether a tensor already has an ONNX value with the layout (B, C, H, W)."""
         return "first" in self._values[_key(tensor)]
 
     def static(self, tensor: tf.Tensor) -> np.ndarray | None:
-        """Returns the value of a tensor if it is a constant, else None."""
+        """Returns the value of a tensor that is a constant in ONNX, and None for other tensors."""
         name = self._values[_key(tensor)].get("last")
         return self.builder.constants.get(name)
 
     def type_of(self, dtype: tf.DType) -> int:
-        """Returns ONNX's number of a type."""
+        """Returns the number by which ONNX identifies an element type."""
         return helper.np_dtype_to_tensor_dtype(np.dtype(numpy_type(dtype)))
 
     def convert(self, operations: Sequence[tf.Operation]) -> None:
-        """Converts operations, each of which stands after its inputs.
+        """Converts operations to ONNX nodes.
+
+        Args:
+            operations: The operations, each after its inputs.
 
         Raises:
-            UserError: If ONNX has no such operation, or none is known here.
+            UserError: If this converter does not know an operation.
         """
         for operation in operations:
             if operation.type in ("Placeholder", "NoOp"):
@@ -77,13 +94,20 @@ class Converter:
             if converter is None:
                 raise UserError(
                     f"The model has the operation {operation.type} ({operation.name}), which the export to ONNX does "
-                    "not know: replace the layer that uses it, or export a SavedModel."
+                    "not support: replace the layer that uses it, or export a SavedModel."
                 )
             self.builder.scope = operation.name.rpartition("/")[0] + "/" * ("/" in operation.name)
             converter(self, operation)
 
     def composite(self, operation: tf.Operation) -> tuple[str | None, dict]:
-        """Returns the name and the attributes of a call of a `kerasdet.ops.dispatch.composite`, or None and nothing."""
+        """Recognises calls of functions that `kerasdet.ops.dispatch.composite` wrapped.
+
+        Args:
+            operation: A function call.
+
+        Returns:
+            The name and the attributes of the composite; (None, {}) for other functions.
+        """
         if operation.type not in ("PartitionedCall", "StatefulPartitionedCall"):
             return None, {}
         function = self._library[operation.get_attr("f").name]

@@ -1,4 +1,4 @@
-"""ONNX files as an export format."""
+"""Defines the export format of ONNX files."""
 
 import tempfile
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasdet.export.onnx.load import GraphPredictor, OnnxPredictor, read_metadata
+from kerasdet.export.onnx.load import GraphPredictor, OnnxPredictor, read_metadata, read_properties
 from kerasdet.export.onnx.spec import SPEC
 from kerasdet.export.onnx.write import export_onnx
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
@@ -24,7 +24,8 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     Returns:
         One case for each image.
     """
-    return run_graph(model, OnnxPredictor(path), images, Path(__file__).with_name("verify_worker.py"))
+    worker = Path(__file__).with_name("verify_worker.py")
+    return run_graph(model, GraphPredictor(path, read_properties(path)), images, worker)
 
 
 def run_graph(model: Detector, predictor: GraphPredictor, images: Sequence[np.ndarray], script: Path) -> WorkerRun:
@@ -35,9 +36,12 @@ def run_graph(model: Detector, predictor: GraphPredictor, images: Sequence[np.nd
 
     Args:
         model: The detector.
-        predictor: The loaded file, which makes inputs and reads outputs.
+        predictor: The file's predictor, which makes inputs and reads outputs; it does not run the graph.
         images: (H, W, 3) uint8 arrays.
         script: The script that runs the file.
+
+    Returns:
+        One case for each image.
     """
     inputs = [predictor.example(image) for image in images]
     with tempfile.TemporaryDirectory() as folder:

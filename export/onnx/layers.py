@@ -1,4 +1,7 @@
-"""Converts convolutions, pooling, resizing and kerasdet's composites, which have ONNX operators of their own."""
+"""Converts convolutions, pooling, resizing and kerasdet's composite functions to ONNX's own operators.
+
+Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
+"""
 
 import math
 
@@ -16,7 +19,7 @@ def conv(c: Converter, op: tf.Operation) -> None:
 
 
 def depthwise_conv(c: Converter, op: tf.Operation) -> None:
-    """Converts DepthwiseConv2dNative."""
+    """Converts TensorFlow's DepthwiseConv2dNative to ONNX."""
     x, kernel = op.inputs
     weights = c.static(kernel)  # the graph does not always know the shape of the kernel
     height, width, channels, multiplier = weights.shape
@@ -56,7 +59,7 @@ def _padding(op, extent, strides):
 
 
 def transposed_conv(c: Converter, op: tf.Operation) -> None:
-    """Converts Conv2DBackpropInput, Keras' Conv2DTranspose."""
+    """Converts TensorFlow's Conv2DBackpropInput, the operation of Keras' Conv2DTranspose, to ONNX."""
     _, kernel, x = op.inputs
     weights = c.static(kernel).transpose(3, 2, 0, 1)  # (in, out, h, w)
     strides = op.get_attr("strides")[1:3]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
-from kerasdet.inference.detections import from_tf_od, join, rescale
+from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -21,15 +21,16 @@ _NEEDED += ("class_offset", "precision", "postprocessing", "input_type")
 
 
 class GraphPredictor(Predictor):
-    """Base of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
+    """Base class of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
 
     Args:
         path: The file or folder.
-        properties: The file's ``metadata_props``.
+        properties: The entries of the file's ``metadata_props``, name -> text.
 
     Attributes:
         path: The file or folder.
-        metadata: The entry ``kerasdet`` of the properties, see `kerasdet.export.metadata`.
+        metadata: The entry ``kerasdet`` of the properties, the model's description as
+            `kerasdet.export.metadata.model_metadata` makes it.
     """
 
     def __init__(self, path: Path, properties: Mapping[str, str]):
@@ -59,7 +60,9 @@ class GraphPredictor(Predictor):
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = (np.asarray(sizes) for sizes in batch_sizes(batch))
         images = np.asarray(batch["image"])
@@ -96,13 +99,13 @@ class GraphPredictor(Predictor):
         return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """Turns images into the graph's input: letterboxes them if its size is fixed.
+        """Converts images to the graph's input; letterboxes them if the size of the input is fixed.
 
         Args:
             images: (B, H, W, 3) RGB, 0..255, uint8 or float; a single image if the size is fixed.
 
         Returns:
-            The input (B, h, w, 3), and the height and width that the images have in it.
+            The input (B, h, w, 3), and the height and width of the part that shows the images, in pixels.
         """
         size = images.shape[1:3]
         if self.size:
@@ -111,7 +114,14 @@ class GraphPredictor(Predictor):
         return as_input(np.asarray(images, np.float32), self.metadata["input_type"]), tuple(map(int, size))
 
     def example(self, image: np.ndarray) -> np.ndarray:
-        """Returns the graph's input for an image (H, W, 3): with its mirror image if the number of images is free."""
+        """Makes an input of the graph for verification: an image, and its mirror image if the batch size is free.
+
+        Args:
+            image: (H, W, 3) RGB, 0..255.
+
+        Returns:
+            (1, h, w, 3) or (2, h, w, 3).
+        """
         if self.size:
             return self.to_input(image[None])[0]
         batch = self._rule.batch([image, image[:, ::-1]])
@@ -120,11 +130,14 @@ class GraphPredictor(Predictor):
         return self.to_input(np.asarray(inputs["image"])[:, :height, :width])[0]
 
     def decode_outputs(self, outputs: Mapping[str, np.ndarray], size: Sequence[int]) -> dict[str, tf.Tensor]:
-        """Turns the graph's outputs into the padded dict, in pixels of its input.
+        """Converts the graph's outputs to padded detections.
 
         Args:
             outputs: Output name -> array.
             size: Height and width of the input in pixels.
+
+        Returns:
+            Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., in pixels of the input.
         """
         if self._heads is None:
             return from_tf_od(outputs, tf.constant([size]), self.metadata["class_offset"], self.branch_outputs)
@@ -161,26 +174,48 @@ class OnnxPredictor(GraphPredictor):
 
 
 def read_metadata(path: Path) -> dict:
-    """Reads the description that an exported ONNX file carries.
+    """Reads the description of the model from an exported ONNX file.
 
     Args:
         path: The file.
 
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+
     Raises:
-        UserError: If it has none.
+        UserError: If the file has no description.
     """
-    return parse_metadata(_properties(_session(path, 1), path)["kerasdet"], path)
+    return parse_metadata(read_properties(path)["kerasdet"], path)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Reads the ``metadata_props`` of an exported ONNX file, without optimising its graph.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> text, see `kerasdet.export.onnx.write`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+    """
+    return _properties(_session(path, 1, optimize=False), path)
 
 
 def parse_metadata(text: str, path: Path) -> dict:
     """Parses the entry ``kerasdet`` of a file's properties.
 
     Args:
-        text: The entry.
-        path: The file or folder, for the message.
+        text: The entry, JSON.
+        path: The file or folder, for the error message.
+
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
-        UserError: If it is no description of a model.
+        UserError: If the text is not a description of a model.
     """
     try:
         metadata = json.loads(text)
@@ -199,15 +234,15 @@ def _properties(session, path):
     properties = session.get_modelmeta().custom_metadata_map
     if "kerasdet" not in properties:
         raise UserError(
-            f"{path} has no entry kerasdet in its metadata: expected a file of `kerasdet export --format onnx`; run "
-            "others with onnxruntime."
+            f"{path} has no entry kerasdet in its metadata: expected a file of `kerasdet export --format onnx`. Run "
+            "other files with onnxruntime."
         )
     return properties
 
 
-def _session(path, num_threads):
+def _session(path, num_threads, optimize=True):
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}: give the .onnx file that `kerasdet export` wrote.")
+        raise FileNotFoundError(f"The file {path} does not exist: give the .onnx file that `kerasdet export` wrote.")
     try:
         import onnxruntime as ort
     except ImportError:
@@ -215,6 +250,8 @@ def _session(path, num_threads):
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
     except Exception as error:  # onnxruntime raises classes of its own that share no base

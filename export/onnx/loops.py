@@ -13,33 +13,33 @@ from kerasdet.export.onnx.convert import Converter
 
 
 def list_from_tensor(c: Converter, op: tf.Operation) -> None:
-    """Represents a list by the tensor of all its elements."""
+    """Converts TensorListFromTensor: a list is represented by the tensor of all its elements."""
     c.set(op.outputs[0], c.get(op.inputs[0]))
 
 
 def reserve(c: Converter, op: tf.Operation) -> None:
-    """Represents a new list by nothing: the loop that fills it gives it a value."""
+    """Converts TensorListReserve: a new list is represented by nothing; the loop that fills it defines its value."""
     c.set(op.outputs[0], "")
 
 
 def get_item(c: Converter, op: tf.Operation) -> None:
-    """Reads an element of a list."""
+    """Converts TensorListGetItem, which reads an element of a list."""
     elements, index = op.inputs[:2]
     c.set(op.outputs[0], c.builder.add("Gather", c.get(elements), c.get(index), axis=0))
 
 
 def set_item(c: Converter, op: tf.Operation) -> None:
-    """Represents the changed list by the element that is new in it, the scan output of this iteration."""
+    """Converts TensorListSetItem: the list is represented by its new element, the scan output of this iteration."""
     c.set(op.outputs[0], c.get(op.inputs[2]))
 
 
 def stack(c: Converter, op: tf.Operation) -> None:
-    """Turns a list into a tensor."""
+    """Converts TensorListStack: a list of tensors becomes one tensor."""
     c.set(op.outputs[0], c.get(op.inputs[0]))
 
 
 def loop(c: Converter, op: tf.Operation) -> None:
-    """Converts While."""
+    """Converts While, the operation of a loop, to ONNX's Loop."""
     body, condition = (c.function(op.graph, op.get_attr(name).name) for name in ("body", "cond"))
     results = [_source(tensor) for tensor in body.outputs]
     kinds = [_kind(argument, result) for argument, result in zip(body.inputs, results, strict=True)]

@@ -7,11 +7,12 @@ import tensorflow as tf
 from onnx import helper
 
 from kerasdet.export.graph import InferenceGraph
-from kerasdet.export.onnx import layers, loops, operators
+from kerasdet.export.onnx import arrays, elementwise, layers, loops, reductions, slices
 from kerasdet.export.onnx.convert import Converter
 from kerasdet.ops import implementation
 
-_CONVERTERS = {**operators.CONVERTERS, **layers.CONVERTERS, **loops.CONVERTERS}
+_ROOMS = (arrays, elementwise, layers, loops, reductions, slices)
+_CONVERTERS = {name: converter for room in _ROOMS for name, converter in room.CONVERTERS.items()}
 
 
 def convert(
@@ -26,7 +27,7 @@ def convert(
         function: A function from images (B, H, W, 3) to outputs by name.
         image: Type, shape and name of the images.
         precision: "float32" or "float16", see `kerasdet.export.graph.InferenceGraph`.
-        output_order: Names of outputs in the order that they shall have; the others follow.
+        output_order: Names of the first outputs, in their order; all other outputs follow.
 
     Returns:
         The model, which has passed ONNX's checker and strict shape inference.
@@ -55,7 +56,12 @@ def convert(
 
 
 def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
-    """Replaces the ``metadata_props`` of a model."""
+    """Replaces the ``metadata_props`` of a model.
+
+    Args:
+        model: The model, which is changed.
+        properties: Name -> text.
+    """
     del model.metadata_props[:]
     helper.set_model_props(model, properties)
 

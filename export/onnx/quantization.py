@@ -1,8 +1,8 @@
-"""Puts the convolutions of an ONNX model into 8 bits, by onnxruntime's static quantisation.
+"""Quantises the convolutions of an ONNX model to 8 bits, by onnxruntime's static quantisation.
 
-Weights are int8 with a scale for each output channel. Activations are uint8, with ranges that the calibration images
-show. Only backbone and neck are quantised, because rounding in the heads moves scores and boxes. Of models with a
-second stage it is the neck alone: rounding in the backbone changes which proposals NMS selects.
+Weights are int8 with a scale for each output channel. Activations are uint8, with ranges that are measured on the
+calibration images. Only backbone and neck are quantised, because rounding in the heads changes scores and boxes. In
+models with a second stage only the neck is quantised: rounding in the backbone changes which proposals NMS selects.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Describes ONNX files for the command line."""
+"""Describes the ONNX export format for the command line, without importing TensorFlow."""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ size of the images are free, or fixed to one image of a size. Images are resized
 
 | postprocessing | outputs |
 |---|---|
-| ``nms`` | those of `kerasdet.inference.detections.to_tf_od`, float32, classes counted from 0 |
+| ``nms`` | those of `kerasdet.inference.padded.to_tf_od`, float32, classes counted from 0 |
 | ``raw`` | outputs of the heads, all levels concatenated, under the names that the model's `call` gives them; |
 |         | ``anchors`` (R, 4) as (y1, x1, y2, x2) in pixels; ``anchors_per_level`` (L,) int64 |
 
@@ -103,17 +103,20 @@ def onnx_model(
     gin_config: str | None,
     name: str,
 ) -> "onnx.ModelProto":
-    """Returns a detector as an ONNX model in memory; `export_onnx` explains the arguments.
+    """Converts a detector to an ONNX model in memory.
 
     Args:
         model: The detector.
-        postprocessing: One of `POSTPROCESSING`.
+        postprocessing: "nms" for detections, "raw" for the outputs of the heads.
         precision: One of `PRECISIONS`.
-        size: Height and width, or None.
-        input_type: One of `INPUT_TYPES`.
-        calibration_images: Images for "int8".
-        gin_config: Text, or None.
-        name: Name of the format, for messages.
+        size: Height and width of the input in pixels, for a single image; None for images of any number and size.
+        input_type: Type of the input's pixels, one of `INPUT_TYPES`.
+        calibration_images: Images that "int8" needs to choose the range of each activation.
+        gin_config: Text of the run's operative configuration, or None.
+        name: Name of the format, for error messages.
+
+    Returns:
+        The model.
     """
     checks.check_model(model)
     checks.check_choice(name, "postprocessing", postprocessing, POSTPROCESSING)
@@ -122,13 +125,13 @@ def onnx_model(
     checks.check_size(size)
     if postprocessing == "raw" and not model.single_stage:
         raise UserError(
-            f"{type(model).__name__} cannot be exported with postprocessing raw: its second stage reads proposals, "
-            "which NMS selects. Choose postprocessing nms."
+            f"{type(model).__name__} cannot be exported with postprocessing raw, because its second stage needs the "
+            "proposals that NMS selects. Choose postprocessing nms."
         )
     if postprocessing == "raw" and model.branches:
         raise UserError(
-            f"{type(model).__name__} cannot be exported with postprocessing raw, which leaves out its branches: choose "
-            "postprocessing nms."
+            f"{type(model).__name__} cannot be exported with postprocessing raw, which has no outputs for masks and "
+            "other branches. Choose postprocessing nms."
         )
     checks.check_calibration(precision, calibration_images)
     try:
@@ -140,7 +143,7 @@ def onnx_model(
     result, levels = convert_detector(model, postprocessing, graph_precision, size, input_type)
     if precision == "int8":
         inputs = _inputs(model.preprocessing, images, size, input_type)
-        # In the backbone 8 bits would change proposals and keypoints more than verification accepts.
+        # 8 bits in the backbone would change proposals and keypoints more than the verification allows.
         layers = [model.backbone.name, model.neck.name] if model.single_stage else [model.neck.name]
         result = quantize(result, inputs, layers)
     options = {
@@ -162,13 +165,13 @@ def convert_detector(
 
     Args:
         model: The detector.
-        postprocessing: One of `POSTPROCESSING`.
+        postprocessing: "nms" for detections, "raw" for the outputs of the heads.
         precision: "float32" or "float16".
-        size: Height and width, or None.
-        input_type: One of `INPUT_TYPES`.
+        size: Height and width of the input in pixels, for a single image; None for images of any number and size.
+        input_type: Type of the input's pixels, one of `INPUT_TYPES`.
 
     Returns:
-        The model, and for "raw" the names of the levels whose outputs are concatenated, else an empty list.
+        The model; and for "raw" the names of the levels whose outputs are concatenated, otherwise an empty list.
     """
     from kerasdet.export.onnx.model import convert
 

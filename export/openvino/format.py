@@ -1,4 +1,4 @@
-"""OpenVINO's IR as an export format."""
+"""Defines the export format of OpenVINO IR."""
 
 import contextlib
 import tempfile
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from kerasdet.export.onnx.format import run_graph
-from kerasdet.export.openvino.load import OpenVinoPredictor, read_metadata
+from kerasdet.export.onnx.load import GraphPredictor
+from kerasdet.export.openvino.load import OpenVinoPredictor, read_metadata, read_properties
 from kerasdet.export.openvino.spec import SPEC
 from kerasdet.export.openvino.write import export_openvino
 from kerasdet.export.protocol import Format, WorkerRun
@@ -26,7 +27,8 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     Returns:
         One case for each image.
     """
-    return run_graph(model, OpenVinoPredictor(path), images, Path(__file__).with_name("verify_worker.py"))
+    worker = Path(__file__).with_name("verify_worker.py")
+    return run_graph(model, GraphPredictor(path, read_properties(path)), images, worker)
 
 
 @contextlib.contextmanager

@@ -43,15 +43,33 @@ class OpenVinoPredictor(GraphPredictor):
 
 
 def read_metadata(path: Path) -> dict:
-    """Reads the description that exported OpenVINO IR carries.
+    """Reads the description of the model from exported OpenVINO IR.
 
     Args:
         path: The folder.
 
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+
     Raises:
-        UserError: If it has none.
+        UserError: If the IR has no description.
     """
-    return parse_metadata(_properties(_read(path)[1], path)["kerasdet"], path)
+    return parse_metadata(read_properties(path)["kerasdet"], path)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Reads the entries under ``kerasdet`` in the ``rt_info`` of exported OpenVINO IR, without compiling the model.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Name -> text, see `kerasdet.export.onnx.write`.
+
+    Raises:
+        UserError: If kerasdet did not write the folder, OpenVINO cannot read it, or is not installed.
+    """
+    return _properties(_read(path)[1], path)
 
 
 def _properties(model, path):

@@ -1,4 +1,4 @@
-"""Describes OpenVINO's IR for the command line."""
+"""Describes the OpenVINO export format for the command line, without importing TensorFlow."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""TensorFlow SavedModels, for TF Serving and every TensorFlow runtime."""
+"""Exports detectors as TensorFlow SavedModels, for TF Serving and every TensorFlow runtime."""

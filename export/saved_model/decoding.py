@@ -1,6 +1,6 @@
 """Decodes the images of a request into a batch, in the graph.
 
-It checks sizes before it decodes, and its errors name the image that is at fault.
+Sizes are checked before decoding, and errors name the invalid image.
 """
 
 import tensorflow as tf
@@ -23,8 +23,9 @@ def decode_batch(
         max_pixels: An image with more pixels fails as soon as its header is read.
 
     Returns:
-        image (B, H, W, 3) float32, image_size (B, 2) without padding and original_size (B, 2), both int32. In the graph
-        it raises `tf.errors.InvalidArgumentError` for an image that is damaged, too large or in another format.
+        The images (B, H, W, 3) float32, their sizes (B, 2) int32 after resizing and without padding, and their original
+        sizes (B, 2) int32. When the graph runs, it raises `tf.errors.InvalidArgumentError` for an image that is
+        damaged, too large or in another format.
     """
 
     # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.

@@ -1,4 +1,4 @@
-"""SavedModels as an export format."""
+"""Defines the export format of SavedModels."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from kerasdet.export.saved_model.load import SavedModelPredictor, read_metadata
 from kerasdet.export.saved_model.serving import new_version
 from kerasdet.export.saved_model.spec import SPEC
 from kerasdet.export.saved_model.write import export_saved_model
-from kerasdet.inference.detections import from_tf_od
+from kerasdet.inference.padded import from_tf_od
 from kerasdet.models import Detector
 from kerasdet.ops.dispatch import LIBRARY
 

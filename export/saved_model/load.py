@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
-from kerasdet.inference.detections import from_tf_od, join, rescale
+from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.ops.dispatch import raw_ops
@@ -17,7 +17,7 @@ from kerasdet.paths import expand
 
 
 class SavedModelPredictor(Predictor):
-    """Detects with a SavedModel that `kerasdet export` wrote. TensorFlow alone computes; it resizes inside.
+    """Detects objects with a SavedModel that `kerasdet export` wrote, which resizes images itself.
 
     Args:
         path: The folder that contains ``saved_model.pb``.
@@ -62,7 +62,9 @@ class SavedModelPredictor(Predictor):
                 (B, 2) int32.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         sizes, images = np.asarray(image_size), np.asarray(batch["image"])
@@ -89,18 +91,21 @@ class SavedModelPredictor(Predictor):
 
 
 def read_metadata(path: Path) -> dict:
-    """Reads the description that an exported SavedModel carries.
+    """Reads the description of the model from an exported SavedModel.
 
     Args:
-        path: The SavedModel.
+        path: The folder of the SavedModel.
+
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
-        UserError: If it has none.
+        UserError: If the SavedModel has no description.
     """
     file = path / "assets" / METADATA_FILE
     if not file.is_file():
         raise UserError(
-            f"{path} has no assets/{METADATA_FILE}: expected a SavedModel of `kerasdet export`; load others with "
-            "tf.saved_model.load."
+            f"{path} has no assets/{METADATA_FILE}: expected a SavedModel of `kerasdet export`. Load other SavedModels "
+            "with tf.saved_model.load."
         )
     return json.loads(file.read_text(encoding="utf-8"))

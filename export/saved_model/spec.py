@@ -1,4 +1,4 @@
-"""Describes SavedModels for the command line."""
+"""Describes the SavedModel export format for the command line, without importing TensorFlow."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
 from kerasdet.export.saved_model.decoding import decode_batch
 from kerasdet.export.saved_model.spec import MAX_PIXELS
-from kerasdet.inference.detections import to_tf_od
+from kerasdet.inference.padded import to_tf_od
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
@@ -119,7 +119,7 @@ def _check_number(name, value, low, high=None):
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < low or (high is not None and value > high):
         limits = f"from {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"{name} is {value!r}: expected a whole number {limits}. Choose one.")
+        raise UserError(f"{name} is {value!r}: expected a whole number {limits}. Choose another value.")
 
 
 def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing, max_pixels: int) -> dict:

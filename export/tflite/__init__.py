@@ -1,1 +1,1 @@
-"""TFLite files, for LiteRT and MediaPipe."""
+"""Exports detectors as TFLite files, for LiteRT and MediaPipe."""

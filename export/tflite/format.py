@@ -1,4 +1,4 @@
-"""TFLite files as an export format."""
+"""Defines the export format of TFLite files."""
 
 import tempfile
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
 from kerasdet.export.tflite.native_log import without_delegate_line
-from kerasdet.inference.detections import from_tf_od, join
+from kerasdet.inference.padded import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.paths import expand
@@ -35,7 +35,8 @@ class TFLitePredictor(Predictor):
 
     Attributes:
         path: The file.
-        metadata: The contents of the ``kerasdet.json`` in the file, see `kerasdet.export.metadata`.
+        metadata: The contents of the ``kerasdet.json`` in the file, as `kerasdet.export.metadata.model_metadata` makes
+            them.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -48,7 +49,9 @@ class TFLitePredictor(Predictor):
     def __init__(self, path: str | Path, num_threads: int | None = None):
         self.path = path = expand(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"There is no file {path}: give the .tflite file that `kerasdet export` wrote.")
+            raise FileNotFoundError(
+                f"The file {path} does not exist: give the .tflite file that `kerasdet export` wrote."
+            )
         files = _read_files(self.path)
         self.metadata = json.loads(files[METADATA_FILE])
         self.preprocessing = KeepSize()
@@ -73,7 +76,9 @@ class TFLitePredictor(Predictor):
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []
@@ -91,7 +96,7 @@ class TFLitePredictor(Predictor):
             image: (H, W, 3) RGB, 0..255, uint8 or float.
 
         Returns:
-            The input (1, h, w, 3), and the height and width that the image has in it.
+            The input (1, h, w, 3), and the height and width of the part that shows the image, in pixels.
         """
         pixels, size = self._rule.letterbox(image, *self.metadata["size"])
         return as_input(pixels.numpy(), self.metadata["input_type"])[None], size
@@ -102,7 +107,14 @@ class TFLitePredictor(Predictor):
             return {name: np.array(value) for name, value in self._run(image=pixels).items()}
 
     def decode_outputs(self, outputs: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
-        """Turns the file's outputs into the padded dict of one image, in pixels of the file's input."""
+        """Converts the file's outputs to padded detections of one image.
+
+        Args:
+            outputs: Output name -> array.
+
+        Returns:
+            Padded detections, a dict of `boxes` (1, D, 4), `scores` ..., in pixels of the file's input.
+        """
         if self._heads is not None:
             return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])
         size = tf.constant([self.metadata["size"]])
@@ -110,13 +122,16 @@ class TFLitePredictor(Predictor):
 
 
 def read_metadata(path: Path) -> dict:
-    """Reads the description that an exported TFLite file carries.
+    """Reads the description of the model from an exported TFLite file.
 
     Args:
         path: The file.
 
+    Returns:
+        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+
     Raises:
-        UserError: If it has none.
+        UserError: If the file has no description.
     """
     return json.loads(_read_files(path)[METADATA_FILE])
 
@@ -130,8 +145,8 @@ def _read_files(path):
         files = {}
     if METADATA_FILE not in files:
         raise UserError(
-            f"{path} has no {METADATA_FILE} inside: expected a file of `kerasdet export --format tflite`; run others "
-            "with ai_edge_litert."
+            f"{path} has no {METADATA_FILE} inside: expected a file of `kerasdet export --format tflite`. Run other "
+            "files with ai_edge_litert."
         )
     return files
 

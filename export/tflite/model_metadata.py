@@ -33,13 +33,13 @@ _BOX_PROPERTIES = (("uints", (1, 0, 3, 2)), ("byte", _BOUNDARIES), ("byte", _RAT
 def with_metadata(
     flatbuffer: bytes, name: str, description: str, order: Sequence[str], files: Mapping[str, bytes]
 ) -> bytes:
-    """Adds metadata and files to a TFLite file, and sorts its outputs.
+    """Adds metadata and files to a TFLite file, and puts its outputs into a given order.
 
     Args:
         flatbuffer: The TFLite file, with one signature.
         name: Name of the model, for people.
         description: Description of the model, for people.
-        order: Names of all possible outputs, in the order in which those present shall come.
+        order: Names of all possible outputs in the desired order; the file may lack some of them.
         files: Name -> contents of the files to attach. `LABELS_FILE` holds the class names.
 
     Returns:

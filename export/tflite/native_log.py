@@ -11,10 +11,13 @@ _NOISE = b"Created TensorFlow Lite XNNPACK delegate for CPU"
 
 @contextlib.contextmanager
 def without_delegate_line() -> Iterator[None]:
-    """Removes LiteRT's line about its XNNPACK delegate from what the block writes to standard error.
+    """Suppresses LiteRT's line about its XNNPACK delegate on standard error inside the ``with`` block.
 
-    ai-edge-litert 2.3.0 writes it when it allocates tensors, below Python's `sys.stderr`, and reads no option or
-    environment variable that turns it off. Everything else appears after the block.
+    ai-edge-litert 2.3.0 writes the line from C++ when it allocates tensors, and has no option or environment variable
+    to turn it off. All other output of the block to standard error appears after the block.
+
+    Yields:
+        None.
     """
     sys.stderr.flush()
     try:

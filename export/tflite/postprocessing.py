@@ -34,7 +34,7 @@ _SKIPPED = 16  # dummy classes, see `suppress_by_custom_op`
 
 
 def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> str | None:
-    """Returns why a model cannot be exported with a kind of post-processing and a precision.
+    """Tells whether a model can be exported with a kind of post-processing and a precision.
 
     Args:
         model: The detector.
@@ -42,7 +42,7 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
         precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
 
     Returns:
-        The reason and the remedy, or None if it can be exported.
+        None if it can; otherwise a sentence with the reason and the remedy.
     """
     if postprocessing == "postprocess" and not model.supports_decode_all:
         return "TFLite_Detection_PostProcess decodes anchors and applies NMS per class: choose postprocessing nms"
@@ -78,8 +78,8 @@ def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int
 def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Applies NMS by ``TFLite_Detection_PostProcess``, then clips and drops boxes like the model.
 
-    Boxes go in decoded, so every anchor of the op is the unit square around 0. With T > 1 threads LiteRT's op (2.3)
-    skips class T; 16 dummy classes after the first two keep this from real classes.
+    The op gets decoded boxes, so each of its anchors is the unit square around 0. With T > 1 threads LiteRT's op (2.3)
+    skips class T; 16 dummy classes after the first two protect the real classes from this fault.
 
     Args:
         model: The detector, whose `postprocessing` has the thresholds.

@@ -1,4 +1,4 @@
-"""Describes TFLite files for the command line."""
+"""Describes the TFLite export format for the command line, without importing TensorFlow."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Says where AP is lost: matches, thresholds, confusion, kinds of errors, calibration, intervals.
+"""Analyses why a detector's AP is low: thresholds, confused classes, kinds of errors, calibration, intervals.
 
-All functions are plain NumPy on `Instances`, the columns that `collect` makes of objects and detections.
+All functions use only NumPy. Their input is an `Instances` object, which `collect` makes from objects and detections.
 """
 
 from kerasdet.analysis.analyze import Analysis, Comparison, analyze_cases, compare

@@ -18,30 +18,31 @@ from kerasdet.analysis.tide import Errors, tide
 if TYPE_CHECKING:
     from kerasdet.evaluation.coco import Cases
 
-DEFAULT_SCORE = 0.3  # of `kerasdet predict`; used where no threshold has a right detection above it
+DEFAULT_SCORE = 0.3  # default of `kerasdet predict`; used if no detection is right at any threshold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """Holds what is known about the detections of boxes or masks of a dataset.
+    """Holds the results of all analyses of the detected boxes or masks of a dataset.
 
     Args:
         iou_type: "bbox" or "segm".
         class_names: (K,) names.
         image_ids: (I,) ids of the images.
         instances: Objects and detections.
-        samples: Name -> (1 + S,) numbers of resampled images, see `kerasdet.analysis.bootstrap.resampled`.
+        samples: Metric name -> (1 + S,) values: that of all images, then those of S resamplings, see
+            `kerasdet.analysis.bootstrap.resampled`.
         ap: AP of each area (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without objects.
         positives: Number of objects of each area and class, (4, K).
-        curves: Curve of each class at the IoU of 0.5.
-        overall: Curve of all detections together.
-        thresholds: Threshold with the best F1 of each class, None for a class without a right detection.
-        threshold: That of all detections together.
-        errors: Errors of all detections and what they cost.
-        shown: The detections above the overall threshold.
-        shown_errors: Their errors.
-        table: Confusion of the detections above the overall threshold, see `kerasdet.analysis.confusion.confusion`.
-        reliability: Calibration of all detections at the IoU of 0.5.
+        curves: Precision-recall curve of each class at an IoU of 0.5.
+        overall: Precision-recall curve of all detections together.
+        thresholds: Score threshold with the best F1 for each class; None for a class without a right detection.
+        threshold: Score threshold with the best F1 for all detections together, or None.
+        errors: Errors of all detections and the AP that they cost.
+        shown: Objects, and the detections above `threshold`.
+        shown_errors: Errors of the detections above `threshold`.
+        table: Confusion of the detections above `threshold`, see `kerasdet.analysis.confusion.confusion`.
+        reliability: Calibration of all detections at an IoU of 0.5.
     """
 
     iou_type: str
@@ -63,17 +64,17 @@ class Analysis:
 
     @property
     def numbers(self) -> dict[str, Interval]:
-        """COCO's twelve numbers with their intervals."""
+        """COCO's twelve metrics by name, with their 95 % intervals."""
         return {name: interval(values) for name, values in self.samples.items() if name != "class"}
 
     @property
     def class_numbers(self) -> list[Interval]:
-        """AP of each class with its interval, (K,)."""
+        """AP of each of the K classes, with its 95 % interval."""
         return [interval(values) for values in self.samples["class"].T]
 
     @property
     def score(self) -> float:
-        """Score above which detections are shown."""
+        """Score above which detections are shown: that of `threshold`, or a default if there is none."""
         return DEFAULT_SCORE if self.threshold is None else self.threshold.score
 
     def content(self) -> dict:
@@ -120,11 +121,11 @@ class Analysis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """Holds how the detections of a run differ from those of another on the same images.
+    """Holds the differences between the detections of two runs on the same images.
 
     Args:
-        differences: Name -> difference of COCO's numbers, this run minus the other, with a paired interval.
-        class_differences: The same for the AP of each class, (K,).
+        differences: Metric name -> difference of COCO's metrics, this run minus the other, with a paired interval.
+        class_differences: Difference of the AP of each of the K classes, with a paired interval.
         fixed: (G,) bool, objects that only this run finds above its threshold.
         broken: (G,) bool, objects that only the other run finds above its threshold.
     """
@@ -147,12 +148,15 @@ class Comparison:
 
 
 def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> Analysis:
-    """Runs every analysis.
+    """Runs every analysis on the detections of one type, boxes or masks.
 
     Args:
-        cases: Boxes or masks, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections, from `kerasdet.evaluation.coco.read_cases`.
         samples: Number of resampled sets of images for the intervals.
         seed: Seed of the resampling.
+
+    Returns:
+        The results.
     """
     instances = collect(
         cases.annotations, cases.detections, cases.image_ids, list(cases.names), masks=cases.iou_type == "segm"
@@ -187,11 +191,14 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
 
 
 def compare(analysis: Analysis, other: Analysis) -> Comparison:
-    """Compares two runs on the same images, whose intervals were drawn with the same seed.
+    """Compares two runs on the same images. Both analyses must have the same seed.
 
     Args:
         analysis: The run to judge.
-        other: The run to judge it against.
+        other: The run to compare with.
+
+    Returns:
+        The differences.
     """
     found, was_found = (_found(each.shown) for each in (analysis, other))
     return Comparison(
@@ -216,7 +223,14 @@ def _fields(threshold):
 
 
 def plain(value: Any) -> Any:
-    """Replaces NaN by None, in dicts and lists too, for JSON."""
+    """Replaces NaN by None, also inside of dicts and lists, for JSON.
+
+    Args:
+        value: A number, dict, list or other JSON value.
+
+    Returns:
+        The value without NaN.
+    """
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

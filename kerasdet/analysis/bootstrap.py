@@ -1,4 +1,4 @@
-"""Computes COCO's twelve numbers on resampled images, which shows how far they depend on the choice of images."""
+"""Computes COCO's twelve metrics on resampled images, which shows how much they depend on the choice of images."""
 
 import dataclasses
 import functools
@@ -11,14 +11,14 @@ from kerasdet.analysis.matching import AREAS, COCO_THRESHOLDS, Matches, match
 from kerasdet.analysis.precision import RECALLS
 
 SAMPLES = 200
-_CHUNK = 1 << 18  # numbers at once, so that they stay in the cache of a processor
+_CHUNK = 1 << 18  # numbers that are processed at once; they fit into the cache of a processor
 _IOUS = {"AP50": 0, "AP75": 5}
 _LIMITS = (1, 10, 100)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Holds a number and the interval in which 95 % of the resampled numbers lie; NaN without ground truth."""
+    """Holds a metric, and the interval that contains 95 % of its resampled values; NaN without ground truth."""
 
     value: float
     low: float
@@ -26,15 +26,27 @@ class Interval:
 
 
 def coco_matches(instances: Instances) -> Matches:
-    """Matches for all of COCO's areas and thresholds, as `resampled` needs them."""
+    """Matches detections to objects for all of COCO's areas and IoU thresholds, as `resampled` needs it.
+
+    Args:
+        instances: Objects and detections.
+
+    Returns:
+        The matches.
+    """
     return match(instances, COCO_THRESHOLDS, tuple(AREAS.values()))
 
 
 def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """Draws images with replacement.
+    """Draws samples of images with replacement.
+
+    Args:
+        num_images: Number I of images.
+        samples: Number S of samples.
+        seed: Seed of the random numbers.
 
     Returns:
-        (1 + S, I) float32, how often each image is drawn in each sample. The first row is 1 for all: no resampling.
+        (1 + S, I) float32, how often each sample contains each image. The first row is all 1: the images themselves.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
@@ -42,9 +54,9 @@ def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarra
 
 
 def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes COCO's twelve numbers for each sample of images.
+    """Computes COCO's twelve metrics for each sample of images.
 
-    An image that is drawn several times counts as that many copies beside one another.
+    An image that is drawn several times counts like several different images.
 
     Args:
         instances: Objects and detections.
@@ -52,8 +64,7 @@ def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict
         drawn: (S, I) from `weights`.
 
     Returns:
-        Name of each number -> (S,) values, NaN where the sample has no object; and under "class" the AP of each class,
-        (S, K).
+        Metric name -> (S,) values, NaN for samples without objects. The key "class" has the AP of each class, (S, K).
     """
     num_areas, num_thresholds, _ = matches.correct.shape
     samples, classes = len(drawn), instances.num_classes
@@ -141,14 +152,17 @@ def _mean(values):
 
 
 def interval(values: np.ndarray, share: float = 0.95) -> Interval:
-    """Returns the first value, and around it an interval as wide as that of the others.
+    """Computes the interval of a metric from its resampled values.
 
-    Resampled AP is a little higher on average, because copies of an image are right or wrong together; the interval is
-    moved back by the mean of that.
+    Resampled AP is slightly too high on average, because copies of an image are right or wrong together. The interval
+    is shifted by this mean difference.
 
     Args:
-        values: (1 + S,) from `resampled`.
-        share: Share of the resampled values inside the interval.
+        values: (1 + S,) from `resampled`: the metric of all images, then those of the samples.
+        share: Share of the resampled values that lie inside the interval.
+
+    Returns:
+        The metric of all images with its interval.
     """
     others = values[1:][~np.isnan(values[1:])]
     if math.isnan(values[0]) or not len(others):

@@ -1,4 +1,4 @@
-"""Compares scores with the share of detections that are right."""
+"""Compares the scores of detections with the share of detections that are right."""
 
 import dataclasses
 
@@ -10,11 +10,12 @@ class Calibration:
     """Holds a reliability diagram.
 
     Args:
-        edges: (N + 1,) float64, limits of the bins of scores.
-        counts: (N,) int64, detections of each bin.
-        confidence: (N,) float64, their mean score; NaN for an empty bin.
-        accuracy: (N,) float64, the share of them that is right; NaN for an empty bin.
-        error: Expected calibration error: the mean of |accuracy - confidence| over the detections. NaN without any.
+        edges: (N + 1,) float64, limits of the N bins of scores.
+        counts: (N,) int64, number of detections in each bin.
+        confidence: (N,) float64, mean score of the detections in each bin; NaN for an empty bin.
+        accuracy: (N,) float64, share of right detections in each bin; NaN for an empty bin.
+        error: Expected calibration error: the mean of |accuracy - confidence| over all detections. NaN without
+            detections.
     """
 
     edges: np.ndarray
@@ -28,9 +29,12 @@ def calibration(scores: np.ndarray, correct: np.ndarray, bins: int = 10) -> Cali
     """Computes the reliability diagram of detections and its expected calibration error.
 
     Args:
-        scores: (N,) scores. Those outside [0, 1] count in the first or last bin.
-        correct: (N,) bool.
-        bins: Number of bins of equal width in [0, 1]; a bin holds its lower limit.
+        scores: (D,) scores. Scores outside [0, 1] count in the first or last bin.
+        correct: (D,) bool, whether each detection is right.
+        bins: Number N of bins of equal width in [0, 1]. A bin includes its lower limit.
+
+    Returns:
+        The diagram and the error.
     """
     edges = np.linspace(0, 1, bins + 1)
     index = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, bins - 1)

@@ -1,4 +1,4 @@
-"""Counts which classes are taken for which, with background as a class of its own."""
+"""Counts how often objects of a class are detected as another class (confusion matrix with background)."""
 
 import numpy as np
 
@@ -7,18 +7,19 @@ from kerasdet.analysis.matching import match
 
 
 def confusion(instances: Instances, iou: float = 0.5) -> np.ndarray:
-    """Counts pairs of the class of an object and the class of its detection.
+    """Computes the confusion matrix of detections.
 
-    Detections first match objects of their own class by COCO's rules. Those left over then match, best score first, the
-    free object of another class that they overlap most. Detections that match an ignored object are not counted.
+    Detections first match objects of their own class by COCO's rules. The remaining ones then match, best score first,
+    the unmatched object of another class that they overlap most. Detections that match an ignored object are not
+    counted.
 
     Args:
-        instances: Objects and detections; keep only the detections above a score threshold.
-        iou: IoU from which a detection matches.
+        instances: Objects, and the detections above a score threshold.
+        iou: A detection matches an object from this IoU on.
 
     Returns:
         (K + 1, K + 1) int64, a row for each class of objects and a column for each class of detections. The last row
-        holds detections without an object, the last column objects without a detection.
+        counts detections without an object, the last column objects without a detection.
     """
     matches = match(instances, [iou])
     matched, counted = matches.matched[0, 0].copy(), matches.counted[0, 0]

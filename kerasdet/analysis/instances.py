@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-MAX_DETECTIONS = 100  # best detections of a class in an image that COCO counts
+MAX_DETECTIONS = 100  # COCO counts this many best detections of a class in an image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,19 +19,19 @@ class Instances:
     Args:
         num_images: Number of images, I.
         num_classes: Number of classes, K.
-        object_images: (G,) int64, position of each object's image.
+        object_images: (G,) int64, index of each object's image, from 0.
         object_classes: (G,) int64 in 0..K-1.
-        object_areas: (G,) float64, in pixels.
+        object_areas: (G,) float64, in square pixels.
         crowds: (G,) bool, whether an object is a crowd.
-        ignored: (G,) bool, whether an object counts neither as found nor as missed. Crowds are.
+        ignored: (G,) bool, whether an object counts neither as found nor as missed. True for crowds.
         object_rows: (G,) int64, position of each object in the annotations.
-        images: (D,) int64, position of each detection's image.
+        images: (D,) int64, index of each detection's image, from 0.
         classes: (D,) int64 in 0..K-1.
         scores: (D,) float64.
-        areas: (D,) float64, in pixels.
+        areas: (D,) float64, in square pixels.
         rows: (D,) int64, position of each detection in the results.
-        overlaps: For each image IoU of its detections and objects, of all classes. For a crowd it is the part of the
-            detection that lies inside.
+        overlaps: For each image an array (detections, objects) of IoUs, over all classes. For a crowd the entry is the
+            share of the detection that lies inside the crowd.
     """
 
     num_images: int
@@ -51,19 +51,22 @@ class Instances:
 
     @property
     def object_starts(self) -> np.ndarray:
-        """(I + 1,) the first object of each image, and the number of objects."""
+        """(I + 1,) indices: the first object of each image, then the number of objects."""
         return np.searchsorted(self.object_images, np.arange(self.num_images + 1))
 
     @property
     def starts(self) -> np.ndarray:
-        """(I + 1,) the first detection of each image, and the number of detections."""
+        """(I + 1,) indices: the first detection of each image, then the number of detections."""
         return np.searchsorted(self.images, np.arange(self.num_images + 1))
 
     def keep(self, chosen: np.ndarray) -> "Instances":
-        """Returns the instances with some of the detections.
+        """Returns a copy with all objects, but only some of the detections.
 
         Args:
-            chosen: (D,) bool.
+            chosen: (D,) bool, true for detections to keep.
+
+        Returns:
+            The copy.
         """
         starts = self.starts
         overlaps = [part[chosen[starts[i] : starts[i + 1]]] for i, part in enumerate(self.overlaps)]
@@ -79,15 +82,18 @@ def collect(
     *,
     masks: bool = False,
 ) -> Instances:
-    """Collects instances from annotations as COCOeval takes them, and computes their overlaps.
+    """Collects objects and detections from COCO annotations, and computes their overlaps.
 
     Args:
         annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`, with
             masks `segmentation` as RLE, and optionally `ignored`.
-        detections: The same with `score`. Those of other images or categories are left out.
-        image_ids: Ids of the images, in the order that they get positions.
-        category_ids: Ids of the categories, in the order of class ids.
-        masks: Whether masks overlap instead of boxes.
+        detections: Dicts of the same form, with `score`. Detections of other images or categories are left out.
+        image_ids: Ids of the images; the position in this list is the index of the image.
+        category_ids: Ids of the categories; the position in this list is the class id.
+        masks: Whether overlaps are IoUs of masks instead of boxes.
+
+    Returns:
+        The objects and detections.
     """
     image_of = {image_id: i for i, image_id in enumerate(image_ids)}
     class_of = {category_id: k for k, category_id in enumerate(category_ids)}

@@ -13,12 +13,13 @@ AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
-    """Holds which detections are right, for A ranges of areas and T IoU thresholds.
+    """Tells which detections are right, for A ranges of areas and T IoU thresholds.
 
     Args:
         correct: (A, T, D) bool, whether a detection matches an object that counts.
-        counted: (A, T, D) bool, whether a detection is correct or wrong. The others match an ignored object, lie
-            outside the range of areas without a match, or are not among the best 100 of their class and image.
+        counted: (A, T, D) bool, whether a detection counts as correct or wrong. Other detections match an ignored
+            object, or have no match and an area outside the range, or are not among the best 100 of their class and
+            image.
         ranks: (D,) int64, number of better detections of the same class in the same image.
         matched: (A, T, D) int64, the object that a detection matches, ignored or not, or -1.
         objects: (A, G) bool, which objects count.
@@ -31,7 +32,14 @@ class Matches:
     objects: np.ndarray
 
     def positives(self, instances: Instances) -> np.ndarray:
-        """Returns the number of objects that count, (A, K) int64."""
+        """Counts the objects that are to be found.
+
+        Args:
+            instances: The objects and detections that were matched.
+
+        Returns:
+            (A, K) int64, by range of areas and class.
+        """
         return np.stack(
             [np.bincount(instances.object_classes[each], minlength=instances.num_classes) for each in self.objects]
         )
@@ -42,15 +50,18 @@ def match(
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     areas: Sequence[tuple[float, float]] = (AREAS["all"],),
 ) -> Matches:
-    """Matches detections to objects of their class, best score first, as COCOeval does.
+    """Matches detections to objects of their class, best score first, like pycocotools' COCOeval.
 
-    A detection takes the free object that it overlaps most. Objects that are ignored come second, and a crowd takes any
-    number of detections.
+    A detection matches the unmatched object that it overlaps most; ignored objects are used only if there is no other.
+    A crowd can match any number of detections.
 
     Args:
         instances: Objects and detections.
         thresholds: T IoU thresholds.
-        areas: A ranges (low, high) of areas in pixels, both inclusive. Objects outside are ignored.
+        areas: A ranges (low, high) of areas in square pixels, both inclusive. Objects outside are ignored.
+
+    Returns:
+        The matches.
     """
     low, high = np.array(areas, np.float64).T[..., None]  # (A, 1) each
     outside = (instances.object_areas < low) | (instances.object_areas > high)
@@ -90,7 +101,7 @@ def _match_group(overlaps, limits, crowds, objects):
     count, num_objects = overlaps.shape
     matched = np.full((len(objects), len(limits), count), -1, np.int64)
     free = np.ones((len(objects), len(limits), num_objects), bool)
-    # Whole numbers that order by IoU, the last of equal ones first, and any object that counts before all others.
+    # Whole numbers whose order is: objects that count before ignored ones, then by IoU, the last of equal ones first.
     order = np.argsort(overlaps, axis=1, kind="stable")
     places = np.empty_like(order)
     np.put_along_axis(places, order, np.arange(num_objects)[None], 1)

@@ -12,10 +12,10 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """Holds precision and recall of a class, or of all, at each distinct score.
+    """Holds precision and recall of a class, or of all classes together, at each distinct score.
 
     Args:
-        scores: (N,) float64, descending. The point of a score counts all detections with that score or a higher one.
+        scores: (N,) float64, descending. Entry i of the arrays is for all detections with this score or a higher one.
         precision: (N,) float64.
         recall: (N,) float64; NaN without objects.
         positives: Number of objects.
@@ -38,10 +38,10 @@ class Threshold:
     """Holds the score threshold with the best F1.
 
     Args:
-        score: Detections with a higher score are kept; a number with few digits.
-        precision: Precision of the detections above it.
-        recall: Recall of the detections above it.
-        f1: Their F1.
+        score: The threshold, a number with few digits. Detections with a higher score are kept.
+        precision: Precision of the kept detections.
+        recall: Recall of the kept detections.
+        f1: F1, the harmonic mean of precision and recall.
     """
 
     score: float
@@ -51,12 +51,15 @@ class Threshold:
 
 
 def curve(scores: np.ndarray, correct: np.ndarray, positives: int) -> Curve:
-    """Computes the curve of detections.
+    """Computes the precision-recall curve of detections.
 
     Args:
-        scores: (N,) scores, in any order.
-        correct: (N,) bool.
+        scores: (D,) scores, in any order.
+        correct: (D,) bool, whether each detection is right.
         positives: Number of objects.
+
+    Returns:
+        The curve.
     """
     order = np.argsort(-scores, kind="stable")
     scores, found = scores[order], np.cumsum(correct[order])
@@ -67,12 +70,15 @@ def curve(scores: np.ndarray, correct: np.ndarray, positives: int) -> Curve:
 
 
 def class_curves(instances: Instances, matches: Matches, threshold: int = 0) -> list[Curve]:
-    """Returns the curve of each class, for the first range of areas.
+    """Computes the precision-recall curve of each class, for the first range of areas in the matches.
 
     Args:
         instances: Objects and detections.
-        matches: Their matches.
-        threshold: Position of the IoU threshold in `matches`.
+        matches: Matches of the instances.
+        threshold: Index of the IoU threshold in `matches`.
+
+    Returns:
+        One curve per class.
     """
     positives = matches.positives(instances)[0]
     counted, correct = matches.counted[0, threshold], matches.correct[0, threshold]
@@ -81,16 +87,31 @@ def class_curves(instances: Instances, matches: Matches, threshold: int = 0) -> 
 
 
 def overall_curve(instances: Instances, matches: Matches, threshold: int = 0) -> Curve:
-    """Returns the curve of all detections together, whatever their class."""
+    """Computes the precision-recall curve of all detections together, without regard to classes.
+
+    Args:
+        instances: Objects and detections.
+        matches: Matches of the instances; the first range of areas is used.
+        threshold: Index of the IoU threshold in `matches`.
+
+    Returns:
+        The curve.
+    """
     counted, correct = matches.counted[0, threshold], matches.correct[0, threshold]
     return curve(instances.scores[counted], correct[counted], int(matches.objects[0].sum()))
 
 
 def best_threshold(points: Curve) -> Threshold | None:
-    """Returns the threshold with the best F1, the highest of equal ones, or None if nothing is ever right.
+    """Finds the score threshold with the best F1.
 
     Among scores that are not negative, a threshold is at least 0, as `kerasdet predict` takes it: a detection with a
     score of 0 is never shown.
+
+    Args:
+        points: A precision-recall curve.
+
+    Returns:
+        The threshold; of equally good ones the highest. None if no detection is right.
     """
     if not len(points.scores) or not points.positives:
         return None
@@ -106,7 +127,14 @@ def best_threshold(points: Curve) -> Threshold | None:
 
 
 def shortest_between(low: float, high: float) -> float:
-    """Returns the number with the fewest decimals in [low, high), the one nearest to the middle.
+    """Finds the number with the fewest decimals in [low, high); of several the one nearest to the middle.
+
+    Args:
+        low: Lower limit, inclusive.
+        high: Upper limit, exclusive.
+
+    Returns:
+        The number.
 
     Example:
         >>> shortest_between(0.4213, 0.4391)
@@ -121,18 +149,29 @@ def shortest_between(low: float, high: float) -> float:
 
 
 def interpolated(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Returns precision at COCO's 101 recalls, as COCOeval interpolates it.
+    """Interpolates the precision at COCO's 101 recalls, like pycocotools' COCOeval.
 
     Args:
-        precision: (N,) after each detection, by descending score.
-        recall: (N,) likewise.
+        precision: (D,) precision after each detection, in order of descending score.
+        recall: (D,) recall after each detection, in the same order.
+
+    Returns:
+        (101,) precision at the recalls 0, 0.01, ... 1.
     """
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return envelope[np.searchsorted(recall, RECALLS, side="left")]
 
 
 def class_ap(instances: Instances, matches: Matches) -> np.ndarray:
-    """Returns AP of each range of areas, IoU threshold and class, (A, T, K); NaN without objects."""
+    """Computes the AP of each class, for each range of areas and IoU threshold.
+
+    Args:
+        instances: Objects and detections.
+        matches: Matches of the instances.
+
+    Returns:
+        (A, T, K); NaN without objects.
+    """
     positives = matches.positives(instances)
     ap = np.full((*matches.correct.shape[:2], instances.num_classes), np.nan)
     for k in range(instances.num_classes):

@@ -1,6 +1,6 @@
-"""Says why detections are wrong and how much AP each kind of error costs, after TIDE (Bolya et al., 2020).
+"""Classifies the errors of detections and computes the AP that each kind of error costs, by TIDE (Bolya et al., 2020).
 
-The numbers equal those of its authors' package tidecv, also for equal scores: https://arxiv.org/abs/2008.08115
+The numbers equal those of the authors' package tidecv, also for equal scores: https://arxiv.org/abs/2008.08115
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ import numpy as np
 
 from kerasdet.analysis.instances import MAX_DETECTIONS, Instances
 
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which a detection is right, and up to which it lies on background
+FOREGROUND, BACKGROUND = 0.5, 0.1  # a detection is right from the first IoU on, and lies on background up to the second
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND_ERROR, MISSED = range(len(ERRORS))
-RIGHT, IGNORED = -1, -2  # kinds of detections that are no error; objects that are found have RIGHT
+RIGHT, IGNORED = -1, -2  # kinds of detections without an error; objects that are found have the kind RIGHT
 _RECALLS = np.array([i / 100 for i in range(101)])
 
 
@@ -22,12 +22,13 @@ class Errors:
 
     Args:
         kinds: (D,) int64, position in `ERRORS`, or RIGHT, or IGNORED for detections beyond the best 100 of an image.
-        excused: (D,) bool, whether a detection lies in an ignored region. It has a kind, but costs no AP.
-        objects: (D,) int64, the object that a detection matches or, for an error, would match; -1 for none.
-        missed: (G,) bool, whether an object is not matched.
-        unexplained: (G,) bool, whether an object is missed and no error of another kind would repair that.
+        excused: (D,) bool, whether a detection lies in an ignored region. Such a detection has a kind, but costs no AP.
+        objects: (D,) int64, the object that a detection matches or, for an error, would match after correction; -1 for
+            none.
+        missed: (G,) bool, whether no detection matches an object.
+        unexplained: (G,) bool, whether an object is missed, and correcting the error of a detection would not find it.
         ap: AP at the IoU of 0.5, mean over classes with objects or detections, in [0, 1].
-        cost: Error -> the AP that repairing it would add, in [0, 1].
+        cost: Kind of error -> the AP that correcting all errors of this kind would add, in [0, 1].
         false_positives: AP that removing all wrong detections would add.
         false_negatives: AP that ignoring all missed objects would add.
     """
@@ -44,17 +45,20 @@ class Errors:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Error -> number of detections, or of objects for "missed"."""
+        """Kind of error -> number of detections; for "missed" the number of objects."""
         numbers = np.bincount(self.kinds[self.kinds >= 0], minlength=len(ERRORS))
         numbers[MISSED] = self.unexplained.sum()
         return dict(zip(ERRORS, numbers.tolist(), strict=True))
 
 
 def tide(instances: Instances) -> Errors:
-    """Finds the errors and their costs.
+    """Classifies the errors of all detections and computes their costs in AP.
 
     Args:
         instances: Objects and detections.
+
+    Returns:
+        The errors.
     """
     kinds, excused, objects, repairs, missed, unexplained = _kinds(instances)
     counted = (kinds != IGNORED) & ~excused

@@ -1,4 +1,4 @@
-"""Reads checkpoints of torchvision, detectron2 and mmdetection without torch, and builds the models they belong to.
+"""Reads checkpoints of torchvision, detectron2 and mmdetection without torch, and builds kerasdet models from them.
 
 Example:
     >>> state = kerasdet.checkpoints.read("retinanet_resnet50_fpn_coco-eeacb38b.pth")

@@ -1,4 +1,7 @@
-"""Builds the model that a source describes, with random weights."""
+"""Builds the kerasdet model that corresponds to a model of a source framework, with random weights.
+
+A "source" is a model of another framework, such as "torchvision/retinanet_resnet50_fpn".
+"""
 
 from collections.abc import Mapping
 
@@ -9,28 +12,35 @@ from kerasdet import losses
 from kerasdet.checkpoints.sources import Source
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
+from kerasdet.geometry.default_boxes import DefaultBoxes
 from kerasdet.geometry.matching import FCOSMatcher, IoUMatcher
 from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.layers import (
     FPN,
+    VGG,
     BoxHead,
     ConvTop,
     CSPNeXt,
     CSPNeXtPAFPN,
     FCOSHead,
     MaxPoolTop,
+    MobileNetV3,
     ResNet,
     RetinaNetHead,
     RoIPooler,
+    SSDHead,
+    SSDNeck,
 )
 from kerasdet.models import (
     FCOS,
     RPN,
+    SSD,
     DynamicMaskBranch,
     FasterRCNN,
     KeypointBranch,
     MaskBranch,
     Preprocessing,
+    ProposalNetwork,
     ProposalSelection,
     RetinaNet,
     RoIHeads,
@@ -40,7 +50,7 @@ from kerasdet.models import (
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
-BACKBONES = {"ResNet": ResNet, "CSPNeXt": CSPNeXt}
+BACKBONES = {"ResNet": ResNet, "CSPNeXt": CSPNeXt, "MobileNetV3": MobileNetV3, "VGG": VGG}
 # Kind of dense model -> the classes of the model, its coder, its head and its matcher
 DENSE_PARTS = {
     "retinanet": (RetinaNet, DeltaCoder, RetinaNetHead, IoUMatcher),
@@ -64,6 +74,8 @@ PARTS = {
     "retinanet": ("backbone", "neck", "head"),
     "fcos": ("backbone", "neck", "head"),
     "rtmdet": ("backbone", "neck", "head", "mask_branch"),
+    "ssd": ("backbone", "neck", "head"),
+    "rpn": ("backbone", "neck", "rpn"),
     "rcnn": ("backbone", "neck", "rpn", "box_head", "box_predictor", "mask_branch", "keypoint_branch"),
 }
 CLASS_LAYERS = {
@@ -71,12 +83,15 @@ CLASS_LAYERS = {
     "retinanet": ("head/class_logits/",),
     "fcos": ("head/class_logits/",),
     "rtmdet": ("head/class_logits/",),
+    "ssd": ("head/class_logits/",),
+    "rpn": (),
     "rcnn": ("box_predictor/", "mask_branch/head/mask_logits/"),
 }
 COUNTING_BIAS = {
     "retinanet": "head/class_logits/conv/bias",
     "fcos": "head/class_logits/conv/bias",
     "rtmdet": "head/class_logits/p3/conv/bias",
+    "ssd": "head/class_logits/{finest}/conv/bias",
     "rcnn": "box_predictor/class_logits/bias",
 }
 
@@ -88,9 +103,10 @@ def build(
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
-        num_classes: K, number of classes without background; None for a backbone.
-        shapes: Our name of a tensor -> its shape in the checkpoint, for numbers that the source leaves to the file.
-        norm_epsilon: Epsilon of the backbone's norms; None for the source's own.
+        num_classes: K, number of classes without background; None for a backbone or RPN.
+        shapes: kerasdet's name of a tensor -> shape in the checkpoint. Gives the numbers that `spec` does not fix, such
+            as the number of keypoints.
+        norm_epsilon: Epsilon of the backbone's norms; None takes that of the source.
 
     Returns:
         A backbone or a detector.
@@ -110,6 +126,16 @@ def build(
             preprocessing=preprocessing,
             **own,
         )
+    if spec.kind == "ssd":
+        return SSD(
+            num_classes,
+            backbone=backbone,
+            neck=SSDNeck(**spec.neck),
+            anchors=DefaultBoxes(**spec.anchors),
+            head=SSDHead(**spec.head),
+            postprocessing=Postprocessing(**spec.postprocessing),
+            preprocessing=preprocessing,
+        )
     anchors = AnchorGenerator(**spec.anchors)
     if spec.kind in DENSE_PARTS:
         model, coder, head, matcher = DENSE_PARTS[spec.kind]
@@ -127,40 +153,45 @@ def build(
             preprocessing=preprocessing,
             **spec.model,
         )
+    parts = {
+        "backbone": backbone,
+        "neck": FPN(**{"in_features": ("c2", "c3", "c4", "c5"), **spec.neck}, top=MaxPoolTop()),
+        "rpn": RPN(anchors=anchors, **with_parts(spec.rpn)),
+        "preprocessing": preprocessing,
+    }
+    if spec.kind == "rpn":
+        return ProposalNetwork(**parts)
     branches = []
     if spec.mask is not None:
         branches.append(MaskBranch(**spec.mask))
     if spec.keypoint is not None:
         branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
     return FasterRCNN(
-        num_classes,
-        backbone=backbone,
-        neck=FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop(), **spec.neck),
-        rpn=RPN(anchors=anchors, **with_parts(spec.rpn)),
-        roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)),
-        preprocessing=preprocessing,
-        **spec.model,
+        num_classes, **parts, roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)), **spec.model
     )
 
 
 def with_parts(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Makes the parts among the arguments of `RPN` or `RoIHeads`, which a source describes by dicts.
+    """Replaces the dicts among the arguments of `RPN` or `RoIHeads` by the objects that they describe.
 
     Args:
-        arguments: `Source.rpn` or `Source.roi_heads`.
+        arguments: `Source.rpn` or `Source.roi_heads`, in which a dict has the arguments of an object.
 
     Returns:
-        The arguments, with an object of `RCNN_PARTS` for every dict.
+        The arguments, with an object of a class in `RCNN_PARTS` for every dict.
     """
     return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
 
 def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
-    """Returns the variables that checkpoints hold, by names that depend only on the structure of the model.
+    """Lists the variables that correspond to tensors of a checkpoint, by names that all models of a kind share.
 
     Args:
         model: Result of `build`.
         kind: Kind of the source, a key of `PARTS`.
+
+    Returns:
+        kerasdet's name, such as ``backbone/c3_0/conv1/conv/kernel`` -> variable.
     """
     variables = {}
     for part in PARTS[kind]:
@@ -182,15 +213,16 @@ def _part(model, part):
 
 
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
-    """Converts a tensor of a source to our layout.
+    """Converts a tensor of a source framework to the layout of kerasdet's variables.
 
-    Kernels become (h, w, in, out), dense ones (in, out); deltas get the order (y, x, h, w), distances (t, l, b, r).
-    Dense heads and masks lose the background's column; in R-CNNs' classes it becomes the last.
+    Convolution kernels become (h, w, in, out), matrices (in, out). Deltas get the order (y, x, h, w), distances
+    (t, l, b, r). The column of the background is removed in dense heads and masks, and moved to the end in the class
+    logits of R-CNNs and SSD.
 
     Args:
-        name: Our name of the tensor.
-        value: The source's tensor.
-        spec: The source.
+        name: kerasdet's name of the tensor.
+        value: Tensor in the layout of the source framework.
+        spec: Source of the model, a value of `kerasdet.checkpoints.SOURCES`.
 
     Returns:
         The converted tensor; None if its shape does not fit.
@@ -201,6 +233,10 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
             if spec.background_first and name.startswith("box_predictor/"):
                 value = value[1:]
             value = value[:, [1, 0, 3, 2]].reshape(-1, *value.shape[2:])
+        elif spec.kind == "ssd" and name.startswith("head/class_logits/"):
+            boxes = DefaultBoxes(**spec.anchors)
+            count = boxes.num_anchors[boxes.levels.index(name.split("/")[2])]
+            value = np.roll(value.reshape(count, -1, *value.shape[1:]), -1, axis=1).reshape(value.shape)
         elif spec.background_first and name.startswith("head/class_logits/"):
             value = value.reshape(AnchorGenerator(**spec.anchors).num_anchors, -1, *value.shape[1:])[:, 1:]
             value = value.reshape(-1, *value.shape[2:])
@@ -208,7 +244,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
             value = np.roll(value, -1, axis=0)
         elif spec.background_first and "/mask_logits/" in name:
             value = value[1:]
-        if name == "box_head/fc0/kernel":  # flattened from (C, h, w) there, from (h, w, C) here
+        if name == "box_head/fc0/kernel":  # PyTorch flattens features from (C, h, w), kerasdet from (h, w, C)
             pooled = RoIPooler(**spec.roi_heads.get("pooler", {})).output_size
             value = value.reshape(len(value), -1, pooled, pooled).transpose(2, 3, 1, 0)
             return value.reshape(-1, value.shape[-1])

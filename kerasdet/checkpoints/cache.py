@@ -1,7 +1,8 @@
-"""Keeps published weights on this machine: each is downloaded once, converted once, and then found without a network.
+"""Stores published weights on this machine: they are downloaded and converted once, then loaded without a network.
 
-The folder is `KERASDET_HOME`, by default ``kerasdet`` in the user's cache folder. ``downloads/`` has the published
-files as ``HOST/PATH``, ``models/`` their conversions. Deleting any of it only costs another download or conversion.
+The folder of the cache is `KERASDET_HOME`, by default ``kerasdet`` in the user's cache folder. ``downloads/`` contains
+the published files as ``HOST/PATH``, ``models/`` the converted models. All of it may be deleted; it is then downloaded
+and converted again.
 """
 
 import hashlib
@@ -20,21 +21,23 @@ from kerasdet.errors import UserError
 from kerasdet.files import replacing, waiting_lock
 from kerasdet.paths import cache_home, expand
 
-_CONVERSION = 1  # raise it if models of an earlier kerasdet no longer load, or are converted differently
+_CONVERSION = (
+    1  # increase it if models converted by an earlier kerasdet no longer load, or would be converted differently
+)
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
-    """Returns the folder of published weights, if a path is their name; fetches and converts them if necessary.
+    """Resolves the name of published weights to a local folder; downloads and converts them if necessary.
 
     Args:
-        path: Path, or a name of `kerasdet.checkpoints.zoo.ZOO`. An existing file or folder wins over a name.
+        path: A path, or a name of `kerasdet.checkpoints.zoo.ZOO`. If a file or folder of this name exists, it is used.
 
     Returns:
-        The folder of ``model.keras``, or `path` if it is no name.
+        The folder that contains ``model.keras``, or `path` itself if it is not a name.
 
     Raises:
-        FileNotFoundError: If the path has the form of a name, and neither exists.
-        UserError: If the weights cannot be fetched or converted.
+        FileNotFoundError: If the path has the form of a name, but there are neither such weights nor such a file.
+        UserError: If the weights cannot be downloaded or converted.
     """
     if not is_published(path):
         return path
@@ -42,13 +45,16 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
 
 
 def is_published(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a name of published weights, and no file or folder.
+    """Tells whether a path is the name of published weights, and no file or folder has this name.
 
     Args:
         path: Path or name.
 
+    Returns:
+        True for a name of published weights.
+
     Raises:
-        FileNotFoundError: If the path has the form of a name, and neither exists.
+        FileNotFoundError: If the path has the form of a name, but there are neither such weights nor such a file.
     """
     if not isinstance(path, str | os.PathLike) or not is_name(Path(path).as_posix()) or Path(path).exists():
         return False
@@ -57,21 +63,31 @@ def is_published(path: str | os.PathLike) -> bool:
 
 
 def is_cached(weights: Weights) -> bool:
-    """Returns whether published weights are here, so that they load without a network."""
-    return (_folder(weights) / "model.keras").exists() or _file(weights).exists()
-
-
-def model_folder(weights: Weights) -> Path:
-    """Returns the folder of the converted model of published weights, which the first call downloads and converts.
-
-    Several processes may call it at once: one works, the others wait. A process that is killed leaves nothing that
-    another would take for a model.
+    """Tells whether published weights are in the cache, so that they load without a network.
 
     Args:
         weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
 
+    Returns:
+        True if the published file or the converted model is there.
+    """
+    return (_folder(weights) / "model.keras").exists() or _file(weights).exists()
+
+
+def model_folder(weights: Weights) -> Path:
+    """Returns the folder of the converted model of published weights. The first call downloads and converts them.
+
+    Several processes may call this function at the same time: one works, the others wait. A killed process leaves no
+    incomplete model.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The folder that contains ``model.keras``.
+
     Raises:
-        UserError: If the weights cannot be fetched or converted.
+        UserError: If the weights cannot be downloaded or converted.
     """
     folder = _folder(weights)
     if (folder / "model.keras").exists():
@@ -81,17 +97,20 @@ def model_folder(weights: Weights) -> Path:
             if not (folder / "model.keras").exists():
                 _convert(weights, _fetch(weights), folder / "model.keras")
     except OSError as error:
-        raise UserError(f"{error} Set KERASDET_HOME to a folder that can be written.") from None
+        raise UserError(f"{error} Set KERASDET_HOME to a folder that can be written to.") from None
     return folder
 
 
 def mirrored(url: str) -> str:
-    """Returns the address to fetch a file from: below `KERASDET_MIRROR` if that is set, otherwise the publisher's.
+    """Returns the URL to download a file from: on the mirror `KERASDET_MIRROR` if that is set, otherwise `url`.
 
-    A mirror is a server or a folder with the files under ``HOST/PATH`` of their addresses, as ``wget -x`` stores them.
+    A mirror is a server or a folder that has each file under the ``HOST/PATH`` of its URL, like ``wget -x`` stores it.
 
     Args:
-        url: Address at the publisher.
+        url: URL of the file at its publisher.
+
+    Returns:
+        The URL to download from.
     """
     mirror = os.environ.get("KERASDET_MIRROR")
     if not mirror:
@@ -110,11 +129,13 @@ def _fetch(weights):
             check(path, digest, str(path))
             return path
         except UserError:
-            pass  # the disk damaged it, and it was removed
+            pass  # the file in the cache is damaged, and `check` has removed it
     try:
         download(mirrored(weights.url), path, digest)
     except UserError as error:
-        raise UserError(f"{weights.name} is not in the cache {cache_home()} and cannot be fetched: {error}") from None
+        raise UserError(
+            f"{weights.name} is not in the cache {cache_home()} and cannot be downloaded: {error}"
+        ) from None
     if digest is None:
         with replacing(_record(path)) as file:
             file.write_text(file_hash(path, "sha256"))
@@ -122,7 +143,7 @@ def _fetch(weights):
 
 
 def _recorded(path):
-    """Returns the hash of the first download of a file whose publisher tells none: later ones must be the same."""
+    """Returns the hash of the first download, for files without a published hash; later ones must be equal."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -132,8 +153,10 @@ def _record(path):
 
 
 def _convert(weights, file, out):
-    """Converts a published file. A thread of its own knows neither the caller's strategy, nor its dtype policy."""
-    state = random.getstate()  # Keras draws its seeds from it: the first run of a training must not differ from others
+    """Converts a published file, in a new thread without the caller's strategy and dtype policy."""
+    state = (
+        random.getstate()
+    )  # Keras draws seeds from it: a first run, which converts weights, must train like later runs
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_convert_here, weights, file, out).result()

@@ -1,5 +1,6 @@
 """Builds a model from the tensors of a source framework."""
 
+import logging
 from collections.abc import Mapping
 
 import keras
@@ -10,10 +11,13 @@ from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, un
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
-from kerasdet.geometry.anchors import AnchorGenerator
+from kerasdet.geometry.anchors import AnchorGenerator, level_number
+from kerasdet.geometry.default_boxes import DefaultBoxes
+
+log = logging.getLogger(__name__)
 
 _MAX_LISTED = 10
-# Tensors that every backbone of a kind has: they tell the prefix of a model's names
+# Tensors that every backbone of a kind has, by which the prefix of all names is found
 _RESNET_TENSORS = ("backbone/c2_0/conv1/conv/kernel", "backbone/stem/conv/kernel")
 _CSPNEXT_TENSORS = ("backbone/stem0/conv/kernel", "backbone/stem1/conv/kernel")
 
@@ -25,7 +29,7 @@ def to_model(
     num_classes: int | None = None,
     norm_epsilon: float | None = None,
 ) -> keras.Model:
-    """Builds the model that the source framework would build, and assigns the weights.
+    """Builds the kerasdet model that corresponds to a model of a source framework, and assigns its weights.
 
     Example:
         >>> state = kerasdet.checkpoints.read("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
@@ -33,24 +37,25 @@ def to_model(
         >>> model.save("fasterrcnn.keras")
 
     Args:
-        state: Tensors by the framework's names, as `kerasdet.checkpoints.read` returns them. If all names of the model
-            follow a prefix, only the tensors with it are taken, and a warning lists the others. The model takes the
-            class names that the file has, if there is one for each class.
+        state: Tensors by the framework's names, the result of `kerasdet.checkpoints.read`. If all names of the model
+            have a common prefix, only tensors with this prefix are used, and a warning lists the others. If the file
+            has class names, one for each class, the model gets them.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
         num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
             weights. None keeps the classes of the file.
-        norm_epsilon: Epsilon of the backbone's norms. None takes that of the published files; torchvision's v1
-            detectors need 1e-5 instead if they were trained by the user, because the published ones have 0.
+        norm_epsilon: Epsilon of the backbone's norms. None takes that of the published files. For a torchvision v1
+            detector that you trained yourself give 1e-5, because the published ones have 0.
 
     Returns:
         A detector, or a backbone if the source is one.
 
     Raises:
-        UserError: If the source is unknown, or tensors are missing, unexpected or of another shape, naming them.
+        UserError: If the source is unknown, or tensors are missing, unexpected or of another shape. The message names
+            them.
     """
     if source not in SOURCES:
         raise UserError(
-            f"There is no source {source!r}; expected one of {', '.join(SOURCES)}. Choose the file's model."
+            f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the model that the file belongs to."
         )
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
@@ -63,7 +68,7 @@ def to_model(
     _check_finite(state)
     state = _untied(state, spec, source)
     classes = num_classes
-    if classes is None and spec.kind != "backbone":
+    if classes is None and spec.kind in COUNTING_BIAS:
         classes = _count_classes(state, spec, source)
     model = build(spec, classes, _free_shapes(state, spec, source), norm_epsilon)
     variables = named_variables(model, spec.kind)
@@ -73,6 +78,7 @@ def to_model(
             state.pop(_source_name(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
+    _warn_of_kind(variables, spec, source)
     if num_classes is None and class_names and len(class_names) == classes:
         model.class_names = class_names
     return model
@@ -84,23 +90,28 @@ def _untied(state, spec, source):
     for name, first in names.items():
         if first in state and not np.array_equal(state[name], state[first]):
             raise UserError(
-                f"The checkpoint's {name} and {first} differ, but in {source} they are one tensor. Choose the source "
-                "that the file comes from."
+                f"The tensors {name} and {first} of the checkpoint differ, but in {source} they are the same tensor. "
+                "Choose the source that the file belongs to."
             )
     return {name: value for name, value in state.items() if names[name] == name}
 
 
 def _source_name(name, spec):
-    finest = 2 if spec.kind == "rcnn" else 3
+    finest = {"rcnn": 2, "rpn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
+
+
+def _finest_level(spec):
+    """Returns the name of the finest level of SSD's default boxes."""
+    return DefaultBoxes(**spec.anchors).levels[0] if spec.kind == "ssd" else "p3"
 
 
 def _entry(state, name, spec, source):
     theirs = _source_name(name, spec)
     if theirs not in state:
         raise UserError(
-            f"The checkpoint has no {theirs}, which {source} needs; it holds {_list(sorted(state))}. Choose the source "
-            "that the file comes from."
+            f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Choose the "
+            "source that the file belongs to."
         )
     return theirs, state[theirs]
 
@@ -115,29 +126,37 @@ def _check_finite(state):
     for name, value in state.items():
         if not np.isfinite(value).all():
             raise UserError(
-                f"The checkpoint's {name} has values that are NaN or infinite: expected a model that detects. Take a "
-                "checkpoint from before its training diverged."
+                f"The tensor {name} of the checkpoint has values that are NaN or infinite; expected finite weights. "
+                "Take a checkpoint from before the training diverged."
             )
 
 
 def _count_classes(state, spec, source):
-    name, bias = _entry(state, COUNTING_BIAS[spec.kind], spec, source)
+    name, bias = _entry(state, COUNTING_BIAS[spec.kind].format(finest=_finest_level(spec)), spec, source)
     if spec.kind == "rcnn":
         if bias.size < 2:
             raise UserError(
-                f"The checkpoint's {name} has shape {bias.shape}; {source} needs an entry for each class and one for "
-                "background. Choose the source that the file comes from."
+                f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs an entry for each class "
+                "and one for the background. Choose the source that the file belongs to."
             )
         return bias.size - 1
-    num_anchors = 1 if spec.kind == "rtmdet" else AnchorGenerator(**spec.anchors).num_anchors
+    num_anchors = _anchors_of_finest_level(spec)
     columns, rest = divmod(bias.size, num_anchors)
     if rest or columns <= spec.background_first:
         raise UserError(
-            f"The checkpoint's {name} has shape {bias.shape}; {source} needs {num_anchors} entries, one per anchor, "
-            f"for each class{' and for background' if spec.background_first else ''}. Choose the source that the file "
-            "comes from."
+            f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs {num_anchors} entries, one "
+            f"per anchor, for each class{' and for the background' if spec.background_first else ''}. Choose the "
+            "source that the file belongs to."
         )
     return columns - spec.background_first
+
+
+def _anchors_of_finest_level(spec):
+    if spec.kind == "rtmdet":
+        return 1
+    if spec.kind == "ssd":
+        return DefaultBoxes(**spec.anchors).num_anchors[0]
+    return AnchorGenerator(**spec.anchors).num_anchors
 
 
 def _assign(variables, state, spec, source):
@@ -167,10 +186,45 @@ def _assign(variables, state, spec, source):
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
         raise UserError(
-            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source that the file comes from."
+            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source that the file belongs to."
         )
     for name, value in values.items():
+        _check_trained(name, value, theirs[name])
         variables[name].assign(value)
+
+
+def _warn_of_kind(variables, spec, source):
+    """Warns if the norms of a ResNet are those of the other kind of weights, whose names and shapes are equal.
+
+    The norms of MSRA's ResNets (detectron2, and "caffe" in mmdetection) have no statistics of their own: mean 0 and
+    variance 1. Those of torchvision and of mmdetection's "pytorch" models have them.
+    """
+    moments = {
+        name: variable.numpy() for name, variable in variables.items() if name.endswith("stem/norm/moving_variance")
+    }
+    is_msra = spec.backbone.get("stride_in_1x1", False)
+    for variance in moments.values():
+        if bool(np.allclose(variance, 1, atol=1e-3)) != is_msra:
+            kinds = ("of the MSRA (caffe) kind", "of the torchvision (pytorch) kind")
+            log.warning(
+                "The norms of the checkpoint are %s, and %s is %s: its pixels and strides are others. Check --source.",
+                *(kinds[is_msra], source, kinds[not is_msra]),
+            )
+
+
+def _check_trained(name, value, source):
+    """Raises an error if a tensor has a fitting shape, and values that no training leaves."""
+    if value.dtype.kind != "f":
+        problem = f"holds {value.dtype} numbers, as quantised weights do: expected floats"
+    elif name.endswith("variance") and (value < 0).any():
+        problem = f"is a variance and has {value.min():g}: expected numbers of 0 or more"
+    elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
+        problem = "is zero everywhere: expected trained weights"
+    else:
+        return
+    raise UserError(
+        f"The checkpoint's {source} {problem}. Take the checkpoint that was trained, in float32 or float16."
+    )
 
 
 def _default_statistic(name, shape):

@@ -1,7 +1,7 @@
-"""Downloads files over HTTP: goes on where a cut download stopped, and checks the hash.
+"""Downloads files over HTTP: resumes interrupted downloads, and checks the hash.
 
-It uses only Python's standard library. pooch, the usual choice, cannot resume; requests would be one more requirement,
-and neither handles ranges, retries and validators.
+It uses only Python's standard library. pooch, the usual choice, cannot resume. requests would be one more requirement.
+Neither handles ranges, retries and validators.
 """
 
 import base64
@@ -26,17 +26,21 @@ from kerasdet.errors import UserError
 from kerasdet.files import replacing
 
 TIMEOUT = 30.0  # seconds without a byte
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
-_ENOUGH = 1 << 20  # a try that brings as many bytes does not count as failed: slow links cut large files many times
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
+_ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
-_PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)  # worth another try
+_PASSING = (
+    TimeoutError,
+    ConnectionResetError,
+    http.client.IncompleteRead,
+)  # HTTP codes after which another try may succeed
 
 log = logging.getLogger(__name__)
 
 
 class _Cut(Exception):
-    """Reports that a transfer ended early; another try may bring the rest."""
+    """Signals that a transfer ended early; another try may transfer the rest."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -45,27 +49,27 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
-        """Makes the request of the new address."""
+        """Creates the request for the new URL after a redirect; urllib calls this."""
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
 
 def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> None:
-    """Downloads a file. What a cut or killed download left is completed, not repeated.
+    """Downloads a file; resumes an earlier download that was interrupted.
 
-    The file appears under its name only if it is complete and has the right hash. Until then it is beside it, as
+    The file gets its name only when it is complete and has the right hash. Until then it is stored beside it as
     ``NAME.partial``. Only one process at a time may download a file.
 
     Args:
-        url: Address; http, https or file. A user and password in it are sent to this host only.
+        url: URL with http, https or file. A user name and password in it are sent to this host only.
         path: File to write. Its folder is created if necessary.
-        digest: Algorithm of `hashlib` and the first hexadecimal digits of the file's hash; None to check only the
-            length that the server tells.
+        digest: Algorithm of `hashlib` and the first hexadecimal digits of the file's hash. None checks only the length
+            that the server states.
 
     Raises:
-        UserError: If the server cannot be reached or refuses, the transfer keeps breaking, the file has another hash,
-            or the disk is full. It names the address and says what to do.
+        UserError: If the server cannot be reached or refuses, the transfer breaks repeatedly, the file has another
+            hash, or the disk is full. The message has the URL and says what to do.
     """
     partial = path.with_name(f"{path.name}.partial")
     with _storing(path):
@@ -76,7 +80,9 @@ def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> Non
     except UserError:
         if not resumed:
             raise
-        log.warning("%s was completed from an earlier download and has another hash: it starts again.", path.name)
+        log.warning(
+            "%s was completed from an earlier download, but has another hash: the download starts again.", path.name
+        )
         _complete(url, partial)
         check(partial, digest, shown(url))
     with _storing(path):
@@ -85,12 +91,12 @@ def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> Non
 
 
 def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
-    """Checks the hash of a file, and removes the file if it has another.
+    """Checks the hash of a file, and removes the file if the hash is wrong.
 
     Args:
         path: File to check.
-        digest: Algorithm of `hashlib` and the first hexadecimal digits; None checks nothing.
-        origin: Address or path in the message.
+        digest: Algorithm of `hashlib` and the first hexadecimal digits of the hash; None checks nothing.
+        origin: URL or path of the file for the error message.
 
     Raises:
         UserError: If the hash does not begin with these digits.
@@ -103,17 +109,20 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         size = path.stat().st_size
         path.unlink()
         raise UserError(
-            f"{origin} holds {size:,} bytes with {algorithm.upper()} {found[: max(12, len(expected))]}..., expected "
-            f"{expected}...: it is damaged or another file, and was removed. Try again, or choose another mirror."
+            f"{origin} has {size:,} bytes with the {algorithm.upper()} {found[: max(12, len(expected))]}..., expected "
+            f"{expected}...: the file is damaged or another one, and was removed. Try again, or choose another mirror."
         )
 
 
 def file_hash(path: Path, algorithm: str) -> str:
-    """Returns the hash of a file in hexadecimal digits.
+    """Computes the hash of a file.
 
     Args:
         path: File to read.
-        algorithm: Name of an algorithm of `hashlib`.
+        algorithm: Name of an algorithm of `hashlib`, such as "sha256".
+
+    Returns:
+        Hexadecimal digits.
     """
     state = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
@@ -123,12 +132,19 @@ def file_hash(path: Path, algorithm: str) -> str:
 
 
 def shown(url: str) -> str:
-    """Returns an address without its user and password, for messages."""
+    """Removes user name and password from a URL, for messages.
+
+    Args:
+        url: The URL.
+
+    Returns:
+        The URL without them.
+    """
     return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def _complete(url, partial):
-    """Fetches what a partial file lacks, in several tries. Returns whether it held something before."""
+    """Downloads the rest of a partial file, in several tries. Returns whether the file had contents before."""
     start, failed = _size(partial), 0
     while True:
         before = _size(partial)
@@ -138,7 +154,9 @@ def _complete(url, partial):
         except urllib.error.HTTPError as error:
             error.close()
             reason = f"answers {error.code} ({str(error.reason).splitlines()[0]})"
-            if error.code == 416 and before:  # the file on the server is not longer than the part, or has changed
+            if (
+                error.code == 416 and before
+            ):  # the file on the server is not longer than the partial file, or has changed
                 partial.unlink()
                 reason = "has no more bytes than were downloaded earlier"
             elif error.code not in _BUSY:
@@ -159,10 +177,10 @@ def _complete(url, partial):
 
 
 def _fetch_rest(url, partial):
-    """Makes one request, for the whole file or its rest, and appends what comes.
+    """Makes one request, for the whole file or its rest, and appends the received bytes.
 
     Raises:
-        _Cut: If the transfer ends before the length that the server told.
+        _Cut: If the transfer ends before the length that the server stated.
         UserError: If the disk is full.
     """
     have, validator, total = _resumable(url, partial)
@@ -185,7 +203,7 @@ def _fetch_rest(url, partial):
         with file, ProgressBar(partial.name.removesuffix(".partial"), have, total) as progress:
             if not have:
                 _note_version(url, partial, response.headers, total)
-            while block := response.read1(_BLOCK):  # what has come, so that a stall or cut loses nothing
+            while block := response.read1(_BLOCK):  # written at once, so that an interrupted transfer loses nothing
                 with _storing(partial):
                     file.write(block)
                     file.flush()
@@ -195,7 +213,7 @@ def _fetch_rest(url, partial):
 
 
 def _request(url):
-    """Makes the request of an address; urllib would take a user and password for a part of the host."""
+    """Creates the request for a URL; urllib would treat user name and password as a part of the host."""
     parts = urllib.parse.urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(
@@ -203,12 +221,14 @@ def _request(url):
     )
     if at:
         credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {credentials}")  # another host must not see it
+        request.add_unredirected_header(
+            "Authorization", f"Basic {credentials}"
+        )  # the password must not be sent to another host
     return request
 
 
 def _position(response):
-    """Returns the index of the first byte that a response brings, and the length of the whole file or None."""
+    """Returns the index of the first byte in a response, and the length of the whole file or None."""
     if getattr(response, "status", None) == 206:
         match = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", response.headers.get("Content-Range", ""))
         if match is None:
@@ -230,7 +250,7 @@ def _resumable(url, partial):
 
 
 def _note_version(url, partial, headers, total):
-    """Notes which version of a file a new partial file belongs to. Call it while that is still empty."""
+    """Stores which version of the file a new partial file belongs to. Call it while the partial file is empty."""
     tag = headers.get("ETag")
     validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
     with _storing(partial), replacing(_notes(partial)) as file:
@@ -249,7 +269,7 @@ def _require_space(partial, total, have):
     free = shutil.disk_usage(partial.parent).free
     if total is not None and total - have > free:
         raise UserError(
-            f"{partial.parent} has {free / 1e6:,.0f} MB free, and {partial.name.removesuffix('.partial')} needs "
+            f"{partial.parent} has {free / 1e6:,.0f} MB free, but {partial.name.removesuffix('.partial')} needs "
             f"{(total - have) / 1e6:,.0f} MB: free some space, or set KERASDET_HOME to a folder on another disk."
         )
 

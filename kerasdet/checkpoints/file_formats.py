@@ -1,6 +1,6 @@
 """Reads the file formats of checkpoints: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`.
 
-Each reader takes the bytes of a whole file. Its errors lack file name and advice, which `read` adds.
+Each reader takes the bytes of a whole file. The error messages lack the file name and advice; `read` adds both.
 """
 
 import io
@@ -44,17 +44,17 @@ _SAFETENSORS = {
 
 
 def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a torch zip file or an `.npz`; the entries decide which.
+    """Reads a torch zip file or an `.npz` file; the contents decide which of the two it is.
 
     Args:
         data: Bytes of the whole file.
-        weights: Name of the entry that holds the weights, see `named_tensors`.
+        weights: Name of the dictionary entry that contains the weights, such as "model_ema", if there are several.
 
     Returns:
         Arrays by name.
 
     Raises:
-        ValueError: If the file is damaged, is neither of the two, or holds refused contents.
+        ValueError: If the file is damaged, is neither of the two, or its contents could run code.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -74,13 +74,13 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
 
     Args:
         data: Bytes of the whole file.
-        weights: Name of the entry that holds the weights, see `named_tensors`.
+        weights: Name of the dictionary entry that contains the weights, such as "model_ema", if there are several.
 
     Returns:
         Arrays by name.
 
     Raises:
-        ValueError: If the file is damaged or holds refused contents.
+        ValueError: If the file is damaged, or its contents could run code.
     """
     stream = io.BytesIO(data)
     first = load(stream)
@@ -106,7 +106,7 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file: length of the header, JSON header, then tensors without gap or overlap.
+    """Reads a `.safetensors` file, which has a JSON header and then the tensors without gap or overlap.
 
     Args:
         data: Bytes of the whole file.
@@ -133,7 +133,7 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
         element, shape, (first, last) = _safetensor(name, entry)
         if first != end or last - first != math.prod(shape) * itemsize(element) or last > len(body):
             raise ValueError(
-                f"its tensor {name[:100]!r} overlaps another, leaves a gap, is truncated or does not match its shape"
+                f"the tensor {name[:100]!r} overlaps another, leaves a gap, is truncated or does not match its shape"
             )
         arrays[name], end = to_array(body[first:last], element, shape, contiguous_strides(shape)), last
     if end != len(body):
@@ -145,20 +145,20 @@ def _safetensor(name, entry):
     try:
         element, shape, (first, last) = entry["dtype"], check_shape(entry["shape"]), check_shape(entry["data_offsets"])
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"its tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
+        raise ValueError(f"the tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
     if type(element) is not str or element not in _SAFETENSORS:
-        raise ValueError(f"its tensor {name[:100]!r} has the unknown dtype {str(element)[:20]!r}")
+        raise ValueError(f"the tensor {name[:100]!r} has the unknown dtype {str(element)[:20]!r}")
     return _SAFETENSORS[element], shape, (first, last)
 
 
 def _entry(archive, info):
     """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at its end."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-        raise ValueError(f"its zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
+        raise ValueError(f"the zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
     with archive.open(info) as file:
         data = file.read(info.file_size) if info.file_size else b""
     if len(data) != info.file_size:
-        raise ValueError(f"its zip entry {info.filename[:100]!r} is truncated")
+        raise ValueError(f"the zip entry {info.filename[:100]!r} is truncated")
     return data
 
 
@@ -170,7 +170,7 @@ def _torch_zip(archive, entries, root, file_size, weights):
 
     def fetch(key):
         if f"{root}data/{key}" not in entries:
-            raise ValueError(f"its storage {key[:40]!r} is missing from the file")
+            raise ValueError(f"the storage {key[:40]!r} is missing from the file")
         return _entry(archive, entries[f"{root}data/{key}"])
 
     arrays = _arrays(named_tensors(contents, weights), fetch, file_size, ">" if order == b"big" else "<")
@@ -181,7 +181,7 @@ def _legacy_storages(data, position, keys, storages):
     spans = {}
     for key in keys:
         if key not in storages:
-            raise ValueError(f"its storage {key[:40]!r} belongs to no tensor")
+            raise ValueError(f"the file contains the storage {key[:40]!r}, which no tensor uses")
         numel = int.from_bytes(data[position : position + 8], "little")
         end = position + 8 + numel * itemsize(storages[key].element)
         if end > len(data) or position + 8 > len(data):
@@ -190,7 +190,7 @@ def _legacy_storages(data, position, keys, storages):
 
     def fetch(key):
         if key not in spans:
-            raise ValueError(f"its storage {key[:40]!r} is missing from the file")
+            raise ValueError(f"the storage {key[:40]!r} is missing from the file")
         return memoryview(data)[slice(*spans[key])]
 
     return fetch
@@ -202,7 +202,7 @@ def _arrays(
     file_size: int,
     byteorder: str = "<",
 ) -> dict[str, np.ndarray]:
-    """Makes the arrays after a check that their total size is plausible for the file."""
+    """Creates the arrays, after a check that their total size is plausible for the size of the file."""
     numeric = {name: item for name, item in named.items() if isinstance(item, Tensor) or _is_numeric(name, item)}
     check_total(sum(8 * math.prod(item.shape) for item in numeric.values()), file_size)
     storages, arrays = {}, {}
@@ -215,20 +215,20 @@ def _arrays(
                     storages[item.storage.key] = fetch(item.storage.key)
                 arrays[name] = _from_torch(item, storages[item.storage.key], byteorder)
         except ValueError as error:
-            raise ValueError(f"its tensor {name[:100]!r}: {error}") from error
+            raise ValueError(f"the tensor {name[:100]!r}: {error}") from error
     return arrays
 
 
 def _is_numeric(name, item):
     if item.dtype is None:
-        raise ValueError(f"its array {name[:100]!r} has no contents")
+        raise ValueError(f"the array {name[:100]!r} has no contents")
     return item.dtype.element is not None
 
 
 def _from_torch(item, data, byteorder):
     size, declared = itemsize(item.storage.element), item.storage.numel
     if len(data) != declared * size:
-        raise ValueError(f"its storage {item.storage.key[:40]!r} has {len(data)} bytes but declares {declared * size}")
+        raise ValueError(f"the storage {item.storage.key[:40]!r} has {len(data)} bytes but declares {declared * size}")
     inside = memoryview(data)[item.storage.start * size : (item.storage.start + item.storage.length) * size]
     return to_array(inside, item.element, item.shape, item.strides, item.offset, byteorder)
 
@@ -237,7 +237,7 @@ def _from_numpy(item):
     element = item.dtype.element
     if len(item.raw) != math.prod(item.shape) * itemsize(element):
         needed = math.prod(item.shape) * itemsize(element)
-        raise ValueError(f"its data has {len(item.raw)} bytes, but shape {item.shape} of type {element} needs {needed}")
+        raise ValueError(f"the data has {len(item.raw)} bytes, but shape {item.shape} of type {element} needs {needed}")
     raw = item.raw.encode("latin-1") if isinstance(item.raw, str) else item.raw
     strides = contiguous_strides(item.shape, item.fortran)
     return to_array(raw, element, item.shape, strides, byteorder=item.dtype.byteorder)
@@ -252,10 +252,10 @@ def _npz(archive, entries, file_size):
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
-            raise ValueError(f"its array {filename[:100]!r} has the unsupported .npy version {version}")
+            raise ValueError(f"the array {filename[:100]!r} has the unsupported .npy version {version}")
         shape, fortran, dtype = read_header[version](stream)
         if dtype.hasobject:
-            raise ValueError(f"its array {filename[:100]!r} holds Python objects, which are refused")
+            raise ValueError(f"the array {filename[:100]!r} holds Python objects, which are refused")
         shape, raw = check_shape(shape), stream.getbuffer()[stream.tell() :]
         element = dtype.name if dtype.kind in "fiub" and dtype.name in DTYPES else None
         if element is None:
@@ -263,7 +263,7 @@ def _npz(archive, entries, file_size):
         total += 8 * math.prod(shape)
         check_total(total, file_size)
         if len(raw) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"its array {filename[:100]!r} has {len(raw)} bytes, which do not match its shape {shape}")
+            raise ValueError(f"the array {filename[:100]!r} has {len(raw)} bytes, which do not match its shape {shape}")
         byteorder = ">" if dtype.byteorder == ">" else "<"
         strides = contiguous_strides(shape, fortran)
         arrays[filename.removesuffix(".npy")] = to_array(raw, element, shape, strides, byteorder=byteorder)

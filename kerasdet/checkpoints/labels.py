@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from kerasdet.data.categories import UNUSED
+from kerasdet.data.classes import check_class_list
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -19,38 +20,40 @@ def read_labels(path: str | os.PathLike) -> list[str]:
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If it is no text, a line between names is empty, or two classes have one name.
+        UserError: If the file is not text, a line between names is empty or has an id, or two classes share a name.
     """
     path = expand(path, "--labels")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(
-            f"{path} is not a text file in UTF-8: expected one class name per line. Save it again."
+            f"{path} is not a text file in UTF-8: expected one class name per line. Save it as text in UTF-8."
         ) from None
     names = [line.strip() for line in text.rstrip().split("\n")]
+    check_class_list([name for name in names if name], path)
     for number, name in enumerate(names, start=1):
         if not name:
             raise UserError(
-                f"Line {number} of {path} is empty: expected a class name. Write {UNUSED} for an unused id."
+                f"{path}, line {number}: the line is empty; expected a class name. Write {UNUSED} for an unused class "
+                "id."
             )
         if name != UNUSED and name in names[: number - 1]:
             raise UserError(
-                f"Lines {names.index(name) + 1} and {number} of {path} are both {name!r}: expected different names. "
-                "Correct one of them."
+                f"{path}, line {number}: the name {name!r} is also in line {names.index(name) + 1}; expected different "
+                "names. Correct one of the two."
             )
     return names
 
 
 def names_of_classes(labels: Sequence[str], num_classes: int, path: str | os.PathLike) -> tuple[str, ...]:
-    """Returns the names of a model's classes, without the name of the background.
+    """Removes the name of the background from a list of class names, and checks the number of names.
 
     torchvision's own lists begin with ``__background__``, because its R-CNNs count it as class 0.
 
     Args:
-        labels: Names in a file, see `read_labels`.
+        labels: Result of `read_labels`.
         num_classes: Number of classes K, without background.
-        path: The file, for the message of an error.
+        path: The file, for the error message.
 
     Returns:
         K names, in the order of the class ids.

@@ -1,7 +1,7 @@
 """Maps kerasdet's names of a model's tensors to the names in each source framework.
 
-In `LAYERS`, keys are kerasdet's names of layers and values the framework's. A word in braces in a key matches a number;
-a value may use these numbers and those that `_numbers` derives from them.
+In `LAYERS`, keys are kerasdet's names of layers, and values are the framework's names. A word in braces in a key
+matches a number. A value may use these numbers and those that `_numbers` derives from them.
 """
 
 import re
@@ -15,6 +15,7 @@ PARAMETERS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
     "scale": "scale",
+    "scale_weight": "scale_weight",
 }
 
 _TORCH_RESNET = {
@@ -170,13 +171,89 @@ RTMDET = {
 RTMDET_TIED = ((r"^(bbox_head\.(?:cls|reg)_convs)\.[1-9]\.(\d+\.conv\.weight)$", r"\1.0.\2"),)
 RTMDET_INS_TIED = ((r"^bbox_head\.reg_convs\.", "bbox_head.cls_convs."), *RTMDET_TIED)
 
+
+_EXCITING = (4, 5, 6, 11, 12, 13, 14, 15)  # blocks of MobileNetV3 with squeeze and excitation
+
+
+def _mobilenet_v3(theirs, theirs_of_tail=None):
+    """Returns the names of a `MobileNetV3` in torchvision.
+
+    Args:
+        theirs: Prefix of the layers, which torchvision numbers.
+        theirs_of_tail: Prefix of the layers after the first convolution of block 13, which SSDLite numbers from 0.
+    """
+    rows = {"stem": f"{theirs}.0", "last": f"{theirs}.16" if theirs_of_tail is None else f"{theirs_of_tail}.3"}
+    for number in range(1, 16):
+        parts = ["expand"] * (number > 1) + ["depthwise"] + ["excite"] * (number in _EXCITING) + ["reduce"]
+        for index, part in enumerate(parts):
+            name = f"{theirs}.{number}.block.{index}"
+            if theirs_of_tail is not None and number >= 13:
+                name = f"{theirs_of_tail}.{number - 13}.block.{index}"
+                if number == 13:
+                    name = f"{theirs}.13" if part == "expand" else f"{theirs_of_tail}.0.{index}"
+            rows[f"block{number}/{part}"] = name
+    names = {}
+    for ours, name in rows.items():
+        if ours.endswith("excite"):
+            names |= {f"backbone/{ours}/squeeze/conv": f"{name}.fc1", f"backbone/{ours}/weigh/conv": f"{name}.fc2"}
+            continue
+        conv = "depthwise_conv" if ours.endswith("depthwise") else "conv"
+        names |= {f"backbone/{ours}/{conv}": f"{name}.0", f"backbone/{ours}/norm": f"{name}.1"}
+    return names
+
+
+# Rows for torchvision's mobile detectors and SSD, which take precedence over those of `LAYERS`
+MOBILENET_V3 = _mobilenet_v3("features")
+FASTER_RCNN_MOBILENET = {
+    **_mobilenet_v3("backbone.body"),
+    "neck/lateral_c5_first/conv": "backbone.fpn.inner_blocks.0.0",
+    "neck/lateral_c5/conv": "backbone.fpn.inner_blocks.1.0",
+    "neck/output_c5_first/conv": "backbone.fpn.layer_blocks.0.0",
+    "neck/output_c5/conv": "backbone.fpn.layer_blocks.1.0",
+}
+SSDLITE = {
+    **_mobilenet_v3("backbone.features.0", "backbone.features.1"),
+    **{
+        f"neck/extra{{i}}_{part}/{layer}": f"backbone.extra.{{i}}.{index}.{theirs}"
+        for index, (part, conv) in enumerate([("reduce", "conv"), ("depthwise", "depthwise_conv"), ("expand", "conv")])
+        for theirs, layer in enumerate([conv, "norm"])
+    },
+    **{
+        f"head/{ours}_depthwise/p{{stage}}/{layer}": f"head.{theirs}.module_list.{{level}}.0.{index}"
+        for ours, theirs in (("class", "classification_head"), ("box", "regression_head"))
+        for index, layer in enumerate(["depthwise_conv", "norm"])
+    },
+    "head/class_logits/p{stage}/conv": "head.classification_head.module_list.{level}.1",
+    "head/box_deltas/p{stage}/conv": "head.regression_head.module_list.{level}.1",
+}
+SSD_VGG = {
+    **{
+        f"backbone/conv{stage}_{i + 1}/conv": f"backbone.{theirs}.{first + 2 * i}"
+        for stage, count, theirs, first in (
+            (1, 2, "features", 0),
+            (2, 2, "features", 5),
+            (3, 3, "features", 10),
+            (4, 3, "features", 17),
+            (5, 3, "extra.0", 1),
+        )
+        for i in range(count)
+    },
+    "backbone/conv6/conv": "backbone.extra.0.7.1",
+    "backbone/conv7/conv": "backbone.extra.0.7.3",
+    "neck": "backbone",  # its factors
+    "neck/extra{i}_reduce/conv": "backbone.extra.{from_1}.0",
+    "neck/extra{i}_conv/conv": "backbone.extra.{from_1}.2",
+    "head/class_logits/p{stage}/conv": "head.classification_head.module_list.{level}",
+    "head/box_deltas/p{stage}/conv": "head.regression_head.module_list.{level}",
+}
+
 # Prefix of the backbone's tensors in the file of a detector.
 BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up.", "mmdet": "backbone."}
 
 # Entries that kerasdet's models do not have: counters, buffers, and the classifiers of ImageNet files.
 IGNORED = re.compile(
     r"num_batches_tracked$|(^|\.)anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
-    r"|^head\.fc\."
+    r"|^head\.fc\.|^classifier\."
 )
 # Caffe's ImageNet files have biases before a norm, which detectron2 and mmdetection ignore.
 _CAFFE_BIASES = re.compile(r"^stem\.conv1\.bias$|^(layer\d\.\d+\.)?(conv\d|downsample\.0)\.bias$")
@@ -211,14 +288,14 @@ _CAFFE2 = [
 
 
 def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
-    """Maps every name in a file to the name that the current release of the framework saves.
+    """Maps every name in a file to the name that the current release of the framework uses for the tensor.
 
     Args:
         names: Names in the file.
         framework: Name of the source framework, a key of `LAYERS`.
 
     Returns:
-        Current name by name in the file.
+        Name in the file -> current name.
     """
     names = list(names)
     if framework == "torchvision":
@@ -236,7 +313,7 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
 
 
 def is_ignored(name: str, framework: str) -> bool:
-    """Returns whether the framework ignores an entry when it loads a file.
+    """Tells whether the framework ignores an entry when it loads a file.
 
     Args:
         name: Current name of the entry, see `modern_names`.
@@ -249,11 +326,14 @@ def is_ignored(name: str, framework: str) -> bool:
 
 
 def untied_name(name: str, tied: Iterable[tuple[str, str]]) -> str:
-    """Returns the one name under which `source_name` knows a tensor that a file lists several times.
+    """Returns the main name of a tensor that a file contains several times under different names.
 
     Args:
         name: Current name of the entry, see `modern_names`.
-        tied: Pairs of a pattern and its replacement, such as `RTMDET_TIED`.
+        tied: Pairs of a regular expression and its replacement, such as `RTMDET_TIED`.
+
+    Returns:
+        The name that `source_name` returns for the tensor; `name` itself if it is not a further name.
     """
     return _rewrite(name, tied)
 
@@ -265,13 +345,13 @@ def _rewrite(name, rules):
 
 
 def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, backbone_only: bool, finest: int) -> str:
-    """Returns the framework's name of a tensor of kerasdet.
+    """Converts kerasdet's name of a tensor to the framework's name.
 
     Args:
         name: kerasdet's name of the tensor, such as ``backbone/c3_0/conv1/conv/kernel``.
         framework: Name of the source framework, a key of `LAYERS`.
-        exceptions: Additional rows in the form of `LAYERS[framework]`, which take precedence over it.
-        backbone_only: Whether the file holds only a backbone.
+        exceptions: Additional rows in the form of `LAYERS[framework]`, which take precedence.
+        backbone_only: Whether the file contains only a backbone.
         finest: Stage of the finest level of the neck, 3 for ``c3``.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Lists the only names that a pickle may mention, and maps each to a harmless constructor of kerasdet.
+"""Lists the only names that a pickle may use, and maps each to a harmless constructor of kerasdet.
 
-A name outside `TABLE` is an error, so a malicious pickle cannot import or call anything. Names of the OpenMMLab
-packages, whose objects lie beside the weights of a run, all mean an `Opaque`: nothing of theirs is imported either.
+A name outside `TABLE` raises an error, so a malicious pickle cannot import or call anything. Objects of the OpenMMLab
+packages, which are stored beside the weights of a run, become `Opaque` objects: none of these packages is imported.
 """
 
 from collections.abc import Callable
@@ -69,21 +69,21 @@ def lookup(module: str, name: str) -> Function | Element:
         return Function(key, _opaque)
     if key not in TABLE:
         raise ValueError(
-            f"its pickle asks for {f'{module}.{name}'[:100]!r}, which is refused because it could run code; "
+            f"the pickle asks for {f'{module}.{name}'[:100]!r}, which is refused because it could run code; "
             "kerasdet reads only tensors and plain containers"
         )
     return TABLE[key]
 
 
 def set_state(target: object, state: object) -> None:
-    """Executes the BUILD opcode: completes a dtype or an array and ignores the state of other objects.
+    """Executes the pickle opcode BUILD: completes a dtype or an array, and ignores the state of opaque objects.
 
     Args:
-        target: Object that the pickle has made.
+        target: Object that the pickle has created.
         state: State that the pickle sets.
 
     Raises:
-        ValueError: If the state is invalid, or the target takes none.
+        ValueError: If the state is invalid, or the object is of another kind.
     """
     if isinstance(target, Array):
         if type(state) is not tuple or len(state) != 5:
@@ -101,11 +101,11 @@ def set_state(target: object, state: object) -> None:
         if any(part is not None for part in state[2:5]):
             target.element = None
     elif not isinstance(target, (dict, Tensor, Opaque)):
-        raise ValueError(f"its pickle sets the state of a {type(target).__name__}, which is refused")
+        raise ValueError(f"the pickle sets the state of a {type(target).__name__}, which is refused")
 
 
 def storage(identity: object) -> Storage:
-    """Makes a reference to the storage that a torch pickle names by a persistent id.
+    """Creates a reference to the tensor storage that a persistent id in a torch pickle identifies.
 
     Args:
         identity: `("storage", type, key, location, numel)`; the legacy format appends a view or None.
@@ -117,15 +117,15 @@ def storage(identity: object) -> Storage:
         ValueError: If the id has another form.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise ValueError("its pickle names something that is not a tensor storage by a persistent id, which is refused")
+        raise ValueError("the pickle names something that is not a tensor storage by a persistent id, which is refused")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
-        raise ValueError("it has a pickle with a malformed persistent id of a tensor storage")
+        raise ValueError("the pickle has a malformed persistent id of a tensor storage")
     start, length = 0, numel
     if len(identity) == 6 and identity[5] is not None:
         _, start, length = identity[5]
         if start < 0 or length < 0 or start + length > numel:
-            raise ValueError(f"its storage {key[:40]!r} has a view outside of it")
+            raise ValueError(f"the storage {key[:40]!r} has a view that reaches beyond its end")
     return Storage(key, kind.name, numel, start, length)
 
 
@@ -167,7 +167,9 @@ def _dtype(code, *_):
 
 def _reconstruct(kind, *_):
     if kind is not _NDARRAY:
-        raise ValueError("a NumPy array is of a class other than numpy.ndarray, which is refused")
+        raise ValueError(
+            "the pickle contains an array of a subclass of numpy.ndarray, which is refused; only numpy.ndarray is read"
+        )
     return Array()
 
 
@@ -180,20 +182,24 @@ def _frombuffer(raw, dtype, shape, order="C"):
 def _encode(text, encoding="latin1"):
     """Returns the text unchanged, because an `Array` treats latin1 text and bytes alike."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise ValueError("_codecs.encode is asked for something other than latin1 text, which is refused")
+        raise ValueError(
+            "the pickle calls _codecs.encode with other arguments than a text and latin1, which is refused"
+        )
     return text
 
 
 def _mapping(pairs=None):
-    """Makes a dict of the pairs that Python 2 writes; clears the list, so that a pickle cannot copy it many times."""
+    """Creates a dict from the pairs that Python 2 writes; clears the list, so that it cannot be copied repeatedly."""
     if pairs is None or type(pairs) is dict:
         return {} if pairs is None else pairs
     if type(pairs) is not list:
-        raise ValueError("a dictionary is not made from pairs")
+        raise ValueError("the pickle makes a dictionary from something other than (key, value) pairs, which is refused")
     mapping = {}
     for pair in pairs:
         if type(pair) not in (tuple, list) or len(pair) != 2:
-            raise ValueError("a dictionary is not made from pairs")
+            raise ValueError(
+                "the pickle makes a dictionary from something other than (key, value) pairs, which is refused"
+            )
         if type(pair[0]) is str:
             mapping[pair[0]] = pair[1]
     pairs.clear()
@@ -206,13 +212,13 @@ def _opaque(*_):
 
 def _getattr(owner, *_):
     if not isinstance(owner, Function) or not (owner.name in _OPAQUE or owner.name.startswith(_OPENMMLAB)):
-        raise ValueError("its pickle asks for 'builtins.getattr', which is refused because it could run code")
+        raise ValueError("the pickle asks for 'builtins.getattr', which is refused because it could run code")
     return Opaque()
 
 
 def _reconstructor(kind, *_):
     if not isinstance(kind, Function) or kind.call is not _opaque:
-        raise ValueError("its pickle asks for an object of a class that is refused")
+        raise ValueError("the pickle asks for an object of a class that is refused")
     return Opaque()
 
 

@@ -19,13 +19,13 @@ _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opco
 
 
 def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None) -> object:
-    """Reads one pickle and leaves the stream at its end.
+    """Reads one pickle from a stream, up to the pickle's end.
 
     Dictionaries keep only entries with string keys. OrderedDict and defaultdict become dict, sets become lists.
 
     Args:
         stream: In-memory binary stream.
-        persistent: Function that makes an object from a persistent id. None refuses such ids.
+        persistent: Function that creates an object from a persistent id. None raises an error for such ids.
 
     Returns:
         Plain containers, scalars and the classes of `pickle_allowlist` and `tensors`.
@@ -42,7 +42,9 @@ def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None)
             return machine.stack.pop()
         step = _STEPS.get(opcode.name)
         if step is None:
-            raise ValueError(f"the file holds a pickle with the opcode {opcode.name}, which is refused")
+            raise ValueError(
+                f"the file contains a pickle with the opcode {opcode.name}, which is refused: tensors do not need it"
+            )
         step(machine, _argument(opcode, stream))
     raise ValueError(f"the file holds a pickle of more than {MAX_OPCODES} opcodes, which is refused")
 
@@ -54,7 +56,7 @@ def _argument(opcode, stream):
 
 
 class _Machine:
-    """Holds the stack, the marks and the memo while a pickle is read; methods implement the opcodes."""
+    """Holds the stack, the marks and the memo of the pickle format; the methods implement its opcodes."""
 
     def __init__(self, persistent) -> None:
         self.stack, self.marked, self.memo, self.persistent = [], [], {}, persistent
@@ -64,7 +66,7 @@ class _Machine:
 
     def push_int(self, value):
         if value.bit_length() > MAX_INT_BITS:
-            raise ValueError(f"its pickle has an integer of more than {MAX_INT_BITS} bits, which is refused")
+            raise ValueError(f"the pickle has an integer of more than {MAX_INT_BITS} bits, which is refused")
         self.stack.append(value)
 
     def mark(self, _):
@@ -101,12 +103,14 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise ValueError(f"its pickle appends to a {type(target).__name__}, which is refused")
+            raise ValueError(
+                f"the pickle appends items to a {type(target).__name__}, which is refused: only lists can be extended"
+            )
 
     def update(self, items):
         target = self.stack[-1]
         if len(items) % 2 or not isinstance(target, (dict, Opaque)):
-            raise ValueError(f"its pickle sets items of a {type(target).__name__}, which is refused")
+            raise ValueError(f"the pickle sets items of a {type(target).__name__}, which is refused")
         if isinstance(target, dict):
             target.update(_named(items))
 
@@ -117,18 +121,18 @@ class _Machine:
     def stack_global(self, _):
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("its pickle asks for a global whose name is not a string, which is refused")
+            raise ValueError("the pickle names a function or class by something that is not text, which is refused")
         self.stack.append(lookup(module, name))
 
     def call(self, function, arguments):
         if not isinstance(function, Function):
-            raise ValueError(f"its pickle calls a {type(function).__name__}, which is refused")
+            raise ValueError(f"the pickle calls an object of type {type(function).__name__}, which is refused")
         if type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
-            raise ValueError(f"its pickle calls {function.name} with invalid arguments")
+            raise ValueError(f"the pickle calls {function.name} with invalid arguments")
         try:
             self.stack.append(function.call(*arguments))
         except TypeError as error:
-            raise ValueError(f"its pickle calls {function.name} with invalid arguments") from error
+            raise ValueError(f"the pickle calls {function.name} with invalid arguments") from error
 
     def instance(self, pair):
         module, _, name = pair.partition(" ")
@@ -141,7 +145,7 @@ class _Machine:
     def new_with_keywords(self, _):
         function, arguments, keywords = self.take(3)
         if keywords != {}:
-            raise ValueError("its pickle calls a constructor with keywords, which is refused")
+            raise ValueError("the pickle calls a constructor with keywords, which is refused")
         self.call(function, arguments)
 
     def build(self, _):

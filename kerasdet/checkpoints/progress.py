@@ -8,12 +8,12 @@ _INTERVAL = 0.2  # seconds between two updates of the bar
 
 
 class ProgressBar:
-    """Draws a bar on a terminal; elsewhere it writes one line at the start and one at the end.
+    """Draws a progress bar on a terminal; in other outputs, writes one line at the start and one at the end.
 
     Args:
         name: Name of the file.
-        start: Bytes that are already there.
-        total: Bytes of the whole file, None if it is unknown.
+        start: Number of bytes that an earlier download has transferred.
+        total: Number of bytes of the whole file; None if unknown.
     """
 
     def __init__(self, name: str, start: int, total: int | None):
@@ -25,7 +25,7 @@ class ProgressBar:
         self._is_terminal = sys.stderr.isatty()
 
     def __enter__(self) -> "ProgressBar":
-        """Shows how much is to do."""
+        """Shows the bar at its start."""
         if self._is_terminal:
             self._draw()
         else:
@@ -34,13 +34,17 @@ class ProgressBar:
         return self
 
     def add(self, count: int) -> None:
-        """Counts received bytes."""
+        """Counts received bytes and redraws the bar.
+
+        Args:
+            count: Number of new bytes.
+        """
         self._done += count
         if self._is_terminal and time.monotonic() - self._drawn > _INTERVAL:
             self._draw()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        """Shows how much has come, and ends the line."""
+        """Shows the number of received bytes, and ends the line."""
         if self._is_terminal:
             self._draw()
             print(file=sys.stderr, flush=True)

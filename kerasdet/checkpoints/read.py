@@ -17,14 +17,13 @@ _ADVICE = (
 def read(path: str | Path, weights: str | None = None) -> StateDict:
     """Reads the tensors of a checkpoint by name, without executing code of the file.
 
-    The contents decide about the format, not the file extension: torch's zip and legacy formats, pickles of NumPy
-    arrays (detectron2, caffe2), `.safetensors` and `.npz`. The reader unwraps the entries that training loops put
-    around a state dict, such as `model`, `state_dict` or `model_ema`, and removes the prefixes of wrappers, such as
-    `module.` and `_orig_mod.`, see `kerasdet.checkpoints.state_dict.clean_names`.
+    The contents of the file, not its suffix, decide about the format: torch's zip and legacy formats, pickles of NumPy
+    arrays (detectron2, caffe2), `.safetensors` and `.npz`. The state dict may be an entry of a dictionary, such as
+    `model`, `state_dict` or `model_ema`. Prefixes that wrappers add to names, such as `module.` and `_orig_mod.`, are
+    removed.
 
-    Files may hold a second set of weights: running means (EMA). Of `state_dict` and `ema_state_dict`, and of names with
-    and without the prefix `ema_`, the first wins, because mmdetection saves the means there. For other files with two
-    sets `weights` must say which.
+    Files may contain a second set of weights, the running means (EMA). mmdetection saves the means in `state_dict` and
+    under the names without the prefix `ema_`: these are read. For other files with two sets, give `weights`.
 
     Example:
         >>> state = kerasdet.checkpoints.read("model_final_280758.pkl")
@@ -33,17 +32,17 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
 
     Args:
         path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
-        weights: Name of the entry that holds the weights, such as "model_ema", or the prefix of their names, such as
-            "ema_model". None takes the only ones.
+        weights: Name of the entry that contains the weights, such as "model_ema", or a prefix of the names, such as
+            "ema_model". None if the file contains only one set of weights.
 
     Returns:
-        Arrays by name, which share no memory. Floats of any size become float32; other types stay. `class_names` has
-        the names in the file's `meta` (mmdetection), or None.
+        A dict of arrays by name. Floats of any size become float32; other types stay. Its attribute `class_names` has
+        the class names in the file's `meta` (mmdetection), or None.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the file is damaged, holds no tensors or several sets of them, or asks for anything but tensors
-            and plain containers.
+        UserError: If the file is damaged, contains no tensors or several sets of them, or contains other objects than
+            tensors and plain containers.
     """
     path = expand(path)
     if not path.exists():
@@ -52,8 +51,8 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
         contents = _read_format(path.read_bytes(), path.suffix, weights)
         state = StateDict(clean_names(contents, weights), getattr(contents, "class_names", None))
         if not state:
-            raise ValueError("the file holds no tensors by name, neither at the top nor in an entry such as model")
-    except UserError as error:  # names the remedy already
+            raise ValueError('the file contains no tensors by name, neither directly nor in an entry such as "model"')
+    except UserError as error:  # these messages already say what to do
         raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:500]}. {_ADVICE}") from error

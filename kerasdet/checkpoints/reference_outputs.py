@@ -10,14 +10,14 @@ from kerasdet.errors import UserError
 from kerasdet.models import Detector
 
 TENSOR_TOLERANCE = 1e-3  # largest difference, relative to the largest value of the tensor
-# Not every detection must be found: detectron2's resize rounds pixels to uint8, which moves borderline scores.
+# Some detections may be missing: detectron2's resize rounds pixels to uint8, which changes borderline scores.
 MIN_MATCHED_FRACTION = 0.9
 MAX_BOX_DIFFERENCE = 0.5  # pixels
 MAX_SCORE_DIFFERENCE = 2e-3
 
 
 def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> list[tuple[str, float, bool]]:
-    """Runs a model on an image and compares its outputs with those of the source framework.
+    """Runs a converted model on an image and compares its outputs with saved outputs of the source framework.
 
     Example:
         >>> outputs = dict(numpy.load("reference_outputs.npz"))
@@ -34,8 +34,9 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         source: Name of the model in its framework, a key of `SOURCES`.
 
     Returns:
-        A tuple for each output, in the order of computation: name, largest relative difference (for detections, the
-        fraction that the model does not find), and whether it is within the tolerance.
+        A tuple (name, difference, passed) for each output, in the order of computation. `difference` is the largest
+        relative difference; for detections, the fraction that the model does not find. `passed` tells whether it is
+        within the tolerance.
 
     Raises:
         UserError: If the model is not a detector, `source` is unknown, or `outputs` has no image, no known output, or
@@ -43,22 +44,23 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
     """
     if not isinstance(model, Detector):
         raise UserError(
-            f"Outputs cannot be compared with a {type(model).__name__}; expected a detector. Convert a detector's file."
+            f"Outputs can only be compared with a detector, not with a {type(model).__name__}. Convert the file of a "
+            "detector."
         )
     if source not in SOURCES:
         raise UserError(
-            f"There is no source {source!r}; expected one of {', '.join(SOURCES)}. Choose the file's model."
+            f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the model that the file belongs to."
         )
     if "image" not in outputs:
         raise UserError(
-            f"The outputs have no entry 'image', only {', '.join(outputs)}; expected the image as (H, W, 3) uint8. "
-            "Save it with the outputs."
+            f"The reference outputs have no entry 'image', only {', '.join(outputs)}; expected the image as (H, W, 3) "
+            "uint8. Save the image with the outputs."
         )
     image = np.asarray(outputs["image"])
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(
-            f"The outputs' image is {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3). Save the image "
-            "before normalisation."
+            f"The entry 'image' of the reference outputs is {image.dtype} {image.shape}; expected uint8 RGB (height, "
+            "width, 3). Save the image before normalisation."
         )
     torchvision = SOURCES[source].background_first
     report = []
@@ -70,8 +72,8 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
             theirs = theirs[:, 1:]
         if theirs.shape != ours.shape:
             raise UserError(
-                f"{name} has shape {theirs.shape} in the outputs; the model computes {ours.shape}. Save the outputs "
-                "for this image at the framework's own size."
+                f"The entry {name!r} of the reference outputs has shape {theirs.shape}, but the model computes "
+                f"{ours.shape}. Save the outputs for this image at the framework's own size."
             )
         difference = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
         report.append((name, difference, difference <= TENSOR_TOLERANCE))
@@ -80,8 +82,9 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         report.append(("detections", missed, 1 - missed >= MIN_MATCHED_FRACTION))
     if not report:
         raise UserError(
-            "The outputs have nothing to compare; expected levels (p3, ...), class_logits, box_deltas, box_distances, "
-            "centerness, or boxes with scores and labels. Save at least one of them."
+            f"The reference outputs have no entry to compare, only {', '.join(outputs)}; expected levels (p3, ...), "
+            "class_logits, box_deltas, box_distances, centerness, or boxes with scores and labels. Save at least one "
+            "of them."
         )
     return report
 
@@ -115,8 +118,8 @@ def _detections(outputs):
     if [x.shape for x in found.values()] != [(count, 4), (count,), (count,)]:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in found.items())
         raise UserError(
-            f"The outputs have {shapes}; expected boxes (D, 4), scores (D,) and labels (D,). Save the detections of "
-            "one image."
+            f"The reference outputs have {shapes}; expected boxes (D, 4), scores (D,) and labels (D,). Save the "
+            "detections of one image."
         )
     return found
 

@@ -1,11 +1,21 @@
-"""Lists how the sources of checkpoints differ: for each source the constructor arguments of a model's parts.
+"""Lists the models of other frameworks that can be converted, and the constructor arguments of their parts in kerasdet.
 
-`SOURCES` names every model that `kerasdet.checkpoints.to_model` can build. An absent argument means the part's default.
+The keys of `SOURCES` are the names of all models that `kerasdet.checkpoints.to_model` can build. An argument that is
+absent has the default of the part.
 """
 
 from dataclasses import dataclass, field, replace
 
-from kerasdet.checkpoints.names import CSPNEXT, RTMDET, RTMDET_INS_TIED, RTMDET_TIED
+from kerasdet.checkpoints.names import (
+    CSPNEXT,
+    FASTER_RCNN_MOBILENET,
+    MOBILENET_V3,
+    RTMDET,
+    RTMDET_INS_TIED,
+    RTMDET_TIED,
+    SSD_VGG,
+    SSDLITE,
+)
 from kerasdet.geometry.anchors import octave_sizes
 from kerasdet.geometry.coders import MAX_LOG_SCALE
 
@@ -46,7 +56,7 @@ MMDET_ANCHORS = {"sizes": octave_sizes(), "ratios_first": True}
 TORCHVISION_DENSE = {"clip_before_nms": True, "empty_boxes": "keep"}
 MMDET_DENSE = {"clip_before_nms": True, "empty_boxes": "drop_before_nms"}
 
-# Matching of mmdetection: an object that forces an anchor owns it, and the padding of a batch takes no part.
+# Matching of mmdetection: a low-quality match belongs to the object that needs it, and padding is not matched.
 MMDET_MATCHER = {"low_quality_owner": "forcing", "padded_size_divisor": 32}
 MMDET_CODER = {"min_log_scale": -MAX_LOG_SCALE}
 
@@ -99,7 +109,14 @@ MMDET_RPN = {
 
 
 def mmdet_roi_heads(allow_low_quality_matches: bool) -> dict:
-    """Returns the arguments of `RoIHeads` for mmdetection; Mask R-CNN allows low-quality matches, Faster does not."""
+    """Returns the arguments of `RoIHeads` for mmdetection's R-CNNs.
+
+    Args:
+        allow_low_quality_matches: True for Mask R-CNN, False for Faster R-CNN.
+
+    Returns:
+        Argument name -> value, or a dict of arguments of an object.
+    """
     return {
         "matcher": {
             "foreground_iou": 0.5,
@@ -120,27 +137,28 @@ class Source:
 
     Args:
         framework: A key of `kerasdet.checkpoints.names.LAYERS`.
-        kind: "backbone", "retinanet", "fcos", "rtmdet" or "rcnn".
+        kind: "backbone", "retinanet", "fcos", "rtmdet", "ssd", "rpn" or "rcnn".
         backbone: Arguments of the class `backbone_class`.
-        backbone_class: "ResNet" or "CSPNeXt".
-        neck: Arguments of `FPN`, or of RTMDet's `CSPNeXtPAFPN`.
+        backbone_class: "ResNet", "CSPNeXt", "MobileNetV3" or "VGG".
+        neck: Arguments of `FPN`, or of RTMDet's `CSPNeXtPAFPN` or `SSDNeck`.
         top: Arguments of `ConvTop`.
-        anchors: Arguments of `AnchorGenerator`.
+        anchors: Arguments of `AnchorGenerator`, or of SSD's `DefaultBoxes`.
         coder: Arguments of RetinaNet's `DeltaCoder` or FCOS' `DistanceCoder`.
-        head: Arguments of `RetinaNetHead`, `FCOSHead` or `RTMDetHead`.
+        head: Arguments of `RetinaNetHead`, `FCOSHead`, `RTMDetHead` or `SSDHead`.
         matcher: Arguments of `IoUMatcher`, `FCOSMatcher` or `DynamicSoftLabelAssigner`.
         box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
         normalizer: Arguments of `LossNormalizer`; None for the model's default.
         postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
-        rpn: Arguments of `RPN`; an argument that is an object is a dict of its own arguments.
-        roi_heads: Arguments of `RoIHeads`, in the same form, without branches: `mask` and `keypoint` describe these.
+        rpn: Arguments of `RPN`. An argument that is an object is given as a dict of the object's arguments.
+        roi_heads: Arguments of `RoIHeads` in the same form, without `branches`, which `mask` and `keypoint` describe.
         mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`; None for no masks.
         keypoint: Arguments of `KeypointBranch`; None for no keypoints.
         preprocessing: Arguments of `Preprocessing`.
         model: Arguments of the model that are not parts.
         background_first: Whether the first column of class logits is background.
-        names: Our layer name -> the source's name, for layers whose names differ from `LAYERS` of the framework.
-        tied: Pairs of a pattern and its replacement, which lead from further names of a tensor to the one in `names`.
+        names: kerasdet's layer name -> name in the source, for layers whose names differ from `LAYERS[framework]`.
+        tied: Pairs of a regular expression and its replacement. They convert further names of a tensor that a file
+            contains several times to the name in `names`.
     """
 
     framework: str
@@ -258,6 +276,43 @@ def _torchvision_rcnn_v2(**parts):
             "box_head/fc{i}": "roi_heads.box_head.5",
         },
     )
+
+
+def _fasterrcnn_mobilenet(preprocessing, **proposals):
+    """Returns a source with two levels of a stride of 32 pixels, the second of which only the RPN looks at."""
+    return replace(
+        _torchvision_rcnn(),
+        backbone={
+            "out_features": ("c5_first", "c5"),
+            "norm": "frozen_bn",
+            "norm_epsilon": 1e-5,
+            "freeze_at": 3,
+        },
+        backbone_class="MobileNetV3",
+        neck={"in_features": ("c5_first", "c5")},
+        anchors={
+            **TORCHVISION_RCNN_ANCHORS,
+            "sizes": [[32, 64, 128, 256, 512]] * 3,
+            "levels": ("p5_first", "p5", "p6"),
+        },
+        rpn={
+            **TORCHVISION_RPN,
+            "proposals": {**TORCHVISION_RPN["proposals"], "score_threshold": 0.05, **proposals},
+        },
+        preprocessing={**TORCHVISION, **preprocessing},
+        names=FASTER_RCNN_MOBILENET,
+    )
+
+
+_SQUARE = {"rounding": "square", "kernel": "bilinear", "size_divisor": 1}
+_SSD_DENSE = {"clip_before_nms": True, "empty_boxes": "keep"}
+_SSDLITE_NORM = {"norm": "bn", "norm_epsilon": 1e-3, "norm_momentum": 0.97}
+SSDLITE_ANCHORS = {
+    "scales": (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0),
+    "aspect_ratios": ((2, 3),) * 6,
+    "levels": ("p4", "p5", "p6", "p7", "p8", "p9"),
+    "strides": None,
+}
 
 
 def _detectron2_rcnn(depth, deform_stages=(), **parts):
@@ -389,6 +444,64 @@ SOURCES = {
     "torchvision/maskrcnn_resnet50_fpn": _torchvision_rcnn(**_TORCHVISION_MASK),
     "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_rcnn_v2(mask={"convention": "torchvision", "norm": "bn"}),
     "torchvision/keypointrcnn_resnet50_fpn": _torchvision_rcnn(keypoint={"convention": "torchvision"}),
+    "torchvision/fasterrcnn_mobilenet_v3_large_fpn": _fasterrcnn_mobilenet({}),
+    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn": _fasterrcnn_mobilenet(
+        {"shortest": 320, "longest": 640}, pre_nms_top_k=150, post_nms_top_k=150
+    ),
+    "torchvision/ssd300_vgg16": Source(
+        "torchvision",
+        "ssd",
+        backbone={"freeze_at": 1},
+        backbone_class="VGG",
+        neck={"unpadded": 2, "finest_scale": 20.0},
+        postprocessing={
+            "score_threshold": 0.01,
+            "pre_nms_top_k": 400,
+            "nms_threshold": 0.45,
+            "max_detections": 200,
+            **_SSD_DENSE,
+        },
+        preprocessing={
+            **_SQUARE,
+            "mean": (122.99925, 116.9991, 103.9992),  # 0.48235, 0.45882 and 0.40784 of 255
+            "std": (1.0, 1.0, 1.0),
+            "shortest": 300,
+            "longest": 300,
+        },
+        background_first=True,
+        names=SSD_VGG,
+    ),
+    "torchvision/ssdlite320_mobilenet_v3_large": Source(
+        "torchvision",
+        "ssd",
+        backbone={"reduced_tail": True, "out_features": ("c4_expanded", "c5"), **_SSDLITE_NORM},
+        backbone_class="MobileNetV3",
+        neck={
+            "in_features": ("c4_expanded", "c5"),
+            "extra_channels": (512, 256, 256, 128),
+            "separable": True,
+            **_SSDLITE_NORM,
+        },
+        anchors=SSDLITE_ANCHORS,
+        head={"separable": True, **_SSDLITE_NORM},
+        postprocessing={
+            "score_threshold": 0.001,
+            "pre_nms_top_k": 300,
+            "nms_threshold": 0.55,
+            "max_detections": 300,
+            **_SSD_DENSE,
+        },
+        preprocessing={
+            **_SQUARE,
+            "mean": (127.5, 127.5, 127.5),
+            "std": (127.5, 127.5, 127.5),
+            "shortest": 320,
+            "longest": 320,
+        },
+        background_first=True,
+        names=SSDLITE,
+    ),
+    "detectron2/rpn_R_50_FPN": replace(_detectron2_rcnn(50), kind="rpn", rpn={"proposals": {"post_nms_top_k": 2000}}),
     **{f"detectron2/faster_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth) for depth in (50, 101)},
     **{f"detectron2/mask_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_MASK_RCNN) for depth in (50, 101)},
     **{f"detectron2/keypoint_rcnn_R_{depth}_FPN": _detectron2_rcnn(depth, **_KEYPOINT_RCNN) for depth in (50, 101)},
@@ -419,6 +532,13 @@ SOURCES = {
         )
         for depth in (18, 34, 50, 101, 152)
     },
+    "torchvision/mobilenet_v3_large": Source(
+        "torchvision",
+        "backbone",
+        backbone={"norm": "frozen_bn"},
+        backbone_class="MobileNetV3",
+        names=MOBILENET_V3,
+    ),
     **{
         f"detectron2/MSRA_R-{depth}": Source(
             "detectron2",

@@ -13,7 +13,7 @@ from kerasdet.errors import UserError
 log = logging.getLogger(__name__)
 
 # Entries in which training loops save weights. mmengine's EMAHook swaps weights when it saves: `state_dict` gets the
-# running means, which are for inference, and `ema_state_dict` the weights that training goes on with.
+# running means, which are for inference, and `ema_state_dict` the weights with which training continues.
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs", "net", "network", "weights", "module", "params")
 _SWAPPED = {"state_dict", "ema_state_dict"}
 _AVERAGES = {"ema", "swa"}  # words in names of entries that hold running means
@@ -25,7 +25,7 @@ _WRAPPERS = ("module.", "model.", "net.", "ema_model.", "model_ema.", "ema.", "e
 
 
 class StateDict(dict[str, np.ndarray]):
-    """Tensors by name, and the class names if the file tells them.
+    """Holds tensors by name, and the class names if the file has them.
 
     Args:
         tensors: Arrays by name.
@@ -42,14 +42,14 @@ def named_tensors(contents: object, weights: str | None = None) -> dict[str, Ten
 
     Args:
         contents: Object from a pickle.
-        weights: Name of the container to take; None, or a name that no container has, takes the only one.
+        weights: Name of the container to take. None, or a name that no container has, takes the only container.
 
     Returns:
-        Tensors by name, without scalars, texts, nested dictionaries and caffe2's solver state. The names begin with
-        `weights` and a dot if a container has that name.
+        Tensors by name, without scalars, texts, nested dictionaries and caffe2's solver state. If `weights` is the name
+        of a container, it and a dot are put in front of all names.
 
     Raises:
-        UserError: If several containers hold weights and `weights` names none of them.
+        UserError: If several containers have weights and `weights` is the name of none of them.
         ValueError: If the object is not a dictionary.
     """
     prefix = ""
@@ -120,26 +120,27 @@ def class_names(contents: object) -> tuple[str, ...] | None:
 
 
 def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict[str, object]:
-    """Removes what training wrappers add to names.
+    """Removes from names the prefixes that wrappers of a model add in training.
+
+    Removed are ``_orig_mod.`` and the like (`torch.compile`, FSDP, activation checkpointing); and if all names have it,
+    a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or ``ema_``. mmdetection 2 saves
+    the running means under the plain names: objects such as ``ema_backbone_conv1_weight`` are then left out.
 
     Args:
         state: Objects by name.
         weights: Prefix of the names to take, without its dot; None takes all.
 
     Returns:
-        The same objects. Names lose what `torch.compile`, FSDP and activation checkpointing insert (``_orig_mod.`` ...)
-        and, if all of them have it, a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or
-        ``ema_``. Objects such as ``ema_backbone_conv1_weight`` are left out if there are others: mmdetection 2 swaps
-        weights before it saves, so that the others are the running means.
+        The same objects by their new names.
 
     Raises:
-        UserError: If no name has the prefix `weights`, or two names become one.
+        UserError: If no name has the prefix `weights`, or two names become the same.
     """
     bare = {}
     for name in state:
         if (other := bare.setdefault(_INNER_WRAPPERS.sub(r"\1", name), name)) != name:
             raise UserError(
-                f"the file has {other} and {name}, two weights of one name without the prefixes of wrappers. Save the "
+                f"the file has {other} and {name}, whose names are the same without the prefixes of wrappers. Save the "
                 "model without the wrapper."
             )
     state = {name: state[wrapped] for name, wrapped in bare.items()}
@@ -149,7 +150,8 @@ def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict
         state = {found[1]: state[name] for name, found in inside.items() if found}
         if not state:
             raise UserError(
-                f"the file has no entry and no prefix {weights!r} (weights). Choose one of {', '.join(list(tops)[:9])}."
+                f"the file has no entry and no prefix {weights!r} (weights). Choose one of {', '.join(list(tops)[:9])} "
+                "as weights."
             )
     while prefix := next((prefix for prefix in _WRAPPERS if _all_have(state, prefix)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -162,18 +164,19 @@ def _all_have(state, prefix):
 
 
 def take_model(state: Mapping[str, object], needed: Sequence[str]) -> dict[str, object]:
-    """Takes a model's tensors out of those of a larger one, such as a training module that also holds its loss.
+    """Selects the tensors of a model that is a part of a larger module, such as a training module with a loss.
+
+    The model's tensors are recognised by a common prefix before all names in `needed`.
 
     Args:
         state: Objects by name.
-        needed: Some names that the model has, as `state` has them after a prefix.
+        needed: Some names of the model's tensors, without prefix.
 
     Returns:
-        The objects whose names begin with the prefix, without it. All objects if no prefix, or none but the empty one,
-        stands before all of `needed`.
+        The objects whose names begin with the prefix, by names without it. If there is no such prefix, all objects.
 
     Raises:
-        UserError: If several prefixes do.
+        UserError: If several prefixes are possible.
     """
     found = {name.removesuffix(needed[0]) for name in state if f".{name}".endswith(f".{needed[0]}")}
     prefixes = sorted(prefix for prefix in found if all(f"{prefix}{name}" in state for name in needed))
@@ -185,7 +188,7 @@ def take_model(state: Mapping[str, object], needed: Sequence[str]) -> dict[str, 
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         log.warning(
-            "The checkpoint's tensors under %s are taken, and these are left out: %s%s.",
+            "The checkpoint's tensors under %s are used; these are left out: %s%s.",
             prefix,
             ", ".join(others[:3]),
             f" and {len(others) - 3} more" if len(others) > 3 else "",

@@ -22,7 +22,7 @@ DTYPES = {
 }
 FLOATS = ("float64", "float32", "float16")
 MAX_DIMS = 32
-# Compression and expanded tensors make contents larger than their file; the limits leave room for that.
+# Contents may be larger than the file because of compression and expanded tensors; the limits allow for that.
 _MAX_GROWTH = 16
 _HEADROOM = 64 * 2**20
 
@@ -53,7 +53,7 @@ class Tensor:
 
 
 def itemsize(element: str) -> int:
-    """Returns the size of one element.
+    """Returns the size of an element in memory.
 
     Args:
         element: Type of the element, a key of `DTYPES`.
@@ -76,7 +76,8 @@ def check_total(total: int, file_size: int) -> None:
     """
     if total > _MAX_GROWTH * file_size + _HEADROOM:
         raise ValueError(
-            f"the file has {file_size} bytes and declares {total:.3g} bytes of contents, which is refused as a bomb"
+            f"the file has {file_size} bytes but declares {total:.3g} bytes of contents, which is refused because it "
+            "could fill the memory"
         )
 
 

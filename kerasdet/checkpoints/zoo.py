@@ -1,4 +1,4 @@
-"""Lists the published weights that kerasdet fetches by name. The facts are in the table ``zoo.txt``."""
+"""Lists the published weights that kerasdet can download by name. The table is the file ``zoo.txt``."""
 
 import difflib
 import re
@@ -29,9 +29,12 @@ _COCO = {
 COCO_CLASSES = tuple(_COCO.values())
 COCO_CLASSES_BY_ID = tuple(_COCO.get(category_id, UNUSED) for category_id in range(1, 91))
 
-# Licences that the publishers state for the weights. Those of the training data are another matter.
+# Licences that the publishers state for the weights. The training data have their own licences.
 LICENSES = {"torchvision": "BSD-3-Clause", "detectron2": "CC BY-SA 3.0", "mmdet": "Apache-2.0"}
-UNPUBLISHED = ("detectron2/fcos_R_50_FPN", "mmdet/fcos_center_r50_caffe_fpn_gn-head")  # have configurations only
+UNPUBLISHED = (
+    "detectron2/fcos_R_50_FPN",
+    "mmdet/fcos_center_r50_caffe_fpn_gn-head",
+)  # names of models with a configuration but without published weights
 
 _VARIANT = re.compile(r"_(1x|2x|imagenet_v2)$")
 _HASHES = (("sha256", r"-([0-9a-f]{8})\.pth$"), ("md5", r"/model_final_([0-9a-f]{6})\.pkl$"))
@@ -43,10 +46,10 @@ class Weights:
 
     Args:
         name: Name in kerasdet, such as ``mmdet/retinanet_r50_fpn_1x``.
-        box_ap: AP of boxes on COCO val2017 in percent; None for a backbone.
+        box_ap: AP of boxes on COCO val2017 in percent; None for a backbone or proposals.
         branch_ap: AP of masks or keypoints in percent; None if the model has neither.
         megabytes: Size of the file in millions of bytes.
-        url: Address of the file.
+        url: URL of the file.
     """
 
     name: str
@@ -62,10 +65,10 @@ class Weights:
 
     @property
     def task(self) -> str:
-        """What the model finds: "boxes", "masks" or "keypoints", or "backbone"."""
+        """Kind of model: "proposals", "boxes", "masks" or "keypoints" for detectors, or "backbone"."""
         spec = SOURCES[self.source]
-        if spec.kind == "backbone":
-            return "backbone"
+        if spec.kind in ("backbone", "rpn"):
+            return "backbone" if spec.kind == "backbone" else "proposals"
         return "keypoints" if spec.keypoint is not None else "masks" if spec.mask is not None else "boxes"
 
     @property
@@ -73,8 +76,8 @@ class Weights:
         """Names of the classes by class id, empty for a backbone."""
         if self.task == "backbone":
             return ()
-        if self.task == "keypoints":
-            return ("person",)
+        if self.task in ("keypoints", "proposals"):
+            return ("person" if self.task == "keypoints" else "object",)
         return COCO_CLASSES_BY_ID if self.name.startswith("torchvision/") else COCO_CLASSES
 
     @property
@@ -84,7 +87,7 @@ class Weights:
 
     @property
     def digest(self) -> tuple[str, str] | None:
-        """Algorithm and first hexadecimal digits of the file's hash, None if its publisher tells none."""
+        """Algorithm and first hexadecimal digits of the file's hash; None if the publisher does not state it."""
         found = ((algorithm, re.search(pattern, self.url)) for algorithm, pattern in _HASHES)
         return next(((algorithm, match[1]) for algorithm, match in found if match), None)
 
@@ -103,16 +106,26 @@ ZOO = _read_table()
 
 
 def is_name(text: str) -> bool:
-    """Returns whether a text has the form of a name in the zoo: a framework, a slash and no further slash."""
+    """Tells whether a text has the form of a name in the zoo: a framework, a slash and no further slash.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        True if it has; the name need not exist.
+    """
     framework, slash, model = text.partition("/")
     return framework in LICENSES and bool(slash and model) and "/" not in model
 
 
 def find(name: str) -> Weights:
-    """Returns the published weights of a name.
+    """Looks up published weights by name.
 
     Args:
         name: Name of the zoo, such as ``torchvision/maskrcnn_resnet50_fpn_v2``.
+
+    Returns:
+        The description of the file.
 
     Raises:
         FileNotFoundError: If no such weights are known.

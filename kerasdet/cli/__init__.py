@@ -1,7 +1,7 @@
 """Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect | analyze``.
 
-`parser` says what can be written, `commands` does it, `report` tells what went wrong. TensorFlow is imported after the
-arguments are parsed.
+`parser` defines the options, `commands` runs the commands, `report` prints errors. TensorFlow is imported only after
+the arguments are parsed, so that ``--help`` and wrong usage answer at once.
 """
 
 import logging
@@ -20,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments after ``kerasdet``; None reads them from `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user (one line on standard error), 1 for a bug of kerasdet, 130 after
-        Ctrl-C, 141 if the reader of the output has gone.
+        The exit code. 0: success. 2: a mistake of the user, with one line on standard error. 1: a bug of kerasdet. 130:
+        Ctrl-C. 141: the program that read the output has ended, such as ``head``.
 
     Raises:
-        SystemExit: For ``--help`` and wrong usage (2), and after SIGTERM (143).
+        SystemExit: For ``--help`` (code 0), wrong usage (2), and after SIGTERM (143).
     """
     options = make_parser().parse_args(arguments)
     if not options.debug:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kerasdet {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `kerasdet predict ... | head`: Python would complain again when it flushes at exit
+        # `kerasdet predict ... | head`: otherwise Python prints another error when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:

@@ -1,4 +1,4 @@
-"""``python -m kerasdet.cli``."""
+"""Runs the command line by ``python -m kerasdet.cli``."""
 
 import sys
 

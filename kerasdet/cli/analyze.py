@@ -29,16 +29,16 @@ def analyze(
     default_data: Callable[[str], Dataset],
     configuration: Callable[[str], Path | None],
 ) -> None:
-    """Writes the page about detections, and prints its findings.
+    """Writes an HTML page that analyses the detections of a model, and prints its findings.
 
     Args:
-        options: Has `model`, `data`, `split`, `images`, `against`, `out` and `json`.
-        load: Function that loads a model.
-        default_data: Function (path of a model) -> the dataset that its configuration evaluates on.
-        configuration: Function (path of a model) -> the gin file of its training, or None.
+        options: Parsed options with `model`, `data`, `split`, `images`, `against`, `out` and `json`.
+        load: Function from the path of a model to the loaded model.
+        default_data: Function from the path of a model to the evaluation dataset of the model's configuration.
+        configuration: Function from the path of a model to the gin file of its training, or None.
 
     Raises:
-        UserError: If options contradict one another, or the data and the detections do not belong together.
+        UserError: If options contradict one another, or the detections do not fit the data.
     """
     check_library()
     read = {"MODEL_OR_DETECTIONS": options.model, "--data": options.data, "--against": options.against}
@@ -50,11 +50,14 @@ def analyze(
             require_model(path)
     models = [path for path in named if not _is_results(path)]
     if options.images and not _is_coco_file(options.data):
-        raise UserError("--images needs --data with a file of COCO annotations: give both or none.")
+        raise UserError("--images was given without --data, the file of COCO annotations: give both or none.")
     if options.split and not options.data:
-        raise UserError("--split needs --data, the dataset that has the split: give both or none.")
+        raise UserError("--split was given without --data, the dataset that has the split: give both or none.")
     if not options.data and not models:
-        raise UserError(f"{options.model} holds detections: name the ground truth with --data, such as data/val.json.")
+        raise UserError(
+            f"{options.model} contains detections and no model: name the ground truth with --data, such as "
+            "data/val.json."
+        )
     truth = _open(options, models, default_data)
     predictors = {path: load(path) for path in models}
     truth = _with_classes(truth, predictors)
@@ -99,7 +102,7 @@ def _is_coco_file(path):
 
 
 def _open(options, models, default_data):
-    """Opens the data. Only models need the images; without them, the page has no pictures."""
+    """Opens the data. Models need the images; for files of detections they are optional and give the page pictures."""
     if _is_coco_file(options.data) and not models:
         truth = read_ground_truth(options.data)
         names = {image["id"]: Path(image["file_name"]).name for image in truth["images"] if image.get("file_name")}
@@ -128,10 +131,10 @@ def _of_dataset(dataset):
 
 
 def _with_classes(truth, predictors):
-    """Gives the data the classes of the models, in their order."""
+    """Reorders the classes of the data to the order of the models' classes."""
     for path, predictor in predictors.items():
         if predictor.num_classes is None:
-            raise UserError(f"{path} proposes boxes without classes, which have no AP: name a detector with classes.")
+            raise UserError(f"{path} predicts boxes without classes, which have no AP: give a detector with classes.")
         truth = _of_dataset(match_dataset(predictor.num_classes, predictor.class_names, truth.dataset))
     return truth
 
@@ -161,7 +164,7 @@ def _settings(file):
 class _Timed:
     """Measures how long a predictor takes for each image.
 
-    The first image of each size is left out: TensorFlow prepares itself.
+    The first image of each size is left out, because TensorFlow traces its graph then.
     """
 
     def __init__(self, predictor):

@@ -32,10 +32,13 @@ from kerasdet.training import run_workers
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the command that `options` name.
+    """Runs a command.
+
+    Args:
+        options: Parsed options; `command` is the name of the command.
 
     Raises:
-        UserError: For a mistake of the user. Other errors are told apart by `kerasdet.cli.report`.
+        UserError: For a mistake of the user. `kerasdet.cli.report` recognises other mistakes and bugs.
         SystemExit: With the exit code of a worker that failed.
     """
     # Whole stacks for --debug; `report` also needs the frame that raised, which Keras and TensorFlow cut away
@@ -57,6 +60,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(options):
     if options.data is not None:
+        if others := [each for each in options.overrides if each.partition("=")[0].strip() == "DATA"]:
+            raise UserError(f"--data {options.data} and --set {others[0]} are both given: name the data once.")
         options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:
@@ -83,7 +88,7 @@ def _eval(options):
     print(metrics.table())
     texts = {"--save-detections": lambda: json.dumps(results), "--json": metrics.to_json}
     errors = []
-    for name, path in files.items():  # one that cannot be written any more does not cost the other
+    for name, path in files.items():  # an error in writing one file must not prevent the other
         try:
             path.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
@@ -93,26 +98,31 @@ def _eval(options):
 
 
 def _check_eval_options(options):
-    """Refuses options that would have no effect."""
+    """Raises a UserError for options that would have no effect."""
     if options.engine and options.metrics != "coco":
         raise UserError(f"--engine is for COCO's AP, and --metrics is {options.metrics}: leave one of them out.")
     if options.detections:
         if not options.annotations:
-            raise UserError("--detections needs --annotations, the ground truth to score against.")
+            raise UserError(
+                "--detections was given without --annotations, the ground truth to score against: give both."
+            )
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: name one of them.")
         for name in ("data", "split", "images", "batch_size", "tta", "tile", "overlap", "save_detections"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} is for a MODEL that detects; --detections has the results: leave {flag} out.")
+                raise UserError(
+                    f"{flag} has no effect with --detections, because no model runs: leave {flag} out, or give a MODEL "
+                    "instead of --detections."
+                )
     elif not options.model:
-        raise UserError("there is nothing to evaluate: name a model, or a file of COCO results with --detections.")
+        raise UserError("There is nothing to evaluate: give a MODEL, or a file of COCO results with --detections.")
     elif options.data and options.annotations:
         raise UserError("--data and --annotations are both given: name one of them.")
     elif options.split and not options.data:
-        raise UserError("--split needs --data, the dataset that has the split: give both or none.")
+        raise UserError("--split was given without --data, the dataset that has the split: give both or none.")
     elif options.images and not options.annotations:
-        raise UserError("--images needs --annotations, the COCO file of these images: give both or none.")
+        raise UserError("--images was given without --annotations, the COCO file of these images: give both or none.")
 
 
 def _evaluate_model(options):
@@ -142,7 +152,7 @@ def _evaluation_data(model):
         if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin, which names the data to evaluate on: give --data or --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the dataset to evaluate on: give --data or --annotations.")
 
 
 def _load(path, load=load_predictor):
@@ -187,7 +197,7 @@ def _predict(options):
 def _with_tiles(predictor, options):
     if options.tile is None:
         if options.overlap is not None:
-            raise UserError("--overlap needs --tile, the size of the tiles that overlap: give both or none.")
+            raise UserError("--overlap was given without --tile, the size of the tiles: give both or none.")
         return predictor
     return TiledPredictor(predictor, options.tile, 0.2 if options.overlap is None else options.overlap)
 
@@ -198,16 +208,16 @@ def _export(options):
     given = {name: value for name, value in vars(options).items() if value is not None}
     options_of_all = {option.name: option.option for spec in specs() for option in spec.options}
     if wrong := sorted((options_of_all.keys() - form.options.keys()) & given.keys()):
-        raise UserError(f"{options_of_all[wrong[0]]} is not an option of --format {form.name}: leave it out.")
+        raise UserError(f"{options_of_all[wrong[0]]} has no effect with --format {form.name}: leave it out.")
     if options.serving and form.new_version is None:
-        raise UserError(f"--serving is not an option of --format {form.name}: no server takes this format.")
+        raise UserError(f"--serving has no effect with --format {form.name}, which no server can load: leave it out.")
     for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
         if name in given and not options.eval:
             raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: give both or none.")
     if not Path(options.model).exists() and Path(options.out).exists():
         raise UserError(
-            f"There is no {options.model}, but {options.out} exists: expected the model first, then the file or folder "
-            f"to write. Check their order: kerasdet export {options.out} {options.model}"
+            f"The model {options.model} does not exist, but {options.out} does: expected the model first, then the "
+            f"file or folder to write. Check the order: kerasdet export {options.out} {options.model}"
         )
     data = CocoDataset(options.eval, options.images) if options.eval else None
     verify_images = image_files(options.verify_images)
@@ -229,13 +239,16 @@ def _export(options):
 
 def _convert(options):
     if options.source not in SOURCES:
-        raise UserError(f"There is no source {options.source!r}: choose one of {', '.join(SOURCES)}.")
-    if SOURCES[options.source].kind == "backbone":
+        raise UserError(f"--source is {options.source!r}: choose one of {', '.join(SOURCES)}.")
+    without_classes = {
+        "backbone": "a backbone without classes and detections",
+        "rpn": "a proposal network without classes",
+    }
+    if what := without_classes.get(SOURCES[options.source].kind):
         for name in ("labels", "num_classes", "reference_outputs"):
             if getattr(options, name):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is for detectors, and {options.source} is a backbone without classes "
-                    "and detections: leave it out."
+                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is {what}: leave it out."
                 )
     labels = read_labels(options.labels) if options.labels else None
     out = _model_file(options.out)
@@ -270,8 +283,8 @@ def _compare(model, options):
     different = [name for name, _, same in report if not same]
     if different:
         raise VerificationError(
-            f"{options.file} gives another {different[0]} than {options.reference_outputs}: nothing was written. Check "
-            "--source, --norm-epsilon and that both come from the same checkpoint."
+            f"The model converted from {options.file} has another {different[0]} than {options.reference_outputs}: "
+            "nothing was written. Check --source, --norm-epsilon and that both files come from the same checkpoint."
         )
 
 
@@ -280,4 +293,4 @@ def _read_outputs(path):
         with np.load(path) as outputs:
             return dict(outputs)
     except (TypeError, AttributeError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not an .npz file of arrays: {error}. Write it with numpy.savez.") from None
+        raise UserError(f"{path} is not an .npz file of arrays ({error}): write it with numpy.savez.") from None

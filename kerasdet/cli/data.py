@@ -11,10 +11,13 @@ from kerasdet.errors import UserError
 
 
 def run_data(options: argparse.Namespace) -> None:
-    """Runs the command that `options.action` names.
+    """Runs one of the commands ``check``, ``convert`` and ``split``.
+
+    Args:
+        options: Parsed options; `action` is the name of the command.
 
     Raises:
-        UserError: For a mistake of the user; from ``check``, if the dataset has errors.
+        UserError: For a mistake of the user. From ``check``, if the dataset has errors.
     """
     {"check": _check, "convert": _convert, "split": _split}[options.action](options)
 
@@ -23,7 +26,7 @@ def _check(options):
     report = check(options.data, strict=options.strict)
     print(report)
     if report.errors:
-        raise UserError(f"{options.data} has {len(report.errors)} errors, listed above: correct them.")
+        raise UserError(f"{options.data} has {len(report.errors)} errors, which are listed above: correct them.")
 
 
 def _convert(options):
@@ -52,7 +55,7 @@ def _split(options):
     whole = counts.pop("all")
     _print(counts, options.target)
     if whole["near_duplicates"]:
-        print(f"{whole['near_duplicates']} images look alike; those that do are in one part.")
+        print(f"{whole['near_duplicates']} images are near duplicates of others; near duplicates are in the same part.")
 
 
 def _print(counts: Mapping[str, Counter], target):
@@ -65,4 +68,7 @@ def _print(counts: Mapping[str, Counter], target):
             ]
             print(f"{target}: {name}: {', '.join(parts)}")
     if lost:
-        print(f"The format cannot hold {', '.join(f'{count} {name}' for name, count in lost.items())}: left out.")
+        print(
+            f"The format cannot hold {', '.join(f'{count} {name}' for name, count in lost.items())}: these are left "
+            "out."
+        )

@@ -1,19 +1,20 @@
 """Defines the options of ``kerasdet data``. It imports no TensorFlow, so that usage errors answer at once."""
 
 import argparse
+import csv
 import os
 
 FORMATS = ("coco", "tfrecord", "voc", "yolo")
 
 
 def add_data(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """Adds the commands for data.
+    """Adds the commands ``kerasdet data ...`` to the parser.
 
     Args:
         commands: Subparsers of ``kerasdet``.
 
     Returns:
-        The parsers of the commands.
+        The parsers of the new commands.
     """
     data = commands.add_parser(
         "data",
@@ -25,7 +26,7 @@ def add_data(commands: argparse._SubParsersAction) -> list[argparse.ArgumentPars
     parsers = [_add_check(actions), _add_convert(actions), _add_split(actions)]
     for parser in parsers:
         parser.add_argument(
-            "--strict", action="store_true", help="make an error of everything that would otherwise be repaired"
+            "--strict", action="store_true", help="treat every value that would be repaired as an error"
         )
     return [data, *parsers]
 
@@ -75,7 +76,7 @@ def _add_split(actions):
         "--parts", type=_shares, required=True, metavar="NAME=SHARE,...", help="shares that sum to 1: train=0.8,val=0.2"
     )
     split.add_argument("--to", choices=FORMATS, default="coco", help="format to write (default coco)")
-    split.add_argument("--seed", type=int, default=0, metavar="N", help="another number gives another division")
+    split.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the division (default 0)")
     return split
 
 
@@ -89,7 +90,8 @@ def _add_target(parser):
         "--classes",
         type=_classes,
         metavar="NAMES",
-        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge, with old= to leave one out",
+        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge, with old= to leave one out; "
+        "double quotes around a name with a comma",
     )
     parser.add_argument(
         "--on-bad-image",
@@ -113,8 +115,8 @@ def _shares(text):
 
 
 def _classes(text):
-    """Reads `cat,dog` as a list, and `old=new,...` as a mapping."""
-    items = [item.strip() for item in text.split(",")]
+    """Reads `cat,dog` as a list, and `old=new,...` as a mapping; a name with a comma has double quotes around it."""
+    items = [item.strip() for item in next(csv.reader([text], skipinitialspace=True))]
     if not any("=" in item for item in items):
         return items
     pairs = [item.partition("=") for item in items]

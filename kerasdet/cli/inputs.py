@@ -14,48 +14,61 @@ log = logging.getLogger(__name__)
 
 
 def image_files(words: Iterable[str]) -> list[str]:
-    """Lists the image files that the words of a command name.
+    """Expands the arguments of a command to the paths of image files.
 
     Args:
-        words: Each is a file, a folder (its images without subfolders), a glob such as ``data/*.jpg`` (the images that
-            it matches, or all files if none is named like an image) or ``@FILE``, a text file with one of these per
-            line; empty lines and lines that begin with # are skipped.
+        words: Each is a file; a folder (its images without subfolders); a glob such as ``data/*.jpg`` (the images that
+            it matches, or all files if none has the suffix of an image); or ``@FILE``, a text file with one of these
+            per line. Empty lines and lines that begin with # are skipped.
 
     Returns:
-        Paths in the order of the words; paths of a folder or glob are sorted. A named file need not exist.
+        Paths in the order of the arguments. Paths of a folder or glob are sorted. Files need not exist.
 
     Raises:
-        UserError: If a folder holds no image, a glob matches none or a list cannot be read.
+        UserError: If a folder contains no image, a glob matches no file, or a list cannot be read.
     """
     return [path for word in words for path in _expand(word, with_videos=False)]
 
 
 def media_files(words: Iterable[str]) -> list[str]:
-    """Lists the images and videos that the words of a command name.
+    """Expands the arguments of a command to images and videos.
 
     Args:
-        words: As for `image_files`; also video files, addresses such as "rtsp://host/stream" and numbers of cameras. A
-            glob gives images and videos, a folder images only.
+        words: Files, folders, globs and ``@FILE``, like in `image_files`; also video files, URLs such as
+            "rtsp://host/stream" and numbers of cameras. A glob finds images and videos, a folder only images.
 
     Returns:
-        Paths, addresses and numbers in the order of the words.
+        Paths, URLs and numbers of cameras in the order of the arguments.
 
     Raises:
-        UserError: As for `image_files`.
+        UserError: If a folder contains no image, a glob matches no file, or a list cannot be read.
     """
     return [path for word in words for path in _expand(word, with_videos=True)]
 
 
 def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[str]:
     if word.startswith("@") and not from_list and not Path(word).exists():
-        for line in _lines(word[1:]):
+        lines = _lines(word[1:])
+        beside = Path(word[1:]).parent
+        if not any(Path(line).exists() for line in lines) and any((beside / line).exists() for line in lines):
+            raise UserError(
+                f"The list of images {word[1:]} has paths relative to its own folder, such as {lines[0]}: expected "
+                f"paths relative to the working folder. Run the command in {beside}, or write whole paths."
+            )
+        for line in lines:
             yield from _expand(line, with_videos, from_list=True)
     elif Path(word).is_dir():
-        yield from map(str, list_images(Path(word)))
+        images = list_images(Path(word))
+        others = sum(not path.name.startswith(".") for path in Path(word).iterdir()) - len(images)
+        if others:
+            log.info("%s: folders, and files whose names are not an image's, are left out (%d).", word, others)
+        yield from map(str, images)
     elif with_videos and is_video(word) and ("://" in word or not glob.has_magic(word)):
         yield word
     elif "://" in word:
-        raise UserError(f"{word} is a URL: expected a file, a folder, a glob or @FILE. Download the image first.")
+        raise UserError(
+            f"{word} is a URL: expected a file, a folder, a glob or @FILE. Download the image and give its path."
+        )
     elif is_file_of_video(word) and not (with_videos and glob.has_magic(word)):
         raise UserError(f"{word} is a video: expected images. Extract its frames first, for example with ffmpeg.")
     elif glob.has_magic(word) and not Path(word).exists():
@@ -64,7 +77,7 @@ def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[s
             raise UserError(f"No file matches {word}: expected at least one image. Check the pattern and the folder.")
         images = [p for p in found if Path(p).suffix.lower() in SUFFIXES or (with_videos and is_file_of_video(p))]
         if images and len(images) < len(found):
-            log.info("%s: files whose names are not an image's are left out (%d).", word, len(found) - len(images))
+            log.info("%s: files without the suffix of an image are left out (%d).", word, len(found) - len(images))
         yield from images or found
     else:
         yield word
@@ -78,7 +91,9 @@ def _lines(path):
             f"The list of images {path} cannot be read: {error.strerror}. Name a text file with one path per line."
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: a list of images has one path per line.") from None
+        raise UserError(
+            f"The list of images {path} is not a text file: expected one path per line. Name a text file."
+        ) from None
     lines = [line.strip() for line in text.splitlines()]
     paths = [str(Path(line).expanduser()) for line in lines if line and not line.startswith("#")]
     if not paths:

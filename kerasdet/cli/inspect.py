@@ -10,10 +10,10 @@ from kerasdet.reports import inspect_dataset
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Writes the page about a dataset and prints its findings.
+    """Writes an HTML page about a dataset and prints its findings.
 
     Args:
-        options: Has `data`, `config`, `overrides` and `out`.
+        options: Parsed options with `data`, `config`, `overrides` and `out`.
     """
     splits = _open(options.data)
     source, model, transforms = str(options.data), None, []
@@ -24,7 +24,7 @@ def inspect(options: argparse.Namespace) -> None:
         model, transforms = config.model_and_transforms()
         source += f", with the recipe {options.config}"
     elif options.overrides:
-        raise UserError("--set changes a recipe, and none is given: name one with --config.")
+        raise UserError("--set changes a recipe, but no recipe is given: name one with --config.")
     found = inspect_dataset(
         splits,
         options.out,

@@ -30,7 +30,8 @@ _TRAINED_HELP = (
 def make_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line.
 
-    The parsed options have `command`, the name of the command, and `debug`.
+    Returns:
+        A parser. The parsed options have `command`, the name of the command, `debug`, and the options of the command.
     """
     parser = argparse.ArgumentParser(
         prog="kerasdet",
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     adders = (_add_train, _add_eval, _add_predict, _add_export, _add_convert, _add_inspect, _add_analyze, _add_zoo)
     parsers = [add(commands) for add in adders] + add_data(commands)
     for each in parsers:
-        _add_debug(each, default=argparse.SUPPRESS)  # keeps what stands before the command
+        _add_debug(each, default=argparse.SUPPRESS)  # keeps --debug before the command
     return parser
 
 
@@ -75,13 +76,8 @@ def _add_train(commands):
     train.add_argument(
         "config", type=_path, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
     )
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last one wins",
+    _add_overrides(
+        train, "override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last one wins"
     )
     train.add_argument(
         "--data",
@@ -97,6 +93,10 @@ def _add_train(commands):
         help="train in N processes of this machine, each with its share of the GPUs (default: in this process)",
     )
     return train
+
+
+def _add_overrides(command, text):
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides", help=text)
 
 
 def _add_eval(commands):
@@ -371,14 +371,7 @@ def _add_inspect(commands):
         metavar="RECIPE",
         help="a gin file, or the name of one inside kerasdet: its anchors, resize rule and augmentation are applied",
     )
-    inspect.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated",
-    )
+    _add_overrides(inspect, "override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated")
     inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
     return inspect
 

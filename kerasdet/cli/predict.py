@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,17 +33,17 @@ def predict(
 
     Args:
         predictor: A Keras model, an export or `TiledPredictor`.
-        paths: Image files, and videos as `kerasdet.inference.video.is_video` knows them.
+        paths: Image files; and videos: files, URLs or numbers of cameras.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: An existing folder for images and videos with drawn detections; None draws nothing.
-        crops: A folder for pictures of the objects, one folder per class; None cuts nothing out.
-        coco: A file for all detections as a COCO dataset with scores; None writes none.
+        draw: Existing folder for images and videos with drawn detections. None draws nothing.
+        crops: Folder for pictures of the detected objects, one subfolder per class. None writes no pictures.
+        coco: File for all detections as a COCO dataset with scores. None writes no file.
         track: Whether objects of videos get ids that stay the same from frame to frame.
-        max_frames: Number of frames after which each video ends; None reads to its end.
+        max_frames: Number of frames after which each video ends. None reads to the end.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
-        UserError: If images or videos could not be read; the others are printed all the same.
+        UserError: If images or videos cannot be read. The detections in the others are printed first.
     """
     _warn_of_own_threshold(predictor, score_threshold)
     names = _names(paths)
@@ -74,7 +75,7 @@ def predict(
         except KeyboardInterrupt:
             if not is_video(path):
                 raise
-            print(f"{path} ends here: interrupted. What was found so far is complete.", file=sys.stderr)
+            print(f"{path} ends here: interrupted. The output up to this point is complete.", file=sys.stderr)
             break
     if coco_file is not None:
         coco_file.write()
@@ -83,11 +84,15 @@ def predict(
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         kinds = {"videos" if is_video(path) else "images" for path in paths}
-        raise UserError(f"{len(errors)} of {len(paths)} {' and '.join(sorted(kinds))} could not be read: {errors[0]}")
+        listed = "; ".join(dict.fromkeys(errors[:_MAX_REASONS])) + ("; ..." if len(errors) > _MAX_REASONS else "")
+        raise UserError(f"{len(errors)} of {len(paths)} {' and '.join(sorted(kinds))} could not be read: {listed}")
+
+
+_MAX_REASONS = 5
 
 
 class _Unreadable(Exception):
-    """Reports an image or video that cannot be read (on)."""
+    """Signals that an image or video cannot be read, or not to its end."""
 
 
 class _Drawing:
@@ -137,12 +142,12 @@ def _frames(path, max_frames) -> Iterator[tuple[Frame, float | None]]:
 
 def _warn_of_own_threshold(predictor, score_threshold):
     while hasattr(predictor, "model") and not hasattr(predictor, "postprocessing"):
-        predictor = predictor.model  # of a `TiledPredictor`
+        predictor = predictor.model  # a `TiledPredictor` has the model as an attribute
     own = getattr(getattr(predictor, "postprocessing", None), "score_threshold", None)
     if own is not None and score_threshold < own:
         print(
             f"The model itself drops detections with a score of {own:g} or less, so --score-threshold "
-            f"{score_threshold:g} shows no more than {own:g} does.",
+            f"{score_threshold:g} has the same effect as {own:g}.",
             file=sys.stderr,
         )
 
@@ -151,10 +156,10 @@ def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_fr
     """Checks the options of `predict` before a model is loaded.
 
     Args:
-        paths: As for `predict`.
-        draw: As for `predict`.
-        track: As for `predict`.
-        max_frames: As for `predict`.
+        paths: Image files; and videos: files, URLs or numbers of cameras.
+        draw: Folder for images and videos with drawn detections, or None.
+        track: Whether objects of videos get ids.
+        max_frames: Number of frames after which each video ends, or None.
 
     Raises:
         UserError: If an option would have no effect, a package is missing, or a drawing would replace an input.
@@ -162,11 +167,11 @@ def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_fr
     videos = [path for path in paths if is_video(path)]
     for option, is_given in (("--track", track), ("--max-frames", max_frames is not None)):
         if is_given and not videos:
-            raise UserError(f"{option} is for videos, and only images are given: name a video, or leave it out.")
+            raise UserError(f"{option} is for videos, but only images are given: name a video, or leave {option} out.")
     if videos:
         require_extra("av", f"the video {videos[0]}", "video")
     if track:
-        Tracker(rate=1)  # imports its packages
+        Tracker(rate=1)  # imports its packages, which may be missing
     if draw is None:
         return
     inputs = {Path(path).resolve(): path for path in paths}
@@ -183,7 +188,14 @@ def _suffix(path):
 def _names(paths):
     """Returns a file name for what is made of each image or video; those with equal names also get their number."""
     stems = [f"camera{path}" if is_camera(path) else re.sub(r"[^\w.,+ -]", "_", Path(path).stem) for path in paths]
-    return [stem if stems.count(stem) == 1 else f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
+    names: list[str] = []
+    single = {stem for stem, count in Counter(stem.casefold() for stem in stems).items() if count == 1}
+    for index, stem in enumerate(stems):
+        name = stem if stem.casefold() in single else f"{index:03d}_{stem}"
+        while stem.casefold() not in single and name.casefold() in single:  # of a file that has such a name itself
+            name = f"_{name}"
+        names.append(name)
+    return names
 
 
 def _place(path, frame, rate):

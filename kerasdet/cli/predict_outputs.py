@@ -1,4 +1,4 @@
-"""Writes what ``kerasdet predict`` finds: records for JSON, crops of the objects, and a COCO file."""
+"""Writes the detections of ``kerasdet predict``: dicts for JSON, crops of the objects, and a COCO file."""
 
 import json
 import re
@@ -14,14 +14,16 @@ from kerasdet.paths import prepare_file
 
 
 def records(found: Detections) -> list[dict]:
-    """Returns detections as plain values: label, class_id, score and box (yxyx in pixels of the image).
-
-    Models with keypoints add ``keypoints``, (y, x, score) each. Models with masks add ``segmentation``, a compressed
-    RLE as in COCO's results. Followed objects have ``track_id``, None before they get one. Further outputs of a model's
-    branches are in ``extras``, by name.
+    """Converts detections to values for JSON.
 
     Args:
         found: Detections of one image.
+
+    Returns:
+        One dict per object with `label`, `class_id`, `score` and `box` (yxyx in pixels of the image). If the model
+        predicts them, also `keypoints`, a list of (y, x, score), and `segmentation`, a compressed RLE like in COCO's
+        results. With a tracker also `track_id`, None for objects without id. Further outputs of the model's branches
+        are in `extras`, by name.
     """
     rows = []
     for box, score, class_id, label in zip(found.boxes, found.scores, found.class_ids, found.labels, strict=True):
@@ -44,13 +46,13 @@ def records(found: Detections) -> list[dict]:
 
 
 def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) -> None:
-    """Cuts the objects out of an image, one folder per class.
+    """Writes a picture of each detected object, into one folder per class.
 
     Args:
         found: Detections of the image.
         image: (H, W, 3) uint8 RGB.
-        folder: Folder of the classes' folders, created if necessary.
-        name: Beginning of the file names; the number of the object follows.
+        folder: Folder in which the folders of the classes are created.
+        name: Beginning of the file names, which is followed by the number of the object.
     """
     height, width = image.shape[:2]
     for index, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
@@ -89,7 +91,7 @@ class CocoFile:
 
         Args:
             found: Detections of the image.
-            file_name: Its path.
+            file_name: Path of the image.
         """
         image_id = len(self.images) + 1
         height, width = found.image_size

@@ -1,4 +1,4 @@
-"""Tells a user's mistakes from bugs, and prints each as it deserves."""
+"""Prints errors: one line for a user's mistake, and a request to report it for a bug of kerasdet."""
 
 import dis
 import re
@@ -14,7 +14,7 @@ _PACKAGE = Path(kerasdet.__file__).parent
 # `kerasdet.export` is a link to another folder in a working tree
 _FOLDERS = tuple(f"{folder}/" for folder in {_PACKAGE, _PACKAGE.resolve(), (_PACKAGE / "export").resolve()})
 _RAISE = dis.opmap["RAISE_VARARGS"]
-# gin names the function it was calling; a TypeError inside one of these is no wrong argument
+# gin adds the function that it was calling; a TypeError inside one of these is not a wrong argument
 _LONG_CALLS = ("train", "evaluate")
 
 
@@ -22,9 +22,9 @@ def report_error(error: Exception, command: str, *, debug: bool) -> int:
     """Prints an error on standard error.
 
     Args:
-        error: What the command raised.
-        command: The name of the command, which begins the line.
-        debug: Whether to print the stack, too.
+        error: The error that the command raised.
+        command: Name of the command, for the beginning of the line.
+        debug: Whether to print the stack trace as well.
 
     Returns:
         The exit code: 2 for a mistake of the user, 1 for a bug.
@@ -44,7 +44,14 @@ def report_error(error: Exception, command: str, *, debug: bool) -> int:
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """Says whether the user can correct the cause of an error: a command, a configuration, a file, the machine."""
+    """Decides whether the user can correct the cause of an error: a command, a configuration, a file or the machine.
+
+    Args:
+        error: The error that a command raised.
+
+    Returns:
+        True for a user's mistake, False for a bug of kerasdet.
+    """
     if isinstance(error, UserError | OSError | MemoryError | FloatingPointError):
         return True  # FloatingPointError: training reports a loss that is not finite
     if _is_tensorflow_error(error):
@@ -64,7 +71,7 @@ def is_users_mistake(error: Exception) -> bool:
 
 
 def _sentence(error):
-    """Returns the message as one line, without what gin and TensorFlow add about their own insides."""
+    """Returns the message as one line, without the internal details that gin and TensorFlow add."""
     text = str(error).split(_GIN_NOTE)[0]
     if isinstance(error, OSError) and error.strerror:  # the system's message starts with "[Errno 2]"
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
@@ -85,7 +92,7 @@ def _is_tensorflow_error(error):
 
 
 def _reason_of_data(error):
-    """Returns what went wrong inside a tf.data pipeline, which names the file, or None for errors from elsewhere."""
+    """Returns the message of an error that kerasdet raised inside a tf.data pipeline, or None for other errors."""
     found = re.search(r"Iterator::\S+ (.*)", str(error))
     return found and found.group(1)
 

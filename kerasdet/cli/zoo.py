@@ -19,7 +19,7 @@ def list_zoo(text: str, *, as_json: bool) -> None:
     """Prints the published weights that kerasdet knows.
 
     Args:
-        text: Only names that contain it are listed; upper and lower case are the same.
+        text: Only names that contain this text are listed. Upper and lower case do not matter.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
@@ -27,7 +27,7 @@ def list_zoo(text: str, *, as_json: bool) -> None:
     """
     entries = [_entry(weights) for weights in ZOO.values() if text.lower() in weights.name.lower()]
     if not entries:
-        raise UserError(f"No name in the zoo contains {text!r}: `kerasdet zoo` lists all {len(ZOO)}.")
+        raise UserError(f"No name in the zoo contains {text!r}: run `kerasdet zoo` to list all {len(ZOO)} names.")
     if as_json:
         print(json.dumps(entries, indent=1))
         return
@@ -48,7 +48,7 @@ def list_zoo(text: str, *, as_json: bool) -> None:
 
 
 def _entry(weights: Weights) -> dict:
-    """Returns the facts of published weights as plain values."""
+    """Returns the properties of published weights as values for JSON."""
     rule = Preprocessing(**SOURCES[weights.source].preprocessing)
     digest = weights.digest
     return {
@@ -65,6 +65,7 @@ def _entry(weights: Weights) -> dict:
             "longest": rule.longest,
             "channel_order": rule.channel_order,
             "kernel": rule.kernel,
+            "stretched": rule.rounding == "square",
             "letterbox": rule.letterbox_value is not None,
         },
         "url": shown(mirrored(weights.url)),
@@ -77,6 +78,8 @@ def _row(entry):
     rule = entry["input"]
     bound = "letterbox" if rule["letterbox"] else "at most"
     size = f"{rule['shortest']}, {bound} {rule['longest']}, " if entry["task"] != "backbone" else ""
+    if rule["stretched"]:
+        size = f"{rule['shortest']} x {rule['shortest']}, "
     return (
         entry["name"],
         entry["task"],

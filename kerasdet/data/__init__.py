@@ -1,8 +1,9 @@
 """Turns datasets of any common format into `tf.data` batches.
 
-`recognise` opens a dataset: it finds out the format, whose module reads it into the contents of a COCO file, and
-`dataset` makes records of these. `transforms` changes an image together with its annotations; `sampler` decides in
-which order images come; `pipeline` makes batches. `shapes` generates a small dataset to experiment with.
+`recognise` finds out the format of a dataset. The module of the format reads it into a dict in the form of a COCO file,
+of which `dataset` makes records, one per image. `sampler` decides in which order images come, `transforms` change an
+image together with its annotations, and `pipeline` makes batches. `shapes` generates a small dataset to experiment
+with.
 """
 
 from kerasdet.data.coco import CocoDataset

@@ -1,7 +1,8 @@
-"""Reads COCO annotations: the one reader of their values, which training data and evaluation share.
+"""Reads and checks the values of COCO annotations, for training and for evaluation.
 
-Exports of many tools differ from COCO's format and still have one meaning. The reader takes them, counts each change
-and names the first, and raises a `UserError` for anything else. So training and evaluation see the same objects.
+Files of many tools differ from COCO's format in details whose meaning is clear, such as numbers written as text. The
+reader converts such values and counts them, and raises a `UserError` for anything else. Training and evaluation use the
+same reader, so they see the same objects.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from kerasdet.data.values import (
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
-# What the log says of each kind of change
+# Text in the log for each kind of change
 CHANGES = {
     "moved_files": "images found under another path",
     "missing_sizes": "image sizes read from the files",
@@ -38,9 +39,11 @@ CHANGES = {
     "repeated_images": "repeated images merged",
     "repeated_categories": "repeated categories merged",
     "repeated_names": "class names that several categories share",
+    "similar_names": "class names that differ only in case",
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name called by their id",
     "grouping_categories": "categories without objects that only group others left out",
+    "background_categories": "classes for the background, which have no objects and which detectors do not need",
     "orphaned_annotations": "annotations of images that are not in the file dropped",
     "missing_boxes": "missing boxes computed from their masks",
     "replaced_areas": "areas replaced by those of the boxes",
@@ -57,7 +60,7 @@ _GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")  # of Open Images and of c
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """Holds the contents of a COCO file whose values are all of the right type.
+    """Holds the contents of a COCO file, in which all values have the right type.
 
     Args:
         images: Dicts with an int `id`, and int `height` and `width`, which are None if the file has none.
@@ -66,8 +69,9 @@ class Contents:
         annotations: Dicts with an int `image_id` and `category_id`, four numbers `bbox`, a number `area`, and `iscrowd`
             and `difficult`, which are 0 or 1, as is `is_group_of` if the file has it. With masks, `segmentation` is
             the result of `read_segmentation`. With keypoints, `keypoints` is a list of 3 J numbers or None.
-        changes: Counter of everything that was read although COCO's format does not allow it.
-        bad: Places in the file's list of the annotations that cannot be read; empty unless they are skipped.
+        changes: Counts the values that had to be converted or repaired.
+        bad: Indices of the annotations that cannot be read, in the file's list. Always empty with
+            ``on_bad_object="error"``.
     """
 
     images: list[dict]
@@ -78,10 +82,10 @@ class Contents:
 
 
 class GroundTruth(dict):
-    """Contents of a COCO file, with the name of their source for messages.
+    """Holds the contents of a COCO file, a dict, with the name of the file for error messages.
 
     Args:
-        contents: The sections of the file.
+        contents: The lists `images`, `annotations` and `categories` by name.
         source: Path or name of the file.
     """
 
@@ -95,6 +99,9 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Args:
         path: Path of the file.
+
+    Returns:
+        The dict or list that the file holds.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -123,17 +130,17 @@ def read_contents(
 
     Args:
         data: Parsed JSON, which is not changed.
-        source: Path or name of the file in messages.
+        source: Path or name of the file for error messages.
         masks: Whether to read segmentations.
         keypoints: Whether to read keypoints.
-        strict: Whether to refuse values that differ from COCO's format but have one meaning.
+        strict: Whether to raise an error for values that would otherwise be converted, such as numbers written as text.
         on_bad_object: "error" raises at an annotation that cannot be read, "skip" counts it and leaves it out.
 
     Returns:
         The contents; entries keep their order and further keys.
 
     Raises:
-        UserError: If a value cannot be read, naming the file and the item.
+        UserError: If a value cannot be read. The message names the file and the item.
     """
     source = os.fspath(source)
     if on_bad_object not in ("error", "skip"):
@@ -159,7 +166,7 @@ def read_contents(
         first = data["annotations"][0]
         raise UserError(
             f'{source}: {name_of(first)} has the image_id {show(first["image_id"])}, but no entry of "images" has that '
-            "id, and so for all annotations. Correct the ids or add the entries."
+            "id; the other annotations have no image either. Correct the ids or add the entries."
         )
     _check_units(kept, source)
     used = {annotation["category_id"] for annotation in kept}
@@ -170,17 +177,19 @@ def _check_sections(data, source):
     """Checks that the three sections of a COCO file are lists of objects."""
     if isinstance(data, list):
         raise UserError(
-            f"{source} holds a list, as files of detections do; expected a COCO dataset with images, annotations and "
+            f"{source} holds a list, like a file of detections; expected a COCO dataset with images, annotations and "
             "categories. Give the ground-truth file."
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, Mapping) or key not in data:
             raise UserError(
-                f'{source} has no "{key}"; a COCO dataset has images, annotations and categories. Convert the file to '
-                "COCO format."
+                f'{source} has no "{key}"; expected a COCO dataset with images, annotations and categories. Convert '
+                "the file to COCO format."
             )
         if not isinstance(data[key], list) or not all(isinstance(item, Mapping) for item in data[key]):
-            raise UserError(f'{source}: "{key}" is not a list of JSON objects, as COCO requires. Correct the file.')
+            raise UserError(
+                f'{source}: "{key}" is not a list of JSON objects, as COCO\'s format requires. Correct the file.'
+            )
     for key in ("images", "categories"):
         if not data[key]:
             raise UserError(f'{source}: "{key}" is empty; expected at least one entry. Correct the file.')
@@ -191,7 +200,7 @@ def _check_units(annotations, source):
     boxes = [annotation["bbox"] for annotation in annotations]
     if boxes and are_fractions(boxes):
         raise UserError(
-            f'{source}: {name_of(annotations[0])} has "bbox" {show(boxes[0])}, and no box has a number above 1; '
+            f'{source}: no box has a number above 1 (first: {name_of(annotations[0])} has "bbox" {show(boxes[0])}); '
             "expected [x, y, width, height] in pixels. Multiply the fractions by the width and height of the images."
         )
 
@@ -207,7 +216,7 @@ def _images(items, changes):
         image_id = changes.convert(item.get("id"), as_int, name, "id")
         if image_id is None:
             raise UserError(
-                f'{changes.source}: image number {number} is {show(dict(item))}; it needs an integer "id" and a '
+                f'{changes.source}: image number {number} is {show(dict(item))}; expected an integer "id" and a '
                 '"file_name". Add them to the file.'
             )
         sides = {key: _side(item.get(key), image_id, key, changes) for key in ("height", "width")}
@@ -235,7 +244,7 @@ def _side(value, image_id, key, changes):
     if length is None:
         raise UserError(
             f"{changes.source}: image {image_id} has the {key} {show(value)}; expected a positive integer. Correct "
-            f'"{key}", or remove it to read it from the file.'
+            f'"{key}", or remove it: kerasdet then reads it from the image file.'
         )
     return length if length > 0 else None
 
@@ -248,7 +257,14 @@ class _AnnotationReader:
         self.masks, self.keypoints, self.check_runs = masks, keypoints, check_runs
 
     def read(self, annotation: Mapping) -> dict | None:
-        """Returns an annotation with values of the right type, or None if it has no image or its box is not finite."""
+        """Reads one annotation.
+
+        Args:
+            annotation: Entry of `annotations` of the file.
+
+        Returns:
+            A copy with values of the right type, or None if it has no image or its box is not finite.
+        """
 
         def name():
             return name_of(annotation)
@@ -357,7 +373,7 @@ class _AnnotationReader:
         return numbers
 
     def _area(self, value, box, name):
-        """Returns the area that puts an object among the small, medium or large ones in an evaluation."""
+        """Returns the area that decides whether an object is small, medium or large in an evaluation."""
         if type(value) in (int, float) and 0 < value < MAX_ID:
             return value
         own = max(box[2], 0) * max(box[3], 0)
@@ -416,5 +432,12 @@ def _flat_keypoints(values):
 
 
 def name_of(annotation: Mapping) -> str:
-    """Returns the name of an annotation in messages."""
+    """Returns the name of an annotation for error messages.
+
+    Args:
+        annotation: Entry of `annotations` of a COCO file.
+
+    Returns:
+        A text such as "annotation 7".
+    """
     return f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"

@@ -1,4 +1,4 @@
-"""Reads the categories of COCO files: ids, names and keypoints; and matches the classes of models and datasets."""
+"""Reads the categories of COCO files (ids, names and keypoints), and matches classes of datasets to those of models."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from kerasdet.data.values import Changes, as_float, as_int, as_list, is_missing, show
 from kerasdet.errors import UserError
 
-UNUSED = "N/A"  # name of a class that a model counts and never learned, as torchvision's at COCO's missing ids
+UNUSED = (
+    "N/A"  # name of a class without objects in training, such as torchvision's classes at ids that COCO does not use
+)
 
 _logger = logging.getLogger("kerasdet.data")
 
@@ -16,7 +18,7 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
 
     Args:
         items: Entries of `categories`.
-        changes: Counter of everything that had another form.
+        changes: Counts the values that had to be converted or repaired.
         keypoints: Whether to read the names of keypoints.
 
     Returns:
@@ -35,7 +37,7 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
         category_id = changes.convert(item.get("id"), as_int, name, "id")
         if category_id is None:
             raise UserError(
-                f'{changes.source}: category number {number} is {show(dict(item))}; it needs an integer "id" and a '
+                f'{changes.source}: category number {number} is {show(dict(item))}; expected an integer "id" and a '
                 'string "name". Add them to the file.'
             )
         category = {**item, "id": category_id, "name": _category_name(item.get("name"), category_id, changes)}
@@ -54,32 +56,42 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
     for category in found.values():
         if (first := by_name.setdefault(category["name"], category)) is not category:
             changes.add("repeated_names", f"category {category['id']}", f"is named {first['name']}, as {first['id']}")
+    by_key = {}
+    for name in by_name:
+        if (first := by_key.setdefault(name.casefold(), name)) != name:
+            changes.note("similar_names", f"class {name!r}", f"and {first!r} are two classes")
     return dict(sorted(found.items()))
 
 
 def match_classes(
     names: Sequence[str], model_names: Sequence[str], present: Collection[str], source: str
 ) -> list[int | None]:
-    """Finds the class of a dataset for each class of a model.
+    """Finds the class of a dataset that corresponds to each class of a model.
+
+    Classes match by name. If no name is the same, they match by order, with a warning: the names may be translations.
 
     Args:
         names: Names of the dataset's classes.
         model_names: K names of the model's classes. `UNUSED` may occur several times.
         present: Names of the classes that have objects in the dataset.
-        source: Path or name of the dataset in messages.
+        source: Path or name of the dataset for error messages.
 
     Returns:
-        K indices into `names`; None for a class that the dataset does not have. Classes match by name. If no name is
-        the same, they may be translations, and match by order with a warning.
+        K indices into `names`; None for a class that the dataset does not have. Classes match by name, and by names
+        that differ only in case, with a warning. If no name is the same, they may be translations, and match by order
+        with a warning.
 
     Raises:
         UserError: If the dataset has objects of a class that the model does not have.
     """
-    names, model_names = list(names), list(model_names)
+    model_names = list(model_names)
+    names, present = _in_case_of(list(names), model_names, present, source)
     same_place = all(names.index(name) == i for i, name in enumerate(model_names) if name in names)
     if len(names) == len(model_names) and same_place:
         if names != model_names:
-            _logger.warning("%s and the model name the classes differently: they are matched by their order.", source)
+            _logger.warning(
+                "%s and the model have different class names: the classes are matched by their order.", source
+            )
         return list(range(len(names)))
     unknown = [name for name in names if name in present and name not in model_names]
     used = [name for name in model_names if name != UNUSED]
@@ -87,10 +99,24 @@ def match_classes(
         problem = f"has objects of {_listed(unknown)}" if unknown else "or the model has a class name twice"
         raise UserError(
             f"{source} {problem}; expected the classes of the model, {_listed(model_names)}. Rename or remove the "
-            "others, or train a model on all classes."
+            "other classes, or train a model on all of them."
         )
     _logger.info("%s has other class ids than the model: the classes are matched by name.", source)
     return [names.index(name) if name in names else None for name in model_names]
+
+
+def _in_case_of(names, model_names, present, source):
+    """Returns names and `present` with the case of the model's names, where that tells which class is meant."""
+    own, models = ([name.casefold() for name in each] for each in (names, model_names))
+    as_model = {
+        name: model_names[models.index(key)]
+        for name, key in zip(names, own, strict=True)
+        if name not in model_names and own.count(key) == 1 and models.count(key) == 1
+    }
+    if as_model:
+        pairs = ", ".join(f"{name} as {other}" for name, other in as_model.items())
+        _logger.warning("%s names classes in another case than the model: %s.", source, pairs)
+    return [as_model.get(name, name) for name in names], {as_model.get(name, name) for name in present}
 
 
 def _listed(names):
@@ -128,17 +154,17 @@ def _category_keypoints(category, changes):
 
 
 def read_skeleton(category: Mapping, changes: Changes) -> tuple[tuple[int, int], ...]:
-    """Reads the skeleton of a category, which COCO counts from 1 and some tools from 0.
+    """Reads the skeleton of a category. COCO counts keypoints from 1; some tools count from 0, which is detected.
 
     Args:
         category: Entry of `read_categories` with the names of its keypoints.
-        changes: Counter of everything that had another form.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Pairs of keypoint indices from 0.
 
     Raises:
-        UserError: If the skeleton is something else.
+        UserError: If the skeleton is not a list of pairs of keypoint numbers.
     """
     value, count = category.get("skeleton"), len(category["keypoints"])
     if is_missing(value):
@@ -166,12 +192,12 @@ def _pairs(value):
 
 
 def without_groups(categories: Mapping[int, dict], used: Collection[int], changes: Changes) -> list[dict]:
-    """Leaves out the category that Roboflow adds: it has no objects, and is only the supercategory of others.
+    """Removes the category that Roboflow adds: one without objects that is only the supercategory of other categories.
 
     Args:
         categories: Result of `read_categories`.
         used: Ids of the categories that have objects.
-        changes: Counter of everything that had another form.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
         The other categories.
@@ -182,5 +208,7 @@ def without_groups(categories: Mapping[int, dict], used: Collection[int], change
         if category.get("supercategory") == "none" and category["name"] in groups and category["id"] not in used:
             changes.add("grouping_categories", f"category {category['id']}", f"named {category['name']} has no objects")
         else:
+            if category["name"].strip("_").lower() == "background" and category["id"] not in used:
+                changes.note("background_categories", f"category {category['id']}", f"is named {category['name']!r}")
             kept.append(category)
     return kept

@@ -1,4 +1,4 @@
-"""Reads all of a dataset and reports what is in it and what is wrong with it."""
+"""Reads a whole dataset and reports its contents and its faults."""
 
 import dataclasses
 import os
@@ -15,19 +15,19 @@ from kerasdet.data.records import Record
 from kerasdet.errors import UserError
 
 _MAX_NAMED = 10
-_RARE = 10  # a class with fewer objects is named
+_RARE = 10  # the report names classes with fewer objects
 _PHRASES = {**NOTES, **CHANGES, **REPAIRS}
 _HARMLESS = ("difficult_boxes",)
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-    """Says what a split holds and what is wrong with it.
+    """Reports the contents and the faults of a split.
 
     Args:
-        name: Name of the split.
-        errors: What has to be corrected before the split can be used.
-        notes: What was repaired, or is worth a look.
+        name: Name of the split, such as "train".
+        errors: Sentences about faults that must be corrected before the split can be used.
+        notes: Sentences about repaired values, and about facts that deserve attention.
         objects: Number of objects by class.
         records: Records of the usable images.
     """
@@ -41,12 +41,12 @@ class SplitReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Says what a dataset holds and what is wrong with it; `str` makes it a text.
+    """Reports the contents and the faults of a dataset; `str(report)` is the text to print.
 
     Args:
-        source: Format and place of the dataset.
+        source: Format and path of the dataset.
         splits: Reports of the splits.
-        notes: What concerns several splits.
+        notes: Sentences that concern several splits.
     """
 
     source: Source
@@ -55,7 +55,7 @@ class Report:
 
     @property
     def errors(self) -> list[str]:
-        """What has to be corrected before the dataset can be used."""
+        """Sentences about faults that must be corrected before the dataset can be used."""
         return [error for split in self.splits for error in split.errors]
 
     def __str__(self) -> str:
@@ -77,8 +77,8 @@ def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
         >>> print(check("downloads/my-data"))
 
     Args:
-        path: Path of the dataset, see `open_dataset`.
-        strict: Whether everything that was repaired or dropped is an error.
+        path: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
+        strict: Whether repaired and dropped values are listed as errors and not as notes.
 
     Returns:
         The report. It names up to 200 bad images and annotations of each split.
@@ -106,6 +106,8 @@ def _check_split(source, name, strict):
         if dataset.counts.get(kind) and kind != "bad_objects":
             line = f"{dataset.counts[kind]} {phrase}: {_listed(by_kind.get(kind, []))}".removesuffix(": ")
             (errors if strict and kind not in _HARMLESS else notes).append(line)
+    if not any(len(record.boxes) for record in dataset.records) and name not in ("val", "test"):
+        errors.append("no image has an object: nothing to train on")
     if dataset.counts["images_without_objects"]:
         notes.append(f"{dataset.counts['images_without_objects']} images without objects")
     numbers = Counter(int(class_id) for record in dataset.records for class_id in record.class_ids)
@@ -117,7 +119,7 @@ def _check_split(source, name, strict):
 
 
 def _across(splits):
-    """Returns what concerns several splits: other classes, and pictures that are in more than one."""
+    """Returns sentences about several splits: different classes, and images that are in more than one split."""
     notes = []
     readable = [split for split in splits if split.objects]
     for split in readable[1:]:

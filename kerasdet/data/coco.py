@@ -18,19 +18,22 @@ class CocoDataset(Dataset):
 
     Args:
         annotations: Path of the JSON file.
-        images: Folder that each `file_name` of the JSON is relative to. Default: the first of these that has the first
-            image: `images` next to the JSON; the folder of the JSON, as in Roboflow's exports; and, as in CVAT's and
-            COCO's own folders, beside the folder of ``X_NAME.json``: `images/NAME`, `images` and `NAME`.
-        keep_images_without_objects: As for `Dataset`.
-        on_bad_image: As for `Dataset`.
-        masks: As for `Dataset`.
-        keypoints: As for `Dataset`.
-        strict: As for `Dataset`.
-        max_pixels: As for `Dataset`.
+        images: Folder that each `file_name` of the JSON is relative to. By default the first of these folders that
+            contains the first image: `images` next to the JSON, and the folder of the JSON itself (Roboflow). For a
+            JSON named ``X_NAME.json``, also `images/NAME`, `images` and `NAME` beside the folder of the JSON (COCO,
+            CVAT).
+        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        masks: Whether to read the segmentations.
+        keypoints: Whether to read the keypoints.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
+        max_pixels: Images with more pixels than this count as damaged.
 
     Raises:
         FileNotFoundError: If the JSON or the folder does not exist.
-        UserError: If the JSON is not in COCO format, naming the item, or if images are bad.
+        UserError: If the JSON is not in COCO format, or image files cannot be used. The message names the item.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class CocoDataset(Dataset):
 
 
 def _find_folder(path, data):
-    """Returns the folder that has the first image, among those where tools put images: beside the JSON or above it."""
+    """Returns the folder that contains the first image, among the usual places beside the JSON and above it."""
     beside, above = path.parent, path.parent.parent
     part = path.stem.rsplit("_", 1)[-1]
     folders = [beside / "images", beside, above / "images" / part, above / "images", above / part]

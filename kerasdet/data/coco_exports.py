@@ -12,20 +12,20 @@ from kerasdet.data.values import Changes
 from kerasdet.data.via import is_via
 from kerasdet.errors import UserError
 
-_HEAD = 1 << 16  # bytes that tell the kind of a large file
-_LARGE = 1 << 25  # larger files are recognised by their head
-_OTHER_TASKS = ("captions", "image_info", "stuff", "panoptic", "person_keypoints")  # in the archives of COCO itself
+_HEAD = 1 << 16  # number of bytes from which the kind of a large file is recognised
+_LARGE = 1 << 25  # size in bytes; larger files are recognised by their beginning
+_OTHER_TASKS = ("captions", "image_info", "stuff", "panoptic", "person_keypoints")  # names in COCO's own archives
 _IMAGE_FOLDERS = ("images", "data", "imgs", "img", "JPEGImages")
 
 
 def json_kind(path: Path) -> str | None:
-    """Recognises the contents of a JSON file.
+    """Recognises the format of a JSON file.
 
     Args:
         path: Path of the file.
 
     Returns:
-        "coco", "labelme", "via", "label studio", "detections" or None.
+        "coco", "labelme", "via", "label studio", "detections", or None for another format.
     """
     if path.stat().st_size > _LARGE:
         with open(path, "rb") as file:
@@ -44,13 +44,14 @@ def json_kind(path: Path) -> str | None:
 
 
 def find_coco(path: Path) -> dict[str, Reader]:
-    """Finds the COCO files of a folder.
+    """Finds the COCO files of a dataset.
 
     Args:
-        path: A COCO file, or a folder: files in it, in `annotations/`, or in folders of the splits.
+        path: A COCO file, or a folder with such files: in the folder itself, in `annotations/`, or in one folder per
+            split.
 
     Returns:
-        Reader of each split; {} if there is no COCO file.
+        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no COCO file.
 
     Raises:
         UserError: If several files could be the annotations of a split.
@@ -85,27 +86,28 @@ def _choose(files, split):
     own = [file for file in files if not file.name.lower().startswith(_OTHER_TASKS)] or files
     if len(own) > 1:
         raise UserError(
-            f"{own[0]} and {own[1]} could both be the annotations of the split {split}; expected one. Name the file "
-            "instead of the folder."
+            f"{own[0]} and {own[1]} could both be the annotations of the split {split}; expected one file per split. "
+            "Give the path of the file instead of the folder."
         )
     return own[0]
 
 
 def read_coco(path: Path, split: str, changes: Changes) -> dict:
-    """Reads a COCO file and finds its images, wherever its paths lead.
+    """Reads a COCO file and finds its images, even if the paths in the file are those of another machine.
 
     Args:
         path: Path of the file.
-        split: Split that the file holds, whose folder of images goes before others.
-        changes: Counts the repairs.
+        split: Name of the split that the file holds. The folder of this split is searched first.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of the COCO file, with the whole path of each image.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. Each `file_name` is the
+        whole path of the image.
     """
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         return data
-    finder = ImageFinder(_image_folders(path, split), changes)
+    finder = ImageFinder(_image_folders(path, split), changes, split)
     images = []
     for number, image in enumerate(data["images"]):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]:

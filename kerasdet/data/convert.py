@@ -9,6 +9,7 @@ from kerasdet.data import write_coco, write_tfrecord, write_voc, write_yolo
 from kerasdet.data.classes import Classes
 from kerasdet.data.portable import Part, make_part
 from kerasdet.data.recognise import Source, read_source, recognise
+from kerasdet.data.remote import is_remote
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
@@ -36,31 +37,42 @@ def convert(
         >>> convert("downloads/labelme-folder", "data/cells", "coco")
 
     Args:
-        source: Path of the dataset, see `open_dataset`.
-        target: Folder to write to, which is empty or does not exist.
-        to: "coco", "tfrecord", "voc" or "yolo".
-        classes: As for `open_dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `open_dataset`.
+        source: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
+        target: Folder to write to; it must be empty or not exist.
+        to: Format to write: "coco", "tfrecord", "voc" or "yolo".
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
 
     Returns:
-        Counts of images, boxes and repairs of each split, and under "lost" of what the format cannot hold.
+        Split name -> numbers of images, boxes and repaired values by name. The key "lost" has the numbers of things
+        that the new format cannot hold.
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        UserError: If the target is not empty, the format is not known, or an item is invalid, naming it.
+        UserError: If the target is not empty, the format is unknown, or an item is invalid.
     """
-    folder = empty_folder(target)
+    folder = empty_folder(target, source)
     if to not in WRITERS:
-        raise UserError(
-            f"There is no format {to!r} to write; expected one of {', '.join(WRITERS)}. Choose one of them."
-        )
+        raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Choose one of them.")
     found = recognise(source)
     return write_parts(read_parts(found, classes, on_bad_image, strict), folder, to)
 
 
 def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Counter]:
-    """Writes splits in a format; returns the counts as `convert` does."""
+    """Writes splits in a format.
+
+    Args:
+        parts: Splits of the dataset.
+        folder: Empty folder to write to.
+        to: Format to write: "coco", "tfrecord", "voc" or "yolo".
+
+    Returns:
+        Split name -> numbers of images, boxes and repaired values by name, and "lost", like `convert`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lost = WRITERS[to](parts, folder)
     return {**{part.name: Counter(part.counts) for part in parts}, "lost": +lost}
@@ -69,13 +81,19 @@ def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Count
 def read_parts(
     source: Source, classes: Classes | None = None, on_bad_image: str = "error", strict: bool = False
 ) -> list[Part]:
-    """Reads all splits of a dataset, whose classes must agree.
+    """Reads all splits of a dataset. Their classes must be the same.
 
     Args:
-        source: What `recognise` found.
-        classes: As for `open_dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `open_dataset`.
+        source: Result of `recognise`.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
+
+    Returns:
+        The splits, with checked values.
 
     Raises:
         UserError: If two splits have different classes, or an item is invalid.
@@ -104,13 +122,22 @@ def _classes(part: Part) -> Mapping[int, str]:
     return {category["id"]: category["name"] for category in part.categories}
 
 
-def empty_folder(path: str | os.PathLike) -> Path:
-    """Checks that a folder can be written to without mixing with other files.
+def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
+    """Checks that a folder is empty or does not exist, and is not part of the dataset that is read.
+
+    Args:
+        path: Path of the folder.
+        source: Path of the dataset that is read.
+
+    Returns:
+        The path.
 
     Raises:
-        UserError: If it is a file, or holds files.
+        UserError: If the path is a file, a folder with files, or inside the source, which would then read the copies.
     """
     path = expand(path)
+    if not is_remote(os.fspath(source)) and expand(source).resolve() in path.resolve().parents:
+        raise UserError(f"{path} lies inside of the source {source}; expected a folder elsewhere. Name another folder.")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
     return path

@@ -1,4 +1,4 @@
-"""Defines the one type of dataset. Every format is read into the contents of a COCO file, which this type takes."""
+"""Defines `Dataset`, the one type of dataset: every format is read into the form of a COCO file, then into it."""
 
 import copy
 import dataclasses
@@ -13,10 +13,11 @@ import numpy as np
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
+from kerasdet.data.files import REPAIRS
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.records import Record, clip_boxes, split_by_image
-from kerasdet.data.values import MAX_LISTED, Problem, show
+from kerasdet.data.values import MAX_LISTED, Changes, Problem, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry import rle
@@ -27,26 +28,28 @@ _logger = logging.getLogger("kerasdet.data")
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",
+    "negative_boxes": "boxes of negative width or height dropped",
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
+    "repeated_boxes": "boxes that are in their image more than once",
     "duplicate_annotation_ids": "duplicate annotation ids",
 }
 
 
 class Dataset:
-    """Makes records of the contents of a COCO file.
+    """Makes records from a dict in the form of a COCO file.
 
-    It clips boxes that leave their image and drops boxes that have no area or lie outside. It applies the EXIF
-    orientation of an image, unless the annotations give height and width of the pixels as stored. Values that differ
-    from COCO's format are read if they have one meaning. `counts` says how often each of these happened, and one log
-    line sums them up.
+    Boxes are clipped to their image; boxes that have no area or lie outside are dropped. Images are turned upright by
+    their EXIF orientation, unless the annotations give height and width of the pixels as stored. Values that differ
+    from COCO's format are converted if their meaning is clear, such as numbers written as text. `counts` says how often
+    each of these happened, and one line of the log sums them up.
 
-    With masks, it drops objects whose mask covers no pixel, because their box is then meaningless; converting all
+    With masks, objects whose mask covers no pixel are dropped, because their box is then meaningless. Converting all
     polygons of COCO to run lengths takes about two minutes. With keypoints, pixel indices become pixel centres (+ 0.5),
     and objects without keypoints get keypoints of visibility 0.
 
-    A new format is a function that reads it into such a dict, and a subclass whose constructor calls this one.
+    To add a format, write a function that reads it into such a dict, and a subclass whose constructor calls this one.
 
     Example:
         >>> data = {
@@ -57,12 +60,13 @@ class Dataset:
         >>> dataset = Dataset(data, "photos", source="my data")
 
     Args:
-        data: Contents of a COCO file: dict of the lists `images`, `annotations` and `categories`. It is not changed.
-            Images without `height` and `width` get them from their files. An annotation may have a true `difficult`, as
-            in Pascal VOC: training uses it, evaluation ignores it. An image that is no file of its own has `content`, a
-            function that reads the bytes of the file; its `file_name` is then only a name for messages.
-        images: Folder that each relative `file_name` is in. None takes each `file_name` as a path.
-        source: Path or name of the dataset in messages.
+        data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. It is not changed.
+            Images without `height` and `width` get them from their files. An annotation may have a true `difficult`,
+            like in Pascal VOC: training uses the object, evaluation ignores it. An image that is not a file of its own
+            has the key `content`, a function that returns the bytes of the encoded image; its `file_name` is then only
+            a name for error messages.
+        images: Folder that each `file_name` is relative to. None takes each `file_name` as a path.
+        source: Path or name of the dataset for error messages.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
             with `keypoints=True`, neither does an object without a labelled keypoint.
         on_bad_image: What to do if an image file is missing, damaged or not of the size in the annotations: "error"
@@ -71,9 +75,9 @@ class Dataset:
             raises a `UserError` that names it, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
-        strict: Whether to refuse contents that differ from COCO's format and can still be read, such as numbers as
-            text, and objects that would be clipped or dropped. By default these are counted and named in the log.
-        max_pixels: An image with more pixels is bad. A damaged or malicious file can claim any size.
+        strict: Whether to raise an error for values that would be converted, such as numbers written as text, and for
+            objects that would be clipped or dropped. By default these are counted and logged.
+        max_pixels: Images with more pixels than this count as damaged. A malicious file can claim any size.
 
     Attributes:
         annotations: Path or name of the dataset, for messages.
@@ -86,12 +90,13 @@ class Dataset:
         keypoint_flip: Tuple of J indices that swaps left and right, see `kerasdet.geometry.keypoints.flip_order`; ()
             if keypoints are not read.
         counts: Number of images and boxes that were kept, changed and dropped, by name.
-        problems: Tuple of `Problem`: the image files and annotations that were changed and dropped, up to
+        problems: Tuple of `Problem`: the image files and annotations that were changed or dropped, up to
             `kerasdet.data.values.MAX_LISTED` of a kind.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        UserError: If the contents are not COCO's, naming the item, or if images are bad.
+        UserError: If `data` does not have the form of a COCO file, or image files cannot be used. The message names the
+            item.
     """
 
     def __init__(
@@ -113,7 +118,7 @@ class Dataset:
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The image folder {folder} of {source} does not exist, or is not a folder. Give the folder that holds "
+                f"{source}: the image folder {folder} does not exist, or is not a folder. Give the folder that holds "
                 "the images as images= in Python, --images on the command line, or TRAIN_IMAGES or EVAL_IMAGES in gin."
             )
         contents = read_contents(
@@ -195,7 +200,7 @@ class Dataset:
 
     @property
     def ground_truth(self) -> GroundTruth:
-        """Contents of a COCO file to evaluate against, with the size of every image that can be used."""
+        """Ground truth to evaluate against: a dict in the form of a COCO file, with the size of every usable image."""
         contents = read_contents(self._contents(), self.annotations)
         images = [
             {key: value for key, value in image.items() if key != "content"} | self._missing_sizes.get(image["id"], {})
@@ -205,17 +210,30 @@ class Dataset:
         sections = {"images": images, "categories": self._categories, "annotations": annotations}
         return GroundTruth(sections, self.annotations)
 
-    def with_classes(self, class_names: Sequence[str]) -> "Dataset":
-        """Returns the dataset with the classes of a model in the model's order, matched by name.
+    def add_changes(self, changes: Changes) -> None:
+        """Adds what the reader of another format repaired to `counts` and `problems`, and logs it.
 
         Args:
-            class_names: K names. The dataset may lack some of them, and may have others that have no object.
+            changes: Counter of the repairs.
+        """
+        for kind, count in changes.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.problems += tuple(changes.problems)
+        for sentence in changes.describe({**CHANGES, **REPAIRS}):
+            _logger.info("%s: %s", self.annotations, sentence)
+
+    def with_classes(self, class_names: Sequence[str]) -> "Dataset":
+        """Returns a copy of the dataset with the class ids of a model. Classes are matched by name.
+
+        Args:
+            class_names: K names of the model's classes. The dataset may lack some of them, and may have other classes
+                without objects.
 
         Returns:
-            A dataset that shares everything but the numbers of the classes.
+            A dataset with the same images and objects, but other class ids.
 
         Raises:
-            UserError: If the dataset has objects of other classes, or the names do not say which class is which.
+            UserError: If the dataset has objects of other classes, or the names do not tell which class is which.
         """
         present = {self.class_names[i] for record in self.records for i in np.unique(record.class_ids)}
         index = match_classes(self.class_names, class_names, present, self.annotations)
@@ -237,7 +255,7 @@ class Dataset:
         return other
 
     def _contents(self) -> Mapping[str, Any]:
-        """Returns the contents that the dataset was made of."""
+        """Returns the dict, in the form of a COCO file, that the dataset was made from."""
         return self._data
 
 
@@ -247,11 +265,22 @@ def _warn_of_units(annotations, xywh, size, source):
     if len(beyond) > len(xywh) / 2:
         first = annotations[beyond[0]]
         _logger.warning(
-            "%s: most boxes reach far beyond their image (first: %s has %s). They may be corners instead of widths and "
-            "heights, or pixels of images of another size: check the annotations.",
+            "%s: most boxes reach far beyond their image (first: %s has %s). They may be corners instead of widths "
+            "and heights, or pixels of images of another size: check the annotations.",
             source,
             name_of(first),
             show(first["bbox"]),
+        )
+    areas = np.array([annotation["area"] for annotation in annotations], np.float64)
+    of_corners = (xywh[:, 2] - xywh[:, 0]) * (xywh[:, 3] - xywh[:, 1])
+    if len(xywh) and np.allclose(areas, of_corners) and not np.isclose(areas, xywh[:, 2] * xywh[:, 3]).any():
+        _logger.warning(
+            "%s: every area is that of a box [x1, y1, x2, y2] (first: %s has %s and area %g), and boxes are read as "
+            "[x, y, width, height]. They may be corners: check the annotations.",
+            source,
+            name_of(annotations[0]),
+            show(annotations[0]["bbox"]),
+            areas[0],
         )
 
 
@@ -260,8 +289,8 @@ def _refuse(problems, ids, source):
     repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
     for problem in (*problems, *repeated):
         raise UserError(
-            f"{source}: {problem.item} {problem.text}, which strict=True refuses. Correct the file, or leave strict "
-            "out."
+            f"{source}: {problem.item} {problem.text}, which strict=True does not allow. Correct the file, or leave "
+            "out strict."
         )
 
 
@@ -289,7 +318,7 @@ def _keypoint_names(contents, source):
         if other["keypoints"] != first["keypoints"]:
             raise UserError(
                 f"{source}: categories {first['id']} and {other['id']} have different keypoints, but a model has one "
-                "set. Keep the keypoints of one of the two."
+                "set. Remove the keypoints of one of the two categories."
             )
     return tuple(first["keypoints"]), read_skeleton(first, contents.changes)
 
@@ -321,6 +350,9 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
         counts["difficult_boxes"] = int((keep & difficult).sum())
 
     kept = np.flatnonzero(keep)
+    places = np.column_stack([rows[kept], columns["class_ids"][kept], xywh[kept]])
+    if repeated := len(places) - len(np.unique(places, axis=0)):
+        counts["repeated_boxes"] = repeated
     objects = split_by_image({name: column[kept] for name, column in columns.items()}, rows[kept], len(sizes))
     if masks:
         runs = [runs[i] for i in kept]

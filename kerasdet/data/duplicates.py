@@ -16,12 +16,12 @@ _BITS = 2 * _SIDE * _SIDE
 _MAX_DISTANCE = 10  # bits, of 128
 _THUMBNAIL = 16
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-_MAX_DIFFERENCE = 6.0  # mean over a thumbnail, in 0..255; tells dark images with equal hashes apart
+_MAX_DIFFERENCE = 6.0  # mean difference of two thumbnails, in 0..255; separates dark images whose hashes are equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """Holds what is compared of N images.
+    """Holds the features by which N images are compared.
 
     Args:
         bits: Difference hashes along rows and columns, (N, 128) bool.
@@ -35,11 +35,14 @@ class Fingerprints:
 def fingerprints(records: Sequence[Record]) -> Fingerprints:
     """Computes the fingerprints of images.
 
-    The hash is the difference hash of imagehash along both axes: whether a cell of an 8x8 grid is brighter than its
-    neighbour.
+    The hash is the difference hash of the package imagehash, along both axes: it has one bit per cell of an 8x8 grid,
+    which says whether the cell is brighter than its neighbour.
 
     Args:
         records: Records of N images.
+
+    Returns:
+        Hashes and thumbnails of the N images.
     """
     with ThreadPoolExecutor() as pool:
         rows = list(progress(pool.map(_fingerprint, records), "Comparing images", len(records)))
@@ -66,13 +69,13 @@ def _gray(record):
 
 
 def near_duplicates(prints: Fingerprints) -> list[list[int]]:
-    """Groups images that are near duplicates, directly or through others.
+    """Groups images that are near duplicates of one another, directly or through other images of the group.
 
     Args:
         prints: Fingerprints of N images.
 
     Returns:
-        Groups of at least two indices in ascending order, by their first index.
+        Groups of at least two image indices, ascending. The groups are ordered by their first index.
     """
     count = len(prints.bits)
     parent = list(range(count))
@@ -94,7 +97,7 @@ def near_duplicates(prints: Fingerprints) -> list[list[int]]:
 
 
 def _buckets(bits):
-    """Yields groups of images, of which every two near duplicates share one.
+    """Yields groups of images such that every pair of near duplicates is together in at least one group.
 
     At most 10 different bits leave one of 11 bands equal.
     """
@@ -107,7 +110,7 @@ def _buckets(bits):
 
 
 def _links(prints, bucket):
-    """Yields pairs that join all near duplicates of a bucket.
+    """Yields pairs of images that connect all near duplicates of a bucket.
 
     An image that is joined is not compared again with those that are, so thousands of equal images take one pass.
     """

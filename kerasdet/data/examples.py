@@ -1,4 +1,4 @@
-"""Turns Python objects, such as the examples of a `tf.data.Dataset`, into the contents of a COCO file."""
+"""Turns Python objects, such as the examples of a `tf.data.Dataset`, into a dict in the form of a COCO file."""
 
 import functools
 import io
@@ -19,7 +19,7 @@ _KEYS = ("image", "boxes", "class_ids", "is_crowd", "masks", "keypoints", "image
 def read_examples(
     examples: Iterable[Mapping[str, Any]], class_names: Sequence[str], keypoint_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Reads examples, each a dict of an image and its objects.
+    """Reads examples, each a dict with an image and its objects, into the form of a COCO file.
 
     Args:
         examples: An iterable of dicts, or a `tf.data.Dataset` of them that is not batched. Keys: `image`, a path or an
@@ -30,10 +30,10 @@ def read_examples(
         keypoint_names: The J names of the keypoints.
 
     Returns:
-        Contents of a COCO file; category ids are 1..K.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
 
     Raises:
-        UserError: If an example is not of this form, naming its number from 0.
+        UserError: If an example has another form. The message has the number of the example, from 0.
     """
     if hasattr(examples, "as_numpy_iterator"):
         examples = examples.as_numpy_iterator()
@@ -103,7 +103,9 @@ def _objects(example, entry, num_classes, num_keypoints, where):
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise UserError(f"{where} has {listed}; expected one of each for every object. Correct the example.")
+        raise UserError(
+            f"{where} has {listed}; expected arrays of the same length, one row per object. Correct the example."
+        )
     for row, class_id in enumerate(arrays["class_ids"].tolist()):
         if class_id == -1:
             continue

@@ -12,13 +12,14 @@ from urllib.parse import unquote
 from PIL import Image
 
 from kerasdet.data.images import SUFFIXES
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-_UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of each uploaded file
-# What the log says of each kind of repair
+_UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # hash that Label Studio puts before the name of each uploaded file
+# Text in the log for each kind of repair
 REPAIRS = {
     "image_paths_repaired": "paths of images repaired",
     "split_paths_repaired": "paths of splits repaired",
@@ -26,6 +27,15 @@ REPAIRS = {
     "scores_ignored": "scores in label files ignored",
     "shapes_without_area": "shapes without area ignored",
     "unnamed_shapes": "shapes without a class called object",
+    "images_without_file": "images without a file of annotations left out",
+    "joined_shapes": "objects of several shapes with one group_id",
+    "default_groups": "files in which all shapes have group_id 0, read as no group",
+    "mapped_options": "numbers of options replaced by their names",
+    "contradicting_names": "files that name another image than the one of their own name, which was taken",
+    "swapped_corners": "boxes with swapped corners turned",
+    "shared_labels": "label files that several images share",
+    "no_labels": "splits without a label file",
+    "other_class_lists": "lists of classes beside the one that was taken",
 }
 
 
@@ -48,12 +58,28 @@ def read_text(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Returns whether a file has an image suffix and is not hidden, like "._photo.jpg" in archives of macOS."""
+    """Tells by its suffix whether a file is an image.
+
+    Hidden files, such as "._photo.jpg" in archives of macOS, do not count.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Whether the file counts as an image.
+    """
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Lists the images in a folder and its subfolders, sorted by path."""
+    """Lists the images in a folder and its subfolders.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Paths of the images, sorted.
+    """
     return sorted(path for path in folder.rglob("*") if is_image(path) and "__MACOSX" not in path.parts)
 
 
@@ -75,7 +101,15 @@ def upright_size(path: str | Path) -> tuple[int, int] | None:
 
 
 def upright_sizes(paths: Iterable[str | Path]) -> list[tuple[int, int] | None]:
-    """Reads the sizes of many images, see `upright_size`."""
+    """Reads the sizes of many images from their headers, in parallel.
+
+    Args:
+        paths: Paths of the images.
+
+    Returns:
+        For each image its height and width after rotation by EXIF, in pixels; None if the file is missing or not an
+        image.
+    """
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(upright_size, paths))
 
@@ -83,16 +117,19 @@ def upright_sizes(paths: Iterable[str | Path]) -> list[tuple[int, int] | None]:
 class ImageFinder:
     """Finds image files by the names that annotations give them.
 
-    A name may have Windows separators, a prefix of another machine, the escapes of a URL, another suffix or the upload
-    hash of Label Studio. The finder counts each name that it repaired. It never gives one file to two names.
+    A name may have Windows separators, folders of another machine, URL escapes, another suffix or the upload hash of
+    Label Studio. The finder repairs such names and counts them. It never returns one file for two names.
 
     Args:
-        folders: Folders that names are relative to, the most likely first.
-        changes: Counts the repairs.
+        folders: Folders that names are relative to, the most likely one first.
+        changes: Counts the values that had to be converted or repaired.
+        split: Split of the images. Files in the folder of another split are not considered, unless the name contains
+            that folder.
     """
 
-    def __init__(self, folders: Sequence[Path], changes: Changes) -> None:
+    def __init__(self, folders: Sequence[Path], changes: Changes, split: str = WHOLE) -> None:
         self.folders = list(dict.fromkeys(folders))
+        self.split = split
         self._changes = changes
         self._index = None
         self._name_of = {}
@@ -102,17 +139,19 @@ class ImageFinder:
 
         Args:
             name: Name or path in the annotations.
-            where: File and item that give the name, for messages.
+            where: Annotation file and item that contain the name, for error messages.
 
         Returns:
-            Path of the file, or of the place where it is missing.
+            Path of the image file. If there is none, the path at which it was expected.
 
         Raises:
-            UserError: If several files have the name, two names lead to one file, the name is none, or a repair is made
-                in strict mode.
+            UserError: If several files match the name, two names lead to one file, the name is not a valid file name,
+                or it needs a repair in strict mode.
         """
         if "\0" in name:
-            raise UserError(f"{where} names the image {name!r}; expected a name without a null byte. Correct the name.")
+            raise UserError(
+                f"{where} names the image {name!r}; expected a file name without a null byte. Correct the name."
+            )
         direct = next((path for folder in self.folders if (path := folder / name).is_file()), None)
         path = direct or self._repair(name, where)
         if path is None:
@@ -120,8 +159,8 @@ class ImageFinder:
         other = self._name_of.setdefault(path, name)
         if other != name:
             raise UserError(
-                f"{where} names the image {name!r} and another item {other!r}, but both lead to the file {path}. Add "
-                "the missing image, or correct the name."
+                f"{where} names the image {name!r}, and {other!r} is another name in the annotations, but both lead to "
+                f"the file {path}. Add the missing image, or correct the name."
             )
         if direct is None:
             fact = f"names the image {name!r}, which is not in {self.folders[0]}; {path} was taken"
@@ -140,15 +179,26 @@ class ImageFinder:
             if found:
                 return found[0]
         for key in (_key(parts[-1]), _key(_UPLOAD_HASH.sub("", parts[-1])), f"{_key(Path(parts[-1]).stem)}.*"):
-            found = self._files_by_key().get(key, [])
+            known = self._files_by_key().get(key, [])
+            found = [path for path in known if not self._is_of_another_split(path, parts)]
+            if known and not found:
+                raise UserError(
+                    f"{where} of the split {self.split} names the image {name!r}, and only the folder of another split "
+                    f"has it: {known[0]}. Add the missing image, or write its folder into the name."
+                )
             if len(found) > 1:
                 raise UserError(
-                    f"{where} names the image {name!r}, and {len(found)} files could be meant: {found[0]}, {found[1]}. "
+                    f"{where} names the image {name!r}, which matches {len(found)} files: {found[0]}, {found[1]}. "
                     "Correct the path in the annotations, or give the files different names."
                 )
             if found:
                 return found[0]
         return None
+
+    def _is_of_another_split(self, path, parts):
+        root = next((folder for folder in self.folders if folder in path.parents), path.parent)
+        folders = [folder for folder in path.relative_to(root).parts[:-1] if folder not in parts]
+        return WHOLE not in (self.split, other := split_of("", *reversed(folders))) and other != self.split
 
     def _files_by_key(self):
         if self._index is None:
@@ -167,6 +217,15 @@ def _key(name):
 
 
 def image_entry(image_id: int, path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Makes an entry of a COCO file's `images`; without a size, `Dataset` finds out what is wrong with the file."""
+    """Makes an entry of `images` in the form of a COCO file.
+
+    Args:
+        image_id: Id of the image.
+        path: Path of the image file.
+        size: Height and width in pixels, or None if they cannot be read; `Dataset` then reports the fault of the file.
+
+    Returns:
+        Dict with `id`, `file_name`, and if known `height` and `width`.
+    """
     size = {} if size is None else {"height": size[0], "width": size[1]}
     return {"id": image_id, "file_name": str(path), **size}

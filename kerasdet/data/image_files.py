@@ -32,10 +32,13 @@ class CheckedFile(NamedTuple):
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Lists the images in a folder, sorted by name: not its subfolders, hidden files and files of other kinds.
+    """Lists the images in a folder, without those in subfolders and hidden files.
 
     Args:
-        folder: Folder.
+        folder: Path of the folder.
+
+    Returns:
+        Paths of the images, sorted by name.
 
     Raises:
         UserError: If there is no image.
@@ -51,18 +54,18 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str]:
-    """Finds the files of the images of a dataset.
+    """Finds the image files of a dataset.
 
-    A name that does not exist in the folder may be a path of the machine that wrote it: one of Windows, or one whose
-    last part is in the folder.
+    A name that does not exist in the folder may be a path on the machine that wrote the annotations: with Windows
+    separators, or with other folders. Then the file is found by the last part of the path.
 
     Args:
         folder: Folder of the images.
         names: File name of each image.
-        changes: Counter of the names that had another form.
+        changes: Counts the names that had to be repaired.
 
     Returns:
-        Path of each image. If no file is found, it is the name in the folder.
+        Path of each image. If no file is found, the path at which it was expected.
     """
     last_parts = Counter(_last_part(name) for name in names)
     paths = []
@@ -97,16 +100,16 @@ def check_files(
     """Checks that image files exist, are whole and have the size that the annotations state.
 
     Args:
-        paths: Paths of N files.
-        contents: Functions that read the bytes of those that are no files of their own, None for others.
-        sizes: Height and width that the annotations state, in pixels; None if they state none.
-        source: Path or name of the dataset in messages.
-        on_bad_image: "error" raises an error that names the files that cannot be used, "skip" returns their problems.
-        max_pixels: Limit of height times width.
-        changes: Counter of the sizes that the annotations do not state.
+        paths: Paths of N image files.
+        contents: For each image a function that returns its bytes, if it is not a file of its own; None otherwise.
+        sizes: Height and width of each image according to the annotations, in pixels; None if unknown.
+        source: Path or name of the dataset for error messages.
+        on_bad_image: "error" raises an error that names the unusable files, "skip" returns their problems.
+        max_pixels: Images with more pixels than this are unusable.
+        changes: Counts the images whose size is not in the annotations.
 
     Returns:
-        N descriptions.
+        One `CheckedFile` per image.
 
     Raises:
         UserError: If `on_bad_image` is unknown, or is "error" and files cannot be used.
@@ -118,7 +121,7 @@ def check_files(
     bad = [f"{path}: {file.problem}" for path, file in zip(paths, files, strict=True) if file.problem]
     if bad and on_bad_image == "error":
         raise UserError(
-            f"{len(bad)} of {len(paths)} images of {source} cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
+            f"{source}: {len(bad)} of {len(paths)} images cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
             f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" (ON_BAD_IMAGE) to '
             "leave them out."
         )
@@ -134,7 +137,17 @@ def check_file(
     size: tuple[int | None, int | None],
     max_pixels: int = images.MAX_PIXELS,
 ) -> CheckedFile:
-    """Checks one image; see `check_files` for the arguments."""
+    """Checks that an image file exists, is whole and has the size that the annotations state.
+
+    Args:
+        path: Path of the file.
+        content: Function that returns the bytes of the image, if it is not a file of its own; None otherwise.
+        size: Height and width according to the annotations, in pixels; None if unknown.
+        max_pixels: An image with more pixels than this is unusable.
+
+    Returns:
+        How to decode the image, or the problem that makes it unusable.
+    """
     try:
         info = images.inspect(Path(path).read_bytes() if content is None else content(), max_pixels)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """Opens image files: checks them, decodes them to RGB and turns them upright by their EXIF orientation.
 
-Training, `detect` and exported SavedModels share these functions, so they see the same pixels. `decode` is a graph
-function of stock TensorFlow ops; every static shape may be unknown. Pillow decodes the files for which it gives no or
-other pixels.
+Training, `detect` and exported SavedModels share these functions, so they see the same pixels. `decode` uses only stock
+TensorFlow ops and runs in graphs; every static shape may be unknown. Pillow decodes the files that TensorFlow cannot
+decode, or decodes to other pixels.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from kerasdet.paths import expand
 
 FORMATS = "JPEG, PNG, BMP, GIF, WebP or TIFF"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for files that may come from anywhere
+MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for untrusted files
 
 # `Image.open` refuses large images; the classes of the formats do not.
 _OPENERS = (
@@ -52,7 +52,7 @@ class ImageInfo:
         stored: Height and width as stored, in pixels.
         upright: Height and width after rotation by EXIF, in pixels.
         is_turned: Whether EXIF states another orientation than upright.
-        by_pil: Whether Pillow decodes the file, because TensorFlow cannot or gives other pixels.
+        by_pil: Whether Pillow must decode the file, because TensorFlow cannot, or decodes it to other pixels.
     """
 
     stored: tuple[int, int]
@@ -68,8 +68,8 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
 
     Args:
         encoded: Bytes of the image file, () string.
-        exif: Whether to apply the EXIF orientation of a JPEG, a bool or () bool.
-        refuse_damaged: Whether to fail on a JPEG that is damaged in the middle, as far as `jpeg.is_damaged` finds it.
+        exif: Whether to apply the EXIF orientation of a JPEG or PNG, a bool or () bool.
+        refuse_damaged: Whether to raise an error for a JPEG whose pixels `jpeg.is_damaged` finds damaged.
 
     Returns:
         RGB image, (H, W, 3) uint8.
@@ -118,8 +118,8 @@ def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -
 
     Args:
         encoded: Bytes of the file, () string.
-        exif: Whether to apply the EXIF orientation, a bool or () bool. A Python False saves the time to look for it.
-        by_pil: Whether Pillow decodes the file, () bool. None leaves Python out of the graph.
+        exif: Whether to apply the EXIF orientation, a bool or () bool. A Python False saves time: EXIF is not read.
+        by_pil: Whether Pillow decodes the file, () bool. None never uses Pillow, so the graph does not call Python.
 
     Returns:
         RGB image, (H, W, 3) uint8.
@@ -164,14 +164,14 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
 
     Args:
         encoded: Bytes of the file.
-        max_pixels: Limit of height times width. None sets none.
+        max_pixels: Largest number of pixels allowed. None allows any number.
 
     Returns:
-        Sizes, and how the file is to be decoded.
+        The sizes of the image, and how to decode it.
 
     Raises:
-        UserError: If the file cannot be used. The message is a predicate ("is ..."), which callers complete with the
-            file.
+        UserError: If the file cannot be used. The message begins with a verb ("is", "has"); callers put the name of the
+            file in front of it.
     """
     try:
         with _open(encoded) as image:
@@ -179,10 +179,11 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
             pixels = image.height * image.width
             if max_pixels is not None and pixels > max_pixels:
                 raise UserError(
-                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} if you trust it"
+                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} if you trust "
+                    "the file"
                 )
             if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
-                raise UserError("is a TIFF with 32 bits a sample; convert it to 8 or 16 bits")
+                raise UserError("is a TIFF with 32 bits per channel; convert it to 8 or 16 bits")
             orientation = _orientation(encoded, image)
             if kind is PngImagePlugin.PngImageFile:
                 image.verify()
@@ -222,7 +223,7 @@ def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tens
 
 
 def _decode_other(encoded):
-    """Decodes any file but a JPEG, and looks up the colours of a BMP, of which TensorFlow gives the indices."""
+    """Decodes any file but a JPEG. For a BMP with a palette TensorFlow returns indices; their colours are looked up."""
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 1 << 11), tf.uint8), tf.int32)
     head = tf.concat([head, tf.zeros([1 << 11], tf.int32)], 0)
@@ -250,17 +251,17 @@ def _open(encoded):
 
 
 def _orientation(encoded, image):
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        return int(_jpeg_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
+    if isinstance(image, JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile):
+        return int(_graph_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
     # Pillow turns a TIFF while it decodes, and swaps its sides before
     return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
 
 
-_jpeg_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+_graph_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
 
 
 def _check_jpeg(encoded):
-    """Decodes a JPEG at an eighth of its size with libjpeg-turbo, whose warnings TensorFlow and Pillow do not show."""
+    """Decodes a JPEG at 1/8 of its size with libjpeg-turbo, to see warnings that TensorFlow and Pillow hide."""
     import simplejpeg
 
     try:

@@ -1,11 +1,11 @@
-"""Reads the structure of JPEG files as TensorFlow graph functions: the EXIF orientation, and damage to the pixels.
+"""Reads the structure of image files as TensorFlow graph functions: the EXIF orientation, and damage to JPEGs.
 
 They use only stock TensorFlow ops, so that an exported graph contains them.
 """
 
 import tensorflow as tf
 
-# EXIF stands in the first segment, which JPEG limits to 64 KiB.
+# EXIF stands in the first segment of a JPEG, which has at most 64 KiB, and usually before the pixels of a PNG.
 EXIF_SEARCH = 1 << 16
 _EXIF_ORIENTATION = 0x0112
 _FILLER = 4096
@@ -14,13 +14,14 @@ _USUAL_TABLE = bytes.fromhex("0102030004110512213141061351610722711432")
 
 
 def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
-    """Reads the EXIF orientation of a JPEG.
+    """Reads the EXIF orientation of a JPEG or PNG.
 
     Args:
         encoded: Bytes of the image file, () string.
 
     Returns:
-        The orientation, () int32 in 1..8. It is 1 (upright) if the file is not a JPEG, has no EXIF or is malformed.
+        The orientation, () int32 in 1..8. It is 1 (upright) if the file is of another format, has no EXIF (in a PNG,
+        none before the pixels) or is malformed.
     """
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
@@ -46,16 +47,27 @@ def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
         segment = (byte(position) == 0xFF) & (marker != 0xDA) & (length >= 2) & ~is_exif(position)
         return segment & (position < size)
 
-    is_jpeg = starts_with(0, b"\xff\xd8")
-    start = tf.where(is_jpeg, 2, size)
+    def is_other_chunk(position):
+        length = number(position, 4, False)
+        ends = starts_with(position + 4, b"eXIf") | starts_with(position + 4, b"IDAT")
+        return (length >= 0) & (position >= 0) & (position < size) & ~ends
+
+    def next_position(position):
+        chunk, segment = position + 12 + number(position, 4, False), position + 2 + number(position + 2, 2, False)
+        return [tf.where(is_png, chunk, segment)]
+
+    is_jpeg, is_png = starts_with(0, b"\xff\xd8"), starts_with(0, b"\x89PNG")
     [segment] = tf.while_loop(
-        is_other_segment, lambda position: [position + 2 + number(position + 2, 2, False)], [start]
+        lambda position: tf.where(is_png, is_other_chunk(position), is_other_segment(position)),
+        next_position,
+        [tf.where(is_jpeg, 2, tf.where(is_png, 8, size))],
     )
 
-    tiff = segment + 10
+    tiff = tf.where(is_png, segment + 8, segment + 10)
+    is_found = tf.where(is_png, starts_with(segment + 4, b"eXIf"), is_exif(segment))
     little = starts_with(tiff, b"II*\0")
     offset = number(tiff + 4, 4, little)
-    valid = is_exif(segment) & (little | starts_with(tiff, b"MM\0*")) & (offset >= 8) & (offset < size)
+    valid = is_found & (little | starts_with(tiff, b"MM\0*")) & (offset >= 8) & (offset < size)
     directory = tiff + tf.where(valid, offset, 0)
     entries = directory + 2 + 12 * tf.range(tf.where(valid, number(directory, 2, little), 0))
     short = number(entries + 2, 2, little) == 3
@@ -80,21 +92,22 @@ def decode(encoded: tf.Tensor | bytes) -> tf.Tensor:
 def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     """Finds damage that TensorFlow's decoder does not report.
 
-    libjpeg fills what it cannot decode and only prints a warning, so `decode` succeeds. Sequential files keep traces:
+    libjpeg fills areas that it cannot decode and only prints a warning, so `decode` succeeds. The function looks for
+    three signs of damage in sequential (not progressive) files:
 
-    - a marker inside the data of the pixels that does not belong there;
-    - a stretch of zeros, which JPEG's usual code tables give only to noise that no picture has;
-    - data that ends too soon, which leaves the bottom right corner gray. This trace costs another decoding, but only of
-      images that end in that gray.
+    - a marker inside the pixel data that does not belong there;
+    - a long run of zero bytes, which JPEG's usual code tables never produce for pictures;
+    - pixel data that end too soon, so that the bottom right corner is gray. Only for images that end in this gray, the
+      function decodes a second time to be sure.
 
-    It does not find damage to progressive files, or damage of other bytes that leaves as many blocks of pixels.
+    It does not find damage in progressive files, or changed bytes that keep the number of pixel blocks.
 
     Args:
         encoded: Bytes of the file, () string.
         image: Result of `decode`.
 
     Returns:
-        () bool.
+        () bool, true if the file is damaged.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     start, is_sequential = _scan(data)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from kerasdet.data.annotations import read_json
-from kerasdet.data.files import ImageFinder, image_entry, read_text, upright_size
+from kerasdet.data.classes import check_class_list
+from kerasdet.data.files import ImageFinder, image_entry, is_image, read_text, upright_size
+from kerasdet.data.images import SUFFIXES
 from kerasdet.data.regions import box_of_mask, box_of_polygons, mask_of
-from kerasdet.data.values import Changes
+from kerasdet.data.values import Changes, as_int
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
@@ -25,79 +27,112 @@ _SHAPES = ("polygon", "rectangle", "circle", "mask")
 
 
 def is_labelme(data: Any) -> bool:
-    """Returns whether the contents of a JSON file are LabelMe's."""
+    """Tells whether a JSON file is in LabelMe's format.
+
+    Args:
+        data: Parsed JSON.
+
+    Returns:
+        True for LabelMe's format.
+    """
     return isinstance(data, dict) and isinstance(data.get("shapes"), list) and "imagePath" in data
 
 
 def labels_of(data: Mapping[str, Any]) -> set[str]:
-    """Returns the labels of the shapes in a file."""
-    return {str(shape.get("label")) for shape in data["shapes"] if isinstance(shape, dict)}
+    """Collects the labels of the shapes in a file.
+
+    Args:
+        data: Parsed JSON of a LabelMe file.
+
+    Returns:
+        The labels, without duplicates.
+    """
+    return {str(shape.get("label")).strip() for shape in data["shapes"] if isinstance(shape, dict)}
 
 
 def listed_labels(folder: Path) -> list[str]:
-    """Reads LabelMe's `labels.txt`; returns [] if the folder has none."""
+    """Reads LabelMe's list of classes, `labels.txt`.
+
+    Args:
+        folder: Folder that may contain the file.
+
+    Returns:
+        Class names in their order; [] if the folder has no such file.
+    """
     path = folder / "labels.txt"
     lines = [line.strip() for line in read_text(path).splitlines()] if path.is_file() else []
-    return [line for line in lines if line and line not in _NOT_CLASSES]
+    names = [line for line in lines if line and line not in _NOT_CLASSES]
+    check_class_list(names, path)
+    return names
 
 
 def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) -> dict:
     """Reads LabelMe files.
 
-    Shapes with the same label and `group_id` are parts of one object. Points and lines have no area: they are counted
-    and left out. An image that is missing on disk is read from the file's `imageData`.
+    Shapes with the same label and `group_id` are parts of one object, unless all shapes of a file have the id 0, which
+    other tools write for "no group". Points and lines have no area: they are counted and left out. An image that is
+    missing on disk is read from the file's `imageData`.
 
     Args:
         files: Paths of the JSON files.
         names: The K names of the classes.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of a COCO file; category ids are 1..K.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
 
     Raises:
-        UserError: If a file or a shape is invalid, naming it.
+        UserError: If a file or a shape is invalid. The message names it.
     """
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     category_of = {name: number for number, name in enumerate(names, 1)}
     entries, annotations = [], []
-    finders = {}
+    finders: dict[Path, ImageFinder] = {}
     for image_id, path in enumerate(files, 1):
         data = read_json(path)
         if not is_labelme(data):
-            raise UserError(f'{path} has no list "shapes" or no "imagePath"; expected a LabelMe file. Remove the file.')
+            raise UserError(
+                f'{path} has no list "shapes" or no "imagePath"; expected a LabelMe file. Remove the file from the '
+                "folder."
+            )
         if path.parent not in finders:
             finders[path.parent] = ImageFinder([path.parent, path.parent.parent / "images"], changes)
         entry = _image(image_id, path, data, finders[path.parent])
         entries.append(entry)
-        for parts in _objects(data, path, changes):
-            label, polygons, masks = parts
-            if label not in category_of:
-                raise UserError(
-                    f"{path} has a shape {label!r}; expected one of {', '.join(names)}. Correct the label, or the list "
-                    "of classes."
-                )
-            size = entry.get("height", data.get("imageHeight")), entry.get("width", data.get("imageWidth"))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_of[label],
-                    "iscrowd": 0,
-                    **_region(polygons, masks, size, path),
-                }
-            )
+        for label, polygons, masks in _objects(data, path, category_of, changes):
+            region = _region(polygons, masks, (entry.get("height"), entry.get("width")), path)
+            own = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[label], "iscrowd": 0}
+            annotations.append({**own, **region})
+    _count_images_without_file(files, entries, changes)
     return {"images": entries, "annotations": annotations, "categories": categories}
 
 
 def _image(image_id, path, data, finder):
+    """Returns the entry of an image with the size that the file states, which `Dataset` compares with the image's."""
     found = finder.find(str(data["imagePath"]), str(path))
+    own = next((each for suffix in SUFFIXES if (each := path.with_suffix(suffix)).is_file()), found)
+    if own.stem != found.stem and found.is_file():
+        raise UserError(
+            f"{path} names the image {data['imagePath']!r}, but {own.name} beside it has its own name; expected one "
+            'image. Correct "imagePath", or rename one of the two.'
+        )
+    stated = as_int(data.get("imageHeight")), as_int(data.get("imageWidth"))
+    size = stated if all(length is not None and length > 0 for length in stated) else None
     if found.is_file() or not data.get("imageData"):
-        return image_entry(image_id, found, upright_size(found))
+        return image_entry(image_id, found, size or upright_size(found))
     content = functools.partial(image_data, path)
     with Image.open(io.BytesIO(content())) as image:
-        size = image.height, image.width
+        size = size or (image.height, image.width)
     return {**image_entry(image_id, path.with_suffix(found.suffix), size), "content": content}
+
+
+def _count_images_without_file(files, entries, changes):
+    """Counts the images beside LabelMe files that none of them names: LabelMe writes no file for an empty image."""
+    named = {entry["file_name"] for entry in entries}
+    for folder in sorted({path.parent for path in files}):
+        for path in sorted(folder.iterdir()):
+            if is_image(path) and str(path) not in named:
+                changes.add("images_without_file", str(path), "has no LabelMe file")
 
 
 def image_data(path: Path) -> bytes:
@@ -116,42 +151,62 @@ def image_data(path: Path) -> bytes:
         content = base64.b64decode(read_json(path)["imageData"], validate=False)
         Image.open(io.BytesIO(content)).close()
     except (binascii.Error, OSError, TypeError, ValueError, KeyError) as error:
+        reason = "its bytes are no image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f'{path}: "imageData" is not an image in base64 ({error}). Put the image file beside the JSON, or save it '
-            "again with LabelMe."
+            f'{path}: "imageData" is not an image in base64 ({reason}). Put the image beside the JSON, or save the '
+            "JSON again with LabelMe."
         ) from None
     return content
 
 
-def _objects(data, path, changes):
-    """Yields (label, polygons, masks) of each object: shapes of a group are joined."""
+def _objects(data, path, names, changes):
+    """Returns (label, polygons, masks) of each object: shapes of a group are joined."""
+    ids = [shape.get("group_id") for shape in data["shapes"] if isinstance(shape, dict)]
+    is_default = len(ids) > 1 and all(str(group) == "0" for group in ids)
+    if is_default:
+        changes.note("default_groups", str(path), f"has {len(ids)} shapes with group_id 0")
     groups = {}
     for number, shape in enumerate(data["shapes"], 1):
         where = f"{path}: shape {number}"
-        if not isinstance(shape, dict) or shape.get("label") in (None, "") or not isinstance(shape.get("points"), list):
-            raise UserError(f'{where} is {str(shape)[:80]}; expected a "label" and "points". Correct the file.')
-        kind = shape.get("shape_type") or "polygon"
-        if kind in _WITHOUT_AREA:
-            changes.add("shapes_without_area", where, f"is a {kind}")
+        part = changes.read_object(functools.partial(_part, shape, where, names, changes), where)
+        if part is None:
             continue
-        try:
-            points = np.array(shape["points"], np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
-            points = np.full((1, 2), np.nan)
-        least = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3)
-        if kind not in _SHAPES or len(points) < least or not np.isfinite(points).all():
-            raise UserError(
-                f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected one of "
-                f"{', '.join(_SHAPES)} with at least {least} points (x, y). Correct the shape."
-            )
-        group = shape.get("group_id")
-        key = number if group in (None, "") else (str(shape["label"]), str(group))
-        _, polygons, masks = groups.setdefault(key, (str(shape["label"]), [], []))
-        if kind == "mask":
-            masks.append(_mask(shape, points, where))
-        else:
-            polygons.append(_outline(kind, points))
-    yield from groups.values()
+        label, polygons, masks = part
+        group = None if is_default else shape.get("group_id")
+        key = number if group in (None, "") else (label, str(group))
+        if key in groups:
+            changes.note("joined_shapes", where, f"has the group_id {group} of another {label!r}")
+        _, *known = groups.setdefault(key, (label, [], []))
+        known[0].extend(polygons)
+        known[1].extend(masks)
+    return list(groups.values())
+
+
+def _part(shape, where, names, changes):
+    """Returns (label, polygons, masks) of a shape, one of which is empty; None if the shape has no area."""
+    label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
+    if not label or not isinstance(shape.get("points"), list):
+        raise UserError(f'{where} is {str(shape)[:80]}; expected a "label" and "points". Correct the file.')
+    kind = shape.get("shape_type") or "polygon"
+    if kind in _WITHOUT_AREA:
+        changes.add("shapes_without_area", where, f"is a {kind}")
+        return None
+    if label not in names:
+        raise UserError(
+            f"{where} has the label {label!r}; expected one of {', '.join(names)}. Correct the label, or the list of "
+            "classes."
+        )
+    try:
+        points = np.array(shape["points"], np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        points = np.full((1, 2), np.nan)
+    least = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3)
+    if kind not in _SHAPES or len(points) < least or not np.isfinite(points).all():
+        raise UserError(
+            f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected one of {', '.join(_SHAPES)}, "
+            f"and at least {least} points (x, y). Correct the shape."
+        )
+    return (label, [], [_mask(shape, points, where)]) if kind == "mask" else (label, [_outline(kind, points)], [])
 
 
 def _outline(kind, points):
@@ -161,7 +216,7 @@ def _outline(kind, points):
         return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     if kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
-        # As labelme2coco of LabelMe: an edge leaves the circle by at most a pixel
+        # Like LabelMe's labelme2coco: an edge of the polygon differs from the circle by at most a pixel
         count = max(int(math.pi / math.acos(1 - 1 / radius)), 12) if radius > 1 else 12
         angles = 2 * np.pi * np.arange(count) / count
         return points[0] + radius * np.stack([np.sin(angles), np.cos(angles)], 1)
@@ -183,8 +238,11 @@ def _region(polygons, masks, size, path):
     """Returns box and segmentation of an object."""
     if not masks:
         return {"bbox": box_of_polygons(polygons), "segmentation": [polygon.ravel().tolist() for polygon in polygons]}
-    if not all(isinstance(length, int) for length in size):
-        raise UserError(f"{path}: its image is missing, and a mask needs the size of the image. Add the image.")
+    if None in size:
+        raise UserError(
+            f"{path}: the image of this file is missing, but reading its masks needs the size of the image. Add the "
+            "image."
+        )
     whole = np.zeros(size, bool)
     if polygons:
         whole |= mask_of([polygon.ravel().tolist() for polygon in polygons], *size)

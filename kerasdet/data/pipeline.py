@@ -25,12 +25,12 @@ _PADDING = {"class_ids": -1}
 
 
 class Dataset(Protocol):
-    """Declares the dataset attributes that the pipeline reads; `CocoDataset` and `VocDataset` have them.
+    """Describes the attributes of a dataset that the pipeline reads. `CocoDataset` and `VocDataset` have them.
 
     Attributes:
         records: Records of the images, at least one.
-        keypoint_flip: Index of the keypoint that replaces each keypoint in a mirror image; read only if the records
-            have keypoints.
+        keypoint_flip: J indices: keypoint j of the mirrored image is keypoint ``keypoint_flip[j]`` of the image. Read
+            only if the records have keypoints.
     """
 
     records: Sequence[Record]
@@ -53,7 +53,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Makes endless shuffled batches for training.
 
-    Each epoch visits every image once, unless `sampler` repeats some, in a new order; a batch may span two epochs.
+    Each epoch visits every image once, in a new order, unless `sampler` repeats images. A batch may span two epochs.
 
     Example:
         >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=5)
@@ -64,10 +64,10 @@ def training_batches(
         >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
 
     Args:
-        dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.
-        batch_size: Number of images in a batch, summed over all replicas.
+        dataset: A `CocoDataset`, a `VocDataset` or another object with `records`.
+        batch_size: Number of images in a batch, over all replicas.
         transforms: Callables ``(example, seed) -> example``, applied in order; see `kerasdet.data.transforms`.
-        sampler: Repeats images with rare classes, or groups images by aspect ratio. None does neither.
+        sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None does neither.
         seed: Seed of the image order and of the transforms.
         start_step: Number of batches to skip. The batches that follow equal those of a run from step 0.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
@@ -78,8 +78,10 @@ def training_batches(
             replica by replica, and decodes no other images.
 
     Returns:
-        Batches as described in docs/design.md, "A batch", with `image_id` (B,) and `original_size` (B, 2); M is at
-        least 1. `masks` are uint8 coverage times 255, so an image costs M * S * S bytes at any image size.
+        Endless batches: dicts of `image` (B, H, W, 3), `image_size` (B, 2), `boxes` (B, M, 4) yxyx in pixels,
+        `class_ids` (B, M) with -1 for padding, `is_crowd` (B, M), `image_id` (B,), `original_size` (B, 2), and if the
+        dataset has them `masks` (B, M, S, S) uint8, the covered fraction of each cell times 255, and `keypoints`
+        (B, M, J, 3). M is at least 1.
 
     Raises:
         UserError: If the dataset has no images, or an image has more than `max_boxes` boxes.
@@ -88,8 +90,8 @@ def training_batches(
     most = max(len(record.boxes) for record in records)
     if max_boxes is not None and most > max_boxes:
         raise UserError(
-            f"max_boxes is {max_boxes}, but an image has {most} boxes; every object needs a row. Raise max_boxes to "
-            f"{most} or more."
+            f"max_boxes is {max_boxes}, but an image has {most} boxes; expected at least as many rows as boxes. Raise "
+            f"max_boxes to {most} or more."
         )
     read = _reader(dataset, mask_size)
 
@@ -130,18 +132,18 @@ def evaluation_batches(
     """Makes batches with every image once, in the order of the records; the last batch may be smaller.
 
     Args:
-        dataset: A `CocoDataset`, a `VocDataset` or another object with such `records`.
+        dataset: A `CocoDataset`, a `VocDataset` or another object with `records`.
         batch_size: Number of images in a batch.
-        resize: Callable ``example -> example``; `ResizeShortestEdge` uses its first length here. None keeps the size
-            of the images.
+        resize: Callable ``example -> example``, such as `ResizeShortestEdge`, which then uses its first length. None
+            keeps the size of the images.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
         pad_to: Fixed (height, width) in pixels to pad images to, instead of `size_divisor`.
         mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
         shard: (i, n) selects every n-th image, starting with image i.
 
     Returns:
-        Finite batches as described in docs/design.md, "A batch", with `image_id` (B,) int64 and `original_size`
-        (B, 2) int32. Boxes and keypoints are in pixels of the resized image.
+        Finite batches: dicts with the keys that `training_batches` describes. `image_id` (B,) is int64,
+        `original_size` (B, 2) int32. Boxes and keypoints are in pixels of the resized image.
 
     Raises:
         UserError: If the dataset has no images.
@@ -162,8 +164,8 @@ def evaluation_batches(
 def _records(dataset):
     if not dataset.records:
         raise UserError(
-            "The dataset has no images; batches need at least one. Its `counts` say how many images were dropped and "
-            "why: relax `on_bad_image` or `keep_images_without_objects`, or give other annotations."
+            "The dataset has no images; expected at least one. Its `counts` say how many images were dropped and why: "
+            "set on_bad_image or keep_images_without_objects to keep more, or give other annotations."
         )
     return dataset.records
 
@@ -193,7 +195,7 @@ def _lookup(dataset, mask_size):
         "image_id": tf.constant([record.image_id for record in records], tf.int64),
         "original_size": tf.constant([(record.height, record.width) for record in records], tf.int32),
     }
-    for name in ("exif", "by_pil"):  # they cost time, and most datasets need neither
+    for name in ("exif", "by_pil"):  # skipping them saves time, and most datasets need neither
         if any(getattr(record, name) for record in records):
             per_image[name] = tf.constant([getattr(record, name) for record in records])
     optional = [name for name in ("num_runs", "keypoints") if getattr(records[0], name) is not None]

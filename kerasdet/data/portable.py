@@ -1,4 +1,4 @@
-"""Holds a split of a dataset with clean values, which the writers of all formats take."""
+"""Holds a split of a dataset with checked values; the writers of all formats take this form."""
 
 import dataclasses
 from collections import Counter
@@ -29,7 +29,7 @@ class Item:
     Args:
         record: Record of the image: its size and how to read it.
         name: Name of the image file, unique in the dataset and without folders.
-        annotations: COCO annotations of the image with clean values. Boxes lie inside the image.
+        annotations: COCO annotations of the image with checked values. Boxes lie inside the image.
     """
 
     record: Record
@@ -37,7 +37,11 @@ class Item:
     annotations: list[dict[str, Any]]
 
     def save(self, path: Path) -> None:
-        """Writes the image file, byte for byte as it is."""
+        """Writes the image file without changing its bytes.
+
+        Args:
+            path: Path of the new file.
+        """
         path.write_bytes(self.record.encoded())
 
 
@@ -48,8 +52,8 @@ class Part:
     Args:
         name: Name of the split.
         items: Images with their objects.
-        categories: COCO categories with an int `id`, a str `name`, by ascending id.
-        counts: Counts of what was repaired and dropped.
+        categories: COCO categories with an int `id` and a str `name`, by ascending id.
+        counts: Numbers of repaired and dropped values by name.
     """
 
     name: str
@@ -67,15 +71,18 @@ def make_part(
     on_bad_image: str = "error",
     strict: bool = False,
 ) -> Part:
-    """Checks a split of a dataset and gives its images names.
+    """Checks a split of a dataset and chooses unique names for its images.
 
     Args:
         name: Name of the split.
-        data: Contents of a COCO file with whole paths of images.
-        source: Path of the dataset in messages.
-        taken: Names of images of other splits; the names of this one are added.
-        on_bad_image: As for `Dataset`.
-        strict: As for `Dataset`.
+        data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file with whole paths of
+            images.
+        source: Path of the dataset for error messages.
+        taken: Names of the images of other splits. The names of this split are added to the set.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
 
     Returns:
         The split.
@@ -97,7 +104,16 @@ def make_part(
 
 
 def clip(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any] | None:
-    """Clips the box of an annotation to its image; returns None if the box has no area."""
+    """Clips the box of an annotation to its image.
+
+    Args:
+        annotation: COCO annotation with `bbox` as [x, y, width, height] in pixels. It is not changed.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        The annotation with a clipped box, or None if the box has no area left.
+    """
     x, y, w, h = annotation["bbox"]
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if not (w > 0 and h > 0 and x1 < x2 and y1 < y2):

@@ -1,4 +1,4 @@
-"""Shows how far a long loop is."""
+"""Shows the progress of a long loop."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -9,11 +9,16 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """Shows a progress bar on standard error while items are taken, if that is a terminal and it takes a second.
+    """Shows a progress bar on standard error while a loop runs over items.
+
+    The bar appears only if standard error is a terminal and the loop takes longer than a second.
 
     Args:
-        items: Iterable.
+        items: Items to loop over.
         label: Text before the bar.
-        total: Number of items; None for `len(items)`, or unknown.
+        total: Number of items. None takes `len(items)` if there is one.
+
+    Returns:
+        The same items.
     """
     return tqdm(items, label, total, leave=False, disable=None, delay=1)

@@ -1,7 +1,9 @@
 """Recognises the format of a dataset by its files, and opens it as a `Dataset`."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections import Counter
@@ -10,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kerasdet.data import labelme, remote, tfrecord, via, yolo
-from kerasdet.data.annotations import CHANGES, read_contents, read_json
+from kerasdet.data.annotations import read_contents, read_json
 from kerasdet.data.classes import Classes, select_classes
 from kerasdet.data.coco_exports import find_coco, json_kind
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.examples import read_examples
-from kerasdet.data.files import REPAIRS, images_in, is_image, read_text
+from kerasdet.data.files import images_in, is_image, read_text
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.values import Changes
 from kerasdet.data.voc_folders import find_voc
@@ -24,18 +26,19 @@ from kerasdet.paths import expand
 
 _logger = logging.getLogger("kerasdet.data")
 
-_SAMPLE = 20  # JSON files of a folder that are tried before it is said to be no LabelMe folder
+_SAMPLE = 20  # number of JSON files that are tried before a folder counts as not LabelMe's
 _FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Says what a path holds.
+    """Holds the format and the splits of a dataset.
 
     Args:
-        path: The path, or the folder inside it that holds the data.
+        path: Path of the dataset, or the folder inside it that contains the data.
         format: Name of the format.
-        splits: Reader of each split, by "train", "val", "test" or another name; "all" if the data are not split.
+        splits: Split name -> function that reads the split into a dict in the form of a COCO file. Names are "train",
+            "val", "test" or others; "all" if the data are not split.
     """
 
     path: Path
@@ -48,24 +51,28 @@ class Source:
 
 
 def recognise(path: str | os.PathLike) -> Source:
-    """Finds out in which format a dataset is.
+    """Recognises the format of a dataset.
 
     Args:
-        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several. One
-            on S3, HTTP or another remote file system is copied into the cache.
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, or one of several TFRecords. A
+            path on S3, HTTP or another remote file system is first copied into the cache.
 
     Returns:
-        The format and the splits. Nothing but names and class lists has been read.
+        The format and the splits. The annotations have not been read yet, only file names and class lists.
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        UserError: If the format is not known. The message says what the folder holds and what to do.
+        UserError: If the format is unknown. The message lists the contents of the folder and says what to do.
     """
     path = remote.local_copy(os.fspath(path)) if remote.is_remote(os.fspath(path)) else expand(path)
     if not path.exists() and not list(path.parent.glob(path.name) if path.parent.is_dir() else []):
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
     for name, find in _FINDERS.items():
         if splits := find(path):
+            if path.is_dir() and (other := _other_annotations(path, name)):
+                _logger.warning(
+                    "%s holds %s and also %s, which is not read. To read it, give its path.", path, name, other
+                )
             return Source(path, name, splits)
     if path.is_dir():
         inside = [each for each in path.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
@@ -81,6 +88,7 @@ def _find_yolo(path):
         files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
     else:
         files = [path] if path.suffix.lower() in (".yaml", ".yml") else []
+    found: dict[Path, dict[str, Reader]] = {}
     for file in files:
         try:
             data = yolo.read_yaml(file)
@@ -92,11 +100,17 @@ def _find_yolo(path):
         if "names" in data and keys:
             names = yolo.class_names(data, file)
             splits = {key: split_of(key) for key in keys}
-            return {
+            found[file] = {
                 key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
                 for key, split in splits.items()
             }
-    return {}
+    first, *others = found or [None]
+    if others and (first.stem != "data" or others[0].stem == "data"):
+        raise UserError(
+            f"{path} has several files of a YOLO dataset, {', '.join(file.name for file in found)}; expected "
+            f"one, or one named data.yaml. Give the file: {first}."
+        )
+    return found.get(first, {})
 
 
 def _is_split(key, value, folder):
@@ -107,6 +121,10 @@ def _is_split(key, value, folder):
 
 
 def _read_yolo(data, file, key, names, changes):
+    with contextlib.suppress(UserError):  # the list is not used, so it need not be readable
+        other, path = yolo.names_beside(file.parent) or (names, None)
+        if other != names:
+            changes.note("other_class_lists", str(path), f"has other classes, or another order, than {file.name}")
     images = yolo.split_images(data, file, key, changes)
     return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file))
 
@@ -149,8 +167,12 @@ def _find_labelme(path):
 
     @functools.cache
     def names():
-        listed = labelme.listed_labels(folder)
-        return listed or sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+        if listed := labelme.listed_labels(folder):
+            return listed
+        found = sorted({label for file in files for label in labelme.labels_of(read_json(file))})
+        if not found:
+            raise UserError(f"No LabelMe file of {folder} has a shape; expected at least one. Annotate images.")
+        return found
 
     def read(files, changes):
         return labelme.read_labelme(files, names(), changes)
@@ -207,6 +229,16 @@ _FINDERS = {
 }
 
 
+def _other_annotations(path, name):
+    """Returns a file at the top of a folder in another format than the one that was recognised, or None."""
+    files = [] if name == "COCO" else [*path.glob("*.json"), *path.glob("[Aa]nnotations/*.json")]
+    coco = (file for file in sorted(files)[:_SAMPLE] if _is_kind(file, "coco"))
+    xml = (
+        () if name == "Pascal VOC" else (f for f in sorted(path.glob("*.xml")) if "<annotation>" in read_text(f)[:2000])
+    )
+    return next(itertools.chain(coco, xml), None)
+
+
 def _unknown(path):
     """Returns the message about data of no known format."""
     expected = f"expected a dataset in the format {_FORMATS}"
@@ -247,14 +279,14 @@ def choose_split(source: Source, split: str | None) -> str:
     """Chooses a split of a dataset by any of its names.
 
     Args:
-        source: What `recognise` found.
-        split: Name such as "val" or "validation"; None for the only one.
+        source: Result of `recognise`.
+        split: Name such as "val" or "validation"; None if the dataset has only one split.
 
     Returns:
         A key of `source.splits`.
 
     Raises:
-        UserError: If there is no such split, or several and none is named.
+        UserError: If there is no such split, or `split` is None and there are several.
     """
     known = ", ".join(source.splits)
     if split is None:
@@ -270,28 +302,27 @@ def choose_split(source: Source, split: str | None) -> str:
     )
 
 
-def read_source(
-    source: Source, split: str, changes: Changes, classes: Classes | None = None, on_bad_object: str = "error"
-) -> dict[str, Any]:
-    """Reads a split into the contents of a COCO file.
+def read_source(source: Source, split: str, changes: Changes, classes: Classes | None = None) -> dict[str, Any]:
+    """Reads a split into a dict in the form of a COCO file.
 
     Args:
-        source: What `recognise` found.
+        source: Result of `recognise`.
         split: A key of `source.splits`.
-        changes: Counts the repairs.
-        classes: As for `open_dataset`.
-        on_bad_object: As for `Dataset`.
+        changes: Counts the values that had to be converted or repaired.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
 
     Returns:
-        Contents of a COCO file, with the whole path of each image.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file, with the whole path of
+        each image.
     """
     data = source.splits[split](changes)
-    return data if classes is None else _select(data, classes, changes, on_bad_object)
+    return data if classes is None else _select(data, classes, changes)
 
 
-def _select(data, classes, changes, on_bad_object="error"):
+def _select(data, classes, changes):
     """Selects classes after their ids and names have become integers and texts."""
-    contents = read_contents(data, changes.source, strict=changes.strict, on_bad_object=on_bad_object)
+    contents = read_contents(data, changes.source, strict=changes.strict, on_bad_object=changes.on_bad_object)
     changes.merge(contents.changes)
     clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
     return select_classes({**data, **clean}, classes, changes.source)
@@ -301,15 +332,16 @@ def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None)
     """Reads the names of the classes of a dataset, without opening its images.
 
     Args:
-        path: Path of the dataset, see `open_dataset`.
-        classes: As for `open_dataset`.
+        path: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
 
     Returns:
-        K names in the order of the class ids; those of the training data if there are several splits.
+        K names in the order of the class ids. If there are several splits, the names of the training data.
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        UserError: If the format is not known, or an annotation is invalid, naming it.
+        UserError: If the format is unknown, or an annotation is invalid.
     """
     source = recognise(path)
     split = "train" if "train" in source.splits else next(iter(source.splits))
@@ -330,7 +362,7 @@ def open_dataset(
     keypoints: bool | None = False,
     strict: bool = False,
 ) -> Dataset:
-    """Opens a dataset of any format that kerasdet knows, and logs what it found.
+    """Opens a dataset of any format that kerasdet knows, and logs its format, its numbers and any repairs.
 
     The formats are COCO and the exports of Roboflow, CVAT, Label Studio, FiftyOne and LabelMe2COCO; Pascal VOC and
     loose files of LabelImg; YOLO; LabelMe; VIA; TFRecords of the TensorFlow Object Detection API. docs/data.md
@@ -342,28 +374,31 @@ def open_dataset(
         (4, ('disk', 'square'))
 
     Args:
-        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one TFRecord of several.
-        split: Name of a split: "train", "val" (or valid, validation), "test". None for the only one.
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, or one of several TFRecords.
+        split: Name of a split: "train", "val" (or valid, validation), "test". None if the dataset has only one split.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, which
             merges classes that get the same name and leaves out those that get None. Default: all.
-        keep_images_without_objects: As for `Dataset`.
-        on_bad_image: As for `Dataset`.
-        on_bad_object: As for `Dataset`.
-        masks: As for `Dataset`. None reads them if every object has one.
-        keypoints: As for `Dataset`. None reads them if a class has keypoints.
-        strict: Whether to refuse files that had to be repaired; by default, repairs are counted and logged.
+        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names it, "skip"
+            leaves the annotation out.
+        masks: Whether to read the segmentations. None reads them if every object has one.
+        keypoints: Whether to read the keypoints. None reads them if a class has keypoints.
+        strict: Whether to raise an error for values that would be repaired. By default repairs are counted and logged.
 
     Returns:
         The dataset. Its `counts` and `problems` include the repairs.
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        UserError: If the format is not known, the split does not exist, or an item is invalid, naming it.
+        UserError: If the format is unknown, the split does not exist, or an item is invalid. The message names the
+            item.
     """
     source = recognise(path)
     name = choose_split(source, split)
-    changes = Changes(str(source.path), strict)
-    data = read_source(source, name, changes, classes, on_bad_object)
+    changes = Changes(str(source.path), strict, on_bad_object)
+    data = read_source(source, name, changes, classes)
     _logger.info("%s", source)
     label = str(source.path) if name == WHOLE else f"{source.path} ({name})"
     dataset = Dataset(
@@ -377,11 +412,7 @@ def open_dataset(
         keypoints=_any_has(data["categories"], "keypoints") if keypoints is None else keypoints,
         strict=strict,
     )
-    for kind, count in changes.counts.items():
-        dataset.counts[kind] = dataset.counts.get(kind, 0) + count
-    dataset.problems += tuple(changes.problems)
-    for sentence in changes.describe({**CHANGES, **REPAIRS}):
-        _logger.info("%s: %s", label, sentence)
+    dataset.add_changes(changes)
     return dataset
 
 
@@ -403,7 +434,7 @@ def dataset_from_examples(
     name: str = "examples",
     **options: Any,
 ) -> Dataset:
-    """Makes a dataset of Python objects: any iterable of dicts, or a `tf.data.Dataset` of them.
+    """Makes a dataset from Python objects: an iterable of dicts, or a `tf.data.Dataset` of dicts.
 
     Example:
         >>> image = np.zeros((480, 640, 3), np.uint8)
@@ -415,20 +446,21 @@ def dataset_from_examples(
     Args:
         examples: Dicts with `image`, a path or an array (H, W, 3) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids`
             (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
-            `image_id`. Rows with class id -1 are padding. They are read once; arrays of images stay in memory, so pass
-            paths, or convert to TFRecord, if all images do not fit.
+            `image_id`. Rows with class id -1 are padding. The examples are read once. Arrays of images stay in memory:
+            pass paths, or convert to TFRecord, if the images do not fit into memory.
         class_names: The K names of the classes.
         keypoint_names: The J names of the keypoints. With them, keypoints are read.
-        classes: As for `open_dataset`.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
         masks: Whether to read the masks.
-        name: Name of the dataset in messages.
+        name: Name of the dataset for error messages.
         **options: Other arguments of `Dataset`.
 
     Returns:
         The dataset.
 
     Raises:
-        UserError: If an example is not of this form, naming its number from 0.
+        UserError: If an example has another form. The message has the number of the example, from 0.
     """
     data = read_examples(examples, class_names, keypoint_names)
     data = data if classes is None else _select(data, classes, Changes(name))

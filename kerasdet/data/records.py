@@ -1,4 +1,4 @@
-"""Defines the records that datasets consist of, one per image, and the arrays of their objects."""
+"""Defines `Record`: an image of a dataset and its objects."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ class Record:
         runs: Run lengths of the masks of all objects, one object after the other, int32; see
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
-        by_pil: Whether Pillow decodes the image, see `kerasdet.data.images.inspect`.
-        content: Function that reads the bytes of the image if it is no file of its own, but part of a TFRecord or in
-            memory; `path` is then only a name for messages.
+        by_pil: Whether Pillow decodes the image, because TensorFlow cannot, or decodes it to other pixels.
+        content: Function that returns the bytes of the encoded image, if it is not a file of its own but part of a
+            TFRecord or in memory. `path` is then only a name for error messages.
     """
 
     image_id: int
@@ -56,7 +56,10 @@ class Record:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the image has no object to learn: none that is no crowd and, with keypoints, has a labelled one."""
+        """Whether the image has no object to learn. Crowds do not count, nor objects without labelled keypoints.
+
+        Objects without labelled keypoints count if the dataset was read without keypoints.
+        """
         objects = ~self.is_crowd
         if self.keypoints is not None:
             objects &= (self.keypoints[..., 2] > 0).any(1)
@@ -72,7 +75,7 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
         count: Number of images.
 
     Returns:
-        One dict of read-only arrays per image. Objects keep their order.
+        One dict per image, name -> read-only array. Objects keep their order.
     """
     order = np.argsort(rows, kind="stable")
     borders = np.searchsorted(rows[order], np.arange(1, count))
@@ -88,8 +91,8 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
         size: Height and width of the image of each box, in pixels, (N, 2).
 
     Returns:
-        Clipped boxes, (N, 4) float32 yxyx; whether to keep each, (N,) bool; which are clipped or
-        unusable, kind -> (N,) bool.
+        The clipped boxes, (N, 4) float32 yxyx; a mask of the boxes to keep, (N,) bool; and masks of the clipped and
+        the unusable boxes, kind of change -> (N,) bool.
     """
     finite = np.isfinite(xywh).all(1)
     x, y, w, h = np.where(finite[:, None], xywh, 0.0).T
@@ -97,12 +100,18 @@ def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     clipped = np.clip(corners, 0.0, np.concatenate([size, size], 1))
     boxes = clipped.astype(np.float32)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    negative = (w < 0) | (h < 0)
     zero_area = ~finite | (w <= 0) | (h <= 0)
     keep &= ~zero_area
-    # A box that only float32 rounds to nothing counts as one without area, not as one outside.
+    # A box whose area only becomes 0 by rounding to float32 counts as a box without area, not as a box outside.
     outside = ~keep & ~zero_area & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     moved = np.abs(clipped - corners).max(1, initial=0.0) > 0.01
-    faults = {"zero_area_boxes": ~keep & ~outside, "outside_boxes": outside, "clipped_boxes": keep & moved}
+    faults = {
+        "zero_area_boxes": ~keep & ~outside & ~negative,
+        "negative_boxes": negative,
+        "outside_boxes": outside,
+        "clipped_boxes": keep & moved,
+    }
     return boxes, keep, faults
 
 

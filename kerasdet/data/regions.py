@@ -1,4 +1,4 @@
-"""Converts between polygons, masks and boxes where formats of annotations differ."""
+"""Converts between polygons, masks and boxes, for annotation formats that differ in them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,14 +8,28 @@ from kerasdet.geometry import rle
 
 
 def box_of_polygons(polygons: Sequence[Sequence[float] | np.ndarray]) -> list[float]:
-    """Returns the box [x, y, width, height] around polygons, each [x, y, x, y, ...] or (P, 2)."""
+    """Computes the box around polygons.
+
+    Args:
+        polygons: At least one polygon in pixels, [x, y, x, y, ...] or (P, 2) as (x, y).
+
+    Returns:
+        [x, y, width, height] in pixels.
+    """
     points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
     low, high = points.min(0), points.max(0)
     return [*low.tolist(), *(high - low).tolist()]
 
 
 def box_of_mask(mask: np.ndarray) -> list[float]:
-    """Returns the box [x, y, width, height] of a mask (H, W) bool; zeros if it is empty."""
+    """Computes the box around a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        [x, y, width, height] in pixels; zeros if the mask is empty.
+    """
     if not mask.any():
         return [0.0, 0.0, 0.0, 0.0]
     (y1, y2), (x1, x2) = (np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (1, 0))
@@ -26,7 +40,7 @@ def mask_of(segmentation: Sequence | Mapping, height: int, width: int) -> np.nda
     """Converts a COCO segmentation to the mask that pycocotools creates from it.
 
     Args:
-        segmentation: Polygons or RLE.
+        segmentation: Polygons [[x, y, ...], ...] in pixels, or RLE {"size", "counts"}.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
 
@@ -34,7 +48,8 @@ def mask_of(segmentation: Sequence | Mapping, height: int, width: int) -> np.nda
         (H, W) bool.
 
     Raises:
-        ValueError: As `kerasdet.geometry.rle.runs_from_segmentation`.
+        ValueError: If the segmentation is invalid. The message begins with "has"; callers put the file and the
+            annotation in front of it.
     """
     runs = rle.runs_from_segmentation(segmentation, height, width)
     if not len(runs):
@@ -52,10 +67,10 @@ def polygons_of(mask: np.ndarray) -> list[np.ndarray]:
         mask: (H, W) bool.
 
     Returns:
-        Polygons (P, 2) float64 of corners (x, y); one for each part.
+        One polygon (P, 2) float64 per part, its corners as (x, y) in pixels.
     """
     padded = np.pad(mask.astype(np.int8), 1)
-    # Each border between a pixel and its neighbour is an edge that keeps the mask on its right, as y points down
+    # Each border between a pixel of the mask and another pixel is an edge that has the mask on its right; y points down
     edges = {}
     for axis, step in ((0, (1, 0)), (1, (0, 1))):
         change = np.diff(padded, axis=axis)
@@ -107,13 +122,13 @@ def _area(polygon):
 
 
 def join_polygons(polygons: Sequence[np.ndarray]) -> np.ndarray:
-    """Joins polygons to one by bridges of no width between nearest points, as Ultralytics does for YOLO.
+    """Joins polygons into one by bridges of zero width between their nearest points, like Ultralytics for YOLO.
 
     Args:
-        polygons: At least one polygon (P, 2).
+        polygons: At least one polygon (P, 2), as (x, y) in pixels.
 
     Returns:
-        (P, 2) float64.
+        One polygon (P, 2) float64.
     """
     joined = np.asarray(polygons[0], np.float64)
     for polygon in polygons[1:]:

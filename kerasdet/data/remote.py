@@ -1,4 +1,4 @@
-"""Copies datasets from file systems that TensorFlow reaches, such as S3 or HTTP, into the cache."""
+"""Copies datasets from remote file systems that TensorFlow can read, such as S3 or HTTP, into the cache."""
 
 import hashlib
 import re
@@ -16,14 +16,21 @@ _CHUNK = 1 << 22
 
 
 def is_remote(path: str) -> bool:
-    """Returns whether a path has a scheme, such as ``s3://``."""
+    """Tells whether a path is on a remote file system.
+
+    Args:
+        path: Path or URL.
+
+    Returns:
+        True if the path begins with a scheme, such as ``s3://``.
+    """
     return _SCHEME.match(path) is not None
 
 
 def local_copy(url: str) -> Path:
-    """Copies a remote file, or a folder with everything in it, into the cache, unless it is there.
+    """Copies a remote file, or a folder with all its contents, into the cache.
 
-    Files that are in the cache with the same size are not copied again.
+    Files that are already in the cache with the same size are not copied again.
 
     Args:
         url: Address such as ``s3://bucket/data`` or ``http://host/val.tfrecord``. Over HTTP, only files can be copied.
@@ -32,8 +39,8 @@ def local_copy(url: str) -> Path:
         Path of the copy.
 
     Raises:
-        UserError: If TensorFlow does not reach the file system, the message says why and what to do, or if the address
-            does not exist.
+        UserError: If TensorFlow cannot read from the file system, or the address does not exist. The message says why
+            and what to do.
     """
     url = url.rstrip("/")
     scheme = _SCHEME.match(url)[1].lower()
@@ -63,9 +70,9 @@ def _reach(scheme, url):
             import tensorflow_io  # noqa: F401 (registers its file systems when it is imported)
         except Exception as error:  # on other versions of TensorFlow than its own it raises almost anything
             raise UserError(
-                f"{url} is on {scheme}, which TensorFlow reaches only with tensorflow-io, and that does not load "
-                f"({' '.join(str(error).split())[:80]}). It works up to TensorFlow 2.16, this is {tf.__version__}: "
-                'copy the data to a local disk, or install TensorFlow 2.16 and "kerasdet[io]".'
+                f"{url} is on {scheme}, which TensorFlow can read only with tensorflow-io, but that cannot be imported "
+                f"({' '.join(str(error).split())[:80]}). It works up to TensorFlow 2.16; this is {tf.__version__}. "
+                'Copy the data to a local disk, or install TensorFlow 2.16 and "kerasdet[io]".'
             ) from None
 
 

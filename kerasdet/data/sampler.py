@@ -1,7 +1,7 @@
 """Decides in which order training visits the images, and how often.
 
-The order depends only on (seed, epoch). Every question about it, such as where step s begins, has an answer without
-going through the steps before, so a run resumes at any step at once.
+The order depends only on (seed, epoch). The position of any step can be computed without going through the steps before
+it, so a resumed run starts at once.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ from kerasdet.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """Configures how training samples images: repeats those with rare classes, groups them by aspect ratio.
+    """Configures how training samples images: repeats images with rare classes, groups images by aspect ratio.
 
     Args:
-        repeat_threshold: Images with a class that fewer than this fraction of images show are repeated (LVIS,
-            https://arxiv.org/abs/1908.03195). An image is seen ``max(1, sqrt(repeat_threshold / fraction))`` times an
-            epoch, for its rarest class. LVIS uses 0.001. None visits every image once.
-        group_by_aspect_ratio: Whether a batch has only images wider than high, or only others, which saves padding.
+        repeat_threshold: Images with a rare class are repeated (LVIS, https://arxiv.org/abs/1908.03195). A class is
+            rare if fewer than this fraction of images contain it. An image is seen
+            ``max(1, sqrt(repeat_threshold / fraction))`` times per epoch, where `fraction` is that of its rarest class.
+            LVIS uses 0.001. None visits every image once.
+        group_by_aspect_ratio: Whether the images of a batch are all wider than high, or all not. This saves padding.
 
     Raises:
         UserError: If the threshold is not in (0, 1].
@@ -36,7 +37,7 @@ class ImageSampler:
         if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
             raise UserError(
                 f"ImageSampler got repeat_threshold={threshold!r}; expected a fraction of the images in (0, 1], or "
-                "None. Correct it."
+                "None. Correct repeat_threshold."
             )
 
     def order(self, records: Sequence[Record], batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
@@ -49,7 +50,8 @@ class ImageSampler:
             start_step: Number of batches to leave out.
 
         Returns:
-            Endless pairs (position, index of the record), both int64. `batch_size` pairs in a row are a batch.
+            An endless dataset of pairs (position, index of the record), both int64. `batch_size` consecutive pairs form
+            a batch.
         """
         repeats = np.ones(len(records))
         if self.repeat_threshold is not None:
@@ -67,11 +69,12 @@ class ImageSampler:
 
 
 def repeat_factors(class_ids: Sequence[np.ndarray], threshold: float) -> np.ndarray:
-    """Computes how often each image is seen in an epoch, by the rarest class that it shows.
+    """Computes how often each image is seen in an epoch, by the rarest class that it contains.
 
     Args:
-        class_ids: Class ids of the objects of each image.
-        threshold: Fraction of images, t: a class in a fraction f < t of them is repeated sqrt(t / f) times.
+        class_ids: Class ids of the objects of each of N images.
+        threshold: Fraction t of images. Images with a class that is in a fraction f < t of the images are repeated
+            sqrt(t / f) times.
 
     Returns:
         (N,) float64, at least 1. Images without objects get 1.
@@ -156,7 +159,7 @@ def last_epoch(start: Callable[[int], int], position: int) -> int:
     """Finds the last epoch that starts at or before a position.
 
     Args:
-        start: Function that returns where an epoch starts. It does not decrease, and grows without limit.
+        start: Function that returns the first position of an epoch. It never decreases, and grows without limit.
         position: Position to find, 0 or more.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Reads segmentations in the forms that tools write: polygons, flat or of points, and run lengths."""
+"""Reads segmentations in the forms that tools write: polygons as flat lists or as points, and run lengths."""
 
 import itertools
 import math
@@ -16,19 +16,19 @@ Segmentation = list[list[float]] | dict
 
 
 def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation | None:
-    """Brings a segmentation into the form that COCO documents.
+    """Converts a segmentation to the form that COCO documents.
 
     Args:
         value: Polygons, one flat polygon, a polygon of points, or RLE {"size", "counts"}, compressed or not.
-        changes: Counter of everything that had another form.
-        name: Function that makes the name of the annotation.
+        changes: Counts the values that had to be converted or repaired.
+        name: Function that returns the name of the annotation for error messages.
 
     Returns:
         Polygons [[x, y, ...], ...] of at least three points each, RLE, or None if there is no mask.
 
     Raises:
-        ValueError: If the value is no segmentation. The message is a predicate ("has ..."), which callers complete with
-            the file and the annotation.
+        ValueError: If the value is not a segmentation. The message begins with "has"; callers put the file and the
+            annotation in front of it.
     """
     if isinstance(value, str) and value.strip():
         changes.add("converted_values", name(), 'has a "segmentation" as text')

@@ -1,8 +1,8 @@
 """Generates a COCO dataset of shapes with boxes, masks and keypoints, reproducibly from a seed.
 
-Images show five kinds of shape, rotated and stretched, which overlap one another and the border, on shaded and
-cluttered backgrounds. The colour does not reveal the kind. An arrow has four keypoints. Its left and right are those
-seen from the tail towards the tip, so a mirrored image swaps them, as it swaps the eyes of a COCO person.
+Images show five kinds of shape, rotated and stretched, on shaded and cluttered backgrounds. Shapes overlap one another
+and the border. The colour does not reveal the kind. An arrow has four keypoints. Left and right are seen from the tail
+towards the tip, so they swap in a mirrored image, like the eyes of a person in COCO.
 """
 
 import json
@@ -20,7 +20,7 @@ from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
 DESCRIPTION = "kerasdet shapes, generated"
-VERSION = 1  # Raise it whenever the same arguments give other images: a stored dataset is then written again.
+VERSION = 1  # Increase it whenever the same arguments give other images: stored datasets are then written again.
 MIN_INSIDE = 0.55  # smallest fraction of a shape's pixels inside the image
 MIN_VISIBLE = 0.3  # smallest fraction of a shape's pixels that later shapes leave visible
 MAX_TRIES = 25
@@ -67,21 +67,22 @@ def write(
 ) -> Path:
     """Writes a dataset of shapes, unless the folder holds it already.
 
-    Image i depends only on `seed` and i, so a longer dataset begins with the shorter one. Use two folders with two
-    seeds for training and validation. The folder appears only once it is complete.
+    Image i depends only on `seed` and i, so a longer dataset begins with the images of a shorter one. For training and
+    validation, use two folders with different seeds. The folder appears only when it is complete.
 
     Args:
         folder: Folder to write `images/000001.jpg`, ... and `annotations.json` to.
         num_images: Number of images.
         seed: Seed of all images, 0 or more.
         image_size: Height and width of every image, in pixels.
-        objects: Smallest and largest number of shapes in an image. An image has fewer if no place is left.
-        scale: Smallest and largest longer side of a shape's box, as a fraction of the image's shorter side.
+        objects: Smallest and largest number of shapes in an image. An image gets fewer shapes if no place is left.
+        scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
+            largest).
 
     Returns:
-        Path of `annotations.json`. Boxes (x, y, width, height), `area` and `segmentation` (compressed RLE) describe
-        the visible pixels. A keypoint is the pixel that contains it, with visibility 2 (visible), 1 (behind a later
-        shape) or 0 (outside the image).
+        Path of `annotations.json`, a COCO file. Boxes (x, y, width, height), `area` and `segmentation` (compressed RLE)
+        describe the visible pixels. A keypoint is the pixel that contains it, with visibility 2 (visible), 1 (behind a
+        later shape) or 0 (outside the image).
 
     Raises:
         UserError: If an argument is out of range, or the folder holds something else.
@@ -116,20 +117,21 @@ def _check(num_images, seed, image_size, objects, scale):
         raise UserError(f"seed is {seed}; expected an integer of 0 or more. Give another seed.")
     if len(image_size) != 2 or min(image_size) < 16:
         raise UserError(
-            f"image_size is {tuple(image_size)}; expected (height, width) of at least 16 pixels each. Enlarge it."
+            f"image_size is {tuple(image_size)}; expected (height, width) of at least 16 pixels each. Give a larger "
+            "image_size."
         )
     if len(objects) != 2 or not 0 <= objects[0] <= objects[1]:
         raise UserError(
-            f"objects is {tuple(objects)}; expected (smallest, largest) with 0 <= smallest <= largest. Correct it."
+            f"objects is {tuple(objects)}; expected (smallest, largest) with 0 <= smallest <= largest. Correct objects."
         )
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
-            f"scale is {tuple(scale)}; expected (smallest, largest) with 0 < smallest <= largest <= 1. Correct it."
+            f"scale is {tuple(scale)}; expected (smallest, largest) with 0 < smallest <= largest <= 1. Correct scale."
         )
     if scale[0] * min(image_size) < 6:
         raise UserError(
-            f"scale starts at {scale[0]}, which makes shapes of less than 6 pixels in an image of {tuple(image_size)}; "
-            "expected 6 pixels or more. Raise scale or image_size."
+            f"scale is {tuple(scale)}, whose smallest shapes have less than 6 pixels in an image of "
+            f"{tuple(image_size)}; expected 6 pixels or more. Raise scale or image_size."
         )
 
 
@@ -152,7 +154,7 @@ def _holds(folder: Path, info: dict) -> bool:
     if isinstance(found, dict) and found.get("description") == DESCRIPTION:
         raise UserError(
             f"{folder} holds shapes of version {found.get('version')} with {found.get('arguments')}; expected version "
-            f"{info['version']} with {info['arguments']}. Name another folder or remove this one."
+            f"{info['version']} with {info['arguments']}. Name another folder, or remove this one."
         )
     raise UserError(
         f"{folder} holds files that are not generated shapes; expected a folder that is empty or does not exist yet. "
@@ -354,14 +356,15 @@ def shapes_dataset(
     masks: bool = False,
     keypoints: bool = False,
 ) -> CocoDataset:
-    """Reads the generated dataset of a folder, and writes it there on first use.
+    """Opens the dataset of generated shapes in a folder; generates it on first use.
 
     Args:
         folder: Folder of the dataset.
         num_images: Number of images.
         seed: Seed of all images, 0 or more.
         image_size: Height and width of every image, in pixels.
-        scale: Smallest and largest longer side of a shape's box, as a fraction of the image's shorter side.
+        scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
+            largest).
         masks: Whether to read the masks.
         keypoints: Whether to read the keypoints of the arrows.
 

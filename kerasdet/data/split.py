@@ -1,6 +1,7 @@
-"""Divides a dataset into parts with equal shares of each class, and near duplicates in one part."""
+"""Divides a dataset into parts, such as train and val, with the same mix of classes and near duplicates in one part."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections import Counter
@@ -13,6 +14,7 @@ from kerasdet.data.convert import empty_folder, read_parts, write_parts
 from kerasdet.data.duplicates import fingerprints, near_duplicates
 from kerasdet.data.portable import Item, Part
 from kerasdet.data.recognise import recognise
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.errors import UserError
 
 
@@ -29,32 +31,36 @@ def split(
 ) -> dict[str, Counter]:
     """Divides a dataset and writes the parts with a copy of the images.
 
-    Each part gets its share of every class and of the images, as near as whole images allow (iterative stratification,
-    Sechidis et al., 2011). Near duplicates, such as frames of a video, come into the same part, so that evaluation
-    does not see training images. Parts that the source has already are joined first.
+    Each part gets its share of every class and of the images, as closely as possible (iterative stratification,
+    Sechidis et al., 2011). Near duplicates, such as frames of a video, stay in the same part, so that evaluation does
+    not see training images. If the source is already split, its splits are joined first.
 
     Example:
         >>> split("downloads/cells", "data/cells", {"train": 0.8, "val": 0.2})
 
     Args:
-        source: Path of the dataset, see `open_dataset`.
-        target: Folder to write to, which is empty or does not exist.
-        parts: Shares by name, which sum to 1.
-        to: Format to write, see `convert`.
-        seed: Seed of the order in which images are dealt out.
-        classes: As for `open_dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `open_dataset`.
+        source: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
+        target: Folder to write to; it must be empty or not exist.
+        parts: Part name -> share of the images. The shares sum to 1.
+        to: Format to write: "coco", "tfrecord", "voc" or "yolo".
+        seed: Seed of the order in which images are assigned to parts.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
+            keeps all.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
 
     Returns:
-        Counts as those of `convert`: "images", and objects of each class under "boxes of NAME", for each part.
+        Part name -> numbers by name: "images", "boxes of NAME" for each class, and those of `convert`.
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        UserError: If the shares do not sum to 1, there are fewer images than parts, or as for `convert`.
+        UserError: If the shares do not sum to 1, there are fewer images than parts, the target is not empty, or an item
+            is invalid.
     """
     check_shares(parts)
-    folder = empty_folder(target)
+    folder = empty_folder(target, source)
     whole = read_parts(recognise(source), classes, on_bad_image, strict)
     items = _with_unique_ids([item for part in whole for item in part.items])
     duplicates = near_duplicates(fingerprints([item.record for item in items]))
@@ -63,8 +69,8 @@ def split(
     owners = assign(table, duplicates, list(parts.values()), seed)
     if missing := [name for index, name in enumerate(parts) if index not in owners]:
         raise UserError(
-            f"The part {missing[0]} gets no image: {source} has {len(items)}, and near duplicates stay together; "
-            "expected at least one for each part. Give it a larger share, or add images."
+            f"The part {missing[0]} gets no image of the {len(items)} in {source}, because near duplicates stay "
+            "together; expected at least one image for each part. Give the part a larger share, or add images."
         )
     counts = Counter({"near_duplicates": sum(map(len, duplicates))})
     made = []
@@ -79,13 +85,23 @@ def split(
 def check_shares(parts: Mapping[str, float]) -> None:
     """Checks that shares are positive and sum to 1.
 
+    Args:
+        parts: Part name -> share.
+
     Raises:
-        UserError: If they are not.
+        UserError: If a share is not positive, the sum is not 1, or two parts have names of one split (val and valid).
     """
+    for name, other in itertools.combinations(parts, 2):
+        if split_of(name) == split_of(other) != WHOLE:
+            raise UserError(
+                f"The parts {name} and {other} have names of one split; expected different splits. Rename one."
+            )
     total = sum(parts.values())
     if not parts or min(parts.values()) <= 0 or not math.isclose(total, 1, abs_tol=1e-6):
         listed = ", ".join(f"{name}={share:g}" for name, share in parts.items())
-        raise UserError(f"The shares {listed} sum to {total:g}; expected positive numbers that sum to 1. Correct them.")
+        raise UserError(
+            f"The shares {listed} sum to {total:g}; expected positive numbers that sum to 1. Correct the shares."
+        )
 
 
 def _with_unique_ids(items: Sequence[Item]) -> list[Item]:
@@ -106,12 +122,12 @@ def _class_counts(item, category_ids):
 
 
 def assign(table: np.ndarray, groups: Sequence[Sequence[int]], shares: Sequence[float], seed: int = 0) -> np.ndarray:
-    """Deals images out to parts by iterative stratification.
+    """Assigns images to parts by iterative stratification.
 
     Args:
         table: Number of objects of each class in each image, (N, K).
-        groups: Indices of images that stay together.
-        shares: Share of each part, which sum to 1.
+        groups: Lists of indices of images that must stay together.
+        shares: Share of each part. The shares sum to 1.
         seed: Seed of the order of images.
 
     Returns:
@@ -120,8 +136,8 @@ def assign(table: np.ndarray, groups: Sequence[Sequence[int]], shares: Sequence[
     grouped = {index for group in groups for index in group}
     units = [list(group) for group in groups] + [[index] for index in range(len(table)) if index not in grouped]
     order = np.random.default_rng(seed).permutation(len(units))
-    units = sorted((units[i] for i in order), key=len, reverse=True)  # large groups first, while every part has room
-    # The last column counts images, so that images without objects are shared, too
+    units = sorted((units[i] for i in order), key=len, reverse=True)  # large groups first, while all parts have room
+    # The last column counts images, so that images without objects are divided as well
     counts = np.array([[*table[unit].sum(0), len(unit)] for unit in units], np.float64).reshape(len(units), -1)
     wanted = np.array(shares)[:, None] * counts.sum(0)  # (parts, K + 1)
     owners, left = np.zeros(len(table), int), np.ones(len(units), bool)

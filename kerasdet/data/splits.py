@@ -1,4 +1,4 @@
-"""Names the parts of datasets: tools call the same part val, valid, validation or val2017."""
+"""Recognises the splits of datasets by their names: tools write val, valid, validation or val2017."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -7,9 +7,9 @@ from typing import Any
 
 from kerasdet.data.values import Changes
 
-Reader = Callable[[Changes], dict[str, Any]]  # reads one part into the contents of a COCO file
+Reader = Callable[[Changes], dict[str, Any]]  # reads one split into a dict in the form of a COCO file
 
-WHOLE = "all"  # the part of a dataset that is not split
+WHOLE = "all"  # name for all images of a dataset without splits
 _ALIASES = {
     "train": "train",
     "training": "train",
@@ -25,18 +25,18 @@ _ALIASES = {
 
 
 def split_of(name: str, *folders: str) -> str:
-    """Finds the split that the name of a file or of the folders around it tells.
+    """Derives a split from the name of a file, or of the folders around it.
 
     Example:
         >>> split_of("instances_val2017"), split_of("_annotations.coco", "valid"), split_of("labels", "my test")
         ('val', 'val', 'all')
 
     Args:
-        name: Name of a file without suffix, of which one word may tell the split.
-        folders: Names of folders, the innermost first. The whole name must tell the split.
+        name: Name of a file without suffix. One word in it may name the split.
+        folders: Names of the folders around the file, the innermost first. The whole name must name the split.
 
     Returns:
-        "train", "val", "test", "trainval", or "all" if no name tells a split.
+        "train", "val", "test" or "trainval"; "all" if no name contains a split.
     """
     words = [_ALIASES.get(word) for word in re.split(r"[^a-z]+", name.lower())]
     words = [*reversed(words), *(_ALIASES.get(folder.lower().rstrip("0123456789_-")) for folder in folders)]
@@ -44,9 +44,16 @@ def split_of(name: str, *folders: str) -> str:
 
 
 def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
-    """Groups files by the split that the folders between `root` and the file tell.
+    """Groups files by the split that the folders between `root` and the file name.
 
-    If `root` has no such folders, its own name tells the split.
+    If `root` has no such folders, its own name decides.
+
+    Args:
+        files: Paths of the files, inside `root`.
+        root: Folder of the dataset.
+
+    Returns:
+        Split name -> paths.
     """
     groups: dict[str, list[Path]] = {}
     for file in files:

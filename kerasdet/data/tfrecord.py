@@ -19,32 +19,46 @@ from kerasdet.geometry import rle
 SUFFIXES = (".tfrecord", ".tfrecords", ".record")
 _SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})(\.\w+)?$")
 _FRAME = 16  # bytes around each record: its length and two checksums
-_HEADER = 12  # those before it
+_HEADER = 12  # length and checksum before the contents of a record
 # Normalised float32 coordinates err by up to half of this many decimals of a pixel in images of up to 8000 pixels
 _DECIMALS = 3
 
 
 def is_tfrecord(path: Path) -> bool:
-    """Returns whether a name is that of a TFRecord file, such as `val.tfrecord` or `coco_val.record-00000-of-00010`."""
+    """Tells by its name whether a file is a TFRecord, such as `val.tfrecord` or `coco_val.record-00000-of-00010`.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Whether it is.
+    """
     return _SHARD.sub("", path.name).lower().endswith(SUFFIXES) or (
         _SHARD.search(path.name) is not None and path.suffix.lower() in SUFFIXES
     )
 
 
 def stem_of(path: Path) -> str:
-    """Returns the name of a TFRecord file without number and suffix, which all shards share."""
+    """Returns the name of a TFRecord file without shard number and suffix; all shards of a dataset share it.
+
+    Args:
+        path: Path of a file.
+
+    Returns:
+        A name such as "coco_val".
+    """
     name = _SHARD.sub("", path.name)
     return name.rsplit(".", 1)[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def shards(path: Path) -> list[Path]:
-    """Lists the files of a data set of TFRecords.
+    """Lists the files of a dataset of TFRecords.
 
     Args:
-        path: One file, one shard or a pattern such as `train-*.tfrecord`.
+        path: A file, one of several shards, or a pattern such as `train-*.tfrecord`.
 
     Returns:
-        Sorted paths. A shard stands for all of them.
+        Sorted paths. For one shard, the paths of all shards of the dataset.
 
     Raises:
         UserError: If a shard is missing.
@@ -61,7 +75,7 @@ def shards(path: Path) -> list[Path]:
             shard = f"{file.name[: match.start()]}-{number:0{len(match[1])}}-of-{match[2]}{match[3] or ''}"
             if shard not in others:
                 raise UserError(
-                    f"{file.parent / shard} does not exist, but {file} does. Copy all {int(match[2])} shards."
+                    f"The shard {file.parent / shard} does not exist, but {file} does. Copy all {int(match[2])} shards."
                 )
     return found
 
@@ -73,10 +87,10 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
         path: Path of the file.
 
     Returns:
-        COCO categories by id.
+        Category id -> COCO category with `id` and `name`.
 
     Raises:
-        UserError: If an item has no id and name.
+        UserError: If an item lacks id or name.
     """
     text = re.sub(r"^\s*#.*", "", read_text(path), flags=re.MULTILINE)
     categories = {}
@@ -96,12 +110,23 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
             raise UserError(f"{path}: two items have the id {category['id']}. Give each class an id of its own.")
         categories[category["id"]] = category
     if not categories:
-        raise UserError(f"{path} has no item {{ id: 1 name: 'cat' }}; expected one a class. Give another label map.")
+        raise UserError(
+            f"{path} has no item {{ id: 1 name: 'cat' }}; expected one item per class. Give another label map."
+        )
     return categories
 
 
 def read_slice(path: str, offset: int, length: int) -> bytes:
-    """Reads a part of a file, which may be remote."""
+    """Reads a part of a file, which may be on a remote file system.
+
+    Args:
+        path: Path or URL of the file.
+        offset: Position of the first byte.
+        length: Number of bytes.
+
+    Returns:
+        The bytes.
+    """
     with tf.io.gfile.GFile(path, "rb") as file:
         file.seek(offset)
         return file.read(length)
@@ -110,20 +135,20 @@ def read_slice(path: str, offset: int, length: int) -> bytes:
 def read_tfrecords(
     files: Sequence[Path], categories: Mapping[int, Mapping[str, Any]] | None, progress: Callable = iter
 ) -> dict:
-    """Reads TFRecord files. The images stay in them: each record of the dataset knows the place of its bytes.
+    """Reads the annotations of TFRecord files. Images are not copied: their position in the file is stored.
 
-    Coordinates are rounded to 0.001 pixels: the normalised float32 numbers hold no more.
+    Coordinates are rounded to 0.001 pixels, because the normalised float32 numbers are not more precise.
 
     Args:
         files: Paths of the files.
-        categories: COCO categories by id from the label map; None takes ids and names from the records.
-        progress: Wraps an iterable to show progress.
+        categories: Result of `read_label_map`; None takes ids and names from the records.
+        progress: Function that wraps an iterable to show progress.
 
     Returns:
-        Contents of a COCO file.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a file is damaged or compressed, or a record is invalid, naming it.
+        UserError: If a file is damaged or compressed, or a record is invalid. The message names it.
     """
     entries, annotations, seen, joints = [], [], {}, []
     for path in files:
@@ -154,7 +179,10 @@ def _records(path):
     """Yields (offset, bytes) of each record of a file."""
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
-            raise UserError(f"{path} is compressed with gzip; images cannot be read from its middle. Decompress it.")
+            raise UserError(
+                f"{path} is compressed with gzip; expected a file without compression, because images are read at "
+                "random. Decompress it."
+            )
     offset = _HEADER
     try:
         for content in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
@@ -162,7 +190,8 @@ def _records(path):
             offset += len(content) + _FRAME
     except tf.errors.DataLossError:
         raise UserError(
-            f"{path} is damaged or truncated at byte {offset - _HEADER}, or no TFRecord file. Copy or write it again."
+            f"{path} is damaged or truncated at byte {offset - _HEADER}, or is not a TFRecord file. Copy or write it "
+            "again."
         ) from None
 
 
@@ -178,8 +207,8 @@ def _features(content, where):
         features[name] = list(getattr(feature, kind).value) if kind else []
     if not features.get("image/encoded"):
         raise UserError(
-            f'{where} has the features {", ".join(sorted(features)[:8]) or "none"}; expected "image/encoded" and '
-            "others of the TensorFlow Object Detection API. Write the file with such features."
+            f'{where} has the features {", ".join(sorted(features)[:8]) or "none"}; expected "image/encoded" and the '
+            "other features of the TensorFlow Object Detection API. Write the file with these features."
         )
     return features
 
@@ -233,7 +262,9 @@ def _objects(features, entry, where, joints):
     columns.update(label=labels or [0] * count, text=texts or [""] * count)
     if any(len(column) != count for column in columns.values()) or (count and not labels and not texts):
         lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
-        raise UserError(f"{where} has {lengths}; expected one of each for every object. Write the record again.")
+        raise UserError(
+            f"{where} has {lengths}; expected the same number for all, one per object. Write the record again."
+        )
     size = np.array([entry["width"], entry["height"]] * 2, np.float64)
     corners = np.array(edges, np.float64).T.reshape(-1, 4)
     if (np.abs(corners) > 2).any():
@@ -284,14 +315,18 @@ def _keypoints(features, count, size, where, joints):
         return None
     seen = features.get(f"{prefix}visibility") or [2 if x or y else 0 for x, y in zip(xs, ys, strict=False)]
     if not len(xs) == len(ys) == len(seen) or len(xs) % count:
-        raise UserError(f"{where} has {len(xs)} x and {len(ys)} y of keypoints for {count} objects. Write it again.")
+        raise UserError(
+            f"{where} has {len(xs)} x and {len(ys)} y coordinates of keypoints for {count} objects; expected the same "
+            "number of both, and a multiple of the number of objects. Write the record again."
+        )
     number = len(xs) // count
     if not joints:
         texts = [_text(text) for text in features.get(f"{prefix}text", [])[:number]]
         joints.append(texts if len(texts) == number else [f"keypoint_{i}" for i in range(1, number + 1)])
     if len(joints[0]) != number:
         raise UserError(
-            f"{where} has {number} keypoints an object; expected {len(joints[0])} as before it. Write it again."
+            f"{where} has {number} keypoints per object; expected {len(joints[0])} like the records before it. Write "
+            "the record again."
         )
     points = np.nan_to_num(np.stack([xs, ys, np.zeros(len(xs))], 1)) * [*size, 0]
     points = np.round(points, _DECIMALS)
@@ -308,8 +343,8 @@ def _known(label, name, categories, where):
     if name in by_name:
         return by_name[name]
     raise UserError(
-        f"{where} has the label {label} ({name!r}), which the label map does not have. Give the label map that the "
-        "file was written with."
+        f"{where} has the label {label} ({name!r}), which is not in the label map. Give the label map that the file "
+        "was written with."
     )
 
 
@@ -317,6 +352,7 @@ def _categories(seen, files):
     """Returns the categories of records without a label map."""
     if len(set(seen.values())) < len(seen):  # no labels, or labels that contradict the texts
         raise UserError(
-            f"{files[0]}: the classes {', '.join(sorted(seen)[:5])} share a label. Put the label map (.pbtxt) beside."
+            f"{files[0]}: the classes {', '.join(sorted(seen)[:5])} have the same label number; expected one number "
+            "per class. Put the label map (.pbtxt) beside the file."
         )
     return [{"id": category_id, "name": name} for name, category_id in sorted(seen.items(), key=lambda item: item[1])]

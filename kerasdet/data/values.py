@@ -1,4 +1,4 @@
-"""Converts the values of annotation files, which other tools write as another type: "1", 1.0 or true for 1."""
+"""Converts the values of annotation files, which some tools write as another type, such as "1", 1.0 or true for 1."""
 
 import dataclasses
 import json
@@ -13,14 +13,14 @@ from kerasdet.errors import UserError
 
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "null": 0, "none": 0, "1": 1, "true": 1, "yes": 1}
-MAX_LISTED = 200  # problems of a kind that are named; all are counted
+MAX_LISTED = 200  # number of problems of a kind that are listed; all are counted
 MAX_ID = 2**63 - 1
 
 Name = Callable[[], str]
 
 
 def as_int(value: Any) -> int | None:
-    """Converts a whole number of any type.
+    """Converts a value of any type to a whole number.
 
     Args:
         value: An integer, a float such as 3.0 or a text such as "3".
@@ -39,7 +39,7 @@ def as_int(value: Any) -> int | None:
 
 
 def as_float(value: Any) -> float | None:
-    """Converts a number of any type.
+    """Converts a value of any type to a number.
 
     Args:
         value: A number or a text such as "1.5".
@@ -60,7 +60,7 @@ def as_float(value: Any) -> float | None:
 
 
 def as_flag(value: Any) -> int | None:
-    """Converts a flag of any type.
+    """Converts a value of any type to a flag, 0 or 1.
 
     Args:
         value: 0, 1, a bool, None for 0, or a text such as "0", "1.0" and "true".
@@ -76,7 +76,7 @@ def as_flag(value: Any) -> int | None:
 
 
 def as_list(value: Any) -> list | None:
-    """Converts a list of any type.
+    """Converts a value of any type to a list.
 
     Args:
         value: A list, a tuple, an array, or its JSON as text.
@@ -95,7 +95,7 @@ def as_list(value: Any) -> list | None:
 
 
 def as_floats(value: Any) -> list[float] | None:
-    """Converts a list of numbers of any type.
+    """Converts a value of any type to a list of numbers.
 
     Args:
         value: A list, a tuple, an array, or its JSON as text.
@@ -109,31 +109,52 @@ def as_floats(value: Any) -> list[float] | None:
 
 
 def is_plain(values: Any) -> bool:
-    """Returns whether the value is a list of numbers of JSON, which fit into 64 bits."""
+    """Tells whether a value needs no conversion: it is a list of JSON numbers that fit into 64 bits.
+
+    Args:
+        values: Value of any type.
+
+    Returns:
+        Whether it is such a list.
+    """
     return type(values) is list and all(
         type(value) is float or (type(value) is int and -MAX_ID <= value <= MAX_ID) for value in values
     )
 
 
 def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:
-    """Returns whether boxes are fractions of an image and not pixels: all numbers are in [0, 1], and not all whole."""
+    """Tells whether boxes are fractions of the image size instead of pixels.
+
+    Args:
+        boxes: Lists of numbers.
+
+    Returns:
+        True if all numbers are in [0, 1], and not all are whole.
+    """
     in_range = all(0 <= value <= 1 for box in boxes for value in box)  # ends at the first number in pixels
     return in_range and not all(float(value).is_integer() for box in boxes for value in box)
 
 
 def is_missing(value: Any) -> bool:
-    """Returns whether the value is absent: None, or an empty list, dict or text."""
+    """Tells whether a value is missing.
+
+    Args:
+        value: Value of any type.
+
+    Returns:
+        True for None, and for an empty list, dict or text.
+    """
     return value is None or (isinstance(value, Sequence | dict | np.ndarray) and len(value) == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Names one fault of a dataset, which the reader mended or left out.
+    """Describes one fault of a dataset that the reader repaired, or because of which it left the item out.
 
     Args:
         kind: Kind of the fault, a key of `Dataset.counts`.
         item: Name of the item, such as "annotation 7" or the path of an image file.
-        text: What is wrong with it, such as "has the image_id '1'".
+        text: Description of the fault after the name, such as "has the image_id '1'".
     """
 
     kind: str
@@ -142,20 +163,24 @@ class Problem:
 
 
 class Changes:
-    """Counts the values of a file that were read although they are not in its format, or refuses them.
+    """Counts the values of a file that do not follow the file's format and had to be converted or repaired.
 
     Args:
-        source: Path or name of the file in messages.
-        strict: Whether to raise an error at the first of them.
+        source: Path or name of the file for error messages.
+        strict: Whether to raise an error at the first such value.
+        on_bad_object: "error" or "skip", see `read_object`.
 
     Attributes:
-        counts: Number of changes of each kind.
-        problems: The first `MAX_LISTED` changes of each kind.
+        counts: Kind of change -> number of changes.
+        problems: Kind of change -> the first `MAX_LISTED` changes.
     """
 
-    def __init__(self, source: str, strict: bool = False) -> None:
+    def __init__(self, source: str, strict: bool = False, on_bad_object: str = "error") -> None:
+        if on_bad_object not in ("error", "skip"):
+            raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Choose one of the two.')
         self.source = source
         self.strict = strict
+        self.on_bad_object = on_bad_object
         self.counts: Counter = Counter()
         self.problems: list[Problem] = []
 
@@ -165,29 +190,68 @@ class Changes:
         Args:
             kind: Name of the kind of change, a key of `counts`.
             name: Name of the item, such as "annotation 7".
-            fact: What the item has, such as "has the image_id '1'".
+            fact: Description of the fault after the name, such as "has the image_id '1'".
 
         Raises:
-            UserError: If the reader is strict.
+            UserError: If `strict` is set.
         """
         if self.strict:
             raise UserError(
-                f"{self.source}: {name} {fact}, which strict=True refuses. Correct the file, or leave strict out."
+                f"{self.source}: {name} {fact}, which strict=True does not allow. Correct the file, or leave out "
+                "strict."
             )
+        self.note(kind, name, fact)
+
+    def note(self, kind: str, name: str, fact: str) -> None:
+        """Counts a fact for the log that is not an error, even with `strict`.
+
+        Args:
+            kind: Name of the kind of fact, a key of `counts`.
+            name: Name of the item, such as "annotation 7".
+            fact: Description of the fact after the name, such as "has the image_id '1'".
+        """
         self.counts[kind] += 1
         if self.counts[kind] <= MAX_LISTED:
             self.problems.append(Problem(kind, name, fact))
 
+    def read_object(self, read: Callable[[], Any], name: str) -> Any:
+        """Reads an object, and leaves it out if it cannot be read and `on_bad_object` is "skip".
+
+        Args:
+            read: Function that reads the object.
+            name: Name of the object, with which the messages of its errors begin.
+
+        Returns:
+            Result of `read`, or None if the object is left out.
+
+        Raises:
+            UserError: If the object cannot be read and `on_bad_object` is "error".
+        """
+        try:
+            return read()
+        except UserError as error:
+            if self.on_bad_object == "error":
+                raise
+            self.note("bad_objects", name, str(error).removeprefix(f"{self.source}: ").removeprefix(name).lstrip())
+            return None
+
     def merge(self, other: "Changes") -> None:
-        """Adds the changes that another reader of the same file counted."""
+        """Adds the changes that another object counted for the same file.
+
+        Args:
+            other: The other object.
+        """
         self.counts.update(other.counts)
         self.problems += other.problems
 
     def describe(self, phrases: dict[str, str]) -> list[str]:
-        """Describes each kind of change with its number and the first item.
+        """Describes each kind of change by its number and its first item, for the log.
 
         Args:
-            phrases: What happened, by kind, such as "values of another type converted".
+            phrases: Kind of change -> text, such as "values of another type converted".
+
+        Returns:
+            One text per kind of change that occurred.
         """
         first = {each.kind: f"{each.item} {each.text}" for each in reversed(self.problems)}
         return [
@@ -195,13 +259,13 @@ class Changes:
         ]
 
     def convert(self, value: Any, converter: Callable[[Any], Any], name: Name, key: str) -> Any:
-        """Converts a value, and counts it if that changed its type.
+        """Converts a value, and counts it if its type changed.
 
         Args:
             value: The value.
             converter: `as_int`, `as_float`, `as_flag` or `as_floats`.
-            name: Function that makes the name of the item.
-            key: Key of the value.
+            name: Function that returns the name of the item for error messages.
+            key: Key of the value in the item.
 
         Returns:
             The converted value, or None if it cannot be converted.
@@ -213,6 +277,13 @@ class Changes:
 
 
 def show(value: Any) -> str:
-    """Formats a value for a message, at most 80 characters of it."""
+    """Formats a value for an error message.
+
+    Args:
+        value: Value of any type.
+
+    Returns:
+        Its representation, cut to 80 characters.
+    """
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

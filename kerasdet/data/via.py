@@ -1,5 +1,6 @@
 """Reads the JSON of the VGG Image Annotator (VIA): one file of regions for a folder of images."""
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,14 @@ _CURVE_POINTS = 32
 
 
 def is_via(data: Any) -> bool:
-    """Returns whether the contents of a JSON file are a project or an export of VIA 1 or 2."""
+    """Tells whether a JSON file is a project or an export of VIA 1 or 2.
+
+    Args:
+        data: Parsed JSON.
+
+    Returns:
+        True for VIA's format.
+    """
     entries = _entries(data)
     return bool(entries) and all(
         isinstance(item, dict) and "filename" in item and "regions" in item for item in entries
@@ -38,15 +46,15 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
     attribute. If no region has attributes, there is one class, "object".
 
     Args:
-        data: Contents of the JSON file.
+        data: Parsed JSON.
         path: Path of the file. The images are beside it, or in `images/`.
-        changes: Counts the repairs.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Contents of a COCO file.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a region is invalid, naming it.
+        UserError: If a region is invalid. The message names it.
     """
     finder = ImageFinder([path.parent, path.parent / "images"], changes)
     items = _entries(data)
@@ -56,14 +64,20 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
         for i, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1)
     ]
     key = _class_key(items, path)
+    options = _options(data, key)
     annotations = []
     for entry, item in zip(entries, items, strict=True):
         regions = item["regions"].values() if isinstance(item["regions"], dict) else item["regions"]
         for number, region in enumerate(regions, 1):
             where = f"{path}: region {number} of {item['filename']}"
-            shape = _shape(region, where, changes)
-            if shape is not None:
-                name = _class_name(region.get("region_attributes"), key, where, changes)
+            shape = changes.read_object(functools.partial(_shape, region, where, changes), where)
+            if shape is None:
+                continue
+            name = changes.read_object(functools.partial(_class_name, _attributes(region), key, where, changes), where)
+            if name is not None:
+                if options.get(name, name) != name:
+                    changes.note("mapped_options", where, f"has {key} {name!r}, which is {options[name]!r}")
+                    name = options[name]
                 annotations.append({"image_id": entry["id"], "name": name, "iscrowd": 0, **shape})
     names = sorted({annotation["name"] for annotation in annotations}) or [_UNNAMED]
     category_of = {name: number for number, name in enumerate(names, 1)}
@@ -80,24 +94,45 @@ def _class_key(items, path):
         for item in items
         for r in (item["regions"].values() if isinstance(item["regions"], dict) else item["regions"])
     ]
-    keys = {key for region in regions for key in (region.get("region_attributes") or {})}
-    known = [key for key in _CLASS_KEYS for own in keys if own.lower() == key]
-    if known or len(keys) < 2:
-        return next((own for own in keys if not known or own.lower() == known[0]), None)
+    keys = sorted({key for region in regions if isinstance(region, dict) for key in _attributes(region)})
+    known = [own for key in _CLASS_KEYS for own in keys if own.strip().lower() == key]
+    first = [own for own in known if own.strip().lower() == known[0].strip().lower()] or keys
+    if len(first) < 2:
+        return next(iter(first), None)
     raise UserError(
-        f"{path}: regions have the attributes {', '.join(sorted(keys))}; expected one of {', '.join(_CLASS_KEYS)} to "
-        "be the class. Rename the attribute that is the class."
+        f"{path}: regions have the attributes {', '.join(first)}; expected one of {', '.join(_CLASS_KEYS)} for the "
+        "class. Rename the attribute that holds the class."
     )
 
 
+def _attributes(region):
+    attributes = region.get("region_attributes")
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def _options(data, key):
+    """Returns the names of the options of a class attribute by their numbers; {} if its options are no numbers."""
+    attributes = data.get("_via_attributes")
+    regions = attributes.get("region") if isinstance(attributes, dict) else None
+    attribute = regions.get(key) if isinstance(regions, dict) and key else None
+    options = attribute.get("options") if isinstance(attribute, dict) else None
+    if not isinstance(options, dict) or not all(str(number).isdigit() for number in options):
+        return {}
+    return {number: str(name).strip() for number, name in options.items() if str(name or "").strip()}
+
+
 def _class_name(attributes, key, where, changes):
-    value = (attributes or {}).get(key) if key else _UNNAMED
+    value = attributes.get(key) if key else _UNNAMED
     if isinstance(value, dict):  # a check box: {"cat": true}
-        value = next((name for name, chosen in value.items() if chosen), None)
-    if value in (None, ""):
+        value = [name for name, chosen in value.items() if chosen]
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise UserError(f"{where} has {key} {', '.join(map(str, value))}; expected one class. Choose one.")
+        value = next(iter(value), None)
+    if value is None or not str(value).strip():
         changes.add("unnamed_shapes", where, f"has no {key}")
         return _UNNAMED
-    return str(value)
+    return str(value).strip()
 
 
 def _shape(region, where, changes):

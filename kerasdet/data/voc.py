@@ -1,5 +1,6 @@
 """Reads Pascal VOC folders into the same records as COCO JSON."""
 
+import functools
 import math
 import os
 import re
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import MAX_PIXELS
-from kerasdet.data.values import as_flag, as_float
+from kerasdet.data.values import Changes, are_fractions, as_flag, as_float
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -22,9 +23,9 @@ VOC_CLASSES = (
 class VocDataset(Dataset):
     """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
-    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. As in detectron2, training uses
-    objects marked difficult; evaluation neither rewards nor punishes a detection of one. An image is the file of
-    ``JPEGImages`` with the name of its XML, in any format. Sizes that are missing or 0 are read from the files.
+    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. Training uses objects marked
+    difficult, like detectron2; in evaluation they count neither as found nor as missed. An image is the file in
+    ``JPEGImages`` with the name of its XML, in any format. Sizes that are missing or 0 are read from the image files.
 
     Example:
         >>> dataset = VocDataset(["VOCdevkit/VOC2007", "VOCdevkit/VOC2012"], "trainval")
@@ -33,12 +34,14 @@ class VocDataset(Dataset):
 
     Args:
         root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
-        split: Name of a list of images, such as "trainval"; every folder must have that list.
-        class_names: The K names of the classes. Another name in an XML is an error.
-        keep_images_without_objects: As for `Dataset`.
-        on_bad_image: As for `Dataset`.
-        strict: As for `Dataset`.
-        max_pixels: As for `Dataset`.
+        split: Name of a list of images in ``ImageSets/Main``, such as "trainval". Every folder must have this list.
+        class_names: The K names of the classes. Other names in an XML raise an error.
+        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
+            `UserError` that names it, "skip" leaves the image out.
+        strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
+            text.
+        max_pixels: Images with more pixels than this count as damaged.
 
     Attributes:
         annotations: Path of the first list of images.
@@ -49,7 +52,7 @@ class VocDataset(Dataset):
 
     Raises:
         FileNotFoundError: If a list, an XML or a folder does not exist.
-        UserError: If an XML is invalid, naming the file and the object, or if images are bad.
+        UserError: If an XML is invalid, or image files cannot be used. The message names file and object.
     """
 
     def __init__(
@@ -66,8 +69,9 @@ class VocDataset(Dataset):
         roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
+        changes = Changes(os.fspath(lists[0]), strict)
         super().__init__(
-            _coco(places, tuple(class_names)),
+            _coco(places, tuple(class_names), changes),
             None,
             source=lists[0],
             keep_images_without_objects=keep_images_without_objects,
@@ -75,22 +79,44 @@ class VocDataset(Dataset):
             strict=strict,
             max_pixels=max_pixels,
         )
+        self.add_changes(changes)
 
 
-def _coco(places, class_names):
+def _coco(places, class_names, changes):
     """Returns the contents of an equivalent COCO file."""
     if len(set(class_names)) < len(class_names):
-        raise UserError(f"class_names has a name twice: {', '.join(class_names)}. Give each class one name.")
+        raise UserError(
+            f"class_names has a name more than once: {', '.join(class_names)}. Give each class its own name."
+        )
     class_of = {name: class_id for class_id, name in enumerate(class_names)}
     files = {folder: _files_by_stem(folder / "JPEGImages") for folder in {folder for folder, _ in places}}
     images, annotations = [], []
     for image_id, (folder, name) in zip(_image_ids([name for _, name in places]), places, strict=True):
-        (height, width), file_name, objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of)
+        (height, width), file_name, objects = read_xml(folder / "Annotations" / f"{name}.xml", class_of, changes)
         path = _image_path(folder / "JPEGImages", name, file_name, files[folder])
         images.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += [{**each, "image_id": image_id, "category_id": each["category_id"] + 1} for each in objects]
+    check_units(annotations, changes.source)
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def check_units(annotations: Sequence[Mapping], source: str) -> None:
+    """Checks that boxes are in pixels and not fractions of their image.
+
+    Args:
+        annotations: Results of `read_xml`.
+        source: Path of the dataset in messages.
+
+    Raises:
+        UserError: If all boxes are fractions.
+    """
+    corners = [[x + 1, y + 1, x + w, y + h] for x, y, w, h in (annotation["bbox"] for annotation in annotations)]
+    if corners and are_fractions([[round(value, 6) for value in each] for each in corners]):
+        raise UserError(
+            f"{source}: no box has a number above 1; expected xmin, ymin, xmax and ymax in pixels. Multiply the "
+            "fractions by the width and height of the images."
+        )
 
 
 def _files_by_stem(folder):
@@ -109,7 +135,8 @@ def _image_path(folder, name, file_name, files):
             return path
     if len(same_stem) > 1:
         raise UserError(
-            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}. Keep one of them."
+            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}; expected one. "
+            "Remove the others."
         )
     return same_stem[0] if same_stem else folder / f"{name}.jpg"
 
@@ -125,14 +152,21 @@ def _names(path):
         )
         raise FileNotFoundError(f"The list of images {path} does not exist. {choices}")
     annotations = path.parents[2] / "Annotations"
-    names = [_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    names = [
+        listed_name(line.strip(), annotations) for line in path.read_text("utf-8-sig").splitlines() if line.strip()
+    ]
     if not names:
-        raise UserError(f"{path} names no image; expected one name per line. Give another split or fill the list.")
+        raise UserError(f"{path} lists no image; expected one name per line. Give another split, or fill the list.")
     return names
 
 
-def _name(line, annotations):
-    """Returns the name in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix."""
+def listed_name(line: str, annotations: Path) -> str:
+    """Reads the name of an image in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix.
+
+    Args:
+        line: The line.
+        annotations: Folder of the XML files.
+    """
     without_label = re.sub(r"\s+(-1|0|1)$", "", line)
     choices = [line, without_label, without_label.rsplit(".", 1)[0]]
     return next((name for name in choices if (annotations / f"{name}.xml").is_file()), without_label)
@@ -147,20 +181,21 @@ def _image_ids(names):
     return list(range(1, len(names) + 1))
 
 
-def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None], str, list[dict]]:
+def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple[list[int | None], str, list[dict]]:
     """Reads the annotations of one image.
 
     Args:
         path: Path of the XML file.
         class_of: Class name -> class id.
+        changes: Counts the repairs.
 
     Returns:
-        Height and width of the image, None where the file has none; the file name of the image, "" without one; COCO
-        annotations with class ids, without image ids.
+        Three values: height and width of the image, None if the file lacks them; the file name of the image, "" if the
+        file lacks it; and COCO annotations with class ids, without image ids.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If it is not valid, naming the file and the object.
+        UserError: If the XML is invalid. The message names file and object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
@@ -171,25 +206,33 @@ def read_xml(path: Path, class_of: Mapping[str, int]) -> tuple[list[int | None],
     objects = []
     for number, item in enumerate(tree.findall("object"), 1):
         where = f"{path}: object {number}"
-        name = (item.findtext("name") or "").strip()
-        if name not in class_of:
-            raise UserError(
-                f"{where} is a {name!r}; expected one of the classes {', '.join(class_of)}. Correct the name, or pass "
-                "class_names."
-            )
-        x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        objects.append(
-            {
-                "category_id": class_of[name],
-                "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
-                "difficult": _difficult(item.findtext("difficult"), where),
-            }
-        )
+        objects.append(changes.read_object(functools.partial(_object, item, class_of, where, changes), where))
     return (
         [_length(tree, name, path) for name in ("height", "width")],
         (tree.findtext("filename") or "").strip(),
-        objects,
+        [each for each in objects if each is not None],
     )
+
+
+def _object(item, class_of, where, changes):
+    """Returns the COCO annotation of an object."""
+    name = (item.findtext("name") or "").strip()
+    if name not in class_of:
+        raise UserError(
+            f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or pass "
+            "class_names."
+        )
+    if (count := len(item.findall("bndbox"))) > 1:
+        raise UserError(f"{where} has {count} bndbox; expected one. Give each box an object of its own.")
+    x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
+    if x1 > x2 or y1 > y2:
+        changes.add("swapped_corners", where, f"has the corners x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")
+        x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+    return {
+        "category_id": class_of[name],
+        "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
+        "difficult": _difficult(item.findtext("difficult"), where),
+    }
 
 
 def _length(tree, name, path):

@@ -1,17 +1,20 @@
 """Finds the XML files and images of Pascal VOC trees and of LabelImg's loose folders."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kerasdet.data.files import ImageFinder, image_entry, read_text
+from kerasdet.data.classes import check_class_list
+from kerasdet.data.files import ImageFinder, image_entry, is_image, read_text
 from kerasdet.data.images import SUFFIXES
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
-from kerasdet.data.voc import read_xml
+from kerasdet.data.voc import check_units, listed_name, read_xml
 from kerasdet.errors import UserError
 
-_CLASS_FILES = ("labelmap.txt", "classes.txt", "labels.txt", "predefined_classes.txt")
+_COLOUR_MAP = "labelmap.txt"  # of CVAT: name:colour:parts:actions, the background first
+_CLASS_FILES = (_COLOUR_MAP, "classes.txt", "labels.txt", "predefined_classes.txt")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
 
 
@@ -19,11 +22,12 @@ def find_voc(path: Path) -> dict[str, Reader]:
     """Finds Pascal VOC trees, or loose XML files of LabelImg.
 
     Args:
-        path: Folder such as `VOC2007`, a folder of several such as `VOCdevkit`, or a folder of XML files, in which
-            folders such as `train/` and `valid/` are splits.
+        path: Folder such as `VOC2007`, or a folder of several such folders, such as `VOCdevkit`, or a folder of XML
+            files. In the last case, subfolders such as `train/` and `valid/` are splits.
 
     Returns:
-        Reader of each split; {} if there is no annotation in XML.
+        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no annotation
+        in XML.
     """
     if not path.is_dir():
         return {}
@@ -36,8 +40,11 @@ def find_voc(path: Path) -> dict[str, Reader]:
     for root in roots:
         lists = {file.stem: file for file in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
         for name, file in lists.items():
-            if "_" not in name or name.rpartition("_")[2] not in lists:  # cat_train lists the images of one class
-                listed.setdefault(_split_name(name), []).extend(_listed(file, root))
+            part = name.rpartition("_")[2]
+            if part not in lists or part == name:  # cat_train lists the images of one class
+                files = _listed(file, root)
+                known = listed.setdefault(_split_name(name), [])
+                known += files if part == name else [each for each in files if each not in {*known}]
     loose = [] if listed else [file for file in sorted(path.rglob("*.xml")) if _is_annotation(file)]
     groups = listed or by_split(loose, path)
     every = [file for files in groups.values() for file in files]
@@ -52,9 +59,9 @@ def _split_name(name):
 
 def _listed(file, root):
     """Returns the XML files that a list of ImageSets names. A second column is the label of a list of one class."""
+    annotations = root / "Annotations"
     lines = [line.strip() for line in read_text(file).splitlines()]
-    names = [line if (root / "Annotations" / f"{line}.xml").is_file() else line.split()[0] for line in lines if line]
-    return [root / "Annotations" / f"{name}.xml" for name in names]
+    return [annotations / f"{listed_name(line, annotations)}.xml" for line in lines if line]
 
 
 def _is_annotation(file):
@@ -64,28 +71,32 @@ def _is_annotation(file):
 
 
 def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
-    """Reads the class list of a folder, or else collects the names in its XML files.
+    """Reads the list of classes of a folder. Without such a list, collects the class names in its XML files.
 
     Args:
-        files: Paths of all XML files, of every split: each split then has the same classes.
-        root: Folder that may hold CVAT's `labelmap.txt` or `classes.txt`.
+        files: Paths of the XML files of all splits, so that each split gets the same classes.
+        root: Folder that may contain CVAT's `labelmap.txt` or `classes.txt`.
 
     Returns:
-        Names in the order of the list, or sorted.
+        Class names in the order of the list; sorted if there is no list.
 
     Raises:
         UserError: If no file has an object.
     """
     for path in (root / name for name in _CLASS_FILES):
         if path.is_file():
-            lines = [line.split(":")[0].strip() for line in read_text(path).splitlines()]
-            names = [line for line in lines if line and not line.startswith("#") and line != "background"]
+            names = [line.strip() for line in read_text(path).splitlines()]
+            if path.name == _COLOUR_MAP:
+                names = [line.split(":")[0].strip() for line in names if not line.startswith("#")]
+                names = [name for name in names if name != "background"]
+            names = list(filter(None, names))
+            check_class_list(names, path)
             if names:
                 return tuple(dict.fromkeys(names))
-    names = {(item.findtext("name") or "").strip() for file in files for item in parse(file).findall("object")}
+    names = {(item.findtext("name") or "").strip() for file in files for item in parse(file).findall("object")} - {""}
     if not names:
         raise UserError(
-            f"{root} has {len(files)} XML files without any object; expected at least one. Annotate images."
+            f"{root} has {len(files)} XML files without any object; expected at least one object. Annotate images."
         )
     return tuple(sorted(names))
 
@@ -95,6 +106,9 @@ def parse(path: Path) -> ElementTree.Element:
 
     Args:
         path: Path of the file.
+
+    Returns:
+        The root element.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -109,30 +123,50 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def _read_split(files, names, root, changes):
-    """Reads XML files into the contents of a COCO file."""
+    """Reads XML files into a dict in the form of a COCO file."""
     class_of = {name: class_id for class_id, name in enumerate(names())}
     finders, entries, annotations = {}, [], []
-    for image_id, file in enumerate(files, 1):
+    for file, count in Counter(files).items():
+        if count > 1:
+            changes.add("repeated_images", str(file), f"is in the lists of the split {count} times")
+    for image_id, file in enumerate(dict.fromkeys(files), 1):
         if file.parent not in finders:
             folders = [
                 file.parent,
                 *(parent / name for parent in (file.parent.parent, root) for name in _IMAGE_FOLDERS),
             ]
             finders[file.parent] = ImageFinder([folder for folder in folders if folder.is_dir()], changes)
-        size, file_name, objects = read_xml(file, class_of)
-        entries.append(image_entry(image_id, _image_of(file, file_name, finders[file.parent]), size))
+        size, file_name, objects = read_xml(file, class_of, changes)
+        image = _image_of(file, file_name, finders[file.parent], changes)
+        entries.append(image_entry(image_id, image, size))
         for each in objects:
             annotation = {**each, "image_id": image_id, "category_id": each["category_id"] + 1}
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **annotation})
+    check_units(annotations, changes.source)
+    named = {entry["file_name"] for entry in entries}
+    for folder in sorted({file.parent for file in files if file.parent.name != "Annotations"}):
+        for path in sorted(folder.iterdir()):
+            if is_image(path) and str(path) not in named:
+                changes.add("images_without_file", str(path), "has no XML file")
     categories = [{"id": number, "name": name} for number, name in enumerate(names(), 1)]
     return {"images": entries, "annotations": annotations, "categories": categories}
 
 
-def _image_of(file, file_name, finder):
+def _image_of(file, file_name, finder, changes):
     """Returns the image of an XML file: that of its own name, because tools rename both; or else `file_name`."""
+    suffixes = [each for suffix in SUFFIXES for each in (suffix, suffix.upper())]
     for folder in finder.folders:
-        for suffix in SUFFIXES:
-            for path in (folder / f"{file.stem}{suffix}", folder / f"{file.stem}{suffix.upper()}"):
-                if path.is_file():
-                    return path
+        own = [path for suffix in suffixes if (path := folder / f"{file.stem}{suffix}").is_file()]
+        if not own:
+            continue
+        other = folder / Path(file_name).name if file_name else own[0]
+        if other in own:
+            return other
+        if len(own) > 1 and not own[0].samefile(own[1]):
+            raise UserError(
+                f"{file} could be about {own[0]} or {own[1]}; expected one image of its name. Remove one of them."
+            )
+        if other.stem != file.stem and other.is_file():
+            changes.add("contradicting_names", str(file), f"names the image {file_name}, not {own[0].name}")
+        return own[0]
     return finder.find(file_name or f"{file.stem}.jpg", str(file))

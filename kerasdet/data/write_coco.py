@@ -17,7 +17,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
         folder: Empty folder to write to.
 
     Returns:
-        Counts of what the format cannot hold: none.
+        Numbers of things that the format cannot hold, by name. Empty for COCO.
     """
     for part in parts:
         target = folder / "images" / part.name

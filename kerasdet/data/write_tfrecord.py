@@ -23,16 +23,16 @@ _orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.TensorSpec
 def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
     """Writes splits as `SPLIT-00000-of-00001.tfrecord`, 1000 images each, and `label_map.pbtxt`.
 
-    Labels are the category ids, or 1..K if an id is below 1. Objects with masks have one PNG each. Images that EXIF
-    turns are stored upright as PNG, because other readers of these features ignore EXIF; so are those in formats that
-    TensorFlow does not decode.
+    Labels are the category ids, or 1..K if an id is below 1. Each mask is stored as a PNG. Images with an EXIF rotation
+    are stored upright as PNG, because other readers of TFRecords ignore EXIF. Images in formats that TensorFlow cannot
+    decode are stored as PNG as well.
 
     Args:
         parts: Splits of the dataset.
         folder: Empty folder to write to.
 
     Returns:
-        Counts of what the format cannot hold: none.
+        Numbers of things that the format cannot hold, by name. Empty for TFRecord.
     """
     folder.mkdir(parents=True, exist_ok=True)
     categories = parts[0].categories

@@ -17,7 +17,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
         folder: Empty folder to write to.
 
     Returns:
-        Counts of what the format cannot hold.
+        Numbers of things that the format cannot hold, such as masks, by name.
     """
     lost: Counter[str] = Counter()
     images, annotations, lists = (folder / name for name in ("JPEGImages", "Annotations", "ImageSets/Main"))
@@ -56,7 +56,7 @@ def _annotation(item: Item, names, lost):
         _add(element, "difficult", int(bool(annotation.get("difficult"))))
         x, y, w, h = annotation["bbox"]
         box = ElementTree.SubElement(element, "bndbox")
-        # Pixels count from 1 and both ends are inside
+        # VOC counts pixels from 1 and includes both ends
         for name, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
             _add(box, name, repr(float(value)).removesuffix(".0"))
     return root

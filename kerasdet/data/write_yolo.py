@@ -15,15 +15,15 @@ from kerasdet.data.regions import join_polygons, mask_of, polygons_of
 def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
     """Writes splits with YOLO's label files. Class ids are 0..K-1 in the order of the categories.
 
-    Objects with masks become polygons; if a dataset has any, objects without a mask become rectangles. Parts of a mask
-    are joined by bridges of no width, and holes are lost. Datasets with keypoints get boxes and keypoints.
+    Objects with masks become polygons. If a dataset has masks, objects without a mask become rectangles. The parts of a
+    mask are joined by bridges of zero width, and holes are lost. Datasets with keypoints get boxes and keypoints.
 
     Args:
         parts: Splits of the dataset.
         folder: Empty folder to write to.
 
     Returns:
-        Counts of what the format cannot hold.
+        Numbers of things that the format cannot hold, such as holes of masks, by name.
     """
     lost: Counter[str] = Counter()
     annotations = [each for part in parts for item in part.items for each in item.annotations]

@@ -1,5 +1,6 @@
-"""Reads and writes YOLO's format: one text file of normalised boxes or polygons an image, and a `data.yaml`."""
+"""Reads YOLO's format: per image one text file of normalised boxes or polygons, and a `data.yaml` for the dataset."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
 from kerasdet.data.regions import box_of_polygons
-from kerasdet.data.values import Changes
+from kerasdet.data.values import Changes, as_int, as_list
 from kerasdet.errors import UserError
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -24,13 +26,18 @@ def read_yaml(path: Path) -> dict:
         path: Path of the file.
 
     Returns:
-        Its contents.
+        Key -> value. The class names are the texts in the file: `yes`, `null` and `007` are names, too.
 
     Raises:
-        UserError: If it is not YAML, or not a mapping.
+        UserError: If the file is not YAML, or not a mapping.
     """
     try:
-        data = yaml.safe_load(read_text(path))
+        text = read_text(path)
+        if twice := _repeated_key(yaml.compose(text, yaml.BaseLoader)):
+            raise UserError(f"{path} has the key {twice!r} twice; expected each key once. Remove or rename one.")
+        data = yaml.safe_load(text)
+        if isinstance(data, dict) and "names" in data:
+            data["names"] = yaml.load(text, yaml.BaseLoader)["names"]
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the file.") from None
     if not isinstance(data, dict):
@@ -38,15 +45,24 @@ def read_yaml(path: Path) -> dict:
     return data
 
 
+def _repeated_key(node):
+    """Returns a key that a mapping of a YAML file has twice, of which YAML silently takes the last; None without."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        return twice or next(filter(None, (_repeated_key(value) for _, value in node.value)), None)
+    return None
+
+
 def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     """Reads the classes of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
-        path: Path of the file, for messages.
+        data: Result of `read_yaml`.
+        path: Path of the file, for error messages.
 
     Returns:
-        Names by class id.
+        Class id -> name.
 
     Raises:
         UserError: If names are missing, or differ in number from `nc`.
@@ -55,15 +71,17 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     try:
-        names = {int(key): str(name) for key, name in names.items()}
+        names = {int(key): name.strip() for key, name in names.items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError(
             f'{path}: "names" is {str(data.get("names"))[:80]}; expected a list of class names, or a mapping from '
             "class id to name. Correct the file."
         ) from None
+    if nameless := [number for number, name in names.items() if not name]:
+        raise UserError(f'{path}: class {nameless[0]} of "names" has an empty name; expected a text. Correct the file.')
     count = data.get("nc", len(names))
-    if count != len(names):
-        raise UserError(f'{path}: "nc" is {count}, but "names" has {len(names)} classes. Correct one of the two.')
+    if as_int(count) != len(names):
+        raise UserError(f'{path}: "nc" is {count!r}, but "names" has {len(names)} classes. Correct one of the two.')
     if not names:
         raise UserError(f'{path}: "names" is empty; expected at least one class. Correct the file.')
     return names
@@ -76,12 +94,13 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
         root: Folder of the dataset.
 
     Returns:
-        Names by class id and the file; None without such a file.
+        A dict class id -> name, and the path of the file; None if there is no such file.
     """
     folders = (root, root / "labels", root / "train")
     for path in (folder / name for folder in folders for name in _NAME_FILES):
         if path.is_file():
             names = [line.strip() for line in read_text(path).splitlines()]
+            check_class_list(list(filter(None, names)), path)
             if any(names):
                 return {number: name for number, name in enumerate(names) if name}, path
     return None
@@ -91,25 +110,28 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
     """Lists the images of a split of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
+        data: Result of `read_yaml`.
         path: Path of the file.
         key: Key of the split, such as "train". Its value is a folder, a text file that lists images, or a list of
-            both. The paths may be those of another machine: `path: /datasets/x`, `../train/images`.
-        changes: Counts the repairs.
+            these. The paths may be those of another machine, such as `/datasets/x` or `../train/images`.
+        changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Paths of the images.
 
     Raises:
-        UserError: If a folder or list does not exist, or holds no images.
+        UserError: If a folder or list does not exist, or contains no images.
     """
     entries = data[key] if isinstance(data[key], list) else [data[key]]
     found = []
     for entry in entries:
         place = _place(str(entry), data.get("path"), path, key, changes)
-        found += _listed(place, path.parent) if place.suffix == ".txt" else images_in(place)
-        if not found:
-            raise UserError(f"{path}: {key} leads to {place}, which holds no image. Correct the path.")
+        own = _listed(place, path.parent) if place.suffix == ".txt" else images_in(place)
+        found += own
+        if not own:
+            raise UserError(
+                f"{path}: {key} is the path {place}, which contains no image. Correct the path, or add images."
+            )
     return list(dict.fromkeys(found))
 
 
@@ -118,6 +140,12 @@ def _place(entry, base, path, key, changes):
     root = path.parent
     entry = entry.replace("\\", "/")
     plain = [root / base / entry, root / entry] if base else [root / entry]
+    inner = root / entry.removeprefix("../")
+    if not base and inner != plain[0] and inner.exists() and plain[0].exists():
+        # Roboflow writes ../train/images for train/images
+        fact = f"is {entry!r}, which may be {plain[0].resolve()} or {inner}; {inner} was taken"
+        changes.add("split_paths_repaired", f"{key} of {path.name}", fact)
+        return inner
     for candidate in plain:
         if candidate.exists():
             return candidate
@@ -148,38 +176,46 @@ def _listed(path, root):
 
 
 def label_of(image: Path) -> Path:
-    """Returns the label file of an image: in `labels/` instead of the last `images/` of its path, or beside it."""
-    beside = image.with_suffix(".txt")
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index].lower() in ("images", "jpegimages"):
-            parts[index] = "labels"
-            other = Path(*parts).with_suffix(".txt")
-            return other if other.is_file() or not beside.is_file() else beside
-    return beside
+    """Returns the path of the label file of an image.
+
+    Args:
+        image: Path of the image.
+
+    Returns:
+        The path with the last folder `images` replaced by `labels`, or the path beside the image, with the suffix .txt
+        in lower or upper case. The file need not exist.
+    """
+    places = [image]
+    for index in range(len(image.parts) - 2, -1, -1):
+        if image.parts[index].lower() in ("images", "jpegimages"):
+            folders = ("labels", "Labels", "LABELS")
+            places = [Path(*image.parts[:index], name, *image.parts[index + 1 :]) for name in folders] + places
+            break
+    candidates = [place.with_suffix(suffix) for place in places for suffix in (".txt", ".TXT")]
+    return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     """Reads `kpt_shape` of a `data.yaml`.
 
     Args:
-        data: Contents of the file.
-        file: Path of the file, for messages.
+        data: Result of `read_yaml`.
+        file: Path of the file, for error messages.
 
     Returns:
-        Number of keypoints and of values of each, or () without keypoints.
+        The number of keypoints and the number of values per keypoint (2 or 3); () without keypoints.
 
     Raises:
-        UserError: If the value is neither.
+        UserError: If `kpt_shape` has another form.
     """
     shape = data.get("kpt_shape") or ()
     if not shape:
         return ()
-    numbers = shape if isinstance(shape, list) and all(type(number) is int for number in shape) else ()
-    if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
+    numbers = [as_int(number) for number in as_list(shape) or ()]
+    if None in numbers or len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
         raise UserError(
             f"{file}: kpt_shape is {str(shape)[:80]}; expected the number of keypoints and 2 or 3, such as [17, 3]. "
-            "Correct it."
+            "Correct kpt_shape."
         )
     return tuple(numbers)
 
@@ -194,15 +230,16 @@ def read_yolo(
 
     Args:
         images: Paths of the images.
-        names: Names by class id.
-        changes: Counts the repairs.
-        keypoint_shape: `kpt_shape` of the `data.yaml`: the number of keypoints and 2 or 3 values each; () without.
+        names: Class id -> name.
+        changes: Counts the values that had to be converted or repaired.
+        keypoint_shape: Result of `keypoint_shape`: the number of keypoints and of values per keypoint; () for none.
 
     Returns:
-        Contents of a COCO file. The ids of the categories are YOLO's class ids.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. The ids of the
+        categories are YOLO's class ids.
 
     Raises:
-        UserError: If a row is not of this form, naming the file and the line.
+        UserError: If a row has another form. The message names file and line.
     """
     categories = [{"id": class_id, "name": name} for class_id, name in sorted(names.items())]
     if keypoint_shape:
@@ -212,15 +249,22 @@ def read_yolo(
     for image_id, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1):
         entries.append(image_entry(image_id, image, size))
         label = label_of(image)
+        if label in used and label.is_file():
+            changes.note("shared_labels", str(label), f"is for {image.name} and another image of that stem")
         used.add(label)
         if size is None or not label.is_file():
             continue
         for number, line in enumerate(read_text(label).splitlines(), 1):
             if line.strip():
-                row = _row(line.split(), names, size, keypoint_shape, f"{label}: line {number}", changes)
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **row})
+                where = f"{label}: line {number}"
+                read = functools.partial(_row, line.split(), names, size, keypoint_shape, where, changes)
+                if (row := changes.read_object(read, where)) is not None:
+                    annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **row})
+    if used and not any(label.is_file() for label in used):
+        first = min(used)
+        changes.note("no_labels", str(images[0]), f"and all others have no label file; {first} was looked for")
     for folder in sorted({label.parent for label in used}):
-        for label in sorted(folder.glob("*.txt")):
+        for label in sorted(folder.glob("*.[tT][xX][tT]")):
             if label not in used and label.name not in _NAME_FILES and _is_label(label):
                 changes.add("labels_without_image", str(label), "has no image")
     return {"images": entries, "annotations": annotations, "categories": categories}
@@ -239,7 +283,9 @@ def _row(words, names, size, keypoint_shape, where, changes):
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise UserError(f"{where} is {' '.join(words)[:80]!r}; expected numbers with spaces between. Correct the line.")
+        raise UserError(
+            f"{where} is {' '.join(words)[:80]!r}; expected numbers that are separated by spaces. Correct the line."
+        )
     class_id, values = values[0], values[1:]
     if class_id != int(class_id) or int(class_id) not in names:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Scores detections by COCO's rules, with the engine that `engines` runs.
+"""Scores detections by COCO's rules: AP and recall of boxes, masks and keypoints.
 
 This module does not import TensorFlow: NumPy, pycocotools and hotcoco are enough to score a detections file.
 """
@@ -13,17 +13,17 @@ import numpy as np
 from pycocotools.cocoeval import Params
 
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents, read_json
-from kerasdet.data.values import Changes, are_fractions, is_missing, show
+from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.engines import Accumulated, accumulate, check_engine, mean_of_known
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, CocoMetrics, DetectorMetrics
-from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle
+from kerasdet.evaluation.results import GEOMETRY, ResultsReader, as_rle, warn_of_units
 
 _logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike | dict | list  # a path, or the content of the file
-PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of best boxes per image for which recall is measured
-UNIFORM_SIGMA = 0.05  # annotators' spread at keypoints other than COCO's 17; nobody has measured it there
+PROPOSAL_LIMITS = (100, 300, 1000)  # recall is measured for this many best boxes per image
+UNIFORM_SIGMA = 0.05  # annotators' spread for other keypoints than COCO's 17, for which nobody has measured it
 
 
 def read_ground_truth(source: Source) -> GroundTruth:
@@ -33,7 +33,7 @@ def read_ground_truth(source: Source) -> GroundTruth:
         source: Path of an annotation file, or its content, which is not changed.
 
     Returns:
-        Dict with `images`, `categories` and `annotations`, whose values are of the right types.
+        Dict with the lists `images`, `categories` and `annotations`. All values have the right types.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -46,12 +46,12 @@ def read_ground_truth(source: Source) -> GroundTruth:
 
 
 def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
-    """Checks before a training that its evaluations will be able to read the ground truth.
+    """Checks before a training that evaluations can read the ground truth.
 
     Args:
         source: Path of an annotation file, or its content.
-        iou_types: The types to score, such as ("bbox", "segm"). A type that the ground truth does not have is left out,
-            as in `evaluate_all`.
+        iou_types: The types to score, such as ("bbox", "segm"). Types that the ground truth lacks are not checked,
+            because `evaluate_all` does not score them.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -75,15 +75,17 @@ def evaluate_all(
         ground_truth: Path of a COCO annotation file, or its content.
         results: Path of a COCO results file, or its content.
         image_ids: Ids of the images to score. None scores all images of the ground truth.
-        sigmas: (J,) as in `evaluate_coco`.
-        engine: As in `evaluate_coco`.
+        sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
+            for 17 keypoints and 0.05 for any other number.
+        engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers.
 
     Returns:
-        The metrics of each type. Empty results are scored as boxes.
+        The metrics of boxes, masks and keypoints. Empty results are scored as boxes.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`.
+        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
+            lacks.
     """
     check_engine(engine)
     all_cases = read_cases(ground_truth, results, image_ids, sigmas)
@@ -99,11 +101,16 @@ def read_cases(
         ground_truth: Path of a COCO annotation file, or its content.
         results: Path of a COCO results file, or its content. If it is empty, the type is boxes.
         image_ids: Ids of the images to score. None takes all images of the ground truth.
-        sigmas: (J,) as in `evaluate_coco`.
+        sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
+            for 17 keypoints and 0.05 for any other number.
+
+    Returns:
+        One `Cases` per type.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`.
+        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
+            lacks.
     """
     (truth, truth_name), (entries, results_name) = _content(ground_truth, "the ground truth"), _results(results)
     chosen = types_of(truth, entries)
@@ -130,11 +137,12 @@ def cases_of_type(
         image_ids: Ids of the images to score. None takes all images of the ground truth.
 
     Returns:
-        The cases, and the name of the ground truth for messages.
+        The `Cases`, and the name of the ground truth for error messages.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`.
+        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
+            lacks.
     """
     content, name = _content(ground_truth, "the ground truth")
     return _cases(_read(content, name, [iou_type]), *_results(results), iou_type, image_ids), name
@@ -164,7 +172,7 @@ def evaluate_coco(
         engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers; pycocotools is the reference.
 
     Returns:
-        COCO's twelve numbers (ten for keypoints), and the AP of each class.
+        COCO's twelve metrics such as AP and AP50 (ten for keypoints), and the AP of each class.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -172,7 +180,7 @@ def evaluate_coco(
             lacks.
     """
     if iou_type not in GEOMETRY:
-        raise UserError(f"iou_type is {iou_type!r}; it must be one of {', '.join(map(repr, GEOMETRY))}.")
+        raise UserError(f"iou_type is {iou_type!r}: choose one of {', '.join(map(repr, GEOMETRY))}.")
     check_engine(engine)
     contents = _read(*_content(ground_truth, "the ground truth"), [iou_type])
     return _cases(contents, *_results(results), iou_type, image_ids, sigmas).metrics(engine)
@@ -180,15 +188,15 @@ def evaluate_coco(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cases:
-    """Holds what a type of evaluation compares, read and checked.
+    """Holds the ground truth and the detections that an evaluation compares, after reading and checking.
 
     Args:
         iou_type: "bbox", "segm" or "keypoints".
-        images: Images of the ground truth.
-        categories: Categories of the ground truth.
-        annotations: The objects of the scored images, for COCOeval. `ignored` tells those that count neither as found
-            nor as missed and are no crowd.
-        detections: The detections as annotations, in the order of the results.
+        images: Entries `images` of the COCO ground truth.
+        categories: Entries `categories` of the COCO ground truth.
+        annotations: Annotations of the scored images, for COCOeval. A true `ignored` marks objects, other than crowds,
+            that count neither as found nor as missed.
+        detections: The detections in the form of annotations, in the order of the results.
         image_ids: Ids of the scored images, ascending.
         names: Scored category id -> class name, by ascending id.
         sigmas: (J,) annotators' spread at each keypoint, or None.
@@ -204,8 +212,20 @@ class Cases:
     sigmas: np.ndarray | None
 
     def accumulate(self, engine: str | None = None, limits: Sequence[int] | None = None) -> Accumulated:
-        """Runs an engine, see `kerasdet.evaluation.engines.accumulate`."""
-        # hotcoco reads all fields that it knows; only masks need the sizes of images, which others may lack
+        """Computes precision and recall with an engine.
+
+        Args:
+            engine: "hotcoco" or "pycocotools"; None for hotcoco.
+            limits: Numbers of boxes per image for which recall is measured without regard to classes. None scores each
+                class with COCO's own limits.
+
+        Returns:
+            Arrays of precision and recall.
+
+        Raises:
+            UserError: If the engine is unknown or not installed.
+        """
+        # only masks need the sizes of images; hotcoco would also read invalid sizes that are not needed
         dataset = {
             "images": [{"id": i["id"], "height": i["height"] or 0, "width": i["width"] or 0} for i in self.images],
             "categories": [{"id": category["id"], "name": category["name"]} for category in self.categories],
@@ -222,7 +242,17 @@ class Cases:
         )
 
     def metrics(self, engine: str | None = None) -> CocoMetrics:
-        """Returns COCO's numbers and the AP of each class."""
+        """Computes COCO's metrics and the AP of each class.
+
+        Args:
+            engine: "hotcoco" or "pycocotools"; None for hotcoco.
+
+        Returns:
+            The metrics.
+
+        Raises:
+            UserError: If the engine is unknown or not installed.
+        """
         numbers = self.accumulate(engine)
         precision = numbers.precision[:, :, :, 0, -1]  # (10 thresholds, 101 recalls, K)
         per_class = {name: mean_of_known(precision[:, :, k]) for k, name in enumerate(self.names.values())}
@@ -232,21 +262,22 @@ class Cases:
 def evaluate_proposals(
     ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None, engine: str | None = None
 ) -> DetectorMetrics:
-    """Measures the average recall (mean over IoU 0.50 to 0.95) of boxes, whatever their class.
+    """Measures the average recall (mean over IoU 0.50 to 0.95) of boxes without regard to classes.
 
     Args:
         ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content. Its categories may be any of the ground truth's.
+        results: Path of a COCO results file, or its content. The categories of the results are ignored.
         image_ids: Ids of the images to score. None scores all images of the ground truth.
-        engine: As in `evaluate_coco`.
+        engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers.
 
     Returns:
-        ``AR100``, ``AR300`` and ``AR1000``, the recall of the best 100, 300 and 1000 boxes of each image, and ``ARs``,
-        ``ARm`` and ``ARl``, the recall of small, medium and large objects among the best 1000. No AP and no classes.
+        Metrics with ``AR100``, ``AR300`` and ``AR1000``, the recall of the best 100, 300 and 1000 boxes of each image;
+        and ``ARs``, ``ARm`` and ``ARl``, the recall of small, medium and large objects with the best 1000 boxes.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`.
+        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
+            lacks.
     """
     contents = _read(*_content(ground_truth, "the ground truth"), ["bbox"])
     numbers = _cases(contents, *_results(results), "bbox", image_ids).accumulate(engine, PROPOSAL_LIMITS)
@@ -282,12 +313,10 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
-    if iou_type == "bbox" and detections and are_fractions([detection["bbox"] for detection in detections]):
-        _logger.warning(
-            "%s: no box has a number above 1 (first: %s); expected pixels of the images, not fractions of their size.",
-            results_name,
-            show(detections[0]["bbox"]),
-        )
+    if not annotations:
+        _logger.warning("%s has no object to find, so AP is not defined.", contents.changes.source)
+    if iou_type == "bbox":
+        warn_of_units(detections, images, results_name)
     return Cases(
         iou_type,
         contents.images,
@@ -310,16 +339,21 @@ def _content(source, otherwise):
 def _results(source):
     """Returns the entries of a results file, and its name for messages."""
     entries, name = _content(source, "the results")
+    if isinstance(entries, dict) and isinstance(entries.get("annotations"), list):
+        raise UserError(
+            f"{name} is a COCO dataset, such as `kerasdet predict --coco` writes with ids of its own; expected a list "
+            "of detections with the image ids of the ground truth. Write it with `kerasdet eval --save-detections`."
+        )
     if not isinstance(entries, list):
         raise UserError(
-            f"{name} must hold a list of detections, found {type(entries).__name__}. Give a file in COCO's results "
-            "format."
+            f"Cannot read {name}, a {type(entries).__name__}: expected a list of detections. Give a file in COCO's "
+            "results format."
         )
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
             raise UserError(
-                f"{name}: result {number} is {show(entry)}, so it has no image_id. Give a file in COCO's results "
-                "format."
+                f"{name}: result {number} is {show(entry)}: expected an object with an image_id. Give a file in COCO's "
+                "results format."
             )
     return entries, name
 
@@ -332,7 +366,8 @@ def _read(content, name, iou_types, log=True):
         _log_changes(contents.changes)
     if log and without_mask:
         _logger.warning(
-            "%s: %d objects have no mask (first: %s): masks found in their boxes are neither right nor wrong.",
+            "%s: %d objects have no mask (first: %s): detected masks inside their boxes count neither as right nor as "
+            "wrong.",
             name,
             len(without_mask),
             name_of(without_mask[0]),
@@ -374,15 +409,19 @@ def _scored_categories(categories, iou_type, sigmas, where):
         return [category["id"] for category in categories], None
     having = [category for category in categories if category["keypoints"]]
     if not having:
-        raise UserError(f"{where} has no category with keypoints: score boxes or masks, or give another file.")
+        raise UserError(f"{where} has no category with keypoints: score boxes or masks, or give a file with keypoints.")
     count = len(having[0]["keypoints"])
     if any(len(category["keypoints"]) != count for category in having):
-        raise UserError(f"{where} has categories with different numbers of keypoints: score one category at a time.")
+        raise UserError(
+            f"{where} has categories with different numbers of keypoints: give files with one such category each."
+        )
     if sigmas is None:
         standard = Params(iouType="keypoints").kpt_oks_sigmas
         sigmas = standard if len(standard) == count else np.full(count, UNIFORM_SIGMA)
     if len(sigmas) != count:
-        raise UserError(f"There are {len(sigmas)} sigmas for the {count} keypoints of {where}: give one for each.")
+        raise UserError(
+            f"There are {len(sigmas)} sigmas, but {where} has {count} keypoints: give one sigma per keypoint."
+        )
     return [category["id"] for category in having], np.asarray(sigmas, np.float64)
 
 
@@ -392,7 +431,9 @@ def _checked_image_ids(image_ids, images, where):
         raise UserError("image_ids is empty, so there is nothing to evaluate: give at least one id, or None for all.")
     for image_id in chosen:
         if image_id not in images:
-            raise UserError(f"image_ids names image {image_id!r}, which {where} lacks. Remove it from image_ids.")
+            raise UserError(
+                f"image_ids has {image_id!r}, but {where} has no image of this id: remove it from image_ids."
+            )
     return chosen
 
 
@@ -400,11 +441,14 @@ def _check_masks(contents, scored, where):
     """Checks that there are masks to score, and that the scored images have sizes."""
     for image in contents.images:
         if image["id"] in scored and image["height"] is None:
-            raise UserError(f"{where}: image {image['id']} has no height and width, which masks need. Add them.")
+            raise UserError(
+                f"{where}: image {image['id']} has no height and width, which the scores of masks need. Add them to "
+                "the file."
+            )
     if contents.annotations and all(annotation["segmentation"] is None for annotation in contents.annotations):
         raise UserError(
-            f"{where}: {name_of(contents.annotations[0])} has no segmentation, and so all annotations. Add masks, or "
-            "score boxes."
+            f"{where}: {name_of(contents.annotations[0])} and all other annotations have no segmentation. Add masks, "
+            "or score boxes."
         )
 
 

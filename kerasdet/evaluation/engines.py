@@ -1,4 +1,4 @@
-"""Runs COCO's matching and accumulation by hotcoco or by pycocotools, whose numbers are the same to the last bit."""
+"""Runs COCO's matching and accumulation by hotcoco or by pycocotools; their numbers are equal to the last bit."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 
 from kerasdet.errors import UserError
 
-ENGINES = ("hotcoco", "pycocotools")  # the default first; pycocotools is the reference
+ENGINES = ("hotcoco", "pycocotools")  # the first is the default; pycocotools is the reference
 _BOXES = (  # name, array, index of the IoU threshold, of the area range and of the limit of detections
     ("AP", "precision", None, 0, 2),
     ("AP50", "precision", 0, 0, 2),
@@ -41,19 +41,26 @@ _KEYPOINTS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accumulated:
-    """Holds precision and recall as COCOeval accumulates them; -1 where there is no ground truth.
+    """Holds precision and recall as pycocotools' COCOeval accumulates them; -1 where there is no ground truth.
 
     Args:
-        precision: (T, 101, K, A, M): IoU thresholds 0.50 to 0.95, recalls, categories, area ranges, limits of
-            detections for each image.
-        recall: (T, K, A, M).
+        precision: (T, 101, K, A, M), indexed by IoU threshold (0.50 to 0.95), recall (0 to 1), category, area range
+            (all, small, medium, large) and limit of detections per image.
+        recall: (T, K, A, M), indexed by IoU threshold, category, area range and limit of detections per image.
     """
 
     precision: np.ndarray
     recall: np.ndarray
 
     def summary(self, iou_type: str) -> dict[str, float]:
-        """Returns COCO's twelve numbers by name, or ten for keypoints, NaN without ground truth."""
+        """Computes COCO's metrics.
+
+        Args:
+            iou_type: "bbox", "segm" or "keypoints".
+
+        Returns:
+            Twelve metrics by name, such as "AP50"; ten for keypoints. NaN without ground truth.
+        """
         arrays = {"precision": self.precision, "recall": self.recall}
         return {
             name: mean_of_known(arrays[array][slice(None) if iou is None else slice(iou, iou + 1), ..., area, limit])
@@ -62,7 +69,14 @@ class Accumulated:
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """Returns the mean of the values that are not -1, which stands for "no ground truth", or NaN."""
+    """Averages the values that are not -1, COCO's value for "no ground truth".
+
+    Args:
+        values: Numbers of any shape.
+
+    Returns:
+        The mean; NaN if all values are -1.
+    """
     known = values[values > -1]
     return float(np.mean(known)) if known.size else math.nan
 
@@ -81,21 +95,24 @@ def accumulate(
     """Matches detections to ground truth and accumulates precision and recall.
 
     Args:
-        truth: Contents of a COCO file, checked and complete.
-        detections: The same with the detections as annotations, each with an id and an area.
+        truth: Contents of a COCO annotation file, checked: a dict of `images`, `categories` and `annotations`.
+        detections: A dict of the same form whose `annotations` are the detections, each with an id and an area.
         iou_type: "bbox", "segm" or "keypoints".
         image_ids: Ids of the images to score.
         category_ids: Ids of the categories to score, ascending.
         sigmas: (J,) annotators' spread at each keypoint; only for "keypoints".
-        limits: Numbers of boxes per image whose recall is measured whatever their class. None scores classes with
-            COCO's own limits.
-        engine: "hotcoco" or "pycocotools"; None for the first.
+        limits: Numbers of boxes per image for which recall is measured without regard to classes. None scores each
+            class with COCO's own limits.
+        engine: "hotcoco" or "pycocotools"; None for hotcoco.
+
+    Returns:
+        Arrays of precision and recall.
 
     Raises:
         UserError: If the engine is unknown or not installed.
     """
     engine = check_engine(engine)
-    if engine == "hotcoco":  # its ids are not negative; adding a number keeps their order
+    if engine == "hotcoco":  # hotcoco's ids are not negative; adding a number to all keeps their order
         shifts = {
             key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))
         }
@@ -136,20 +153,26 @@ def _shifted(dataset, shifts):
 
 
 def check_engine(engine: str | None) -> str:
-    """Returns the name of the engine, the default for None.
+    """Checks that an engine can run.
+
+    Args:
+        engine: "hotcoco" or "pycocotools"; None for hotcoco.
+
+    Returns:
+        The name of the engine.
 
     Raises:
         UserError: If the engine is unknown or not installed.
     """
     engine = ENGINES[0] if engine is None else engine
     if engine not in ENGINES:
-        raise UserError(f"There is no engine {engine!r}: expected one of {', '.join(ENGINES)}. Choose one of them.")
+        raise UserError(f"engine is {engine!r}: choose one of {', '.join(ENGINES)}.")
     if engine == "hotcoco":
         try:
             import hotcoco  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f"hotcoco cannot be imported ({error}), and it computes AP: run pip install hotcoco, or choose the "
+                f"hotcoco, which computes AP, cannot be imported ({error}): run pip install hotcoco, or choose the "
                 "engine pycocotools (kerasdet eval --engine pycocotools)."
             ) from None
     return engine

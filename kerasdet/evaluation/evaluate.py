@@ -28,15 +28,15 @@ def evaluate(
     """Measures the COCO AP of a predictor on a dataset, or the recall of a `ProposalNetwork`.
 
     Args:
-        predictor: Anything that detects: a Keras model, a loaded export or an `AugmentedPredictor`. Images are resized
-            by its own rule.
-        dataset: A `kerasdet.data.Dataset`. It need not have been read with masks or keypoints.
+        predictor: Anything that detects: a Keras model, a loaded export or an `AugmentedPredictor`. It resizes the
+            images by its own rule.
+        dataset: A `kerasdet.data.Dataset`. Masks and keypoints are scored even if it was read without them.
         batch_size: Number of images that run at once; images of a batch are padded to one size.
         engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
 
     Returns:
-        AP of boxes in total and for each class, and of masks and keypoints if both predictor and ground truth have
-        them. For a predictor without classes the recall that `evaluate_proposals` returns.
+        Metrics with the AP of boxes, in total and for each class, and the AP of masks and keypoints if both predictor
+        and ground truth have them. For a predictor without classes, the recall that `evaluate_proposals` returns.
 
     Raises:
         UserError: If the data have objects of classes that the predictor does not know.
@@ -78,7 +78,7 @@ def evaluate_with_results(
 
 
 def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
-    """Makes batches of this worker's part of a dataset, resized and padded by a predictor's own rule.
+    """Makes batches of a dataset, resized and padded by a predictor's rule. Each worker gets its part of the images.
 
     Args:
         predictor: Predictor whose `preprocessing` resizes and pads the images.
@@ -86,7 +86,8 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
         batch_size: Number of images in a batch.
 
     Returns:
-        A finite `tf.data.Dataset` of batches, see `kerasdet.data.pipeline.evaluation_batches`.
+        A finite `tf.data.Dataset` of dicts with `image` (B, H, W, 3), `image_size` (B, 2), `original_size` (B, 2) and
+        `image_id` (B,); see `kerasdet.data.pipeline.evaluation_batches`.
     """
     rule, resize, pad_to = predictor.preprocessing, None, None
     if not isinstance(rule, KeepSize):
@@ -104,7 +105,8 @@ def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
         dataset: A dataset that was read with the masks or keypoints that the model learns.
 
     Returns:
-        The mean over all images of each loss, under `val_` and its name; `val_loss` is their sum.
+        The mean of each loss over all images by name with the prefix "val_", such as `val_box_loss`, and their sum as
+        `val_loss`.
     """
     losses = list(model.batch_losses(predictor_batches(model, dataset)))
     losses = [each for part in all_gather_object(_strategy(model), losses) for each in part]
@@ -117,25 +119,26 @@ def _strategy(predictor):
 
 
 def match_dataset(num_classes: int, class_names: Sequence[str] | None, dataset: Dataset) -> Dataset:
-    """Gives the classes of a dataset the order that they have in a model.
+    """Reorders the classes of a dataset to the order that they have in a model.
 
     Args:
         num_classes: Number of classes of the model.
-        class_names: Their names. None if they are unknown, and then classes match by order.
+        class_names: Names of the model's classes. None if they are unknown; then the order of the dataset stays.
         dataset: A `kerasdet.data.Dataset`.
 
     Returns:
-        The dataset with the classes of the model, see `kerasdet.data.Dataset.with_classes`.
+        The dataset with the class ids of the model, see `kerasdet.data.Dataset.with_classes`.
 
     Raises:
-        UserError: If the dataset has objects of other classes, or another number of classes without names to match.
+        UserError: If the dataset has objects of other classes, or if `class_names` is None and the numbers of classes
+            differ.
     """
     if class_names and tuple(class_names) != tuple(dataset.class_names):
         return dataset.with_classes(class_names)
     if num_classes != dataset.num_classes:
         raise UserError(
-            f"The model has {num_classes} classes without names, {dataset.annotations} has {dataset.num_classes}: "
-            "evaluate on the classes the model was trained for."
+            f"The model has {num_classes} classes without names, but {dataset.annotations} has {dataset.num_classes}: "
+            "evaluate on a dataset with the classes that the model was trained for."
         )
     return dataset
 
@@ -160,17 +163,17 @@ def evaluate_batches(
         category_ids: (K,) the dataset's category id for each class id. None for a predictor without classes: all
             results get the ground truth's first category and are scored by `evaluate_proposals`.
         image_ids: The images to score; None for all of the ground truth.
-        engine: As in `evaluate`.
-        rules: As in `evaluate_with_results`.
+        engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
+        rules: Rules that score, see `evaluate_rules`.
 
     Returns:
-        The metrics, and the entries of a COCO results file that they were computed from.
+        The metrics, and the detections as entries of a COCO results file.
 
     Raises:
-        ValueError: If an image occurs twice, is missing or is not to be scored, or a category is not in the ground
+        ValueError: If an image occurs twice, is missing or is not among `image_ids`, or a category is not in the ground
             truth.
     """
-    check_engine(engine)  # before hours of detection
+    check_engine(engine)  # checked here, before hours of detection
     truth = read_ground_truth(ground_truth)
     known = [category["id"] for category in truth["categories"]]
     score = functools.partial(evaluate_rules, rules)
@@ -183,8 +186,8 @@ def evaluate_batches(
     for category_id in category_ids:
         if category_id not in known:
             raise ValueError(
-                f"category_ids has category {category_id}, which is not in the ground truth: give one of its "
-                f"{len(known)} categories for each class id."
+                f"category_ids has {category_id}, which is not a category id of the ground truth: give one of its "
+                f"{len(known)} ids for each class id."
             )
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
     rank, workers = worker_rank(_strategy(predictor))
@@ -199,14 +202,14 @@ def evaluate_batches(
                 results += detections.to_coco(image_id, category_ids)
             progress.update(len(seen))
     finally:
-        if 0 < len(seen) < progress.target:  # an error or Ctrl-C: its message begins on a new line
+        if 0 < len(seen) < progress.target:  # after an error or Ctrl-C the message begins on a new line
             progress.update(len(seen), finalize=True)
     parts = all_gather_object(_strategy(predictor), {"seen": sorted(seen), "results": results})
     seen, results = {image for part in parts for image in part["seen"]}, [r for part in parts for r in part["results"]]
     if len(seen) < len(wanted):
         raise ValueError(
-            f"{len(wanted) - len(seen)} of {len(wanted)} images are missing from the batches, the first is image "
-            f"{min(wanted - seen)}: pass every image once, or set image_ids to evaluate a subset."
+            f"{len(wanted) - len(seen)} of {len(wanted)} images are missing from the batches; the first is image "
+            f"{min(wanted - seen)}. Pass every image once, or set image_ids to evaluate a subset."
         )
     return score(truth, results, image_ids=sorted(wanted), engine=engine), results
 
@@ -231,4 +234,7 @@ def _check_image(image_id, seen, wanted):
     if image_id in seen:
         raise ValueError(f"Image {image_id} occurs twice in the batches: pass every image once.")
     if image_id not in wanted:
-        raise ValueError(f"Image {image_id} is in the batches but not among the images to score: add it to image_ids.")
+        raise ValueError(
+            f"Image {image_id} is in the batches but not in image_ids: add it to image_ids, or remove it from the "
+            "batches."
+        )

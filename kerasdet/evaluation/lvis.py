@@ -22,9 +22,10 @@ def evaluate_lvis(
 ) -> CocoMetrics:
     """Scores results against LVIS ground truth, with the numbers of lvis-api.
 
-    A detection counts only if its category was looked for in the image: it has objects there, or is one of the image's
-    `neg_category_ids`. A wrong detection of one of its `not_exhaustive_category_ids` does not count. The best 300
-    detections of an image count. As in lvis-api, boxes and masks without area are left out.
+    Annotators of LVIS looked only for some categories in each image: those with objects in the image, and those in the
+    image's `neg_category_ids`. Detections of other categories are ignored. Wrong detections of a category in the
+    image's `not_exhaustive_category_ids` are ignored as well. The best 300 detections of an image count. Boxes and
+    masks without area are left out, like in lvis-api.
 
     Args:
         ground_truth: Path of an LVIS annotation file, or its content.
@@ -33,15 +34,16 @@ def evaluate_lvis(
         image_ids: Ids of the images to score. None scores all images of the ground truth.
 
     Returns:
-        The numbers named in `SUMMARY`: among them `APr`, `APc` and `APf` of categories that are in few, in some and in
-        many images (the `frequency` of each category, by number of training images). No AP of single classes.
+        Metrics with the names in `SUMMARY`. `APr`, `APc` and `APf` are the AP of rare, common and frequent categories,
+        by the `frequency` of each category. There is no AP of single classes.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`, or if the ground truth lacks LVIS' own keys.
+        UserError: If a file does not have COCO's format, the ground truth lacks LVIS' own keys, or a result names an
+            image or a category that the ground truth lacks.
     """
     if iou_type not in ("bbox", "segm"):
-        raise UserError(f"iou_type is {iou_type!r}; LVIS scores 'bbox' or 'segm'. Choose one.")
+        raise UserError(f"iou_type is {iou_type!r}: choose 'bbox' or 'segm', which LVIS scores.")
     check_engine("hotcoco")
     import hotcoco
 
@@ -49,8 +51,8 @@ def evaluate_lvis(
     for image in cases.images:
         if missing := [key for key in _IMAGE_KEYS if not isinstance(image.get(key), list)]:
             raise UserError(
-                f"{where}: image {image['id']} has no list {missing[0]}, which LVIS' rules need. Give an annotation "
-                "file of LVIS v1, or use evaluate_coco."
+                f"{where}: image {image['id']} has no list {missing[0]}, which the rules of LVIS need. Give an "
+                "annotation file of LVIS v1, or use evaluate_coco."
             )
     for category in cases.categories:
         if category.get("frequency") not in ("r", "c", "f"):

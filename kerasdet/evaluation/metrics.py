@@ -18,8 +18,8 @@ class CocoMetrics:
 
     Attributes:
         iou_type: "bbox", "segm" or "keypoints".
-        summary: COCO's numbers by name. Names are `SUMMARY` for boxes and masks, `KEYPOINT_SUMMARY` for keypoints, and
-            `PROPOSAL_SUMMARY` for boxes without classes.
+        summary: COCO's metrics by name. The names are in `SUMMARY` for boxes and masks, in `KEYPOINT_SUMMARY` for
+            keypoints, and in `PROPOSAL_SUMMARY` for boxes without classes.
         per_class: AP (mean over IoU 0.50 to 0.95) by class name; empty for boxes without classes.
     """
 
@@ -28,11 +28,11 @@ class CocoMetrics:
     per_class: dict[str, float]
 
     def __getitem__(self, name: str) -> float:
-        """Returns a number of the summary, such as `metrics["AP50"]`."""
+        """Returns a number of the summary by its name, such as `metrics["AP50"]`."""
         return self.summary[name]
 
     def content(self) -> dict:
-        """Returns the metrics as plain values, None for NaN."""
+        """Returns the metrics as a dict of JSON values, with None for NaN."""
         return {
             "iou_type": self.iou_type,
             "summary": {name: _none_if_nan(value) for name, value in self.summary.items()},
@@ -70,10 +70,10 @@ def _text(value):
 
 @dataclass(frozen=True)
 class DetectorMetrics:
-    """Metrics of everything that a detector predicts.
+    """Holds the metrics of everything that a detector predicts: boxes, masks and keypoints.
 
     Attributes:
-        by_type: Metrics by "bbox", "segm" and "keypoints"; types that were not evaluated are absent.
+        by_type: "bbox", "segm" or "keypoints" -> its metrics. Types that were not evaluated are absent.
     """
 
     by_type: Mapping[str, CocoMetrics]
@@ -88,11 +88,11 @@ class DetectorMetrics:
         }
 
     def __getitem__(self, name: str) -> float:
-        """Returns a number of the summary, such as `metrics["segm/AP50"]`."""
+        """Returns a number of the summary by its name, such as `metrics["segm/AP50"]`."""
         return self.summary[name]
 
     def to_json(self) -> str:
-        """Returns a JSON object: the metrics of boxes, and in it objects "segm" and "keypoints"."""
+        """Returns a JSON object with the metrics of boxes, and nested objects "segm" and "keypoints"."""
         content = {iou_type: metrics.content() for iou_type, metrics in self.by_type.items()}
         return json.dumps({**content.pop("bbox", {}), **content}, indent=2)
 

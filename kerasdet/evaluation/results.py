@@ -1,5 +1,6 @@
-"""Reads files of detections in COCO's results format, with the reader of annotation values."""
+"""Reads files of detections in COCO's results format and checks their values."""
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,23 +9,26 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from kerasdet.data.segmentation import read_segmentation
-from kerasdet.data.values import Changes, as_float, as_floats, as_int, is_missing, show
+from kerasdet.data.values import Changes, are_fractions, as_float, as_floats, as_int, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
+
+_logger = logging.getLogger(__name__)
 
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 class ResultsReader:
-    """Reads entries of a results file, and copies the fields that COCOeval needs.
+    """Reads entries of a results file, and copies the fields that pycocotools' COCOeval needs.
 
     Args:
         iou_type: "bbox", "segm" or "keypoints".
-        images: Images of the ground truth by id.
-        categories: Ids of its categories.
+        images: Image id -> entry of the ground truth's `images`.
+        categories: Ids of the ground truth's categories.
         num_keypoints: Number of keypoints of a result; only for "keypoints".
-        truth_name: Name of the ground truth in messages.
-        changes: Counter of everything that had another form. Its source is the name of the results.
+        truth_name: Name of the ground truth in error messages.
+        changes: Counts the values that are valid but had to be converted, such as numbers written as text. Its `source`
+            is the name of the results in error messages.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class ResultsReader:
         return {**result, "id": number, "iscrowd": 0}
 
     def _geometry(self, value, image_id, name):
-        """Returns the geometry of a result and the area that puts it among small, medium or large ones."""
+        """Returns the geometry of a result and the area that decides whether it is small, medium or large."""
         if self.iou_type == "segm":
             code = self._mask(value, self.images[image_id], name)
             # COCO's size classes go by mask area, but its loadRes takes the box's area if the entry has a box.
@@ -96,8 +100,8 @@ class ResultsReader:
             if min(numbers[2:]) < 0:
                 raise self._error(
                     name,
-                    f"has the bbox {show(value)}; expected x, y, width, height, the last two not below 0. Export "
-                    "the results again.",
+                    f"has the bbox {show(value)}; expected x, y, width, height, the last two not below 0. Export the "
+                    "results again.",
                 )
             return numbers, numbers[2] * numbers[3]
         # COCO's loadRes takes the extent of the keypoints only if there is no box; here the area never depends on that.
@@ -130,6 +134,38 @@ class ResultsReader:
         return UserError(f"{self.changes.source}: {name()} {problem}")
 
 
+def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], name: str) -> None:
+    """Warns of boxes that are probably fractions, corners, or pixels of images of another size.
+
+    Args:
+        detections: Results of `ResultsReader` with boxes.
+        images: Images of the ground truth by id.
+        name: Name of the results in messages.
+    """
+    if not detections:
+        return
+    boxes = [detection["bbox"] for detection in detections]
+    if are_fractions(boxes):
+        _logger.warning(
+            "%s: no box has a number above 1 (first: %s); expected pixels of the images, not fractions of their size.",
+            name,
+            show(boxes[0]),
+        )
+    sizes = [(images[each["image_id"]].get("width"), images[each["image_id"]].get("height")) for each in detections]
+    beyond = [
+        box
+        for box, (width, height) in zip(boxes, sizes, strict=True)
+        if width and height and (box[0] + box[2] > 1.1 * width or box[1] + box[3] > 1.1 * height)
+    ]
+    if len(beyond) > len(boxes) / 2:
+        _logger.warning(
+            "%s: most boxes reach far beyond their image (first: %s); expected [x, y, width, height] in pixels of the "
+            "original image, not corners.",
+            name,
+            show(beyond[0]),
+        )
+
+
 def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
     """Converts a segmentation to compressed RLE.
 
@@ -142,11 +178,12 @@ def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
         RLE {"size", "counts"}.
 
     Raises:
-        ValueError: If it is RLE of another number of pixels. The message is a predicate ("has ...").
+        ValueError: If the RLE has another number of pixels. The message begins with "has"; callers put the file and the
+            result in front of it.
     """
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    rle.runs_from_segmentation(segmentation, height, width)  # pycocotools reads beyond the end of wrong counts
+    rle.runs_from_segmentation(segmentation, height, width)  # pycocotools would read beyond the end of wrong counts
     if isinstance(segmentation["counts"], list):
         return mask_utils.frPyObjects(segmentation, height, width)
     return segmentation

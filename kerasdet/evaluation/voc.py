@@ -13,11 +13,11 @@ IOU = 0.5
 
 
 def evaluate_voc(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
-    """Scores boxes as VOC2007 and VOC2012 do.
+    """Scores boxes by the rules of Pascal VOC 2007 and 2012.
 
-    A detection is right if the object of its class that it overlaps most has not been found yet, and the IoU is above
-    0.5. Difficult objects, and crowds, count neither as found nor as missed. Boxes are continuous, so an IoU differs a
-    little from that of VOC's devkit, which adds a pixel to each side.
+    A detection is right if the IoU with the object of its class that it overlaps most is above 0.5, and no better
+    detection has found this object. Difficult objects and crowds count neither as found nor as missed. VOC's devkit
+    adds a pixel to the height and width of boxes; this function does not, so IoUs differ slightly.
 
     Args:
         ground_truth: Path of a COCO annotation file, or its content; a true `difficult` marks difficult objects.
@@ -25,12 +25,13 @@ def evaluate_voc(ground_truth: Source, results: Source, image_ids: Sequence[int]
         image_ids: Ids of the images to score. None scores all images of the ground truth.
 
     Returns:
-        `AP07`, the mean of precision at eleven recalls, and `AP12`, the area under the curve, averaged over the classes
-        with objects; by class, the area under the curve.
+        Metrics with `AP07`, the mean precision at eleven recalls, and `AP12`, the area under the precision-recall
+        curve, both averaged over the classes with objects. The metric of each class is its `AP12`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`.
+        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
+            lacks.
     """
     cases, _ = cases_of_type(ground_truth, results, "bbox", image_ids)
     objects, found = defaultdict(list), defaultdict(list)

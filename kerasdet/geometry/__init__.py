@@ -1,1 +1,1 @@
-"""Pure functions for boxes, anchors, matching, sampling, masks and keypoints."""
+"""Defines pure functions for boxes, anchors, matching, sampling, masks and keypoints."""

@@ -1,9 +1,10 @@
 """Makes the anchor boxes of a feature pyramid.
 
-A level is named after its nominal stride: ``p3`` has stride 2**3. Its anchors are listed cell by cell, row
-first, and within a cell in the order of `AnchorGenerator.cell_anchors`.
+A pyramid level is named after its nominal stride: ``p3`` has a stride of 2**3 pixels. The anchors of a level are listed
+cell by cell, row first. Within a cell they have the order of `AnchorGenerator.cell_anchors`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -13,6 +14,15 @@ import tensorflow as tf
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+
+
+def level_number(name: str) -> int:
+    """Returns the number in the name of a feature or level: 5 for "c5", "p5" and "c5_first".
+
+    Args:
+        name: A letter, the number l of a stride of ``2**l`` pixels, and possibly more.
+    """
+    return int(re.match(r"[a-z](\d+)", name)[1])
 
 
 def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> tuple[tuple[float, ...], ...]:
@@ -32,13 +42,19 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
 
 
 def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"), offset: float = 0.5) -> "AnchorGenerator":
-    """Makes the generator of points: one square per cell, as large as the stride, whose centre is the point.
+    """Makes an `AnchorGenerator` for anchor-free detectors: one square per cell, centred on the cell's point.
+
+    FCOS and RTMDet predict for points. kerasdet passes a point to matchers and coders as a square: its centre is the
+    point, its side is the stride of the level.
 
     Args:
-        levels: Names of the levels, finest first.
+        levels: Names of the pyramid levels, finest first.
         offset: Position of a point in its cell, in strides: 0.5 is the middle (FCOS), 0 the upper left corner (RTMDet).
+
+    Returns:
+        An `AnchorGenerator` with one anchor per cell.
     """
-    sizes = tuple((2 ** int(level[1:]),) for level in levels)
+    sizes = tuple((2 ** level_number(level),) for level in levels)
     return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=offset)
 
 
@@ -49,7 +65,7 @@ class AnchorGenerator(ConfigFromInit):
     Args:
         sizes: Edge lengths of each level's square anchors, in pixels: one tuple per level.
         aspect_ratios: Height over width of the anchors: one tuple for all levels, or one per level.
-        levels: Names of the levels, finest first.
+        levels: Names of the pyramid levels, finest first.
         offset: Position of an anchor's centre in its cell, in strides: 0 is the upper left corner (detectron2,
             torchvision), 0.5 the middle.
         round_corners: Whether the corners of a cell's anchors are rounded to integers, as in torchvision.
@@ -94,27 +110,27 @@ class AnchorGenerator(ConfigFromInit):
 
     @property
     def num_anchors(self) -> int:
-        """A, the number of anchors per cell.
+        """Number of anchors per cell, A, which is the same on all levels.
 
         Raises:
-            ValueError: If levels have different numbers, because all levels share one head.
+            ValueError: If the levels differ in this number. All levels share one head, so they must agree.
         """
         counts = {len(s) * len(r) for s, r in zip(self.sizes, self.aspect_ratios, strict=True)}
         if len(counts) != 1:
             raise ValueError(
-                f"The levels have {sorted(counts)} anchors per cell; expected the same number on every level. Give "
-                "each level as many sizes times aspect ratios."
+                f"AnchorGenerator has {sorted(counts)} anchors per cell on its levels: expected the same number on "
+                "every level. Give each level the same number of sizes and of aspect ratios."
             )
         return counts.pop()
 
     def cell_anchors(self, level: str) -> np.ndarray:
-        """Returns the anchors of one cell of a level, centred on the origin.
+        """Returns the anchors of a single cell, centred on the origin (0, 0).
 
         Args:
-            level: Name of the level, such as "p3".
+            level: Name of the pyramid level, such as "p3".
 
         Returns:
-            (A, 4) float32, yxyx in pixels of the network's input.
+            (A, 4) float32 boxes yxyx, in pixels of the network's input.
         """
         index = self.levels.index(level)
         sizes, ratios = np.array(self.sizes[index]), np.sqrt(np.array(self.aspect_ratios[index]))
@@ -129,16 +145,16 @@ class AnchorGenerator(ConfigFromInit):
         """Lays out the anchors of all levels.
 
         Args:
-            grids: level -> (height, width) of its feature map, Python or tensor integers.
-            image_size: (height, width) of the padded network input.
+            grids: Level name -> (height, width) of its feature map in cells, Python or tensor integers.
+            image_size: (height, width) of the padded network input in pixels.
 
         Returns:
-            level -> (height * width * A, 4) float32.
+            Level name -> (height * width * A, 4) float32 boxes yxyx, in pixels of the network's input.
         """
         return {level: self._level_anchors(level, grids[level], image_size) for level in self.levels}
 
     def _level_anchors(self, level, grid, image_size):
-        nominal = 2 ** int(level[1:])
+        nominal = 2 ** level_number(level)
         strides = [i // g if self.strides_from_image else nominal for i, g in zip(image_size, grid, strict=True)]
         y, x = (
             (tf.range(cells, dtype=float_dtype()) + self.offset) * tf.cast(stride, float_dtype())

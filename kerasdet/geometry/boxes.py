@@ -1,4 +1,4 @@
-"""Box arithmetic, and THE coordinate convention of kerasdet.
+"""Defines box arithmetic, and THE coordinate convention of kerasdet.
 
 A box is ``(y1, x1, y2, x2)``: float32, in absolute pixels of the image that it belongs to. Coordinates are continuous:
 
@@ -53,7 +53,7 @@ def iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
 
 
 def iof(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
-    """Computes the intersection over foreground of every pair: the fraction of the first box inside the second.
+    """Computes the intersection over foreground (IoF) of every pair: the share of the first box inside the second.
 
     Args:
         boxes1: (..., N, 4) yxyx in pixels.

@@ -1,4 +1,4 @@
-"""Translates between boxes and the numbers that a network regresses."""
+"""Defines box coders: they convert between boxes and the numbers that a network regresses."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,11 @@ class DeltaCoder(ConfigFromInit):
 
     Args:
         weights: Factors of (dy, dx, dh, dw); larger ones make the network predict larger numbers.
-        max_log_scale: Upper bound of dh and dw in decoding, so that no box overflows.
-        min_log_scale: Lower bound of dh and dw in decoding (mmdetection: minus the upper bound); None for no bound.
+        max_log_scale: Upper bound of dh and dw in decoding. It keeps the exponential from overflowing.
+        min_log_scale: Lower bound of dh and dw in decoding. mmdetection has minus the upper bound. None for no bound.
+
+    Raises:
+        UserError: If `weights` are not four numbers.
     """
 
     def __init__(
@@ -32,13 +35,23 @@ class DeltaCoder(ConfigFromInit):
     ):
         check_numbers("DeltaCoder", 1e-6, weights=weights)
         if len(weights) != 4:
-            raise UserError(f"DeltaCoder.weights are {tuple(weights)}: give four numbers, of y, x, height and width.")
+            raise UserError(
+                f"DeltaCoder.weights is {tuple(weights)}: give four numbers, the factors of (dy, dx, dh, dw)."
+            )
         self.weights = tuple(weights)
         self.max_log_scale = max_log_scale
         self.min_log_scale = min_log_scale
 
     def encode(self, boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
-        """Returns the deltas (..., 4) of `boxes` (..., 4) from `anchors` (..., 4); both must have positive sizes."""
+        """Encodes boxes as deltas from anchors.
+
+        Args:
+            boxes: (..., 4) yxyx in pixels, with heights and widths above 0.
+            anchors: (..., 4) yxyx in pixels, with heights and widths above 0.
+
+        Returns:
+            (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
+        """
         center, size = _center_size(boxes)
         anchor_center, anchor_size = _center_size(anchors)
         deltas = tf.concat([(center - anchor_center) / anchor_size, tf.math.log(size / anchor_size)], -1)
@@ -49,10 +62,10 @@ class DeltaCoder(ConfigFromInit):
 
         Args:
             deltas: (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
-            anchors: (..., 4) yxyx.
+            anchors: (..., 4) yxyx in pixels.
 
         Returns:
-            (..., 4) yxyx in the unit of the anchors.
+            (..., 4) boxes yxyx in pixels.
         """
         shift, log_scale = tf.split(deltas / tf.constant(self.weights, deltas.dtype), 2, -1)
         anchor_center, anchor_size = _center_size(anchors)
@@ -74,12 +87,12 @@ def _center_size(boxes):
 class DistanceCoder(ConfigFromInit):
     """Encodes a box as distances (t, l, b, r) from a point to its sides (FCOS, https://arxiv.org/abs/1904.01355).
 
-    A point is the centre of a square as large as its stride.
+    A point is given as a square: its centre is the point, its side is the stride of the pyramid level in pixels.
 
     Args:
-        normalize: Whether distances are in strides; otherwise they are in pixels.
-        activation: How raw predictions become distances: "relu", "exp" or "linear", with which distances may be
-            negative. None is "relu" for distances in strides and "exp" for those in pixels.
+        normalize: Whether distances are in strides. If False they are in pixels.
+        activation: Function that turns raw predictions into distances: "relu", "exp" or "linear". With "linear",
+            distances can be negative. None takes "relu" if `normalize`, else "exp".
 
     Raises:
         UserError: If `activation` is unknown.
@@ -88,24 +101,47 @@ class DistanceCoder(ConfigFromInit):
     def __init__(self, normalize: bool = True, activation: str | None = None):
         if activation not in (None, *_ACTIVATIONS):
             raise UserError(
-                f"DistanceCoder has no activation {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}."
+                f"DistanceCoder.activation is {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}."
             )
         self.normalize = normalize
         self.activation = activation
 
     def activate(self, raw: tf.Tensor) -> tf.Tensor:
-        """Returns the distances that a network's raw predictions, (..., 4), stand for."""
+        """Turns raw predictions into distances.
+
+        Args:
+            raw: (..., 4) numbers that the network predicts.
+
+        Returns:
+            (..., 4) distances as (t, l, b, r), in strides or pixels.
+        """
         return _ACTIVATIONS[self.activation or ("relu" if self.normalize else "exp")](raw)
 
     def encode(self, boxes: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Returns the distances (..., 4) from the centres of `squares` (..., 4) to the sides of `boxes` (..., 4)."""
+        """Encodes boxes as distances from points to the sides of the boxes.
+
+        Args:
+            boxes: (..., 4) yxyx in pixels.
+            squares: (..., 4) yxyx in pixels, one square per point.
+
+        Returns:
+            (..., 4) distances as (t, l, b, r), in strides or pixels; negative on a side that the point lies outside of.
+        """
         corner, opposite = tf.split(boxes, 2, -1)
         center, size = _center_size(squares)
         distances = tf.concat([center - corner, opposite - center], -1)
         return distances / tf.concat([size, size], -1) if self.normalize else distances
 
     def decode(self, distances: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Returns the boxes (..., 4) at `distances` (..., 4) around the centres of `squares` (..., 4)."""
+        """Decodes distances into boxes.
+
+        Args:
+            distances: (..., 4) as (t, l, b, r), in strides or pixels.
+            squares: (..., 4) yxyx in pixels, one square per point.
+
+        Returns:
+            (..., 4) boxes yxyx in pixels.
+        """
         center, size = _center_size(squares)
         if self.normalize:
             distances = distances * tf.concat([size, size], -1)
@@ -114,10 +150,13 @@ class DistanceCoder(ConfigFromInit):
 
 
 def centerness(distances: tf.Tensor) -> tf.Tensor:
-    """Returns how central a point inside a box lies, 1 at the centre and 0 at the sides, (...).
+    """Computes how central a point lies inside its box (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
-        distances: (..., 4) from the point to the sides, in any unit.
+        distances: (..., 4) as (t, l, b, r), from the point to the sides of the box, in any unit.
+
+    Returns:
+        (...), 1 at the centre of the box and 0 on its sides.
     """
     before, after = tf.split(distances, 2, -1)  # (..., 2)
     return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

@@ -1,6 +1,7 @@
 """Cuts, turns and covers crops of masks, so that masks follow an image through augmentation.
 
-A crop (S, S) is the part of a mask inside its object's box, see `kerasdet.geometry.masks`. Cutting averages over the
+A crop (S, S) is the part of a mask inside its object's box, resized to S x S cells; see `kerasdet.geometry.masks`.
+Cutting averages over the
 area of the old cells and loses only resolution: a crop of half the box has S / 2 cells of detail per side. An affine
 map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares with full-size masks of COCO objects of
 at least 8 pixels. Cut to a quarter of the box, the mean IoU is 0.999 and the worst 0.991. Turned by 10 degrees, which
@@ -11,7 +12,7 @@ pixel.
 import tensorflow as tf
 
 _FULL = 255.0  # value of a cell that the object covers
-_TOUCHED = 51  # cells of at most this value, a fifth, count as empty when the tight box is sought
+_TOUCHED = 51  # a fifth of 255: `tight_boxes` takes cells up to this value as empty
 
 
 def recrop(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor) -> tf.Tensor:
@@ -150,8 +151,8 @@ def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
     """Computes the crops of full-size masks, exactly.
 
     Args:
-        bitmaps: (M, H, W). Whether, or in which part, the object covers each pixel: bool, or float in [0, 1]. M may be
-            1 for one bitmap that all boxes share.
+        bitmaps: (M, H, W), bool, or float in [0, 1] for the fraction of each pixel that the object covers. M may be 1
+            for one bitmap that all boxes share.
         boxes: (M, 4) yxyx in pixels, inside the image.
         size: S, the height and width of a crop in cells.
 
@@ -177,7 +178,7 @@ def subtract(masks: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
 
     Args:
         masks: (M, S, S) uint8. Crops of the masks.
-        others: (M, S, S) uint8. What covers the cells of the same boxes.
+        others: (M, S, S) uint8. Crops, for the same boxes, of the things that cover the objects.
 
     Returns:
         (M, S, S) uint8. Cells that both cover in part keep the product of the two fractions.

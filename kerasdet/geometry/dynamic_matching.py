@@ -17,14 +17,18 @@ _IOU_EPSILON = 1e-7
 class DynamicSoftLabelAssigner(ConfigFromInit):
     """Gives each object the points whose predictions fit it best (RTMDet, https://arxiv.org/abs/2212.07784, 3.3).
 
-    A point takes part if it lies inside any object. Its cost for an object is the sum of a quality focal loss whose
-    target is the IoU of the predicted box, of a factor times -log(IoU), and of 10 to the power of the distance from the
-    object's centre in strides minus the radius. An object gets as many points as the sum of its best IoUs, rounded
-    down, but at least one. Points that several objects want go to the one of least cost.
+    Only points inside a ground-truth box take part. The cost of a point for an object is the sum of three terms:
+
+    * a quality focal loss whose target is the IoU of the predicted box with the object,
+    * ``-iou_weight * log(IoU)``,
+    * ``10 ** (distance - center_radius)``, with the distance from the object's centre in strides.
+
+    An object gets the points of least cost. Their number is the sum of the object's `top_k` best IoUs, rounded down,
+    and at least 1. A point that several objects want goes to the object for which its cost is least.
 
     Args:
-        center_radius: Distance in strides from an object's centre at which a point's distance costs 1.
-        top_k: Number of the best IoUs that an object sums up to find its number of points.
+        center_radius: Distance from an object's centre, in strides, at which the third term of the cost is 1.
+        top_k: How many of an object's best IoUs are summed to find its number of points.
         iou_weight: Factor of -log(IoU) in the cost.
         padded_size_divisor: Points outside the image's own size, rounded up to a multiple of this many pixels, are
             ignored. None lets the padding of a batch take part.
@@ -54,15 +58,15 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
 
         Args:
             logits: (B, R, K) predicted class logits.
-            boxes: (B, R, 4) predicted boxes; inverted ones overlap nothing.
-            squares: (R, 4) squares as large as the points' strides, centred on the points.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); with `padded_size_divisor` also
-                ``image_size`` (B, 2), heights and widths without padding.
+            boxes: (B, R, 4) predicted boxes yxyx in pixels. A box of negative height or width overlaps nothing.
+            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). With
+                `padded_size_divisor` also ``image_size`` (B, 2), heights and widths without padding, in pixels.
             centers: (B, M, 2) centres (y, x) of the objects in pixels; None takes those of the boxes.
 
         Returns:
-            matched_gt (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`; and the IoU (B, R)
-            of each matched point's predicted box with its object, 0 for other points.
+            The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2). Then
+            the IoU of each matched point's predicted box with its object, (B, R) float32, 0 for other points.
         """
         logits, boxes = tf.stop_gradient(logits), tf.stop_gradient(boxes)
         # one object that matches nothing, so that M may be 0

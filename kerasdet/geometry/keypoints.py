@@ -30,7 +30,7 @@ def flip_order(names: Sequence[str]) -> tuple[int, ...]:
         names: J keypoint names. "left" and "right" in a name denote its side.
 
     Returns:
-        J indices, the `order` of `flip_left_right`. A keypoint without an opposite keeps its index.
+        J indices, for the argument `order` of `flip_left_right`. A keypoint without an opposite keeps its index.
 
     Example:
         >>> flip_order(["nose", "left_eye", "right_eye"])
@@ -138,8 +138,8 @@ def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tu
         size: Height and width of the heatmaps in cells.
 
     Returns:
-        The index of each keypoint's cell, (..., J) int32, counted row by row, and whether the keypoint is labelled and
-        inside the region, (..., J) bool. The index is 0 if it is not.
+        Two tensors (..., J). The first is the index of each keypoint's cell, int32, counted row by row. The second is
+        bool: whether the keypoint is labelled and inside the region. Where it is False, the index is 0.
     """
     low, high = tf.expand_dims(rois[..., :2], -2), tf.expand_dims(rois[..., 2:], -2)  # (..., 1, 2)
     places = keypoints[..., :2]
@@ -156,8 +156,8 @@ def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: st
     Args:
         heatmaps: (..., h, w, J). Logits of each keypoint.
         rois: (..., 4) yxyx in pixels. Regions that the heatmaps cover.
-        convention: What the score of a keypoint is. "detectron2" returns the probability that the softmax over the
-            h * w cells gives the pixel, "torchvision" the logit there.
+        convention: Source framework that defines a keypoint's score. "detectron2": the probability of the pixel,
+            by a softmax over the h * w cells. "torchvision": the logit at the pixel.
 
     Returns:
         (..., J, 3) float32 as (y, x, score), in pixels of the image.

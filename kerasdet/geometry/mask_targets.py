@@ -1,27 +1,27 @@
-"""Full-size mask targets from crops, for models whose masks are not bound to a box."""
+"""Computes targets for models that predict masks of the whole image (RTMDet-Ins), not masks inside boxes."""
 
 import tensorflow as tf
 
 from kerasdet.errors import UserError
 
 _FULL = 255.0  # value of a crop's cell that the object covers
-# Half, minus the rounding of crops: a pixel of which exactly half is covered belongs to the object.
+# Half, minus the rounding of crops: a pixel that is covered exactly by half belongs to the object.
 _THRESHOLD = _FULL / 2 - 0.5
 
 
 def sample_crops(
     crops: tf.Tensor, boxes: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, stride: int
 ) -> tf.Tensor:
-    """Finds out which pixels of a grid belong to each object.
+    """Samples masks on a coarse pixel grid: tells for each grid pixel whether it belongs to the object.
 
-    The pixels are every `stride`-th row and column, from the middle of the first `stride` pixels on.
+    The grid has every `stride`-th row and column of the image, from the middle of the first `stride` pixels on.
 
     Args:
         crops: (B, M, S, S) uint8 from `kerasdet.geometry.masks.crops_from_runs`.
         boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
         height: Number of rows of the grid.
         width: Number of columns of the grid.
-        stride: Distance of the grid's pixels.
+        stride: Distance of neighbouring rows and columns of the grid, in pixels of the image.
 
     Returns:
         (B, M, height, width) bool.
@@ -48,7 +48,7 @@ def mask_centers(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
         boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
 
     Returns:
-        (B, M, 2) as (y, x); half a pixel less than the coordinates of the centre, and (0, 0) for empty masks.
+        (B, M, 2) as (y, x) in pixel indices: 0.5 less than kerasdet's continuous coordinates. (0, 0) for empty masks.
     """
     weights = tf.cast(crops, boxes.dtype)
     total = tf.reduce_sum(weights, [2, 3])  # (B, M)
@@ -60,7 +60,13 @@ def mask_centers(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
 
 
 def checked_crops(masks: tf.Tensor) -> tf.Tensor:
-    """Returns crops of masks as uint8 coverage times 255; bool crops are converted.
+    """Converts crops of masks to uint8: the covered fraction of each cell, times 255.
+
+    Args:
+        masks: (..., S, S) bool or uint8.
+
+    Returns:
+        (..., S, S) uint8.
 
     Raises:
         UserError: If the crops have another type.
@@ -70,6 +76,7 @@ def checked_crops(masks: tf.Tensor) -> tf.Tensor:
         return tf.cast(masks, tf.uint8) * 255
     if masks.dtype.is_floating:
         raise UserError(
-            f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with each cell's covered share times 255."
+            f"batch['masks'] has type {masks.dtype.name}: give bool, or uint8 with the covered fraction of each cell "
+            "times 255."
         )
     return masks

@@ -1,4 +1,4 @@
-"""Instance masks: crops of fixed size for training, mask targets of regions, and pasting into images.
+"""Crops instance masks to a fixed size for training, computes mask targets, and pastes masks into images.
 
 A crop is the part of a mask inside its object's box, resized to a square of S x S cells. A cell holds the fraction of
 its area that the object covers, scaled to 0..255. Crops are computed exactly from run lengths, without a bitmap, so
@@ -161,19 +161,24 @@ def paste_masks(
 ) -> tf.Tensor:
     """Pastes predicted masks into an image, in stock TensorFlow ops; `kerasdet.ops.paste_masks` is faster.
 
-    "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
-    object if its value is at least the threshold. "torchvision" pads mask and box with a border of zeros, truncates
-    the box to whole pixels, and resizes the mask to it. A pixel belongs to the object if its value is above the
-    threshold. A non-finite box gives an empty mask. "mmdet" is for RTMDet-Ins, whose masks fill the network's whole
-    input: the box (0, 0, y2, x2) says where that lies in the image. The logits are resized twice, first to 8 times
-    their size. A pixel belongs to the object if its probability is above the threshold.
+    The conventions differ as the source frameworks do:
+
+    * "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
+      object if its value is at least the threshold.
+    * "torchvision" pads mask and box with a border of zeros, truncates the box to whole pixels, and resizes the mask
+      to it. A pixel belongs to the object if its value is above the threshold.
+    * "mmdet" is for RTMDet-Ins, whose masks cover the network's whole input. The box (0, 0, y2, x2) is the area of the
+      image that the mask covers. The logits are resized to 8 times their size, then to the image. A pixel belongs to
+      the object if its probability is above the threshold.
+
+    A box with a non-finite coordinate gives an empty mask.
 
     Args:
         mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
         boxes: (D, 4) yxyx in pixels of the image.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        convention: Source framework whose pasting is reproduced: "detectron2" or "torchvision".
+        convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
         threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
         whole_image: Whether to compute every pixel instead of only those near the box. Slower, but the shapes are
             static, as XLA requires.
@@ -311,7 +316,7 @@ def check_convention(convention: str, known: tuple[str, ...] = CONVENTIONS) -> N
         known: Names that exist.
 
     Raises:
-        ValueError: If it is another name.
+        ValueError: If `convention` is not in `known`.
     """
     if convention not in known:
         further = "".join(f", or {name!r} for masks of the whole input" for name in known[len(CONVENTIONS) :])

@@ -1,6 +1,7 @@
 """Matches anchors, points and proposals to ground truth.
 
-``matched_gt`` is (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
+All matchers return ``matched_gt`` (B, R) int32. An entry is the index of the matched object in the image's ground
+truth, `NEGATIVE` (-1) for background, or `IGNORE` (-2) for an anchor without a loss. Boxes are yxyx in pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,27 +40,28 @@ def match_iou(
     """Matches by IoU with two thresholds (Faster R-CNN, section 3.1.2).
 
     Args:
-        anchors: (R, 4), shared by the images of the batch, or (B, R, 4).
-        gt_boxes: (B, M, 4).
+        anchors: (R, 4) yxyx in pixels, shared by the images of the batch, or (B, R, 4).
+        gt_boxes: (B, M, 4) yxyx in pixels.
         gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
         foreground_iou: Anchors that overlap their best object by at least this IoU are positive.
         background_iou: Anchors below this IoU are negative; those in between are ignored.
-        allow_low_quality_matches: Whether the anchors that overlap an object most are positive, however little that is.
+        allow_low_quality_matches: Whether each object also gets the anchors that overlap it most, even at a low IoU.
             If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
-        low_quality_owner: Object that such a forced anchor answers for: "best" is the one that the anchor overlaps most
-            (detectron2, torchvision), "forcing" the one that forces it, the last of several (mmdetection).
-        min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU force none (mmdetection's
-            ``min_pos_iou``).
-        ignored: (B, R) bool, anchors to ignore whatever they overlap, such as those that `covered` returns.
+        low_quality_owner: Object that such a low-quality anchor is matched to. "best": the object that the anchor
+            overlaps most (detectron2, torchvision). "forcing": the object that has no better anchor; of several, the
+            last one (mmdetection).
+        min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU get no low-quality match
+            (mmdetection's ``min_pos_iou``).
+        ignored: (B, R) bool, anchors to ignore whatever they overlap, such as the result of `covered`.
 
     Returns:
-        matched_gt (B, R) int32.
+        (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
 
     Raises:
         UserError: If `low_quality_owner` is unknown.
     """
     if low_quality_owner not in LOW_QUALITY_OWNERS:
-        raise UserError(f"match_iou has no low_quality_owner {low_quality_owner!r}: choose 'best' or 'forcing'.")
+        raise UserError(f"low_quality_owner of match_iou is {low_quality_owner!r}: choose 'best' or 'forcing'.")
     gt_boxes = tf.pad(gt_boxes, [[0, 0], [0, 1], [0, 0]])  # one row that matches nothing, so that M may be 0
     gt_valid = tf.pad(gt_valid, [[0, 0], [0, 1]])
     overlap = box_ops.iou(anchors, gt_boxes)  # (B, R, M + 1)
@@ -94,23 +96,24 @@ def match_fcos(
     objects.
 
     Args:
-        squares: (R, 4), the points as squares as large as their strides.
+        squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
         ranges: (R, 2) lower and upper bound, in pixels, of the largest distance from a point to the sides of its box.
-        gt_boxes: (B, M, 4).
+        gt_boxes: (B, M, 4) yxyx in pixels.
         gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
         radius: Largest distance, in strides, of a point from the centre of its box in y and in x; None for no bound.
-        convention: "detectron2" (and torchvision) has open ranges and compares 1e8 - area in float32, in which areas
-            within about 8 square pixels tie and the first wins; "mmdet" has closed ranges and exact areas.
+        convention: Source framework whose ranges and ties are reproduced. "detectron2" (torchvision's, too) excludes
+            the bounds of a range and compares ``1e8 - area`` in float32: areas that differ by less than about 8 square
+            pixels tie, and the first object wins. "mmdet" includes the bounds and compares exact areas.
         ignored: (B, R) bool, points to ignore regardless of position, such as the result of `covered`.
 
     Returns:
-        matched_gt (B, R) int32.
+        (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
 
     Raises:
         UserError: If `convention` is unknown.
     """
     if convention not in ("detectron2", "mmdet"):
-        raise UserError(f"match_fcos has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
+        raise UserError(f"convention of match_fcos is {convention!r}: choose 'detectron2' or 'mmdet'.")
     points = box_ops.centers(squares)[:, None, :]  # (R, 1, 2)
     stride = squares[:, None, 2] - squares[:, None, 0]  # (R, 1)
     lower, upper = ranges[:, None, 0], ranges[:, None, 1]
@@ -145,10 +148,10 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
     """Finds the anchors that lie in regions to ignore, such as crowds (mmdetection's ``ignore_iof_thr``).
 
     Args:
-        anchors: (R, 4) or (B, R, 4); a point is a square as large as its stride.
-        regions: (B, M, 4).
-        is_region: (B, M) bool, false for rows that are not regions.
-        min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it.
+        anchors: (R, 4) or (B, R, 4) yxyx in pixels.
+        regions: (B, M, 4) yxyx in pixels.
+        is_region: (B, M) bool, false for padding.
+        min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it. In [0, 1].
 
     Returns:
         (B, R) bool.
@@ -179,12 +182,12 @@ def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -
 
 
 def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int) -> tf.Tensor:
-    """Finds the anchors that an image has only because a batch is padded to its largest image.
+    """Finds the anchors that an image has only because its batch is padded to the largest image.
 
     Args:
-        anchors: (R, 4) or (B, R, 4).
-        image_size: (B, 2) heights and widths without padding.
-        divisor: Pixels to a multiple of which an image on its own would be padded.
+        anchors: (R, 4) or (B, R, 4) yxyx in pixels.
+        image_size: (B, 2) heights and widths without padding, in pixels.
+        divisor: An image alone in a batch would be padded to a multiple of this, in pixels.
 
     Returns:
         (B, R) bool, true if an anchor's centre lies outside the image's own size, rounded up to the divisor.
@@ -195,14 +198,14 @@ def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int)
 
 
 def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
-    """Gathers each anchor's ground-truth value; anchors without a match get zeros.
+    """Gathers the ground-truth value of each anchor's matched object; anchors without a match get zeros.
 
     Args:
-        values: (B, M, ...).
-        matched_gt: (B, R) int32.
+        values: (B, M, ...), one value per object, such as boxes or class ids.
+        matched_gt: (B, R) int32 from a matcher.
 
     Returns:
-        (B, R, ...).
+        (B, R, ...) of the type of `values`.
     """
     values = tf.convert_to_tensor(values)
     padded = tf.pad(values, [[0, 0], [1, 0]] + [[0, 0]] * (values.shape.rank - 2))  # anchors without a match read row 0
@@ -210,7 +213,14 @@ def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
 
 
 def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Marks the ground truth that a detector trains on, neither padding nor crowds: (B, M) bool."""
+    """Marks the objects that a detector trains on: those that are neither padding nor crowds.
+
+    Args:
+        batch: ``class_ids`` (B, M), -1 for padding, and ``is_crowd`` (B, M).
+
+    Returns:
+        (B, M) bool.
+    """
     return (batch["class_ids"] >= 0) & ~batch["is_crowd"]
 
 
@@ -218,8 +228,8 @@ def ignore_mask(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: flo
     """Marks the anchors that lie in crowds.
 
     Args:
-        anchors: (R, 4) or (B, R, 4).
-        batch: ``boxes`` (B, M, 4) and ``is_crowd`` (B, M).
+        anchors: (R, 4) or (B, R, 4) yxyx in pixels.
+        batch: ``boxes`` (B, M, 4) yxyx in pixels and ``is_crowd`` (B, M) bool.
         min_iof: An anchor is marked if more than this fraction of its area lies in one crowd. In [0, 1]. None disables
             the check.
 
@@ -240,14 +250,14 @@ class IoUMatcher(ConfigFromInit):
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
             ``ignore_iof_thr``), unless the image has only crowds. None disables it: crowds then leave no trace
             (torchvision, detectron2).
-        low_quality_owner: Object that an anchor answers for that only a low-quality match makes positive: "best" is the
-            one that the anchor overlaps most (detectron2, torchvision), "forcing" the one that overlaps no anchor more,
-            the last of several (mmdetection).
+        low_quality_owner: Object that such a low-quality anchor is matched to. "best": the object that the anchor
+            overlaps most (detectron2, torchvision). "forcing": the object that has no better anchor; of several, the
+            last one (mmdetection).
         min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU get no low-quality match
             (mmdetection's ``min_pos_iou``). In [0, 1].
         padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this
-            many pixels, are ignored (mmdetection), so an image trains on as many in every batch. None lets the padding
-            of a batch take part (torchvision, detectron2).
+            many pixels, are ignored (mmdetection). An image then trains on the same anchors in every batch. None also
+            trains on anchors in the padding (torchvision, detectron2).
 
     Raises:
         UserError: If `low_quality_owner` is unknown.
@@ -264,7 +274,7 @@ class IoUMatcher(ConfigFromInit):
         padded_size_divisor: int | None = None,
     ):
         if low_quality_owner not in LOW_QUALITY_OWNERS:
-            raise UserError(f"IoUMatcher has no low_quality_owner {low_quality_owner!r}: choose 'best' or 'forcing'.")
+            raise UserError(f"IoUMatcher.low_quality_owner is {low_quality_owner!r}: choose 'best' or 'forcing'.")
         check_numbers("IoUMatcher", 0, 1, foreground_iou=foreground_iou, ignore_crowd_iof=ignore_crowd_iof)
         check_numbers("IoUMatcher", 0, foreground_iou, background_iou=background_iou)
         check_numbers("IoUMatcher", 0, 1, min_low_quality_iou=min_low_quality_iou)
@@ -280,12 +290,12 @@ class IoUMatcher(ConfigFromInit):
         """Matches the anchors of a batch.
 
         Args:
-            anchors: (R, 4), shared by all images, or (B, R, 4).
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); with `padded_size_divisor` also
-                ``image_size`` (B, 2), heights and widths without padding.
+            anchors: (R, 4) yxyx in pixels, shared by all images, or (B, R, 4).
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). With
+                `padded_size_divisor` also ``image_size`` (B, 2), heights and widths without padding, in pixels.
 
         Returns:
-            matched_gt (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
+            (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
         """
         valid = valid_gt_mask(batch)
         ignored = ignore_mask(anchors, batch, self.ignore_crowd_iof)
@@ -314,8 +324,8 @@ class FCOSMatcher(ConfigFromInit):
     Args:
         regress_ranges: One (low, high) pair per pyramid level, in pixels. A level is responsible for an object if the
             largest distance from the point to the sides of its box lies in the level's range.
-        center_radius: Largest distance of a positive point from the centre of its box, in strides; None: anywhere
-            inside the box.
+        center_radius: Largest distance of a positive point from the centre of its box, in strides. None accepts points
+            anywhere inside the box.
         convention: "detectron2" (torchvision's too) or "mmdet"; `match_fcos` says how they differ.
         ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored; None
             disables it, as in all published FCOS.
@@ -332,7 +342,7 @@ class FCOSMatcher(ConfigFromInit):
         ignore_crowd_iof: float | None = None,
     ):
         if convention not in ("detectron2", "mmdet"):
-            raise UserError(f"FCOSMatcher has no convention {convention!r}: choose 'detectron2' or 'mmdet'.")
+            raise UserError(f"FCOSMatcher.convention is {convention!r}: choose 'detectron2' or 'mmdet'.")
         self.regress_ranges = tuple(tuple(bounds) for bounds in regress_ranges)
         self.center_radius = center_radius
         self.convention = convention
@@ -342,11 +352,13 @@ class FCOSMatcher(ConfigFromInit):
         """Matches the points of a batch.
 
         Args:
-            levels: level -> (R_l, 4), points as squares as large as their strides, finest level first.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M).
+            levels: Level name -> (R_l, 4) yxyx in pixels, finest level first. Each box is a square centred on a point,
+                as large as the stride of its level.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
 
         Returns:
-            matched_gt (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
+            (B, R) int32, the points of all levels one after the other: an index into the image's ground truth,
+            `NEGATIVE` or `IGNORE`.
         """
         squares = tf.concat(list(levels.values()), 0)  # (R, 4)
         counts = [tf.shape(level)[0] for level in levels.values()]

@@ -1,4 +1,4 @@
-"""Converts COCO segmentations: polygons and RLE to run lengths, masks to compressed RLE and back."""
+"""Converts COCO segmentations (polygons, run-length encodings) to run lengths, and masks to compressed RLE and back."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width:
         no pixel.
 
     Raises:
-        ValueError: If the segmentation is invalid. The message is a predicate ("has ..."), which callers complete with
-            the file and the annotation.
+        ValueError: If the segmentation is invalid. The message begins with "has"; callers put the file and the
+            annotation in front of it.
     """
     if isinstance(segmentation, Mapping):
         runs = _rle_runs(segmentation, height, width)

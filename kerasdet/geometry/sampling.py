@@ -11,7 +11,7 @@ from kerasdet.keras_utils import ConfigFromInit
 
 
 def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -> tf.Tensor:
-    """Draws random numbers that depend only on seed, step and image id, not on the batch or replica that has the image.
+    """Draws one row of random numbers per image; a row depends only on seed, step and image id, not on the batch.
 
     Args:
         size: R, the number of values per image.
@@ -31,14 +31,14 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
 
 
 def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Draws the numbers by which a sampler chooses among the candidates of each image.
+    """Draws a random priority for each candidate (anchor or proposal); a sampler picks the highest.
 
     Args:
         size: R, number of candidates in each image.
         seed: Seed of the training run.
         step: () integer, the training step.
-        batch: ``boxes`` (B, M, 4) and, for the same numbers in every batch and on every replica, ``image_id`` (B,).
-            Without ids an image's place in the batch replaces its id.
+        batch: ``boxes`` (B, M, 4) and optionally ``image_id`` (B,). With ids, an image gets the same numbers in every
+            batch and on every replica. Without ids, its position in the batch replaces the id.
 
     Returns:
         (B, R) float32 in [0, 1).
@@ -51,12 +51,14 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
 class BalancedSampler(ConfigFromInit):
     """Samples a fixed number of candidates per image, at most a fraction of them positive (Fast R-CNN, section 2.3).
 
+    Candidates are the anchors of an RPN or the proposals of an R-CNN.
+
     Args:
         samples_per_image: Maximum number of candidates per image to train on.
         positive_fraction: Largest fraction of positives among them, in (0, 1]; negatives fill the rest.
 
     Raises:
-        ValueError: If the sample has no room for a positive.
+        ValueError: If `samples_per_image` times `positive_fraction` is below 1, so that no positive fits in.
     """
 
     def __init__(self, samples_per_image: int = 256, positive_fraction: float = 0.5):
@@ -76,14 +78,15 @@ class BalancedSampler(ConfigFromInit):
         return int(self.samples_per_image * self.positive_fraction)
 
     def __call__(self, matched_gt: tf.Tensor, priority: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Picks candidates.
+        """Picks the candidates of each image to train on.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher; ignored candidates are never picked.
-            priority: (B, R) float; the highest of each kind are picked, see `per_image_uniform`.
+            matched_gt: (B, R) int32 from a matcher. Candidates marked `IGNORE` are never picked.
+            priority: (B, R) float from `sampling_priority`. The positives and the negatives of highest priority are
+                picked.
 
         Returns:
-            The picked positives and the picked negatives, (B, R) bool each.
+            Two masks (B, R) bool: the picked positives, and the picked negatives.
         """
         positive = _highest(matched_gt >= 0, priority, tf.minimum(self.max_positives, tf.shape(matched_gt)[1]))
         room = self.samples_per_image - tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)

@@ -1,10 +1,4 @@
-"""Defines detections: `Detections` for one image, and the padded dict for a batch. Only this module rescales them.
-
-The padded dict is what graphs, loops and exports exchange: `boxes` (B, D, 4) yxyx, `scores` (B, D) by descending score,
-`class_ids` (B, D) int32 with -1 for padding, `valid` (B,) int32, and of models that predict them `mask_probs`
-(B, D, S, S), `mask_boxes` (B, D, 4) and `keypoints` (B, D, J, 3) as (y, x, score). Branches of a user add outputs
-(B, D, ...) of their own; `BranchOutput` says how they are rescaled and named in exports.
-"""
+"""Defines `Detections`, the objects that a predictor found in one image."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +11,6 @@ import tensorflow as tf
 from kerasdet import ops, visualize
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
-from kerasdet.geometry import boxes as box_ops
 from kerasdet.inference import interop
 from kerasdet.inference.preprocessing import ImageLike, open_image
 
@@ -28,33 +21,11 @@ _TABLE_ROWS = 20
 _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "mask_boxes", "keypoints")
 
 
-@dataclasses.dataclass(frozen=True)
-class BranchOutput:
-    """Says how an output of a branch is named in exports, and how it follows an image that is resized.
-
-    Args:
-        export_name: Name among the outputs of the TF Object Detection API, such as "detection_masks".
-        rescaling: "boxes_relative" outputs do not change; of "positions" outputs (B, D, ..., 3), which hold
-            (y, x, score), y and x scale with the image. "swapped_boxes" are boxes (B, D, 4) whose y scales like the
-            image's x and the reverse: mmdetection confuses the two when it resizes masks of RTMDet-Ins.
-    """
-
-    export_name: str
-    rescaling: str = "boxes_relative"
-
-
-KNOWN_OUTPUTS = {
-    "mask_probs": BranchOutput("detection_masks"),
-    "mask_boxes": BranchOutput("detection_mask_boxes", "swapped_boxes"),
-    "keypoints": BranchOutput("detection_keypoints", "positions"),
-}
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """Holds the objects that a predictor found in one image, best first.
 
-    Indexing with a number, a slice, a mask (N,) or an array of numbers gives the `Detections` of these objects.
+    Index with a number, a slice, a bool mask (N,) or an array of indices to get the `Detections` of those objects.
 
     Args:
         boxes: (N, 4) float32, (y1, x1, y2, x2) in pixels of the image.
@@ -62,8 +33,9 @@ class Detections:
         class_ids: (N,) int32, from 0.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
-        mask_probs: (N, S, S) probabilities inside the boxes, or inside `mask_boxes`, or None.
-        mask_boxes: (N, 4) float32, where `mask_probs` lie in the image, if not in the boxes; None otherwise.
+        mask_probs: (N, S, S) probabilities of the object in each cell of its box, or None for a model without masks.
+        mask_boxes: (N, 4) float32 yxyx in pixels of the image. Areas that `mask_probs` cover, if these are not the
+            boxes; None otherwise.
         keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image, or None.
         mask_convention: How `mask_probs` are pasted into the image, "detectron2", "torchvision" or "mmdet"; required
             with `mask_probs`.
@@ -104,9 +76,14 @@ class Detections:
         object.__setattr__(self, "image_size", tuple(int(length) for length in self.image_size))
         counts = {name: len(value) for name, value in {**self._per_object(), **self.extras}.items()}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"Detections need arrays of one length, got {counts}.")
+            raise ValueError(
+                f"Detections have arrays of different lengths, {counts}: give every array one entry per object."
+            )
         if self.mask_probs is not None and self.mask_convention is None:
-            raise ValueError("mask_probs come without mask_convention: give 'detectron2' or 'torchvision'.")
+            raise ValueError(
+                "mask_probs come without mask_convention: give the convention of the model that predicted them, "
+                "'detectron2', 'torchvision' or 'mmdet'."
+            )
 
     def _per_object(self):
         values = {name: getattr(self, name) for name in _PER_OBJECT}
@@ -121,7 +98,7 @@ class Detections:
     def __getitem__(self, index: int | slice | Sequence | np.ndarray) -> "Detections":
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
-                raise IndexError(f"Index {index} is out of range: there are {len(self)} detections.")
+                raise IndexError(f"Index {index} is out of range: there are {len(self)} detections, counted from 0.")
             index = [index]
         if not isinstance(index, slice):
             index = np.asarray(index)
@@ -163,7 +140,7 @@ class Detections:
     def masks(self) -> np.ndarray | None:
         """The masks (N, H, W) bool of the full image, or None for a model without masks.
 
-        They are pasted when first asked for and then kept: index or filter first to paste fewer.
+        The first access pastes them into the image and stores them. Index or filter first to paste fewer.
         """
         if self.mask_probs is None:
             return None
@@ -176,7 +153,7 @@ class Detections:
     def filter(
         self, score: float | None = None, classes: int | str | Sequence[int | str] | None = None
     ) -> "Detections":
-        """Keeps the objects above a score, or of some classes.
+        """Keeps the objects above a score, of some classes, or both.
 
         Args:
             score: Objects with a score at or below this are dropped. In [0, 1]; None keeps all.
@@ -204,14 +181,16 @@ class Detections:
     def _class_id(self, wanted):
         if isinstance(wanted, str):
             if not self.class_names:
-                raise UserError(f"There is no class {wanted!r}: the model has no class names; give class ids.")
+                raise UserError(
+                    f"There is no class {wanted!r}: the model has no class names. Give class ids, numbers from 0."
+                )
             if wanted not in self.class_names:
                 names = ", ".join(self.class_names[:10]) + ", ..." * (len(self.class_names) > 10)
                 raise UserError(f"There is no class {wanted!r}: choose from {names}.")
             return self.class_names.index(wanted)
         if wanted < 0 or (self.class_names and wanted >= len(self.class_names)):
             known = f"from 0 to {len(self.class_names) - 1}" if self.class_names else "from 0"
-            raise UserError(f"There is no class id {wanted}: class ids are whole numbers {known}.")
+            raise UserError(f"There is no class id {wanted}: choose a whole number {known}.")
         return wanted
 
     def draw(self, image: ImageLike, *, scale: int = 1) -> np.ndarray:
@@ -332,10 +311,10 @@ class Detections:
         class_names: Sequence[str] | None = None,
         key_points: "supervision.KeyPoints | None" = None,
     ) -> "Detections":
-        """Converts `supervision.Detections`, such as what its slicer or tracker returns; masks keep their pixels.
+        """Converts `supervision.Detections`, such as those of its slicer or tracker; masks keep their pixels.
 
         Args:
-            detections: Objects without scores get the score 1, objects without classes the class id 0.
+            detections: Objects of supervision. Missing scores become 1, missing class ids become 0.
             image_size: Height and width of the image in pixels.
             class_names: Names by class id; None takes those of ``data["class_name"]``.
             key_points: The keypoints of the same objects, in their order.
@@ -363,10 +342,11 @@ def unpad(
     mask_convention: str | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Detections:
-    """Takes one image's detections out of a padded dict.
+    """Takes the detections of one image out of padded detections.
 
     Args:
-        detections: The padded dict, in pixels of the images.
+        detections: Padded detections (`boxes` (B, D, 4), `scores` ..., see `kerasdet.inference.padded`), in pixels of
+            the images.
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.
@@ -374,7 +354,7 @@ def unpad(
         skeleton: Pairs of keypoint indices that drawings connect by a line.
 
     Returns:
-        The image's `Detections`, without padding. Entries without a field of their own are in `extras`.
+        The image's `Detections`, without padding. Outputs that `Detections` has no field for are in `extras`.
     """
     count = int(detections["valid"][index])
     values = {name: np.asarray(value[index])[:count] for name, value in detections.items() if name != "valid"}
@@ -386,146 +366,3 @@ def unpad(
         mask_convention=mask_convention,
         skeleton=tuple(tuple(pair) for pair in skeleton),
     )
-
-
-def rescale(
-    detections: Mapping[str, tf.Tensor],
-    from_size: tf.Tensor,
-    to_size: tf.Tensor,
-    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
-    clip: bool = True,
-) -> dict[str, tf.Tensor]:
-    """Moves detections from resized images to the original ones, and clips their boxes there; a graph function.
-
-    Args:
-        detections: The padded dict.
-        from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
-        to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
-        branch_outputs: Output name -> how it follows the image, see `Predictor.branch_outputs`.
-        clip: Whether boxes are clipped to the images, see `Preprocessing.letterboxes`.
-
-    Returns:
-        The padded dict in the new coordinates; other entries are unchanged.
-    """
-    factor = tf.cast(to_size, tf.float32) / tf.cast(from_size, tf.float32)  # (B, 2)
-    scaled = _scaled(detections, factor, branch_outputs)
-    for name, output in branch_outputs.items():
-        if output.rescaling == "swapped_boxes" and name in detections:
-            scaled[name] = box_ops.scale(tf.convert_to_tensor(detections[name]), factor[:, ::-1])
-    return {**scaled, "boxes": box_ops.clip(scaled["boxes"], to_size)} if clip else scaled
-
-
-def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """Concatenates the detections of several batches, or of several images, whose arrays have no axis B.
-
-    Masks of whole images (`mask_boxes`) may differ in size. Smaller ones are continued by their last row and column,
-    and their `mask_boxes` grow with them.
-
-    Args:
-        parts: Padded dicts with the same entries.
-    """
-    parts = with_equal_masks(parts)
-    return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
-
-
-def with_equal_masks(
-    parts: Sequence[Mapping[str, tf.Tensor]], square: bool = False
-) -> Sequence[Mapping[str, tf.Tensor]]:
-    """Continues the masks of whole images (`mask_boxes`) to the largest size among them, as `join` does.
-
-    Args:
-        parts: Dicts with the same entries, of batches or of images.
-        square: Whether to continue them to squares, which detectron2's rule of pasting demands.
-    """
-    if "mask_boxes" not in parts[0]:
-        return parts
-    size = tf.reduce_max(tf.stack([tf.shape(part["mask_probs"])[-2:] for part in parts]), 0)
-    size = tf.fill([2], tf.reduce_max(size)) if square else size
-    return [_with_larger_masks(part, size) for part in parts]
-
-
-def _with_larger_masks(detections, size):
-    """Continues `mask_probs` (..., h, w) to `size` (2,) cells of the same extent."""
-    probs, boxes = detections["mask_probs"], detections["mask_boxes"]
-    old = tf.shape(probs)[-2:]
-    rows, columns = (tf.minimum(tf.range(size[axis]), old[axis] - 1) for axis in (0, 1))
-    probs = tf.gather(tf.gather(probs, rows, axis=-2), columns, axis=-1)
-    corner, extent = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
-    boxes = tf.concat([corner, corner + extent * tf.cast(size, boxes.dtype) / tf.cast(old, boxes.dtype)], -1)
-    return {**detections, "mask_probs": probs, "mask_boxes": boxes}
-
-
-def to_tf_od(
-    detections: Mapping[str, tf.Tensor],
-    size: tf.Tensor,
-    class_offset: int,
-    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
-) -> dict[str, tf.Tensor]:
-    """Renames detections to outputs of the TF Object Detection API, as fractions of the image size; a graph function.
-
-    Args:
-        detections: The padded dict.
-        size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
-        class_offset: Added to the class ids; the API counts classes from 1.
-        branch_outputs: Output name -> its name in the API, see `Predictor.branch_outputs`.
-
-    Returns:
-        All float32: `detection_boxes` (B, D, 4) in 0..1, `detection_scores` (B, D), `detection_classes` (B, D),
-        `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and `detection_keypoints` (B, D, J, 3).
-        Outputs of a user's branches keep their type.
-    """
-    scaled = _scaled(detections, 1 / tf.cast(size, tf.float32), branch_outputs)
-    outputs = {
-        "detection_boxes": scaled["boxes"],
-        "detection_scores": scaled["scores"],
-        "detection_classes": tf.cast(scaled["class_ids"] + class_offset, tf.float32),
-        "num_detections": tf.cast(scaled["valid"], tf.float32),
-    }
-    return outputs | {output.export_name: scaled[name] for name, output in branch_outputs.items() if name in scaled}
-
-
-def from_tf_od(
-    outputs: Mapping[str, tf.Tensor],
-    sizes: tf.Tensor,
-    class_offset: int,
-    branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
-) -> dict[str, tf.Tensor]:
-    """Reads the outputs of `to_tf_od` as a padded dict; a graph function.
-
-    Args:
-        outputs: Name -> tensor or array, such as `detection_boxes`.
-        sizes: (B, 2), or (1, 2) for all, heights and widths of the images in pixels.
-        class_offset: The value that `to_tf_od` got.
-        branch_outputs: The value that `to_tf_od` got.
-
-    Returns:
-        The padded dict, in pixels of the images.
-    """
-    detections = {
-        "boxes": tf.convert_to_tensor(outputs["detection_boxes"]),
-        "scores": tf.convert_to_tensor(outputs["detection_scores"]),
-        "class_ids": tf.cast(outputs["detection_classes"], tf.int32) - class_offset,
-        "valid": tf.cast(outputs["num_detections"], tf.int32),
-    }
-    for name, output in branch_outputs.items():
-        if output.export_name in outputs:
-            detections[name] = tf.convert_to_tensor(outputs[output.export_name])
-    return _scaled(detections, tf.cast(sizes, tf.float32), branch_outputs)
-
-
-def _scaled(detections, factor, branch_outputs):
-    """Multiplies y and x of boxes and of outputs that are positions or boxes by `factor` (B, 2)."""
-    scaled = {**detections, "boxes": box_ops.scale(detections["boxes"], factor)}
-    for name, output in branch_outputs.items():
-        if output.rescaling == "positions" and name in detections:
-            scaled[name] = _scale_positions(tf.convert_to_tensor(detections[name]), factor)
-        elif output.rescaling == "swapped_boxes" and name in detections:
-            scaled[name] = box_ops.scale(tf.convert_to_tensor(detections[name]), factor)
-    return scaled
-
-
-def _scale_positions(positions, factor):
-    """Multiplies y and x of positions (B, D, ..., 3) by `factor` (B, 2)."""
-    factor = tf.cast(factor, positions.dtype)
-    factor = tf.concat([factor, tf.ones_like(factor[:, :1])], -1)  # (B, 3)
-    return positions * tf.reshape(factor, [-1, *[1] * (positions.shape.rank - 2), 3])

@@ -12,11 +12,23 @@ if TYPE_CHECKING:
 
     from kerasdet.inference.detections import Detections
 
-TRACK_ID = "track_id"  # the extra output of detections that holds the ids of a tracker; -1 for an object without id
+TRACK_ID = "track_id"  # key of `Detections.extras` with the ids of a tracker; -1 for an object without id
 
 
 def to_detections(found: "Detections") -> "supervision.Detections":
-    """Converts detections to `supervision.Detections`; see `Detections.to_supervision`."""
+    """Converts a `Detections` to a `supervision.Detections`.
+
+    This is the implementation of `Detections.to_supervision`.
+
+    Args:
+        found: Detections of one image.
+
+    Returns:
+        A `supervision.Detections` with boxes (x1, y1, x2, y2), scores, class ids, names, masks and tracker ids.
+
+    Raises:
+        UserError: If supervision is not installed.
+    """
     supervision = require_extra("supervision", "to_supervision", "supervision")
     extras = dict(found.extras)
     tracker_id = extras.pop(TRACK_ID, None)
@@ -31,7 +43,20 @@ def to_detections(found: "Detections") -> "supervision.Detections":
 
 
 def to_key_points(found: "Detections") -> "supervision.KeyPoints":
-    """Converts keypoints to `supervision.KeyPoints`; see `Detections.to_supervision_keypoints`."""
+    """Converts the keypoints of a `Detections` to a `supervision.KeyPoints`.
+
+    This is the implementation of `Detections.to_supervision_keypoints`.
+
+    Args:
+        found: Detections with keypoints.
+
+    Returns:
+        A `supervision.KeyPoints`; class names are in its ``data["class_name"]``.
+
+    Raises:
+        UserError: If supervision is not installed.
+        ValueError: If the detections have no keypoints.
+    """
     supervision = require_extra("supervision", "to_supervision_keypoints", "supervision")
     if found.keypoints is None:
         raise ValueError("These detections have no keypoints: use a model with a KeypointBranch, such as KeypointRCNN.")
@@ -50,7 +75,22 @@ def fields_from_supervision(
     class_names: Sequence[str] | None,
     key_points: "supervision.KeyPoints | None",
 ) -> dict[str, Any]:
-    """Returns the arguments of `Detections` for objects of supervision; see `Detections.from_supervision`."""
+    """Converts objects of supervision to keyword arguments of `Detections`.
+
+    This is the implementation of `Detections.from_supervision`, which explains the arguments.
+
+    Args:
+        detections: A `supervision.Detections`.
+        image_size: Height and width of the image in pixels.
+        class_names: Names by class id, or None.
+        key_points: The keypoints of the same objects, or None.
+
+    Returns:
+        Argument name -> value.
+
+    Raises:
+        UserError: If masks, keypoints or names do not fit.
+    """
     count = len(detections)
     scores = np.ones(count) if detections.confidence is None else detections.confidence
     class_ids = np.zeros(count, int) if detections.class_id is None else detections.class_id
@@ -79,7 +119,8 @@ def _class_names(class_names, labels, class_ids):
         highest = max(np.asarray(class_ids).tolist(), default=-1)
         if highest >= len(class_names):
             raise UserError(
-                f"An object has class id {highest}, but there are {len(class_names)} class_names: name all."
+                f"An object has class id {highest}, but there are {len(class_names)} class_names: give a name for "
+                f"every class id from 0 to {highest}."
             )
         return tuple(class_names)
     if labels is None or not len(labels):
@@ -92,8 +133,8 @@ def _mask_fields(masks, image_size):
     """Stores full masks (N, H, W) so that pasting gives back the same pixels: a square window around each object."""
     if masks.shape[1:] != tuple(image_size):
         raise UserError(
-            f"The masks have height and width {masks.shape[1:]}, image_size is {tuple(image_size)}: give the size of "
-            "the image that they belong to."
+            f"The masks have height and width {masks.shape[1:]}, image_size is {tuple(image_size)}: give the height "
+            "and width of the image that the masks belong to."
         )
     corners, side = np.zeros((len(masks), 2), int), 1
     for index, mask in enumerate(masks):
@@ -115,7 +156,8 @@ def _mask_fields(masks, image_size):
 def _keypoint_fields(key_points, count):
     if len(key_points) != count:
         raise UserError(
-            f"There are {len(key_points)} objects with keypoints and {count} detections: give both of the same objects."
+            f"There are {len(key_points)} objects with keypoints, but {count} detections: give keypoints and "
+            "detections of the same objects."
         )
     xy = np.asarray(key_points.xy, np.float32)
     scores = key_points.keypoint_confidence

@@ -1,4 +1,4 @@
-"""Defines `Predictor`, the base of Keras models, exports and test-time augmentation, which share its `detect`."""
+"""Defines `Predictor`, the base class of Keras models, loaded exports, tiling and test-time augmentation."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput, Detections, unpad
+from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.inference.preprocessing import (
     ImageLike,
     KeepSize,
@@ -27,9 +28,9 @@ class Predictor:
         num_classes: Number of classes K, or None for a predictor without classes, such as a `ProposalNetwork`.
         class_names: The K names, or None if they are unknown.
         preprocessing: The model's `Preprocessing`, or `KeepSize` if `detect_batch` resizes images itself.
-        mask_convention: How masks are pasted into an image, "detectron2" or "torchvision"; None without masks.
-        skeleton: Pairs of keypoint indices that are joined in pictures.
-        branch_outputs: Names of the outputs beside boxes, scores and classes, and how they are rescaled and exported.
+        mask_convention: How masks are pasted into an image, "detectron2", "torchvision" or "mmdet"; None without masks.
+        skeleton: Pairs of keypoint indices that drawings join by lines.
+        branch_outputs: Name -> `BranchOutput` of each output beside boxes, scores and classes, such as `mask_probs`.
     """
 
     num_classes: int | None = None
@@ -92,7 +93,9 @@ class Predictor:
                 `image_size`.
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.padded`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define detect_batch.")
 
@@ -102,8 +105,11 @@ class Predictor:
         """Splits the result of `detect_batch` into one `Detections` per image.
 
         Args:
-            detections: The padded dict of B images.
-            image_sizes: B heights and widths of the original images, in pixels.
+            detections: The result of `detect_batch` for B images.
+            image_sizes: B pairs (height, width) of the original images, in pixels.
+
+        Returns:
+            B `Detections`, without padding.
         """
         arrays = {name: np.asarray(value) for name, value in detections.items()}
         return [
@@ -123,10 +129,11 @@ def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the sizes of a batch's images, with the defaults that `Predictor.detect_batch` describes.
 
     Args:
-        batch: `image` (B, H, W, 3), and optionally `image_size` and `original_size`.
+        batch: `image` (B, H, W, 3), and optionally `image_size` (B, 2) and `original_size` (B, 2).
 
     Returns:
-        `image_size` and `original_size`, (B, 2) int32 each.
+        `image_size`, the sizes without padding, and `original_size`, the sizes before resizing: (B, 2) int32 each, as
+        (height, width) in pixels.
     """
     shape = tf.shape(batch["image"])
     whole = tf.broadcast_to(shape[1:3], [shape[0], 2])

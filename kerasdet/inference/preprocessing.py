@@ -13,11 +13,9 @@ from kerasdet.arguments import check_positive
 from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
+from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 from kerasdet.ops import resize as resize_ops
 from kerasdet.paths import expand
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 
@@ -35,17 +33,18 @@ class Preprocessing(ConfigFromInit):
         channel_order: Channel order that the network was trained on, "rgb" or "bgr". Images always come as RGB.
         shortest: Length of an image's shorter side after resizing, in pixels.
         longest: Limit of the longer side, in pixels. If the longer side would exceed it, the image becomes smaller.
-        rounding: Rule of the resized size, "detectron2", "torchvision" or "mmdetection"; see
-            `kerasdet.ops.resize.shortest_edge_size`.
+        rounding: Rule of the resized size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do,
+            and "square" stretches images to a square; see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
             "opencv" works on uint8 without antialiasing.
-        size_divisor: Batches are padded to a multiple of this, in pixels.
+        size_divisor: Height and width of a batch are padded to a multiple of this many pixels.
         letterbox_value: Value, 0..255, of the pixels that pad each image to a square of `longest` pixels. The network
-            sees them as part of the image, so boxes may end in them (RTMDet: 114). None pads with zeros after
-            normalisation, and boxes end at the image's sides.
+            sees them as part of the image, so boxes may reach into them (RTMDet: 114). None pads with zeros after
+            normalisation, and boxes are clipped to the image.
 
     Raises:
-        ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or a name is unknown.
+        ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or `channel_order`, `rounding` or
+            `kernel` is unknown.
         UserError: If `letterbox_value` is not a pixel value, a length is not positive, or `longest` is below
             `shortest`.
     """
@@ -92,19 +91,19 @@ class Preprocessing(ConfigFromInit):
 
     @property
     def letterboxes(self) -> bool:
-        """Whether padding counts as image, so that boxes may end in it."""
+        """Whether images are letterboxed: padded by `letterbox_value`, so that boxes may reach into the padding."""
         return self.letterbox_value is not None
 
     def network_input(self, image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns what the model takes for a batch that `batch` made.
+        """Converts a batch from `batch` to the arguments of the model.
 
         Args:
             image: (B, H, W, 3) RGB, 0..255, uint8 or float, padded at the bottom right.
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            `image` and `image_size`. For a model that letterboxes, the padding of `image` is filled, float32, and
-            `image_size` includes it.
+            Dict of `image` (B, H, W, 3) and `image_size` (B, 2). If the model letterboxes, the padding of `image` has
+            the value `letterbox_value`, `image` is float32, and `image_size` includes the padding.
         """
         if not self.letterboxes:
             return {"image": image, "image_size": image_size}
@@ -113,11 +112,14 @@ class Preprocessing(ConfigFromInit):
         return {"image": image, "image_size": tf.broadcast_to(tf.shape(image)[1:3], tf.shape(image_size))}
 
     def batch_size(self, image_size: tf.Tensor, resize: tuple[int, int] | bool | None = None) -> tf.Tensor:
-        """Returns height and width of a batch, (2,) in pixels.
+        """Computes the height and width of a batch after padding.
 
         Args:
-            image_size: (2,) the largest height and width of its images, in pixels.
-            resize: How the images were resized, see `batch`.
+            image_size: (2,) largest height and largest width of the resized images, in pixels.
+            resize: The argument `resize` that `batch` got.
+
+        Returns:
+            (2,) int32, height and width in pixels.
         """
         if not self.letterboxes or resize is False:
             return self.padded_size(image_size)
@@ -160,7 +162,14 @@ class Preprocessing(ConfigFromInit):
         return resize_ops.resize(image, tf.maximum(tf.stack(size), 1), self.kernel)
 
     def padded_size(self, size: tf.Tensor) -> tf.Tensor:
-        """Rounds lengths in pixels up to the next multiple of `size_divisor`."""
+        """Rounds heights and widths up to the next multiple of `size_divisor`.
+
+        Args:
+            size: (...) int32, in pixels.
+
+        Returns:
+            (...) int32, in pixels.
+        """
         return -(-size // self.size_divisor) * self.size_divisor
 
     def batch(
@@ -169,16 +178,16 @@ class Preprocessing(ConfigFromInit):
         """Resizes and pads images into a batch.
 
         Args:
-            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3), for which it is also a graph
-                function: RGB, 0..255, uint8 or float.
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
+                With a tensor the method also runs in graphs.
             resize: None for the model's own rule, False for no resizing, or (shortest, longest) in pixels.
 
         Returns:
-            `image` (B, h, w, 3) float32, `image_size` (B, 2) int32, the sizes after resizing, and `original_size`
-            (B, 2) int32, the sizes before.
+            Dict of `image` (B, h, w, 3) float32, padded at the bottom right; `image_size` (B, 2) int32, heights and
+            widths after resizing and without padding; and `original_size` (B, 2) int32, those before resizing.
 
         Raises:
-            UserError: If `resize` is anything else.
+            UserError: If `resize` is neither None, False nor a pair of positive whole numbers.
 
         Example:
             >>> detections = model.detect_batch(model.preprocessing.batch([image, other_image]))
@@ -200,7 +209,7 @@ class Preprocessing(ConfigFromInit):
 
     @property
     def filling(self) -> tuple[float, float, float]:
-        """RGB value of the pixels that `letterbox` adds: `letterbox_value`, or the mean."""
+        """RGB value, 0..255, of the pixels that `letterbox` adds: `letterbox_value`, or `mean` if that is None."""
         if self.letterboxes:
             return (float(self.letterbox_value),) * 3
         return tuple(self.mean if self.channel_order == "rgb" else self.mean[::-1])
@@ -208,7 +217,8 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The model's `filling` looks to the network just like padding.
+        The rest has the value `filling`, which the network sees as padding. With the rounding "square" the image is
+        stretched instead, and there is no rest.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -216,8 +226,10 @@ class Preprocessing(ConfigFromInit):
             width: Width of the result in pixels.
 
         Returns:
-            (height, width, 3) float32, and the (height, width) that the image itself has in it.
+            The letterboxed image, (height, width, 3) float32, and the (height, width) of the part that shows the image.
         """
+        if self.rounding == "square":
+            return resize_ops.resize(image, (height, width), self.kernel), (height, width)
         scale = min(height / image.shape[0], width / image.shape[1])
         # torchvision rounds down. `height / H * H` may be a few units in the last place below `height`, and rounding
         # down would then lose a whole pixel; 1e-9 exceeds that error for all sizes, and changes no other result.
@@ -231,7 +243,7 @@ class Preprocessing(ConfigFromInit):
 
 
 class KeepSize:
-    """Stands in for `Preprocessing` in predictors that resize inside, such as exported files.
+    """Replaces `Preprocessing` in predictors that resize images themselves: exports, tiles, test-time augmentation.
 
     Images keep their size and type; a batch is padded to its largest image.
     """
@@ -243,27 +255,37 @@ class KeepSize:
 
         Args:
             image: (H, W, 3) or (B, H, W, 3).
-            shortest: Ignored; the predictor has its own rule.
-            longest: Ignored; the predictor has its own rule.
+            shortest: Ignored, because the predictor resizes by its own rule.
+            longest: Ignored, because the predictor resizes by its own rule.
+
+        Returns:
+            `image`.
         """
         return image
 
     def padded_size(self, size: tf.Tensor) -> tf.Tensor:
-        """Returns the lengths unchanged."""
+        """Returns heights and widths unchanged, because the predictor pads by its own rule.
+
+        Args:
+            size: (...) int32, in pixels.
+
+        Returns:
+            `size`.
+        """
         return size
 
     def batch(
         self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
     ) -> dict[str, tf.Tensor]:
-        """Pads images into a batch; see `Preprocessing.batch`.
+        """Pads images into a batch without resizing them.
 
         Args:
             images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
             resize: None; the predictor resizes by its own rule.
 
         Returns:
-            `image` (B, h, w, 3) uint8 if all images are, else float32; `image_size` and `original_size` (B, 2) int32,
-            both the sizes of the images.
+            Dict of `image` (B, h, w, 3), padded at the bottom right, uint8 if all images are uint8 and float32
+            otherwise; `image_size` and `original_size` (B, 2) int32, both the heights and widths of the images.
 
         Raises:
             UserError: If `resize` is not None.
@@ -271,8 +293,8 @@ class KeepSize:
         check_resize(resize)
         if resize is not None:
             raise UserError(
-                f"resize is {resize!r}, but this predictor resizes inside by its own rule: leave resize out, or call "
-                "detect of the Keras model."
+                f"resize is {resize!r}, but this predictor (an export, tiles or test-time augmentation) resizes images "
+                "by its own rule: leave resize out, or call detect of the Keras model."
             )
         if not isinstance(images, list | tuple):
             return _padded(images, tf.shape(images)[1:3], self.padded_size)
@@ -306,7 +328,14 @@ def _padded(images, original_size, padded_size):
 
 
 def check_resize(resize: tuple[int, int] | bool | None) -> None:
-    """Raises a UserError unless `resize` is None, False or a pair of positive whole numbers."""
+    """Checks the argument `resize` of `detect` and `batch`.
+
+    Args:
+        resize: None, False, or (shortest, longest) in pixels.
+
+    Raises:
+        UserError: If it is anything else.
+    """
     if resize is None or resize is False:
         return
     pair = isinstance(resize, list | tuple) and len(resize) == 2
@@ -329,7 +358,7 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarra
         The images as (H, W, 3) arrays, uint8 or float32, and whether `images` was a single one.
 
     Raises:
-        UserError: If there is no image, or one of them is none of these. The message has its index and the remedy.
+        UserError: If there is no image, or an item is of another kind. The message names the item's index.
         FileNotFoundError: If a path names no file.
     """
     items, is_single = split_images(images)
@@ -340,10 +369,11 @@ def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLik
     """Lists the arguments of `detect`, one item per image, without opening files.
 
     Args:
-        images: See `open_images`.
+        images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of arrays,
+            PIL images and paths.
 
     Returns:
-        At least one item for `open_image`, and whether `images` was a single image.
+        A list with one array, PIL image or path per image, and whether `images` was a single image.
 
     Raises:
         UserError: If there is no image.
@@ -351,7 +381,10 @@ def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLik
     is_single = not isinstance(images, list | tuple) and len(getattr(images, "shape", ())) != 4
     items = [images] if is_single else list(images)
     if not items:
-        raise UserError(f"There is no image: expected at least one, got an empty {type(images).__name__}.")
+        raise UserError(
+            f"There is no image: expected at least one, got an empty {type(images).__name__}. Give an image, a path or "
+            "a list of them."
+        )
     return items, is_single
 
 
@@ -359,14 +392,14 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
     """Opens one image as an RGB array.
 
     Args:
-        image: An array (H, W, 3), a PIL image or a path; see `open_images`.
-        index: Position of the image in its list, for the message of an error.
+        image: An array (H, W, 3) RGB, 0..255, uint8 or float; a PIL image; or the path of an image file.
+        index: Position of the image in its list, for error messages.
 
     Returns:
         (H, W, 3), uint8 or float32.
 
     Raises:
-        UserError: If it is no image.
+        UserError: If `image` is of another kind, or the file cannot be decoded.
         FileNotFoundError: If a path names no file.
     """
     if isinstance(image, str | os.PathLike):
@@ -406,7 +439,7 @@ def _describe(image):
 
 
 def _checked_array(image, index):
-    """Returns an array as uint8 or float32, or says why it is no RGB image."""
+    """Returns an array as uint8 or float32; raises a UserError if it is not an RGB image."""
     shape = tuple(image.shape)
     if len(shape) != 3 or shape[2] != 3:
         _refuse(index, f"an array of shape {shape}", _shape_remedy(shape))

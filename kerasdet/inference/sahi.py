@@ -43,17 +43,30 @@ class SahiDetectionModel(_base.DetectionModel):
         super().__init__(model=model, confidence_threshold=confidence_threshold, **kwargs)
 
     def set_model(self, model: Predictor, **kwargs: Any) -> None:
-        """Takes a predictor and its class names."""
+        """Sets the predictor and reads its class names; SAHI calls this.
+
+        Args:
+            model: The predictor.
+            **kwargs: Ignored.
+        """
         self.model = model
         names = model.class_names or [str(k) for k in range(model.num_classes or 1)]
         self.category_mapping = {str(k): name for k, name in enumerate(names)}
 
     def perform_inference(self, image: np.ndarray) -> None:
-        """Detects objects in one image, RGB (H, W, 3) uint8."""
+        """Detects objects in one image and stores them for SAHI, which calls this.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+        """
         self._original_predictions = [self.model.detect(image)]
 
     def perform_batch_inference(self, images: Sequence[np.ndarray]) -> None:
-        """Detects objects in several images, RGB (H, W, 3) uint8 each."""
+        """Detects objects in several images and stores them for SAHI, which calls this.
+
+        Args:
+            images: Arrays (H, W, 3) uint8 RGB.
+        """
         self._original_predictions = self.model.detect(list(images), batch_size=len(images))
 
     def _create_object_prediction_list_from_original_predictions(self, shift_amount_list=None, full_shape_list=None):

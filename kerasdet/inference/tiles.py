@@ -6,14 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import rescale, with_equal_masks
+from kerasdet.inference.padded import rescale, with_equal_masks
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.inference.wrapper import PredictorWrapper
 
 _CUT_MARGIN = 2.0  # pixels from a tile's side within which a box counts as cut by it
-_COVERED = 0.5  # share of a cut box inside a better one above which it is a piece of the same object
-_SAME = 0.5  # IoU above which two boxes of a class are the same object
+_COVERED = 0.5  # a cut box is a piece of another object if more than this share of its area lies in that object's box
+_SAME = 0.5  # two boxes of a class with an IoU above this are the same object
 _TILES_AT_ONCE = 8
 
 
@@ -22,7 +22,7 @@ class TiledPredictor(PredictorWrapper):
 
     The model resizes each tile by its own rule, so objects in tiles appear larger than in the whole image. The whole
     image finds objects that are larger than a tile. `merge_tiles` removes duplicates. An image that fits into one tile
-    runs once, as without tiles.
+    runs once, like without a `TiledPredictor`.
 
     Args:
         model: A Keras model, an export, an `AugmentedPredictor` or any other predictor. It is not changed.
@@ -51,8 +51,8 @@ class TiledPredictor(PredictorWrapper):
     def mask_convention(self) -> str | None:
         """The model's convention of pasting masks, or None for a model without masks.
 
-        That of mmdetection only knows masks which begin at the corner of the image. Detectron2's replaces it, and may
-        leave out half a cell of a mask at the border of a view.
+        mmdetection's convention only works for masks that begin at the image's upper left corner. Models with this
+        convention get detectron2's, which may drop half a cell of a mask at the border of a tile.
         """
         return "detectron2" if self.model.mask_convention == "mmdet" else self.model.mask_convention
 
@@ -64,7 +64,9 @@ class TiledPredictor(PredictorWrapper):
                 `original_size` (B, 2).
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []
@@ -114,10 +116,11 @@ def tile_boxes(height: int, width: int, tile: int, overlap: float) -> np.ndarray
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         tile: Length of a tile's sides in pixels.
-        overlap: Share of a tile that it has at least in common with the next one. In [0, 1).
+        overlap: Share of a tile's side that the next tile covers, at least. In [0, 1).
 
     Returns:
-        (T, 4) int32 yxyx, row by row. An image shorter than a tile has tiles of its own length.
+        (T, 4) int32 yxyx in pixels, row by row. Along a side that is shorter than a tile, tiles have the image's
+        length.
 
     Example:
         >>> tile_boxes(100, 250, 100, 0.0)[:, 1]
@@ -139,7 +142,7 @@ def merge_tiles(
     views: np.ndarray,
     image_size: Sequence[int],
 ) -> np.ndarray:
-    """Chooses among the detections of overlapping views: non-maximum suppression per class that knows cut objects.
+    """Drops duplicate detections of overlapping views (tiles): non-maximum suppression that knows about cut objects.
 
     A box is cut if it ends at a side of its view that is not a side of the image. Boxes that are not cut come first,
     each by descending score; one is dropped if a kept box of its class from another view has an IoU above 0.5 with it.
@@ -177,7 +180,7 @@ def merge_tiles(
 
 
 def _pad(found):
-    """Pads the dicts of several images, arrays (N, ...), to the padded dict; class ids are padded with -1."""
+    """Pads detections of single images, dicts of arrays (N, ...), to a batch; class ids are padded with -1."""
     found = [{name: np.asarray(value) for name, value in each.items()} for each in with_equal_masks(found)]
     counts = [len(each["scores"]) for each in found]
     padded = {"valid": np.int32(counts)}

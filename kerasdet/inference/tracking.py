@@ -9,15 +9,15 @@ from kerasdet.errors import require_extra
 from kerasdet.inference.detections import Detections
 from kerasdet.inference.interop import TRACK_ID
 
-LOWEST_SCORE = 0.1  # ByteTrack's own: detections with lower scores do not help to follow an object
+LOWEST_SCORE = 0.1  # ByteTrack's own value: detections with lower scores are not matched to objects
 
 
 class Tracker:
-    """Follows the objects of one video by ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`.
+    """Tracks the objects of one video: an object keeps its id from frame to frame.
 
-    Each class is followed on its own, so an id never moves to an object of another class; an object whose class
-    changes gets another id. Feed it detections with low scores as well: they keep
-    the id of an object that is hard to see for a moment.
+    The algorithm is ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`. Each class is followed on
+    its own, so an id never moves to an object of another class; an object whose class changes gets another id. Give it
+    detections with low scores as well: they keep the id of an object that is hard to see for a moment.
 
     Args:
         rate: Frames per second. A lost object keeps its id for one second.
@@ -46,14 +46,14 @@ class Tracker:
         self._ids = {}  # (class, id within the class) -> id
 
     def update(self, found: Detections) -> Detections:
-        """Returns the detections of the next frame with their ids.
+        """Matches the next frame's detections to the objects of earlier frames and gives them ids.
 
         Args:
-            found: The frame's detections.
+            found: All detections of the frame.
 
         Returns:
-            All of them, in their order, with ``extras["track_id"]`` (N,) int64: an id from 0, or -1 for an object that
-            is not followed (yet). An object gets its id when it is seen in a second frame.
+            The same detections, in the same order, with ``extras["track_id"]`` (N,) int64: an id from 0, or -1 for an
+            object without id. An object gets its id in the second frame that shows it.
         """
         ids = np.full(len(found), -1)
         for class_id in sorted(self._by_class.keys() | set(found.class_ids.tolist())):

@@ -1,4 +1,4 @@
-"""Test-time augmentation: merges what a model finds in several sizes and mirror images of an image."""
+"""Merges the detections of a model in several sizes and mirror images of an image (test-time augmentation)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
-from kerasdet.inference.detections import rescale
+from kerasdet.inference.padded import rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.inference.wrapper import PredictorWrapper
@@ -17,7 +17,7 @@ SCALES = (0.75, 1.0, 1.25)
 
 
 class AugmentedPredictor(PredictorWrapper):
-    """Runs a Keras detector on several views of every image and merges the results.
+    """Runs a Keras detector on several views (resized and mirrored copies) of every image and merges the results.
 
     Non-maximum suppression runs once, on the candidates of all views. Masks and keypoint heatmaps of the remaining
     objects are averaged over the views; in mirror images left and right keypoints change places (Mask R-CNN,
@@ -44,7 +44,10 @@ class AugmentedPredictor(PredictorWrapper):
         self.preprocessing = KeepSize()  # the views resize the image in its own size
         for length in self.shortest:
             if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-                raise UserError(f"A view's shorter side is {length!r}: give whole pixels, such as {rule.shortest}.")
+                raise UserError(
+                    f"`shortest` has {length!r}: give the shorter side of each view in whole pixels, such as "
+                    f"{rule.shortest}."
+                )
         longest = [round(rule.longest * length / rule.shortest) for length in self.shortest]
         self._views = [self._make_view(*lengths) for lengths in zip(self.shortest, longest, strict=True)]
 
@@ -56,7 +59,9 @@ class AugmentedPredictor(PredictorWrapper):
                 `original_size` (B, 2).
 
         Returns:
-            The padded dict of `kerasdet.inference.detections`, in pixels of the original images.
+            Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
+            `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

@@ -1,4 +1,4 @@
-"""Reads the frames of video files, streams and cameras, and writes videos. PyAV, an extra, is imported when needed."""
+"""Reads the frames of video files, streams and cameras, and writes videos, by PyAV (pip install 'kerasdet[video]')."""
 
 import dataclasses
 import os
@@ -35,11 +35,14 @@ class Frame:
 
 
 def is_video(word: str) -> bool:
-    """Tells whether a word of a command names a video: a file by its suffix, an address, or the number of a camera.
+    """Tells whether an argument of a command is a video: a file by its suffix, a URL, or the number of a camera.
 
     Args:
-        word: Such as "street.mp4", "rtsp://host/stream" or "0". An existing file or folder "0" is no camera, and the
-            address of an image is no video.
+        word: Argument such as "street.mp4", "rtsp://host/stream" or "0". If a file or folder named "0" exists, "0" is
+            not a camera. The URL of an image is not a video.
+
+    Returns:
+        Whether `VideoReader` should open the argument.
     """
     if "://" in word:
         return Path(word.partition("?")[0]).suffix.lower() not in IMAGES
@@ -47,12 +50,26 @@ def is_video(word: str) -> bool:
 
 
 def is_file_of_video(word: str) -> bool:
-    """Tells whether a path ends like a video file and is no folder."""
+    """Tells whether a path ends like a video file, such as ".mp4", and is not a folder.
+
+    Args:
+        word: Path of a file.
+
+    Returns:
+        Whether the path names a video file. The file need not exist.
+    """
     return Path(word).suffix.lower() in SUFFIXES and not Path(word).is_dir()
 
 
 def is_camera(word: str) -> bool:
-    """Tells whether a word is the number of a camera and no file or folder has this name."""
+    """Tells whether an argument of a command is the number of a camera, and no file or folder has this name.
+
+    Args:
+        word: Argument such as "0".
+
+    Returns:
+        Whether it is a camera.
+    """
     return word.isascii() and word.isdecimal() and not os.path.exists(word)
 
 
@@ -60,7 +77,8 @@ class VideoReader:
     """Opens a video and reads its frames one by one.
 
     Args:
-        source: A file, an address such as "rtsp://host/stream", or the number of a camera as text.
+        source: Path of a video file, a URL such as "rtsp://host/stream", or the number of a camera as text, such as
+            "0".
 
     Attributes:
         rate: Frames per second, on average.
@@ -81,7 +99,9 @@ class VideoReader:
         self._container = self._open_camera() if is_camera(source) else self._open_file()
         if not self._container.streams.video:
             self._container.close()
-            raise UserError(f"{source} has no video stream: expected a video, such as an MP4 file.")
+            raise UserError(
+                f"{source} has no video stream: expected a file with pictures, such as an MP4 file. Give another file."
+            )
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or self._stream.guessed_rate or _FALLBACK_RATE)
@@ -89,19 +109,25 @@ class VideoReader:
     def _open_camera(self):
         platform = next((name for name in CAMERAS if sys.platform.startswith(name)), None)
         if platform is None:
-            raise UserError(f"Camera {self.source} cannot be opened: kerasdet opens cameras on Linux and macOS only.")
+            raise UserError(
+                f"Camera {self.source} cannot be opened on this system: kerasdet opens cameras on Linux and macOS "
+                "only. Give a video file or a URL."
+            )
         form, device = CAMERAS[platform]
         try:
             return self._av.open(device.format(self.source), format=form)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
-                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): expected the "
+                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): give the "
                 "number of a connected camera that no other program uses."
             ) from None
 
     def _open_file(self):
         if "://" not in self.source and not Path(self.source).is_file():
-            raise FileNotFoundError(f"There is no video {self.source}: expected the path of a video file.")
+            raise FileNotFoundError(
+                f"The video {self.source} does not exist: give the path of a video file, a URL or the number of a "
+                "camera."
+            )
         try:
             return self._av.open(self.source)
         except (self._av.FFmpegError, OSError, ValueError) as error:
@@ -135,14 +161,16 @@ class VideoReader:
                 f"The video {self.source} is damaged after {index} frames ({_reason(error)}): copy or record it again."
             ) from None
         if not index:
-            raise UserError(f"The video {self.source} has no frame: expected a video with pictures.")
+            raise UserError(
+                f"The video {self.source} has no frame: expected at least one picture. Copy or record the video again."
+            )
 
 
 class VideoWriter:
-    """Writes pictures as an H.264 video in an MP4 file, which browsers and players show. The sound is left out.
+    """Writes pictures as an H.264 video without sound, in an MP4 file that browsers and players can show.
 
-    The file has its name only once it is complete. Odd widths and heights get one more row or column, a copy of the
-    last, because H.264 needs even ones.
+    A temporary file gets its final name when it is complete. H.264 needs even widths and heights: odd ones get one more
+    column or row, a copy of the last.
 
     Args:
         path: File to write, ending in .mp4.
@@ -172,13 +200,13 @@ class VideoWriter:
 
         Args:
             image: (H, W, 3) uint8 RGB. A picture of another size than the first is resized to it.
-            time: Seconds since the beginning at which it appears.
+            time: Time at which the picture appears, in seconds since the beginning.
         """
         height, width = image.shape[:2]
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         self._stream = self._stream or self._start(*image.shape[:2])
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        if (picture.width, picture.height) != (self._stream.width, self._stream.height):  # streams can change theirs
+        if (picture.width, picture.height) != (self._stream.width, self._stream.height):  # a stream can change its size
             picture = picture.reformat(self._stream.width, self._stream.height)
         self._last = max(self._last + 1, round(time * _CLOCK))
         picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
@@ -191,7 +219,10 @@ class VideoWriter:
         self.close()
 
     def close(self) -> None:
-        """Completes the file; without a picture there is none. An interrupted video keeps its pictures."""
+        """Completes the file. If no picture was written, no file is created.
+
+        A writer that is closed early, such as by Ctrl-C, keeps the pictures written so far.
+        """
         if self._stream is not None:
             self._container.mux(self._stream.encode())
         self._container.close()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.inference.predictor import Predictor
 
 

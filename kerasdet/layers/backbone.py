@@ -5,14 +5,19 @@ from typing import Protocol, runtime_checkable
 
 import tensorflow as tf
 
+# Means and standard deviations of the images that backbones take, RGB on a scale of 0..255
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
 
 @runtime_checkable
 class Backbone(Protocol):
     """Describes what a detector needs from a backbone; `kerasdet.ResNet` is one of them.
 
     A backbone is a `keras.Model` that takes normalised images and returns feature maps by name. Necks and detectors
-    read only the three attributes below and call the model, so any architecture fits. A detector calls it once on a
-    small image when it is made, and refuses a backbone that does not return what it states:
+    read only the three attributes below and call the model, so any architecture fits. When a detector is constructed,
+    it runs the backbone on a small image and raises an error if the features differ from the attributes. To write a
+    backbone:
 
     1. Subclass `keras.Model` and register it with `keras.saving.register_keras_serializable(package=...)`.
     2. Set `features`, `channels` and `strides` in the constructor. All three list the same names, finest first.

@@ -16,6 +16,7 @@ class ConvNorm(keras.layers.Layer):
         strides: Step of the kernel in cells, along both axes.
         dilation: Distance between neighbouring kernel taps in cells.
         groups: Number of channel groups that are convolved separately. Must divide the input channels and `filters`.
+        padded: Whether to pad at all; without it the map gets smaller.
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
         use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
@@ -38,6 +39,7 @@ class ConvNorm(keras.layers.Layer):
         strides: int = 1,
         dilation: int = 1,
         groups: int = 1,
+        padded: bool = True,
         norm: keras.layers.Layer | None = None,
         activation: str | None = None,
         use_bias: bool | None = None,
@@ -47,7 +49,7 @@ class ConvNorm(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         padding = dilation * (kernel_size - 1) // 2
-        self.pad = keras.layers.ZeroPadding2D(padding, name="pad") if strides > 1 and padding else None
+        self.pad = keras.layers.ZeroPadding2D(padding, name="pad") if strides > 1 and padding and padded else None
         # Workaround for oneDNN in TensorFlow 2.21 (CPU): the gradient of a strided 1x1 convolution writes out of bounds
         # when image sizes change, and corrupts the heap. Slicing first and convolving with stride 1 gives the same
         # numbers. It can go when the oldest supported TensorFlow has a fixed oneDNN.
@@ -58,7 +60,7 @@ class ConvNorm(keras.layers.Layer):
             strides=strides // self.slice_step,
             dilation_rate=dilation,
             groups=groups,
-            padding="same" if self.pad is None else "valid",
+            padding="same" if self.pad is None and padded else "valid",
             use_bias=norm is None if use_bias is None else use_bias,
             kernel_initializer=kernel_initializer or keras.initializers.VarianceScaling(2.0, "fan_out"),
             bias_initializer=bias_initializer,
@@ -74,7 +76,15 @@ class ConvNorm(keras.layers.Layer):
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
+        """Applies convolution, norm and activation.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether the norm uses the statistics of the batch.
+
+        Returns:
+            (B, ceil(H / strides), ceil(W / strides), filters).
+        """
         x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:
@@ -83,10 +93,11 @@ class ConvNorm(keras.layers.Layer):
 
 
 class DepthwiseConvNorm(keras.layers.Layer):
-    """Convolves each channel by a kernel of its own, then applies a norm and an activation.
+    """Convolves each channel by a kernel of its own, padded like PyTorch's, then applies a norm and an activation.
 
     Args:
         kernel_size: Height and width of the kernels in cells; odd.
+        strides: Step of the kernels in cells, along both axes.
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
         use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
@@ -102,6 +113,7 @@ class DepthwiseConvNorm(keras.layers.Layer):
         self,
         kernel_size: int,
         *,
+        strides: int = 1,
         norm: keras.layers.Layer | None = None,
         activation: str | None = None,
         use_bias: bool | None = None,
@@ -109,9 +121,11 @@ class DepthwiseConvNorm(keras.layers.Layer):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad") if strides > 1 else None
         self.conv = keras.layers.DepthwiseConv2D(
             kernel_size,
-            padding="same",
+            strides=strides,
+            padding="same" if self.pad is None else "valid",
             use_bias=norm is None if use_bias is None else use_bias,
             depthwise_initializer=kernel_initializer,
             name="depthwise_conv",
@@ -126,8 +140,16 @@ class DepthwiseConvNorm(keras.layers.Layer):
             self.norm.build(input_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns features of the shape of `x` (B, H, W, C)."""
-        x = self.conv(x)
+        """Applies convolution, norm and activation.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether the norm uses the statistics of the batch.
+
+        Returns:
+            (B, ceil(H / strides), ceil(W / strides), C).
+        """
+        x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:
             x = self.norm(x, training=training)
         return self.activation(x)

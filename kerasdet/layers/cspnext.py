@@ -1,4 +1,4 @@
-"""CSPNeXt, the backbone of RTMDet, and the blocks that its neck shares (https://arxiv.org/abs/2212.07784)."""
+"""Defines CSPNeXt, the backbone of RTMDet, and the blocks that its neck shares (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _CHANNELS = 64  # of the stem at a widen_factor of 1; each stage doubles them
 
 
 def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilon: float, **kwargs) -> ConvNorm:
-    """Makes a convolution, a norm and a SiLU, initialised like PyTorch's convolutions.
+    """Makes a convolution that is followed by a norm and a SiLU, with the initial weights of PyTorch's convolutions.
 
     Args:
         filters: Number of output channels.
@@ -23,6 +23,9 @@ def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilo
         norm: A name of `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norm adds to variances.
         **kwargs: Arguments of `ConvNorm`.
+
+    Returns:
+        The layer, without variables yet.
     """
     return ConvNorm(
         filters,
@@ -76,7 +79,15 @@ class CSPNeXtBlock(keras.layers.Layer):
             conv.build(input_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns features of the shape of `x` (B, h, w, channels)."""
+        """Applies the block.
+
+        Args:
+            x: (B, h, w, channels).
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (B, h, w, channels).
+        """
         y = x
         for conv in self.convs:
             y = conv(y, training=training)
@@ -129,7 +140,15 @@ class CSPLayer(keras.layers.Layer):
         self.final.build(joined)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns features (B, h, w, channels) of `x` (B, h, w, C)."""
+        """Applies the blocks to one half of the channels and joins both halves.
+
+        Args:
+            x: (B, h, w, C).
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (B, h, w, channels).
+        """
         main = self.main(x, training=training)
         for block in self.blocks:
             main = block(main, training=training)
@@ -156,7 +175,14 @@ class ChannelAttention(keras.layers.Layer):
         self.fc.build(input_shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns weighted features of the shape of `x` (B, h, w, channels)."""
+        """Multiplies each channel by its weight.
+
+        Args:
+            x: (B, h, w, channels).
+
+        Returns:
+            (B, h, w, channels).
+        """
         logits = self.fc(tf.reduce_mean(x, [1, 2], keepdims=True))  # (B, 1, 1, C)
         return x * (tf.nn.relu6(logits + 3) / 6)
 
@@ -183,7 +209,15 @@ class SPP(keras.layers.Layer):
         self.conv2.build((None, None, None, 4 * self.half))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns features of the shape of `x` (B, h, w, channels)."""
+        """Joins features with their maxima.
+
+        Args:
+            x: (B, h, w, channels).
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (B, h, w, channels).
+        """
         pooled = [self.conv1(x, training=training)]
         for _ in range(3):  # a maximum over 5x5 cells of maxima over 5x5 is one over 9x9, and so on
             pooled.append(tf.nn.max_pool2d(pooled[-1], 5, 1, "SAME"))
@@ -194,8 +228,8 @@ class SPP(keras.layers.Layer):
 class CSPNeXt(ConfigFromInit, keras.Model):
     """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
 
-    The backbone of RTMDet (https://arxiv.org/abs/2212.07784) follows the protocol of `kerasdet.layers.Backbone`. The
-    released sizes are
+    This is the backbone of RTMDet (https://arxiv.org/abs/2212.07784). It follows the protocol
+    `kerasdet.layers.Backbone`. RTMDet's released models have these sizes:
 
     | | tiny | s | m | l | x |
     |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""CSPNeXtPAFPN, the neck of RTMDet (https://arxiv.org/abs/2212.07784)."""
+"""Defines CSPNeXtPAFPN, the neck of RTMDet (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,8 +15,9 @@ from kerasdet.layers.fpn import upsample_nearest
 class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
     """Merges backbone features top-down, then bottom-up, by `CSPLayer`s, into a pyramid ``p3`` ... of equal channels.
 
-    A path aggregation network (https://arxiv.org/abs/1803.01534). The layer reads a backbone only through the protocol
-    of `kerasdet.layers.Backbone`. Odd sizes are supported; a coarse level is cut to the size of the finer one.
+    This is a path aggregation network (https://arxiv.org/abs/1803.01534). It accepts any backbone that follows the
+    protocol `kerasdet.layers.Backbone`. Feature maps may have odd sizes: an upsampled coarse level is cut to the size
+    of the finer one.
 
     Args:
         in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.

@@ -9,9 +9,9 @@ from kerasdet.ops.deform_conv import deform_conv2d
 class DeformConvNorm(keras.layers.Layer):
     """Applies a deformable convolution that predicts its own offsets, then a norm, then an activation.
 
-    An ordinary convolution (`offset`, initialised to zero) with the same kernel size, strides and dilation predicts the
-    offsets as (y, x) per tap. In version 2 it also predicts the logits of the mask, in the last third of its channels.
-    A new layer therefore computes an ordinary convolution, in version 2 with halved outputs.
+    An ordinary convolution with the same kernel size, strides and dilation, the sublayer `offset`, predicts the offsets
+    as (y, x) per kernel tap. In version 2 it also predicts the logits of the mask, in the last third of its channels.
+    `offset` starts at zero: a new layer computes an ordinary convolution, in version 2 with halved outputs.
 
     Args:
         filters: Number of output channels.
@@ -90,7 +90,15 @@ class DeformConvNorm(keras.layers.Layer):
             self.norm.build((*input_shape[:-1], self.conv.filters))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the features (B, ceil(H / strides), ceil(W / strides), filters) of `x` (B, H, W, C)."""
+        """Predicts offsets and applies the deformable convolution, norm and activation.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether the norm uses the statistics of the batch.
+
+        Returns:
+            (B, ceil(H / strides), ceil(W / strides), filters).
+        """
         offsets, mask = self.offset(self.pad(x)), None
         if self.deform_version == 2:
             channels = offsets.shape[-1]

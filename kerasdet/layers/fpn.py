@@ -1,4 +1,4 @@
-"""Feature pyramid network (https://arxiv.org/abs/1612.03144)."""
+"""Defines the feature pyramid network (FPN) (https://arxiv.org/abs/1612.03144)."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.arguments import check_positive
+from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.norm import make_norm
@@ -16,11 +17,12 @@ from kerasdet.ops.dispatch import composite
 class FPN(ConfigFromInit, keras.layers.Layer):
     """Merges backbone features ``c3`` ... into a pyramid ``p3`` ... whose levels have equal channels.
 
-    The layer reads a backbone only through the protocol of `kerasdet.layers.Backbone`: it needs the named features and
-    their channels. Odd sizes are supported; a coarse level is cut to the size of the finer one.
+    The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature maps may have odd
+    sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:
-        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.
+        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number; more may
+            follow in features of the same stride, which are added without upsampling (``c5_first`` and ``c5``).
         channels: Number of channels of every output level.
         norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
         norm_epsilon: Constant that the norms add to variances.
@@ -54,9 +56,9 @@ class FPN(ConfigFromInit, keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if fusion not in ("sum", "average"):
-            raise ValueError(f"FPN has no fusion {fusion!r}: choose 'sum' or 'average'.")
+            raise ValueError(f"FPN.fusion is {fusion!r}: choose 'sum' or 'average'.")
         if upsampling not in ("nearest", "bilinear"):
-            raise ValueError(f"FPN has no upsampling {upsampling!r}: choose 'nearest' or 'bilinear'.")
+            raise ValueError(f"FPN.upsampling is {upsampling!r}: choose 'nearest' or 'bilinear'.")
         check_positive("FPN", channels=channels)
         self.in_features = tuple(in_features)
         self.channels = channels
@@ -82,7 +84,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
     def levels(self) -> tuple[str, ...]:
         """Names of the output levels, finest first."""
         own = tuple(f"p{name[1:]}" for name in self.in_features)
-        first_extra = int(own[-1][1:]) + 1
+        first_extra = level_number(own[-1]) + 1
         return own + tuple(f"p{first_extra + i}" for i in range(self.top.num_levels if self.top else 0))
 
     def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
@@ -105,15 +107,15 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         Returns:
             level -> (B, h, w, channels), finest first, with the names of `levels`.
         """
-        merged = None
+        merged = coarser = None
         pyramid = {}
         for name, lateral, output in reversed(list(zip(self.in_features, self.laterals, self.outputs, strict=True))):
             x = lateral(features[name], training=training)
             if merged is not None:
-                x += self._upsample(merged, x)
+                x += merged if level_number(name) == level_number(coarser) else self._upsample(merged, x)
                 if self.fusion == "average":
                     x /= 2
-            merged = x
+            merged, coarser = x, name
             pyramid[f"p{name[1:]}"] = output(x, training=training)
         pyramid = dict(reversed(pyramid.items()))
         extra = self.top({**features, **pyramid}) if self.top else []
@@ -127,7 +129,15 @@ class FPN(ConfigFromInit, keras.layers.Layer):
 
 
 def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
-    """Repeats each cell of `coarse` (B, h, w, C) twice along both axes and cuts it to the size of `fine`, if odd."""
+    """Doubles the size of a feature map by repeating cells, and cuts the result to the size of the finer level.
+
+    Args:
+        coarse: (B, h, w, C) feature map of the coarser level.
+        fine: (B, H, W, C) feature map of the finer level, with H = 2 * h or 2 * h - 1, and W = 2 * w or 2 * w - 1.
+
+    Returns:
+        (B, H, W, C), `coarse` resized.
+    """
     size = tf.shape(fine)[1:3]
     doubled = composite(_double, "Doubling")(coarse)
     return doubled[:, : size[0], : size[1]]
@@ -140,7 +150,7 @@ def _double(x):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
-    """Adds one level that takes every second cell of another: the P6 of Faster R-CNN.
+    """Adds one coarser level, which has every second cell of another level: the P6 of Faster R-CNN.
 
     Args:
         in_feature: Name of the level to subsample.
@@ -154,7 +164,14 @@ class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
         self.in_feature = in_feature
 
     def call(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the extra level, a list of one (B, ceil(h / 2), ceil(w / 2), C), of `features` by name."""
+        """Computes the extra level.
+
+        Args:
+            features: Name -> (B, h, w, C), the backbone's features and the levels of the FPN.
+
+        Returns:
+            A list of one tensor (B, ceil(h / 2), ceil(w / 2), C).
+        """
         return [features[self.in_feature][:, ::2, ::2]]
 
 
@@ -197,7 +214,14 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
             shape = (None, None, None, self.channels)
 
     def call(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the extra levels, finest first, each (B, h, w, channels), of `features` by name."""
+        """Computes the extra levels.
+
+        Args:
+            features: Name -> (B, h, w, C), the backbone's features and the levels of the FPN.
+
+        Returns:
+            One tensor (B, h, w, channels) per level, finest first; each is half as high and wide as the one before.
+        """
         activation = keras.activations.get(self.activation)
         extra = [self.convs[0](features[self.in_feature])]
         for conv in self.convs[1:]:

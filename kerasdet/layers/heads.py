@@ -17,8 +17,8 @@ from kerasdet.layers.norm import make_norm
 class Tower(keras.layers.Layer):
     """Applies a stack of 3x3 convolutions with norm and activation to any level of a pyramid.
 
-    The levels share convolutions and group norms. Statistics of batches differ between levels, so each level has its
-    own batch norms.
+    The levels share the convolutions and, with "gn", the norms. Batch norms are separate for each level, because levels
+    have different statistics.
 
     Args:
         num_convs: Number of convolutions; 0 makes the tower an identity.
@@ -26,7 +26,7 @@ class Tower(keras.layers.Layer):
         levels: Names of the pyramid's levels.
         norm: A name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        deform_last: Whether the last convolution is a modulated deformable one (DCNv2).
+        deform_last: Whether the last convolution is a deformable one with a mask (DCNv2).
         use_bias: Whether the convolutions have biases; None adds them only if there is no norm.
         activation: Name of the Keras activation after each norm.
         norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
@@ -75,7 +75,16 @@ class Tower(keras.layers.Layer):
                 norm.build(shape)
 
     def call(self, x: tf.Tensor, level: str, training: bool = False) -> tf.Tensor:
-        """Returns features (B, h, w, channels) of `x` (B, h, w, C), a map of the pyramid level `level`."""
+        """Applies the tower to one level.
+
+        Args:
+            x: (B, h, w, C) feature map.
+            level: Name of the pyramid level, such as "p3"; it chooses the batch norms.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (B, h, w, channels).
+        """
         key = self.norm_keys.index(level) if len(self.norm_keys) > 1 else 0
         for conv, norm in zip(self.convs, self.norms[key :: len(self.norm_keys)], strict=True):
             x = conv(x)
@@ -86,10 +95,11 @@ class Tower(keras.layers.Layer):
 
 
 class DenseHead(keras.layers.Layer):
-    """Base of heads that predict something for each anchor of a pyramid.
+    """Base class of heads that predict something for each anchor of a pyramid.
 
-    A user makes a head without classes, anchors and channels, because model, anchors and neck know these. The model
-    calls `attach`, which creates the layers and variables. A subclass defines `create_layers`, `build` and `call`.
+    The constructor of a head does not take the numbers of classes, anchors and channels: the model knows them and
+    passes them to `attach`, which creates the layers and variables. A subclass defines `create_layers`, `build` and
+    `call`.
     """
 
     def __init__(self, **kwargs):
@@ -116,7 +126,7 @@ class DenseHead(keras.layers.Layer):
         if self.attached_to is not None:
             raise UserError(
                 f"This {type(self).__name__} belongs to a model with (num_classes, num_anchors, levels, channels) = "
-                f"{self.attached_to} and cannot serve one with {sizes}: make a new head for each model."
+                f"{self.attached_to}; the new model has {sizes}. Make a new head for each model."
             )
         self.attached_to = sizes
         with policy_scope(self.dtype_policy):
@@ -126,11 +136,18 @@ class DenseHead(keras.layers.Layer):
             freeze(self)
 
     def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
-        """Creates the sublayers; `attach` explains the arguments."""
+        """Creates the sublayers; a subclass must define it, and `attach` calls it.
+
+        Args:
+            num_classes: K, number of classes without background.
+            num_anchors: A, anchors in each cell.
+            levels: Names of the pyramid's levels, finest first.
+            channels: Channels of each level, and of the towers.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define create_layers.")
 
     def get_build_config(self) -> None:
-        """Returns None: Keras must not build a loaded head before its model attaches it."""
+        """Returns None, so that Keras does not build a loaded head before its model attaches it."""
         return None
 
 
@@ -169,7 +186,14 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
         self.prior_probability = prior_probability
 
     def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
-        """Creates towers and predictors; `attach` explains the arguments."""
+        """Creates the towers and predictors.
+
+        Args:
+            num_classes: K, number of classes without background.
+            num_anchors: A, anchors in each cell.
+            levels: Names of the pyramid's levels, finest first.
+            channels: Channels of each level, and of the towers.
+        """
         self.num_classes = num_classes
         tower = (self.num_convs, channels, levels, self.norm, self.norm_epsilon, self.deform_last)
         self.class_tower = Tower(*tower, name="class_tower")
@@ -185,14 +209,15 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
             last.build((*input_shape[:-1], tower.channels))
 
     def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
-        """Predicts for every anchor.
+        """Predicts class logits and box deltas for every anchor.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Level name -> (B, h, w, C).
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, h * w * A, K), ``box_deltas``: level -> (B, h * w * A, 4), float32.
+            Two dicts by level name, float32: ``class_logits`` with (B, h * w * A, K), and ``box_deltas`` with
+            (B, h * w * A, 4) as (dy, dx, dh, dw).
         """
         class_logits, box_deltas = {}, {}
         for level, x in pyramid.items():
@@ -207,7 +232,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
 class FCOSHead(ConfigFromInit, DenseHead):
     """Predicts classes, distances to the sides of a box, and centerness for each point (FCOS, arXiv 2006.09214).
 
-    The distances are raw: `FCOS` makes them positive, as its coder asks for.
+    The distances are raw numbers. `kerasdet.FCOS` makes them positive with the `activate` method of its coder.
 
     Args:
         num_convs: Convolutions in each of the two towers.
@@ -216,7 +241,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
         use_bias: Whether the towers' convolutions have biases in addition to a norm. Without a norm they always do.
         deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
         centerness_on_boxes: Whether the box tower predicts centerness; otherwise the class tower does.
-        level_scales: Whether a learnt factor for each level multiplies the raw distances.
+        level_scales: Whether the raw distances of each level are multiplied by a learnt factor.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 
     Example:
@@ -248,10 +273,16 @@ class FCOSHead(ConfigFromInit, DenseHead):
         self.prior_probability = prior_probability
 
     def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
-        """Creates towers, predictors and scales; `attach` explains the arguments.
+        """Creates the towers, predictors and level scales.
+
+        Args:
+            num_classes: K, number of classes without background.
+            num_anchors: Points in each cell; must be 1.
+            levels: Names of the pyramid's levels, finest first.
+            channels: Channels of each level, and of the towers.
 
         Raises:
-            UserError: If there is more than one point a cell.
+            UserError: If `num_anchors` is not 1.
         """
         check_one_point(self, num_anchors)
         self.num_classes = num_classes
@@ -275,15 +306,15 @@ class FCOSHead(ConfigFromInit, DenseHead):
             scale.build(())
 
     def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
-        """Predicts for every point.
+        """Predicts class logits, raw distances and centerness for every point.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Level name -> (B, h, w, C).
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, h * w, K), ``box_distances``: level -> (B, h * w, 4) raw, ``centerness``:
-            level -> (B, h * w) logits, float32.
+            Three dicts by level name, float32: ``class_logits`` with (B, h * w, K), ``box_distances`` with (B, h * w,
+            4) raw distances as (t, l, b, r), and ``centerness`` with (B, h * w) logits.
         """
         class_logits, box_distances, centerness = {}, {}, {}
         for level, x in pyramid.items():
@@ -305,11 +336,11 @@ class Scale(keras.layers.Layer):
         super().__init__(**{"autocast": False, **kwargs})
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the number."""
+        """Creates the learnt number."""
         self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns `x` times the number."""
+        """Returns `x`, of any shape, times the learnt number."""
         return x * self.scale
 
 
@@ -341,13 +372,14 @@ class RPNHead(keras.layers.Layer):
         self.box_deltas.build(shape)
 
     def call(self, pyramid: Mapping[str, tf.Tensor]) -> dict[str, dict[str, tf.Tensor]]:
-        """Predicts for every anchor.
+        """Predicts objectness and box deltas for every anchor.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Level name -> (B, h, w, C).
 
         Returns:
-            ``objectness``: level -> (B, h * w * A) logits, ``box_deltas``: level -> (B, h * w * A, 4), float32.
+            Two dicts by level name, float32: ``objectness`` with (B, h * w * A) logits, and ``box_deltas`` with
+            (B, h * w * A, 4) as (dy, dx, dh, dw).
         """
         objectness, box_deltas = {}, {}
         for level, x in pyramid.items():
@@ -359,7 +391,14 @@ class RPNHead(keras.layers.Layer):
 
 
 def check_attached(head: DenseHead) -> None:
-    """Raises a RuntimeError unless a model has attached the head."""
+    """Checks that a model has attached a head.
+
+    Args:
+        head: The head.
+
+    Raises:
+        RuntimeError: If no model has, so that the head has no layers yet.
+    """
     if head.attached_to is None:
         raise RuntimeError(
             f"{type(head).__name__} has no layers yet: give it to a model, or call attach(num_classes=..., "
@@ -368,11 +407,19 @@ def check_attached(head: DenseHead) -> None:
 
 
 def check_one_point(head: DenseHead, num_anchors: int) -> None:
-    """Raises a UserError if there is more than one point a cell."""
+    """Checks that an anchor-free head gets a single point per cell.
+
+    Args:
+        head: The head, for the error message.
+        num_anchors: Number of anchors per cell of the model.
+
+    Raises:
+        UserError: If `num_anchors` is not 1.
+    """
     if num_anchors != 1:
         raise UserError(
-            f"{type(head).__name__} predicts for 1 point a cell and was given {num_anchors} anchors: use "
-            "kerasdet.geometry.anchors.point_squares()."
+            f"{type(head).__name__} predicts for 1 point per cell, but the model has {num_anchors} anchors per cell: "
+            "pass anchors=kerasdet.geometry.anchors.point_squares() to the model."
         )
 
 
@@ -387,15 +434,36 @@ def _class_predictor(filters, prior_probability):
 
 
 def prior_bias(probability: float) -> float:
-    """Returns the logit of a probability in (0, 1)."""
+    """Computes the bias that gives a sigmoid output a probability before training.
+
+    Args:
+        probability: In (0, 1).
+
+    Returns:
+        The logit of the probability.
+    """
     return -math.log((1 - probability) / probability)
 
 
 def per_anchor(x: tf.Tensor, size: int) -> tf.Tensor:
-    """Reshapes (B, h, w, A * size) to (B, h * w * A, size), float32."""
+    """Reshapes a feature map of predictions to one row per anchor.
+
+    Args:
+        x: (B, h, w, A * size), predictions for the A anchors of each cell.
+        size: Number of values per anchor, such as K classes or 4 box deltas.
+
+    Returns:
+        (B, h * w * A, size) float32.
+    """
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
 
 
 def small_normal() -> keras.initializers.Initializer:
-    """Returns a new initializer: layers that share one Keras initializer object would start with equal values."""
+    """Returns a new normal initializer with a small standard deviation, for predictors.
+
+    Each layer needs a new object: layers that share a Keras initializer object would start with equal values.
+
+    Returns:
+        The initializer.
+    """
     return keras.initializers.RandomNormal(stddev=0.01)

@@ -1,4 +1,4 @@
-"""Normalisation layers, chosen by name.
+"""Defines normalisation layers, which are chosen by name.
 
 | name | statistics | scale and offset |
 |---|---|---|
@@ -26,10 +26,10 @@ NORMS = ("frozen_bn", "bn_inference", "bn", "sync_bn", "gn")
 def make_norm(
     norm: str | None, epsilon: float = 1e-5, groups: int = 32, momentum: float = 0.9, name: str = "norm"
 ) -> keras.layers.Layer | None:
-    """Creates the normalisation layer of a name.
+    """Creates a normalisation layer by its name.
 
     Args:
-        norm: A name of `NORMS`, or None.
+        norm: A name of `NORMS`, such as "bn", or None.
         epsilon: Constant added to variances.
         groups: Number of channel groups of ``gn``. Must divide the channels.
         momentum: Fraction of a running average that a training step keeps, in [0, 1].
@@ -62,7 +62,8 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
     normalisation, and the rounded statistics shift every channel. Statistics and parameters stay float32.
 
     Args:
-        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table of this module explains them.
+        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table at the top of this module
+            explains them.
         epsilon: Constant added to the variance.
         momentum: Fraction of a running average that a training step keeps, in [0, 1].
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -87,7 +88,15 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
         )
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalises `x` (B, H, W, C); a layer that is not trainable always uses the stored statistics."""
+        """Normalises features. A layer that is not trainable always uses the stored statistics.
+
+        Args:
+            x: (B, H, W, C).
+            training: Whether to use the statistics of the batch, in the modes "bn" and "sync_bn".
+
+        Returns:
+            (B, H, W, C).
+        """
         if training and self.trainable and self.mode in ("bn", "sync_bn"):
             return self._normalize_by_batch(x)
         if not training:  # grappler folds only this fused kernel into the convolution before it
@@ -156,7 +165,14 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Normalises `x` (B, H, W, C) in float32 and returns the type of `x`."""
+        """Normalises features, in float32.
+
+        Args:
+            x: (B, H, W, C).
+
+        Returns:
+            (B, H, W, C) of the type of `x`.
+        """
         normalize = composite(self._normalize, "GroupNormalization", groups=self.groups, epsilon=self.epsilon)
         return normalize(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
 

@@ -1,4 +1,4 @@
-"""Heads of R-CNNs, which predict for one region at a time; regions form the batch axis, N = B * P."""
+"""Heads of R-CNNs, which predict for each region. N = B * P is the number of all regions of the B images."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
         ]
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the variables for an input of this shape."""
+        """Creates the variables for pooled features of shape (N, h, w, C)."""
         shape = _build_all(self.convs, input_shape)
         size = shape[1] * shape[2] * shape[3]
         for fc in self.fcs:
@@ -53,7 +53,15 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
         self.out_channels = size
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns vectors (N, `out_channels`) of pooled features `x` (N, h, w, C)."""
+        """Computes one vector per region.
+
+        Args:
+            x: (N, h, w, C) pooled features of N regions.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (N, `out_channels`).
+        """
         for conv in self.convs:
             x = conv(x, training=training)
         x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
@@ -85,12 +93,20 @@ class BoxPredictor(ConfigFromInit, keras.layers.Layer):
         )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the variables for an input of this shape."""
+        """Creates the variables for vectors of shape (N, C)."""
         self.class_logits.build(input_shape)
         self.box_deltas.build(input_shape)
 
     def call(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns logits (N, K + 1), background last, and deltas (N, K or 1, 4) of vectors `x` (N, C), float32."""
+        """Predicts classes and boxes of regions.
+
+        Args:
+            x: (N, C) one vector per region.
+
+        Returns:
+            Class logits (N, K + 1), background last, and box deltas (N, K, 4) as (dy, dx, dh, dw), or (N, 1, 4) if
+            `class_agnostic`; float32.
+        """
         deltas = tf.reshape(self.box_deltas(x), [-1, 1 if self.class_agnostic else self.num_classes, 4])
         return tf.cast(self.class_logits(x), float_dtype()), tf.cast(deltas, float_dtype())
 
@@ -126,13 +142,21 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
         )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the variables for an input of this shape."""
+        """Creates the variables for pooled features of shape (N, h, w, C)."""
         shape = _build_all(self.convs, input_shape)
         self.deconv.build(shape)
         self.mask_logits.build((*shape[:-1], self.channels))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns logits (N, 2h, 2w, K) float32 of pooled features `x` (N, h, w, C)."""
+        """Predicts a mask per class.
+
+        Args:
+            x: (N, h, w, C) pooled features of N regions.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (N, 2h, 2w, K) float32 logits.
+        """
         for conv in self.convs:
             x = conv(x, training=training)
         return tf.cast(self.mask_logits(self.deconv(x)), float_dtype())
@@ -164,11 +188,18 @@ class KeypointHead(ConfigFromInit, keras.layers.Layer):
         )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the variables for an input of this shape."""
+        """Creates the variables for pooled features of shape (N, h, w, C)."""
         self.deconv.build(_build_all(self.convs, input_shape))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns logits (N, 4h, 4w, J) float32 of pooled features `x` (N, h, w, C)."""
+        """Predicts a heatmap per keypoint.
+
+        Args:
+            x: (N, h, w, C) pooled features of N regions.
+
+        Returns:
+            (N, 4h, 4w, J) float32 logits.
+        """
         for conv in self.convs:
             x = conv(x)
         x = tf.cast(self.deconv(x), float_dtype())

@@ -1,4 +1,4 @@
-"""ResNet backbones (https://arxiv.org/abs/1512.03385)."""
+"""Defines ResNet backbones (https://arxiv.org/abs/1512.03385)."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,9 @@ _BLOCKS = {
 class ResNet(ConfigFromInit, keras.Model):
     """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
 
-    The model follows the protocol of `kerasdet.layers.Backbone`. The defaults suit training from random weights: no
-    part is frozen, and the norms learn. With pretrained weights, pass the ``norm="frozen_bn"`` and ``freeze_at=2`` that
-    the source frameworks use.
+    The model follows the protocol `kerasdet.layers.Backbone`. The defaults suit training from random weights: no part
+    is frozen, and the norms learn. For pretrained weights, the source frameworks use ``norm="frozen_bn"`` and
+    ``freeze_at=2``; pass both.
 
     Args:
         depth: 18, 34, 50, 101 or 152. Sets the defaults of `stages` and `block`.
@@ -87,15 +87,17 @@ class ResNet(ConfigFromInit, keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         if depth not in _BLOCKS:
-            raise ValueError(f"ResNet has no depth {depth}: choose one of {', '.join(map(str, _BLOCKS))}.")
+            raise ValueError(f"ResNet.depth is {depth}: choose one of {', '.join(map(str, _BLOCKS))}.")
         self.depth = depth
         self.stages = tuple(stages or _BLOCKS[depth][1])
         self.block = block or _BLOCKS[depth][0]
         if self.block not in ("basic", "bottleneck"):
-            raise ValueError(f"ResNet has no block {self.block!r}: choose 'basic' or 'bottleneck'.")
+            raise ValueError(f"ResNet.block is {self.block!r}: choose 'basic' or 'bottleneck'.")
         available = [f"c{i + 2}" for i in range(len(self.stages))]
         if groups > 1 and self.block == "basic":
-            raise ValueError(f"groups is {groups}, but basic blocks have 1: set groups=1 or block='bottleneck'.")
+            raise ValueError(
+                f"ResNet.groups is {groups}, but basic blocks allow only 1: set groups=1 or block='bottleneck'."
+            )
         if unknown := {*out_features, *deform_stages} - set(available):
             raise ValueError(
                 f"This ResNet has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasdet import ops
 from kerasdet.errors import UserError
+from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_utils import ConfigFromInit
 
 POOLING_METHODS = ("roi_align", "roi_pool")
@@ -20,10 +21,11 @@ class RoIPooler(ConfigFromInit):
         output_size: Side of the pooled features, in cells.
         method: "roi_align" samples features between cells (Mask R-CNN), "roi_pool" takes the maximum of whole cells
             (Fast R-CNN).
-        sampling_ratio: Samples in each direction of a cell; 0 takes more for larger regions. RoIAlign only.
-        aligned: Whether regions shift by half a feature pixel, which aligns samples with pixel centres (detectron2).
-            torchvision's models do not. RoIAlign only.
-        level_epsilon: Added to the level of a region before it is rounded down; torchvision has 1e-6.
+        sampling_ratio: Number of samples per output cell along each axis. 0 takes the size of the output cell in cells
+            of the feature map, rounded up. RoIAlign only.
+        aligned: Whether pixel centres lie at 0.5 (detectron2, mmdetection). If False they lie at 0, and regions are at
+            least one cell high and wide (torchvision). RoIAlign only.
+        level_epsilon: Constant added to a region's level before it is rounded down; torchvision adds 1e-6.
 
     Raises:
         UserError: If `method` is unknown.
@@ -38,7 +40,7 @@ class RoIPooler(ConfigFromInit):
         level_epsilon: float = 0.0,
     ):
         if method not in POOLING_METHODS:
-            raise UserError(f"RoIPooler has no method {method!r}: choose 'roi_align' or 'roi_pool'.")
+            raise UserError(f"RoIPooler.method is {method!r}: choose 'roi_align' or 'roi_pool'.")
         self.output_size = output_size
         self.method = method
         self.sampling_ratio = sampling_ratio
@@ -46,23 +48,27 @@ class RoIPooler(ConfigFromInit):
         self.level_epsilon = level_epsilon
 
     def __call__(self, pyramid: Mapping[str, tf.Tensor], rois: tf.Tensor, output_size: int | None = None) -> tf.Tensor:
-        """Pools features.
+        """Pools the features of regions.
 
         Args:
-            pyramid: Levels to pool from, "p2", "p3" ... without a gap: (B, h, w, C).
-            rois: (B, P, 4) in pixels of the network's input.
-            output_size: Overrides the pooler's own size, S.
+            pyramid: Level name -> (B, h, w, C), for "p2", "p3" ... without a gap. If several levels have one stride,
+                only the first of them is pooled from, as in torchvision.
+            rois: (B, P, 4) yxyx in pixels of the network's input.
+            output_size: Side S of the pooled features, in cells. None takes that of the pooler.
 
         Returns:
-            (B * P, S, S, C): the heads see regions as a batch.
+            (B * P, S, S, C). The regions form the batch axis of the heads.
         """
         size = output_size or self.output_size
+        maps = {}
+        for name, x in pyramid.items():
+            maps.setdefault(f"p{level_number(name)}", x)
         options = {"output_size": size, "level_epsilon": self.level_epsilon}
         if self.method == "roi_pool":
-            pooled = ops.multilevel_roi_pool(pyramid, rois, **options)  # (B, P, S, S, C)
+            pooled = ops.multilevel_roi_pool(maps, rois, **options)  # (B, P, S, S, C)
         else:
             pooled = ops.multilevel_roi_align(
-                pyramid, rois, sampling_ratio=self.sampling_ratio, aligned=self.aligned, **options
+                maps, rois, sampling_ratio=self.sampling_ratio, aligned=self.aligned, **options
             )  # (B, P, S, S, C)
         channels = next(iter(pyramid.values())).shape[-1]
         return tf.reshape(pooled, [-1, size, size, channels])

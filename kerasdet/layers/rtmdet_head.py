@@ -1,4 +1,4 @@
-"""The head of RTMDet (https://arxiv.org/abs/2212.07784)."""
+"""Defines the head of RTMDet (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,23 +17,23 @@ from kerasdet.layers.heads import (
     small_normal,
 )
 
-_MOMENTUM = 0.9  # of batch norms, PyTorch's default
+_MOMENTUM = 0.9  # momentum of batch norms, PyTorch's default
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RTMDetHead(ConfigFromInit, DenseHead):
     """Predicts classes and distances to the sides of a box for each point (RTMDet, https://arxiv.org/abs/2212.07784).
 
-    The levels share the towers' convolutions; each level has its own norms and predictors. The distances are raw: the
-    model's coder makes them distances.
+    The levels share the towers' convolutions; each level has its own norms and predictors. The distances are raw
+    numbers. `kerasdet.RTMDet` turns them into distances with the `activate` method of its coder.
 
     Args:
         num_convs: Convolutions in each tower.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        box_tower: Whether distances have a tower of their own. Otherwise they are predicted from the class tower, as
-            in RTMDet-Ins. mmdetection then runs that tower twice a step, which moves the running averages of its norms
-            twice; here the norms take one step of the same length.
+        box_tower: Whether distances have a tower of their own. If False they are predicted from the class tower, like
+            in RTMDet-Ins. mmdetection then runs that tower twice per step, so the running averages of its norms move
+            twice. Here they move once, by the same distance.
         box_bias: Raw distance that each point predicts before training.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 
@@ -60,10 +60,16 @@ class RTMDetHead(ConfigFromInit, DenseHead):
         self.prior_probability = prior_probability
 
     def create_layers(self, num_classes: int, num_anchors: int, levels: tuple[str, ...], channels: int) -> None:
-        """Creates towers and predictors; `attach` explains the arguments.
+        """Creates the towers and predictors.
+
+        Args:
+            num_classes: K, number of classes without background.
+            num_anchors: Points in each cell; must be 1.
+            levels: Names of the pyramid's levels, finest first.
+            channels: Channels of each level, and of the towers.
 
         Raises:
-            UserError: If there is more than one point a cell.
+            UserError: If `num_anchors` is not 1.
         """
         check_one_point(self, num_anchors)
         momentum = _MOMENTUM if self.box_tower else _MOMENTUM**2
@@ -82,14 +88,15 @@ class RTMDetHead(ConfigFromInit, DenseHead):
             layer.build(input_shape)
 
     def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, dict[str, tf.Tensor]]:
-        """Predicts for every point.
+        """Predicts class logits and raw distances for every point.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Level name -> (B, h, w, C).
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, h * w, K), ``box_distances``: level -> (B, h * w, 4) raw, float32.
+            Two dicts by level name, float32: ``class_logits`` with (B, h * w, K), and ``box_distances`` with
+            (B, h * w, 4) raw distances as (t, l, b, r).
         """
         class_logits, box_distances = {}, {}
         for level, x in pyramid.items():
@@ -100,12 +107,12 @@ class RTMDetHead(ConfigFromInit, DenseHead):
 
 
 class LevelPredictors(keras.layers.Layer):
-    """Predicts numbers for each cell by a 1x1 convolution that every level has for itself.
+    """Predicts numbers for each cell by a 1x1 convolution; each level has its own.
 
     Args:
         size: Numbers per cell.
         levels: Names of the pyramid's levels.
-        bias: First value of all biases.
+        bias: Initial value of all biases.
         name: Name of the layer.
     """
 
@@ -129,5 +136,13 @@ class LevelPredictors(keras.layers.Layer):
             conv.build(input_shape)
 
     def call(self, x: tf.Tensor, level: str) -> tf.Tensor:
-        """Returns the numbers (B, h * w, size), float32, of `x` (B, h, w, C), a map of the pyramid level `level`."""
+        """Predicts the numbers of one level.
+
+        Args:
+            x: (B, h, w, C) feature map.
+            level: Name of the pyramid level.
+
+        Returns:
+            (B, h * w, size) float32.
+        """
         return per_anchor(self.convs[level](x), self.size)

@@ -12,10 +12,12 @@ from kerasdet.models.retinanet import RetinaNet
 from kerasdet.models.roi_heads import RoIHeads
 from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
 from kerasdet.models.rtmdet import RTMDet, RTMDetIns
+from kerasdet.models.ssd import SSD
 
 __all__ = [
     "FCOS",
     "RPN",
+    "SSD",
     "Branch",
     "Detector",
     "DynamicMaskBranch",

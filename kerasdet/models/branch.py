@@ -1,7 +1,7 @@
 """Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
 
-`RoIHeads` pools features of each region, runs the branches on them and asks each branch for everything else. A new
-branch is one subclass of `Branch` in one file. It defines
+`RoIHeads` pools features of each region and runs the branches on them. Each branch computes its own targets, losses and
+outputs. A new branch is one subclass of `Branch` in one file. It defines:
 
 - attributes: `target_key`, `loss_names`, `output_names`, `metric`, `rescaling`, `export_names`;
 - the network: `build` and `call`;
@@ -9,12 +9,12 @@ branch is one subclass of `Branch` in one file. It defines
 - inference: `select_class_maps`, `hflip` and `postprocess`;
 - data: `check_dataset`, and `learn_names` if it has names to learn.
 
-A branch works in ``RoIHeads(branches=[MyBranch()])`` and is saved with the model. For gin
-files, its module also calls ``gin.register``.
+Use a branch by ``RoIHeads(branches=[MyBranch()])``; it is saved with the model. To use it in gin files, its module also
+calls ``gin.register``.
 
 The outputs of a branch may have any shape (B, D, ...). `predict`, `detect_batch` and exports return them; `detect` puts
 outputs other than ``mask_probs`` and ``keypoints`` into `Detections.extras`. The verification of an export compares
-them: "positions" must agree like keypoints, other outputs in their mean difference.
+them with the tolerance of keypoints for "positions", and by their mean difference otherwise.
 
 `Branch` has an example; `mask_branch` and `keypoint_branch` define the two that Mask and Keypoint R-CNN have.
 """
@@ -26,7 +26,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.keras_utils import freeze, policy_scope
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ RESCALINGS = ("boxes_relative", "positions", "swapped_boxes")
 class Branch(keras.layers.Layer):
     """Base class of all branches; the module's docstring lists what a subclass defines.
 
-    A user makes a branch without classes and channels, because model and neck know these. The model calls `attach`.
+    The constructor of a branch does not take the numbers of classes and channels: the model knows them and passes them
+    to `attach`, which creates the layers.
 
     Args:
-        pool_size: Side of the features that are pooled for this branch, in cells. None shares the features of the box
-            head, which saves one pooling.
+        pool_size: Side of the features that are pooled for this branch, in cells. None reuses the pooled features of
+            the box head, which saves time.
         **kwargs: Arguments of `keras.layers.Layer`. Outputs are keyed by `name`, which is unique in a model.
 
     Attributes:
@@ -51,12 +52,13 @@ class Branch(keras.layers.Layer):
         loss_names: Keys that `compute_losses` returns.
         output_names: Keys that `postprocess` adds to detections.
         metric: COCO's ``iouType`` that measures the outputs: ``"segm"``, ``"keypoints"``, or None if none does.
-        rescaling: How outputs follow an image that is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
-            as maps inside the boxes or numbers, do not change; ``"positions"`` outputs are (B, D, ..., 3) with
-            (y, x, score), whose y and x scale.
+        rescaling: How outputs change when the image is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
+            as masks inside the boxes or plain numbers, do not change. ``"positions"`` outputs are (B, D, ..., 3) as
+            (y, x, score), and y and x scale with the image.
         export_names: Output name -> its name in exports. The default is ``detection_`` and the output's name.
-        convention: Source framework whose reading of the outputs the branch follows, or None if all agree.
-        skeleton: Pairs of point indices that pictures join by a line.
+        convention: Source framework whose way of decoding the outputs the branch follows, such as "detectron2", or None
+            if the frameworks agree.
+        skeleton: Pairs of point indices that drawings join by a line.
         norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
         map_size: Side of the maps that `call` returns, if it returns maps; `build` sets it.
 
@@ -122,7 +124,7 @@ class Branch(keras.layers.Layer):
     )
 
     def __init__(self, *, pool_size: int | None = None, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # boxes and targets stay float32 under every policy
+        super().__init__(autocast=False, **kwargs)  # boxes and targets stay float32 under every Keras precision policy
         self.pool_size = pool_size
 
     def attach(self, *, num_classes: int, channels: int, pool_size: int) -> None:
@@ -139,8 +141,8 @@ class Branch(keras.layers.Layer):
         if self.built:
             if self.num_classes != num_classes:
                 raise UserError(
-                    f"This {type(self).__name__} belongs to a model with {self.num_classes} classes and cannot serve "
-                    f"one with {num_classes}: make a new {type(self).__name__} for each model."
+                    f"This {type(self).__name__} belongs to a model with {self.num_classes} classes; the new model has "
+                    f"{num_classes}. Make a new {type(self).__name__} for each model."
                 )
             return
         self.num_classes = num_classes
@@ -151,12 +153,12 @@ class Branch(keras.layers.Layer):
             freeze(self)
 
     def get_build_config(self) -> None:
-        """Returns None: Keras must not build a loaded branch before its model attaches it."""
+        """Returns None, so that Keras does not build a loaded branch before its model attaches it."""
         return None
 
     @property
     def outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> its name in exports and its rescaling."""
+        """Output name -> `BranchOutput`, which holds the output's name in exports and its rescaling."""
         return {
             name: BranchOutput(self.export_names.get(name, f"detection_{name}"), self.rescaling)
             for name in self.output_names
@@ -164,15 +166,22 @@ class Branch(keras.layers.Layer):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether outputs in training depend on which other regions are in the batch."""
+        """Whether the branch has batch norms, so that a region's output in training depends on the other regions."""
         return self.norm in ("bn", "sync_bn")
 
     def check_batch(self, batch: Mapping[str, tf.Tensor]) -> None:
-        """Raises a UserError if a training batch lacks the ground truth of this branch."""
+        """Checks that a training batch has the ground truth of this branch.
+
+        Args:
+            batch: Training batch, name -> tensor.
+
+        Raises:
+            UserError: If the batch lacks `target_key`.
+        """
         if self.target_key not in batch:
             raise UserError(
-                f"The {type(self).__name__} learns from {self.target_key}, which the batch lacks: it has "
-                f"{', '.join(batch)}."
+                f"The training batch lacks '{self.target_key}', the ground truth of the {type(self).__name__}: it has "
+                f"{', '.join(batch)}. Add '{self.target_key}' to the batch, or remove the branch from the model."
             )
 
     def compute_targets(
@@ -181,9 +190,10 @@ class Branch(keras.layers.Layer):
         """Computes the targets of the branch for sampled regions.
 
         Args:
-            rois: (B, P, 4).
-            matched_gt: (B, P) int32, a region's index into the ground truth; negative for regions without an object.
-            batch: Ground truth with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and `target_key`.
+            rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
+            matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
+                without an object.
+            batch: Ground truth with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and the key `target_key`.
 
         Returns:
             Targets for `compute_losses`, each (B, P, ...).
@@ -201,15 +211,15 @@ class Branch(keras.layers.Layer):
             positive: (B, P) bool, which regions have an object.
 
         Returns:
-            A scalar for each of `loss_names`, averaged over all replicas.
+            A dict with a scalar for each of `loss_names`, divided by a count over all replicas.
         """
         raise NotImplementedError(f"{type(self).__name__} must define compute_losses.")
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Selects the maps, or other predictions, of the detected classes.
+        """Selects the predictions of the detected classes, such as one mask of the K that a region has.
 
         Args:
-            logits: (B * D, ...) result of `call`; maps are (B * D, S, S, ...).
+            logits: (B * D, ...) result of `call`. Maps, such as masks, are (B * D, S, S, ...).
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
@@ -218,45 +228,55 @@ class Branch(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must define select_class_maps.")
 
     def hflip(self, maps: tf.Tensor) -> tf.Tensor:
-        """Turns maps of a mirrored image into maps of the image itself.
+        """Converts predictions for a mirrored image to predictions for the image itself, by reversing their columns.
 
-        Override it if predictions that are not maps also tell left from right.
+        Override the method if other predictions than maps also distinguish left from right.
 
         Args:
             maps: Result of `select_class_maps`. Maps are (B, D, S, S, ...).
 
         Returns:
-            The maps with their columns reversed. Predictions with fewer than two axes after (B, D), such as a number
-            for each region, return unchanged.
+            The maps with their columns reversed. Predictions with fewer than two axes after (B, D), such as one number
+            per region, are unchanged.
         """
         return tf.reverse(maps, [3]) if maps.shape.rank > 3 else maps
 
     def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes the outputs of detections.
+        """Computes the branch's outputs for detected objects.
 
         Args:
             maps: (B, D, ...) result of `select_class_maps`.
-            detections: ``boxes`` (B, D, 4) and ``class_ids`` (B, D), -1 for padding.
+            detections: ``boxes`` (B, D, 4) yxyx in pixels and ``class_ids`` (B, D), -1 for padding.
 
         Returns:
-            `output_names`, each (B, D, ...), zero for padding.
+            A dict with a tensor (B, D, ...) for each of `output_names`, zero for padding.
         """
         raise NotImplementedError(f"{type(self).__name__} must define postprocess.")
 
     def has_targets(self, dataset: "Dataset") -> bool:
-        """Returns whether a dataset was read with the ground truth of this branch."""
+        """Tells whether a dataset was read with the ground truth of this branch.
+
+        Args:
+            dataset: A dataset for training or evaluation.
+
+        Returns:
+            False if the branch needs ground truth, such as masks, that the dataset was read without.
+        """
         return getattr(dataset.records[0], self.target_key, None) is not None
 
     def check_dataset(self, dataset: "Dataset") -> None:
         """Checks that the branch can learn from a dataset.
+
+        Args:
+            dataset: The training dataset.
 
         Raises:
             UserError: If the dataset lacks the ground truth of this branch.
         """
         if not self.has_targets(dataset):
             raise UserError(
-                f"The model's {type(self).__name__} learns {self.target_key}, and {dataset.annotations} was read "
-                f"without them: {self._how_to_read_targets}."
+                f"The model's {type(self).__name__} learns {self.target_key}, but {dataset.annotations} was read "
+                f"without {self.target_key}: {self._how_to_read_targets}."
             )
 
     def learn_names(self, dataset: "Dataset") -> None:

@@ -1,4 +1,4 @@
-"""Helpers of all models: the normaliser of losses, checks of parts, and copies with another score threshold."""
+"""Defines helpers of all models: the divisor of losses, checks of parts, and copies with another score threshold."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -20,13 +20,15 @@ NORMALIZERS = ("ema", "batch", "image", "image_sum")
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class LossNormalizer(ConfigFromInit):
-    """Computes the divisor of a dense detector's losses; all replicas count their positives together.
+    """Computes the divisor of a dense detector's losses from the number of positives, counted over all replicas.
+
+    A positive is an anchor or point that is matched to an object.
 
     Args:
-        method: "ema" divides by the running mean of positives in a batch (detectron2), "batch" by the positives of
-            this batch (FCOS of mmdetection and torchvision), "image" divides each image by its own positives and
-            averages over images (torchvision's RetinaNet), "image_sum" divides by the positives of this batch, where an
-            image without any counts as one (mmdetection's RetinaNet).
+        method: "ema": the running mean of the positives in a batch (detectron2). "batch": the positives of this batch
+            (FCOS of mmdetection and torchvision). "image": each image's loss is divided by its own positives, then
+            averaged over images (torchvision's RetinaNet). "image_sum": the positives of this batch, where an image
+            without positives counts as one (mmdetection's RetinaNet).
         momentum: Weight of the old running mean in the new one, in [0, 1); only for "ema".
         start: First value of the running mean, in anchors; only for "ema".
 
@@ -36,9 +38,7 @@ class LossNormalizer(ConfigFromInit):
 
     def __init__(self, method: str = "ema", momentum: float = 0.9, start: float = 100.0):
         if method not in NORMALIZERS:
-            raise UserError(
-                f"LossNormalizer has no method {method!r}: choose one of {', '.join(map(repr, NORMALIZERS))}."
-            )
+            raise UserError(f"LossNormalizer.method is {method!r}: choose one of {', '.join(map(repr, NORMALIZERS))}.")
         check_numbers("LossNormalizer", 0, 1, momentum=momentum)
         check_numbers("LossNormalizer", 0, start=start)
         self.method = method
@@ -53,7 +53,7 @@ class LossNormalizer(ConfigFromInit):
             running_mean: () mean of positives before this batch; only "ema" reads it.
 
         Returns:
-            () or, for "image", (B, 1). For "ema" it is also the next running mean.
+            The divisor, () float32, or (B, 1) for "image". For "ema" it is also the new running mean.
         """
         positives = tf.reduce_sum(tf.cast(matched_gt >= 0, float_dtype()), 1, keepdims=True)  # (B, 1)
         if self.method == "image":
@@ -92,29 +92,30 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
 
 
 def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
-    """Checks that a backbone keeps its protocol and returns the features that the neck merges.
+    """Checks that a backbone follows the protocol and returns the features that the neck merges.
 
-    A backbone other than `ResNet` runs once on a small black image, which shows whether it returns what it states.
+    A backbone other than `ResNet` runs once on a small black image. The shapes of its features are compared with its
+    attributes `channels` and `strides`.
 
     Args:
         backbone: A model that follows the protocol `kerasdet.layers.backbone.Backbone`.
         neck: A layer with `in_features`, the names of the features that it merges.
 
     Raises:
-        TypeError: If the backbone is something else, such as a name.
-        UserError: If it lacks a feature, or a feature differs from the stated channels or stride.
+        TypeError: If `backbone` is not a model, but for example a name or a class.
+        UserError: If a feature is missing, or its shape differs from the stated channels or stride.
     """
     protocol = (
         "the protocol kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` "
         "of each, such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
     )
     if isinstance(backbone, type):
-        raise TypeError(f"backbone is the class {backbone.__name__}: give an object of it, {backbone.__name__}(...).")
+        raise TypeError(f"backbone is the class {backbone.__name__}: give an object, {backbone.__name__}(...).")
     for attribute in ("channels", "strides"):
         if not isinstance(getattr(backbone, attribute, None), Mapping):
             name = type(backbone).__name__
             what = repr(backbone) if isinstance(backbone, str) else f"a {name} without `{attribute}`"
-            raise TypeError(f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that keeps {protocol}")
+            raise TypeError(f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that follows {protocol}")
     _check_strides(backbone, neck)
     if type(backbone).call is not ResNet.call:  # ResNet derives its statements from what it builds
         _check_features(backbone)
@@ -131,8 +132,8 @@ def _check_strides(backbone, neck):
         if isinstance(backbone, ResNet):
             fix = f"give ResNet out_features={wanted}"
         raise UserError(
-            f"The neck merges {', '.join(wanted)}, and the backbone lacks {', '.join(missing)}: {fix}. Or give the "
-            f"model a neck with other in_features; {name} has {', '.join(backbone.channels)}."
+            f"The neck merges {', '.join(wanted)}, but the backbone {name} lacks {', '.join(missing)}: {fix}. Or give "
+            f"the model a neck with other in_features; {name} has {', '.join(backbone.channels)}."
         )
     for feature in wanted:
         if feature not in backbone.strides:
@@ -142,7 +143,7 @@ def _check_strides(backbone, neck):
         level = feature[1:]
         if level.isdigit() and backbone.strides[feature] != 2 ** int(level):
             raise UserError(
-                f"{name} states a stride of {backbone.strides[feature]} pixels for {feature}, and the neck and the "
+                f"{name} states a stride of {backbone.strides[feature]} pixels for {feature}, but the neck and the "
                 f"anchors need {2 ** int(level)}: name each feature after its stride, such as c3 for 8 pixels."
             )
 
@@ -157,33 +158,43 @@ def _check_features(backbone):
         return
     if not isinstance(features, Mapping):
         raise UserError(
-            f"{name} returns a {type(features).__name__}: let its `call` return a dict from the names of the features "
-            f"to (B, h, w, C) tensors, {', '.join(backbone.channels)}."
+            f"The backbone {name} returns a {type(features).__name__}: expected a dict of (B, h, w, C) tensors with "
+            f"the keys {', '.join(backbone.channels)}. Change its `call`."
         )
     if missing := [feature for feature in backbone.channels if feature not in features]:
         raise UserError(
-            f"{name}.channels lists {', '.join(missing)}, and `call` returns {', '.join(map(str, features))}: return "
-            "every listed feature."
+            f"{name}.channels lists {', '.join(missing)}, but `call` returns only {', '.join(map(str, features))}: "
+            "return every listed feature."
         )
     for feature, channels in backbone.channels.items():
         shape = tuple(getattr(features[feature], "shape", ()))
         stride = backbone.strides.get(feature)
         if len(shape) != 4 or shape[3] != channels:
             raise UserError(
-                f"{name}.channels states {channels} channels for {feature}, which has the shape {shape}: state the "
-                "last number of the shape, (B, h, w, C)."
+                f"{name}.channels states {channels} channels for {feature}, but `call` returns the shape {shape}: "
+                "state the last number of the shape, (B, h, w, C)."
             )
         if stride and shape[1:3] != (expected := (-(-height // stride), -(-width // stride))):
             raise UserError(
                 f"{name} makes {feature} of {shape[1]} x {shape[2]} cells from an image of {height} x {width} pixels, "
-                f"and its stride of {stride} needs {expected[0]} x {expected[1]}: correct `strides`, or pad all "
+                f"but a stride of {stride} needs {expected[0]} x {expected[1]}: correct `strides`, or pad all "
                 'convolutions and poolings ("same", not "valid").'
             )
 
 
 def check_num_classes(model: str, num_classes: int) -> None:
-    """Raises a UserError unless `num_classes` is a whole number from 1; `model` names the class in the message."""
+    """Checks that the number of classes is a whole number from 1.
+
+    Args:
+        model: Name of the model's class, for the error message.
+        num_classes: K, number of classes without background.
+
+    Raises:
+        UserError: If it is anything else.
+    """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
-        raise UserError(f"{model} got num_classes={num_classes!r}: give a whole number, 1 or more.")
+        raise UserError(f"num_classes of {model} is {num_classes!r}: give a whole number, 1 or more.")
     if num_classes < 1:
-        raise UserError(f"{model} needs at least one class, got num_classes={num_classes}: background is not a class.")
+        raise UserError(
+            f"num_classes of {model} is {num_classes}: give 1 or more. The background is not counted as a class."
+        )

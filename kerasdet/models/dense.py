@@ -1,4 +1,7 @@
-"""Implements the steps that RetinaNet, FCOS and RTMDet share: all predict at every anchor or point of a pyramid."""
+"""Implements the steps that RetinaNet, FCOS and RTMDet share: all predict at every anchor or point of a pyramid.
+
+"Positives" are the anchors or points that are matched to an object.
+"""
 
 from collections.abc import Mapping
 
@@ -25,8 +28,8 @@ def attach_head(model: Detector) -> None:
     anchors, neck = model.anchors, model.neck
     if tuple(anchors.levels) != tuple(neck.levels):
         raise UserError(
-            f"The anchors are for levels {tuple(anchors.levels)}, the neck makes {tuple(neck.levels)}: give the "
-            "anchors the levels of the neck."
+            f"The anchors are for the levels {tuple(anchors.levels)}, but the neck makes {tuple(neck.levels)}: give "
+            "the anchors the levels of the neck."
         )
     if not neck.built:
         neck.build({name: (None, None, None, channels) for name, channels in model.backbone.channels.items()})
@@ -36,7 +39,11 @@ def attach_head(model: Detector) -> None:
 
 
 def add_running_mean(model: Detector) -> None:
-    """Creates the running mean of positives that the `normalizer` of a model reads."""
+    """Creates the variable with the running mean of positives per batch, which a `LossNormalizer("ema")` reads.
+
+    Args:
+        model: Detector with a `normalizer`.
+    """
     model.mean_positives = model.add_weight(
         name="mean_positives", initializer=keras.initializers.Constant(model.normalizer.start), trainable=False
     )
@@ -53,7 +60,8 @@ def pyramid_and_anchors(
         training: Whether norms use the statistics of the batch.
 
     Returns:
-        The pyramid, level -> (B, h, w, C), and the anchors, level -> (R_l, 4).
+        Two dicts by level name: the pyramid, (B, h, w, C), and the anchors, (R_l, 4) yxyx in pixels of the network's
+        input. R_l is the number of anchors of level l.
     """
     image, image_size = unpack_inputs(inputs)
     features = model.backbone(model.preprocessing.normalize(image, image_size), training=training)
@@ -66,8 +74,8 @@ def all_levels(outputs: Mapping, name: str) -> tf.Tensor:
     """Concatenates an output over all pyramid levels.
 
     Args:
-        outputs: name -> level -> (B, R_l, ...), or (R_l, 4) for ``anchors``.
-        name: Name of the output.
+        outputs: Output name -> level name -> (B, R_l, ...), or (R_l, 4) for ``anchors``.
+        name: Name of the output, such as "class_logits".
 
     Returns:
         (B, R, ...), or (R, 4) for ``anchors``.
@@ -76,16 +84,16 @@ def all_levels(outputs: Mapping, name: str) -> tf.Tensor:
 
 
 def matched_targets(matched_gt: tf.Tensor, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Gives each anchor the class and box of the object that it matches.
+    """Looks up the class and box of the object that each anchor is matched to.
 
     Args:
         matched_gt: (B, R) int32 from a matcher.
-        anchors: (R, 4).
-        batch: ``boxes`` (B, M, 4) and ``class_ids`` (B, M).
+        anchors: (R, 4) yxyx in pixels.
+        batch: ``boxes`` (B, M, 4) yxyx in pixels and ``class_ids`` (B, M).
 
     Returns:
-        ``matched_gt`` (B, R); ``class_ids`` (B, R) with -1 for anchors without an object; ``boxes`` (B, R, 4), the
-        anchor itself where it has no object.
+        A dict of ``matched_gt`` (B, R); ``class_ids`` (B, R), -1 for anchors without an object; and ``boxes``
+        (B, R, 4) yxyx in pixels, which for anchors without an object are the anchors themselves.
     """
     positive = matched_gt >= 0
     return {
@@ -100,9 +108,9 @@ def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tenso
 
     Args:
         model: Detector with `class_loss` and `num_classes`.
-        outputs: ``class_logits``: level -> (B, R_l, K).
+        outputs: Result of the model's `call`, with ``class_logits``: level name -> (B, R_l, K).
         targets: Result of `matched_targets`.
-        normalizer: () or (B, 1) divisor.
+        normalizer: () or (B, 1), divisor from `LossNormalizer`.
 
     Returns:
         The loss, ().
@@ -114,7 +122,12 @@ def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tenso
 
 
 def update_running_mean(model: Detector, targets: Mapping[str, tf.Tensor]) -> None:
-    """Moves the running mean of positives by one training step, if the model's normaliser keeps one."""
+    """Updates the running mean of positives after a training step; does nothing unless the normalizer is "ema".
+
+    Args:
+        model: Detector with a `normalizer`.
+        targets: Result of `compute_targets`, with ``matched_gt`` (B, R).
+    """
     if model.normalizer.method == "ema":
         model.mean_positives.assign(model.normalizer(targets["matched_gt"], model.mean_positives))
 
@@ -126,14 +139,14 @@ def filtered(
 
     Args:
         postprocessing: Post-processing of the model.
-        boxes: (B, R, 4).
-        scores: (B, R, K) that must pass the score threshold.
-        factor: (B, R) that multiplies the scores that have passed; None for no factor.
-        image_size: (B, 2) height and width without padding.
+        boxes: (B, R, 4) yxyx in pixels of the network's input.
+        scores: (B, R, K), compared with the score threshold.
+        factor: (B, R), multiplies the scores after the comparison; None for no factor.
+        image_size: (B, 2) heights and widths without padding, in pixels.
 
     Returns:
-        ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 for pairs of box and
-        class that a filter drops.
+        A dict of ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 for pairs of
+        box and class that a filter drops.
     """
     keep = scores > postprocessing.score_threshold  # (B, R, K)
     if factor is not None:

@@ -1,4 +1,4 @@
-"""`Detector`: the base of all models. It adds post-processing and `detect` to the training of `Trainer`."""
+"""Defines `Detector`, the base class of all models: it adds post-processing and `detect` to `Trainer`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,20 +9,21 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.inference.detections import BranchOutput, rescale
+from kerasdet.inference.padded import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import Preprocessing
-from kerasdet.models.trainer import Trainer, drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
+from kerasdet.models.batch import drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
+from kerasdet.models.trainer import Trainer
 from kerasdet.ops import implementation
 
 
 class Detector(Predictor, Trainer):
     """Joins a network, pure post-processing and a training step in one `keras.Model`.
 
-    A model defines `call`, `compute_targets`, `compute_losses`, `decode` and `apply_nms`; `RetinaNet` is the example to
-    read. Its input is a batch: a dict with `image` (B, H, W, 3), RGB 0..255, and `image_size` (B, 2), or a bare image
-    tensor without padding. `predict` returns padded detections in pixels of the network's input, `detect` unpadded ones
-    in pixels of the images given.
+    A subclass defines `call`, `compute_targets`, `compute_losses`, `decode` and `apply_nms`; read `RetinaNet` as an
+    example. The input of a model is a batch: a dict of `image` (B, H, W, 3), RGB 0..255, and `image_size` (B, 2), or an
+    image tensor without padding. `predict` returns padded detections (a dict, see `postprocess`) in pixels of the
+    network's input. `detect` returns a `Detections` per image, in pixels of the given images.
 
     Args:
         preprocessing: The resize rule and the pixel statistics.
@@ -34,8 +35,10 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
-    single_stage = False  # whether no head runs on selected proposals
-    supports_decode_all = False  # whether `decode_all` exists, see `RetinaNet.decode_all`
+    pretrained_classes = None  # `ClassWeights` of the detector that this one is fine-tuned from
+    has_background = False  # whether the last class logit is that of the background
+    single_stage = False  # whether the model has one stage: no head runs on selected proposals
+    supports_decode_all = False  # whether the model has `decode_all`, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
         # Under a mixed-precision policy Keras would cast float inputs to 16 bits, in which pixels and box coordinates
@@ -51,7 +54,7 @@ class Detector(Predictor, Trainer):
                 tf.TensorSpec([None, 2], tf.int32),
             ],
         )
-        # In a namespace, because Keras tracks functions that are attributes of a model and would export this one.
+        # Stored in a namespace: Keras tracks functions that are attributes of a model, and would export this one.
         self._functions = SimpleNamespace(detect=function)
 
     @property
@@ -66,13 +69,14 @@ class Detector(Predictor, Trainer):
             what = "is a text" if isinstance(class_names, str) else f"has length {len(class_names)}"
             raise UserError(
                 f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
-                f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the ids."
+                f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the class "
+                "ids."
             )
         self._class_names = tuple(class_names) if class_names else None
 
     @property
     def mask_convention(self) -> str | None:
-        """How masks are pasted into an image, "detectron2" or "torchvision"; None if no branch predicts masks."""
+        """How masks are pasted into an image, "detectron2", "torchvision" or "mmdet"; None for models without masks."""
         conventions = [branch.convention for branch in self.branches if "mask_probs" in branch.output_names]
         return conventions[0] if conventions else None
 
@@ -83,46 +87,58 @@ class Detector(Predictor, Trainer):
 
     @property
     def branch_outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> its name in exports and its rescaling, for all outputs of the branches."""
+        """Output name -> `BranchOutput` (name in exports, rescaling), for all outputs of the branches."""
         return {name: output for branch in self.branches for name, output in branch.outputs.items()}
 
     def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> Mapping:
-        """Returns what `branch_maps` reads, for test-time augmentation.
+        """Selects the outputs that `branch_maps` takes as its second argument, for test-time augmentation.
 
         Args:
             outputs: The dict that the model returned.
             image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
+
+        Returns:
+            The pyramid, level name -> (B, h, w, C). Subclasses may return a dict of other outputs.
         """
         return outputs.get("pyramid", {})
 
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
-        """Detects objects in a batch for `predict`, in pixels of the network's input."""
+        """Detects objects in a batch; Keras' `predict` calls this.
+
+        Args:
+            data: A dict of `image` (B, H, W, 3) and `image_size` (B, 2), an image tensor, or a tuple that starts with
+                one.
+
+        Returns:
+            Padded detections in pixels of the network's input, as `postprocess` returns them.
+        """
         batch, is_real = pad_empty_batch(unpack_batch(data))
         return drop_padded_outputs(self.postprocess(self(batch, training=False), valid_size(batch)), is_real)
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns the network's outputs into detections, in pixels of the network's input.
+        """Turns the network's outputs into padded detections, in pixels of the network's input.
 
         Args:
             outputs: The dict that the model returned.
             image_size: (B, 2) int32 valid heights and widths of the network's input, in pixels.
 
         Returns:
-            `boxes` (B, D, 4) yxyx, `scores` (B, D) descending, `class_ids` (B, D) with -1 for padding, `valid` (B,).
+            A dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) descending, `class_ids` (B, D) with -1 for padding, and
+            `valid` (B,), the number of detections of each image.
         """
         return self.apply_nms(self.decode(outputs, image_size), image_size)
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Runs the network and post-processing on resized, padded images; a graph function.
+        """Runs the network and post-processing on resized, padded images. The method also runs in graphs.
 
         Args:
-            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), the sizes without
-                padding, by default all of the image; `original_size` (B, 2), the sizes before resizing, by default
-                `image_size`.
+            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), heights and widths
+                without padding, by default those of `image`; `original_size` (B, 2), heights and widths before
+                resizing, by default `image_size`.
 
         Returns:
-            The padded dict: `boxes` (B, D, 4) yxyx, `scores` (B, D) descending, `class_ids` (B, D) with -1 for padding,
-            `valid` (B,) and the outputs of the branches, in pixels of the original images.
+            Padded detections: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) descending, `class_ids` (B, D) with -1
+            for padding, `valid` (B,) and the outputs of the branches, in pixels of the original images.
 
         Example:
             >>> padded = model.detect_batch(model.preprocessing.batch([image, other_image]))
@@ -145,7 +161,7 @@ class Detector(Predictor, Trainer):
             batches: Dicts with `image`, `image_size` and `original_size`.
 
         Yields:
-            Each batch and its padded detections, in pixels of the original images.
+            Pairs of a batch and its padded detections, a dict of NumPy arrays in pixels of the original images.
         """
 
         def step(batch):
@@ -157,10 +173,10 @@ class Detector(Predictor, Trainer):
     def export(
         self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None, **kwargs
     ) -> None:
-        """Writes a SavedModel whose endpoint `serve` detects in a batch (B, H, W, 3) of images of one size.
+        """Writes a SavedModel whose endpoint `serve` detects objects in a batch (B, H, W, 3) of images of one size.
 
-        It returns what `detect_batch` returns. `kerasdet.export.export_saved_model` writes a SavedModel for TF Serving,
-        with more signatures.
+        The endpoint returns padded detections, like `detect_batch`. For TF Serving use
+        `kerasdet.export.export_saved_model`: it writes a SavedModel with more signatures.
 
         Args:
             filepath: Folder of the SavedModel.
@@ -169,10 +185,13 @@ class Detector(Predictor, Trainer):
             **kwargs: Passed to `keras.export.ExportArchive.write_out`.
 
         Raises:
-            ValueError: If `format` is another one.
+            ValueError: If `format` is not "tf_saved_model".
         """
         if format != "tf_saved_model":
-            raise ValueError(f"A detector cannot be exported as {format!r}: choose 'tf_saved_model'.")
+            raise ValueError(
+                f"The format of export is {format!r}: choose 'tf_saved_model', or write other formats with "
+                "kerasdet.export."
+            )
 
         def serve(image):
             return self.detect_batch(self.preprocessing.batch(image))
@@ -191,7 +210,7 @@ def unpack_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tenso
         inputs: A dict with `image` (B, H, W, 3) and possibly `image_size` (B, 2), or a bare image tensor.
 
     Returns:
-        The images, and their sizes or None if no image is padded.
+        The images (B, H, W, 3), and the sizes (B, 2) without padding, or None if `inputs` has no sizes.
     """
     if isinstance(inputs, Mapping):
         return inputs["image"], inputs.get("image_size")

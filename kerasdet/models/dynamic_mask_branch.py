@@ -1,4 +1,4 @@
-"""Defines the branch that predicts a mask for each point of a dense detector, by kernels of its own."""
+"""Defines the mask branch of RTMDet-Ins, in which each point predicts the convolution kernels of its own mask."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from kerasdet.geometry import mask_targets
 from kerasdet.geometry.boxes import centers
 from kerasdet.geometry.masks import CROP_SIZE
 from kerasdet.geometry.matching import gather_gt
-from kerasdet.inference.detections import BranchOutput
+from kerasdet.inference.padded import BranchOutput
 from kerasdet.keras_utils import ConfigFromInit, float_dtype, freeze, policy_scope
 from kerasdet.layers import ConvNorm, Tower, make_norm
 from kerasdet.layers.heads import small_normal
@@ -24,12 +24,12 @@ from kerasdet.ops.distribute import global_sum
 if TYPE_CHECKING:
     from kerasdet.data.pipeline import Dataset
 
-_CHANNELS = 8  # of the mask features, and of the dynamic convolutions
+_CHANNELS = 8  # channels of the mask features, and of the dynamic convolutions
 _COORDINATES = 2
 # Sizes of the three dynamic 1x1 convolutions, and the length of a kernel that holds their weights and biases
 _WEIGHTS = ((_CHANNELS, _CHANNELS + _COORDINATES), (_CHANNELS, _CHANNELS), (1, _CHANNELS))
 _KERNEL_SIZE = sum(rows * columns + rows for rows, columns in _WEIGHTS)
-_INTEREST = 8  # strides that a coordinate of 1 stands for
+_INTEREST = 8  # relative coordinates are divided by this many strides
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -37,11 +37,12 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
     """Predicts an instance mask for each point by convolutions whose weights the point predicts (RTMDet-Ins).
 
     The method is CondInst's (https://arxiv.org/abs/2003.05664), the sizes are RTMDet-Ins' (arXiv 2212.07784). All
-    points share features of stride 8. A point predicts 169 numbers, the weights of three 1x1 convolutions, which turn
-    these features and the position relative to the point into its mask of the network's whole input.
+    points share features of stride 8. A point predicts 169 numbers: the weights and biases of three 1x1 convolutions.
+    Their input is the shared features and the position relative to the point. Their output is the point's mask of the
+    network's whole input.
 
-    The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4), the box that the masks fill. It is the
-    network's input, unless test-time augmentation has cut the masks to the image.
+    The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4), the area that the masks cover: the whole
+    network input, or the image in test-time augmentation.
 
     Args:
         num_convs: 3x3 convolutions before the kernels are predicted; each level has its own.
@@ -78,7 +79,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
     @property
     def outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> its name in exports and its rescaling."""
+        """Output name -> `BranchOutput`, which holds the output's name in exports and its rescaling."""
         return {
             "mask_probs": BranchOutput("detection_masks"),
             "mask_boxes": BranchOutput("detection_mask_boxes", "swapped_boxes"),
@@ -98,8 +99,8 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         if self.attached_to is not None:
             if self.attached_to != sizes:
                 raise UserError(
-                    f"This {type(self).__name__} belongs to a model with (levels, channels) = {self.attached_to} and "
-                    f"cannot serve one with {sizes}: make a new {type(self).__name__} for each model."
+                    f"This {type(self).__name__} belongs to a model with (levels, channels) = {self.attached_to}; the "
+                    f"new model has {sizes}. Make a new {type(self).__name__} for each model."
                 )
             return
         self.attached_to = sizes
@@ -137,14 +138,15 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             conv.build(input_shape)
 
     def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict:
-        """Predicts kernels and features.
+        """Predicts the kernels of all points and the features that they share.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Level name -> (B, h, w, C).
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``kernels``: level -> (B, R_l, 169), and ``features`` (B, h, w, 8) of the finest level's size, float32.
+            A dict of ``kernels``: level name -> (B, R_l, 169), and ``features`` (B, h, w, 8) of the finest level's
+            size, float32.
         """
         kernels = {
             level: self.kernels(self.kernel_towers[level](x, level=level, training=training), level=level)
@@ -158,50 +160,60 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         return {"kernels": kernels, "features": tf.cast(self.projection(x), float_dtype())}
 
     def mask_logits(self, outputs: Mapping, points: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Computes the masks of some points.
+        """Computes the mask logits of some points.
 
         Args:
             outputs: Result of `call`.
             points: (B, P) indices of points.
-            squares: (R, 4) squares as large as all points' strides, centred on the points.
+            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
 
         Returns:
-            Logits (B, P, h, w) at the upper left corners of cells of the finest level's stride.
+            (B, P, h, w) logits with the stride of the finest level, sampled at the upper left corners of cells.
         """
         kernels = tf.gather(all_levels(outputs, "kernels"), points, batch_dims=1)  # (B, P, 169)
         return _convolve(outputs["features"], kernels, tf.gather(squares, points), self.stride)
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Samples the ground truth at half the stride of the features.
+        """Samples the ground-truth masks at half the stride of the features.
 
         Args:
             outputs: Result of `call`.
-            batch: Ground truth with ``boxes`` (B, M, 4) and ``masks`` (B, M, S, S), cropped to the boxes.
+            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels and ``masks`` (B, M, S, S), cropped to the
+                boxes.
 
         Returns:
-            ``masks`` (B, M, 2 * h, 2 * w) bool.
+            A dict of ``masks`` (B, M, 2 * h, 2 * w) bool.
         """
         height, width = tf.unstack(2 * tf.shape(outputs["features"])[1:3])
         crops = mask_targets.checked_crops(batch["masks"])
         return {"masks": mask_targets.sample_crops(crops, batch["boxes"], height, width, self.stride // 2)}
 
     def object_centers(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the centres of mass of the objects' masks, (B, M, 2) as (y, x), for the matcher."""
+        """Computes the centres of mass of the objects' masks, for the matcher.
+
+        Args:
+            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels and ``masks`` (B, M, S, S), cropped to the
+                boxes.
+
+        Returns:
+            (B, M, 2) as (y, x) in pixels.
+        """
         return mask_targets.mask_centers(mask_targets.checked_crops(batch["masks"]), batch["boxes"])
 
     def compute_losses(
         self, outputs: Mapping, targets: Mapping[str, tf.Tensor], matched_gt: tf.Tensor, squares: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Computes the dice loss of the masks of matched points, averaged over these.
+        """Computes the mean dice loss of the masks of matched points.
 
         Args:
             outputs: Result of `call`.
             targets: Result of `compute_targets`.
-            matched_gt: (B, R) int32, a point's index into the ground truth; negative for points without an object.
-            squares: (R, 4) squares as large as all points' strides.
+            matched_gt: (B, R) int32, the index of each point's object in the ground truth; negative for points without
+                an object.
+            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
 
         Returns:
-            ``mask_loss``, ().
+            A dict of ``mask_loss``, ().
         """
         positive = matched_gt >= 0
         counts = tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
@@ -223,12 +235,12 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
         Args:
             outputs: Result of `call`.
-            points: (B, D) index of the point that made each detection.
-            squares: (R, 4) squares as large as all points' strides.
+            points: (B, D) index of the point that predicted each detection.
+            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
             detections: ``class_ids`` (B, D), -1 for padding.
 
         Returns:
-            Result of `postprocess`.
+            A dict of ``mask_probs`` (B, D, h, w) and ``mask_boxes`` (B, D, 4), zero for padding.
         """
         logits = self.mask_logits(outputs, points, squares)  # (B, D, h, w)
         size = tf.fill([tf.shape(logits)[0], 1], self.stride) * tf.shape(logits)[2:][None]  # (B, 2)
@@ -240,8 +252,8 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         Args:
             outputs: Result of `call`.
             points: (B, D) indices of points.
-            squares: (R, 4) squares as large as all points' strides.
-            image_size: (B, 2) heights and widths of the images in the network's input.
+            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            image_size: (B, 2) heights and widths of the images in the network's input, in pixels.
 
         Returns:
             (B, D, S, S) probabilities.
@@ -257,11 +269,11 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
         Args:
             maps: (B, D, S, S) probabilities.
-            detections: ``class_ids`` (B, D), -1 for padding, and ``image_size`` (B, 2), the extent of the maps in
-                pixels.
+            detections: ``class_ids`` (B, D), -1 for padding, and ``image_size`` (B, 2), height and width in pixels of
+                the area that the maps cover.
 
         Returns:
-            ``mask_probs`` (B, D, S, S) and ``mask_boxes`` (B, D, 4), zero for padding.
+            A dict of ``mask_probs`` (B, D, S, S) and ``mask_boxes`` (B, D, 4), zero for padding.
         """
         valid = (detections["class_ids"] >= 0)[..., None]  # (B, D, 1)
         size = tf.cast(detections["image_size"], float_dtype())
@@ -272,12 +284,19 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         }
 
     def has_targets(self, dataset: "Dataset") -> bool:
-        """Returns whether a dataset was read with masks, which its records hold as run lengths."""
+        """Tells whether a dataset was read with masks.
+
+        Args:
+            dataset: A dataset for training or evaluation.
+
+        Returns:
+            True if its records hold the run lengths of masks.
+        """
         return dataset.records[0].num_runs is not None
 
 
 def _convolve(features, kernels, squares, stride):
-    """Applies each point's three 1x1 convolutions to the features and the places relative to the point.
+    """Applies each point's three 1x1 convolutions to the features and the positions relative to the point.
 
     Args:
         features: (B, h, w, 8).

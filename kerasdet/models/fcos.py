@@ -1,4 +1,4 @@
-"""FCOS."""
+"""Defines FCOS."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +28,7 @@ class FCOS(ConfigFromInit, Detector):
     """Detects objects from points at every position of a feature pyramid (https://arxiv.org/abs/2006.09214).
 
     The defaults are detectron2's, except that the default backbone starts from random weights and trains completely.
-    A point is the middle of a square anchor as large as its stride.
+    A point is represented by a square anchor: centred on the point, as large as the stride of its level.
 
     Args:
         num_classes: K, number of classes without background.
@@ -36,18 +36,19 @@ class FCOS(ConfigFromInit, Detector):
         backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `ResNet(50)`.
         neck: Layer from features to a pyramid. By default an FPN with P6 and P7 made from P5.
         anchors: One square per cell. By default `point_squares` of the neck's levels.
-        coder: Translates between boxes and the distances that the head predicts, and makes these positive.
+        coder: Converts between boxes and the distances that the head predicts, and makes the distances positive. By
+            default `DistanceCoder`.
         head: Predicts class logits, distances and centerness. By default `FCOSHead()`.
         matcher: Matches points to ground truth. By default `FCOSMatcher()`, centre sampling within 1.5 strides.
         class_loss: Classification loss. By default `FocalLoss()`.
         box_loss: Box loss, `GIoULoss` or `IoULoss`. By default `GIoULoss()`.
         centerness_loss_weight: Factor of the centerness loss.
-        centerness_weights_boxes: Whether each point's centerness weighs its box loss, which the sum of these weights in
-            the batch then divides (mmdetection); otherwise all positive points weigh the same.
-        normalizer: Divides the losses. By default `LossNormalizer("ema", start=300)`.
-        score_convention: "sqrt": the score is the root of class probability times centerness, and the threshold applies
-            to it (detectron2, torchvision). "product": the threshold and the choice of the best apply to the class
-            probability, and centerness multiplies it afterwards (mmdetection).
+        centerness_weights_boxes: Whether each point's box loss is weighted by its centerness, and their sum divided by
+            the sum of the weights (mmdetection). If False all positive points weigh the same.
+        normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=300)`.
+        score_convention: Rule that combines class probability and centerness to the score. "sqrt": the square root of
+            their product; it is compared with the score threshold (detectron2, torchvision). "product": their product;
+            the threshold and `pre_nms_top_k` apply to the class probability alone (mmdetection).
         postprocessing: Score threshold and NMS of detections. By default
             `Postprocessing(score_threshold=0.2, nms_threshold=0.6)`.
         preprocessing: Resize rule and pixel statistics.
@@ -90,7 +91,7 @@ class FCOS(ConfigFromInit, Detector):
     ):
         super().__init__(preprocessing or Preprocessing(), ("class_loss", "box_loss", "centerness_loss"), **kwargs)
         if score_convention not in SCORE_CONVENTIONS:
-            raise UserError(f"FCOS has no score convention {score_convention!r}: choose 'sqrt' or 'product'.")
+            raise UserError(f"FCOS.score_convention is {score_convention!r}: choose 'sqrt' or 'product'.")
         check_num_classes("FCOS", num_classes)
         self.num_classes = num_classes
         self.class_names = class_names
@@ -121,8 +122,9 @@ class FCOS(ConfigFromInit, Detector):
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, R_l, K), ``box_distances``: level -> (B, R_l, 4), ``centerness``: level ->
-            (B, R_l) logits, ``anchors``: level -> (R_l, 4), the points' squares; R_l runs over rows and columns.
+            Four dicts by level name: ``class_logits`` (B, R_l, K); ``box_distances`` (B, R_l, 4) as (t, l, b, r);
+            ``centerness`` (B, R_l) logits; and ``anchors`` (R_l, 4), the points' squares, yxyx in pixels. R_l counts
+            the cells of the level, row by row.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         outputs = self.head(pyramid, training=training)
@@ -134,11 +136,12 @@ class FCOS(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); no point learns from crowds.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are not
+                trained on.
 
         Returns:
-            Targets of each point, see `kerasdet.models.dense.matched_targets`, and ``centerness`` (B, R), 1 for points
-            without an object.
+            A dict of ``matched_gt``, ``class_ids`` and ``boxes`` of each point, see
+            `kerasdet.models.dense.matched_targets`, and ``centerness`` (B, R), 1 for points without an object.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         targets = dense.matched_targets(self.matcher(outputs["anchors"], batch), anchors, batch)
@@ -169,19 +172,23 @@ class FCOS(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of positives after a training step."""
+        """Updates the running mean of positives after a training step.
+
+        Args:
+            targets: Result of `compute_targets`.
+        """
         dense.update_running_mean(self, targets)
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into scored boxes, the best `pre_nms_top_k` of each level.
+        """Decodes the network's outputs into candidates: the `pre_nms_top_k` best pairs of box and class of each level.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, N, 4) in the coordinates of the network's input, ``scores`` (B, N) with 0 for candidates below
-            the threshold, ``class_ids`` (B, N).
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N) with 0 for candidates
+            below the threshold, and ``class_ids`` (B, N).
         """
         levels = []
         for level, anchors in outputs["anchors"].items():
@@ -195,15 +202,15 @@ class FCOS(ConfigFromInit, Detector):
         return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
 
     def decode_all(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into a box for every point, for runtimes that apply NMS themselves.
+        """Decodes a box for every point, for runtimes that apply NMS themselves; `pre_nms_top_k` is not used.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 where the
-            model would not take the pair of box and class. `pre_nms_top_k` plays no part.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
+            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
         """
         levels = [self.level_scores(outputs, level) for level in outputs["anchors"]]
         ranks, factor = (tf.concat(values, 1) for values in zip(*levels, strict=True))
@@ -211,18 +218,30 @@ class FCOS(ConfigFromInit, Detector):
         return dense.filtered(self.postprocessing, boxes, ranks, factor, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Suppresses candidates, the result of `decode`; see `Postprocessing.apply_nms`."""
-        return self.postprocessing.apply_nms(candidates, image_size, score_threshold=0.0)  # `decode` has applied it
+        """Applies NMS class by class.
+
+        Args:
+            candidates: Result of `decode`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
+        """
+        return self.postprocessing.apply_nms(
+            candidates, image_size, score_threshold=0.0
+        )  # `decode` has applied the score threshold
 
     def level_scores(self, outputs: Mapping, level: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes what ranks the points of a level, and the factor that turns ranks into scores.
+        """Computes the values that rank the points of a level, and the factors that turn these into scores.
 
         Args:
             outputs: Result of `call`.
-            level: Name of a level.
+            level: Name of a pyramid level, such as "p3".
 
         Returns:
-            Ranks (B, R_l, K), to which the score threshold applies, and factors (B, R_l).
+            Values (B, R_l, K), which are compared with the score threshold, and factors (B, R_l): the score is their
+            product.
         """
         ranks = tf.sigmoid(outputs["class_logits"][level])  # (B, R_l, K)
         factor = tf.sigmoid(outputs["centerness"][level])  # (B, R_l)
@@ -236,6 +255,6 @@ def _check_ranges(matcher, neck):
     ranges = getattr(matcher, "regress_ranges", neck.levels)
     if len(ranges) != len(neck.levels):
         raise UserError(
-            f"FCOS needs a range for each of the {len(neck.levels)} levels {tuple(neck.levels)}, got {len(ranges)} "
-            "regress_ranges: set FCOSMatcher.regress_ranges."
+            f"FCOSMatcher.regress_ranges has {len(ranges)} ranges, but the neck has {len(neck.levels)} levels, "
+            f"{tuple(neck.levels)}: give one (low, high) pair in pixels per level."
         )

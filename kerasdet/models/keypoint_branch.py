@@ -1,4 +1,4 @@
-"""Defines the branch that predicts keypoints."""
+"""Defines the branch that predicts keypoints of each region."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ class KeypointBranch(ConfigFromInit, Branch):
             the box head.
         num_convs: 3x3 convolutions of the head.
         channels: Channels of the head's convolutions.
-        convention: Framework that the branch follows when it scores a keypoint: "detectron2" or "torchvision".
+        convention: Source framework that defines a keypoint's score: "detectron2" (probability) or "torchvision"
+            (logit).
         loss_weight: Factor of the loss.
         keypoint_names: J names; "left" and "right" in a name mark its side. If J is 17, the default names are those of
             a person in COCO. Training sets them from the dataset.
@@ -70,8 +71,8 @@ class KeypointBranch(ConfigFromInit, Branch):
             skeleton = keypoint_ops.PERSON_SKELETON if skeleton is None else skeleton
         if keypoint_names and len(keypoint_names) != num_keypoints:
             raise UserError(
-                f"There are {num_keypoints} keypoints and {len(keypoint_names)} keypoint_names: give one name for each "
-                "keypoint."
+                f"KeypointBranch has num_keypoints={num_keypoints} and {len(keypoint_names)} keypoint_names: give one "
+                "name for each keypoint."
             )
         self.num_keypoints = num_keypoints
         self.num_convs = num_convs
@@ -88,16 +89,31 @@ class KeypointBranch(ConfigFromInit, Branch):
         self.map_size = 4 * input_shape[1]
 
     def call(self, pooled: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns heatmap logits (N, S, S, J) of pooled features (N, S / 4, S / 4, C)."""
+        """Predicts heatmaps.
+
+        Args:
+            pooled: (N, S / 4, S / 4, C) pooled features of N regions.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (N, S, S, J) logits.
+        """
         return self.head(pooled)
 
     def compute_targets(
         self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Finds the heatmap cell of each keypoint; see `Branch.compute_targets` for the arguments.
+        """Finds the heatmap cell of each keypoint.
+
+        Args:
+            rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
+            matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
+                without an object.
+            batch: Ground truth with ``keypoints`` (B, M, J, 3) as (y, x, visibility), in pixels.
 
         Returns:
-            ``cells`` (B, P, J), index into the S * S cells, and ``visible`` (B, P, J) bool, which cells have a loss.
+            A dict of ``cells`` (B, P, J) int32, the index of each keypoint's cell among the S * S cells, and
+            ``visible`` (B, P, J) bool, which keypoints have a loss.
         """
         cells, visible = keypoint_ops.heatmap_targets(
             gather_gt(batch["keypoints"], matched_gt), rois, size=self.map_size
@@ -109,10 +125,13 @@ class KeypointBranch(ConfigFromInit, Branch):
     ) -> dict[str, tf.Tensor]:
         """Computes the cross entropy over the cells of each heatmap, averaged over visible keypoints.
 
-        See `Branch.compute_losses` for the arguments.
+        Args:
+            logits: (B * P, S, S, J) result of `call`.
+            targets: Result of `compute_targets`.
+            positive: (B, P) bool, which regions have an object.
 
         Returns:
-            ``keypoint_loss``, ().
+            A dict of ``keypoint_loss``, ().
         """
         cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
         weights = tf.cast(targets["visible"] & positive[..., None], float_dtype())
@@ -124,29 +143,56 @@ class KeypointBranch(ConfigFromInit, Branch):
         return {"keypoint_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Returns heatmaps (B, D, S, S, J) of logits (B * D, S, S, J); all classes share them."""
+        """Groups the heatmaps by image; all classes share them.
+
+        Args:
+            logits: (B * D, S, S, J) result of `call`.
+            class_ids: (B, D) int32, -1 for padding.
+
+        Returns:
+            (B, D, S, S, J) logits.
+        """
         return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
 
     def hflip(self, maps: tf.Tensor) -> tf.Tensor:
-        """Turns heatmaps of a mirrored image (B, D, S, S, J) into those of the image itself: left becomes right.
+        """Converts heatmaps of a mirrored image to heatmaps of the image itself.
+
+        The columns are reversed, and the heatmaps of left and right keypoints swap places.
+
+        Args:
+            maps: (B, D, S, S, J) heatmaps.
+
+        Returns:
+            (B, D, S, S, J).
 
         Raises:
             UserError: If there are no `keypoint_names` to tell left from right.
         """
         if not self.keypoint_names:
             raise UserError(
-                f"The {self.num_keypoints} keypoints have no names, by which a mirror image tells left from right: "
-                "give KeypointBranch keypoint_names."
+                f"The {self.num_keypoints} keypoints have no names, so left and right ones cannot be swapped in a "
+                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or leave out hflip."
             )
         return tf.gather(super().hflip(maps), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 
     def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns ``keypoints`` (B, D, J, 3) as (y, x, score), in the coordinates of the boxes of `detections`."""
+        """Decodes heatmaps into keypoints.
+
+        Args:
+            maps: (B, D, S, S, J) result of `select_class_maps`.
+            detections: ``boxes`` (B, D, 4) yxyx in pixels and ``class_ids`` (B, D), -1 for padding.
+
+        Returns:
+            A dict of ``keypoints`` (B, D, J, 3) as (y, x, score), in pixels.
+        """
         keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], convention=self.convention)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}
 
     def check_dataset(self, dataset: "Dataset") -> None:
         """Checks that a dataset has as many keypoints as the branch.
+
+        Args:
+            dataset: The training dataset.
 
         Raises:
             UserError: If it has another number, or was read without keypoints.
@@ -154,10 +200,14 @@ class KeypointBranch(ConfigFromInit, Branch):
         super().check_dataset(dataset)
         if self.num_keypoints != len(dataset.keypoint_names):
             raise UserError(
-                f"The model has {self.num_keypoints} keypoints and {dataset.annotations} has "
+                f"The model has {self.num_keypoints} keypoints, but {dataset.annotations} has "
                 f"{len(dataset.keypoint_names)}: set KeypointBranch.num_keypoints to {len(dataset.keypoint_names)}."
             )
 
     def learn_names(self, dataset: "Dataset") -> None:
-        """Copies the names of the keypoints and the skeleton from a dataset."""
+        """Copies the names of the keypoints and the skeleton from a dataset.
+
+        Args:
+            dataset: The training dataset.
+        """
         self.keypoint_names, self.skeleton = dataset.keypoint_names, dataset.skeleton

@@ -1,4 +1,4 @@
-"""Defines the branch that predicts instance masks."""
+"""Defines the branch that predicts an instance mask for each region."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ class MaskBranch(ConfigFromInit, Branch):
         num_convs: 3x3 convolutions of the head.
         channels: Channels of the head's convolutions.
         norm: Norm of the head's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
-        convention: Framework that the branch follows when it pastes masks and crops targets: "detectron2" or
+        convention: Source framework whose pasting of masks and cropping of targets is reproduced: "detectron2" or
             "torchvision".
         loss_weight: Factor of the loss.
     """
@@ -69,24 +69,40 @@ class MaskBranch(ConfigFromInit, Branch):
         self.map_size = 2 * input_shape[1]
 
     def call(self, pooled: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns mask logits (N, S, S, K) of pooled features (N, S / 2, S / 2, C)."""
+        """Predicts a mask per class.
+
+        Args:
+            pooled: (N, S / 2, S / 2, C) pooled features of N regions.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            (N, S, S, K) logits.
+        """
         return self.head(pooled, training=training)
 
     def compute_targets(
         self, rois: tf.Tensor, matched_gt: tf.Tensor, batch: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Crops the ground truth to each region; see `Branch.compute_targets` for the arguments.
+        """Crops the ground-truth mask of each region's object to the region.
+
+        Args:
+            rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
+            matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
+                without an object.
+            batch: Ground truth with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``masks`` (B, M, S, S), cropped to
+                the boxes: bool, or uint8 with the covered fraction of each cell times 255.
 
         Returns:
-            ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).
+            A dict of ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).
 
         Raises:
-            ValueError: If the ground truth has floats.
+            ValueError: If the masks are of another type.
         """
         masks = tf.convert_to_tensor(batch["masks"])
         if masks.dtype.is_floating:
             raise ValueError(
-                f"batch['masks'] is {masks.dtype.name}: give bool, or uint8 with each cell's covered share times 255."
+                f"batch['masks'] has type {masks.dtype.name}: give bool, or uint8 with the covered fraction of each "
+                "cell times 255."
             )
         if masks.dtype.is_bool:
             masks = tf.cast(masks, tf.uint8) * 255
@@ -106,10 +122,13 @@ class MaskBranch(ConfigFromInit, Branch):
     ) -> dict[str, tf.Tensor]:
         """Computes the cross entropy of the true class's mask, averaged over the pixels of positive regions.
 
-        See `Branch.compute_losses` for the arguments.
+        Args:
+            logits: (B * P, S, S, K) result of `call`.
+            targets: Result of `compute_targets`.
+            positive: (B, P) bool, which regions have an object.
 
         Returns:
-            ``mask_loss``, ().
+            A dict of ``mask_loss``, ().
         """
         weights = tf.cast(tf.reshape(positive, [-1]), float_dtype())  # (N,)
         logits = _of_class(logits, tf.reshape(targets["class_ids"], [-1]))  # (N, S, S)
@@ -119,16 +138,39 @@ class MaskBranch(ConfigFromInit, Branch):
         return {"mask_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Returns mask probabilities (B, D, S, S) of logits (B * D, S, S, K) for the classes (B, D)."""
+        """Selects the masks of the detected classes.
+
+        Args:
+            logits: (B * D, S, S, K) result of `call`.
+            class_ids: (B, D) int32, -1 for padding.
+
+        Returns:
+            (B, D, S, S) probabilities.
+        """
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
         return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
 
     def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns ``mask_probs`` (B, D, S, S), probabilities inside the boxes of `detections`."""
+        """Returns the masks of detected objects.
+
+        Args:
+            maps: (B, D, S, S) result of `select_class_maps`.
+            detections: ``boxes`` (B, D, 4) yxyx in pixels and ``class_ids`` (B, D), -1 for padding.
+
+        Returns:
+            A dict of ``mask_probs`` (B, D, S, S), probabilities of the object in the cells of its box.
+        """
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
     def has_targets(self, dataset: "Dataset") -> bool:
-        """Returns whether a dataset was read with masks, which its records hold as run lengths."""
+        """Tells whether a dataset was read with masks.
+
+        Args:
+            dataset: A dataset for training or evaluation.
+
+        Returns:
+            True if its records hold the run lengths of masks.
+        """
         return dataset.records[0].num_runs is not None
 
 

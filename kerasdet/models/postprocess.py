@@ -1,7 +1,7 @@
 """Turns scored boxes into detections: pure functions, float32, stock TensorFlow ops.
 
-Detections are a dict padded to D: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D) int32 with -1 for
-padding, ``valid`` (B,) int32, by descending score.
+The functions return padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels, ``scores`` (B, D) in descending
+order, ``class_ids`` (B, D) int32 with -1 for padding, and ``valid`` (B,) int32, the number of detections per image.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +21,11 @@ def top_candidates(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Finds the best (anchor, class) pairs of one level.
 
-    A pair among the k best belongs to one of the k anchors with the best maximum, so the function never sorts the
-    classes of the other anchors.
+    Each of the k best pairs belongs to one of the k anchors with the largest maximum over classes. The function first
+    selects these anchors, and never sorts the classes of the others.
 
     Args:
-        logits: (B, R, K).
+        logits: (B, R, K) class logits.
         k: Maximum number of pairs to return per image.
         score: Monotonic function from logits to scores.
 
@@ -42,13 +42,13 @@ def top_candidates(
 
 
 def best_class_only(scores: tf.Tensor) -> tf.Tensor:
-    """Keeps only the best class of each anchor: all other scores become the most negative float.
+    """Keeps only the score of the best class of each anchor.
 
     Args:
         scores: (B, R, K) logits or probabilities.
 
     Returns:
-        (B, R, K).
+        (B, R, K). The scores of all other classes are the most negative float.
     """
     best = tf.reduce_max(scores, -1, keepdims=True)
     return tf.where(scores == best, scores, scores.dtype.min)
@@ -66,14 +66,14 @@ class Postprocessing(ConfigFromInit):
         pre_nms_top_k: Maximum number of candidates per pyramid level before NMS. R-CNNs ignore it.
         nms_threshold: Boxes of a class that overlap a better one by more than this IoU are dropped. In [0, 1].
         max_detections: D, maximum number of detections per image.
-        min_size: Boxes with a side below this many pixels, once clipped to the image, are dropped before NMS; None
-            keeps them.
+        min_size: Boxes that have a side below this many pixels after clipping to the image are dropped before NMS.
+            None keeps them.
         clip_before_nms: Whether boxes are clipped to the image before NMS (torchvision, mmdetection) or after it
             (detectron2's dense models).
-        empty_boxes: What happens to boxes that are empty once clipped: "drop_after_nms" (detectron2, all R-CNNs),
+        empty_boxes: What happens to boxes that are empty after clipping: "drop_after_nms" (detectron2, all R-CNNs),
             "drop_before_nms" (mmdetection's dense models) or "keep" (torchvision's dense models).
-        multi_label: Whether one anchor or point may give detections of several classes; otherwise only its best class
-            counts. Dense models only.
+        multi_label: Whether one anchor or point may give detections of several classes. If False only its best class
+            is used. For dense models only.
 
     Raises:
         UserError: If `empty_boxes` is unknown, or is "drop_before_nms" without `clip_before_nms`; or if a number is out
@@ -93,11 +93,13 @@ class Postprocessing(ConfigFromInit):
     ):
         if empty_boxes not in EMPTY_BOXES:
             raise UserError(
-                f"Postprocessing got empty_boxes={empty_boxes!r}; expected one of {', '.join(map(repr, EMPTY_BOXES))}. "
-                "Choose one of them."
+                f"Postprocessing.empty_boxes is {empty_boxes!r}: choose one of {', '.join(map(repr, EMPTY_BOXES))}."
             )
         if empty_boxes == "drop_before_nms" and not clip_before_nms:
-            raise UserError("empty_boxes='drop_before_nms' needs clipped boxes: set clip_before_nms=True.")
+            raise UserError(
+                "Postprocessing has empty_boxes='drop_before_nms' without clipping before NMS: set "
+                "clip_before_nms=True, or choose another value of empty_boxes."
+            )
         check_numbers("Postprocessing", 0, 1, score_threshold=score_threshold, nms_threshold=nms_threshold)
         check_positive("Postprocessing", pre_nms_top_k=pre_nms_top_k, max_detections=max_detections)
         check_numbers("Postprocessing", 0, min_size=min_size)
@@ -114,11 +116,11 @@ class Postprocessing(ConfigFromInit):
         """Marks the boxes that take part in NMS.
 
         Args:
-            boxes: (B, N, 4).
-            image_size: (B, 2) height and width without padding.
+            boxes: (B, N, 4) yxyx in pixels of the network's input.
+            image_size: (B, 2) heights and widths without padding, in pixels.
 
         Returns:
-            (B, N) bool: false for boxes below `min_size`, and for empty ones if `empty_boxes` is "drop_before_nms".
+            (B, N) bool: false for boxes below `min_size`, and for empty boxes if `empty_boxes` is "drop_before_nms".
             None if every box takes part.
         """
         if self.min_size is None and self.empty_boxes != "drop_before_nms":
@@ -135,12 +137,13 @@ class Postprocessing(ConfigFromInit):
         """Applies NMS class by class and clips the kept boxes to the image.
 
         Args:
-            candidates: ``boxes`` (B, N, 4), ``scores`` (B, N), ``class_ids`` (B, N), and possibly others (B, N, ...).
-            image_size: (B, 2) height and width without padding.
-            score_threshold: Overrides the threshold, for models that have applied it to another score.
+            candidates: ``boxes`` (B, N, 4) yxyx in pixels, ``scores`` (B, N), ``class_ids`` (B, N), and possibly
+                further tensors (B, N, ...).
+            image_size: (B, 2) heights and widths without padding, in pixels.
+            score_threshold: Overrides the threshold of this object, for models that have applied it to another score.
 
         Returns:
-            Padded detections in the coordinates of the candidates, with the other values of theirs.
+            Padded detections in the coordinates of the candidates, with the further tensors as (B, D, ...).
         """
         boxes, scores = candidates["boxes"], candidates["scores"]
         if self.clip_before_nms:
@@ -171,14 +174,14 @@ def _has_area(boxes):
 
 
 def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Moves the detections to be kept to the front, in their order, and blanks the rest.
+    """Drops detections: the others move to the front, in their order, and padding fills the rest.
 
     Args:
-        detections: name -> (B, D, ...).
-        keep: (B, D) bool.
+        detections: Name -> (B, D, ...), such as ``boxes`` and ``scores``.
+        keep: (B, D) bool, false for detections to drop.
 
     Returns:
-        The detections with ``valid``.
+        The padded detections, with the new numbers ``valid`` (B,).
     """
     order = tf.argsort(tf.cast(~keep, tf.int32), axis=-1, stable=True)
     valid = tf.reduce_sum(tf.cast(keep, tf.int32), -1)
@@ -193,13 +196,13 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
 
 
 def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Drops empty boxes, such as those that lay in the padding of a letterbox and were clipped to the image.
+    """Drops detections with empty boxes, such as boxes in the padding of a letterbox after clipping to the image.
 
     Args:
-        detections: The padded dict of B images.
+        detections: Padded detections, a dict with ``boxes`` (B, D, 4).
 
     Returns:
-        The padded dict without them.
+        The padded detections without those.
     """
     keep = _has_area(detections["boxes"]) & tf.sequence_mask(detections["valid"], tf.shape(detections["boxes"])[1])
     return compact({name: value for name, value in detections.items() if name != "valid"}, keep)

@@ -1,4 +1,4 @@
-"""Faster, Mask and Keypoint R-CNN: a region proposal network, then `RoIHeads` that look at the proposals."""
+"""Defines Faster, Mask and Keypoint R-CNN: a region proposal network, then `RoIHeads` that classify its proposals."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,12 +19,12 @@ from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_ne
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FasterRCNN(ConfigFromInit, Detector):
-    """Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
+    """Detects objects by Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
 
     Args:
         num_classes: K, number of classes without background.
-        class_names: K names for people to read; training sets them from the dataset.
-        backbone: Keras model from images to features; the default is a ResNet-50 of random weights.
+        class_names: Names of the K classes in the order of their ids; training sets them from the dataset.
+        backbone: Keras model from images to features; the default is a ResNet-50 with random weights.
         neck: Layer from features to a pyramid; the default is an FPN with p2 to p6.
         rpn: First stage, which proposes regions.
         roi_heads: Second stage, which classifies and refines the regions; its branches add masks and keypoints.
@@ -33,13 +33,15 @@ class FasterRCNN(ConfigFromInit, Detector):
 
     Raises:
         TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature of the neck, the neck a level of the anchors, or the number of
-            names is not the number of classes.
+        ValueError: If the backbone lacks a feature that the neck merges, the neck lacks a level of the anchors, or the
+            number of class names is not `num_classes`.
 
     Example:
         >>> model = kerasdet.FasterRCNN(3, roi_heads=RoIHeads(sampler=BalancedSampler(128, 0.25)))
         >>> detections = model.detect("street.jpg")
     """
+
+    has_background = True
 
     def __init__(
         self,
@@ -66,7 +68,9 @@ class FasterRCNN(ConfigFromInit, Detector):
         self.roi_heads = roi_heads
         self.seed = seed
         build_pyramid(self.backbone, self.neck, self.rpn)
-        levels = [f"p{name[1:]}" for name in self.neck.in_features]  # not those that the top adds, such as p6
+        levels = [
+            f"p{name[1:]}" for name in self.neck.in_features
+        ]  # without the levels that the FPN's `top` adds, such as p6
         roi_heads.attach(num_classes=num_classes, levels=levels, channels=self.neck.channels)
         self.step = self.add_weight(name="step", initializer="zeros", dtype="int64", trainable=False)
         self.built = True
@@ -82,7 +86,14 @@ class FasterRCNN(ConfigFromInit, Detector):
         return self.roi_heads.postprocessing
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Predicts for the regions of a batch that have losses.
+        """Runs the model for its losses: samples regions with the ground truth and predicts for these.
+
+        Args:
+            batch: Training batch; see `kerasdet.models.batch.training_batch`.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            The result of `call`.
 
         Raises:
             UserError: If the batch lacks the ground truth of a branch.
@@ -101,12 +112,13 @@ class FasterRCNN(ConfigFromInit, Detector):
 
         Args:
             inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
-            ground_truth: Batch with ``boxes``, ``class_ids`` and ``is_crowd``; the second stage then looks at a sample
-                to train on. None lets it look at all proposals.
+            ground_truth: Batch with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M). The second stage
+                then predicts for a sample of regions to train on. None lets it predict for all proposals.
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``rpn``: see `RPN.call`; ``pyramid``: level -> (B, h, w, C); and the results of `RoIHeads.call`.
+            A dict of ``rpn``, the result of `RPN.call`; ``pyramid``: level name -> (B, h, w, C); and the entries that
+            `RoIHeads.call` returns.
         """
         image, image_size = unpack_inputs(inputs)
         if image_size is None:
@@ -115,7 +127,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         pyramid = self.neck(features, training=training)
         rpn = self.rpn(pyramid, image=image)
         proposals = self.rpn.propose(rpn, image_size, training=ground_truth is not None)
-        # the first stage samples by `seed` itself
+        # another seed than that of the first stage, which samples by `seed`
         regions = self.roi_heads.select_regions(proposals, ground_truth, self.seed + 1, self.step)
         return {"rpn": rpn, "pyramid": pyramid, **self.roi_heads(pyramid, regions, training=training)}
 
@@ -124,11 +136,12 @@ class FasterRCNN(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call` with ground truth.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M), ``image_size`` (B, 2), and the target
-                keys of the branches.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M), ``image_size`` (B, 2),
+                and the `target_key` of each branch, such as ``masks``.
 
         Returns:
-            ``rpn``: see `RPN.compute_targets`; and the results of `RoIHeads.compute_targets`.
+            A dict of ``rpn``, the result of `RPN.compute_targets`, and the entries that `RoIHeads.compute_targets`
+            returns.
         """
         return {
             "rpn": self.rpn.compute_targets(outputs["rpn"], batch, self.seed, self.step),
@@ -143,7 +156,8 @@ class FasterRCNN(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            ``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and those of the branches.
+            A dict of ``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and the losses of the branches,
+            () each.
         """
         return {
             **self.rpn.compute_losses(outputs["rpn"], targets["rpn"]),
@@ -151,40 +165,74 @@ class FasterRCNN(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Counts the training steps, which the sampling depends on."""
+        """Counts the training steps; the sampling of anchors and regions depends on the step.
+
+        Args:
+            targets: Result of `compute_targets`.
+        """
         self.step.assign_add(1)
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Decodes the boxes of all regions and classes; see `RoIHeads.decode`."""
-        return self.roi_heads.decode(outputs, image_size)
-
-    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Suppresses candidates class by class; see `Postprocessing.apply_nms`."""
-        return self.postprocessing.apply_nms(candidates, image_size)
-
-    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into detections, and runs the branches on these.
+        """Decodes the boxes of all regions and classes, clipped to the image.
 
         Args:
             outputs: Result of `call` without ground truth.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            Padded detections in the coordinates of the network's input: ``boxes`` (B, D, 4), ``scores`` (B, D),
-            ``class_ids`` (B, D) with -1 for padding, ``valid`` (B,), and the outputs of the branches.
+            A dict of ``boxes`` (B, P * K, 4) yxyx in pixels of the network's input, ``scores`` (B, P * K) and
+            ``class_ids`` (B, P * K).
+        """
+        return self.roi_heads.decode(outputs, image_size)
+
+    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Applies NMS class by class.
+
+        Args:
+            candidates: Result of `decode`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
+        """
+        return self.postprocessing.apply_nms(candidates, image_size)
+
+    def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Turns the network's outputs into padded detections, and runs the branches on the detected boxes.
+
+        Args:
+            outputs: Result of `call` without ground truth.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, ``valid`` (B,), and the outputs of the branches.
         """
         return self.roi_heads.add_branch_outputs(super().postprocess(outputs, image_size), outputs["pyramid"])
 
     def branch_maps(
         self, branch: Branch, pyramid: Mapping[str, tf.Tensor], boxes: tf.Tensor, class_ids: tf.Tensor
     ) -> tf.Tensor:
-        """Runs a branch on boxes of classes; see `RoIHeads.branch_maps`."""
+        """Runs a branch on detected boxes, for test-time augmentation.
+
+        Args:
+            branch: One of `branches`.
+            pyramid: Level name -> (B, h, w, C).
+            boxes: (B, D, 4) yxyx in pixels of the network's input.
+            class_ids: (B, D) int32, -1 for padding.
+
+        Returns:
+            Masks or heatmaps of the detected classes, (B, D, S, S, ...).
+        """
         return self.roi_heads.branch_maps(branch, pyramid, boxes, class_ids)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaskRCNN(FasterRCNN):
-    """Mask R-CNN (https://arxiv.org/abs/1703.06870): a `FasterRCNN` whose `roi_heads` have a `MaskBranch` by default.
+    """Detects objects and masks by Mask R-CNN (https://arxiv.org/abs/1703.06870).
+
+    It is a `FasterRCNN` whose `roi_heads` have a `MaskBranch` by default.
 
     Args:
         num_classes: K, number of classes without background.
@@ -198,7 +246,9 @@ class MaskRCNN(FasterRCNN):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class KeypointRCNN(FasterRCNN):
-    """Keypoint R-CNN (Mask R-CNN, section 5): a `FasterRCNN` whose `roi_heads` have a `KeypointBranch` by default.
+    """Detects objects and keypoints by Keypoint R-CNN (Mask R-CNN, section 5).
+
+    It is a `FasterRCNN` whose `roi_heads` have a `KeypointBranch` by default.
 
     Args:
         num_classes: K, number of classes without background; 1 for people.

@@ -1,4 +1,4 @@
-"""RetinaNet."""
+"""Defines RetinaNet."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,12 +30,12 @@ class RetinaNet(ConfigFromInit, Detector):
         backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `ResNet(50)`.
         neck: Layer from features to a pyramid. By default an FPN with P6 and P7 made from C5.
         anchors: Anchors of the neck's levels. By default nine per cell.
-        coder: Translates between boxes and the deltas that the head predicts.
+        coder: Converts between boxes and the deltas that the head predicts. By default `DeltaCoder()`.
         head: Predicts class logits and box deltas. By default `RetinaNetHead()`, four convolutions without norm.
         matcher: Matches anchors to ground truth. By default `IoUMatcher(0.5, 0.4)`.
         class_loss: Classification loss. By default `FocalLoss()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=0)`, plain L1.
-        normalizer: Divides the losses. By default `LossNormalizer("ema", start=100)`.
+        normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=100)`.
         postprocessing: Score threshold and NMS of detections. By default `Postprocessing()`.
         preprocessing: Resize rule and pixel statistics.
 
@@ -98,8 +98,9 @@ class RetinaNet(ConfigFromInit, Detector):
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, R_l, K), ``box_deltas``: level -> (B, R_l, 4), ``anchors``: level ->
-            (R_l, 4); R_l runs over rows, columns and a cell's anchors.
+            Three dicts by level name: ``class_logits`` (B, R_l, K); ``box_deltas`` (B, R_l, 4) as (dy, dx, dh, dw); and
+            ``anchors`` (R_l, 4) yxyx in pixels. R_l counts the anchors of the level: row by row, cell by cell, and
+            within a cell in the order of `AnchorGenerator.cell_anchors`.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         return {**self.head(pyramid, training=training), "anchors": anchors}
@@ -109,10 +110,12 @@ class RetinaNet(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M); no anchor learns from crowds.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are not
+                trained on.
 
         Returns:
-            Targets of each anchor, see `kerasdet.models.dense.matched_targets`.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) of each anchor, see
+            `kerasdet.models.dense.matched_targets`.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         return dense.matched_targets(self.matcher(anchors, batch), anchors, batch)
@@ -136,18 +139,23 @@ class RetinaNet(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of positives after a training step."""
+        """Updates the running mean of positives after a training step.
+
+        Args:
+            targets: Result of `compute_targets`.
+        """
         dense.update_running_mean(self, targets)
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into scored boxes, the best `pre_nms_top_k` of each level.
+        """Decodes the network's outputs into candidates: the `pre_nms_top_k` best pairs of box and class of each level.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, N, 4) in the coordinates of the network's input, ``scores`` (B, N), ``class_ids`` (B, N).
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N), and ``class_ids``
+            (B, N).
         """
         levels = []
         for level, logits in outputs["class_logits"].items():
@@ -160,15 +168,15 @@ class RetinaNet(ConfigFromInit, Detector):
         return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
 
     def decode_all(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into a box for every anchor, for runtimes that apply NMS themselves.
+        """Decodes a box for every anchor, for runtimes that apply NMS themselves; `pre_nms_top_k` is not used.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 where the
-            model would not take the pair of box and class. `pre_nms_top_k` plays no part.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
+            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
         """
         logits = dense.all_levels(outputs, "class_logits")  # (B, R, K)
         if not self.postprocessing.multi_label:
@@ -177,5 +185,14 @@ class RetinaNet(ConfigFromInit, Detector):
         return dense.filtered(self.postprocessing, boxes, tf.sigmoid(logits), None, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Suppresses candidates, the result of `decode`; see `Postprocessing.apply_nms`."""
+        """Applies NMS class by class.
+
+        Args:
+            candidates: Result of `decode`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
+        """
         return self.postprocessing.apply_nms(candidates, image_size)

@@ -1,4 +1,4 @@
-"""Implements the second stage of R-CNNs, which predicts classes, boxes and branches of proposed regions."""
+"""Implements the second stage of R-CNNs: it predicts classes, boxes, masks and keypoints of proposed regions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +21,7 @@ from kerasdet.ops.distribute import global_sum
 
 ADD_GT_AS_PROPOSALS = ("before_matching", "after_matching")
 
-_DETECTIONS = (  # names that no branch may take: those of detections, and of their exports
+_DETECTIONS = (  # names of detections and of their exports, which no branch may use
     *("boxes", "scores", "class_ids", "valid"),
     *("detection_boxes", "detection_scores", "detection_classes", "num_detections"),
 )
@@ -31,17 +31,19 @@ _DETECTIONS = (  # names that no branch may take: those of detections, and of th
 class RoIHeads(ConfigFromInit, keras.layers.Layer):
     """Predicts classes, boxes and the branches' outputs for proposed regions (Fast R-CNN and Mask R-CNN).
 
-    A user makes it without classes and channels, because model and neck know these. The model calls `attach`.
+    The constructor does not take the numbers of classes and channels: the model knows them and passes them to `attach`,
+    which creates the layers.
 
     Args:
-        pooler: Pools the features of a region; its `output_size` is the box head's.
+        pooler: Pools the features of a region; its `output_size` is the S of the box head.
         box_head: Layer from pooled features (N, S, S, C) to vectors (N, `out_channels`).
         branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
         matcher: Matches proposals to ground truth for training.
         sampler: Samples the regions to train on.
-        add_gt_as_proposals: When the objects join the proposals to train on: "before_matching", so that one of two
-            objects with the same box answers for both (detectron2, torchvision), or "after_matching", so that each
-            answers for itself and is no region that a low-quality match could take (mmdetection).
+        add_gt_as_proposals: When the ground-truth boxes are added to the proposals to train on. "before_matching":
+            they are matched like proposals, so of two objects with the same box one gets both (detectron2,
+            torchvision). "after_matching": each is matched to itself, and no low-quality match can use it
+            (mmdetection).
         coder: Encodes boxes relative to regions.
         box_loss: Loss of the boxes of positive regions, such as `SmoothL1Loss` or `GIoULoss`.
         class_agnostic: Whether a region has one box for all classes instead of one for each.
@@ -74,7 +76,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         super().__init__(**{"autocast": False, "name": "roi_heads", **kwargs})  # boxes stay float32 under every policy
         if add_gt_as_proposals not in ADD_GT_AS_PROPOSALS:
             raise UserError(
-                f"RoIHeads has no add_gt_as_proposals={add_gt_as_proposals!r}: choose 'before_matching' or "
+                f"RoIHeads.add_gt_as_proposals is {add_gt_as_proposals!r}: choose 'before_matching' or "
                 "'after_matching'."
             )
         self.pooler = pooler or RoIPooler()
@@ -108,8 +110,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         if self.built:
             if self._sizes != sizes:
                 raise UserError(
-                    f"These RoIHeads belong to a model with (num_classes, levels, channels) = {self._sizes} and cannot "
-                    f"serve one with {sizes}: make new RoIHeads for each model."
+                    f"These RoIHeads belong to a model with (num_classes, levels, channels) = {self._sizes}; the new "
+                    f"model has {sizes}. Make new RoIHeads for each model."
                 )
             return
         self._sizes = sizes
@@ -127,7 +129,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             freeze(self)
 
     def get_build_config(self) -> None:
-        """Returns None: Keras must not build loaded heads before their model attaches them."""
+        """Returns None, so that Keras does not build loaded heads before their model attaches them."""
         return None
 
     def select_regions(
@@ -137,17 +139,18 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         seed: int = 0,
         step: tf.Tensor | int = 0,
     ) -> dict[str, tf.Tensor]:
-        """Selects the regions to look at: all proposals or, given ground truth, a sample to train on.
+        """Selects the regions to predict for: all proposals or, given ground truth, a sample to train on.
 
         Args:
-            proposals: ``boxes`` (B, N, 4) and ``valid`` (B,), how many of the N are proposals.
-            ground_truth: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M).
+            proposals: Result of `RPN.propose`: ``boxes`` (B, N, 4) yxyx in pixels, and ``valid`` (B,), how many of the
+                N are proposals and not padding.
+            ground_truth: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
             seed: Seed of the sampling.
             step: () integer, the training step.
 
         Returns:
-            ``rois`` (B, P, 4) and ``roi_valid`` (B, P) bool. With ground truth also ``matched_gt`` (B, P) int32 from
-            the matcher; an image's positive regions come first.
+            A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. With ground
+            truth also ``matched_gt`` (B, P) int32 from the matcher. An image's positive regions come first.
         """
         rois = tf.stop_gradient(proposals["boxes"])
         valid = tf.sequence_mask(proposals["valid"], tf.shape(rois)[1])
@@ -184,8 +187,9 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            The regions, ``class_logits`` (B, P, K + 1) with the background last, and ``box_deltas`` (B, P, K or 1, 4).
-            If the regions are a sample to train on, also each branch's logits under its name.
+            A dict of the entries of `regions`, ``class_logits`` (B, P, K + 1) with the background last, and
+            ``box_deltas`` (B, P, K, 4) as (dy, dx, dh, dw), or (B, P, 1, 4) if `class_agnostic`. If the regions are a
+            sample to train on, also the logits of each branch under the branch's name.
         """
         rois = regions["rois"]
         batch, count = tf.unstack(tf.shape(rois)[:2])
@@ -208,12 +212,12 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         """Pools the features of regions for a branch or, by default, for the box head.
 
         Args:
-            pyramid: level -> (B, h, w, C).
-            rois: (B, P, 4).
-            branch: One of `branches`.
+            pyramid: Level name -> (B, h, w, C).
+            rois: (B, P, 4) yxyx in pixels of the network's input.
+            branch: One of `branches`, or None for the box head.
 
         Returns:
-            (B * P, S, S, C).
+            (B * P, S, S, C) pooled features.
         """
         _, levels, _ = self._sizes
         return self.pooler({level: pyramid[level] for level in levels}, rois, branch.pool_size if branch else None)
@@ -225,12 +229,12 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Args:
             branch: One of `branches`.
-            pyramid: level -> (B, h, w, C).
-            boxes: (B, D, 4).
+            pyramid: Level name -> (B, h, w, C).
+            boxes: (B, D, 4) yxyx in pixels of the network's input.
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            Masks or heatmaps (B, D, S, S, ...).
+            Masks or heatmaps of the detected classes, (B, D, S, S, ...).
         """
         return branch.select_class_maps(branch(self.pool(pyramid, boxes, branch), training=False), class_ids)
 
@@ -252,11 +256,12 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Args:
             outputs: Result of `call` on a sample to train on.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M) and the target keys of the branches.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and the `target_key` of each branch.
 
         Returns:
-            ``class_ids`` (B, P), K for background; ``boxes`` (B, P, 4), the region itself where it has no object;
-            ``positive`` and ``sampled`` (B, P) bool; each branch's targets under its name.
+            A dict of ``class_ids`` (B, P), K for background; ``boxes`` (B, P, 4) yxyx in pixels, which for regions
+            without an object are the regions themselves; ``positive`` and ``sampled`` (B, P) bool; and the targets of
+            each branch under the branch's name.
         """
         matched_gt, rois = outputs["matched_gt"], outputs["rois"]
         positive = matched_gt >= 0
@@ -277,7 +282,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             targets: Result of `compute_targets`.
 
         Returns:
-            A scalar for each of `loss_names`.
+            A dict with a scalar for each of `loss_names`.
         """
         sampled = tf.cast(targets["sampled"], float_dtype())
         count = tf.maximum(global_sum(tf.reduce_sum(sampled)), 1.0)
@@ -303,11 +308,11 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Args:
             outputs: Result of `call` on all proposals.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, P * K, 4), ``scores`` (B, P * K) with 0 for boxes that are too small or padding, and
-            ``class_ids`` (B, P * K).
+            A dict of ``boxes`` (B, P * K, 4) yxyx in pixels of the network's input, ``scores`` (B, P * K) with 0 for
+            boxes that are too small or padding, and ``class_ids`` (B, P * K).
         """
         scores = tf.nn.softmax(outputs["class_logits"])[..., : self.num_classes]  # (B, P, K)
         boxes = self.coder.decode(outputs["box_deltas"], outputs["rois"][:, :, None])  # (B, P, K or 1, 4)
@@ -326,14 +331,15 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     ) -> dict[str, tf.Tensor]:
         """Adds the outputs of the branches to detections.
 
-        The branches run on no more regions than the image with the most detections has, unless shapes are static.
+        To save time, the branches run only on as many boxes per image as the image with the most detections has; with
+        static shapes they run on all D.
 
         Args:
-            detections: ``boxes`` (B, D, 4), ``class_ids`` (B, D) and ``valid`` (B,).
-            pyramid: level -> (B, h, w, C).
+            detections: Padded detections: ``boxes`` (B, D, 4), ``class_ids`` (B, D) and ``valid`` (B,).
+            pyramid: Level name -> (B, h, w, C).
 
         Returns:
-            `detections` and the branches' outputs, each (B, D, ...), zero for padding.
+            The padded detections with the branches' outputs, each (B, D, ...), zero for padding.
         """
         found = dict(detections)
         most = padded = self.postprocessing.max_detections
@@ -353,13 +359,17 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 def _checked_branches(branches):
     """Returns branches as a list; raises a UserError if one is incomplete or two overwrite each other's outputs."""
     if isinstance(branches, Branch):
-        raise UserError(f"RoIHeads.branches is a {type(branches).__name__}: give a list, even of a single branch.")
+        raise UserError(f"RoIHeads.branches is a {type(branches).__name__}: give a list, also for a single branch.")
     branches = list(branches)
     for branch in branches:
         if isinstance(branch, type):
-            raise UserError(f"RoIHeads.branches has the class {branch.__name__}: give an object, {branch.__name__}().")
+            raise UserError(
+                f"RoIHeads.branches contains the class {branch.__name__}: give an object, {branch.__name__}()."
+            )
         if not isinstance(branch, Branch):
-            raise UserError(f"RoIHeads.branches has {branch!r}: give objects of subclasses of kerasdet.models.Branch.")
+            raise UserError(
+                f"RoIHeads.branches contains {branch!r}: give objects of subclasses of kerasdet.models.Branch."
+            )
         for attribute in ("target_key", "loss_names", "output_names"):
             value = getattr(branch, attribute, None)
             if not (isinstance(value, str) if attribute == "target_key" else isinstance(value, list | tuple)):
@@ -367,17 +377,20 @@ def _checked_branches(branches):
                 raise UserError(f"{type(branch).__name__}.{attribute} is {value!r}: define it in the class, {kind}.")
     for names in ([branch.name for branch in branches], [name for branch in branches for name in branch.loss_names]):
         if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"Two branches have the name or loss {', '.join(sorted(twice))}: give one of each kind.")
+            raise UserError(
+                f"RoIHeads.branches has two branches with the name or loss {', '.join(sorted(twice))}: give one branch "
+                "of each kind."
+            )
     taken = {*_DETECTIONS}
     for branch in branches:
         if branch.rescaling not in RESCALINGS:
             raise UserError(
-                f"{type(branch).__name__} has the rescaling {branch.rescaling!r}: choose {' or '.join(RESCALINGS)}."
+                f"{type(branch).__name__}.rescaling is {branch.rescaling!r}: choose {' or '.join(RESCALINGS)}."
             )
         for name, output in branch.outputs.items():
             if {name, output.export_name} & taken:
                 raise UserError(
-                    f"Two outputs have the name {name}, or {output.export_name} in exports: rename the one of "
+                    f"Two outputs have the name {name}, or {output.export_name} in exports: rename the output of "
                     f"{type(branch).__name__} in its output_names or export_names."
                 )
             taken |= {name, output.export_name}
@@ -389,8 +402,8 @@ def _check_names(branch, method, result, attribute):
     stated = getattr(branch, attribute)
     if set(result) != set(stated):
         raise UserError(
-            f"{type(branch).__name__}.{method} returns {', '.join(result) or 'nothing'}, and its {attribute} are "
-            f"{', '.join(stated) or 'none'}: give both the same names."
+            f"{type(branch).__name__}.{method} returns {', '.join(result) or 'nothing'}, but {attribute} is "
+            f"{', '.join(stated) or 'empty'}: give both the same names."
         )
 
 
@@ -401,5 +414,5 @@ def _check_outputs(branch, outputs):
         if branch.rescaling == "positions" and value.shape[-1] != 3:
             raise UserError(
                 f"{name} of {type(branch).__name__} has the shape {tuple(value.shape)}, but rescaling 'positions' "
-                "needs (B, D, ..., 3) with (y, x, score): return these, or set rescaling to 'boxes_relative'."
+                "needs (B, D, ..., 3) with (y, x, score): return that shape, or set rescaling to 'boxes_relative'."
             )

@@ -1,4 +1,4 @@
-"""Implements the first stage of R-CNNs, which proposes regions, and a class-agnostic detector made of it alone."""
+"""Implements the region proposal network (RPN), the first stage of R-CNNs, and a detector that has only this stage."""
 
 from collections.abc import Mapping
 
@@ -27,23 +27,35 @@ NORMALIZERS = ("fixed", "sampled", "image_sum")
 
 
 def default_anchors() -> AnchorGenerator:
-    """Returns anchors of one size for each level, 32 pixels on p2 to 512 on p6."""
+    """Makes the default anchors of R-CNNs: one size for each level, from 32 pixels on p2 to 512 on p6.
+
+    Returns:
+        The anchor generator.
+    """
     return AnchorGenerator(sizes=[[2**i] for i in range(5, 10)], levels=FPN_LEVELS)
 
 
 def default_neck() -> FPN:
-    """Returns an FPN with p2 to p5, and p6 pooled from p5."""
+    """Makes the default neck of R-CNNs: an FPN with p2 to p5, and p6 pooled from p5.
+
+    Returns:
+        The layer.
+    """
     return FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop())
 
 
 def default_backbone() -> ResNet:
-    """Returns a ResNet-50 with c2 to c5; all its layers train."""
+    """Makes the default backbone of R-CNNs: a ResNet-50 with c2 to c5, random weights and no frozen layers.
+
+    Returns:
+        The Keras model.
+    """
     return ResNet(50, out_features=("c2", "c3", "c4", "c5"))
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ProposalSelection(ConfigFromInit):
-    """Selects an image's proposals among all anchors: the best of each level, then non-maximum suppression (NMS).
+    """Selects proposals from the predicted boxes: the best of each level, then non-maximum suppression (NMS).
 
     Args:
         pre_nms_top_k: Maximum number of candidates per level before NMS, in inference.
@@ -51,7 +63,8 @@ class ProposalSelection(ConfigFromInit):
         train_pre_nms_top_k: Maximum number of candidates per level before NMS, in training.
         train_post_nms_top_k: Maximum number of proposals per image in training.
         nms_threshold: Boxes of a level that overlap a better one by more than this IoU are dropped. In [0, 1].
-        min_size: Boxes with a side below this many pixels are dropped before NMS; empty boxes always are.
+        min_size: Boxes with a side below this many pixels are dropped before NMS. Empty boxes are always dropped.
+        score_threshold: Boxes with an objectness below this probability are dropped before NMS. In [0, 1].
     """
 
     def __init__(
@@ -62,6 +75,7 @@ class ProposalSelection(ConfigFromInit):
         train_post_nms_top_k: int = 1000,
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
+        score_threshold: float = 0.0,
     ):
         check_positive(
             "ProposalSelection",
@@ -78,10 +92,11 @@ class ProposalSelection(ConfigFromInit):
         self.train_post_nms_top_k = train_post_nms_top_k
         self.nms_threshold = nms_threshold
         self.min_size = min_size
+        self.score_threshold = score_threshold
 
     @property
     def max_detections(self) -> int:
-        """D of a `ProposalNetwork`, the maximum number of proposals per image in inference."""
+        """Maximum number of proposals per image in inference: the D of a `ProposalNetwork`'s detections."""
         return self.post_nms_top_k
 
     def decode(
@@ -91,13 +106,13 @@ class ProposalSelection(ConfigFromInit):
 
         Args:
             outputs: Result of `RPN.call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
             coder: Box coder of the RPN.
             training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
-            ``boxes`` (B, N, 4), ``logits`` (B, N) with minus infinity for boxes that are too small, and ``level_ids``
-            (B, N).
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N) with minus infinity for boxes that are
+            dropped, and ``level_ids`` (B, N), the index of each box's pyramid level.
         """
         top_k = self.train_pre_nms_top_k if training else self.pre_nms_top_k
         boxes, logits, level_ids = [], [], []
@@ -110,19 +125,21 @@ class ProposalSelection(ConfigFromInit):
         boxes = box_ops.clip(tf.concat(boxes, 1), image_size)  # (B, N, 4)
         size = boxes[..., 2:] - boxes[..., :2]
         large = tf.reduce_all((size > 0) & (size >= self.min_size), -1)
-        logits = tf.where(large, tf.concat(logits, 1), -float("inf"))
+        logits = tf.concat(logits, 1)
+        keep = large & (tf.sigmoid(logits) >= self.score_threshold) if self.score_threshold > 0 else large
+        logits = tf.where(keep, logits, -float("inf"))
         return {"boxes": boxes, "logits": logits, "level_ids": tf.concat(level_ids, 1)}
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        """Suppresses candidates level by level.
+        """Applies NMS level by level, and keeps the best boxes of all levels.
 
         Args:
             candidates: Result of `decode`.
-            training: Whether to keep as many as in training.
+            training: Whether to use `train_post_nms_top_k` instead of `post_nms_top_k`.
 
         Returns:
-            ``boxes`` (B, P, 4), ``logits`` (B, P) descending, and ``valid`` (B,), how many of the P are proposals. The
-            rest is zero.
+            A dict of ``boxes`` (B, P, 4) yxyx in pixels, ``logits`` (B, P) descending, and ``valid`` (B,), how many of
+            the P are proposals. The rest is padding, zeros.
         """
         boxes, logits = candidates["boxes"], candidates["logits"]
         indices, valid = nms(
@@ -143,7 +160,7 @@ class ProposalSelection(ConfigFromInit):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RPN(ConfigFromInit, keras.layers.Layer):
-    """Region proposal network: predicts for each anchor whether it holds an object, and its box (arXiv 1506.01497).
+    """Proposes regions: predicts for each anchor whether it holds an object, and its box (arXiv 1506.01497).
 
     Args:
         anchors: Anchors over all levels of the neck.
@@ -152,12 +169,12 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         matcher: Matches anchors to ground truth for training.
         sampler: Samples the anchors to train on.
         box_loss: Loss of the boxes of positive anchors, such as `SmoothL1Loss` or `GIoULoss`.
-        normalizer: Divisor of both losses: "fixed" for the sampler's `samples_per_image` times the number of images
-            (detectron2), "sampled" for the number of sampled anchors (torchvision), "image_sum" for the sum of each
-            image's sampled positives and negatives, at least one of each (mmdetection). Replicas count theirs together.
-        straddle_threshold: Anchors that pass the image border by this many pixels or more are not trained on; None
+        normalizer: Divisor of both losses, counted over all replicas. "fixed": the sampler's `samples_per_image` times
+            the number of images (detectron2). "sampled": the number of sampled anchors (torchvision). "image_sum": the
+            sum over images of the sampled positives and negatives, counting at least one of each (mmdetection).
+        straddle_threshold: Anchors that reach this many pixels or more beyond the image border are not trained on. None
             trains on all.
-        proposals: Selects proposals among all anchors.
+        proposals: Selects the proposals from the predicted boxes.
 
     Raises:
         UserError: If `normalizer` is unknown.
@@ -179,7 +196,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     ):
         super().__init__(**{"autocast": False, "name": "rpn", **kwargs})
         if normalizer not in NORMALIZERS:
-            raise UserError(f"RPN has no normalizer {normalizer!r}: choose one of {', '.join(map(repr, NORMALIZERS))}.")
+            raise UserError(f"RPN.normalizer is {normalizer!r}: choose one of {', '.join(map(repr, NORMALIZERS))}.")
         self.anchors = anchors or default_anchors()
         self.coder = coder or DeltaCoder()
         self.num_convs = num_convs
@@ -199,12 +216,12 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         """Predicts for every anchor.
 
         Args:
-            pyramid: level -> (B, h, w, C).
-            image: (B, H, W, 3), padded; anchors depend on its size only.
+            pyramid: Level name -> (B, h, w, C).
+            image: (B, H, W, 3), the padded network input. Only its height and width are used, to lay out the anchors.
 
         Returns:
-            ``objectness``: level -> (B, R_l) logits, ``box_deltas``: level -> (B, R_l, 4), ``anchors``: level ->
-            (R_l, 4).
+            Three dicts by level name, R_l anchors on level l: ``objectness`` (B, R_l) logits, ``box_deltas``
+            (B, R_l, 4) as (dy, dx, dh, dw), and ``anchors`` (R_l, 4) yxyx in pixels.
         """
         pyramid = {level: pyramid[level] for level in self.anchors.levels}
         grids = {level: tuple(tf.unstack(tf.shape(x)[1:3])) for level, x in pyramid.items()}
@@ -219,20 +236,22 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             training: Whether to use the `train_*` limits of `ProposalSelection`.
 
         Returns:
-            ``boxes`` (B, P, 4), ``logits`` (B, P) by descending value, and ``valid`` (B,), the number of proposals.
+            A dict of ``boxes`` (B, P, 4) yxyx in pixels of the network's input, ``logits`` (B, P) descending, and
+            ``valid`` (B,), how many of the P are proposals and not padding.
         """
         candidates = self.proposals.decode(outputs, image_size, self.coder, training)
         return self.proposals.apply_nms(candidates, training)
 
     def match(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Matches anchors to ground truth, and ignores those that pass the image border too far.
+        """Matches anchors to ground truth, and ignores anchors that reach too far beyond the image border.
 
         Args:
-            anchors: (R, 4).
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size`` (B, 2).
+            anchors: (R, 4) yxyx in pixels.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
+                (B, 2).
 
         Returns:
-            matched_gt (B, R) int32, see `kerasdet.geometry.matching`.
+            (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         matched_gt = self.matcher(anchors, batch)
         if self.straddle_threshold is None:
@@ -245,17 +264,18 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     def compute_targets(
         self, outputs: Mapping, batch: Mapping[str, tf.Tensor], seed: int, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Samples anchors and computes their targets, for objects of any class.
+        """Samples anchors to train on and computes their targets. The classes of objects are not used.
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size`` (B, 2).
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
+                (B, 2).
             seed: Seed of the sampling.
             step: () integer, the training step.
 
         Returns:
-            ``positive`` and ``negative`` (B, R) bool, the anchors to train on; ``boxes`` (B, R, 4), the anchor itself
-            where it has no object.
+            A dict of ``positive`` and ``negative`` (B, R) bool, the sampled anchors, and ``boxes`` (B, R, 4) yxyx in
+            pixels, which for anchors without an object are the anchors themselves.
         """
         anchors = tf.concat(list(outputs["anchors"].values()), 0)  # (R, 4)
         matched_gt = self.match(anchors, batch)
@@ -272,7 +292,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             targets: Result of `compute_targets`.
 
         Returns:
-            ``rpn_class_loss`` and ``rpn_box_loss``, ().
+            A dict of ``rpn_class_loss`` and ``rpn_box_loss``, () each.
         """
         anchors = tf.concat(list(outputs["anchors"].values()), 0)  # (R, 4)
         logits = tf.concat(list(outputs["objectness"].values()), 1)  # (B, R)
@@ -293,10 +313,10 @@ class RPN(ConfigFromInit, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ProposalNetwork(ConfigFromInit, Detector):
-    """Detects objects of one unnamed kind with a region proposal network alone.
+    """Detects objects without telling their class, with a region proposal network alone.
 
     Args:
-        backbone: Keras model from images to features; the default is a ResNet-50 of random weights.
+        backbone: Keras model from images to features; the default is a ResNet-50 with random weights.
         neck: Layer from features to a pyramid; the default is an FPN with p2 to p6.
         rpn: Predicts objects and selects the proposals.
         preprocessing: Resize rule and pixel statistics.
@@ -304,7 +324,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
 
     Raises:
         TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature of the neck, or the neck a level of the anchors.
+        ValueError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
     """
 
     num_classes = None  # class-agnostic: it trains on objects of any class
@@ -332,7 +352,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
 
     @property
     def postprocessing(self) -> ProposalSelection:
-        """The selection of proposals, which are the detections of this model; it has no score threshold."""
+        """The selection of proposals, which has no score threshold. The proposals are this model's detections."""
         return self.rpn.proposals
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
@@ -343,7 +363,8 @@ class ProposalNetwork(ConfigFromInit, Detector):
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            See `RPN.call`.
+            The result of `RPN.call`: dicts by level name of ``objectness`` (B, R_l), ``box_deltas`` (B, R_l, 4) and
+            ``anchors`` (R_l, 4).
         """
         image, image_size = unpack_inputs(inputs)
         features = self.backbone(self.preprocessing.normalize(image, image_size), training=training)
@@ -354,10 +375,11 @@ class ProposalNetwork(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size`` (B, 2).
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
+                (B, 2).
 
         Returns:
-            ``positive``, ``negative`` and ``boxes``, as `RPN.compute_targets` describes.
+            A dict of ``positive`` and ``negative`` (B, R) bool and ``boxes`` (B, R, 4), see `RPN.compute_targets`.
         """
         return self.rpn.compute_targets(outputs, batch, self.seed, self.step)
 
@@ -374,23 +396,36 @@ class ProposalNetwork(ConfigFromInit, Detector):
         return self.rpn.compute_losses(outputs, targets)
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Counts the training steps, which the sampling depends on."""
+        """Counts the training steps; the sampling of anchors depends on the step.
+
+        Args:
+            targets: Result of `compute_targets`.
+        """
         self.step.assign_add(1)
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Decodes the best boxes of each level; see `ProposalSelection.decode`."""
+        """Decodes the best boxes of each level, clipped to the image.
+
+        Args:
+            outputs: Result of `call`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N) and ``level_ids`` (B, N), see
+            `ProposalSelection.decode`.
+        """
         return self.rpn.proposals.decode(outputs, image_size, self.rpn.coder)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Suppresses candidates level by level.
+        """Applies NMS level by level.
 
         Args:
             candidates: Result of `decode`.
-            image_size: (B, 2) int32; unused, as candidates are clipped.
+            image_size: (B, 2) int32. Not used, because `decode` has clipped the boxes.
 
         Returns:
-            Padded detections, all of class 0: ``boxes`` (B, D, 4), ``scores`` (B, D), ``class_ids`` (B, D) with -1 for
-            padding, and ``valid`` (B,).
+            Padded detections of class 0: a dict of ``boxes`` (B, D, 4) yxyx in pixels, ``scores`` (B, D) descending,
+            ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
         """
         proposals = self.rpn.proposals.apply_nms(candidates)
         valid = tf.sequence_mask(proposals["valid"], self.postprocessing.max_detections)
@@ -405,18 +440,22 @@ class ProposalNetwork(ConfigFromInit, Detector):
 def build_pyramid(backbone: keras.Model, neck: keras.layers.Layer, rpn: RPN) -> None:
     """Checks that backbone, neck and RPN fit together, and creates the variables of neck and RPN.
 
+    Args:
+        backbone: Model that follows the protocol `kerasdet.layers.backbone.Backbone`.
+        neck: Layer from features to a pyramid, such as an `FPN`.
+        rpn: Region proposal network.
+
     Raises:
         TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature of the neck, or the neck a level of the anchors.
+        ValueError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
     """
     check_backbone(backbone, neck)
     if not neck.built:
         neck.build({name: (None, None, None, channels) for name, channels in backbone.channels.items()})
     if missing := [level for level in rpn.anchors.levels if level not in neck.levels]:
         raise UserError(
-            f"The RPN has anchors for {', '.join(missing)}, which the neck does not make: it makes "
-            f"{', '.join(neck.levels)}. Give RPN(anchors=AnchorGenerator(sizes, levels={tuple(neck.levels)})), with "
-            "sizes for each of these levels."
+            f"The RPN has anchors for {', '.join(missing)}, but the neck makes only {', '.join(neck.levels)}: give "
+            f"RPN(anchors=AnchorGenerator(sizes, levels={tuple(neck.levels)})), with sizes for each of these levels."
         )
     if not rpn.built:
         rpn.build((None, None, None, neck.channels))

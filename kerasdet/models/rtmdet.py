@@ -1,4 +1,4 @@
-"""RTMDet and RTMDet-Ins (https://arxiv.org/abs/2212.07784)."""
+"""Defines RTMDet and RTMDet-Ins (https://arxiv.org/abs/2212.07784)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -41,7 +41,7 @@ class RTMDet(ConfigFromInit, Detector):
 
     The defaults are those of mmdetection's RTMDet-l. A point is the upper left corner of a cell. By default images are
     letterboxed: they are padded to a square with grey pixels that the network sees as part of the image. Boxes may
-    therefore end outside of the image, as in mmdetection.
+    therefore reach beyond the image, like in mmdetection.
 
     Args:
         num_classes: K, number of classes without background.
@@ -49,15 +49,15 @@ class RTMDet(ConfigFromInit, Detector):
         backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `CSPNeXt()`.
         neck: Layer from features to a pyramid. By default `CSPNeXtPAFPN()`.
         anchors: One square per cell. By default `point_squares` of the neck's levels with an offset of 0.
-        coder: Translates between boxes and the distances that the head predicts. By default
-            `DistanceCoder(activation="exp")`; RTMDet-tiny and -s have the activation "linear".
+        coder: Converts between boxes and the distances that the head predicts. By default
+            `DistanceCoder(activation="exp")`. RTMDet-tiny and RTMDet-s have the activation "linear".
         head: Predicts class logits and distances. By default `RTMDetHead()`.
         matcher: Matches points to ground truth. By default `DynamicSoftLabelAssigner()`.
         class_loss: Classification loss with soft targets. By default `QualityFocalLoss()`.
         box_loss: Box loss, `GIoULoss` or `IoULoss`. By default `GIoULoss(weight=2)`.
-        branches: Further predictions for each point: `DynamicMaskBranch` or none.
-        postprocessing: Score threshold and NMS of detections. By default mmdetection's: a score of 0.001, 30,000
-            candidates per level, an IoU of 0.65, and 300 detections.
+        branches: Further predictions for each point: ``[DynamicMaskBranch()]`` for masks, or an empty list.
+        postprocessing: Score threshold and NMS of detections. By default mmdetection's: a score threshold of 0.001,
+            30,000 candidates per level, an IoU threshold of 0.65, and 300 detections.
         preprocessing: Resize rule and pixel statistics. By default mmdetection's letterbox of 640 pixels.
 
     Raises:
@@ -120,7 +120,7 @@ class RTMDet(ConfigFromInit, Detector):
 
     @property
     def supports_decode_all(self) -> bool:
-        """Whether `decode_all` gives all that the model predicts: it leaves out the branches."""
+        """Whether `decode_all` returns all that the model predicts: false for models with branches, such as masks."""
         return not self.branches
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
@@ -131,8 +131,9 @@ class RTMDet(ConfigFromInit, Detector):
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            ``class_logits``: level -> (B, R_l, K), ``box_distances``: level -> (B, R_l, 4), ``anchors``: level ->
-            (R_l, 4), the points' squares; R_l runs over rows and columns; and each branch's outputs under its name.
+            Three dicts by level name: ``class_logits`` (B, R_l, K); ``box_distances`` (B, R_l, 4) as (t, l, b, r); and
+            ``anchors`` (R_l, 4), the points' squares, yxyx in pixels. R_l counts the cells of the level, row by row.
+            Then the outputs of each branch under the branch's name.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         outputs = self.head(pyramid, training=training)
@@ -141,7 +142,14 @@ class RTMDet(ConfigFromInit, Detector):
         return {**outputs, "box_distances": distances, "anchors": anchors, **branches}
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Predicts for a training batch.
+        """Runs the model for its losses.
+
+        Args:
+            batch: Training batch; see `kerasdet.models.batch.training_batch`.
+            training: Whether norms use the statistics of the batch.
+
+        Returns:
+            The result of `call`.
 
         Raises:
             UserError: If the batch lacks the ground truth of a branch.
@@ -151,16 +159,17 @@ class RTMDet(ConfigFromInit, Detector):
         return super().forward(batch, training)
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict:
-        """Matches points to ground truth by what the network predicts at them.
+        """Matches points to ground truth by the classes and boxes that the network predicts at the points.
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4), ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size`` (B, 2), and the
-                target keys of the branches; no point learns from crowds.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
+                (B, 2), and the `target_key` of each branch. Crowds are not trained on.
 
         Returns:
-            Targets of each point, see `kerasdet.models.dense.matched_targets`; ``soft_labels`` (B, R), the IoU of each
-            matched point's predicted box with its object; and each branch's targets under its name.
+            A dict of ``matched_gt``, ``class_ids`` and ``boxes`` of each point, see
+            `kerasdet.models.dense.matched_targets`; ``soft_labels`` (B, R), the IoU of each matched point's predicted
+            box with its object; and the targets of each branch under the branch's name.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         boxes = self.coder.decode(dense.all_levels(outputs, "box_distances"), anchors)  # (B, R, 4)
@@ -198,15 +207,16 @@ class RTMDet(ConfigFromInit, Detector):
         return losses
 
     def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into scored boxes, the best `pre_nms_top_k` of each level.
+        """Decodes the network's outputs into candidates: the `pre_nms_top_k` best pairs of box and class of each level.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, N, 4) in the coordinates of the network's input, ``scores`` (B, N) with 0 for candidates at or
-            below the threshold, ``class_ids`` (B, N), and ``points`` (B, N), the index of each one's point.
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input; ``scores`` (B, N), 0 for candidates at
+            or below the threshold; ``class_ids`` (B, N); and ``points`` (B, N), the index of the point that predicts
+            the candidate.
         """
         levels, first = [], 0
         for level, anchors in outputs["anchors"].items():
@@ -221,15 +231,15 @@ class RTMDet(ConfigFromInit, Detector):
         return {name: tf.concat([level[name] for level in levels], 1) for name in levels[0]}
 
     def decode_all(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into a box for every point, for runtimes that apply NMS themselves.
+        """Decodes a box for every point, for runtimes that apply NMS themselves; `pre_nms_top_k` is not used.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 where the
-            model would not take the pair of box and class. `pre_nms_top_k` plays no part.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
+            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
         """
         logits = dense.all_levels(outputs, "class_logits")
         scores = tf.sigmoid(logits if self.postprocessing.multi_label else best_class_only(logits))
@@ -237,20 +247,29 @@ class RTMDet(ConfigFromInit, Detector):
         return dense.filtered(self.postprocessing, boxes, scores, None, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Suppresses candidates, the result of `decode`; see `Postprocessing.apply_nms`."""
+        """Applies NMS class by class.
+
+        Args:
+            candidates: Result of `decode`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
+        """
         detections = self.postprocessing.apply_nms(candidates, image_size)
         return {name: value for name, value in detections.items() if name != "points"}
 
     def postprocess(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Turns outputs into detections, with the outputs of the branches for these.
+        """Turns the network's outputs into padded detections, with masks if the model has a mask branch.
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            Padded detections in the coordinates of the network's input: ``boxes`` (B, D, 4), ``scores`` (B, D),
-            ``class_ids`` (B, D) with -1 for padding, ``valid`` (B,), and the outputs of the branches.
+            Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
+            descending, ``class_ids`` (B, D) with -1 for padding, ``valid`` (B,), and the outputs of the branches.
         """
         detections = self.postprocessing.apply_nms(self.decode(outputs, image_size), image_size)
         points, anchors = detections.pop("points"), dense.all_levels(outputs, "anchors")
@@ -259,24 +278,32 @@ class RTMDet(ConfigFromInit, Detector):
         return detections
 
     def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> dict:
-        """Returns what `branch_maps` reads: the outputs if there are branches, and the sizes of the images."""
+        """Collects the inputs of `branch_maps`, for test-time augmentation.
+
+        Args:
+            outputs: Result of `call`.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+
+        Returns:
+            A dict of the outputs, if there are branches, and ``image_size``.
+        """
         return {**outputs, "image_size": image_size} if self.branches else {}
 
     def branch_maps(
         self, branch: DynamicMaskBranch, inputs: Mapping, boxes: tf.Tensor, class_ids: tf.Tensor
     ) -> tf.Tensor:
-        """Runs a branch on boxes of classes, for test-time augmentation.
+        """Computes a branch's outputs for detected boxes, for test-time augmentation.
 
-        Each box takes the output of the point that predicts it best: with the largest product of IoU and score.
+        Each box gets the output of the point whose prediction has the largest product of score and IoU with the box.
 
         Args:
             branch: One of `branches`.
             inputs: Result of `branch_inputs`.
-            boxes: (B, D, 4) in the coordinates of the network's input.
+            boxes: (B, D, 4) yxyx in pixels of the network's input.
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S).
+            (B, D, S, S) mask probabilities.
         """
         anchors = dense.all_levels(inputs, "anchors")  # (R, 4)
         decoded = self.coder.decode(dense.all_levels(inputs, "box_distances"), anchors)  # (B, R, 4)
@@ -288,15 +315,16 @@ class RTMDet(ConfigFromInit, Detector):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RTMDetIns(RTMDet):
-    """RTMDet-Ins: an `RTMDet` that also predicts instance masks, with a `DynamicMaskBranch`.
+    """Detects objects and instance masks: an `RTMDet` with a `DynamicMaskBranch`.
 
     Args:
         num_classes: K, number of classes without background.
-        coder: By default `DistanceCoder()`, whose distances are never negative.
-        head: By default `RTMDetHead(box_tower=False, box_bias=1)`, in which boxes share the classes' tower.
-        branches: By default one `DynamicMaskBranch()`.
-        postprocessing: By default mmdetection's: a score of 0.05, 1,000 candidates per level, an IoU of 0.6, and 100
-            detections.
+        coder: Converts between boxes and distances. By default `DistanceCoder()`, whose distances are never negative.
+        head: Predicts class logits and distances. By default `RTMDetHead(box_tower=False, box_bias=1)`, which predicts
+            classes and distances from one tower.
+        branches: Further predictions for each point. By default ``[DynamicMaskBranch()]``.
+        postprocessing: Score threshold and NMS of detections. By default mmdetection's: a score threshold of 0.05,
+            1,000 candidates per level, an IoU threshold of 0.6, and 100 detections.
         **kwargs: Arguments of `RTMDet`.
     """
 

@@ -1,4 +1,4 @@
-"""`Trainer`: the steps of `fit` and `evaluate` for a detector, on one device or on many replicas."""
+"""Defines `Trainer`: the steps of Keras' `fit` and `evaluate` for a detector, on one device or on many replicas."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import keras
 import tensorflow as tf
 
-from kerasdet.errors import UserError
 from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction, flatten_layers, inner_optimizer
 from kerasdet.keras_utils import float_dtype
-from kerasdet.ops.distribute import global_max, global_sum, local_reductions, local_replicas, num_replicas
+from kerasdet.models.batch import drop_padded_outputs, pad_empty_batch, pad_to_global_max, training_batch, unpack_batch
+from kerasdet.ops.distribute import global_sum, local_reductions, local_replicas, num_replicas
 
 
 class Trainer(SkipSymbolicBuild, keras.Model):
-    """Trains a model that defines `call`, `compute_targets` and `compute_losses`.
+    """Base class that trains a model; a subclass defines `call`, `compute_targets` and `compute_losses`.
 
     N replicas train exactly like one device with the same global batch: all images are padded to the largest one on any
     replica, loss normalisers count on all replicas, and gradients are summed before they are clipped.
@@ -37,7 +37,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         self.micro_batches = 1
         self.xla = False
         self.data_wait = 0.0
-        # In a namespace, because Keras tracks metrics that are attributes of a model: checkpoints would hold them.
+        # Stored in a namespace: Keras tracks metrics that are attributes of a model, and would save them.
         self._metric_state = SimpleNamespace(
             losses=[keras.metrics.Mean(name=name) for name in ("loss", *loss_names)],
             steps=[keras.metrics.Mean(name=name) for name in ("gradient_norm", "positives")],
@@ -46,24 +46,36 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """Means of the losses, the gradient norm and the number of positives, which Keras resets every epoch."""
+        """Running means of the losses, the gradient norm and the number of positives; Keras resets them every epoch."""
         return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
 
     def build_optimizer(self) -> None:
-        """Creates the variables of the optimizer; with `use_ema` it also averages the moving statistics of norms.
+        """Creates the variables of the optimizer. With `use_ema` they include averages of the norms' statistics.
 
-        The statistics are not trained. They are those of the trained weights, and do not fit the averaged ones.
+        The moving means and variances of norms are not trained, so Keras would not average them. Those of the trained
+        weights do not fit the averaged weights.
         """
         averages = getattr(inner_optimizer(self.optimizer), "use_ema", False)
         self.optimizer.build([*self.trainable_variables, *(moving_statistics(self) if averages else ())])
 
     def compile_from_config(self, config: dict) -> None:
-        """Compiles a loaded model; Keras calls this."""
+        """Compiles a loaded model; Keras calls this.
+
+        Args:
+            config: Result of `get_compile_config`.
+        """
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.build_optimizer()
 
     def train_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
-        """Trains on one batch and returns the running means by name."""
+        """Trains on one batch; Keras' `fit` calls this.
+
+        Args:
+            data: A training batch (see `training_batch`), or a tuple that starts with one.
+
+        Returns:
+            The running means of losses, gradient norm and positives by name.
+        """
         batch = pad_to_global_max(self._with_finite_pixels(self._with_valid_objects(training_batch(data))))
         gradients, losses, positives = self._accumulate_gradients(batch)
         gradients = global_sum(gradients)
@@ -78,7 +90,14 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return {**self._track(losses), **{mean.name: mean.result() for mean in self._metric_state.steps}}
 
     def test_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
-        """Computes the losses of one batch and returns their running means by name."""
+        """Computes the losses of one batch; Keras' `evaluate` calls this.
+
+        Args:
+            data: A training batch (see `training_batch`), or a tuple that starts with one.
+
+        Returns:
+            The running means of the losses by name.
+        """
         batch, is_real = pad_empty_batch(pad_to_global_max(self._with_valid_objects(training_batch(data))))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
@@ -86,7 +105,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return self._track(_with_total(self.compute_losses(outputs, targets)))
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Calls the model for its losses; two-stage models also pass themselves the ground truth.
+        """Runs the model for its losses. Two-stage models override the method to pass the ground truth to `call`.
 
         Args:
             batch: A training batch; see `training_batch`.
@@ -98,7 +117,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return self(batch, training=training)
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates state after a training step, such as a running loss normaliser; by default nothing.
+        """Updates state after a training step, such as the running mean of positives. Does nothing by default.
 
         Args:
             targets: The dict that `compute_targets` returned.
@@ -191,12 +210,20 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return tf.debugging.Assert(finite, message, summarize=64)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Builds the function that `fit` calls for each batch; `force` rebuilds an existing one."""
+        """Builds the function that `fit` calls for each batch; Keras calls this.
+
+        Args:
+            force: Whether to rebuild an existing function.
+        """
         if self.train_function is None or force:
             self.train_function = self._on_replicas(self.train_step, self._check_division, jit=self.xla)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Builds the function that `evaluate` calls for each batch; `force` rebuilds an existing one."""
+        """Builds the function that `evaluate` calls for each batch; Keras calls this.
+
+        Args:
+            force: Whether to rebuild an existing function.
+        """
         if self.test_function is None or force:
             self.test_function = self._on_replicas(self.test_step)
 
@@ -211,8 +238,8 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         if 0 in counts or any(count % self.micro_batches for count in counts):
             among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
             raise ValueError(
-                f"A training batch has {sum(counts)} images, which do not divide among {among}: drop the smaller last "
-                "batch of a dataset with batch(..., drop_remainder=True)."
+                f"A training batch has {sum(counts)} images, which cannot be divided evenly among {among}: drop the "
+                "smaller last batch of a dataset with batch(..., drop_remainder=True), or choose another batch size."
             )
 
     def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:
@@ -259,7 +286,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             batches: Training batches; see `training_batch`.
 
         Yields:
-            The losses of a batch by name, `loss` for their sum.
+            For each batch a dict of its losses by name, and of their sum as `loss`.
         """
 
         def step(batch):
@@ -274,15 +301,15 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def run_on_replicas(
         self, name: str, step: Callable[[Mapping], dict], batches: Iterable[Mapping]
     ) -> Iterator[tuple[Mapping, dict[str, tf.Tensor]]]:
-        """Runs a step on many batches separately; each replica of this process runs one at a time.
+        """Runs a function on many batches; each replica of this process runs it on one batch at a time.
 
         Args:
-            name: Key of the step in the cache of traced functions: a name belongs to one step.
-            step: Graph function of a batch that returns tensors by name.
+            name: Key of the function in the cache of traced functions. Use one name per function.
+            step: Function of a batch that returns a dict of tensors. It is traced into a graph.
             batches: Dicts of tensors.
 
         Yields:
-            Each batch and what the step returned for it, in the order of the batches.
+            Pairs of a batch and the result of `step` for it, in the order of the batches.
         """
         strategy = self.distribute_strategy
         count = local_replicas(strategy)
@@ -300,58 +327,19 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
 
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
-    """Lists the means and variances that batch norms update in training."""
-    norms = [layer for layer in flatten_layers(model) if hasattr(layer, "moving_mean") and layer.trainable]
-    norms = [norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")]  # kerasdet's have a mode
-    return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
-
-
-def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
-    """Casts a batch to the types that losses need, and fills in `is_crowd` and `image_size` if they are missing.
+    """Lists the moving means and variances that batch norms update in training.
 
     Args:
-        data: The batch as Keras passes it to a step: a dict with `image` (B, H, W, 3), `boxes` (B, M, 4) and
-            `class_ids` (B, M), or a tuple that starts with it. Without `is_crowd` (B, M) nothing is a crowd, without
-            `image_size` (B, 2) no image is padded.
+        model: A Keras model.
 
     Returns:
-        The batch as a dict.
-
-    Raises:
-        UserError: If the batch is not a dict.
-        ValueError: If an entry is missing.
+        The variables, in the order of the layers.
     """
-    batch = unpack_batch(data)
-    if not isinstance(batch, Mapping):
-        raise UserError(
-            f"A training batch is a {type(batch).__name__}, not a dict: instead of fit(x, y), give fit(batch) or a "
-            "dataset of batches, where batch = {'image': (B, H, W, 3), 'boxes': (B, M, 4), 'class_ids': (B, M)}."
-        )
-    batch = dict(batch)
-    if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
-        raise ValueError(
-            f"A training batch lacks {', '.join(missing)} and has {', '.join(batch)}: make batches with "
-            "kerasdet.data.pipeline.training_batches, or add the entries."
-        )
-    batch.setdefault("image_size", valid_size(batch))
-    batch.setdefault("is_crowd", tf.zeros_like(batch["class_ids"], tf.bool))
-    types = {"boxes": float_dtype(), "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
-    return {name: tf.cast(value, types[name]) if name in types else value for name, value in batch.items()}
-
-
-def unpack_batch(data: Mapping | tf.Tensor | tuple) -> Mapping | tf.Tensor:
-    """Returns the batch, which Keras passes bare from a dataset and inside a tuple from `train_on_batch`."""
-    return data[0] if isinstance(data, tuple) else data
-
-
-def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
-    """Returns the sizes without padding, (B, 2) int32, of a batch or of a bare image tensor."""
-    if isinstance(batch, Mapping):
-        if "image_size" in batch:
-            return batch["image_size"]
-        batch = batch["image"]
-    shape = tf.shape(batch)
-    return tf.broadcast_to(shape[1:3], [shape[0], 2])
+    norms = [layer for layer in flatten_layers(model) if hasattr(layer, "moving_mean") and layer.trainable]
+    norms = [
+        norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")
+    ]  # kerasdet's batch norms have a `mode`
+    return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
 
 
 def _assert_no_object(wrong, batch, message, values):
@@ -385,79 +373,15 @@ def _parts(batch, count):
     return [{name: values[index] for name, values in split.items()} for index in range(count)]
 
 
-def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Pads images to the largest height and width on any replica, as if all replicas' images were one batch.
-
-    Args:
-        batch: With `image` (B, H, W, 3).
-
-    Returns:
-        The batch with the padded images.
-    """
-    image = tf.convert_to_tensor(batch["image"])
-    if num_replicas() == 1 or image.shape[1:3].is_fully_defined():
-        return {**batch, "image": image}
-    size = tf.shape(image)[1:3]
-    missing = tf.pad(tf.stack([tf.zeros(2, tf.int32), global_max(size) - size], 1), [[1, 1], [0, 0]])
-    padded = tf.ensure_shape(tf.pad(image, missing), image.shape)
-    return {**batch, "image": padded}
-
-
-def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
-    """Replaces an empty batch by one black image without objects.
-
-    If the last batch of a dataset has fewer images than there are replicas, some replicas get an empty batch, on which
-    convolutions fail.
-
-    Args:
-        batch: A dict of tensors, or a bare image tensor (B, H, W, 3).
-
-    Returns:
-        The batch, and () int32: 1 for a real batch, 0 for the added image. `drop_padded_outputs` needs it. With one
-        replica it is None, because the batch is never empty.
-    """
-    if num_replicas() == 1:
-        return batch, None
-    batch = batch if isinstance(batch, Mapping) else {"image": batch}
-    is_real = tf.minimum(tf.shape(batch["image"])[0], 1)
-    filled = {}
-    for name, value in batch.items():
-        smallest = [1, 32, 32, 3] if name == "image" else [1] * value.shape.rank
-        missing = tf.maximum((1 - is_real) * smallest - tf.shape(value), 0)
-        nothing = tf.cast(-1 if name == "class_ids" else 0, value.dtype)
-        padded = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=nothing)
-        filled[name] = tf.ensure_shape(padded, [None, *value.shape[1:]])
-    return filled, is_real
-
-
-def drop_padded_outputs(outputs: Mapping | tf.Tensor, is_real: tf.Tensor | None) -> Mapping | tf.Tensor:
-    """Drops what a model computed for the image that `pad_empty_batch` added.
-
-    Args:
-        outputs: A tensor (B, ...) or a nested dict of them. Anchors stay, because they have no batch axis.
-        is_real: The second result of `pad_empty_batch`.
-
-    Returns:
-        The outputs, with B = 0 if the batch was empty.
-    """
-    if is_real is None:
-        return outputs
-    if isinstance(outputs, Mapping):
-        return {
-            name: value if name == "anchors" else drop_padded_outputs(value, is_real) for name, value in outputs.items()
-        }
-    return outputs[: is_real * tf.shape(outputs)[0]]
-
-
 def apply_reduced_gradients(
     optimizer: keras.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[keras.Variable]
 ) -> None:
-    """Takes an optimizer's step with gradients that are already summed over the replicas.
+    """Applies an optimizer's step to gradients that are already summed over the replicas.
 
     Args:
         optimizer: A Keras optimizer.
-        gradients: One for each variable, the same on all replicas.
-        variables: The variables to change.
+        gradients: One gradient per variable, the same on all replicas.
+        variables: The variables to update.
     """
     if num_replicas() > 1:
         disable_gradient_reduction(optimizer)

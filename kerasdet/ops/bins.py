@@ -1,4 +1,4 @@
-"""Finds the feature map cells in each bin of a region of interest, and sums over bins in bounded memory."""
+"""Lists the feature map cells in each bin of a region of interest, and computes rows in chunks to bound memory."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,8 @@ def cells_of_bins(y_counts: tf.Tensor, x_counts: tf.Tensor) -> tuple[tf.Tensor, 
         x_counts: (N, w) int32. Number of feature map columns in each column of bins.
 
     Returns:
-        Three (E,) int32 tensors, one entry per cell: the index of its bin in the flattened (N, h, w), ascending; the
-        index of its row in the flat list of rows; the index of its column in the flat list of columns.
+        Three (E,) int32 tensors with one entry per cell: the index of the cell's bin in the flattened (N, h, w),
+        ascending; the index of the cell's row in the flat list of rows; that of its column in the list of columns.
     """
     y_starts = tf.reshape(tf.cumsum(tf.reshape(y_counts, [-1]), exclusive=True), tf.shape(y_counts))
     x_starts = tf.reshape(tf.cumsum(tf.reshape(x_counts, [-1]), exclusive=True), tf.shape(x_counts))

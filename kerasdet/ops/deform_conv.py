@@ -1,4 +1,4 @@
-"""Deformable convolution, version 1 (https://arxiv.org/abs/1703.06211) and 2 (https://arxiv.org/abs/1811.11168)."""
+"""Defines deformable convolution, version 1 (https://arxiv.org/abs/1703.06211) and 2 (https://arxiv.org/abs/1811.11168)."""
 
 import tensorflow as tf
 
@@ -18,10 +18,10 @@ def deform_conv2d(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> tf.Tensor:
-    """Convolves features with kernel taps that offsets move. Taps between cells are interpolated bilinearly.
+    """Applies a deformable convolution: each kernel tap samples the features at its own offset, bilinearly.
 
-    Outside the feature map the features are 0. The backward pass samples again instead of storing the samples, which
-    would need kh * kw times the memory of `x`.
+    Outside the feature map the features are 0. The backward pass samples again, because stored samples would need
+    kh * kw times the memory of `x`.
 
     Args:
         x: (B, H, W, C). Features.
@@ -198,21 +198,21 @@ def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups)
     taps = kernel_shape[0] * kernel_shape[1]
     if channels % groups or kernel_shape[3] % groups or channels % deformable_groups:
         raise ValueError(
-            f"deform_conv2d cannot split {channels} channels and {kernel_shape[3]} filters into {groups} groups and "
-            f"{deformable_groups} deformable groups: groups must divide channels and filters, and deformable_groups "
-            "the channels. Choose other groups."
+            f"deform_conv2d has {channels} input channels, {kernel_shape[3]} filters, groups={groups} and "
+            f"deformable_groups={deformable_groups}: groups must divide channels and filters, deformable_groups must "
+            "divide the channels. Choose other groups."
         )
     if kernel_shape[2] != channels // groups:
         raise ValueError(
-            f"The kernel of deform_conv2d has {kernel_shape[2]} input channels: expected {channels // groups}, for "
-            f"{channels} channels in {groups} groups. Change the kernel or `groups`."
+            f"The kernel of deform_conv2d has {kernel_shape[2]} input channels: expected {channels // groups}, the "
+            f"{channels} channels of x divided by {groups} groups. Change the kernel or `groups`."
         )
     expected = deformable_groups * taps
     for name, number, given in (("offsets", expected * 2, num_offsets), ("mask", expected, _channels(mask))):
         if given not in (None, number):
             raise ValueError(
-                f"{name} of deform_conv2d has {given} channels: expected {number}, for {deformable_groups} deformable "
-                f"groups of {taps} taps. Change {name} or `deformable_groups`."
+                f"`{name}` of deform_conv2d has {given} channels: expected {number}, for {deformable_groups} "
+                f"deformable groups of {taps} kernel taps. Change `{name}` or `deformable_groups`."
             )
 
 

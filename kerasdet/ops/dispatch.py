@@ -27,7 +27,7 @@ _OPS = (
     "resize",
     "crop_masks",
 )
-_MIN_COMPUTE_CAPABILITY = (7, 0)  # custom_ops/cuda/compile.py compiles for no older GPU
+_MIN_COMPUTE_CAPABILITY = (7, 0)  # lowest compute capability that custom_ops/cuda/compile.py compiles for
 _logger = logging.getLogger(__name__)
 _chosen: str | None = None
 
@@ -41,8 +41,8 @@ def implementation(name: str) -> Iterator[None]:
 
     Args:
         name: "compiled" for the compiled ops; "tensorflow" for stock TensorFlow ops, which run anywhere; "tflite" for
-            stock ops that TFLite can convert, in static shapes; "onnx" for stock ops of which `composite` marks those
-            that ONNX has as one operator.
+            stock ops with static shapes that TFLite can convert; "onnx" for stock ops in functions that an export to
+            ONNX replaces by ONNX's own operators (see `composite`).
 
     Yields:
         None.
@@ -62,7 +62,7 @@ def implementation(name: str) -> Iterator[None]:
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
             f"The compiled ops do not load from {LIBRARY}: expected a library that was built for this system. Install "
-            "kerasdet from its wheel, or install g++ and make and reinstall it from source."
+            "a wheel of kerasdet, or install g++ and make and then install kerasdet from source."
         )
     global _chosen
     before, _chosen = _chosen, name
@@ -79,8 +79,8 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     ``implementation("tensorflow")``.
 
     Args:
-        for_gpus: Whether the op has a GPU kernel. If it has, and TensorFlow sees a GPU that the library was not built
-            for, stock ops on the GPU are faster than the compiled op on the CPU, and the default is None.
+        for_gpus: Whether the op has a GPU kernel. If it has one, but TensorFlow sees a GPU that the library was not
+            built for, the function returns None: stock ops on the GPU are faster than the compiled op on the CPU.
 
     Returns:
         The module of the ops, or None for stock TensorFlow ops.
@@ -91,17 +91,29 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
 
 
 def static_shapes() -> bool:
-    """Returns whether the code traced here goes to XLA or TFLite: both need static shapes and lack sparse matrices."""
+    """Tells whether the code that is traced goes to XLA or TFLite: both need static shapes and lack sparse matrices.
+
+    Returns:
+        True inside a function compiled by XLA, or inside ``implementation("tflite")``.
+    """
     return in_tflite() or in_xla_context()
 
 
 def in_tflite() -> bool:
-    """Returns whether the code traced here goes to TFLite."""
+    """Tells whether the code that is traced goes to TFLite.
+
+    Returns:
+        True inside ``implementation("tflite")``.
+    """
     return _chosen == "tflite"
 
 
 def in_onnx() -> bool:
-    """Returns whether the code traced here goes to ONNX."""
+    """Tells whether the code that is traced goes to ONNX.
+
+    Returns:
+        True inside ``implementation("onnx")``.
+    """
     return _chosen == "onnx"
 
 

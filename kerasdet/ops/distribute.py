@@ -1,4 +1,4 @@
-"""Cross-replica collectives that make N replicas train like one device with the whole batch."""
+"""Defines cross-replica collectives that make N replicas train like one device with the whole batch."""
 
 import contextlib
 import functools
@@ -14,7 +14,11 @@ _thread = threading.local()  # a strategy traces each replica in a thread of its
 
 
 def num_replicas() -> int:
-    """Returns how many replicas share a batch: 1 inside `local_reductions`."""
+    """Returns the number of replicas over which the collectives reduce.
+
+    Returns:
+        The number of replicas of the current strategy; 1 inside `local_reductions`.
+    """
     return 1 if getattr(_thread, "local_only", False) else tf.distribute.get_strategy().num_replicas_in_sync
 
 
@@ -22,7 +26,10 @@ def num_replicas() -> int:
 def local_reductions() -> Iterator[None]:
     """Disables cross-replica reductions inside the block.
 
-    Evaluation needs this: its replicas work on batches of their own, and may run different numbers of them.
+    Evaluation needs this: each replica works on its own batches, and replicas may run different numbers of batches.
+
+    Yields:
+        None.
     """
     before, _thread.local_only = getattr(_thread, "local_only", False), True
     try:
@@ -77,7 +84,7 @@ def worker_rank(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """Returns the rank of this process and the number of processes that train together.
 
     Args:
-        strategy: Strategy of the model.
+        strategy: `tf.distribute` strategy that the model was built in.
 
     Returns:
         The rank, from 0, and the number of workers. The worker of rank 0 writes the files.
@@ -94,7 +101,7 @@ def all_gather_object(strategy: tf.distribute.Strategy, value: Any) -> list:
     """Gathers a value from every worker. All workers must call it, so it also serves as a barrier.
 
     Args:
-        strategy: Strategy of the model.
+        strategy: `tf.distribute` strategy that the model was built in.
         value: Anything that JSON can hold.
 
     Returns:
@@ -127,6 +134,9 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
     """Returns how many replicas run in this process.
 
     Args:
-        strategy: Strategy of the model.
+        strategy: `tf.distribute` strategy that the model was built in.
+
+    Returns:
+        The number of replicas, at least 1.
     """
     return strategy.num_replicas_in_sync // worker_rank(strategy)[1]

@@ -19,7 +19,9 @@ def paste_masks(
     convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> tf.Tensor:
-    """Pastes predicted masks into an image; equals `kerasdet.geometry.masks.paste_masks`, compiled if possible.
+    """Pastes predicted masks into an image.
+
+    The result equals that of `kerasdet.geometry.masks.paste_masks`; a compiled op computes it faster if it loads.
 
     Args:
         mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
@@ -56,7 +58,9 @@ def encode_masks(
     convention: str = "detectron2",
     threshold: float = 0.5,
 ) -> list[dict]:
-    """Encodes pasted masks as compressed RLE; the compiled op never creates a full-size bitmap.
+    """Encodes predicted masks as compressed run-length encoding (RLE) of the image.
+
+    The compiled op never creates a full-size bitmap.
 
     Args:
         mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
@@ -86,10 +90,13 @@ def encode_masks(
 def crops_from_runs(
     runs: tf.Tensor, num_runs: tf.Tensor, boxes: tf.Tensor, image_size: tf.Tensor, size: int = masks.CROP_SIZE
 ) -> tf.Tensor:
-    """Computes crops from run lengths; equals `kerasdet.geometry.masks.crops_from_runs`, compiled if possible.
+    """Computes the crops of one image's objects from the run lengths of their masks.
+
+    The result equals that of `kerasdet.geometry.masks.crops_from_runs`; a compiled op computes it faster if it loads.
 
     Args:
-        runs: (R,) int32. Run lengths of all objects one after the other, see the function that it equals.
+        runs: (R,) int32. Run lengths of all objects one after the other. Those of one object cover the whole image,
+            column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
         num_runs: (M,) int32. Number of run lengths of each object.
         boxes: (M, 4) yxyx in pixels, inside the image.
         image_size: (2,). Height and width of the image in pixels.
@@ -112,7 +119,7 @@ def crops_from_runs(
 
 
 def _library(convention):
-    """Returns the compiled ops, or None without them: they know the conventions of masks inside boxes."""
+    """Returns the compiled ops, or None if they do not load or lack the convention ("mmdet")."""
     return None if convention == "mmdet" else compiled_ops(for_gpus=False)
 
 

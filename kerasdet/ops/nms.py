@@ -1,8 +1,9 @@
-"""Non-maximum suppression (NMS)."""
+"""Defines non-maximum suppression (NMS)."""
 
 import functools
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from kerasdet.ops.dispatch import compiled_ops, composite, in_tflite
@@ -11,6 +12,8 @@ tf.no_gradient("Kerasdet>Nms")
 # TFLite's NonMaxSuppression kernel selects an empty box again and again, because the box does not overlap itself.
 # A side of at least 0.02 pixels gives every box an area; no detector returns boxes that small on purpose.
 _MIN_SIDE = 0.02
+# TensorFlow's kernel for GPUs ignores thresholds that are not above the smallest number, and would keep padding.
+_LOWEST_THRESHOLD = float(np.nextafter(np.finfo(np.float32).min, np.float32(0)))
 
 
 def nms(
@@ -37,7 +40,8 @@ def nms(
         score_threshold: Boxes with a score at or below this are dropped.
 
     Returns:
-        The indices of the kept boxes by descending score, (B, D) int32 padded with -1, and their number, (B,) int32.
+        The indices of the kept boxes by descending score, (B, D) int32 padded with -1, and the number of kept boxes per
+        image, (B,) int32.
 
     Example:
         >>> boxes = tf.constant([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])
@@ -65,6 +69,7 @@ def nms(
 def _nms(boxes, scores, class_ids, iou_threshold, max_detections, score_threshold):
     finite = tf.reduce_all(tf.math.is_finite(boxes), -1, keepdims=True)
     boxes = tf.where(finite, boxes, 0.0)  # an empty box overlaps nothing
+    scores = tf.where(tf.math.is_nan(scores), -math.inf, scores)  # on GPUs, NaN would be the best score
     if class_ids is not None:
         boxes = _separate(boxes, class_ids)
     if in_tflite():
@@ -87,7 +92,7 @@ def _each_image(boxes, scores, iou_threshold, max_detections, score_threshold):
             scores=image[1],
             max_output_size=max_detections,
             iou_threshold=iou_threshold,
-            score_threshold=score_threshold,
+            score_threshold=max(score_threshold, _LOWEST_THRESHOLD),
             pad_to_max_output_size=True,
         )
         kept = tf.where(tf.range(max_detections) < count, kept, -1)

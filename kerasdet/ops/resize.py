@@ -10,9 +10,9 @@ from kerasdet.ops.dispatch import compiled_ops
 
 tf.no_gradient("Kerasdet>Resize")
 
-ROUNDINGS = ("detectron2", "torchvision", "mmdetection")
+ROUNDINGS = ("detectron2", "torchvision", "mmdetection", "square")
 KERNELS = ("pil", "bilinear", "opencv")
-UINT8_KERNELS = ("pil", "opencv")  # whose results are whole numbers
+UINT8_KERNELS = ("pil", "opencv")  # kernels whose results are whole numbers
 
 _PIL_PRECISION = 22  # bits behind the binary point of Pillow's 8-bit resampling weights
 
@@ -26,7 +26,8 @@ def shortest_edge_size(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes the size of an image whose shorter edge is resized to `shortest`.
 
-    If the longer edge would then exceed `longest`, it is resized to `longest` instead. The aspect ratio is kept.
+    If the longer edge would then exceed `longest`, it is resized to `longest` instead. The aspect ratio is kept, except
+    with the rounding "square".
 
     Args:
         height: () int. Height of the image in pixels.
@@ -36,7 +37,8 @@ def shortest_edge_size(
         rounding: "detectron2" scales the shorter edge, then shrinks both edges if the longer one exceeds its limit, and
             rounds to the nearest pixel (`ResizeShortestEdge`). The others scale once, by the smaller of the two
             factors: "torchvision" rounds down (`GeneralizedRCNNTransform`), "mmdetection" to the nearest pixel
-            (`mmcv.imrescale`).
+            (`mmcv.imrescale`). "square" stretches every image to a square of side `shortest`, or `longest` if that is
+            less (SSD).
 
     Returns:
         The new height and width in pixels, () int32 each.
@@ -51,6 +53,9 @@ def shortest_edge_size(
     height, width, shortest, longest = (tf.cast(x, tf.float64) for x in (height, width, shortest, longest))
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding is {rounding!r}: expected one of {', '.join(ROUNDINGS)}. Choose one of them.")
+    if rounding == "square":
+        side = tf.cast(tf.minimum(shortest, longest), tf.int32)
+        return side, side
     if rounding != "detectron2":
         scale = tf.minimum(shortest / tf.minimum(height, width), longest / tf.maximum(height, width))
         offset = 0.5 if rounding == "mmdetection" else 0.0

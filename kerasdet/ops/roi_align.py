@@ -1,4 +1,4 @@
-"""ROIAlign (https://arxiv.org/abs/1703.06870) on one feature map and on a pyramid.
+"""Defines ROIAlign (https://arxiv.org/abs/1703.06870) on one feature map and on a pyramid.
 
 How the stock TensorFlow implementation works: a bin is the mean of bilinear samples on a regular grid. It is therefore
 a weighted sum of cells, and the weight of a cell is the weight of its row times the weight of its column. All bins
@@ -14,11 +14,11 @@ import functools
 import math
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
 from kerasdet.ops.dispatch import compiled_ops, composite, in_onnx, raw_ops, static_shapes
+from kerasdet.ops.levels import assign_levels
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _MAX_CELLS_PER_CHUNK = 2**22  # bounds the temporary memory of the sparse matrix
@@ -50,7 +50,7 @@ def roi_align(
     Samples up to one cell outside the map take the border's value; samples further outside are 0.
 
     Args:
-        features: (B, H, W, C).
+        features: (B, H, W, C) feature map.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or one int for both.
         spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.
@@ -118,7 +118,7 @@ def multilevel_roi_align(
     if levels != list(range(levels[0], levels[-1] + 1)):
         raise ValueError(
             f"The pyramid of multilevel_roi_align has the levels {', '.join(sorted(pyramid))}: expected levels without "
-            "a gap. Pass every level between the first and the last."
+            "a gap, such as p2, p3, p4. Pass every level between the first and the last."
         )
     maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
     if compiled_ops() is not None:
@@ -235,42 +235,6 @@ def _compiled_gradient(op, upstream):
     for gradient, x in zip(gradients, maps, strict=True):
         gradient.set_shape(x.shape)
     return [*gradients, None]
-
-
-def assign_levels(
-    boxes: tf.Tensor, lowest: int, highest: int, canonical_size: float, canonical_level: int, epsilon: float
-) -> tf.Tensor:
-    """Assigns each box to the pyramid level for its size.
-
-    Args:
-        boxes: (N, 4) yxyx in pixels.
-        lowest: Number of the finest level.
-        highest: Number of the coarsest level.
-        canonical_size: Side in pixels of a square box on `canonical_level`.
-        canonical_level: Number of the level for boxes of `canonical_size`.
-        epsilon: Constant added to the level before it is rounded down.
-
-    Returns:
-        (N,) int32. Level numbers in lowest..highest.
-    """
-    ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
-    begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
-    above = tf.expand_dims(ratio, 1) >= tf.constant(begins, tf.float32, [len(begins)])  # (N, L - 1)
-    return lowest + tf.reduce_sum(tf.cast(above, tf.int32), 1)
-
-
-def _level_begin(level, canonical_level, epsilon):
-    """Returns the smallest ratio of size to canonical size that `level` begins at.
-
-    A box is on the level ``floor(canonical_level + log2(ratio) + epsilon)``. The sum is computed in float32, like in
-    the source frameworks. The logarithm is computed in float64 here: TensorFlow's float32 logarithm is inexact enough
-    to move boxes to another level.
-    """
-    ulps = np.arange(-64, 65) * 2.0**-24
-    ratios = np.float32(2.0 ** (level - canonical_level - epsilon) * (1 + ulps))
-    log2 = np.log2(ratios.astype(np.float64)).astype(np.float32)
-    levels = np.floor(np.float32(canonical_level) + log2 + np.float32(epsilon))
-    return ratios[levels >= level][0]
 
 
 def _make_rois(boxes, scale, aligned, map_size, map_begin):

@@ -1,11 +1,11 @@
-"""ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
+"""Defines ROIPool (https://arxiv.org/abs/1504.08083) on one feature map and on a pyramid, in stock TensorFlow ops."""
 
 from collections.abc import Mapping
 
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.roi_align import assign_levels
+from kerasdet.ops.levels import assign_levels
 
 _MAX_VALUES_PER_CHUNK = 2**25  # bounds temporary memory to 128 MB per float32 tensor
 _OUTSIDE = -1e6  # pixels; outside every image
@@ -20,7 +20,7 @@ def roi_pool(
     gets the gradient, like in torchvision.
 
     Args:
-        features: (B, H, W, C).
+        features: (B, H, W, C) feature map.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or one int for both.
         spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.

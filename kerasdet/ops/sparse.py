@@ -18,7 +18,7 @@ def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf
         shape: (2,) int64. Number of rows and columns.
 
     Returns:
-        A () variant tensor for `matmul`.
+        A () tensor of type variant, TensorFlow's handle of a sparse matrix. Pass it to `matmul`.
     """
     indices = tf.stack([tf.cast(rows, tf.int64), tf.cast(columns, tf.int64)], -1)
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(indices=indices, values=values, dense_shape=shape)
@@ -60,13 +60,17 @@ def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> t
     def product(table, weights):
         count, taps = tf.shape(indices)[0], indices.shape[1]
         rows = tf.repeat(tf.range(count), taps)  # (N * K,)
-        shape = tf.stack([tf.shape(indices, tf.int64)[0], tf.shape(table, tf.int64)[0]])
+        # A sum may take a table row twice, but cuSPARSE refuses more values than the matrix has elements. So the matrix
+        # gets empty rows if the table has fewer than K.
+        empty = count * ((taps - 1) // tf.maximum(tf.shape(table)[0], 1))
+        shape = tf.cast(tf.stack([count + empty, tf.shape(table)[0]]), tf.int64)
         matrix = csr_matrix(rows, tf.reshape(indices, [-1]), tf.reshape(weights, [-1]), shape)
 
         def gradient(upstream):
             to_weights = [tf.reduce_sum(tf.gather(table, indices[:, tap]) * upstream, 1) for tap in range(taps)]
-            return matmul(matrix, upstream, transpose=True), tf.stack(to_weights, 1)
+            to_rows = tf.pad(upstream, [[0, empty], [0, 0]])
+            return matmul(matrix, to_rows, transpose=True), tf.stack(to_weights, 1)
 
-        return matmul(matrix, table), gradient
+        return matmul(matrix, table)[:count], gradient
 
     return product(table, weights)

@@ -1,8 +1,8 @@
 """Writes self-contained HTML pages about datasets and about detections.
 
-`page` makes the HTML, `charts` the plots, `pictures` the images; `inspect` composes the page about a dataset of the
-sections in `content`, `sizes`, `fit` and `duplicates`, and `analyze` that about detections of those in `analysis_*`.
-Charts need the extra `kerasdet[report]`.
+`page` makes the HTML, `charts` the plots, `pictures` the images. `inspect` composes the page about a dataset from the
+sections in `content`, `sizes`, `fit` and `duplicates`. `analyze` composes the page about detections from the sections
+in `analysis_*`. Charts need ``pip install 'kerasdet[report]'``.
 """
 
 from kerasdet.reports.analyze import Run, analyze_run

@@ -1,4 +1,4 @@
-"""Turns an analysis into sentences: what is wrong, and what to do."""
+"""Turns an analysis into sentences that say what is wrong and what to do."""
 
 import math
 
@@ -9,28 +9,31 @@ from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
 from kerasdet.reports.page import Finding, count, share
 
 _FEW_OBJECTS = 20
-_WIDE_INTERVAL = 0.06  # width of AP's interval from which the page warns
-_WEAK = 0.5  # times the mean AP of the other classes, below which a class is named
-_SMALLER = 0.7  # times the size of other objects, below which size is named as the reason
-_OFTEN = 3  # times that a class is found as another from which the page names the pair
-_MANY_IN_IMAGE = 10  # detections on background from which an image is named
-_COSTLY = 0.02  # AP50 that an error costs from which the page advises
+_WIDE_INTERVAL = 0.06  # the page warns from this width of AP's interval on
+_WEAK = 0.5  # a class is named if its AP is below this factor times the mean AP of the other classes
+_SMALLER = 0.7  # size is named as the reason if objects are smaller than this factor times the size of others
+_OFTEN = 3  # the page names a pair of classes that are confused at least this often
+_MANY_IN_IMAGE = 10  # an image is named from this number of detections on background on
+_COSTLY = 0.02  # the page gives advice about an error that costs at least this AP50
 _BAD_CALIBRATION = 0.1
-_LOOSE = 0.3  # fall from AP50 to AP75 from which boxes are loose
-_FOUND = 0.05  # share of the objects up to which something is wrong with the files
-_SHARE_OF_ALL = 0.3  # share of the boxes that fit an object of another class: the classes are mixed up
+_LOOSE = 0.3  # boxes count as inexact if AP75 is lower than AP50 by at least this
+_FOUND = 0.05  # if at most this share of the objects is found, something is wrong with the files
+_SHARE_OF_ALL = 0.3  # if at least this share of the boxes fits an object of another class, the classes are mixed up
 
 
 def advise(
     analysis: Analysis, words: str, result: Comparison | None = None, *, scales: np.ndarray | None = None
 ) -> list[Finding]:
-    """Returns what follows from an analysis, problems first.
+    """Draws conclusions from an analysis.
 
     Args:
         analysis: The analysis.
-        words: Name of what was matched, "boxes" or "masks".
-        result: Comparison with another run.
+        words: "boxes" or "masks", the type of detections that was analysed.
+        result: Comparison with another run, or None.
         scales: Factor that the model resizes each image by, (I,); None if it is unknown.
+
+    Returns:
+        Findings with an advice each, problems first.
     """
     instances = analysis.instances
     objects = int(analysis.positives[0].sum())
@@ -92,7 +95,7 @@ def _verdict(result):
 
 
 def _mismatch(analysis, words):
-    """Finds out whether detections and ground truth belong together at all."""
+    """Checks whether detections and ground truth belong together at all."""
     instances, kinds = analysis.instances, analysis.errors
     if kinds.counts["classification"] > _SHARE_OF_ALL * len(instances.scores) and kinds.ap < 0.1:
         return Finding(
@@ -188,7 +191,7 @@ def _confusion_action(analysis):
 
 
 def _missed_action(analysis):
-    """Advises by the size or the class whose objects are missed most."""
+    """Returns advice for the size or the class whose objects are missed most."""
     instances, missed = analysis.instances, analysis.errors.missed
     small = (instances.object_areas < 32**2) & ~instances.ignored
     others = ~small & ~instances.ignored

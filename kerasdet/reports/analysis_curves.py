@@ -1,4 +1,4 @@
-"""Makes the sections about scores: precision and recall, thresholds to paste, calibration."""
+"""Makes the sections of the page about scores: precision and recall, thresholds to copy, calibration."""
 
 import json
 
@@ -18,7 +18,10 @@ def scores(analysis: Analysis, model: str) -> Section:
 
     Args:
         analysis: The analysis.
-        model: Path of the model for the command to paste, or "MODEL".
+        model: Path of the model for the command that the section shows, or "MODEL".
+
+    Returns:
+        The section.
     """
     parts = [_curves(analysis)]
     best = analysis.threshold
@@ -84,7 +87,14 @@ def _points(points: Curve):
 
 
 def reliability(analysis: Analysis) -> Section | None:
-    """Shows how scores agree with the share of right detections; None without detections."""
+    """Shows how well scores agree with the share of right detections.
+
+    Args:
+        analysis: The analysis.
+
+    Returns:
+        The section; None without detections.
+    """
     result = analysis.reliability
     if not result.counts.sum():
         return None

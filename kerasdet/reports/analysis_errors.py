@@ -1,4 +1,4 @@
-"""Makes the sections about errors: what each kind costs, and which classes are confused."""
+"""Makes the sections of the page about errors: the cost of each kind, and the classes that are confused."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from kerasdet.analysis import Analysis
 from kerasdet.reports import charts, page
 from kerasdet.reports.page import Column, Section, number, share
 
-MOST_CLASSES = 15  # classes in the matrix
+MOST_CLASSES = 15  # maximum number of classes in the matrix
 _MEANINGS = {
     "classification": "overlaps an object of another class by 0.5 or more",
     "localisation": "overlaps an object of its class by 0.1 to 0.5",
@@ -22,7 +22,10 @@ def errors(analysis: Analysis, words: str) -> Section:
 
     Args:
         analysis: The analysis.
-        words: Name of what was matched, "boxes" or "masks".
+        words: "boxes" or "masks", the type of detections that was analysed.
+
+    Returns:
+        The section.
     """
     result = analysis.errors
     counts = result.counts
@@ -49,7 +52,14 @@ def errors(analysis: Analysis, words: str) -> Section:
 
 
 def confused(analysis: Analysis) -> Section:
-    """Shows which classes are taken for which, above the best threshold."""
+    """Shows which classes are confused with which, above the best score threshold.
+
+    Args:
+        analysis: The analysis.
+
+    Returns:
+        The section.
+    """
     table, names = analysis.table, [*analysis.class_names, "background"]
     wrong = table.copy()
     np.fill_diagonal(wrong, 0)

@@ -1,4 +1,4 @@
-"""Makes the section with the worst images: ground truth beside detections, to be filtered by kind of error."""
+"""Makes the section of the page with the worst images: ground truth beside detections, filtered by kind of error."""
 
 import html
 from collections import Counter
@@ -30,14 +30,17 @@ OpenPicture = Callable[[int], np.ndarray | None]
 def images(
     analysis: Analysis, cases: Cases, open_picture: OpenPicture, names: dict[int, str], result: Comparison | None = None
 ) -> Section | None:
-    """Shows the images with most errors above the best threshold; None if no image can be opened or none has an error.
+    """Shows the images that have most errors above the best score threshold.
 
     Args:
         analysis: The analysis.
-        cases: What was analysed.
-        open_picture: Function (image id) -> (H, W, 3) uint8, or None if there is no such file.
+        cases: The ground truth and detections that were analysed.
+        open_picture: Function from an image id to the image (H, W, 3) uint8, or to None if there is no such file.
         names: Image id -> file name.
-        result: Comparison with another run; its fixed and broken objects become filters.
+        result: Comparison with another run. The objects that it fixed or broke become filters.
+
+    Returns:
+        The section; None if no image can be opened, or no image has an error.
     """
     errors = _errors_of_images(analysis, result)
     shown, tags = [], []

@@ -1,4 +1,4 @@
-"""Makes the sections with COCO's numbers: totals with intervals, classes and sizes, and the comparison of two runs."""
+"""Makes the sections of the page with COCO's metrics: totals with intervals, classes and sizes, comparison of runs."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from kerasdet.analysis import Analysis, Comparison, Interval
 from kerasdet.reports import charts, page
 from kerasdet.reports.page import Column, Section, number
 
-MOST_CLASSES = 30  # classes in a chart
+MOST_CLASSES = 30  # maximum number of classes in a chart
 _MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95",
     "AP50": "IoU 0.50",
@@ -27,23 +27,42 @@ _MEANINGS = {
 
 
 def value(numeral: float, digits: int = 3) -> str:
-    """Writes a number, or "-" for NaN."""
+    """Formats a number.
+
+    Args:
+        numeral: The number.
+        digits: Number of decimals.
+
+    Returns:
+        The text; "-" for NaN.
+    """
     return "-" if math.isnan(numeral) else number(numeral, digits)
 
 
 def between(span: Interval, signed: bool = False) -> str:
-    """Writes the limits of an interval, or "-" for NaN."""
+    """Formats the limits of an interval.
+
+    Args:
+        span: The interval.
+        signed: Whether to write the sign of positive limits.
+
+    Returns:
+        The text; "-" for NaN.
+    """
     if math.isnan(span.low):
         return "-"
     return f"{span.low:+.3f} to {span.high:+.3f}" if signed else f"{span.low:.3f} to {span.high:.3f}"
 
 
 def numbers(analysis: Analysis, words: str) -> Section:
-    """Lists COCO's twelve numbers with their intervals.
+    """Lists COCO's twelve metrics with their intervals.
 
     Args:
         analysis: The analysis.
-        words: Name of what was matched, "boxes" or "masks".
+        words: "boxes" or "masks", the type of detections that was analysed.
+
+    Returns:
+        The section.
     """
     rows = [(name, _MEANINGS[name], value(each.value), between(each)) for name, each in analysis.numbers.items()]
     columns = [Column("Number"), Column("Meaning"), Column("Value", "number"), Column("95 % interval", "number")]
@@ -56,7 +75,14 @@ def numbers(analysis: Analysis, words: str) -> Section:
 
 
 def classes(analysis: Analysis) -> Section:
-    """Shows AP of each class and size of objects."""
+    """Shows the AP of each class and of each size of objects.
+
+    Args:
+        analysis: The analysis.
+
+    Returns:
+        The section.
+    """
     ap = analysis.ap.mean(1)  # (4, K)
     spans = analysis.class_numbers
     order = sorted(range(len(spans)), key=lambda k: (math.isnan(spans[k].value), spans[k].value))
@@ -98,14 +124,17 @@ def classes(analysis: Analysis) -> Section:
 def comparison(
     result: Comparison, analysis: Analysis, other: Analysis, name: str, changed: Sequence[tuple[str, str, str]] = ()
 ) -> Section:
-    """Formats a comparison of two runs as a section of the report: COCO's numbers and the AP of each class.
+    """Shows the differences between two runs: COCO's metrics and the AP of each class.
 
     Args:
         result: Differences between `analysis` and `other`.
-        analysis: The run that the report is about.
+        analysis: The run that the page is about.
         other: The earlier run.
         name: Name of the earlier run in the text.
         changed: (name, before, now) of the settings of training that differ.
+
+    Returns:
+        The section.
     """
     rows = [
         (key, value(other.numbers[key].value), value(analysis.numbers[key].value), _signed(span), between(span, True))

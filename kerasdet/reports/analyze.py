@@ -30,7 +30,7 @@ class Run:
     """Holds the detections of a model.
 
     Args:
-        name: Name or path for the page.
+        name: Name or path of the model, to be shown on the page.
         cases: Boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
         seconds: Seconds that each image took; empty if the detections come from a file.
         model: The model, if it ran.
@@ -55,25 +55,28 @@ def analyze_run(
     names: Mapping[int, str] | None = None,
     source: str = "",
 ) -> tuple[list[Finding], dict]:
-    """Writes a self-contained HTML page about detections: what is wrong, and what to do.
+    """Writes a self-contained HTML page that says what is wrong with detections and what to do.
 
     Args:
         run: The detections.
         out: Path of the HTML file.
         against: Detections of another run on the same images, to compare with.
-        open_picture: Function (image id) -> (H, W, 3) uint8, or None if there is no such file.
-        names: Image id -> name of its file.
-        source: Where the data comes from; a part of the line below the title.
+        open_picture: Function from an image id to the image (H, W, 3) uint8, or to None if there is no such file.
+        names: Image id -> file name.
+        source: Origin of the data, for the line below the title.
 
     Returns:
         The findings at the top of the page, problems first, and all numbers as plain values for JSON.
 
     Raises:
-        UserError: If the folder does not exist, the other run has no boxes or masks like this one, or vl-convert, which
-            draws the charts, is not installed.
+        UserError: If the folder of `out` does not exist, the two runs have no type of detections in common, or
+            vl-convert, which draws the charts, is not installed.
     """
     if not Path(out).absolute().parent.is_dir():
-        raise UserError(f"There is no folder {Path(out).parent} to write {Path(out).name} to: make it first.")
+        raise UserError(
+            f"The folder {Path(out).parent}, to which {Path(out).name} should be written, does not exist: create it "
+            "first."
+        )
     by_type = {cases.iou_type: cases for cases in run.cases}
     others = {} if against is None else {cases.iou_type: cases for cases in against.cases}
     parts, found, content = [], [], {}
@@ -98,7 +101,7 @@ def analyze_run(
             tiles = _tiles(analysis, run)
     if not parts:
         raise UserError(
-            "There are no boxes or masks that both runs and the ground truth have; expected at least one kind. Give "
+            "Runs and ground truth have neither boxes nor masks in common; expected at least one of the two. Give "
             "detections with bbox or segmentation."
         )
     anchors, of_anchors = _anchors(run)

@@ -13,7 +13,7 @@ from kerasdet.models.detector import Detector
 from kerasdet.reports.objects import Objects, of_images
 
 _CHUNK = 1 << 16  # objects compared with all anchor shapes at once
-_MOST_EAGER = 10  # images that cost less than tracing a graph for them
+_MOST_EAGER = 10  # from this number of images of a size on, a graph is faster
 _MIN_RATIO, _MAX_RATIO = 0.1, 10.0
 _FACTORS = tuple(2.0 ** (step / 4) for step in range(-20, 13))  # of all sizes, 1/32 to 8 times
 _SPREADS = (1.25, 1.5, 2.0, 2.5, 3.0)  # factors from one aspect ratio to the next
@@ -21,15 +21,16 @@ _SPREADS = (1.25, 1.5, 2.0, 2.5, 3.0)  # factors from one aspect ratio to the ne
 
 @dataclasses.dataclass(frozen=True)
 class Assigner:
-    """Holds the part of a detector that gives objects to anchors or points.
+    """Holds the part of a detector that assigns objects to anchors or points.
 
     Args:
-        anchors: Lays out anchors, or the squares of FCOS' points.
-        match: Callable (level -> anchors, batch) -> (1, R) int32, the object of each anchor, negative for none.
-        foreground_iou: IoU from which an anchor matches by its own merit; None for a matcher without IoU.
+        anchors: Generator of the anchors, or of the squares of FCOS' points.
+        match: Function from (level name -> anchors, batch) to (1, R) int32, the index of each anchor's object, negative
+            for none.
+        foreground_iou: An anchor matches an object from this IoU on; None for a matcher without IoU.
         ranges: One (low, high) of FCOS' distances for each level, in pixels; None for a matcher by IoU.
         size_divisor: Images are padded to multiples of this many pixels.
-        stage: Name of the part for messages, such as "RPN".
+        stage: Name of the part for texts, such as "RPN".
     """
 
     anchors: AnchorGenerator
@@ -42,12 +43,13 @@ class Assigner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
-    """Holds how many anchors each of N objects got.
+    """Holds the numbers of anchors that N objects got.
 
     Args:
-        by_merit: Anchors that overlap the object by the foreground IoU or more, (N,) int64. For FCOS, all its points.
-        total: All positive anchors of the object, (N,) int64.
-        levels: Positive anchors of the object on each level, (N, L) int64.
+        by_merit: (N,) int64, number of anchors that overlap the object by the foreground IoU or more. For FCOS, the
+            number of all its points.
+        total: (N,) int64, number of all positive anchors of the object.
+        levels: (N, L) int64, number of positive anchors of the object on each level.
         images: Number of images that were matched.
     """
 
@@ -58,9 +60,13 @@ class Matches:
 
 
 def assigner_of(model: Detector) -> Assigner | None:
-    """Returns the part of a detector that gives objects to anchors, or None if it has neither anchors nor a matcher.
+    """Returns the part of a detector that assigns objects to anchors. For R-CNNs, this is the RPN.
 
-    For R-CNNs, this is the first stage.
+    Args:
+        model: A detector.
+
+    Returns:
+        The part, or None if the model has neither anchors nor a matcher.
     """
     part = getattr(model, "rpn", model)
     if not hasattr(part, "anchors") or not hasattr(part, "matcher"):
@@ -82,19 +88,27 @@ def assigner_of(model: Detector) -> Assigner | None:
 
 
 def with_ranges(assigner: Assigner, matcher: FCOSMatcher) -> Assigner:
-    """Returns an assigner with another matcher for FCOS."""
+    """Returns a copy of an assigner with another FCOS matcher.
+
+    Args:
+        assigner: The assigner of an FCOS model.
+        matcher: The new matcher.
+
+    Returns:
+        The copy.
+    """
     return dataclasses.replace(assigner, match=matcher, ranges=matcher.regress_ranges)
 
 
 def match_objects(assigner: Assigner, objects: Objects) -> Matches:
-    """Runs the matcher of a detector on every image, as a training step with a batch of one would.
+    """Runs the matcher of a detector on every image, like a training step with a batch of one image.
 
     Args:
-        assigner: From `assigner_of`.
+        assigner: Result of `assigner_of`.
         objects: Objects in pixels of the resized images.
 
     Returns:
-        The anchors of each object.
+        The numbers of anchors that each object gets.
     """
     levels = assigner.anchors.levels
     by_merit, total = np.zeros((2, len(objects)), np.int64)
@@ -164,21 +178,21 @@ def best_overlaps(anchors: AnchorGenerator, objects: Objects, size_divisor: int)
 
 
 def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: int, threshold: float) -> AnchorGenerator:
-    """Fits sizes and aspect ratios to objects and keeps everything else, such as the number of anchors per cell.
+    """Fits the sizes and aspect ratios of anchors to objects; the number of anchors per cell and all else stay.
 
-    All sizes are scaled by one factor, because the steps between levels belong to the pyramid. Aspect ratios are
-    clusters of the objects' (k-means in their logarithm, like YOLOv2's anchors, https://arxiv.org/abs/1612.08242), or
-    spread evenly around their median. Of these, the combination is chosen that lets most objects overlap an anchor by
-    the threshold, at the real positions of the anchors.
+    All sizes are scaled by one factor, because the pyramid determines the steps between levels. Candidates for the
+    aspect ratios are clusters of the objects' aspect ratios (k-means of their logarithms, like YOLOv2's anchors,
+    https://arxiv.org/abs/1612.08242), and ratios that are spread evenly around the median. The result is the
+    combination with which most objects overlap an anchor by the threshold, at the real positions of the anchors.
 
     Args:
-        anchors: The present generator.
+        anchors: The current generator.
         objects: Objects in pixels of the resized images, at least one.
         size_divisor: Images are padded to multiples of this many pixels.
-        threshold: IoU from which an anchor matches an object.
+        threshold: An anchor matches an object from this IoU on.
 
     Returns:
-        The generator that fits best, which may be the present one.
+        The generator that fits best, which may be the current one.
     """
 
     def quality(candidate):
@@ -199,12 +213,12 @@ def suggest_ranges(matcher: FCOSMatcher, assigner: Assigner, objects: Objects) -
     """Scales the ranges of FCOS' levels so that most objects get a point.
 
     Args:
-        matcher: The present matcher.
-        assigner: The detector's assigner.
+        matcher: The current matcher.
+        assigner: Result of `assigner_of` for the detector.
         objects: Objects in pixels of the resized images.
 
     Returns:
-        The matcher that gives most objects a point, which may be the present one.
+        The matcher with which most objects get a point, which may be the current one.
     """
     best, most = matcher, (match_objects(assigner, objects).total > 0).sum()
     for factor in (0.25, 0.5, 0.707, 1.414, 2.0, 4.0):

@@ -1,4 +1,4 @@
-"""Draws charts with Vega-Lite, in advance: the page holds SVG and needs no script for them.
+"""Draws charts with Vega-Lite as SVG, so that the page needs no script to show them.
 
 Colours are CSS variables of the page, so that charts follow its theme. Each mark has an ARIA label, which the page also
 shows as a tooltip.
@@ -11,9 +11,9 @@ from typing import Any
 
 from kerasdet.errors import UserError
 
-WIDTHS = {"wide": 788, "narrow": 328}  # of a chart with its axes, in pixels: what a card of the page holds
+WIDTHS = {"wide": 788, "narrow": 328}  # widths of a chart with its axes, in pixels, that fit into a card of the page
 SERIES = ("var(--series-1)", "var(--series-2)", "var(--series-3)")
-_VERSION = "5.20"  # of Vega-Lite, which vl-convert holds in several versions
+_VERSION = "5.20"  # version of Vega-Lite; vl-convert contains several
 
 _CONFIG = {
     "background": None,
@@ -41,13 +41,14 @@ def check_library() -> None:
     """Checks that vl-convert, which draws the charts, is installed.
 
     Raises:
-        UserError: If it is not.
+        UserError: If it is not installed.
     """
     try:
         import vl_convert  # noqa: F401
     except ImportError:
         raise UserError(
-            "The page needs vl-convert-python, which draws its charts: pip install 'kerasdet[report]'."
+            "vl-convert-python, which draws the charts of the page, is not installed: run pip install "
+            "'kerasdet[report]'."
         ) from None
 
 
@@ -57,7 +58,7 @@ class Chart:
 
     Args:
         spec: The specification, without schema, configuration and width.
-        description: What the chart shows in a sentence, for those who do not see it.
+        description: A sentence that says what the chart shows, for screen readers.
         height: Height of the chart with its axes, in pixels.
     """
 
@@ -91,7 +92,10 @@ def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) ->
     Args:
         rows: (name, value, label) of each bar; the label is its tooltip.
         axis: Title of the axis of values.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
+
+    Returns:
+        The chart.
     """
     values = [{"name": name, "value": value, "label": label} for name, value, label in rows]
     spec = {
@@ -119,9 +123,12 @@ def histogram(
     Args:
         rows: (low, high, count, label) of each bin.
         x_axis: Title of the horizontal axis.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
         markers: Positions of vertical lines and their labels.
         exponents: Whether positions are exponents of 2, so that the axis shows powers of 2.
+
+    Returns:
+        The chart.
     """
     values = [{"low": low, "high": high, "count": n, "label": label} for low, high, n, label in rows]
     layers = [
@@ -156,7 +163,10 @@ def stacked(
         order: Names of the parts, from the bottom up.
         x_axis: Title of the horizontal axis.
         colours: CSS colour of each part.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
+
+    Returns:
+        The chart.
     """
     values = [
         {"low": low, "high": high, "part": part, "count": n, "rank": order.index(part), "label": label}
@@ -196,8 +206,11 @@ def heatmap(
         cells: (x, y, count, label) of each cell that is not empty; x and y are its lower ends, as exponents of 2.
         step: Edge length of a cell, in exponents of 2.
         axes: Titles of the horizontal and the vertical axis.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
         points: (x, y, label) of marks drawn over the cells.
+
+    Returns:
+        The chart.
     """
     most = max(count for *_, count, _ in cells)
     values = [
@@ -244,8 +257,11 @@ def lines(
     Args:
         curves: (name, colour, width, points) of each line; a point is (x, y). The name is its tooltip.
         axes: Titles of the horizontal and the vertical axis.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
         diagonal: Whether to draw a line from (0, 0) to (1, 1).
+
+    Returns:
+        The chart.
     """
     scale = {"domain": [0, 1], "nice": False}
     x, y = (
@@ -278,7 +294,10 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, d
     Args:
         rows: (name, value, low, high, label) of each; the label is its tooltip.
         axis: Title of the axis of values.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
+
+    Returns:
+        The chart.
     """
     values = [
         {"name": name, "value": value, "low": low, "high": high, "label": label}
@@ -309,7 +328,10 @@ def matrix(
         rows: Names of the rows, from above.
         columns: Names of the columns.
         axes: Titles of the rows and of the columns.
-        description: What the chart shows in a sentence.
+        description: A sentence that says what the chart shows, for screen readers.
+
+    Returns:
+        The chart.
     """
     values = [
         {"row": row, "column": column, "weight": weight, "text": words, "label": label}

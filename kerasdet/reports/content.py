@@ -17,18 +17,26 @@ from kerasdet.reports import charts, page, pictures
 from kerasdet.reports.page import Column, Finding, Section, count, number, share
 from kerasdet.reports.splits import Splits
 
-FEW_OBJECTS = 20  # a class with fewer objects for training is named
+FEW_OBJECTS = 20  # the page names classes with fewer training objects
 _MOST_BARS = 20
-_MOST_KEYS = 20  # classes in the legend of the samples
+_MOST_KEYS = 20  # maximum number of classes in the legend of the samples
 _SAMPLES_PER_PAGE = 6
 
-# Keys of `Dataset.counts` that say how large the dataset is, not what is wrong with it.
+# Keys of `Dataset.counts` that are sizes of the dataset, not faults.
 _SIZES = ("images", "boxes", "images_without_objects", "crowd_boxes", "difficult_boxes")
 _PHRASES = {"bad_images": "image files left out", **NOTES, **CHANGES, **REPAIRS}
+_LOST = ("zero_area_boxes", "negative_boxes", "outside_boxes", "objects_without_mask")
 
 
 def tiles(data: Splits) -> page.Html:
-    """Returns the numbers at the top of the page."""
+    """Makes the row of large numbers at the top of the page.
+
+    Args:
+        data: Splits of the dataset.
+
+    Returns:
+        The HTML.
+    """
     datasets = data.datasets.values()
     values = [
         ("images", number(sum(len(dataset) for dataset in datasets))),
@@ -41,7 +49,14 @@ def tiles(data: Splits) -> page.Html:
 
 
 def overview(data: Splits) -> tuple[Section, list[Finding]]:
-    """Compares the splits."""
+    """Compares the splits by numbers of images and objects.
+
+    Args:
+        data: Splits of the dataset.
+
+    Returns:
+        The section and its findings.
+    """
     columns = [Column("Split")] + [
         Column(title, "number")
         for title in ("Images", "Objects", "Per image", "Without objects", "Crowds", "Left out", "Median size")
@@ -80,7 +95,15 @@ def overview(data: Splits) -> tuple[Section, list[Finding]]:
 
 
 def classes(data: Splits, model: Detector | None) -> tuple[Section, list[Finding]]:
-    """Counts the objects of each class."""
+    """Counts the objects of each class in each split.
+
+    Args:
+        data: Splits of the dataset.
+        model: Detector whose classes are compared, or None.
+
+    Returns:
+        The section and its findings.
+    """
     totals = {split: _per_class(objects.class_ids, len(data.class_names)) for split, objects in data.objects.items()}
     everything = sum(totals.values())
     images = sum(_images_per_class(objects, len(data.class_names)) for objects in data.objects.values())
@@ -175,7 +198,14 @@ def _class_findings(data, totals, model):
 
 
 def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
-    """Lists what is wrong with files and annotations."""
+    """Lists the faults of files and annotations.
+
+    Args:
+        data: Splits of the dataset.
+
+    Returns:
+        The section, None without faults, and its findings.
+    """
     kinds, items, found = [], [], []
     for split, dataset in data.datasets.items():
         for key, n in dataset.counts.items():
@@ -204,7 +234,7 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
                     "problems",
                 )
             )
-        lost = sum(dataset.counts.get(key, 0) for key in ("zero_area_boxes", "outside_boxes", "objects_without_mask"))
+        lost = sum(dataset.counts.get(key, 0) for key in _LOST)
         if lost:
             found.append(
                 Finding(
@@ -231,7 +261,17 @@ def samples(
     most: int,
     seed: int,
 ) -> tuple[Section, list[Finding]]:
-    """Shows training samples."""
+    """Shows training samples.
+
+    Args:
+        data: Splits of the dataset.
+        transforms: Transforms of the training.
+        most: Maximum number of samples.
+        seed: Seed of the choice of images and of the transforms.
+
+    Returns:
+        The section and its findings.
+    """
     dataset = data.datasets[data.training]
     shown, seen = [], np.zeros(dataset.num_classes, np.int64)
     drawn = pictures.samples(dataset, transforms, most, seed)

@@ -8,13 +8,20 @@ from kerasdet.reports import page, pictures
 from kerasdet.reports.page import Column, Finding, Section, count
 from kerasdet.reports.splits import Splits
 
-_MOST_GROUPS = 24  # groups shown with pictures
-_MOST_IMAGES = 4  # images shown of a group
+_MOST_GROUPS = 24  # maximum number of groups that are shown with pictures
+_MOST_IMAGES = 4  # maximum number of images that are shown of a group
 _EDGE = 150
 
 
 def duplicates(data: Splits) -> tuple[Section, list[Finding]]:
-    """Finds images that look alike, in one split and across splits."""
+    """Shows near duplicates: images that look alike, in one split and across splits.
+
+    Args:
+        data: Splits of the dataset.
+
+    Returns:
+        The section and its findings.
+    """
     records = [record for dataset in data.datasets.values() for record in dataset.records]
     split_of = np.repeat(list(data.datasets), [len(dataset) for dataset in data.datasets.values()])
     groups = near_duplicates(fingerprints(records))

@@ -18,15 +18,24 @@ from kerasdet.reports.objects import of_images, resized
 from kerasdet.reports.page import Column, Finding, Section, code, count, number, paragraph, share
 from kerasdet.reports.splits import Splits
 
-MOST_IMAGES = 400  # images that the matcher runs on
-MOST_OBJECTS = 5_000  # objects that anchors are fitted to
+MOST_IMAGES = 400  # the matcher runs on at most this many images
+MOST_OBJECTS = 5_000  # anchors are fitted to at most this many objects
 _MIN_GAIN = 0.02  # suggested anchors match this share of the objects more ...
 _MAX_LEFT = 0.67  # ... and leave at most this fraction of those that the present ones leave
 _MOST_UNMATCHED = 0.01
 
 
 def anchors(data: Splits, model: Detector | None, seed: int) -> tuple[Section | None, list[Finding]]:
-    """Shows which objects get anchors by the matcher of a model, and suggests better anchors."""
+    """Shows which objects get anchors from the matcher of a model, and suggests better anchors.
+
+    Args:
+        data: Splits of the dataset.
+        model: Detector whose anchors and matcher are examined, or None.
+        seed: Seed of the choice of images.
+
+    Returns:
+        The section, None without a model, and its findings.
+    """
     assigner = None if model is None else assigner_of(model)
     training = data.objects[data.training]
     if assigner is None or not len(training):
@@ -198,7 +207,7 @@ def _points(data, assigner, model, sample, matches, where):
 
 
 def _outcome_figure(objects, outcomes, colours, title):
-    """Draws what share of the objects of each size has each outcome."""
+    """Draws the share of objects with each outcome, for each size of objects."""
     octave = np.floor(np.log2(np.maximum(objects.edges, 1))).astype(int)
     rows, table = [], []
     for k in range(octave.min(), octave.max() + 1):
@@ -248,7 +257,7 @@ def _class_table(data, objects, overlaps, threshold):
 
 
 def _reason(objects, low, assigner):
-    """Names what most of the objects that overlap no anchor have in common."""
+    """Returns a property that most objects without an overlapping anchor have in common."""
     sizes = [size for row in assigner.anchors.sizes for size in row]
     ratios = [ratio for row in assigner.anchors.aspect_ratios for ratio in row]
     for mask, words in (

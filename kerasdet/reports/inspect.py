@@ -34,7 +34,7 @@ def inspect_dataset(
         splits: Datasets by the name of their split; the first one is the training data.
         out: Path of the HTML file.
         title: Title of the page.
-        source: Where the data comes from, such as its path and the recipe; a line below the title.
+        source: Origin of the data, such as the path and the recipe, for the line below the title.
         model: Detector whose anchors, matcher and resize rule are compared with the objects. None leaves this out.
         transforms: Training transforms that samples are shown with.
         seed: Seed of samples and of the choice of images.
@@ -57,7 +57,10 @@ def inspect_dataset(
                 "folder and the annotations."
             )
     if not Path(out).absolute().parent.is_dir():
-        raise UserError(f"There is no folder {Path(out).parent} to write {Path(out).name} to: make it first.")
+        raise UserError(
+            f"The folder {Path(out).parent}, to which {Path(out).name} should be written, does not exist: create it "
+            "first."
+        )
     data = join_splits(splits)
     parts = [
         content.overview(data),

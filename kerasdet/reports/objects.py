@@ -74,7 +74,14 @@ def collect(records: Sequence[Record]) -> Objects:
 
 
 def join(parts: Sequence[Objects]) -> Objects:
-    """Joins the objects of several datasets with the same classes."""
+    """Joins the objects of several datasets that have the same classes.
+
+    Args:
+        parts: Objects of each dataset.
+
+    Returns:
+        All objects; the images are numbered consecutively.
+    """
     starts = np.cumsum([0, *(len(part.sizes) for part in parts)])
     return Objects(
         boxes=np.concatenate([part.boxes for part in parts]),
@@ -93,7 +100,7 @@ def of_images(objects: Objects, images: np.ndarray) -> Objects:
         images: Indices of the images to keep, ascending.
 
     Returns:
-        Their objects; the images count from 0.
+        The objects of these images, which are numbered from 0.
     """
     new_index = np.full(len(objects.sizes), -1)
     new_index[images] = np.arange(len(images))
@@ -102,11 +109,11 @@ def of_images(objects: Objects, images: np.ndarray) -> Objects:
 
 
 def resized(objects: Objects, preprocessing: Preprocessing) -> Objects:
-    """Scales objects as a model resizes their images.
+    """Scales objects to the sizes to which a model resizes their images.
 
     Args:
         objects: Objects in pixels of the files.
-        preprocessing: Holds the model's resize rule.
+        preprocessing: The model's preprocessing, which has the resize rule.
 
     Returns:
         The objects and image sizes in pixels of the resized images.

@@ -1,7 +1,7 @@
-"""Builds HTML pages that work without a network, by keyboard, with a screen reader, in light and dark.
+"""Builds HTML pages that work without a network, by keyboard, with a screen reader, in light and dark mode.
 
-All functions return HTML. Their texts are plain: special characters are escaped, and words between backticks become
-code. A cell of a table may also be `Html`, which goes in unchanged.
+The functions take plain text: special characters are escaped, and words between backticks become code. A cell of a
+table may also be of the type `Html`, which is inserted unchanged.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pathlib import Path
 import kerasdet
 from kerasdet.reports.charts import Chart
 
-MAX_ROWS = 500  # rows that a table shows of a longer list
+MAX_ROWS = 500  # maximum number of rows of a table
 ROWS_PER_PAGE = 12
 
 LEVELS = {"problem": "Problem", "advice": "Advice", "good": "Good"}
@@ -29,12 +29,12 @@ class Html(str):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """States one thing that the reader should know, and what to do about it.
+    """Holds one conclusion for the reader of a page, and an advice.
 
     Args:
-        level: "problem" if it makes results wrong, "advice" if it makes them worse, "good" if nothing is to be done.
-        text: What was found, with numbers.
-        action: What to do; empty for nothing.
+        level: "problem" if it makes results wrong, "advice" if it makes them worse, "good" if nothing needs to be done.
+        text: Sentence that says what was found, with numbers.
+        action: Sentence that says what to do; empty for none.
         section: Id of the section that shows the details; empty for none.
     """
 
@@ -62,10 +62,10 @@ class Section:
     """Holds a part of the page that the navigation lists.
 
     Args:
-        id: Anchor of the section, unique on the page.
-        title: Its heading.
-        parts: Its contents, HTML from the functions of this module.
-        intro: A sentence below the heading; empty for none.
+        id: HTML id of the section, unique on the page.
+        title: Heading.
+        parts: Contents, HTML from the functions of this module.
+        intro: Sentence below the heading; empty for none.
     """
 
     id: str
@@ -75,7 +75,13 @@ class Section:
 
 
 def text(words: str) -> Html:
-    """Escapes a text and turns words between backticks into code.
+    """Escapes a text for HTML and turns words between backticks into code.
+
+    Args:
+        words: The plain text.
+
+    Returns:
+        HTML.
 
     Example:
         >>> text("set `LR` < 1")
@@ -85,22 +91,51 @@ def text(words: str) -> Html:
 
 
 def paragraph(words: str) -> Html:
-    """Returns a paragraph of text."""
+    """Makes a paragraph.
+
+    Args:
+        words: The plain text.
+
+    Returns:
+        HTML.
+    """
     return Html(f"<p>{text(words)}</p>")
 
 
 def heading(words: str) -> Html:
-    """Returns a heading inside a section."""
+    """Makes a heading inside of a section.
+
+    Args:
+        words: The plain text.
+
+    Returns:
+        HTML.
+    """
     return Html(f"<h3>{text(words)}</h3>")
 
 
 def number(value: float, digits: int = 0) -> str:
-    """Writes a number with thousands separators and a fixed number of decimals."""
+    """Formats a number with thousands separators and a fixed number of decimals.
+
+    Args:
+        value: The number.
+        digits: Number of decimals.
+
+    Returns:
+        The text.
+    """
     return f"{value:,.{digits}f}"
 
 
 def share(part: float, whole: float) -> str:
-    r"""Writes a share in percent, with a decimal below 10 %; a share that is not 0 is never written as 0.
+    r"""Formats a share in percent, with a decimal below 10 %. Only a share of exactly 0 is written as 0.
+
+    Args:
+        part: Number of the part.
+        whole: Number of the whole.
+
+    Returns:
+        The text.
 
     Example:
         >>> share(1, 8), share(1, 30), share(1, 100_000), share(0, 5)
@@ -118,18 +153,41 @@ def share(part: float, whole: float) -> str:
 
 
 def count(value: int, singular: str, plural: str = "") -> str:
-    """Writes a number with its noun, such as "1 image" and "1,200 images"."""
+    """Formats a number with its noun, such as "1 image" and "1,200 images".
+
+    Args:
+        value: The number.
+        singular: The noun.
+        plural: Its plural; empty for the noun with an s.
+
+    Returns:
+        The text.
+    """
     return f"{value:,} {singular if value == 1 else plural or singular + 's'}"
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> Html:
-    """Returns large numbers in a row: pairs of (label, value)."""
+    """Makes a row of large numbers.
+
+    Args:
+        values: Pairs of (label, value).
+
+    Returns:
+        HTML.
+    """
     items = "".join(f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>" for label, value in values)
     return Html(f'<dl class="tiles">{items}</dl>')
 
 
 def findings(found: Sequence[Finding]) -> Html:
-    """Returns a list of findings, problems first."""
+    """Makes a list of findings, problems first.
+
+    Args:
+        found: The findings.
+
+    Returns:
+        HTML.
+    """
     order = sorted(found, key=lambda finding: list(LEVELS).index(finding.level))
     items = []
     for finding in order:
@@ -152,15 +210,18 @@ def table(
     sortable: bool = True,
     titled: bool = True,
 ) -> Html:
-    """Returns a table that scrolls sideways on narrow screens and turns pages if it is long.
+    """Makes a table that scrolls sideways on narrow screens and has several pages if it is long.
 
     Args:
         columns: The columns.
         rows: Cells of each row: texts or HTML. Rows after `MAX_ROWS` are left out, and a note says so.
-        caption: What the table lists.
-        total: Number of rows of the whole list, if `rows` holds only its beginning.
+        caption: Text that says what the table lists.
+        total: Number of rows of the whole list, if `rows` is only its beginning.
         sortable: Whether a click on a header sorts the rows.
         titled: Whether the caption is visible. Screen readers always read it.
+
+    Returns:
+        HTML.
     """
     rows = list(rows)
     total, rows = total or len(rows), rows[:MAX_ROWS]
@@ -188,14 +249,17 @@ def table(
 def figure(
     chart: Chart, title: str, words: str = "", data: Html | None = None, keys: Sequence[tuple[str, str]] = ()
 ) -> Html:
-    """Returns a chart with its title and, folded away, the table of its numbers.
+    """Makes a chart with a title and a table of its numbers, which the reader can unfold.
 
     Args:
         chart: The chart, which is drawn once for wide and once for narrow screens.
-        title: What the chart shows.
-        words: How to read it, or what follows from it; empty for nothing.
-        data: Table of the numbers. Screen readers and the keyboard reach the values through it.
-        keys: Legend of the chart, see `legend`.
+        title: Text that says what the chart shows.
+        words: Sentence that says how to read the chart, or what follows from it; empty for none.
+        data: Table of the numbers, for screen readers and the keyboard; None for none.
+        keys: Legend of the chart, pairs of (CSS colour, name).
+
+    Returns:
+        HTML.
     """
     drawn = "".join(
         f'<div class="chart {width}">{_svg(chart.svg(width), f"{title}. {chart.description}")}</div>'
@@ -208,7 +272,15 @@ def figure(
 
 
 def code(lines: str, label: str) -> Html:
-    """Returns a block of code with a button that copies it."""
+    """Makes a block of code with a button that copies it.
+
+    Args:
+        lines: The code.
+        label: Name of the block for screen readers.
+
+    Returns:
+        HTML.
+    """
     return Html(
         f'<div class="code"><pre tabindex="0" aria-label="{html.escape(label)}"><code>{html.escape(lines)}</code></pre>'
         '<button type="button" class="copy">Copy</button></div>'
@@ -216,7 +288,15 @@ def code(lines: str, label: str) -> Html:
 
 
 def image(uri: str, alternative: str) -> Html:
-    """Returns an image from a data URI."""
+    """Makes an image from a data URI.
+
+    Args:
+        uri: The data URI.
+        alternative: Text that describes the image.
+
+    Returns:
+        HTML.
+    """
     return Html(f'<img src="{uri}" alt="{html.escape(alternative)}">')
 
 
@@ -228,7 +308,7 @@ def gallery(
     order: Sequence[str] = (),
     wide: bool = False,
 ) -> Html:
-    """Returns pages of pictures.
+    """Makes a gallery with several pages of pictures.
 
     Args:
         pictures: Pairs of (image, caption).
@@ -236,6 +316,9 @@ def gallery(
         tags: Tags of each picture, single words. A button for each tag shows only the pictures that have it.
         order: All tags, in the order of their buttons.
         wide: Whether a picture takes the whole width.
+
+    Returns:
+        HTML.
     """
     items = "".join(
         f"<li{_tagged(tags, i)}><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>"
@@ -266,7 +349,14 @@ def _filters(tags, order):
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Html:
-    """Returns a legend: pairs of (CSS colour, name)."""
+    """Makes a legend.
+
+    Args:
+        entries: Pairs of (CSS colour, name).
+
+    Returns:
+        HTML.
+    """
     items = "".join(f'<li><span style="background:{colour}"></span>{text(name)}</li>' for colour, name in entries)
     return Html(f'<ul class="legend">{items}</ul>')
 
@@ -277,7 +367,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
     Args:
         out: Path of the HTML file.
         title: Title of the page.
-        subtitle: A line below it, such as the path of the data.
+        subtitle: Line below the title, such as the path of the data.
         sections: The sections, in the order of the page.
     """
     links = "".join(f'<li><a href="#{section.id}">{text(section.title)}</a></li>' for section in sections)

@@ -1,4 +1,4 @@
-"""Makes small JPEG pictures, embedded as data URIs: images of a dataset, and samples as training sees them."""
+"""Makes small JPEG pictures as data URIs: images of a dataset, and augmented training samples."""
 
 import base64
 import dataclasses
@@ -16,7 +16,7 @@ from kerasdet.data.records import Record
 from kerasdet.ops.masks import paste_masks
 
 SAMPLE_EDGE = 440  # longer side of a sample, in pixels
-MAX_NAMES = 8  # objects up to which a sample names them; more names would hide the objects
+MAX_NAMES = 8  # a sample with more objects shows no names, which would hide the objects
 _QUALITY = 80
 
 
@@ -36,7 +36,14 @@ class Sample:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """Encodes an image (H, W, 3) uint8 as a JPEG in a data URI."""
+    """Encodes an image as a JPEG in a data URI.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+
+    Returns:
+        The data URI.
+    """
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

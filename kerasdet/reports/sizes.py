@@ -12,11 +12,19 @@ from kerasdet.reports.splits import Splits
 _SIZE_STEP = 0.25  # width of a bin, in exponents of 2
 _RATIO_STEP = 0.25
 _CELL = 0.5
-_MOST_SMALL = 0.05  # share of objects smaller than a cell of the finest level from which the page advises
+_MOST_SMALL = 0.05  # the page gives advice if at least this share of objects is smaller than a cell of the finest level
 
 
 def sizes(data: Splits, model: Detector | None) -> tuple[Section | None, list[Finding]]:
-    """Shows sizes and shapes of the objects, beside the anchors of a model."""
+    """Shows sizes and shapes of the objects, beside the anchors of a model.
+
+    Args:
+        data: Splits of the dataset.
+        model: Detector whose anchors and resize rule are shown, or None.
+
+    Returns:
+        The section, None without objects, and its findings.
+    """
     objects = data.all_objects
     if not len(objects):
         return None, [

@@ -1,4 +1,4 @@
-"""Brings the splits of a dataset together: one list of classes, and the objects of each split."""
+"""Joins the splits of a dataset: one list of classes, and the objects of each split."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ class Splits:
     """Holds the splits of a dataset, the training data first.
 
     Args:
-        datasets: Split -> dataset.
-        objects: Split -> objects in pixels of the files; class ids count in `class_names`.
+        datasets: Split name -> dataset.
+        objects: Split name -> objects in pixels of the files; class ids are indices into `class_names`.
         class_names: Names of the classes of all splits.
     """
 
@@ -35,10 +35,13 @@ class Splits:
 
 
 def join_splits(datasets: Mapping[str, Dataset]) -> Splits:
-    """Collects the objects of datasets, and gives a class the same id in all of them.
+    """Collects the objects of several datasets, with the same class ids in all of them.
 
     Args:
-        datasets: Split -> dataset, at least one.
+        datasets: Split name -> dataset, at least one.
+
+    Returns:
+        The joined splits.
     """
     names = tuple(dict.fromkeys(name for dataset in datasets.values() for name in dataset.class_names))
     objects = {}

@@ -11,13 +11,13 @@ from kerasdet.ops.distribute import all_gather_object, worker_rank
 
 
 def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    """Checks that callbacks are Keras callbacks.
+    """Checks that callbacks are a list of Keras callbacks.
 
     Args:
-        callbacks: As for `train`.
+        callbacks: The argument `callbacks` of `train`.
 
     Raises:
-        UserError: If one is not.
+        UserError: If `callbacks` is not a list, or an item is not a `keras.callbacks.Callback` object.
     """
     if not isinstance(callbacks, list | tuple):
         raise UserError(f"train.callbacks is {callbacks!r}: give a list of Keras callbacks, such as [@CSVLogger()].")
@@ -25,24 +25,24 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
         if not isinstance(callback, keras.callbacks.Callback):
             remedy = "write @Name() with brackets in gin" if callable(callback) else "give a Keras callback"
             raise UserError(
-                f"train.callbacks has {callback!r} at position {index}, which is not a keras.callbacks.Callback "
-                f"object: {remedy}."
+                f"train.callbacks has {callback!r} at position {index}: expected a keras.callbacks.Callback object; "
+                f"{remedy}."
             )
 
 
 class RunCallbacks:
     """Calls Keras callbacks at the steps, epochs and evaluations of a run.
 
-    An epoch ends after each evaluation, or after each checkpoint without validation, and after the last step. Several
-    workers call the callbacks only in the first one, and stop together at the end of an epoch.
+    An epoch ends after each evaluation and after the last step. In a run without validation it ends after each
+    checkpoint. With several workers only the first one calls the callbacks; all stop together at the end of an epoch.
 
     Args:
-        callbacks: Keras callbacks. Their `params` have ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and the name
+        callbacks: Keras callbacks. Their `params` get ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and the name
             of the model's class as ``model``.
         model: Model in training.
         out_dir: Folder of the run.
-        steps: Steps of the whole run.
-        steps_per_epoch: Steps between two ends of epochs.
+        steps: Number of steps of the whole run.
+        steps_per_epoch: Number of steps in an epoch.
         batch_size: Images in a step, over all replicas.
     """
 
@@ -65,25 +65,38 @@ class RunCallbacks:
         self.logs = {}
         params = {"out_dir": str(out_dir), "steps": steps, "epochs": -(-steps // steps_per_epoch)}
         params |= {"batch_size": batch_size, "model": type(model).__name__, "verbose": 0}
-        # Not a CallbackList: that of Keras 3.15.1 waits for the numbers of every step, whoever reads them.
+        # Not a CallbackList: in Keras 3.15.1 it waits for the device after every step, even if nobody reads the logs.
         self.callbacks = list(callbacks) if rank == 0 else []
         for callback in self.callbacks:
             callback.set_params(params)
             callback.set_model(model)
 
     def begin(self, completed_steps: int) -> None:
-        """Calls `on_train_begin` and, for the first epoch of this process, `on_epoch_begin`; at most once."""
+        """Calls `on_train_begin` and, for the first epoch of this process, `on_epoch_begin`. Later calls do nothing.
+
+        Args:
+            completed_steps: Steps that earlier processes of the run completed.
+        """
         if not self.has_begun:
             self.has_begun = True
             self._call("on_train_begin", None)
             self._call("on_epoch_begin", self._epoch(completed_steps + 1), None)
 
     def batch_begin(self, step: int) -> None:
-        """Calls `on_train_batch_begin` with the number of the step, from 0."""
+        """Calls `on_train_batch_begin`.
+
+        Args:
+            step: Number of the step, from 0.
+        """
         self._call("on_train_batch_begin", step - 1, None)
 
     def batch_end(self, step: int, logs: Mapping[str, Any]) -> None:
-        """Calls `on_train_batch_end`; the device is not waited for unless a callback reads the numbers."""
+        """Calls `on_train_batch_end`. The process waits for the device only if a callback reads the logs.
+
+        Args:
+            step: Number of the step, from 0.
+            logs: Losses by name.
+        """
         self._call("on_train_batch_end", step - 1, logs)
         if self.num_workers > 1 and self.model.stop_training:  # the other workers would wait for this one for ever
             self.stop_requested, self.model.stop_training = True, False
@@ -93,15 +106,21 @@ class RunCallbacks:
         self._call("on_test_begin", None)
 
     def test_end(self, values: Mapping[str, float]) -> None:
-        """Calls `on_test_end` with the numbers of an evaluation."""
+        """Calls `on_test_end` after an evaluation.
+
+        Args:
+            values: Numbers of the evaluation by name.
+        """
         self._call("on_test_end", dict(values))
 
     def epoch_end(self, step: int, logs: Mapping[str, Any], is_last: bool) -> None:
-        """Calls `on_epoch_end`, and `on_epoch_begin` for the next epoch; all workers learn whether training stops.
+        """Calls `on_epoch_end`, then `on_epoch_begin` for the next epoch.
+
+        If a callback stops the training in the first worker, all other workers stop as well.
 
         Args:
-            step: Completed steps.
-            logs: Numbers of the training and of the evaluation.
+            step: Number of completed steps.
+            logs: Numbers of the training and of the evaluation by name.
             is_last: Whether no epoch follows.
         """
         if self.is_empty:
@@ -115,7 +134,7 @@ class RunCallbacks:
             self._call("on_epoch_begin", self._epoch(step + 1), None)
 
     def end(self) -> None:
-        """Calls `on_train_end` if the run trained or evaluated anything."""
+        """Calls `on_train_end`, if `begin` was called."""
         if self.has_begun:
             self._call("on_train_end", self.logs)
 

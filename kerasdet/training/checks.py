@@ -23,6 +23,8 @@ from kerasdet.training.validation import metric_names
 
 log = logging.getLogger(__name__)
 
+_MAX_THRESHOLD = 0.3  # the published FCOS has 0.2
+
 
 def check_arguments(
     model: keras.Model,
@@ -35,17 +37,17 @@ def check_arguments(
     step_options: StepOptions,
     log_every: int,
 ) -> None:
-    """Checks the arguments of `train` as far as they can be wrong by themselves or do not fit one another.
+    """Checks the arguments of `train`, each by itself and together.
 
     Args:
         model: Detector.
         data: Dataset to train on.
         optimizer: Keras optimizer.
-        steps: As for `train`.
-        batch_size: As for `train`.
-        validation: As for `train`.
-        step_options: As for `train`, not None.
-        log_every: As for `train`.
+        steps: Number of steps of the whole run.
+        batch_size: Images in a step, over all replicas.
+        validation: Data and rules of evaluation, or None.
+        step_options: Padding, micro-batches and compilation of a step.
+        log_every: Number of steps per line of the log.
 
     Raises:
         UserError: If an argument is wrong.
@@ -67,7 +69,7 @@ def check_classes(model: keras.Model, data: Any) -> None:
     """Checks that model and dataset have the same number of classes.
 
     Args:
-        model: Detector; one without classes (`num_classes` None) takes any dataset.
+        model: Detector. A model without classes (`num_classes` None) accepts any dataset.
         data: Dataset.
 
     Raises:
@@ -75,18 +77,18 @@ def check_classes(model: keras.Model, data: Any) -> None:
     """
     if model.num_classes not in (None, data.num_classes):
         raise UserError(
-            f"The model has {model.num_classes} classes and {data.annotations} has {data.num_classes} "
-            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): "
-            f"set NUM_CLASSES (num_classes) to {data.num_classes}."
+            f"The model has {model.num_classes} classes, but {data.annotations} has {data.num_classes} "
+            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): set NUM_CLASSES "
+            f"(num_classes) to {data.num_classes}."
         )
 
 
 def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
-    """Warns if no image is trained at the size that the model detects at.
+    """Warns if the training images are never resized to the size that the model uses for detection.
 
     Args:
         model: Detector.
-        transforms: As for `train`.
+        transforms: The transforms of training; `ResizeShortestEdge` among them sets the size.
     """
     rule = model.preprocessing
     for transform in transforms:
@@ -100,6 +102,79 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
                 f"{low} to {high}" if low < high else low,
                 rule.shortest,
             )
+
+
+def warn_of_units(model: keras.Model) -> None:
+    """Warns if the model divides pixels in 0..255 by deviations of pixels in 0..1.
+
+    Args:
+        model: Detector.
+    """
+    mean, std = (getattr(model.preprocessing, name, None) for name in ("mean", "std"))
+    if std is not None and 0 < max(std) < 1:
+        log.warning(
+            "Preprocessing.mean is %s and Preprocessing.std is %s, as for pixels in 0..1, and pixels are in 0..255: "
+            "multiply both by 255.",
+            tuple(mean),
+            tuple(std),
+        )
+
+
+def warn_of_threshold(model: keras.Model, validation: Validation | None) -> None:
+    """Warns if the model's own score threshold hides detections that count for AP.
+
+    Args:
+        model: Detector.
+        validation: Rules of evaluation, or None.
+    """
+    threshold = getattr(model.postprocessing, "score_threshold", 0.0)
+    if validation is not None and threshold > _MAX_THRESHOLD:
+        log.warning(
+            "Postprocessing.score_threshold is %g, so detections with lower scores do not count and AP will be low: "
+            "set it to 0.05, and choose a threshold when you detect.",
+            threshold,
+        )
+
+
+def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
+    """Warns if the learning rate does not reach its peak, or ends before the run.
+
+    Args:
+        optimizer: Keras optimizer.
+        steps: Steps of the whole run.
+    """
+    config = inner_optimizer(optimizer).get_config()["learning_rate"]
+    settings = config.get("config", {}) if isinstance(config, Mapping) else {}
+    name = config.get("class_name") if isinstance(config, Mapping) else None
+    if settings.get("warmup_steps", 0) >= steps:
+        log.warning(
+            "The learning rate rises for %s.warmup_steps %d, and STEPS (steps) is %d, so it does not reach its "
+            "peak: set fewer warmup steps.",
+            name,
+            settings["warmup_steps"],
+            steps,
+        )
+    if settings.get("total_steps", steps) < steps:
+        log.warning(
+            "The learning rate ends after %s.total_steps %d, and STEPS (steps) is %d: set both to the same number.",
+            name,
+            settings["total_steps"],
+            steps,
+        )
+
+
+def check_lists(**values: Any) -> None:
+    """Checks that arguments are sequences of objects.
+
+    Args:
+        values: Arguments by name.
+
+    Raises:
+        UserError: If one is a single object or a text.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{name} is {value!r}: it must be a list, even of one. Write [...] around it.")
 
 
 def check_objects(data: Any) -> None:
@@ -122,20 +197,40 @@ def check_objects(data: Any) -> None:
     reason = f"its {crowds} objects are all crowds (iscrowd 1)" if crowds else "its images have no objects"
     counts = f" ({', '.join(f'{count} {name}' for name, count in dropped.items())})" if dropped else ""
     raise UserError(
-        f"{data.annotations} has nothing to train on: {reason}{counts}. Give annotations with objects that are no "
+        f"{data.annotations} has nothing to train on: {reason}{counts}. Give annotations with objects that are not "
         "crowds."
     )
 
 
+def warn_of_same_data(data: Any, validation: Validation | None) -> None:
+    """Warns if a run is evaluated on the images that it is trained on.
+
+    Args:
+        data: Dataset to train on.
+        validation: Rules of evaluation, or None.
+    """
+    if validation is None or data.records is validation.data.records:
+        return  # the same object is a choice, not a mistake
+    trained = {record.path for record in data.records}
+    if shared := sum(record.path in trained for record in validation.data.records):
+        log.warning(
+            "%d of %d images of %s are also trained on, so AP will be too high: divide the data, for example with "
+            "`kerasdet data split`.",
+            shared,
+            len(validation.data.records),
+            validation.data.annotations,
+        )
+
+
 def check_evaluation(model: keras.Model, validation: Validation) -> None:
-    """Checks that `kerasdet.evaluate` will be able to read the ground truth.
+    """Checks that `kerasdet.evaluate` can read the ground truth of the validation data.
 
     Args:
         model: Detector.
-        validation: Rules of evaluation.
+        validation: Data and rules of evaluation.
 
     Raises:
-        UserError: If an evaluation would fail.
+        UserError: If an evaluation would fail because of the data.
     """
     if metric_names(validation.evaluate, model, validation.data):
         types = ["bbox", *(branch.metric for branch in model.branches if branch.metric)]
@@ -143,12 +238,15 @@ def check_evaluation(model: keras.Model, validation: Validation) -> None:
 
 
 def match_validation(model: keras.Model, data: Any, validation: Validation | None) -> Validation | None:
-    """Gives the classes of the validation data the order of the training data's.
+    """Reorders the classes of the validation data to the order of the training data.
 
     Args:
-        model: Detector; one without classes takes any data.
+        model: Detector. For a model without classes nothing changes.
         data: Dataset to train on.
-        validation: Rules of evaluation, or None.
+        validation: Data and rules of evaluation, or None.
+
+    Returns:
+        The validation with reordered data, or None if `validation` is None.
 
     Raises:
         UserError: If the validation data have objects of classes that are not trained.
@@ -159,44 +257,49 @@ def match_validation(model: keras.Model, data: Any, validation: Validation | Non
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
-    """Checks that the optimizer does nothing that the training step could not account for.
+    """Checks that all options of the optimizer work in `train`.
 
     Args:
         optimizer: Keras optimizer.
-        strategy: Strategy of the model.
+        strategy: `tf.distribute` strategy that the model was built in.
 
     Raises:
-        UserError: If an option of the optimizer does not work here, or a clipping norm is not a number above 0.
+        UserError: If an option does not work, or a clipping limit is not a number above 0.
     """
     if optimizer.gradient_accumulation_steps:
         raise UserError(
-            f"gradient_accumulation_steps is {optimizer.gradient_accumulation_steps}, but steps that only accumulate "
-            "would count as steps of the run: set StepOptions.micro_batches instead."
+            f"optimizer.gradient_accumulation_steps is {optimizer.gradient_accumulation_steps}, which `train` does not "
+            "support, because steps that only accumulate would count as steps of the run: leave it out and set "
+            "StepOptions.micro_batches."
         )
     if optimizer.ema_overwrite_frequency and strategy.num_replicas_in_sync > 1:
         raise UserError(
-            "ema_overwrite_frequency works on one device only: leave it out; training ends with the averages anyway."
+            "optimizer.ema_overwrite_frequency is set, but it works on one device only: leave it out. Training ends "
+            "with the averaged weights anyway."
         )
     inner = inner_optimizer(optimizer)
     for name in ("clipnorm", "clipvalue", "global_clipnorm"):
         limit = getattr(inner, name)
         if limit is not None and not (isinstance(limit, Real) and 0 < limit < math.inf):
-            raise UserError(f"{name} is {limit!r}: it must be a number above 0, or None to clip nothing.")
+            raise UserError(f"optimizer.{name} is {limit!r}: give a number above 0, or None for no clipping.")
 
 
 def check_monitor(model: keras.Model, validation: Validation) -> None:
-    """Checks the name to monitor, if the names of the numbers can be known before the first evaluation.
+    """Checks that an evaluation returns the number `validation.monitor`, if its names are known before the first one.
 
     Args:
         model: Detector.
-        validation: Rules of evaluation.
+        validation: Data and rules of evaluation.
 
     Raises:
-        UserError: If no number has the name.
+        UserError: If no number has this name.
     """
     names = metric_names(validation.evaluate, model, validation.data)
     if validation.monitor and names and validation.monitor not in names:
-        raise UserError(f"There is no {validation.monitor!r} to monitor: choose one of {', '.join(names)}.")
+        raise UserError(
+            f"Validation.monitor is {validation.monitor!r}, which the evaluation does not return: choose one of "
+            f"{', '.join(names)}."
+        )
 
 
 def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_options: StepOptions) -> None:
@@ -204,21 +307,23 @@ def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_optio
 
     Args:
         batch_size: Images in a step, over all replicas.
-        strategy: Strategy of the model.
-        step_options: Options of a step.
+        strategy: `tf.distribute` strategy that the model was built in.
+        step_options: Padding, micro-batches and compilation of a step.
 
     Raises:
-        UserError: If the images do not divide, or XLA is to compile a step of several replicas.
+        UserError: If the images cannot be divided evenly, or `jit_compile` is set with several replicas.
     """
     replicas, parts = strategy.num_replicas_in_sync, step_options.micro_batches
     if batch_size % (replicas * parts):
         among = f"{replicas} replicas" + (f" with {parts} micro_batches each" if parts > 1 else "")
         raise UserError(
-            f"BATCH_SIZE (batch_size) {batch_size} does not divide among {among}: choose a multiple of "
-            f"{replicas * parts}."
+            f"BATCH_SIZE (batch_size) is {batch_size}, which cannot be divided evenly among {among}: choose a multiple "
+            f"of {replicas * parts}."
         )
     if step_options.jit_compile and replicas > 1:
-        raise UserError(f"StepOptions.jit_compile works on one replica, and there are {replicas}: set it to False.")
+        raise UserError(
+            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set it to False."
+        )
 
 
 def check_same_on_all_workers(
@@ -231,11 +336,12 @@ def check_same_on_all_workers(
     """Checks that all workers resume the same checkpoint with the same settings and datasets.
 
     Args:
-        strategy: Strategy of the model.
+        strategy: `tf.distribute` strategy that the model was built in.
         completed_steps: Steps of the checkpoint that this worker found.
         out_dir: Folder of the run.
         settings: Settings by name: datasets, and values that JSON can hold.
-        options: Dataclasses by name, whose fields are settings, too; None where an option is off.
+        options: Dataclasses by name, such as `StepOptions`. Their fields are compared as well. None if an option is
+            off.
 
     Raises:
         UserError: If the workers differ.
@@ -251,13 +357,14 @@ def check_same_on_all_workers(
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
             raise UserError(
-                f"The workers differ in {name}: worker 0 has {values[0]} and worker {other} has {values[other]}. Start "
-                "all with the same configuration and data."
+                f"The workers have different values of {name}: worker 0 has {values[0]}, worker {other} has "
+                f"{values[other]}. Start all workers with the same configuration and data."
             )
     steps = [worker["completed_steps"] for worker in workers]
     if len(set(steps)) > 1:
         raise UserError(
-            f"The workers find checkpoints of steps {steps} in {out_dir}: put OUT_DIR on a disk that all of them share."
+            f"The workers find checkpoints of different steps, {steps}, in {out_dir}: put OUT_DIR on a disk that all "
+            "workers share."
         )
 
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, which Keras' optimizers keep if they have `use_ema`."""
+"""Uses the exponential moving averages of the weights that Keras' optimizers keep with `use_ema`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ from kerasdet.keras_compat import average_pairs, inner_optimizer
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Gives the model its averaged weights inside the block, and the trained weights back after it.
+    """Gives the model its averaged weights inside the ``with`` block, and restores the trained weights after it.
 
-    A model whose optimizer keeps no averages is left as it is. Keras' `SwapEMAWeights` (3.15.1) swaps by adding and
-    subtracting, which changes the trained weights by rounding; this function restores them bit for bit.
+    Does nothing if the optimizer keeps no averages. Keras' `SwapEMAWeights` (3.15.1) swaps by adding and subtracting,
+    so rounding changes the trained weights. This function restores them bit for bit.
 
     Args:
         model: Compiled model.
+
+    Yields:
+        None.
     """
     pairs = _pairs(model)
     trained = [tf.identity(variable.value) for variable, _ in pairs]

@@ -1,4 +1,4 @@
-"""Identifies a dataset in few characters, to compare those of workers and of the processes of a run."""
+"""Identifies a dataset by a short text, to check that all workers and all processes of a run use the same data."""
 
 import zlib
 from pathlib import Path
@@ -14,7 +14,7 @@ def fingerprint(data: Any) -> str:
         data: Dataset.
 
     Returns:
-        Such as "292 images of 3 classes (checksum 0a1b2c3d)".
+        A text such as "292 images of 3 classes (checksum 0a1b2c3d)".
     """
     checksum = zlib.crc32("\n".join(map(str, data.class_names)).encode())
     for record in data.records:

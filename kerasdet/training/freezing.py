@@ -18,8 +18,8 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 
     Args:
         model: Detector.
-        patterns: Names of its parts, such as "backbone" or "rpn", or of layers inside a part, such as "backbone/stem"
-            and "backbone/c2_*".
+        patterns: Names of the model's parts, such as "backbone" or "rpn", or of layers inside a part, such as
+            "backbone/stem" and "backbone/c2_*".
 
     Raises:
         UserError: If a pattern matches nothing, or no layer is left to train.
@@ -40,7 +40,7 @@ def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 
     Args:
         model: Detector, before `freeze_layers`.
-        patterns: As in `freeze_layers`; the user asked for these layers to stay as they are.
+        patterns: Names of layers that the user freezes on purpose, such as "backbone"; they may have random weights.
 
     Raises:
         UserError: If a frozen layer has random weights.
@@ -50,10 +50,11 @@ def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
         random = [layer.path for layer in flatten_layers(part) if id(layer) not in named and _is_frozen_initial(layer)]
         if random:
             raise UserError(
-                f"{len(random)} frozen layers of {type(model).__name__}.{name} have random weights ({random[0]}"
-                f"{', ...' if len(random) > 1 else ''}) and would keep them, so that the rest learns from noise: load "
-                "pretrained weights (kerasdet.load, or pretrained or backbone_weights in gin), build a ResNet with "
-                f"norm='bn' and freeze_at=0, or pass freeze=['{name}'] if these layers are meant to stay random."
+                f"{len(random)} frozen layers of {type(model).__name__}.{name} have random weights "
+                f"({random[0]}{', ...' if len(random) > 1 else ''}) and would keep them, so the other layers would "
+                "learn from noise. Load pretrained weights (kerasdet.load, or pretrained or backbone_weights in gin), "
+                f"build a ResNet with norm='bn' and freeze_at=0, or pass freeze=['{name}'] if these layers should stay "
+                "random."
             )
 
 
@@ -73,7 +74,7 @@ def _parts(model):
 def _matches(model, patterns):
     """Returns all layers that match a pattern; a matched layer inside a part is listed without its inner layers."""
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise UserError(f"freeze is {patterns!r}: it must be a list of names, such as ['backbone'].")
+        raise UserError(f"freeze is {patterns!r}: give a list of names, such as ['backbone'].")
     return [layer for pattern in patterns for layer in _matches_one(model, pattern)]
 
 
@@ -81,11 +82,15 @@ def _matches_one(model, pattern):
     name, _, path = pattern.partition("/")
     parts = _parts(model)
     if name not in parts:
-        raise UserError(f"freeze: {type(model).__name__} has no part {name!r}: choose one of {', '.join(parts)}.")
+        raise UserError(
+            f"freeze names {name!r}, but {type(model).__name__} has no such part: choose one of {', '.join(parts)}."
+        )
     if not path:
         return [parts[name]]
     inner = flatten_layers(parts[name], include_self=False)
     found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(layer.path, f"*/{path}")]
     if not found:
-        raise UserError(f"freeze: {pattern!r} matches no layer of {name}: see the names in model.{name}.summary().")
+        raise UserError(
+            f"freeze has {pattern!r}, which matches no layer of {name}: call model.{name}.summary() to see the names."
+        )
     return found

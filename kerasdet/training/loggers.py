@@ -13,26 +13,37 @@ from kerasdet.errors import UserError, require_extra
 from kerasdet.files import replacing
 from kerasdet.training.resume import checkpoints
 
-COMPARISON = "comparison.png"  # the file of a run that shows ground truth and detections
+COMPARISON = "comparison.png"  # picture that a run writes: ground truth beside detections
 
 
 class RunLogger(keras.callbacks.Callback):
-    """Base class of loggers: says what is logged when, a subclass where to.
+    """Base class of loggers, which copy the numbers, pictures and files of a training run to a tracking service.
 
-    The numbers of an epoch are logged with their step. The picture of ground truth and detections follows each
-    evaluation. At the end ``config.gin``, ``metrics.jsonl`` and the model are copied: ``best.keras``, or the last
-    checkpoint without validation. OUT_DIR keeps the id, so a resumed training goes on with the same run.
+    This class decides when to log; a subclass defines `start`, `log`, `log_picture`, `log_file` and `finish`. At the
+    end of each epoch it logs the numbers and, after an evaluation, the picture of ground truth and detections. At the
+    end of training it copies ``config.gin``, ``metrics.jsonl`` and the model: ``best.keras``, or without validation the
+    last checkpoint. The service's id of the run is stored in OUT_DIR, so a resumed training continues the same run.
 
     Attributes:
-        id_file: Name of the file in OUT_DIR that has the run's id.
+        id_file: Name of the file in OUT_DIR that holds the id of the run.
     """
 
     id_file: str
 
     def on_train_begin(self, logs: Mapping | None = None) -> None:
-        """Starts a run, or goes on with the one whose id is in OUT_DIR."""
+        """Starts a run, or continues the run whose id is in OUT_DIR.
+
+        Args:
+            logs: Ignored.
+
+        Raises:
+            UserError: If the callback is not used by `kerasdet.train`.
+        """
         if "out_dir" not in (self.params or {}):
-            raise UserError(f"{type(self).__name__} needs a run of kerasdet: give it to kerasdet.train as a callback.")
+            raise UserError(
+                f"{type(self).__name__} works in kerasdet.train only: pass it to kerasdet.train as one of the "
+                "callbacks."
+            )
         self.out_dir = Path(self.params["out_dir"])
         self._picture_time = None
         file = self.out_dir / self.id_file
@@ -43,7 +54,12 @@ class RunLogger(keras.callbacks.Callback):
                 partial.write_text(f"{run_id}\n", encoding="utf-8")
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Logs the finite numbers of an epoch, and the picture if an evaluation made a new one."""
+        """Logs the finite numbers of an epoch, and the picture if there was an evaluation.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            logs: Numbers by name, with ``step``.
+        """
         values = {name: float(value) for name, value in (logs or {}).items() if math.isfinite(value)}
         step = int(values.pop("step"))
         self.log(step, {**values, "epoch": epoch})
@@ -53,7 +69,11 @@ class RunLogger(keras.callbacks.Callback):
             self.log_picture(step, picture)
 
     def on_train_end(self, logs: Mapping | None = None) -> None:
-        """Copies the files of the run and ends it."""
+        """Copies the files of the run to the service and ends the run.
+
+        Args:
+            logs: Ignored.
+        """
         models = [self.out_dir / "best.keras", *reversed(checkpoints(self.out_dir / "checkpoints"))]
         for files in ([self.out_dir / "config.gin"], [self.out_dir / "metrics.jsonl"], models):
             if file := next((file for file in files if file.is_file()), None):
@@ -61,19 +81,40 @@ class RunLogger(keras.callbacks.Callback):
         self.finish()
 
     def start(self, run_id: str | None) -> str:
-        """Starts a run, or opens the one that has this id; returns its id."""
+        """Starts a run at the service, or opens an existing one.
+
+        Args:
+            run_id: Id of the run to continue, or None for a new run.
+
+        Returns:
+            The id of the run.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define start.")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs finite numbers by name."""
+        """Logs numbers.
+
+        Args:
+            step: Number of completed training steps.
+            values: Finite numbers by name.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define log.")
 
     def log_picture(self, step: int, path: Path) -> None:
-        """Logs the picture of a step."""
+        """Logs a picture.
+
+        Args:
+            step: Number of completed training steps.
+            path: Path of an image file.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define log_picture.")
 
     def log_file(self, path: Path) -> None:
-        """Copies a file of the run."""
+        """Copies a file of the run to the service.
+
+        Args:
+            path: Path of the file.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define log_file.")
 
     def finish(self) -> None:
@@ -88,14 +129,14 @@ class MLflowLogger(RunLogger):
     """Logs a training run to MLflow.
 
     Args:
-        tracking_uri: Where the runs are kept: the address of a server, a database such as "sqlite:///mlflow.db", or a
-            folder such as "file:///data/mlruns", for which MLflow 3 needs MLFLOW_ALLOW_FILE_STORE=true in the
-            environment. None takes MLFLOW_TRACKING_URI, or MLflow's default.
+        tracking_uri: Place where the runs are stored: the address of a server, a database such as
+            "sqlite:///mlflow.db", or a folder such as "file:///data/mlruns". For a folder, MLflow 3 needs the
+            environment variable MLFLOW_ALLOW_FILE_STORE=true. None takes MLFLOW_TRACKING_URI, or MLflow's default.
         experiment: Name of the experiment, created if necessary.
         run_name: Name of the run; None takes the name of OUT_DIR.
 
     Raises:
-        UserError: If MLflow is not installed, or refuses `tracking_uri`.
+        UserError: If MLflow is not installed, or cannot use `tracking_uri`.
 
     Example:
         >>> train(..., callbacks=[MLflowLogger("http://mlflow:5000", experiment="cells")])
@@ -111,7 +152,17 @@ class MLflowLogger(RunLogger):
         self.run_name = run_name
 
     def start(self, run_id: str | None) -> str:
-        """Starts a run, or opens the one that has this id; returns its id."""
+        """Starts a run at MLflow, or opens an existing one.
+
+        Args:
+            run_id: Id of the run to continue, or None for a new run.
+
+        Returns:
+            The id of the run.
+
+        Raises:
+            UserError: If MLflow cannot use `tracking_uri`.
+        """
         try:
             self._client = self._mlflow.MlflowClient(self.tracking_uri)
             self._run_id = self._create_run() if run_id is None else run_id
@@ -132,18 +183,32 @@ class MLflowLogger(RunLogger):
         return run.info.run_id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs finite numbers by name."""
+        """Logs numbers to MLflow.
+
+        Args:
+            step: Number of completed training steps.
+            values: Finite numbers by name.
+        """
         now = round(time.time() * 1000)
         metrics = [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def log_picture(self, step: int, path: Path) -> None:
-        """Logs the picture of a step."""
+        """Logs a picture to MLflow.
+
+        Args:
+            step: Number of completed training steps.
+            path: Path of an image file.
+        """
         with Image.open(path) as picture:
             self._client.log_image(self._run_id, picture, artifact_file=f"pictures/step_{step:08d}.png")
 
     def log_file(self, path: Path) -> None:
-        """Copies a file of the run."""
+        """Copies a file of the run to MLflow.
+
+        Args:
+            path: Path of the file.
+        """
         self._client.log_artifact(self._run_id, str(path))
 
     def finish(self) -> None:
@@ -179,7 +244,14 @@ class WandbLogger(RunLogger):
         self.mode = mode
 
     def start(self, run_id: str | None) -> str:
-        """Starts a run, or opens the one that has this id; returns its id."""
+        """Starts a run at Weights & Biases, or opens an existing one.
+
+        Args:
+            run_id: Id of the run to continue, or None for a new run.
+
+        Returns:
+            The id of the run.
+        """
         self._run = self._wandb.init(
             project=self.project,
             name=self.name or self.out_dir.name,
@@ -189,19 +261,35 @@ class WandbLogger(RunLogger):
             resume="allow",
             config=self._settings(),
         )
-        self._run.define_metric("*", step_metric="step")  # a resumed run may repeat steps, which wandb's own refuse
+        self._run.define_metric(
+            "*", step_metric="step"
+        )  # a resumed run may repeat steps; wandb's own step counter does not accept these
         return self._run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs finite numbers by name."""
+        """Logs numbers to Weights & Biases.
+
+        Args:
+            step: Number of completed training steps.
+            values: Finite numbers by name.
+        """
         self._run.log({"step": step, **values})
 
     def log_picture(self, step: int, path: Path) -> None:
-        """Logs the picture of a step."""
+        """Logs a picture to Weights & Biases.
+
+        Args:
+            step: Number of completed training steps.
+            path: Path of an image file.
+        """
         self._run.log({"step": step, "ground truth and detections": self._wandb.Image(str(path))})
 
     def log_file(self, path: Path) -> None:
-        """Copies a file of the run."""
+        """Copies a file of the run to Weights & Biases.
+
+        Args:
+            path: Path of the file.
+        """
         artifact = self._wandb.Artifact(
             f"{path.stem}-{self._run.id}", type="model" if path.suffix == ".keras" else "log"
         )

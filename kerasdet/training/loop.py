@@ -24,20 +24,22 @@ _WORKER_LOST = (
     tf.errors.InternalError,
 )
 # Workers must agree on the step after which they stop, and to agree they wait for their devices. Asking after each
-# step would leave the devices idle between steps; asking each 5th costs nothing measurable and ends within 5 steps.
+# step would leave the devices idle between steps. Asking every 5th step costs nothing measurable.
 STOP_CHECK_INTERVAL = 5
 
 
 class TrainingLoop(keras.callbacks.Callback):
-    """Trains a model up to a number of steps, which includes the steps of earlier processes.
+    """Trains a model up to a total number of steps, and saves and evaluates it between steps.
+
+    The total includes the steps of earlier processes of the same run.
 
     Args:
         model: Detector, compiled and restored.
-        folder: Folder of the checkpoints; None in a process that does not write.
+        folder: Folder of the checkpoints. None in a worker that writes no files.
         max_to_keep: Number of the latest checkpoints that stay on disk.
         throughput: Logs losses and speed.
-        validator: Evaluates the model; None trains without validation.
-        callbacks: Callbacks of the user.
+        validator: Evaluates the model. None trains without validation.
+        callbacks: Calls the user's Keras callbacks.
         save_every: Steps between two checkpoints.
         validate_every: Steps between two evaluations.
         steps: Steps of the whole run.
@@ -78,20 +80,19 @@ class TrainingLoop(keras.callbacks.Callback):
         self.settings = settings
         self.completed_steps = completed_steps
         self.completed_images = completed_images
-        self.evaluated = {}  # numbers of the evaluation after the current step, if there was one
+        self.evaluated = {}  # numbers of the evaluation after the current step; empty if there was none
         self.stop_requested = False
         self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
     def fit(self, batches: Callable[..., tf.data.Dataset]) -> None:
-        """Runs the steps that are missing.
+        """Runs the remaining steps.
 
         Args:
-            batches: Function that returns the batches from the first unseen one on. Takes the ``input_context`` of a
-                worker.
+            batches: Function from a worker's ``input_context`` to a dataset of the batches that the run has not seen.
 
         Raises:
-            SystemExit: 143 after SIGTERM.
-            RuntimeError: If another worker ended.
+            SystemExit: With code 143 after SIGTERM.
+            RuntimeError: If another worker has ended.
         """
         if self.completed_steps:
             self._validate(self.completed_steps)  # the last process may have ended between saving and evaluating
@@ -118,24 +119,38 @@ class TrainingLoop(keras.callbacks.Callback):
             if worker_rank(strategy)[1] == 1:
                 raise
             raise RuntimeError(
-                "Another worker ended or cannot be reached any more: see its own output for the reason, then give all "
-                "workers the same command again to resume from the last checkpoint. "
-                f"({str(error).splitlines()[0][:200]})"
+                f"Another worker has ended or cannot be reached ({str(error).splitlines()[0][:200]}): read the output "
+                "of that worker for the reason, then start all workers with the same command to resume from the last "
+                "checkpoint."
             ) from None
         finally:
             handle_sigterm(handler_before)
 
     def on_train_begin(self, logs: Mapping | None = None) -> None:
-        """Starts the clock of the throughput."""
+        """Starts measuring the images per second.
+
+        Args:
+            logs: Ignored.
+        """
         self.callbacks.begin(self.completed_steps)
         self.throughput.restart()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping | None = None) -> None:
-        """Tells the callbacks which step begins."""
+        """Calls `on_train_batch_begin` of the user's callbacks.
+
+        Args:
+            batch: Number of the step in this process, from 0.
+            logs: Ignored.
+        """
         self.callbacks.batch_begin(self.completed_steps + batch + 1)
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Logs a step, saves and validates if they are due, and stops if a signal asks for it."""
+        """Logs a step, saves and validates if they are due, and stops after SIGTERM.
+
+        Args:
+            batch: Number of the step in this process, from 0.
+            logs: Losses by name.
+        """
         step = self.completed_steps + batch + 1
         self.throughput(step, logs)
         with self.throughput.paused():
@@ -188,13 +203,13 @@ class TrainingLoop(keras.callbacks.Callback):
 
 
 def handle_sigterm(handler: Callable | int | None) -> Callable | int | None:
-    """Installs a handler of SIGTERM, by which schedulers ask a process to end.
+    """Installs a handler of SIGTERM, the signal by which schedulers ask a process to end.
 
     Args:
-        handler: As for `signal.signal`; None installs nothing.
+        handler: Function or constant to pass to `signal.signal`. None installs nothing.
 
     Returns:
-        The handler that was installed before. None outside of the main thread, where Python installs no handlers.
+        The previous handler. None outside of the main thread, where Python cannot install handlers.
     """
     if handler is None or threading.current_thread() is not threading.main_thread():
         return None

@@ -1,4 +1,4 @@
-"""Numbers of a run, as lines of JSON and as curves in TensorBoard."""
+"""Writes the numbers of a run as lines of JSON and as TensorBoard curves."""
 
 import contextlib
 import json
@@ -22,8 +22,9 @@ class RunLog:
 
     Args:
         out_dir: Folder of the run.
-        completed_steps: Steps that the checkpoint has. Lines of later steps are dropped, because the run repeats them.
-        writes: Whether this process writes files; among several workers only the first does.
+        completed_steps: Step of the checkpoint that the run resumes from. Lines of later steps are deleted, because the
+            run repeats these steps.
+        writes: Whether this process writes files. Only the first of several workers does.
     """
 
     def __init__(self, out_dir: Path, completed_steps: int, writes: bool = True):
@@ -36,10 +37,10 @@ class RunLog:
             self.writer = tf.summary.create_file_writer(str(out_dir / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line; values that are not finite are left out, since JSON has no words for them.
+        """Appends one line; values that are not finite are left out, because JSON cannot express them.
 
         Args:
-            step: Completed steps.
+            step: Number of completed steps.
             values: Numbers by name.
         """
         line = {"step": step, **{name: value for name, value in values.items() if math.isfinite(value)}}
@@ -57,8 +58,8 @@ class RunLog:
         """Shows an image in TensorBoard.
 
         Args:
-            step: Completed steps.
-            name: Title.
+            step: Number of completed steps.
+            name: Title of the image.
             image: (H, W, 3) uint8.
         """
         if self.writer is not None:
@@ -67,14 +68,14 @@ class RunLog:
 
 
 class ThroughputLogger:
-    """Logs the mean losses, learning rate, images per second and data wait of each window of steps.
+    """Logs the mean losses, learning rate, images per second and waiting time for data, every few steps.
 
     Args:
         model: Model in training.
         run_log: Log that receives the numbers.
         batch_size: Images in a step, over all replicas.
-        every: Steps in a window.
-        steps: Steps of the whole run.
+        every: Number of steps between two lines; the numbers are means over these steps.
+        steps: Number of steps of the whole run.
     """
 
     def __init__(self, model: keras.Model, run_log: RunLog, batch_size: int, every: int, steps: int):
@@ -86,22 +87,26 @@ class ThroughputLogger:
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new window."""
+        """Starts a new interval of steps to average over."""
         self.count, self.wait_before, self.start = 0, self.model.data_wait, time.perf_counter()
 
     def __call__(self, step: int, logs: Mapping) -> None:
-        """Counts a step, and logs the window if the step is its last.
+        """Counts a step, and logs the means if the interval is complete.
 
         Args:
-            step: Completed steps.
-            logs: Numbers that Keras' `fit` hands to callbacks.
+            step: Number of completed steps.
+            logs: Running means of the losses by name, which Keras' `fit` passes to callbacks.
         """
         self.count += 1
         if step % self.every and step != self.steps:
             return
-        values = {name: float(value) for name, value in logs.items()}  # waits for the device, so it comes before time
+        values = {
+            name: float(value) for name, value in logs.items()
+        }  # waits for the device, so it comes before reading the clock
         seconds = time.perf_counter() - self.start
-        values["learning_rate"] = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))  # of the next step
+        values["learning_rate"] = float(
+            tf.convert_to_tensor(self.model.optimizer.learning_rate)
+        )  # learning rate of the next step
         values["images_per_second"] = self.count * self.batch_size / seconds
         values["data_wait"] = (self.model.data_wait - self.wait_before) / self.count  # seconds per step
         self.run_log.write(step, values)
@@ -114,7 +119,11 @@ class ThroughputLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock inside the block, which saves or evaluates."""
+        """Stops the clock inside the ``with`` block, in which the model is saved or evaluated.
+
+        Yields:
+            None.
+        """
         start = time.perf_counter()
         yield
         self.start += time.perf_counter() - start

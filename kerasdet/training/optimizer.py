@@ -23,7 +23,7 @@ class SGD(keras.optimizers.SGD):
     elsewhere. `exclude_from_weight_decay` works as in Keras.
 
     Args:
-        learning_rate: A float or a schedule.
+        learning_rate: A float or a `keras.optimizers.schedules.LearningRateSchedule`.
         momentum: Share of the momentum buffer that a step keeps. In [0, 1].
         nesterov: Whether to use Nesterov momentum.
         weight_decay: Factor of the weights that is added to their gradient.
@@ -70,9 +70,9 @@ class SGD(keras.optimizers.SGD):
         """Updates one variable; Keras calls this.
 
         Args:
-            gradient: Gradient, shaped as the variable, clipped.
+            gradient: Clipped gradient, with the shape of the variable.
             variable: Variable to update.
-            learning_rate: Scalar.
+            learning_rate: () learning rate of this step.
         """
         index, parameter, decays = optimizer_variable(self, variable)
         dtype = variable.dtype
@@ -105,14 +105,14 @@ class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
     """Implements AdamW with mmdetection's exceptions from weight decay, and moving averages that warm up.
 
     Args:
-        learning_rate: A float or a schedule.
+        learning_rate: A float or a `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: Share of the weights that is subtracted in each step, times the learning rate.
         beta_1: Share of the mean of gradients that a step keeps. In [0, 1).
         beta_2: Share of the mean of squared gradients that a step keeps. In [0, 1).
         epsilon: Added to the root of the mean of squared gradients.
         decay_norms_and_biases: Whether scales and offsets of norms, and all biases, decay like other weights.
-        ema_warmup: With `use_ema`: steps in which the averages follow the weights closely (mmengine's ``gamma``); 0 for
-            none.
+        ema_warmup: With `use_ema`: number of steps in which the averages follow the weights closely (mmengine's
+            ``gamma``). 0 for no warmup.
         **kwargs: Remaining arguments of `keras.optimizers.AdamW`: clipnorm, global_clipnorm, use_ema, ema_momentum, ...
     """
 
@@ -131,7 +131,7 @@ class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.ema_warmup = ema_warmup
         if not decay_norms_and_biases:
-            # Keras looks for these in the names of its own variables or, as bias:0, of TensorFlow's
+            # Keras searches for these in the names of variables; TensorFlow's names end in ":0"
             names = [rf"(^|/){name}(:0)?$" for name in (*NORM_PARAMETERS, "bias")]
             self.exclude_from_weight_decay(var_names=names)
 

@@ -15,11 +15,11 @@ class Validation:
 
     Args:
         data: Dataset to evaluate on.
-        evaluate: Function ``evaluate(model, data)`` that returns metrics with a ``summary`` dict of numbers by name.
-            `kerasdet.evaluate` measures COCO AP. Losses on `data` are measured in any case.
-        every: Epochs between two evaluations. A run always evaluates after its last step.
-        monitor: Name of the number that chooses the best model, such as "AP50", "segm/AP" or "val_loss". None takes
-            the first number of the summary.
+        evaluate: Function ``evaluate(model, data)`` that returns an object with ``summary``, a dict of numbers by name.
+            `kerasdet.evaluate` measures COCO AP. The losses on `data` are always measured as well.
+        every: Number of epochs between two evaluations. A run always evaluates after its last step.
+        monitor: Name of the number that decides which model is best, such as "AP50", "segm/AP" or "val_loss". None
+            takes the first number of the summary.
         patience: Number of evaluations in a row without a better `monitor` after which training stops. None never
             stops early.
 
@@ -46,8 +46,8 @@ class Checkpointing:
     """Configures checkpoints: how often a run saves its state, and how many files it keeps.
 
     Args:
-        steps_per_epoch: Steps between two checkpoints; such a stretch counts as an epoch. None takes one pass over the
-            data.
+        steps_per_epoch: Number of steps between two checkpoints, which is the length of an epoch. None takes one pass
+            over the data.
         max_to_keep: Number of the latest checkpoints that stay on disk.
 
     Raises:
@@ -69,12 +69,12 @@ class StepOptions:
         pad_to: Height and width in pixels to which every batch is padded. None pads each batch to its largest image.
         max_boxes: Number of objects to which every image is padded. None pads to the most objects in a batch.
         micro_batches: Number of parts into which a replica splits its images. The parts run one after the other, which
-            saves memory, and the step applies the mean of their gradients. Each part counts its own objects, and an
-            ``ema`` normaliser moves once per part, so N replicas with parts differ from one device with parts.
+            saves memory, and the step applies the mean of their gradients. Each part divides its losses by its own
+            number of objects, so results differ slightly from those of one large batch.
         jit_compile: Whether XLA compiles the step. Needs `pad_to`, `max_boxes` and a single replica.
 
     Raises:
-        UserError: If a count is not a positive integer, or XLA is asked to compile steps of changing shapes.
+        UserError: If a count is not a positive integer, or `jit_compile` is set without `pad_to` and `max_boxes`.
     """
 
     pad_to: tuple[int, int] | None = None
@@ -86,5 +86,6 @@ class StepOptions:
         check_positive("StepOptions", max_boxes=self.max_boxes, micro_batches=self.micro_batches)
         if self.jit_compile and (self.pad_to is None or self.max_boxes is None):
             raise UserError(
-                "StepOptions.jit_compile needs batches of one shape: set StepOptions.pad_to and StepOptions.max_boxes."
+                "StepOptions.jit_compile needs batches of a constant shape: set StepOptions.pad_to and "
+                "StepOptions.max_boxes."
             )

@@ -17,7 +17,9 @@ from kerasdet.keras_compat import inner_optimizer, seed_generators
 from kerasdet.training.ema import use_averages
 from kerasdet.training.freezing import freeze_layers
 
-_STATE = "training.json"  # next to Keras' own files in the archive
+_STATE = "training.json"  # name of the extra file in the .keras archive
+_NOT_ARGUMENTS = ("name", "class_names", "seed", "trainable")  # keys that differ between equal models
+_MAX_DIFFERENCES = 5
 _KERAS_FILES = ("metadata.json", "config.json", "model.weights.h5")
 
 
@@ -25,10 +27,10 @@ def checkpoints(folder: Path) -> list[Path]:
     """Lists the checkpoints in a folder, oldest first.
 
     Args:
-        folder: Folder of checkpoints; it may be missing.
+        folder: Folder of checkpoints, which need not exist.
 
     Returns:
-        Paths of ``step_*.keras``.
+        Paths of the files ``step_*.keras``.
     """
     return sorted(path for path in Path(folder).glob("step_*.keras") if re.fullmatch(r"step_\d+\.keras", path.name))
 
@@ -38,17 +40,17 @@ def save(
 ) -> None:
     """Writes a checkpoint such as ``step_00000500.keras``, then deletes the oldest ones.
 
-    The file holds model, optimizer, averaged weights, step, place in the data and the states of random generators. All
-    other randomness follows from the run's seed, the step and the place in the data.
+    The file holds model, optimizer, averaged weights, step, number of images seen and the states of random generators.
+    All other randomness depends only on the run's seed, the step and the number of images seen.
 
     Args:
         model: Compiled model.
         folder: Folder of checkpoints, created if necessary.
         max_to_keep: Number of the latest checkpoints that stay.
-        step: Completed steps.
-        images: Images that the run has trained on.
-        settings: Settings of the run, values that JSON can hold. `open_model` needs ``freeze``, the argument of
-            `freeze_layers`, to open the file.
+        step: Number of completed steps.
+        images: Number of images that the run has trained on.
+        settings: Settings of the run by name, values that JSON can hold. `open_model` needs the setting ``freeze``, the
+            argument `patterns` of `freeze_layers`.
 
     Raises:
         OSError: If the file cannot be written. Older checkpoints stay intact.
@@ -86,12 +88,12 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
 
 
 class Progress(NamedTuple):
-    """Tells how far the earlier processes of a run came.
+    """Holds the progress of a run: what the last checkpoint says.
 
     Args:
-        steps: Completed steps.
-        images: Images that the run has trained on.
-        changes: Settings whose values differ from those of the last checkpoint, as text for a message.
+        steps: Number of completed steps.
+        images: Number of images that the run has trained on.
+        changes: Text for a message that lists the settings whose values differ from those of the checkpoint.
     """
 
     steps: int
@@ -100,21 +102,21 @@ class Progress(NamedTuple):
 
 
 def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> Progress:
-    """Loads the last checkpoint, if there is one.
+    """Loads the last checkpoint of a folder into a model, if there is one.
 
-    The settings of the new optimizer apply, its learning rate included: of the old one only the iterations and the
-    values that belong to a weight are loaded.
+    The settings of the new optimizer stay, including its learning rate. Only the number of iterations and the values
+    per weight, such as momenta, are loaded from the checkpoint.
 
     Args:
-        model: Compiled model with a built optimizer.
+        model: Compiled model with a built optimizer. It is changed.
         folder: Folder of checkpoints.
-        settings: Settings of this run, as for `save`.
+        settings: Settings of this run by name, values that JSON can hold; compared with those of the checkpoint.
 
     Returns:
-        The progress of the run; no steps without a checkpoint.
+        The progress of the run. Without a checkpoint, 0 steps.
 
     Raises:
-        UserError: If the file is damaged, or belongs to another model or optimizer.
+        UserError: If the file is damaged, or was saved from another model or optimizer.
     """
     saved = checkpoints(folder)
     if not saved:
@@ -123,21 +125,64 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
-        raise UserError(f"{path} was saved with another optimizer, {differences}: {elsewhere}")
+        raise UserError(f"The checkpoint {path} was saved with another optimizer, {differences}: {elsewhere}")
+    _check_class_names(path, model, elsewhere)
     try:
         with _keeping_learning_rate(model.optimizer):
             model.load_weights(path)
     except (ValueError, KeyError) as error:
         reason = str(error).split(". ")[0]
-        raise UserError(f"{path} does not fit this model: {elsewhere} ({reason})") from None
+        raise UserError(f"The checkpoint {path} does not fit this model ({reason}): {elsewhere}") from None
     settings = {**(settings or {}), **_optimizer_settings(model.optimizer)}
     differences = _differences({**state, **state.get("optimizer settings", {})}, settings)
+    differences = ", ".join(filter(None, (differences, _model_differences(path, model))))
     if state["iterations"] != _iterations(model.optimizer):  # Keras 3.15.1 only warns, and skips the optimizer
         found = f" ({differences})" if differences else ""
-        raise UserError(f"{path} was saved with another optimizer or other trainable weights{found}: {elsewhere}")
+        raise UserError(
+            f"The checkpoint {path} was saved with another optimizer or other trainable weights{found}: {elsewhere}"
+        )
     for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
     return Progress(state["step"], state["images"], differences)
+
+
+def _check_class_names(path, model, elsewhere):
+    """Raises an error if a class of the checkpoint now has another id, because the weights would be another class's."""
+    with zipfile.ZipFile(path) as archive:
+        old = json.loads(archive.read("config.json"))["config"].get("class_names") or []
+    new = list(getattr(model, "class_names", None) or [])
+    if all(name not in new or new.index(name) == index for index, name in enumerate(old)):
+        return
+    raise UserError(
+        f"{path} was trained on the classes {', '.join(old)} in this order, and the data now have {', '.join(new)}: "
+        f"expected the same order. Set CLASSES to {tuple(old)}, or {elsewhere}"
+    )
+
+
+def _model_differences(path, model):
+    """Lists up to five arguments of a detector's parts that differ from those of the checkpoint, for a message."""
+    if not hasattr(model, "preprocessing"):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        old = dict(_leaves(json.loads(archive.read("config.json"))["config"]))
+    new = json.loads(json.dumps(keras.saving.serialize_keras_object(model)["config"], default=str))
+    changed = {name: value for name, value in _leaves(new) if name in old and old[name] != value}
+    listed = _differences(old, dict(list(changed.items())[:_MAX_DIFFERENCES]))
+    return f"{listed}{', ...' if len(changed) > _MAX_DIFFERENCES else ''}"
+
+
+def _leaves(config, name=""):
+    """Yields the arguments in a serialised model by their paths, such as "preprocessing.shortest"."""
+    if isinstance(config, dict):
+        inner = config.get("config") if "class_name" in config else config
+        for key, value in inner.items() if isinstance(inner, dict) else ():
+            if key not in _NOT_ARGUMENTS:
+                yield from _leaves(value, f"{name}.{key}" if name else key)
+    elif isinstance(config, list) and any(isinstance(item, dict | list) for item in config):
+        for index, item in enumerate(config):
+            yield from _leaves(item, f"{name}[{index}]")
+    else:
+        yield name, config
 
 
 @contextlib.contextmanager
@@ -176,10 +221,10 @@ def open_model(path: Path) -> keras.Model:
     """Loads the model of a ``.keras`` file, with its averaged weights if it was trained with any.
 
     Args:
-        path: Checkpoint, or any file that Keras saved.
+        path: Checkpoint, or any ``.keras`` file.
 
     Returns:
-        The model.
+        The Keras model.
     """
     model = keras.models.load_model(path)
     with contextlib.suppress(KeyError):  # a file without a state is not a checkpoint
@@ -211,7 +256,9 @@ def _read_undamaged(path):
         raise
     except Exception as error:  # a damaged archive raises errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}): delete it to resume from the checkpoint before it.") from None
+        raise UserError(
+            f"The checkpoint {path} is damaged ({reason}): delete it to resume from the checkpoint before it."
+        ) from None
 
 
 def _differences(state, values):

@@ -1,4 +1,4 @@
-"""Defines learning rate schedules: warmup, then steps down, a cosine, or a constant rate and a cosine.
+"""Defines learning rate schedules: a warmup, then steps down, a cosine, or a constant rate and a cosine.
 
 The schedules compute in float64, because in float32 step counts beyond 2**24 and `1 + cos` near the end of training
 lose digits.
@@ -22,9 +22,9 @@ def _check_warmup(warmup_steps, warmup, warmup_factor, **rates):
     check_numbers("The schedule", 0, **rates)
     check_numbers("The schedule", 0, 1, warmup_factor=warmup_factor)
     if warmup not in WARMUPS:
-        raise UserError(f"warmup is {warmup!r}; it must be one of {', '.join(map(repr, WARMUPS))}.")
+        raise UserError(f"warmup is {warmup!r}: choose one of {', '.join(map(repr, WARMUPS))}.")
     if warmup_steps < 0:
-        raise UserError(f"warmup_steps is {warmup_steps}; it must be 0 (no warmup) or more.")
+        raise UserError(f"warmup_steps is {warmup_steps}: give 0 (no warmup) or more.")
 
 
 def _warmup_scale(step, warmup_steps, warmup_factor, warmup):
@@ -60,7 +60,9 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if any(later <= earlier for earlier, later in pairwise(milestones)):
-            raise UserError(f"milestones are {list(milestones)}; each must be greater than the one before it.")
+            raise UserError(
+                f"milestones are {list(milestones)}: give ascending steps, each greater than the one before it."
+            )
         check_positive("WarmupMultiStep", **{f"milestones[{i}]": step for i, step in enumerate(milestones)})
         _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, gamma=gamma)
         self.base_lr = base_lr
@@ -119,7 +121,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if total_steps <= 0:
-            raise UserError(f"total_steps is {total_steps}; it must be at least 1.")
+            raise UserError(f"total_steps is {total_steps}: give 1 or more.")
         _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, final_lr=final_lr)
         self.base_lr = base_lr
         self.total_steps = total_steps
@@ -178,7 +180,10 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
         flat = total_steps // 2 if flat_steps is None else flat_steps
         _check_warmup(warmup_steps, "linear", warmup_factor, base_lr=base_lr, final_lr=final_lr)
         if not 0 <= flat < total_steps:
-            raise UserError(f"flat_steps is {flat}; it must be from 0 to total_steps - 1, {total_steps - 1}.")
+            raise UserError(
+                f"flat_steps is {flat}, but total_steps is {total_steps}: give a step from 0 to {total_steps - 1}, at "
+                "which the cosine begins."
+            )
         self.base_lr = base_lr
         self.total_steps = total_steps
         self.flat_steps = flat_steps

@@ -1,4 +1,4 @@
-"""Makes strategies of `tf.distribute` by name, which choose the devices of a training run."""
+"""Makes `tf.distribute` strategies by name; a strategy chooses the devices of a training run."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Makes a `tf.distribute` strategy, in whose scope a model is to be built.
+    """Makes a `tf.distribute` strategy; build and train the model in its scope.
 
     Example:
         >>> with make_strategy("mirrored").scope():
@@ -29,7 +29,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
     Args:
         name: "one_device"; "mirrored" for all GPUs of this machine, or for its logical CPU devices if it has no GPU;
-            "multi_worker" for the processes that the environment variable TF_CONFIG names, each with all of its GPUs;
+            "multi_worker" for the processes that the environment variable TF_CONFIG lists, each with all of its GPUs;
             "tpu" for the TPU that TensorFlow's resolver finds.
 
     Returns:
@@ -47,7 +47,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return _multi_worker()
     if name == "tpu":
         return _tpu()
-    raise UserError(f"There is no strategy {name!r}: set STRATEGY to one of {', '.join(STRATEGIES)}.")
+    raise UserError(f"STRATEGY is {name!r}: choose one of {', '.join(STRATEGIES)}.")
 
 
 def wait_for_workers(address: str, workers: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def wait_for_workers(address: str, workers: Sequence[str]) -> None:
         workers: ``host:port`` of all workers, this one included.
 
     Raises:
-        UserError: If the port of this worker is taken.
+        UserError: If another process uses the port of this worker.
     """
     others = [worker for worker in workers if worker != address]
     all_interfaces = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
@@ -68,8 +68,8 @@ def wait_for_workers(address: str, workers: Sequence[str]) -> None:
         server = socket.create_server(("", _split(address)[1]), backlog=len(workers), **all_interfaces)
     except OSError as error:
         raise UserError(
-            f"The worker at {address} of TF_CONFIG cannot have its port: {os.strerror(error.errno)}. End the process "
-            "that uses it, or choose another port in the TF_CONFIG of all workers."
+            f"The worker at {address} of TF_CONFIG cannot use its port ({os.strerror(error.errno)}): end the process "
+            "that uses the port, or choose another port in the TF_CONFIG of all workers."
         ) from None
     with server:
         if others:
@@ -90,7 +90,7 @@ def _multi_worker():
             f"The worker at {address} of TF_CONFIG cannot start ({reason}): check that all workers run and can reach "
             "one another."
         ) from None
-    handle_sigterm(handler_before)  # TensorFlow 2.21 installs its own, which swallows the signal
+    handle_sigterm(handler_before)  # TensorFlow 2.21 installs its own handler, which swallows the signal
     return strategy
 
 
@@ -137,7 +137,7 @@ def _tpu():
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, tf.errors.OpError) as error:
         raise UserError(
-            f"STRATEGY tpu finds no TPU ({' '.join(str(error).split())[:200]}): run on a TPU machine, or choose "
-            "another STRATEGY."
+            f"STRATEGY is tpu, but there is no TPU ({' '.join(str(error).split())[:200]}): run on a machine with a "
+            "TPU, or choose another STRATEGY."
         ) from None
     return tf.distribute.TPUStrategy(resolver)

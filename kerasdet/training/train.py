@@ -18,6 +18,7 @@ from kerasdet.ops.distribute import worker_rank
 from kerasdet.paths import expand, make_folder
 from kerasdet.training import checks
 from kerasdet.training.callbacks import RunCallbacks, check_callbacks
+from kerasdet.training.class_weights import keep_shared_classes
 from kerasdet.training.ema import use_averages
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
@@ -72,27 +73,27 @@ def train(
         ... )
 
     Args:
-        model: Detector of `kerasdet.models`. It is compiled here, and takes the dataset's class and keypoint names.
+        model: Detector of `kerasdet.models`. The function compiles it and sets its class and keypoint names from the
+            dataset.
         data: Dataset to train on.
-        optimizer: Keras optimizer; `kerasdet.training.SGD` follows the published recipes. With `use_ema` the averaged
-            weights are evaluated, kept as the best and returned.
-        steps: Steps of the whole run, including those of earlier processes.
+        optimizer: Keras optimizer; `kerasdet.training.SGD` follows the published recipes. With `use_ema`, the averaged
+            weights are evaluated, saved as ``best.keras`` and returned.
+        steps: Number of steps of the whole run, including those of earlier processes.
         batch_size: Images in a step, over all replicas.
         out_dir: Folder for everything that the run writes.
         transforms: Functions of `kerasdet.data.transforms` that resize and augment each image, in this order.
-        sampler: Repeats images with rare classes, or groups images by aspect ratio. None does neither.
+        sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None does neither.
         freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
         validation: Data and rules of evaluation. None trains without validation.
         checkpointing: How often checkpoints are written, and how many stay. None takes the defaults.
         step_options: Padding, micro-batches and compilation of a step. None takes the defaults.
         callbacks: Keras callbacks, such as `keras.callbacks.CSVLogger`, `kerasdet.training.MLflowLogger` and
-            `WandbLogger`. Called are `on_train_begin` and `on_train_end`, `on_train_batch_begin` and
-            `on_train_batch_end`, `on_test_begin` and `on_test_end` around an evaluation, and `on_epoch_begin` and
-            `on_epoch_end`. An epoch ends after each evaluation (each checkpoint without validation) and after the last
-            step; its numbers are the losses since the last line of the log, learning rate, ``step`` and those of the
-            evaluation. `params` has ``out_dir``. Checkpoints do not hold the state of callbacks. Several workers call
-            them in the first one only.
-        log_every: Steps whose mean becomes a line of the log.
+            `WandbLogger`. All of Keras' training hooks are called, and `on_test_begin` and `on_test_end` around an
+            evaluation. An epoch ends after each evaluation (without validation: after each checkpoint) and after the
+            last step. Its logs have the losses, the learning rate, ``step`` and the numbers of the evaluation. `params`
+            has ``out_dir``. Checkpoints do not save the state of callbacks. With several workers, only the first calls
+            the callbacks.
+        log_every: Number of steps between two lines of the log, which has the means over these steps.
         seed: Seed of the order of images and of the transforms.
         config: Text that configured the run, saved as ``config.gin`` in `out_dir` if the run can start.
 
@@ -100,16 +101,18 @@ def train(
         The trained model.
 
     Raises:
-        UserError: If model and data do not fit, an option is wrong, frozen layers have random weights, images do not
-            divide among replicas, another process trains in `out_dir`, or `out_dir` holds another model's run or a
-            damaged checkpoint.
+        UserError: If model and data do not fit, an option is wrong, frozen layers have random weights, images cannot be
+            divided evenly among replicas, another process trains in `out_dir`, or `out_dir` holds the run of another
+            model or a damaged checkpoint.
         OSError: If `out_dir` cannot be written. Existing files stay intact.
-        FloatingPointError: If the loss is not finite. Names iteration, losses and image ids; the weights stay intact.
-        SystemExit: 143 after SIGTERM.
+        FloatingPointError: If the loss is not finite. The message has iteration, losses and image ids; the weights stay
+            intact.
+        SystemExit: With code 143 after SIGTERM.
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (out_dir)")
     strategy = model.distribute_strategy
+    checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
     validation = checks.match_validation(model, data, validation)
     check_callbacks(callbacks)
     checks.check_arguments(
@@ -122,9 +125,17 @@ def train(
         step_options=step_options,
         log_every=log_every,
     )
-    if not checkpoints(out_dir / "checkpoints"):  # else the run passed this check before, and its weights are there
+    if not checkpoints(
+        out_dir / "checkpoints"
+    ):  # a resumed run has passed this check before, and its weights are not random
         check_frozen_layers(model, freeze)
+        if model.pretrained_classes is not None:
+            keep_shared_classes(model, data.class_names, model.pretrained_classes)
     checks.warn_of_other_sizes(model, transforms)
+    checks.warn_of_units(model)
+    checks.warn_of_threshold(model, validation)
+    checks.warn_of_same_data(data, validation)
+    checks.warn_of_schedule(optimizer, steps)
     _take_names(model, data)
     freeze_layers(model, freeze)
     model.micro_batches = step_options.micro_batches
@@ -226,7 +237,7 @@ def _is_finished(out_dir, completed_steps, steps, validator, changes):
         return False
     if changes:
         raise UserError(
-            f"The run in {out_dir} is finished: {reason}. The other settings of this command have no effect on it "
+            f"The run in {out_dir} is finished: {reason}. The new settings of this command have no effect on it "
             f"({changes}): choose another OUT_DIR (out_dir), or {remedy} to go on with them."
         )
     log.info("The run in %s is finished: %s. To train on, %s.", out_dir, reason, remedy)

@@ -33,7 +33,7 @@ class Validator:
         model: Model in training.
         validation: Data and rules of evaluation.
         run_log: Log that receives the numbers, ``val_loss`` and pictures. It also has the numbers of earlier processes.
-        best: File for the model with the best monitored number; None in a process that does not write.
+        best: Path to save the model with the best monitored number to. None in a worker that writes no files.
     """
 
     def __init__(self, model: keras.Model, validation: Validation, run_log: RunLog, best: Path | None):
@@ -50,13 +50,13 @@ class Validator:
         """Evaluates the model after a step, and stops training if `patience` is exhausted.
 
         Args:
-            step: Completed steps.
+            step: Number of completed steps.
 
         Returns:
-            The numbers by name.
+            The numbers of the evaluation and the validation losses by name.
 
         Raises:
-            UserError: If no number has the monitored name.
+            UserError: If no number has the name `monitor`.
         """
         before = self._history()
         with averaged_weights(self.model):
@@ -65,7 +65,10 @@ class Validator:
                 values.update(evaluation.validation_losses(self.model, self.data))
             self.monitor = self.monitor or next(iter(values))
             if self.monitor not in [*values, *self._names()]:
-                raise UserError(f"There is no {self.monitor!r} to monitor: choose one of {', '.join(values)}.")
+                raise UserError(
+                    f"Validation.monitor is {self.monitor!r}, which the evaluation does not return: choose one of "
+                    f"{', '.join(values)}."
+                )
             if self.best is not None:
                 picture = comparison(self.model, self.data)
                 self.run_log.write_image(step, "ground truth and detections", picture)
@@ -73,7 +76,9 @@ class Validator:
                     Image.fromarray(picture).save(partial, "PNG")
                 if self._score(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
-            self.run_log.write(step, values)  # last, because a resumed run does not repeat what is in the log
+            self.run_log.write(
+                step, values
+            )  # last, because a resumed run does not repeat evaluations that are in the log
         gc.collect()  # the graphs of the data pipelines refer to themselves, and Python may let 100 MiB of them wait
         if self.best is not None:
             shown = list(dict.fromkeys([self.monitor, *values]))[:3]
@@ -91,12 +96,19 @@ class Validator:
         """Tells whether the log has an evaluation after this step.
 
         Args:
-            step: Completed steps.
+            step: Number of completed steps.
+
+        Returns:
+            False if the evaluation must still run.
         """
         return any(line["step"] == step for line in self._evaluations())
 
     def should_stop(self) -> bool:
-        """Tells whether the last `patience` evaluations brought no improvement."""
+        """Tells whether none of the last `patience` evaluations improved the monitored number.
+
+        Returns:
+            True if training should stop.
+        """
         history = self._history()
         return self.patience is not None and bool(history) and len(history) - 1 - np.argmax(history) >= self.patience
 
@@ -117,15 +129,16 @@ class Validator:
 
 
 def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]:
-    """Lists the names of the numbers that an evaluation yields.
+    """Lists the names of the numbers that an evaluation will return.
 
     Args:
-        evaluate: Function that evaluates; its names are known only if it is `kerasdet.evaluate`.
+        evaluate: Function that evaluates, `kerasdet.evaluate` or another one.
         model: Detector.
         data: Dataset to evaluate on.
 
     Returns:
-        Names such as "AP50" and "val_loss"; an empty list for another `evaluate`.
+        Names such as "AP50" and "val_loss". For another function than `kerasdet.evaluate` the names are not known in
+        advance, and the list is empty.
     """
     if inspect.unwrap(evaluate) is not evaluation.evaluate:  # gin wraps the function
         return []
@@ -148,12 +161,12 @@ def _has_targets(model, data):
 
 
 def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float = 0.3) -> np.ndarray:
-    """Draws ground truth and detections side by side.
+    """Draws ground truth and detections of a few images side by side.
 
     Args:
         model: Detector.
         data: Dataset.
-        count: Number of images, the first of the dataset.
+        count: Number of images, taken from the beginning of the dataset.
         min_score: Detections with a score at or below this are not drawn. In [0, 1].
 
     Returns:

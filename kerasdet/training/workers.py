@@ -20,25 +20,25 @@ GRACE_SECONDS = 120  # time for the other workers to save after a signal ended t
 
 
 def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
-    """Runs a command in several processes, each a worker of one TF_CONFIG, until all have ended.
+    """Runs a command in several processes that train together as workers, until all have ended.
 
-    If a worker is killed, the others cannot go on. All are then restarted, up to `MAX_RESTARTS` times, and resume from
-    the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on, and the workers have `GRACE_SECONDS` to save. They
-    run in sessions of their own, so that Ctrl-C in a terminal does not reach them a second time.
+    If a worker is killed, the others cannot continue. All are then restarted, up to `MAX_RESTARTS` times, and resume
+    from the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on to the workers, which have `GRACE_SECONDS` to
+    save. The workers run in their own sessions, so that Ctrl-C in a terminal reaches them only once.
 
     Args:
         command: Command of a worker, such as ``["kerasdet", "train", "recipe.gin"]``.
         count: Number of workers.
-        num_gpus: GPUs of this machine, which the workers share out among themselves. 0 runs them on the CPU.
+        num_gpus: Number of GPUs of this machine, which are divided among the workers. 0 runs all on the CPU.
 
     Returns:
         0, or the exit code of the first worker that failed.
 
     Raises:
-        UserError: If there are GPUs, but fewer than workers.
+        UserError: If there are GPUs, but fewer than `count`.
     """
     if 0 < num_gpus < count:
-        raise UserError(f"There are {num_gpus} GPUs for {count} workers: give --workers {num_gpus} or fewer.")
+        raise UserError(f"There are {count} workers, but only {num_gpus} GPUs: give --workers {num_gpus} or fewer.")
     for restarts in range(MAX_RESTARTS + 1):
         if restarts:
             log.warning("A worker was killed: restarting all (%d of at most %d times).", restarts, MAX_RESTARTS)
@@ -58,10 +58,10 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
     Args:
         count: Number of workers.
-        num_gpus: GPUs to share out; 0 sets no GPUs.
+        num_gpus: Number of GPUs to divide among the workers; 0 sets no GPUs.
 
     Returns:
-        One dict per worker.
+        One dict per worker, variable name -> value.
     """
     with contextlib.ExitStack() as stack:  # all sockets are open at once, so that their ports differ
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -159,7 +159,7 @@ def test_publisher_is_asked_without_a_mirror(monkeypatch):
 def test_no_network_is_said_with_the_name_and_the_ways_out(server, tmp_path):
     server.close()
     assert error_of(BACKBONE) == (
-        f"{BACKBONE} is not in the cache {tmp_path / 'home'} and cannot be fetched: {server.url}/download.example/"
+        f"{BACKBONE} is not in the cache {tmp_path / 'home'} and cannot be downloaded: {server.url}/download.example/"
         "R-50.pkl cannot be reached (Connection refused). Connect to the internet once, set KERASDET_MIRROR to a "
         "server or folder that has the file, or convert your own copy with `kerasdet convert`."
     )
@@ -183,7 +183,7 @@ def test_wrong_hash_leaves_no_model(server, tmp_path):
     name = next(path for path in server.files if path.endswith(".pth"))
     server.files[name] = b"<html>Please log in</html>"
     assert re.search(
-        r"holds 26 bytes with SHA256 \w{12}\.\.\., expected \w{8}\.\.\.: it is damaged", error_of(RETINANET)
+        r"has 26 bytes with the SHA256 \w{12}\.\.\., expected \w{8}\.\.\.: the file is damaged", error_of(RETINANET)
     )
     assert not [file for file in files_below(tmp_path / "home") if not file.endswith((".lock", ".json"))]
 

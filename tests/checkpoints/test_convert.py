@@ -58,7 +58,23 @@ def message(state, source=TORCHVISION_SOURCE, **arguments):
 def test_values_that_are_not_finite_raise(state, value):
     name = "backbone.body.conv1.weight"
     state = {**state, name: np.full_like(state[name], value)}
-    assert f"The checkpoint's {name} has values that are NaN or infinite" in message(state)
+    assert f"The tensor {name} of the checkpoint has values that are NaN or infinite" in message(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        (
+            "backbone.body.conv1.weight",
+            lambda value: value.astype(np.int8),
+            "holds int8 numbers, as quantised weights do",
+        ),
+        ("backbone.body.bn1.running_var", lambda value: -value, "is a variance and has -"),
+        ("backbone.fpn.inner_blocks.0.0.weight", np.zeros_like, "is zero everywhere: expected trained weights"),
+    ],
+)
+def test_values_that_no_training_leaves_raise(state, name, change, text):
+    assert f"The checkpoint's {name} {text}" in message({**state, name: change(state[name])})
 
 
 def test_tensors_that_do_not_fit_are_named_in_one_line(state):
@@ -68,7 +84,7 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     assert message(state) == (
         f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.0.conv1.weight; "
         "unexpected: backbone.body.layer9.0.conv1.weight; "
-        "of another shape: head.regression_head.conv.1.0.bias (7,). Choose the source that the file comes from."
+        "of another shape: head.regression_head.conv.1.0.bias (7,). Choose the source that the file belongs to."
     )
 
 
@@ -111,7 +127,7 @@ def test_backbone_is_taken_out_of_a_detector(caplog):
     kernel = next(v for v in backbone.variables if v.path.endswith("stem/conv/kernel"))
     np.testing.assert_array_equal(kernel, state["backbone.body.conv1.weight"].transpose(2, 3, 1, 0))
     [message] = caplog.messages
-    assert "tensors under backbone.body. are taken, and these are left out: backbone.fpn" in message
+    assert "tensors under backbone.body. are used; these are left out: backbone.fpn" in message
 
 
 def test_unknown_source_raises_and_lists_the_sources():
@@ -269,3 +285,14 @@ def test_class_names_of_other_classes_are_left_out(state):
     state = StateDict(state, class_names=("cat", "dog"))
     assert to_model(state, TORCHVISION_SOURCE).class_names is None
     assert to_model(state, TORCHVISION_SOURCE, num_classes=2).class_names is None
+
+
+def test_weights_of_the_other_kind_warn(caplog):
+    state = golden.constants(golden.shallow_layout(DETECTRON2))
+    to_model(state, DETECTRON2_SOURCE)
+    assert (
+        "the torchvision (pytorch) kind, and detectron2/retinanet_R_50_FPN is of the MSRA (caffe) kind" in caplog.text
+    )
+    caplog.clear()
+    to_model({**state, "backbone.bottom_up.stem.conv1.norm.running_var": np.ones(64, np.float32)}, DETECTRON2_SOURCE)
+    assert not caplog.records

@@ -276,7 +276,7 @@ def test_too_little_space_is_noticed_before_the_transfer(server, path, monkeypat
     usage = module.shutil.disk_usage(path.parents[1])
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
     text = message(server, path)
-    assert "has 1 MB free, and a.pth needs 3 MB: free some space, or set KERASDET_HOME" in text
+    assert "has 1 MB free, but a.pth needs 3 MB: free some space, or set KERASDET_HOME" in text
     assert not path.with_name("a.pth.partial").exists()
 
 

@@ -38,6 +38,23 @@ def test_other_number_of_labels_raises(names, message):
         names_of_classes(names, 5, "labels.txt")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0 cat\n1 dog\n", "begins its lines with class ids, such as '0 cat'"),
+        ("1: cat\n0: dog\n", "with class ids, such as '1: cat'"),
+        ("id,name\n1,cat\n2,dog\n", "with class ids, such as '1,cat'"),
+        ("{0: 'cat',\n1: 'dog'}\n", "begins with \"{0: 'cat',\""),
+    ],
+)
+def test_list_with_more_than_names_raises(tmp_path, content, message):
+    (tmp_path / "labels.txt").write_text(content)
+    with pytest.raises(UserError, match=rf"{message}; expected only a class name per line"):
+        read_labels(tmp_path / "labels.txt")
+    (tmp_path / "names.txt").write_text("2 wheeler\n4 wheeler\n7-seater\n")
+    assert read_labels(tmp_path / "names.txt")[1] == "4 wheeler"
+
+
 def test_class_that_is_named_background_stays():
     assert names_of_classes(["background", "cell"], 2, "labels.txt") == ("background", "cell")
 
@@ -45,9 +62,9 @@ def test_class_that_is_named_background_stays():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"cat\n\ndog\n", r"^Line 2 of .*labels\.txt is empty: expected a class name\. Write N/A"),
-        (b"", r"^Line 1 of .* is empty"),
-        (b"cat\ndog\ncat\n", r"^Lines 1 and 3 of .* are both 'cat': expected"),
+        (b"cat\n\ndog\n", r"labels\.txt, line 2: the line is empty; expected a class name\. Write N/A"),
+        (b"", r", line 1: the line is empty"),
+        (b"cat\ndog\ncat\n", r", line 3: the name 'cat' is also in line 1; expected"),
         ("Kühl\n".encode("utf-16"), r"labels\.txt is not a text file in UTF-8"),
     ],
 )

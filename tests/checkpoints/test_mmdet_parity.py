@@ -15,9 +15,11 @@ from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.export import export_saved_model
 from kerasdet.geometry import masks
 from kerasdet.geometry.boxes import centers
-from kerasdet.inference.detections import from_tf_od, unpad
+from kerasdet.inference.detections import unpad
+from kerasdet.inference.padded import from_tf_od
 from kerasdet.models import Detector
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 HEIGHT, WIDTH = 256, 320
 SHORTEST, LONGEST = 320, 500
 

@@ -10,7 +10,8 @@ from checkpoints.golden import XYXY
 
 from kerasdet.checkpoints import to_model
 from kerasdet.export import export_saved_model
-from kerasdet.inference.detections import from_tf_od, unpad
+from kerasdet.inference.detections import unpad
+from kerasdet.inference.padded import from_tf_od
 from kerasdet.models import Detector
 
 HEIGHT, WIDTH = 256, 320

@@ -13,7 +13,7 @@ from kerasdet import ops
 from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.geometry import masks, rle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized_graphs")]
 
 HEIGHT, WIDTH = 256, 320
 EVERY_CANDIDATE = 10**6  # samples_per_image of the references
@@ -92,6 +92,18 @@ def test_features_and_proposals(case):
     rois = outputs["rois"][0].numpy()[outputs["roi_valid"][0].numpy()][:, XYXY]
     assert len(rois) == len(expected["proposals"])
     distance = np.abs(rois[:, None] - expected["proposals"][None]).max(-1)
+    assert (distance.min(0) < 0.05).mean() >= 0.99
+
+
+def test_proposal_network_detects_the_proposals():
+    name = "detectron2_faster_rcnn_R_50_FPN"
+    state = {key: value for key, value in golden.state(name).items() if not key.startswith("roi_heads.")}
+    model = to_model(state, "detectron2/rpn_R_50_FPN")
+    assert (model.rpn.proposals.post_nms_top_k, model.rpn.proposals.pre_nms_top_k) == (2000, 1000)
+    image = golden.weights().image(HEIGHT, WIDTH, seed=0)
+    found, expected = model.detect(image, resize=False), golden.outputs(name)["proposals"]
+    assert len(found) >= len(expected) > 100
+    distance = np.abs(found.xyxy[:, None] - expected[None]).max(-1)
     assert (distance.min(0) < 0.05).mean() >= 0.99
 
 

@@ -186,7 +186,9 @@ def message(model, outputs, source=SOURCE):
 
 def test_missing_image_raises(model, tensors):
     text = message(model, {"p3": tensors["p3"]})
-    assert text.startswith("The outputs have no entry 'image', only p3; expected the image as (H, W, 3) uint8.")
+    assert text.startswith(
+        "The reference outputs have no entry 'image', only p3; expected the image as (H, W, 3) uint8."
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,14 +207,14 @@ def test_image_of_another_layout_raises(model, image, tensors, wrong):
 
 
 def test_outputs_without_known_entries_raise(model, image, detections):
-    assert "nothing to compare" in message(model, {"image": image})
-    assert "nothing to compare" in message(model, {"image": image, "boxes": detections["boxes"]})
+    assert "no entry to compare" in message(model, {"image": image})
+    assert "no entry to compare" in message(model, {"image": image, "boxes": detections["boxes"]})
 
 
 @pytest.mark.parametrize(("name", "shape"), [("p4", (256, 17, 20)), ("class_logits", (7,)), ("box_deltas", (3, 5, 4))])
 def test_output_of_another_shape_raises(model, image, name, shape):
     text = message(model, {"image": image, name: np.zeros(shape, np.float32)})
-    assert text.startswith(f"{name} has shape {shape} in the outputs; the model computes (")
+    assert text.startswith(f"The entry {name!r} of the reference outputs has shape {shape}, but the model computes (")
 
 
 @pytest.mark.parametrize(("name", "count"), [("boxes", 9), ("scores", 9), ("labels", 9)])

@@ -16,12 +16,13 @@ from kerasdet.checkpoints.names import untied_name
 from kerasdet.geometry import masks, rle
 from kerasdet.geometry.boxes import centers
 from kerasdet.geometry.matching import IGNORE
-from kerasdet.inference.detections import rescale
+from kerasdet.inference.padded import rescale
 from kerasdet.models import dense
 from kerasdet.training.ema import use_averages
 
 HEIGHT, WIDTH = 256, 320
 FAST, SLOW = ("mmdet_rtmdet_tiny", "mmdet_rtmdet-ins_tiny"), ("mmdet_rtmdet_s", "mmdet_rtmdet_m", "mmdet_rtmdet-ins_s")
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 INS = ["mmdet_rtmdet-ins_tiny"]
 LOSSES = {"class_loss": "cls", "box_loss": "bbox", "mask_loss": "mask"}
 TOLERANCE = 1e-4

@@ -82,7 +82,7 @@ def test_prefix_chooses_among_several(read_object):
 
 def test_names_that_differ_only_by_wrappers_raise(read_object):
     with pytest.raises(
-        UserError, match=r"has module\.conv1\.weight and _orig_mod\.module\.conv1\.weight, two weights of"
+        UserError, match=r"has module\.conv1\.weight and _orig_mod\.module\.conv1\.weight, whose names are the same"
     ):
         read_object({**under("module."), **under("_orig_mod.module.", OTHER)})
 
@@ -93,9 +93,7 @@ def test_model_is_taken_out_of_a_larger_one(caplog):
     assert take_model(under("backbone."), NEEDED) == STATE
     assert not caplog.messages
     assert take_model({**under("net."), "criterion.weight": 3}, NEEDED) == STATE
-    assert caplog.messages == [
-        "The checkpoint's tensors under net. are taken, and these are left out: criterion.weight."
-    ]
+    assert caplog.messages == ["The checkpoint's tensors under net. are used; these are left out: criterion.weight."]
     assert take_model({"x.conv1.weight": 3}, NEEDED) == {"x.conv1.weight": 3}
 
 

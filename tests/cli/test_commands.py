@@ -241,7 +241,10 @@ SMALL = [
 ]
 FCOS = "torchvision/fcos_resnet50_fpn"
 MISTAKES = {
-    "train: no such configuration": (["train", "retinanet_r5"], "no configuration retinanet_r5: give a path or one of"),
+    "train: no such configuration": (
+        ["train", "retinanet_r5"],
+        "no configuration retinanet_r5: give the path of a gin file, or one of",
+    ),
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
     "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "ResNet has no argument widht: choose one of "),
     "train: argument of another part": (
@@ -257,31 +260,31 @@ MISTAKES = {
     ),
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
-    "train: depth": ([*SMALL, "--set", "ResNet.depth=19"], "ResNet has no depth 19: choose one of 18"),
+    "train: depth": ([*SMALL, "--set", "ResNet.depth=19"], "ResNet.depth is 19: choose one of 18"),
     "train: classes": ([*SMALL, "--set", "NUM_CLASSES=3"], "The model has 3 classes and"),
     "train: not shapes": ([*SMALL, "--set", "TRAIN_DIR={}/run"], "holds files that are not generated shapes"),
-    "train: no checkpoint": ([*FINETUNE, "--set", "CHECKPOINT={}/absent"], "There is no {}/absent"),
+    "train: no checkpoint": ([*FINETUNE, "--set", "CHECKPOINT={}/absent"], "{}/absent does not exist"),
     "train: cut checkpoint": (
         [*FINETUNE, "--set", "CHECKPOINT={}/cut.keras"],
         "cut.keras is not a valid .keras file, or it is truncated",
     ),
-    "train: a backbone": ([*FINETUNE, "--set", "CHECKPOINT={}/backbone.keras"], "holds a ResNet, not a detector"),
+    "train: a backbone": ([*FINETUNE, "--set", "CHECKPOINT={}/backbone.keras"], "contains a ResNet, not a detector"),
     "train: no annotations": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
         "The file {}/no.json does not exist",
     ),
     "train: no images": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],
-        "The image folder {}/no of ",
+        ": the image folder {}/no does not exist",
     ),
-    "eval: nothing": (["eval"], "there is nothing to evaluate: name a model, or a file of COCO results"),
+    "eval: nothing": (["eval"], "There is nothing to evaluate: give a MODEL, or a file of COCO results"),
     "eval: no model": (
         ["eval", "{}/absent", *DATA],
-        "There is no {}/absent: name a run directory, a .keras file or an export",
+        "{}/absent does not exist: name the folder of a run, a .keras file or an export",
     ),
-    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin, which names the data to evaluate on: give "),
-    "eval: missing path": (["eval", "{}/absent"], "There is no {}/absent"),
-    "eval: folder without model": (["eval", "{}/shapes"], "{}/shapes holds no model: name the OUT_DIR"),
+    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin, which names the dataset to evaluate on: give "),
+    "eval: missing path": (["eval", "{}/absent"], "{}/absent does not exist"),
+    "eval: folder without model": (["eval", "{}/shapes"], "{}/shapes contains no model: name the OUT_DIR"),
     "predict: checkpoint of torch": (["predict", "{}/other.pth", PICTURE], "convert it with `kerasdet convert`"),
     "export: renamed checkpoint of torch": (["export", "{}/torch.keras", "{}/new"], "`kerasdet convert`"),
     "eval: no annotations": (
@@ -289,7 +292,7 @@ MISTAKES = {
         "The file {}/no.json does not exist",
     ),
     "eval: classes": (["eval", "{}/three.keras", *DATA], "The model has 3 classes"),
-    "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections needs --annotations"),
+    "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections was given without --annotations"),
     "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "The file {}/no.json does not exist"),
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "eval: JSON over the annotations": (
@@ -305,15 +308,21 @@ MISTAKES = {
         ["eval", "{}/run", "--save-detections", "{}/words.json/new/a.json"],
         "--save-detections: {}/words.json/new cannot be written: Not a directory",
     ),
-    "eval: images without annotations": (["eval", "{}/run", "--images", "{}/shapes"], "--images needs --annotations"),
+    "eval: images without annotations": (
+        ["eval", "{}/run", "--images", "{}/shapes"],
+        "--images was given without --annotations",
+    ),
     "eval: detections are detected already": (
         ["eval", "--detections", "{}/words.json", *DATA, "--save-detections", "{}/new"],
-        "--save-detections is for a MODEL that detects; --detections has the results: leave --save-detections out",
+        "--save-detections has no effect with --detections, because no model runs: leave --save-detections out",
     ),
-    "eval: TTA of detections": (["eval", "--detections", "{}/words.json", *DATA, "--tta"], "--tta is for a MODEL"),
+    "eval: TTA of detections": (
+        ["eval", "--detections", "{}/words.json", *DATA, "--tta"],
+        "--tta has no effect with --detections",
+    ),
     "predict: image before the model": (
         ["predict", PICTURE, "{}/shapes/images"],
-        "000001.jpg is an image: expected a run directory, a .keras file or an export. Name the model first",
+        "000001.jpg is an image: expected the folder of a run, a .keras file or an export. Name the model first",
     ),
     "predict: pictures over the images": (
         ["predict", "{}/run", "{}/png/a.png", "--draw", "{}/png/../png"],
@@ -321,7 +330,7 @@ MISTAKES = {
     ),
     "predict: configuration": (["predict", "{}/run/config.gin", PICTURE], "config.gin is a configuration: expected"),
     "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected a run"),
-    "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} holds no model: name the OUT_DIR of a"),
+    "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} contains no model: name the OUT_DIR of a"),
     "train: number for a folder": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "OUT_DIR=7"],
         "OUT_DIR (out_dir) is 7: expected the path of a file or folder. Name one, such as ./7 if that is its name.",
@@ -331,14 +340,14 @@ MISTAKES = {
         [*FINETUNE, "--set", "CHECKPOINT={}/other.pth"],
         "other.pth is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`",
     ),
-    "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes holds no model: name the OUT_DIR"),
+    "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes contains no model: name the OUT_DIR"),
     "predict: cut model": (
         ["predict", "{}/cut.keras", PICTURE],
         "cut.keras is not a valid .keras file, or it is truncated",
     ),
     "predict: no image in folder": (["predict", "{}/run", "{}/run"], "The folder {}/run holds no image"),
     "predict: no match": (["predict", "{}/run", "{}/*.png"], "No file matches {}/*.png"),
-    "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "holds a ResNet, not a detector"),
+    "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "contains a ResNet, not a detector"),
     "export: suffix of another tool": (
         ["export", "{}/run", "{}/new.engine"],
         "No export format writes .engine files, as {}/new.engine would be: expected a folder (saved_model) or a file",
@@ -346,7 +355,7 @@ MISTAKES = {
     "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "No export format writes .keras files"),
     "export: output before the model": (
         ["export", "{}/new.tflite", "{}/run"],
-        "There is no {}/new.tflite, but {}/run exists: expected the model first, then the file or folder to write.",
+        "The model {}/new.tflite does not exist, but {}/run does: expected the model first, then the file or folder to",
     ),
     "export: images without --eval": (
         ["export", "{}/run", "{}/new", "--images", "{}/shapes/images"],
@@ -358,20 +367,20 @@ MISTAKES = {
     ),
     "export: images are elsewhere": (
         ["export", "{}/run", "{}/new", "--eval", "{}/shapes/annotations.json", "--images", "{}/no"],
-        "The image folder {}/no",
+        ": the image folder {}/no does not exist",
     ),
     "export: not empty": (["export", "{}/run", "{}/shapes"], "{}/shapes exists and is not empty"),
     "export: not for TFLite": (
         ["export", "{}/run", "{}/new.tflite", "--class-offset", "0"],
-        "--class-offset is not an option of --format tflite",
+        "--class-offset has no effect with --format tflite",
     ),
     "export: serving of TFLite": (
         ["export", "{}/run", "{}/new.tflite", "--serving"],
-        "--serving is not an option of --format tflite",
+        "--serving has no effect with --format tflite",
     ),
     "export: only for TFLite": (
         ["export", "{}/run", "{}/new", "--postprocessing", "raw"],
-        "--postprocessing is not an option of --format saved_model",
+        "--postprocessing has no effect with --format saved_model",
     ),
     "export: file for a folder": (
         ["export", "{}/run", "{}/new.tflite", "--format", "saved_model"],
@@ -389,7 +398,7 @@ MISTAKES = {
     ),
     "convert: no source": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet", "--out", "{}/new"],
-        "There is no source 'torchvision/retinanet': choose one of torchvision/retinanet_resnet50_fpn, ",
+        "--source is 'torchvision/retinanet': choose one of torchvision/retinanet_resnet50_fpn, ",
     ),
     "convert: suffix of another tool": (
         ["convert", "{}/no.pth", "--source", "torchvision/resnet50", "--out", "{}/new.h5"],
@@ -401,7 +410,7 @@ MISTAKES = {
     ),
     "convert: labels of a backbone": (
         ["convert", "{}/no.pth", "--source", "torchvision/resnet50", "--labels", "{}/words.jpg", "--out", "{}/new"],
-        "--labels is for detectors, and torchvision/resnet50 is a backbone",
+        "--labels is for detectors, but torchvision/resnet50 is a backbone",
     ),
     "convert: no file": (
         ["convert", "{}/no.pth", "--source", "torchvision/retinanet_resnet50_fpn", "--out", "{}/new"],

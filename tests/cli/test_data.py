@@ -3,6 +3,7 @@ import tiny
 from foreign_data import coco, picture, write_json, write_text
 
 from kerasdet import cli, config
+from kerasdet.cli.parser import make_parser
 from kerasdet.data import open_dataset
 from kerasdet.errors import UserError
 
@@ -42,6 +43,10 @@ def test_convert_and_split(yolo, tmp_path, capsys):
     assert open_dataset(tmp_path / "merged", "val").class_names == ("pet",)
     assert kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "voc") == 2
     assert "already holds files" in capsys.readouterr().err
+    assert make_parser().parse_args(["data", "convert", "a", "b", "--to", "coco", "--classes", '"x, y",z']).classes == [
+        "x, y",
+        "z",
+    ]
 
 
 @pytest.mark.parametrize("parts", ["train", "train=x,val=y", "train=0.5,train=0.5", "../x=1"])
@@ -57,6 +62,13 @@ def test_data_replaces_the_data_of_any_recipe(yolo):
         assert config.macro("NUM_CLASSES") == 3
         data = config.eval_data()
         assert len(data) == 3 and data.class_names == ("cat", "dog", "fox")
+
+
+def test_settings_that_data_replaces_have_no_effect(yolo, caplog, capsys):
+    config.load("retinanet_r18_fpn_shapes", [f"DATA={yolo}", "TRAIN_DIR=elsewhere"])
+    assert "--set TRAIN_DIR=elsewhere has no effect, because this configuration does not use %TRAIN_DIR" in caplog.text
+    assert kerasdet("train", "finetune", "--data", yolo, "--set", "DATA=other") == 2
+    assert "are both given: name the data once" in capsys.readouterr().err
 
 
 def test_data_keeps_what_the_user_sets(yolo):
@@ -104,4 +116,4 @@ def test_eval_reads_any_format(yolo, tmp_path, capsys):
     assert kerasdet("eval", tmp_path / "model.keras", "--data", yolo, "--split", "test") == 2
     assert "no split test" in capsys.readouterr().err
     assert kerasdet("eval", tmp_path / "model.keras", "--split", "val") == 2
-    assert "--split needs --data" in capsys.readouterr().err
+    assert "--split was given without --data" in capsys.readouterr().err

@@ -15,8 +15,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_folder_gives_its_visible_images_sorted(folder):
+def test_folder_gives_its_visible_images_sorted(folder, caplog):
+    caplog.set_level("INFO", "kerasdet")
     assert image_files([str(folder)]) == [str(folder / "a.PNG"), str(folder / "b.jpg")]
+    assert caplog.messages == [f"{folder}: folders, and files whose names are not an image's, are left out (3)."]
 
 
 def test_files_keep_the_order_of_the_command_line_and_need_not_exist(folder):
@@ -35,7 +37,7 @@ def test_glob_leaves_out_files_that_are_not_named_like_images(folder, caplog):
     caplog.set_level("INFO", "kerasdet")
     (folder / "data.bin").touch()
     assert image_files(["[abn]*"]) == ["a.PNG", "b.jpg"]
-    assert caplog.messages == ["[abn]*: files whose names are not an image's are left out (1)."]
+    assert caplog.messages == ["[abn]*: files without the suffix of an image are left out (1)."]
     assert image_files(["*.bin"]) == ["data.bin"]
 
 
@@ -79,3 +81,9 @@ def test_word_without_an_image_is_an_error(folder, word, message):
     (folder / "binary").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match=message):
         image_files([word])
+
+
+def test_list_of_paths_beside_it_says_what_they_are_relative_to(folder):
+    (folder / "deep/list.txt").write_text("c.jpg\n")
+    with pytest.raises(UserError, match=r"deep/list.txt has paths relative to its own folder, such as c.jpg"):
+        image_files(["@deep/list.txt"])

@@ -148,12 +148,12 @@ def test_interrupted_video_is_complete_up_to_there(folder, capsys, monkeypatch, 
     ("arguments", "message"),
     [
         (["{}/words.mp4"], "1 of 1 videos could not be read: The video {}/words.mp4 cannot be read (Invalid data"),
-        (["{}/none.mp4"], "1 of 1 videos could not be read: There is no video {}/none.mp4"),
+        (["{}/none.mp4"], "1 of 1 videos could not be read: The video {}/none.mp4 does not exist"),
         (["97"], "1 of 1 videos could not be read: Camera 97 (/dev/video97) does not open"),
         (["{}/words.mp4", "{}/large.png"], "1 of 2 images and videos could not be read: The video {}/words.mp4"),
-        (["{}/large.png", "--track"], "--track is for videos, and only images are given"),
-        (["{}/large.png", "--max-frames", "3"], "--max-frames is for videos, and only images are given"),
-        (["{}/large.png", "--overlap", "0.3"], "--overlap needs --tile"),
+        (["{}/large.png", "--track"], "--track is for videos, but only images are given"),
+        (["{}/large.png", "--max-frames", "3"], "--max-frames is for videos, but only images are given"),
+        (["{}/large.png", "--overlap", "0.3"], "--overlap was given without --tile"),
         (["{}/large.png", "--tile", "64", "--overlap", "1"], "overlap is 1.0: give a share from 0 up to"),
         (["{}/clip.mp4", "--draw", "{}"], "--draw {} would overwrite the video {}/clip.mp4: choose another folder"),
     ],
@@ -172,3 +172,12 @@ def test_missing_extra_is_one_sentence(folder, capsys, monkeypatch, package, ext
     assert kerasdet("predict", folder / "none.keras", folder / "clip.mp4", "--track") == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert f"{package} is not installed" in line and f"pip install 'kerasdet[{extra}]'" in line
+
+
+def test_drawings_of_files_with_equal_names_stay_apart(folder, tmp_path):
+    paths = [tmp_path / name for name in ("a/x.png", "b/x.png", "000_x.png")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(tiny.images(sizes=((32, 32),))[0]).save(path)
+    assert kerasdet("predict", folder / "model.keras", *paths, "--draw", tmp_path / "drawn") == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 3

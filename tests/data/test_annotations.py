@@ -198,7 +198,7 @@ def test_other_forms_of_a_value_mean_the_same_everywhere(folder, name, caplog):
     assert bool(changed) == (name not in SILENT)
     if changed:
         assert "(first: " in caplog.records[0].message
-        with pytest.raises(UserError, match=r"data\.json: .*which strict=True refuses"):
+        with pytest.raises(UserError, match=r"data\.json: .*which strict=True does not allow"):
             view(folder, data, strict=True)
     else:
         view(folder, data, strict=True)
@@ -237,7 +237,7 @@ REFUSED = {
     "box with bool": (first(bbox=[1, 2, 3, True]), 'annotation 1 has "bbox"'),
     "boxes as fractions": (
         everywhere("bbox", lambda box: [v / 30 for v in box]),
-        'annotation 1 has "bbox" .*, and no box has a number above 1; .* in pixels',
+        'no box has a number above 1 .*annotation 1 has "bbox" .* in pixels',
     ),
     "no box, no mask": (first(bbox=None, segmentation=[]), 'annotation 1 has no "bbox"'),
     "polygon of words": (first(segmentation=[["a"] * 6]), "annotation 1 has a polygon whose entries"),
@@ -272,7 +272,7 @@ REFUSED = {
     "category name of a list": (everywhere("name", lambda name: [name], "categories"), "category 3 has the name"),
     "no annotation has an image": (
         everywhere("image_id", lambda i: i + 50),
-        "annotation 1 has the image_id 51, .*all annotations",
+        "annotation 1 has the image_id 51, .* the other annotations have no image",
     ),
     "annotations as dict": (lambda data: data.update(annotations={}), '"annotations" is not a list'),
     "image id null": (everywhere("id", lambda _: None, "images"), "image number 0"),
@@ -388,6 +388,12 @@ def test_contents_that_are_probably_wrong_are_counted(folder, caplog):
         entry["bbox"] = [value / 30 for value in entry["bbox"]]
     assert evaluate_all(plain(), relative)["AP"] == 0
     assert "the results: no box has a number above 1" in caplog.text
+    for entry in (corners := results()):
+        entry["bbox"] = [20, 12, 29, 19]
+    evaluate_all(plain(), corners)
+    assert "the results: most boxes reach far beyond their image (first: [20" in caplog.text
+    with pytest.raises(UserError, match=r"is a COCO dataset, such as `kerasdet predict --coco` writes"):
+        evaluate_all(plain(), {"images": [], "annotations": []})
 
 
 def test_negative_ids_are_ids(folder):

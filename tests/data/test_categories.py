@@ -33,3 +33,9 @@ def test_dataset_takes_the_class_ids_of_torchvisions_models(tmp_path):
     for before, after in zip(dataset.records, matched.records, strict=True):
         found = [COCO_CLASSES_BY_ID[class_id] for class_id in after.class_ids]
         assert found == [names[class_id] for class_id in before.class_ids]
+
+
+def test_names_in_another_case_match_by_name(caplog):
+    assert match_classes(["Dog", "CAT"], ["cat", "dog"], ["Dog"], "val.json") == [1, 0]
+    assert "Dog as dog, CAT as cat" in caplog.text
+    assert match_classes(["Dog", "dog"], ["dog", "Dog"], ["Dog"], "val.json") == [1, 0]

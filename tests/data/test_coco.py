@@ -91,13 +91,14 @@ def test_unusable_boxes_are_dropped_and_counted(tmp_path, caplog):
         "images_without_objects": 0,
         "boxes": 3,
         "crowd_boxes": 0,
-        "zero_area_boxes": 2,
+        "zero_area_boxes": 1,
+        "negative_boxes": 1,
         "outside_boxes": 2,
         "clipped_boxes": 1,
         "duplicate_annotation_ids": 1,
         "infinite_boxes": 1,
     }
-    assert "2 boxes without area dropped" in caplog.records[0].message
+    assert "1 boxes without area dropped, 1 boxes of negative width or height dropped" in caplog.records[0].message
 
 
 def test_images_without_objects_are_kept_or_dropped(tmp_path):

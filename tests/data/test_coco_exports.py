@@ -135,7 +135,7 @@ def test_ambiguous_name_raises(tmp_path):
     pictures(tmp_path / "x")
     pictures(tmp_path / "y")
     write_json(tmp_path / "data.json", renamed(lambda name: f"/gone/{name}"))
-    with pytest.raises(UserError, match=r"image 1 names the image '/gone/a\.png', and 2 files could be meant"):
+    with pytest.raises(UserError, match=r"image 1 names the image '/gone/a\.png', which matches 2 files"):
         open_dataset(tmp_path)
 
 
@@ -162,3 +162,14 @@ def test_two_files_for_a_split_raise(tmp_path):
     with pytest.raises(UserError, match=r"first\.json and .*second\.json could both be"):
         open_dataset(tmp_path)
     check(open_dataset(tmp_path / "first.json"))
+
+
+def test_images_of_another_split_are_not_taken(tmp_path):
+    pictures(tmp_path / "images/train")
+    for split in ("train", "val"):
+        write_json(tmp_path / f"annotations/instances_{split}.json", coco(NAMES))
+    check(open_dataset(tmp_path, "train"))
+    with pytest.raises(UserError, match=r"of the split val names the image 'a.png', and only .*/images/train/a.png"):
+        open_dataset(tmp_path, "val")
+    write_json(tmp_path / "annotations/instances_val.json", renamed(lambda name: f"train/{name}"))
+    check(open_dataset(tmp_path, "val"))

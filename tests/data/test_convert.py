@@ -162,7 +162,7 @@ def test_target_and_format_are_checked_first(tmp_path):
     source = make(tmp_path / "source")
     with pytest.raises(UserError, match="already holds files"):
         convert(source, source, "coco")
-    with pytest.raises(UserError, match="no format 'voc2'"):
+    with pytest.raises(UserError, match="format to write is 'voc2'"):
         convert(source, tmp_path / "target", "voc2")
     assert not (tmp_path / "target").exists()
 
@@ -191,3 +191,9 @@ def test_outlines_of_masks_cover_their_pixels():
         assert (filled >= mask).all()
         joined = mask_of([join_polygons(polygons_of(mask)).ravel().tolist()], *mask.shape)
         np.testing.assert_array_equal(joined, filled)
+
+
+def test_target_inside_the_source_raises(tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=r"lies inside .*; expected a folder elsewhere"):
+        convert(tmp_path, tmp_path / "new", "coco")

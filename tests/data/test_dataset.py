@@ -145,7 +145,7 @@ def test_classes_follow_a_model_by_name(dataset, own, model, caplog):
 def test_classes_of_other_names_match_by_order_with_a_warning(dataset, caplog):
     own = dataset(("chat", "dog"))
     assert own.with_classes(("cat", "dog")) is own
-    assert "held out and the model name the classes differently" in caplog.text
+    assert "held out and the model have different class names" in caplog.text
     assert dataset(("cat", "dog")).with_classes(("cat", "dog")).class_names == ("cat", "dog")
 
 
@@ -170,3 +170,32 @@ def test_ground_truth_of_a_file_follows_the_classes(tmp_path):
     after = CocoDataset(path).with_classes(("fox", "dog", "cat"))
     assert evaluate_all(after.ground_truth, perfect(after))["AP"] == pytest.approx(1.0)
     assert [category["name"] for category in after.ground_truth["categories"]] == ["fox", "dog", "cat"]
+
+
+def test_areas_that_show_corners_and_similar_names_are_said(tmp_path, caplog):
+    save(tmp_path / "a.png")
+    data = contents(["a.png"])
+    data["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 12, 9], "area": 60}]
+    data["categories"] = [{"id": 1, "name": "Cat"}, {"id": 2, "name": "cat"}]
+    assert Dataset(data, tmp_path, source="data", strict=True).counts["similar_names"] == 1
+    assert "every area is that of a box [x1, y1, x2, y2]" in caplog.text
+    caplog.clear()
+    data["annotations"][0]["area"] = 108
+    Dataset(data, tmp_path, source="data")
+    assert "every area" not in caplog.text
+
+
+def test_repeated_boxes_are_said(tmp_path):
+    save(tmp_path / "a.png")
+    data = contents(["a.png"])
+    box = {"image_id": 1, "category_id": 1, "bbox": [9, 9, 4, 4]}
+    data["annotations"] = [{"id": 1, **box}, {"id": 2, **box}, {"id": 3, **box, "bbox": [9, 9, 4, 5]}]
+    assert Dataset(data, tmp_path, source="data").counts["repeated_boxes"] == 1
+
+
+def test_negative_lengths_are_named_as_such(tmp_path):
+    save(tmp_path / "a.png")
+    data = contents(["a.png"])
+    data["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, -4, -4]}]
+    dataset = Dataset(data, tmp_path, source="data")
+    assert (dataset.counts["negative_boxes"], dataset.counts["zero_area_boxes"]) == (1, 0)

@@ -11,6 +11,7 @@ from conftest import shared
 from PIL import Image, ImageOps
 
 from kerasdet.data import images, jpeg
+from kerasdet.data.files import upright_size
 from kerasdet.errors import UserError
 from kerasdet.ops import resize as resize_ops
 
@@ -284,17 +285,19 @@ def test_graphs_look_up_the_palette_of_a_bmp(rng):
         np.testing.assert_array_equal(decode(encoded), rgb(encoded))
 
 
-def test_exif_of_webp_applies(rng, tmp_path):
-    path = tmp_path / "turned.webp"
-    path.write_bytes(encode(picture(rng), "WEBP", lossless=True, exif=tiff("<", 6)))
+@pytest.mark.parametrize("kind,options", [("WEBP", {"lossless": True}), ("PNG", {"dpi": (72, 72)})])
+def test_exif_of_other_formats_applies(rng, tmp_path, kind, options):
+    path = tmp_path / f"turned.{kind.lower()}"
+    path.write_bytes(encode(picture(rng), kind, exif=tiff("<", 6), **options))
     assert images.inspect(path.read_bytes()).upright == (37, 23)
     np.testing.assert_array_equal(images.read(path), ImageOps.exif_transpose(Image.open(path)))
+    assert upright_size(path) == (37, 23)
 
 
 def test_reading_files_with_exif_does_not_retrace(rng, caplog):
     for value in (1, 3, 6, 8) * 4:
         images.inspect(encode(picture(rng), "JPEG", exif=tiff("<", value)))
-    assert images._jpeg_orientation.experimental_get_tracing_count() == 1
+    assert images._graph_orientation.experimental_get_tracing_count() == 1
     assert "retracing" not in caplog.text
 
 

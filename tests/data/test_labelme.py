@@ -119,3 +119,51 @@ def test_damaged_file_among_others_is_named(tmp_path):
     write_text(tmp_path / "b.json", json.dumps({"shapes": []})[:-1])
     with pytest.raises(UserError, match=r"b\.json is not valid JSON"):
         open_dataset(tmp_path)
+
+
+def rectangle(label, corner, **keys):
+    y, x = corner
+    return {"label": label, "points": [[x, y], [x + 8, y + 6]], "shape_type": "rectangle", **keys}
+
+
+def test_size_of_the_file_must_be_the_image_s(tmp_path):
+    write(tmp_path, [rectangle("x", (1, 1))], imageHeight=SIZE[0] // 2, imageWidth=SIZE[1] // 2)
+    with pytest.raises(UserError, match=r"a.png: is 48x64 .* but the annotations say 24x32"):
+        open_dataset(tmp_path)
+
+
+def test_group_0_of_all_shapes_is_no_group(tmp_path):
+    write(tmp_path, [rectangle("x", (1, 1), group_id=0), rectangle("x", (20, 20), group_id=0)])
+    dataset = open_dataset(tmp_path, strict=True)
+    assert dataset.records[0].boxes.tolist() == [[1, 1, 7, 9], [20, 20, 26, 28]]
+    assert dataset.counts["default_groups"] == 1
+    write(tmp_path, [rectangle("x", (1, 1), group_id=0), rectangle("x", (20, 20), group_id=0), rectangle("x", (9, 9))])
+    dataset = open_dataset(tmp_path, strict=True)
+    assert dataset.records[0].boxes.tolist() == [[1, 1, 26, 28], [9, 9, 15, 17]]
+    assert dataset.counts["joined_shapes"] == 1
+
+
+def test_labels_lose_spaces_and_images_without_a_file_are_counted(tmp_path):
+    write(tmp_path, [rectangle("x", (1, 1)), rectangle("x ", (20, 20))])
+    picture(tmp_path / "b.png", 1)
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("x",)
+    assert dataset.counts["boxes"] == 2
+    assert [problem.item for problem in dataset.problems] == [str(tmp_path / "b.png")]
+
+
+def test_bad_shapes_are_skipped_on_request(tmp_path):
+    rotated = {"label": "x", "points": [[1, 1], [20, 1], [20, 9], [1, 9]], "shape_type": "rotation"}
+    write(tmp_path, [rotated, rectangle("x", (20, 20))])
+    dataset = open_dataset(tmp_path, on_bad_object="skip")
+    assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 1)
+    assert dataset.problems[0].item == f"{tmp_path / 'a.json'}: shape 1"
+    assert dataset.problems[0].text.startswith("is a rotation")
+
+
+def test_file_of_another_image_raises(tmp_path):
+    write(tmp_path, [rectangle("x", (1, 1))])
+    (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
+    picture(tmp_path / "b.png", 1)
+    with pytest.raises(UserError, match=r"b.json names the image 'a.png', but b.png beside it has its own name"):
+        open_dataset(tmp_path)

@@ -51,7 +51,7 @@ def test_missing_and_remote_paths(tmp_path):
 
 def test_remote_path_names_reason_and_remedy():
     pytest.importorskip("tensorflow", minversion="2.17")
-    with pytest.raises(UserError, match=r"is on s3, .*tensorflow-io.* up to TensorFlow 2\.16, this is .*local disk"):
+    with pytest.raises(UserError, match=r"is on s3, .*tensorflow-io.* up to TensorFlow 2\.16; this is .*local disk"):
         open_dataset("s3://bucket/data")
 
 
@@ -169,3 +169,20 @@ def test_bad_example_is_named(changes, expected):
 def test_no_examples_raise():
     with pytest.raises(UserError, match="no examples"):
         dataset_from_examples(iter([]), ["cat"])
+
+
+@pytest.mark.parametrize(
+    "classes,expected",
+    [
+        ({"dog": False}, "classes maps 'dog' to False; expected the new name, or None"),
+        ({"dog": 1}, "classes maps 'dog' to 1"),
+        ({"dog": " "}, "classes maps 'dog' to ' '"),
+        (["dog", "dog"], "classes has 'dog' twice"),
+        (2, "classes is 2; expected a list of names"),
+    ],
+)
+def test_wrong_choice_of_classes_raises(tmp_path, classes, expected):
+    picture(tmp_path / "a.png", 0)
+    path = write_json(tmp_path / "a.json", coco(["a.png"]))
+    with pytest.raises(UserError, match=expected):
+        open_dataset(path, classes=classes)

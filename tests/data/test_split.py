@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 from kerasdet.data import open_dataset
 from kerasdet.data.check import check
 from kerasdet.data.duplicates import Fingerprints, fingerprints, near_duplicates
-from kerasdet.data.split import assign, split
+from kerasdet.data.split import assign, check_shares, split
 from kerasdet.errors import UserError
 
 
@@ -186,3 +186,13 @@ def test_xml_of_an_encoding_that_python_lacks_is_reported(tmp_path):
     text = '<?xml version="1.0" encoding="gbk"?><annotation><object><name>猫</name></object></annotation>'
     (tmp_path / "a.xml").write_bytes(text.encode("gbk"))
     assert "save it as UTF-8" in check(tmp_path).errors[0]
+
+
+def test_parts_of_one_split_raise():
+    with pytest.raises(UserError, match="parts val and valid have names of one split"):
+        check_shares({"train": 0.5, "val": 0.25, "valid": 0.25})
+
+
+def test_split_without_objects_is_an_error(tmp_path):
+    report = check(make(tmp_path, [scene(0)], split="train", change=lambda data: data | {"annotations": []}))
+    assert report.errors == ["no image has an object: nothing to train on"]

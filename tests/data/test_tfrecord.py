@@ -148,7 +148,10 @@ def test_classes_without_a_label_map(tmp_path):
         ({"image__object__bbox__xmax": [48.0, 9.0]}, "coordinate 48"),
         ({"image__encoded": []}, 'expected "image/encoded"'),
         ({"image__object__mask": [b"x", b"y"]}, "masks that cannot be read"),
-        ({"image__object__keypoint__x": [0.5], "image__object__keypoint__y": [0.5]}, "1 x and 1 y of keypoints"),
+        (
+            {"image__object__keypoint__x": [0.5], "image__object__keypoint__y": [0.5]},
+            "1 x and 1 y coordinates of keypoints",
+        ),
         ({"image__height": [0], "image__encoded": [b"nothing"]}, "image that cannot be read"),
     ],
 )

@@ -505,7 +505,7 @@ def test_invalid_arguments_raise(make, message):
 
 def test_misuse_of_transforms_raises(image):
     example = example_with(image)
-    with pytest.raises(ValueError, match="Mosaic needs further images"):
+    with pytest.raises(ValueError, match="Mosaic was called without a source of further images"):
         Mosaic()(example, SEEDS[0])
     with pytest.raises(ValueError, match="CopyPaste got examples without masks"):
         CopyPaste().bind(lambda _: example)(example, SEEDS[0])
@@ -516,5 +516,5 @@ def test_misuse_of_transforms_raises(image):
     def mixed_types(seed):
         return RandomApply([ResizeShortestEdge((20,), kernel="bilinear")], 0.5)(example, seed)
 
-    with pytest.raises(ValueError, match="'image' is float32 with one outcome and uint8 with the other"):
+    with pytest.raises(ValueError, match="type of 'image': it is float32 with the transform and uint8 without"):
         mixed_types(SEEDS[0])

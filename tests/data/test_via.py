@@ -54,3 +54,37 @@ def test_bad_regions_are_named(tmp_path):
     write_json(path, {"a": entry(region(RECT, colour="red", size="large"))})
     with pytest.raises(UserError, match="colour, size"):
         open_dataset(path)
+
+
+def test_numbers_of_options_become_their_names(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    attributes = {"region": {"kind": {"type": "dropdown", "options": {"1": "cat", "2": "dog"}}}}
+    files = {"a": entry(region(RECT, kind="2"), region(RECT, kind="1"))}
+    write_json(tmp_path / "via.json", {"_via_attributes": attributes, "_via_img_metadata": files})
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.records[0].class_ids.tolist() == [1, 0]
+    assert dataset.counts["mapped_options"] == 2
+
+
+def test_two_attributes_of_one_name_raise(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    path = write_json(tmp_path / "via.json", {"a": entry(region(RECT, Class="x"), region(RECT, **{"class": "y"}))})
+    with pytest.raises(UserError, match="have the attributes Class, class; expected one"):
+        open_dataset(path)
+
+
+def test_bad_regions_are_skipped_on_request(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    path = write_json(tmp_path / "via.json", {"a": entry(region({"name": "rect", "x": 5}), region(RECT))})
+    dataset = open_dataset(path, on_bad_object="skip")
+    assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 1)
+
+
+def test_several_classes_of_a_region_raise(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    path = write_json(tmp_path / "via.json", {"a": entry(region(RECT, kind={"cat": True, "dog": True}))})
+    with pytest.raises(UserError, match=r"region 1 of a.png has kind cat, dog; expected one class"):
+        open_dataset(path)
+    write_json(path, {"a": entry(region(RECT, kind=["cat"]), region(RECT, kind={"dog": True}))})
+    assert open_dataset(path).class_names == ("cat", "dog")

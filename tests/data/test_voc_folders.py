@@ -73,3 +73,68 @@ def test_damaged_xml_is_named(tmp_path):
     write_text(tmp_path / "b.xml", "<annotation><object>")
     with pytest.raises(UserError, match=r"b\.xml is not valid XML"):
         open_dataset(tmp_path)
+
+
+def test_lists_of_classes_hold_each_image_once(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"Annotations/{name}.xml", tmp_path / f"JPEGImages/{name}.jpg", "dog")
+    for kind in ("cat", "dog"):
+        write_text(tmp_path / f"ImageSets/Main/{kind}_train.txt", "a 1\nb -1\n")
+    assert len(open_dataset(tmp_path, "train")) == 2
+    write_text(tmp_path / "ImageSets/Main/train.txt", "a\na\n")
+    dataset = open_dataset(tmp_path, "train")
+    assert (len(dataset), dataset.counts["repeated_images"]) == (1, 1)
+
+
+def test_class_list_keeps_colons_and_the_name_background(tmp_path):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "a:b", "background")
+    write_text(tmp_path / "classes.txt", "background\na:b\n")
+    assert open_dataset(tmp_path).records[0].class_ids.tolist() == [1, 0]
+
+
+def test_names_of_other_images_and_images_without_xml_are_counted(tmp_path):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog", file="b.png")
+    picture(tmp_path / "b.png", 1)
+    dataset = open_dataset(tmp_path)
+    assert [record.path for record in dataset.records] == [str(tmp_path / "a.png")]
+    assert {"contradicting_names": 1, "images_without_file": 1}.items() <= dataset.counts.items()
+
+
+def change(path, old, new):
+    write_text(path, path.read_text().replace(old, new))
+
+
+def test_swapped_corners_are_turned_and_others_refused(tmp_path):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog", "cat")
+    change(tmp_path / "a.xml", "<xmin>11</xmin>", "<xmin>31</xmin>")
+    dataset = open_dataset(tmp_path)
+    assert dataset.records[0].boxes.tolist() == [[5, 29, 25, 31]] * 2
+    assert dataset.counts["swapped_corners"] == 2
+    change(tmp_path / "a.xml", "</object><object><name>cat</name><difficult>0</difficult>", "")
+    with pytest.raises(UserError, match=r"object 1 has 2 bndbox; expected one"):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path, on_bad_object="skip", classes=["dog"]).counts["boxes"] == 0
+
+
+def test_fractions_raise(tmp_path):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog")
+    for old, new in (("11<", "0.1<"), ("30<", "1<"), ("6<", "0<"), ("25<", "0.9<")):
+        change(tmp_path / "a.xml", old, new)
+    with pytest.raises(UserError, match="no box has a number above 1"):
+        open_dataset(tmp_path)
+
+
+def test_one_of_two_images_with_a_name_must_be_named(tmp_path):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog")
+    picture(tmp_path / "a.jpg", 1)
+    assert open_dataset(tmp_path).records[0].path.endswith("a.png")
+    change(tmp_path / "a.xml", "<filename>a.png", "<filename>x.png")
+    with pytest.raises(UserError, match=r"a.xml could be about .*a.jpg or .*a.png; expected one image"):
+        open_dataset(tmp_path)
+
+
+def test_lists_with_suffixes_and_objects_without_a_name(tmp_path):
+    write(tmp_path / "Annotations/a.xml", tmp_path / "JPEGImages/a.png", "dog", "")
+    write_text(tmp_path / "ImageSets/Main/train.txt", "a.png\n")
+    with pytest.raises(UserError, match=r"a.xml: object 2 has the class ''; expected one of dog"):
+        open_dataset(tmp_path, "train")

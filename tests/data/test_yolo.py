@@ -82,7 +82,7 @@ def test_boxes_beyond_the_image_are_clipped_and_counted(tmp_path):
     dataset = open_dataset(tmp_path, "train")
     np.testing.assert_allclose(dataset.records[0].boxes, [[12, 0.7 * W, 36, W]], rtol=1e-6)
     assert dataset.counts["clipped_boxes"] == 1
-    assert dataset.counts["zero_area_boxes"] == 2
+    assert (dataset.counts["zero_area_boxes"], dataset.counts["negative_boxes"]) == (1, 1)
 
 
 def test_windows_files_scores_and_labels_without_image(tmp_path):
@@ -141,3 +141,75 @@ def test_wrong_yaml_is_named(tmp_path, yaml, expected):
     make(tmp_path, [""], yaml=yaml)
     with pytest.raises(UserError, match=expected):
         open_dataset(tmp_path / "data.yaml", "train")
+
+
+def test_names_are_the_texts_of_the_file(tmp_path):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"], yaml="train: images/train\nnc: '4'\nnames: [no, null, 007, 1.0]\n")
+    assert open_dataset(tmp_path, "train").class_names == ("no", "null", "007", "1.0")
+
+
+def test_folder_beside_the_yaml_goes_before_one_above(tmp_path):
+    make(tmp_path / "inner", ["1 0.5 0.5 0.5 0.5"], yaml="train: ../images/train\nnames: [cat, dog]\n")
+    make(tmp_path, [None])
+    dataset = open_dataset(tmp_path / "inner", "train")
+    assert [record.path for record in dataset.records] == [str(tmp_path / "inner/images/train/0.png")]
+    assert dataset.counts["split_paths_repaired"] == 1
+
+
+def test_one_of_several_yaml_files_must_be_named_data(tmp_path):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    write_text(tmp_path / "a.yaml", YAML.replace("cat, dog", "dog, cat"))
+    assert open_dataset(tmp_path, "train").class_names == ("cat", "dog")
+    (tmp_path / "data.yaml").rename(tmp_path / "b.yaml")
+    with pytest.raises(UserError, match=r"several files of a YOLO dataset, a.yaml, b.yaml; .* Give the file"):
+        open_dataset(tmp_path, "train")
+    assert open_dataset(tmp_path / "b.yaml", "train").class_names == ("cat", "dog")
+
+
+def test_every_folder_of_a_list_needs_images(tmp_path):
+    make(tmp_path, [None], yaml="train: [images/train, images/more]\nnames: [cat]\n")
+    (tmp_path / "images/more").mkdir()
+    with pytest.raises(UserError, match="images/more, which contains no image"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("folder,suffix", [("labels", ".TXT"), ("Labels", ".txt")])
+def test_label_files_of_another_case_are_found(tmp_path, folder, suffix):
+    make(tmp_path, [None])
+    write_text(tmp_path / folder / "train" / f"0{suffix}", "1 0.5 0.5 0.5 0.5")
+    assert open_dataset(tmp_path, "train").counts["boxes"] == 1
+
+
+def test_bad_rows_are_skipped_on_request(tmp_path):
+    make(tmp_path, ["7 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n1 0.5 0.5\n"])
+    dataset = open_dataset(tmp_path, "train", on_bad_object="skip")
+    assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 2)
+    label = tmp_path / "labels/train/0.txt"
+    assert [problem.item for problem in dataset.problems] == [f"{label}: line 1", f"{label}: line 3"]
+    assert dataset.problems[0].text.startswith("has the class id 7; expected one of 0 to 1")
+
+
+@pytest.mark.parametrize("text", ["0 cat\n1 dog\n", "1: cat\n2: dog\n", "id,name\n0,cat\n1,dog\n", "- cat\n- dog\n"])
+def test_class_list_with_more_than_names_raises(tmp_path, text):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    (tmp_path / "data.yaml").unlink()
+    write_text(tmp_path / "classes.txt", text)
+    with pytest.raises(UserError, match=r"classes.txt .*; expected only a class name per line"):
+        open_dataset(tmp_path, "train")
+
+
+def test_repeated_keys_raise_and_other_lists_are_said(tmp_path):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    write_text(tmp_path / "classes.txt", "dog\ncat\n")
+    assert open_dataset(tmp_path, "train").counts["other_class_lists"] == 1
+    write_text(tmp_path / "data.yaml", "train: images/train\nnames: {0: cat, 0: fox, 1: dog}\n")
+    with pytest.raises(UserError, match="has the key '0' twice; expected each key once"):
+        open_dataset(tmp_path / "data.yaml", "train")
+
+
+def test_label_of_two_images_and_annotations_of_another_format_are_said(tmp_path, caplog):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
+    picture(tmp_path / "images/train/0.bmp", 1)
+    write_text(tmp_path / "train.json", '{"images": [], "annotations": [], "categories": []}')
+    assert open_dataset(tmp_path, "train").counts["shared_labels"] == 1
+    assert "holds YOLO and also" in caplog.text and "train.json, which is not read" in caplog.text

@@ -100,5 +100,5 @@ def test_command_takes_the_engine(tmp_path, capsys, monkeypatch):
 
 
 def test_unknown_engine_is_an_error():
-    with pytest.raises(UserError, match="no engine 'fast': expected one of hotcoco, pycocotools"):
+    with pytest.raises(UserError, match="engine is 'fast': choose one of hotcoco, pycocotools"):
         evaluate_coco(*random_case(0), engine="fast")

@@ -6,6 +6,7 @@ from kerasdet.evaluation import evaluate_with_results
 from kerasdet.evaluation.evaluate import evaluate_batches, predictor_batches
 from kerasdet.geometry import rle
 from kerasdet.inference import AugmentedPredictor, Predictor
+from kerasdet.inference.preprocessing import KeepSize
 
 CATEGORY_IDS = [4, 7]
 IMAGE_SIZE = np.array([50, 100], np.int32)  # inside a 64x128 network input
@@ -88,16 +89,16 @@ def test_image_twice_or_missing_or_unknown_raises(rng):
     oracle, batches = Oracle(truth), list(batches_of(truth, 2))
     with pytest.raises(ValueError, match="Image 12 occurs twice"):
         evaluate_batches(oracle, [*batches[:2], batches[1]], truth, CATEGORY_IDS)
-    with pytest.raises(ValueError, match="1 of 5 images are missing from the batches, the first is image 14"):
+    with pytest.raises(ValueError, match="1 of 5 images are missing from the batches; the first is image 14"):
         evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS)
     metrics, _ = evaluate_batches(oracle, batches[:2], truth, CATEGORY_IDS, image_ids=[10, 11, 12, 13])
     assert metrics["AP"] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="Image 12 is in the batches but not among the images to score"):
+    with pytest.raises(ValueError, match="Image 12 is in the batches but not in image_ids"):
         evaluate_batches(oracle, batches, truth, CATEGORY_IDS, image_ids=[10, 11])
 
 
 def test_unknown_category_raises_before_the_first_batch(rng):
-    with pytest.raises(ValueError, match="category 5, which is not in the ground truth: give one of its 2 cat"):
+    with pytest.raises(ValueError, match="5, which is not a category id of the ground truth: give one of its 2 ids"):
         evaluate_batches(None, None, truth_of(1, rng), [4, 5])
 
 
@@ -184,5 +185,24 @@ def test_test_time_augmentation_is_evaluated_like_a_model(model, data):
 
 
 def test_another_number_of_classes_raises(data):
-    with pytest.raises(ValueError, match=r"The model has 2 classes without names, .* has 5: evaluate on the classes"):
+    with pytest.raises(ValueError, match=r"The model has 2 classes without names, .* has 5: evaluate on a dataset"):
         evaluate_with_results(tiny.detector(2), data)
+
+
+def test_classes_that_the_data_lack_are_matched_by_name(data):
+    """torchvision's models have a class for each of COCO's ids from 1 to 90, and COCO files have 80 of them."""
+    names = ("N/A", *reversed(data.class_names), "N/A", "zebra")
+    records = iter(data.records)
+
+    class Named(Predictor):
+        num_classes, class_names, preprocessing = len(names), names, KeepSize()
+
+        def detect_batch(self, batch):
+            record = next(records)
+            class_ids = np.int32([[names.index(data.class_names[i]) for i in record.class_ids]])
+            scores = np.full(class_ids.shape, 0.9, np.float32)
+            return {"boxes": record.boxes[None], "scores": scores, "class_ids": class_ids, "valid": [len(scores[0])]}
+
+    metrics, results = evaluate_with_results(Named(), data)
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert {result["category_id"] for result in results} <= set(data.category_ids)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 
 import pytest
@@ -26,20 +27,33 @@ def models():
     return model
 
 
+def shared_folder(tmp_path_factory, name):
+    """Makes a folder that all processes of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Lets one process at a time into the block."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def saved_model(models, tmp_path_factory):
     """Returns a function from a model's name and export options to the path of its SavedModel.
 
-    Several processes that run the tests share the SavedModels: a lock lets one of them write.
+    Several processes that run the tests share the SavedModels.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "saved_models"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder(tmp_path_factory, "saved_models")
 
     def path(name, **options):
         key = "_".join([name, *map(str, options.values())])
-        with (folder / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / f"{key}.lock"):
             if not (folder / key).exists():
                 export_saved_model(models(name), folder / f"{key}.partial", **options).rename(folder / key)
         return folder / key
@@ -65,25 +79,27 @@ def tflite_file(models, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shared_conversions():
-    """Returns a context in which exports to ONNX and OpenVINO convert each model once.
+def shared_conversions(tmp_path_factory):
+    """Returns a context, of a model's name, in which exports to ONNX and OpenVINO convert that model once.
 
     Formats, and float32 and int8, differ only in what becomes of the converted model. The models must not change.
+    Several processes that run the tests share the conversions.
     """
     onnx, write = pytest.importorskip("onnx"), pytest.importorskip("kerasdet.export.onnx.write")
-    convert, made = write.convert_detector, {}
-
-    def convert_once(model, *options):
-        key = id(model), options
-        if key not in made:
-            made[key] = model, convert(model, *options)  # while the model lives, its id is its own
-        _, (result, levels) = made[key]
-        copy = onnx.ModelProto()
-        copy.CopyFrom(result)
-        return copy, list(levels)
+    convert, folder = write.convert_detector, shared_folder(tmp_path_factory, "conversions")
 
     @contextlib.contextmanager
-    def context():
+    def context(name):
+        def convert_once(model, *options):
+            file = folder / ("_".join([name, *map(str, options)]) + ".onnx")
+            levels_file = file.with_suffix(".json")
+            with locked(file.with_suffix(".lock")):
+                if not file.exists():
+                    result, levels = convert(model, *options)
+                    levels_file.write_text(json.dumps(levels))
+                    onnx.save(result, file)
+            return onnx.load(file), json.loads(levels_file.read_text())
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(write, "convert_detector", convert_once)
             yield
@@ -119,7 +135,7 @@ def _exporter(models, shared_conversions, export):
         key = "_".join([name, *map(str, options.values())])
         if key not in made:
             calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
-            with shared_conversions():
+            with shared_conversions(name):
                 made[key] = export(models(name), key, **calibration, **options)
         return made[key]
 

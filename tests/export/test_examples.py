@@ -25,7 +25,6 @@ openvino = pytest.importorskip("openvino")
 EXPORT = Path(kerasdet.__file__).parents[1] / "export"
 ONNX, OPENVINO = (EXPORT / name / "examples" for name in ("onnx", "openvino"))
 ONNXRUNTIME_WEB = Path(os.environ.get("ONNXRUNTIME_WEB", ONNX / "node_modules" / "onnxruntime-web" / "dist"))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FIXED = {"size": (64, 64), "input_type": "uint8"}
 
 
@@ -82,10 +81,9 @@ def test_python_example_fits_images_into_the_input_like_the_predictor(onnx_file,
         assert abs(loaded.scores[distance.argmin()] - strongest[1]) < 0.02
 
 
-def test_browser_page_equals_the_model(onnx_file, image, expected, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None or not (ONNXRUNTIME_WEB / "ort.wasm.min.mjs").exists():
-        pytest.skip("no Chromium, or no onnxruntime-web in $ONNXRUNTIME_WEB: npm install onnxruntime-web")
+def test_browser_page_equals_the_model(browser, onnx_file, image, expected, tmp_path):
+    if not (ONNXRUNTIME_WEB / "ort.wasm.min.mjs").exists():
+        pytest.skip("no onnxruntime-web in $ONNXRUNTIME_WEB: npm install onnxruntime-web")
     shutil.copy(ONNX / "detect.html", tmp_path)
     shutil.copy(onnx_file("tiny", **FIXED), tmp_path / "detector.onnx")
     Image.fromarray(image).save(tmp_path / "x.png")
@@ -95,16 +93,14 @@ def test_browser_page_equals_the_model(onnx_file, image, expected, tmp_path):
         def log_message(self, *arguments):
             pass
 
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path)) as server,
-        playwright.sync_playwright() as tools,
-    ):
+    handler = functools.partial(Handler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.server_port}/detect.html?runtime=runtime&image=x.png")
         page.wait_for_function("!document.getElementById('status').value.startsWith('Loading')", timeout=60_000)
         status, text = page.locator("#status").inner_text(), page.locator("#detections").inner_text()
+        page.close()
         server.shutdown()
     assert status.startswith(f"{len(expected)} objects in"), status
     assert_equal([(each["label"], each["score"], each["box"]) for each in json.loads(text)], expected)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from conftest import shared
-from export_models import MODELS, SLOW, verify_in_process
+from export_models import MODELS, SLOW, verify_alone
 
 import kerasdet
 from kerasdet.errors import UserError, VerificationError
@@ -20,6 +20,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 convert = pytest.importorskip("kerasdet.export.onnx.model").convert
 
 DENSE = ("retinanet", "fcos", "proposal_network")
+PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # their parts are mask_keypoint_rcnn's: float32 shows that they fit
 ONLY_RTMDET = {("raw", "float32"), ("nms", "int8")}  # rtmdet_ins has the others
 CELLS = [
     (name, kind, precision)
@@ -29,6 +30,7 @@ CELLS = [
     if (name in DENSE or kind == "nms")
     and (name != "rtmdet" or (kind, precision) in ONLY_RTMDET)
     and (name != "rtmdet_ins" or precision != "int8")
+    and (name not in PARTS_OF_ANOTHER or precision == "float32")
 ]
 QUICK = [(name, "nms", "float32") for name in MODELS if name not in SLOW]
 
@@ -41,7 +43,7 @@ def test_file_equals_the_model(models, onnx_file, name, kind, precision):
     """The comparison checks its own tolerances; these bounds are closer."""
     path = onnx_file(name, postprocessing=kind, precision=precision)
     assert {opset.domain for opset in onnx.load(path).opset_import} == {""}
-    report = verify_in_process(models(name), path, tiny.images())
+    report = verify_alone(models(name), path, tiny.images())
     assert report.detections >= 40
     if precision == "float32":
         assert report.one_sided == 0
@@ -86,7 +88,7 @@ def test_fixed_size_takes_letterboxed_uint8(tmp_path):
     [image] = onnx.load(path).graph.input
     assert [axis.dim_value for axis in image.type.tensor_type.shape.dim] == [1, 64, 64, 3]
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    report = verify_in_process(model, path, tiny.images())
+    report = verify_alone(model, path, tiny.images())
     assert report.detections > 50
     assert report.one_sided == 0
     found = kerasdet.load(path).detect(tiny.images(sizes=[(120, 30)])[0])
@@ -115,11 +117,13 @@ def test_unsupported_options_and_files_raise(models, tmp_path, monkeypatch):
     ]:
         with pytest.raises(UserError, match=message):
             export_onnx(model, path, **options)
-    with pytest.raises(UserError, match=r"with postprocessing raw: its second stage .*Choose postprocessing nms"):
+    with pytest.raises(
+        UserError, match=r"with postprocessing raw, because its second stage .*Choose postprocessing nms"
+    ):
         export_onnx(models("faster_rcnn"), path, postprocessing="raw")
     with pytest.raises(UserError, match=r"does not end in \.onnx"):
         export_onnx(model, tmp_path / "x.bin")
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*x\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"The file .*x\.onnx does not exist"):
         kerasdet.load(path)
     path.write_bytes(b"no model")
     with pytest.raises(UserError, match="cannot be loaded by onnxruntime"):
@@ -154,7 +158,7 @@ def test_file_with_damaged_metadata_raises(onnx_file, tmp_path, entry):
 
 def test_file_of_another_model_raises(onnx_file):
     with pytest.raises(VerificationError, match="differs from the model"):
-        verify_in_process(tiny.talkative(seed=1), onnx_file("tiny", postprocessing="nms"), tiny.images())
+        verify_alone(tiny.talkative(seed=1), onnx_file("tiny", postprocessing="nms"), tiny.images())
 
 
 def run_roi_align(image, boxes, **options):

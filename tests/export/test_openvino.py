@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from export_models import MODELS, SLOW, verify_in_process
+from export_models import MODELS, SLOW, verify_alone
 
 import kerasdet
 from kerasdet.errors import UserError
@@ -15,11 +15,13 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
+PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # their parts are mask_keypoint_rcnn's: float32 shows that they fit
 CELLS = [
     (name, precision)
     for precision in ("float32", "float16", "int8")
     for name in MODELS
     if name != ("rtmdet_ins" if precision == "int8" else "rtmdet")
+    and (name not in PARTS_OF_ANOTHER or precision == "float32")
 ]
 QUICK = [(name, "float32") for name in MODELS if name not in SLOW]
 
@@ -28,7 +30,7 @@ QUICK = [(name, "float32") for name in MODELS if name not in SLOW]
     "name,precision", [pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow]) for cell in CELLS]
 )
 def test_ir_equals_the_model(models, openvino_folder, name, precision):
-    report = verify_in_process(models(name), openvino_folder(name, precision=precision), tiny.images())
+    report = verify_alone(models(name), openvino_folder(name, precision=precision), tiny.images())
     assert report.detections >= 40
     if precision == "float32":
         assert report.one_sided == 0
@@ -55,7 +57,7 @@ def test_ir_of_fixed_size_has_static_shapes(models, openvino_folder):
     path = openvino_folder("tiny", size=(64, 64))
     model = openvino.Core().read_model(path / "model.xml")
     assert list(model.input("image").shape) == [1, 64, 64, 3]
-    assert verify_in_process(models("tiny"), path, tiny.images()).one_sided == 0
+    assert verify_alone(models("tiny"), path, tiny.images()).one_sided == 0
 
 
 def test_float16_halves_the_weights(openvino_folder):
@@ -65,7 +67,7 @@ def test_float16_halves_the_weights(openvino_folder):
 
 def test_serving_folder_gets_versions(models, shared_conversions, tmp_path):
     for number in (1, 2):
-        with shared_conversions():
+        with shared_conversions("tiny"):
             path, report = export_and_verify(models("tiny"), tmp_path / "served", format="openvino", serving=True)
         assert path == tmp_path / "served" / str(number)
         assert "Run by OpenVINO alone" in report

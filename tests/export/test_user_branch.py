@@ -102,7 +102,7 @@ def test_export_is_verified_with_every_output(model, tmp_path, name, options):
     [
         ("difficulty", lambda value: 1.2 * value, r"differs from the model in difficulty \("),
         ("center", lambda value: value + 20, r"differs from the model in keypoints \("),
-        ("center", lambda value: value[:, :, :2], "its center have the shape"),
+        ("center", lambda value: value[:, :, :2], "the output center has the shape"),
     ],
 )
 def test_differing_output_of_a_branch_raises(model, name, change, message):
@@ -113,13 +113,13 @@ def test_differing_output_of_a_branch_raises(model, name, change, message):
     with pytest.raises(VerificationError, match=message):
         verify.compare([(expected, {**expected, name: change(expected[name])})], **arguments)
     del expected["difficulty"]
-    with pytest.raises(VerificationError, match="it lacks the output"):
+    with pytest.raises(VerificationError, match="the output difficulty is missing"):
         verify.compare([({**expected, "difficulty": 0 * expected["scores"]}, expected)], **arguments)
 
 
 def test_invalid_declaration_of_outputs_raises():
     cases = [
-        ({"output_names": ("other",)}, "returns difficulty, and its output_names are other"),
+        ({"output_names": ("other",)}, "returns difficulty, but output_names is other"),
         ({"rescaling": "positions"}, r"needs \(B, D, ..., 3\)"),
         ({"rescaling": "half"}, "choose boxes_relative or positions"),
         ({"output_names": ("scores",)}, "Two outputs have the name scores"),

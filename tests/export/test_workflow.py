@@ -16,6 +16,7 @@ from kerasdet.export import export_and_verify, formats, verify_export, workflow
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.spec import FormatSpec, Option
 from kerasdet.inference import KeepSize, Predictor
+from kerasdet.models.postprocess import Postprocessing
 
 SIZE = {"format": "tflite", "size": (64, 64)}
 
@@ -95,6 +96,22 @@ def test_model_without_detections_is_compared_below_its_threshold(toy, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.toy"]
 
 
+def test_export_whose_input_is_too_small_for_objects_raises(toy, tmp_path, monkeypatch):
+    """Otherwise `--size 1 1` would pass without a comparison."""
+    toy()
+
+    def run_in_worker(model, path, images):
+        batch = model.preprocessing.batch([np.zeros((1, 1, 3), np.uint8)], resize=False)
+        return WorkerRun([(batch, {k: v.numpy() for k, v in model.detect_batch(batch).items()})], [0.001])
+
+    tiny_input = dataclasses.replace(formats.format_named("toy"), run_in_worker=run_in_worker)
+    monkeypatch.setitem(sys.modules, "kerasdet.export.toy.format", SimpleNamespace(FORMAT=tiny_input))
+    model = tiny.talkative(postprocessing=Postprocessing(0.99999, max_detections=20, min_size=2.0))
+    with pytest.raises(VerificationError, match=r"detects nothing at the input size of .*larger --size"):
+        export_and_verify(model, tmp_path / "x.toy", format="toy", verify_images=tiny.images())
+    assert not list(tmp_path.iterdir())
+
+
 def test_model_without_detections_at_any_score_raises(toy, tmp_path):
     toy()
     model = tiny.talkative(score_threshold=0.99999)
@@ -135,14 +152,14 @@ def test_failed_export_keeps_existing_files(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "coreml"}, "no export format 'coreml': choose one of saved_model, tflite, onnx, openvino"),
+        ({"format": "coreml"}, "export format is 'coreml': choose one of saved_model, tflite, onnx, openvino"),
         (
             {"format": "saved_model", "precision": "int8"},
             "saved_model has no precision 'int8': choose one of float32, bfloat16, float16",
         ),
         ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
-        ({"format": "tflite", "serving": True}, "tflite has no server: leave --serving out"),
-        ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model takes no calibration images"),
+        ({"format": "tflite", "serving": True}, "No server can load format tflite: leave --serving out"),
+        ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model does not use calibration images"),
         ({**SIZE, "calibration_images": tiny.images()}, "Calibration images are for precision int8"),
         ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),
     ],
@@ -199,7 +216,7 @@ def test_invalid_file_raises_one_line(models, tmp_path):
     with pytest.raises(VerificationError, match="does not run in a fresh process: ") as error:
         verify_export(models("tiny"), tmp_path, tiny.images()[:1])
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="holds no export"):
+    with pytest.raises(UserError, match="is not an export"):
         verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
 
 

@@ -297,7 +297,7 @@ def test_fcos_without_objects_is_all_negative(rows):
 
 def test_unknown_fcos_convention_raises():
     squares, ranges = points(64, 64)
-    with pytest.raises(ValueError, match="no convention 'adelai': choose 'detectron2' or 'mmdet'"):
+    with pytest.raises(ValueError, match="convention of match_fcos is 'adelai': choose 'detectron2' or 'mmdet'"):
         match_fcos(
             squares, ranges, np.zeros([1, 1, 4], np.float32), np.ones([1, 1], bool), radius=None, convention="adelai"
         )

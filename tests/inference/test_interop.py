@@ -1,37 +1,23 @@
 """Detections as classes of supervision, and back, with the real package."""
 
+import functools
 import sys
 
 import numpy as np
 import pytest
+from inference import sample
+from inference.sample import NAMES, SIZE
 
 from kerasdet.errors import UserError
 from kerasdet.inference import Detections
 
-SIZE = (60, 80)
-NAMES = ("cat", "dog")
+EXTRAS = {"track_id": np.array([4, -1, 7]), "angle": np.array([0.5, 1, 2])}
+detections = functools.partial(sample.detections, mask_convention="torchvision", extras=EXTRAS)
 
 
 @pytest.fixture(scope="module")
 def sv():
     return pytest.importorskip("supervision")
-
-
-def detections(**changes):
-    """A cat, a dog and a cat with masks and keypoints, in an image of 60x80."""
-    rng = np.random.default_rng(0)
-    values = {
-        "boxes": [[10, 20, 30, 60.5], [0, 0, 20, 20], [40.25, 5, 60, 80]],
-        "scores": [0.9, 0.5, 0.25],
-        "class_ids": [0, 1, 0],
-        "image_size": SIZE,
-        "class_names": NAMES,
-        "mask_probs": rng.random((3, 7, 7), np.float32),
-        "keypoints": rng.uniform(0, 60, (3, 2, 3)).astype(np.float32),
-        "mask_convention": "torchvision",
-        "extras": {"track_id": np.array([4, -1, 7]), "angle": np.array([0.5, 1, 2])},
-    }
-    return Detections(**{**values, **changes})
 
 
 def test_to_supervision(sv):
@@ -130,7 +116,7 @@ def test_arguments_that_do_not_fit_raise(sv):
         Detections.from_supervision(theirs, (80, 60))
     with pytest.raises(UserError, match="class id 1, but there are 1 class_names"):
         Detections.from_supervision(theirs, SIZE, class_names=["cat"])
-    with pytest.raises(UserError, match="2 objects with keypoints and 3 detections"):
+    with pytest.raises(UserError, match="2 objects with keypoints, but 3 detections"):
         Detections.from_supervision(theirs, SIZE, key_points=points[:2])
 
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from kerasdet.errors import UserError
 from kerasdet.inference import KeepSize, Predictor, TiledPredictor
-from kerasdet.inference.detections import with_equal_masks
+from kerasdet.inference.padded import with_equal_masks
 from kerasdet.inference.tiles import merge_tiles, tile_boxes
 
 MASKS = ("mask_probs", "mask_boxes")

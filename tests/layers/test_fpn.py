@@ -174,9 +174,9 @@ def test_bfloat16_policy_keeps_the_pyramid_near_float32(rng):
 
 
 def test_unknown_arguments_raise():
-    with pytest.raises(ValueError, match="no fusion 'max': choose 'sum' or 'average'"):
+    with pytest.raises(ValueError, match="fusion is 'max': choose 'sum' or 'average'"):
         FPN(fusion="max")
-    with pytest.raises(ValueError, match="no upsampling 'cubic': choose 'nearest' or 'bilinear'"):
+    with pytest.raises(ValueError, match="upsampling is 'cubic': choose 'nearest' or 'bilinear'"):
         FPN(upsampling="cubic")
 
 

@@ -58,7 +58,7 @@ def test_models_of_equal_sizes_may_share_a_head():
 
 
 def test_head_refuses_a_second_model_of_other_sizes():
-    with pytest.raises(UserError, match=r"belongs to .* \(3, 2, .* cannot serve one with \(4, 2, .*new head"):
+    with pytest.raises(UserError, match=r"belongs to .* \(3, 2, .* the new model has \(4, 2, .*new head"):
         attached(head(), num_classes=4)
 
 

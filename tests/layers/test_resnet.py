@@ -215,9 +215,9 @@ def test_bfloat16_policy_keeps_float32_weights(rng):
 
 
 def test_unknown_arguments_raise():
-    with pytest.raises(ValueError, match="no depth 42: choose one of 18, 34, 50, 101, 152"):
+    with pytest.raises(ValueError, match="depth is 42: choose one of 18, 34, 50, 101, 152"):
         ResNet(42)
-    with pytest.raises(ValueError, match="no block 'next'"):
+    with pytest.raises(ValueError, match="block is 'next'"):
         ResNet(50, block="next")
     with pytest.raises(ValueError, match="no feature c6: expected some of c2, c3, c4, c5"):
         ResNet(50, out_features=("c5", "c6"))

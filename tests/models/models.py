@@ -1,10 +1,12 @@
 """Tiny models for the tests of the detector contract; a new detector adds a line to `MODELS`."""
 
 import numpy as np
+import tiny
 
 from kerasdet import (
     FCOS,
     FPN,
+    SSD,
     FasterRCNN,
     KeypointRCNN,
     MaskRCNN,
@@ -15,8 +17,21 @@ from kerasdet import (
     RTMDetIns,
 )
 from kerasdet.geometry.anchors import AnchorGenerator, octave_sizes
+from kerasdet.geometry.default_boxes import DefaultBoxes
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import BoxHead, ConvTop, CSPNeXt, CSPNeXtPAFPN, FCOSHead, MaxPoolTop, RetinaNetHead, RTMDetHead
+from kerasdet.layers import (
+    BoxHead,
+    ConvTop,
+    CSPNeXt,
+    CSPNeXtPAFPN,
+    FCOSHead,
+    MaxPoolTop,
+    MobileNetV3,
+    RetinaNetHead,
+    RTMDetHead,
+    SSDHead,
+    SSDNeck,
+)
 from kerasdet.models import (
     RPN,
     DynamicMaskBranch,
@@ -61,6 +76,33 @@ def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs)
         "postprocessing": Postprocessing(score_threshold, nms_threshold=0.6, max_detections=max_detections),
     }
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})
+
+
+def ssd(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
+    """Makes an SSDLite. It is not in `MODELS`: its default boxes depend on the padded size, so it takes no padding."""
+    own = {
+        "backbone": tiny.PlainBackbone(),
+        "neck": SSDNeck(("c4", "c5"), (32, 16), separable=True, norm=norm, norm_momentum=0.9),
+        "anchors": DefaultBoxes((0.2, 0.4, 0.6, 0.8, 1.0), ((2,),) * 4, ("p4", "p5", "p6", "p7"), None),
+        "head": SSDHead(separable=True, norm=norm, norm_momentum=0.9),
+        "postprocessing": Postprocessing(
+            score_threshold, max_detections=max_detections, clip_before_nms=True, empty_boxes="keep"
+        ),
+        "preprocessing": Preprocessing(shortest=96, longest=96, rounding="square", kernel="bilinear"),
+    }
+    return SSD(NUM_CLASSES, **{**own, **kwargs})
+
+
+def ssdlite(norm="bn_inference", **kwargs):
+    """Makes the SSDLite of torchvision with a quarter of its channels."""
+    features = ("c4_expanded", "c5")
+    own = {
+        "backbone": MobileNetV3(
+            width_factor=0.25, reduced_tail=True, out_features=features, norm=norm, norm_momentum=0.9
+        ),
+        "neck": SSDNeck(features, (32, 16), separable=True, norm=norm, norm_momentum=0.9),
+    }
+    return ssd(norm, **{**own, **kwargs})
 
 
 def rtmdet(norm="bn_inference", score_threshold=0.05, max_detections=20, model_class=RTMDet, **kwargs):
@@ -172,7 +214,7 @@ def randomized(model, seed=0):
     rng = np.random.default_rng(seed)
     has_silu = "rtmdet" in type(model).__name__.lower()  # it halves small numbers, unless norms lift them
     gains = {
-        **{f"class_logits/p{level}": 4.0 for level in (3, 4, 5)},  # RTMDet's
+        **{f"class_logits/p{level}": 4.0 for level in (3, 4, 5) if has_silu},
         "box_predictor/class_logits": 0.03,
         "box_predictor/box_deltas": 0.02,
         "class_logits": 0.05,

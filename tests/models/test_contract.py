@@ -16,7 +16,9 @@ from kerasdet.layers import ResNet
 from kerasdet.models import Preprocessing
 from kerasdet.models.common import with_score_threshold
 
-PARTS_OF_ANOTHER = ("rtmdet", "mask_rcnn", "keypoint_rcnn")  # rtmdet_ins and mask_keypoint_rcnn have their parts
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
+# rtmdet_ins and mask_keypoint_rcnn have their parts.
+PARTS_OF_ANOTHER = ("rtmdet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 PIXELWISE = Preprocessing(shortest=64, longest=200, kernel="bilinear")
 
 
@@ -675,7 +677,7 @@ def test_invalid_backbone_raises(make, backbone, message):
 
 def test_backbone_without_the_necks_features_raises(make):
     with pytest.raises(
-        ValueError, match=r"The neck merges .*, and the backbone lacks c3, c4: give ResNet out_features="
+        ValueError, match=r"The neck merges .*, but the backbone ResNet lacks c3, c4: give ResNet out_features="
     ):
         make(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8, out_features=("c2", "c5")))
 

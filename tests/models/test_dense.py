@@ -202,19 +202,19 @@ def plain_retinanet(call=None, **attributes):
     [
         (
             {"channels": {"c3": 16, "c4": 32, "c5": 65}},
-            r"states 65 channels for c5, which has the shape \(1,",
+            r"states 65 channels for c5, but `call` returns the shape \(1,",
         ),
         ({"strides": {"c3": 4, "c4": 8, "c5": 16}}, "states a stride of 4 pixels for c3, .* need 8: name each feature"),
         ({"strides": {"c4": 16, "c5": 32}}, "Changed.strides lacks c3: state a stride in pixels"),
         ({"channels": {"c4": 32, "c5": 64}}, r"lacks c3: let Changed return c3 .*; Changed has c4, c5\."),
-        ({"call": lambda features: list(features.values())}, "Changed returns a list: let its `call` return a dict"),
+        ({"call": lambda features: list(features.values())}, "Changed returns a list: expected a dict"),
         (
             {"call": lambda features: {"c3": features["c3"]}},
-            "channels lists c4, c5, and `call` returns c3: return",
+            "channels lists c4, c5, but `call` returns only c3: return",
         ),
         (
             {"call": lambda features: {name: x[:, 1:] for name, x in features.items()}},
-            "makes c3 of 7 x 16 cells from an image of 64 x 128 pixels, and its stride of 8 needs 8 x 16: correct",
+            "makes c3 of 7 x 16 cells from an image of 64 x 128 pixels, but a stride of 8 needs 8 x 16: correct",
         ),
     ],
     ids=["channels", "strides", "missing stride", "missing feature", "list", "missing output", "valid padding"],
@@ -227,7 +227,7 @@ def test_backbone_that_breaks_its_protocol_raises(attributes, message):
 def test_backbone_without_strides_or_instance_raises():
     with pytest.raises(TypeError, match="a Changed without `strides`: give"):
         plain_retinanet(strides=None)
-    with pytest.raises(TypeError, match="backbone is the class PlainBackbone: give an object of it"):
+    with pytest.raises(TypeError, match="backbone is the class PlainBackbone: give an object"):
         RetinaNet(NUM_CLASSES, backbone=PlainBackbone)
 
 

@@ -335,17 +335,17 @@ def test_defaults_equal_detectron2():
 
 
 def test_invalid_arguments_raise_user_error():
-    with pytest.raises(UserError, match="no score convention 'mean': choose 'sqrt' or 'product'"):
+    with pytest.raises(UserError, match="score_convention is 'mean': choose 'sqrt' or 'product'"):
         fcos(score_convention="mean")
-    with pytest.raises(UserError, match="no convention 'paper': choose 'detectron2' or 'mmdet'"):
+    with pytest.raises(UserError, match="convention is 'paper': choose 'detectron2' or 'mmdet'"):
         FCOSMatcher(convention="paper")
-    with pytest.raises(ValueError, match="at least one class, got num_classes=0"):
+    with pytest.raises(ValueError, match="num_classes of FCOS is 0: give 1 or more"):
         FCOS(0)
-    with pytest.raises(ValueError, match=r"a range for each of the 3 levels .* got 5 regress_ranges"):
+    with pytest.raises(ValueError, match="regress_ranges has 5 ranges, but the neck has 3 levels"):
         fcos(neck=FPN(channels=32))
-    with pytest.raises(ValueError, match="1 point a cell and was given 9 anchors"):
+    with pytest.raises(ValueError, match="1 point per cell, but the model has 9 anchors"):
         fcos(anchors=AnchorGenerator())
-    with pytest.raises(ValueError, match="anchors are for levels"):
+    with pytest.raises(ValueError, match="anchors are for the levels"):
         fcos(anchors=AnchorGenerator(((8,),), (1.0,), ("p3",)))
 
 

@@ -123,9 +123,9 @@ def test_score_threshold_of_the_call_overrides_the_default():
 
 
 def test_invalid_arguments_raise_user_error():
-    with pytest.raises(UserError, match="got empty_boxes='drop'; expected one of 'drop_after_nms'"):
+    with pytest.raises(UserError, match="empty_boxes is 'drop': choose one of 'drop_after_nms'"):
         Postprocessing(empty_boxes="drop")
-    with pytest.raises(UserError, match="needs clipped boxes: set clip_before_nms=True"):
+    with pytest.raises(UserError, match="without clipping before NMS: set clip_before_nms=True"):
         Postprocessing(empty_boxes="drop_before_nms")
 
 

@@ -73,20 +73,22 @@ def test_branches_train_on_max_positives_regions():
 
 
 def test_duplicate_branch_name_raises():
-    with pytest.raises(ValueError, match="Two branches have the name or loss mask_branch: give one of each kind"):
+    with pytest.raises(
+        ValueError, match="two branches with the name or loss mask_branch: give one branch of each kind"
+    ):
         roi_heads([mask_branch(), mask_branch(pool_size=None)])
 
 
 def test_missing_ground_truth_of_a_branch_raises():
     data = {name: value for name, value in batch().items() if name != "masks"}
-    with pytest.raises(ValueError, match="The MaskBranch learns from masks, which the batch lacks: it has image,"):
+    with pytest.raises(ValueError, match="batch lacks 'masks', the ground truth of the MaskBranch: it has image,"):
         mask_rcnn().forward(data, training=False)
 
 
 def test_sharing_parts_between_models_raises():
     heads = roi_heads([mask_branch()])
     mask_rcnn(roi_heads=heads)
-    with pytest.raises(ValueError, match="make new RoIHeads for each model"):
+    with pytest.raises(ValueError, match="Make new RoIHeads for each model"):
         heads.attach(num_classes=NUM_CLASSES + 1, levels=("p2", "p3", "p4", "p5"), channels=32)
 
 
@@ -166,9 +168,9 @@ def test_branch_whose_names_differ_from_its_results_raises():
         output_names = ("side",)
 
     model = randomized(mask_rcnn(roi_heads=roi_heads([Renamed()])))
-    with pytest.raises(UserError, match=r"Renamed\.compute_losses returns size_loss, and its loss_names are"):
+    with pytest.raises(UserError, match=r"Renamed\.compute_losses returns size_loss, but loss_names is"):
         losses(model, batch())
-    with pytest.raises(UserError, match=r"Renamed\.postprocess returns sizes, and its output_names are side"):
+    with pytest.raises(UserError, match=r"Renamed\.postprocess returns sizes, but output_names is side"):
         detections_of(model, batch())
 
 
@@ -190,7 +192,9 @@ def test_invalid_branches_raise(branches, message):
 
 def test_dataset_without_the_targets_of_a_custom_branch_raises():
     dataset = SimpleNamespace(records=[SimpleNamespace()], annotations="train.json")
-    message = "The model's DifficultyBranch learns difficulty, and train.json was read without them: read them into"
+    message = (
+        "The model's DifficultyBranch learns difficulty, but train.json was read without difficulty: read them into"
+    )
     with pytest.raises(UserError, match=message):
         branch_example()().check_dataset(dataset)
 
@@ -226,7 +230,7 @@ def test_model_with_roi_pool_trains_and_detects():
 
 
 def test_unknown_pooling_method_raises():
-    with pytest.raises(ValueError, match="no method 'roi_crop': choose 'roi_align' or 'roi_pool'"):
+    with pytest.raises(ValueError, match="method is 'roi_crop': choose 'roi_align' or 'roi_pool'"):
         RoIPooler(method="roi_crop")
 
 

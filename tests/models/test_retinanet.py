@@ -369,12 +369,12 @@ def test_default_model_has_no_frozen_weights(model_class):
 
 
 def test_invalid_arguments_raise_user_error():
-    with pytest.raises(ValueError, match="no method 'sum': choose one of 'ema', 'batch', 'image', 'image_sum'"):
+    with pytest.raises(ValueError, match="method is 'sum': choose one of 'ema', 'batch', 'image', 'image_sum'"):
         LossNormalizer("sum")
-    with pytest.raises(ValueError, match="at least one class, got num_classes=0"):
+    with pytest.raises(ValueError, match="num_classes of RetinaNet is 0: give 1 or more"):
         RetinaNet(0)
     with pytest.raises(
-        ValueError, match=r"anchors are for levels \('p3', .*'p7'\), the neck makes \('p3', 'p4', 'p5'\)"
+        ValueError, match=r"anchors are for the levels \('p3', .*'p7'\), but the neck makes \('p3', 'p4', 'p5'\)"
     ):
         retinanet(neck=FPN(channels=16))
     with pytest.raises(ValueError, match="Unknown norm 'batch'"):

@@ -4,6 +4,7 @@ GPU kernels run on a GPU if TensorFlow sees one (`CUDA_VISIBLE_DEVICES=0 pytest 
 """
 
 import contextlib
+import functools
 
 import pytest
 import tensorflow as tf
@@ -27,9 +28,10 @@ def on_gpu(monkeypatch):
     elif emulated.library() is None:
         pytest.skip("no C++ compiler is installed")
     else:
-        monkeypatch.setattr(dispatch, "raw_ops", lambda: emulated.RAW_OPS)
-        with ops.implementation("compiled"):
-            yield
+        with monkeypatch.context() as patch:
+            patch.setattr(dispatch, "raw_ops", lambda: emulated.RAW_OPS)
+            with ops.implementation("compiled"):
+                yield
 
 
 @pytest.fixture(params=["tensorflow", "compiled", "gpu"])
@@ -38,6 +40,17 @@ def implementation(request, monkeypatch):
         pytest.skip("the compiled ops are not built here")
     with on_gpu(monkeypatch) if request.param == "gpu" else ops.implementation(request.param):
         yield request.param
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Returns those compiled kernels that run here, each with a function that makes a context to use them."""
+    found = {"compiled": functools.partial(ops.implementation, "compiled")} if dispatch.raw_ops() else {}
+    if emulated.GPUS or emulated.library():
+        found["gpu"] = functools.partial(on_gpu, monkeypatch)
+    if not found:
+        pytest.skip("the compiled ops are not built here, and no C++ compiler is installed")
+    return found
 
 
 @pytest.fixture

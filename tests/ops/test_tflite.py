@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kerasdet import ops
-from kerasdet.ops.roi_align import assign_levels
+from kerasdet.ops.levels import assign_levels
 
 
 def on_both(function):

@@ -162,11 +162,11 @@ def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folde
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["faulty.json"], "holds detections: name the ground truth with --data"),
+        (["faulty.json"], "contains detections and no model: name the ground truth with --data"),
         (["faulty.json", "--data", "annotations.json", "--split", "val", "--images", "nowhere"], "nowhere"),
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
-        (["annotations.json", "--data", "annotations.json"], "must hold a list of detections"),
-        (["faulty.json", "--images", "images"], "--images needs --data"),
+        (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),
+        (["faulty.json", "--images", "images"], "--images was given without --data"),
         (["x.html", "--data", "annotations.json"], "--out would overwrite x.html, the file of MODEL_OR_DETECTIONS"),
         (["faulty.json", "--data", "annotations.json", "--json", "x.html"], "--json would overwrite x.html"),
     ],

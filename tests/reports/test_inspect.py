@@ -114,7 +114,7 @@ def test_a_split_without_images_and_a_missing_folder_are_errors(folder, splits):
     empty = type("Empty", (), {"records": (), "annotations": "nothing.json"})()
     with pytest.raises(UserError, match=r"split val \(nothing.json\) has no usable image"):
         inspect_dataset({"train": splits["train"], "val": empty}, folder / "x.html")
-    with pytest.raises(UserError, match=r"no folder .*missing"):
+    with pytest.raises(UserError, match=r"folder .*missing, to which"):
         inspect_dataset(splits, folder / "missing" / "x.html")
 
 

@@ -21,15 +21,16 @@ from kerasdet.models import MaskBranch
 from kerasdet.training import SGD, WarmupMultiStep, make_strategy, train
 
 STEPS, BATCH_SIZE = 20, 4
-PRECISIONS = ("float32", "float64")
+TRAINED = {"float32": "retinanet", "float64": "mask_rcnn"}
 
 
-def detectors():
-    """Yields a RetinaNet and a Mask R-CNN whose norms take statistics over all replicas."""
+def detector(name):
+    """Makes a RetinaNet or a Mask R-CNN whose norms take statistics over all replicas."""
     keras.utils.set_random_seed(1)
-    yield "retinanet", tiny.detector(backbone=tiny.backbone(norm="sync_bn"))
+    if name == "retinanet":
+        return tiny.detector(backbone=tiny.backbone(norm="sync_bn"))
     backbone = tiny.backbone(norm="sync_bn", out_features=("c2", "c3", "c4", "c5"))
-    yield "mask_rcnn", tiny.rcnn(backbone=backbone, branches=[MaskBranch(num_convs=1, channels=8)])
+    return tiny.rcnn(backbone=backbone, branches=[MaskBranch(num_convs=1, channels=8)])
 
 
 def optimizer(precision):
@@ -40,6 +41,7 @@ def optimizer(precision):
 
 
 def main(strategy, annotations, out, out_dir):
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # it takes longer than the steps
     if strategy == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -47,40 +49,43 @@ def main(strategy, annotations, out, out_dir):
     arrays = {}
     with make_strategy(strategy).scope():
         data = CocoDataset(annotations, masks=True)
-        for precision in PRECISIONS:
+        for precision, name in TRAINED.items():
             keras.config.set_floatx(precision)
             keras.config.set_dtype_policy(precision)
             way = "fit" if (strategy, precision) == ("mirrored", "float32") else "train"
-            found = trained(data, transforms, precision, way, Path(out_dir) / precision)
-            arrays.update({f"{precision} {name}": value for name, value in found.items()})
+            model = detector(name)
+            found = trained(model, data, transforms, precision, way, Path(out_dir) / name)
+            if precision == "float32":
+                found |= evaluated(model, data)
+            arrays.update({f"{precision} {name} {key}": value for key, value in found.items()})
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+        arrays.update({f"float32 mask_rcnn {k}": v for k, v in evaluated(detector("mask_rcnn"), data).items()})
     np.savez(out, **arrays)
 
 
-def trained(data, transforms, precision, way, out_dir):
-    """Trains each detector by Keras' `fit` or by `train`; returns weights, metrics and how far the weights moved."""
-    arrays = {}
-    for name, model in detectors():
-        before = [variable.numpy() for variable in model.trainable_variables]
-        if way == "fit":
-            model.compile(optimizer=optimizer(precision))
-            model.fit(training_batches(data, BATCH_SIZE, transforms), steps_per_epoch=STEPS, shuffle=False, verbose=0)
-        else:
-            train(
-                model,
-                data,
-                optimizer=optimizer(precision),
-                steps=STEPS,
-                batch_size=BATCH_SIZE,
-                transforms=transforms,
-                out_dir=out_dir / name,
-            )
-        moved = [abs(new.numpy() - old).max() for new, old in zip(model.trainable_variables, before, strict=True)]
-        arrays[f"{name} moved"] = np.max(moved)
-        arrays.update({f"{name} {i} {v.path}": v.numpy() for i, v in enumerate(model.variables)})
-        if precision == "float32":
-            arrays.update({f"{name} {key}": value for key, value in validation_losses(model, data).items()})
-            arrays.update({f"{name} {key}": value for key, value in evaluate(model, data).summary.items()})
-    return arrays
+def trained(model, data, transforms, precision, way, out_dir):
+    """Trains a detector by Keras' `fit` or by `train`; returns its weights and how far they moved."""
+    before = [variable.numpy() for variable in model.trainable_variables]
+    if way == "fit":
+        model.compile(optimizer=optimizer(precision))
+        model.fit(training_batches(data, BATCH_SIZE, transforms), steps_per_epoch=STEPS, shuffle=False, verbose=0)
+    else:
+        train(
+            model,
+            data,
+            optimizer=optimizer(precision),
+            steps=STEPS,
+            batch_size=BATCH_SIZE,
+            transforms=transforms,
+            out_dir=out_dir,
+        )
+    moved = [abs(new.numpy() - old).max() for new, old in zip(model.trainable_variables, before, strict=True)]
+    return {"moved": np.max(moved), **{f"{i} {v.path}": v.numpy() for i, v in enumerate(model.variables)}}
+
+
+def evaluated(model, data):
+    return {**validation_losses(model, data), **evaluate(model, data).summary}
 
 
 if __name__ == "__main__":

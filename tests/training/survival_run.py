@@ -89,6 +89,7 @@ def run(annotations, out_dir, save_every):
 
 def main(annotations, out_dir, save_every, way):
     tf.config.experimental.enable_op_determinism()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # it takes longer than the steps
     arguments = (annotations, out_dir, int(save_every))
     for fault in FAULTS if way == "faults" else ():
         with killed_at(*fault):

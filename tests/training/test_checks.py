@@ -1,5 +1,6 @@
 """Tests what `train` checks of its data before the first step."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from kerasdet.data import Dataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.models import Preprocessing
-from kerasdet.training import Validation, checks
+from kerasdet.training import SGD, Validation, WarmupCosine, WarmupMultiStep, checks
 
 MODEL = SimpleNamespace(num_classes=2, branches=(), loss_names=())
 
@@ -79,3 +80,52 @@ def test_ground_truth_that_an_evaluation_cannot_read_raises(dataset):
         checks.check_evaluation(model, validation)
     checks.check_evaluation(MODEL, validation)
     checks.check_evaluation(model, Validation(dataset({"segmentation": []}, {"segmentation": [[2, 3, 8, 3, 8, 9]]})))
+
+
+def test_single_object_in_the_place_of_a_list_raises():
+    with pytest.raises(UserError, match=r"^transforms is .*RandomFlip.*: it must be a list, even of one"):
+        checks.check_lists(transforms=RandomFlip())
+    with pytest.raises(UserError, match=r"^freeze is 'backbone': it must be a list"):
+        checks.check_lists(transforms=[], freeze="backbone")
+
+
+def test_high_score_threshold_warns(caplog):
+    for threshold in (0.2, 0.9):
+        model = SimpleNamespace(postprocessing=SimpleNamespace(score_threshold=threshold))
+        checks.warn_of_threshold(model, Validation(SimpleNamespace()))
+        checks.warn_of_threshold(model, None)
+    assert [record.args[0] for record in caplog.records] == [0.9]
+
+
+def test_deviations_of_pixels_in_0_to_1_warn(caplog):
+    checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing()))
+    checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing((0.0,) * 3, (1.0,) * 3)))
+    assert not caplog.records
+    checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
+    assert "multiply both by 255" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "schedule, steps, message",
+    [
+        (WarmupCosine(0.1, 500, warmup_steps=100), 500, None),
+        (
+            WarmupMultiStep(0.1, (60, 80), warmup_steps=100),
+            100,
+            "WarmupMultiStep.warmup_steps 100, .* does not reach its peak",
+        ),
+        (WarmupCosine(0.1, 200, warmup_steps=10), 300, "ends after WarmupCosine.total_steps 200, and STEPS .* is 300"),
+        (0.1, 10, None),
+    ],
+)
+def test_schedule_that_does_not_fit_the_run_warns(caplog, schedule, steps, message):
+    checks.warn_of_schedule(SGD(schedule), steps)
+    assert re.search(message, caplog.text) if message else not caplog.records
+
+
+def test_evaluation_on_training_images_warns(dataset, caplog):
+    data, other = dataset({}), dataset({})
+    checks.warn_of_same_data(data, Validation(data))
+    assert not caplog.records
+    checks.warn_of_same_data(data, Validation(other))
+    assert "1 of 1 images of held.json are also trained on" in caplog.text

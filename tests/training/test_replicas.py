@@ -49,9 +49,8 @@ def one_device(tmp_path_factory, data):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
 def test_two_replicas_train_and_evaluate_like_one(tmp_path, data, one_device, strategy):
-    for precision in TOLERANCES:
-        for model in ("retinanet", "mask_rcnn"):
-            assert one_device[f"{precision} {model} moved"] > 1e-3
+    for trained in ("float32 retinanet", "float64 mask_rcnn"):
+        assert one_device[f"{trained} moved"] > 1e-3
     for found in run(tmp_path, strategy, data):
         assert found.keys() == one_device.keys()
         for name, value in one_device.items():
@@ -109,4 +108,4 @@ def test_sigterm_to_one_worker_stops_all_after_the_same_saved_step(tmp_path, dat
 def test_killed_worker_is_an_error_of_the_others(tmp_path, data):
     codes, errors = signal_second_worker(data, tmp_path, signal.SIGKILL)
     assert codes == [1, -signal.SIGKILL]
-    assert "RuntimeError: Another worker ended or cannot be reached any more" in errors[0]
+    assert "RuntimeError: Another worker has ended or cannot be reached" in errors[0]

@@ -29,7 +29,7 @@ def test_worker_environments_list_all_workers_and_share_out_gpus(monkeypatch):
     assert [config["task"] for config in configs] == [{"type": "worker", "index": 0}, {"type": "worker", "index": 1}]
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0,2", "1,3"]
     assert all("CUDA_VISIBLE_DEVICES" not in environment for environment in worker_environments(2, 0))
-    with pytest.raises(ValueError, match="There are 1 GPUs for 2 workers: give --workers 1"):
+    with pytest.raises(ValueError, match="There are 2 workers, but only 1 GPUs: give --workers 1"):
         run_workers(["true"], 2, num_gpus=1)
 
 
@@ -123,7 +123,9 @@ def test_taken_port_raises(monkeypatch):
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("TF_CONFIG", tf_config([address]))
-        with pytest.raises(ValueError, match=f"worker at {address} of TF_CONFIG cannot have its port: Address already"):
+        with pytest.raises(
+            ValueError, match=rf"worker at {address} of TF_CONFIG cannot use its port \(Address already"
+        ):
             make_strategy("multi_worker")
 
 
@@ -162,16 +164,26 @@ def test_workers_with_different_settings_raise(monkeypatch):
         check(data=data(1, 2), eval_data=None, steps=12, options={"checkpointing": Checkpointing()})
     same = {"checkpointing": Checkpointing()}
     check(data=data(1, 2), eval_data=None, steps=12, options=same)
-    with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 3 images"):
+    with pytest.raises(
+        ValueError, match=r"have different values of data: worker 0 has 2 images .*, worker 1 has 3 images"
+    ):
         check(data=data(1, 2, 3), eval_data=None, steps=12, options=same)
-    with pytest.raises(ValueError, match=r"differ in data: worker 0 has 2 images .* and worker 1 has 2 images"):
+    with pytest.raises(
+        ValueError, match=r"have different values of data: worker 0 has 2 images .*, worker 1 has 2 images"
+    ):
         check(data=data(2, 1), eval_data=None, steps=12, options=same)
-    with pytest.raises(ValueError, match="differ in eval_data: worker 0 has None and worker 1 has 1 images"):
+    with pytest.raises(
+        ValueError, match="have different values of eval_data: worker 0 has None, worker 1 has 1 images"
+    ):
         check(data=data(1, 2), eval_data=data(3), steps=12, options=same)
-    with pytest.raises(ValueError, match="differ in steps: worker 0 has 12 and worker 1 has 8"):
+    with pytest.raises(ValueError, match="have different values of steps: worker 0 has 12, worker 1 has 8"):
         check(data=data(1, 2), eval_data=None, steps=8, options=same)
-    with pytest.raises(ValueError, match=r"checkpoints of steps \[0, 4\] in run: put OUT_DIR on a disk that all"):
+    with pytest.raises(
+        ValueError, match=r"checkpoints of different steps, \[0, 4\], in run: put OUT_DIR on a disk that all"
+    ):
         check(completed_steps=4, data=data(1, 2), eval_data=None, steps=12, options=same)
     for other in (Checkpointing(max_to_keep=5), None):
-        with pytest.raises(ValueError, match=r"differ in checkpointing\.max_to_keep: worker 0 has 3 and worker 1 has"):
+        with pytest.raises(
+            ValueError, match=r"have different values of checkpointing\.max_to_keep: worker 0 has 3, worker 1 has"
+        ):
             check(data=data(1, 2), eval_data=None, steps=12, options={"checkpointing": other})

@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def filling(rule: dict) -> tuple[int, ...]:
-    """Returns the colour of the part of the input that the image does not fill."""
+    """Returns the colour with which a letterboxed input is filled outside of the image."""
     if rule["letterbox_value"] is not None:
         return (round(rule["letterbox_value"]),) * 3
     mean = map(round, rule["mean"])

@@ -18,7 +18,10 @@ def triton_config(path: str, name: str = "detector") -> str:
 
     Args:
         path: The ONNX file.
-        name: Name of the model: that of its folder in the repository.
+        name: Name of the model's folder in the repository.
+
+    Returns:
+        The text.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     # With max_batch_size 0 Triton passes requests on as they are. Its own batching would join images of one size only.

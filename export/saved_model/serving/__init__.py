@@ -52,14 +52,25 @@ def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def next_version(folder: str | Path) -> Path:
-    """Returns the path of the version after the newest one in a serving folder."""
+    """Returns the path of the next version in a serving folder.
+
+    Args:
+        folder: The serving folder, which need not exist.
+
+    Returns:
+        A path that ends in a number, one more than that of the newest version.
+    """
     versions = Path(folder) / "models" / NAME
     numbers = [int(path.name) for path in versions.glob("*") if path.name.isdigit()]
     return versions / str(max(numbers, default=0) + 1)
 
 
 def write_templates(folder: str | Path) -> None:
-    """Writes configuration and clients into a serving folder, and leaves files that exist as they are."""
+    """Writes server configuration and example clients into a serving folder. Files that exist are not changed.
+
+    Args:
+        folder: The serving folder.
+    """
     for source in sorted((Path(__file__).parent / "templates").iterdir()):
         target = Path(folder) / source.name
         if source.is_file() and not target.exists():
@@ -67,7 +78,7 @@ def write_templates(folder: str | Path) -> None:
 
 
 def write_warmup(path: str | Path) -> Path:
-    """Writes the requests with which TF Serving warms a version up, so that no user waits for tracing.
+    """Writes example requests that TF Serving runs when it loads a version (warm-up), so that no user waits.
 
     Args:
         path: A SavedModel that `export_saved_model` wrote.
@@ -93,7 +104,10 @@ def write_warmup(path: str | Path) -> Path:
 
 
 def warmup_protos() -> tuple:
-    """Imports the modules of model, predict and prediction_log protos.
+    """Imports the protos that warm-up requests need.
+
+    Returns:
+        The modules of the protos model, predict and prediction_log.
 
     Raises:
         UserError: If tensorflow-serving-api is not installed.

@@ -59,7 +59,7 @@ def rotate_90(example: dict[str, Any], turns: tf.Tensor) -> dict[str, Any]:
         The turned example.
     """
     order = example.get("keypoint_flip")
-    if order is not None:  # a turn does not swap left and right, but the flips that it consists of do
+    if order is not None:  # the flips that make up a turn swap left and right keypoints, but a turn must not
         example = {**example, "keypoint_flip": tf.range(tf.shape(order)[0])}
     turned = apply_if(turns % 2 == 1, lambda: _transpose(example), example)
     turned = apply_if((turns == 1) | (turns == 2), lambda: flip_up_down(turned), turned)
@@ -84,9 +84,9 @@ def _transpose(example):
 class RandomAffine:
     """Rotates, shifts, scales and shears the image around its centre; its size stays.
 
-    The matrix is that of torchvision's `RandomAffine`; ranges and rules about small objects are those of mmdetection's
-    (YOLOX). The box of an object becomes the tight box of its mask, or of its box's four corners without masks, which
-    is larger than the object the more the image turns.
+    The matrix is computed like in torchvision's `RandomAffine`; the default ranges and the rules about small objects
+    are those of mmdetection's `YOLOXRandomAffine`. With masks, the new box of an object is the tight box of its mask.
+    Without masks, it is the box around the four mapped corners, which is too large if the image is rotated.
 
     Args:
         degrees: Largest angle of the rotation, in degrees.
@@ -118,7 +118,7 @@ class RandomAffine:
         if self.shear >= 90 or not 0 <= self.fill <= 255:
             raise UserError(
                 f"RandomAffine got shear={self.shear} and fill={self.fill}; expected a shear below 90 degrees and a "
-                "value in 0..255. Correct them."
+                "fill in 0..255. Correct the two."
             )
 
     def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
@@ -162,13 +162,13 @@ def apply_affine(
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        matrix: (2, 3). Maps (y, x, 1) to the new (y, x), in continuous pixels. It can be inverted.
+        matrix: (2, 3), invertible. Maps (y, x, 1) to the new (y, x), in continuous pixels.
         fill: Value of pixels outside the image, in 0..255.
         min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
         min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
 
     Returns:
-        The mapped example.
+        The example with mapped image and objects.
     """
     image, boxes = example["image"], example["boxes"]
     size = tf.shape(image)[:2]

@@ -7,19 +7,20 @@ from kerasdet.errors import UserError
 
 
 def check_probabilities(owner: object, *names: str) -> None:
-    """Checks that attributes are probabilities.
+    """Checks that attributes of a transform are probabilities.
 
     Args:
         owner: Transform that has the attributes.
         names: Names of the attributes.
 
     Raises:
-        UserError: If one is not a number in [0, 1].
+        UserError: If an attribute is not a number in [0, 1].
     """
     values = {name: getattr(owner, name) for name in names}
     if not all(_is_number(value) and 0 <= value <= 1 for value in values.values()):
         raise UserError(
-            f"{type(owner).__name__} got {_listed(values)}; expected probabilities in [0, 1]. Correct them."
+            f"{type(owner).__name__} got {_listed(values)}; expected a probability, a number in [0, 1]. Correct the "
+            "value."
         )
 
 
@@ -31,10 +32,10 @@ def check_range(owner: object, name: str, low: float, high: float = float("inf")
         name: Name of the attribute.
         low: Smallest value allowed.
         high: Largest value allowed.
-        unit: Name of the values in the message, such as "degrees".
+        unit: Name of the values for the error message, such as "degrees".
 
     Raises:
-        UserError: If it is not.
+        UserError: If the attribute is not such a pair.
     """
     value = getattr(owner, name)
     is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
@@ -42,7 +43,7 @@ def check_range(owner: object, name: str, low: float, high: float = float("inf")
         limits = f"between {low:g} and {high:g}" if high < float("inf") else f"of {low:g} or more"
         raise UserError(
             f"{type(owner).__name__} got {name}={value!r}; expected (smallest, largest), two {unit} {limits} in "
-            "ascending order. Correct it."
+            f"ascending order. Correct {name}."
         )
 
 
@@ -55,13 +56,13 @@ def check_at_least(owner: object, low: float, *names: str) -> None:
         names: Names of the attributes.
 
     Raises:
-        UserError: If one is below.
+        UserError: If a number is below `low`.
     """
     for name in names:
         value = getattr(owner, name)
         numbers = value if isinstance(value, Sequence) else (value,)
         if not numbers or not all(_is_number(number) and number >= low for number in numbers):
-            raise UserError(f"{type(owner).__name__} got {name}={value!r}; expected {low:g} or more. Correct it.")
+            raise UserError(f"{type(owner).__name__} got {name}={value!r}; expected {low:g} or more. Correct {name}.")
 
 
 def check_size(owner: object, name: str) -> None:
@@ -72,12 +73,13 @@ def check_size(owner: object, name: str) -> None:
         name: Name of the attribute.
 
     Raises:
-        UserError: If it is not a pair of positive integers.
+        UserError: If the attribute is not a pair of positive integers.
     """
     value = getattr(owner, name)
     if not (isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)):
         raise UserError(
-            f"{type(owner).__name__} got {name}={value!r}; expected (height, width), two positive integers. Correct it."
+            f"{type(owner).__name__} got {name}={value!r}; expected (height, width), two positive integers. Correct "
+            f"{name}."
         )
 
 

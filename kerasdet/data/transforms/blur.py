@@ -7,12 +7,13 @@ import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_probabilities, check_range
 from kerasdet.data.transforms.compose import at_random
+from kerasdet.data.transforms.pixels import as_pixels
 from kerasdet.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussianBlur:
-    """Blurs the image with a Gaussian of random width, as torchvision's `GaussianBlur` does.
+    """Blurs the image with a Gaussian of random width, like torchvision's `GaussianBlur`.
 
     Args:
         kernel_size: Number of pixels along each axis that the kernel covers, an odd number.
@@ -30,7 +31,8 @@ class GaussianBlur:
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(
-                f"GaussianBlur got kernel_size={self.kernel_size!r}; expected an odd positive integer. Correct it."
+                f"GaussianBlur got kernel_size={self.kernel_size!r}; expected an odd positive integer. Correct "
+                "kernel_size."
             )
         check_range(self, "sigma", 1e-3, unit="lengths in pixels")
         check_probabilities(self, "probability")
@@ -61,11 +63,10 @@ def _blur(image, kernel_size, sigma):
     weights /= tf.reduce_sum(weights)
     values = tf.cast(image, tf.float32)
     for axis in (0, 1):
-        # Reflecting needs more than `radius` pixels; a smaller image is reflected as often as needed.
+        # One reflection adds fewer pixels than the image has; a small image is reflected several times.
         length = tf.shape(values)[axis]
         index = tf.abs(tf.math.floormod(tf.range(-radius, length + radius) + length - 1, tf.maximum(2 * length - 2, 1)))
         padded = tf.gather(values, tf.abs(index - (length - 1)), axis=axis)
         slices = [padded[i : i + length] if axis == 0 else padded[:, i : i + length] for i in range(kernel_size)]
         values = tf.add_n([weights[i] * part for i, part in enumerate(slices)])
-    values = tf.round(values) if image.dtype.is_integer else values
-    return tf.ensure_shape(tf.cast(values, image.dtype), image.shape)
+    return as_pixels(values, image)

@@ -26,17 +26,17 @@ def check_fill(owner: object) -> None:
     values = owner.fill if isinstance(owner.fill, Sequence) else (owner.fill,)
     if len(values) not in (1, 3) or not all(isinstance(v, int | float) and 0 <= v <= 255 for v in values):
         raise UserError(
-            f"{type(owner).__name__} got fill={owner.fill!r}; expected a number in 0..255, or one each for red, green "
-            "and blue. Correct it."
+            f"{type(owner).__name__} got fill={owner.fill!r}; expected a number in 0..255, or three for red, green and "
+            "blue. Correct fill."
         )
 
 
 def place_image(image: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, fill: Fill) -> tf.Tensor:
-    """Places an image on a canvas; what lies outside is cut off.
+    """Places an image on a canvas; the parts outside of the canvas are cut off.
 
     Args:
         image: (H, W, 3).
-        offset: Place of the image's top left corner on the canvas, (y, x), (2,) int32; may be negative.
+        offset: (2,) int32, position (y, x) of the image's top left corner on the canvas, in pixels; may be negative.
         size: Height and width of the canvas in pixels, (2,) int32.
         fill: Value of the pixels around the image, in 0..255: a number, or one for each channel.
 
@@ -69,14 +69,15 @@ def place_image(image: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, fill: Fill
 def place(
     example: dict[str, Any], offset: tf.Tensor, size: tf.Tensor, fill: Fill = 0.0, **limits: float
 ) -> dict[str, Any]:
-    """Places an example on a canvas and cuts off what lies outside, objects included.
+    """Places an image and its objects on a canvas; the parts outside of the canvas are cut off.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        offset: Place of the image's top left corner on the canvas, (y, x), (2,) int32; may be negative.
+        offset: (2,) int32, position (y, x) of the image's top left corner on the canvas, in pixels; may be negative.
         size: Height and width of the canvas in pixels, (2,) int32.
         fill: Value of the pixels around the image, in 0..255: a number, or one for each channel.
-        **limits: `min_visible` and `min_size` of `kerasdet.data.transforms.objects.cut`.
+        **limits: Arguments `min_visible` and `min_size` of `kerasdet.data.transforms.objects.cut`, by which objects
+            that are cut off too far are dropped.
 
     Returns:
         The example on the canvas.

@@ -6,17 +6,19 @@ from typing import Any
 import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_at_least, check_probabilities, check_range
+from kerasdet.data.transforms.pixels import as_pixels
 
-_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # of three channels
+_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # all orders of three channels
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomPhotometricDistort:
     """Changes brightness, contrast, saturation, hue and the order of channels (SSD, https://arxiv.org/abs/1512.02325).
 
-    Order and numbers are those of mmdetection's `PhotoMetricDistortion`: brightness, contrast, saturation, hue,
-    contrast (either before saturation or after hue), channels; each is applied with a probability. Values are clipped
-    to 0..255 after each change, as in SSD's own code, and rounded at the end if the image is uint8.
+    Order and default values are those of mmdetection's `PhotoMetricDistortion`: brightness, contrast, saturation, hue,
+    channels. The contrast changes either before the saturation or after the hue. Each change is applied with a
+    probability. Values are clipped to 0..255 after each change, like in SSD's own code, and rounded at the end if the
+    image is uint8.
 
     Args:
         brightness: Largest change of brightness; a value in [-brightness, brightness] is added. In 0..255.
@@ -68,8 +70,7 @@ class RandomPhotometricDistort:
         values = _clip(values * tf.where(contrast_first, 1.0, contrast))
         order = tf.gather(_ORDERS, tf.cast(draw[10] * len(_ORDERS), tf.int32))
         values = tf.cond(draw[9] < self.channel_probability, lambda: tf.gather(values, order, axis=-1), lambda: values)
-        values = tf.round(values) if image.dtype.is_integer else values
-        return {**example, "image": tf.ensure_shape(tf.cast(values, image.dtype), image.shape)}
+        return {**example, "image": as_pixels(values, image)}
 
 
 def _between(draw, limits):

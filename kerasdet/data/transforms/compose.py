@@ -15,12 +15,12 @@ Draw = Callable[[tf.Tensor], Example]
 
 
 def apply_all(transforms: Sequence[Transform], example: Example, seed: tf.Tensor) -> Example:
-    """Applies transforms in order; each gets a seed of its own.
+    """Applies transforms in order; each gets its own seed.
 
     Args:
         transforms: Callables ``(example, seed) -> example``.
         example: Tensors of one image.
-        seed: Seed of all of them, (2,) int32.
+        seed: Seed from which the seeds of all transforms are derived, (2,) int32.
 
     Returns:
         The transformed example.
@@ -36,19 +36,19 @@ def apply_if(
     example: Example,
     otherwise: Callable[[], Example] | None = None,
 ) -> Example:
-    """Returns ``change()`` if a condition holds, and else the example itself.
+    """Returns ``change()`` if a condition holds, otherwise the unchanged example.
 
     Args:
         when: Condition, () bool.
-        change: Returns the changed example; it runs only if the condition holds.
+        change: Function that returns the changed example; it runs only if the condition holds.
         example: Tensors of one image.
-        otherwise: Returns what to use instead of the unchanged example.
+        otherwise: Function that returns an example to use instead of the unchanged one. None for no such function.
 
     Returns:
         One of the two examples.
 
     Raises:
-        UserError: If both do not have the same keys and types, which TensorFlow's graphs require.
+        UserError: If the two examples have different keys or types; TensorFlow's graphs require the same.
     """
     specs = []
 
@@ -69,20 +69,20 @@ def _same_types(result, specs):
         before, after = (spec[name].name if name in spec else "absent" for spec in (first, last))
         if before != after:
             raise UserError(
-                f"The transforms of an image are applied with a probability or up to a step, but '{name}' is {before} "
-                f"with one outcome and {after} with the other; expected the same type. Convert it, or for a resized "
-                "image use kernel='pil' or 'opencv', which keep uint8."
+                f"A transform that is applied with a probability or up to a step changes the type of '{name}': it is "
+                f"{before} with the transform and {after} without; expected the same type. Convert it, or for a "
+                "resized image use kernel='pil' or 'opencv', which keep uint8."
             )
     return result
 
 
 def at_random(probability: float, draw: tf.Tensor, change: Callable[[], Example], example: Example) -> Example:
-    """Returns ``change()`` with a probability, and else the example itself.
+    """Returns ``change()`` with a probability, otherwise the unchanged example.
 
     Args:
         probability: Probability of the change. With 0 and 1 the graph has no condition.
         draw: Uniform random number in [0, 1), () float32.
-        change: Returns the changed example.
+        change: Function that returns the changed example.
         example: Tensors of one image.
 
     Returns:
@@ -96,12 +96,13 @@ def at_random(probability: float, draw: tf.Tensor, change: Callable[[], Example]
 def bind(transforms: Sequence[Transform], draw: Draw) -> tuple[Transform, ...]:
     """Prepares transforms for the graph of a pipeline.
 
-    Those that mix several images get a source of further images. A user's own function may use Python's ``if`` and
-    ``for`` with tensors; kerasdet's do not, so that their errors reach the user as they are.
+    Transforms that mix several images get a function that draws further images. A user's own function is converted by
+    AutoGraph, so it may use Python's ``if`` and ``for`` with tensors. kerasdet's transforms are not converted, which
+    keeps their error messages readable.
 
     Args:
-        transforms: Callables ``(example, seed) -> example``. Those with a method `bind` prepare themselves.
-        draw: Returns the decoded example of a random image; takes a seed, (2,) int32.
+        transforms: Callables ``(example, seed) -> example``. If one has a method `bind`, it is called.
+        draw: Function from a seed, (2,) int32, to the decoded example of a random image.
 
     Returns:
         The transforms, all of them callable as ``(example, seed) -> example`` inside a graph.
@@ -119,11 +120,11 @@ def _prepared(transform, draw):
 
 @dataclasses.dataclass(frozen=True)
 class RandomApply:
-    """Applies transforms together, with a probability.
+    """Applies either all of its transforms or none of them, at random.
 
     Args:
         transforms: Callables ``(example, seed) -> example``, applied in order.
-        probability: Probability that they are applied, in [0, 1].
+        probability: Probability that the transforms are applied, in [0, 1].
 
     Raises:
         UserError: If the probability is outside [0, 1].
@@ -139,7 +140,14 @@ class RandomApply:
         check_probabilities(self, "probability")
 
     def bind(self, draw: Draw) -> "RandomApply":
-        """Gives transforms that mix several images a source of further images, see `bind`."""
+        """Passes a source of further images to the transforms that mix several images.
+
+        Args:
+            draw: Function from a seed, (2,) int32, to the decoded example of a random image.
+
+        Returns:
+            A copy with bound transforms.
+        """
         return dataclasses.replace(self, transforms=bind(self.transforms, draw))
 
     def __call__(self, example: Example, seed: tf.Tensor) -> Example:
@@ -158,7 +166,7 @@ class RandomApply:
 
 @dataclasses.dataclass(frozen=True)
 class UntilStep:
-    """Applies transforms up to a training step, and others afterwards.
+    """Applies transforms up to a training step, and other transforms afterwards.
 
     Strong augmentation such as mosaic helps most of the run and is switched off for its last epochs (YOLOX,
     https://arxiv.org/abs/2107.08430). The step follows from the position of the image in the run, so a resumed run
@@ -166,8 +174,8 @@ class UntilStep:
 
     Args:
         step: The first step without `transforms`, counted from 0.
-        transforms: Callables ``(example, seed) -> example``, applied in order before that step.
-        afterwards: Those applied in order from that step on.
+        transforms: Callables ``(example, seed) -> example``, applied in order before `step`.
+        afterwards: Callables ``(example, seed) -> example``, applied in order from `step` on.
 
     Raises:
         UserError: If the step is negative.
@@ -184,7 +192,14 @@ class UntilStep:
         check_at_least(self, 0, "step")
 
     def bind(self, draw: Draw) -> "UntilStep":
-        """Gives transforms that mix several images a source of further images, see `bind`."""
+        """Passes a source of further images to the transforms that mix several images.
+
+        Args:
+            draw: Function from a seed, (2,) int32, to the decoded example of a random image.
+
+        Returns:
+            A copy with bound transforms.
+        """
         return dataclasses.replace(self, transforms=bind(self.transforms, draw), afterwards=bind(self.afterwards, draw))
 
     def __call__(self, example: Example, seed: tf.Tensor) -> Example:
@@ -202,8 +217,8 @@ class UntilStep:
         """
         if "step" not in example:
             raise UserError(
-                "UntilStep got an example without 'step'; expected one of training_batches, which counts steps. Add a "
-                "scalar 'step' to use it elsewhere."
+                "UntilStep got an example without 'step'; expected an example of training_batches, which adds it. Add "
+                "a scalar 'step' to use UntilStep elsewhere."
             )
         return apply_if(
             example["step"] < self.step,

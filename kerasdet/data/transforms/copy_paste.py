@@ -19,14 +19,14 @@ from kerasdet.geometry import masks as mask_ops
 class CopyPaste(MixTransform):
     """Pastes objects of another image by their masks (simple copy-paste, https://arxiv.org/abs/2012.07177).
 
-    The other image should pass the same resize and crop as this one, which `transforms` does. A random number of its
-    objects are pasted where they are; crowds are not. Masks and boxes below lose what the pasted objects cover, and
-    keypoints there become hidden. Numbers are those of mmdetection's `CopyPaste`.
+    The other image should be resized and cropped like this one: pass the same `transforms`. A random number of its
+    objects, without crowds, is pasted at the same positions. The masks and boxes of covered objects lose the covered
+    part, and their covered keypoints become hidden. The default values are those of mmdetection's `CopyPaste`.
 
     Args:
         max_objects: Largest number of objects that are pasted.
-        box_tolerance: A covered object stays if no side of its box moves by more than this, in pixels.
-        min_area: It stays, too, if more than this area of its mask is left, in square pixels.
+        box_tolerance: A covered object is kept if no side of its box moves by more than this, in pixels.
+        min_area: A covered object is also kept if more than this area of its mask is left, in square pixels.
         probability: Probability that objects are pasted, in [0, 1].
         transforms: Callables ``(example, seed) -> example``, applied to the other image first.
 
@@ -50,15 +50,23 @@ class CopyPaste(MixTransform):
         check_probabilities(self, "probability")
 
     def mix(self, example: Example, seed: tf.Tensor, draw: Draw) -> Example:
-        """Pastes objects of another image; see `MixTransform.mix`.
+        """Pastes objects of another image.
+
+        Args:
+            example: Tensors of one image with `masks`, see `kerasdet.data.transforms`.
+            seed: Seed of all randomness, (2,) int32.
+            draw: Function from a seed, (2,) int32, to the example of a random image, after `transforms`.
+
+        Returns:
+            The example with the pasted objects.
 
         Raises:
             UserError: If the examples have no masks.
         """
         if "masks" not in example:
             raise UserError(
-                "CopyPaste got examples without masks; expected a dataset read with masks=True. Read the masks, or use "
-                "MixUp or Mosaic."
+                "CopyPaste got examples without masks; expected a dataset that was read with masks=True. Read the "
+                "masks, or use MixUp or Mosaic."
             )
         seeds = tf.unstack(tf.random.split(seed, 3))
         random = tf.random.stateless_uniform([2], seeds[0])
@@ -87,7 +95,7 @@ class CopyPaste(MixTransform):
         return {**objects.join(self._uncovered(example, covered), other), "image": image}
 
     def _uncovered(self, example, covered):
-        """Takes the covered part away from the objects of an example and drops those that are hidden."""
+        """Removes the covered part from the masks and boxes of an example and drops the objects that are hidden."""
         boxes, masks = example["boxes"], example["masks"]
         below = crops.from_bitmaps(covered[tf.newaxis], boxes, masks.shape[-1])
         left = crops.subtract(masks, below)

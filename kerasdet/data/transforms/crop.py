@@ -13,7 +13,7 @@ from kerasdet.data.transforms.compose import at_random
 from kerasdet.data.transforms.resize import check_kernel, resize_image
 from kerasdet.geometry import boxes as box_ops
 
-# torchvision tries again without end; after so many rounds the image stays whole.
+# torchvision repeats without end; here the image stays whole after this many rounds
 _ROUNDS = 10
 
 
@@ -21,9 +21,9 @@ _ROUNDS = 10
 class ScaleJitter:
     """Resizes by a random factor and crops to a size: large-scale jitter (https://arxiv.org/abs/2012.07177).
 
-    The image is scaled to fit into `size`, times a random factor. What then exceeds `size` is cut off at a random
-    place (detectron2's `ResizeScale` and `FixedSizeCrop`). A smaller image keeps its size, and the batch pads it as
-    usual, where detectron2 pads it with gray to `size`. Only the pixels inside the crop are computed.
+    The image is scaled to fit into `size`, times a random factor. If it then exceeds `size`, a random crop of that size
+    is taken (detectron2's `ResizeScale` and `FixedSizeCrop`). A smaller image keeps its size and is padded in the batch
+    as usual; detectron2 pads it to `size` with gray. Only the pixels inside the crop are computed.
 
     Args:
         size: Height and width of the crop in pixels.
@@ -54,10 +54,10 @@ class ScaleJitter:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the factor and of the place, (2,) int32.
+            seed: Seed of the factor and of the crop's position, (2,) int32.
 
         Returns:
-            The example, at most `size` large.
+            The example with an image of at most `size`.
         """
         draw = tf.random.stateless_uniform([3], seed)
         old = tf.cast(tf.shape(example["image"])[:2], tf.float32)
@@ -76,13 +76,13 @@ class ScaleJitter:
 
 @dataclasses.dataclass(frozen=True)
 class RandomIoUCrop:
-    """Crops so that at least one object overlaps the crop enough (SSD, https://arxiv.org/abs/1512.02325).
+    """Crops so that at least one object overlaps the crop by a minimum IoU (SSD, https://arxiv.org/abs/1512.02325).
 
     It follows torchvision's `RandomIoUCrop`: a minimum IoU between crop and objects is drawn, then crops are drawn
-    until one reaches it. Objects whose centre is outside the crop are dropped.
+    until one reaches it with some object. Objects whose centre is outside the crop are dropped.
 
     Args:
-        scale: Smallest and largest length of the crop's sides, as a fraction of the image's.
+        scale: Smallest and largest length of the crop's sides, as a fraction of the image's sides.
         aspect_ratio: Smallest and largest width / height of the crop.
         min_ious: Minimum IoUs to draw from; 1 keeps the whole image.
         trials: Number of crops to draw before another minimum is drawn.
@@ -140,7 +140,7 @@ class RandomIoUCrop:
         best = tf.reduce_max(tf.where(inside, iou, -1.0), -1)  # lowest float if there are no boxes
         valid &= (best >= min_iou) & (best >= 0)
 
-        whole = tf.concat([[0, 0], image_size], 0)  # a minimum of 1 ends the search with it, as its first trial
+        whole = tf.concat([[0, 0], image_size], 0)  # a minimum of 1 ends the search: the whole image is its first trial
         is_first = tf.range(self.trials) == 0
         valid = tf.where(min_iou >= 1, is_first, valid)
         windows = tf.where((min_iou >= 1)[..., tf.newaxis], tf.cast(whole, tf.float32), windows)
@@ -154,7 +154,8 @@ class RandomZoomOut:
     """Places the image on a larger canvas, so that objects become smaller (SSD; torchvision's `RandomZoomOut`).
 
     Args:
-        side: Smallest and largest length of the canvas' sides, as a multiple of the image's. One factor for both.
+        side: Smallest and largest factor between the sides of the canvas and those of the image. Height and width get
+            the same factor.
         fill: Value of the canvas in 0..255: a number, or one for each channel. Default: the mean of ImageNet.
         probability: Probability that the image is placed on a canvas, in [0, 1].
 
@@ -176,10 +177,10 @@ class RandomZoomOut:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the decision, the size and the place, (2,) int32.
+            seed: Seed of the decision, the size and the position, (2,) int32.
 
         Returns:
-            The example, smaller on a canvas or not.
+            The example on a canvas, or unchanged.
         """
         draw = tf.random.stateless_uniform([4], seed)
 

@@ -10,21 +10,21 @@ from kerasdet.data.transforms.arguments import check_probabilities, check_range
 from kerasdet.data.transforms.canvas import Fill, check_fill, place_image
 from kerasdet.data.transforms.compose import at_random
 
-_TRIES = 10  # torchvision's; a rectangle that does not fit into the image is drawn again
+_TRIES = 10  # torchvision's number of trials: a rectangle that does not fit into the image is drawn again
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomErasing:
-    """Overwrites a rectangle of the image (https://arxiv.org/abs/1708.04896); numbers are torchvision's.
+    """Overwrites a rectangle of the image (https://arxiv.org/abs/1708.04896); the default values are torchvision's.
 
     Objects stay as they are: the rectangle occludes them.
 
     Args:
         probability: Probability that a rectangle is erased, in [0, 1].
-        scale: Smallest and largest area of the rectangle, as a fraction of the image's.
+        scale: Smallest and largest area of the rectangle, as a fraction of the image's area.
         ratio: Smallest and largest height / width of the rectangle.
-        fill: Value of the erased pixels in 0..255: a number, or one for each channel. None draws each value at random,
-            which worked best in the paper.
+        fill: Value of the erased pixels in 0..255: a number, or one for each channel. None draws the value of each
+            pixel at random, which worked best in the paper.
 
     Raises:
         UserError: If an argument is out of range.
@@ -50,7 +50,7 @@ class RandomErasing:
             seed: Seed of the decision, the rectangle and its pixels, (2,) int32.
 
         Returns:
-            The example with another image, or the same.
+            The example, with a rectangle erased or unchanged.
         """
         seeds = tf.random.split(seed, 3)
         draw = tf.random.stateless_uniform([], seeds[0])

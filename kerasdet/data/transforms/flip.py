@@ -34,7 +34,7 @@ class RandomFlip:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed that decides about both flips, (2,) int32.
+            seed: Seed of both decisions, (2,) int32.
 
         Returns:
             The example, flipped or not.

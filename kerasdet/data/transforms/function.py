@@ -20,15 +20,15 @@ _RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "ke
 class NumpyTransform:
     """Applies a function of NumPy arrays, such as the transforms of another library.
 
-    The function runs in Python and holds its lock, so it is slower than the other transforms. It gets a dict of arrays
-    and an integer seed, and returns a dict with the arrays that it changes: `image` (H, W, 3) uint8, `boxes` (M, 4)
-    yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks` (M, H, W) bool, in the size
-    of the image, and `keypoints` (M, J, 3) as (y, x, visibility). It may drop objects, then from all arrays. Boxes are
-    clipped to the image afterwards; those without area are dropped.
+    The function runs in Python and holds the interpreter lock (GIL), so it is slower than the other transforms. It gets
+    a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H, W, 3) uint8,
+    `boxes` (M, 4) yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks` (M, H, W)
+    bool, in the size of the image, and `keypoints` (M, J, 3) as (y, x, visibility). To drop an object, the function
+    removes its row from all arrays. Boxes are clipped to the image afterwards; boxes without area are dropped.
 
     Args:
         function: Function ``(arrays, seed) -> arrays``. All its randomness must come from the seed.
-        image_only: Whether the function gets and changes only the image, and not its size. Saves time.
+        image_only: Whether the function gets only the image and keeps its size. This saves time.
 
     Example:
         >>> import albumentations as A
@@ -90,7 +90,7 @@ class NumpyTransform:
             problem = _mismatch(arrays, size if self.image_only else None)
         if problem is not None:
             name = getattr(self.function, "__name__", type(self.function).__name__)
-            raise UserError(f"The function {name} of NumpyTransform returned {problem}. Correct the function.")
+            raise UserError(f"NumpyTransform: the function {name} returned {problem}. Correct the function.")
         return [np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items()]
 
 

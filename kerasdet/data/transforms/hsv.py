@@ -6,21 +6,22 @@ from typing import Any
 import tensorflow as tf
 
 from kerasdet.data.transforms.arguments import check_at_least
+from kerasdet.data.transforms.pixels import as_pixels
 
 _HUES, _MAXIMUM = 180.0, 255.0  # OpenCV's HSV of uint8 images: hue in steps of 2 degrees, the others like the pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomHSV:
-    """Adds random numbers to hue, saturation and value, as mmdetection's `YOLOXHSVRandomAug` does.
+    """Adds random numbers to hue, saturation and value, like mmdetection's `YOLOXHSVRandomAug`.
 
-    Each of the three changes with probability 1/2. The numbers are those of OpenCV's HSV of uint8 images: they are
-    whole, the hue is counted in steps of 2 degrees, and saturation and value are clipped to 0..255.
+    Each of the three changes with probability 1/2. Values have the units of OpenCV's HSV of uint8 images: whole
+    numbers, the hue in steps of 2 degrees, saturation and value in 0..255.
 
     Args:
         hue: Largest change of the hue, in steps of 2 degrees.
         saturation: Largest change of the saturation, in 0..255.
-        value: Largest change of the value, the brightest channel, in 0..255.
+        value: Largest change of the value (the maximum of red, green and blue), in 0..255.
 
     Raises:
         UserError: If an argument is negative.
@@ -52,5 +53,4 @@ class RandomHSV:
         hsv = tf.round(tf.image.rgb_to_hsv(tf.cast(image, tf.float32) / _MAXIMUM) * scale) + change
         hue, rest = hsv[..., :1] % _HUES, tf.clip_by_value(hsv[..., 1:], 0.0, _MAXIMUM)
         rgb = tf.image.hsv_to_rgb(tf.concat([hue, rest], -1) / scale) * _MAXIMUM
-        rgb = tf.round(rgb) if image.dtype.is_integer else rgb
-        return {**example, "image": tf.ensure_shape(tf.cast(rgb, image.dtype), image.shape)}
+        return {**example, "image": as_pixels(rgb, image)}

@@ -1,4 +1,4 @@
-"""Defines the base of transforms that mix several images."""
+"""Defines the base class of transforms that mix several images."""
 
 import functools
 from abc import abstractmethod
@@ -12,20 +12,20 @@ from kerasdet.errors import UserError
 
 
 class MixTransform:
-    """Mixes an example with further images of the dataset.
+    """Base class of transforms that mix an image with further images of the dataset.
 
-    `training_batches` binds such a transform to the dataset, and it then is a callable ``(example, seed) -> example``
-    like the others. The further images follow from the seed alone, so runs are reproducible and can be resumed.
-    Subclasses have an attribute `transforms`, which are applied to each further image.
+    `training_batches` calls `bind`, which turns the transform into a callable ``(example, seed) -> example``. The seed
+    alone determines the further images, so runs are reproducible and can be resumed. A subclass defines `mix`, and an
+    attribute `transforms` with the transforms to apply to each further image.
     """
 
     transforms: tuple[Transform, ...]
 
     def bind(self, draw: Draw) -> Callable[[Example, tf.Tensor], Example]:
-        """Gives the transform a source of further images.
+        """Connects the transform to a source of further images.
 
         Args:
-            draw: Returns the decoded example of a random image; takes a seed, (2,) int32.
+            draw: Function from a seed, (2,) int32, to the decoded example of a random image.
 
         Returns:
             The transform as a callable ``(example, seed) -> example``.
@@ -44,20 +44,24 @@ class MixTransform:
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
             seed: Seed of all randomness, (2,) int32.
-            draw: Returns the example of a random image, after `transforms`; takes a seed, (2,) int32.
+            draw: Function from a seed, (2,) int32, to the example of a random image, after `transforms`.
 
         Returns:
-            The mixed example. Its other keys, such as `image_id`, are those of `example`.
+            The mixed example. Other keys, such as `image_id`, have the values of `example`.
         """
 
     def __call__(self, example: Example, seed: Any) -> Example:
-        """Raises an error, because there is no source of further images.
+        """Raises an error: the transform works only after `bind`, which `training_batches` calls.
+
+        Args:
+            example: Ignored.
+            seed: Ignored.
 
         Raises:
             UserError: Always.
         """
         name = type(self).__name__
         raise UserError(
-            f"{name} needs further images, which training_batches and train provide; it was called without them. Pass "
-            f"it to one of these, or call {name}(...).bind(draw)(example, seed)."
+            f"{name} was called without a source of further images, which training_batches and train provide. Pass "
+            f"{name} to one of these, or call {name}(...).bind(draw)(example, seed)."
         )

@@ -16,11 +16,11 @@ from kerasdet.data.transforms.resize import check_kernel, resize_to
 
 @dataclasses.dataclass(frozen=True)
 class MixUp(MixTransform):
-    """Averages the image with another one and keeps the objects of both, as mmdetection's `MixUp` does (YOLOX).
+    """Averages the image with another one and keeps the objects of both, like mmdetection's `MixUp` (YOLOX).
 
     The other image is resized to fit into `size`, put on a canvas of that size, resized again by a random factor,
-    flipped at random, and cropped or padded to the size of the first image. If it has no objects, the first image
-    stays as it is.
+    flipped at random, and cropped or padded to the size of the first image. If the other image has no objects, the
+    first image is not changed.
 
     Args:
         size: Height and width in pixels that the other image is resized to fit into.
@@ -56,7 +56,16 @@ class MixUp(MixTransform):
         check_at_least(self, 0, "min_size")
 
     def mix(self, example: Example, seed: tf.Tensor, draw: Draw) -> Example:
-        """Blends the image with another one; see `MixTransform.mix`."""
+        """Blends the image with another one.
+
+        Args:
+            example: Tensors of one image, see `kerasdet.data.transforms`.
+            seed: Seed of all randomness, (2,) int32.
+            draw: Function from a seed, (2,) int32, to the example of a random image, after `transforms`.
+
+        Returns:
+            The example with the blended image and the objects of both images.
+        """
         seeds = tf.unstack(tf.random.split(seed, 2))
         random = tf.random.stateless_uniform([5], seeds[0])
 
@@ -71,7 +80,7 @@ class MixUp(MixTransform):
         old = tf.cast(tf.shape(other["image"])[:2], tf.float32)
         size = tf.cast(self.size, tf.float32)
         factor = self.ratio[0] + random[1] * (self.ratio[1] - self.ratio[0])
-        # One resize instead of two: to the size of the image within the canvas, which is resized with it
+        # One resize instead of two: directly to the size that the image has in the resized canvas
         inner = tf.floor(old * tf.reduce_min(size / old) + 1e-4)
         other = resize_to(other, tf.maximum(tf.cast(inner * factor, tf.int32), 1), self.kernel)
         canvas = tf.cast(size * factor, tf.int32)

@@ -15,14 +15,15 @@ from kerasdet.data.transforms.resize import check_kernel, resize_image
 
 @dataclasses.dataclass(frozen=True)
 class Mosaic(MixTransform):
-    """Puts the image and three others around a random point (YOLOv4, https://arxiv.org/abs/2004.10934).
+    """Joins the image and three others in a mosaic (YOLOv4, https://arxiv.org/abs/2004.10934).
 
-    It follows mmdetection's `Mosaic` (YOLOX): each image is resized to fit into `size`, and a canvas of twice that
-    size shows them around its centre, moved at random. A crop such as `ScaleJitter` or `RandomAffine` usually follows.
+    It follows mmdetection's `Mosaic` (YOLOX): each image is resized to fit into `size`. A canvas of twice that size
+    shows the four images around a common point, which is drawn near the middle. A crop such as `ScaleJitter` or
+    `RandomAffine` usually follows.
 
     Args:
         size: Height and width in pixels that each image is resized to fit into; the result is twice as large.
-        center: Smallest and largest place of the common point, as a multiple of `size`.
+        center: Smallest and largest coordinate of the common point, as a multiple of `size`.
         fill: Value of the canvas around the images in 0..255: a number, or one for each channel.
         probability: Probability that the image becomes a mosaic, in [0, 1].
         kernel: Kernel of the resizing, see `kerasdet.ops.resize.resize`.
@@ -52,7 +53,16 @@ class Mosaic(MixTransform):
         check_at_least(self, 0, "min_size")
 
     def mix(self, example: Example, seed: tf.Tensor, draw: Draw) -> Example:
-        """Makes a mosaic; see `MixTransform.mix`."""
+        """Makes a mosaic.
+
+        Args:
+            example: Tensors of one image, see `kerasdet.data.transforms`.
+            seed: Seed of all randomness, (2,) int32.
+            draw: Function from a seed, (2,) int32, to the example of a random image, after `transforms`.
+
+        Returns:
+            The example with the mosaic as its image and the objects of all four images.
+        """
         seeds = tf.unstack(tf.random.split(seed, 4))
         random = tf.random.stateless_uniform([3], seeds[0])
         place = self._part

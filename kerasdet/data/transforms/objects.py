@@ -1,7 +1,7 @@
 """Moves, cuts, drops and joins the objects of an example.
 
-The objects of an example are the rows of its `OBJECT_KEYS`. `boxes` (M, 4), `masks` (M, S, S) and `keypoints` (M, J, 3)
-have a place in the image; the others do not change.
+The objects of an example are the rows of its tensors named in `OBJECT_KEYS`. `boxes` (M, 4), `masks` (M, S, S) and
+`keypoints` (M, J, 3) have positions in the image and change with it; the other tensors do not.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ def select(example: dict[str, Any], keep: tf.Tensor) -> dict[str, Any]:
 
     Args:
         example: Tensors of one image.
-        keep: Whether to keep each object, (M,) bool.
+        keep: (M,) bool, true for objects to keep.
 
     Returns:
-        The example with fewer objects, in their old order.
+        The example with the remaining objects, in the same order.
     """
     rows = tf.where(keep)[:, 0]
     return {**example, **{name: tf.gather(example[name], rows) for name in OBJECT_KEYS if name in example}}
@@ -34,7 +34,7 @@ def join(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         example: Tensors of one image.
-        other: Tensors of another image, whose objects have places in the first one.
+        other: Tensors of another image, whose objects already have coordinates of the first image.
 
     Returns:
         The first example with the objects of both.
@@ -44,7 +44,7 @@ def join(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def scale(example: dict[str, Any], factor: tf.Tensor) -> dict[str, Any]:
-    """Scales the objects of an example; crops of masks do not depend on the scale.
+    """Scales the boxes and keypoints of an example; cropped masks do not depend on the scale.
 
     Args:
         example: Tensors of one image.
@@ -67,18 +67,18 @@ def cut(
     min_visible: float = 0.0,
     min_size: float = 0.0,
 ) -> dict[str, Any]:
-    """Moves the objects of an example into a window of the image and cuts off what is outside.
+    """Converts the objects of an example to coordinates of a window of the image, and cuts them at its border.
 
-    The box of an object that the window cuts becomes the tight box of the rest of its mask, or the rest of the box if
-    there are no masks. Keypoints outside get visibility 0. Objects that the window does not cut never change.
+    With masks, the new box of a cut object is the tight box of the rest of its mask. Without masks, it is the rest of
+    the box. Keypoints outside of the window get visibility 0. Objects that the window does not cut keep box and mask.
 
     Args:
         example: Tensors of one image.
         offset: Top left corner of the window in the image, (y, x), (2,). Negative values add a border.
         size: Height and width of the window, (2,).
-        min_visible: An object that loses more of its area is dropped: the smallest fraction that must be left, of the
-            mask if there is one, or of the box. In [0, 1].
-        min_size: An object that is cut to a smaller box, in pixels of the shorter side, is dropped.
+        min_visible: Objects that keep less than this fraction of their area (of the mask, or of the box without masks)
+            are dropped. In [0, 1].
+        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
 
     Returns:
         The example with the objects in pixels of the window, and the same image.
@@ -93,11 +93,11 @@ def cut(
 
 
 def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, min_size: float) -> dict[str, Any]:
-    """Cuts objects to parts of their boxes and drops those of which too little is left.
+    """Cuts objects to parts of their boxes and drops objects of which too little is left.
 
     Args:
         example: Tensors of one image.
-        boxes: Part of each object's box that is left, (M, 4) yxyx in pixels; it may be empty.
+        boxes: (M, 4) yxyx in pixels. The part of each object's box that is left; it may be empty.
         min_visible: Smallest fraction of its area that a cut object must keep, in [0, 1].
         min_size: Smallest length of the shorter side of a cut object's box, in pixels.
 
@@ -109,7 +109,9 @@ def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, 
     example = {**example, "boxes": boxes}
     share = tf.math.divide_no_nan(box_ops.area(boxes), box_ops.area(old))
     if "masks" in example:
-        rows = tf.where(is_cut & (share > 0))  # only those: a crop that is not cut stays exact
+        rows = tf.where(
+            is_cut & (share > 0)
+        )  # only for cut objects: resampling would change the masks of others slightly
         at = rows[:, 0]
         masks, before, window = (tf.gather(value, at) for value in (example["masks"], old, boxes))
         tight = crops.tight_boxes(crops.recrop(masks, before, window), window)

@@ -1,4 +1,4 @@
-"""Pads images to a size with pixels that count as image."""
+"""Pads images to a fixed size with pixels that the model sees as part of the image."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,9 @@ from kerasdet.data.transforms.canvas import GRAY, Fill, check_fill, place
 
 @dataclasses.dataclass(frozen=True)
 class PadTo:
-    """Pads the image at the bottom right to a size; the padding counts as image, as for models that letterbox.
+    """Pads the image at the bottom right to a fixed size, for models that letterbox such as RTMDet.
+
+    `image_size` includes the padding, so the model sees it as part of the image.
 
     Args:
         size: Height and width of the result in pixels.
@@ -33,10 +35,10 @@ class PadTo:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Unused.
+            seed: Ignored.
 
         Returns:
-            The example, exactly `size` large.
+            The example with an image of exactly `size`.
         """
         message = f"PadTo got an image larger than its size {tuple(self.size)}. Raise size or resize images to fit:"
         old = tf.shape(example["image"])[:2]

@@ -1,4 +1,4 @@
-"""Resizes images, with all lengths and sizes that detectors train at."""
+"""Resizes images, to a fixed length or to random ones for training at several scales."""
 
 import dataclasses
 from typing import Any
@@ -18,15 +18,15 @@ class ResizeShortestEdge:
         shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
         longest: Limit of the longer edge, in pixels.
         sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
-        rounding: Rule of the size, "detectron2", "torchvision" or "mmdetection"; see
-            `kerasdet.ops.resize.shortest_edge_size`.
+        rounding: Rule of the new size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do, and
+            "square" stretches images to a square; see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
 
     Raises:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
     """
 
-    shortest: tuple[int, ...] = (800,)
+    shortest: tuple[int, ...] | int = (800,)
     longest: int = 1333
     sampling: str = "choice"
     rounding: str = "detectron2"
@@ -38,7 +38,7 @@ class ResizeShortestEdge:
         if not shortest or min(*shortest, self.longest) < 1:
             raise UserError(
                 f"ResizeShortestEdge got shortest={shortest} and longest={self.longest}; expected lengths of 1 pixel "
-                "or more. Correct them."
+                "or more. Correct the two."
             )
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
@@ -47,8 +47,8 @@ class ResizeShortestEdge:
                 )
         if self.sampling == "range" and (len(shortest) != 2 or shortest[0] > shortest[1]):
             raise UserError(
-                f"ResizeShortestEdge got shortest={shortest} with sampling='range'; expected (low, high). Give two "
-                "lengths in ascending order."
+                f"ResizeShortestEdge got shortest={shortest} with sampling='range'; expected (low, high), two lengths "
+                "in ascending order. Correct shortest."
             )
 
     def __call__(self, example: dict[str, Any], seed: tf.Tensor | None = None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ _WORDS = {
 
 
 def resize_to(example: dict[str, Any], size: tf.Tensor, kernel: str) -> dict[str, Any]:
-    """Resizes an example to a size.
+    """Resizes an example to a given height and width.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.

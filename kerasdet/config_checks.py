@@ -1,0 +1,177 @@
+"""Finds mistakes in configurations that gin does not report: settings without effect, and values of the wrong type.
+
+A "part" is a class or function with gin's scope: ``@train/CocoDataset()`` calls CocoDataset in the scope "train". The
+parts that its arguments refer to are called in this scope as well.
+"""
+
+import collections.abc
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kerasdet.errors import UserError
+
+Part = tuple[str, str]  # (scope, name) of a class or function; the name of a macro begins with %
+
+_SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+_SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, tuple, list)
+
+
+def used_parts(references: Mapping[Part, Collection[Part]], roots: Collection[str]) -> set[Part]:
+    """Finds the parts that a configuration uses, with the scopes that they are called in.
+
+    Args:
+        references: Part -> the parts to which its bindings refer. A reference without a scope has the scope "".
+        roots: Names of the parts that are called first, such as "train".
+
+    Returns:
+        Pairs (scope, name).
+    """
+    used: set[Part] = set()
+    todo = [("", name) for name in roots]
+    while todo:
+        scope, name = part = todo.pop()
+        if part in used:
+            continue
+        used.add(part)
+        for prefix in _prefixes(scope):
+            for other, target in references.get((prefix, name), ()):
+                # gin evaluates the value of a macro in a scope of its name
+                todo.append((target[1:] if target.startswith("%") else other or scope, target))
+    return used
+
+
+def _prefixes(scope):
+    words = scope.split("/") if scope else []
+    return ["/".join(words[:length]) for length in range(len(words) + 1)]
+
+
+def has_effect(target: str, used: Collection[Part]) -> bool:
+    """Tells whether a binding sets a macro, or an argument of a part, that is used.
+
+    Args:
+        target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
+        used: Result of `used_parts`.
+
+    Returns:
+        False for a binding without effect.
+    """
+    scope, _, name = part_of(target).rpartition("/")
+    if name.startswith("%"):
+        return any(name == other for _, other in used)
+    return any(name == other and scope in _prefixes(inner) for inner, other in used)
+
+
+def part_of(target: str) -> str:
+    """Returns the part that a binding configures.
+
+    Args:
+        target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
+
+    Returns:
+        The part with its scope, such as "train/CocoDataset"; for a macro its name, such as "%LR".
+    """
+    scope, slash, name = target.rpartition("/")
+    if "." not in name:
+        return f"%{name}"
+    return f"{scope}{slash}{name.rpartition('.')[0].rpartition('.')[2]}"
+
+
+def targets(text: str) -> list[str]:
+    """Lists the left sides of the bindings in a gin file, without those in included files.
+
+    Args:
+        text: Contents of the file.
+
+    Returns:
+        Texts such as "train/CocoDataset.masks" and "LR", in the order of the file.
+    """
+    return re.findall(r"^([A-Za-z_][\w./]*)\s*=", text, re.MULTILINE)
+
+
+def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
+    """Checks that no later `include` overwrites a binding of a gin file.
+
+    Args:
+        text: Contents of the file.
+        read: Function from the name of an included file to its contents.
+        path: Path of the file, for the error message.
+
+    Raises:
+        UserError: If an `include` overwrites a binding above it.
+    """
+    own: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := re.match(r"([A-Za-z_][\w./]*)\s*=", line):
+            own[found[1]] = number
+        elif name := _include(line):
+            lost = own.keys() & set(_all_targets(name, read))
+            for target in sorted(lost, key=own.get):
+                raise UserError(
+                    f"{path}: line {own[target]} sets {target}, and the include in line {number} sets it again: "
+                    f"expected includes first. Move the line below the includes."
+                )
+
+
+def _include(line):
+    found = re.match(r"include\s+(['\"])(.+)\1", line)
+    return found and found[2]
+
+
+def _all_targets(name, read) -> Iterator[str]:
+    text = read(name)
+    yield from targets(text)
+    for line in text.splitlines():
+        if other := _include(line):
+            yield from _all_targets(other, read)
+
+
+def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
+    """Checks that a value has the annotated type of an argument. Only numbers, texts and sequences are checked.
+
+    Args:
+        name: Name of the binding, for the error message.
+        value: The value. Objects that are not created yet appear as "@Name()" in the error message.
+        item: Class or function that has the argument.
+        argument: Name of the argument.
+
+    Raises:
+        UserError: If the value has another type, such as the text "false" for a bool.
+    """
+    kinds = _kinds(item, argument)
+    if value is None or not kinds:
+        return
+    if all(kind in _SEQUENCES for kind in kinds):
+        is_object = repr(value).startswith("@") and repr(value)[1:2].isupper()  # functions may return lists
+        if is_object or isinstance(value, str | int | float):
+            raise UserError(f"{name} is {value!r}: it must be a list. Write [{value!r}].")
+        return
+    if not all(kind in _SCALARS for kind in kinds) or repr(value).startswith(("@", "%")):
+        return
+    allowed = {*kinds} | ({int} if float in kinds else set())
+    is_flag = kinds == {bool} and type(value) is int and value in (0, 1)
+    if type(value) not in allowed and not is_flag:
+        expected = " or ".join(text for kind, text in _SCALARS.items() if kind in kinds)
+        raise UserError(f"{name} is {value!r}: it must be {expected}. Correct the value.")
+
+
+def _kinds(item, argument):
+    """Returns the types of an argument without None; the empty set if they are not known."""
+    owners = [base.__init__ for base in item.__mro__ if "__init__" in vars(base)] if isinstance(item, type) else [item]
+    for owner in owners:
+        parameter = inspect.signature(owner).parameters.get(argument)
+        if parameter is None:
+            continue
+        if parameter.annotation is parameter.empty:
+            return {bool} if isinstance(parameter.default, bool) else set()
+        annotation = parameter.annotation
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        parts = typing.get_args(annotation) if is_union else (annotation,)
+        kinds = {typing.get_origin(part) or part for part in parts} - {type(None)}
+        return set() if kinds & {Path, os.PathLike} else kinds  # `kerasdet.paths.expand` checks paths
+    return set()

@@ -1,0 +1,136 @@
+"""Defines batches of images: what training takes, and their sizes on one device or on many replicas."""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from kerasdet.errors import UserError
+from kerasdet.keras_utils import float_dtype
+from kerasdet.ops.distribute import global_max, num_replicas
+
+
+def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
+    """Casts a batch to the types that losses need, and fills in `is_crowd` and `image_size` if they are missing.
+
+    Args:
+        data: The batch as Keras passes it to a step: a dict with `image` (B, H, W, 3), `boxes` (B, M, 4) and
+            `class_ids` (B, M), or a tuple that starts with the dict. Without `is_crowd` (B, M) no object is a crowd;
+            without `image_size` (B, 2) no image is padded.
+
+    Returns:
+        A dict of `image` (B, H, W, 3), `image_size` (B, 2), `boxes` (B, M, 4), `class_ids` (B, M), `is_crowd` (B, M)
+        and the other entries of the batch.
+
+    Raises:
+        UserError: If the batch is not a dict.
+        ValueError: If one of `image`, `boxes` and `class_ids` is missing.
+    """
+    batch = unpack_batch(data)
+    if not isinstance(batch, Mapping):
+        raise UserError(
+            f"A training batch is a {type(batch).__name__}, not a dict: instead of fit(x, y), give fit(batch) or a "
+            "dataset of batches, where batch = {'image': (B, H, W, 3), 'boxes': (B, M, 4), 'class_ids': (B, M)}."
+        )
+    batch = dict(batch)
+    if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
+        raise ValueError(
+            f"A training batch lacks {', '.join(missing)}; it has {', '.join(batch)}. Make batches with "
+            "kerasdet.data.pipeline.training_batches, or add the missing keys."
+        )
+    batch.setdefault("image_size", valid_size(batch))
+    batch.setdefault("is_crowd", tf.zeros_like(batch["class_ids"], tf.bool))
+    types = {"boxes": float_dtype(), "class_ids": tf.int32, "is_crowd": tf.bool, "image_size": tf.int32}
+    return {name: tf.cast(value, types[name]) if name in types else value for name, value in batch.items()}
+
+
+def unpack_batch(data: Mapping | tf.Tensor | tuple) -> Mapping | tf.Tensor:
+    """Takes the batch out of the data that Keras passes to a step.
+
+    Args:
+        data: A batch, which Keras passes from a dataset, or a tuple that starts with a batch, from `train_on_batch`.
+
+    Returns:
+        The batch, a dict of tensors or an image tensor.
+    """
+    return data[0] if isinstance(data, tuple) else data
+
+
+def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
+    """Returns the heights and widths of a batch's images without padding.
+
+    Args:
+        batch: A dict with `image` (B, H, W, 3) and possibly `image_size` (B, 2), or an image tensor without padding.
+
+    Returns:
+        (B, 2) int32, in pixels.
+    """
+    if isinstance(batch, Mapping):
+        if "image_size" in batch:
+            return batch["image_size"]
+        batch = batch["image"]
+    shape = tf.shape(batch)
+    return tf.broadcast_to(shape[1:3], [shape[0], 2])
+
+
+def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Pads images to the largest height and width on any replica, as if the images of all replicas were one batch.
+
+    Args:
+        batch: A dict with `image` (B, H, W, 3).
+
+    Returns:
+        The dict with the padded images.
+    """
+    image = tf.convert_to_tensor(batch["image"])
+    if num_replicas() == 1 or image.shape[1:3].is_fully_defined():
+        return {**batch, "image": image}
+    size = tf.shape(image)[1:3]
+    missing = tf.pad(tf.stack([tf.zeros(2, tf.int32), global_max(size) - size], 1), [[1, 1], [0, 0]])
+    padded = tf.ensure_shape(tf.pad(image, missing), image.shape)
+    return {**batch, "image": padded}
+
+
+def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping | tf.Tensor, tf.Tensor | None]:
+    """Replaces an empty batch by one black image without objects.
+
+    If the last batch of a dataset has fewer images than there are replicas, some replicas get an empty batch, on which
+    convolutions fail.
+
+    Args:
+        batch: A dict of tensors, or a bare image tensor (B, H, W, 3).
+
+    Returns:
+        The batch, and a flag for `drop_padded_outputs`: () int32, 1 for a real batch, 0 for the added image. With one
+        replica the flag is None, because the batch is never empty.
+    """
+    if num_replicas() == 1:
+        return batch, None
+    batch = batch if isinstance(batch, Mapping) else {"image": batch}
+    is_real = tf.minimum(tf.shape(batch["image"])[0], 1)
+    filled = {}
+    for name, value in batch.items():
+        smallest = [1, 32, 32, 3] if name == "image" else [1] * value.shape.rank
+        missing = tf.maximum((1 - is_real) * smallest - tf.shape(value), 0)
+        nothing = tf.cast(-1 if name == "class_ids" else 0, value.dtype)
+        padded = tf.pad(value, tf.stack([tf.zeros_like(missing), missing], 1), constant_values=nothing)
+        filled[name] = tf.ensure_shape(padded, [None, *value.shape[1:]])
+    return filled, is_real
+
+
+def drop_padded_outputs(outputs: Mapping | tf.Tensor, is_real: tf.Tensor | None) -> Mapping | tf.Tensor:
+    """Drops the outputs that a model computed for the image that `pad_empty_batch` added.
+
+    Args:
+        outputs: A tensor (B, ...) or a nested dict of them. Anchors stay, because they have no batch axis.
+        is_real: The second result of `pad_empty_batch`.
+
+    Returns:
+        The outputs, with B = 0 if the batch was empty.
+    """
+    if is_real is None:
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {
+            name: value if name == "anchors" else drop_padded_outputs(value, is_real) for name, value in outputs.items()
+        }
+    return outputs[: is_real * tf.shape(outputs)[0]]

@@ -1,0 +1,40 @@
+"""Chooses the level of a feature pyramid for each box, by its size."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def assign_levels(
+    boxes: tf.Tensor, lowest: int, highest: int, canonical_size: float, canonical_level: int, epsilon: float
+) -> tf.Tensor:
+    """Assigns each box to the pyramid level for its size.
+
+    Args:
+        boxes: (N, 4) yxyx in pixels.
+        lowest: Number of the finest level.
+        highest: Number of the coarsest level.
+        canonical_size: Side in pixels of a square box on `canonical_level`.
+        canonical_level: Number of the level for boxes of `canonical_size`.
+        epsilon: Constant added to the level before it is rounded down.
+
+    Returns:
+        (N,) int32. Level numbers in lowest..highest.
+    """
+    ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
+    begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
+    above = tf.expand_dims(ratio, 1) >= tf.constant(begins, tf.float32, [len(begins)])  # (N, L - 1)
+    return lowest + tf.reduce_sum(tf.cast(above, tf.int32), 1)
+
+
+def _level_begin(level, canonical_level, epsilon):
+    """Returns the smallest ratio of size to canonical size that `level` begins at.
+
+    A box is on the level ``floor(canonical_level + log2(ratio) + epsilon)``. The sum is computed in float32, like in
+    the source frameworks. The logarithm is computed in float64 here: TensorFlow's float32 logarithm is inexact enough
+    to move boxes to another level.
+    """
+    ulps = np.arange(-64, 65) * 2.0**-24
+    ratios = np.float32(2.0 ** (level - canonical_level - epsilon) * (1 + ulps))
+    log2 = np.log2(ratios.astype(np.float64)).astype(np.float32)
+    levels = np.floor(np.float32(canonical_level) + log2 + np.float32(epsilon))
+    return ratios[levels >= level][0]

@@ -1,0 +1,107 @@
+"""Copies the classifier weights of classes that a new dataset shares with an old model, matched by name."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from kerasdet.data.categories import UNUSED
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassWeights:
+    """Holds the weights of a detector that depend on its classes.
+
+    Args:
+        class_names: K names in the order of the class ids.
+        values: Index in the model's variables -> value. Its last axis is indexed by the class.
+        origin: Name of the model for log messages.
+    """
+
+    class_names: tuple[str, ...]
+    values: Mapping[int, np.ndarray]
+    origin: str
+
+
+def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
+    """Reads the weights of a detector that depend on its classes.
+
+    Args:
+        model: Detector.
+        origin: Name of the model for log messages.
+
+    Returns:
+        The weights; None if the class names of the model are unknown.
+    """
+    if not model.class_names:
+        return None
+    values = {i: v.numpy() for i, v in enumerate(model.variables) if _split(model, v) is not None}
+    return ClassWeights(tuple(model.class_names), values, origin)
+
+
+def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: ClassWeights) -> None:
+    """Assigns the old weights to classes whose names the old model has as well, and logs the names.
+
+    Other classes keep the current weights of the model: random ones, or those of another class if the number of classes
+    did not change. In models with background, the weights of the background are copied as well.
+
+    Args:
+        model: Detector with K classes, of the same architecture as the old one.
+        class_names: K names in the order of the class ids.
+        old: Result of `class_weights` for the old model.
+    """
+    pairs = [
+        (new, old.class_names.index(name))
+        for new, name in enumerate(class_names)
+        if name != UNUSED and name in old.class_names
+    ]
+    if tuple(class_names) == old.class_names:
+        return
+    shared = [class_names[new] for new, _ in pairs]
+    missing = [name for name in class_names if name not in shared]
+    log.info(
+        "Classes whose weights are copied from %s, matched by name: %s. Classes that start %s: %s.",
+        old.origin,
+        _listed(shared),
+        "anew" if len(class_names) != len(old.class_names) else "with the weights of other classes",
+        _listed(missing),
+    )
+    if not pairs:
+        return
+    if model.has_background:
+        pairs.append((len(class_names), len(old.class_names)))
+    for index, value in old.values.items():
+        variable = model.variables[index]
+        groups, columns, unit = _split(model, variable)
+        now = variable.numpy().reshape(*variable.shape[:-1], groups, columns, unit)
+        before = value.reshape(*value.shape[:-1], groups, -1, unit)
+        for new, known in pairs:
+            if new < columns:  # boxes and masks have no background
+                now[..., new, :] = before[..., known, :]
+        variable.assign(now.reshape(variable.shape))
+
+
+def _split(model, variable):
+    """Returns how the last axis of a variable divides into groups, classes and numbers per class; None if it does not.
+
+    Dense heads have a group for each anchor of a cell, R-CNNs four numbers for each class of their boxes.
+    """
+    if not len(variable.shape):  # the shape of a scalar is no empty tuple under TensorFlow
+        return None
+    path, size, num_classes = f"/{variable.path}", int(variable.shape[-1]), model.num_classes
+    if "/class_logits/" in path:
+        columns = num_classes + model.has_background
+        return size // columns, columns, 1
+    if "/mask_logits/" in path:
+        return 1, num_classes, 1
+    if "/box_predictor/box_deltas/" in path and size == 4 * num_classes:
+        return 1, num_classes, 4
+    return None
+
+
+def _listed(names):
+    return f"{', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else "none"
