@@ -13,7 +13,7 @@ import urllib.request
 import doc_blocks
 import pytest
 
-PAGES = ("", "tutorials/finetune/", "zoo/", "api/ops/", "design/")
+PAGES = ("", "tutorials/onnx/", "zoo/", "api/ops/", "design/")
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
