@@ -25,7 +25,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 
 # Builds the documentation into site/; a warning is an error. `mkdocs serve` shows it while you write.
-docs: $(VENV)/docs-ready
+docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/ready
@@ -39,8 +39,4 @@ $(VENV)/ready: requirements.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-deps -r requirements.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
-	touch $@
-
-$(VENV)/docs-ready: $(VENV)/ready requirements-docs.txt
-	$(BIN)/pip install -q --no-deps -r requirements-docs.txt
 	touch $@

@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import processor
 
 RECIPE, BATCH = "retinanet_r18_fpn_bccd_aug", 4
-NARROW = ("BACKBONE_WIDTH=16", "HEAD_CHANNELS=32", "LR=0.002")
+NARROW = ("BACKBONE_WIDTH=16", "HEAD_CHANNELS=32", "LR=0.002", "AdamW.ema_momentum=0.97")
 DATASETS = {
     "bccd": ("bccd", (160, 214), ["NUM_CLASSES=3", "octave_sizes.smallest=10.0"]),
     "dsb": ("dsb_small", (160, 160), ["NUM_CLASSES=1", "octave_sizes.smallest=5.0"]),

@@ -2,12 +2,12 @@
 
     python benchmarks/from_scratch.py shapes bccd dsb --data FOLDER [--seconds 200] [--json FILE]
 
-Each recipe runs in a process of its own, on half the image size and batch of its gin file. A few steps measure the
-processor time of a step, and the run then gets as many steps as fit into `--seconds`, with the learning rate's schedule
-stretched over them; building the model, tracing and evaluation do not count. Latency is the processor time of `detect`
-for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also exported to TFLite
-in 8 bits, calibrated on 32 training images, and evaluated beside the same file in float32. FOLDER has the folders
-`bccd` and `dsb_small`.
+Each recipe runs in a process of its own, with images (but for the shapes) and batches of half the size. A few steps
+measure the processor time of a step, and the run then gets as many steps as fit into `--seconds`, with the learning
+rate's schedule stretched over them; building the model, tracing and evaluation do not count. Latency is the processor
+time of `detect` for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also
+exported to TFLite in 8 bits, calibrated on 32 training images, and evaluated beside the same file in float32. FOLDER
+has the folders `bccd` and `dsb_small`.
 """
 
 import argparse
@@ -92,12 +92,20 @@ def step_ends():
     return ends
 
 
-def train(recipe, settings):
-    """Trains a recipe; returns the model and the processor seconds at the end of each step."""
+def train(recipe, steps, settings):
+    """Trains a recipe for a number of steps; returns the model and the processor seconds at the end of each step.
+
+    The warmup and the mean of RTMDet's weights span an eighth of the steps.
+    """
     from kerasdet import config
 
     step_ends().clear()
-    config.load(recipe, [*settings, "train.validation=None", "train.callbacks=[@StepClock()]"])
+    short = [f"STEPS={steps}", "train.validation=None", "train.callbacks=[@StepClock()]"]
+    if recipe.startswith("rtmdet"):
+        short += [f"WarmupFlatCosine.warmup_steps={steps // 8}", f"AdamW.ema_momentum={1 - 8 / steps}"]
+    else:
+        short += [f"WarmupCosine.warmup_steps={steps // 8}"]
+    config.load(recipe, [*settings, *short])
     return config.train(), list(step_ends())
 
 
@@ -111,9 +119,9 @@ def run_recipe(recipe, dataset, options, folder):
     from kerasdet.export import export_tflite
 
     own = [*overrides_for(dataset, options, Path(options.shapes)), *SMALL[recipe]]
-    _, ends = train(recipe, [*own, f"STEPS={PROBE}", f"OUT_DIR={folder / 'probe'}"])
+    _, ends = train(recipe, PROBE, [*own, f"OUT_DIR={folder / 'probe'}"])
     steps = max(round(options.seconds * (PROBE - TRACED) / (ends[-1] - ends[TRACED - 1])), PROBE)
-    model, ends = train(recipe, [*own, f"STEPS={steps}", f"OUT_DIR={folder / 'run'}"])
+    model, ends = train(recipe, steps, [*own, f"OUT_DIR={folder / 'run'}"])
     data = config.eval_data()
     seconds = (ends[-1] - ends[TRACED - 1]) * steps / (steps - TRACED)
     row = {"dataset": dataset, "recipe": recipe, "steps": steps, "batch_size": config.macro("BATCH_SIZE")}

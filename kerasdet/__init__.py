@@ -64,6 +64,7 @@ _HOMES = {
     "train": "kerasdet.training",
 }
 _ROOMS = (
+    "analysis",
     "checkpoints",
     "data",
     "evaluation",
@@ -75,6 +76,7 @@ _ROOMS = (
     "losses",
     "models",
     "ops",
+    "reports",
     "training",
     "visualize",
 )

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from kerasdet.errors import UserError
@@ -79,6 +80,30 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
     return path
+
+
+def prepare_files(
+    outputs: Mapping[str, str | os.PathLike | None], inputs: Mapping[str, str | os.PathLike | None]
+) -> dict[str, Path]:
+    """Runs `prepare_file` for several files, and checks that none is another one or is read.
+
+    Args:
+        outputs: Name of the setting -> file that will be written; None for a setting that was not given.
+        inputs: The same for files that are read.
+
+    Returns:
+        Name of the setting -> expanded path of each file that will be written.
+
+    Raises:
+        UserError: If a file would be overwritten, or is no path.
+        OSError: If a file cannot be written.
+    """
+    files = {name: prepare_file(path, name) for name, path in outputs.items() if path is not None}
+    owners = {expand(path, name).resolve(): name for name, path in inputs.items() if path}
+    for name, path in files.items():
+        if (owner := owners.setdefault(path.resolve(), name)) != name:
+            raise UserError(f"{name} would overwrite {path}, the file of {owner}: choose another file for {name}.")
+    return files
 
 
 def cache_home() -> Path:

@@ -10,14 +10,17 @@ A comment in the line above a block says how it runs:
 | ``<!-- file: PATH -->`` | is written to PATH, for the blocks after it |
 """
 
+import contextlib
 import glob
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from code_blocks import read_blocks
 
 from kerasdet import cli, config
 from kerasdet.cli.parser import make_parser
@@ -25,38 +28,6 @@ from kerasdet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = ("python", "bash", "gin")
-
-_BLOCK = re.compile(r"^(?:<!-- (\w+): (.+?) -->\n)?(?:\n)?( *)```(\w+)[^\n]*\n(.*?)^\3```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A code block: its page, line, language and text, and the comment above it as kind and text."""
-
-    page: Path
-    line: int
-    language: str
-    code: str
-    kind: str | None = None
-    text: str = ""
-
-    def __str__(self):
-        return f"{self.page.name}:{self.line}"
-
-
-def read_blocks(page, source=None):
-    """Returns the blocks of a page in `LANGUAGES`, in order."""
-    source = page.read_text() if source is None else source
-    blocks = []
-    for match in _BLOCK.finditer(source):
-        kind, text, indent, language, code = match.groups()
-        if language not in LANGUAGES:
-            continue
-        code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
-        line = source.count("\n", 0, match.start(4)) + 1
-        blocks.append(Block(page, line, language, code, kind, text or ""))
-    return blocks
 
 
 def tiny_code(block):
@@ -70,9 +41,9 @@ def tiny_code(block):
 
 
 def commands(code):
-    """Returns the commands of a bash block: one a line, without comments, with continued lines joined."""
-    joined = code.replace("\\\n", " ")
-    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+    """Returns the commands of a bash block: one a line, with continued lines joined."""
+    lines = re.sub(r" *\\\n *", " ", code).splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
 
 
 def check(block):
@@ -100,12 +71,17 @@ def check_command(words, place):
         assert "must be set" in str(error), f"{place}: {error}"
 
 
+def form(line):
+    """Returns a line of output without its numbers and the widths of its columns."""
+    return re.sub(r"-?\d[\d.,]*", "#", " ".join(line.split()))
+
+
 class Session:
     """Runs the blocks of pages in the working folder. A command that ran before is not repeated."""
 
     def __init__(self, patch):
         self._patch = patch  # a MonkeyPatch, for what blocks export
-        self._done = set()
+        self._done = {}  # the output of each command and Python block
 
     def run_page(self, page):
         """Runs all blocks of a page; its Python blocks share their names."""
@@ -122,24 +98,31 @@ class Session:
         elif block.language == "python":
             code = tiny_code(block)
             if code not in self._done:
-                self._done.add(code)
+                self._done[code] = ""
                 exec(compile("\n" * block.line + code, str(block.page), "exec"), names)
         elif block.language == "bash":
-            for words in commands(tiny_code(block)):
-                self.command(words, block)
+            lines = commands(tiny_code(block))
+            printed = "".join(self.command(line, block) for line in lines)
+            if block.output and printed:  # a run prints to the log only
+                shown, now = (set(map(form, text.split("\n"))) - {""} for text in (block.output, printed))
+                assert shown & now, f"{block}: record its output again, none of its lines is printed now:\n{printed}"
         else:
             raise AssertionError(f"{block}: a gin block needs a comment file or check")
 
-    def command(self, words, place="README.md"):
-        """Runs a command, unless it ran before."""
-        if tuple(words) in self._done:
-            return
-        self._done.add(tuple(words))
+    def command(self, line, place="README.md"):
+        """Runs a command, unless it ran before, and returns what it printed if that can be seen."""
+        words = shlex.split(line, comments=True)
+        if (key := tuple(words)) in self._done:
+            return self._done[key]
+        printed = io.StringIO()
         if words[0] == "kerasdet":
             words = [name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])]
-            assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
+            with contextlib.redirect_stdout(printed):
+                assert cli.main(words) == 0, f"{place}: `kerasdet {shlex.join(words)}` failed"
         elif words == ["export", "PYTHONPATH=."]:
             self._patch.syspath_prepend(os.getcwd())
         else:
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-            subprocess.run(["bash", "-c", shlex.join(words)], check=True, env=environment)
+            subprocess.run(["bash", "-c", line], check=True, env=environment)
+        self._done[key] = printed.getvalue()
+        return self._done[key]

@@ -1,17 +1,44 @@
 """Writes tables of the measurements in ``benchmarks/results``."""
 
+import ast
 import json
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
+RESULTS = SCRIPTS / "results"
 
 
 def benchmarks() -> str:
-    """Returns a table for each JSON file of results, or a sentence if there are none."""
+    """Returns a section for each JSON file of results, or a sentence if there are none."""
     files = sorted(RESULTS.glob("*.json"))
     if not files:
         return "`benchmarks/results` holds no measurements of this version yet."
-    return "\n\n".join(f"### {path.stem}\n\n{_table(json.loads(path.read_text()))}" for path in files)
+    return "\n\n".join(
+        f"### {_title(path)}\n\n{_origin(path)}\n\n{_table(json.loads(path.read_text()))}" for path in files
+    )
+
+
+def results(name: str) -> str:
+    """Returns the facts and the table of one file of results.
+
+    Args:
+        name: Name of the file without its folder and suffix.
+    """
+    return _table(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def _title(path):
+    return path.stem.replace("_", " ").capitalize()
+
+
+def _origin(path):
+    """Returns the purpose of the script that wrote a file, and the command. NAME_DEVICE.json comes from NAME.py."""
+    names = [script.stem for script in SCRIPTS.glob("*.py") if f"{path.stem}_".startswith(f"{script.stem}_")]
+    if not names:
+        raise ValueError(f"{path} has the name of no script in {SCRIPTS}: name it SCRIPT.json or SCRIPT_DEVICE.json.")
+    script = max(names, key=len)
+    purpose = ast.get_docstring(ast.parse((SCRIPTS / f"{script}.py").read_text())).partition("\n\n")[0]
+    return f"{purpose} (`python benchmarks/{script}.py --json {path.name}`; `--help` lists the options.)"
 
 
 def runtimes() -> str:
@@ -39,10 +66,10 @@ def _table(contents):
     """Returns facts as a list, and the rows of the first list of records as a table."""
     rows = contents if isinstance(contents, list) else next(filter(_is_rows, contents.values()), [])
     facts = {} if isinstance(contents, list) else {k: v for k, v in contents.items() if not isinstance(v, list | dict)}
-    lines = [f"- {name}: `{value}`" for name, value in facts.items()] + [""]
+    lines = [f"- {name.replace('_', ' ')}: `{value}`" for name, value in facts.items()] + [""]
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [f"| {' | '.join(columns).replace('_', ' ')} |", "|---" * len(columns) + "|"]
         lines += [f"| {' | '.join(_text(row.get(column, '')) for column in columns)} |" for row in rows]
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ from kerasdet.checkpoints import SOURCES
 from kerasdet.checkpoints.zoo import ZOO
 from kerasdet.inference.preprocessing import Preprocessing
 
-_HEADER = "| name | finds | box AP | mask or keypoint AP | MB | shorter, longer side | licence |"
+_HEADER = "| name | finds | box AP | mask or keypoint AP | million parameters | MB | shorter, longer side | licence |"
 
 
 def zoo() -> str:
@@ -12,7 +12,7 @@ def zoo() -> str:
     parts = []
     for publisher in dict.fromkeys(name.partition("/")[0] for name in ZOO):
         rows = [_row(weights) for name, weights in ZOO.items() if name.startswith(f"{publisher}/")]
-        parts.append("\n".join([f"## {publisher}\n", _HEADER, "|---|---|---|---|---|---|---|", *rows]))
+        parts.append("\n".join([f"## {publisher}\n", _HEADER, "|---|---|---|---|---|---|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
@@ -20,6 +20,6 @@ def _row(weights):
     rule = Preprocessing(**SOURCES[weights.source].preprocessing)
     sides = f"{rule.shortest}, {rule.longest}" if weights.task != "backbone" else ""
     box, branch = ("" if value is None else f"{value:.1f}" for value in (weights.box_ap, weights.branch_ap))
-    return (
-        f"| `{weights.name}` | {weights.task} | {box} | {branch} | {weights.megabytes} | {sides} | {weights.license} |"
-    )
+    parameters = f"{weights.megabytes / 4:.0f}"  # of float32
+    cells = (f"`{weights.name}`", weights.task, box, branch, parameters, weights.megabytes, sides, weights.license)
+    return f"| {' | '.join(map(str, cells))} |"

@@ -104,15 +104,21 @@ def overall_curve(instances: Instances, matches: Matches, threshold: int = 0) ->
 def best_threshold(points: Curve) -> Threshold | None:
     """Finds the score threshold with the best F1.
 
+    Among scores that are not negative, a threshold is at least 0, as `kerasdet predict` takes it: a detection with a
+    score of 0 is never shown.
+
     Args:
         points: A precision-recall curve.
 
     Returns:
         The threshold; of equally good ones the highest. None if no detection is right.
     """
-    if not len(points.scores) or not points.positives or not points.f1.max() > 0:
+    if not len(points.scores) or not points.positives:
         return None
-    best = int(points.f1.argmax())
+    f1 = np.where((points.scores == 0) & (points.scores.min() == 0), 0.0, points.f1)
+    if not f1.max() > 0:
+        return None
+    best = int(f1.argmax())
     score = float(points.scores[best])
     lowest = 0.0 if score > 0 else score - 1
     below = float(points.scores[best + 1]) if best + 1 < len(points.scores) else lowest

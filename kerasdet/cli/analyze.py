@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,13 +18,16 @@ from kerasdet.evaluation.coco import read_cases
 from kerasdet.files import replacing
 from kerasdet.inference import Predictor
 from kerasdet.loading import require_model
-from kerasdet.paths import prepare_file
+from kerasdet.paths import prepare_files
 from kerasdet.reports import Run, analyze_run
 from kerasdet.reports.charts import check_library
 
 
 def analyze(
-    options: argparse.Namespace, load: Callable[[str], Predictor], default_data: Callable[[str], Dataset]
+    options: argparse.Namespace,
+    load: Callable[[str], Predictor],
+    default_data: Callable[[str], Dataset],
+    configuration: Callable[[str], Path | None],
 ) -> None:
     """Writes an HTML page that analyses the detections of a model, and prints its findings.
 
@@ -31,13 +35,15 @@ def analyze(
         options: Parsed options with `model`, `data`, `split`, `images`, `against`, `out` and `json`.
         load: Function from the path of a model to the loaded model.
         default_data: Function from the path of a model to the evaluation dataset of the model's configuration.
+        configuration: Function from the path of a model to the gin file of its training, or None.
 
     Raises:
         UserError: If options contradict one another, or the detections do not fit the data.
     """
     check_library()
-    out = prepare_file(options.out, "--out")
-    numbers = prepare_file(options.json, "--json") if options.json else None
+    read = {"MODEL_OR_DETECTIONS": options.model, "--data": options.data, "--against": options.against}
+    files = prepare_files({"--out": options.out, "--json": options.json}, read)
+    out, numbers = files["--out"], files.get("--json")
     named = [path for path in (options.model, options.against) if path]
     for path in named:
         if not _is_results(path):
@@ -55,7 +61,10 @@ def analyze(
     truth = _open(options, models, default_data)
     predictors = {path: load(path) for path in models}
     truth = _with_classes(truth, predictors)
-    run, other = (None if path is None else _run(path, truth, predictors) for path in (options.model, options.against))
+    run, other = (
+        None if path is None else _run(path, truth, predictors, configuration)
+        for path in (options.model, options.against)
+    )
     records = {} if truth.dataset is None else {record.image_id: record for record in truth.dataset.records}
     findings, content = analyze_run(
         run,
@@ -130,13 +139,26 @@ def _with_classes(truth, predictors):
     return truth
 
 
-def _run(path, truth, predictors):
+def _run(path, truth, predictors, configuration):
     if path not in predictors:
         return Run(path, read_cases(truth.content, path))
     timed = _Timed(predictors[path])
     image_ids = [record.image_id for record in truth.dataset.records]
     _, results = evaluate_with_results(timed, truth.dataset)
-    return Run(path, read_cases(truth.content, results, image_ids), timed.seconds)
+    cases = read_cases(truth.content, results, image_ids)
+    return Run(path, cases, timed.seconds, predictors[path], truth.dataset, _settings(configuration(path)))
+
+
+def _settings(file):
+    """Returns the settings in a gin file that a run wrote, name -> value."""
+    settings, name = {}, None
+    for line in () if file is None else file.read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"([\w./]+) = ?(.*)", line):
+            name = found[1]
+            settings[name] = found[2]
+        elif line.startswith((" ", "\t")) and name:
+            settings[name] += f" {line.strip()}"
+    return {key: value.lstrip("\\ ") for key, value in settings.items()}
 
 
 class _Timed:

@@ -22,12 +22,12 @@ from kerasdet.cli.zoo import list_zoo
 from kerasdet.data import CocoDataset, open_dataset
 from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError, VerificationError
-from kerasdet.evaluation import evaluate_all, evaluate_with_results
+from kerasdet.evaluation import evaluate_rules, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
 from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
-from kerasdet.paths import make_folder, prepare_file
+from kerasdet.paths import make_folder, prepare_file, prepare_files
 from kerasdet.training import run_workers
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         "convert": _convert,
         "data": run_data,
         "inspect": inspect,
-        "analyze": lambda options: analyze(options, _load, _evaluation_data),
+        "analyze": lambda options: analyze(options, _load, _evaluation_data, _configuration),
         "zoo": lambda options: list_zoo(options.text, as_json=options.json),
     }
     commands[options.command](options)
@@ -76,9 +76,13 @@ def _train(options):
 
 def _eval(options):
     _check_eval_options(options)
-    files = _output_files(options)
+    files = prepare_files(
+        {"--save-detections": options.save_detections, "--json": options.json},
+        {"--annotations": options.annotations, "--detections": options.detections},
+    )
     if options.detections:
-        metrics, results = evaluate_all(options.annotations, options.detections, engine=options.engine), None
+        results = None
+        metrics = evaluate_rules(options.metrics, options.annotations, options.detections, engine=options.engine)
     else:
         metrics, results = _evaluate_model(options)
     print(metrics.table())
@@ -95,6 +99,8 @@ def _eval(options):
 
 def _check_eval_options(options):
     """Raises a UserError for options that would have no effect."""
+    if options.engine and options.metrics != "coco":
+        raise UserError(f"--engine is for COCO's AP, and --metrics is {options.metrics}: leave one of them out.")
     if options.detections:
         if not options.annotations:
             raise UserError(
@@ -119,18 +125,6 @@ def _check_eval_options(options):
         raise UserError("--images was given without --annotations, the COCO file of these images: give both or none.")
 
 
-def _output_files(options):
-    """Returns the files to write by option, after checks that come before an evaluation that may take hours."""
-    outputs = {"--save-detections": options.save_detections, "--json": options.json}
-    files = {name: prepare_file(path, name) for name, path in outputs.items() if path}
-    inputs = {"--annotations": options.annotations, "--detections": options.detections}
-    owners = {Path(path).resolve(): name for name, path in inputs.items() if path}
-    for name, path in files.items():
-        if (owner := owners.setdefault(path.resolve(), name)) != name:
-            raise UserError(f"{name} would overwrite {path}, the file of {owner}: choose another file for {name}.")
-    return files
-
-
 def _evaluate_model(options):
     require_model(options.model)
     data = _dataset_named(options) or _evaluation_data(options.model)
@@ -138,7 +132,9 @@ def _evaluate_model(options):
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
     predictor = _with_tiles(predictor, options)
-    return evaluate_with_results(predictor, data, batch_size=options.batch_size or 1, engine=options.engine)
+    return evaluate_with_results(
+        predictor, data, batch_size=options.batch_size or 1, engine=options.engine, rules=options.metrics
+    )
 
 
 def _dataset_named(options):

@@ -146,6 +146,13 @@ def _add_eval(commands):
         help="the library that computes AP (default hotcoco). Both give the same numbers; pycocotools is the "
         "reference, and far slower",
     )
+    evaluate.add_argument(
+        "--metrics",
+        choices=("coco", "voc", "lvis", "open-images", "boundary"),
+        default="coco",
+        help="the rules that score: COCO's (default), AP of Pascal VOC 2007 and 2012, LVIS' AP of rare, common and "
+        "frequent classes, Open Images' AP with boxes of groups, or Boundary AP of masks",
+    )
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
     evaluate.add_argument(
         "--save-detections", type=_path, metavar="FILE", help="write the detections in COCO's results format"

@@ -55,6 +55,7 @@ CHANGES = {
     "skeletons_from_0": "skeletons counted from 0",
     "bad_objects": "annotations that cannot be read left out",
 }
+_GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")  # of Open Images and of converters; the last one wins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Contents:
         categories: Dicts with an int `id` and a str `name`, by ascending id. With keypoints, `keypoints` is a list of
             names.
         annotations: Dicts with an int `image_id` and `category_id`, four numbers `bbox`, a number `area`, and `iscrowd`
-            and `difficult`, which are 0 or 1. With masks, `segmentation` is the result of `read_segmentation`. With
-            keypoints, `keypoints` is a list of 3 J numbers or None.
+            and `difficult`, which are 0 or 1, as is `is_group_of` if the file has it. With masks, `segmentation` is
+            the result of `read_segmentation`. With keypoints, `keypoints` is a list of 3 J numbers or None.
         changes: Counts the values that had to be converted or repaired.
         bad: Indices of the annotations that cannot be read, in the file's list. Always empty with
             ``on_bad_object="error"``.
@@ -278,6 +279,10 @@ class _AnnotationReader:
         result = {**annotation, "image_id": image_id, "category_id": category_id}
         for key in ("iscrowd", "difficult"):
             result[key] = self._flag(annotation.get(key), key, name)
+        for key in _GROUP_OF:
+            if key in annotation:
+                value = annotation[key]  # true and false are the usual values
+                result["is_group_of"] = self._flag(int(value) if isinstance(value, bool) else value, key, name)
         if self.masks:
             result["segmentation"] = self._segmentation(annotation, name)
             self._check_rle_size(result, name)

@@ -1,5 +1,6 @@
 """Measures detectors: COCO AP of a predictor on a dataset, or of a file of detections."""
 
+from kerasdet.evaluation.boundary import evaluate_boundary
 from kerasdet.evaluation.coco import (
     check_ground_truth,
     evaluate_all,
@@ -10,6 +11,8 @@ from kerasdet.evaluation.coco import (
 from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, match_dataset, validation_losses
 from kerasdet.evaluation.lvis import evaluate_lvis
 from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
+from kerasdet.evaluation.open_images import evaluate_open_images
+from kerasdet.evaluation.rules import evaluate_rules
 from kerasdet.evaluation.voc import evaluate_voc
 
 __all__ = [
@@ -18,9 +21,12 @@ __all__ = [
     "check_ground_truth",
     "evaluate",
     "evaluate_all",
+    "evaluate_boundary",
     "evaluate_coco",
     "evaluate_lvis",
+    "evaluate_open_images",
     "evaluate_proposals",
+    "evaluate_rules",
     "evaluate_voc",
     "evaluate_with_results",
     "match_dataset",

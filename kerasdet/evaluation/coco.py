@@ -113,10 +113,16 @@ def read_cases(
             lacks.
     """
     (truth, truth_name), (entries, results_name) = _content(ground_truth, "the ground truth"), _results(results)
-    offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
-    chosen = _types_of(truth, offered or ["bbox"])
+    chosen = types_of(truth, entries)
     contents = _read(truth, truth_name, chosen)
     return [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
+
+
+def types_of(ground_truth: Source, results: Source) -> list[str]:
+    """Returns which of "bbox", "segm" and "keypoints" both files have; "bbox" for empty results."""
+    (truth, _), (entries, _) = _content(ground_truth, "the ground truth"), _results(results)
+    offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
+    return _types_of(truth, offered or ["bbox"])
 
 
 def cases_of_type(
@@ -455,6 +461,8 @@ def _for_coco(annotation, number, iou_type, image, sigmas, where):
     """
     result = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area", "iscrowd")}
     result |= {"id": number, "ignored": bool(annotation["difficult"])}
+    if annotation.get("is_group_of"):
+        result["is_group_of"] = True
     if result["ignored"] and iou_type != "keypoints":
         result["area"] = -1.0
     if iou_type == "segm":

@@ -1,5 +1,6 @@
 """Evaluates any predictor on batches of images, in the coordinates of the original images."""
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.errors import UserError
-from kerasdet.evaluation.coco import evaluate_all, evaluate_proposals, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_proposals, read_ground_truth
 from kerasdet.evaluation.engines import check_engine
 from kerasdet.evaluation.metrics import DetectorMetrics
+from kerasdet.evaluation.rules import evaluate_rules
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.ops.distribute import all_gather_object, worker_rank
@@ -50,7 +52,7 @@ def evaluate(
 
 
 def evaluate_with_results(
-    predictor: Predictor, dataset: Dataset, *, batch_size: int = 1, engine: str | None = None
+    predictor: Predictor, dataset: Dataset, *, batch_size: int = 1, engine: str | None = None, rules: str = "coco"
 ) -> tuple[DetectorMetrics, list[dict]]:
     """Runs `evaluate` and also returns the detections.
 
@@ -59,6 +61,7 @@ def evaluate_with_results(
         dataset: A `kerasdet.data.Dataset`.
         batch_size: Number of images that run at once; images of a batch are padded to one size.
         engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
+        rules: Rules that score, see `evaluate_rules`.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
@@ -71,7 +74,7 @@ def evaluate_with_results(
     batches = predictor_batches(predictor, dataset, batch_size)
     image_ids = [record.image_id for record in dataset.records]
     category_ids = None if predictor.num_classes is None else dataset.category_ids
-    return evaluate_batches(predictor, batches, dataset.ground_truth, category_ids, image_ids, engine)
+    return evaluate_batches(predictor, batches, dataset.ground_truth, category_ids, image_ids, engine, rules)
 
 
 def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
@@ -147,8 +150,9 @@ def evaluate_batches(
     category_ids: Sequence[int] | None,
     image_ids: Sequence[int] | None = None,
     engine: str | None = None,
+    rules: str = "coco",
 ) -> tuple[DetectorMetrics, list[dict]]:
-    """Measures the COCO AP of a predictor over batches.
+    """Measures the AP of a predictor over batches.
 
     Args:
         predictor: Anything that detects.
@@ -160,6 +164,7 @@ def evaluate_batches(
             results get the ground truth's first category and are scored by `evaluate_proposals`.
         image_ids: The images to score; None for all of the ground truth.
         engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
+        rules: Rules that score, see `evaluate_rules`.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
@@ -171,8 +176,12 @@ def evaluate_batches(
     check_engine(engine)  # checked here, before hours of detection
     truth = read_ground_truth(ground_truth)
     known = [category["id"] for category in truth["categories"]]
-    score = evaluate_all
+    score = functools.partial(evaluate_rules, rules)
+    if rules != "coco":
+        score(truth, [], image_ids)  # finds a package or keys of the ground truth that are missing
     if category_ids is None:
+        if rules != "coco":
+            raise UserError(f"The rules {rules} score classes, and the model proposes boxes without: use coco.")
         score, category_ids = evaluate_proposals, known[:1]
     for category_id in category_ids:
         if category_id not in known:

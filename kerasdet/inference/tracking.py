@@ -1,6 +1,7 @@
 """Gives the objects of a video ids that stay the same from frame to frame."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -14,9 +15,9 @@ LOWEST_SCORE = 0.1  # ByteTrack's own value: detections with lower scores are no
 class Tracker:
     """Tracks the objects of one video: an object keeps its id from frame to frame.
 
-    The algorithm is ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`. It matches objects by their
-    boxes and ignores classes. Give it detections with low scores as well: they keep the id of an object that is hard
-    to see for a moment.
+    The algorithm is ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`. Each class is followed on
+    its own, so an id never moves to an object of another class; an object whose class changes gets another id. Give it
+    detections with low scores as well: they keep the id of an object that is hard to see for a moment.
 
     Args:
         rate: Frames per second. A lost object keeps its id for one second.
@@ -35,11 +36,14 @@ class Tracker:
     def __init__(self, rate: float, score_threshold: float = 0.3):
         self._supervision = require_extra("supervision", "tracking", "track")
         trackers = require_extra("trackers", "tracking", "track")
-        self._tracker = trackers.ByteTrackTracker(
+        self._make = functools.partial(
+            trackers.ByteTrackTracker,
             frame_rate=rate,
             track_activation_threshold=score_threshold,
             high_conf_det_threshold=score_threshold,
         )
+        self._by_class = {}
+        self._ids = {}  # (class, id within the class) -> id
 
     def update(self, found: Detections) -> Detections:
         """Matches the next frame's detections to the objects of earlier frames and gives them ids.
@@ -52,11 +56,15 @@ class Tracker:
             object without id. An object gets its id in the second frame that shows it.
         """
         ids = np.full(len(found), -1)
-        used = np.flatnonzero(found.scores >= LOWEST_SCORE)
-        theirs = self._supervision.Detections(
-            xyxy=found.xyxy[used], confidence=found.scores[used], data={"index": used}
-        )
-        tracked = self._tracker.update(theirs)
-        if len(tracked):
-            ids[np.asarray(tracked.data["index"])] = tracked.tracker_id
+        for class_id in sorted(self._by_class.keys() | set(found.class_ids.tolist())):
+            if class_id not in self._by_class:
+                self._by_class[class_id] = self._make()
+            used = np.flatnonzero((found.class_ids == class_id) & (found.scores >= LOWEST_SCORE))
+            theirs = self._supervision.Detections(
+                xyxy=found.xyxy[used], confidence=found.scores[used], data={"index": used}
+            )
+            tracked = self._by_class[class_id].update(theirs)
+            for index, own in zip(tracked.data.get("index", ()), tracked.tracker_id, strict=True):
+                if own >= 0:
+                    ids[index] = self._ids.setdefault((class_id, int(own)), len(self._ids))
         return dataclasses.replace(found, extras={**found.extras, TRACK_ID: ids})

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from kerasdet.analysis import Analysis, Comparison
-from kerasdet.analysis.tide import FOREGROUND
+from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
 from kerasdet.reports.page import Finding, count, share
 
 _FEW_OBJECTS = 20
@@ -13,6 +13,7 @@ _WIDE_INTERVAL = 0.06  # the page warns from this width of AP's interval on
 _WEAK = 0.5  # a class is named if its AP is below this factor times the mean AP of the other classes
 _SMALLER = 0.7  # size is named as the reason if objects are smaller than this factor times the size of others
 _OFTEN = 3  # the page names a pair of classes that are confused at least this often
+_MANY_IN_IMAGE = 10  # an image is named from this number of detections on background on
 _COSTLY = 0.02  # the page gives advice about an error that costs at least this AP50
 _BAD_CALIBRATION = 0.1
 _LOOSE = 0.3  # boxes count as inexact if AP75 is lower than AP50 by at least this
@@ -20,13 +21,16 @@ _FOUND = 0.05  # if at most this share of the objects is found, something is wro
 _SHARE_OF_ALL = 0.3  # if at least this share of the boxes fits an object of another class, the classes are mixed up
 
 
-def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> list[Finding]:
+def advise(
+    analysis: Analysis, words: str, result: Comparison | None = None, *, scales: np.ndarray | None = None
+) -> list[Finding]:
     """Draws conclusions from an analysis.
 
     Args:
         analysis: The analysis.
         words: "boxes" or "masks", the type of detections that was analysed.
         result: Comparison with another run, or None.
+        scales: Factor that the model resizes each image by, (I,); None if it is unknown.
 
     Returns:
         Findings with an advice each, problems first.
@@ -56,7 +60,7 @@ def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> 
         found.append(broken)
         if analysis.errors.ap == 0:
             return found
-    found += _error_advice(analysis, words) + _class_advice(analysis) + _score_advice(analysis)
+    found += _error_advice(analysis, words) + _class_advice(analysis, scales) + _score_advice(analysis)
     ap = analysis.numbers["AP"]
     if ap.high - ap.low > _WIDE_INTERVAL:
         images = len(analysis.image_ids)
@@ -140,8 +144,8 @@ def _error_advice(analysis, words):
             ),
             "background": (
                 f"Detections on background cost {cost:.3f} AP50 ({number:,}).",
-                "Filter the images by background. If they show objects, annotate them; otherwise add images of what "
-                "is mistaken, without objects, to the training data.",
+                f"Filter the images by background{_crowded_with_background(analysis)}. If they show objects, annotate "
+                "them; otherwise add images of what is mistaken, without objects, to the training data.",
             ),
             "missed": (
                 f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
@@ -162,6 +166,16 @@ def _error_advice(analysis, words):
             )
         )
     return found
+
+
+def _crowded_with_background(analysis):
+    """Names the share of the worst image if it has many detections on background: its objects may lack annotations."""
+    errors, shown = analysis.shown_errors, analysis.shown
+    wrong = (errors.kinds == BACKGROUND_ERROR) & ~errors.excused
+    counts = np.bincount(shown.images[wrong], minlength=shown.num_images)
+    if counts.max(initial=0) < _MANY_IN_IMAGE:
+        return ""
+    return f"; the worst has {counts.max()} of {int(wrong.sum()):,} above the best threshold"
 
 
 def _confusion_action(analysis):
@@ -199,11 +213,11 @@ def _missed_action(analysis):
     return "Train longer, and check with `kerasdet inspect` that anchors fit the objects."
 
 
-def _class_advice(analysis):
-    return _weakest_class(analysis) + _rare_classes(analysis)
+def _class_advice(analysis, scales):
+    return _weakest_class(analysis, scales) + _rare_classes(analysis)
 
 
-def _weakest_class(analysis):
+def _weakest_class(analysis, scales):
     """Names the class whose AP is far below that of the others, and whether its objects are smaller."""
     instances, totals = analysis.instances, analysis.positives[0]
     ap = np.where(totals >= _FEW_OBJECTS, [each.value for each in analysis.class_numbers], np.nan)
@@ -219,8 +233,11 @@ def _weakest_class(analysis):
     name = analysis.class_names[worst]
     action = f"Add examples of {name}, or repeat its images in training."
     if own < _SMALLER * rest:
+        resized = ""
+        if scales is not None:
+            resized = f", and {np.median((edges * scales[instances.object_images])[mine]):.0f} px after resizing"
         action = (
-            f"Its objects are smaller ({own:.0f} px across; the others {rest:.0f} px): use larger images "
+            f"Its objects are smaller ({own:.0f} px across{resized}; the others {rest:.0f} px): use larger images "
             "(`SHORTEST_EDGE`) or smaller anchors, which `kerasdet inspect` suggests."
         )
     text = f"{name} has an AP of {ap[worst]:.3f}, the other classes {others:.3f} on average."

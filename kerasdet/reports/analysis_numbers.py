@@ -1,6 +1,7 @@
 """Makes the sections of the page with COCO's metrics: totals with intervals, classes and sizes, comparison of runs."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -120,7 +121,9 @@ def classes(analysis: Analysis) -> Section:
     return Section("classes", "Classes and sizes", [*parts, table], intro)
 
 
-def comparison(result: Comparison, analysis: Analysis, other: Analysis, name: str) -> Section:
+def comparison(
+    result: Comparison, analysis: Analysis, other: Analysis, name: str, changed: Sequence[tuple[str, str, str]] = ()
+) -> Section:
     """Shows the differences between two runs: COCO's metrics and the AP of each class.
 
     Args:
@@ -128,6 +131,7 @@ def comparison(result: Comparison, analysis: Analysis, other: Analysis, name: st
         analysis: The run that the page is about.
         other: The earlier run.
         name: Name of the earlier run in the text.
+        changed: (name, before, now) of the settings of training that differ.
 
     Returns:
         The section.
@@ -163,7 +167,11 @@ def comparison(result: Comparison, analysis: Analysis, other: Analysis, name: st
         "that does not come from the choice of images. Fixed objects are found only now, broken ones were found only "
         "before, each with the run's own best threshold."
     )
-    return Section("comparison", "What changed", [totals, per_class], intro)
+    parts = [totals, per_class]
+    if changed:
+        columns = [Column("Setting"), Column("Before"), Column("Now")]
+        parts.insert(0, page.table(columns, changed, "Settings that differ", sortable=False))
+    return Section("comparison", "What changed", parts, intro)
 
 
 def _signed(span):

@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from kerasdet.analysis import Analysis, analyze_cases, compare
+from kerasdet.data.dataset import Dataset
 from kerasdet.errors import UserError
 from kerasdet.evaluation.coco import Cases
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY
-from kerasdet.reports import analysis_advice, analysis_curves, analysis_errors, analysis_images, page
+from kerasdet.inference.predictor import Predictor
+from kerasdet.inference.preprocessing import KeepSize
+from kerasdet.models.detector import Detector
+from kerasdet.reports import analysis_advice, analysis_curves, analysis_errors, analysis_images, fit, page
 from kerasdet.reports import analysis_numbers as sections
 from kerasdet.reports.analysis_images import OpenPicture
 from kerasdet.reports.page import Column, Finding, Section, number
+from kerasdet.reports.splits import join_splits
 
 _WORDS = {"bbox": "boxes", "segm": "masks"}
 
@@ -28,11 +33,17 @@ class Run:
         name: Name or path of the model, to be shown on the page.
         cases: Boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
         seconds: Seconds that each image took; empty if the detections come from a file.
+        model: The model, if it ran.
+        dataset: The dataset that it ran on.
+        settings: Settings of its training, name -> value.
     """
 
     name: str
     cases: Sequence[Cases]
     seconds: Sequence[float] = ()
+    model: Predictor | None = None
+    dataset: Dataset | None = None
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def analyze_run(
@@ -76,7 +87,7 @@ def analyze_run(
         other = None if against is None else analyze_cases(others[iou_type])
         result = None if other is None else compare(analysis, other)
         prefix = "" if iou_type == chosen[0] else f"{iou_type}-"
-        advice = analysis_advice.advise(analysis, _WORDS[iou_type], result)
+        advice = analysis_advice.advise(analysis, _WORDS[iou_type], result, scales=_scales(run, cases))
         found += [_moved(each, prefix, _WORDS[iou_type] if len(chosen) > 1 else "") for each in advice]
         made = _sections(run, against, analysis, other, result, cases, open_picture, names or {})
         parts += [
@@ -93,7 +104,9 @@ def analyze_run(
             "Runs and ground truth have neither boxes nor masks in common; expected at least one of the two. Give "
             "detections with bbox or segmentation."
         )
-    parts += _further(run, content)
+    anchors, of_anchors = _anchors(run)
+    found[against is not None : against is not None] = of_anchors  # what changed stays first
+    parts += anchors + _further(run, content)
     found.sort(key=lambda finding: list(page.LEVELS).index(finding.level))
     title = f"Analysis of {Path(run.name).name or run.name}"
     subtitle = f"{run.name} on {source}" if source else run.name
@@ -106,7 +119,7 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
     words = _WORDS[cases.iou_type]
     labels = {image_id: names.get(image_id, f"image {image_id}") for image_id in analysis.image_ids}
     made = [
-        None if result is None else sections.comparison(result, analysis, other, against.name),
+        None if result is None else sections.comparison(result, analysis, other, against.name, _changed(run, against)),
         analysis_errors.errors(analysis, words),
         analysis_errors.confused(analysis),
         analysis_images.images(analysis, cases, open_picture, labels, result),
@@ -116,6 +129,33 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
         analysis_curves.reliability(analysis),
     ]
     return [each for each in made if each is not None]
+
+
+def _changed(run, against):
+    """Returns (name, before, now) of the settings that differ, but for the folder of the run."""
+    before, now = against.settings, run.settings
+    if not before or not now:
+        return []
+    names = sorted((before.keys() | now.keys()) - {"OUT_DIR"})
+    return [(name, before.get(name, "-"), now.get(name, "-")) for name in names if before.get(name) != now.get(name)]
+
+
+def _scales(run, cases):
+    """Returns the factor that the model resizes each image by, (I,), or None if it is unknown."""
+    rule = getattr(run.model, "preprocessing", None)
+    images = {image["id"]: image for image in cases.images}
+    sizes = [(images[image_id]["height"], images[image_id]["width"]) for image_id in cases.image_ids]
+    if rule is None or isinstance(rule, KeepSize) or any(None in size for size in sizes):
+        return None
+    return np.array([min(rule.shortest / min(size), rule.longest / max(size)) for size in sizes])
+
+
+def _anchors(run):
+    """Returns the section about the model's anchors and its findings, without those that only praise."""
+    if not isinstance(run.model, Detector) or run.dataset is None:
+        return [], []
+    section, found = fit.anchors(join_splits({"the evaluated images": run.dataset}), run.model, 0)
+    return [] if section is None else [section], [each for each in found if each.level != "good"]
 
 
 def _moved(finding, prefix, words):

@@ -108,7 +108,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             Finding(
                 "advice",
                 f"{share(low.sum(), len(objects))} of the objects overlap no anchor by {threshold:g} or more at "
-                f"`SHORTEST_EDGE={shortest}`{_reason(objects, low, assigner)}.",
+                f"`SHORTEST_EDGE={shortest}`{_reason(objects, low, assigner)}"
+                f"{_most(objects, low, data.class_names)}.",
                 f"Use the suggested anchors, which leave {share((after < threshold).sum(), len(objects))}.",
                 "anchors",
             )
@@ -270,6 +271,17 @@ def _reason(objects, low, assigner):
         if mask[low].mean() > 0.5:
             return f"; {words}"
     return ""
+
+
+def _most(objects, low, class_names):
+    """Names the class of most of the objects that overlap no anchor, if there are several classes."""
+    if len(class_names) < 2:
+        return ""
+    counts = np.bincount(objects.class_ids[low], minlength=len(class_names))
+    k = int(counts.argmax())
+    if counts[k] <= 0.5 * low.sum():
+        return ""
+    return f"; {share(counts[k], (objects.class_ids == k).sum())} of {class_names[k]} are among them"
 
 
 def _anchor_lines(now, better):

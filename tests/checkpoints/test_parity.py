@@ -14,6 +14,7 @@ from kerasdet.inference.detections import unpad
 from kerasdet.inference.padded import from_tf_od
 from kerasdet.models import Detector
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 HEIGHT, WIDTH = 256, 320
 SHORTEST, LONGEST = 320, 500
 

@@ -11,6 +11,7 @@ from kerasdet import cli
 from kerasdet.checkpoints import SOURCES, to_model, verify
 
 NAME, SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 PYRAMID = ["p3", "p4", "p5", "p6", "p7"]
 TENSORS = [*PYRAMID, "class_logits", "box_deltas"]
 

@@ -49,11 +49,11 @@ def reader(tmp_path_factory):
 def trained(reader):
     """The same session after the training that README begins with, in runs/mine."""
     command = next(
-        words
+        line
         for block in doc_blocks.read_blocks(doc_blocks.ROOT / "README.md")
         if block.language == "bash" and block.kind != "check"
-        for words in doc_blocks.commands(doc_blocks.tiny_code(block))
-        if words[:2] == ["kerasdet", "train"]
+        for line in doc_blocks.commands(doc_blocks.tiny_code(block))
+        if line.startswith("kerasdet train")
     )
     reader.command(command)
     return reader

@@ -1,7 +1,9 @@
-"""Runs the examples in the docstrings of the functions that users copy most."""
+"""Runs the examples in docstrings."""
 
 import doctest
+import importlib
 import inspect
+import pkgutil
 
 import keras
 import numpy as np
@@ -10,28 +12,45 @@ import pytest
 import tensorflow as tf
 
 import kerasdet
-from kerasdet import data, export, loading, ops, training
+from kerasdet import config, data, export, layers, ops, training
 
-SMALL = {"steps=2000": "steps=1", "epochs=12": "epochs=1", "(640, 800), 1333": "(64,), 96", "(640,), 1067": "(64,), 96"}
-SMALL |= {"(480, 640, 3)": "(48, 64, 3)", "size=(320, 320)": "size=(64, 96)"}  # and the published model is a tiny one
-NAMES = {"kerasdet": kerasdet, "keras": keras, "np": np, "tf": tf, "PIL": PIL, "nms": ops.nms}
-for room in (data, export, training):
+SMALL = {"(480, 640, 3)": "(48, 64, 3)", "size=(320, 320)": "size=(64, 96)"}  # and the published model is a tiny one
+NAMES = {"kerasdet": kerasdet, "keras": keras, "np": np, "tf": tf, "PIL": PIL, "nms": ops.nms, "config": config}
+for room in (data, export, layers, training):
     NAMES |= {name: getattr(room, name) for name in room.__all__}
-EXAMPLES = [
-    kerasdet.load,
-    loading.pretrained,
-    kerasdet.train,
-    kerasdet.evaluate,
-    kerasdet.RetinaNet.detect,
-    kerasdet.Detections,
-    kerasdet.Detections.filter,
-    data.CocoDataset,
-    data.open_dataset,
-    data.dataset_from_examples,
-    data.training_batches,
-    export.export_and_verify,
-    ops.nms,
+NEED_FILES = ("VocDataset", "read", "verify")  # downloads that the tests do not have
+# Examples that show no output and run all the same. Those of `train` and `training_batches` train as pages do.
+WITHOUT_OUTPUT = [
+    "kerasdet.config.load",
+    "kerasdet.data.dataset.Dataset",
+    "kerasdet.data.recognise.dataset_from_examples",
+    "kerasdet.data.transforms.compose.RandomApply",
+    "kerasdet.data.transforms.compose.UntilStep",
+    "kerasdet.data.transforms.copy_paste.CopyPaste",
+    "kerasdet.export.workflow.export_and_verify",
+    "kerasdet.inference.detections.Detections",
+    "kerasdet.inference.detections.Detections.filter",
+    "kerasdet.layers.heads.RetinaNetHead",
+    "kerasdet.loading.load",
+    "kerasdet.loading.pretrained",
+    "kerasdet.visualize.draw_curve",
 ]
+
+
+def examples():
+    """Yields the examples of all docstrings that show an output, and those of `WITHOUT_OUTPUT`."""
+    finder, seen = doctest.DocTestFinder(), set()
+    for found in pkgutil.walk_packages(kerasdet.__path__, "kerasdet."):
+        try:
+            module = importlib.import_module(found.name)
+        except ImportError:  # of an optional package
+            continue
+        for test in finder.find(module, found.name):
+            shown = any(each.want for each in test.examples) and test.name.rpartition(".")[2] not in NEED_FILES
+            if test.name not in seen and (shown or test.name in WITHOUT_OUTPUT):
+                seen.add(test.name)
+                yield test
+    assert seen >= set(WITHOUT_OUTPUT), set(WITHOUT_OUTPUT) - seen
 
 
 class WhatIsShown(doctest.OutputChecker):
@@ -41,13 +60,12 @@ class WhatIsShown(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-@pytest.mark.parametrize("item", EXAMPLES, ids=lambda item: item.__qualname__)
-def test_examples_run(item, trained):
-    text = inspect.getdoc(item)
+@pytest.mark.parametrize("found", examples(), ids=lambda found: found.name.removeprefix("kerasdet."))
+def test_examples_run(found, trained):
+    text = inspect.cleandoc(found.docstring)
     for old, new in SMALL.items():
         text = text.replace(old, new)
-    test = doctest.DocTestParser().get_doctest(text, dict(NAMES), item.__qualname__, None, 0)
-    assert test.examples
+    test = doctest.DocTestParser().get_doctest(text, {**found.globs, **NAMES}, found.name, None, 0)
     lines = []
     doctest.DocTestRunner(WhatIsShown(), verbose=False).run(test, out=lines.append)
     assert not lines, "".join(lines)

@@ -50,7 +50,62 @@ def test_measurements_become_tables(tmp_path, monkeypatch):
     measurements = generator("measurements")
     monkeypatch.setattr(measurements, "RESULTS", tmp_path)
     assert "no measurements" in measurements.benchmarks()
-    (tmp_path / "ops.json").write_text('{"cpu": "EPYC", "rows": [{"op": "nms", "ms": 1.23456}, {"op": "roi_align"}]}')
-    assert measurements.benchmarks() == (
-        "### ops\n\n- cpu: `EPYC`\n\n| op | ms |\n|---|---|\n| nms | 1.235 |\n| roi_align |  |"
+    (tmp_path / "ops_epyc.json").write_text(
+        '{"cpu": "EPYC", "rows": [{"op": "nms", "peak_ms": 1.23456}, {"op": "roi_align"}]}'
     )
+    title, origin, facts, table = measurements.benchmarks().split("\n\n")
+    assert title == "### Ops epyc"
+    assert "`python benchmarks/ops.py --json ops_epyc.json`" in origin
+    assert facts == "- cpu: `EPYC`"
+    assert table == "| op | peak ms |\n|---|---|\n| nms | 1.235 |\n| roi_align |  |"
+    (tmp_path / "opsx.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"opsx\.json has the name of no script"):
+        measurements.benchmarks()
+
+
+def test_results_come_from_scripts_that_write_json():
+    measurements = generator("measurements")
+    for path in measurements.RESULTS.glob("*.json"):
+        script = re.search(r"benchmarks/(\w+\.py)", measurements._origin(path))[1]
+        assert '"--json"' in (measurements.SCRIPTS / script).read_text()
+
+
+def test_tutorial_becomes_a_notebook_with_outputs():
+    source = (
+        "# Title\n\nText.\n\n<!-- tiny: 9 -> 1 -->\n```bash\nkerasdet eval --n 9\n```\n"
+        "\n<!-- output -->\n```text\nAP 0.5\n```\n\nMore.\n"
+        "\n<!-- check: needs Docker -->\n```bash\ndocker up\n```\n\n```python\nprint(1)\n```\n"
+    )
+    notebook = generator("notebooks").notebook(doc_blocks.ROOT / "docs/tutorials/finetune.md", source)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert [(cell["cell_type"], cell["source"]) for cell in notebook["cells"]] == [
+        ("markdown", "# Title\n\nText."),
+        ("code", "%%bash\nkerasdet eval --n 9"),
+        ("markdown", "More.\n\n```bash\ndocker up\n```"),
+        ("code", "print(1)"),
+    ]
+    assert notebook["cells"][1]["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "AP 0.5\n"}]
+    assert len({cell["id"] for cell in notebook["cells"]}) == 4
+
+
+def test_recorded_outputs_replace_old_ones(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A\n\n```python\nx = 2\nprint(x)\n```\n\n<!-- output -->\n```text\nold\n```\n"
+        "\n```bash\necho no output shown\n```\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    generator("record").record(page)
+    assert page.read_text() == (
+        "# A\n\n```python\nx = 2\nprint(x)\n```\n\n<!-- output -->\n```text\n2\n```\n"
+        "\n```bash\necho no output shown\n```\n"
+    )
+
+
+def test_recorded_outputs_are_shortened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shorten = generator("record").shorten
+    assert shorten(f"10%\r100%\n2026-11-27 12:00:00 tensorflow says\n{tmp_path}/a.jpg  \n") == "100%\na.jpg\n"
+    lines = shorten("".join(f"{number}\n" for number in range(40))).split()
+    assert lines[:5] == ["0", "1", "2", "3", "..."]
+    assert lines[5:] == [str(number) for number in range(28, 40)]

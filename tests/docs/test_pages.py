@@ -2,6 +2,7 @@
 
 import re
 
+import code_blocks
 import doc_blocks
 import pytest
 
@@ -66,14 +67,14 @@ def test_wrong_links_and_names_are_found():
 
 def test_wrong_commands_are_found():
     def check(code):
-        doc_blocks.check(doc_blocks.Block(doc_blocks.ROOT / "README.md", 1, "bash", code))
+        doc_blocks.check(code_blocks.Block(doc_blocks.ROOT / "README.md", 1, "bash", code))
 
     check("kerasdet train finetune --set Validation.every=2 --set NUM_CLASSES=...\n")
     with pytest.raises(AssertionError, match="wrong option"):
         check("kerasdet eval runs/mine --nothing\n")
     with pytest.raises(AssertionError, match="evry"):
         check("kerasdet train finetune --set Validation.evry=2\n")
-    block = doc_blocks.Block(
+    block = code_blocks.Block(
         doc_blocks.ROOT / "README.md", 1, "python", "steps = 9\n", "tiny", "steps = 8 -> steps = 2"
     )
     with pytest.raises(AssertionError, match="does not contain"):

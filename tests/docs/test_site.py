@@ -2,16 +2,18 @@
 
 import functools
 import http.server
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import doc_blocks
 import pytest
 
-PAGES = ("", "tutorials/finetune/", "zoo/", "api/ops/", "design/")
+PAGES = ("", "tutorials/onnx/", "zoo/", "api/ops/", "design/")
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -24,9 +26,6 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The address of the built site; a warning of MkDocs is an error."""
-    pytest.importorskip("mkdocs")
-    pytest.importorskip("material")
-    pytest.importorskip("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -46,6 +45,7 @@ def tab(request, browser, address):
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     )
+    context.set_default_timeout(300_000)  # ends a test that hangs; no result depends on it
     tab = context.new_page()
     wrong = []
     tab.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
@@ -56,16 +56,29 @@ def tab(request, browser, address):
     assert wrong == []
 
 
+def test_tutorials_are_notebooks_with_outputs(address):
+    tutorials = sorted((doc_blocks.ROOT / "docs/tutorials").glob("*.md"))
+    assert len(tutorials) == 5
+    for page in tutorials:
+        with urllib.request.urlopen(f"{address}tutorials/{page.stem}.ipynb") as file:
+            cells = json.load(file)["cells"]
+        shown = [cell for cell in cells if cell.get("outputs")]
+        assert len(shown) == page.read_text().count("<!-- output -->")
+        with urllib.request.urlopen(f"{address}tutorials/{page.stem}/") as file:
+            assert f'href="../{page.stem}.ipynb"' in file.read().decode()
+
+
 def test_search_finds_pages(tab, address):
     tab.goto(address)
     if tab.viewport_size["width"] < 900:
         tab.locator("label[for=__search]").first.click()
-    tab.locator("input.md-search__input").fill("calibration")
-    first = tab.locator(".md-search-result__item a").first
-    first.wait_for(timeout=20000)
+    # Material reads the input on keyup. `fill` sends no key: it works only if the index happens to be ready after it
+    tab.locator("input.md-search__input").press_sequentially("calibration")
+    first = tab.locator(".md-search-result__item a[href*=calibration]").first  # results of "cal" have other addresses
+    first.wait_for()
     assert "int8" in tab.locator(".md-search-result__list").inner_text()
     first.click()
-    tab.wait_for_url(re.compile("calibration"), timeout=20000)
+    tab.wait_for_url(re.compile("calibration"))
 
 
 def test_theme_follows_the_system_and_the_button_overrides_it(tab, address):

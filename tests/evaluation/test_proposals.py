@@ -20,6 +20,7 @@ from kerasdet.layers import FPN, MaxPoolTop
 from kerasdet.models import RPN, Preprocessing, ProposalSelection
 from kerasdet.training import SGD, Validation, WarmupMultiStep, train
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 NAMES = ["AR100", "AR300", "AR1000", "ARs", "ARm", "ARl"]
 AREAS = {"ARs": (0, 32**2), "ARm": (32**2, 96**2), "ARl": (96**2, 1e10)}
 

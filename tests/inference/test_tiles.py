@@ -13,6 +13,7 @@ from kerasdet.inference import KeepSize, Predictor, TiledPredictor
 from kerasdet.inference.padded import with_equal_masks
 from kerasdet.inference.tiles import merge_tiles, tile_boxes
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 MASKS = ("mask_probs", "mask_boxes")
 QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn", "rtmdet_ins")
 

@@ -16,7 +16,7 @@ def frame(index, scores=(0.9, 0.8), order=(0, 1)):
     """One object moves to the right and the other to the left, on another row; a faint third never moves."""
     boxes = np.float32([[10, 10 + 5 * index, 40, 50 + 5 * index], [60, 350 - 5 * index, 90, 380 - 5 * index]])
     rows = [*np.array(boxes)[list(order)], [45, 200, 50, 205]]
-    return Detections(rows, [*np.array(scores)[list(order)], 0.02], [0, 1, 0], SIZE)
+    return Detections(rows, [*np.array(scores)[list(order)], 0.02], [*order, 0], SIZE)
 
 
 def test_objects_keep_their_ids():
@@ -49,6 +49,20 @@ def test_lost_object_gets_its_id_back_and_other_outputs_stay():
     assert tracker.update(none).extras["track_id"].tolist() == []
     with_extra = Detections([[0, 0, 9, 9]], [0.9], [0], SIZE, extras={"angle": np.array([1.5])})
     assert tracker.update(with_extra).extras["angle"].tolist() == [1.5]
+
+
+def test_id_never_moves_to_another_class():
+    """A cat walks to the right where a dog stood a frame ago, and the dog to where the cat stood."""
+    tracker = Tracker(rate=25)
+    ids = {}
+    for index in range(12):
+        cat, dog = 10.0 + 20 * (index % 2), 30.0 - 20 * (index % 2)
+        boxes = [[10, cat, 40, cat + 40], [10, dog, 40, dog + 40]]
+        found = tracker.update(Detections(boxes, [0.9, 0.8], [0, 1], SIZE))
+        for class_id, own in zip(found.class_ids, found.extras["track_id"], strict=True):
+            if own >= 0:
+                ids.setdefault(int(own), set()).add(int(class_id))
+    assert len(ids) >= 2 and all(len(classes) == 1 for classes in ids.values())
 
 
 def test_drawings_show_ids():

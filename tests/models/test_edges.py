@@ -9,6 +9,7 @@ from models.test_contract import assert_contract, detections_of, inputs, losses,
 from kerasdet import ops
 from kerasdet.geometry.sampling import BalancedSampler
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RCNNS = (
     "proposal_network",
     "faster_rcnn",

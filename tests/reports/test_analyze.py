@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from reports.pages import Reader, watched_tab
 
@@ -129,17 +130,33 @@ def test_nothing_is_wider_than_the_screen_and_axe_finds_no_violation(opened):
     assert result.violations_count == 0, result.generate_report()
 
 
-def test_model_is_run_and_timed(folder, tmp_path):
+def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folder, tmp_path):
     import tiny
 
+    pytest.importorskip("vl_convert")
     model = tiny.detector(num_classes=5)
-    model.save(tmp_path / "model.keras")
+    for run, smallest in (("first", 20.0), ("second", 10.0)):
+        (tmp_path / run).mkdir()
+        model.save(tmp_path / run / "model.keras")
+        lines = [
+            "LR = 0.1",
+            f"OUT_DIR = '{run}'",
+            f"octave_sizes.smallest = {smallest}",
+            "a.b = \\",
+            "    (1,",
+            "     2)",
+        ]
+        (tmp_path / run / "config.gin").write_text("\n".join(lines))
+    first, second = (str(tmp_path / run / "model.keras") for run in ("first", "second"))
     out = tmp_path / "model.html"
-    words = ["analyze", str(tmp_path / "model.keras"), "--data", str(folder / "annotations.json"), "--out", str(out)]
+    words = ["analyze", second, "--against", first, "--data", str(folder / "annotations.json"), "--out", str(out)]
     assert cli.main([*words, "--json", str(tmp_path / "model.json")]) == 0
     numbers = json.loads((tmp_path / "model.json").read_text())
     assert numbers["latency"]["median_ms"] > 0 and numbers["latency"]["images"] == 9
-    assert "Speed" in "".join(Reader(out.read_text(encoding="utf-8")).texts)
+    page = Reader(out.read_text(encoding="utf-8"))
+    assert "Speed" in "".join(page.texts)
+    assert page.tables["Settings that differ"][1:] == [["octave_sizes.smallest", "20.0", "10.0"]]
+    assert page.tables["Overlap with the best anchor"][0][0] == "Class"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +167,8 @@ def test_model_is_run_and_timed(folder, tmp_path):
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
         (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),
         (["faulty.json", "--images", "images"], "--images was given without --data"),
+        (["x.html", "--data", "annotations.json"], "--out would overwrite x.html, the file of MODEL_OR_DETECTIONS"),
+        (["faulty.json", "--data", "annotations.json", "--json", "x.html"], "--json would overwrite x.html"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, words, message, capsys, monkeypatch):
@@ -201,9 +220,37 @@ def test_weakest_class_is_named_with_the_size_of_its_objects():
     }
     found = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in annotations[:25]]
     (cases,) = read_cases(truth, found)
-    texts = {each.section: f"{each.text} {each.action}" for each in advise(analyze_cases(cases, samples=5), "boxes")}
+    found = advise(analyze_cases(cases, samples=5), "boxes", scales=np.full(25, 0.4))
+    texts = {each.section: f"{each.text} {each.action}" for each in found}
     assert texts["classes"].startswith("platelet has an AP of 0.000, the other classes 1.000 on average.")
-    assert "10 px across; the others 60 px" in texts["classes"]
+    assert "10 px across, and 4 px after resizing; the others 60 px" in texts["classes"]
+
+
+def test_threshold_is_one_that_predict_takes():
+    box = {"image_id": 1, "category_id": 1, "bbox": [10.0, 10.0, 20.0, 20.0]}
+    other = {**box, "bbox": [50.0, 10.0, 20.0, 20.0]}
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": 1}, {**other, "id": 2}],
+    }
+    for scores, expected in (([0.8, 0.0], 0.4), ([0.0, 0.0], None), ([0.8, -3.0], -3.5)):
+        (cases,) = read_cases(truth, [{**box, "score": scores[0]}, {**other, "score": scores[1]}])
+        threshold = analyze_cases(cases, samples=5).threshold
+        assert (None if threshold is None else threshold.score) == expected
+
+
+def test_detections_on_one_image_without_annotations_are_named():
+    box = {"image_id": 1, "category_id": 1, "bbox": [10.0, 10.0, 20.0, 20.0]}
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 100, "width": 900} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": 1}],
+    }
+    found = [{**box, "image_id": 2, "bbox": [40.0 * n, 50.0, 20.0, 20.0], "score": 0.9} for n in range(12)]
+    (cases,) = read_cases(truth, [{**box, "score": 0.8}, *found])
+    texts = " ".join(each.action for each in advise(analyze_cases(cases, samples=5), "boxes"))
+    assert "the worst has 12 of 12 above the best threshold" in texts
 
 
 def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):

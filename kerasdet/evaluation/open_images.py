@@ -1,0 +1,78 @@
+"""Scores detections by the rules of Open Images, whose boxes may hold a whole group of objects."""
+
+import contextlib
+import io
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+
+from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.engines import check_engine
+from kerasdet.evaluation.metrics import CocoMetrics
+
+
+def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
+    """Scores boxes as the Open Images Challenge does, at an IoU of 0.5.
+
+    A box with a true `is_group_of` (or `isgroupof`, `IsGroupOf`) holds a group of objects. Detections with half of
+    their area or more inside it count together as one right detection with the highest of their scores; without any,
+    the group is missed. Other boxes match one detection each. In an image with `neg_category_ids`, the categories that
+    people looked for and did not find, detections of categories that are neither there nor annotated do not count.
+    Crowds and difficult objects are left out: neither is a part of Open Images. Detections of parent classes are not
+    derived from those of their children.
+
+    Args:
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content.
+        image_ids: Ids of the images to score. None scores all images of the ground truth.
+
+    Returns:
+        `AP50`, averaged over the classes with boxes, and that of each class.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: As `evaluate_coco`.
+    """
+    check_engine("hotcoco")
+    import hotcoco
+
+    cases, _ = cases_of_type(ground_truth, results, "bbox", image_ids)
+    objects = [entry for entry in cases.annotations if not (entry["ignored"] or entry["iscrowd"])]
+    detections = _judged(cases, objects)
+    dataset = {
+        "images": [{"id": image["id"]} for image in cases.images],
+        "categories": [{"id": key, "name": name} for key, name in cases.names.items()],
+    }
+    truth, found = hotcoco.COCO({**dataset, "annotations": objects}), {**dataset, "annotations": detections}
+    evaluation = hotcoco.COCOeval(truth, hotcoco.COCO(found), "bbox", oid_style=True)
+    params = evaluation.params
+    params.imgIds, params.maxDets = list(cases.image_ids), [max(len(detections), 1)]  # no limit
+    evaluation.params = params
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # hotcoco 1.3 warns that it does not know `neg_category_ids`
+        evaluation.run()
+    numbers = evaluation.results(per_class=True)
+    having = {entry["category_id"] for entry in objects}
+    per_class = {
+        name: float(numbers["per_class"][name]) if key in having else math.nan for key, name in cases.names.items()
+    }
+    return CocoMetrics("bbox", {"AP50": float(numbers["metrics"]["AP"]) if having else math.nan}, per_class)
+
+
+def _judged(cases, objects):
+    """Returns the detections of categories that people looked for in the image."""
+    looked_for = defaultdict(set)
+    for entry in objects:
+        looked_for[entry["image_id"]].add(entry["category_id"])
+    exhaustive = set()  # images without the list: all categories count
+    for image in cases.images:
+        if isinstance(image.get("neg_category_ids"), list):
+            looked_for[image["id"]].update(image["neg_category_ids"])
+        else:
+            exhaustive.add(image["id"])
+    return [
+        entry
+        for entry in cases.detections
+        if entry["image_id"] in exhaustive or entry["category_id"] in looked_for[entry["image_id"]]
+    ]

@@ -1,0 +1,49 @@
+"""Scores detections by the rules of a named benchmark."""
+
+from collections.abc import Sequence
+
+from kerasdet.errors import UserError
+from kerasdet.evaluation.boundary import evaluate_boundary
+from kerasdet.evaluation.coco import Source, evaluate_all, types_of
+from kerasdet.evaluation.lvis import evaluate_lvis
+from kerasdet.evaluation.metrics import DetectorMetrics
+from kerasdet.evaluation.open_images import evaluate_open_images
+from kerasdet.evaluation.voc import evaluate_voc
+
+RULES = ("coco", "voc", "lvis", "open-images", "boundary")
+
+
+def evaluate_rules(
+    rules: str,
+    ground_truth: Source,
+    results: Source,
+    image_ids: Sequence[int] | None = None,
+    engine: str | None = None,
+) -> DetectorMetrics:
+    """Scores results by COCO's or another benchmark's rules.
+
+    Args:
+        rules: "coco" (`evaluate_all`), "voc" (`evaluate_voc`), "lvis" (`evaluate_lvis` of boxes and masks),
+            "open-images" (`evaluate_open_images`) or "boundary" (`evaluate_boundary`).
+        ground_truth: Path of a COCO annotation file, or its content.
+        results: Path of a COCO results file, or its content.
+        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        engine: "hotcoco" (the default) or "pycocotools"; only for "coco".
+
+    Returns:
+        The metrics of each type that the rules score. Those of "boundary" have the type "boundary".
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: If there are no such rules, or the files lack what the rules need.
+    """
+    if rules == "coco":
+        return evaluate_all(ground_truth, results, image_ids, engine=engine)
+    if rules == "lvis":
+        types = [each for each in types_of(ground_truth, results) if each != "keypoints"]
+        return DetectorMetrics({each: evaluate_lvis(ground_truth, results, each, image_ids) for each in types})
+    single = {"voc": evaluate_voc, "open-images": evaluate_open_images, "boundary": evaluate_boundary}
+    if rules not in single:
+        raise UserError(f"There are no rules {rules!r}: expected one of {', '.join(RULES)}. Choose one of them.")
+    metrics = single[rules](ground_truth, results, image_ids)
+    return DetectorMetrics({metrics.iou_type: metrics})
