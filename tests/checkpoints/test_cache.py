@@ -103,7 +103,7 @@ def test_backbone_weights_come_by_name(server):
     backbone_weights(receiver, BACKBONE)
     state = standins.state(BACKBONE)
     np.testing.assert_array_equal(receiver.backbone.variables[0], state["stem.conv1.weight"].transpose(2, 3, 1, 0))
-    with pytest.raises(UserError, match=rf"{BACKBONE} holds a ResNet, not a detector"):
+    with pytest.raises(UserError, match=rf"{BACKBONE} contains a ResNet, not a detector"):
         load_detector(BACKBONE)
 
 
@@ -201,7 +201,7 @@ def test_first_hash_of_a_file_without_a_published_one_is_remembered(server, no_c
     cache._file(zoo.ZOO[BACKBONE]).unlink()
     (folder / "model.keras").unlink()
     server.files["download.example/R-50.pkl"] += b"x"
-    assert "R-50.pkl holds" in error_of(BACKBONE)
+    assert "R-50.pkl has" in error_of(BACKBONE)
 
 
 def test_file_of_another_model_is_not_taken(server, monkeypatch):
@@ -227,7 +227,7 @@ def test_disk_that_fills_up_during_the_conversion_leaves_no_model(server, tmp_pa
 
 def test_folder_that_cannot_be_written_raises(server, tmp_path):
     (tmp_path / "home").write_text("")
-    assert "Set KERASDET_HOME to a folder that can be written." in error_of(BACKBONE)
+    assert "Set KERASDET_HOME to a folder that can be written to." in error_of(BACKBONE)
 
 
 # Several processes
