@@ -113,10 +113,8 @@ def accumulate(
     """
     engine = check_engine(engine)
     if engine == "hotcoco":  # hotcoco's ids are not negative; adding a number to all keeps their order
-        shifts = {
-            key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))
-        }
-        truth, detections = _shifted(truth, shifts), _shifted(detections, shifts)
+        shifts = shifts_of(image_ids, category_ids)
+        truth, detections = shifted(truth, shifts), shifted(detections, shifts)
         image_ids = [image_id + shifts["image_id"] for image_id in image_ids]
         category_ids = [category_id + shifts["category_id"] for category_id in category_ids]
     settings = {"imgIds": list(image_ids), "catIds": list(category_ids)}
@@ -136,7 +134,12 @@ def accumulate(
     return Accumulated(np.asarray(numbers["precision"]), np.asarray(numbers["recall"]))
 
 
-def _shifted(dataset, shifts):
+def shifts_of(image_ids: Sequence[int], category_ids: Sequence[int]) -> dict[str, int]:
+    """Returns the numbers that make ids of images and of categories non-negative, as hotcoco needs them."""
+    return {key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))}
+
+
+def shifted(dataset: Mapping, shifts: Mapping[str, int]) -> Mapping:
     """Returns a dataset with numbers added to its ids of images and of categories."""
     if not any(shifts.values()):
         return dataset

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from kerasdet.evaluation.coco import Source, cases_of_type
-from kerasdet.evaluation.engines import check_engine
+from kerasdet.evaluation.engines import check_engine, shifted, shifts_of
 from kerasdet.evaluation.metrics import CocoMetrics
 
 
@@ -44,10 +44,14 @@ def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Seque
         "images": [{"id": image["id"]} for image in cases.images],
         "categories": [{"id": key, "name": name} for key, name in cases.names.items()],
     }
-    truth, found = hotcoco.COCO({**dataset, "annotations": objects}), {**dataset, "annotations": detections}
-    evaluation = hotcoco.COCOeval(truth, hotcoco.COCO(found), "bbox", oid_style=True)
+    shifts = shifts_of([image["id"] for image in cases.images], list(cases.names))
+    truth, found = (
+        hotcoco.COCO(shifted({**dataset, "annotations": entries}, shifts)) for entries in (objects, detections)
+    )
+    evaluation = hotcoco.COCOeval(truth, found, "bbox", oid_style=True)
     params = evaluation.params
-    params.imgIds, params.maxDets = list(cases.image_ids), [max(len(detections), 1)]  # no limit
+    params.imgIds = [image_id + shifts["image_id"] for image_id in cases.image_ids]
+    params.maxDets = [max(len(detections), 1)]  # no limit
     evaluation.params = params
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # hotcoco 1.3 warns that it does not know `neg_category_ids`

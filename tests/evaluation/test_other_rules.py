@@ -140,13 +140,19 @@ def test_open_images_numbers_equal_scalar_code(exhaustive):
         assert metrics["AP50"] == pytest.approx(np.nanmean(expected), abs=1e-12)
 
 
-def test_names_of_group_of_boxes():
+def test_names_of_group_of_boxes_and_negative_ids():
     truth, results = random_case(1, crowds=0, difficult=0)
     numbers = set()
     for key, value in (("is_group_of", True), ("isgroupof", 1), ("IsGroupOf", "1"), ("other", 1)):
         annotations = [{**a, key: value} for a in truth["annotations"]]
         numbers.add(evaluate_open_images({**truth, "annotations": annotations}, results)["AP50"])
     assert len(numbers) == 2
+    before = evaluate_open_images(truth, results)["AP50"]
+    for entry in (*truth["images"], *truth["categories"]):
+        entry["id"] -= 50
+    for entry in (*truth["annotations"], *results):
+        entry |= {"image_id": entry["image_id"] - 50, "category_id": entry["category_id"] - 50}
+    assert evaluate_open_images(truth, results)["AP50"] == before
     assert evaluate_open_images(truth, [])["AP50"] == 0
     assert math.isnan(evaluate_open_images({**truth, "annotations": []}, results)["AP50"])
 
