@@ -209,7 +209,7 @@ def compare(
     """Compares the detections of a model with those of its export.
 
     Args:
-        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4), `scores` ..., see
+        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` ..., see
             `kerasdet.inference.padded`) for the same images, in pixels: those of the model and those of the export.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.

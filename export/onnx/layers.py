@@ -12,7 +12,7 @@ from kerasdet.export.onnx.convert import Converter
 
 
 def conv(c: Converter, op: tf.Operation) -> None:
-    """Converts Conv2D. A kernel with fewer input channels than the image is one of a grouped convolution."""
+    """Converts Conv2D. If the kernel has fewer input channels than the image, the convolution is grouped."""
     x, kernel = op.inputs
     weights = c.static(kernel).transpose(3, 2, 0, 1)  # (out, in, h, w)
     _set_conv(c, op, x, weights, group=x.shape[-1] // weights.shape[1])
@@ -87,7 +87,7 @@ def pool(c: Converter, op: tf.Operation) -> None:
 
 
 def batch_norm(c: Converter, op: tf.Operation) -> None:
-    """Converts FusedBatchNormV3 with stored statistics, where no convolution comes before it."""
+    """Converts FusedBatchNormV3 with stored statistics that does not follow a convolution."""
     names = [c.get(op.inputs[0], True), *(c.get(x) for x in op.inputs[1:5])]
     name = c.builder.add("BatchNormalization", *names, epsilon=op.get_attr("epsilon"))
     c.set(op.outputs[0], name, True)
@@ -107,7 +107,7 @@ def resize(c: Converter, op: tf.Operation) -> None:
 
 
 def doubling(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite that repeats rows and columns."""
+    """Converts the composite that doubles height and width by repeating rows and columns."""
     scales = c.builder.constant([1, 1, 2, 2], np.float32)
     name = c.builder.add(
         "Resize",

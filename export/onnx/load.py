@@ -137,7 +137,7 @@ class GraphPredictor(Predictor):
             size: Height and width of the input in pixels.
 
         Returns:
-            Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., in pixels of the input.
+            Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., in pixels of the input.
         """
         if self._heads is None:
             return from_tf_od(outputs, tf.constant([size]), self.metadata["class_offset"], self.branch_outputs)

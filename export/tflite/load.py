@@ -113,7 +113,7 @@ class TFLitePredictor(Predictor):
             outputs: Output name -> array.
 
         Returns:
-            Padded detections, a dict of `boxes` (1, D, 4), `scores` ..., in pixels of the file's input.
+            Padded detections, a dict of `boxes` (1, D, 4) yxyx, `scores` ..., in pixels of the file's input.
         """
         if self._heads is not None:
             return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])
