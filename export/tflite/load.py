@@ -73,7 +73,8 @@ class TFLitePredictor(Predictor):
         """Detects objects in a batch of images that have not been resized.
 
         Args:
-            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
+            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` (B, 2) int32, heights and widths
+                without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),

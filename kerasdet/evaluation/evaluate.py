@@ -83,8 +83,9 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
         batch_size: Number of images in a batch.
 
     Returns:
-        A finite `tf.data.Dataset` of dicts with `image` (B, H, W, 3), `image_size` (B, 2), `original_size` (B, 2) and
-        `image_id` (B,); see `kerasdet.data.pipeline.evaluation_batches`.
+        A finite `tf.data.Dataset` of dicts with `image` (B, H, W, 3), `image_size` (B, 2), heights and widths without
+        padding, `original_size` (B, 2), those before resizing, in pixels, and `image_id` (B,); see
+        `kerasdet.data.pipeline.evaluation_batches`.
     """
     rule, resize, pad_to = predictor.preprocessing, None, None
     if not isinstance(rule, KeepSize):

@@ -5,8 +5,8 @@ exchange this dict:
 
 * `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
 * `class_ids` (B, D) int32, -1 for padding, and `valid` (B,) int32, the number of detections without padding.
-* From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4), and `keypoints` (B, D, J, 3) as
-  (y, x, score).
+* From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4) yxyx in pixels, and `keypoints`
+  (B, D, J, 3) as (y, x, score).
 
 Branches of a user add outputs (B, D, ...) of their own. `BranchOutput` says how these are rescaled and exported.
 """

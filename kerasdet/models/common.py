@@ -49,7 +49,7 @@ class LossNormalizer(ConfigFromInit):
         """Returns the divisor of this batch.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher.
+            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
             running_mean: () mean of positives before this batch; only "ema" reads it.
 
         Returns:

@@ -27,8 +27,8 @@ class KeypointBranch(ConfigFromInit, Branch):
         num_keypoints: J, number of keypoints of an object.
         pool_size: Side of the pooled features, in cells; heatmaps are four times as large. None shares the features of
             the box head.
-        num_convs: 3x3 convolutions of the head.
-        channels: Channels of the head's convolutions.
+        num_convs: Number of 3x3 convolutions of the head.
+        channels: Number of channels of the head's convolutions.
         convention: Source framework that defines a keypoint's score: "detectron2" (probability) or "torchvision"
             (logit).
         loss_weight: Factor of the loss.
