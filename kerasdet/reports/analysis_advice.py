@@ -24,7 +24,7 @@ def advise(analysis: Analysis, words: str, result: Comparison | None = None) -> 
     """Draws conclusions from an analysis.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         words: "boxes" or "masks", the type of detections that was analysed.
         result: Comparison with another run, or None.
 
