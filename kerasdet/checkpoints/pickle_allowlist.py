@@ -154,14 +154,14 @@ def _tensor(data, offset, shape, strides, element):
     shape, strides = check_shape(shape), check_shape(strides, "stride")
     if not isinstance(data, Storage) or element not in DTYPES:
         raise ValueError(
-            f"the pickle makes a tensor from an object of type {type(data).__name__} with the dtype {str(element)[:20]!r}; "
-            f"expected a storage and one of {', '.join(DTYPES)}"
+            f"the pickle makes a tensor from an object of type {type(data).__name__} with the dtype "
+            f"{str(element)[:20]!r}; expected a storage and one of {', '.join(DTYPES)}"
         )
     if len(shape) != len(strides) or type(offset) is not int or offset < 0:
         raise ValueError(
             f"a tensor of shape {shape} has the strides {strides} and the offset "
-            f"{offset if type(offset) is int else type(offset).__name__}; expected one stride for each axis, and an offset "
-            "of 0 or more"
+            f"{offset if type(offset) is int else type(offset).__name__}; expected one stride for each axis, and "
+            "an offset of 0 or more"
         )
     end = offset + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if 0 not in shape and end * itemsize(element) > data.length * itemsize(data.element):
@@ -180,7 +180,8 @@ def _parameter(data, *_):
 def _dtype(code, *_):
     if type(code) is not str:
         raise ValueError(
-            f"a NumPy dtype of the pickle is named by an object of type {type(code).__name__}; expected a text such as 'f4'"
+            f"a NumPy dtype of the pickle is named by an object of type {type(code).__name__}; expected a text such "
+            "as 'f4'"
         )
     if code.startswith("O"):
         raise ValueError("a NumPy array of Python objects is refused")
