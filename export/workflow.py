@@ -314,7 +314,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
 
     Args:
         model: The detector.
-        path: Its export.
+        path: The export of this model.
         data: A dataset, see `kerasdet.evaluate`.
         max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
 

@@ -107,7 +107,7 @@ def resize(c: Converter, op: tf.Operation) -> None:
 
 
 def doubling(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite that doubles height and width by repeating rows and columns."""
+    """Converts kerasdet's `composite` that doubles height and width by repeating rows and columns."""
     scales = c.builder.constant([1, 1, 2, 2], np.float32)
     name = c.builder.add(
         "Resize",
@@ -122,7 +122,7 @@ def doubling(c: Converter, op: tf.Operation) -> None:
 
 
 def group_norm(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite of group norm: InstanceNormalization of (B, groups, size), then scale and offset."""
+    """Converts kerasdet's `composite` of group norm to InstanceNormalization of (B, groups, size), scale and offset."""
     attributes = c.composite(op)[1]
     x, gamma, beta = op.inputs
     image, groups = c.get(x, True), attributes["groups"]
@@ -135,7 +135,7 @@ def group_norm(c: Converter, op: tf.Operation) -> None:
 
 
 def roi_align(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite of ROIAlign. Boxes are (y1, x1, y2, x2) in kerasdet, (x1, y1, x2, y2) in ONNX."""
+    """Converts kerasdet's `composite` of ROIAlign. Boxes are (y1, x1, y2, x2) in kerasdet, (x1, y1, x2, y2) in ONNX."""
     attributes = c.composite(op)[1]
     features, boxes, images = op.inputs
     rois = c.builder.add("Gather", c.get(boxes), c.builder.integers(1, 0, 3, 2), axis=1)
@@ -155,7 +155,7 @@ def roi_align(c: Converter, op: tf.Operation) -> None:
 
 
 def non_max_suppression(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite of NMS on boxes (B, N, 4) and scores (B, N) to indices (B, D) and counts (B,).
+    """Converts kerasdet's `composite` of NMS on boxes (B, N, 4) and scores (B, N) to indices (B, D) and counts (B,).
 
     ONNX lists the kept boxes of all images without a guaranteed order. Their scores are written into a table (B, N)
     that is -inf elsewhere; its D highest entries are the kept boxes by descending score, the first of equals first.

@@ -24,7 +24,7 @@ class SavedModelPredictor(Predictor):
 
     Attributes:
         path: The folder.
-        metadata: The contents of its ``assets/kerasdet.json``, see `kerasdet.export.metadata`.
+        metadata: The contents of the folder's ``assets/kerasdet.json``, see `kerasdet.export.metadata`.
 
     Raises:
         UserError: If kerasdet did not write the folder, or TensorFlow cannot load it.

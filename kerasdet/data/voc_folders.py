@@ -112,7 +112,7 @@ def parse(path: Path) -> ElementTree.Element:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If it is not valid XML.
+        UserError: If the file is not valid XML.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")

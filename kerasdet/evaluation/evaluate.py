@@ -152,7 +152,7 @@ def evaluate_batches(
     """Measures the COCO AP of a predictor over batches.
 
     Args:
-        predictor: Anything that detects.
+        predictor: Keras model, loaded export or other `Predictor`.
         batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) heights and widths without padding,
             `original_size` (B, 2) heights and widths in the dataset, and `image_id` (B,). The last batch may be
             smaller.

@@ -180,8 +180,8 @@ def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
         RLE {"size", "counts"}.
 
     Raises:
-        ValueError: If the RLE has another number of pixels. The message begins with "has"; callers put the file and the
-            result in front of it.
+        ValueError: If the RLE has another number of pixels than the image. The message begins with "has"; callers put
+            the file and the result in front of it.
     """
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))

@@ -186,7 +186,7 @@ def check_convention(convention: str) -> None:
         convention: "detectron2" or "torchvision".
 
     Raises:
-        ValueError: If it is another name.
+        ValueError: If `convention` is another name.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}: expected 'detectron2' or 'torchvision'. Choose one of them.")

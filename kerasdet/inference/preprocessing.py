@@ -335,7 +335,7 @@ def check_resize(resize: tuple[int, int] | bool | None) -> None:
         resize: None, False, or (shortest, longest) in pixels.
 
     Raises:
-        UserError: If it is anything else.
+        UserError: If `resize` is anything else.
     """
     if resize is None or resize is False:
         return

@@ -154,7 +154,7 @@ def merge_tiles(
         scores: (N,).
         class_ids: (N,).
         view_index: (N,) row of `views` in which each box was found.
-        views: (V, 4) yxyx of the views in the image.
+        views: (V, 4) yxyx in pixels of the image, the part that each view shows.
         image_size: Height and width of the image in pixels.
 
     Returns:

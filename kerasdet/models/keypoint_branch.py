@@ -195,7 +195,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             dataset: The training dataset.
 
         Raises:
-            UserError: If it has another number, or was read without keypoints.
+            UserError: If the dataset has another number of keypoints, or was read without keypoints.
         """
         super().check_dataset(dataset)
         if self.num_keypoints != len(dataset.keypoint_names):

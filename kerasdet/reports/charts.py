@@ -41,7 +41,7 @@ def check_library() -> None:
     """Checks that vl-convert, which draws the charts, is installed.
 
     Raises:
-        UserError: If it is not installed.
+        UserError: If vl-convert is not installed.
     """
     try:
         import vl_convert  # noqa: F401

@@ -184,7 +184,7 @@ def check_objects(data: Any) -> None:
         data: Dataset.
 
     Raises:
-        UserError: If it has no object, or only crowds.
+        UserError: If the dataset has no object, or only crowds.
     """
     crowds = sum(len(record.is_crowd) for record in data.records)
     if not data.records or not all(record.is_crowd.all() for record in data.records):

@@ -74,8 +74,8 @@ def cut(
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        offset: Top left corner of the window in the image, (y, x), (2,). Negative values add a border.
-        size: Height and width of the window, (2,).
+        offset: (2,), top left corner (y, x) of the window in pixels of the image. Negative values add a border.
+        size: (2,), height and width of the window in pixels.
         min_visible: Objects that keep less than this fraction of their area (of the mask, or of the box without masks)
             are dropped. In [0, 1].
         min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
