@@ -45,7 +45,7 @@ def check_model(model: Detector) -> None:
         model: The model.
 
     Raises:
-        TypeError: If it is not.
+        TypeError: If the model is another object, such as a backbone.
     """
     if not isinstance(model, Detector):
         raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")

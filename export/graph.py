@@ -52,15 +52,15 @@ class InferenceGraph(tf.Module):
 
     Args:
         function: A function from tensors to a dict of tensors.
-        signature: `tf.TensorSpec`s of its arguments.
+        signature: `tf.TensorSpec` of each argument of the function.
         precision: Precision of convolutions, of matrix products and of the ops between them, one of `PRECISIONS`.
 
     Attributes:
         weights: Variables of the graph by name.
         detect: The optimised function, a `tf.function`.
-        graph_def: The optimised graph, with placeholders for its weights.
-        inputs: Names of the tensors of its arguments.
-        outputs: Output name -> name of its tensor.
+        graph_def: The optimised graph, with a placeholder for each weight.
+        inputs: Names of the graph's input tensors, in the order of the arguments.
+        outputs: Output name -> name of the output's tensor.
 
     Raises:
         UserError: If the precision is unknown.

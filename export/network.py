@@ -84,7 +84,7 @@ def to_original(
     Boxes that lie in the padding are dropped, unless the model sees the padding as part of the image.
 
     Args:
-        detections: Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., see `kerasdet.inference.padded`.
+        detections: Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`.
         size: Height and width that the images have in the letterbox, in pixels.
         original_size: (B, 2) heights and widths of the original images, in pixels.
         rule: The model's preprocessing.
@@ -119,7 +119,7 @@ class RawHeads:
             size: Height and width of the input in pixels.
 
         Returns:
-            Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., in pixels of the input.
+            Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., in pixels of the input.
         """
         counts = [len(each) for each in anchors.values()]
         heads = {

@@ -22,10 +22,10 @@ class WorkerRun:
     """Holds the detections of an export that ran in a process without kerasdet.
 
     Args:
-        cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's detections for that batch:
-            padded detections in pixels of `original_size`, a dict of `boxes` (B, D, 4) and more, see
-            `kerasdet.inference.padded`. One pair for each entry point, such as each signature of a SavedModel.
-        seconds: Duration of each repeated run on the first image.
+        cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's padded detections for that batch:
+            a dict of `boxes` (B, D, 4) yxyx in pixels of the original images, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`. One pair for each image or, for a SavedModel, for each signature.
+        seconds: Seconds that each repeated run on the first image took.
     """
 
     cases: Sequence[tuple[Mapping[str, tf.Tensor], Mapping[str, np.ndarray]]]

@@ -162,8 +162,8 @@ class Report:
         one_sided: Number of detections of both sides without a partner.
         clear: Number of clear detections of both sides.
         branch_errors: Output name -> mean difference, relative to the mean absolute value of the output.
-        milliseconds: Median time of the export for the first image.
-        model_milliseconds: Time of the Keras model for the same image.
+        milliseconds: Median time that the export takes for the first image, in milliseconds.
+        model_milliseconds: Time that the Keras model takes for the same image, in milliseconds.
     """
 
     detections: int
@@ -209,7 +209,7 @@ def compare(
     """Compares the detections of a model with those of its export.
 
     Args:
-        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4), `scores` ..., see
+        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` ..., see
             `kerasdet.inference.padded`) for the same images, in pixels: those of the model and those of the export.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.

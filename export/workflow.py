@@ -56,7 +56,8 @@ def export_and_verify(
 
     Args:
         model: The detector.
-        path: File or folder to write, which does not exist yet; with `serving` a new or existing serving folder.
+        path: File or folder to write, which does not exist yet; with `serving` the folder that a server loads versions
+            from, which may exist.
         format: Name of a format in `kerasdet.export.formats`, such as "onnx". None chooses by the suffix of `path`, and
             "saved_model" without a suffix.
         serving: Whether to write the next version in a folder for TF Serving.
@@ -313,7 +314,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
 
     Args:
         model: The detector.
-        path: Its export.
+        path: The export of this model.
         data: A dataset, see `kerasdet.evaluate`.
         max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
 

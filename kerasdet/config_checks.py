@@ -23,14 +23,15 @@ _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, tuple, list)
 
 
 def used_parts(references: Mapping[Part, Collection[Part]], roots: Collection[str]) -> set[Part]:
-    """Finds the parts that a configuration uses, with the scopes that they are called in.
+    """Finds the gin configurables and macros that a configuration uses, with the scopes that they are called in.
 
     Args:
-        references: Part -> the parts to which its bindings refer. A reference without a scope has the scope "".
+        references: Part, a pair (scope, name) of a gin configurable or macro -> the parts to which the bindings of this
+            part refer. A reference without a scope has the scope "".
         roots: Names of the parts that are called first, such as "train".
 
     Returns:
-        Pairs (scope, name).
+        The parts, pairs (scope, name).
     """
     used: set[Part] = set()
     todo = [("", name) for name in roots]
@@ -52,7 +53,7 @@ def _prefixes(scope):
 
 
 def has_effect(target: str, used: Collection[Part]) -> bool:
-    """Tells whether a binding sets a macro, or an argument of a part, that is used.
+    """Tells whether a binding sets a macro, or an argument of a gin configurable, that is used.
 
     Args:
         target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
@@ -68,13 +69,13 @@ def has_effect(target: str, used: Collection[Part]) -> bool:
 
 
 def part_of(target: str) -> str:
-    """Returns the part that a binding configures.
+    """Returns the gin configurable or macro that a binding sets.
 
     Args:
         target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
 
     Returns:
-        The part with its scope, such as "train/CocoDataset"; for a macro its name, such as "%LR".
+        The configurable with its scope, such as "train/CocoDataset"; for a macro its name, such as "%LR".
     """
     scope, slash, name = target.rpartition("/")
     if "." not in name:

@@ -210,8 +210,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If there is no model.
-        UserError: If variables of the two backbones differ in name or shape, or the weights are of another kind: the
-            strides or the order of colours are elsewhere.
+        UserError: If variables of the two backbones differ in name or shape, or the other backbone has the strides of
+            its bottlenecks in another convolution, or expects another order of colours.
     """
     source = load(path)
     _check_kind(model, source, path)

@@ -93,7 +93,7 @@ def fill(c: Converter, op: tf.Operation) -> None:
 
 
 def filled_like(c: Converter, op: tf.Operation) -> None:
-    """Converts ZerosLike and OnesLike; TensorFlow's bool has the zero False."""
+    """Converts ZerosLike and OnesLike; for bool tensors, zero is False and one is True."""
     value = c.builder.constant(op.type == "OnesLike", numpy_type(op.inputs[0].dtype))
     c.set(op.outputs[0], c.builder.add("Expand", value, c.builder.add("Shape", c.get(op.inputs[0]))))
 

@@ -63,12 +63,12 @@ class GraphBuilder:
 
         Args:
             op_type: Name of an operator of ONNX.
-            *inputs: Names of its inputs; "" for an optional one that is absent.
-            num_outputs: Number of its outputs.
+            *inputs: Names of the node's inputs; "" for an optional input that is absent.
+            num_outputs: Number of the node's outputs.
             **attributes: Attributes of the operator.
 
         Returns:
-            The name of its output, or a list of names if there are several.
+            The name of the node's output, or a list of names if there are several.
         """
         outputs = [self.new_name(f"{self.scope}{op_type}") for _ in range(num_outputs)]
         node = helper.make_node(op_type, inputs, outputs, name=outputs[0], **attributes)

@@ -26,7 +26,7 @@ class Converter:
     """Converts the operations of a TensorFlow graph one after the other.
 
     Args:
-        library: Function name -> `FunctionDef`, for loops and composites.
+        library: Function name -> `FunctionDef`, for loops and functions that `kerasdet.ops.dispatch.composite` wrapped.
 
     Attributes:
         builder: The `GraphBuilder` that receives the nodes.
@@ -106,7 +106,7 @@ class Converter:
             operation: A function call.
 
         Returns:
-            The name and the attributes of the composite; (None, {}) for other functions.
+            The name and the attributes that `composite` got; (None, {}) for other functions.
         """
         if operation.type not in ("PartitionedCall", "StatefulPartitionedCall"):
             return None, {}

@@ -15,13 +15,13 @@ _COPIES = ("Identity", "StopGradient", "EnsureShape", "PreventGradient", "Identi
 
 
 def copy(c: Converter, op: tf.Operation) -> None:
-    """Converts ops that return their inputs."""
+    """Converts an op that returns its inputs unchanged, such as Identity."""
     for source, target in zip(op.inputs, op.outputs, strict=True):
         c.set(target, c.get(source, first := c.is_channels_first(source)), first)
 
 
 def elementwise(c: Converter, op: tf.Operation) -> None:
-    """Converts ops that compute each element from the elements at its place."""
+    """Converts an op that combines the elements of its inputs position by position, such as AddV2 or Where."""
     names, first = _same_layout(c, op)
     c.set(op.outputs[0], c.builder.add(_ELEMENTWISE[op.type], *names), first)
 
@@ -80,7 +80,7 @@ def floor_div(c: Converter, op: tf.Operation) -> None:
 
 
 def floor_mod(c: Converter, op: tf.Operation) -> None:
-    """Converts FloorMod of integers, whose sign is that of the divisor in ONNX, too."""
+    """Converts FloorMod of integers; like that of ONNX's Mod, the result has the sign of the divisor."""
     c.set(op.outputs[0], c.builder.add("Mod", *(c.get(x) for x in op.inputs)))
 
 

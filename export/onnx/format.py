@@ -22,26 +22,27 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
         images: (H, W, 3) uint8 arrays.
 
     Returns:
-        One case for each image.
+        The batch and the detections of each image, and the run times; see `WorkerRun`.
     """
     worker = Path(__file__).with_name("verify_worker.py")
     return run_graph(model, GraphPredictor(path, read_properties(path)), images, worker)
 
 
 def run_graph(model: Detector, predictor: GraphPredictor, images: Sequence[np.ndarray], script: Path) -> WorkerRun:
-    """Runs a graph of `kerasdet.export.onnx` in a process that has only its runtime.
+    """Runs a graph of `kerasdet.export.onnx` in a process that has the graph's runtime but not kerasdet.
 
     Model and graph get the same pixels. A graph that takes any number of images gets each image and its mirror image as
-    a batch. Raw outputs are completed by the model's own post-processing.
+    a batch. Raw outputs of a graph without NMS go through the model's own post-processing.
 
     Args:
         model: The detector.
-        predictor: The file's predictor, which makes inputs and reads outputs; it does not run the graph.
+        predictor: Predictor of the exported file. It makes the inputs and reads the outputs, but does not run the
+            graph.
         images: (H, W, 3) uint8 arrays.
-        script: The script that runs the file.
+        script: Python file that runs the exported file, such as `verify_worker.py`.
 
     Returns:
-        One case for each image.
+        The batch and the detections of each image, and the run times; see `WorkerRun`.
     """
     inputs = [predictor.example(image) for image in images]
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from kerasdet.export.onnx.convert import Converter
 
 
 def conv(c: Converter, op: tf.Operation) -> None:
-    """Converts Conv2D. A kernel with fewer input channels than the image is one of a grouped convolution."""
+    """Converts Conv2D. If the kernel has fewer input channels than the image, the convolution is grouped."""
     x, kernel = op.inputs
     weights = c.static(kernel).transpose(3, 2, 0, 1)  # (out, in, h, w)
     _set_conv(c, op, x, weights, group=x.shape[-1] // weights.shape[1])
@@ -87,7 +87,7 @@ def pool(c: Converter, op: tf.Operation) -> None:
 
 
 def batch_norm(c: Converter, op: tf.Operation) -> None:
-    """Converts FusedBatchNormV3 with stored statistics, where no convolution comes before it."""
+    """Converts FusedBatchNormV3 with stored statistics that does not follow a convolution."""
     names = [c.get(op.inputs[0], True), *(c.get(x) for x in op.inputs[1:5])]
     name = c.builder.add("BatchNormalization", *names, epsilon=op.get_attr("epsilon"))
     c.set(op.outputs[0], name, True)
@@ -107,7 +107,7 @@ def resize(c: Converter, op: tf.Operation) -> None:
 
 
 def doubling(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite that repeats rows and columns."""
+    """Converts kerasdet's `composite` that doubles height and width by repeating rows and columns."""
     scales = c.builder.constant([1, 1, 2, 2], np.float32)
     name = c.builder.add(
         "Resize",
@@ -122,7 +122,7 @@ def doubling(c: Converter, op: tf.Operation) -> None:
 
 
 def group_norm(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite of group norm: InstanceNormalization of (B, groups, size), then scale and offset."""
+    """Converts kerasdet's `composite` of group norm to InstanceNormalization of (B, groups, size), scale and offset."""
     attributes = c.composite(op)[1]
     x, gamma, beta = op.inputs
     image, groups = c.get(x, True), attributes["groups"]
@@ -135,7 +135,7 @@ def group_norm(c: Converter, op: tf.Operation) -> None:
 
 
 def roi_align(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite of ROIAlign. Boxes are (y1, x1, y2, x2) in kerasdet, (x1, y1, x2, y2) in ONNX."""
+    """Converts kerasdet's `composite` of ROIAlign. Boxes are (y1, x1, y2, x2) in kerasdet, (x1, y1, x2, y2) in ONNX."""
     attributes = c.composite(op)[1]
     features, boxes, images = op.inputs
     rois = c.builder.add("Gather", c.get(boxes), c.builder.integers(1, 0, 3, 2), axis=1)
@@ -155,7 +155,7 @@ def roi_align(c: Converter, op: tf.Operation) -> None:
 
 
 def non_max_suppression(c: Converter, op: tf.Operation) -> None:
-    """Converts the composite of NMS on boxes (B, N, 4) and scores (B, N) to indices (B, D) and counts (B,).
+    """Converts kerasdet's `composite` of NMS on boxes (B, N, 4) and scores (B, N) to indices (B, D) and counts (B,).
 
     ONNX lists the kept boxes of all images without a guaranteed order. Their scores are written into a table (B, N)
     that is -inf elsewhere; its D highest entries are the kept boxes by descending score, the first of equals first.

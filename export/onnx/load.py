@@ -57,7 +57,8 @@ class GraphPredictor(Predictor):
         padding to a common size changes features at the borders.
 
         Args:
-            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
+            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` (B, 2) int32, heights and widths
+                without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -137,7 +138,7 @@ class GraphPredictor(Predictor):
             size: Height and width of the input in pixels.
 
         Returns:
-            Padded detections, a dict of `boxes` (B, D, 4), `scores` ..., in pixels of the input.
+            Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., in pixels of the input.
         """
         if self._heads is None:
             return from_tf_od(outputs, tf.constant([size]), self.metadata["class_offset"], self.branch_outputs)

@@ -30,8 +30,8 @@ def reduce_bool(c: Converter, op: tf.Operation) -> None:
 def top_k(c: Converter, op: tf.Operation) -> None:
     """Converts TopKV2. Of equal values the first comes first in TensorFlow, and by ONNX's specification.
 
-    OpenVINO 2026.4 does not keep that order. It matters for integers, such as the 0 and 1 of `compact`: their positions
-    are subtracted from them, so that no two are equal.
+    OpenVINO 2026.4 does not keep that order. The order matters for integers, such as the 0 and 1 of `compact`. The
+    converter therefore ranks each integer by ``value * length - position``, so that no two are equal.
     """
     x, k = op.inputs
     values, k = c.get(x), c.builder.add("Reshape", c.get(k), c.builder.integers(1))

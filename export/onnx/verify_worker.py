@@ -15,7 +15,7 @@ RUNS = 5
 
 
 def main(path: str, folder: str) -> None:
-    """Writes the outputs to ``outputs.npz``."""
+    """Runs an ONNX file on the inputs in a folder and writes the outputs to ``outputs.npz`` there."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())

@@ -25,7 +25,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
         images: (H, W, 3) uint8 arrays.
 
     Returns:
-        One case for each image.
+        The batch and the detections of each image, and the run times; see `WorkerRun`.
     """
     worker = Path(__file__).with_name("verify_worker.py")
     return run_graph(model, GraphPredictor(path, read_properties(path)), images, worker)
@@ -36,7 +36,7 @@ def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Adds a version to a folder of OpenVINO Model Server (``folder/1/model.xml``), once it is complete.
 
     Args:
-        folder: The serving folder, new or made by an earlier export: the server's ``--model_path``.
+        folder: The server's ``--model_path``, new or made by an earlier export.
 
     Yields:
         The path to which the block must write the IR, and the path that it has afterwards.

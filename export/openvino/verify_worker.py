@@ -17,7 +17,7 @@ CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 
 def main(path: str, folder: str) -> None:
-    """Writes the outputs to ``outputs.npz``."""
+    """Runs OpenVINO IR on the inputs in a folder and writes the outputs to ``outputs.npz`` there."""
     run = openvino.Core().compile_model(Path(path) / "model.xml", "CPU", CONFIG)
     names = [output.any_name for output in run.outputs]
     arrays, seconds = {}, []

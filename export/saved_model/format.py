@@ -26,7 +26,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
         images: (H, W, 3) uint8 arrays. The signature ``encoded`` gets all of them, the others the first one.
 
     Returns:
-        One case for each signature.
+        The batch and the detections of each signature, and the run times; see `WorkerRun`.
     """
     metadata = read_metadata(path)
     libraries = [str(LIBRARY)] if metadata["ops"] == "compiled" else []

@@ -24,7 +24,7 @@ class SavedModelPredictor(Predictor):
 
     Attributes:
         path: The folder.
-        metadata: The contents of its ``assets/kerasdet.json``, see `kerasdet.export.metadata`.
+        metadata: The contents of the folder's ``assets/kerasdet.json``, see `kerasdet.export.metadata`.
 
     Raises:
         UserError: If kerasdet did not write the folder, or TensorFlow cannot load it.
@@ -58,8 +58,8 @@ class SavedModelPredictor(Predictor):
         sizes run one by one, like `detect` of the model with a batch size of 1.
 
         Args:
-            batch: `image` (B, H, W, 3), uint8 or float, padded at the bottom right; `image_size` and `original_size`
-                (B, 2) int32.
+            batch: `image` (B, H, W, 3), uint8 or float, padded at the bottom right; `image_size` (B, 2) int32, heights
+                and widths without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),

@@ -17,7 +17,7 @@ RUNS = 5
 
 
 def main(saved_model: str, folder: str, *libraries: str) -> None:
-    """Writes the outputs of all signatures to ``outputs.npz``."""
+    """Runs all signatures on the images in a folder and writes the outputs to ``outputs.npz`` there."""
     for library in libraries:
         tf.load_op_library(library)
     signatures = tf.saved_model.load(saved_model).signatures

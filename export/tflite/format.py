@@ -16,8 +16,8 @@ from kerasdet.models import Detector
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
     """Runs a TFLite file in a process that has only LiteRT.
 
-    Model and file get the same pixels: each image letterboxed into the file's input. A file without post-processing
-    is completed by the model's own.
+    Model and file get the same pixels: each image letterboxed into the file's input. The outputs of a file without
+    post-processing go through the model's own.
 
     Args:
         model: The detector.
@@ -25,7 +25,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
         images: (H, W, 3) uint8 arrays.
 
     Returns:
-        One case for each image.
+        The batch and the detections of each image, and the run times; see `WorkerRun`.
     """
     predictor = TFLitePredictor(path)
     inputs = np.concatenate([predictor.to_input(image)[0] for image in images])  # (B, h, w, 3)

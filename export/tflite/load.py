@@ -73,7 +73,8 @@ class TFLitePredictor(Predictor):
         """Detects objects in a batch of images that have not been resized.
 
         Args:
-            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32.
+            batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` (B, 2) int32, heights and widths
+                without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -113,7 +114,7 @@ class TFLitePredictor(Predictor):
             outputs: Output name -> array.
 
         Returns:
-            Padded detections, a dict of `boxes` (1, D, 4), `scores` ..., in pixels of the file's input.
+            Padded detections, a dict of `boxes` (1, D, 4) yxyx, `scores` ..., in pixels of the file's input.
         """
         if self._heads is not None:
             return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])

@@ -16,7 +16,7 @@ RUNS = 5
 
 
 def main(path: str, folder: str) -> None:
-    """Writes the outputs to ``outputs.npz``."""
+    """Runs a TFLite file on the inputs in a folder and writes the outputs to ``outputs.npz`` there."""
     inputs = np.load(Path(folder) / "inputs.npy")
     run = Interpreter(path, num_threads=os.cpu_count()).get_signature_runner()
     results = [run(image=pixels[None]) for pixels in inputs]

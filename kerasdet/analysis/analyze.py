@@ -30,8 +30,8 @@ class Analysis:
         class_names: (K,) names.
         image_ids: (I,) ids of the images.
         instances: Objects and detections.
-        samples: Metric name -> (1 + S,) values: that of all images, then those of S resamplings, see
-            `kerasdet.analysis.bootstrap.resampled`.
+        samples: Metric name -> (1 + S,) values: the value of all images, then the values of S resampled sets of images,
+            see `kerasdet.analysis.bootstrap.resampled`.
         ap: AP of each area (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without objects.
         positives: Number of objects of each area and class, (4, K).
         curves: Precision-recall curve of each class at an IoU of 0.5.
@@ -64,12 +64,12 @@ class Analysis:
 
     @property
     def numbers(self) -> dict[str, Interval]:
-        """COCO's twelve metrics by name, with their 95 % intervals."""
+        """COCO's twelve metrics by name, with their 95 % confidence intervals."""
         return {name: interval(values) for name, values in self.samples.items() if name != "class"}
 
     @property
     def class_numbers(self) -> list[Interval]:
-        """AP of each of the K classes, with its 95 % interval."""
+        """AP of each of the K classes, with its 95 % confidence interval."""
         return [interval(values) for values in self.samples["class"].T]
 
     @property
@@ -124,8 +124,9 @@ class Comparison:
     """Holds the differences between the detections of two runs on the same images.
 
     Args:
-        differences: Metric name -> difference of COCO's metrics, this run minus the other, with a paired interval.
-        class_differences: Difference of the AP of each of the K classes, with a paired interval.
+        differences: Metric name -> difference of COCO's metrics, this run minus the other, with a 95 % confidence
+            interval. Both runs are resampled with the same images.
+        class_differences: Difference of the AP of each of the K classes, with a confidence interval of the same kind.
         fixed: (G,) bool, objects that only this run finds above its threshold.
         broken: (G,) bool, objects that only the other run finds above its threshold.
     """
@@ -152,7 +153,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
 
     Args:
         cases: Ground truth and detections, from `kerasdet.evaluation.coco.read_cases`.
-        samples: Number of resampled sets of images for the intervals.
+        samples: Number of resampled sets of images for the confidence intervals.
         seed: Seed of the resampling.
 
     Returns:

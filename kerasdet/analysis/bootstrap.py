@@ -18,7 +18,7 @@ _LIMITS = (1, 10, 100)
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Holds a metric, and the interval that contains 95 % of its resampled values; NaN without ground truth."""
+    """Holds a metric and its 95 % confidence interval from resampled images; NaN without ground truth."""
 
     value: float
     low: float
@@ -61,10 +61,11 @@ def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict
     Args:
         instances: Objects and detections.
         matches: Result of `coco_matches`.
-        drawn: (S, I) from `weights`.
+        drawn: (S, I) float32 from `weights`: how often each of S samples contains each of I images.
 
     Returns:
-        Metric name -> (S,) values, NaN for samples without objects. The key "class" has the AP of each class, (S, K).
+        Metric name -> (S,) values in [0, 1], NaN for samples without objects. The key "class" has the AP of each of the
+        K classes, (S, K).
     """
     num_areas, num_thresholds, _ = matches.correct.shape
     samples, classes = len(drawn), instances.num_classes
@@ -152,17 +153,17 @@ def _mean(values):
 
 
 def interval(values: np.ndarray, share: float = 0.95) -> Interval:
-    """Computes the interval of a metric from its resampled values.
+    """Computes the confidence interval of a metric from its resampled values.
 
     Resampled AP is slightly too high on average, because copies of an image are right or wrong together. The interval
     is shifted by this mean difference.
 
     Args:
-        values: (1 + S,) from `resampled`: the metric of all images, then those of the samples.
+        values: (1 + S,) from `resampled`: the metric of all images, then of each of S samples.
         share: Share of the resampled values that lie inside the interval.
 
     Returns:
-        The metric of all images with its interval.
+        The metric of all images with its confidence interval.
     """
     others = values[1:][~np.isnan(values[1:])]
     if math.isnan(values[0]) or not len(others):

@@ -32,7 +32,7 @@ class Matches:
     objects: np.ndarray
 
     def positives(self, instances: Instances) -> np.ndarray:
-        """Counts the objects that are to be found.
+        """Counts the objects that are not ignored.
 
         Args:
             instances: The objects and detections that were matched.

@@ -74,7 +74,7 @@ def class_curves(instances: Instances, matches: Matches, threshold: int = 0) -> 
 
     Args:
         instances: Objects and detections.
-        matches: Matches of the instances.
+        matches: Result of `kerasdet.analysis.matching.match` for the instances.
         threshold: Index of the IoU threshold in `matches`.
 
     Returns:
@@ -91,7 +91,7 @@ def overall_curve(instances: Instances, matches: Matches, threshold: int = 0) ->
 
     Args:
         instances: Objects and detections.
-        matches: Matches of the instances; the first range of areas is used.
+        matches: Result of `kerasdet.analysis.matching.match` for the instances; the first range of areas is used.
         threshold: Index of the IoU threshold in `matches`.
 
     Returns:
@@ -167,7 +167,7 @@ def class_ap(instances: Instances, matches: Matches) -> np.ndarray:
 
     Args:
         instances: Objects and detections.
-        matches: Matches of the instances.
+        matches: Result of `kerasdet.analysis.matching.match` for the instances.
 
     Returns:
         (A, T, K); NaN without objects.

@@ -13,7 +13,7 @@ from kerasdet.checkpoints.tensors import DTYPES, Storage, Tensor, check_shape, i
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Function:
-    """Holds a name of the table that a pickle may call."""
+    """Holds a function of the allowlist `TABLE`, which a pickle may call."""
 
     name: str
     call: Callable[..., Any]
@@ -61,7 +61,7 @@ def lookup(module: str, name: str) -> Function | Element:
         The constructor.
 
     Raises:
-        ValueError: If the name is not in the table.
+        ValueError: If the name is not in the allowlist `TABLE`.
     """
     spelling = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     key = f"{spelling.replace('numpy._core.', 'numpy.core.')}.{name}" if len(spelling) + len(name) < 100 else ""
@@ -83,20 +83,29 @@ def set_state(target: object, state: object) -> None:
         state: State that the pickle sets.
 
     Raises:
-        ValueError: If the state is invalid, or the object is of another kind.
+        ValueError: If the state is invalid, or `target` is not an array, a dtype, a dict, a tensor or an opaque object.
     """
     if isinstance(target, Array):
         if type(state) is not tuple or len(state) != 5:
-            raise ValueError("a NumPy array has a damaged state")
+            raise ValueError(
+                f"a NumPy array of the pickle has an invalid state of type {type(state).__name__}; expected a tuple "
+                "(version, shape, dtype, order, data)"
+            )
         _, shape, dtype, fortran, raw = state
         if isinstance(raw, list):
             raise ValueError("a NumPy array of Python objects is refused")
         if not isinstance(dtype, Dtype) or not isinstance(raw, (bytes, bytearray, str)):
-            raise ValueError("a NumPy array has a damaged state")
+            raise ValueError(
+                f"a NumPy array of the pickle has a dtype of type {type(dtype).__name__} and data of type "
+                f"{type(raw).__name__}; expected a NumPy dtype and bytes"
+            )
         target.dtype, target.shape, target.fortran, target.raw = dtype, check_shape(shape), bool(fortran), raw
     elif isinstance(target, Dtype):
         if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
-            raise ValueError("a NumPy dtype has a damaged state")
+            raise ValueError(
+                f"a NumPy dtype of the pickle has an invalid state of type {type(state).__name__}; expected a tuple "
+                "(version, byte order, ...) with the byte order <, >, = or |"
+            )
         target.byteorder = ">" if state[1] == ">" else "<"
         if any(part is not None for part in state[2:5]):
             target.element = None
@@ -120,7 +129,11 @@ def storage(identity: object) -> Storage:
         raise ValueError("the pickle names something that is not a tensor storage by a persistent id, which is refused")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
-        raise ValueError("the pickle has a malformed persistent id of a tensor storage")
+        raise ValueError(
+            "the pickle identifies a tensor storage by values of the types "
+            f"{', '.join(type(part).__name__ for part in (kind, key, numel))}; expected a storage class, a text and a "
+            "number of elements, 0 or more"
+        )
     start, length = 0, numel
     if len(identity) == 6 and identity[5] is not None:
         _, start, length = identity[5]
@@ -140,9 +153,16 @@ def _tensor_v3(data, offset, shape, strides, _grad, _hooks, element, *_):
 def _tensor(data, offset, shape, strides, element):
     shape, strides = check_shape(shape), check_shape(strides, "stride")
     if not isinstance(data, Storage) or element not in DTYPES:
-        raise ValueError("a tensor is not made from a storage and a dtype")
+        raise ValueError(
+            f"the pickle makes a tensor from an object of type {type(data).__name__} with the dtype "
+            f"{str(element)[:20]!r}; expected a storage and one of {', '.join(DTYPES)}"
+        )
     if len(shape) != len(strides) or type(offset) is not int or offset < 0:
-        raise ValueError("a tensor's shape, stride and offset do not match")
+        raise ValueError(
+            f"a tensor of shape {shape} has the strides {strides} and the offset "
+            f"{offset if type(offset) is int else type(offset).__name__}; expected one stride for each axis, and "
+            "an offset of 0 or more"
+        )
     end = offset + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if 0 not in shape and end * itemsize(element) > data.length * itemsize(data.element):
         raise ValueError(
@@ -153,13 +173,16 @@ def _tensor(data, offset, shape, strides, element):
 
 def _parameter(data, *_):
     if not isinstance(data, Tensor):
-        raise ValueError("a parameter does not hold a tensor")
+        raise ValueError(f"a parameter of the pickle holds an object of type {type(data).__name__}; expected a tensor")
     return data
 
 
 def _dtype(code, *_):
     if type(code) is not str:
-        raise ValueError("a NumPy dtype has no name")
+        raise ValueError(
+            f"a NumPy dtype of the pickle is named by an object of type {type(code).__name__}; expected a text such "
+            "as 'f4'"
+        )
     if code.startswith("O"):
         raise ValueError("a NumPy array of Python objects is refused")
     return Dtype("bool" if code == "b1" else _NUMPY_CODES.get(code))
@@ -218,7 +241,10 @@ def _getattr(owner, *_):
 
 def _reconstructor(kind, *_):
     if not isinstance(kind, Function) or kind.call is not _opaque:
-        raise ValueError("the pickle asks for an object of a class that is refused")
+        raise ValueError(
+            f"the pickle asks for an object of {getattr(kind, 'name', type(kind).__name__)}, which is refused because "
+            "it could run code"
+        )
     return Opaque()
 
 

@@ -348,8 +348,8 @@ class _AnnotationReader:
         if isinstance(code, dict) and image["height"] and code["size"] != [image["height"], image["width"]]:
             raise self._error(
                 name,
-                f"has an RLE mask of size {code['size']}, but its image is {image['height']}x{image['width']}. Correct "
-                "its segmentation.",
+                f"has an RLE mask of size {code['size']}, but the image has height and width "
+                f"{[image['height'], image['width']]}. Correct the segmentation.",
             )
 
     def _box(self, annotation, name):

@@ -112,8 +112,8 @@ def read_parts(
         if _classes(part) != _classes(first):
             raise UserError(
                 f"{source.path}: the split {first.name} has the classes {', '.join(_classes(first).values())}, and "
-                f"{part.name} {', '.join(_classes(part).values())}; expected the same with the same ids. Pass classes "
-                "(--classes) with the names to keep."
+                f"{part.name} {', '.join(_classes(part).values())}; expected the same classes with the same ids. "
+                "Pass classes (--classes) with the names to keep."
             )
     return parts
 

@@ -42,7 +42,10 @@ def read_examples(
         where = f"Example {number}"
         if not isinstance(example, Mapping) or not {"image", "boxes", "class_ids"} <= example.keys():
             keys = list(example) if isinstance(example, Mapping) else type(example).__name__
-            raise UserError(f"{where} has {keys}; expected a dict with image, boxes and class_ids. Rename its keys.")
+            raise UserError(
+                f"{where} is {f'a dict with the keys {keys}' if isinstance(example, Mapping) else f'of type {keys}'}; "
+                "expected a dict with image, boxes and class_ids. Pass such dicts."
+            )
         if unknown := sorted(set(example) - set(_KEYS)):
             raise UserError(f"{where} has the key {unknown[0]!r}; expected one of {', '.join(_KEYS)}. Remove the key.")
         entry = _image(int(example.get("image_id", number + 1)), example["image"], where)

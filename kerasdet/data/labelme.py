@@ -113,8 +113,8 @@ def _image(image_id, path, data, finder):
     own = next((each for suffix in SUFFIXES if (each := path.with_suffix(suffix)).is_file()), found)
     if own.stem != found.stem and found.is_file():
         raise UserError(
-            f"{path} names the image {data['imagePath']!r}, but {own.name} beside it has its own name; expected one "
-            'image. Correct "imagePath", or rename one of the two.'
+            f"{path} names the image {data['imagePath']!r}, but {own.name} beside it has the name of the JSON; "
+            'expected one image. Correct "imagePath", or rename one of the two.'
         )
     stated = as_int(data.get("imageHeight")), as_int(data.get("imageWidth"))
     size = stated if all(length is not None and length > 0 for length in stated) else None

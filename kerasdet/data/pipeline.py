@@ -78,10 +78,11 @@ def training_batches(
             replica by replica, and decodes no other images.
 
     Returns:
-        Endless batches: dicts of `image` (B, H, W, 3), `image_size` (B, 2), `boxes` (B, M, 4) yxyx in pixels,
-        `class_ids` (B, M) with -1 for padding, `is_crowd` (B, M), `image_id` (B,), `original_size` (B, 2), and if the
-        dataset has them `masks` (B, M, S, S) uint8, the covered fraction of each cell times 255, and `keypoints`
-        (B, M, J, 3). M is at least 1.
+        Endless batches: dicts of `image` (B, H, W, 3); `image_size` (B, 2), heights and widths without padding in
+        pixels; `boxes` (B, M, 4) yxyx in pixels; `class_ids` (B, M), -1 for padding; `is_crowd` (B, M); `image_id`
+        (B,); `original_size` (B, 2), heights and widths before resizing in pixels; and if the dataset has them `masks`
+        (B, M, S, S) uint8, the covered fraction of each cell times 255, and `keypoints` (B, M, J, 3) as
+        (y, x, visibility), in pixels. M is at least 1.
 
     Raises:
         UserError: If the dataset has no images, or an image has more than `max_boxes` boxes.

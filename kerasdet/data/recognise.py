@@ -292,7 +292,10 @@ def choose_split(source: Source, split: str | None) -> str:
     if split is None:
         if len(source.splits) == 1:
             return next(iter(source.splits))
-        raise UserError(f"{source.path} has the splits {known}; expected one of them. Pass split=NAME (--split NAME).")
+        raise UserError(
+            f"{source.path} has the splits {known}, and none was chosen; expected the name of one. Pass split=NAME "
+            "(--split NAME)."
+        )
     for name in (split, split_of(split)):
         if name in source.splits:
             return name

@@ -71,7 +71,8 @@ def _reach(scheme, url):
         except Exception as error:  # on other versions of TensorFlow than its own it raises almost anything
             raise UserError(
                 f"{url} is on {scheme}, which TensorFlow can read only with tensorflow-io, but that cannot be imported "
-                f"({' '.join(str(error).split())[:80]}). It works up to TensorFlow 2.16; this is {tf.__version__}. "
+                f"({' '.join(str(error).split())[:80]}). tensorflow-io works up to TensorFlow 2.16; this "
+                f"is {tf.__version__}. "
                 'Copy the data to a local disk, or install TensorFlow 2.16 and "kerasdet[io]".'
             ) from None
 

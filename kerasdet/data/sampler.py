@@ -20,9 +20,9 @@ class ImageSampler:
 
     Args:
         repeat_threshold: Images with a rare class are repeated (LVIS, https://arxiv.org/abs/1908.03195). A class is
-            rare if fewer than this fraction of images contain it. An image is seen
-            ``max(1, sqrt(repeat_threshold / fraction))`` times per epoch, where `fraction` is that of its rarest class.
-            LVIS uses 0.001. None visits every image once.
+            rare if fewer than this fraction of images contain it. An image is seen ``max(1, sqrt(repeat_threshold /
+            fraction))`` times per epoch, where `fraction` is the fraction of images that contain the image's rarest
+            class. LVIS uses 0.001. None visits every image once.
         group_by_aspect_ratio: Whether the images of a batch are all wider than high, or all not. This saves padding.
 
     Raises:

@@ -31,7 +31,7 @@ def is_tfrecord(path: Path) -> bool:
         path: Path of the file.
 
     Returns:
-        Whether it is.
+        True for the name of a TFRecord.
     """
     return _SHARD.sub("", path.name).lower().endswith(SUFFIXES) or (
         _SHARD.search(path.name) is not None and path.suffix.lower() in SUFFIXES

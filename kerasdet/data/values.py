@@ -115,7 +115,7 @@ def is_plain(values: Any) -> bool:
         values: Value of any type.
 
     Returns:
-        Whether it is such a list.
+        True for such a list.
     """
     return type(values) is list and all(
         type(value) is float or (type(value) is int and -MAX_ID <= value <= MAX_ID) for value in values
@@ -283,7 +283,7 @@ def show(value: Any) -> str:
         value: Value of any type.
 
     Returns:
-        Its representation, cut to 80 characters.
+        The representation of the value, cut to 80 characters.
     """
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -19,7 +19,7 @@ _CURVE_POINTS = 32
 
 
 def is_via(data: Any) -> bool:
-    """Tells whether a JSON file is a project or an export of VIA 1 or 2.
+    """Tells whether a JSON file is a project or an export of VIA (VGG Image Annotator) 1 or 2.
 
     Args:
         data: Parsed JSON.
@@ -40,7 +40,7 @@ def _entries(data):
 
 
 def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
-    """Reads a project or an export of VIA.
+    """Reads a project or an export of VIA (VGG Image Annotator).
 
     The class of a region is its attribute `class`, `label`, `name`, `type`, `category` or `object`, or else its only
     attribute. If no region has attributes, there is one class, "object".

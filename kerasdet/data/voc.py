@@ -165,7 +165,10 @@ def listed_name(line: str, annotations: Path) -> str:
 
     Args:
         line: The line.
-        annotations: Folder of the XML files.
+        annotations: Folder of the XML files. A reading of the line that names one of these files is preferred.
+
+    Returns:
+        Name of the image without folder and suffix.
     """
     without_label = re.sub(r"\s+(-1|0|1)$", "", line)
     choices = [line, without_label, without_label.rsplit(".", 1)[0]]

@@ -112,7 +112,7 @@ def parse(path: Path) -> ElementTree.Element:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If it is not valid XML.
+        UserError: If the file is not valid XML.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
@@ -164,7 +164,8 @@ def _image_of(file, file_name, finder, changes):
             return other
         if len(own) > 1 and not own[0].samefile(own[1]):
             raise UserError(
-                f"{file} could be about {own[0]} or {own[1]}; expected one image of its name. Remove one of them."
+                f"{file} could be about {own[0]} or {own[1]}; expected one image with the name of the XML file. "
+                "Remove one of them."
             )
         if other.stem != file.stem and other.is_file():
             changes.add("contradicting_names", str(file), f"names the image {file_name}, not {own[0].name}")

@@ -20,13 +20,13 @@ _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "pre
 
 
 def read_yaml(path: Path) -> dict:
-    """Parses a `data.yaml`.
+    """Parses the `data.yaml` of a YOLO dataset.
 
     Args:
         path: Path of the file.
 
     Returns:
-        Key -> value. The class names are the texts in the file: `yes`, `null` and `007` are names, too.
+        Key -> value. The class names are texts as written in the file: `yes`, `null` and `007` stay texts.
 
     Raises:
         UserError: If the file is not YAML, or not a mapping.
@@ -182,8 +182,9 @@ def label_of(image: Path) -> Path:
         image: Path of the image.
 
     Returns:
-        The path with the last folder `images` replaced by `labels`, or the path beside the image, with the suffix .txt
-        in lower or upper case. The file need not exist.
+        The first existing file, with the suffix .txt or .TXT, of two places: the image's path with its last folder
+        `images` (or `JPEGImages`) replaced by `labels`, then the folder of the image. If no file exists, the path in
+        `labels` or, without a folder `images`, beside the image.
     """
     places = [image]
     for index in range(len(image.parts) - 2, -1, -1):

@@ -86,8 +86,9 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
         batch_size: Number of images in a batch.
 
     Returns:
-        A finite `tf.data.Dataset` of dicts with `image` (B, H, W, 3), `image_size` (B, 2), `original_size` (B, 2) and
-        `image_id` (B,); see `kerasdet.data.pipeline.evaluation_batches`.
+        A finite `tf.data.Dataset` of dicts with `image` (B, H, W, 3), `image_size` (B, 2), heights and widths without
+        padding, `original_size` (B, 2), those before resizing, in pixels, and `image_id` (B,); see
+        `kerasdet.data.pipeline.evaluation_batches`.
     """
     rule, resize, pad_to = predictor.preprocessing, None, None
     if not isinstance(rule, KeepSize):
@@ -155,7 +156,7 @@ def evaluate_batches(
     """Measures the AP of a predictor over batches.
 
     Args:
-        predictor: Anything that detects.
+        predictor: Keras model, loaded export or other `Predictor`.
         batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) heights and widths without padding,
             `original_size` (B, 2) heights and widths in the dataset, and `image_id` (B,). The last batch may be
             smaller.

@@ -93,7 +93,9 @@ class ResultsReader:
         numbers = as_floats(value)
         if numbers is None or len(numbers) != count or not all(map(math.isfinite, numbers)):
             expected = "x, y, width, height" if count == 4 else f"{count} numbers, x, y and score of each keypoint"
-            raise self._error(name, f"has the {GEOMETRY[self.iou_type]} {show(value)}; expected {expected}.")
+            raise self._error(
+                name, f"has the {GEOMETRY[self.iou_type]} {show(value)}; expected {expected}. Export the results again."
+            )
         if not isinstance(value, list) or any(isinstance(item, str) for item in value):
             self.changes.add("converted_values", name(), f'has "{GEOMETRY[self.iou_type]}" {show(value)}')
         if self.iou_type == "bbox":
@@ -125,8 +127,8 @@ class ResultsReader:
             raise self._error(
                 name,
                 f"is {'of' if kind == 'category' else 'for'} {kind} {show(value)}, which {self.truth_name} lacks: "
-                f"expected the id of one of its {len(known)} {plural}, such as {next(iter(known))}. Give its own "
-                "results.",
+                f"expected the id of one of the {len(known)} {plural}, such as {next(iter(known))}. Give "
+                "the results of a model on this ground truth.",
             )
         return number
 
@@ -178,8 +180,8 @@ def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
         RLE {"size", "counts"}.
 
     Raises:
-        ValueError: If the RLE has another number of pixels. The message begins with "has"; callers put the file and the
-            result in front of it.
+        ValueError: If the RLE has another number of pixels than the image. The message begins with "has"; callers put
+            the file and the result in front of it.
     """
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))

@@ -30,7 +30,7 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
 
     Args:
         smallest: Edge length of the finest level's smallest anchor, in pixels.
-        octaves: Sizes on each level, in geometric steps that divide a factor of 2.
+        octaves: Number of sizes on each level. Each is ``2 ** (1 / octaves)`` times the one before it.
         levels: Number of levels; sizes double from one to the next.
 
     Returns:

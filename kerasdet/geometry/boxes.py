@@ -216,7 +216,7 @@ def flip_left_right(boxes: tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
 
     Args:
         boxes: (..., 4) yxyx in pixels.
-        width: Width of the image in pixels.
+        width: Width of the image in pixels, an int or () tensor.
 
     Returns:
         (..., 4) of the type of `boxes`.
@@ -231,7 +231,7 @@ def flip_up_down(boxes: tf.Tensor, height: int | tf.Tensor) -> tf.Tensor:
 
     Args:
         boxes: (..., 4) yxyx in pixels.
-        height: Height of the image in pixels.
+        height: Height of the image in pixels, an int or () tensor.
 
     Returns:
         (..., 4) of the type of `boxes`.

@@ -1,12 +1,11 @@
 """Cuts, turns and covers crops of masks, so that masks follow an image through augmentation.
 
 A crop (S, S) is the part of a mask inside its object's box, resized to S x S cells; see `kerasdet.geometry.masks`.
-Cutting averages over the
-area of the old cells and loses only resolution: a crop of half the box has S / 2 cells of detail per side. An affine
-map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares with full-size masks of COCO objects of
-at least 8 pixels. Cut to a quarter of the box, the mean IoU is 0.999 and the worst 0.991. Turned by 10 degrees, which
-blurs the full-size mask as well, the mean is 0.988 and the worst 0.951: for these the border moves by less than half a
-pixel.
+Cutting averages over the area of the old cells and loses only resolution: a crop of half the box has S / 2 cells of
+detail per side. An affine map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares with
+full-size masks of COCO objects of at least 8 pixels. Cut to a quarter of the box, the mean IoU is 0.999 and the worst
+0.991. Turned by 10 degrees, which blurs the full-size mask as well, the mean is 0.988 and the worst 0.951: for these
+the border moves by less than half a pixel.
 """
 
 import tensorflow as tf
@@ -19,7 +18,8 @@ def recrop(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor) -> tf.Tenso
     """Computes the crops for other boxes of the same objects.
 
     Args:
-        masks: (M, S, S) uint8. Crops of the masks.
+        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+            times 255.
         boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
         new_boxes: (M, 4) yxyx in pixels. Boxes that the new crops cover. Outside the old box a mask is empty.
 
@@ -48,7 +48,8 @@ def tight_boxes(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     """Finds the tight boxes of masks. A side that the mask touches stays exactly; other sides are exact to one cell.
 
     Args:
-        masks: (M, S, S) uint8. Crops of the masks.
+        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+            times 255.
         boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
 
     Returns:
@@ -71,7 +72,8 @@ def areas(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     """Computes the areas of masks.
 
     Args:
-        masks: (M, S, S) uint8. Crops of the masks.
+        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+            times 255.
         boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
 
     Returns:
@@ -85,7 +87,8 @@ def affine_boxes(masks: tf.Tensor, boxes: tf.Tensor, matrix: tf.Tensor) -> tf.Te
     """Finds the tight boxes of masks after an affine map.
 
     Args:
-        masks: (M, S, S) uint8. Crops of the masks.
+        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+            times 255.
         boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
         matrix: (2, 3). Maps (y, x, 1) to the new (y, x), in continuous pixels.
 
@@ -113,7 +116,8 @@ def warp(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor, inverse: tf.T
     """Computes the crops of masks after an affine map.
 
     Args:
-        masks: (M, S, S) uint8. Crops of the masks.
+        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+            times 255.
         boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
         new_boxes: (M, 4) yxyx in pixels. Boxes of the objects after the map.
         inverse: (2, 3). Maps (y, x, 1) after the map to the (y, x) before it, in continuous pixels.
@@ -157,7 +161,7 @@ def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Covered fraction of each cell, times 255.
+        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
     """
     values = tf.cast(bitmaps, tf.float32)
     shape = tf.shape(values)
@@ -177,8 +181,9 @@ def subtract(masks: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     """Takes away the part of masks that something else covers.
 
     Args:
-        masks: (M, S, S) uint8. Crops of the masks.
-        others: (M, S, S) uint8. Crops, for the same boxes, of the things that cover the objects.
+        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+            times 255.
+        others: (M, S, S) uint8. Crops, to the same boxes, of the things that cover the objects.
 
     Returns:
         (M, S, S) uint8. Cells that both cover in part keep the product of the two fractions.

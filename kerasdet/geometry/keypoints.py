@@ -98,7 +98,7 @@ def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int]
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
-        width: Width of the image in pixels.
+        width: Width of the image in pixels, an int or () tensor.
         order: (J,) int. Order of keypoints after the flip, from `flip_order`.
 
     Returns:
@@ -113,7 +113,7 @@ def flip_up_down(keypoints: tf.Tensor, height: tf.Tensor, order: Sequence[int] |
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
-        height: Height of the image in pixels.
+        height: Height of the image in pixels, an int or () tensor.
         order: (J,) int. Order of keypoints after the flip, from `flip_order`.
 
     Returns:
@@ -186,7 +186,7 @@ def check_convention(convention: str) -> None:
         convention: "detectron2" or "torchvision".
 
     Raises:
-        ValueError: If it is another name.
+        ValueError: If `convention` is another name.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}: expected 'detectron2' or 'torchvision'. Choose one of them.")

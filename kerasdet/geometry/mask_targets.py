@@ -17,7 +17,8 @@ def sample_crops(
     The grid has every `stride`-th row and column of the image, from the middle of the first `stride` pixels on.
 
     Args:
-        crops: (B, M, S, S) uint8 from `kerasdet.geometry.masks.crops_from_runs`.
+        crops: (B, M, S, S) uint8, the covered fraction of each cell of an object's box times 255, from
+            `kerasdet.geometry.masks.crops_from_runs`.
         boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
         height: Number of rows of the grid.
         width: Number of columns of the grid.
@@ -44,7 +45,8 @@ def mask_centers(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     """Computes the centres of mass of masks, as means of pixel indices (mmdetection).
 
     Args:
-        crops: (B, M, S, S) uint8 from `kerasdet.geometry.masks.crops_from_runs`.
+        crops: (B, M, S, S) uint8, the covered fraction of each cell of an object's box times 255, from
+            `kerasdet.geometry.masks.crops_from_runs`.
         boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
 
     Returns:

@@ -36,7 +36,7 @@ def crops_from_runs(
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Covered fraction of each cell, times 255.
+        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
     """
     height, width = tf.unstack(tf.cast(image_size, tf.float64))
     boxes = tf.cast(boxes, tf.float64)
@@ -93,7 +93,7 @@ def crop_masks_for_rois(
     takes that mean from the crop instead. Cropping changes mask losses by at most 2e-4 (relative).
 
     Args:
-        masks: (B, M, S, S) uint8. Crops of the objects, from `crops_from_runs`.
+        masks: (B, M, S, S) uint8. Covered fraction of each cell of an object's box, times 255, from `crops_from_runs`.
         boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
         rois: (B, P, 4) yxyx in pixels. Regions to compute targets for.
         matched_gt: (B, P) int32. Index of each region's object; a negative index gives a target of 0.

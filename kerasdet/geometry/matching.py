@@ -55,7 +55,7 @@ def match_iou(
         ignored: (B, R) bool, anchors to ignore whatever they overlap, such as the result of `covered`.
 
     Returns:
-        (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
+        (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
 
     Raises:
         UserError: If `low_quality_owner` is unknown.
@@ -107,7 +107,7 @@ def match_fcos(
         ignored: (B, R) bool, points to ignore regardless of position, such as the result of `covered`.
 
     Returns:
-        (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
+        (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
 
     Raises:
         UserError: If `convention` is unknown.
@@ -202,7 +202,7 @@ def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
 
     Args:
         values: (B, M, ...), one value per object, such as boxes or class ids.
-        matched_gt: (B, R) int32 from a matcher.
+        matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
 
     Returns:
         (B, R, ...) of the type of `values`.
@@ -295,7 +295,7 @@ class IoUMatcher(ConfigFromInit):
                 `padded_size_divisor` also ``image_size`` (B, 2), heights and widths without padding, in pixels.
 
         Returns:
-            (B, R) int32: an index into the image's ground truth, `NEGATIVE` or `IGNORE`.
+            (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         valid = valid_gt_mask(batch)
         ignored = ignore_mask(anchors, batch, self.ignore_crowd_iof)
@@ -358,7 +358,7 @@ class FCOSMatcher(ConfigFromInit):
 
         Returns:
             (B, R) int32, the points of all levels one after the other: an index into the image's ground truth,
-            `NEGATIVE` or `IGNORE`.
+            `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         squares = tf.concat(list(levels.values()), 0)  # (R, 4)
         counts = [tf.shape(level)[0] for level in levels.values()]

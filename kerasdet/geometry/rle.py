@@ -55,7 +55,7 @@ def _checked_polygon(polygon):
 def _rle_runs(segmentation, height, width):
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, Sequence) or list(size) != [height, width]:
-        raise ValueError(f"has an RLE mask of size {size}, but its image is {height}x{width}")
+        raise ValueError(f"has an RLE mask of size {size}, but the image has height and width {[height, width]}")
     if isinstance(counts, (str, bytes)):
         runs = _uncompressed(counts.encode("latin1") if isinstance(counts, str) else counts)
     elif isinstance(counts, Sequence) and all(isinstance(count, int) for count in counts):
@@ -63,7 +63,10 @@ def _rle_runs(segmentation, height, width):
     else:
         raise ValueError('has an RLE mask whose "counts" are neither text nor a list of integers')
     if runs.sum() != height * width or (runs < 0).any():
-        raise ValueError(f"has an RLE mask of {runs.sum():.0f} pixels, but its image has {height * width}")
+        raise ValueError(
+            f'has an RLE mask of {runs.sum():.0f} pixels; expected run lengths ("counts") of 0 or more that sum to the '
+            f"{height * width} pixels of the image"
+        )
     return runs
 
 

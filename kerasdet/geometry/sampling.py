@@ -81,7 +81,8 @@ class BalancedSampler(ConfigFromInit):
         """Picks the candidates of each image to train on.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher. Candidates marked `IGNORE` are never picked.
+            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none. Candidates
+                marked `IGNORE` are never picked.
             priority: (B, R) float from `sampling_priority`. The positives and the negatives of highest priority are
                 picked.
 

@@ -345,8 +345,8 @@ def unpad(
     """Takes the detections of one image out of padded detections.
 
     Args:
-        detections: Padded detections (`boxes` (B, D, 4), `scores` ..., see `kerasdet.inference.padded`), in pixels of
-            the images.
+        detections: Padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels
+            of the images.
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes by class id, or None.

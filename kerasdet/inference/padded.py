@@ -5,8 +5,8 @@ exchange this dict:
 
 * `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
 * `class_ids` (B, D) int32, -1 for padding, and `valid` (B,) int32, the number of detections without padding.
-* From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4), and `keypoints` (B, D, J, 3) as
-  (y, x, score).
+* From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4) yxyx in pixels, and `keypoints`
+  (B, D, J, 3) as (y, x, score).
 
 Branches of a user add outputs (B, D, ...) of their own. `BranchOutput` says how these are rescaled and exported.
 """
@@ -56,7 +56,7 @@ def rescale(
     The function also runs in graphs.
 
     Args:
-        detections: Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module).
+        detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`).
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
         branch_outputs: Output name -> `BranchOutput`, which says how the output is rescaled.
@@ -131,7 +131,7 @@ def to_tf_od(
     The function also runs in graphs.
 
     Args:
-        detections: Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module).
+        detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`).
         size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
         class_offset: Added to the class ids; the API counts classes from 1.
         branch_outputs: Output name -> `BranchOutput`, which has the name of the output in the API.
@@ -168,7 +168,7 @@ def from_tf_od(
         branch_outputs: Output name -> `BranchOutput`, the same as for `to_tf_od`.
 
     Returns:
-        Dict of padded detections (`boxes` (B, D, 4), `scores` ..., see the top of this module), in pixels.
+        Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels.
     """
     detections = {
         "boxes": tf.convert_to_tensor(outputs["detection_boxes"]),

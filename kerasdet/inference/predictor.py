@@ -129,7 +129,8 @@ def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the sizes of a batch's images, with the defaults that `Predictor.detect_batch` describes.
 
     Args:
-        batch: `image` (B, H, W, 3), and optionally `image_size` (B, 2) and `original_size` (B, 2).
+        batch: `image` (B, H, W, 3), and optionally `image_size` (B, 2) and `original_size` (B, 2), heights and widths
+            in pixels.
 
     Returns:
         `image_size`, the sizes without padding, and `original_size`, the sizes before resizing: (B, 2) int32 each, as

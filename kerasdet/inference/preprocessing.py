@@ -102,8 +102,9 @@ class Preprocessing(ConfigFromInit):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            Dict of `image` (B, H, W, 3) and `image_size` (B, 2). If the model letterboxes, the padding of `image` has
-            the value `letterbox_value`, `image` is float32, and `image_size` includes the padding.
+            Dict of `image` (B, H, W, 3) and `image_size` (B, 2), heights and widths in pixels. If the model
+            letterboxes, the padding of `image` has the value `letterbox_value`, `image` is float32, and `image_size`
+            includes the padding.
         """
         if not self.letterboxes:
             return {"image": image, "image_size": image_size}
@@ -334,7 +335,7 @@ def check_resize(resize: tuple[int, int] | bool | None) -> None:
         resize: None, False, or (shortest, longest) in pixels.
 
     Raises:
-        UserError: If it is anything else.
+        UserError: If `resize` is anything else.
     """
     if resize is None or resize is False:
         return

@@ -60,8 +60,8 @@ class TiledPredictor(PredictorWrapper):
         """Detects objects in a batch of images that have not been resized; each image runs separately.
 
         Args:
-            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, `image_size` and
-                `original_size` (B, 2).
+            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right; `image_size` (B, 2),
+                heights and widths without padding, and `original_size` (B, 2), those before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -154,7 +154,7 @@ def merge_tiles(
         scores: (N,).
         class_ids: (N,).
         view_index: (N,) row of `views` in which each box was found.
-        views: (V, 4) yxyx of the views in the image.
+        views: (V, 4) yxyx in pixels of the image, the part that each view shows.
         image_size: Height and width of the image in pixels.
 
     Returns:

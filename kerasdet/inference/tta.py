@@ -55,8 +55,8 @@ class AugmentedPredictor(PredictorWrapper):
         """Detects objects in a batch of images that have not been resized; each image runs separately.
 
         Args:
-            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right, `image_size` and
-                `original_size` (B, 2).
+            batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right; `image_size` (B, 2),
+                heights and widths without padding, and `original_size` (B, 2), those before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),

@@ -68,7 +68,7 @@ def is_camera(word: str) -> bool:
         word: Argument such as "0".
 
     Returns:
-        Whether it is a camera.
+        True for the number of a camera.
     """
     return word.isascii() and word.isdecimal() and not os.path.exists(word)
 

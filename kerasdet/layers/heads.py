@@ -22,7 +22,7 @@ class Tower(keras.layers.Layer):
 
     Args:
         num_convs: Number of convolutions; 0 makes the tower an identity.
-        channels: Output channels of each convolution.
+        channels: Number of output channels of each convolution.
         levels: Names of the pyramid's levels.
         norm: A name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
@@ -113,9 +113,9 @@ class DenseHead(keras.layers.Layer):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: A, anchors in each cell.
+            num_anchors: A, number of anchors in each cell.
             levels: Names of the pyramid's levels, finest first.
-            channels: Channels of each level, and of the towers.
+            channels: Number of channels of each level, and of the towers.
 
         Raises:
             UserError: If the head belongs to a model of other sizes.
@@ -140,9 +140,9 @@ class DenseHead(keras.layers.Layer):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: A, anchors in each cell.
+            num_anchors: A, number of anchors in each cell.
             levels: Names of the pyramid's levels, finest first.
-            channels: Channels of each level, and of the towers.
+            channels: Number of channels of each level, and of the towers.
         """
         raise NotImplementedError(f"{type(self).__name__} must define create_layers.")
 
@@ -156,7 +156,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
     """Predicts classes and box deltas for each anchor (RetinaNet, https://arxiv.org/abs/1708.02002).
 
     Args:
-        num_convs: Convolutions in each of the two towers.
+        num_convs: Number of convolutions in each of the two towers.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
@@ -190,9 +190,9 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: A, anchors in each cell.
+            num_anchors: A, number of anchors in each cell.
             levels: Names of the pyramid's levels, finest first.
-            channels: Channels of each level, and of the towers.
+            channels: Number of channels of each level, and of the towers.
         """
         self.num_classes = num_classes
         tower = (self.num_convs, channels, levels, self.norm, self.norm_epsilon, self.deform_last)
@@ -235,7 +235,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
     The distances are raw numbers. `kerasdet.FCOS` makes them positive with the `activate` method of its coder.
 
     Args:
-        num_convs: Convolutions in each of the two towers.
+        num_convs: Number of convolutions in each of the two towers.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         use_bias: Whether the towers' convolutions have biases in addition to a norm. Without a norm they always do.
@@ -277,9 +277,9 @@ class FCOSHead(ConfigFromInit, DenseHead):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: Points in each cell; must be 1.
+            num_anchors: Number of points in each cell; must be 1.
             levels: Names of the pyramid's levels, finest first.
-            channels: Channels of each level, and of the towers.
+            channels: Number of channels of each level, and of the towers.
 
         Raises:
             UserError: If `num_anchors` is not 1.
@@ -348,9 +348,9 @@ class RPNHead(keras.layers.Layer):
     """Predicts objectness and box deltas for each anchor (Faster R-CNN, https://arxiv.org/abs/1506.01497).
 
     Args:
-        num_anchors: A, anchors in each cell.
-        num_convs: 3x3 convolutions before the 1x1 predictors; 0 for none.
-        channels: Output channels of each 3x3 convolution.
+        num_anchors: A, number of anchors in each cell.
+        num_convs: Number of 3x3 convolutions before the 1x1 predictors; 0 for none.
+        channels: Number of output channels of each 3x3 convolution.
     """
 
     def __init__(self, num_anchors: int, num_convs: int = 1, channels: int = 256, **kwargs):

@@ -62,7 +62,7 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
     normalisation, and the rounded statistics shift every channel. Statistics and parameters stay float32.
 
     Args:
-        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table at the top of this module
+        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table in `kerasdet.layers.norm`
             explains them.
         epsilon: Constant added to the variance.
         momentum: Fraction of a running average that a training step keeps, in [0, 1].

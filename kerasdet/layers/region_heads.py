@@ -16,9 +16,9 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
 
     Args:
         num_convs: Number of 3x3 convolutions; the standard head has 0.
-        conv_channels: Output channels of each convolution.
+        conv_channels: Number of output channels of each convolution.
         num_fcs: Number of fully connected layers; the standard head has 2.
-        fc_channels: Output channels of each fully connected layer.
+        fc_channels: Number of output channels of each fully connected layer.
         norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
     """
 
@@ -118,7 +118,7 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
     Args:
         num_classes: K, number of classes without background.
         num_convs: Number of 3x3 convolutions before the transposed one.
-        channels: Output channels of all these convolutions.
+        channels: Number of output channels of all these convolutions.
         norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
     """
 
@@ -169,7 +169,7 @@ class KeypointHead(ConfigFromInit, keras.layers.Layer):
     Args:
         num_keypoints: J, number of keypoints of an object.
         num_convs: Number of 3x3 convolutions before the transposed one.
-        channels: Output channels of the 3x3 convolutions.
+        channels: Number of output channels of the 3x3 convolutions.
     """
 
     def __init__(self, num_keypoints: int, num_convs: int = 8, channels: int = 512, **kwargs):

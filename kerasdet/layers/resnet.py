@@ -34,7 +34,7 @@ class ResNet(ConfigFromInit, keras.Model):
             those of `depth`.
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, and 1x1 with four times the width). None takes
             that of `depth`.
-        width: Channels of the stem and inner channels of the first stage; every stage doubles them.
+        width: Number of channels of the stem and inner channels of the first stage; every stage doubles them.
         out_features: Names of the returned feature maps. Stages after the last of them are not built.
         stride_in_1x1: Whether the first convolution of a bottleneck has the stride (caffe, MSRA), not the 3x3
             (torchvision).

@@ -28,7 +28,7 @@ class RTMDetHead(ConfigFromInit, DenseHead):
     numbers. `kerasdet.RTMDet` turns them into distances with the `activate` method of its coder.
 
     Args:
-        num_convs: Convolutions in each tower.
+        num_convs: Number of convolutions in each tower.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         box_tower: Whether distances have a tower of their own. If False they are predicted from the class tower, like
@@ -64,9 +64,9 @@ class RTMDetHead(ConfigFromInit, DenseHead):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: Points in each cell; must be 1.
+            num_anchors: Number of points in each cell; must be 1.
             levels: Names of the pyramid's levels, finest first.
-            channels: Channels of each level, and of the towers.
+            channels: Number of channels of each level, and of the towers.
 
         Raises:
             UserError: If `num_anchors` is not 1.

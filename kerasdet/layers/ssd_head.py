@@ -47,7 +47,7 @@ class SSDHead(ConfigFromInit, DenseHead):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: Default boxes in each cell, one number for each level.
+            num_anchors: Number of default boxes in each cell, one number for each level.
             levels: Names of the levels, finest first.
             channels: Number of channels of each level.
         """

@@ -21,8 +21,8 @@ class VGG(ConfigFromInit, keras.Model):
 
     Args:
         stages: Numbers of 3x3 convolutions of the five stages.
-        width: Channels of the first stage; the next three stages double them, and the fifth keeps them.
-        fc_channels: Channels of ``c4``.
+        width: Number of channels of the first stage; the next three stages double them, and the fifth keeps them.
+        fc_channels: Number of channels of ``c4``.
         freeze_at: Number of stages that are not trained, counted from the input. 0 freezes nothing.
         **kwargs: Arguments of `keras.Model`.
 

@@ -13,13 +13,13 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
     """Casts a batch to the types that losses need, and fills in `is_crowd` and `image_size` if they are missing.
 
     Args:
-        data: The batch as Keras passes it to a step: a dict with `image` (B, H, W, 3), `boxes` (B, M, 4) and
-            `class_ids` (B, M), or a tuple that starts with the dict. Without `is_crowd` (B, M) no object is a crowd;
-            without `image_size` (B, 2) no image is padded.
+        data: The batch as Keras passes it to a step: a dict with `image` (B, H, W, 3), `boxes` (B, M, 4) yxyx in pixels
+            and `class_ids` (B, M), -1 for padding, or a tuple that starts with the dict. Without `is_crowd` (B, M) no
+            object is a crowd; without `image_size` (B, 2), heights and widths in pixels, no image is padded.
 
     Returns:
-        A dict of `image` (B, H, W, 3), `image_size` (B, 2), `boxes` (B, M, 4), `class_ids` (B, M), `is_crowd` (B, M)
-        and the other entries of the batch.
+        A dict of `image` (B, H, W, 3), `image_size` (B, 2), `boxes` (B, M, 4) yxyx in pixels, `class_ids` (B, M),
+        `is_crowd` (B, M) and the other entries of the batch.
 
     Raises:
         UserError: If the batch is not a dict.
@@ -59,7 +59,8 @@ def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
     """Returns the heights and widths of a batch's images without padding.
 
     Args:
-        batch: A dict with `image` (B, H, W, 3) and possibly `image_size` (B, 2), or an image tensor without padding.
+        batch: A dict with `image` (B, H, W, 3) and possibly `image_size` (B, 2), heights and widths without padding in
+            pixels, or an image tensor without padding.
 
     Returns:
         (B, 2) int32, in pixels.
@@ -122,7 +123,8 @@ def drop_padded_outputs(outputs: Mapping | tf.Tensor, is_real: tf.Tensor | None)
 
     Args:
         outputs: A tensor (B, ...) or a nested dict of them. Anchors stay, because they have no batch axis.
-        is_real: The second result of `pad_empty_batch`.
+        is_real: () int32 flag from `pad_empty_batch`: 1 for a real batch, 0 for the added image. None keeps all
+            outputs.
 
     Returns:
         The outputs, with B = 0 if the batch was empty.

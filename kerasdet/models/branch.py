@@ -37,14 +37,14 @@ RESCALINGS = ("boxes_relative", "positions", "swapped_boxes")
 
 
 class Branch(keras.layers.Layer):
-    """Base class of all branches; the module's docstring lists what a subclass defines.
+    """Base class of all branches; `kerasdet.models.branch` lists what a subclass defines.
 
     The constructor of a branch does not take the numbers of classes and channels: the model knows them and passes them
     to `attach`, which creates the layers.
 
     Args:
-        pool_size: Side of the features that are pooled for this branch, in cells. None reuses the pooled features of
-            the box head, which saves time.
+        pool_size: Height and width, in cells, of the features that are pooled for this branch. None reuses the pooled
+            features of the box head, which saves time.
         **kwargs: Arguments of `keras.layers.Layer`. Outputs are keyed by `name`, which is unique in a model.
 
     Attributes:
@@ -60,7 +60,7 @@ class Branch(keras.layers.Layer):
             if the frameworks agree.
         skeleton: Pairs of point indices that drawings join by a line.
         norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
-        map_size: Side of the maps that `call` returns, if it returns maps; `build` sets it.
+        map_size: Height and width, in cells, of the maps that `call` returns, if it returns maps; `build` sets it.
 
     Example:
         A branch that predicts one number for each region, from ``difficulty`` (B, M) in the batch::
@@ -132,8 +132,9 @@ class Branch(keras.layers.Layer):
 
         Args:
             num_classes: K, number of classes without background.
-            channels: Channels of the pooled features.
-            pool_size: Side of the box head's pooled features, for branches that share them.
+            channels: Number of channels of the pooled features.
+            pool_size: Height and width in cells of the box head's pooled features, which a branch with
+                ``pool_size=None`` shares.
 
         Raises:
             UserError: If the branch belongs to a model with another number of classes.
@@ -193,7 +194,7 @@ class Branch(keras.layers.Layer):
             rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
             matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
                 without an object.
-            batch: Ground truth with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and the key `target_key`.
+            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and the key `target_key`.
 
         Returns:
             Targets for `compute_losses`, each (B, P, ...).

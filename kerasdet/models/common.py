@@ -49,7 +49,7 @@ class LossNormalizer(ConfigFromInit):
         """Returns the divisor of this batch.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher.
+            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
             running_mean: () mean of positives before this batch; only "ema" reads it.
 
         Returns:
@@ -190,7 +190,7 @@ def check_num_classes(model: str, num_classes: int) -> None:
         num_classes: K, number of classes without background.
 
     Raises:
-        UserError: If it is anything else.
+        UserError: If `num_classes` is anything else.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
         raise UserError(f"num_classes of {model} is {num_classes!r}: give a whole number, 1 or more.")

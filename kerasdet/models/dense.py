@@ -56,7 +56,8 @@ def pyramid_and_anchors(
 
     Args:
         model: Detector with `preprocessing`, `backbone`, `neck` and `anchors`.
-        inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
+        inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths without
+            padding in pixels; or a bare image tensor without padding.
         training: Whether norms use the statistics of the batch.
 
     Returns:
@@ -87,7 +88,7 @@ def matched_targets(matched_gt: tf.Tensor, anchors: tf.Tensor, batch: Mapping[st
     """Looks up the class and box of the object that each anchor is matched to.
 
     Args:
-        matched_gt: (B, R) int32 from a matcher.
+        matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
         anchors: (R, 4) yxyx in pixels.
         batch: ``boxes`` (B, M, 4) yxyx in pixels and ``class_ids`` (B, M).
 
@@ -145,8 +146,8 @@ def filtered(
         image_size: (B, 2) heights and widths without padding, in pixels.
 
     Returns:
-        A dict of ``boxes`` (B, R, 4), clipped if the model clips before NMS, and ``scores`` (B, R, K), 0 for pairs of
-        box and class that a filter drops.
+        A dict of ``boxes`` (B, R, 4) yxyx in pixels, clipped if the model clips before NMS, and ``scores`` (B, R, K), 0
+        for pairs of box and class that a filter drops.
     """
     keep = scores > postprocessing.score_threshold  # (B, R, K)
     if factor is not None:

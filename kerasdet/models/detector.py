@@ -21,9 +21,10 @@ class Detector(Predictor, Trainer):
     """Joins a network, pure post-processing and a training step in one `keras.Model`.
 
     A subclass defines `call`, `compute_targets`, `compute_losses`, `decode` and `apply_nms`; read `RetinaNet` as an
-    example. The input of a model is a batch: a dict of `image` (B, H, W, 3), RGB 0..255, and `image_size` (B, 2), or an
-    image tensor without padding. `predict` returns padded detections (a dict, see `postprocess`) in pixels of the
-    network's input. `detect` returns a `Detections` per image, in pixels of the given images.
+    example. The input of a model is a batch: a dict of `image` (B, H, W, 3), RGB 0..255, and `image_size` (B, 2),
+    heights and widths without padding in pixels; or an image tensor without padding. `predict` returns padded
+    detections (a dict, see `postprocess`) in pixels of the network's input. `detect` returns a `Detections` per image,
+    in pixels of the given images.
 
     Args:
         preprocessing: The resize rule and the pixel statistics.
@@ -106,8 +107,8 @@ class Detector(Predictor, Trainer):
         """Detects objects in a batch; Keras' `predict` calls this.
 
         Args:
-            data: A dict of `image` (B, H, W, 3) and `image_size` (B, 2), an image tensor, or a tuple that starts with
-                one.
+            data: A dict of `image` (B, H, W, 3) and `image_size` (B, 2), heights and widths without padding in pixels;
+                an image tensor; or a tuple that starts with one.
 
         Returns:
             Padded detections in pixels of the network's input, as `postprocess` returns them.
@@ -207,7 +208,8 @@ def unpack_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tenso
     """Splits a model's inputs into images and their sizes.
 
     Args:
-        inputs: A dict with `image` (B, H, W, 3) and possibly `image_size` (B, 2), or a bare image tensor.
+        inputs: A dict with `image` (B, H, W, 3) and possibly `image_size` (B, 2), heights and widths without padding in
+            pixels, or a bare image tensor.
 
     Returns:
         The images (B, H, W, 3), and the sizes (B, 2) without padding, or None if `inputs` has no sizes.

@@ -41,12 +41,12 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
     Their input is the shared features and the position relative to the point. Their output is the point's mask of the
     network's whole input.
 
-    The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4), the area that the masks cover: the whole
-    network input, or the image in test-time augmentation.
+    The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4) yxyx in pixels, the area that the masks
+    cover: the whole network input, or the image in test-time augmentation.
 
     Args:
-        num_convs: 3x3 convolutions before the kernels are predicted; each level has its own.
-        feature_convs: 3x3 convolutions of the shared features.
+        num_convs: Number of 3x3 convolutions before the kernels are predicted; each level has its own.
+        feature_convs: Number of 3x3 convolutions of the shared features.
         norm: Norm of these convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         loss_weight: Factor of the loss.
@@ -90,7 +90,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
         Args:
             levels: Names of the pyramid's levels, finest first.
-            channels: Channels of each level, and of the branch's convolutions.
+            channels: Number of channels of each level, and of the branch's convolutions.
 
         Raises:
             UserError: If the branch belongs to a model of other sizes.
@@ -240,7 +240,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             detections: ``class_ids`` (B, D), -1 for padding.
 
         Returns:
-            A dict of ``mask_probs`` (B, D, h, w) and ``mask_boxes`` (B, D, 4), zero for padding.
+            A dict of ``mask_probs`` (B, D, h, w) and ``mask_boxes`` (B, D, 4) yxyx in pixels, zero for padding.
         """
         logits = self.mask_logits(outputs, points, squares)  # (B, D, h, w)
         size = tf.fill([tf.shape(logits)[0], 1], self.stride) * tf.shape(logits)[2:][None]  # (B, 2)
@@ -273,7 +273,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
                 the area that the maps cover.
 
         Returns:
-            A dict of ``mask_probs`` (B, D, S, S) and ``mask_boxes`` (B, D, 4), zero for padding.
+            A dict of ``mask_probs`` (B, D, S, S) and ``mask_boxes`` (B, D, 4) yxyx in pixels, zero for padding.
         """
         valid = (detections["class_ids"] >= 0)[..., None]  # (B, D, 1)
         size = tf.cast(detections["image_size"], float_dtype())

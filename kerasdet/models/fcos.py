@@ -118,7 +118,8 @@ class FCOS(ConfigFromInit, Detector):
         """Predicts for every point.
 
         Args:
-            inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
+            inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
+                without padding in pixels; or a bare image tensor without padding.
             training: Whether norms use the statistics of the batch.
 
         Returns:
@@ -140,8 +141,8 @@ class FCOS(ConfigFromInit, Detector):
                 trained on.
 
         Returns:
-            A dict of ``matched_gt``, ``class_ids`` and ``boxes`` of each point, see
-            `kerasdet.models.dense.matched_targets`, and ``centerness`` (B, R), 1 for points without an object.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, of each point,
+            see `kerasdet.models.dense.matched_targets`, and ``centerness`` (B, R), 1 for points without an object.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         targets = dense.matched_targets(self.matcher(outputs["anchors"], batch), anchors, batch)

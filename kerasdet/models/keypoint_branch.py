@@ -27,8 +27,8 @@ class KeypointBranch(ConfigFromInit, Branch):
         num_keypoints: J, number of keypoints of an object.
         pool_size: Side of the pooled features, in cells; heatmaps are four times as large. None shares the features of
             the box head.
-        num_convs: 3x3 convolutions of the head.
-        channels: Channels of the head's convolutions.
+        num_convs: Number of 3x3 convolutions of the head.
+        channels: Number of channels of the head's convolutions.
         convention: Source framework that defines a keypoint's score: "detectron2" (probability) or "torchvision"
             (logit).
         loss_weight: Factor of the loss.
@@ -195,7 +195,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             dataset: The training dataset.
 
         Raises:
-            UserError: If it has another number, or was read without keypoints.
+            UserError: If the dataset has another number of keypoints, or was read without keypoints.
         """
         super().check_dataset(dataset)
         if self.num_keypoints != len(dataset.keypoint_names):

@@ -25,8 +25,8 @@ class MaskBranch(ConfigFromInit, Branch):
     Args:
         pool_size: Side of the pooled features, in cells; masks are twice as large. None shares the features of the box
             head.
-        num_convs: 3x3 convolutions of the head.
-        channels: Channels of the head's convolutions.
+        num_convs: Number of 3x3 convolutions of the head.
+        channels: Number of channels of the head's convolutions.
         norm: Norm of the head's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         convention: Source framework whose pasting of masks and cropping of targets is reproduced: "detectron2" or
             "torchvision".
@@ -89,8 +89,8 @@ class MaskBranch(ConfigFromInit, Branch):
             rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
             matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
                 without an object.
-            batch: Ground truth with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``masks`` (B, M, S, S), cropped to
-                the boxes: bool, or uint8 with the covered fraction of each cell times 255.
+            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``masks``
+                (B, M, S, S), cropped to the boxes: bool, or uint8 with the covered fraction of each cell times 255.
 
         Returns:
             A dict of ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).

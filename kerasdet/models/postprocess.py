@@ -199,7 +199,7 @@ def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Drops detections with empty boxes, such as boxes in the padding of a letterbox after clipping to the image.
 
     Args:
-        detections: Padded detections, a dict with ``boxes`` (B, D, 4).
+        detections: Padded detections, a dict with ``boxes`` (B, D, 4) yxyx in pixels.
 
     Returns:
         The padded detections without those.

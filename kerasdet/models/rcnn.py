@@ -111,9 +111,11 @@ class FasterRCNN(ConfigFromInit, Detector):
         """Predicts for every anchor and every region.
 
         Args:
-            inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
-            ground_truth: Batch with ``boxes`` (B, M, 4), ``class_ids`` (B, M) and ``is_crowd`` (B, M). The second stage
-                then predicts for a sample of regions to train on. None lets it predict for all proposals.
+            inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
+                without padding in pixels; or a bare image tensor without padding.
+            ground_truth: Batch with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
+                The second stage then predicts for a sample of regions to train on. None lets it predict for all
+                proposals.
             training: Whether norms use the statistics of the batch.
 
         Returns:
@@ -137,7 +139,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         Args:
             outputs: Result of `call` with ground truth.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M), ``image_size`` (B, 2),
-                and the `target_key` of each branch, such as ``masks``.
+                heights and widths without padding in pixels, and the `target_key` of each branch, such as ``masks``.
 
         Returns:
             A dict of ``rpn``, the result of `RPN.compute_targets`, and the entries that `RoIHeads.compute_targets`

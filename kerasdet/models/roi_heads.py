@@ -101,7 +101,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         Args:
             num_classes: K, number of classes without background.
             levels: Names of the pyramid's levels to pool from.
-            channels: Channels of each level.
+            channels: Number of channels of each level.
 
         Raises:
             UserError: If the heads belong to a model with other classes, levels or channels.
@@ -150,7 +150,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Returns:
             A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. With ground
-            truth also ``matched_gt`` (B, P) int32 from the matcher. An image's positive regions come first.
+            truth also ``matched_gt`` (B, P) int32 from the matcher: the index of each region's object, negative for
+            none. An image's positive regions come first.
         """
         rois = tf.stop_gradient(proposals["boxes"])
         valid = tf.sequence_mask(proposals["valid"], tf.shape(rois)[1])
@@ -335,7 +336,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         static shapes they run on all D.
 
         Args:
-            detections: Padded detections: ``boxes`` (B, D, 4), ``class_ids`` (B, D) and ``valid`` (B,).
+            detections: Padded detections: ``boxes`` (B, D, 4) yxyx in pixels, ``class_ids`` (B, D) and ``valid`` (B,).
             pyramid: Level name -> (B, h, w, C).
 
         Returns:

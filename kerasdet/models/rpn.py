@@ -165,7 +165,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     Args:
         anchors: Anchors over all levels of the neck.
         coder: Encodes boxes relative to anchors.
-        num_convs: 3x3 convolutions of the head; 0 leaves the two 1x1 predictors.
+        num_convs: Number of 3x3 convolutions of the head; 0 leaves the two 1x1 predictors.
         matcher: Matches anchors to ground truth for training.
         sampler: Samples the anchors to train on.
         box_loss: Loss of the boxes of positive anchors, such as `SmoothL1Loss` or `GIoULoss`.
@@ -248,7 +248,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         Args:
             anchors: (R, 4) yxyx in pixels.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
-                (B, 2).
+                (B, 2), heights and widths without padding in pixels.
 
         Returns:
             (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
@@ -269,7 +269,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         Args:
             outputs: Result of `call`.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
-                (B, 2).
+                (B, 2), heights and widths without padding in pixels.
             seed: Seed of the sampling.
             step: () integer, the training step.
 
@@ -359,12 +359,13 @@ class ProposalNetwork(ConfigFromInit, Detector):
         """Predicts for every anchor.
 
         Args:
-            inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
+            inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
+                without padding in pixels; or a bare image tensor without padding.
             training: Whether norms use the statistics of the batch.
 
         Returns:
-            The result of `RPN.call`: dicts by level name of ``objectness`` (B, R_l), ``box_deltas`` (B, R_l, 4) and
-            ``anchors`` (R_l, 4).
+            The result of `RPN.call`: dicts by level name of ``objectness`` (B, R_l), ``box_deltas`` (B, R_l, 4) as
+            (dy, dx, dh, dw), and ``anchors`` (R_l, 4) yxyx in pixels.
         """
         image, image_size = unpack_inputs(inputs)
         features = self.backbone(self.preprocessing.normalize(image, image_size), training=training)
@@ -376,10 +377,11 @@ class ProposalNetwork(ConfigFromInit, Detector):
         Args:
             outputs: Result of `call`.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
-                (B, 2).
+                (B, 2), heights and widths without padding in pixels.
 
         Returns:
-            A dict of ``positive`` and ``negative`` (B, R) bool and ``boxes`` (B, R, 4), see `RPN.compute_targets`.
+            A dict of ``positive`` and ``negative`` (B, R) bool and ``boxes`` (B, R, 4) yxyx in pixels, see
+            `RPN.compute_targets`.
         """
         return self.rpn.compute_targets(outputs, batch, self.seed, self.step)
 

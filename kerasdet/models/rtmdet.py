@@ -127,7 +127,8 @@ class RTMDet(ConfigFromInit, Detector):
         """Predicts for every point.
 
         Args:
-            inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
+            inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
+                without padding in pixels; or a bare image tensor without padding.
             training: Whether norms use the statistics of the batch.
 
         Returns:
@@ -164,12 +165,13 @@ class RTMDet(ConfigFromInit, Detector):
         Args:
             outputs: Result of `call`.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
-                (B, 2), and the `target_key` of each branch. Crowds are not trained on.
+                (B, 2), heights and widths without padding in pixels, and the `target_key` of each branch. Crowds are
+                not trained on.
 
         Returns:
-            A dict of ``matched_gt``, ``class_ids`` and ``boxes`` of each point, see
-            `kerasdet.models.dense.matched_targets`; ``soft_labels`` (B, R), the IoU of each matched point's predicted
-            box with its object; and the targets of each branch under the branch's name.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, of each point,
+            see `kerasdet.models.dense.matched_targets`; ``soft_labels`` (B, R), the IoU of each matched point's
+            predicted box with its object; and the targets of each branch under the branch's name.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         boxes = self.coder.decode(dense.all_levels(outputs, "box_distances"), anchors)  # (B, R, 4)

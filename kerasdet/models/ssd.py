@@ -115,7 +115,8 @@ class SSD(ConfigFromInit, Detector):
         """Predicts for every default box.
 
         Args:
-            inputs: ``image`` (B, H, W, 3) and ``image_size`` (B, 2), or a bare image tensor without padding.
+            inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
+                without padding in pixels; or a bare image tensor without padding.
             training: Whether norms use the statistics of the batch.
 
         Returns:
@@ -135,8 +136,8 @@ class SSD(ConfigFromInit, Detector):
                 trained on.
 
         Returns:
-            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) of each default box, see
-            `kerasdet.models.dense.matched_targets`.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels of each default
+            box, see `kerasdet.models.dense.matched_targets`.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         return dense.matched_targets(self.matcher(anchors, batch), anchors, batch)

@@ -103,7 +103,7 @@ def crops_from_runs(
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Covered fraction of each cell, times 255.
+        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
     """
     library = compiled_ops(for_gpus=False)
     if library is None:

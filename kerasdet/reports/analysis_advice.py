@@ -27,7 +27,7 @@ def advise(
     """Draws conclusions from an analysis.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         words: "boxes" or "masks", the type of detections that was analysed.
         result: Comparison with another run, or None.
         scales: Factor that the model resizes each image by, (I,); None if it is unknown.

@@ -17,11 +17,11 @@ def scores(analysis: Analysis, model: str) -> Section:
     """Shows precision and recall, and the thresholds with the best F1.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         model: Path of the model for the command that the section shows, or "MODEL".
 
     Returns:
-        The section.
+        The section of the page.
     """
     parts = [_curves(analysis)]
     best = analysis.threshold
@@ -90,10 +90,10 @@ def reliability(analysis: Analysis) -> Section | None:
     """Shows how well scores agree with the share of right detections.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
 
     Returns:
-        The section; None without detections.
+        The section of the page; None without detections.
     """
     result = analysis.reliability
     if not result.counts.sum():

@@ -21,11 +21,11 @@ def errors(analysis: Analysis, words: str) -> Section:
     """Shows the kinds of errors and the AP that each costs.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         words: "boxes" or "masks", the type of detections that was analysed.
 
     Returns:
-        The section.
+        The section of the page.
     """
     result = analysis.errors
     counts = result.counts
@@ -55,10 +55,10 @@ def confused(analysis: Analysis) -> Section:
     """Shows which classes are confused with which, above the best score threshold.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
 
     Returns:
-        The section.
+        The section of the page.
     """
     table, names = analysis.table, [*analysis.class_names, "background"]
     wrong = table.copy()

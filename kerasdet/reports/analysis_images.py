@@ -33,14 +33,14 @@ def images(
     """Shows the images that have most errors above the best score threshold.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         cases: The ground truth and detections that were analysed.
         open_picture: Function from an image id to the image (H, W, 3) uint8, or to None if there is no such file.
         names: Image id -> file name.
         result: Comparison with another run. The objects that it fixed or broke become filters.
 
     Returns:
-        The section; None if no image can be opened, or no image has an error.
+        The section of the page; None if no image can be opened, or no image has an error.
     """
     errors = _errors_of_images(analysis, result)
     shown, tags = [], []

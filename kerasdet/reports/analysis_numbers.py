@@ -40,7 +40,7 @@ def value(numeral: float, digits: int = 3) -> str:
 
 
 def between(span: Interval, signed: bool = False) -> str:
-    """Formats the limits of an interval.
+    """Formats the limits of a confidence interval.
 
     Args:
         span: The interval.
@@ -55,14 +55,14 @@ def between(span: Interval, signed: bool = False) -> str:
 
 
 def numbers(analysis: Analysis, words: str) -> Section:
-    """Lists COCO's twelve metrics with their intervals.
+    """Lists COCO's twelve metrics with their 95 % confidence intervals.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         words: "boxes" or "masks", the type of detections that was analysed.
 
     Returns:
-        The section.
+        The section of the page.
     """
     rows = [(name, _MEANINGS[name], value(each.value), between(each)) for name, each in analysis.numbers.items()]
     columns = [Column("Number"), Column("Meaning"), Column("Value", "number"), Column("95 % interval", "number")]
@@ -78,10 +78,10 @@ def classes(analysis: Analysis) -> Section:
     """Shows the AP of each class and of each size of objects.
 
     Args:
-        analysis: The analysis.
+        analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
 
     Returns:
-        The section.
+        The section of the page.
     """
     ap = analysis.ap.mean(1)  # (4, K)
     spans = analysis.class_numbers
@@ -134,7 +134,7 @@ def comparison(
         changed: (name, before, now) of the settings of training that differ.
 
     Returns:
-        The section.
+        The section of the page.
     """
     rows = [
         (key, value(other.numbers[key].value), value(analysis.numbers[key].value), _signed(span), between(span, True))

@@ -47,7 +47,7 @@ class Matches:
 
     Args:
         by_merit: (N,) int64, number of anchors that overlap the object by the foreground IoU or more. For FCOS, the
-            number of all its points.
+            number of all points of the object.
         total: (N,) int64, number of all positive anchors of the object.
         levels: (N, L) int64, number of positive anchors of the object on each level.
         images: Number of images that were matched.

@@ -41,7 +41,7 @@ def check_library() -> None:
     """Checks that vl-convert, which draws the charts, is installed.
 
     Raises:
-        UserError: If it is not installed.
+        UserError: If vl-convert is not installed.
     """
     try:
         import vl_convert  # noqa: F401
@@ -289,7 +289,7 @@ def lines(
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, description: str) -> Chart:
-    """Makes a point with an interval for each name.
+    """Makes a point with a confidence interval for each name.
 
     Args:
         rows: (name, value, low, high, label) of each; the label is its tooltip.

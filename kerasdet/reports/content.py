@@ -55,7 +55,7 @@ def overview(data: Splits) -> tuple[Section, list[Finding]]:
         data: Splits of the dataset.
 
     Returns:
-        The section and its findings.
+        The section of the page, and its findings.
     """
     columns = [Column("Split")] + [
         Column(title, "number")
@@ -102,7 +102,7 @@ def classes(data: Splits, model: Detector | None) -> tuple[Section, list[Finding
         model: Detector whose classes are compared, or None.
 
     Returns:
-        The section and its findings.
+        The section of the page, and its findings.
     """
     totals = {split: _per_class(objects.class_ids, len(data.class_names)) for split, objects in data.objects.items()}
     everything = sum(totals.values())
@@ -204,7 +204,7 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
         data: Splits of the dataset.
 
     Returns:
-        The section, None without faults, and its findings.
+        The section of the page, None without faults, and its findings.
     """
     kinds, items, found = [], [], []
     for split, dataset in data.datasets.items():
@@ -270,7 +270,7 @@ def samples(
         seed: Seed of the choice of images and of the transforms.
 
     Returns:
-        The section and its findings.
+        The section of the page, and its findings.
     """
     dataset = data.datasets[data.training]
     shown, seen = [], np.zeros(dataset.num_classes, np.int64)

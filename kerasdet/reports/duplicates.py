@@ -20,7 +20,7 @@ def duplicates(data: Splits) -> tuple[Section, list[Finding]]:
         data: Splits of the dataset.
 
     Returns:
-        The section and its findings.
+        The section of the page, and its findings.
     """
     records = [record for dataset in data.datasets.values() for record in dataset.records]
     split_of = np.repeat(list(data.datasets), [len(dataset) for dataset in data.datasets.values()])

@@ -34,7 +34,7 @@ def anchors(data: Splits, model: Detector | None, seed: int) -> tuple[Section | 
         seed: Seed of the choice of images.
 
     Returns:
-        The section, None without a model, and its findings.
+        The section of the page, None without a model, and its findings.
     """
     assigner = None if model is None else assigner_of(model)
     training = data.objects[data.training]

@@ -49,7 +49,7 @@ class Column:
     """Describes a column of a table.
 
     Args:
-        title: Text of its header.
+        title: Text of the column's header.
         kind: "text" or "number"; numbers are aligned on the right.
     """
 
@@ -158,7 +158,7 @@ def count(value: int, singular: str, plural: str = "") -> str:
     Args:
         value: The number.
         singular: The noun.
-        plural: Its plural; empty for the noun with an s.
+        plural: Plural of the noun; empty for the noun with an s.
 
     Returns:
         The text.

@@ -23,7 +23,7 @@ def sizes(data: Splits, model: Detector | None) -> tuple[Section | None, list[Fi
         model: Detector whose anchors and resize rule are shown, or None.
 
     Returns:
-        The section, None without objects, and its findings.
+        The section of the page, None without objects, and its findings.
     """
     objects = data.all_objects
     if not len(objects):

@@ -43,7 +43,7 @@ class RunCallbacks:
         out_dir: Folder of the run.
         steps: Number of steps of the whole run.
         steps_per_epoch: Number of steps in an epoch.
-        batch_size: Images in a step, over all replicas.
+        batch_size: Number of images in a step, over all replicas.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RunCallbacks:
         """Calls `on_train_begin` and, for the first epoch of this process, `on_epoch_begin`. Later calls do nothing.
 
         Args:
-            completed_steps: Steps that earlier processes of the run completed.
+            completed_steps: Number of steps that earlier processes of the run completed.
         """
         if not self.has_begun:
             self.has_begun = True

@@ -44,7 +44,7 @@ def check_arguments(
         data: Dataset to train on.
         optimizer: Keras optimizer.
         steps: Number of steps of the whole run.
-        batch_size: Images in a step, over all replicas.
+        batch_size: Number of images in a step, over all replicas.
         validation: Data and rules of evaluation, or None.
         step_options: Padding, micro-batches and compilation of a step.
         log_every: Number of steps per line of the log.
@@ -141,7 +141,7 @@ def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
 
     Args:
         optimizer: Keras optimizer.
-        steps: Steps of the whole run.
+        steps: Number of steps of the whole run.
     """
     config = inner_optimizer(optimizer).get_config()["learning_rate"]
     settings = config.get("config", {}) if isinstance(config, Mapping) else {}
@@ -184,7 +184,7 @@ def check_objects(data: Any) -> None:
         data: Dataset.
 
     Raises:
-        UserError: If it has no object, or only crowds.
+        UserError: If the dataset has no object, or only crowds.
     """
     crowds = sum(len(record.is_crowd) for record in data.records)
     if not data.records or not all(record.is_crowd.all() for record in data.records):
@@ -306,7 +306,7 @@ def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_optio
     """Checks that all replicas, and all micro-batches of a replica, get the same number of images.
 
     Args:
-        batch_size: Images in a step, over all replicas.
+        batch_size: Number of images in a step, over all replicas.
         strategy: `tf.distribute` strategy that the model was built in.
         step_options: Padding, micro-batches and compilation of a step.
 
@@ -337,7 +337,7 @@ def check_same_on_all_workers(
 
     Args:
         strategy: `tf.distribute` strategy that the model was built in.
-        completed_steps: Steps of the checkpoint that this worker found.
+        completed_steps: Number of steps in the checkpoint that this worker found.
         out_dir: Folder of the run.
         settings: Settings by name: datasets, and values that JSON can hold.
         options: Dataclasses by name, such as `StepOptions`. Their fields are compared as well. None if an option is

@@ -69,7 +69,7 @@ class RunLogger(keras.callbacks.Callback):
             self.log_picture(step, picture)
 
     def on_train_end(self, logs: Mapping | None = None) -> None:
-        """Copies the files of the run to the service and ends the run.
+        """Copies the files of the run to the service and marks the run as finished there.
 
         Args:
             logs: Ignored.
@@ -118,7 +118,7 @@ class RunLogger(keras.callbacks.Callback):
         raise NotImplementedError(f"{type(self).__name__} does not define log_file.")
 
     def finish(self) -> None:
-        """Ends the run."""
+        """Marks the run as finished at the service; training has ended before."""
         raise NotImplementedError(f"{type(self).__name__} does not define finish.")
 
     def _settings(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class MLflowLogger(RunLogger):
         self._client.log_artifact(self._run_id, str(path))
 
     def finish(self) -> None:
-        """Ends the run."""
+        """Marks the run as finished at MLflow."""
         self._client.set_terminated(self._run_id)
 
 
@@ -297,5 +297,5 @@ class WandbLogger(RunLogger):
         self._run.log_artifact(artifact)
 
     def finish(self) -> None:
-        """Ends the run."""
+        """Marks the run as finished at Weights & Biases."""
         self._run.finish()

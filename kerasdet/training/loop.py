@@ -40,13 +40,13 @@ class TrainingLoop(keras.callbacks.Callback):
         throughput: Logs losses and speed.
         validator: Evaluates the model. None trains without validation.
         callbacks: Calls the user's Keras callbacks.
-        save_every: Steps between two checkpoints.
-        validate_every: Steps between two evaluations.
-        steps: Steps of the whole run.
-        batch_size: Images in a step, over all replicas.
+        save_every: Number of steps between two checkpoints.
+        validate_every: Number of steps between two evaluations.
+        steps: Number of steps of the whole run.
+        batch_size: Number of images in a step, over all replicas.
         settings: Settings of the run that checkpoints record.
-        completed_steps: Steps that earlier processes completed.
-        completed_images: Images that earlier processes trained on.
+        completed_steps: Number of steps that earlier processes completed.
+        completed_images: Number of images that earlier processes trained on.
     """
 
     def __init__(

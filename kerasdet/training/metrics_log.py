@@ -73,7 +73,7 @@ class ThroughputLogger:
     Args:
         model: Model in training.
         run_log: Log that receives the numbers.
-        batch_size: Images in a step, over all replicas.
+        batch_size: Number of images in a step, over all replicas.
         every: Number of steps between two lines; the numbers are means over these steps.
         steps: Number of steps of the whole run.
     """

@@ -88,7 +88,7 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
 
 
 class Progress(NamedTuple):
-    """Holds the progress of a run: what the last checkpoint says.
+    """Holds the progress of a run, read from the last checkpoint.
 
     Args:
         steps: Number of completed steps.

@@ -41,7 +41,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         base_lr: Learning rate between the warmup and the first milestone.
         milestones: Ascending steps. From step `milestones[i]` on, the rate has been multiplied i + 1 times.
         gamma: Factor on the learning rate at each milestone.
-        warmup_steps: Steps until the rate reaches `base_lr`; 0 for no warmup.
+        warmup_steps: Number of steps until the rate reaches `base_lr`; 0 for no warmup.
         warmup_factor: Factor on `base_lr` at step 0. In [0, 1].
         warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
 
@@ -101,7 +101,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         base_lr: Learning rate at the top of the cosine.
         total_steps: Step at which the rate reaches `final_lr`; it stays there afterwards.
-        warmup_steps: Steps until the warmup is complete; 0 for no warmup.
+        warmup_steps: Number of steps until the warmup is complete; 0 for no warmup.
         warmup_factor: Factor on the rate at step 0. In [0, 1].
         warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
         final_lr: Learning rate at the bottom of the cosine.
@@ -159,7 +159,8 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
         base_lr: Learning rate between the warmup and the cosine.
         total_steps: Step at which the rate reaches `final_lr`; it stays there afterwards.
         flat_steps: Step at which the cosine begins. None takes half of `total_steps`.
-        warmup_steps: Steps of the warmup; the last of them has `base_lr` (mmengine's LinearLR). 0 for no warmup.
+        warmup_steps: Number of steps of the warmup; the last of them has `base_lr` (mmengine's LinearLR). 0 for no
+            warmup.
         warmup_factor: Factor on `base_lr` at step 0. In [0, 1].
         final_lr: Learning rate at the end. None takes a twentieth of `base_lr`.
 

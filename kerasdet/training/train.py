@@ -79,7 +79,7 @@ def train(
         optimizer: Keras optimizer; `kerasdet.training.SGD` follows the published recipes. With `use_ema`, the averaged
             weights are evaluated, saved as ``best.keras`` and returned.
         steps: Number of steps of the whole run, including those of earlier processes.
-        batch_size: Images in a step, over all replicas.
+        batch_size: Number of images in a step, over all replicas.
         out_dir: Folder for everything that the run writes.
         transforms: Functions of `kerasdet.data.transforms` that resize and augment each image, in this order.
         sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None does neither.

@@ -165,5 +165,7 @@ def test_file_of_another_image_raises(tmp_path):
     write(tmp_path, [rectangle("x", (1, 1))])
     (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
     picture(tmp_path / "b.png", 1)
-    with pytest.raises(UserError, match=r"b.json names the image 'a.png', but b.png beside it has its own name"):
+    with pytest.raises(
+        UserError, match=r"b.json names the image 'a.png', but b.png beside it has the name of the JSON"
+    ):
         open_dataset(tmp_path)

@@ -27,12 +27,13 @@ _WARMUP_SIZES = ((480, 640), (640, 480))
 
 @contextlib.contextmanager
 def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Adds a version to a serving folder, where it appears only once it is complete.
+    """Adds a version to a folder for TF Serving, where it appears only once it is complete.
 
     A server that watches the folder thus never loads half a version, and a failure leaves no version behind.
 
     Args:
-        folder: The serving folder, new or made by an earlier export.
+        folder: The folder to serve, new or made by an earlier export. The version becomes `models/detector/NUMBER`
+            inside it.
 
     Yields:
         The path to which the block must write the SavedModel, and the path that it has afterwards.
@@ -52,10 +53,10 @@ def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def next_version(folder: str | Path) -> Path:
-    """Returns the path of the next version in a serving folder.
+    """Returns the path of the next version in a folder for TF Serving.
 
     Args:
-        folder: The serving folder, which need not exist.
+        folder: The folder that holds the versions in `models/detector/`; it need not exist.
 
     Returns:
         A path that ends in a number, one more than that of the newest version.
@@ -66,10 +67,10 @@ def next_version(folder: str | Path) -> Path:
 
 
 def write_templates(folder: str | Path) -> None:
-    """Writes server configuration and example clients into a serving folder. Files that exist are not changed.
+    """Writes TF Serving's configuration and example clients into a folder. Files that exist are not changed.
 
     Args:
-        folder: The serving folder.
+        folder: The folder that holds the versions in `models/detector/`.
     """
     for source in sorted((Path(__file__).parent / "templates").iterdir()):
         target = Path(folder) / source.name

@@ -21,7 +21,7 @@ def check_fill(owner: object) -> None:
         owner: Transform that fills the area around images.
 
     Raises:
-        UserError: If it is not a number in 0..255, or three of them.
+        UserError: If `fill` is not a number in 0..255, or three of them.
     """
     values = owner.fill if isinstance(owner.fill, Sequence) else (owner.fill,)
     if len(values) not in (1, 3) or not all(isinstance(v, int | float) and 0 <= v <= 255 for v in values):

@@ -19,7 +19,7 @@ def apply_all(transforms: Sequence[Transform], example: Example, seed: tf.Tensor
 
     Args:
         transforms: Callables ``(example, seed) -> example``.
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
         seed: Seed from which the seeds of all transforms are derived, (2,) int32.
 
     Returns:
@@ -41,7 +41,7 @@ def apply_if(
     Args:
         when: Condition, () bool.
         change: Function that returns the changed example; it runs only if the condition holds.
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
         otherwise: Function that returns an example to use instead of the unchanged one. None for no such function.
 
     Returns:
@@ -83,7 +83,7 @@ def at_random(probability: float, draw: tf.Tensor, change: Callable[[], Example]
         probability: Probability of the change. With 0 and 1 the graph has no condition.
         draw: Uniform random number in [0, 1), () float32.
         change: Function that returns the changed example.
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
 
     Returns:
         One of the two examples.

@@ -19,7 +19,7 @@ def select(example: dict[str, Any], keep: tf.Tensor) -> dict[str, Any]:
     """Keeps some objects of an example.
 
     Args:
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
         keep: (M,) bool, true for objects to keep.
 
     Returns:
@@ -33,7 +33,7 @@ def join(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Appends the objects of another example.
 
     Args:
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
         other: Tensors of another image, whose objects already have coordinates of the first image.
 
     Returns:
@@ -47,7 +47,7 @@ def scale(example: dict[str, Any], factor: tf.Tensor) -> dict[str, Any]:
     """Scales the boxes and keypoints of an example; cropped masks do not depend on the scale.
 
     Args:
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
         factor: Factors of y and x coordinates, (2,) float32.
 
     Returns:
@@ -73,9 +73,9 @@ def cut(
     the box. Keypoints outside of the window get visibility 0. Objects that the window does not cut keep box and mask.
 
     Args:
-        example: Tensors of one image.
-        offset: Top left corner of the window in the image, (y, x), (2,). Negative values add a border.
-        size: Height and width of the window, (2,).
+        example: Tensors of one image, see `kerasdet.data.transforms`.
+        offset: (2,), top left corner (y, x) of the window in pixels of the image. Negative values add a border.
+        size: (2,), height and width of the window in pixels.
         min_visible: Objects that keep less than this fraction of their area (of the mask, or of the box without masks)
             are dropped. In [0, 1].
         min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
@@ -96,7 +96,7 @@ def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, 
     """Cuts objects to parts of their boxes and drops objects of which too little is left.
 
     Args:
-        example: Tensors of one image.
+        example: Tensors of one image, see `kerasdet.data.transforms`.
         boxes: (M, 4) yxyx in pixels. The part of each object's box that is left; it may be empty.
         min_visible: Smallest fraction of its area that a cut object must keep, in [0, 1].
         min_size: Smallest length of the shorter side of a cut object's box, in pixels.
