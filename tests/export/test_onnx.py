@@ -29,7 +29,6 @@ CELLS = [
     for kind in ("nms", "raw")
     if (name in DENSE or kind == "nms")
     and (name != "rtmdet" or (kind, precision) in ONLY_RTMDET)
-    and (name != "rtmdet_ins" or precision != "int8")
     and (name not in PARTS_OF_ANOTHER or precision == "float32")
 ]
 QUICK = [(name, "nms", "float32") for name in MODELS if name not in SLOW]
