@@ -222,7 +222,7 @@ def test_nan_loss_raises_before_it_reaches_the_weights(tmp_path, data):
 
 def test_other_number_of_classes_raises_before_anything_is_written(tmp_path, data):
     out_dir = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"The model has 3 classes and .* has 5 \(disk, .*set NUM_CLASSES .* to 5"):
+    with pytest.raises(ValueError, match=r"The model has 3 classes, but .* has 5 \(disk, .*set NUM_CLASSES .* to 5"):
         run(out_dir, data, model=tiny.detector(num_classes=3))
 
     contents = json.loads(data.annotations.read_text())
@@ -252,7 +252,7 @@ def test_data_without_masks_or_keypoints_raises(tmp_path, data, data_with_parts)
         run(out_dir, data, model=tiny.rcnn())
     with pytest.raises(ValueError, match=r"learns keypoints, .* set CocoDataset.keypoints=True"):
         run(out_dir, data, model=tiny.rcnn(branches=[KeypointBranch(4)]))
-    with pytest.raises(ValueError, match=r"has 17 keypoints and .* has 4: set KeypointBranch\.num_keypoints to 4"):
+    with pytest.raises(ValueError, match=r"has 17 keypoints, but .* has 4: set KeypointBranch\.num_keypoints to 4"):
         run(out_dir, data_with_parts, model=tiny.rcnn(branches=[KeypointBranch(17)]))
     assert not out_dir.exists()
 
