@@ -444,7 +444,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
     with pytest.raises(ValueError, match=r"freeze has 'backbone/c9_\*', which matches no layer of backbone"):
         run(tmp_path, data, freeze=["backbone/c9_*"])
     for freeze in ("backbone", [3]):
-        with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: give a list of names, such as")):
+        with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: it must be a list")):
             run(tmp_path, data, freeze=freeze)
     with pytest.raises(ValueError, match=r"freeze=\[.*\] leaves no layer of RetinaNet to train"):
         run(tmp_path, data, freeze=["backbone", "neck", "head"])
