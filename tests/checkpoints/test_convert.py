@@ -99,7 +99,7 @@ def test_last_layers_of_another_shape_are_named(state, shapes):
 @pytest.mark.parametrize("shape", [(), (9,), (100,)])
 def test_class_bias_that_gives_no_number_of_classes_is_named(state, shape):
     state["head.classification_head.cls_logits.bias"] = np.zeros(shape)
-    assert f"head.classification_head.cls_logits.bias has shape {shape}" in message(state)
+    assert f"head.classification_head.cls_logits.bias of the checkpoint has shape {shape}" in message(state)
 
 
 def test_long_lists_of_names_are_shortened(state):
@@ -158,8 +158,8 @@ def test_number_of_classes_comes_from_the_file(name, columns):
 def test_rows_of_the_last_layers_are_reordered():
     """Each anchor keeps its classes from column 1, without background; deltas become (dy, dx, dh, dw)."""
     state = with_columns(TORCHVISION, 21)
-    state["head.classification_head.cls_logits.bias"] = np.arange(9 * 21)
-    state["head.regression_head.bbox_reg.bias"] = np.arange(36)
+    state["head.classification_head.cls_logits.bias"] = np.arange(9 * 21.0)
+    state["head.regression_head.bbox_reg.bias"] = np.arange(36.0)
     model = to_model(state, TORCHVISION_SOURCE)
     assert model.num_classes == 20
     np.testing.assert_array_equal(

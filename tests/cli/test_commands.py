@@ -256,7 +256,7 @@ MISTAKES = {
     "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': it must be a number"),
     "train: text for a size": (
         [*SMALL, "--set", "ResNet.width=wide"],
-        "ResNet.width is 'wide': it must be a positive integer",
+        "ResNet.width is 'wide': it must be an integer",
     ),
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
@@ -329,7 +329,7 @@ MISTAKES = {
         "--draw {}/png/../png would overwrite the image {}/png/a.png: choose another folder",
     ),
     "predict: configuration": (["predict", "{}/run/config.gin", PICTURE], "config.gin is a configuration: expected"),
-    "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected a run"),
+    "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected the folder of a run"),
     "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} contains no model: name the OUT_DIR of a"),
     "train: number for a folder": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "OUT_DIR=7"],

@@ -148,7 +148,7 @@ def test_json_that_is_not_coco_raises(tmp_path, content, message):
         ({"annotations": [{"id": 8, "image_id": 1, "category_id": 7}]}, 'annotation 8 has no "bbox"'),
         ({"annotations": [{"image_id": 1}]}, 'an annotation .* has no "category_id"'),
         ({"images": [image(), image(1, "b.jpg")]}, "two images share the id 1"),
-        ({"images": [image("one")]}, 'image number 0 .* needs an integer "id"'),
+        ({"images": [image("one")]}, 'image number 0 .* expected an integer "id"'),
         ({"categories": ((1, "cat"), (1, "dog"))}, '"cat" and "dog" share the id 1'),
     ],
 )
