@@ -1,6 +1,6 @@
 """Measures a RetinaNet in each runtime, for one image on the CPU: SavedModel, ONNX Runtime, OpenVINO, torchvision.
 
-    python benchmarks/runtimes.py r50 [--peer-python PYTHON] [--rounds N] [--runs N] [--folder FOLDER] [--out JSON]
+    python benchmarks/runtimes.py r50 [--peer-python PYTHON] [--rounds N] [--runs N] [--folder FOLDER] [--json FILE]
 
 The models have an FPN, 80 classes and random weights, and go from pixels to boxes: "r50" is a ResNet-50 at 800x1344,
 "r18" a ResNet-18 at 320x320. All scores pass the threshold, so that NMS reads all candidates. Each measurement has its
@@ -213,7 +213,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3, help="number of runs in each process")
     parser.add_argument("--folder", help="folder for the files (default: a temporary one)")
-    parser.add_argument("--out", metavar="JSON", help="default: benchmarks/results/runtimes_CASE.json")
+    parser.add_argument("--json", metavar="FILE", help="default: benchmarks/results/runtimes_CASE.json")
     parser.add_argument("--write", action="store_true", help="only write the files into the folder")
     parser.add_argument("--measure", metavar="SIDE", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,7 +235,7 @@ def main():
     for row in rows:
         numbers = f"{row['min_ms']:6} {row['median_ms']:10} {row['median_cpu_ms']:7} {row['relative']:9.2f}"
         print(f"{row['runtime']:<40} {numbers}")
-    path = Path(options.out or Path(__file__).with_name("results") / f"runtimes_{options.case}.json")
+    path = Path(options.json or Path(__file__).with_name("results") / f"runtimes_{options.case}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 

@@ -132,7 +132,7 @@ def test_keypoints_follow_kpt_shape(tmp_path):
         ("train: images/train\nnc: 3\nnames: [cat, dog]\n", '"nc" is 3'),
         ("train: images/train\nnames: 5\n", '"names" is 5'),
         ("train: gone\nnames: [cat]\n", "train is 'gone'"),
-        ("train: labels\nnames: [cat]\n", "holds no image"),
+        ("train: labels\nnames: [cat]\n", "contains no image"),
         ("train: [images\n", "not valid YAML"),
         ("train: images/train\nnames: [cat]\nkpt_shape: many\n", "kpt_shape is many"),
     ],

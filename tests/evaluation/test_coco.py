@@ -189,7 +189,7 @@ def test_result_without_required_keys_raises():
     truth = small_truth()
     with pytest.raises(ValueError, match="result 1 has no score and no bbox"):
         evaluate_coco(truth, [{"image_id": 1, "category_id": 4}])
-    with pytest.raises(ValueError, match=r"result 1 is .1\.jpg., expected an object with an image_id"):
+    with pytest.raises(ValueError, match=r"result 1 is .1\.jpg.: expected an object with an image_id"):
         evaluate_coco(truth, ["1.jpg"])
 
 
