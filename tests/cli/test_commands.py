@@ -329,7 +329,7 @@ MISTAKES = {
         "--draw {}/png/../png would overwrite the image {}/png/a.png: choose another folder",
     ),
     "predict: configuration": (["predict", "{}/run/config.gin", PICTURE], "config.gin is a configuration: expected"),
-    "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected the folder of a run"),
+    "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected the folder"),
     "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} contains no model: name the OUT_DIR of a"),
     "train: number for a folder": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "OUT_DIR=7"],

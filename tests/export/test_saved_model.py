@@ -223,7 +223,7 @@ def test_class_offset_and_gin_config_options(tmp_path):
 
 
 def test_unknown_precision_raises(model, tmp_path):
-    with pytest.raises(UserError, match="no precision 'int8': choose one of float32, bfloat16, float16"):
+    with pytest.raises(UserError, match="precision is 'int8': choose one of float32, bfloat16, float16"):
         export_saved_model(model, tmp_path / "model", precision="int8")
 
 
