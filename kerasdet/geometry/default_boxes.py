@@ -37,15 +37,17 @@ class DefaultBoxes(ConfigFromInit):
         levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7", "p8"),
         strides: Sequence[float] | None = (8, 16, 32, 64, 100, 300),
     ):
-        counts = {"scales, less one": len(scales) - 1, "aspect_ratios": len(aspect_ratios)}
-        if strides is not None:
-            counts["strides"] = len(strides)
-        if wrong := {name: count for name, count in counts.items() if count != len(levels)}:
-            name, count = next(iter(wrong.items()))
-            raise UserError(
-                f"DefaultBoxes.{name} has {count} entries for {len(levels)} levels, {', '.join(levels)}: give one per "
-                "level."
-            )
+        count = len(levels)
+        for name, values, expected in (
+            ("scales", scales, count + 1),
+            ("aspect_ratios", aspect_ratios, count),
+            ("strides", strides, count),
+        ):
+            if values is not None and len(values) != expected:
+                raise UserError(
+                    f"DefaultBoxes.{name} has {len(values)} entries: expected {expected} for {count} levels "
+                    f"({', '.join(levels)}). Give one per level, and one more of scales."
+                )
         self.scales = tuple(scales)
         self.aspect_ratios = tuple(tuple(ratios) for ratios in aspect_ratios)
         self.levels = tuple(levels)

@@ -26,9 +26,9 @@ def test_strides_place_the_cells():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scales": (0.1, 0.2)}, "6 levels, p3, .* and 1 of scales, less one"),
-        ({"aspect_ratios": ((2,),)}, "1 of aspect_ratios"),
-        ({"strides": (8, 16)}, "2 of strides"),
+        ({"scales": (0.1, 0.2)}, r"scales has 2 entries: expected 7 for 6 levels \(p3, "),
+        ({"aspect_ratios": ((2,),)}, "aspect_ratios has 1 entries: expected 6"),
+        ({"strides": (8, 16)}, "strides has 2 entries: expected 6"),
     ],
 )
 def test_wrong_numbers_raise(arguments, message):

@@ -146,9 +146,9 @@ def test_objects_below_the_least_iou_force_no_anchor():
 
 
 def test_unknown_low_quality_owner_raises():
-    with pytest.raises(UserError, match="low_quality_owner 'last': choose 'best' or 'forcing'"):
+    with pytest.raises(UserError, match="low_quality_owner is 'last': choose 'best' or 'forcing'"):
         IoUMatcher(low_quality_owner="last")
-    with pytest.raises(UserError, match="low_quality_owner 'last'"):
+    with pytest.raises(UserError, match="low_quality_owner of match_iou is 'last'"):
         match([[0, 0, 1, 1]], [], low_quality_owner="last")
 
 

@@ -178,8 +178,8 @@ def test_branch_whose_names_differ_from_its_results_raises():
     "branches,message",
     [
         (lambda: SizeBranch(), "RoIHeads.branches is a SizeBranch: give a list"),
-        (lambda: [SizeBranch], r"has the class SizeBranch: give an object, SizeBranch\(\)"),
-        (lambda: ["masks"], "has 'masks': give objects of subclasses of kerasdet.models.Branch"),
+        (lambda: [SizeBranch], r"contains the class SizeBranch: give an object, SizeBranch\(\)"),
+        (lambda: ["masks"], "contains 'masks': give objects of subclasses of kerasdet.models.Branch"),
         (lambda: [Branch(name="bare")], "Branch.target_key is None: define it in the class, a string"),
         (lambda: [type("Text", (SizeBranch,), {"loss_names": "a"})()], "Text.loss_names is 'a': define it .* a tuple"),
     ],
@@ -380,7 +380,7 @@ def test_objects_added_after_matching_leave_low_quality_matches_to_proposals():
 
 
 def test_unknown_order_of_matching_raises():
-    with pytest.raises(UserError, match="add_gt_as_proposals='never': choose 'before_matching' or 'after_matching'"):
+    with pytest.raises(UserError, match="add_gt_as_proposals is 'never': choose 'before_matching' or 'after_matching'"):
         roi_heads(add_gt_as_proposals="never")
 
 
