@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: put generated text and files of the repository into pages, and tutorials into notebooks.
+"""Hooks of MkDocs: find the package, put generated text into pages, and make notebooks of tutorials.
 
 A line ``<!-- generated: NAME -->`` of a page is replaced by what the function NAME in `_HOMES` returns, and a line
 ``<!-- results: NAME -->`` by the table of ``benchmarks/results/NAME.json``.
@@ -9,9 +9,11 @@ import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -27,6 +29,8 @@ _HOMES = {
     "zoo": "weights",
 }
 
+_PACKAGES = tempfile.TemporaryDirectory()  # of links to kerasdet as it is installed
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -41,6 +45,18 @@ def generate(name: str) -> str:
         KeyError: If there is no such text; MkDocs stops.
     """
     return getattr(_module(_HOMES[name]), name)()
+
+
+@event_priority(100)  # before mkdocstrings reads its paths
+def on_config(config: MkDocsConfig) -> None:
+    """Shows mkdocstrings the package as it is installed: `kerasdet.export` lies in another folder of the repository."""
+    package = Path(_PACKAGES.name, "kerasdet")
+    if not package.exists():
+        package.mkdir()
+        for path in [*(ROOT / "kerasdet").iterdir(), ROOT / "export"]:
+            if not (package / path.name).exists():
+                (package / path.name).symlink_to(path)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_PACKAGES.name]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:

@@ -131,7 +131,7 @@ def test_half_precision_is_computed_in_float32(rng):
         ({"offsets": tf.zeros([1, 4, 4, 9])}, "`offsets` of deform_conv2d has 9 channels: expected 18"),
         ({"mask": tf.zeros([1, 4, 4, 18])}, "`mask` of deform_conv2d has 18 channels: expected 9"),
         ({"groups": 2}, "expected 2, the 4 channels of x divided by 2 groups"),
-        ({"deformable_groups": 3}, "3 deformable groups"),
+        ({"deformable_groups": 3}, "deformable_groups=3: .* must divide the channels"),
     ],
 )
 def test_mismatched_shapes_raise(options, message):
