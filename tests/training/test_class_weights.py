@@ -39,7 +39,7 @@ def test_shared_classes_predict_as_before(name, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "kerasdet"):
         keep_shared_classes(tuned, NEW, tuned.pretrained_classes)
     tuned.class_names = NEW
-    [message] = [record.getMessage() for record in caplog.records if "kept" in record.getMessage()]
+    [message] = [record.getMessage() for record in caplog.records if "are copied" in record.getMessage()]
     assert message.endswith("matched by name: dog, person. Classes that start anew: truck, N/A.")
     before, after = outputs_by_class(old), outputs_by_class(tuned)
     for shared in {*before} & {*after}:
