@@ -261,7 +261,7 @@ MISTAKES = {
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
     "train: depth": ([*SMALL, "--set", "ResNet.depth=19"], "ResNet.depth is 19: choose one of 18"),
-    "train: classes": ([*SMALL, "--set", "NUM_CLASSES=3"], "The model has 3 classes and"),
+    "train: classes": ([*SMALL, "--set", "NUM_CLASSES=3"], "The model has 3 classes, but"),
     "train: not shapes": ([*SMALL, "--set", "TRAIN_DIR={}/run"], "holds files that are not generated shapes"),
     "train: no checkpoint": ([*FINETUNE, "--set", "CHECKPOINT={}/absent"], "{}/absent does not exist"),
     "train: cut checkpoint": (

@@ -443,8 +443,8 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
         run(tmp_path, data, freeze=["bacbone"])
     with pytest.raises(ValueError, match=r"freeze has 'backbone/c9_\*', which matches no layer of backbone"):
         run(tmp_path, data, freeze=["backbone/c9_*"])
-    for freeze in ("backbone", [3]):
-        with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: it must be a list")):
+    for freeze, expected in (("backbone", "it must be a list"), ([3], "give a list of names, such as")):
+        with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: {expected}")):
             run(tmp_path, data, freeze=freeze)
     with pytest.raises(ValueError, match=r"freeze=\[.*\] leaves no layer of RetinaNet to train"):
         run(tmp_path, data, freeze=["backbone", "neck", "head"])
