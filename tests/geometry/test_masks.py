@@ -96,7 +96,7 @@ def test_segmentation_without_pixels_gives_no_runs():
         ([[1, 2, 3, 4, 5, float("nan")]], "entries are not all pixel coordinates"),
         ({"size": [6, 5], "counts": [30]}, r"size \[6, 5\], but the image has height and width \[5, 6\]"),
         ({"counts": [30]}, "size None"),
-        ({"size": [5, 6], "counts": [10, 10]}, "of 20 pixels .* sum to the 30 pixels of the image"),
+        ({"size": [5, 6], "counts": [10, 10]}, "of 20 pixels.* sum to the 30 pixels of the image"),
         ({"size": [5, 6], "counts": [40, -10]}, "RLE mask of 30 pixels"),
         ({"size": [5, 6], "counts": "\x7f"}, "RLE mask of -1 pixels"),
         ({"size": [5, 6], "counts": "P" * 40}, "RLE mask of -1 pixels"),
