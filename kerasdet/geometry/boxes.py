@@ -44,8 +44,8 @@ def iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
         (..., N, M) float32 in [0, 1]; 0 if both boxes are empty.
 
     Example:
-        >>> float(iou(tf.constant([[0.0, 0, 10, 10]]), tf.constant([[0.0, 0, 10, 5]])))
-        0.5
+        >>> iou(tf.constant([[0.0, 0, 10, 10]]), tf.constant([[0.0, 0, 10, 5]])).numpy().tolist()
+        [[0.5]]
     """
     boxes1, boxes2 = tf.expand_dims(boxes1, -2), tf.expand_dims(boxes2, -3)  # (..., N, 1, 4), (..., 1, M, 4)
     intersection = _intersection(boxes1, boxes2)  # (..., N, M)

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import itertools
 import pkgutil
 
 import keras
@@ -14,15 +15,17 @@ import tensorflow as tf
 import kerasdet
 from kerasdet import config, data, export, layers, ops, training
 
-SMALL = {"(480, 640, 3)": "(48, 64, 3)", "size=(320, 320)": "size=(64, 96)"}  # and the published model is a tiny one
+SMALL = {
+    "(480, 640, 3)": "(48, 64, 3)",
+    "size=(320, 320)": "size=(64, 96)",
+}  # and the published model is a tiny one
 NAMES = {"kerasdet": kerasdet, "keras": keras, "np": np, "tf": tf, "PIL": PIL, "nms": ops.nms, "config": config}
-for room in (data, export, layers, training):
+for room in (data, data.transforms, export, layers, training):
     NAMES |= {name: getattr(room, name) for name in room.__all__}
 NEED_FILES = ("VocDataset", "read", "verify")  # downloads that the tests do not have
 # Examples that show no output and run all the same. Those of `train` and `training_batches` train as pages do.
 WITHOUT_OUTPUT = [
     "kerasdet.config.load",
-    "kerasdet.data.dataset.Dataset",
     "kerasdet.data.recognise.dataset_from_examples",
     "kerasdet.data.transforms.compose.RandomApply",
     "kerasdet.data.transforms.compose.UntilStep",
@@ -40,7 +43,9 @@ WITHOUT_OUTPUT = [
 def examples():
     """Yields the examples of all docstrings that show an output, and those of `WITHOUT_OUTPUT`."""
     finder, seen = doctest.DocTestFinder(), set()
-    for found in pkgutil.walk_packages(kerasdet.__path__, "kerasdet."):
+    rooms = pkgutil.walk_packages(kerasdet.__path__, "kerasdet.")
+    formats = pkgutil.walk_packages(export.__path__, "kerasdet.export.")  # lies in another folder of a clone
+    for found in itertools.chain(rooms, formats):
         try:
             module = importlib.import_module(found.name)
         except ImportError:  # of an optional package
