@@ -11,16 +11,14 @@ from kerasdet.ops.distribute import all_gather_object, worker_rank
 
 
 def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    """Checks that callbacks are a list of Keras callbacks.
+    """Checks that each callback is a Keras callback.
 
     Args:
         callbacks: The argument `callbacks` of `train`.
 
     Raises:
-        UserError: If `callbacks` is not a list, or an item is not a `keras.callbacks.Callback` object.
+        UserError: If an item is not a `keras.callbacks.Callback` object.
     """
-    if not isinstance(callbacks, list | tuple):
-        raise UserError(f"train.callbacks is {callbacks!r}: give a list of Keras callbacks, such as [@CSVLogger()].")
     for index, callback in enumerate(callbacks):
         if not isinstance(callback, keras.callbacks.Callback):
             remedy = "write @Name() with brackets in gin" if callable(callback) else "give a Keras callback"
