@@ -1,7 +1,10 @@
 """Fixtures and settings for all tests: quiet TensorFlow, fixed seeds, the reference material, work for two workers."""
 
+import ctypes
+import gc
 import os
 import shutil
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,6 +26,15 @@ def shared(path):
     if not full.exists():
         pytest.skip(f"no shared/{path} here")
     return full
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_given_back():
+    """Frees a file's models and graphs: they refer to themselves, and two workers would keep 20 GiB of them."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":  # glibc keeps freed memory, unless it is asked
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture
