@@ -71,10 +71,9 @@ class InferenceGraph(tf.Module):
         if precision not in PRECISIONS:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
         concrete = tf.function(function, input_signature=signature).get_concrete_function()
-        frozen, graph = freeze_variables(concrete)
+        graph, self.inputs, outputs = freeze_variables(concrete)
         names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
-        self.inputs = [tensor.name for tensor in frozen.inputs]
-        self.outputs = {name: tensor.name for name, tensor in zip(names, frozen.outputs, strict=True)}
+        self.outputs = dict(zip(names, outputs, strict=True))
         ends = [name.split(":")[0] for name in (*self.inputs, *self.outputs.values())]
         for step in (drop_gradients, to_float32, fold_constants, fold_batch_norm, fold_strides):
             graph = step(graph)

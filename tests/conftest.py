@@ -64,6 +64,35 @@ def unoptimized_graphs():
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
+@pytest.fixture(scope="module")
+def models_opened_once():
+    """Opens each .keras file once, so that commands share a model and its graph. Not for tests that train it."""
+    from kerasdet import loading
+
+    open_model, opened = loading.open_model, {}
+
+    def open_once(file):
+        key = file, file.stat().st_mtime_ns
+        if key not in opened:
+            opened[key] = open_model(file)
+        return opened[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "open_model", open_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def warm_workers():
+    """Lets exports be verified in processes that are started only once, see tests/warm_workers.py."""
+    import warm_workers
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("onnx", "saved_model", "tflite"):
+            patch.setattr(f"kerasdet.export.{name}.format.run_worker", warm_workers.run)
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """Puts files with slow tests first, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

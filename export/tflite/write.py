@@ -76,7 +76,7 @@ def export_tflite(
     size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
-        flatbuffer = _convert(model, postprocessing, size, input_type)
+        flatbuffer = convert_detector(model, postprocessing, size, input_type)
     inputs = [as_input(model.preprocessing.letterbox(image, *size)[0].numpy(), input_type) for image in images]
     flatbuffer = lower_precision(flatbuffer, precision, inputs, [model.backbone.name, model.neck.name])
     options = {
@@ -115,8 +115,21 @@ def _check_options(model, postprocessing, precision, input_type, calibration_ima
     checks.check_calibration(precision, calibration_images)
 
 
-def _convert(model, postprocessing, size, input_type):
-    """Returns the TFLite file in float32, without metadata."""
+def convert_detector(model: Detector, postprocessing: str, size: tuple[int, int], input_type: str) -> bytes:
+    """Converts a detector in float32.
+
+    Args:
+        model: The detector.
+        postprocessing: One of `kerasdet.export.tflite.spec.POSTPROCESSING`.
+        size: Height and width of the input in pixels.
+        input_type: Type of the input's pixels, "float32" or "uint8".
+
+    Returns:
+        The TFLite file, without metadata.
+
+    Raises:
+        UserError: If TFLite lacks an op of the model.
+    """
 
     def network(image):
         outputs, image_size = run_network(model, image)

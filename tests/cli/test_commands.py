@@ -18,6 +18,7 @@ from kerasdet.evaluation import evaluate
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.models import KeypointBranch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers", "models_opened_once")
 SHAPES = "retinanet_r18_fpn_shapes"
 
 

@@ -63,16 +63,32 @@ def saved_model(models, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tflite_file(models, tmp_path_factory):
-    """Returns a function from a model's name and export options to the path of its TFLite file."""
+    """Returns a function from a model's name and export options to the path of its TFLite file.
+
+    Precisions differ only in what becomes of the converted model. Several processes that run the tests share the
+    conversions. The models must not change.
+    """
+    write = pytest.importorskip("kerasdet.export.tflite.write")
+    convert, conversions = write.convert_detector, shared_folder(tmp_path_factory, "tflite_conversions")
     folder, made = tmp_path_factory.mktemp("tflite"), {}
 
     def path(name, **options):
         key = "_".join(["model", name, *map(str, options.values())])
-        if key not in made:
-            calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
-            size = (64, 64) if name == "tiny" else TFLITE_SIZE
-            file = folder / f"{key}.tflite"
-            made[key] = export_tflite(models(name), file, **{"size": size, **calibration, **options})
+        if key in made:
+            return made[key]
+
+        def convert_once(model, *arguments):
+            file = conversions / ("_".join([name, *map(str, arguments)]) + ".tflite")
+            with locked(file.with_suffix(".lock")):
+                if not file.exists():
+                    file.write_bytes(convert(model, *arguments))
+            return file.read_bytes()
+
+        calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
+        settings = {"size": (64, 64) if name == "tiny" else TFLITE_SIZE, **calibration, **options}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(write, "convert_detector", convert_once)
+            made[key] = export_tflite(models(name), folder / f"{key}.tflite", **settings)
         return made[key]
 
     return path

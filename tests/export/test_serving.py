@@ -22,6 +22,7 @@ from kerasdet.export.saved_model import serving
 grpc = pytest.importorskip("grpc")
 apis = pytest.importorskip("tensorflow_serving.apis.prediction_service_pb2_grpc")
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers")
 SERVER = Path(__file__).resolve().parents[1] / "prediction_server.py"
 
 
