@@ -200,14 +200,10 @@ def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tupl
     Returns:
         The frozen `GraphDef`, in which control flow stays functional, and the names of its input and output tensors.
     """
-    from tensorflow.python.eager import context
     from tensorflow.python.framework import convert_to_constants as private
 
     data = private._FunctionConverterDataInEager(function, lower_control_flow=False, aggressive_inlining=False)
     graph, frozen = private._replace_variables_by_constants(data)
-    for each in graph.library.function:  # the graph brings its own definition of a function that TensorFlow knows
-        if context.context().has_function(each.signature.name):
-            context.context().remove_function(each.signature.name)
     weights = {function.graph.internal_captures[index].name for index in frozen}
     inputs = [tensor.name for tensor in function.inputs if tensor.name not in weights]
     return graph, inputs, [tensor.name for tensor in function.outputs]

@@ -23,7 +23,7 @@ from kerasdet.export.network import as_input, detections, raw_outputs, run_netwo
 from kerasdet.export.tflite import postprocessing as post
 from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
-from kerasdet.export.tflite.quantization import lower_precision
+from kerasdet.export.tflite.quantization import check_installed, lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
 from kerasdet.inference.preprocessing import open_images
 from kerasdet.keras_compat import tflite_converter_error
@@ -113,6 +113,7 @@ def _check_options(model, postprocessing, precision, input_type, calibration_ima
             f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
         )
     checks.check_calibration(precision, calibration_images)
+    check_installed(precision)
 
 
 def convert_detector(model: Detector, postprocessing: str, size: tuple[int, int], input_type: str) -> bytes:

@@ -68,9 +68,8 @@ def test_file_runs_with_only_onnxruntime(models, onnx_file, kind):
     assert report.milliseconds > 0
 
 
-def test_file_has_operators_of_onnx_only_and_all_metadata(tmp_path):
-    model = tiny.talkative()
-    path = export_onnx(model, tmp_path / "x.onnx", gin_config="STEPS = 3\n")
+def test_file_has_operators_of_onnx_only_and_all_metadata(onnx_file):
+    path = onnx_file("tiny", gin_config="STEPS = 3\n")
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     assert [(opset.domain, opset.version >= 17) for opset in file.opset_import] == [("", True)]
@@ -84,9 +83,8 @@ def test_file_has_operators_of_onnx_only_and_all_metadata(tmp_path):
     assert kerasdet.load(path).class_names == tiny.CLASS_NAMES
 
 
-def test_fixed_size_takes_letterboxed_uint8(tmp_path):
-    model = tiny.talkative()
-    path = export_onnx(model, tmp_path / "x.onnx", size=(64, 64), input_type="uint8")
+def test_fixed_size_takes_letterboxed_uint8(models, onnx_file):
+    model, path = models("tiny"), onnx_file("tiny", size=(64, 64), input_type="uint8")
     [image] = onnx.load(path).graph.input
     assert [axis.dim_value for axis in image.type.tensor_type.shape.dim] == [1, 64, 64, 3]
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
