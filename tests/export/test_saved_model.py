@@ -17,7 +17,6 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.export import export_saved_model, verify_export
 
-pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 ELSEWHERE = """
