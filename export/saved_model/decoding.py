@@ -65,22 +65,8 @@ def _decode(encoded, index, max_pixels):
         [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is not a JPEG or PNG file", index)]
     ):
         encoded = tf.identity(encoded)
-
-    def size_of(data):
-        return tf.cond(is_png, lambda: _png_size(data), lambda: _jpeg_size(data))
-
-    def read(data):
-        size = size_of(data)
-        pixels = tf.reduce_prod(size)
-        nothing = tf.zeros([0, 0, 3], tf.uint8)
-        fits = (pixels > 0) & (pixels <= max_pixels)
-        return size, tf.cond(fits, lambda: image_ops.decode(data, refuse_damaged=True), lambda: nothing)
-
-    whole, size, image = _attempt(read, encoded)
-    # The error for a damaged image depends on whether its header can be read. Each attempt takes as long as a small
-    # network, so that only images that failed have a second one.
-    readable, size = tf.cond(whole, lambda: (True, size), lambda: _attempt(size_of, encoded))
-    pixels = tf.reduce_prod(size)
+    readable, size = _attempt(lambda data: tf.cond(is_png, lambda: _png_size(data), lambda: _jpeg_size(data)), encoded)
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
     too_large = "image_bytes[{}] has {} pixels, and this model accepts " + f"{max_pixels}: send it smaller"
     with tf.control_dependencies(
         [
@@ -88,8 +74,9 @@ def _decode(encoded, index, max_pixels):
             _check(pixels <= max_pixels, too_large, index, pixels),
         ]
     ):
-        checked = tf.identity(whole)
-    with tf.control_dependencies([_check(checked, "image_bytes[{}] is damaged or cut short", index)]):
+        encoded = tf.identity(encoded)
+    whole, image = _attempt(lambda data: image_ops.decode(data, refuse_damaged=True), encoded)
+    with tf.control_dependencies([_check(whole, "image_bytes[{}] is damaged or cut short", index)]):
         return tf.identity(image)
 
 
@@ -110,12 +97,11 @@ def _jpeg_size(encoded):
 
 
 def _attempt(function, encoded):
-    """Returns whether a function of an encoded image succeeds, and its results, which are empty if it fails.
+    """Returns whether a function of an encoded image succeeds, and its result, which is empty if it fails.
 
     A failed op would end the graph with a message that does not name the image. Inside a dataset, `ignore_errors`
     catches the failure.
     """
-    results = tf.data.Dataset.from_tensors(encoded).map(function).with_options(_UNOPTIMIZED)
-    specs = tf.nest.flatten(results.element_spec)
-    empty = [tf.zeros([size or 0 for size in spec.shape], spec.dtype) for spec in specs]
-    return results.ignore_errors().reduce((False, *empty), lambda _, found: (True, *tf.nest.flatten(found)))
+    result = tf.data.Dataset.from_tensors(encoded).map(function).with_options(_UNOPTIMIZED)
+    empty = tf.zeros([size or 0 for size in result.element_spec.shape], result.element_spec.dtype)
+    return result.ignore_errors().reduce((False, empty), lambda _, value: (True, value))
