@@ -93,7 +93,7 @@ def test_flips_are_independent():
         (lambda: ResizeShortestEdge((640, 672, 800), sampling="range"), "low, high"),
         (lambda: ResizeShortestEdge(()), "lengths"),
         (lambda: ResizeShortestEdge((0,)), "lengths"),
-        (lambda: RandomFlip(1.5), "expected a probability"),
+        (lambda: RandomFlip(1.5), "expected probabilities"),
     ],
 )
 def test_invalid_arguments_raise(make, message):
