@@ -307,7 +307,7 @@ def eval_data() -> data.CocoDataset:
     """Builds the evaluation dataset of the current configuration.
 
     Returns:
-        The dataset.
+        The evaluation dataset.
 
     Raises:
         UserError: If the configuration has no evaluation dataset.

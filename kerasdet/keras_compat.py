@@ -61,7 +61,7 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list
         include_self: Whether the list contains `layer` itself.
 
     Returns:
-        The layers.
+        The list of layers.
     """
     return list(layer._flatten_layers(include_self=include_self))
 
@@ -76,7 +76,7 @@ def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
         model: A Keras model.
 
     Returns:
-        The generators.
+        The list of random generators.
     """
     return [generator for layer in flatten_layers(model) for generator in layer._seed_generators]
 

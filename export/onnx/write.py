@@ -118,7 +118,7 @@ def onnx_model(
         name: Name of the format, for error messages.
 
     Returns:
-        The model.
+        The ONNX model.
     """
     checks.check_model(model)
     checks.check_choice(name, "postprocessing", postprocessing, POSTPROCESSING)

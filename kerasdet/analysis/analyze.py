@@ -161,7 +161,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
         seed: Seed of the resampling.
 
     Returns:
-        The results.
+        The results of all analyses.
     """
     instances = collect(
         cases.annotations, cases.detections, cases.image_ids, list(cases.names), masks=cases.iou_type == "segm"

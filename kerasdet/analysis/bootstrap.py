@@ -32,7 +32,7 @@ def coco_matches(instances: Instances) -> Matches:
         instances: Objects and detections.
 
     Returns:
-        The matches.
+        The matches, by area range and IoU threshold.
     """
     return match(instances, COCO_THRESHOLDS, tuple(AREAS.values()))
 

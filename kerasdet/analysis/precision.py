@@ -135,7 +135,7 @@ def shortest_between(low: float, high: float) -> float:
         high: Upper limit, exclusive.
 
     Returns:
-        The number.
+        The number in [low, high) with the fewest decimals.
 
     Example:
         >>> shortest_between(0.4213, 0.4391)

@@ -58,7 +58,7 @@ def lookup(module: str, name: str) -> Function | Element:
         name: Name of the object in the module.
 
     Returns:
-        The constructor.
+        The harmless constructor that stands for the name.
 
     Raises:
         ValueError: If the name is not in the allowlist `TABLE`.

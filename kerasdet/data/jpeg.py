@@ -107,7 +107,7 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
         image: Result of `decode`.
 
     Returns:
-        () bool, true if the file is damaged.
+        Whether the file is damaged, () bool.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     start, is_sequential = _scan(data)

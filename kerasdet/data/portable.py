@@ -85,7 +85,7 @@ def make_part(
             strings.
 
     Returns:
-        The split.
+        The checked split.
 
     Raises:
         UserError: If a value or an image is invalid.

@@ -463,7 +463,7 @@ def dataset_from_examples(
         **options: Other arguments of `Dataset`.
 
     Returns:
-        The dataset.
+        The dataset of all examples.
 
     Raises:
         UserError: If an example does not have this form. The message names the index of the example, from 0.

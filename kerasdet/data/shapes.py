@@ -377,7 +377,7 @@ def shapes_dataset(
         keypoints: Whether to read the keypoints of the arrows.
 
     Returns:
-        The dataset.
+        The dataset of generated shapes.
 
     Raises:
         UserError: If an argument is out of range, or the folder holds other files or a dataset with other arguments.

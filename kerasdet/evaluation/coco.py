@@ -252,7 +252,7 @@ class Cases:
             engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
         Returns:
-            The metrics.
+            COCO's metrics, and the AP of each class.
 
         Raises:
             UserError: If the engine is unknown or not installed.

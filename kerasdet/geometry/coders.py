@@ -51,7 +51,7 @@ class DeltaCoder(ConfigFromInit):
             anchors: (..., 4) yxyx in pixels, with heights and widths above 0.
 
         Returns:
-            (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
+            The deltas, (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
         """
         center, size = _center_size(boxes)
         anchor_center, anchor_size = _center_size(anchors)
@@ -114,7 +114,7 @@ class DistanceCoder(ConfigFromInit):
             raw: (..., 4) raw predictions of the network.
 
         Returns:
-            (..., 4) distances as (t, l, b, r), in strides or pixels.
+            The distances, (..., 4) as (t, l, b, r), in strides or pixels.
         """
         return _ACTIVATIONS[self.activation or ("relu" if self.normalize else "exp")](raw)
 

@@ -162,7 +162,7 @@ def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
+        The crops, (M, S, S) uint8: the covered fraction of each of the S x S cells of a box, times 255.
     """
     values = tf.cast(bitmaps, tf.float32)
     shape = tf.shape(values)

@@ -158,7 +158,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
         min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it. In [0, 1].
 
     Returns:
-        (B, R) bool.
+        A mask, (B, R) bool, true for anchors that a region covers.
     """
 
     def step(start, state, boxes, valid):
@@ -194,7 +194,8 @@ def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int)
         divisor: Number of pixels to whose multiples an image is padded in a batch of its own.
 
     Returns:
-        (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of `divisor`.
+        A mask, (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of
+        `divisor`.
     """
     limit = tf.cast(-(-image_size // divisor) * divisor, anchors.dtype)[:, None]  # (B, 1, 2)
     # Centres lie on a grid of half pixels or more. Computed from corners, one on the limit may come out below it.
@@ -224,7 +225,7 @@ def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         batch: ``class_ids`` (B, M), -1 for padding, and ``is_crowd`` (B, M).
 
     Returns:
-        (B, M) bool.
+        A mask, (B, M) bool, true for objects to train on.
     """
     return (batch["class_ids"] >= 0) & ~batch["is_crowd"]
 
@@ -239,7 +240,7 @@ def ignore_mask(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: flo
             anchor is marked.
 
     Returns:
-        (B, R) bool, or None if `min_iof` is None.
+        A mask, (B, R) bool, true for anchors to ignore; None if `min_iof` is None.
     """
     return None if min_iof is None else covered(anchors, batch["boxes"], batch["is_crowd"], min_iof=min_iof)
 

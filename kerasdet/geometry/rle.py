@@ -112,6 +112,6 @@ def decode(codes: Sequence[Mapping]) -> np.ndarray:
         codes: One or more dicts {"size": [H, W], "counts": str or bytes} of equal sizes.
 
     Returns:
-        (D, H, W) bool.
+        The masks, (D, H, W) bool.
     """
     return rle.decode(list(codes)).transpose(2, 0, 1).astype(bool)

@@ -20,7 +20,7 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
         image_ids: (B,) integers, one per image.
 
     Returns:
-        (B, R) float32 in [0, 1).
+        The random numbers, (B, R) float32 in [0, 1).
     """
     seed = tf.random.fold_in(tf.constant([seed, 0], tf.int32), tf.cast(step, tf.int32))
 
@@ -41,7 +41,7 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
             batch and on every replica. Without ids, its position in the batch replaces the id.
 
     Returns:
-        (B, R) float32 in [0, 1).
+        The random numbers, (B, R) float32 in [0, 1).
     """
     image_ids = batch["image_id"] if "image_id" in batch else tf.range(tf.shape(batch["boxes"])[0])
     return per_image_uniform(size, seed, step, image_ids)

@@ -84,7 +84,7 @@ class ConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            (B, ceil(H / strides), ceil(W / strides), filters).
+            Features (B, ceil(H / strides), ceil(W / strides), filters).
         """
         x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
@@ -148,7 +148,7 @@ class DepthwiseConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            (B, ceil(H / strides), ceil(W / strides), C).
+            Features (B, ceil(H / strides), ceil(W / strides), C).
         """
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:

@@ -86,7 +86,7 @@ class CSPNeXtBlock(keras.layers.Layer):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         y = x
         for conv in self.convs:
@@ -147,7 +147,7 @@ class CSPLayer(keras.layers.Layer):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         main = self.main(x, training=training)
         for block in self.blocks:
@@ -181,7 +181,7 @@ class ChannelAttention(keras.layers.Layer):
             x: (B, h, w, channels).
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         logits = self.fc(tf.reduce_mean(x, [1, 2], keepdims=True))  # (B, 1, 1, C)
         return x * (tf.nn.relu6(logits + 3) / 6)
@@ -218,7 +218,7 @@ class SPP(keras.layers.Layer):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         pooled = [self.conv1(x, training=training)]
         for _ in range(3):  # a maximum over 5x5 cells of maxima over 5x5 is one over 9x9, and so on

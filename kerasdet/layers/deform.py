@@ -95,7 +95,7 @@ class DeformConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            (B, ceil(H / strides), ceil(W / strides), filters).
+            Features (B, ceil(H / strides), ceil(W / strides), filters).
         """
         offsets, mask = self.offset(self.pad(x)), None
         if self.deform_version == 2:

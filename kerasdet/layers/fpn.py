@@ -137,7 +137,7 @@ def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
         fine: (B, H, W, C) feature map of the finer level, with H = 2 * h or 2 * h - 1, and W = 2 * w or 2 * w - 1.
 
     Returns:
-        (B, H, W, C), `coarse` resized.
+        The resized feature map, (B, H, W, C).
     """
     size = tf.shape(fine)[1:3]
     doubled = composite(_double, "Doubling")(coarse)

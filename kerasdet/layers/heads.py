@@ -83,7 +83,7 @@ class Tower(keras.layers.Layer):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         key = self.norm_keys.index(level) if len(self.norm_keys) > 1 else 0
         for conv, norm in zip(self.convs, self.norms[key :: len(self.norm_keys)], strict=True):
@@ -454,7 +454,7 @@ def per_anchor(x: tf.Tensor, size: int) -> tf.Tensor:
         size: Number of values per anchor, such as K classes or 4 box deltas.
 
     Returns:
-        (B, h * w * A, size) float32.
+        The predictions, (B, h * w * A, size) float32.
     """
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
 
@@ -465,6 +465,6 @@ def small_normal() -> keras.initializers.Initializer:
     Each layer needs a new object: layers that share a Keras initializer object would start with equal values.
 
     Returns:
-        The initializer.
+        The Keras initializer.
     """
     return keras.initializers.RandomNormal(stddev=0.01)

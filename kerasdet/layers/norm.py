@@ -94,7 +94,7 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
             training: Whether to use the statistics of the batch, in the modes "bn" and "sync_bn".
 
         Returns:
-            (B, H, W, C).
+            The normalised features, (B, H, W, C).
         """
         if training and self.trainable and self.mode in ("bn", "sync_bn"):
             return self._normalize_by_batch(x)
@@ -170,7 +170,7 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
             x: (B, H, W, C).
 
         Returns:
-            (B, H, W, C) of the type of `x`.
+            The normalised features, (B, H, W, C) of the dtype of `x`.
         """
         normalize = composite(self._normalize, "GroupNormalization", groups=self.groups, epsilon=self.epsilon)
         return normalize(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))

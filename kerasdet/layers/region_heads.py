@@ -155,7 +155,7 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, 2h, 2w, K) float32 logits.
+            Mask logits, (N, 2h, 2w, K) float32.
         """
         for conv in self.convs:
             x = conv(x, training=training)
@@ -198,7 +198,7 @@ class KeypointHead(ConfigFromInit, keras.layers.Layer):
             x: (N, h, w, C) pooled features of N regions.
 
         Returns:
-            (N, 4h, 4w, J) float32 logits.
+            Heatmaps of logits, (N, 4h, 4w, J) float32.
         """
         for conv in self.convs:
             x = conv(x)

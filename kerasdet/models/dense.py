@@ -80,7 +80,7 @@ def all_levels(outputs: Mapping, name: str) -> tf.Tensor:
         name: Name of the output, such as "class_logits".
 
     Returns:
-        (B, R, ...), or (R, 4) for ``anchors``.
+        The concatenated output, (B, R, ...), or (R, 4) for ``anchors``.
     """
     return tf.concat(list(outputs[name].values()), 0 if name == "anchors" else 1)
 

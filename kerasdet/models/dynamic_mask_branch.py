@@ -79,7 +79,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
     @property
     def outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> `BranchOutput`, which holds the output's name in exports and its rescaling."""
+        """Maps the name of each output to a `BranchOutput`, which holds its name in exports and its rescaling."""
         return {
             "mask_probs": BranchOutput("detection_masks"),
             "mask_boxes": BranchOutput("detection_mask_boxes", "swapped_boxes"),

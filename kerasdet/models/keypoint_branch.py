@@ -96,7 +96,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, S, S, J) logits.
+            Heatmaps of logits, (N, S, S, J).
         """
         return self.head(pooled)
 
@@ -150,7 +150,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S, J) logits.
+            Heatmaps of logits, (B, D, S, S, J).
         """
         return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
 

@@ -76,7 +76,7 @@ class MaskBranch(ConfigFromInit, Branch):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, S, S, K) logits.
+            Mask logits, (N, S, S, K).
         """
         return self.head(pooled, training=training)
 
@@ -145,7 +145,7 @@ class MaskBranch(ConfigFromInit, Branch):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S) probabilities.
+            Mask probabilities, (B, D, S, S).
         """
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
         return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))

@@ -48,7 +48,7 @@ def best_class_only(scores: tf.Tensor) -> tf.Tensor:
         scores: (B, R, K) logits or probabilities.
 
     Returns:
-        (B, R, K): the scores, with the most negative float for all classes but the best one.
+        The scores, (B, R, K), with the most negative float for all classes but the best one.
     """
     best = tf.reduce_max(scores, -1, keepdims=True)
     return tf.where(scores == best, scores, scores.dtype.min)
@@ -178,7 +178,7 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
     """Drops detections: the others move to the front, in their order, and padding fills the rest.
 
     Args:
-        detections: Name -> (B, D, ...), such as ``boxes`` and ``scores``.
+        detections: Tensors (B, D, ...) by name, such as ``boxes`` and ``scores``.
         keep: (B, D) bool, false for detections to drop.
 
     Returns:

@@ -121,8 +121,8 @@ class FasterRCNN(ConfigFromInit, Detector):
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            A dict of ``rpn``, the result of `RPN.call`; ``pyramid``: level name -> (B, h, w, C); and the entries that
-            `RoIHeads.call` returns.
+            A dict of ``rpn``, the result of `RPN.call`; ``pyramid``, a dict from level name to features (B, h, w, C);
+            and the entries that `RoIHeads.call` returns.
         """
         image, image_size = unpack_inputs(inputs)
         if image_size is None:

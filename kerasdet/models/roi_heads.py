@@ -218,7 +218,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             branch: One of `branches`, or None for the box head.
 
         Returns:
-            (B * P, S, S, C) pooled features.
+            The pooled features, (B * P, S, S, C).
         """
         _, levels, _ = self._sizes
         return self.pooler({level: pyramid[level] for level in levels}, rois, branch.pool_size if branch else None)

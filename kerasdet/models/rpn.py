@@ -39,7 +39,7 @@ def default_neck() -> FPN:
     """Makes the default neck of R-CNNs: an FPN with p2 to p5, and p6 pooled from p5.
 
     Returns:
-        The layer.
+        The FPN layer.
     """
     return FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop())
 

@@ -307,7 +307,7 @@ class RTMDet(ConfigFromInit, Detector):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S) mask probabilities.
+            Mask probabilities, (B, D, S, S).
         """
         anchors = dense.all_levels(inputs, "anchors")  # (R, 4)
         decoded = self.coder.decode(dense.all_levels(inputs, "box_distances"), anchors)  # (B, R, 4)

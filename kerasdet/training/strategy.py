@@ -33,7 +33,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
             "tpu" for the TPU that TensorFlow's resolver finds.
 
     Returns:
-        The strategy.
+        The `tf.distribute` strategy.
 
     Raises:
         UserError: If the name is unknown, TF_CONFIG is not valid, a worker cannot start, or there is no TPU.

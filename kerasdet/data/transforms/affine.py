@@ -84,8 +84,8 @@ def _transpose(example):
 class RandomAffine:
     """Rotates, shifts, scales and shears the image around its centre; the image size does not change.
 
-    The matrix is computed like in torchvision's `RandomAffine`; the default ranges and the rules about small objects
-    are those of mmdetection's `YOLOXRandomAffine`. With masks, the new box of an object is the tight box of its mask.
+    The matrix is computed as in torchvision's `RandomAffine`; the default ranges and the rules about small objects are
+    those of mmdetection's `YOLOXRandomAffine`. With masks, the new box of an object is the tight box of its mask.
     Without masks, it is the box around the four mapped corners, which is larger than the object if the image is
     rotated.
 
