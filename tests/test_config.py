@@ -167,7 +167,10 @@ def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, nam
     with caplog.at_level("INFO", "kerasdet"):
         model = config.train()
     if name == "finetune":
-        assert "matched by name: star. Classes that start anew: disk, square, triangle, arrow." in caplog.text
+        assert (
+            "matched by name: star. Classes that start with random weights: disk, square, triangle, arrow."
+            in caplog.text
+        )
     (line,) = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     assert line["step"] == 1
     assert 0 < line["loss"] < math.inf

@@ -449,7 +449,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
     with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: give a number above 0, or None for no clip"):
         run(tmp_path, data, optimizer=SGD(1e-3, global_clipnorm=-1.0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\): .*file/run cannot be written: Not a directory"):
+    with pytest.raises(OSError, match=r"OUT_DIR \(Python: out_dir=\): .*file/run cannot be written: Not a directory"):
         run(tmp_path / "file" / "run", data)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -465,7 +465,7 @@ def test_full_disk_leaves_the_configuration_intact(tmp_path, data, resumed):
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
 def test_file_in_place_of_a_folder_raises(tmp_path, data, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OSError, match=rf"OUT_DIR \(out_dir\): .*/{name} cannot be written: it is a file"):
+    with pytest.raises(OSError, match=rf"OUT_DIR \(Python: out_dir=\): .*/{name} cannot be written: it is a file"):
         run(tmp_path, data, config="STEPS = 3\n")
     assert not (tmp_path / "config.gin").exists()
     assert (tmp_path / name).read_text() == "mine"
