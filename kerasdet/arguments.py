@@ -1,4 +1,4 @@
-"""Checks numbers that users set, so that an impossible one raises an error at once."""
+"""Checks numbers that users set, so that an invalid number raises an error immediately."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -12,14 +12,14 @@ def check_positive(owner: str, **counts: int | None) -> None:
 
     Args:
         owner: Name of the function or class that takes the counts, for the error message.
-        counts: Values by name.
+        counts: Counts by name.
 
     Raises:
         UserError: If a count is neither a positive integer nor None.
     """
     for name, value in counts.items():
         if value is not None and not (_is(value, Integral) and value >= 1):
-            raise UserError(f"{owner}.{name} is {value!r}: it must be a positive integer.")
+            raise UserError(f"{owner}.{name} is {value!r}: expected a positive integer.")
 
 
 def check_numbers(owner: str, low: float, high: float = float("inf"), /, **values: Any) -> None:
@@ -32,7 +32,7 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
         values: Numbers or sequences of numbers by name.
 
     Raises:
-        UserError: If a value is not a number, is not finite or is outside of the limits.
+        UserError: If a value is not a number, is not finite or is outside the limits.
     """
     limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
     limits = "that is finite" if low == -float("inf") and high == float("inf") else limits
@@ -41,7 +41,7 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
         if not all(
             each is None or (_is(each, Real) and low <= each <= high and each < float("inf")) for each in numbers
         ):
-            raise UserError(f"{owner}.{name} is {value!r}: it must be a number {limits}.")
+            raise UserError(f"{owner}.{name} is {value!r}: expected a number {limits}.")
 
 
 def _is(value, kind):

@@ -42,8 +42,8 @@ def _entries(data):
 def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
     """Reads a project or an export of VIA (VGG Image Annotator).
 
-    The class of a region is its attribute `class`, `label`, `name`, `type`, `category` or `object`, or else its only
-    attribute. If no region has attributes, there is one class, "object".
+    The class of a region is its attribute `class`, `label`, `name`, `type`, `category` or `object`, or, if it has none
+    of these, its only attribute. If no region has attributes, there is one class, "object".
 
     Args:
         data: Parsed JSON.
@@ -54,7 +54,7 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a region is invalid. The message names it.
+        UserError: If a region is invalid. The message names the file and the region.
     """
     finder = ImageFinder([path.parent, path.parent / "images"], changes)
     items = _entries(data)
@@ -111,7 +111,7 @@ def _attributes(region):
 
 
 def _options(data, key):
-    """Returns the names of the options of a class attribute by their numbers; {} if its options are no numbers."""
+    """Returns the names of the options of a class attribute by their numbers; {} if the options have no numbers."""
     attributes = data.get("_via_attributes")
     regions = attributes.get("region") if isinstance(attributes, dict) else None
     attribute = regions.get(key) if isinstance(regions, dict) and key else None
@@ -127,7 +127,7 @@ def _class_name(attributes, key, where, changes):
         value = [name for name, chosen in value.items() if chosen]
     if isinstance(value, list):
         if len(value) > 1:
-            raise UserError(f"{where} has {key} {', '.join(map(str, value))}; expected one class. Choose one.")
+            raise UserError(f"{where} has {key} {', '.join(map(str, value))}; expected one class. Keep only one.")
         value = next(iter(value), None)
     if value is None or not str(value).strip():
         changes.add("unnamed_shapes", where, f"has no {key}")
@@ -156,8 +156,8 @@ def _shape(region, where, changes):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{where} is {str(region)[:120]}; expected a rect, polygon, circle or ellipse with its numbers. Correct "
-            "the region."
+            f"{where} is {str(region)[:120]}; expected a rect, polygon, circle or ellipse with its coordinates. "
+            "Change or remove the region."
         ) from None
     return {"bbox": box_of_polygons([points]), "segmentation": [points.ravel().tolist()]}
 

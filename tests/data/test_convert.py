@@ -195,5 +195,5 @@ def test_outlines_of_masks_cover_their_pixels():
 
 def test_target_inside_the_source_raises(tmp_path):
     make(tmp_path)
-    with pytest.raises(UserError, match=r"lies inside .*; expected a folder elsewhere"):
+    with pytest.raises(UserError, match=r"lies inside .*; expected a folder outside it"):
         convert(tmp_path, tmp_path / "new", "coco")

@@ -35,7 +35,7 @@ def test_unknown_folder_says_what_to_do(tmp_path, files, expected):
         ("a.json", '[{"image_id": 1, "score": 0.5}]', "holds detections"),
         ("a.json", '[{"id": 1, "data": {}, "annotations": []}]', "tasks of Label Studio"),
         ("a.zip", "", "is an archive"),
-        ("a.txt", "", "of no format"),
+        ("a.txt", "", "has an unknown format"),
         ("a.json", "{", "not valid JSON"),
     ],
 )
@@ -109,7 +109,7 @@ def test_classes_are_selected_and_merged(tmp_path, classes, names, class_ids):
 
 @pytest.mark.parametrize(
     "classes,expected",
-    [(["dgo"], "Did you mean 'dog'"), ({"x": "y"}, "no class 'x'"), ([], "leaves no class"), ("dog", "is the text")],
+    [(["dgo"], "Did you mean 'dog'"), ({"x": "y"}, "no class 'x'"), ([], "leaves no class"), ("dog", "is the string")],
 )
 def test_wrong_classes_are_named(tmp_path, classes, expected):
     picture(tmp_path / "images/a.png", 0)

@@ -108,7 +108,7 @@ def test_flips_are_independent():
         (lambda: ResizeShortestEdge(scales=()), "factor above 0"),
         (lambda: ResizeShortestEdge(scales=(0.0,)), "factor above 0"),
         (lambda: ResizeShortestEdge((640, 800), sampling="range", scales=(0.9, 1.1)), "exactly one"),
-        (lambda: RandomFlip(1.5), "expected a probability"),
+        (lambda: RandomFlip(1.5), "expected probabilities"),
     ],
 )
 def test_invalid_arguments_raise(make, message):

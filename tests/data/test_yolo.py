@@ -194,7 +194,7 @@ def test_class_list_with_more_than_names_raises(tmp_path, text):
     make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
     (tmp_path / "data.yaml").unlink()
     write_text(tmp_path / "classes.txt", text)
-    with pytest.raises(UserError, match=r"classes.txt .*; expected only a class name per line"):
+    with pytest.raises(UserError, match=r"classes.txt .*; expected one class name per line"):
         open_dataset(tmp_path, "train")
 
 

@@ -127,7 +127,7 @@ def test_boxes_in_letterbox_padding_are_dropped(tflite_file):
     [
         ("model.bin", {}, "does not end in .tflite"),
         ("model.tflite", {"size": 96}, "size is 96: give"),
-        ("model.tflite", {"size": (0, 96)}, "give .height, width. in whole pixels"),
+        ("model.tflite", {"size": (0, 96)}, "expected .height, width. in whole pixels"),
         (
             "model.tflite",
             {"precision": "int8", "calibration_images": [np.zeros([8, 8], np.uint8)]},
@@ -186,7 +186,7 @@ def test_custom_op_considers_every_class(num_classes, threads):
     model = tiny.detector(num_classes, max_detections=30)
     specs = {"encodings": [1, 40, 4], "scores": [1, 40, num_classes]}
     function = tf.function(
-        lambda **candidates: post.suppress_by_custom_op(model, candidates),
+        lambda **candidates: post.apply_nms_custom_op(model, candidates),
         input_signature=None,
     ).get_concrete_function(**{name: tf.TensorSpec(shape, tf.float32, name) for name, shape in specs.items()})
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
