@@ -17,6 +17,9 @@ import pytest
 
 SHARED = Path(os.environ.get("KERASDET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
+# Folders of tests that run each graph for a few steps only
+UNOPTIMIZED = ("checkpoints", "data", "evaluation", "geometry", "layers", "models", "ops", "training")
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -31,7 +34,9 @@ def shared(path):
 @pytest.fixture(scope="module", autouse=True)
 def memory_given_back():
     """Frees a file's models and graphs: they refer to themselves, and two workers would keep 20 GiB of them."""
+    gc.freeze()  # what was imported before stays, so that no collection during the tests visits it
     yield
+    gc.unfreeze()
     gc.collect()
     if sys.platform == "linux":  # glibc keeps freed memory, unless it is asked
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -91,6 +96,13 @@ def warm_workers():
         for name in ("onnx", "saved_model", "tflite"):
             patch.setattr(f"kerasdet.export.{name}.format.run_worker", warm_workers.run)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_as_traced(request):
+    """Leaves the optimizer of graphs to tests of exports, inference and commands, of which some do without it, too."""
+    if request.path.parent.name in UNOPTIMIZED:
+        request.getfixturevalue("unoptimized_graphs")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,7 @@
 """Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect | analyze``.
 
 `parser` defines the options, `commands` runs the commands, `report` prints errors. TensorFlow is imported only after
-the arguments are parsed, so that ``--help`` and wrong usage answer at once.
+the arguments are parsed, so that ``--help`` and usage errors respond immediately.
 """
 
 import logging
@@ -17,14 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: Command-line arguments after ``kerasdet``; None reads them from `sys.argv`.
+        arguments: Command-line arguments after ``kerasdet``; None: the arguments in `sys.argv`.
 
     Returns:
-        The exit code. 0: success. 2: a mistake of the user, with one line on standard error. 1: a bug of kerasdet. 130:
-        Ctrl-C. 141: the program that read the output has ended, such as ``head``.
+        The exit code. 0: success. 2: a mistake of the user, which one line on standard error explains. 1: a bug of
+        kerasdet. 130: Ctrl-C. 141: the program that reads the output, such as ``head``, has ended.
 
     Raises:
-        SystemExit: For ``--help`` (code 0), wrong usage (2), and after SIGTERM (143).
+        SystemExit: For ``--help`` (code 0), usage errors (2), and after SIGTERM (143).
     """
     options = make_parser().parse_args(arguments)
     if not options.debug:

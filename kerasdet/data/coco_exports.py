@@ -19,7 +19,7 @@ _IMAGE_FOLDERS = ("images", "data", "imgs", "img", "JPEGImages")
 
 
 def json_kind(path: Path) -> str | None:
-    """Recognises the format of a JSON file.
+    """Detects the format of a JSON file.
 
     Args:
         path: Path of the file.
@@ -51,7 +51,8 @@ def find_coco(path: Path) -> dict[str, Reader]:
             split.
 
     Returns:
-        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no COCO file.
+        A dict from split name to the function that reads this split into a dict in the form of a COCO file; {} if there
+        is no COCO file.
 
     Raises:
         UserError: If several files could be the annotations of a split.
@@ -82,7 +83,7 @@ def _is_coco(file):
 
 
 def _choose(files, split):
-    """Returns the file of a split with boxes of all classes, where COCO has several for other tasks."""
+    """Returns the annotation file of a split; prefers COCO's `instances` to its files for other tasks."""
     own = [file for file in files if not file.name.lower().startswith(_OTHER_TASKS)] or files
     if len(own) > 1:
         raise UserError(
@@ -93,7 +94,7 @@ def _choose(files, split):
 
 
 def read_coco(path: Path, split: str, changes: Changes) -> dict:
-    """Reads a COCO file and finds its images, even if the paths in the file are those of another machine.
+    """Reads a COCO file and finds its images, even if the file contains the paths of another machine.
 
     Args:
         path: Path of the file.
@@ -101,8 +102,9 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. Each `file_name` is the
-        whole path of the image.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. Each `file_name` becomes
+        the full path of the image. Contents without a list `images` are returned unchanged; `Dataset` then reports the
+        error.
     """
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
@@ -118,7 +120,7 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
 
 
 def _image_folders(path, split):
-    """Returns the folders that may hold the images of a COCO file, the most likely first."""
+    """Returns the folders that may hold the images of a COCO file, the most likely one first."""
     roots = [path.parent] if path.parent.name.lower() != "annotations" else [path.parent.parent, path.parent]
     folders = []
     for root in roots:

@@ -129,7 +129,7 @@ def test_one_of_two_images_with_a_name_must_be_named(tmp_path):
     picture(tmp_path / "a.jpg", 1)
     assert open_dataset(tmp_path).records[0].path.endswith("a.png")
     change(tmp_path / "a.xml", "<filename>a.png", "<filename>x.png")
-    with pytest.raises(UserError, match=r"a.xml could be about .*a.jpg or .*a.png; expected one image"):
+    with pytest.raises(UserError, match=r"a.xml matches two images, .*a.jpg and .*a.png; expected one image"):
         open_dataset(tmp_path)
 
 

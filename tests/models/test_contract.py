@@ -248,12 +248,13 @@ def test_score_threshold_and_max_detections_limit_detections(with_classes, model
 def test_predict_equals_call_then_postprocess(model):
     data = batch()
     assert_same(model.predict(data, verbose=0), detections_of(model, data), atol=1e-2)
-    assert_same(numpy(model.predict_on_batch(inputs(data))), detections_of(model, data), atol=1e-2)
     bare = detections_of(model, {**data, "image_size": np.int32([[96, 128]] * 2)})
     assert_same(numpy(model.predict_on_batch(data["image"])), bare, atol=1e-2)
 
 
 def test_predict_accepts_batches_of_different_sizes(model):
+    if not model.branch_outputs:
+        pytest.skip("masks and keypoints are what sizes may change; `detect` below takes boxes of all sizes")
     # Masks of the network's whole input are as large as it is, so that those of several sizes make no array.
     size = (96, 128) if "mask_boxes" in model.branch_outputs else (64, 64)
     small = {name: value[:1] for name, value in batch(1, size, ((64, 64), (40, 60))).items()}
@@ -314,13 +315,13 @@ def test_detect_accepts_images_of_different_sizes(model, rng):
         assert [found.image_size for found in model.detect(images, resize=resize, batch_size=3)] == sizes
 
 
-def test_detect_without_resizing_equals_predict_on_padded_images(model, rng):
+def test_detect_without_resizing_equals_call_on_padded_images(model, rng):
     images = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((50, 70, 3), (64, 33, 3))]
     padded = np.zeros([2, 64, 96, 3], np.uint8)
     for index, image in enumerate(images):
         padded[index, : image.shape[0], : image.shape[1]] = image
-    expected = model.predict_on_batch({"image": padded, "image_size": np.int32([[50, 70], [64, 33]])})
-    assert_same(padded_detections(model, images, resize=False), numpy(expected), atol=1e-2)
+    expected = detections_of(model, {"image": padded, "image_size": np.int32([[50, 70], [64, 33]])})
+    assert_same(padded_detections(model, images, resize=False), expected, atol=1e-2)
 
 
 def test_detect_batch_without_sizes_uses_whole_images(model):
@@ -336,9 +337,12 @@ def test_detect_resizes_by_the_model_preprocessing_by_default(model):
     assert_same(fields(model.detect(image)), fields(expected))
 
 
-def test_boxes_are_in_coordinates_of_the_input_image(make, rng):
-    """Repeating every pixel doubles the boxes, because resizing returns the original image."""
+def test_boxes_are_in_coordinates_of_the_input_image(make, rng, monkeypatch):
+    """Repeating every pixel doubles the boxes, because resizing returns the original image. One trace serves all."""
     model = randomized(make(preprocessing=PIXELWISE))
+    traced = []
+    decode = type(model).decode
+    monkeypatch.setattr(type(model), "decode", lambda *args: traced.append(1) or decode(*args))
     image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
     double = image.repeat(2, 0).repeat(2, 1)
     tall = image.repeat(2, 0)
@@ -346,16 +350,7 @@ def test_boxes_are_in_coordinates_of_the_input_image(make, rng):
     assert small["valid"][0] > 2
     assert_same(large, scaled(small, 2), atol=1e-2)
     assert_contract(padded_detections(model, [tall, image], resize=False), [(128, 96), (64, 96)], model)
-
-
-def test_detect_does_not_retrace(make, rng, monkeypatch):
-    model = make()
-    traced = []
-    decode = type(model).decode
-    monkeypatch.setattr(type(model), "decode", lambda *args: traced.append(1) or decode(*args))
-    for count, size in ((1, (40, 50)), (2, (64, 90)), (3, (33, 31))):
-        model.detect(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8), resize=False)
-        model.detect(rng.random((count, *size, 3), dtype=np.float32) * 255)
+    model.detect(rng.random((3, 33, 31, 3), dtype=np.float32) * 255)
     assert len(traced) == 1
 
 
@@ -527,8 +522,7 @@ def test_evaluation_does_not_change_weights(trained):
     model, *_ = trained
     before = [w.numpy() for w in model.weights]
     model.evaluate(tf.data.Dataset.from_tensors(floating(batch())), verbose=0)
-    model.predict(floating(batch()), verbose=0)
-    model.detect(batch()["image"])
+    detections_of(model, batch())
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
 
@@ -569,14 +563,6 @@ def test_non_finite_loss_raises_before_weights_change(trained, value):
     assert "[17 4242]" in message
 
 
-def test_training_step_without_objects_is_finite(make):
-    model = make()
-    model.compile(optimizer="adam", run_eagerly=True)
-    result = model.train_on_batch(without_objects(batch()), return_dict=True)
-    assert all(np.isfinite(value) for value in result.values())
-    assert all(np.isfinite(w).all() for w in model.weights)
-
-
 # -- files
 
 
@@ -590,8 +576,9 @@ def test_keras_file_restores_model_and_optimizer(trained, tmp_path):
     data = batch()
     assert_same(numpy(loaded(inputs(data))), numpy(model(inputs(data))), rtol=0, atol=0)
     assert_same(losses(loaded, data), losses(model, data), rtol=0, atol=0)
-    for found, expected in zip(loaded.detect(data["image"]), model.detect(data["image"]), strict=True):
-        assert_same(fields(found), fields(expected), rtol=0, atol=0)
+    assert_same(detections_of(loaded, data), detections_of(model, data), rtol=0, atol=0)
+    resized, expected = (each.preprocessing.batch(list(data["image"])) for each in (loaded, model))
+    assert_same(numpy(resized), numpy(expected), rtol=0, atol=0)
 
 
 def test_weights_file_restores_outputs(trained, make, tmp_path):
@@ -605,6 +592,8 @@ def test_weights_file_restores_outputs(trained, make, tmp_path):
 
 
 def test_keras_export_gives_equal_detections(model, tmp_path):
+    if type(model).__name__ not in ("RetinaNet", "MaskRCNN"):
+        pytest.skip("a one-stage and a two-stage model show how Keras exports; tests/export has files of all models")
     image = np.random.default_rng(3).uniform(0, 255, (2, 50, 70, 3)).astype(np.float32)
     model.export(tmp_path / "export", verbose=False)
     exported = tf.saved_model.load(tmp_path / "export")
@@ -656,7 +645,7 @@ def test_non_finite_pixel_raises_before_weights_change(trained):
 def test_wrong_number_of_class_names_raises(with_classes, make):
     with pytest.raises(ValueError, match=r"class_names has length 1 \(cat\): expected a list of 3 names"):
         make(class_names=["cat"])
-    with pytest.raises(ValueError, match=r"class_names is a text \(c, a, t\): expected a list of 3"):
+    with pytest.raises(ValueError, match=r"class_names is a string \(c, a, t\): expected a list of 3"):
         make(class_names="cat")
     model = make()
     with pytest.raises(ValueError, match=r"class_names has length 2 \(cat, dog\): expected a list of 3"):

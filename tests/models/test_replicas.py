@@ -89,7 +89,7 @@ for name, options in json.loads(cases):
         replicated = build(name, options)
         replicated.compile(optimizer="sgd")
     differences = {}
-    for way in ("evaluate", "predict"):
+    for way in ("evaluate", "predict") if model.branch_outputs else ("evaluate",):
         arguments = {"return_dict": True} if way == "evaluate" else {}
         whole, parts = (getattr(each, way)(dataset, verbose=0, **arguments) for each in (model, replicated))
         assert whole.keys() == parts.keys()
@@ -97,7 +97,7 @@ for name, options in json.loads(cases):
             assert np.shape(parts[key]) == np.shape(value), key
             differences[f"{way} {key}"] = float(np.abs(np.subtract(parts[key], value, dtype=float)).max())
     try:
-        replicated.fit(dataset, verbose=0)
+        replicated.fit(dataset.skip(1), verbose=0)
     except ValueError as error:
         differences["error"] = str(error)
     print(json.dumps(differences))
@@ -137,9 +137,11 @@ def test_losses_and_gradients_of_replicas_add_up(step_differences, case):
 def test_last_batch_with_fewer_images_than_replicas_evaluates_as_on_one(uneven_differences, case):
     differences = dict(uneven_differences[case])
     message = differences.pop("error")
-    assert {"evaluate loss", "predict boxes"} <= differences.keys()
+    assert "evaluate loss" in differences and ("predict boxes" in differences) == (case > 1)
     assert max(differences.values()) < 1e-3, differences
-    assert message.startswith("A training batch has 1 images, which cannot be divided evenly among 2 replicas")
+    assert message.startswith(
+        "A training batch of 1 images cannot be divided evenly among 2 replicas: choose a batch size"
+    )
 
 
 def test_batch_that_does_not_divide_into_micro_batches_raises():
@@ -148,6 +150,6 @@ def test_batch_that_does_not_divide_into_micro_batches_raises():
     model.micro_batches = 2
     dataset = tf.data.Dataset.from_tensors({name: value[:1] for name, value in batch().items()})
     with pytest.raises(
-        ValueError, match=r"has 1 images, which cannot be divided evenly among 1 replicas with 2 micro_batches"
+        ValueError, match=r"batch of 1 images cannot be divided evenly into 2 micro-batches: .* multiple of 2"
     ):
         model.fit(dataset, verbose=0)

@@ -1,4 +1,4 @@
-"""Compares the compiled CPU and GPU ops with stock ops and scalar NumPy on thousands of random cases."""
+"""Compares the compiled CPU and GPU ops with stock ops and scalar NumPy on more than a thousand random cases."""
 
 import math
 
@@ -12,10 +12,10 @@ from ops.test_roi_align import reference as scalar_roi_align
 from kerasdet import ops
 
 
-@pytest.fixture(params=[0, pytest.param(1, marks=pytest.mark.slow)])
-def cases(request):
-    """Returns a generator of random cases; the slow suite has another one, with other cases."""
-    return np.random.default_rng(request.param)
+@pytest.fixture
+def cases(rng):
+    """Returns the generator of random cases."""
+    return rng
 
 
 def result_and_gradients(function, arguments):

@@ -16,7 +16,7 @@ from kerasdet.training.resume import checkpoints
 
 RUN = Path(__file__).with_name("survival_run.py")
 SAVE_EVERY = 5
-KILLS = (0, 2, 1)  # checkpoints that the process may write before it is killed
+KILLS = (0, 2)  # checkpoints that the process may write before it is killed
 
 
 @pytest.fixture(scope="module")
