@@ -377,11 +377,11 @@ ARGUMENTS = {
 def small_backbone(*features, top):
     return {
         "backbone": lambda: ResNet(18, stages=(1, 1, 1, 1), width=4, out_features=features),
-        "neck": lambda: FPN(features, channels=8, top=top()),
+        "neck": lambda: FPN(features, channels=32, top=top()),  # one channel for each group of a GroupNorm
     }
 
 
-SMALL_DENSE = small_backbone("c3", "c4", "c5", top=lambda: ConvTop(channels=8))
+SMALL_DENSE = small_backbone("c3", "c4", "c5", top=lambda: ConvTop(channels=32))
 SMALL_RCNN = small_backbone("c2", "c3", "c4", "c5", top=MaxPoolTop)
 SMALL_RTMDET = {
     "backbone": lambda: CSPNeXt(0.167, 0.125),
