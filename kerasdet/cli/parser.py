@@ -363,7 +363,10 @@ def _add_inspect(commands):
         "data/bccd --config retinanet_r18_fpn_bccd --out page.html",
     )
     inspect.add_argument(
-        "data", type=_path, metavar="DATA", help="COCO annotations, or a folder of them with a file for each split"
+        "data",
+        type=_path,
+        metavar="DATA",
+        help="a dataset in any format of docs/data.md: a folder, or the file that describes it",
     )
     inspect.add_argument(
         "--config",
