@@ -1,4 +1,4 @@
-"""Checks numbers that users set, so that an invalid number raises an error immediately."""
+"""Checks numbers and lists of names that users set, so that an invalid value raises an error immediately."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -42,6 +42,24 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
             each is None or (_is(each, Real) and low <= each <= high and each < float("inf")) for each in numbers
         ):
             raise UserError(f"{owner}.{name} is {value!r}: expected a number {limits}.")
+
+
+def check_names(argument: str, values: Any) -> None:
+    """Checks that a value is a sequence of strings. A single string would otherwise count as a list of its letters.
+
+    Args:
+        argument: Name of the argument, for the error message.
+        values: Value of the argument.
+
+    Raises:
+        UserError: If the value is a string, is not a sequence, or has an item that is not a string.
+    """
+    if isinstance(values, str):
+        raise UserError(f"{argument} is the string {values!r}; expected a list of names. Write [{values!r}].")
+    if not isinstance(values, Sequence):
+        raise UserError(f"{argument} is {values!r}; expected a list of names. Write a list such as ['cat', 'dog'].")
+    if other := [each for each in values if not isinstance(each, str)]:
+        raise UserError(f"{argument} has the item {other[0]!r}; expected a string. Change {argument}.")
 
 
 def _is(value, kind):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasdet.arguments import check_names
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
 from kerasdet.data.files import REPAIRS
@@ -237,6 +238,7 @@ class Dataset:
             UserError: If the dataset has objects of a class that is not in `class_names`, or the classes cannot be
                 matched by name.
         """
+        check_names("class_names", class_names)
         present = {self.class_names[i] for record in self.records for i in np.unique(record.class_ids)}
         index = match_classes(self.class_names, class_names, present, self.annotations)
         if index == list(range(len(class_names))):

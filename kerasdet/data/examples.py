@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kerasdet.arguments import check_names
 from kerasdet.data.files import image_entry, upright_size
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
@@ -37,7 +38,10 @@ def read_examples(
     """
     if hasattr(examples, "as_numpy_iterator"):
         examples = examples.as_numpy_iterator()
+    check_names("class_names", class_names)
+    check_names("keypoint_names", keypoint_names)
     images, annotations = [], []
+    number_of: dict[int, int] = {}
     for number, example in enumerate(examples):
         where = f"Example {number}"
         if not isinstance(example, Mapping) or not {"image", "boxes", "class_ids"} <= example.keys():
@@ -48,7 +52,13 @@ def read_examples(
             )
         if unknown := sorted(set(example) - set(_KEYS)):
             raise UserError(f"{where} has the key {unknown[0]!r}; expected one of {', '.join(_KEYS)}. Remove the key.")
-        entry = _image(int(example.get("image_id", number + 1)), example["image"], where)
+        image_id = int(example.get("image_id", number + 1))
+        if (first := number_of.setdefault(image_id, number)) != number:
+            raise UserError(
+                f"Examples {first} and {number} have the same image_id {image_id}; expected a unique id for each "
+                "example. Change one, or leave image_id out: the examples are then numbered."
+            )
+        entry = _image(image_id, example["image"], where)
         images.append(entry)
         for annotation in _objects(example, entry, len(class_names), len(keypoint_names), where):
             annotations.append({"id": len(annotations) + 1, "image_id": entry["id"], **annotation})

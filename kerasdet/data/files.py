@@ -26,6 +26,8 @@ REPAIRS = {
     "labels_without_image": "label files without an image ignored",
     "scores_ignored": "scores in label files ignored",
     "shapes_without_area": "shapes without area ignored",
+    "ignored_shapes": "shapes with a label of LabelMe that means no object, which were left out",
+    "contradicting_texts": "objects whose class text is not the name of their label, which was used",
     "unnamed_shapes": "shapes without a class, read as class object",
     "images_without_file": "images without an annotation file left out",
     "joined_shapes": "objects joined from several shapes with the same group_id",

@@ -21,7 +21,7 @@ from kerasdet.data.values import Changes, as_int
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
-_NOT_CLASSES = ("__ignore__", "_background_")  # the first lines of LabelMe's labels.txt
+_NOT_CLASSES = ("__ignore__", "_background_")  # labels of LabelMe that mean no object
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 _SHAPES = ("polygon", "rectangle", "circle", "mask")
 
@@ -39,15 +39,16 @@ def is_labelme(data: Any) -> bool:
 
 
 def labels_of(data: Mapping[str, Any]) -> set[str]:
-    """Collects the labels of the shapes in a file.
+    """Collects the labels of the objects in a file.
 
     Args:
         data: Parsed JSON of a LabelMe file.
 
     Returns:
-        The labels, without duplicates.
+        The labels, without duplicates, and without `__ignore__` and `_background_`.
     """
-    return {str(shape.get("label")).strip() for shape in data["shapes"] if isinstance(shape, dict)}
+    labels = {str(shape.get("label")).strip() for shape in data["shapes"] if isinstance(shape, dict)}
+    return labels - {*_NOT_CLASSES}
 
 
 def listed_labels(folder: Path) -> list[str]:
@@ -70,8 +71,9 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
     """Reads LabelMe files.
 
     Shapes with the same label and `group_id` are parts of one object, unless all shapes of a file have the id 0, which
-    other tools write for "no group". Points and lines have no area: they are counted and left out. If the image file is
-    missing, the image is read from `imageData` in the JSON.
+    other tools write for "no group". Points and lines, which have no area, and shapes with the labels `__ignore__` and
+    `_background_` are counted and left out. If the image file is missing, the image is read from `imageData` in the
+    JSON.
 
     Args:
         files: Paths of the JSON files.
@@ -183,7 +185,7 @@ def _objects(data, path, names, changes):
 
 
 def _part(shape, where, names, changes):
-    """Returns (label, polygons, masks) of a shape, with no polygon or no mask; None if the shape has no area."""
+    """Returns (label, polygons, masks) of a shape, with no polygon or no mask; None if the shape is no object."""
     label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
     if not label or not isinstance(shape.get("points"), list):
         raise UserError(
@@ -192,6 +194,9 @@ def _part(shape, where, names, changes):
     kind = shape.get("shape_type") or "polygon"
     if kind in _WITHOUT_AREA:
         changes.add("shapes_without_area", where, f"is a {kind}")
+        return None
+    if label in _NOT_CLASSES:
+        changes.note("ignored_shapes", where, f"has the label {label}")
         return None
     if label not in names:
         raise UserError(

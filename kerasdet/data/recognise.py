@@ -96,14 +96,10 @@ def _find_yolo(path):
             if path.is_dir():
                 continue
             raise
-        keys = [key for key in data if _is_split(key, data[key], file.parent)]
+        keys = yolo.split_keys(data, file)
         if "names" in data and keys:
             names = yolo.class_names(data, file)
-            splits = {key: split_of(key) for key in keys}
-            found[file] = {
-                key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
-                for key, split in splits.items()
-            }
+            found[file] = {split: functools.partial(_read_yolo, data, file, key, names) for split, key in keys.items()}
     first, *others = found or [None]
     if others and (first.stem != "data" or others[0].stem == "data"):
         raise UserError(
@@ -111,13 +107,6 @@ def _find_yolo(path):
             f"one, or one named data.yaml. Give the file: {first}."
         )
     return found.get(first, {})
-
-
-def _is_split(key, value, folder):
-    """Returns whether a key of a `data.yaml` names a split: a usual one, or one with a folder that exists."""
-    if key in yolo.SPLIT_KEYS:
-        return bool(value)
-    return key != "path" and isinstance(value, str) and value != "" and (folder / value).is_dir()
 
 
 def _read_yolo(data, file, key, names, changes):
@@ -181,13 +170,10 @@ def _find_labelme(path):
 
 
 def _find_via(path):
-    return {
-        split_of(file.stem, file.parent.name): functools.partial(_read_via, file) for file in _find_json(path, "via")
-    }
-
-
-def _read_via(file, changes):
-    return via.read_via(read_json(file), file, changes)
+    groups: dict[str, list[Path]] = {}
+    for file in _find_json(path, "via"):
+        groups.setdefault(split_of(file.stem, file.parent.name), []).append(file)
+    return {split: functools.partial(via.read_via, files) for split, files in groups.items()}
 
 
 def _find_tfrecord(path):
@@ -207,7 +193,7 @@ def _find_tfrecord(path):
         own = [file for file in maps if file.parent == files[0].parent] or maps
         categories = tfrecord.read_label_map(own[0]) if own else None
         every = [shard for file in files for shard in tfrecord.shards(file)]
-        return tfrecord.read_tfrecords(list(dict.fromkeys(every)), categories)
+        return tfrecord.read_tfrecords(list(dict.fromkeys(every)), categories, changes)
 
     return {split: functools.partial(read, own) for split, own in groups.items()}
 

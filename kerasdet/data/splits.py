@@ -33,14 +33,20 @@ def split_of(name: str, *folders: str) -> str:
 
     Args:
         name: Name of a file without suffix. One of its words may name the split.
-        folders: Names of the parent folders, the innermost first. The whole name must be the name of a split.
+        folders: Names of the parent folders, the innermost first. The whole name must be the name of a split, or
+            `obj_SPLIT_data` as CVAT writes it.
 
     Returns:
         "train", "val", "test" or "trainval"; "all" if no name contains a split.
     """
     words = [_ALIASES.get(word) for word in re.split(r"[^a-z]+", name.lower())]
-    words = [*reversed(words), *(_ALIASES.get(folder.lower().rstrip("0123456789_-")) for folder in folders)]
+    words = [*reversed(words), *map(_split_of_folder, folders)]
     return next(filter(None, words), WHOLE)
+
+
+def _split_of_folder(name):
+    name = re.sub(r"^obj_(.+)_data$", r"\1", name.lower())
+    return _ALIASES.get(name.rstrip("0123456789_-"))
 
 
 def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:

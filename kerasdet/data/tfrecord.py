@@ -13,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kerasdet.data.files import read_text
+from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
@@ -133,7 +134,10 @@ def read_slice(path: str, offset: int, length: int) -> bytes:
 
 
 def read_tfrecords(
-    files: Sequence[Path], categories: Mapping[int, Mapping[str, Any]] | None, progress: Callable = iter
+    files: Sequence[Path],
+    categories: Mapping[int, Mapping[str, Any]] | None,
+    changes: Changes,
+    progress: Callable = iter,
 ) -> dict:
     """Reads the annotations of TFRecord files. Images are not copied: their position in the file is stored.
 
@@ -142,6 +146,7 @@ def read_tfrecords(
     Args:
         files: Paths of the files.
         categories: Result of `read_label_map`; None: ids and names come from the records.
+        changes: Counts the class texts that are not in the label map.
         progress: Function that wraps an iterable to show progress.
 
     Returns:
@@ -167,7 +172,7 @@ def read_tfrecords(
                         name or str(annotation["category_id"]), annotation["category_id"]
                     )
                 else:
-                    annotation["category_id"] = _known(annotation["category_id"], name, categories, where)
+                    annotation["category_id"] = _known(annotation["category_id"], name, categories, where, changes)
                 annotations.append(annotation)
     _use_source_ids(entries, annotations)
     found = list(categories.values()) if categories else _categories(seen, files)
@@ -336,11 +341,20 @@ def _keypoints(features, count, size, where, joints):
     return points.reshape(count, -1).tolist()
 
 
-def _known(label, name, categories, where):
+def _known(label, name, categories, where, changes):
     """Returns the category id of an object, by its label or, without a label, by its class name."""
-    if label in categories:
-        return label
     by_name = {category["name"]: category_id for category_id, category in categories.items()}
+    if label in categories:
+        own = categories[label]["name"]
+        if name and name != own:
+            fact = f"has the label {label}, which the label map names {own!r}, and the class text {name!r}"
+            if name in by_name:
+                raise UserError(
+                    f"{where} {fact}, which is the label {by_name[name]} there; expected a text and a label of the "
+                    "same class. Use the label map with which the file was written, or write the record again."
+                )
+            changes.note("contradicting_texts", where, fact)
+        return label
     if name in by_name:
         return by_name[name]
     raise UserError(

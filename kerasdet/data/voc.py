@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from kerasdet.arguments import check_names
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.values import Changes, are_fractions, as_flag, as_float
@@ -66,6 +67,7 @@ class VocDataset(Dataset):
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        check_names("class_names", class_names)
         roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]

@@ -42,6 +42,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
                 if annotation["iscrowd"]:
                     lost["crowds"] += 1
                     continue
+                lost["difficult flags"] += bool(annotation.get("difficult"))
                 values = _polygon(annotation, *size) if polygons else _box(annotation["bbox"], *size)
                 values += _keypoints(annotation.get("keypoints"), joints, *size)
                 rows.append(" ".join([str(class_of[annotation["category_id"]]), *map(_number, values)]))

@@ -12,6 +12,7 @@ import yaml
 from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
 from kerasdet.data.regions import box_of_polygons
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes, as_int, as_list
 from kerasdet.errors import UserError
 
@@ -111,6 +112,39 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
     return None
 
 
+def split_keys(data: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Finds the keys of a `data.yaml` that name splits: the usual ones, and others whose folder has images.
+
+    Args:
+        data: Result of `read_yaml`.
+        path: Path of the file.
+
+    Returns:
+        A dict from split name to key.
+
+    Raises:
+        UserError: If two keys name the same split, such as "val" and "valid", and differ in their value.
+    """
+    found: dict[str, str] = {}
+    for key, value in data.items():
+        if not (value if key in SPLIT_KEYS else _is_image_folder(key, value, path.parent)):
+            continue
+        split = key if (known := split_of(key)) == WHOLE else known
+        first = found.setdefault(split, key)
+        if data[first] != value:
+            raise UserError(
+                f"{path} has the keys {first!r} and {key!r}, which both mean the split {split}; expected one key for "
+                f"each split. Write both folders as a list, {first}: [{data[first]}, {value}], or remove a key."
+            )
+    return found
+
+
+def _is_image_folder(key, value, root):
+    if key == "path" or not isinstance(key, str) or not isinstance(value, str) or not value:
+        return False
+    return any(map(is_image, (root / value).rglob("*"))) if (root / value).is_dir() else False
+
+
 def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes) -> list[Path]:
     """Lists the images of a split of a `data.yaml`.
 
@@ -155,7 +189,7 @@ def _place(entry, base, path, key, changes):
         if candidate.exists():
             return candidate
     parts = [part for part in f"{base or ''}/{entry}".split("/") if part not in ("", ".", "..")]
-    for start in range(len(parts)):
+    for start in _starts([each.removesuffix(".txt") for each in parts], root):
         candidate = root.joinpath(*parts[start:])
         if candidate.exists():
             fact = f"is {entry!r}, which does not exist; {candidate} was taken"
@@ -164,13 +198,21 @@ def _place(entry, base, path, key, changes):
     raise UserError(f"{path}: {key} is {entry!r}, but {plain[0]} does not exist. Correct the path, or add the folder.")
 
 
+def _starts(parts, root):
+    """Yields how many leading parts of a path of another machine may be left out: not the one that names its split."""
+    split = split_of("", *reversed(parts))
+    for start in range(len(parts)):
+        if split_of("", *reversed(parts[start:]), root.name) == split:
+            yield start
+
+
 def _listed(path, root):
     """Returns the images in a text file, with paths relative to the text file or to the folder of the `data.yaml`."""
     lines = [line.strip().replace("\\", "/") for line in read_text(path).splitlines()]
     images = []
     for line in filter(None, lines):
         parts = [part for part in line.split("/") if part not in ("", ".", "..")]
-        tails = [Path(*parts[start:]) for start in range(len(parts))]
+        tails = [Path(*parts[start:]) for start in _starts(parts, root)]
         candidates = [
             path.parent / line,
             root / line,

@@ -318,8 +318,10 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
-    if not annotations:
-        _logger.warning("%s has no object to find, so AP is not defined.", contents.changes.source)
+    if not any(map(_is_counted, annotations)):
+        kinds = "crowds (iscrowd 1), difficult objects or objects without a mask or labelled keypoint"
+        reason = f": all {len(annotations)} objects are {kinds}, which are not counted" if annotations else ""
+        _logger.warning("%s has no object to find%s, so AP is not defined.", contents.changes.source, reason)
     if iou_type == "bbox":
         warn_of_units(detections, images, results_name)
     return Cases(
@@ -332,6 +334,11 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
         {category_id: names[category_id] for category_id in category_ids},
         sigmas,
     )
+
+
+def _is_counted(annotation):
+    """Returns whether an annotation counts as found or missed."""
+    return not (annotation["iscrowd"] or annotation["ignored"] or annotation.get("num_keypoints") == 0)
 
 
 def _content(source, otherwise):

@@ -169,3 +169,13 @@ def test_file_of_another_image_raises(tmp_path):
         UserError, match=r"b.json refers to 'a.png' in imagePath, but b.png, which also exists, matches the file name"
     ):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("listed", ["", "__ignore__\n_background_\nx\n"])
+def test_labels_that_mean_no_object_are_left_out(tmp_path, listed):
+    write(tmp_path, [rectangle("__ignore__", (20, 20)), rectangle("x", (1, 1)), rectangle("_background_", (9, 9))])
+    write_text(tmp_path / "labels.txt", listed)
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("x",)
+    assert dataset.records[0].boxes.tolist() == [[1, 1, 7, 9]]
+    assert dataset.counts["ignored_shapes"] == 2

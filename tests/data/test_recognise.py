@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from foreign_data import SIZE, coco, picture, write_json, write_text
 
-from kerasdet.data import dataset_from_examples, evaluation_batches, open_dataset, training_batches
+from kerasdet.data import VocDataset, dataset_from_examples, evaluation_batches, open_dataset, training_batches
 from kerasdet.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
@@ -186,3 +186,26 @@ def test_wrong_choice_of_classes_raises(tmp_path, classes, expected):
     path = write_json(tmp_path / "a.json", coco(["a.png"]))
     with pytest.raises(UserError, match=expected):
         open_dataset(path, classes=classes)
+
+
+def test_two_examples_with_one_id_raise():
+    with pytest.raises(UserError, match="Examples 0 and 2 have the same image_id 7; expected a unique id"):
+        dataset_from_examples([example(image_id=7), example(), example(image_id=7)], ["cat", "dog"])
+
+
+NAMES = {
+    "examples": lambda names: dataset_from_examples([example()], names),
+    "keypoints": lambda names: dataset_from_examples([example()], ["cat", "dog"], keypoint_names=names),
+    "classes of a model": lambda names: dataset_from_examples([example()], ["cat", "dog"]).with_classes(names),
+    "classes of VOC": lambda names: VocDataset("nothing", "train", class_names=names),
+}
+
+
+@pytest.mark.parametrize("call", NAMES)
+@pytest.mark.parametrize(
+    "names,expected",
+    [("cat", r"the string 'cat'; .* Write \['cat'\]"), ({0: "cat"}, "expected a list of names"), ([1], "the item 1")],
+)
+def test_names_must_be_a_list_of_strings(call, names, expected):
+    with pytest.raises(UserError, match=f"_names (is|has) .*{expected}"):
+        NAMES[call](names)

@@ -366,3 +366,12 @@ def test_evaluate_all_scores_what_results_and_ground_truth_share(rng):
     assert metrics.table() == "\n\n".join(part.table() for part in metrics.by_type.values())
     assert list(evaluate_all(truth, keypoints).by_type) == ["keypoints"]
     assert list(evaluate_all(truth, []).by_type) == ["bbox"]
+
+
+@pytest.mark.parametrize("change", [{"iscrowd": 1}, {"difficult": True}])
+def test_objects_that_do_not_count_explain_a_missing_ap(change, caplog):
+    truth = small_truth()
+    for annotation in truth["annotations"]:
+        annotation.update(change)
+    assert math.isnan(evaluate_coco(truth, perfect(truth))["AP"])
+    assert "has no object to find: all 3 objects are crowds" in caplog.text
