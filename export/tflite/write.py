@@ -25,7 +25,7 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-from kerasdet.inference.preprocessing import open_images
+from kerasdet.inference.preprocessing import Preprocessing, open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
@@ -51,11 +51,14 @@ def export_tflite(
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
-        size: Height and width of the input in pixels; by default `shortest` and `longest` of the model's resize rule.
+        size: Height and width of the input in pixels. None takes `shortest` and `longest` of the model's resize rule,
+            but not wider than 5:3, the ratio of COCO's rule (800, 1333). Give the aspect ratio of your images: the rest
+            of the input is padding.
         input_type: Dtype of the input's pixels, "float32" or "uint8".
         calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
             "int8" needs these images to determine the ranges of activations.
-        gin_config: Operative gin configuration of the run, which is stored in the export. None: no configuration.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
 
     Returns:
         The path of the file.
@@ -73,7 +76,7 @@ def export_tflite(
     path = checks.new_file(path, "tflite")
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
     prepare_file(path, "The export")
-    size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
+    size = tuple(size or default_size(model.preprocessing))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
         flatbuffer = _convert(model, postprocessing, size, input_type)
@@ -100,6 +103,11 @@ def export_tflite(
     order = tuple(dict.fromkeys((*post.OUTPUT_ORDER, *further)))
     path.write_bytes(with_metadata(flatbuffer, name, description, order, files))
     return path
+
+
+def default_size(rule: Preprocessing) -> tuple[int, int]:
+    """Returns the input's height and width in pixels for a resize rule, not wider than 5:3."""
+    return rule.shortest, min(rule.longest, round(rule.shortest * 5 / 3))
 
 
 def _check_options(model, postprocessing, precision, input_type, calibration_images, size):

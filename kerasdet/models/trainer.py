@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction, flatten_layers, inner_optimizer
 from kerasdet.keras_utils import float_dtype
 from kerasdet.models.batch import (
@@ -225,6 +226,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             force: Whether to rebuild an existing function.
         """
         if self.train_function is None or force:
+            self._check_built()
             self.train_function = self._on_replicas(self.train_step, self._check_division, jit=self.xla)
 
     def make_test_function(self, force: bool = False) -> None:
@@ -235,6 +237,16 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         """
         if self.test_function is None or force:
             self.test_function = self._on_replicas(self.test_step)
+
+    def _check_built(self):
+        """Raises a UserError for a layer that has yet to create its weights: the optimizer would not know them."""
+        for part in self.layers:
+            for layer in flatten_layers(part):
+                if not layer.built and type(layer).build is not keras.layers.Layer.build:
+                    raise UserError(
+                        f"The layer {layer.name} ({type(layer).__name__}) in {part.name} has no weights yet; expected "
+                        f"all weights before training. Call its `build` in {type(part).__name__}.build."
+                    )
 
     def _check_division(self, batch):
         """Raises a ValueError unless the images divide evenly among replicas and their micro-batches."""

@@ -95,7 +95,8 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
     for transform in transforms:
         if not isinstance(transform, ResizeShortestEdge) or not hasattr(rule, "shortest"):
             continue
-        low, high = min(transform.shortest), max(transform.shortest)
+        low = round(min(transform.shortest) * min(transform.scales))
+        high = round(max(transform.shortest) * max(transform.scales))
         if not low <= rule.shortest <= high:
             log.warning(
                 "Training resizes the shorter side of images to %s pixels, but detection resizes it to %d: set "

@@ -22,6 +22,7 @@ class ResizeShortestEdge:
         rounding: Rule of the new size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do, and
             "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
+        scales: Factors, of which one is drawn and multiplies both lengths. Without a seed the first is used.
 
     Raises:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
@@ -32,14 +33,22 @@ class ResizeShortestEdge:
     sampling: str = "choice"
     rounding: str = "detectron2"
     kernel: str = "pil"
+    scales: tuple[float, ...] | float = (1.0,)
 
     def __post_init__(self) -> None:
         shortest = (self.shortest,) if isinstance(self.shortest, int) else tuple(self.shortest)
         object.__setattr__(self, "shortest", shortest)
+        scales = (self.scales,) if isinstance(self.scales, int | float) else tuple(self.scales)
+        object.__setattr__(self, "scales", scales)
         if not shortest or min(*shortest, self.longest) < 1:
             raise UserError(
                 f"ResizeShortestEdge got shortest={shortest} and longest={self.longest}; expected at least one "
                 "shortest length, and lengths of 1 pixel or more. Change shortest or longest."
+            )
+        if not scales or min(scales) <= 0 or (self.sampling == "range" and len(scales) > 1):
+            raise UserError(
+                f"ResizeShortestEdge got scales={scales} with sampling={self.sampling!r}; expected at least one "
+                "factor above 0, and exactly one with 'range'. Change scales."
             )
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
@@ -64,17 +73,20 @@ class ResizeShortestEdge:
             boxes.
         """
         old = tf.shape(example["image"])[:2]
-        size = resize_ops.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
+        shortest, longest = self._draw(seed)
+        size = resize_ops.shortest_edge_size(old[0], old[1], shortest, longest, self.rounding)
         return resize_to(example, tf.maximum(tf.stack(size), 1), self.kernel)
 
     def _draw(self, seed):
+        """Returns the length of the shorter edge and the limit of the longer one."""
+        sizes = [(round(edge * f), round(self.longest * f)) for edge in self.shortest for f in self.scales]
         if seed is None:
-            return tf.constant(self.shortest[0])
+            return tf.constant(sizes[0][0]), sizes[0][1]
         if self.sampling == "range":
-            low, high = self.shortest
-            return tf.random.stateless_uniform([], seed, low, high + 1, tf.int32)
-        index = tf.random.stateless_uniform([], seed, 0, len(self.shortest), tf.int32)
-        return tf.gather(self.shortest, index)
+            (low, longest), (high, _) = sizes
+            return tf.random.stateless_uniform([], seed, low, high + 1, tf.int32), longest
+        shortest, longest = tf.unstack(tf.gather(sizes, tf.random.stateless_uniform([], seed, 0, len(sizes), tf.int32)))
+        return shortest, longest
 
 
 _WORDS = {
