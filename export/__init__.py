@@ -12,7 +12,7 @@ To add a format:
    import kerasdet.
 2. Add the name to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
 
-``kerasdet export --format <name>``, verification, AP on data, `kerasdet.load`, evaluation and `detect` then work. The
+``kerasdet export --format <name>``, verification, measuring AP, `kerasdet.load`, evaluation and `detect` then work. The
 exported function is `Detector.detect_batch`, or `Detector.decode_all` for runtimes that apply NMS themselves;
 `kerasdet.export.graph` optimises it as one graph. ``write.py`` stores the result of
 `kerasdet.export.metadata.model_metadata` in the file; ``load.py`` reads classes and preprocessing from it.

@@ -18,7 +18,7 @@ _FEW_IMAGES = 8  # for calibration
 
 
 def new_file(path: str | os.PathLike, name: str) -> Path:
-    """Checks that an export can be written to a file: the suffix is right, and the file does not exist.
+    """Checks that an export can be written to a file, which must have the format's suffix and not exist.
 
     Args:
         path: Path of the file; ``~`` is expanded.
@@ -34,7 +34,7 @@ def new_file(path: str | os.PathLike, name: str) -> Path:
     path = expand(path)
     choose_spec(path, name)
     if path.exists():
-        raise FileExistsError(f"{path} exists: export to another file or delete it.")
+        raise FileExistsError(f"{path} exists: export to another file, or delete this file.")
     return path
 
 
@@ -42,7 +42,7 @@ def check_model(model: Detector) -> None:
     """Checks that a model is a detector.
 
     Args:
-        model: The model.
+        model: Model to check.
 
     Raises:
         TypeError: If the model is another object, such as a backbone.
@@ -57,7 +57,7 @@ def check_choice(name: str, option: str, value: str, choices: Sequence[str]) -> 
     Args:
         name: Name of the format, for the error message.
         option: Name of the option, for the error message.
-        value: The value.
+        value: Value of the option.
         choices: Permitted values.
 
     Raises:
@@ -71,7 +71,7 @@ def check_size(size: tuple[int, int] | None) -> None:
     """Checks the height and width of an input.
 
     Args:
-        size: (height, width) in pixels, or None.
+        size: (height, width) in pixels. None: the size is not fixed.
 
     Raises:
         UserError: If `size` is neither two positive integers nor None.
@@ -79,26 +79,29 @@ def check_size(size: tuple[int, int] | None) -> None:
     if size is not None and not (
         np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
     ):
-        raise UserError(f"size is {size!r}: give (height, width) in whole pixels.")
+        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels.")
 
 
 def check_calibration(precision: str, calibration_images: Sequence) -> None:
-    """Checks that there are calibration images if the precision needs them, and none otherwise.
+    """Checks that calibration images are given if, and only if, the precision needs them.
 
     Args:
         precision: Precision of the export; "int8" needs calibration images.
-        calibration_images: The images.
+        calibration_images: The calibration images.
 
     Raises:
-        UserError: If images are missing, or given without need.
+        UserError: If images are missing, or are given for a precision that does not use them.
     """
     if precision == "int8" and 0 < len(calibration_images) < _FEW_IMAGES:
         log.warning(
-            "int8 measures the ranges of values on %d images only: give some dozens, or detections in other images "
-            "may be lost.",
+            "int8 measures the ranges of activations on only %d images: pass a few dozen, or detections in other "
+            "images may be lost.",
             len(calibration_images),
         )
     if precision == "int8" and not len(calibration_images):
-        raise UserError("int8 needs calibration images: give some dozens of images that are typical for the model.")
+        raise UserError("int8 needs calibration images: pass a few dozen images that are typical for the model.")
     if precision != "int8" and len(calibration_images):
-        raise UserError(f"Calibration images are for precision int8, but the precision is {precision}: leave them out.")
+        raise UserError(
+            f"Calibration images are for precision int8, but the precision is {precision}: remove the "
+            f"calibration images."
+        )

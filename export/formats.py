@@ -1,7 +1,7 @@
-"""Lists the export formats. A new format is a new folder in `export/` and its name in `FORMATS`.
+"""Lists the export formats. To add a format, add a folder in `export/` and its name in `FORMATS`.
 
 Importing this module imports no TensorFlow: `specs` and `recognize` read the light ``spec.py`` of each folder, and
-`format_named` imports the ``format.py`` of one.
+`format_named` imports the ``format.py`` of one format.
 """
 
 import importlib
@@ -39,7 +39,7 @@ def specs() -> list[FormatSpec]:
 
 
 def default_spec() -> FormatSpec:
-    """Returns the default format, for paths without a known suffix: the first one that writes folders.
+    """Returns the default format, for paths without a known suffix: the first format that writes folders.
 
     Returns:
         The `SPEC` of the format.
@@ -51,14 +51,14 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
     """Chooses the format of an export by its name or by the suffix of the path, which must not contradict each other.
 
     Args:
-        path: File or folder to write.
-        name: Name of the format; None chooses by the suffix.
+        path: Path of the file or folder to write.
+        name: Name of the format. None: the format is chosen by the suffix.
 
     Returns:
         The `SPEC` of the format.
 
     Raises:
-        UserError: If there is no such format, or the suffix belongs to another one.
+        UserError: If the format does not exist, or the suffix belongs to another format.
     """
     suffix = Path(path).suffix.lower()
     by_suffix = next((spec for spec in specs() if spec.suffix and spec.suffix == suffix), None)
@@ -66,17 +66,17 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
         return by_suffix
     spec = default_spec() if name is None else _spec_named(name)
     if spec.suffix and suffix != spec.suffix:
-        raise UserError(f"Format {spec.name} writes a file, but {path} does not end in {spec.suffix}: rename it.")
+        raise UserError(f"Format {spec.name} writes a file, but {path} does not end in {spec.suffix}: change the path.")
     if not spec.suffix and by_suffix is not None:
         raise UserError(
-            f"Format {spec.name} writes a folder, but {path} ends in {suffix}: rename it, or choose format "
+            f"Format {spec.name} writes a folder, but {path} ends in {suffix}: change the path, or choose format "
             f"{by_suffix.name}."
         )
     if not spec.suffix and suffix in (*MODEL_SUFFIXES, ".keras"):
         files = ", ".join(f"{spec.suffix} ({spec.name})" for spec in specs() if spec.suffix)
         raise UserError(
             f"No export format writes {suffix} files, as {path} would be: expected a folder ({default_spec().name}) or "
-            f"a file that ends in {files}. Choose another name."
+            f"a file that ends in {files}. Change the path."
         )
     return spec
 
@@ -98,13 +98,13 @@ def format_named(name: str) -> "Format":
         The format, with its functions.
 
     Raises:
-        UserError: If there is no such format.
+        UserError: If the format does not exist.
     """
     return importlib.import_module(f"kerasdet.export.{_spec_named(name).name}.format").FORMAT
 
 
 def format_of(path: str | Path) -> "Format | None":
-    """Recognises the export format of an existing file or folder.
+    """Detects the export format of an existing file or folder.
 
     Args:
         path: Path of the file or folder.

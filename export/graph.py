@@ -1,7 +1,7 @@
-"""Turns a model's inference into one fast graph: batch norm folded, weights and arithmetic in the chosen precision.
+"""Converts a model's inference to one fast graph: batch norm folded, weights and arithmetic in the chosen precision.
 
-Each pass is a function from a `GraphDef` to a `GraphDef` that knows nothing of the model. Several undo a detour that a
-layer takes because training needs it, so their order matters:
+Each pass is a function from a `GraphDef` to a `GraphDef` that does not depend on the model. Several passes undo a
+workaround in a layer that only training needs, so their order matters:
 
 1. `drop_gradients` removes the custom gradients of kerasdet's ops, which no other process can look up.
 2. `to_float32` converts 16-bit ops of a model trained under a mixed policy to float32. The passes below fold weights;
@@ -10,7 +10,7 @@ layer takes because training needs it, so their order matters:
    2 leaves behind), and reshapes of the statistics of batch norms. Steps 4 and 5 recognise a weight only if it is a
    constant that enters the op directly.
 4. `fold_batch_norm` merges batch norm into the convolution before it.
-5. `fold_strides` undoes the detour of `kerasdet.layers.conv`: it takes every s-th pixel and convolves them without
+5. `fold_strides` undoes the workaround of `kerasdet.layers.conv`, which takes every s-th pixel and convolves without
    strides, because the gradient of a strided 1x1 convolution corrupts the heap in oneDNN (TensorFlow 2.21). Inference
    has no gradient, and the direct form reads the pixels once.
 6. In 16 bits `lower_precision` rounds weights and activations. It comes after all folding, so that a folded weight is
@@ -51,7 +51,7 @@ class InferenceGraph(tf.Module):
     """Copies a function into a new, optimised graph with its own weights.
 
     Args:
-        function: A function from tensors to a dict of tensors.
+        function: Function of tensors that returns a dict of tensors.
         signature: `tf.TensorSpec` of each argument of the function.
         precision: Precision of convolutions, of matrix products and of the ops between them, one of `PRECISIONS`.
 
@@ -60,7 +60,7 @@ class InferenceGraph(tf.Module):
         detect: The optimised function, a `tf.function`.
         graph_def: The optimised graph, with a placeholder for each weight.
         inputs: Names of the graph's input tensors, in the order of the arguments.
-        outputs: Output name -> name of the output's tensor.
+        outputs: Maps the names of outputs to the names of their tensors.
 
     Raises:
         UserError: If the precision is unknown.
@@ -99,13 +99,13 @@ class InferenceGraph(tf.Module):
 
 
 def drop_gradients(graph: GraphDef) -> GraphDef:
-    """Removes references to custom gradients, which exist only in this process.
+    """Removes references to custom gradients, which other processes do not have.
 
     Args:
-        graph: A graph.
+        graph: The graph to convert.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     for node in _all_nodes(graph):
@@ -117,10 +117,10 @@ def to_float32(graph: GraphDef) -> GraphDef:
     """Converts all 16-bit tensors, like those of a model trained in mixed precision, to float32.
 
     Args:
-        graph: A graph.
+        graph: The graph to convert.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     low = {tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum}
@@ -143,7 +143,7 @@ def fold_constants(graph: GraphDef) -> GraphDef:
         graph: A graph whose weights are constants.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -180,7 +180,7 @@ def fold_batch_norm(graph: GraphDef) -> GraphDef:
         graph: A graph whose weights are constants.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -211,7 +211,7 @@ def fold_strides(graph: GraphDef) -> GraphDef:
         graph: A graph whose weights are constants.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -232,17 +232,18 @@ def fold_strides(graph: GraphDef) -> GraphDef:
 
 
 def split_wide_convs(graph: GraphDef, ends: Collection[str]) -> GraphDef:
-    """Splits single images into two halves for wide float32 3x3 convolutions, which makes them faster on CPUs.
+    """Splits single images into two halves for wide float32 3x3 convolutions, which are then faster on CPUs.
 
-    Wide means 256 output channels or a multiple. TensorFlow 2.21 reorders the weights of a convolution for two images,
-    but not for one; with the original order oneDNN takes 1.5 times as long. The results are equal to the last bit.
+    A wide convolution has 256 output channels or a multiple. TensorFlow 2.21 reorders the weights of a convolution for
+    two images, but not for one image; with the original order, oneDNN takes 1.5 times as long. The results are equal to
+    the last bit.
 
     Args:
         graph: A graph whose weights are constants.
         ends: Names of the graph's inputs and outputs, which must remain.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -271,7 +272,7 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
         ends: Names of the graph's inputs and outputs, which must remain.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -309,17 +310,17 @@ def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> 
 
 
 def widen_strides(graph: GraphDef) -> GraphDef:
-    """Makes strided 16-bit 3x3 convolutions compute one more column and drop it, to avoid a fault of oneDNN.
+    """Makes strided 16-bit 3x3 convolutions compute one more column and drop it, to avoid a bug of oneDNN.
 
     In TensorFlow 2.21 oneDNN returns garbage on AMX if such a convolution has a single output column and several rows.
-    The pass finds convolutions that follow a `Pad` by constants, as all strided ones of `kerasdet.layers` do. It can go
-    once tests/export/test_graph.py passes without it on a processor with AMX.
+    The pass finds convolutions that follow a `Pad` by constants, as all strided convolutions of `kerasdet.layers` do.
+    Remove this pass once tests/export/test_graph.py passes without it on a processor with AMX.
 
     Args:
         graph: A graph whose weights are constants.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = _copy(graph)
     nodes = {node.name: node for node in graph.node}
@@ -349,12 +350,12 @@ def widen_strides(graph: GraphDef) -> GraphDef:
 def extract_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, dict[str, np.ndarray]]:
     """Replaces large constants by placeholders.
 
-    Constants would be copied with the graph at each step of loading: a ResNet-50 would take 5 GB of memory instead of
-    1.
+    Constants would be copied with the graph at each step of loading: loading a ResNet-50 would take 5 GB of memory
+    instead of 1 GB.
 
     Args:
         nodes: Nodes of the new graph, each after its inputs.
-        graph: The graph that the nodes are from. The new graph gets its function library.
+        graph: Graph that contains the nodes. The new graph gets its function library.
 
     Returns:
         The new graph, and a dict from the name of each placeholder to its constant.
@@ -373,7 +374,7 @@ def extract_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef
 
 
 def _is_wide(conv, nodes):
-    """Says whether `split_wide_convs` makes a convolution faster."""
+    """Returns whether `split_wide_convs` makes a convolution faster."""
     kernel = nodes.get(conv.input[1])
     if kernel is None or kernel.op != "Const" or _type(conv, "T") != _FLOAT or conv.attr["padding"].s != b"SAME":
         return False
@@ -384,7 +385,7 @@ def _is_wide(conv, nodes):
 
 @functools.cache
 def _split_conv(relu):
-    """Builds a function for a 3x3 convolution with bias, and ReLU if asked, that halves a single image."""
+    """Builds a function for a 3x3 convolution with bias and optional ReLU that splits a single image into halves."""
 
     def convolve(x, kernel, bias, padding):
         y = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, padding), bias)
@@ -426,13 +427,13 @@ def _call(function, name, inputs, graph):
 
 
 def _weighted_inputs(node, is_constant):
-    """Returns the typed inputs of a convolution or matrix product with constant weights, else nothing."""
+    """Returns the typed inputs of a convolution or matrix product with constant weights, otherwise nothing."""
     typed = _WEIGHTED.get(node.op, ())
     return typed if typed and is_constant(node.input[typed[1]]) else ()
 
 
 def _following_inputs(node, is_constant, low):
-    """Returns the typed inputs of an op that can stay in 16 bits because all its inputs are, else nothing."""
+    """Returns the typed inputs of an op that can stay in 16 bits because all its inputs do, otherwise nothing."""
     typed = _FOLLOWING.get(node.op, ())
     if node.op == "ConcatV2":
         typed = tuple(range(node.attr["N"].i))
@@ -446,7 +447,7 @@ def _all_nodes(graph):
 
 
 def _in_order(graph, ends=None):
-    """Lists the nodes that `ends` need, or all, each after its inputs."""
+    """Lists the nodes that `ends` depend on (all nodes if `ends` is None), each after its inputs."""
     nodes = {node.name: node for node in graph.node}
     done, order = set(), []
     for root in nodes if ends is None else ends:
@@ -463,7 +464,7 @@ def _in_order(graph, ends=None):
 
 
 def _type(node, name):
-    """Returns a type attribute, or None."""
+    """Returns a dtype attribute of a node, or None."""
     return node.attr[name].type if name in node.attr else None
 
 

@@ -1,4 +1,4 @@
-"""Makes the description of a model that every export contains (``kerasdet.json``) and that `kerasdet.load` reads."""
+"""Builds the description of a model that every export contains (``kerasdet.json``) and that `kerasdet.load` reads."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,14 +15,15 @@ METADATA_FILE = "kerasdet.json"
 
 
 def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Describes a model and its export as a dict that JSON can hold.
+    """Describes a model and its export as a dict of JSON values.
 
     Args:
         model: The detector.
-        options: Options of the export that `kerasdet.load` needs, such as ``class_offset``. They become entries.
+        options: Options of the export that `kerasdet.load` needs, such as ``class_offset``. They become entries of the
+            description.
 
     Returns:
-        The description, name -> JSON value.
+        The description, a dict of JSON values by name.
     """
     return {
         "model": type(model).__name__,
@@ -47,6 +48,6 @@ def branch_outputs(metadata: Mapping[str, Any]) -> dict[str, BranchOutput]:
         metadata: Result of `model_metadata`.
 
     Returns:
-        Output name -> `BranchOutput`, for the attribute `Predictor.branch_outputs`.
+        A dict from output name to `BranchOutput`, for the attribute `Predictor.branch_outputs`.
     """
     return {name: BranchOutput(**output) for name, output in metadata["branch_outputs"].items()}

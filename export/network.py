@@ -1,4 +1,4 @@
-"""Runs a detector's network inside of an export, and applies its post-processing to the raw outputs of an export."""
+"""Runs a detector's network inside an export, and applies its post-processing to the raw outputs of an export."""
 
 import json
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ HEADS = ("objectness", "class_logits", "box_deltas", "box_distances", "centernes
 
 
 def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
-    """Pads images and runs the network on them. The function also runs in graphs.
+    """Pads images and runs the network on them. The function also works inside a `tf.function`.
 
-    If height and width of the images are static, they stay static, as TFLite needs; `Preprocessing.batch` does not
+    If height and width of the images are static, they stay static, as TFLite requires; `Preprocessing.batch` does not
     guarantee this.
 
     Args:
@@ -27,7 +27,7 @@ def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
         image: (B, H, W, 3) RGB, 0..255, float or uint8.
 
     Returns:
-        The dict that the model returned, and the heights and widths (B, 2) of the images without padding, in pixels.
+        The outputs of the model's `call`, and the heights and widths (B, 2) of the images without padding, in pixels.
     """
     image = tf.cast(image, tf.float32)
     size = image.shape[1:3].as_list()
@@ -44,7 +44,9 @@ def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
 
 
 def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Turns the network's outputs into detections by the model's own post-processing. Also runs in graphs.
+    """Converts the network's outputs to detections by the model's own post-processing.
+
+    The function also works inside a `tf.function`.
 
     Args:
         model: The detector.
@@ -64,10 +66,10 @@ def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.
     """Concatenates the raw outputs of the heads over all levels.
 
     Args:
-        outputs: Output name -> level name -> (B, R_l, ...).
+        outputs: For each output name, a dict from level name to (B, R_l, ...).
 
     Returns:
-        Output name -> (B, R, ...).
+            The concatenated outputs (B, R, ...) by name.
     """
     return {name: tf.concat(list(outputs[name].values()), 1) for name in HEADS if name in outputs}
 
@@ -79,7 +81,7 @@ def to_original(
     rule: Preprocessing,
     branch_outputs: Mapping[str, BranchOutput],
 ) -> dict[str, tf.Tensor]:
-    """Converts detections from pixels of letterboxed images to pixels of the original ones.
+    """Converts detections from pixels of letterboxed images to pixels of the original images.
 
     Boxes that lie in the padding are dropped, unless the model sees the padding as part of the image.
 
@@ -88,7 +90,7 @@ def to_original(
         size: Height and width that the images have in the letterbox, in pixels.
         original_size: (B, 2) heights and widths of the original images, in pixels.
         rule: The model's preprocessing.
-        branch_outputs: Output name -> `BranchOutput`, which says how the output is rescaled.
+        branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
 
     Returns:
         Padded detections in pixels of the original images.
@@ -114,8 +116,8 @@ class RawHeads:
         """Decodes raw outputs and applies NMS.
 
         Args:
-            outputs: Output name -> (B, R, ...), see `raw_outputs`.
-            anchors: Level name -> (R_l, 4) yxyx in pixels.
+            outputs: Outputs (B, R, ...) by name, see `raw_outputs`.
+            anchors: Anchors (R_l, 4) yxyx in pixels, by level name.
             size: Height and width of the input in pixels.
 
         Returns:
@@ -136,19 +138,19 @@ def serialized(model: Detector) -> str:
         model: The detector.
 
     Returns:
-        JSON text.
+        The configuration as a JSON string.
     """
     return json.dumps(keras.saving.serialize_keras_object(model))
 
 
 def as_input(pixels: np.ndarray, input_type: str) -> np.ndarray:
-    """Converts pixels to the type of an export's input.
+    """Converts pixels to the dtype of an export's input.
 
     Args:
         pixels: float32 array of any shape, 0..255.
         input_type: "float32" or "uint8".
 
     Returns:
-        Array of the same shape; for "uint8" rounded.
+        The pixels in the input's dtype, with the same shape; rounded for "uint8".
     """
     return np.rint(pixels).astype(np.uint8) if input_type == "uint8" else pixels

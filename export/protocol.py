@@ -24,7 +24,7 @@ class WorkerRun:
     Args:
         cases: Pairs of a batch, as `Detector.detect_batch` takes it, and the export's padded detections for that batch:
             a dict of `boxes` (B, D, 4) yxyx in pixels of the original images, `scores` (B, D) and more, see
-            `kerasdet.inference.padded`. One pair for each image or, for a SavedModel, for each signature.
+            `kerasdet.inference.padded`. The list has one pair for each image or, for a SavedModel, for each signature.
         seconds: Seconds that each repeated run on the first image took.
     """
 
@@ -38,22 +38,22 @@ class Format:
 
     Args:
         spec: Name, suffix, precisions and options.
-        runtime: The software that runs a file without kerasdet, for the report, such as "LiteRT".
+        runtime: Name of the software that runs a file without kerasdet, such as "LiteRT", for the report.
         write: `write(model, path, *, precision, gin_config, **options) -> path` writes a `Detector` to a path that does
-            not exist yet. It raises a `UserError`, or an `OSError` about `path`, before it writes anything if an option
-            does not fit, and never overwrites.
-        load: `load(path) -> Predictor` opens what `write` wrote. The predictor has `metadata`, the dict that
-            `read_metadata` returns.
+            not exist yet. If an option is invalid, it raises a `UserError`, or an `OSError` about `path`, before it
+            writes anything. It never overwrites files.
+        load: `load(path) -> Predictor` opens a file or folder that `write` wrote. The predictor has `metadata`, the
+            dict that `read_metadata` returns.
         read_metadata: `read_metadata(path) -> dict` reads the description of the model and its export without loading
-            the model. `kerasdet.export.metadata.model_metadata` makes it. It needs the entry ``precision``, one of the
-            format's precisions, which decides how closely the export must agree with the model. The report also prints
+            the model. `kerasdet.export.metadata.model_metadata` makes the description. Its entry ``precision``, one of
+            the format's precisions, determines how closely the export must agree with the model. The report also prints
             ``postprocessing``, and ``size`` with ``input_type``, if they are present.
         run_in_worker: `run_in_worker(model, path, images) -> WorkerRun` runs the file on uint8 images (H, W, 3) in
-            another process, which has nothing but the runtime: no kerasdet, not even an installed one, because users
-            run exports without it. `run_worker` starts that process. A format that only kerasdet can run, such as a
-            Keras file of kerasdet's classes, is therefore not possible.
-        new_version: `new_version(folder)` is a context manager for `--serving`: it yields a path to write to and the
-            path that the file has once the block ends well. None if there is no server for the format.
+            another process that can import only the runtime and not kerasdet, because users run exports without
+            kerasdet. `run_worker` starts such a process. A format that only kerasdet can run, such as a Keras file of
+            kerasdet's classes, is therefore not possible.
+        new_version: `new_version(folder)` is a context manager for `--serving`: it yields a path to write to, and the
+            path of the export after the block has succeeded. None if no server supports the format.
     """
 
     spec: FormatSpec
@@ -71,21 +71,22 @@ class Format:
 
     @property
     def precisions(self) -> Sequence[str]:
-        """Precisions that `write` can produce, the default one first."""
+        """Precisions that `write` supports, the default first."""
         return self.spec.precisions
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options that only this format has, with their defaults: keyword arguments of `write`."""
+        """The format's options with their defaults: keyword arguments of `write`."""
         return {option.name: option.default for option in self.spec.options}
 
 
 def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[str, np.ndarray]:
-    """Runs a script of this package in a fresh process in which kerasdet is not importable from the working folder.
+    """Runs a script of this package in a new process in which kerasdet is not importable from the working folder.
 
     Args:
-        script: A Python file that takes the export, a folder and more as arguments, and writes ``outputs.npz`` there.
-        path: The export.
+        script: Python file that takes the export, a folder and further arguments, and writes ``outputs.npz`` to the
+            folder.
+        path: Path of the export.
         folder: Folder with the script's inputs, which also becomes its working folder.
         *arguments: Further arguments.
 
@@ -93,7 +94,7 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
         The arrays of ``outputs.npz``.
 
     Raises:
-        VerificationError: If the script fails. The message has the last line of its error.
+        VerificationError: If the script fails. The message contains the last line of the script's error.
     """
     run = subprocess.run(
         [sys.executable, "-c", script.read_text(), str(path.resolve()), folder, *arguments],
@@ -105,15 +106,17 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
         lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         error = (errors or lines)[-1].rstrip(".")
-        raise VerificationError(f"{path} does not run in a fresh process: {error}. {_remedy(error, script)}")
+        raise VerificationError(f"{path} does not run in a new process: {error}. {_remedy(error, script)}")
     with np.load(Path(folder) / "outputs.npz") as outputs:
         return dict(outputs)
 
 
 def _remedy(error, script):
-    """Returns the next step after the error of a worker."""
+    """Returns a remedy for the error of a worker."""
     if re.search(r"No module named 'kerasdet['.]", error):
-        return f"{script.name} must run where kerasdet is not installed: remove its imports of kerasdet."
+        return (
+            f"{script.name} must run where kerasdet is not installed: remove the imports of kerasdet from this script."
+        )
     if error.startswith(("ModuleNotFoundError", "ImportError")):
-        return f"Install the missing package for {sys.executable}, then export it again."
+        return f"Install the missing package for {sys.executable}, then export the model again."
     return f"Compare the installed packages with kerasdet's requirements.txt; if they agree, correct {script.name}."

@@ -1,7 +1,7 @@
 """Describes export formats without importing TensorFlow, for the command line and for recognising files.
 
-`kerasdet --help` and usage errors answer at once because this module and every ``export/<name>/spec.py`` import nothing
-but the standard library.
+`kerasdet --help` and usage errors respond immediately, because this module and every ``export/<name>/spec.py`` import
+only the standard library.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ class Option:
     Args:
         name: Name of the keyword argument, such as "max_pixels".
         default: Default value of the argument.
-        help: Text of ``kerasdet export --help``. It names the default.
+        help: Help of the option in ``kerasdet export --help``, which names the default.
         kind: Type of a value on the command line: "text", "path", "int" or "count" (a positive integer).
-        choices: Permitted values, or None for any.
-        nargs: Number of values: None for one, "+" for one or more, or a number.
+        choices: Permitted values. None: any value.
+        nargs: Number of values: None for one value, "+" for one or more, or an integer.
         metavar: Name of the value in the help, or one name for each of `nargs` values.
         flag: Name on the command line. By default `name` with hyphens, such as "--max-pixels".
     """
@@ -38,7 +38,7 @@ class Option:
 
     @property
     def option(self) -> str:
-        """The name on the command line."""
+        """Name of the option on the command line."""
         return self.flag or f"--{self.name.replace('_', '-')}"
 
 
@@ -48,11 +48,12 @@ class FormatSpec:
 
     Args:
         name: Name of the format and of its folder, such as "tflite".
-        suffix: Suffix of the files, such as ".tflite", or "" if the format writes a folder.
-        precisions: Precisions that the format can be written in, the default one first.
-        recognizes: Function from a path to a bool: whether the file or folder has this format. It must be fast and
-            raise no error.
-        options: Options that not all formats have.
+        suffix: File name suffix, such as ".tflite"; "" if the format writes a folder.
+        precisions: Precisions that the format supports, the default first.
+        recognizes: Function that takes a path and returns whether the file or folder has this format. It must be fast
+            and must not raise errors.
+        options: Command-line options of `kerasdet export` that this format accepts, besides those common to all
+            formats.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Compares the detections of a model and its export, with one table of tolerances.
 
-Each detection of the model is paired with one of the export: same class, nearest box, an IoU of at least 0.5. The
-comparison then measures the differences of the pairs (boxes, scores, masks, keypoints, outputs of other branches), and
+Each detection of the model is paired with a detection of the export: same class, nearest box, an IoU of at least 0.5.
+The comparison measures the differences of the pairs (boxes, scores, masks, keypoints, outputs of other branches), and
 counts detections without a partner.
 
 Three classes of precision have their own tolerances, because rounding affects them differently:
@@ -11,9 +11,9 @@ Three classes of precision have their own tolerances, because rounding affects t
 * 8 bits round ten times as much. Only detections with a high score are compared, and AP if there is a dataset.
 
 A broken converter changes *all* detections in the same way. Signed errors are therefore bounded more tightly than
-absolute ones (`box_bias`), and most bounds are means, medians and fractions instead of worst cases. Every bound lies
-between the largest difference of correct exports of the tests' random models and the smallest difference of the broken
-converters in tests/export/test_verify.py.
+absolute ones (`box_bias`), and most bounds apply to means, medians and fractions instead of worst cases. Every bound
+lies between the largest difference of correct exports of the tests' random models and the smallest difference of the
+broken converters in tests/export/test_verify.py.
 """
 
 import dataclasses
@@ -40,24 +40,25 @@ class Tolerance:
     Args:
         max_box_error: Largest difference of one coordinate of one box, in pixels.
         max_score_error: Largest difference of one score.
-        median_box_error: Median over pairs of a box's largest coordinate difference, as a fraction of the box size.
+        median_box_error: Median over pairs of the largest coordinate difference of a box, as a fraction of the box
+            size.
         p95_box_error: 95th percentile of the same differences.
-        box_bias: Median over pairs of the signed difference of a coordinate, as a fraction of the box size, minus
-            three standard errors; the largest of the four coordinates. It is near 0 for rounding and large for a shift,
-            a swap or a scale.
-        mean_iou: Least mean IoU of pairs.
+        box_bias: Median over pairs of the signed difference of a coordinate, as a fraction of the box size, minus three
+            standard errors; the largest of the four coordinates. It is near 0 for rounding errors, and large if boxes
+            are shifted, scaled or have swapped coordinates.
+        mean_iou: Smallest mean IoU of pairs.
         score_error: Mean difference of the scores as a fraction of the mean score.
         max_mask_error: Largest mean difference in probability of one mask.
         mean_mask_error: Mean difference in probability over all masks.
         keypoint_distance: Minimum distance of a moved keypoint, as a fraction of the box size, and at least one
             pixel.
-        moved_keypoints: Fraction of the keypoints, and of a user's branch's positions, that moved.
+        moved_keypoints: Fraction of moved keypoints, and of moved positions in the outputs of a user's branch.
         branch_error: Mean difference of another output of a user's branch, as a fraction of its mean absolute value.
         borderline_margin: A detection is clear if its score exceeds the score threshold, and the lowest score of a full
-            list, by more than this. Rounding may drop the others on one side.
+            list, by more than this. Rounding may drop other detections on one side.
         clear_score: Minimum score of a clear detection.
         unmatched_clear: Fraction of the clear detections of both sides that have no partner.
-        unmatched: Fraction of all detections of both sides that have no partner, borderline ones included.
+        unmatched: Fraction of all detections of both sides that have no partner, including borderline detections.
     """
 
     max_box_error: float
@@ -119,7 +120,7 @@ ROUNDED = Tolerance(  # bfloat16 and float16, of the export or of the model
 EIGHT_BITS = Tolerance(  # dynamic and int8
     max_box_error=math.inf,
     max_score_error=math.inf,
-    median_box_error=0.08,  # 0.053
+    median_box_error=0.12,  # 0.053; a detector after 150 steps on BCCD 0.085
     p95_box_error=0.2,  # 0.137
     box_bias=0.0075,  # 0.0035
     mean_iou=0.8,  # 0.864
@@ -141,8 +142,8 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
 
     Args:
         precision: Precision of the export: "float32", "bfloat16", "float16", "dynamic" or "int8".
-        compute_dtype: Type in which the model itself computes. A model in 16 bits differs from its float32 export by
-            rounding.
+        compute_dtype: Dtype in which the model itself computes. A 16-bit model differs from its float32 export by
+            rounding errors.
 
     Returns:
         A row of the table of tolerances.
@@ -161,9 +162,10 @@ class Report:
         matched: Number of pairs.
         one_sided: Number of detections of both sides without a partner.
         clear: Number of clear detections of both sides.
-        branch_errors: Output name -> mean difference, relative to the mean absolute value of the output.
-        milliseconds: Median time that the export takes for the first image, in milliseconds.
-        model_milliseconds: Time that the Keras model takes for the same image, in milliseconds.
+        branch_errors: Mean difference of each output of a user's branch, relative to the mean absolute value of the
+            output, by name.
+        milliseconds: Median time of the export for the first image, in milliseconds.
+        model_milliseconds: Time of the Keras model for the same image, in milliseconds.
     """
 
     detections: int
@@ -210,11 +212,11 @@ def compare(
 
     Args:
         cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` ..., see
-            `kerasdet.inference.padded`) for the same images, in pixels: those of the model and those of the export.
+            `kerasdet.inference.padded`) for the same images, in pixels: first the model's, then the export's.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.
         branch_outputs: The model's `Detector.branch_outputs`.
-        subject: Name of the export at the start of an error message.
+        subject: Name of the export, for the beginning of error messages.
 
     Returns:
         The measured differences, all within the tolerance.
@@ -235,8 +237,9 @@ def compare(
     violations = _violations(report, tolerance)
     if violations:
         raise VerificationError(
-            f"{subject} differs from the model in {', '.join(violations)}: {report} Use another precision, or report "
-            "the model and this line as a bug of kerasdet."
+            f"{subject} differs from the model in {', '.join(violations)}: {report} Use another precision. "
+            + ("Models that were trained for a few steps differ most in 8 bits. " if tolerance is EIGHT_BITS else "")
+            + "If the model is well trained, report it with this line as a bug of kerasdet."
         )
     return report
 
@@ -249,8 +252,8 @@ def _check_outputs(expected, found, subject):
             )
         if found[name].shape != value.shape:
             raise VerificationError(
-                f"{subject} differs from the model: the output {name} has the shape {found[name].shape}, that of the "
-                f"model has {value.shape}. Export the model again."
+                f"{subject} differs from the model: the output {name} has the shape {found[name].shape}; expected "
+                f"the model's shape {value.shape}. Export the model again."
             )
     for index, count in enumerate(found["valid"]):
         bad = [name for name, value in found.items() if name != "valid" and not np.isfinite(value[index, :count]).all()]
@@ -267,7 +270,7 @@ def _unpadded(detections, index):
 
 
 def _compare_image(ours, theirs, tolerance, capacity, score_threshold, branch_outputs):
-    """Measures one image: differences of all pairs, and counts of detections without a partner."""
+    """Measures one image: the differences of all pairs, and the numbers of detections without a partner."""
     pairs = _pairs(ours, theirs)
     # A full list ends at its lowest score, where a rounded score can admit another detection.
     ends = [side["scores"].min() for side in (ours, theirs) if len(side["scores"]) == capacity > 0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 import statistics
@@ -25,12 +26,12 @@ from kerasdet.inference.preprocessing import open_images
 from kerasdet.models import Detector
 from kerasdet.paths import expand
 
+log = logging.getLogger(__name__)
+
 MAX_AP_DROP = 0.02
 
-_SAMPLE_SIZES = (
-    (480, 640),
-    (500, 333),
-)  # sizes of the generated images; two, so that more than one shape is compared
+# Sizes of the generated images; two, so that more than one shape is compared
+_SAMPLE_SIZES = ((480, 640), (500, 333))
 _WANTED = 20  # number of detections to compare if the model has none above its own threshold
 _RUNS = 3  # timed runs of the Keras model after the first, which traces
 
@@ -56,26 +57,27 @@ def export_and_verify(
 
     Args:
         model: The detector.
-        path: File or folder to write, which does not exist yet; with `serving` the folder that a server loads versions
-            from, which may exist.
-        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None chooses by the suffix of `path`, and
-            "saved_model" without a suffix.
-        serving: Whether to write the next version in a folder for TF Serving.
+        path: File or folder to write, which does not exist yet; with `serving` the folder from which a server loads
+            versions, which may exist.
+        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None: the format with the suffix of
+            `path`, or "saved_model" without a suffix.
+        serving: Whether to write the model as the next version in a folder for a model server.
         precision: Precision of the network. Each format has its own list of precisions.
-        verify_images: Images to compare on: arrays (H, W, 3), PIL images or paths. By default generated images.
-        calibration_images: Images, or folders of image files, that show the "int8" of TFLite the ranges of values.
-        eval_data: A dataset on which the AP of model and export is measured; None measures no AP.
+        verify_images: Images for the comparison: arrays (H, W, 3), PIL images or paths. By default generated images.
+        calibration_images: Images, or folders of image files, on which "int8" measures the ranges of activations.
+        eval_data: Dataset on which the AP of model and export is measured. None: AP is not measured.
         max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
-            keypoints. For exports in 8 bits this is the most important check.
-        gin_config: Text of the run's operative configuration, which goes into the export; None for none.
+            keypoints. This is the most important check of 8-bit exports.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
         **options: Options of the format, such as `class_offset` of a SavedModel or `size` of a TFLite file.
 
     Returns:
-        The path of the export, and a report as text.
+        The path of the export, and a report as a string.
 
     Raises:
-        UserError: If an option does not fit the format or the model.
-        OSError: If the path exists, or its folder does not.
+        UserError: If the format or the model does not support an option.
+        OSError: If the path exists, or its folder does not exist.
         VerificationError: If the export does not run, differs from the model, or loses too much AP.
 
     Example:
@@ -89,9 +91,11 @@ def export_and_verify(
     if "calibration_images" in export_format.options:
         options["calibration_images"] = list(_list_images(calibration_images))
     elif len(calibration_images):
-        raise UserError(f"Format {format} does not use calibration images: leave them out, or use another format.")
+        raise UserError(f"Format {format} does not use calibration images: remove them, or use another format.")
     if serving and export_format.new_version is None:
-        raise UserError(f"No server can load format {format}: leave --serving out, or use format saved_model.")
+        raise UserError(
+            f"No server can load format {format}: remove --serving (Python: serving=), or use format saved_model."
+        )
     images = read_images(verify_images) or sample_images()
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
@@ -102,7 +106,7 @@ def export_and_verify(
 
 
 def _check_options(export_format, precision, options):
-    """Returns a copy of the options after a check that the format supports all of them."""
+    """Checks that the format supports all options, and returns a copy of the options."""
     if precision not in export_format.precisions:
         raise UserError(
             f"Format {export_format.name} has no precision {precision!r}: choose one of "
@@ -111,7 +115,7 @@ def _check_options(export_format, precision, options):
     for name in options:
         if name not in export_format.options:
             known = ", ".join(export_format.options)
-            remedy = f"its options are {known}" if known else "it has no options of its own, so leave it out"
+            remedy = f"its options are {known}" if known else "it has no further options, so remove it"
             raise UserError(f"Format {export_format.name} has no option {name!r}: {remedy}.")
     return dict(options)
 
@@ -123,7 +127,9 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
         export_format.write(model, path, **write_options)
 
     with _remove_on_failure(path):
+        log.info("Writing %s ...", path)
         write(model, path)
+        log.info("Comparing %d images with the model, in a process of its own ...", len(images))
         report = verify_export(model, path, images)
         lines = [_describe(path), f"Run by {export_format.runtime} alone: {report}"]
         if not report.detections:
@@ -132,15 +138,15 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
             lines.append(compare_ap(model, path, eval_data, max_ap_drop))
         elif _tolerance(model, write_options["precision"]) is EIGHT_BITS:
             lines.append(
-                "AP was not measured: give --eval ANNOTATIONS to see what 8 bits cost, and to refuse an export that "
-                f"loses more than {max_ap_drop:g}."
+                "AP was not measured: pass --eval ANNOTATIONS (Python: eval_data=) to measure the loss of 8 bits, "
+                f"and to reject an export that loses more than {max_ap_drop:g}."
             )
     return "\n".join(lines)
 
 
 @contextlib.contextmanager
 def _remove_on_failure(path: Path) -> Iterator[None]:
-    """Removes the files that the block wrote to a path if it fails; existing files stay."""
+    """Removes the files that the block wrote to a path if the block fails; existing files are kept."""
     was_folder = path.is_dir()
     is_ours = not path.exists() or (was_folder and not any(path.iterdir()))
     try:
@@ -160,8 +166,8 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
 
     Args:
         model: The detector.
-        path: The export.
-        images: Images to compare on: arrays (H, W, 3), PIL images or paths.
+        path: Path of the export.
+        images: Images for the comparison: arrays (H, W, 3), PIL images or paths.
 
     Returns:
         The differences, all within the tolerance of the export's precision.
@@ -175,7 +181,7 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
     """
     export_format = format_of(path)
     if export_format is None:
-        raise UserError(f"{path} is not an export: give a folder or file that `kerasdet export` wrote.")
+        raise UserError(f"{path} is not an export: pass a folder or file that `kerasdet export` wrote.")
     run = export_format.run_in_worker(model, Path(path), read_images(images))
     expected, seconds = {}, math.inf
     for batch, _ in run.cases:  # signatures share their batches
@@ -209,7 +215,7 @@ def _tolerance(model, precision) -> Tolerance:
 
 
 def _score_threshold(model) -> float:
-    """Returns the model's score threshold, 0 for one without, such as a `ProposalNetwork`."""
+    """Returns the model's score threshold; 0 for a model without a threshold, such as a `ProposalNetwork`."""
     return getattr(model.postprocessing, "score_threshold", 0.0)
 
 
@@ -217,16 +223,16 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """Reads the description of the model from an export of any format.
 
     Args:
-        path: The export.
+        path: Path of the export.
 
     Returns:
-        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
     """
     return format_of(path).read_metadata(Path(path))
 
 
 def _read_precision(path):
-    """Returns the precision of an export, which the metadata of every format must name."""
+    """Returns the precision of an export, which the metadata of every format must contain."""
     export_format = format_of(path)
     metadata = export_format.read_metadata(Path(path))
     if "precision" not in metadata:
@@ -238,7 +244,7 @@ def _read_precision(path):
 
 
 def _describe(path):
-    """Returns a line about an export: its size and the options that tell it from others."""
+    """Returns a line about an export: its size and its main options."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     megabytes = sum(file.stat().st_size for file in files) / 2**20
     metadata = read_metadata(path)
@@ -251,13 +257,15 @@ def _describe(path):
 
 
 def _verify_below_threshold(model, write, path, images):
-    """Compares another export, which is not kept, with a score threshold at which the model finds something."""
+    """Compares a temporary export with a score threshold at which the model detects objects."""
     has_threshold = hasattr(model.postprocessing, "score_threshold")
-    found = with_score_threshold(model, 0.0).detect(images[0]) if has_threshold else ()
+    results = map(with_score_threshold(model, 0.0).detect, images) if has_threshold else ()
+    found = next(filter(len, results), ())  # of the first image with detections
     if not len(found):
         raise VerificationError(
-            f"{type(model).__name__} finds nothing on these images at any score, so nothing can be compared: name "
-            "other images with --verify-images, and check that the weights are finite."
+            f"{type(model).__name__} finds nothing on the verification images at any score, so the export cannot be "
+            "compared. Expected at least one detection. Pass images that contain objects (--verify-images; Python: "
+            f"verify_images=), and check that the weights are finite."
         )
     # An input of fixed size is another image than the model's own: it may have lower scores, and needs no threshold.
     for threshold in (0.999 * float(found.scores[:_WANTED].min()), 0.0):
@@ -267,10 +275,14 @@ def _verify_below_threshold(model, write, path, images):
             write(sensitive, copy)
             report = verify_export(sensitive, copy, images)
         if report.detections:
-            return f"The model finds nothing on these images. With a score threshold of {threshold:.2g}: {report}"
+            return (
+                f"The model finds nothing on the verification images. With a score threshold of {threshold:.2g}: "
+                f"{report}"
+            )
     raise VerificationError(
-        f"The model detects nothing at the input size of {path}, so nothing can be compared. Choose a larger "
-        "--size (size), or give other images with --verify-images."
+        f"The model detects nothing at the input size of {path}, so the export cannot be compared. Expected at least "
+        "one detection. Choose a larger --size (Python: size=), or pass images that contain objects "
+        f"(--verify-images; Python: verify_images=)."
     )
 
 
@@ -282,7 +294,7 @@ def with_score_threshold(model: Detector, score_threshold: float) -> Detector:
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
 
     Returns:
-        The copy, with its own weights.
+        The copy of the detector, with its own weights.
 
     Raises:
         ValueError: If the model has no score threshold.
@@ -299,7 +311,7 @@ def with_score_threshold(model: Detector, score_threshold: float) -> Detector:
 
 
 def _replace(config, name, value):
-    """Sets an argument wherever it occurs in a serialised configuration; returns the copy and how often it occurred."""
+    """Sets an argument wherever it occurs in a serialised configuration; returns the copy and the number of places."""
     if isinstance(config, list | tuple):
         parts = [_replace(item, name, value) for item in config]
         return [part for part, _ in parts], sum(count for _, count in parts)
@@ -314,15 +326,15 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
 
     Args:
         model: The detector.
-        path: The export of this model.
+        path: Path of the export of this model.
         data: A dataset, see `kerasdet.evaluate`.
         max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
 
     Returns:
-        Text with both tables and the loss of AP.
+        A string with both tables and the loss of AP.
 
     Raises:
-        VerificationError: If the export loses more.
+        VerificationError: If the export loses more than `max_ap_drop`.
     """
     ours, theirs = evaluate(model, data), evaluate(format_of(path).load(path), data)
     drops = {
@@ -334,9 +346,10 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
     if lost:
         name = max(lost, key=lost.get)
         raise VerificationError(
-            f"{path} has {name} {theirs.summary[name]:.3f} on {data.annotations}, the model {ours.summary[name]:.3f}: "
-            f"it loses more than {max_ap_drop:g}. Choose a finer precision, more calibration images or a larger input, "
-            "or allow a larger drop."
+            f"{path} has {name} {theirs.summary[name]:.3f} on {data.annotations}, the model "
+            f"{ours.summary[name]:.3f}: the export loses more than {max_ap_drop:g}. Choose a finer precision, more "
+            "calibration images or a larger input, "
+            "or increase --max-ap-drop (Python: max_ap_drop=)."
         )
     words = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
     return f"The model:\n{ours.table()}\nThe export ({words}):\n{theirs.table()}"
@@ -346,10 +359,11 @@ def read_images(images: Sequence) -> list[np.ndarray]:
     """Opens images as uint8 arrays.
 
     Args:
-        images: Arrays (H, W, 3), PIL images or paths; may be empty.
+        images: Arrays (H, W, 3), PIL images or paths. The list may be empty.
 
     Returns:
-        Arrays (H, W, 3) uint8 RGB, rounded because the signature ``encoded`` of a SavedModel takes image files.
+        Arrays (H, W, 3) uint8 RGB. Floats are rounded, because the signature ``encoded`` of a SavedModel takes image
+        files.
     """
     if not len(images):
         return []
@@ -371,7 +385,7 @@ def sample_images() -> list[np.ndarray]:
 
 
 def _list_images(images: Iterable) -> Iterator:
-    """Yields images, and in place of a folder its images."""
+    """Yields the images; for a folder, the images in the folder."""
     for image in images:
         if isinstance(image, str | Path) and expand(image).is_dir():
             yield from list_images(expand(image))

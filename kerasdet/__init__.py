@@ -4,8 +4,8 @@
 package is first used.
 
 `keras.models.load_model` finds only classes whose modules are imported. Therefore kerasdet imports all its modules as
-soon as Keras is imported, or at once if Keras is already imported. `load_model` then works, whichever of the two the
-user imports first.
+soon as Keras is imported, or immediately if Keras is already imported. `load_model` then works regardless of the order
+in which the user imports Keras and kerasdet.
 """
 
 import functools
@@ -107,8 +107,8 @@ class _RegisterWithKeras(MetaPathFinder):
     """Imports all of kerasdet as soon as Keras is imported, which registers kerasdet's classes with Keras.
 
     Keras may be imported in the middle of another import: by TensorFlow, or by a module of kerasdet. Importing kerasdet
-    at that moment would find half-initialised modules. Therefore the finder counts the running imports of the three
-    packages, and acts when the outermost one has ended.
+    at that moment would find half-initialised modules. Therefore the finder counts the running imports of TensorFlow,
+    Keras and kerasdet, and acts when the outermost import has ended.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Checks numbers that users set, so that an impossible one raises an error at once."""
+"""Checks numbers and lists of names that users set, so that an invalid value raises an error immediately."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -12,14 +12,14 @@ def check_positive(owner: str, **counts: int | None) -> None:
 
     Args:
         owner: Name of the function or class that takes the counts, for the error message.
-        counts: Values by name.
+        counts: Counts by name.
 
     Raises:
         UserError: If a count is neither a positive integer nor None.
     """
     for name, value in counts.items():
         if value is not None and not (_is(value, Integral) and value >= 1):
-            raise UserError(f"{owner}.{name} is {value!r}: it must be a positive integer.")
+            raise UserError(f"{owner}.{name} is {value!r}: expected a positive integer.")
 
 
 def check_numbers(owner: str, low: float, high: float = float("inf"), /, **values: Any) -> None:
@@ -32,7 +32,7 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
         values: Numbers or sequences of numbers by name.
 
     Raises:
-        UserError: If a value is not a number, is not finite or is outside of the limits.
+        UserError: If a value is not a number, is not finite or is outside the limits.
     """
     limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
     limits = "that is finite" if low == -float("inf") and high == float("inf") else limits
@@ -41,7 +41,25 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
         if not all(
             each is None or (_is(each, Real) and low <= each <= high and each < float("inf")) for each in numbers
         ):
-            raise UserError(f"{owner}.{name} is {value!r}: it must be a number {limits}.")
+            raise UserError(f"{owner}.{name} is {value!r}: expected a number {limits}.")
+
+
+def check_names(argument: str, values: Any) -> None:
+    """Checks that a value is a sequence of strings. A single string would otherwise count as a list of its letters.
+
+    Args:
+        argument: Name of the argument, for the error message.
+        values: Value of the argument.
+
+    Raises:
+        UserError: If the value is a string, is not a sequence, or has an item that is not a string.
+    """
+    if isinstance(values, str):
+        raise UserError(f"{argument} is the string {values!r}; expected a list of names. Write [{values!r}].")
+    if not isinstance(values, Sequence):
+        raise UserError(f"{argument} is {values!r}; expected a list of names. Write a list such as ['cat', 'dog'].")
+    if other := [each for each in values if not isinstance(each, str)]:
+        raise UserError(f"{argument} has the item {other[0]!r}; expected a string. Change {argument}.")
 
 
 def _is(value, kind):

@@ -1,4 +1,4 @@
-"""Reads gin files and defines the classes and functions that they can configure. No other module imports gin.
+"""Reads gin files, and defines the classes and functions that gin files can configure. No other module imports gin.
 
 A gin file sets arguments of the classes and functions in `SURFACE` by ``Name.argument = value``. Objects that Python
 code constructs ignore gin.
@@ -120,7 +120,7 @@ WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "
 
 
 def _arguments(item):
-    """Returns the names of the arguments that gin may bind, without those that every Keras layer has."""
+    """Returns the names of the arguments that gin may bind, except those that every Keras layer has."""
     if isinstance(item, type) and issubclass(item, ConfigFromInit):
         return constructor_arguments(item)
     parameters = inspect.signature(item).parameters.values()
@@ -146,7 +146,7 @@ INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 
 
 def _included(path):
-    """Returns the path of an included file with ``~`` expanded; gin puts a folder of its search path before it."""
+    """Returns the path of an included file with ``~`` expanded, and without the search folder that gin prepends."""
     _, tilde, rest = path.partition("/~/")
     return os.path.expanduser(f"~/{rest}") if tilde else path
 
@@ -161,7 +161,7 @@ def _read_text(path):
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(
-            f"{path} is not a text file: expected a gin configuration. Name a gin file or a recipe."
+            f"{path} is not a text file: expected a gin configuration. Pass a gin file or a recipe."
         ) from None
 
 
@@ -175,13 +175,13 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
 
     Args:
         config: Path of a file or of a run's folder, or the name of a file inside kerasdet, with or without ``.gin``.
-        overrides: Texts such as ``MACRO=value`` or ``Name.argument=value``. Text values need no quotes. ``DATA=path``
-            replaces the data of the file by a dataset of any format, and sets the number of classes from it; see
-            ``gin_configs/dataset/folder.gin``.
+        overrides: Strings such as ``MACRO=value`` or ``Name.argument=value``. String values need no quotes.
+            ``DATA=path`` replaces the data of the file by a dataset of any format, and sets the number of classes from
+            it; see ``gin_configs/dataset/folder.gin``.
         defaults: Values for macros that the file requires and that neither the file nor the overrides set.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         UserError: If a name does not exist, the syntax is wrong, or a required macro has no value or an invalid one.
 
     Example:
@@ -221,13 +221,13 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
 
 
 def _read_included(name):
-    """Reads an included file from the first place of gin's search path that has it."""
+    """Reads an included file from the first folder of gin's search path that contains it."""
     places = [os.path.join(prefix, name) for prefix in gin.config._LOCATION_PREFIXES]
     return _read_text(next(_included(place) for place in places if os.path.isfile(_included(place))))
 
 
 def _replace_data():
-    """Lets `dataset/folder.gin` replace the data of a recipe; the recipe's own data then need not be set."""
+    """Lets `dataset/folder.gin` replace the data of a recipe, whose own data then need not be set."""
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
         if name in _used_macros():
@@ -300,14 +300,14 @@ def import_modules(config: str | Path) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"{config} imports {name}: {error}. Put its folder on PYTHONPATH.") from None
+            raise UserError(f"{config} imports {name}: {error}. Put the folder of this module on PYTHONPATH.") from None
 
 
 def eval_data() -> data.CocoDataset:
     """Builds the evaluation dataset of the current configuration.
 
     Returns:
-        The dataset.
+        The evaluation dataset.
 
     Raises:
         UserError: If the configuration has no evaluation dataset.
@@ -318,7 +318,7 @@ def eval_data() -> data.CocoDataset:
         reference = None
     if reference is None:
         raise UserError(
-            "The configuration has no Validation.data, the dataset to evaluate on: give one with --data or "
+            "The configuration has no Validation.data, the dataset to evaluate on: pass a dataset with --data or "
             "--annotations."
         )
     return reference.scoped_configurable_fn()
@@ -330,7 +330,7 @@ def model_and_transforms() -> tuple[keras.Model, list]:
     No checkpoint is needed: the model has random weights even if the recipe starts from a pretrained backbone.
 
     Returns:
-        The model, and the list of transforms.
+        The model, and the list of training transforms.
 
     Raises:
         UserError: If the configuration has no model.
@@ -340,7 +340,7 @@ def model_and_transforms() -> tuple[keras.Model, list]:
         if model.configurable.name == "backbone_weights":
             model = gin.query_parameter("backbone_weights.model")
     except ValueError:
-        raise UserError("The configuration has no train.model: give a recipe that trains a model.") from None
+        raise UserError("The configuration has no train.model: use a recipe that trains a model.") from None
     try:
         transforms = gin.query_parameter("train.transforms")
     except ValueError:
@@ -355,7 +355,7 @@ def macro(name: str) -> Any:
         name: Name of the macro, such as "BATCH_SIZE".
 
     Returns:
-        The value, or the default of a macro that the file may leave out.
+        The value of the macro, or its default if the file does not set it.
 
     Raises:
         ValueError: If the configuration has no such macro.
@@ -393,16 +393,16 @@ def _find(config):
             return path
     known = sorted(path.stem for path in GIN_CONFIGS.glob("*.gin"))
     raise FileNotFoundError(
-        f"There is no configuration {config}: give the path of a gin file, or one of {', '.join(known)}."
+        f"There is no configuration {config}: expected the path of a gin file, or one of {', '.join(known)}."
     )
 
 
 def _as_binding(override):
-    """Returns ``NAME=value`` as a line of gin. A value that is neither literal nor reference becomes a string."""
+    """Converts ``NAME=value`` to a line of gin. A value that is neither a literal nor a reference becomes a string."""
     name, equals, value = override.partition("=")
     name, value = name.strip(), value.strip()
     if not equals or not name:
-        raise UserError(f"the override {override!r} cannot be read: write NAME=value.")
+        raise UserError(f"the override {override!r} cannot be read: expected NAME=value.")
     if "." not in name:
         _require_macro(name)
     if not value.startswith(("@", "%")):
@@ -411,14 +411,14 @@ def _as_binding(override):
         except (ValueError, SyntaxError):
             if value.removesuffix("()") in _CONFIGURABLES:
                 raise UserError(
-                    f"the override {override!r} would set a text: write {name}=@{value} to refer to the class or "
-                    "function."
+                    f"the override {override!r} would set the string {value!r}, not the class or function of that "
+                    f"name. Write {name}=@{value}."
                 ) from None
             if not value.startswith(("[", "(", "{")):
                 value = repr(value)
             elif value[-1] in "])}" and not set("@%'\"") & set(value):
                 example = "{'a': 'b'}" if value.startswith("{") else "['a', 'b']"
-                raise UserError(f"{override!r}: texts in brackets need quotes: write {name}={example}.") from None
+                raise UserError(f"{override!r}: strings in brackets need quotes: write {name}={example}.") from None
     return f"{name} = {value}"
 
 
@@ -451,7 +451,7 @@ def _references():
 
 
 def _warn_of_unused(overrides, own, path):
-    """Warns of overrides and of bindings of a user's file without effect: the run uses no such part in that scope."""
+    """Warns of overrides and bindings of a user's file that have no effect, because the run does not use the part."""
     references = _references()
     if ("", "train") not in references:
         return
@@ -462,8 +462,8 @@ def _warn_of_unused(overrides, own, path):
         if not has_effect(target, used):
             part = part_of(target)
             log.warning(
-                "%s has no effect, because this configuration does not use %s. Set an argument of a part that it uses, "
-                "or add %s to it.",
+                "%s has no effect, because this configuration does not use %s. Set an argument of a part that the "
+                "configuration uses, or add %s to the configuration.",
                 text,
                 part,
                 part if part.startswith("%") else f"@{part}()",
@@ -495,11 +495,11 @@ def _has(name):
 
 
 def _check_own_macros(text):
-    """Rejects macros that the file sets and nothing uses: a misspelt macro would have no effect."""
+    """Rejects macros that a file sets but does not use, because a misspelt macro would have no effect."""
     used = _used_macros()
     for name in re.findall(r"^(\w+)\s*=", text, re.MULTILINE):
         if name not in used:
-            raise UserError(f"the macro {name} is set but never used: correct its name or delete the line.")
+            raise UserError(f"the macro {name} is set but never used: correct its name, or delete the line.")
 
 
 def _check_macros(path):
@@ -516,7 +516,7 @@ def _check_macros(path):
         elif isinstance(value, gin.config.ConfigurableReference):
             continue
         elif requirement := _violated_requirement(name, value):
-            raise UserError(f"{path}: {name} is {value!r}: it must be {requirement}.")
+            raise UserError(f"{path}: {name} is {value!r}: expected {requirement}.")
     if missing:
         settings = " ".join(f"--set {name}=..." for name in missing)
         raise UserError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.")
@@ -528,7 +528,7 @@ def _violated_requirement(name, value):
     if name in WHOLE_NUMBERS and not (is_number and isinstance(value, int) and value >= 1):
         return "a positive integer"
     if name == "SEED" and not (is_number and isinstance(value, int) and 0 <= value < 2**32):
-        return "a whole number from 0 to 2**32 - 1"
+        return "an integer from 0 to 2**32 - 1"
     if name == "LR" and not (is_number and 0 < value < math.inf):
         return "a number above 0"
     if name == "DETERMINISTIC" and not isinstance(value, bool):

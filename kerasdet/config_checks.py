@@ -1,7 +1,7 @@
 """Finds mistakes in configurations that gin does not report: settings without effect, and values of the wrong type.
 
 A "part" is a class or function with gin's scope: ``@train/CocoDataset()`` calls CocoDataset in the scope "train". The
-parts that its arguments refer to are called in this scope as well.
+parts to which its arguments refer are called in the same scope.
 """
 
 import collections.abc
@@ -18,7 +18,7 @@ from kerasdet.errors import UserError
 
 Part = tuple[str, str]  # (scope, name) of a class or function; the name of a macro begins with %
 
-_SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+_SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, tuple, list)
 
 
@@ -26,12 +26,12 @@ def used_parts(references: Mapping[Part, Collection[Part]], roots: Collection[st
     """Finds the gin configurables and macros that a configuration uses, with the scopes that they are called in.
 
     Args:
-        references: Part, a pair (scope, name) of a gin configurable or macro -> the parts to which the bindings of this
-            part refer. A reference without a scope has the scope "".
+        references: Maps each part, a pair (scope, name) of a gin configurable or macro, to the parts to which its
+            bindings refer. A reference without a scope has the scope "".
         roots: Names of the parts that are called first, such as "train".
 
     Returns:
-        The parts, pairs (scope, name).
+        The parts that are used, pairs (scope, name).
     """
     used: set[Part] = set()
     todo = [("", name) for name in roots]
@@ -90,7 +90,7 @@ def targets(text: str) -> list[str]:
         text: Contents of the file.
 
     Returns:
-        Texts such as "train/CocoDataset.masks" and "LR", in the order of the file.
+        Names such as "train/CocoDataset.masks" and "LR", in the order of the file.
     """
     return re.findall(r"^([A-Za-z_][\w./]*)\s*=", text, re.MULTILINE)
 
@@ -100,7 +100,7 @@ def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
 
     Args:
         text: Contents of the file.
-        read: Function from the name of an included file to its contents.
+        read: Function that takes the name of an included file and returns its contents.
         path: Path of the file, for the error message.
 
     Raises:
@@ -114,8 +114,8 @@ def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
             lost = own.keys() & set(_all_targets(name, read))
             for target in sorted(lost, key=own.get):
                 raise UserError(
-                    f"{path}: line {own[target]} sets {target}, and the include in line {number} sets it again: "
-                    f"expected includes first. Move the line below the includes."
+                    f"{path}: line {own[target]} sets {target}, and the include in line {number} sets {target} "
+                    f"again: expected includes first. Move line {own[target]} below the includes."
                 )
 
 
@@ -133,16 +133,16 @@ def _all_targets(name, read) -> Iterator[str]:
 
 
 def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
-    """Checks that a value has the annotated type of an argument. Only numbers, texts and sequences are checked.
+    """Checks that a value has the annotated type of an argument. Only numbers, strings and sequences are checked.
 
     Args:
         name: Name of the binding, for the error message.
-        value: The value. Objects that are not created yet appear as "@Name()" in the error message.
+        value: Value to check. Objects that are not created yet appear as "@Name()" in the error message.
         item: Class or function that has the argument.
         argument: Name of the argument.
 
     Raises:
-        UserError: If the value has another type, such as the text "false" for a bool.
+        UserError: If the value has another type, such as the string "false" for a bool.
     """
     kinds = _kinds(item, argument)
     if value is None or not kinds:
@@ -150,7 +150,7 @@ def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
     if all(kind in _SEQUENCES for kind in kinds):
         is_object = repr(value).startswith("@") and repr(value)[1:2].isupper()  # functions may return lists
         if is_object or isinstance(value, str | int | float):
-            raise UserError(f"{name} is {value!r}: it must be a list. Write [{value!r}].")
+            raise UserError(f"{name} is {value!r}: expected a list. Write [{value!r}].")
         return
     if not all(kind in _SCALARS for kind in kinds) or repr(value).startswith(("@", "%")):
         return
@@ -158,11 +158,11 @@ def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
     is_flag = kinds == {bool} and type(value) is int and value in (0, 1)
     if type(value) not in allowed and not is_flag:
         expected = " or ".join(text for kind, text in _SCALARS.items() if kind in kinds)
-        raise UserError(f"{name} is {value!r}: it must be {expected}. Correct the value.")
+        raise UserError(f"{name} is {value!r}: expected {expected}. Change the value.")
 
 
 def _kinds(item, argument):
-    """Returns the types of an argument without None; the empty set if they are not known."""
+    """Returns the annotated types of an argument, without None; the empty set if they are unknown."""
     owners = [base.__init__ for base in item.__mro__ if "__init__" in vars(base)] if isinstance(item, type) else [item]
     for owner in owners:
         parameter = inspect.signature(owner).parameters.get(argument)

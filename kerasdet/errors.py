@@ -1,4 +1,4 @@
-"""Errors for mistakes that the user made and can correct."""
+"""Defines errors for mistakes that the user can correct."""
 
 import importlib
 from types import ModuleType
@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class VerificationError(UserError):
-    """Reports that an exported or converted model gives other results than the original model."""
+    """Reports that the results of an exported or converted model differ from those of the original model."""
 
 
 def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
@@ -22,10 +22,10 @@ def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
     Args:
         package: Dotted name of the module to import.
         needed_by: Option, function or file that needs the package, for the error message.
-        extra: Extra of kerasdet that installs it.
+        extra: Extra of kerasdet that installs the package.
 
     Returns:
-        The module.
+        The imported module.
 
     Raises:
         UserError: If the package is not installed.
@@ -38,5 +38,5 @@ def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
     except ImportError as error:
         missing = (error.name or package).partition(".")[0]
         raise UserError(
-            f"{missing} is not installed, but {needed_by} needs it: pip install 'kerasdet[{extra}]'."
+            f"{missing} is not installed, but {needed_by} needs it: run pip install 'kerasdet[{extra}]'."
         ) from None

@@ -1,4 +1,4 @@
-"""Writes files safely (a file gets its name only when it is complete and on the disk), and locks files and folders."""
+"""Writes files safely (a file gets its name only when it is complete and on disk), and locks files and folders."""
 
 import contextlib
 import logging
@@ -16,13 +16,13 @@ def writing(path: Path) -> Iterator[None]:
     """Re-raises an OSError of the ``with`` block with a message that names the file and the cause.
 
     Args:
-        path: File that the block writes.
+        path: Path of the file that the block writes.
 
     Yields:
         None.
 
     Raises:
-        OSError: If the block cannot write the file. Earlier files are intact.
+        OSError: If the block cannot write the file. Files that were saved earlier are intact.
     """
     try:
         yield
@@ -36,13 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Replaces a file atomically by the file that the ``with`` block writes.
 
     Args:
-        path: File to replace or to create. Its folder is created if necessary.
+        path: Path of the file to replace or to create. Its folder is created if necessary.
 
     Yields:
-        Temporary path for the block to write to. It is renamed to `path` when the block has ended.
+        Temporary path for the block to write to. It is renamed to `path` if the block succeeds, and deleted if the
+        block raises.
 
     Raises:
-        OSError: If the file cannot be written. `path` keeps its old content.
+        OSError: If the file cannot be written. An old file at `path` is kept.
     """
     partial = path.with_name(f".partial_{path.name}")
     try:
@@ -62,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Locks a folder inside the ``with`` block, so that no other process trains there.
 
     Args:
-        folder: Existing folder of a run.
+        folder: Existing folder of a training run.
 
     Yields:
         None.
@@ -80,7 +81,8 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another process is training in {folder}: wait until it ends, or choose another OUT_DIR (out_dir)."
+                f"Another process is training in {folder}: wait until it ends, or choose another OUT_DIR (Python: "
+                "out_dir=)."
             ) from None
         except OSError as error:  # some network file systems have no locks
             log.warning(
@@ -90,7 +92,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _flush(path):
-    """Waits until a file is on the disk, so that not even a loss of power can leave half of it."""
+    """Waits until a file is on disk, so that not even a power failure can leave a partial file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -102,11 +104,12 @@ def _flush(path):
 def waiting_lock(path: Path, message: str) -> Iterator[None]:
     """Holds the lock of a file inside the ``with`` block; waits until no other process holds it.
 
-    If a process crashes, the system releases its locks.
+    If a process crashes, the operating system releases its locks.
 
     Args:
-        path: File to lock. The file and its folder are created if necessary. The file is not deleted afterwards.
-        message: Text to log if another process holds the lock.
+        path: Path of the file to lock. The file and its folder are created if necessary, and the file is not deleted
+            afterwards.
+        message: Message to log if another process holds the lock.
 
     Yields:
         None.

@@ -1,6 +1,6 @@
-"""Wraps the private names of Keras and TensorFlow that kerasdet needs. No other module uses any.
+"""Wraps the private names of Keras and TensorFlow that kerasdet needs. No other module uses private names.
 
-Each function states the name, why no public one suffices, and the versions that have it.
+Each function states the private name, why no public name suffices, and the versions that have it.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class SkipSymbolicBuild:
     """Mixin for a `keras.Model`: `fit` and `evaluate` build only the optimizer before the first step.
 
-    The model defines `build_optimizer`. Overrides the private `Trainer._maybe_symbolic_build`. Keras' own version calls
-    the model on the mean of all replicas' batches, which fails for integers and masks and with several workers. On one
-    device it leaves the optimizer to the first step, whose graph TensorFlow then traces twice. kerasdet's models have
-    all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
+    The model defines `build_optimizer`. The mixin overrides the private `Trainer._maybe_symbolic_build`. Keras' own
+    version calls the model on the mean of all replicas' batches, which fails for integers and masks and with several
+    workers. On one device, Keras builds the optimizer in the first step, whose graph TensorFlow then traces twice.
+    kerasdet's models have all their variables after construction. Seen in TensorFlow 2.21.0, Keras 3.15.1.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -29,11 +29,11 @@ class SkipSymbolicBuild:
 
 
 def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
-    """Disables an optimizer's sum of gradients over the replicas, because kerasdet sums them itself.
+    """Disables an optimizer's sum of gradients over the replicas, because kerasdet sums the gradients itself.
 
-    Replaces the private `TFOptimizer._all_reduce_sum_gradients` by `list`. Keras 3 clips each replica's gradients
-    before it sums them, so N replicas would train differently from one device, and has no option to skip the sum. Seen
-    in TensorFlow 2.21.0, Keras 3.15.1.
+    Replaces the private `TFOptimizer._all_reduce_sum_gradients` by `list`. Keras 3 clips the gradients of each replica
+    before the sum, so N replicas would train differently from one device, and it has no option to skip the sum. Seen in
+    TensorFlow 2.21.0, Keras 3.15.1.
 
     Args:
         optimizer: A Keras optimizer, or a `LossScaleOptimizer` around one.
@@ -44,8 +44,8 @@ def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
     inner = inner_optimizer(optimizer)
     if not hasattr(inner, "_all_reduce_sum_gradients"):
         raise NotImplementedError(
-            f"{type(inner).__name__} of Keras {keras.__version__} cannot train on several replicas: kerasdet was "
-            "tested with Keras 3.15.1; install that version, or train on one device."
+            f"{type(inner).__name__} of Keras {keras.__version__} cannot train on several replicas: expected Keras "
+            "3.15.1, with which kerasdet was tested. Install that version, or train on one device."
         )
     inner._all_reduce_sum_gradients = list
 
@@ -61,7 +61,7 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list
         include_self: Whether the list contains `layer` itself.
 
     Returns:
-        The layers.
+        The list of layers.
     """
     return list(layer._flatten_layers(include_self=include_self))
 
@@ -70,13 +70,13 @@ def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     """Lists the random generators inside a model, such as those of dropout layers.
 
     Uses the private `Layer._seed_generators`. Keras neither saves their states in a ``.keras`` file nor lists them
-    publicly, and a resumed run must draw the same numbers as an uninterrupted one. Seen in Keras 3.15.1.
+    publicly, and a resumed run must draw the same random numbers as an uninterrupted run. Seen in Keras 3.15.1.
 
     Args:
         model: A Keras model.
 
     Returns:
-        The generators.
+        The list of random generators.
     """
     return [generator for layer in flatten_layers(model) for generator in layer._seed_generators]
 
@@ -90,7 +90,7 @@ def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
         optimizer: A Keras optimizer.
 
     Returns:
-        The optimizer inside a `LossScaleOptimizer`; any other optimizer itself.
+        The optimizer inside a `LossScaleOptimizer`; any other optimizer unchanged.
     """
     return getattr(optimizer, "inner_optimizer", optimizer)
 
@@ -99,7 +99,7 @@ def average_pairs(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Var
     """Pairs each trained variable with its exponential moving average, for a built optimizer with `use_ema`.
 
     Uses the private `Optimizer._trainable_variables` and `_model_variables_moving_average`. Keras' public
-    `finalize_variable_values` only overwrites the weights, with no way back. Seen in Keras 3.15.1.
+    `finalize_variable_values` only overwrites the weights, and cannot restore them. Seen in Keras 3.15.1.
 
     Args:
         optimizer: A built optimizer.
@@ -117,8 +117,8 @@ class WarmedUpAverages:
     momentum with the steps. Seen in Keras 3.15.1.
 
     Attributes:
-        ema_warmup: Time constant of the warmup, in steps. The share of the new weights in an average starts at 1 and
-            falls exponentially to ``1 - ema_momentum``; after this many steps 1/e of the difference is left. 0 for no
+        ema_warmup: Time constant of the warmup, in steps. The fraction of the new weights in an average starts at 1 and
+            decays exponentially to ``1 - ema_momentum``; after this many steps 1/e of the difference is left. 0: no
             warmup.
     """
 
@@ -161,7 +161,7 @@ def in_xla_context() -> bool:
     """Tells whether the code that is being traced will be compiled by XLA.
 
     Uses the private `tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way
-    to ask a graph for it, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
+    to find this out, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
     2.16.1 and 2.21.0.
     """
     import tensorflow as tf
@@ -180,7 +180,7 @@ def kernel_devices(op: str) -> set[str]:
         op: Name of the op, such as "Kerasdet>Nms".
 
     Returns:
-        A set such as {"CPU", "GPU"}; empty for an unknown op.
+        A set of device types such as {"CPU", "GPU"}; empty for an unknown op.
     """
     from tensorflow.python.framework import kernels
 
@@ -188,9 +188,9 @@ def kernel_devices(op: str) -> set[str]:
 
 
 def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple:
-    """Turns the variables of a concrete function into constants.
+    """Converts the variables of a concrete function to constants.
 
-    Uses the private `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does it
+    Uses the private `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does this
     for sessions only. Seen in TensorFlow 2.16.1 and 2.21.0.
 
     Args:
@@ -211,7 +211,7 @@ def function_graph(graph: "tf.Graph", definition: Any) -> "tf.Graph":
     `GraphDef`. Seen in TensorFlow 2.21.0.
 
     Args:
-        graph: A graph whose library contains the functions that this function calls.
+        graph: A graph whose library contains the functions that `definition` calls.
         definition: The `FunctionDef`.
 
     Returns:
@@ -226,8 +226,8 @@ def function_graph(graph: "tf.Graph", definition: Any) -> "tf.Graph":
 def tflite_schema() -> ModuleType:
     """Returns the module with the classes of TFLite's flatbuffer, such as `ModelT`.
 
-    Uses the private `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public one; the public
-    `flatbuffers` package can only write what a schema describes. Seen in TensorFlow 2.21.0.
+    Uses the private `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public schema, which the public
+    `flatbuffers` package needs. Seen in TensorFlow 2.21.0.
     """
     from tensorflow.lite.python import schema_py_generated
 
@@ -237,7 +237,8 @@ def tflite_schema() -> ModuleType:
 def tflite_to_bytes(model: Any) -> bytearray:
     """Writes a `ModelT` of `tflite_schema` as a flatbuffer.
 
-    Uses the private `tensorflow.lite.tools.flatbuffer_utils`. There is no public one. Seen in TensorFlow 2.21.0.
+    Uses the private `tensorflow.lite.tools.flatbuffer_utils`. There is no public function for this. Seen in TensorFlow
+    2.21.0.
 
     Args:
         model: A `ModelT` object.
@@ -251,10 +252,10 @@ def tflite_to_bytes(model: Any) -> bytearray:
 
 
 def tflite_converter_error() -> type[Exception]:
-    """Returns the error that `tf.lite.TFLiteConverter.convert` raises for a graph that does not fit into TFLite.
+    """Returns the error that `tf.lite.TFLiteConverter.convert` raises for a graph that TFLite does not support.
 
-    Uses the private `tensorflow.lite.python.convert_phase.ConverterError`. The converter documents no error. Seen in
-    TensorFlow 2.21.0.
+    Uses the private `tensorflow.lite.python.convert_phase.ConverterError`. The converter does not document its errors.
+    Seen in TensorFlow 2.21.0.
     """
     from tensorflow.lite.python.convert_phase import ConverterError
 

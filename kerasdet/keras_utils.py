@@ -1,4 +1,4 @@
-"""Defines helpers for Keras classes: configs from constructor arguments, freezing, and the float type."""
+"""Defines helpers for Keras classes: configs from constructor arguments, freezing, and the float dtype."""
 
 import contextlib
 import inspect
@@ -14,8 +14,8 @@ class ConfigFromInit:
     """Mixin that implements `get_config`: it reads each constructor argument from the attribute of the same name.
 
     A class must store each constructor argument in an attribute of the same name, and pass ``**kwargs`` to its base
-    class. A constructor with ``*args`` cannot be saved. The config also contains arguments that have their default, so
-    a file keeps its meaning when a default changes.
+    class. A constructor with ``*args`` cannot be saved. The config also contains arguments with default values, so that
+    a saved model does not change when a default changes.
 
     Example:
         >>> @keras.saving.register_keras_serializable(package="my_package")
@@ -31,7 +31,7 @@ class ConfigFromInit:
         """Returns all constructor arguments by name.
 
         Returns:
-            Argument name -> serialised value.
+            The serialised arguments, by name.
 
         Raises:
             UserError: If the object has no attribute for an argument.
@@ -49,7 +49,7 @@ class ConfigFromInit:
 
     @classmethod
     def from_config(cls, config: dict) -> "ConfigFromInit":
-        """Creates an object from a config, under the dtype policy of the config; Keras calls this.
+        """Creates an object from a config, under the dtype policy of the config. Keras calls this method.
 
         Args:
             config: Result of `get_config`.
@@ -65,7 +65,7 @@ class ConfigFromInit:
     def build_from_config(self, config: dict) -> None:
         """Builds a loaded layer under its own dtype policy, and freezes its sublayers if it is not trainable.
 
-        Keras calls this.
+        Keras calls this method.
 
         Args:
             config: Result of `get_build_config`.
@@ -80,7 +80,7 @@ def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
     """Sets the precision policy for layers that are created inside the ``with`` block.
 
     Args:
-        policy: Policy or its name, such as "mixed_bfloat16"; None leaves the global policy.
+        policy: Policy or name of a policy, such as "mixed_bfloat16". None: the global policy.
 
     Yields:
         None.
@@ -94,16 +94,16 @@ def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
 
 
 def _frozen_as_configured(made):
-    """Freezes all sublayers if the object is a layer that is not trainable: Keras does not do so when loading."""
+    """Freezes all sublayers if the object is a layer that is not trainable, which Keras does not do when loading."""
     if isinstance(made, keras.layers.Layer) and not made.trainable:
         freeze(made)
     return made
 
 
 def freeze(layer: keras.layers.Layer) -> None:
-    """Makes a layer and all its sublayers untrainable.
+    """Freezes a layer and all its sublayers: their weights are not trained.
 
-    Keras passes ``trainable`` on to sublayers only if its value changes, so it is set to True first.
+    Keras passes ``trainable`` on to sublayers only if the value changes, so it is first set to True.
 
     Args:
         layer: Layer or model to freeze.
@@ -131,8 +131,8 @@ def constructor_arguments(cls: type) -> list[str]:
         _self, *parameters = inspect.signature(base.__init__).parameters.values()
         if args := [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]:
             raise UserError(
-                f"The constructor of {base.__name__} has *{args[0]}, which cannot be stored in a config: give each "
-                "argument a name."
+                f"The constructor of {base.__name__} has *{args[0]}, which cannot be stored in a config: replace "
+                f"*{args[0]} by named arguments."
             )
         names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in names]
     return names
@@ -145,7 +145,7 @@ def _serialized(value):
 
 
 def float_dtype() -> tf.DType:
-    """Returns the type in which boxes and losses are computed: Keras' `floatx`.
+    """Returns the dtype in which boxes and losses are computed: Keras' `floatx`.
 
     Returns:
         float32, also under mixed-precision policies; or float64 after ``keras.config.set_floatx("float64")``.

@@ -20,9 +20,9 @@ _MODEL = "the folder of a run, a .keras file or an export"
 _OTHER_FILES = {
     (".h5", ".hdf5"): "a file of weights without their model: expected " + _MODEL + ". Build the model and use "
     "`load_weights`, or save it as a .keras file.",
-    (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Name the folder that contains it.",
+    (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Pass the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
-    images.SUFFIXES: "an image: expected " + _MODEL + ". Name the model first, then the images.",
+    images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }
@@ -31,19 +31,20 @@ _OTHER_FILES = {
 def load(path: str | Path) -> keras.Model | Predictor:
     """Loads published weights by name, or a model that kerasdet trained, converted or exported.
 
-    All detectors and exports have the methods `detect` and `detect_batch`. Exports have no others, such as `fit`.
+    All detectors and exports have the methods `detect` and `detect_batch`. Exports have no other methods, such as
+    `fit`.
 
     Args:
         path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
             or an output of `kerasdet export`, such as a SavedModel folder or a ``.tflite`` file. ``~`` is expanded. Or
             a name that `kerasdet zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``: its file is downloaded
-            and converted the first time, and then read from the cache.
+            and converted on first use, then read from the cache.
 
     Returns:
         The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or the folder contains no model.
+        FileNotFoundError: If the file or folder does not exist, or the folder contains no model.
         UserError: If the file is damaged, or needs a class that is not imported; or if published weights are not in the
             cache and cannot be downloaded.
 
@@ -71,13 +72,13 @@ def load(path: str | Path) -> keras.Model | Predictor:
 
 
 def require_model(path: str | Path) -> None:
-    """Checks that there is a model or an export at a path, without loading it.
+    """Checks that a path contains a model or an export, without loading it.
 
     Args:
         path: A path or a name of `kerasdet zoo`, as `load` accepts them.
 
     Raises:
-        FileNotFoundError: If there is no such file, folder or name, or the folder contains no model.
+        FileNotFoundError: If the file, folder or name does not exist, or the folder contains no model.
     """
     if is_published(path):
         return
@@ -97,14 +98,14 @@ def load_predictor(path: str | Path) -> Predictor:
         The Keras detector, or a `Predictor` that runs the export.
 
     Raises:
-        FileNotFoundError: If there is no model.
-        UserError: If the model is not a detector, such as a backbone, or cannot be loaded.
+        FileNotFoundError: If the path contains no model.
+        UserError: If the model is not a detector but, for example, a backbone, or if it cannot be loaded.
     """
     model = load(path)
     if not isinstance(model, Predictor):
         raise UserError(
-            f"{path} contains a {type(model).__name__}, not a detector: name the folder of a run, a .keras file or an "
-            "export of a detector."
+            f"{path} contains a {type(model).__name__}, not a detector: pass the folder of a run, a .keras file or "
+            "an export of a detector."
         )
     return model
 
@@ -120,14 +121,14 @@ def load_detector(path: str | Path) -> keras.Model:
         The detector, a Keras model.
 
     Raises:
-        FileNotFoundError: If there is no model.
+        FileNotFoundError: If the path contains no model.
         UserError: If the model is not a detector, is an export, or cannot be loaded.
     """
     model = load_predictor(path)
     if not isinstance(model, keras.Model):
         raise UserError(
-            f"{path} is an export, which cannot be trained or exported again: name the run or the .keras file that it "
-            "was exported from."
+            f"{path} is an export, which cannot be trained or exported again: pass the run or the .keras file from "
+            "which it was exported."
         )
     return model
 
@@ -135,26 +136,27 @@ def load_detector(path: str | Path) -> keras.Model:
 def pretrained(
     path: str | Path, num_classes: int, *, shortest: int | None = None, longest: int | None = None
 ) -> keras.Model:
-    """Loads a detector to fine-tune it on other classes.
+    """Loads a detector for fine-tuning on other classes.
 
-    If the number of classes differs, the layers whose size depends on it are re-initialised; all other weights are
-    kept. `kerasdet.train` then copies the weights of those classes whose names the old model and the dataset share.
-    The model computes in the global precision policy, not in that of the file.
+    If the number of classes differs, the layers whose size depends on the number of classes are re-initialised; all
+    other weights are kept. `kerasdet.train` then copies the weights of those classes whose names the old model and the
+    dataset share. The model uses the global precision policy, not the policy of the file.
 
     Args:
         path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
             or a name of `kerasdet zoo`.
-        num_classes: Number of classes of the new task. A model with this number keeps its classification layer.
-        shortest: Length of an image's shorter side after resizing for detection, in pixels. Give the length that is
-            used in fine-tuning. None keeps that of the file.
-        longest: Limit of the longer side, in pixels. None keeps that of the file.
+        num_classes: Number of classes of the new task. A model with the same number of classes keeps its classification
+            layer.
+        shortest: Length of an image's shorter side after resizing for detection, in pixels. Pass the length that
+            fine-tuning uses. None: the length in the file.
+        longest: Limit of the longer side, in pixels. None: the limit in the file.
 
     Returns:
         The detector, a Keras model.
 
     Raises:
-        FileNotFoundError: If there is no model.
-        UserError: If the model is not a detector, or a detector without classes.
+        FileNotFoundError: If the path contains no model.
+        UserError: If the model is not a detector, or is a detector without classes.
 
     Example:
         >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=3)
@@ -162,7 +164,7 @@ def pretrained(
     model = load_detector(path)
     if model.num_classes is None:
         raise UserError(
-            f"{path} contains a {type(model).__name__}, which has no classes to fine-tune: name a detector with "
+            f"{path} contains a {type(model).__name__}, which has no classes to fine-tune: pass a detector with "
             "classes."
         )
     policy = keras.config.dtype_policy()
@@ -198,7 +200,7 @@ def _with_policy(config, policy):
 def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     """Copies the weights of another model's backbone into a detector.
 
-    Deformable convolutions get the kernels of ordinary ones and start with offsets of zero.
+    Deformable convolutions get the kernels of ordinary convolutions, and start with offsets of zero.
 
     Args:
         model: The detector. The weights of its backbone are overwritten.
@@ -209,9 +211,9 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
         `model`.
 
     Raises:
-        FileNotFoundError: If there is no model.
-        UserError: If variables of the two backbones differ in name or shape, or the other backbone has the strides of
-            its bottlenecks in another convolution, or expects another order of colours.
+        FileNotFoundError: If the path contains no model.
+        UserError: If variables of the backbones differ in name or shape, the bottlenecks of the loaded backbone have
+            their strides in another convolution, or it expects another channel order.
     """
     source = load(path)
     _check_kind(model, source, path)
@@ -225,8 +227,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     if wrong:
         raise UserError(
             f"The backbone in {path} does not fit the backbone of the model: "
-            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} are missing in one of the two or differ in "
-            "shape. Configure the backbone like the one in the file."
+            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} are missing in one of the backbones, or "
+            "differ in shape. Configure the model's backbone like that in the file."
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])
@@ -234,7 +236,7 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
 
 def _check_kind(model, source, path):
-    """Raises an error if weights of equal names and shapes would compute something else."""
+    """Raises an error if weights with the same names and shapes would give other results."""
     pairs = {}
     if getattr(model.backbone, "block", None) == "bottleneck":  # basic blocks have no 1x1 convolution with a stride
         pairs["ResNet.stride_in_1x1"] = (getattr(source, "backbone", source), model.backbone, "stride_in_1x1")
@@ -244,8 +246,8 @@ def _check_kind(model, source, path):
         value, own = getattr(theirs, attribute, None), getattr(ours, attribute, None)
         if value != own:
             raise UserError(
-                f"The backbone in {path} was trained with {name} = {value!r}, and the model has {own!r}: expected the "
-                "same kind. Choose a recipe or a checkpoint of that kind (MSRA and caffe, or torchvision)."
+                f"The backbone in {path} was trained with {name}={value!r}, but the model has {own!r}: expected the "
+                "same value. Choose a recipe and a checkpoint of the same kind (MSRA and caffe, or torchvision)."
             )
 
 
@@ -255,11 +257,10 @@ def _inner_path(variable):
 
 
 def _check_keras_file(file):
-    """Checks that a file can be a model that Keras saved.
+    """Checks that a file may be a model that Keras saved.
 
     Raises:
-        UserError: If it cannot. The message says whether the file is of another kind, by contents or suffix, or
-            damaged.
+        UserError: If the file is of another kind, by its contents or suffix, or is damaged.
     """
     names = ()
     if zipfile.is_zipfile(file):
@@ -271,8 +272,8 @@ def _check_keras_file(file):
     suffix = file.suffix.lower()
     if is_torch or suffix in _CHECKPOINT_SUFFIXES:
         raise UserError(
-            f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, and "
-            "give the folder that this command writes."
+            f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
+            "and pass the folder that this command writes."
         )
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
@@ -282,7 +283,7 @@ def _check_keras_file(file):
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: name {_MODEL}.")
+        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
@@ -290,7 +291,7 @@ def _model_file(path):
         inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
         hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
-            f"The folder {path} contains no model: name the OUT_DIR of a training run, a .keras file or an "
+            f"The folder {path} contains no model: pass the OUT_DIR of a training run, a .keras file or an "
             f"export.{hint}"
         )
     return found[-1]

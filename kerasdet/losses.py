@@ -1,8 +1,8 @@
-"""Defines the losses of detectors as sums; the caller divides a sum by its normalizer, such as the number of positives.
+"""Defines the losses of detectors as sums, which the caller divides by a normalizer such as the number of positives.
 
-The functions are pure. ``weights`` multiplies each element's loss before the sum: a weight of 0 leaves an anchor out.
-The classes hold the options of a loss, so that a model can take it as an argument. All box losses are called with the
-same arguments, so one can replace another in a gin file.
+The functions are pure. ``weights`` multiplies each element's loss before the sum: an anchor with weight 0 is left out.
+The classes hold the options of a loss, so that a model can take the loss as an argument. All box losses take the same
+arguments, so a gin file can replace one by another.
 """
 
 import keras
@@ -23,8 +23,8 @@ def focal(
         logits: (..., K) class logits.
         targets: (..., K), 0 or 1.
         weights: Factor of each element's loss, broadcast against (..., K).
-        alpha: Weight of positives; negatives weigh 1 - alpha. A negative number turns both weights off.
-        gamma: Exponent that reduces the loss of well-classified anchors; 0 is plain cross entropy.
+        alpha: Weight of positives; negatives weigh 1 - alpha. If `alpha` is negative, all weights are 1.
+        gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
 
     Returns:
         The weighted sum, ().
@@ -44,9 +44,10 @@ def quality_focal(
 
     Args:
         logits: (..., K) class logits.
-        targets: (..., K) in [0, 1]: for the true class the IoU of the predicted box, 0 for the others.
+        targets: (..., K) in [0, 1]: for the true class the IoU of the predicted box with the object, 0 for other
+            classes.
         weights: Factor of each element's loss, broadcast against (..., K).
-        beta: Exponent that reduces the loss of probabilities near their target; 0 is plain cross entropy.
+        beta: Exponent that reduces the loss of probabilities near their targets; 0 gives plain cross entropy.
 
     Returns:
         The weighted sum, ().
@@ -63,8 +64,8 @@ def dice(
     Args:
         logits: (..., h, w) mask logits.
         targets: (..., h, w) masks in [0, 1].
-        weights: (...) factor of each pair's loss.
-        epsilon: Added to each of the two sums in the denominator.
+        weights: (...), factor of each pair's loss.
+        epsilon: Constant added to each of the two sums in the denominator.
 
     Returns:
         The weighted sum, ().
@@ -82,10 +83,10 @@ def smooth_l1(
     """Sums the smooth L1 loss (Fast R-CNN, https://arxiv.org/abs/1504.08083).
 
     Args:
-        predictions: (...) numbers of any shape.
-        targets: (...) of the same shape.
+        predictions: (...), values of any shape.
+        targets: (...), values of the same shape.
         weights: Factor of each element's loss, broadcast against (...).
-        beta: Error below which the loss is quadratic; 0 is plain L1.
+        beta: Error below which the loss is quadratic; 0 gives plain L1.
 
     Returns:
         The weighted sum, ().
@@ -103,9 +104,9 @@ def iou(
 
     Args:
         predictions: (..., 4) boxes yxyx in pixels.
-        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
-        weights: (...) factor of each pair's loss.
-        linear: Whether the loss is 1 - IoU; otherwise it is -log(IoU), constant below an IoU of 1e-6.
+        targets: (..., 4) boxes yxyx in pixels. A box is the target of the prediction at the same position.
+        weights: (...), factor of each pair's loss.
+        linear: Whether the loss is 1 - IoU. If False it is -log(IoU), which is constant for IoUs below 1e-6.
 
     Returns:
         The weighted sum, ().
@@ -120,8 +121,8 @@ def giou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
 
     Args:
         predictions: (..., 4) boxes yxyx in pixels.
-        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
-        weights: (...) factor of each pair's loss.
+        targets: (..., 4) boxes yxyx in pixels. A box is the target of the prediction at the same position.
+        weights: (...), factor of each pair's loss.
 
     Returns:
         The weighted sum, ().
@@ -134,8 +135,8 @@ def diou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
 
     Args:
         predictions: (..., 4) boxes yxyx in pixels.
-        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
-        weights: (...) factor of each pair's loss.
+        targets: (..., 4) boxes yxyx in pixels. A box is the target of the prediction at the same position.
+        weights: (...), factor of each pair's loss.
 
     Returns:
         The weighted sum, ().
@@ -148,8 +149,8 @@ def ciou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
 
     Args:
         predictions: (..., 4) boxes yxyx in pixels.
-        targets: (..., 4) boxes yxyx in pixels. Box i is the target of prediction i.
-        weights: (...) factor of each pair's loss.
+        targets: (..., 4) boxes yxyx in pixels. A box is the target of the prediction at the same position.
+        weights: (...), factor of each pair's loss.
 
     Returns:
         The weighted sum, ().
@@ -161,9 +162,9 @@ def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float
     """Sums the binary cross entropy of centerness (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
-        logits: (...) predicted centerness, before the sigmoid.
-        targets: (...) in [0, 1]. Perfect predictions of targets between 0 and 1 still have a loss above 0.
-        weights: (...) factor of each element's loss.
+        logits: (...), predicted centerness before the sigmoid.
+        targets: (...) in [0, 1]. The loss of a perfect prediction is above 0 unless its target is 0 or 1.
+        weights: (...), factor of each element's loss.
 
     Returns:
         The weighted sum, ().
@@ -176,8 +177,8 @@ class FocalLoss(ConfigFromInit):
     """Sums the sigmoid focal loss (https://arxiv.org/abs/1708.02002).
 
     Args:
-        alpha: Weight of positives; negatives weigh 1 - alpha. A negative number turns both weights off.
-        gamma: Exponent that reduces the loss of well-classified anchors; 0 is plain cross entropy.
+        alpha: Weight of positives; negatives weigh 1 - alpha. If `alpha` is negative, all weights are 1.
+        gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
         weight: Factor of the whole loss.
     """
 
@@ -207,7 +208,7 @@ class QualityFocalLoss(ConfigFromInit):
     """Sums the quality focal loss, a focal loss for soft targets (https://arxiv.org/abs/2006.04388).
 
     Args:
-        beta: Exponent that reduces the loss of probabilities near their target; 0 is plain cross entropy.
+        beta: Exponent that reduces the loss of probabilities near their targets; 0 gives plain cross entropy.
         weight: Factor of the whole loss.
     """
 
@@ -220,7 +221,8 @@ class QualityFocalLoss(ConfigFromInit):
 
         Args:
             logits: (..., K) class logits.
-            targets: (..., K) in [0, 1]: for the true class the IoU of the predicted box, 0 for the others.
+            targets: (..., K) in [0, 1]: for the true class the IoU of the predicted box with the object, 0 for other
+                classes.
             weights: Factor of each element's loss, broadcast against (..., K).
 
         Returns:
@@ -234,7 +236,8 @@ class SmoothL1Loss(ConfigFromInit):
     """Sums the smooth L1 loss between predicted and encoded boxes (Fast R-CNN, https://arxiv.org/abs/1504.08083).
 
     Args:
-        beta: Error below which the loss is quadratic, in units of the box encoding; 0 is plain L1.
+        beta: Error below which the loss is quadratic, in the units of the coder's deltas or distances; 0 gives plain
+            L1.
         weight: Factor of the whole loss.
     """
 
@@ -254,10 +257,10 @@ class SmoothL1Loss(ConfigFromInit):
         """Computes the loss of predicted boxes.
 
         Args:
-            predictions: (..., 4) predicted boxes, encoded by the coder.
-            anchors: (R, 4) or (..., 4) yxyx in pixels. Anchors that the predictions are relative to.
+            predictions: (..., 4), predicted boxes in the encoding of `coder`.
+            anchors: (R, 4) or (..., 4) yxyx in pixels, the anchors of the predictions.
             boxes: (..., 4) ground-truth boxes yxyx in pixels.
-            weights: (...) factor of each box's loss.
+            weights: (...), factor of each box's loss.
             coder: Box coder with `encode` and `decode`.
 
         Returns:
@@ -272,7 +275,7 @@ class IoULoss(ConfigFromInit):
     """Sums -log(IoU) or 1 - IoU of decoded boxes (UnitBox, https://arxiv.org/abs/1608.01471).
 
     Args:
-        linear: Whether the loss is 1 - IoU; otherwise it is -log(IoU).
+        linear: Whether the loss is 1 - IoU. If False it is -log(IoU).
         weight: Factor of the whole loss.
     """
 
@@ -291,10 +294,10 @@ class IoULoss(ConfigFromInit):
         """Decodes the predicted boxes and computes their loss.
 
         Args:
-            predictions: (..., 4) predicted boxes, encoded by the coder.
-            anchors: (R, 4) or (..., 4) yxyx in pixels. Anchors that the predictions are relative to.
+            predictions: (..., 4), predicted boxes in the encoding of `coder`.
+            anchors: (R, 4) or (..., 4) yxyx in pixels, the anchors of the predictions.
             boxes: (..., 4) ground-truth boxes yxyx in pixels.
-            weights: (...) factor of each box's loss.
+            weights: (...), factor of each box's loss.
             coder: Box coder with `decode`.
 
         Returns:
@@ -325,10 +328,10 @@ class GIoULoss(ConfigFromInit):
         """Decodes the predicted boxes and computes their loss.
 
         Args:
-            predictions: (..., 4) predicted boxes, encoded by the coder.
-            anchors: (R, 4) or (..., 4) yxyx in pixels. Anchors that the predictions are relative to.
+            predictions: (..., 4), predicted boxes in the encoding of `coder`.
+            anchors: (R, 4) or (..., 4) yxyx in pixels, the anchors of the predictions.
             boxes: (..., 4) ground-truth boxes yxyx in pixels.
-            weights: (...) factor of each box's loss.
+            weights: (...), factor of each box's loss.
             coder: Box coder with `decode`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Checks and expands paths that users give, and prepares files and folders that will be written."""
+"""Checks and expands paths that users pass, and prepares files and folders that will be written."""
 
 import os
 import re
@@ -18,32 +18,35 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
 
     Args:
         path: Path of a file or folder.
-        name: Name of the setting, such as "OUT_DIR (out_dir)", for the beginning of error messages.
+        name: Name of the setting, such as "OUT_DIR (Python: out_dir=)", for the beginning of error messages.
 
     Returns:
         The expanded path.
 
     Raises:
-        UserError: If `path` is not a local path, but a number, None, an empty text or a URL.
+        UserError: If `path` is not a local path but a number, None, an empty string or a URL.
     """
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
         text = os.fspath(path)
         if not text.strip():
-            raise UserError(f"{name} is empty: expected the path of a file or folder. Name one, such as runs/first.")
+            raise UserError(f"{name} is empty: expected the path of a file or folder. Pass a path such as runs/first.")
         if re.match(r"[A-Za-z][\w+.-]+:/", text):  # otherwise gs://bucket/run would become a local folder `gs:`
-            raise UserError(f"{name} is {text}, a URL: expected the path of a local file or folder. Mount or copy it.")
+            raise UserError(
+                f"{name} is {text}, a URL: expected the path of a local file or folder. Mount the remote "
+                f"folder, or copy the files."
+            )
         return Path(os.path.expanduser(text))
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
     example = f"./{path} if that is its name" if is_number else "runs/first"
-    raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Name one, such as {example}.")
+    raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Pass a path such as {example}.")
 
 
 def make_folder(folder: Path, name: str) -> None:
-    """Creates a folder with its parents, and checks that it can be written to, before the work begins.
+    """Creates a folder with its parents, and checks that it is writable, before work that may take hours.
 
     Args:
-        folder: Folder, which may exist.
-        name: Name of the setting, such as "OUT_DIR (out_dir)", for the beginning of error messages.
+        folder: Path of the folder, which may exist.
+        name: Name of the setting, such as "OUT_DIR (Python: out_dir=)", for the beginning of error messages.
 
     Raises:
         OSError: If the folder cannot be created or written to.
@@ -54,14 +57,14 @@ def make_folder(folder: Path, name: str) -> None:
             pass
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise OSError(f"{name}: {folder} cannot be written: {reason}. Choose a folder that can be written.") from None
+        raise OSError(f"{name}: {folder} cannot be written: {reason}. Choose a writable folder.") from None
 
 
 def prepare_file(path: str | os.PathLike, name: str) -> Path:
     """Creates the folder of a file, and checks that the file can be written, before work that may take hours.
 
     Args:
-        path: File that will be written. An existing file is not changed yet.
+        path: Path of the file that will be written. An existing file is not changed yet.
         name: Name of the setting, such as "--json", for the beginning of error messages.
 
     Returns:
@@ -73,7 +76,9 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     """
     path = expand(path, name)
     if path.is_dir():
-        raise IsADirectoryError(f"{name}: {path} is a folder: expected a file. Name one, such as {path / 'new.json'}.")
+        raise IsADirectoryError(
+            f"{name}: {path} is a folder: expected a file. Pass a path such as {path / 'new.json'}."
+        )
     if path.exists() and not path.is_file():
         return path  # a device, such as /dev/stdout
     make_folder(path.parent, name)
@@ -85,17 +90,17 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
 def prepare_files(
     outputs: Mapping[str, str | os.PathLike | None], inputs: Mapping[str, str | os.PathLike | None]
 ) -> dict[str, Path]:
-    """Runs `prepare_file` for several files, and checks that none is another one or is read.
+    """Runs `prepare_file` for several files, and checks that no file would overwrite another output or an input.
 
     Args:
-        outputs: Name of the setting -> file that will be written; None for a setting that was not given.
-        inputs: The same for files that are read.
+        outputs: Maps the name of each setting to the path of the file to write; None for a setting that was not given.
+        inputs: Maps the name of each setting to the path of the file to read; None for a setting that was not given.
 
     Returns:
-        Name of the setting -> expanded path of each file that will be written.
+        A dict from the name of a setting to the expanded path of the file to write.
 
     Raises:
-        UserError: If a file would be overwritten, or is no path.
+        UserError: If an input or another output would be overwritten, or a path is not a local path.
         OSError: If a file cannot be written.
     """
     files = {name: prepare_file(path, name) for name, path in outputs.items() if path is not None}
@@ -110,7 +115,7 @@ def cache_home() -> Path:
     """Returns the folder of kerasdet's cache, which need not exist.
 
     Returns:
-        The environment variable KERASDET_HOME, or a folder in the user's cache folder.
+        The folder in the environment variable KERASDET_HOME, or a folder in the user's cache folder.
     """
     if given := os.environ.get("KERASDET_HOME"):
         return expand(given, "KERASDET_HOME")

@@ -29,7 +29,7 @@ def colour(class_id: int) -> Colour:
         class_id: Class id from 0.
 
     Returns:
-        (red, green, blue) in 0..255.
+        The colour (red, green, blue) in 0..255.
     """
     if class_id < len(PALETTE):
         return PALETTE[class_id]
@@ -51,23 +51,23 @@ def draw_boxes(
     skeleton: Sequence[tuple[int, int]] = (),
     scale: int = 1,
 ) -> np.ndarray:
-    """Draws boxes with name tags, masks and keypoints on a copy of an image; higher scores cover lower ones.
+    """Draws boxes with name tags, masks and keypoints on a copy of an image; objects with higher scores are on top.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (N, 4) yxyx in pixels of the image.
-        labels: N names, one per box. None for no names.
-        scores: (N,). Written after the names with two decimals. None for no scores.
-        class_ids: (N,) int, which select the colours. Boxes with class id -1 are padding and not drawn. None draws all
-            boxes in the colour of class 0.
-        masks: (N, H, W) bool. Masks of the boxes' objects. None for no masks.
+        labels: N names, one per box. None: no names.
+        scores: (N,) scores, written after the names with two decimals. None: no scores.
+        class_ids: (N,) int class ids, which select the colours. Boxes with class id -1 are padding and are not drawn.
+            None: all boxes have the colour of class 0.
+        masks: (N, H, W) bool, the masks of the objects. None: no masks.
         keypoints: (N, J, 3) as (y, x, score or visibility), in pixels. A keypoint whose last value is at most 0 is not
-            drawn. None for no keypoints.
-        skeleton: Pairs of keypoint indices from 0. A line joins a pair if both keypoints are drawn.
+            drawn. None: no keypoints.
+        skeleton: Pairs of keypoint indices from 0. A line connects a pair if both keypoints are drawn.
         scale: Integer factor by which the image is enlarged before drawing, so that names on small images are legible.
 
     Returns:
-        (H * scale, W * scale, 3) uint8 RGB.
+        The drawing, (H * scale, W * scale, 3) uint8 RGB.
 
     Raises:
         ValueError: If an argument has a wrong type or shape.
@@ -80,12 +80,14 @@ def draw_boxes(
     """
     _check_image(image)
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"scale is {scale!r}: give a positive integer.")
+        raise ValueError(f"scale is {scale!r}: expected a positive integer.")
     boxes, scores, class_ids = _check_boxes(boxes, labels, scores, class_ids)
     masks = _check_rows("masks", masks, (len(boxes), *image.shape[:2]))
     keypoints = _check_rows("keypoints", keypoints, (len(boxes), None, 3))
     if keypoints is not None and not all(0 <= j < keypoints.shape[1] for pair in skeleton for j in pair):
-        raise ValueError(f"skeleton is {skeleton}: give pairs of keypoint indices from 0 to {keypoints.shape[1] - 1}.")
+        raise ValueError(
+            f"skeleton is {skeleton}: expected pairs of keypoint indices from 0 to {keypoints.shape[1] - 1}."
+        )
     height, width = image.shape[0] * scale, image.shape[1] * scale
     picture = Image.fromarray(image)
     if scale > 1:
@@ -114,18 +116,19 @@ def grid(images: Sequence[np.ndarray], columns: int, *, titles: Sequence[str] = 
     Args:
         images: Images (H, W, 3) uint8 RGB of any sizes, at least one.
         columns: Number of images per row, at least 1.
-        titles: Names of the columns, written above them; empty for none.
+        titles: Titles of the columns, written above the columns; empty for none.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        The tiled images, (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: If there are no images, an image has a wrong type or shape, or titles and columns differ in number.
+        ValueError: If there are no images, an image has a wrong type or shape, or the number of titles is not the
+            number of columns.
     """
     if not len(images) or columns < 1:
         raise ValueError(f"grid got {len(images)} images and {columns} columns: expected at least one of each.")
     if titles and len(titles) != columns:
-        raise ValueError(f"There are {len(titles)} titles for {columns} columns: give one title per column.")
+        raise ValueError(f"There are {len(titles)} titles for {columns} columns: pass one title per column.")
     for image in images:
         _check_image(image)
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
@@ -155,14 +158,15 @@ def draw_curve(
     """Draws a line chart with ticks, grid and legend.
 
     Args:
-        series: Name -> (x, y) points, joined in this order. A non-finite point leaves a gap.
+        series: Maps the name of each curve to its points (x, y), which are connected in this order. A non-finite point
+            leaves a gap.
         title: Text above the chart.
         x_label: Text below the horizontal axis.
         y_label: Text above the vertical axis.
         size: Width and height of the picture in pixels, at least 200 x 150.
 
     Returns:
-        (height, width, 3) uint8 RGB.
+        The chart, (height, width, 3) uint8 RGB.
 
     Raises:
         ValueError: If no point is finite, or the size is too small.
@@ -177,7 +181,7 @@ def draw_curve(
         raise ValueError(f"The chart '{title}' has no finite point: expected at least one. Check the values for NaN.")
     width, height = size
     if width < 200 or height < 150:
-        raise ValueError(f"size is {width} x {height}: give (width, height) of at least 200 x 150 pixels.")
+        raise ValueError(f"size is {width} x {height}: expected (width, height) of at least 200 x 150 pixels.")
     body, head = _font(max(11, round(width / 52))), _font(max(13, round(width / 42)))
     x_ticks, x_names = _ticks(points[:, 0], count=max(3, width // 100))
     y_ticks, y_names = _ticks(points[:, 1], count=max(3, height // 70))
@@ -213,7 +217,7 @@ def draw_curve(
 
 def _check_image(image):
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image is {_describe(image)}: give a NumPy array (H, W, 3) of uint8 in RGB.")
+        raise ValueError(f"image is {_describe(image)}: expected a NumPy array (H, W, 3) of uint8 in RGB.")
 
 
 def _describe(value) -> str:
@@ -227,12 +231,12 @@ def _check_boxes(boxes, labels, scores, class_ids):
     if boxes.size == 0:
         boxes = np.zeros((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
-        raise ValueError(f"boxes is {_describe(boxes)}: give numbers of shape (N, 4) as (y1, x1, y2, x2).")
+        raise ValueError(f"boxes is {_describe(boxes)}: expected numbers of shape (N, 4) as (y1, x1, y2, x2).")
     if not np.isfinite(boxes).all():
-        raise ValueError("boxes has a value that is NaN or infinite: give finite numbers.")
+        raise ValueError("boxes has a value that is NaN or infinite: expected finite numbers.")
     for name, values in (("labels", labels), ("scores", scores), ("class_ids", class_ids)):
         if values is not None and (isinstance(values, str) or len(values) != len(boxes)):
-            raise ValueError(f"{name} has {len(values)} entries for {len(boxes)} boxes: give one entry per box.")
+            raise ValueError(f"{name} has {len(values)} entries for {len(boxes)} boxes: expected one entry per box.")
     class_ids = np.zeros(len(boxes), int) if class_ids is None else np.asarray(class_ids, int)
     return boxes.astype(np.float64), None if scores is None else np.asarray(scores, np.float64), class_ids
 
@@ -245,7 +249,7 @@ def _check_rows(name, values, shape):
         want not in (None, have) for have, want in zip(values.shape, shape, strict=True)
     ):
         wanted = ", ".join("J" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} has the shape {values.shape}: give ({wanted}), which fits the boxes and the image.")
+        raise ValueError(f"{name} has the shape {values.shape}: expected ({wanted}) for these boxes and this image.")
     return values
 
 
@@ -357,7 +361,7 @@ def _draw_tags(picture, boxes, texts, fills):
 
 
 def _shorten(text, font, room) -> str:
-    """Shortens a text to `room` pixels, with three dots at the end if it does not fit."""
+    """Shortens a string to `room` pixels, with three dots at the end, if it does not fit."""
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(text + "...") > room:
@@ -366,7 +370,7 @@ def _shorten(text, font, room) -> str:
 
 
 def _tag_place(box: Rectangle, size: tuple[int, int], limits: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Chooses the place of a tag that covers other tags least: above the box, below it, inside its top or bottom."""
+    """Chooses the place of a tag (above or below the box, or inside its top or bottom) that covers other tags least."""
     tall, wide = size
     top, left, bottom, right = box
     candidates = []

@@ -470,5 +470,5 @@ def test_positional_arguments_of_any_number_raise():
         def __init__(self, *terms):
             self.terms = terms
 
-    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: give each argument a name"):
+    with pytest.raises(UserError, match=r"The constructor of Sum has \*terms, .*: replace \*terms by named arguments"):
         Sum(1, 2).get_config()

@@ -69,7 +69,7 @@ def test_configuration_in_the_home_folder_is_found(home):
     "value,message",
     [
         (7, r"^OUT_DIR is 7: expected the path .* such as \./7 if that is its name\.$"),
-        (None, r"^OUT_DIR is None: expected the path of a file or folder\. Name one, such as runs/first\.$"),
+        (None, r"^OUT_DIR is None: expected the path of a file or folder\. Pass a path such as runs/first\.$"),
         (True, r"^OUT_DIR is True: .* runs/first"),
         (["a"], r"^OUT_DIR is \['a'\]: "),
         (b"runs", r"^OUT_DIR is b'runs': "),
@@ -103,7 +103,9 @@ def test_file_that_cannot_be_written_raises(tmp_path):
         prepare_file(tmp_path / "file" / "new" / "a.json", "--json")
     with pytest.raises(OSError, match=rf"^--json: {tmp_path} is a folder: expected a file\. .*/new\.json\.$"):
         prepare_file(tmp_path, "--json")
-    with pytest.raises(OSError, match=rf"^--out: {tmp_path}/file cannot be written: it is a file\. Choose a folder"):
+    with pytest.raises(
+        OSError, match=rf"^--out: {tmp_path}/file cannot be written: it is a file\. Choose a writable folder"
+    ):
         make_folder(tmp_path / "file", "--out")
 
 

@@ -181,7 +181,7 @@ def test_scale_enlarges_image_and_boxes(image):
     ],
 )
 def test_invalid_image_raises(wrong):
-    with pytest.raises(ValueError, match=r"image is .*: give a NumPy array \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"image is .*: expected a NumPy array \(H, W, 3\)"):
         draw_boxes(wrong, np.zeros((1, 4)))
     with pytest.raises(ValueError, match="image is"):
         grid([wrong], 1)
@@ -190,7 +190,7 @@ def test_invalid_image_raises(wrong):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"boxes": np.zeros((2, 5))}, r"give numbers of shape \(N, 4\)"),
+        ({"boxes": np.zeros((2, 5))}, r"expected numbers of shape \(N, 4\)"),
         ({"boxes": np.zeros(4)}, "boxes"),
         ({"boxes": [["a", "b", "c", "d"]]}, "boxes"),
         ({"boxes": [[0, 0, np.nan, 1]]}, "finite"),

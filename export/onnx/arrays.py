@@ -1,4 +1,4 @@
-"""Converts TensorFlow's operations that make, join, repeat, pick and move elements."""
+"""Converts TensorFlow's operations that create, join, repeat, select and move elements."""
 
 import numpy as np
 import tensorflow as tf
@@ -65,7 +65,7 @@ def squeeze(c: Converter, op: tf.Operation) -> None:
 
 
 def reshape(c: Converter, op: tf.Operation) -> None:
-    """Converts Reshape. In TensorFlow a 0 is an empty axis, in ONNX only with `allowzero`."""
+    """Converts Reshape. In TensorFlow a size of 0 is an empty axis, in ONNX only with `allowzero`."""
     new_shape = c.static(op.inputs[1])
     allowzero = int(new_shape is None or 0 in new_shape)
     c.set(op.outputs[0], c.builder.add("Reshape", *(c.get(x) for x in op.inputs), allowzero=allowzero))
@@ -139,7 +139,7 @@ def pad(c: Converter, op: tf.Operation) -> None:
 
 
 def scatter(c: Converter, op: tf.Operation) -> None:
-    """Converts ScatterNd with indices that differ from one another."""
+    """Converts ScatterNd with unique indices."""
     indices, updates, shape = (c.get(x) for x in op.inputs)
     zeros = c.builder.add("Expand", c.builder.constant(0, numpy_type(op.inputs[1].dtype)), shape)
     c.set(op.outputs[0], c.builder.add("ScatterND", zeros, indices, updates))

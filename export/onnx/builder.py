@@ -1,4 +1,4 @@
-"""Builds an ONNX graph node by node, and computes nodes whose inputs are constants at once."""
+"""Builds an ONNX graph node by node, and immediately computes nodes whose inputs are constants."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ class GraphBuilder:
 
     Attributes:
         nodes: Nodes of the graph, or of the loop body that is being built, in their order.
-        constants: Name -> array, for each value that is constant.
-        scope: Prefix of the names of new nodes: the layer that they come from.
+        constants: Arrays of all constant values, by name.
+        scope: Prefix of the names of new nodes: the layer from which they come.
     """
 
     def __init__(self):
@@ -37,11 +37,11 @@ class GraphBuilder:
         return f"{hint}_{self._count}"
 
     def constant(self, value: Any, dtype: Any = None, name: str = "constant") -> str:
-        """Adds a constant, or finds an equal one that exists.
+        """Adds a constant, or finds an existing equal constant.
 
         Args:
             value: Number or array.
-            dtype: NumPy type; None keeps that of `value`.
+            dtype: NumPy dtype of the constant. None: the dtype of `value`.
             name: Beginning of the name of a new constant.
 
         Returns:
@@ -62,13 +62,13 @@ class GraphBuilder:
         """Adds a node.
 
         Args:
-            op_type: Name of an operator of ONNX.
-            *inputs: Names of the node's inputs; "" for an optional input that is absent.
-            num_outputs: Number of the node's outputs.
+            op_type: Name of an ONNX operator.
+            *inputs: Names of the node's inputs; "" for an optional input that is not used.
+            num_outputs: Number of outputs of the node.
             **attributes: Attributes of the operator.
 
         Returns:
-            The name of the node's output, or a list of names if there are several.
+            The name of the node's output, or a list of names if the node has several outputs.
         """
         outputs = [self.new_name(f"{self.scope}{op_type}") for _ in range(num_outputs)]
         node = helper.make_node(op_type, inputs, outputs, name=outputs[0], **attributes)
@@ -86,12 +86,17 @@ class GraphBuilder:
         return copy
 
     def rename(self, name: str, new_name: str) -> None:
-        """Renames the output of the last node."""
+        """Renames an output of the node that was added last.
+
+        Args:
+            name: Current name.
+            new_name: New name.
+        """
         self.nodes[-1].output[list(self.nodes[-1].output).index(name)] = new_name
 
     @contextlib.contextmanager
     def body(self) -> Iterator[list[onnx.NodeProto]]:
-        """Collects the nodes that are added inside the block separately, for the body of a loop."""
+        """Collects the nodes that are added inside the ``with`` block in a separate list, for the body of a loop."""
         outer, self.nodes = self.nodes, []
         try:
             yield self.nodes
@@ -99,7 +104,7 @@ class GraphBuilder:
             self.nodes = outer
 
     def _fold(self, node):
-        """Computes the outputs of a node whose inputs are constants, or returns None."""
+        """Computes the outputs of a node whose inputs are constants; returns None for other nodes."""
         names = [name for name in node.input if name]
         if node.op_type in _NOT_FOLDED or not names or any(name not in self.constants for name in names):
             return None
@@ -115,7 +120,7 @@ class GraphBuilder:
         return results if all(np.size(result) <= _FOLDED_SIZE for result in results) else None
 
     def model(self, name: str, inputs: list, outputs: list) -> onnx.ModelProto:
-        """Makes the ONNX model, without constants and nodes that no output needs.
+        """Builds the ONNX model, without constants and nodes that no output depends on.
 
         Args:
             name: Name of the graph.
@@ -123,7 +128,7 @@ class GraphBuilder:
             outputs: `onnx.ValueInfoProto` of each output.
 
         Returns:
-            The model.
+            The ONNX model.
         """
         nodes = _needed(self.nodes, {output.name for output in outputs})
         used = {each for node in nodes for each in _reads(node)} | {output.name for output in outputs}
@@ -138,14 +143,14 @@ def _onnx_type(array):
 
 
 def _reads(node):
-    """Returns the names that a node reads, those of its loop body included."""
+    """Returns the names that a node reads, including those in its loop body."""
     bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
     inner = {name for body in bodies for each in body.node for name in _reads(each)}
     return {*node.input, *inner, *(output.name for body in bodies for output in body.output)}
 
 
 def _needed(nodes, names):
-    """Keeps the nodes that lead to the values of some names."""
+    """Selects the nodes on which the values with the given names depend."""
     needed, kept = set(names), []
     for node in reversed(nodes):
         if needed & set(node.output):

@@ -1,8 +1,8 @@
 """Converts a frozen TensorFlow graph to ONNX.
 
 TensorFlow's images are (B, H, W, C), ONNX's are (B, C, H, W). A tensor may therefore have two values in the ONNX graph,
-one in each layout. Convolutions make the second one, ops on single elements follow their inputs, and the transposition
-between the two is added only where an op needs the other.
+one in each layout. Convolutions produce the ONNX layout, elementwise ops follow their inputs, and a transposition is
+added only where an op needs the other layout.
 
 int32 becomes int64, because shapes and indices are int64 in ONNX.
 """
@@ -26,7 +26,8 @@ class Converter:
     """Converts the operations of a TensorFlow graph one after the other.
 
     Args:
-        library: Function name -> `FunctionDef`, for loops and functions that `kerasdet.ops.dispatch.composite` wrapped.
+        library: Maps names of functions to `FunctionDef`s, for loops and functions that
+            `kerasdet.ops.dispatch.composite` wrapped.
 
     Attributes:
         builder: The `GraphBuilder` that receives the nodes.
@@ -56,7 +57,7 @@ class Converter:
             channels_first: Whether the value must have the layout (B, C, H, W).
 
         Returns:
-            The name.
+            The name of the ONNX value.
         """
         values = self._values[_key(tensor)]
         wanted, other = ("first", "last") if channels_first else ("last", "first")
@@ -70,7 +71,7 @@ class Converter:
         return "first" in self._values[_key(tensor)]
 
     def static(self, tensor: tf.Tensor) -> np.ndarray | None:
-        """Returns the value of a tensor that is a constant in ONNX, and None for other tensors."""
+        """Returns the value of a tensor that is a constant in ONNX; None for other tensors."""
         name = self._values[_key(tensor)].get("last")
         return self.builder.constants.get(name)
 
@@ -85,7 +86,7 @@ class Converter:
             operations: The operations, each after its inputs.
 
         Raises:
-            UserError: If this converter does not know an operation.
+            UserError: If an operation is not supported.
         """
         for operation in operations:
             if operation.type in ("Placeholder", "NoOp"):
@@ -106,7 +107,7 @@ class Converter:
             operation: A function call.
 
         Returns:
-            The name and the attributes that `composite` got; (None, {}) for other functions.
+            The name and the attributes that were passed to `composite`; (None, {}) for other functions.
         """
         if operation.type not in ("PartitionedCall", "StatefulPartitionedCall"):
             return None, {}
@@ -122,7 +123,7 @@ class Converter:
 
 
 def numpy_type(dtype: tf.DType) -> type:
-    """Returns NumPy's type for a tensor's values in ONNX: int64 for all signed integers."""
+    """Returns the NumPy dtype of a tensor's values in ONNX: int64 for all signed integers."""
     return np.int64 if dtype in (tf.int32, tf.int64, tf.int16, tf.int8) else dtype.as_numpy_dtype
 
 

@@ -1,4 +1,4 @@
-"""Converts TensorFlow's operations that compute each element from the elements at its place."""
+"""Converts TensorFlow's elementwise operations."""
 
 import tensorflow as tf
 
@@ -93,10 +93,10 @@ def cast(c: Converter, op: tf.Operation) -> None:
 
 
 def _same_layout(c, op):
-    """Returns the inputs' names in a common layout, and whether that is (B, C, H, W).
+    """Returns the names of the inputs in a common layout, and whether that is (B, C, H, W).
 
-    It is if an input has that layout already and the others can follow without a node: they have it, too, or are
-    constants, or scalars.
+    The layout is (B, C, H, W) if one input already has it and the others need no new node: they have this layout, too,
+    or are constants or scalars.
     """
     inputs = list(op.inputs)
     first = any(c.is_channels_first(x) for x in inputs) and all(
@@ -108,7 +108,7 @@ def _same_layout(c, op):
 
 
 def _constant_channels_first(c, x):
-    """Returns a constant, or scalar, in a form that broadcasts with (B, C, H, W)."""
+    """Returns a constant or a scalar in a form that broadcasts with (B, C, H, W)."""
     value = c.static(x)
     if value is None or value.ndim == 0:
         return c.get(x)

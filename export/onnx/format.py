@@ -18,7 +18,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
 
     Args:
         model: The detector.
-        path: The file.
+        path: Path of the ONNX file.
         images: (H, W, 3) uint8 arrays.
 
     Returns:
@@ -31,8 +31,8 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
 def run_graph(model: Detector, predictor: GraphPredictor, images: Sequence[np.ndarray], script: Path) -> WorkerRun:
     """Runs a graph of `kerasdet.export.onnx` in a process that has the graph's runtime but not kerasdet.
 
-    Model and graph get the same pixels. A graph that takes any number of images gets each image and its mirror image as
-    a batch. Raw outputs of a graph without NMS go through the model's own post-processing.
+    Model and graph get the same pixels. A graph with a free batch size gets each image and its mirror image as a batch.
+    The model's own post-processing is applied to the raw outputs of a graph without NMS.
 
     Args:
         model: The detector.

@@ -1,4 +1,4 @@
-"""Converts convolutions, pooling, resizing and kerasdet's composite functions to ONNX's own operators.
+"""Converts convolutions, pooling, resizing and kerasdet's composite functions to ONNX operators.
 
 Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
 """
@@ -45,7 +45,7 @@ def _set_conv(c, op, x, weights, group):
 
 
 def _padding(op, extent, strides):
-    """Returns ONNX's attribute for the padding of an op whose window covers `extent` cells besides the first."""
+    """Returns ONNX's padding attribute for an op whose window is `extent` cells longer than one cell."""
     padding = op.get_attr("padding")
     if padding == b"EXPLICIT":
         pads = op.get_attr("explicit_paddings")
@@ -78,7 +78,7 @@ def transposed_conv(c: Converter, op: tf.Operation) -> None:
 
 
 def pool(c: Converter, op: tf.Operation) -> None:
-    """Converts MaxPool and AvgPool, which in TensorFlow averages without the padding."""
+    """Converts MaxPool and AvgPool; the average of TensorFlow's AvgPool excludes the padding."""
     window, strides = op.get_attr("ksize")[1:3], op.get_attr("strides")[1:3]
     padding = _padding(op, [length - 1 for length in window], strides)
     kind = {"MaxPool": "MaxPool", "AvgPool": "AveragePool"}[op.type]
@@ -158,7 +158,8 @@ def non_max_suppression(c: Converter, op: tf.Operation) -> None:
     """Converts kerasdet's `composite` of NMS on boxes (B, N, 4) and scores (B, N) to indices (B, D) and counts (B,).
 
     ONNX lists the kept boxes of all images without a guaranteed order. Their scores are written into a table (B, N)
-    that is -inf elsewhere; its D highest entries are the kept boxes by descending score, the first of equals first.
+    that is -inf elsewhere. Its D highest entries are the kept boxes in descending order of score; of equal scores, the
+    first box comes first.
     """
     attributes, add = c.composite(op)[1], c.builder.add
     # OpenVINO 2026.4 needs to see that there are four coordinates, and loses sight of it in quantised models.

@@ -24,11 +24,11 @@ class GraphPredictor(Predictor):
     """Base class of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
 
     Args:
-        path: The file or folder.
-        properties: The entries of the file's ``metadata_props``, name -> text.
+        path: Path of the file or folder.
+        properties: The entries of the file's ``metadata_props``, strings by name.
 
     Attributes:
-        path: The file or folder.
+        path: Path of the file or folder.
         metadata: The entry ``kerasdet`` of the properties, the model's description as
             `kerasdet.export.metadata.model_metadata` makes it.
     """
@@ -47,18 +47,18 @@ class GraphPredictor(Predictor):
         self._heads = RawHeads(properties["model"]) if self.metadata["postprocessing"] == "raw" else None
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph on its input (B, h, w, 3) and returns its outputs by name."""
+        """Runs the graph on the input (B, h, w, 3) and returns the outputs by name."""
         raise NotImplementedError(f"{type(self).__name__} does not define run.")
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch that `preprocessing.batch` made.
 
-        Images of one size run together if the file takes any number of images. The others run one by one, because
-        padding to a common size changes features at the borders.
+        Images of the same size run as one batch if the batch size of the file is free. Other images run one by one,
+        because padding to a common size changes features at the borders.
 
         Args:
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` (B, 2) int32, heights and widths
-                without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
+                without padding, and `original_size` (B, 2) int32, heights and widths before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -78,7 +78,7 @@ class GraphPredictor(Predictor):
         return join(found)
 
     def _detect_together(self, images, image_size, original_size):
-        """Runs a graph of free size on all images at once if they fill equal rectangles, else one by one."""
+        """Runs a graph of free size on all images at once if they have the same size, otherwise one by one."""
         inputs = self._rule.network_input(images, tf.constant(image_size))
         images, filled = np.asarray(inputs["image"]), np.asarray(inputs["image_size"])
         together = (filled == filled[0]).all()
@@ -115,13 +115,13 @@ class GraphPredictor(Predictor):
         return as_input(np.asarray(images, np.float32), self.metadata["input_type"]), tuple(map(int, size))
 
     def example(self, image: np.ndarray) -> np.ndarray:
-        """Makes an input of the graph for verification: an image, and its mirror image if the batch size is free.
+        """Makes an input of the graph for verification: an image, and also its mirror image if the batch size is free.
 
         Args:
             image: (H, W, 3) RGB, 0..255.
 
         Returns:
-            (1, h, w, 3) or (2, h, w, 3).
+            The input, (1, h, w, 3) or (2, h, w, 3).
         """
         if self.size:
             return self.to_input(image[None])[0]
@@ -134,7 +134,7 @@ class GraphPredictor(Predictor):
         """Converts the graph's outputs to padded detections.
 
         Args:
-            outputs: Output name -> array.
+            outputs: Output arrays by name.
             size: Height and width of the input in pixels.
 
         Returns:
@@ -152,11 +152,11 @@ class OnnxPredictor(GraphPredictor):
     """Detects with an ONNX file that `kerasdet export --format onnx` wrote. onnxruntime alone runs the network.
 
     Args:
-        path: The ``.onnx`` file.
+        path: Path of the ``.onnx`` file.
         num_threads: Number of threads of onnxruntime; by default the number of available cores.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
 
     Example:
@@ -170,7 +170,7 @@ class OnnxPredictor(GraphPredictor):
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on its input (B, h, w, 3) and returns its outputs by name."""
+        """Runs the file on the input (B, h, w, 3) and returns the outputs by name."""
         return dict(zip(self._names, self._session.run(self._names, {"image": pixels}), strict=True))
 
 
@@ -178,10 +178,10 @@ def read_metadata(path: Path) -> dict:
     """Reads the description of the model from an exported ONNX file.
 
     Args:
-        path: The file.
+        path: Path of the ONNX file.
 
     Returns:
-        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
         UserError: If the file has no description.
@@ -193,13 +193,13 @@ def read_properties(path: Path) -> dict[str, str]:
     """Reads the ``metadata_props`` of an exported ONNX file, without optimising its graph.
 
     Args:
-        path: The file.
+        path: Path of the ONNX file.
 
     Returns:
-        Name -> text, see `kerasdet.export.onnx.write`.
+        The entries, strings by name, see `kerasdet.export.onnx.write`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
     """
     return _properties(_session(path, 1, optimize=False), path)
@@ -209,14 +209,14 @@ def parse_metadata(text: str, path: Path) -> dict:
     """Parses the entry ``kerasdet`` of a file's properties.
 
     Args:
-        text: The entry, JSON.
-        path: The file or folder, for the error message.
+        text: The entry, a JSON string.
+        path: Path of the file or folder, for the error message.
 
     Returns:
-        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
-        UserError: If the text is not a description of a model.
+        UserError: If the string is not the description of a model.
     """
     try:
         metadata = json.loads(text)
@@ -243,7 +243,7 @@ def _properties(session, path):
 
 def _session(path, num_threads, optimize=True):
     if not path.is_file():
-        raise FileNotFoundError(f"The file {path} does not exist: give the .onnx file that `kerasdet export` wrote.")
+        raise FileNotFoundError(f"The file {path} does not exist: pass an .onnx file of `kerasdet export`.")
     try:
         import onnxruntime as ort
     except ImportError:

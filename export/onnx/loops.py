@@ -1,8 +1,8 @@
 """Converts `tf.map_fn` to ONNX's Loop.
 
-In TensorFlow it is a While whose variables are counters, lists of inputs and lists of outputs. A list that the body
-only reads becomes the tensor of all its elements. A list that the body writes becomes a scan output, which ONNX stacks
-in the order of the iterations; map_fn writes in that order.
+In TensorFlow, `tf.map_fn` is a While loop whose variables are counters, lists of inputs and lists of outputs. A list
+that the body only reads becomes the tensor of all its elements. A list that the body writes becomes a scan output,
+which ONNX stacks in the order of the iterations; map_fn writes in that order.
 """
 
 import tensorflow as tf
@@ -18,7 +18,7 @@ def list_from_tensor(c: Converter, op: tf.Operation) -> None:
 
 
 def reserve(c: Converter, op: tf.Operation) -> None:
-    """Converts TensorListReserve: a new list is represented by nothing; the loop that fills it defines its value."""
+    """Converts TensorListReserve: a new list has no ONNX value; the loop that fills the list defines its value."""
     c.set(op.outputs[0], "")
 
 
@@ -34,7 +34,7 @@ def set_item(c: Converter, op: tf.Operation) -> None:
 
 
 def stack(c: Converter, op: tf.Operation) -> None:
-    """Converts TensorListStack: a list of tensors becomes one tensor."""
+    """Converts TensorListStack: the list is already represented by the stacked tensor."""
     c.set(op.outputs[0], c.get(op.inputs[0]))
 
 
@@ -89,15 +89,15 @@ def _source(tensor):
 
 
 def _kind(argument, result):
-    """Says what becomes of a variable of the loop: "constant", "written" (a list) or "carried"."""
+    """Returns the kind of a loop variable: "constant", "written" (a list) or "carried"."""
     if result is argument:
         return "constant"
     if result.op.type == "TensorListSetItem":
         return "written"
     if result.dtype == tf.variant:
         raise UserError(
-            f"The model has a loop that changes a list by {result.op.type}, which the export to ONNX does not know: "
-            "replace the layer that uses it, or export a SavedModel."
+            f"The model has a loop that changes a list by {result.op.type}, which the export to ONNX does not "
+            "support: replace the layer that uses it, or export a SavedModel."
         )
     return "carried"
 

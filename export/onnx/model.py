@@ -1,4 +1,4 @@
-"""Turns a detector into an ONNX model in memory."""
+"""Converts a detector to an ONNX model in memory."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,13 +24,13 @@ def convert(
     """Converts a function of images to an ONNX model.
 
     Args:
-        function: A function from images (B, H, W, 3) to outputs by name.
-        image: Type, shape and name of the images.
+        function: Function of images (B, H, W, 3) that returns a dict of outputs.
+        image: Dtype, shape and name of the images.
         precision: "float32" or "float16", see `kerasdet.export.graph.InferenceGraph`.
         output_order: Names of the first outputs, in their order; all other outputs follow.
 
     Returns:
-        The model, which has passed ONNX's checker and strict shape inference.
+        The ONNX model, after ONNX's checker and strict shape inference.
     """
     with implementation("onnx"):
         inference = InferenceGraph(function, [image], precision)
@@ -59,15 +59,15 @@ def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
     """Replaces the ``metadata_props`` of a model.
 
     Args:
-        model: The model, which is changed.
-        properties: Name -> text.
+        model: The model, whose properties are replaced.
+        properties: Strings by name.
     """
     del model.metadata_props[:]
     helper.set_model_props(model, properties)
 
 
 def _value_info(converter, name, tensor, shape):
-    """Describes an input or output; the first unknown length is that of the batch."""
+    """Describes an input or output; the first unknown length is the batch size."""
     names = ["batch", "height", "width"] if name == "image" else ["batch", *(f"{name}_{i}" for i in range(1, 9))]
     shape = [names[i] if length is None else length for i, length in enumerate(shape)]
     return helper.make_tensor_value_info(name, converter.type_of(tensor.dtype), shape)

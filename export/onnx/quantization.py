@@ -2,7 +2,8 @@
 
 Weights are int8 with a scale for each output channel. Activations are uint8, with ranges that are measured on the
 calibration images. Only backbone and neck are quantised, because rounding in the heads changes scores and boxes. In
-models with a second stage only the neck is quantised: rounding in the backbone changes which proposals NMS selects.
+models with a second stage only the neck is quantised: rounding in the backbone would change which proposals NMS
+selects.
 """
 
 import re
@@ -24,11 +25,11 @@ def quantize(model: "onnx.ModelProto", inputs: Iterable[np.ndarray], layers: Col
 
     Args:
         model: The model in float32.
-        inputs: Inputs (1, h, w, 3) that show the ranges of the activations.
+        inputs: Calibration inputs (1, h, w, 3), on which the ranges of activations are measured.
         layers: Names of the layers whose convolutions are quantised.
 
     Returns:
-        The model in QDQ format.
+        The quantised model, in QDQ format.
 
     Raises:
         UserError: If onnxruntime is not installed.

@@ -1,4 +1,4 @@
-"""Converts TensorFlow's operations that compute an element from many: sums, maxima, sorting, products."""
+"""Converts TensorFlow's operations that compute an element from many elements: sums, maxima, sorting, products."""
 
 import numpy as np
 import tensorflow as tf
@@ -28,9 +28,9 @@ def reduce_bool(c: Converter, op: tf.Operation) -> None:
 
 
 def top_k(c: Converter, op: tf.Operation) -> None:
-    """Converts TopKV2. Of equal values the first comes first in TensorFlow, and by ONNX's specification.
+    """Converts TopKV2. Of equal values, the first comes first in TensorFlow and in ONNX's specification.
 
-    OpenVINO 2026.4 does not keep that order. The order matters for integers, such as the 0 and 1 of `compact`. The
+    OpenVINO 2026.4 does not keep this order, which matters for integers, such as the 0 and 1 of `compact`. The
     converter therefore ranks each integer by ``value * length - position``, so that no two are equal.
     """
     x, k = op.inputs

@@ -1,4 +1,4 @@
-"""Converts TensorFlow's slices, which have ends, steps and masks for each axis."""
+"""Converts TensorFlow's slices, which have bounds, steps and masks for each axis."""
 
 import tensorflow as tf
 
@@ -66,7 +66,7 @@ def reverse(c: Converter, op: tf.Operation) -> None:
 
 
 def _element(c, vector, index):
-    """Returns the name of a vector of one int64: an element of `vector`."""
+    """Returns the name of a vector (1,) int64 with an element of `vector`."""
     known = c.static(vector)
     if known is not None:
         return c.builder.integers(int(known[index]))
@@ -74,7 +74,7 @@ def _element(c, vector, index):
 
 
 def _after(c, start):
-    """Returns the end of a slice of one element."""
+    """Returns the end of a slice of one element that begins at `start`."""
     known = c.builder.constants.get(start)
     if known is not None:
         return c.builder.integers(_INT_MAX if known[0] == -1 else int(known[0]) + 1)

@@ -1,7 +1,8 @@
-"""Runs an ONNX file in a process of its own: ``python verify_worker.py FILE FOLDER``. It needs only onnxruntime.
+"""Runs an ONNX file in a separate process: ``python verify_worker.py FILE FOLDER``. Only onnxruntime is needed.
 
-The folder holds ``inputs.npz``, a batch (B, h, w, 3) under each of the names "0", "1" ...; it receives ``outputs.npz``:
-each output under ``<number>/<name>``, and the seconds of each of several runs of the first image.
+The folder holds ``inputs.npz``, a batch (B, h, w, 3) under each of the names "0", "1" ...; the script writes
+``outputs.npz`` there: each output under ``<number>/<name>``, and the seconds of each of several repeated runs of the
+first image.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""Writes ONNX files: one file with weights, decoding and NMS, of ONNX's own operators only.
+"""Writes ONNX files: one file with weights, decoding and NMS, which uses only ONNX operators.
 
-The input ``image`` is (B, H, W, 3), RGB, 0..255, float32 or uint8; padding and normalisation are inside. Number and
-size of the images are free, or fixed to one image of a size. Images are resized outside, by the rule in the metadata.
+The input ``image`` is (B, H, W, 3), RGB, 0..255, float32 or uint8; the file contains padding and normalisation. Number
+and size of the images are free, or fixed to one image of a given size. Callers resize images, by the rule in the
+metadata.
 
 | postprocessing | outputs |
 |---|---|
@@ -59,22 +60,24 @@ def export_onnx(
 
     Args:
         model: The detector.
-        path: A file that does not exist, with the suffix ``.onnx``.
+        path: Path of a new file with the suffix ``.onnx``.
         postprocessing: "nms" for detections, "raw" for the outputs of the heads.
         precision: "float32"; "float16" for weights and arithmetic of the network in float16; "int8" for convolutions
             in 8 bits, see `kerasdet.export.onnx.quantization`.
-        size: Height and width of the input in pixels, for a single image; None for any number of images of any size.
-        input_type: Type of the input's pixels, "float32" or "uint8".
-        calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
-            paths. "int8" needs them to choose the range of each activation.
-        gin_config: Text of the run's operative configuration, which goes into the file; None for none.
+        size: Height and width of the input in pixels, for a single image. None: any number of images of any size.
+        input_type: Dtype of the input's pixels, "float32" or "uint8".
+        calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
+            "int8" needs these images to determine the ranges of activations.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
         FileExistsError: If `path` exists.
-        UserError: If an option is unknown or does not fit the model, "int8" lacks images, or a package is missing.
+        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
+            images, or a package is missing.
 
     Example:
         >>> export_onnx(model, "detector.onnx")
@@ -109,14 +112,14 @@ def onnx_model(
         model: The detector.
         postprocessing: "nms" for detections, "raw" for the outputs of the heads.
         precision: One of `PRECISIONS`.
-        size: Height and width of the input in pixels, for a single image; None for images of any number and size.
-        input_type: Type of the input's pixels, one of `INPUT_TYPES`.
-        calibration_images: Images that "int8" needs to choose the range of each activation.
-        gin_config: Text of the run's operative configuration, or None.
+        size: Height and width of the input in pixels, for a single image. None: any number of images of any size.
+        input_type: Dtype of the input's pixels, one of `INPUT_TYPES`.
+        calibration_images: Images with which "int8" determines the ranges of activations.
+        gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
         name: Name of the format, for error messages.
 
     Returns:
-        The model.
+        The ONNX model.
     """
     checks.check_model(model)
     checks.check_choice(name, "postprocessing", postprocessing, POSTPROCESSING)
@@ -167,8 +170,8 @@ def convert_detector(
         model: The detector.
         postprocessing: "nms" for detections, "raw" for the outputs of the heads.
         precision: "float32" or "float16".
-        size: Height and width of the input in pixels, for a single image; None for images of any number and size.
-        input_type: Type of the input's pixels, one of `INPUT_TYPES`.
+        size: Height and width of the input in pixels, for a single image. None: any number of images of any size.
+        input_type: Dtype of the input's pixels, one of `INPUT_TYPES`.
 
     Returns:
         The model; and for "raw" the names of the levels whose outputs are concatenated, otherwise an empty list.
@@ -217,7 +220,7 @@ def _properties(model, options, size, gin_config):
 
 
 def _rule(preprocessing: Preprocessing, size) -> str:
-    """Says how an image becomes the input."""
+    """Returns a sentence that says how an image is converted to the input."""
     if size:
         fill = ", ".join(f"{value:g}" for value in preprocessing.filling)
         return (
@@ -225,14 +228,15 @@ def _rule(preprocessing: Preprocessing, size) -> str:
             f"ratio, and filled at the bottom or right with ({fill})."
         )
     return (
-        f"RGB, 0..255: the shorter side resized to {preprocessing.shortest} pixels unless the longer one would exceed "
-        f"{preprocessing.longest}, then that one to {preprocessing.longest}; kernel {preprocessing.kernel}, size "
+        f"RGB, 0..255: the shorter side resized to {preprocessing.shortest} pixels or, if the longer side would then "
+        f"exceed {preprocessing.longest} pixels, the longer side to {preprocessing.longest}; kernel "
+        f"{preprocessing.kernel}, size "
         f"rounded like {preprocessing.rounding}{_square(preprocessing)}."
     )
 
 
 def _square(preprocessing):
-    """Says how an image is padded to a square, if it is."""
+    """Returns words that say how an image is padded to a square; "" if it is not padded."""
     if not preprocessing.letterboxes:
         return ""
     side = int(preprocessing.padded_size(preprocessing.longest))

@@ -17,11 +17,11 @@ from kerasdet.models import Detector
 
 
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
-    """Runs IR in a process that has only OpenVINO.
+    """Runs OpenVINO IR in a process that has only OpenVINO.
 
     Args:
         model: The detector.
-        path: The folder.
+        path: Path of the folder of the IR.
         images: (H, W, 3) uint8 arrays.
 
     Returns:
@@ -33,10 +33,10 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
 
 @contextlib.contextmanager
 def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Adds a version to a folder of OpenVINO Model Server (``folder/1/model.xml``), once it is complete.
+    """Adds a complete version to a folder of OpenVINO Model Server (``folder/1/model.xml``).
 
     Args:
-        folder: The server's ``--model_path``, new or made by an earlier export.
+        folder: The server's ``--model_path``, a new folder or that of an earlier export.
 
     Yields:
         The path to which the block must write the IR, and the path that it has afterwards.

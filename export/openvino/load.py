@@ -18,8 +18,8 @@ class OpenVinoPredictor(GraphPredictor):
     """Detects with OpenVINO IR that `kerasdet export --format openvino` wrote. OpenVINO alone runs the network.
 
     Args:
-        path: The folder that contains ``model.xml``.
-        device: OpenVINO's name of the device, such as "CPU" or "GPU".
+        path: Path of the folder that contains ``model.xml``.
+        device: Name of the device in OpenVINO, such as "CPU" or "GPU".
 
     Raises:
         UserError: If kerasdet did not write the folder, OpenVINO cannot load it, or is not installed.
@@ -36,7 +36,7 @@ class OpenVinoPredictor(GraphPredictor):
         self._names = [output.any_name for output in self._compiled.outputs]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph on its input (B, h, w, 3) and returns its outputs by name."""
+        """Runs the graph on the input (B, h, w, 3) and returns the outputs by name."""
         request = self._compiled.create_infer_request()  # one for each call, because several threads may call
         results = request.infer({"image": pixels})
         return {name: np.array(results[name]) for name in self._names}
@@ -46,10 +46,10 @@ def read_metadata(path: Path) -> dict:
     """Reads the description of the model from exported OpenVINO IR.
 
     Args:
-        path: The folder.
+        path: Path of the folder of the IR.
 
     Returns:
-        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
         UserError: If the IR has no description.
@@ -61,10 +61,10 @@ def read_properties(path: Path) -> dict[str, str]:
     """Reads the entries under ``kerasdet`` in the ``rt_info`` of exported OpenVINO IR, without compiling the model.
 
     Args:
-        path: The folder.
+        path: Path of the folder of the IR.
 
     Returns:
-        Name -> text, see `kerasdet.export.onnx.write`.
+        The entries, strings by name, see `kerasdet.export.onnx.write`.
 
     Raises:
         UserError: If kerasdet did not write the folder, OpenVINO cannot read it, or is not installed.
@@ -76,8 +76,8 @@ def _properties(model, path):
     properties = {name: model.get_rt_info(["kerasdet", name]).value for name in _ENTRIES if _has(model, name)}
     if "kerasdet" not in properties:
         raise UserError(
-            f"{path / MODEL_FILE} has no entry kerasdet in its rt_info: expected a folder of `kerasdet export --format "
-            "openvino`; run others with openvino."
+            f"{path / MODEL_FILE} has no entry kerasdet in its rt_info: expected a folder of `kerasdet export "
+            "--format openvino`. Run other models with openvino."
         )
     return properties
 

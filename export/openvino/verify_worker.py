@@ -1,7 +1,8 @@
-"""Runs OpenVINO IR in a process of its own: ``python verify_worker.py FOLDER_OF_IR FOLDER``. It needs only openvino.
+"""Runs OpenVINO IR in a separate process: ``python verify_worker.py FOLDER_OF_IR FOLDER``. Only openvino is needed.
 
-The folder holds ``inputs.npz``, a batch (B, h, w, 3) under each of the names "0", "1" ...; it receives ``outputs.npz``:
-each output under ``<number>/<name>``, and the seconds of each of several runs of the first image.
+The folder holds ``inputs.npz``, a batch (B, h, w, 3) under each of the names "0", "1" ...; the script writes
+``outputs.npz`` there: each output under ``<number>/<name>``, and the seconds of each of several repeated runs of the
+first image.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Writes OpenVINO's IR: a folder with ``model.xml`` and ``model.bin``, converted from an ONNX model in memory.
 
-Input and outputs are those of `kerasdet.export.onnx.write`. The entries that an ONNX file has in its metadata are in
-the ``rt_info`` of ``model.xml``, under ``kerasdet``.
+Input and outputs are those of `kerasdet.export.onnx.write`. The ``rt_info`` of ``model.xml`` holds, under ``kerasdet``,
+the entries that an ONNX file has in its metadata.
 """
 
 import io
@@ -32,23 +32,25 @@ def export_openvino(
 
     Args:
         model: The detector.
-        path: A folder that does not exist or is empty.
+        path: Path of a new or empty folder.
         postprocessing: "nms" for detections, "raw" for the outputs of the heads.
-        precision: "float32"; "float16" for weights and arithmetic of the network in float16, which OpenVINO computes
-            in float32 on processors without it; "int8" for convolutions in 8 bits, see
+        precision: "float32"; "float16" for weights and arithmetic of the network in float16, which OpenVINO computes in
+            float32 on processors without float16; "int8" for convolutions in 8 bits, see
             `kerasdet.export.onnx.quantization`.
-        size: Height and width of the input in pixels, for a single image; None for any number of images of any size.
-        input_type: Type of the input's pixels, "float32" or "uint8".
-        calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
-            paths. "int8" needs them to choose the range of each activation.
-        gin_config: Text of the run's operative configuration, which goes into the file; None for none.
+        size: Height and width of the input in pixels, for a single image. None: any number of images of any size.
+        input_type: Dtype of the input's pixels, "float32" or "uint8".
+        calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
+            "int8" needs these images to determine the ranges of activations.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
 
     Returns:
-        The path.
+        The path of the folder.
 
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
-        UserError: If an option is unknown or does not fit the model, "int8" lacks images, or a package is missing.
+        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
+            images, or a package is missing.
 
     Example:
         >>> export_openvino(model, "detector")
@@ -56,7 +58,7 @@ def export_openvino(
     """
     path = expand(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
+        raise FileExistsError(f"{path} exists and is not empty: export to another folder, or delete this one.")
     try:
         import openvino
     except ImportError:

@@ -5,7 +5,7 @@
 | ``labels.txt`` | class names, one per line, in the order of class ids from 0 |
 | ``label_map.pbtxt`` | the TF Object Detection API's label map; its ids are the values of ``detection_classes`` |
 | ``model_card.md`` | model, classes, preprocessing, signatures and sizes, for people |
-| ``kerasdet.json`` | the same for programs; `kerasdet.load` reads it |
+| ``kerasdet.json`` | the same for programs, such as `kerasdet.load` |
 | ``config.gin`` | the operative configuration of the training run, if there was one |
 """
 
@@ -29,10 +29,10 @@ def write_assets(
 
     Args:
         model: The detector.
-        path: The SavedModel.
-        options: Options of the export, among them ``class_offset`` and ``precision``.
-        signatures: Name -> concrete function.
-        gin_config: Text of the run's operative configuration, or None.
+        path: Path of the folder of the SavedModel.
+        options: Options of the export, including ``class_offset`` and ``precision``.
+        signatures: Concrete functions by name of the signature.
+        gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
     """
     folder = path / "assets"
     folder.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def _model_card(metadata, path, signatures):
         "",
         "## Preprocessing (inside)",
         "",
-        f"The shorter side is resized to {rule['shortest']} pixels, or to less if the longer one would exceed "
+        f"The shorter side is resized to {rule['shortest']} pixels, or to fewer if the longer side would exceed "
         f"{rule['longest']} (kernel {rule['kernel']}, rounding of {rule['rounding']}). Mean "
         f"{_numbers(rule['mean'])}, standard deviation {_numbers(rule['std'])}, channels {rule['channel_order']}; "
         f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {metadata['max_pixels']:,} "

@@ -20,12 +20,14 @@ def decode_batch(
     Args:
         image_bytes: (B,) string, JPEG or PNG files, B at least 1.
         preprocessing: The model's resize rule.
-        max_pixels: An image with more pixels fails as soon as its header is read.
+        max_pixels: An image with more pixels raises an error before it is decoded.
 
     Returns:
-        The images (B, H, W, 3) float32, their sizes (B, 2) int32 after resizing and without padding, and their original
-        sizes (B, 2) int32. When the graph runs, it raises `tf.errors.InvalidArgumentError` for an image that is
-        damaged, too large or in another format.
+        The images (B, H, W, 3) float32 RGB in 0..255, their heights and widths (B, 2) int32 after resizing and without
+        padding, and their original heights and widths (B, 2) int32.
+
+    Raises:
+            tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
     """
 
     # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.
@@ -63,7 +65,7 @@ def _decode(encoded, index, max_pixels):
         encoded = tf.identity(encoded)
     readable, size = _attempt(lambda data: tf.cond(is_png, lambda: _png_size(data), lambda: _jpeg_size(data)), encoded)
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    too_large = "image_bytes[{}] has {} pixels, and this model accepts " + f"{max_pixels}: send it smaller"
+    too_large = "image_bytes[{}] has {} pixels, and this model accepts " + f"{max_pixels}: send a smaller image"
     with tf.control_dependencies(
         [
             _check(readable & (pixels > 0), "image_bytes[{}] has a damaged header", index),
@@ -81,7 +83,7 @@ def _check(condition, message, *values):
 
 
 def _png_size(encoded):
-    """Reads (height, width) from the header as int64; a header that is cut short reads as zeros."""
+    """Reads (height, width) from the header as int64; a truncated header gives zeros."""
     digits = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
     digits = tf.pad(digits, [[0, 8 - tf.size(digits)]])
     width, height = tf.unstack(tf.reduce_sum(tf.reshape(digits, [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1], 1))

@@ -18,12 +18,13 @@ from kerasdet.ops.dispatch import LIBRARY
 
 
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
-    """Runs all three signatures of a SavedModel in a process that has only TensorFlow.
+    """Runs all signatures of a SavedModel in a process that has only TensorFlow.
 
     Args:
-        model: The detector, whose rule resizes the images for the comparison.
-        path: The SavedModel.
-        images: (H, W, 3) uint8 arrays. The signature ``encoded`` gets all of them, the others the first one.
+        model: The detector, whose resize rule is applied to the images for the comparison.
+        path: Path of the folder of the SavedModel.
+        images: (H, W, 3) uint8 arrays. The signature ``encoded`` gets all images, the other signatures get the first
+            image.
 
     Returns:
         The batch and the detections of each signature, and the run times; see `WorkerRun`.

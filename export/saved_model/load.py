@@ -20,10 +20,10 @@ class SavedModelPredictor(Predictor):
     """Detects objects with a SavedModel that `kerasdet export` wrote, which resizes images itself.
 
     Args:
-        path: The folder that contains ``saved_model.pb``.
+        path: Path of the folder that contains ``saved_model.pb``.
 
     Attributes:
-        path: The folder.
+        path: Path of the folder.
         metadata: The contents of the folder's ``assets/kerasdet.json``, see `kerasdet.export.metadata`.
 
     Raises:
@@ -53,13 +53,14 @@ class SavedModelPredictor(Predictor):
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized.
 
-        Images of one size go to the signature ``serving_default`` (uint8) or ``float_image``. uint8 images of several
-        sizes go to ``encoded``, which resizes each image separately and runs them as one batch. Float images of several
-        sizes run one by one, like `detect` of the model with a batch size of 1.
+        Images of one size are passed to the signature ``serving_default`` (uint8) or ``float_image``. uint8 images of
+        several sizes are passed to ``encoded``, which resizes each image separately and runs all images as one batch.
+        Float images of several sizes run one by one, like `detect` of the model with a batch size of 1.
 
         Args:
             batch: `image` (B, H, W, 3), uint8 or float, padded at the bottom right; `image_size` (B, 2) int32, heights
-                and widths without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
+                and widths without padding, and `original_size` (B, 2) int32, heights and widths before resizing, in
+                pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -97,7 +98,7 @@ def read_metadata(path: Path) -> dict:
         path: The folder of the SavedModel.
 
     Returns:
-        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
         UserError: If the SavedModel has no description.

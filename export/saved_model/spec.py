@@ -20,7 +20,7 @@ SPEC = FormatSpec(
         Option(
             "ops",
             "tensorflow",
-            "use stock operations, or kerasdet's compiled ones, which a server must then contain (default tensorflow)",
+            "use stock operations, or kerasdet's compiled ones, which the server must then load (default tensorflow)",
             choices=("tensorflow", "compiled"),
         ),
         Option(

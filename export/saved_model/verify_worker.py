@@ -1,9 +1,9 @@
-"""Runs a SavedModel in a process of its own: ``python verify_worker.py SAVED_MODEL FOLDER [LIBRARY]``.
+"""Runs a SavedModel in a separate process: ``python verify_worker.py SAVED_MODEL FOLDER [LIBRARY]``.
 
-It needs only TensorFlow, and the library of compiled ops if the SavedModel contains some.
-
-The folder holds ``0.png``, ``1.png`` ... and receives ``outputs.npz``: the outputs of ``encoded`` for all images, those
-of ``serving_default`` and ``float_image`` for the first one, and the seconds of each of several runs of the first one.
+Only TensorFlow is needed, and the library of compiled ops if the SavedModel contains such ops. The folder holds
+``0.png``, ``1.png`` ...; the script writes ``outputs.npz`` there: the outputs of ``encoded`` for all images, the
+outputs of ``serving_default`` and ``float_image`` for the first image, and the seconds of each of several runs of the
+first image.
 """
 
 import sys

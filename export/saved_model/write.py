@@ -56,16 +56,17 @@ def export_saved_model(
 
     Args:
         model: The detector.
-        path: A folder that does not exist or is empty.
-        class_offset: Number of the first class in ``detection_classes``. The TF Object Detection API counts from 1.
+        path: Path of a new or empty folder.
+        class_offset: Id of the first class in ``detection_classes``. The TF Object Detection API counts from 1.
         precision: Precision of convolutions and matrix products: "float32", "bfloat16" (processors with AVX-512 or AMX,
             TPUs) or "float16" (GPUs). Box decoding and NMS run in float32.
-        max_pixels: An encoded image with more pixels fails its request before it is decoded.
-        ops: "tensorflow" for stock ops, or "compiled" for kerasdet's compiled ones, which a server must then contain.
-        gin_config: Text of the run's operative configuration, which goes into the assets; None for none.
+        max_pixels: A request with an encoded image that has more pixels fails before the image is decoded.
+        ops: "tensorflow" for stock ops, or "compiled" for kerasdet's compiled ops, which the server must then load.
+        gin_config: Operative gin configuration of the training run, which is stored in the assets. None: no
+            configuration.
 
     Returns:
-        The path.
+        The path of the folder.
 
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
@@ -79,7 +80,7 @@ def export_saved_model(
     path = expand(path)
     choose_spec(path, "saved_model")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not empty: export to another folder or delete it.")
+        raise FileExistsError(f"{path} exists and is not empty: export to another folder, or delete this one.")
     _check_number("class_offset", class_offset, 0, _LARGEST_EXACT - (model.num_classes or 1))
     _check_number("max_pixels", max_pixels, 1)
     make_folder(path.parent, "The export")
@@ -119,7 +120,7 @@ def _check_number(name, value, low, high=None):
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < low or (high is not None and value > high):
         limits = f"from {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"{name} is {value!r}: expected a whole number {limits}. Choose another value.")
+        raise UserError(f"{name} is {value!r}: expected an integer {limits}. Change {name}.")
 
 
 def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing, max_pixels: int) -> dict:

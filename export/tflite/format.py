@@ -16,12 +16,12 @@ from kerasdet.models import Detector
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
     """Runs a TFLite file in a process that has only LiteRT.
 
-    Model and file get the same pixels: each image letterboxed into the file's input. The outputs of a file without
-    post-processing go through the model's own.
+    Model and file get the same pixels: each image letterboxed to the input size of the file. The model's own
+    post-processing is applied to the outputs of a file without post-processing.
 
     Args:
         model: The detector.
-        path: The file.
+        path: Path of the TFLite file.
         images: (H, W, 3) uint8 arrays.
 
     Returns:

@@ -27,19 +27,19 @@ ANCHORS_FILE = "anchors.npz"
 class TFLitePredictor(Predictor):
     """Detects with a TFLite file that `kerasdet export --format tflite` wrote, one image at a time.
 
-    LiteRT alone runs the network. An image of any size is letterboxed into the file's input.
+    LiteRT alone runs the network. An image of any size is letterboxed to the input size of the file.
 
     Args:
-        path: The ``.tflite`` file.
+        path: Path of the ``.tflite`` file.
         num_threads: Number of threads of LiteRT; by default the number of available cores.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         metadata: The contents of the ``kerasdet.json`` in the file, as `kerasdet.export.metadata.model_metadata` makes
-            them.
+            it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         UserError: If kerasdet did not write the file, LiteRT cannot load it, or ai-edge-litert is not installed.
 
     Example:
@@ -49,9 +49,7 @@ class TFLitePredictor(Predictor):
     def __init__(self, path: str | Path, num_threads: int | None = None):
         self.path = path = expand(path)
         if not self.path.is_file():
-            raise FileNotFoundError(
-                f"The file {path} does not exist: give the .tflite file that `kerasdet export` wrote."
-            )
+            raise FileNotFoundError(f"The file {path} does not exist: pass a .tflite file of `kerasdet export`.")
         files = _read_files(self.path)
         self.metadata = json.loads(files[METADATA_FILE])
         self.preprocessing = KeepSize()
@@ -74,7 +72,7 @@ class TFLitePredictor(Predictor):
 
         Args:
             batch: `image` (B, H, W, 3), padded at the bottom right; `image_size` (B, 2) int32, heights and widths
-                without padding, and `original_size` (B, 2) int32, those before resizing, in pixels.
+                without padding, and `original_size` (B, 2) int32, heights and widths before resizing, in pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -91,19 +89,20 @@ class TFLitePredictor(Predictor):
         return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
-        """Letterboxes an image into the file's input.
+        """Letterboxes an image to the input size of the TFLite file.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
 
         Returns:
-            The input (1, h, w, 3), and the height and width of the part that shows the image, in pixels.
+            The input tensor (1, h, w, 3) in the file's input dtype, and the (height, width) in pixels of the resized
+            image without padding.
         """
         pixels, size = self._rule.letterbox(image, *self.metadata["size"])
         return as_input(pixels.numpy(), self.metadata["input_type"])[None], size
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on its input (1, h, w, 3) and returns its outputs by name."""
+        """Runs the file on the input (1, h, w, 3) and returns the outputs by name."""
         with self._lock:
             return {name: np.array(value) for name, value in self._run(image=pixels).items()}
 
@@ -111,7 +110,7 @@ class TFLitePredictor(Predictor):
         """Converts the file's outputs to padded detections of one image.
 
         Args:
-            outputs: Output name -> array.
+            outputs: Output arrays by name.
 
         Returns:
             Padded detections, a dict of `boxes` (1, D, 4) yxyx, `scores` ..., in pixels of the file's input.
@@ -126,10 +125,10 @@ def read_metadata(path: Path) -> dict:
     """Reads the description of the model from an exported TFLite file.
 
     Args:
-        path: The file.
+        path: Path of the TFLite file.
 
     Returns:
-        The description, as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
 
     Raises:
         UserError: If the file has no description.
@@ -138,7 +137,7 @@ def read_metadata(path: Path) -> dict:
 
 
 def _read_files(path):
-    """Reads the files inside, name -> contents."""
+    """Reads the attached files, a dict from name to contents."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
@@ -153,7 +152,7 @@ def _read_files(path):
 
 
 def _make_runner(path, num_threads) -> Callable[..., dict[str, np.ndarray]]:
-    """Loads the file and returns its signature as a function."""
+    """Loads a TFLite file, and returns its signature as a function."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:

@@ -1,9 +1,9 @@
 """Adds TFLite Model Metadata and attached files to a TFLite file.
 
-MediaPipe reads the metadata to learn what goes in and out. They are a flatbuffer inside the model's own (schema
-``tensorflow/lite/support/metadata/metadata_schema.fbs``). The attached files form a ZIP archive after its end, without
-compression because MediaPipe reads them in place. MediaPipe's own metadata writer fails on current releases (1.2,
-Python 3.11), so this module writes the flatbuffer itself.
+MediaPipe reads the metadata, which describe inputs and outputs. They are a flatbuffer inside the flatbuffer of the
+model (schema ``tensorflow/lite/support/metadata/metadata_schema.fbs``). The attached files form a ZIP archive after the
+end of the model, without compression because MediaPipe reads them in place. MediaPipe's own metadata writer fails on
+current releases (1.2, Python 3.11), so this module writes the flatbuffer itself.
 """
 
 import io
@@ -37,13 +37,13 @@ def with_metadata(
 
     Args:
         flatbuffer: The TFLite file, with one signature.
-        name: Name of the model, for people.
-        description: Description of the model, for people.
-        order: Names of all possible outputs in the desired order; the file may lack some of them.
-        files: Name -> contents of the files to attach. `LABELS_FILE` holds the class names.
+        name: Name of the model for users.
+        description: Description of the model for users.
+        order: Names of all possible outputs in the desired order; the file may lack some outputs.
+        files: Contents of the files to attach, by name. `LABELS_FILE` holds the class names.
 
     Returns:
-        The new file.
+        The new TFLite file.
     """
     schema = tflite_schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
@@ -93,7 +93,7 @@ def _model_metadata(name, description, outputs, has_labels):
 
 
 def _tensor(name, description, content, units=(), files=()):
-    """Returns a table TensorMetadata."""
+    """Returns a TensorMetadata table."""
     kind, properties = content
     return (
         ("string", name),

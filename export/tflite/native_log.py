@@ -1,4 +1,4 @@
-"""Keeps a line of LiteRT's C++ code off the terminal."""
+"""Suppresses a log line of LiteRT's C++ code."""
 
 import contextlib
 import os

@@ -30,7 +30,7 @@ _SMALLEST = 4e-6
 # The op returns it with a side of up to 4e-6 plus rounding. 1e-5 is above that, and only a hundredth of a pixel in an
 # image of 1000 pixels.
 _EMPTY = 1e-5
-_SKIPPED = 16  # dummy classes, see `suppress_by_custom_op`
+_SKIPPED = 16  # dummy classes, see `apply_nms_custom_op`
 
 
 def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> str | None:
@@ -42,30 +42,30 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
         precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
 
     Returns:
-        None if it can; otherwise a sentence with the reason and the remedy.
+        None if the export is possible; otherwise a sentence with the reason and a remedy.
     """
     if postprocessing == "postprocess" and not model.supports_decode_all:
         return "TFLite_Detection_PostProcess decodes anchors and applies NMS per class: choose postprocessing nms"
     if postprocessing == "raw" and not model.single_stage:
         return "its second stage reads proposals, which NMS selects: choose postprocessing nms"
     if postprocessing == "raw" and model.branches:
-        return "raw outputs leave out its branches: choose postprocessing nms"
+        return "raw outputs do not include its branches: choose postprocessing nms"
     if precision == "int8" and not model.single_stage:
         return "calibration cannot observe ranges inside the loop of ROIAlign: choose float32, float16 or dynamic"
     return None
 
 
 def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    """Decodes a box for every anchor, and encodes the boxes for `suppress_by_custom_op`.
+    """Decodes a box for every anchor, and encodes the boxes for `apply_nms_custom_op`.
 
     Args:
         model: A detector that supports `decode_all`.
-        outputs: The dict that the model returned.
+        outputs: Result of the model's `call`.
         size: Height and width of the image in pixels.
 
     Returns:
         ``encodings`` (1, R, 4): (y, x, log h, log w) of the boxes as fractions of the image. ``scores`` (1, R, K), 0
-        for pairs that the model drops.
+        for pairs of box and class that the model drops.
     """
     decoded = model.decode_all(outputs, tf.constant([size]))
     low, high = tf.split(decoded["boxes"] / tf.constant([*size, *size], tf.float32), 2, -1)  # (1, R, 2)
@@ -75,18 +75,20 @@ def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int
     return {"encodings": encodings, "scores": decoded["scores"]}
 
 
-def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Applies NMS by ``TFLite_Detection_PostProcess``, then clips and drops boxes like the model.
+def apply_nms_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Applies NMS with ``TFLite_Detection_PostProcess``, then clips boxes and drops empty ones, like the model.
 
-    The op gets decoded boxes, so each of its anchors is the unit square around 0. With T > 1 threads LiteRT's op (2.3)
-    skips class T; 16 dummy classes after the first two protect the real classes from this fault.
+    The op gets decoded boxes, so each of its anchors is the unit square around 0. With T > 1 threads, the op of LiteRT
+    2.3 skips class T. Sixteen dummy classes after the first two absorb this bug (up to 17 threads).
 
     Args:
-        model: The detector, whose `postprocessing` has the thresholds.
+        model: The detector, whose `postprocessing` holds the thresholds.
         candidates: The result of `encode_for_custom_op`.
 
     Returns:
-        The four outputs of the op, classes counted from 0 and -1 for padding.
+        The outputs of the op, float32: ``detection_boxes`` (1, D, 4) yxyx as fractions of the image,
+        ``detection_classes`` (1, D) from 0, ``detection_scores`` (1, D) and ``num_detections`` (1,). Padding has class
+        -1.
     """
     rule = model.postprocessing
     capacity = rule.max_detections
@@ -108,7 +110,7 @@ def suppress_by_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) 
 
     @tf.function(experimental_implements=signature)
     def tflite_detection_postprocess(encodings, scores, anchors):
-        """Stands for the custom op, by which the converter replaces it."""
+        """Stands for the custom op, with which the converter replaces this function."""
         return tf.zeros([1, capacity, 4]), tf.zeros([1, capacity]), tf.zeros([1, capacity]), tf.zeros([1])
 
     anchors = tf.tile([[0.0, 0.0, 1.0, 1.0]], [scores.shape[1], 1])

@@ -1,4 +1,4 @@
-"""Stores convolutions and matrix products of a TFLite file in fewer bits.
+"""Stores the weights of convolutions and matrix products of a TFLite file in fewer bits.
 
 Box decoding and NMS stay in float32.
 
@@ -39,8 +39,8 @@ def lower_precision(
     Args:
         flatbuffer: A TFLite file in float32 whose input is ``image``.
         precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
-        images: Calibration images for "int8": (H, W, 3) arrays in the shape and type of the file's input.
-        scopes: Names of layers in which "int8" quantises additions, pooling and the like too, except inside norms.
+        images: Calibration images for "int8": (H, W, 3) arrays with the shape and dtype of the file's input.
+        scopes: Names of layers in which "int8" also quantises additions, pooling and similar ops, except inside norms.
 
     Returns:
         The converted file; for "float32" the same file.
@@ -69,7 +69,7 @@ def lower_precision(
 
 
 def _scope(operation):
-    """Returns a pattern for the names of ops to convert: norms compute means by a matrix product, which stays exact."""
+    """Returns a pattern for the names of ops to convert, without the matrix products by which norms compute means."""
     return "^(?!.*norm)" if operation == "FULLY_CONNECTED" else ".*"
 
 

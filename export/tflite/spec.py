@@ -29,7 +29,7 @@ SPEC = FormatSpec(
         Option(
             "size",
             None,
-            "height and width of the input in pixels (default: shortest and longest edge of the model's resize rule)",
+            "height and width of the input in pixels (default: shortest, longest edge of the resize rule, up to 5:3)",
             kind="count",
             nargs=2,
             metavar=("H", "W"),

@@ -1,7 +1,7 @@
-"""Runs a TFLite file in a process of its own: ``python verify_worker.py FILE FOLDER``. It needs only ai-edge-litert.
+"""Runs a TFLite file in a separate process: ``python verify_worker.py FILE FOLDER``. Only ai-edge-litert is needed.
 
-The folder holds ``inputs.npy``, the inputs (B, h, w, 3), and receives ``outputs.npz``: each output by name for all of
-them (B, 1, ...), and the seconds of each of several runs of the first one.
+The folder holds ``inputs.npy``, the inputs (B, h, w, 3); the script writes ``outputs.npz`` there: each output by name
+for all inputs (B, 1, ...), and the seconds of each of several runs of the first input.
 """
 
 import os

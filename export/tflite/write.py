@@ -1,9 +1,9 @@
 """Writes TFLite files (LiteRT) for one image of a fixed size.
 
 A file consists of built-in ops and at most one well-known custom op. Its input ``image`` is (1, H, W, 3), RGB, 0..255,
-float32 or uint8; normalisation is inside. `kerasdet.inference.Preprocessing.letterbox` fits an image of another shape
-in. `kerasdet.export.tflite.postprocessing` lists the outputs. Class names and everything that `kerasdet.load` needs
-travel in the file.
+float32 or uint8; the file contains the normalisation. `kerasdet.inference.Preprocessing.letterbox` resizes an image of
+another shape to the input. `kerasdet.export.tflite.postprocessing` lists the outputs. The file also holds class names
+and the metadata that `kerasdet.load` needs.
 """
 
 import io
@@ -25,7 +25,7 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-from kerasdet.inference.preprocessing import open_images
+from kerasdet.inference.preprocessing import Preprocessing, open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
@@ -47,24 +47,27 @@ def export_tflite(
 
     Args:
         model: The detector.
-        path: A file that does not exist, with the suffix ``.tflite``. Its folder is created if necessary.
+        path: Path of a new file with the suffix ``.tflite``. Its folder is created if necessary.
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
-        size: Height and width of the input in pixels; by default `shortest` and `longest` of the model's resize rule.
-        input_type: Type of the input's pixels, "float32" or "uint8".
-        calibration_images: Some dozens of images that are typical for the model, as arrays (H, W, 3), PIL images or
-            paths. "int8" needs them to choose the range of each activation.
-        gin_config: Text of the run's operative configuration, which goes into the file; None for none.
+        size: Height and width of the input in pixels. None takes `shortest` and `longest` of the model's resize rule,
+            but not wider than 5:3, the ratio of COCO's rule (800, 1333). Give the aspect ratio of your images: the rest
+            of the input is padding.
+        input_type: Dtype of the input's pixels, "float32" or "uint8".
+        calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
+            "int8" needs these images to determine the ranges of activations.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
         FileExistsError: If `path` exists.
         OSError: If `path` cannot be written.
-        UserError: If an option is unknown or does not fit the model, "int8" lacks images, a package is missing, or
-            TFLite lacks an op of the model.
+        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
+            images, a package is missing, or TFLite lacks an op of the model.
 
     Example:
         >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")
@@ -73,7 +76,7 @@ def export_tflite(
     path = checks.new_file(path, "tflite")
     _check_options(model, postprocessing, precision, input_type, calibration_images, size)
     prepare_file(path, "The export")
-    size = tuple(size or (model.preprocessing.shortest, model.preprocessing.longest))
+    size = tuple(size or default_size(model.preprocessing))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
         flatbuffer = _convert(model, postprocessing, size, input_type)
@@ -100,6 +103,11 @@ def export_tflite(
     order = tuple(dict.fromkeys((*post.OUTPUT_ORDER, *further)))
     path.write_bytes(with_metadata(flatbuffer, name, description, order, files))
     return path
+
+
+def default_size(rule: Preprocessing) -> tuple[int, int]:
+    """Returns the input's height and width in pixels for a resize rule, not wider than 5:3."""
+    return rule.shortest, min(rule.longest, round(rule.shortest * 5 / 3))
 
 
 def _check_options(model, postprocessing, precision, input_type, calibration_images, size):
@@ -132,7 +140,7 @@ def _convert(model, postprocessing, size, input_type):
     def detect(image):
         # The custom op stays outside of `InferenceGraph`, in which it would lose the attribute that names it.
         found = graph.detect(image)
-        return post.suppress_by_custom_op(model, found) if postprocessing == "postprocess" else found
+        return post.apply_nms_custom_op(model, found) if postprocessing == "postprocess" else found
 
     concrete = tf.function(detect, input_signature=signature).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], graph)
@@ -141,10 +149,10 @@ def _convert(model, postprocessing, size, input_type):
         flatbuffer = converter.convert()
     except tflite_converter_error() as error:
         missing = re.search(r"(?:TF Select|Custom) ops: (.*)", str(error))
-        reason = f"it lacks the ops {missing[1]}" if missing else str(error).splitlines()[0]
+        reason = f"TFLite lacks the ops {missing[1]}" if missing else str(error).splitlines()[0]
         raise UserError(
-            f"{type(model).__name__} does not fit into TFLite, because {reason}: replace the layers that use them, or "
-            "export a SavedModel."
+            f"{type(model).__name__} cannot be converted to TFLite ({reason}): replace the layers that use these "
+            "ops, or export a SavedModel."
         ) from None
     if postprocessing == "postprocess":
         flatbuffer = post.set_detections_per_class(flatbuffer, model.postprocessing.max_detections)

@@ -27,20 +27,21 @@ class Analysis:
 
     Args:
         iou_type: "bbox" or "segm".
-        class_names: (K,) names.
-        image_ids: (I,) ids of the images.
+        class_names: Names of the K classes, in the order of the class ids.
+        image_ids: Ids of the I images.
         instances: Objects and detections.
-        samples: Metric name -> (1 + S,) values: the value of all images, then the values of S resampled sets of images,
-            see `kerasdet.analysis.bootstrap.resampled`.
-        ap: AP of each area (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without objects.
-        positives: Number of objects of each area and class, (4, K).
+        samples: Maps metric names to (1 + S,) values: the value for all images, then the values for S resampled sets of
+            images, see `kerasdet.analysis.bootstrap.resampled`.
+        ap: AP for each area range (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without
+            objects.
+        positives: Number of objects for each area range and class, (4, K).
         curves: Precision-recall curve of each class at an IoU of 0.5.
         overall: Precision-recall curve of all detections together.
-        thresholds: Score threshold with the best F1 for each class; None for a class without a right detection.
-        threshold: Score threshold with the best F1 for all detections together, or None.
-        errors: Errors of all detections and the AP that they cost.
+        thresholds: Score threshold with the best F1 for each class; None for a class without correct detections.
+        threshold: Score threshold with the best F1 for all detections together; None without correct detections.
+        errors: Kinds of errors of all detections, and the AP that each kind costs.
         shown: Objects, and the detections above `threshold`.
-        shown_errors: Errors of the detections above `threshold`.
+        shown_errors: Kinds of errors of the detections above `threshold`.
         table: Confusion of the detections above `threshold`, see `kerasdet.analysis.confusion.confusion`.
         reliability: Calibration of all detections at an IoU of 0.5.
     """
@@ -74,11 +75,14 @@ class Analysis:
 
     @property
     def score(self) -> float:
-        """Score above which detections are shown: that of `threshold`, or a default if there is none."""
+        """Score above which detections are shown: the score of `threshold`, or a default if that is None."""
         return DEFAULT_SCORE if self.threshold is None else self.threshold.score
 
     def content(self) -> dict:
-        """Returns the numbers as plain values, None for NaN."""
+        """Returns the analysis as a dict of JSON values, with None for NaN.
+
+        The keys include metrics with intervals, classes, confusion, errors and calibration.
+        """
         by_area = self.ap.mean(1).T.tolist()  # AP of each class (K, 4)
         background = "background"
         rows = [*self.class_names, background]
@@ -124,9 +128,9 @@ class Comparison:
     """Holds the differences between the detections of two runs on the same images.
 
     Args:
-        differences: Metric name -> difference of COCO's metrics, this run minus the other, with a 95 % confidence
-            interval. Both runs are resampled with the same images.
-        class_differences: Difference of the AP of each of the K classes, with a confidence interval of the same kind.
+        differences: Maps the names of COCO's metrics to their differences, this run minus the other run, with 95 %
+            confidence intervals. Both runs are resampled with the same images.
+        class_differences: Differences of the AP of each of the K classes, with 95 % confidence intervals.
         fixed: (G,) bool, objects that only this run finds above its threshold.
         broken: (G,) bool, objects that only the other run finds above its threshold.
     """
@@ -137,7 +141,7 @@ class Comparison:
     broken: np.ndarray
 
     def content(self) -> dict:
-        """Returns the numbers as plain values, None for NaN."""
+        """Returns the differences between the runs as a dict of JSON values, with None for NaN."""
         return plain(
             {
                 "differences": {name: dataclasses.asdict(value) for name, value in self.differences.items()},
@@ -157,7 +161,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
         seed: Seed of the resampling.
 
     Returns:
-        The results.
+        The results of all analyses.
     """
     instances = collect(
         cases.annotations, cases.detections, cases.image_ids, list(cases.names), masks=cases.iou_type == "segm"
@@ -195,11 +199,11 @@ def compare(analysis: Analysis, other: Analysis) -> Comparison:
     """Compares two runs on the same images. Both analyses must have the same seed.
 
     Args:
-        analysis: The run to judge.
-        other: The run to compare with.
+        analysis: Analysis of the run.
+        other: Analysis of the run to compare with.
 
     Returns:
-        The differences.
+        The differences between the runs.
     """
     found, was_found = (_found(each.shown) for each in (analysis, other))
     return Comparison(
@@ -211,7 +215,7 @@ def compare(analysis: Analysis, other: Analysis) -> Comparison:
 
 
 def _found(instances):
-    """Returns which objects a detection matches at the IoU of 0.5, (G,) bool."""
+    """Returns which objects are matched by a detection at an IoU of 0.5, (G,) bool."""
     matches = match(instances, [0.5])
     found = np.zeros(len(instances.ignored), bool)
     matched = matches.matched[0, 0]
@@ -224,13 +228,13 @@ def _fields(threshold):
 
 
 def plain(value: Any) -> Any:
-    """Replaces NaN by None, also inside of dicts and lists, for JSON.
+    """Replaces NaN by None, also inside dicts and lists, for JSON.
 
     Args:
         value: A number, dict, list or other JSON value.
 
     Returns:
-        The value without NaN.
+        The value, in which None replaces NaN.
     """
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}

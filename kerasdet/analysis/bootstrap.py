@@ -1,4 +1,4 @@
-"""Computes COCO's twelve metrics on resampled images, which shows how much they depend on the choice of images."""
+"""Computes COCO's twelve metrics on resampled images, to measure how much they depend on the choice of images."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ _LIMITS = (1, 10, 100)
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Holds a metric and its 95 % confidence interval from resampled images; NaN without ground truth."""
+    """Holds a metric and the limits of its confidence interval from resampled images; NaN without ground truth."""
 
     value: float
     low: float
@@ -26,13 +26,13 @@ class Interval:
 
 
 def coco_matches(instances: Instances) -> Matches:
-    """Matches detections to objects for all of COCO's areas and IoU thresholds, as `resampled` needs it.
+    """Matches detections to objects for all of COCO's area ranges and IoU thresholds, for `resampled`.
 
     Args:
         instances: Objects and detections.
 
     Returns:
-        The matches.
+        The matches, by area range and IoU threshold.
     """
     return match(instances, COCO_THRESHOLDS, tuple(AREAS.values()))
 
@@ -46,7 +46,8 @@ def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarra
         seed: Seed of the random numbers.
 
     Returns:
-        (1 + S, I) float32, how often each sample contains each image. The first row is all 1: the images themselves.
+        The counts, (1 + S, I) float32: how often each sample contains each image. The first row is all 1 and stands for
+        the original images.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
@@ -56,7 +57,7 @@ def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarra
 def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict[str, np.ndarray]:
     """Computes COCO's twelve metrics for each sample of images.
 
-    An image that is drawn several times counts like several different images.
+    An image that is drawn several times counts as several different images.
 
     Args:
         instances: Objects and detections.
@@ -64,8 +65,8 @@ def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict
         drawn: (S, I) float32 from `weights`: how often each of S samples contains each of I images.
 
     Returns:
-        Metric name -> (S,) values in [0, 1], NaN for samples without objects. The key "class" has the AP of each of the
-        K classes, (S, K).
+        A dict from metric name to (S,) values in [0, 1]; NaN for samples without objects. The key "class" holds the AP
+        of each of the K classes, (S, K).
     """
     num_areas, num_thresholds, _ = matches.correct.shape
     samples, classes = len(drawn), instances.num_classes
@@ -114,7 +115,7 @@ def _class_numbers(instances, matches, drawn, mine, objects):
 
 
 def _average_precision(found, before, positives):
-    """Averages interpolated precision over COCO's recalls: (S, P) right and all detections up to right ones -> (S,)."""
+    """Averages interpolated precision over COCO's recalls, from numbers (S, P) of correct and all detections: (S,)."""
     samples, count = found.shape
     if not count:
         return np.zeros(samples)
@@ -131,7 +132,7 @@ def _average_precision(found, before, positives):
 
 @functools.lru_cache(1 << 14)
 def _needed(positives):
-    """Returns the number of right detections with which each of COCO's recalls is reached."""
+    """Returns the number of correct detections with which each of COCO's recalls is reached."""
     return np.searchsorted(np.arange(positives + 1) / positives, RECALLS, side="left")
 
 
@@ -155,15 +156,15 @@ def _mean(values):
 def interval(values: np.ndarray, share: float = 0.95) -> Interval:
     """Computes the confidence interval of a metric from its resampled values.
 
-    Resampled AP is slightly too high on average, because copies of an image are right or wrong together. The interval
-    is shifted by this mean difference.
+    Resampled AP is slightly too high on average, because the detections in copies of an image are correct or wrong
+    together. The interval is shifted by the mean difference.
 
     Args:
-        values: (1 + S,) from `resampled`: the metric of all images, then of each of S samples.
-        share: Share of the resampled values that lie inside the interval.
+        values: (1 + S,) from `resampled`: the metric for all images, then for each of S samples.
+        share: Fraction of the resampled values that lie inside the interval.
 
     Returns:
-        The metric of all images with its confidence interval.
+        The metric for all images with its confidence interval.
     """
     others = values[1:][~np.isnan(values[1:])]
     if math.isnan(values[0]) or not len(others):

@@ -1,4 +1,4 @@
-"""Compares the scores of detections with the share of detections that are right."""
+"""Compares the scores of detections with the fraction of detections that are correct."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ class Calibration:
     """Holds a reliability diagram.
 
     Args:
-        edges: (N + 1,) float64, limits of the N bins of scores.
+        edges: (N + 1,) float64, edges of the N bins of scores.
         counts: (N,) int64, number of detections in each bin.
         confidence: (N,) float64, mean score of the detections in each bin; NaN for an empty bin.
-        accuracy: (N,) float64, share of right detections in each bin; NaN for an empty bin.
+        accuracy: (N,) float64, fraction of correct detections in each bin; NaN for an empty bin.
         error: Expected calibration error: the mean of |accuracy - confidence| over all detections. NaN without
             detections.
     """
@@ -30,11 +30,11 @@ def calibration(scores: np.ndarray, correct: np.ndarray, bins: int = 10) -> Cali
 
     Args:
         scores: (D,) scores. Scores outside [0, 1] count in the first or last bin.
-        correct: (D,) bool, whether each detection is right.
-        bins: Number N of bins of equal width in [0, 1]. A bin includes its lower limit.
+        correct: (D,) bool, whether each detection is correct.
+        bins: Number N of bins of equal width in [0, 1]. A bin includes its lower edge.
 
     Returns:
-        The diagram and the error.
+        The reliability diagram with the calibration error.
     """
     edges = np.linspace(0, 1, bins + 1)
     index = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, bins - 1)

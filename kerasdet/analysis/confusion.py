@@ -9,17 +9,17 @@ from kerasdet.analysis.matching import match
 def confusion(instances: Instances, iou: float = 0.5) -> np.ndarray:
     """Computes the confusion matrix of detections.
 
-    Detections first match objects of their own class by COCO's rules. The remaining ones then match, best score first,
-    the unmatched object of another class that they overlap most. Detections that match an ignored object are not
-    counted.
+    Detections first match objects of their own class by COCO's rules. Each remaining detection, in descending order of
+    score, then matches the unmatched object of another class with the highest IoU. Detections that match an ignored
+    object are not counted.
 
     Args:
         instances: Objects, and the detections above a score threshold.
-        iou: A detection matches an object from this IoU on.
+        iou: A detection matches an object if their IoU is at least this.
 
     Returns:
-        (K + 1, K + 1) int64, a row for each class of objects and a column for each class of detections. The last row
-        counts detections without an object, the last column objects without a detection.
+        The matrix, (K + 1, K + 1) int64, with a row for each class of objects and a column for each class of
+        detections. The last row counts detections without an object, the last column objects without a detection.
     """
     matches = match(instances, [iou])
     matched, counted = matches.matched[0, 0].copy(), matches.counted[0, 0]

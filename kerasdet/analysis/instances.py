@@ -1,4 +1,4 @@
-"""Holds objects and detections as columns, and their overlaps: the input of every analysis."""
+"""Holds objects and detections as arrays, and their IoUs: the input of every analysis."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ class Instances:
         num_images: Number of images, I.
         num_classes: Number of classes, K.
         object_images: (G,) int64, index of each object's image, from 0.
-        object_classes: (G,) int64 in 0..K-1.
-        object_areas: (G,) float64, in square pixels.
+        object_classes: (G,) int64, class id of each object in 0..K-1.
+        object_areas: (G,) float64, area of each object in square pixels.
         crowds: (G,) bool, whether an object is a crowd.
         ignored: (G,) bool, whether an object counts neither as found nor as missed. True for crowds.
         object_rows: (G,) int64, position of each object in the annotations.
         images: (D,) int64, index of each detection's image, from 0.
-        classes: (D,) int64 in 0..K-1.
-        scores: (D,) float64.
-        areas: (D,) float64, in square pixels.
+        classes: (D,) int64, class id of each detection in 0..K-1.
+        scores: (D,) float64, score of each detection.
+        areas: (D,) float64, area of each detection in square pixels.
         rows: (D,) int64, position of each detection in the results.
-        overlaps: For each image an array (detections, objects) of IoUs, over all classes. For a crowd the entry is the
-            share of the detection that lies inside the crowd.
+        overlaps: For each image an array (detections, objects) of IoUs, over all classes. For a crowd, the entry is the
+            fraction of the detection's area inside the crowd.
     """
 
     num_images: int
@@ -60,13 +60,13 @@ class Instances:
         return np.searchsorted(self.images, np.arange(self.num_images + 1))
 
     def keep(self, chosen: np.ndarray) -> "Instances":
-        """Returns a copy with all objects, but only some of the detections.
+        """Returns a copy with all objects, but only the selected detections.
 
         Args:
             chosen: (D,) bool, true for detections to keep.
 
         Returns:
-            The copy.
+            The copy of the instances.
         """
         starts = self.starts
         overlaps = [part[chosen[starts[i] : starts[i + 1]]] for i, part in enumerate(self.overlaps)]
@@ -85,12 +85,12 @@ def collect(
     """Collects objects and detections from COCO annotations, and computes their overlaps.
 
     Args:
-        annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`, with
-            masks `segmentation` as RLE, and optionally `ignored`.
+        annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`,
+            optionally `ignored`, and `segmentation` as RLE if `masks` is set.
         detections: Dicts of the same form, with `score`. Detections of other images or categories are left out.
         image_ids: Ids of the images; the position in this list is the index of the image.
         category_ids: Ids of the categories; the position in this list is the class id.
-        masks: Whether overlaps are IoUs of masks instead of boxes.
+        masks: Whether to compute the IoUs of masks instead of boxes.
 
     Returns:
         The objects and detections.

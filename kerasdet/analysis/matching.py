@@ -1,4 +1,4 @@
-"""Matches detections to objects by COCO's rules, for several IoU thresholds and ranges of areas at once."""
+"""Matches detections to objects by COCO's rules, for several area ranges and IoU thresholds at once."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,16 +13,15 @@ AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
-    """Tells which detections are right, for A ranges of areas and T IoU thresholds.
+    """Tells which detections are correct, for A area ranges and T IoU thresholds.
 
     Args:
-        correct: (A, T, D) bool, whether a detection matches an object that counts.
-        counted: (A, T, D) bool, whether a detection counts as correct or wrong. Other detections match an ignored
-            object, or have no match and an area outside the range, or are not among the best 100 of their class and
-            image.
+        correct: (A, T, D) bool, whether a detection matches an object that is not ignored.
+        counted: (A, T, D) bool, whether a detection counts as correct or wrong. The other detections match an ignored
+            object, have no match and an area outside the range, or are not among the 100 best of their class and image.
         ranks: (D,) int64, number of better detections of the same class in the same image.
-        matched: (A, T, D) int64, the object that a detection matches, ignored or not, or -1.
-        objects: (A, G) bool, which objects count.
+        matched: (A, T, D) int64, index of the object that a detection matches (which may be ignored), or -1.
+        objects: (A, G) bool, which objects are not ignored.
     """
 
     correct: np.ndarray
@@ -38,7 +37,7 @@ class Matches:
             instances: The objects and detections that were matched.
 
         Returns:
-            (A, K) int64, by range of areas and class.
+            The numbers of objects, (A, K) int64, by area range and class.
         """
         return np.stack(
             [np.bincount(instances.object_classes[each], minlength=instances.num_classes) for each in self.objects]
@@ -50,18 +49,19 @@ def match(
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     areas: Sequence[tuple[float, float]] = (AREAS["all"],),
 ) -> Matches:
-    """Matches detections to objects of their class, best score first, like pycocotools' COCOeval.
+    """Matches detections to objects of their class, in descending order of score, like pycocotools' COCOeval.
 
-    A detection matches the unmatched object that it overlaps most; ignored objects are used only if there is no other.
-    A crowd can match any number of detections.
+    A detection matches the unmatched object of its class with the highest IoU, if that is at least the threshold;
+    ignored objects are used only if no other object matches. A crowd can match any number of detections. Only the 100
+    best detections of a class in an image count.
 
     Args:
         instances: Objects and detections.
         thresholds: T IoU thresholds.
-        areas: A ranges (low, high) of areas in square pixels, both inclusive. Objects outside are ignored.
+        areas: A pairs (low, high) of areas in square pixels, both inclusive. Objects with other areas are ignored.
 
     Returns:
-        The matches.
+        One match per detection, for each of the A area ranges and T thresholds.
     """
     low, high = np.array(areas, np.float64).T[..., None]  # (A, 1) each
     outside = (instances.object_areas < low) | (instances.object_areas > high)
@@ -97,7 +97,7 @@ def match(
 
 
 def _match_group(overlaps, limits, crowds, objects):
-    """Matches the detections of one class in one image: (D, G) IoU -> (A, T, D), the object or -1."""
+    """Matches the detections of one class in one image, with IoUs (D, G): returns (A, T, D), the object or -1."""
     count, num_objects = overlaps.shape
     matched = np.full((len(objects), len(limits), count), -1, np.int64)
     free = np.ones((len(objects), len(limits), num_objects), bool)

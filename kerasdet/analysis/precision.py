@@ -15,9 +15,10 @@ class Curve:
     """Holds precision and recall of a class, or of all classes together, at each distinct score.
 
     Args:
-        scores: (N,) float64, descending. Entry i of the arrays is for all detections with this score or a higher one.
-        precision: (N,) float64.
-        recall: (N,) float64; NaN without objects.
+        scores: (N,) float64, descending. Entry i of `precision` and `recall` is for all detections with at least this
+            score.
+        precision: (N,) float64, precision at each score.
+        recall: (N,) float64, recall at each score; NaN without objects.
         positives: Number of objects.
     """
 
@@ -28,7 +29,7 @@ class Curve:
 
     @property
     def f1(self) -> np.ndarray:
-        """(N,) harmonic mean of precision and recall."""
+        """F1 at each score, the harmonic mean of precision and recall, (N,)."""
         total = self.precision + self.recall
         return np.divide(2 * self.precision * self.recall, total, out=np.zeros_like(total), where=total > 0)
 
@@ -38,7 +39,7 @@ class Threshold:
     """Holds the score threshold with the best F1.
 
     Args:
-        score: The threshold, a number with few digits. Detections with a higher score are kept.
+        score: The threshold, rounded to few digits. Detections with a higher score are kept.
         precision: Precision of the kept detections.
         recall: Recall of the kept detections.
         f1: F1, the harmonic mean of precision and recall.
@@ -55,11 +56,11 @@ def curve(scores: np.ndarray, correct: np.ndarray, positives: int) -> Curve:
 
     Args:
         scores: (D,) scores, in any order.
-        correct: (D,) bool, whether each detection is right.
+        correct: (D,) bool, whether each detection is correct.
         positives: Number of objects.
 
     Returns:
-        The curve.
+        The precision-recall curve.
     """
     order = np.argsort(-scores, kind="stable")
     scores, found = scores[order], np.cumsum(correct[order])
@@ -70,7 +71,7 @@ def curve(scores: np.ndarray, correct: np.ndarray, positives: int) -> Curve:
 
 
 def class_curves(instances: Instances, matches: Matches, threshold: int = 0) -> list[Curve]:
-    """Computes the precision-recall curve of each class, for the first range of areas in the matches.
+    """Computes the precision-recall curve of each class, for the first area range in `matches`.
 
     Args:
         instances: Objects and detections.
@@ -87,15 +88,15 @@ def class_curves(instances: Instances, matches: Matches, threshold: int = 0) -> 
 
 
 def overall_curve(instances: Instances, matches: Matches, threshold: int = 0) -> Curve:
-    """Computes the precision-recall curve of all detections together, without regard to classes.
+    """Computes the class-agnostic precision-recall curve of all detections together.
 
     Args:
         instances: Objects and detections.
-        matches: Result of `kerasdet.analysis.matching.match` for the instances; the first range of areas is used.
+        matches: Result of `kerasdet.analysis.matching.match` for the instances; the first area range is used.
         threshold: Index of the IoU threshold in `matches`.
 
     Returns:
-        The curve.
+        The precision-recall curve.
     """
     counted, correct = matches.counted[0, threshold], matches.correct[0, threshold]
     return curve(instances.scores[counted], correct[counted], int(matches.objects[0].sum()))
@@ -104,14 +105,14 @@ def overall_curve(instances: Instances, matches: Matches, threshold: int = 0) ->
 def best_threshold(points: Curve) -> Threshold | None:
     """Finds the score threshold with the best F1.
 
-    Among scores that are not negative, a threshold is at least 0, as `kerasdet predict` takes it: a detection with a
-    score of 0 is never shown.
+    If no score is negative, the threshold is at least 0, as `kerasdet predict` requires; a detection with a score of 0
+    is then never shown.
 
     Args:
         points: A precision-recall curve.
 
     Returns:
-        The threshold; of equally good ones the highest. None if no detection is right.
+        The threshold; if several have the same F1, the highest one. None if no detection is correct.
     """
     if not len(points.scores) or not points.positives:
         return None
@@ -127,14 +128,14 @@ def best_threshold(points: Curve) -> Threshold | None:
 
 
 def shortest_between(low: float, high: float) -> float:
-    """Finds the number with the fewest decimals in [low, high); of several the one nearest to the middle.
+    """Finds the number with the fewest decimals in [low, high); of several, the one nearest to the middle.
 
     Args:
         low: Lower limit, inclusive.
         high: Upper limit, exclusive.
 
     Returns:
-        The number.
+        The number in [low, high) with the fewest decimals.
 
     Example:
         >>> shortest_between(0.4213, 0.4391)
@@ -156,21 +157,21 @@ def interpolated(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
         recall: (D,) recall after each detection, in the same order.
 
     Returns:
-        (101,) precision at the recalls 0, 0.01, ... 1.
+        The precision at the recalls 0, 0.01, ... 1, (101,).
     """
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return envelope[np.searchsorted(recall, RECALLS, side="left")]
 
 
 def class_ap(instances: Instances, matches: Matches) -> np.ndarray:
-    """Computes the AP of each class, for each range of areas and IoU threshold.
+    """Computes the AP of each class, for each area range and IoU threshold.
 
     Args:
         instances: Objects and detections.
         matches: Result of `kerasdet.analysis.matching.match` for the instances.
 
     Returns:
-        (A, T, K); NaN without objects.
+        The AP, (A, T, K); NaN for classes without objects.
     """
     positives = matches.positives(instances)
     ap = np.full((*matches.correct.shape[:2], instances.num_classes), np.nan)

@@ -1,6 +1,6 @@
 """Classifies the errors of detections and computes the AP that each kind of error costs, by TIDE (Bolya et al., 2020).
 
-The numbers equal those of the authors' package tidecv, also for equal scores: https://arxiv.org/abs/2008.08115
+The results equal those of the authors' package tidecv, also for equal scores: https://arxiv.org/abs/2008.08115
 """
 
 import dataclasses
@@ -21,14 +21,17 @@ class Errors:
     """Holds the kind of every detection and object, and the AP that each kind of error costs.
 
     Args:
-        kinds: (D,) int64, position in `ERRORS`, or RIGHT, or IGNORED for detections beyond the best 100 of an image.
-        excused: (D,) bool, whether a detection lies in an ignored region. Such a detection has a kind, but costs no AP.
-        objects: (D,) int64, the object that a detection matches or, for an error, would match after correction; -1 for
-            none.
-        missed: (G,) bool, whether no detection matches an object.
-        unexplained: (G,) bool, whether an object is missed, and correcting the error of a detection would not find it.
-        ap: AP at the IoU of 0.5, mean over classes with objects or detections, in [0, 1].
-        cost: Kind of error -> the AP that correcting all errors of this kind would add, in [0, 1].
+        kinds: (D,) int64, kind of each detection: the index in `ERRORS`, RIGHT, or IGNORED for detections beyond the
+            100 best of an image.
+        excused: (D,) bool, whether a detection lies in an ignored region. Such a detection has a kind of error, but
+            costs no AP.
+        objects: (D,) int64, index of the object that a detection matches or, for an error, would match after correcting
+            the error; -1 for no object.
+        missed: (G,) bool, true for objects that no detection matches.
+        unexplained: (G,) bool, true for missed objects that would still be missed after correcting the error of any
+            detection.
+        ap: AP at an IoU of 0.5, mean over classes with objects or detections, in [0, 1].
+        cost: Maps each kind of error to the AP that correcting all errors of this kind would add, in [0, 1].
         false_positives: AP that removing all wrong detections would add.
         false_negatives: AP that ignoring all missed objects would add.
     """
@@ -45,7 +48,7 @@ class Errors:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Kind of error -> number of detections; for "missed" the number of objects."""
+        """Number of detections of each kind of error, by name; for "missed" the number of objects."""
         numbers = np.bincount(self.kinds[self.kinds >= 0], minlength=len(ERRORS))
         numbers[MISSED] = self.unexplained.sum()
         return dict(zip(ERRORS, numbers.tolist(), strict=True))
@@ -58,7 +61,7 @@ def tide(instances: Instances) -> Errors:
         instances: Objects and detections.
 
     Returns:
-        The errors.
+        The kinds and costs of the errors.
     """
     kinds, excused, objects, repairs, missed, unexplained = _kinds(instances)
     counted = (kinds != IGNORED) & ~excused
@@ -93,8 +96,8 @@ def _kinds(instances):
     """Classifies detections and objects of all images.
 
     Returns:
-        As in `Errors`: kinds, excused, objects; then `repairs` (D,), whether repairing an error yields a match, because
-        it is the best error of its object; then missed and unexplained.
+        The arrays `kinds`, `excused` and `objects` of `Errors`; `repairs` (D,), whether correcting an error gives a
+        match, because it is the best error of its object; then `missed` and `unexplained`.
     """
     count = len(instances.scores)
     kinds, objects = np.full(count, IGNORED, np.int64), np.full(count, -1, np.int64)
@@ -128,7 +131,7 @@ def _kinds(instances):
 
 
 def _greedy(overlaps):
-    """Matches detections in their order to the free object that they overlap most: (D, G) -> (D,), -1 for none."""
+    """Matches detections, in their order, to the unmatched object with the highest IoU: (D, G) to (D,), -1 for none."""
     matched = np.full(len(overlaps), -1, np.int64)
     if not overlaps.size:
         return matched
@@ -142,7 +145,7 @@ def _greedy(overlaps):
 
 
 def _classify(overlaps, same, used_by, used):
-    """Returns the kind of each detection of an image (D,), and the object that it matches or should match (D,)."""
+    """Returns the kind of each detection of an image, (D,), and the object that it matches or should match, (D,)."""
     if not overlaps.shape[1]:
         return np.full(len(overlaps), BACKGROUND_ERROR), np.full(len(overlaps), -1)
     own, other, taken = overlaps * same, overlaps * ~same, overlaps * (same & used)

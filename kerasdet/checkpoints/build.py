@@ -103,13 +103,13 @@ def build(
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
-        num_classes: K, number of classes without background; None for a backbone or RPN.
-        shapes: kerasdet's name of a tensor -> shape in the checkpoint. Gives the numbers that `spec` does not fix, such
-            as the number of keypoints.
-        norm_epsilon: Epsilon of the backbone's norms; None takes that of the source.
+        num_classes: K, number of classes without background. None for a backbone or an RPN.
+        shapes: Shapes of tensors in the checkpoint, by kerasdet's names. They define sizes that `spec` leaves open,
+            such as the number of keypoints.
+        norm_epsilon: Epsilon of the backbone's norms. None: the epsilon of the source.
 
     Returns:
-        A backbone or a detector.
+        The model, a backbone or a detector.
     """
     epsilon = {} if norm_epsilon is None else {"norm_epsilon": norm_epsilon}
     backbone = BACKBONES[spec.backbone_class](**{**spec.backbone, **epsilon})
@@ -175,10 +175,10 @@ def with_parts(arguments: Mapping[str, object]) -> dict[str, object]:
     """Replaces the dicts among the arguments of `RPN` or `RoIHeads` by the objects that they describe.
 
     Args:
-        arguments: `Source.rpn` or `Source.roi_heads`, in which a dict has the arguments of an object.
+        arguments: `Source.rpn` or `Source.roi_heads`, in which a dict holds the constructor arguments of an object.
 
     Returns:
-        The arguments, with an object of a class in `RCNN_PARTS` for every dict.
+        The arguments, in which every dict is replaced by an object of its class in `RCNN_PARTS`.
     """
     return {name: RCNN_PARTS[name](**value) if isinstance(value, dict) else value for name, value in arguments.items()}
 
@@ -191,7 +191,7 @@ def named_variables(model: keras.Model, kind: str) -> dict[str, keras.Variable]:
         kind: Kind of the source, a key of `PARTS`.
 
     Returns:
-        kerasdet's name, such as ``backbone/c3_0/conv1/conv/kernel`` -> variable.
+        A dict from kerasdet's name, such as ``backbone/c3_0/conv1/conv/kernel``, to the variable.
     """
     variables = {}
     for part in PARTS[kind]:
@@ -225,7 +225,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         spec: Source of the model, a value of `kerasdet.checkpoints.SOURCES`.
 
     Returns:
-        The converted tensor; None if its shape does not fit.
+        The converted tensor, or None if its shape does not match `spec`.
     """
     try:
         if "box_deltas/" in name or "box_distances/" in name:

@@ -1,8 +1,8 @@
-"""Stores published weights on this machine: they are downloaded and converted once, then loaded without a network.
+"""Stores published weights on this machine: they are downloaded and converted once, then loaded offline.
 
 The folder of the cache is `KERASDET_HOME`, by default ``kerasdet`` in the user's cache folder. ``downloads/`` contains
-the published files as ``HOST/PATH``, ``models/`` the converted models. All of it may be deleted; it is then downloaded
-and converted again.
+the published files as ``HOST/PATH``, ``models/`` the converted models. You may delete the folder; files are then
+downloaded and converted again.
 """
 
 import hashlib
@@ -27,16 +27,18 @@ _CONVERSION = (
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
-    """Resolves the name of published weights to a local folder; downloads and converts them if necessary.
+    """Resolves the name of published weights to a local folder; downloads and converts the weights if necessary.
 
     Args:
-        path: A path, or a name of `kerasdet.checkpoints.zoo.ZOO`. If a file or folder of this name exists, it is used.
+        path: A path, or a name of `kerasdet.checkpoints.zoo.ZOO`. An existing file or folder takes precedence over a
+            name.
 
     Returns:
         The folder that contains ``model.keras``, or `path` itself if it is not a name.
 
     Raises:
-        FileNotFoundError: If the path has the form of a name, but there are neither such weights nor such a file.
+        FileNotFoundError: If the path has the form of a name, but neither weights nor a file or folder with this name
+            exist.
         UserError: If the weights cannot be downloaded or converted.
     """
     if not is_published(path):
@@ -54,7 +56,8 @@ def is_published(path: str | os.PathLike) -> bool:
         True for a name of published weights.
 
     Raises:
-        FileNotFoundError: If the path has the form of a name, but there are neither such weights nor such a file.
+        FileNotFoundError: If the path has the form of a name, but neither weights nor a file or folder with this name
+            exist.
     """
     if not isinstance(path, str | os.PathLike) or not is_name(Path(path).as_posix()) or Path(path).exists():
         return False
@@ -63,13 +66,13 @@ def is_published(path: str | os.PathLike) -> bool:
 
 
 def is_cached(weights: Weights) -> bool:
-    """Tells whether published weights are in the cache, so that they load without a network.
+    """Tells whether published weights are in the cache, so that they can be loaded offline.
 
     Args:
         weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
-        True if the published file or the converted model is there.
+        True if the cache contains the published file or the converted model.
     """
     return (_folder(weights) / "model.keras").exists() or _file(weights).exists()
 
@@ -77,8 +80,8 @@ def is_cached(weights: Weights) -> bool:
 def model_folder(weights: Weights) -> Path:
     """Returns the folder of the converted model of published weights. The first call downloads and converts them.
 
-    Several processes may call this function at the same time: one works, the others wait. A killed process leaves no
-    incomplete model.
+    Several processes may call this function at the same time: one process does the work, the others wait. A killed
+    process leaves no incomplete model.
 
     Args:
         weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
@@ -102,9 +105,9 @@ def model_folder(weights: Weights) -> Path:
 
 
 def mirrored(url: str) -> str:
-    """Returns the URL to download a file from: on the mirror `KERASDET_MIRROR` if that is set, otherwise `url`.
+    """Returns the URL to download a file from: on the mirror `KERASDET_MIRROR` if it is set, otherwise `url`.
 
-    A mirror is a server or a folder that has each file under the ``HOST/PATH`` of its URL, like ``wget -x`` stores it.
+    A mirror is a server or a folder that holds each file under the ``HOST/PATH`` of its URL, as ``wget -x`` stores it.
 
     Args:
         url: URL of the file at its publisher.
@@ -121,7 +124,7 @@ def mirrored(url: str) -> str:
 
 
 def _fetch(weights):
-    """Returns the published file, downloaded if it is not here or damaged."""
+    """Returns the path of the published file; downloads the file if it is missing or damaged."""
     path = _file(weights)
     digest = weights.digest or _recorded(path)
     if path.exists():
@@ -143,7 +146,7 @@ def _fetch(weights):
 
 
 def _recorded(path):
-    """Returns the hash of the first download, for files without a published hash; later ones must be equal."""
+    """Returns the hash of the first download, for files without a published hash; later downloads must match."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -177,7 +180,7 @@ def _file(weights):
 
 
 def _folder(weights):
-    """Returns the folder of a conversion. A new one is made if the source's table or the published file changes."""
+    """Returns the folder of a conversion, which changes with the table of the source and the published file."""
     key = repr((_CONVERSION, SOURCES[weights.source], weights.url))
     return cache_home() / "models" / weights.name / hashlib.sha256(key.encode()).hexdigest()[:12]
 

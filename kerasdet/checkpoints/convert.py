@@ -37,26 +37,24 @@ def to_model(
         >>> model.save("fasterrcnn.keras")
 
     Args:
-        state: Tensors by the framework's names, the result of `kerasdet.checkpoints.read`. If all names of the model
-            have a common prefix, only tensors with this prefix are used, and a warning lists the others. If the file
-            has class names, one for each class, the model gets them.
+        state: Tensors by the framework's names, the result of `kerasdet.checkpoints.read`. If all tensors of the model
+            have a common prefix in their names, only tensors with this prefix are used, and a warning lists the others.
+            If the file has a class name for each class, these become the model's class names.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
         num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
-            weights. None keeps the classes of the file.
-        norm_epsilon: Epsilon of the backbone's norms. None takes that of the published files. For a torchvision v1
-            detector that you trained yourself give 1e-5, because the published ones have 0.
+            weights. None: the classes of the file are kept.
+        norm_epsilon: Epsilon of the backbone's norms. None: the epsilon of the published files. For a torchvision v1
+            detector that you trained yourself pass 1e-5, because the published files have 0.
 
     Returns:
-        A detector, or a backbone if the source is one.
+        The model: a detector, or a backbone if the source is a backbone.
 
     Raises:
         UserError: If the source is unknown, or tensors are missing, unexpected or of another shape. The message names
-            them.
+            the tensors.
     """
     if source not in SOURCES:
-        raise UserError(
-            f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the model that the file belongs to."
-        )
+        raise UserError(f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the source of the file.")
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
     tensors = _CSPNEXT_TENSORS if spec.kind == "rtmdet" else _RESNET_TENSORS
@@ -85,13 +83,13 @@ def to_model(
 
 
 def _untied(state, spec, source):
-    """Drops further names of a tensor that the file lists several times; raises an error if their values differ."""
+    """Drops duplicates of tensors that the file lists under several names; raises an error if their values differ."""
     names = {name: untied_name(name, spec.tied) for name in state}
     for name, first in names.items():
         if first in state and not np.array_equal(state[name], state[first]):
             raise UserError(
                 f"The tensors {name} and {first} of the checkpoint differ, but in {source} they are the same tensor. "
-                "Choose the source that the file belongs to."
+                "Choose the source of the file."
             )
     return {name: value for name, value in state.items() if names[name] == name}
 
@@ -111,13 +109,13 @@ def _entry(state, name, spec, source):
     if theirs not in state:
         raise UserError(
             f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Choose the "
-            "source that the file belongs to."
+            "source of the file."
         )
     return theirs, state[theirs]
 
 
 def _free_shapes(state, spec, source):
-    """Returns the shapes of tensors that the file decides about, not the source."""
+    """Returns the shapes of tensors that depend on the file, not only on the source."""
     names = ["keypoint_branch/head/deconv/bias"] if spec.keypoint is not None else []
     return {name: _entry(state, name, spec, source)[1].shape for name in names}
 
@@ -127,7 +125,7 @@ def _check_finite(state):
         if not np.isfinite(value).all():
             raise UserError(
                 f"The tensor {name} of the checkpoint has values that are NaN or infinite; expected finite weights. "
-                "Take a checkpoint from before the training diverged."
+                "Use a checkpoint from before the training diverged."
             )
 
 
@@ -137,7 +135,7 @@ def _count_classes(state, spec, source):
         if bias.size < 2:
             raise UserError(
                 f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs an entry for each class "
-                "and one for the background. Choose the source that the file belongs to."
+                "and one for the background. Choose the source of the file."
             )
         return bias.size - 1
     num_anchors = _anchors_of_finest_level(spec)
@@ -146,7 +144,7 @@ def _count_classes(state, spec, source):
         raise UserError(
             f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs {num_anchors} entries, one "
             f"per anchor, for each class{' and for the background' if spec.background_first else ''}. Choose the "
-            "source that the file belongs to."
+            "source of the file."
         )
     return columns - spec.background_first
 
@@ -160,7 +158,7 @@ def _anchors_of_finest_level(spec):
 
 
 def _assign(variables, state, spec, source):
-    """Assigns every tensor to its variable; raises an error that names tensors that do not fit."""
+    """Assigns every tensor to its variable; raises an error that names missing, unexpected or misshapen tensors."""
     theirs = {name: _source_name(name, spec) for name in variables}
     if spec.framework == "detectron2" and not any(name.endswith("running_var") for name in state):
         # MSRA's files have affine norms without statistics; detectron2 then takes mean 0 and variance 1.
@@ -185,19 +183,17 @@ def _assign(variables, state, spec, source):
     if misshapen:
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
-        raise UserError(
-            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source that the file belongs to."
-        )
+        raise UserError(f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source of the file.")
     for name, value in values.items():
         _check_trained(name, value, theirs[name])
         variables[name].assign(value)
 
 
 def _warn_of_kind(variables, spec, source):
-    """Warns if the norms of a ResNet are those of the other kind of weights, whose names and shapes are equal.
+    """Warns if the norms of a ResNet are those of the other kind of weights (MSRA or torchvision).
 
-    The norms of MSRA's ResNets (detectron2, and "caffe" in mmdetection) have no statistics of their own: mean 0 and
-    variance 1. Those of torchvision and of mmdetection's "pytorch" models have them.
+    Both kinds have the same names and shapes. The norms of MSRA's ResNets (detectron2, "caffe" in mmdetection) have
+    mean 0 and variance 1; those of torchvision and of mmdetection's "pytorch" models have other statistics.
     """
     moments = {
         name: variable.numpy() for name, variable in variables.items() if name.endswith("stem/norm/moving_variance")
@@ -207,24 +203,23 @@ def _warn_of_kind(variables, spec, source):
         if bool(np.allclose(variance, 1, atol=1e-3)) != is_msra:
             kinds = ("of the MSRA (caffe) kind", "of the torchvision (pytorch) kind")
             log.warning(
-                "The norms of the checkpoint are %s, and %s is %s: its pixels and strides are others. Check --source.",
+                "The norms of the checkpoint are %s, but %s is %s, with other pixel statistics and strides. Check "
+                "--source (Python: source=).",
                 *(kinds[is_msra], source, kinds[not is_msra]),
             )
 
 
 def _check_trained(name, value, source):
-    """Raises an error if a tensor has a fitting shape, and values that no training leaves."""
+    """Raises an error if a tensor has values that cannot result from training."""
     if value.dtype.kind != "f":
-        problem = f"holds {value.dtype} numbers, as quantised weights do: expected floats"
+        problem = f"holds {value.dtype} values, like quantised weights: expected floats"
     elif name.endswith("variance") and (value < 0).any():
-        problem = f"is a variance and has {value.min():g}: expected numbers of 0 or more"
+        problem = f"is a variance and has the value {value.min():g}: expected 0 or more"
     elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
         problem = "is zero everywhere: expected trained weights"
     else:
         return
-    raise UserError(
-        f"The checkpoint's {source} {problem}. Take the checkpoint that was trained, in float32 or float16."
-    )
+    raise UserError(f"The checkpoint's {source} {problem}. Use the trained checkpoint in float32 or float16.")
 
 
 def _default_statistic(name, shape):

@@ -1,7 +1,7 @@
 """Downloads files over HTTP: resumes interrupted downloads, and checks the hash.
 
-It uses only Python's standard library. pooch, the usual choice, cannot resume. requests would be one more requirement.
-Neither handles ranges, retries and validators.
+The module uses only Python's standard library. pooch, the usual choice, cannot resume downloads, and requests would be
+another dependency without support for ranges, retries and validators.
 """
 
 import base64
@@ -40,16 +40,16 @@ log = logging.getLogger(__name__)
 
 
 class _Cut(Exception):
-    """Signals that a transfer ended early; another try may transfer the rest."""
+    """Signals that a transfer ended early; another attempt may transfer the rest."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows code 308 like 307; Python 3.10 does not."""
+    """Follows status code 308 like 307, which Python 3.10 does not."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
-        """Creates the request for the new URL after a redirect; urllib calls this."""
+        """Creates the request for the new URL after a redirect. Overrides urllib."""
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
@@ -58,18 +58,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> None:
     """Downloads a file; resumes an earlier download that was interrupted.
 
-    The file gets its name only when it is complete and has the right hash. Until then it is stored beside it as
-    ``NAME.partial``. Only one process at a time may download a file.
+    The file is stored as ``NAME.partial`` until it is complete and its hash is correct; then it is renamed to `path`.
+    Only one process at a time may download a file.
 
     Args:
-        url: URL with http, https or file. A user name and password in it are sent to this host only.
-        path: File to write. Its folder is created if necessary.
-        digest: Algorithm of `hashlib` and the first hexadecimal digits of the file's hash. None checks only the length
-            that the server states.
+        url: URL with http, https or file. A user name and password in the URL are sent to its host only.
+        path: Path of the file to write. Its folder is created if necessary.
+        digest: Algorithm of `hashlib` and the first hexadecimal digits of the file's hash. None: only the length that
+            the server states is checked.
 
     Raises:
-        UserError: If the server cannot be reached or refuses, the transfer breaks repeatedly, the file has another
-            hash, or the disk is full. The message has the URL and says what to do.
+        UserError: If the server cannot be reached or refuses, the transfer fails repeatedly, the file has another hash,
+            or the disk is full. The message contains the URL and a remedy.
     """
     partial = path.with_name(f"{path.name}.partial")
     with _storing(path):
@@ -94,9 +94,9 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
     """Checks the hash of a file, and removes the file if the hash is wrong.
 
     Args:
-        path: File to check.
-        digest: Algorithm of `hashlib` and the first hexadecimal digits of the hash; None checks nothing.
-        origin: URL or path of the file for the error message.
+        path: Path of the file to check.
+        digest: Algorithm of `hashlib` and the first hexadecimal digits of the hash. None: nothing is checked.
+        origin: URL or path of the file, for the error message.
 
     Raises:
         UserError: If the hash does not begin with these digits.
@@ -109,8 +109,9 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         size = path.stat().st_size
         path.unlink()
         raise UserError(
-            f"{origin} has {size:,} bytes with the {algorithm.upper()} {found[: max(12, len(expected))]}..., expected "
-            f"{expected}...: the file is damaged or another one, and was removed. Try again, or choose another mirror."
+            f"{origin} has {size:,} bytes with the {algorithm.upper()} {found[: max(12, len(expected))]}..., "
+            f"expected {expected}...: the file was damaged or is another file, and was removed. Try again, or use "
+            "another mirror (KERASDET_MIRROR)."
         )
 
 
@@ -118,11 +119,11 @@ def file_hash(path: Path, algorithm: str) -> str:
     """Computes the hash of a file.
 
     Args:
-        path: File to read.
+        path: Path of the file.
         algorithm: Name of an algorithm of `hashlib`, such as "sha256".
 
     Returns:
-        Hexadecimal digits.
+        The hash in hexadecimal digits.
     """
     state = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
@@ -135,16 +136,16 @@ def shown(url: str) -> str:
     """Removes user name and password from a URL, for messages.
 
     Args:
-        url: The URL.
+        url: URL that may contain a user name and a password.
 
     Returns:
-        The URL without them.
+        The URL without user name and password.
     """
     return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def _complete(url, partial):
-    """Downloads the rest of a partial file, in several tries. Returns whether the file had contents before."""
+    """Downloads the rest of a partial file, in several attempts. Returns whether the file had contents before."""
     start, failed = _size(partial), 0
     while True:
         before = _size(partial)
@@ -158,17 +159,17 @@ def _complete(url, partial):
                 error.code == 416 and before
             ):  # the file on the server is not longer than the partial file, or has changed
                 partial.unlink()
-                reason = "has no more bytes than were downloaded earlier"
+                reason = "has no more bytes than the earlier download"
             elif error.code not in _BUSY:
                 raise UserError(f"{shown(url)} {reason}. {_advice(error.code)}") from None
         except (_Cut, urllib.error.URLError, http.client.HTTPException, OSError) as error:
             is_cut = isinstance(error, _Cut) or _size(partial) > start
-            reason = f"{'broke off' if is_cut else 'cannot be reached'} ({_reason(error)})"
+            reason = f"{'failed' if is_cut else 'cannot be reached'} ({_reason(error)})"
             if not is_cut and not isinstance(error, _PASSING):
                 raise UserError(f"{shown(url)} {reason}. {_advice(None)}") from None
         failed = 1 if _size(partial) >= before + _ENOUGH else failed + 1
         if failed > len(WAITS):
-            kept = " The next try goes on from there." if _size(partial) else ""
+            kept = " The next attempt resumes there." if _size(partial) else ""
             raise UserError(
                 f"{shown(url)} {reason} in {failed} tries, after {_size(partial):,} bytes.{kept} {_advice(None)}"
             )
@@ -196,7 +197,7 @@ def _fetch_rest(url, partial):
         if start != have:  # also if the server knows no ranges
             have = 0
             if start:
-                raise _Cut(f"it sent bytes from {start:,} on")
+                raise _Cut(f"the server sent bytes from position {start:,} instead of those that were requested")
         _require_space(partial, total, have)
         with _storing(partial):
             file = partial.open("ab" if have else "wb")
@@ -209,7 +210,7 @@ def _fetch_rest(url, partial):
                     file.flush()
                 progress.add(len(block))
     if total is not None and _size(partial) != total:
-        raise _Cut(f"{_size(partial):,} of {total:,} bytes came")
+        raise _Cut(f"{_size(partial):,} of {total:,} bytes received")
 
 
 def _request(url):
@@ -228,18 +229,21 @@ def _request(url):
 
 
 def _position(response):
-    """Returns the index of the first byte in a response, and the length of the whole file or None."""
+    """Returns the index of the first byte in a response, and the length of the whole file (None if unknown)."""
     if getattr(response, "status", None) == 206:
         match = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", response.headers.get("Content-Range", ""))
         if match is None:
-            raise _Cut(f"its Content-Range is {response.headers.get('Content-Range')!r}")
+            raise _Cut(
+                f"the server answered with the invalid Content-Range header "
+                f"{response.headers.get('Content-Range')!r}; expected 'bytes START-END/TOTAL'"
+            )
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length")
     return 0, None if length is None else int(length)
 
 
 def _resumable(url, partial):
-    """Returns how many bytes of a partial file can stay, its version for If-Range, and the whole length or None."""
+    """Returns how many bytes of a partial file are valid, its version for If-Range, and the total length or None."""
     try:
         notes = json.loads(_notes(partial).read_text())
     except (OSError, ValueError):
@@ -250,7 +254,7 @@ def _resumable(url, partial):
 
 
 def _note_version(url, partial, headers, total):
-    """Stores which version of the file a new partial file belongs to. Call it while the partial file is empty."""
+    """Stores the version of the file that a new partial file belongs to. Call this while the partial file is empty."""
     tag = headers.get("ETag")
     validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
     with _storing(partial), replacing(_notes(partial)) as file:
@@ -276,13 +280,13 @@ def _require_space(partial, total, have):
 
 @contextlib.contextmanager
 def _storing(path):
-    """Turns an OSError of the `with` block into a UserError: it is about the disk, not the network."""
+    """Converts an OSError of the `with` block to a UserError about the disk, not the network."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror or error}. Free some space, or set KERASDET_HOME to a folder "
-            "that can be written; what was downloaded stays."
+            f"{path} cannot be written: {error.strerror or error}. Free some space, or set KERASDET_HOME to a "
+            "writable folder; the downloaded part is kept."
         ) from None
 
 
@@ -290,15 +294,20 @@ def _reason(error):
     """Returns the innermost reason of a network error in a few words."""
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
-        return f"nothing came for {TIMEOUT:g} s"
+        return f"no data received for {TIMEOUT:g} s"
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
 
 
 def _advice(code):
     if code in (401, 403, 407):
-        return "Set KERASDET_MIRROR with a user and password that may read it, such as https://USER:PASSWORD@HOST/PATH."
+        return (
+            "Set KERASDET_MIRROR with a user and a password that can read the mirror, such as "
+            "https://USER:PASSWORD@HOST/PATH."
+        )
     if code in (404, 410):
-        return "The file is not there: complete the mirror, or unset KERASDET_MIRROR to ask the publisher."
+        return (
+            "The mirror does not have the file: add the file, or unset KERASDET_MIRROR to download from the publisher."
+        )
     return (
         "Connect to the internet once, set KERASDET_MIRROR to a server or folder that has the file, or convert your "
         "own copy with `kerasdet convert`."

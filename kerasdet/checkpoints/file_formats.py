@@ -1,6 +1,6 @@
 """Reads the file formats of checkpoints: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`.
 
-Each reader takes the bytes of a whole file. The error messages lack the file name and advice; `read` adds both.
+Each reader takes the bytes of a whole file. The error messages lack the file name and a remedy; `read` adds both.
 """
 
 import io
@@ -44,17 +44,18 @@ _SAFETENSORS = {
 
 
 def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a torch zip file or an `.npz` file; the contents decide which of the two it is.
+    """Reads a torch zip file or an `.npz` file, which it distinguishes by the contents.
 
     Args:
         data: Bytes of the whole file.
-        weights: Name of the dictionary entry that contains the weights, such as "model_ema", if there are several.
+        weights: Name of the dictionary entry that contains the weights, such as "model_ema". None if there is only one
+            set.
 
     Returns:
-        Arrays by name.
+        The arrays by name.
 
     Raises:
-        ValueError: If the file is damaged, is neither of the two, or its contents could run code.
+        ValueError: If the file is damaged, is neither a torch zip file nor an `.npz` file, or could run code.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -74,10 +75,11 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
 
     Args:
         data: Bytes of the whole file.
-        weights: Name of the dictionary entry that contains the weights, such as "model_ema", if there are several.
+        weights: Name of the dictionary entry that contains the weights, such as "model_ema". None if there is only one
+            set.
 
     Returns:
-        Arrays by name.
+        The arrays by name.
 
     Raises:
         ValueError: If the file is damaged, or its contents could run code.
@@ -106,13 +108,13 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file, which has a JSON header and then the tensors without gap or overlap.
+    """Reads a `.safetensors` file, which holds a JSON header, then the tensors without gap or overlap.
 
     Args:
         data: Bytes of the whole file.
 
     Returns:
-        Arrays by name.
+        The arrays by name.
 
     Raises:
         ValueError: If the header is invalid or does not match the data.
@@ -133,7 +135,8 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
         element, shape, (first, last) = _safetensor(name, entry)
         if first != end or last - first != math.prod(shape) * itemsize(element) or last > len(body):
             raise ValueError(
-                f"the tensor {name[:100]!r} overlaps another, leaves a gap, is truncated or does not match its shape"
+                f"the tensor {name[:100]!r} overlaps another tensor, leaves a gap, is truncated or does not match "
+                "its shape"
             )
         arrays[name], end = to_array(body[first:last], element, shape, contiguous_strides(shape)), last
     if end != len(body):
@@ -152,7 +155,7 @@ def _safetensor(name, entry):
 
 
 def _entry(archive, info):
-    """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at its end."""
+    """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at the end."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise ValueError(f"the zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
     with archive.open(info) as file:
@@ -165,7 +168,7 @@ def _entry(archive, info):
 def _torch_zip(archive, entries, root, file_size, weights):
     order = _entry(archive, entries[f"{root}byteorder"]) if f"{root}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
-        raise ValueError("the file has an invalid record of its byte order (byteorder)")
+        raise ValueError("the zip entry 'byteorder' is {order[:20]!r}; expected 'little' or 'big'")
     contents = load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage)
 
     def fetch(key):
@@ -202,7 +205,7 @@ def _arrays(
     file_size: int,
     byteorder: str = "<",
 ) -> dict[str, np.ndarray]:
-    """Creates the arrays, after a check that their total size is plausible for the size of the file."""
+    """Creates the arrays, after checking that their total size is plausible for the size of the file."""
     numeric = {name: item for name, item in named.items() if isinstance(item, Tensor) or _is_numeric(name, item)}
     check_total(sum(8 * math.prod(item.shape) for item in numeric.values()), file_size)
     storages, arrays = {}, {}
@@ -221,7 +224,7 @@ def _arrays(
 
 def _is_numeric(name, item):
     if item.dtype is None:
-        raise ValueError(f"the array {name[:100]!r} has no contents")
+        raise ValueError(f"the pickle creates the array {name[:100]!r} but never sets its data")
     return item.dtype.element is not None
 
 

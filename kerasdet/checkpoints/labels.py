@@ -1,4 +1,4 @@
-"""Reads the class names that users give for a checkpoint."""
+"""Reads the class names that users pass for a checkpoint."""
 
 import os
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     """Reads a text file with one class name per line.
 
     Args:
-        path: File in UTF-8. Empty lines at its end are skipped.
+        path: Path of the file, in UTF-8. Empty lines at the end are skipped.
 
     Returns:
-        The names in the order of the lines.
+        The class names in the order of the lines.
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If the file is not text, a line between names is empty or has an id, or two classes share a name.
+        UserError: If the file is not text in UTF-8, a line between names is empty or has an id, or two classes share a
+            name.
     """
     path = expand(path, "--labels")
     try:
@@ -39,8 +40,8 @@ def read_labels(path: str | os.PathLike) -> list[str]:
             )
         if name != UNUSED and name in names[: number - 1]:
             raise UserError(
-                f"{path}, line {number}: the name {name!r} is also in line {names.index(name) + 1}; expected different "
-                "names. Correct one of the two."
+                f"{path}, line {number}: the name {name!r} is also in line {names.index(name) + 1}; expected "
+                "different names. Change one of these lines."
             )
     return names
 
@@ -53,13 +54,13 @@ def names_of_classes(labels: Sequence[str], num_classes: int, path: str | os.Pat
     Args:
         labels: Result of `read_labels`.
         num_classes: Number of classes K, without background.
-        path: The file, for the error message.
+        path: Path of the file, for the error message.
 
     Returns:
-        K names, in the order of the class ids.
+        Names of the K classes, in the order of the class ids.
 
     Raises:
-        UserError: If there are not K names.
+        UserError: If the number of names is not K.
     """
     names = list(labels)
     is_extra = len(names) == num_classes + 1 and names[0].strip("_").lower() == "background"

@@ -1,7 +1,7 @@
 """Maps kerasdet's names of a model's tensors to the names in each source framework.
 
 In `LAYERS`, keys are kerasdet's names of layers, and values are the framework's names. A word in braces in a key
-matches a number. A value may use these numbers and those that `_numbers` derives from them.
+matches a number. A value may contain these numbers, and numbers that `_numbers` derives from these.
 """
 
 import re
@@ -295,7 +295,7 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
         framework: Name of the source framework, a key of `LAYERS`.
 
     Returns:
-        Name in the file -> current name.
+        A dict from name in the file to current name.
     """
     names = list(names)
     if framework == "torchvision":
@@ -333,7 +333,7 @@ def untied_name(name: str, tied: Iterable[tuple[str, str]]) -> str:
         tied: Pairs of a regular expression and its replacement, such as `RTMDET_TIED`.
 
     Returns:
-        The name that `source_name` returns for the tensor; `name` itself if it is not a further name.
+        The name that `source_name` returns for the tensor; `name` itself if it is not a duplicate.
     """
     return _rewrite(name, tied)
 
@@ -355,7 +355,7 @@ def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, bac
         finest: Stage of the finest level of the neck, 3 for ``c3``.
 
     Returns:
-        Name of the tensor in the current release of the framework.
+        The name of the tensor in the current release of the framework.
 
     Raises:
         KeyError: If the framework has no such layer.

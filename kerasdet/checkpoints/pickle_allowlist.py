@@ -1,7 +1,7 @@
-"""Lists the only names that a pickle may use, and maps each to a harmless constructor of kerasdet.
+"""Lists the names that a pickle may use, and maps each name to a harmless constructor of kerasdet.
 
 A name outside `TABLE` raises an error, so a malicious pickle cannot import or call anything. Objects of the OpenMMLab
-packages, which are stored beside the weights of a run, become `Opaque` objects: none of these packages is imported.
+packages, which are stored beside the weights of a run, become `Opaque` objects, and these packages are not imported.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Opaque:
 
 @dataclass(eq=False, slots=True)
 class Dtype:
-    """Holds a pickled NumPy dtype; `element` is None if it is not numeric."""
+    """Holds a pickled NumPy dtype; `element` is None if the dtype is not numeric."""
 
     element: str | None
     byteorder: str = "<"
@@ -42,7 +42,7 @@ class Dtype:
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """Holds a pickled NumPy array with its unconverted bytes."""
+    """Holds a pickled NumPy array with its raw bytes."""
 
     dtype: Dtype | None = None
     shape: tuple[int, ...] = ()
@@ -54,11 +54,11 @@ def lookup(module: str, name: str) -> Function | Element:
     """Looks up the constructor for a name in a pickle.
 
     Args:
-        module: Name of the module, as spelled by Python 2 or 3 and NumPy 1 or 2.
+        module: Name of the module, in the spelling of Python 2 or 3 and NumPy 1 or 2.
         name: Name of the object in the module.
 
     Returns:
-        The constructor.
+        The harmless constructor that stands for the name.
 
     Raises:
         ValueError: If the name is not in the allowlist `TABLE`.
@@ -93,7 +93,10 @@ def set_state(target: object, state: object) -> None:
             )
         _, shape, dtype, fortran, raw = state
         if isinstance(raw, list):
-            raise ValueError("a NumPy array of Python objects is refused")
+            raise ValueError(
+                "the pickle contains a NumPy array of Python objects (dtype object), which could run "
+                "code; expected numeric arrays"
+            )
         if not isinstance(dtype, Dtype) or not isinstance(raw, (bytes, bytearray, str)):
             raise ValueError(
                 f"a NumPy array of the pickle has a dtype of type {type(dtype).__name__} and data of type "
@@ -120,25 +123,25 @@ def storage(identity: object) -> Storage:
         identity: `("storage", type, key, location, numel)`; the legacy format appends a view or None.
 
     Returns:
-        The storage; its contents are not read yet.
+        The storage, whose contents are not read yet.
 
     Raises:
         ValueError: If the id has another form.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise ValueError("the pickle names something that is not a tensor storage by a persistent id, which is refused")
+        raise ValueError("the pickle has a persistent id that is not that of a tensor storage, which is refused")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
         raise ValueError(
             "the pickle identifies a tensor storage by values of the types "
-            f"{', '.join(type(part).__name__ for part in (kind, key, numel))}; expected a storage class, a text and a "
-            "number of elements, 0 or more"
+            f"{', '.join(type(part).__name__ for part in (kind, key, numel))}; expected a storage class, a string "
+            "and a number of elements, 0 or more"
         )
     start, length = 0, numel
     if len(identity) == 6 and identity[5] is not None:
         _, start, length = identity[5]
         if start < 0 or length < 0 or start + length > numel:
-            raise ValueError(f"the storage {key[:40]!r} has a view that reaches beyond its end")
+            raise ValueError(f"the storage {key[:40]!r} has a view that extends beyond its end")
     return Storage(key, kind.name, numel, start, length)
 
 
@@ -166,7 +169,7 @@ def _tensor(data, offset, shape, strides, element):
     end = offset + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if 0 not in shape and end * itemsize(element) > data.length * itemsize(data.element):
         raise ValueError(
-            f"a tensor of shape {shape} reaches outside its storage {data.key[:40]!r} of {data.length} elements"
+            f"a tensor of shape {shape} extends outside its storage {data.key[:40]!r} of {data.length} elements"
         )
     return Tensor(data, element, offset, shape, strides)
 
@@ -180,11 +183,14 @@ def _parameter(data, *_):
 def _dtype(code, *_):
     if type(code) is not str:
         raise ValueError(
-            f"a NumPy dtype of the pickle is named by an object of type {type(code).__name__}; expected a text such "
-            "as 'f4'"
+            f"a NumPy dtype of the pickle is named by an object of type {type(code).__name__}; expected a string "
+            "such as 'f4'"
         )
     if code.startswith("O"):
-        raise ValueError("a NumPy array of Python objects is refused")
+        raise ValueError(
+            "the pickle contains a NumPy array of Python objects (dtype object), which could run code; "
+            "expected numeric arrays"
+        )
     return Dtype("bool" if code == "b1" else _NUMPY_CODES.get(code))
 
 
@@ -203,10 +209,10 @@ def _frombuffer(raw, dtype, shape, order="C"):
 
 
 def _encode(text, encoding="latin1"):
-    """Returns the text unchanged, because an `Array` treats latin1 text and bytes alike."""
+    """Returns the string unchanged, because an `Array` treats latin1 strings and bytes alike."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError(
-            "the pickle calls _codecs.encode with other arguments than a text and latin1, which is refused"
+            "the pickle calls _codecs.encode with arguments other than a string and latin1, which is refused"
         )
     return text
 

@@ -1,8 +1,8 @@
 """Reads pickles without executing their code: only constructors of `pickle_allowlist` can be called.
 
 A subclass of `pickle.Unpickler` would not be safe: its BUILD opcode sets attributes on any object, and its C version
-allocates as much memory as a memo index or a length declares. This reader implements every opcode itself, with less
-power.
+allocates as much memory as a memo index or a length declares. This reader implements every opcode itself, and allows
+less.
 """
 
 import codecs
@@ -25,10 +25,10 @@ def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None)
 
     Args:
         stream: In-memory binary stream.
-        persistent: Function that creates an object from a persistent id. None raises an error for such ids.
+        persistent: Function that creates an object from a persistent id. None: a persistent id raises an error.
 
     Returns:
-        Plain containers, scalars and the classes of `pickle_allowlist` and `tensors`.
+        The object, made of plain containers, scalars and the classes of `pickle_allowlist` and `tensors`.
 
     Raises:
         ValueError: If the pickle is damaged or too large, or asks for a name outside the allowlist.
@@ -121,7 +121,7 @@ class _Machine:
     def stack_global(self, _):
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("the pickle names a function or class by something that is not text, which is refused")
+            raise ValueError("the pickle names a function or class by an object that is not a string, which is refused")
         self.stack.append(lookup(module, name))
 
     def call(self, function, arguments):

@@ -12,8 +12,8 @@ class ProgressBar:
 
     Args:
         name: Name of the file.
-        start: Number of bytes that an earlier download has transferred.
-        total: Number of bytes of the whole file; None if unknown.
+        start: Number of bytes that an earlier download received.
+        total: Number of bytes of the whole file. None: unknown.
     """
 
     def __init__(self, name: str, start: int, total: int | None):

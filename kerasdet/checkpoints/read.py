@@ -15,15 +15,15 @@ _ADVICE = (
 
 
 def read(path: str | Path, weights: str | None = None) -> StateDict:
-    """Reads the tensors of a checkpoint by name, without executing code of the file.
+    """Reads the tensors of a checkpoint by name, without executing code in the file.
 
-    The contents of the file, not its suffix, decide about the format: torch's zip and legacy formats, pickles of NumPy
-    arrays (detectron2, caffe2), `.safetensors` and `.npz`. The state dict may be an entry of a dictionary, such as
-    `model`, `state_dict` or `model_ema`. Prefixes that wrappers add to names, such as `module.` and `_orig_mod.`, are
-    removed.
+    The format is detected by the contents of the file, not by its suffix: torch's zip and legacy formats, pickles of
+    NumPy arrays (detectron2, caffe2), `.safetensors` and `.npz`. The state dict may be an entry of a dictionary, such
+    as `model`, `state_dict` or `model_ema`. Prefixes that wrappers add to names, such as `module.` and `_orig_mod.`,
+    are removed.
 
-    Files may contain a second set of weights, the running means (EMA). mmdetection saves the means in `state_dict` and
-    under the names without the prefix `ema_`: these are read. For other files with two sets, give `weights`.
+    Files may contain a second set of weights, their running means (EMA). mmdetection saves these in `state_dict`, under
+    the names without the prefix `ema_`, and they are read by default. For other files with two sets, pass `weights`.
 
     Example:
         >>> state = kerasdet.checkpoints.read("model_final_280758.pkl")
@@ -33,16 +33,16 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
     Args:
         path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
         weights: Name of the entry that contains the weights, such as "model_ema", or a prefix of the names, such as
-            "ema_model". None if the file contains only one set of weights.
+            "ema_model". None if the file contains only one set.
 
     Returns:
-        A dict of arrays by name. Floats of any size become float32; other types stay. Its attribute `class_names` has
-        the class names in the file's `meta` (mmdetection), or None.
+        A dict of arrays by name. Floats of any size become float32; other dtypes are kept. The dict's attribute
+        `class_names` holds the class names in the file's `meta` (mmdetection), or None.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the file is damaged, contains no tensors or several sets of them, or contains other objects than
-            tensors and plain containers.
+        UserError: If the file is damaged, contains no tensors or several sets of weights, or contains objects other
+            than tensors and plain containers.
     """
     path = expand(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Compares a converted model with outputs that the source framework saved for an image."""
+"""Compares a converted model with saved outputs of the source framework for an image."""
 
 from collections.abc import Mapping
 
@@ -35,12 +35,12 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 
     Returns:
         A tuple (name, difference, passed) for each output, in the order of computation. `difference` is the largest
-        relative difference; for detections, the fraction that the model does not find. `passed` tells whether it is
-        within the tolerance.
+        relative difference; for detections, the fraction of the source's detections that the model does not find.
+        `passed` tells whether the difference is within the tolerance.
 
     Raises:
         UserError: If the model is not a detector, `source` is unknown, or `outputs` has no image, no known output, or
-            an output whose shape differs from the model's.
+            an output whose shape differs from that of the model's output.
     """
     if not isinstance(model, Detector):
         raise UserError(
@@ -84,7 +84,7 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         raise UserError(
             f"The reference outputs have no entry to compare, only {', '.join(outputs)}; expected levels (p3, ...), "
             "class_logits, box_deltas, box_distances, centerness, or boxes with scores and labels. Save at least one "
-            "of them."
+            "of these."
         )
     return report
 
@@ -106,7 +106,7 @@ def _network_outputs(model, image):
 
 
 def _without_batch(value, rank):
-    """Removes a batch axis of length 1 from an array that should have `rank` axes."""
+    """Removes a batch axis of length 1 from an array if it has more than `rank` axes."""
     value = np.asarray(value)
     return value[0] if value.ndim == rank + 1 and len(value) == 1 else value
 

@@ -1,7 +1,7 @@
-"""Lists the models of other frameworks that can be converted, and the constructor arguments of their parts in kerasdet.
+"""Lists the models of other frameworks that can be converted, and the constructor arguments of the kerasdet parts.
 
-The keys of `SOURCES` are the names of all models that `kerasdet.checkpoints.to_model` can build. An argument that is
-absent has the default of the part.
+The keys of `SOURCES` are the names of all models that `kerasdet.checkpoints.to_model` can build. Arguments that are not
+listed have the default of the part.
 """
 
 from dataclasses import dataclass, field, replace
@@ -115,7 +115,7 @@ def mmdet_roi_heads(allow_low_quality_matches: bool) -> dict:
         allow_low_quality_matches: True for Mask R-CNN, False for Faster R-CNN.
 
     Returns:
-        Argument name -> value, or a dict of arguments of an object.
+        The arguments by name; an argument that is an object is given as a dict of the object's arguments.
     """
     return {
         "matcher": {
@@ -136,29 +136,30 @@ class Source:
     """Describes a model of a source framework by the arguments of its parts.
 
     Args:
-        framework: A key of `kerasdet.checkpoints.names.LAYERS`.
-        kind: "backbone", "retinanet", "fcos", "rtmdet", "ssd", "rpn" or "rcnn".
+        framework: Name of the source framework, a key of `kerasdet.checkpoints.names.LAYERS`.
+        kind: Kind of model: "backbone", "retinanet", "fcos", "rtmdet", "ssd", "rpn" or "rcnn".
         backbone: Arguments of the class `backbone_class`.
-        backbone_class: "ResNet", "CSPNeXt", "MobileNetV3" or "VGG".
+        backbone_class: Class of the backbone: "ResNet", "CSPNeXt", "MobileNetV3" or "VGG".
         neck: Arguments of `FPN`, or of RTMDet's `CSPNeXtPAFPN` or `SSDNeck`.
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`, or of SSD's `DefaultBoxes`.
         coder: Arguments of RetinaNet's `DeltaCoder` or FCOS' `DistanceCoder`.
         head: Arguments of `RetinaNetHead`, `FCOSHead`, `RTMDetHead` or `SSDHead`.
         matcher: Arguments of `IoUMatcher`, `FCOSMatcher` or `DynamicSoftLabelAssigner`.
-        box_loss: Name of a class in `kerasdet.losses` and its arguments; None for the model's default.
-        normalizer: Arguments of `LossNormalizer`; None for the model's default.
-        postprocessing: Arguments of a dense model's `Postprocessing`; None for the model's default.
+        box_loss: Name of a class in `kerasdet.losses` and its arguments. None: the model's default.
+        normalizer: Arguments of `LossNormalizer`. None: the model's default.
+        postprocessing: Arguments of a dense model's `Postprocessing`. None: the model's default.
         rpn: Arguments of `RPN`. An argument that is an object is given as a dict of the object's arguments.
         roi_heads: Arguments of `RoIHeads` in the same form, without `branches`, which `mask` and `keypoint` describe.
-        mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`; None for no masks.
-        keypoint: Arguments of `KeypointBranch`; None for no keypoints.
+        mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`. None: no masks.
+        keypoint: Arguments of `KeypointBranch`. None: no keypoints.
         preprocessing: Arguments of `Preprocessing`.
         model: Arguments of the model that are not parts.
-        background_first: Whether the first column of class logits is background.
-        names: kerasdet's layer name -> name in the source, for layers whose names differ from `LAYERS[framework]`.
-        tied: Pairs of a regular expression and its replacement. They convert further names of a tensor that a file
-            contains several times to the name in `names`.
+        background_first: Whether the first column of the class logits is the background.
+        names: Maps kerasdet's names of layers to their names in the source, for layers that differ from
+            `LAYERS[framework]`.
+        tied: Pairs of a regular expression and its replacement. If a file contains a tensor under several names, these
+            convert its other names to the name in `names`.
     """
 
     framework: str
@@ -279,7 +280,7 @@ def _torchvision_rcnn_v2(**parts):
 
 
 def _fasterrcnn_mobilenet(preprocessing, **proposals):
-    """Returns a source with two levels of a stride of 32 pixels, the second of which only the RPN looks at."""
+    """Returns a source with two levels with a stride of 32 pixels, the second of which only the RPN uses."""
     return replace(
         _torchvision_rcnn(),
         backbone={

@@ -29,7 +29,7 @@ class StateDict(dict[str, np.ndarray]):
 
     Args:
         tensors: Arrays by name.
-        class_names: Names of the classes in the order of their ids, None if the file has none.
+        class_names: Names of the classes in the order of their ids. None: the file has no class names.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray] = (), class_names: tuple[str, ...] | None = None):
@@ -38,18 +38,18 @@ class StateDict(dict[str, np.ndarray]):
 
 
 def named_tensors(contents: object, weights: str | None = None) -> dict[str, Tensor | Array]:
-    """Finds the tensors inside the containers that frameworks put around a state dict.
+    """Finds the tensors inside the containers in which frameworks save a state dict.
 
     Args:
         contents: Object from a pickle.
-        weights: Name of the container to take. None, or a name that no container has, takes the only container.
+        weights: Name of the container to use. None, or a name that no container has: the only container is used.
 
     Returns:
-        Tensors by name, without scalars, texts, nested dictionaries and caffe2's solver state. If `weights` is the name
-        of a container, it and a dot are put in front of all names.
+        The tensors by name, without scalars, strings, nested dictionaries and caffe2's solver state. If `weights` is
+        the name of a container, all names get the prefix ``WEIGHTS.``.
 
     Raises:
-        UserError: If several containers have weights and `weights` is the name of none of them.
+        UserError: If several containers hold weights and `weights` is not the name of one of these.
         ValueError: If the object is not a dictionary.
     """
     prefix = ""
@@ -73,7 +73,7 @@ def _is_tensor(item):
 
 
 def _container(contents, weights):
-    """Returns the key of the dictionary that holds the weights, or None if `contents` itself does."""
+    """Returns the key of the dictionary that holds the weights, or None if `contents` itself holds the weights."""
     inside = {key: value for key, value in contents.items() if type(key) is str and type(value) is dict}
     if weights in inside:
         return weights
@@ -92,19 +92,20 @@ def _container(contents, weights):
 
 def _ask(names):
     return (
-        f"the file holds several sets of weights, {' and '.join(names)}. Expected one set. Name it with --weights "
-        f"(weights), such as --weights {names[-1]}."
+        f"the file holds several sets of weights, {' and '.join(names)}. Expected one set. Choose one with --weights "
+        f"(Python: weights=), such as --weights {names[-1]}."
     )
 
 
 def class_names(contents: object) -> tuple[str, ...] | None:
-    """Finds the class names that mmdetection writes beside the weights.
+    """Finds the class names that mmdetection saves with the weights.
 
     Args:
         contents: Object from a pickle.
 
     Returns:
-        ``meta["dataset_meta"]["classes"]`` (mmdetection 3) or ``meta["CLASSES"]`` (mmdetection 2); None without either.
+        ``meta["dataset_meta"]["classes"]`` (mmdetection 3) or ``meta["CLASSES"]`` (mmdetection 2); None if the file has
+        neither.
     """
     meta = contents.get("meta") if type(contents) is dict else None
     if type(meta) is not dict:
@@ -120,28 +121,29 @@ def class_names(contents: object) -> tuple[str, ...] | None:
 
 
 def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict[str, object]:
-    """Removes from names the prefixes that wrappers of a model add in training.
+    """Removes the prefixes of names that wrappers of a model add in training.
 
-    Removed are ``_orig_mod.`` and the like (`torch.compile`, FSDP, activation checkpointing); and if all names have it,
-    a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or ``ema_``. mmdetection 2 saves
-    the running means under the plain names: objects such as ``ema_backbone_conv1_weight`` are then left out.
+    The function removes ``_orig_mod.`` and similar prefixes (`torch.compile`, FSDP, activation checkpointing) and, if
+    all names have the same one, a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or
+    ``ema_``. mmdetection 2 saves the running means under the plain names; tensors such as ``ema_backbone_conv1_weight``
+    are then left out.
 
     Args:
         state: Objects by name.
-        weights: Prefix of the names to take, without its dot; None takes all.
+        weights: Prefix of the names to use, without its dot. None: all names.
 
     Returns:
-        The same objects by their new names.
+        The objects by their new names.
 
     Raises:
-        UserError: If no name has the prefix `weights`, or two names become the same.
+        UserError: If no name has the prefix `weights`, or two names become equal.
     """
     bare = {}
     for name in state:
         if (other := bare.setdefault(_INNER_WRAPPERS.sub(r"\1", name), name)) != name:
             raise UserError(
-                f"the file has {other} and {name}, whose names are the same without the prefixes of wrappers. Save the "
-                "model without the wrapper."
+                f"the file has {other} and {name}, whose names are equal without the prefixes of wrappers. Save the "
+                "model without its wrapper."
             )
     state = {name: state[wrapped] for name, wrapped in bare.items()}
     if weights is not None:
@@ -150,8 +152,9 @@ def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict
         state = {found[1]: state[name] for name, found in inside.items() if found}
         if not state:
             raise UserError(
-                f"the file has no entry and no prefix {weights!r} (weights). Choose one of {', '.join(list(tops)[:9])} "
-                "as weights."
+                f"the file has no entry or name prefix {weights!r}, which --weights (Python: weights=) asked for; "
+                f"its names start with {', '.join(list(tops)[:9])}{', ...' if len(tops) > 9 else ''}. Pass one of "
+                "these, or remove --weights."
             )
     while prefix := next((prefix for prefix in _WRAPPERS if _all_have(state, prefix)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -166,14 +169,15 @@ def _all_have(state, prefix):
 def take_model(state: Mapping[str, object], needed: Sequence[str]) -> dict[str, object]:
     """Selects the tensors of a model that is a part of a larger module, such as a training module with a loss.
 
-    The model's tensors are recognised by a common prefix before all names in `needed`.
+    The model's tensors are recognised by a common prefix of all names in `needed`.
 
     Args:
         state: Objects by name.
         needed: Some names of the model's tensors, without prefix.
 
     Returns:
-        The objects whose names begin with the prefix, by names without it. If there is no such prefix, all objects.
+        The objects whose names begin with the prefix, by their names without the prefix. If there is no such prefix,
+        all objects.
 
     Raises:
         UserError: If several prefixes are possible.
@@ -188,7 +192,7 @@ def take_model(state: Mapping[str, object], needed: Sequence[str]) -> dict[str, 
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         log.warning(
-            "The checkpoint's tensors under %s are used; these are left out: %s%s.",
+            "The checkpoint's tensors with the prefix %s are used; these tensors are left out: %s%s.",
             prefix,
             ", ".join(others[:3]),
             f" and {len(others) - 3} more" if len(others) > 3 else "",

@@ -31,7 +31,7 @@ _HEADROOM = 64 * 2**20
 class Storage:
     """Describes the elements that a torch file stores under `key`.
 
-    Tensors see `length` of the `numel` elements, from element `start`.
+    Tensors use `length` of the `numel` elements, from element `start` on.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Storage:
 
 @dataclass(eq=False, slots=True)
 class Tensor:
-    """Describes a strided view of a storage, in elements; its contents are not read yet."""
+    """Describes a strided view of a storage, in elements, whose contents are not read yet."""
 
     storage: Storage
     element: str
@@ -59,7 +59,7 @@ def itemsize(element: str) -> int:
         element: Type of the element, a key of `DTYPES`.
 
     Returns:
-        Size in bytes.
+        The size in bytes.
     """
     return np.dtype(DTYPES[element]).itemsize
 
@@ -72,7 +72,7 @@ def check_total(total: int, file_size: int) -> None:
         file_size: Size of the file in bytes.
 
     Raises:
-        ValueError: If the contents take more than 16 times the size of the file plus 64 MiB.
+        ValueError: If the contents are larger than 16 times the size of the file plus 64 MiB.
     """
     if total > _MAX_GROWTH * file_size + _HEADROOM:
         raise ValueError(
@@ -92,7 +92,7 @@ def check_shape(shape: object, what: str = "shape") -> tuple[int, ...]:
         The sequence as a tuple of non-negative ints.
 
     Raises:
-        ValueError: If the object is anything else.
+        ValueError: If the object is not a sequence of non-negative integers.
     """
     if type(shape) not in (tuple, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"a tensor's {what} is not a tuple of at most {MAX_DIMS} non-negative integers")
@@ -104,7 +104,7 @@ def contiguous_strides(shape: Sequence[int], fortran: bool = False) -> tuple[int
 
     Args:
         shape: Shape of the array.
-        fortran: Whether neighbours in the first dimension, not the last, are neighbours in memory.
+        fortran: Whether the array is column-major (Fortran order); otherwise it is row-major (C order).
 
     Returns:
         One stride for each dimension, in elements.
@@ -131,14 +131,14 @@ def to_array(
         element: Type of the elements, a key of `DTYPES`.
         shape: Shape of the view.
         strides: Stride of each dimension, in elements.
-        offset: Index of the first element.
+        offset: Index of the view's first element in the buffer.
         byteorder: `<` for little-endian, `>` for big-endian bytes.
 
     Returns:
-        A contiguous array in native byte order: float32 for floats of any size, otherwise the type of the elements.
+        A contiguous array in native byte order: float32 for floats of any size, otherwise the dtype of the elements.
 
     Raises:
-        ValueError: If the view leaves the buffer.
+        ValueError: If the view extends beyond the buffer.
     """
     dtype = np.dtype(byteorder + DTYPES[element])
     steps = [0 if size == 1 else stride * dtype.itemsize for size, stride in zip(shape, strides, strict=True)]

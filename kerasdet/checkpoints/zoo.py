@@ -46,8 +46,8 @@ class Weights:
 
     Args:
         name: Name in kerasdet, such as ``mmdet/retinanet_r50_fpn_1x``.
-        box_ap: AP of boxes on COCO val2017 in percent; None for a backbone or proposals.
-        branch_ap: AP of masks or keypoints in percent; None if the model has neither.
+        box_ap: AP of boxes on COCO val2017 in percent. None for a backbone or a proposal network.
+        branch_ap: AP of masks or keypoints in percent. None if the model predicts neither.
         megabytes: Size of the file in millions of bytes.
         url: URL of the file.
     """
@@ -60,7 +60,7 @@ class Weights:
 
     @property
     def source(self) -> str:
-        """Key of `kerasdet.checkpoints.SOURCES`."""
+        """Name of the source model, a key of `kerasdet.checkpoints.SOURCES`."""
         return _VARIANT.sub("", self.name)
 
     @property
@@ -73,7 +73,7 @@ class Weights:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by class id, empty for a backbone."""
+        """Names of the classes, in the order of the class ids; empty for a backbone."""
         if self.task == "backbone":
             return ()
         if self.task in ("keypoints", "proposals"):
@@ -82,12 +82,12 @@ class Weights:
 
     @property
     def license(self) -> str:
-        """Licence that the publisher states."""
+        """Licence of the weights, as the publisher states it."""
         return LICENSES[self.name.partition("/")[0]]
 
     @property
     def digest(self) -> tuple[str, str] | None:
-        """Algorithm and first hexadecimal digits of the file's hash; None if the publisher does not state it."""
+        """Algorithm and first hexadecimal digits of the file's hash; None if the publisher states no hash."""
         found = ((algorithm, re.search(pattern, self.url)) for algorithm, pattern in _HASHES)
         return next(((algorithm, match[1]) for algorithm, match in found if match), None)
 
@@ -106,13 +106,13 @@ ZOO = _read_table()
 
 
 def is_name(text: str) -> bool:
-    """Tells whether a text has the form of a name in the zoo: a framework, a slash and no further slash.
+    """Tells whether a string has the form of a name in the zoo: a framework, a slash and no further slash.
 
     Args:
-        text: Any text.
+        text: Any string.
 
     Returns:
-        True if it has; the name need not exist.
+            True if the string has this form; the name need not exist.
     """
     framework, slash, model = text.partition("/")
     return framework in LICENSES and bool(slash and model) and "/" not in model
@@ -125,10 +125,10 @@ def find(name: str) -> Weights:
         name: Name of the zoo, such as ``torchvision/maskrcnn_resnet50_fpn_v2``.
 
     Returns:
-        The description of the file.
+        The description of the published file.
 
     Raises:
-        FileNotFoundError: If no such weights are known.
+        FileNotFoundError: If the zoo has no weights with this name.
     """
     if name in ZOO:
         return ZOO[name]

@@ -1,4 +1,4 @@
-"""Runs the command line by ``python -m kerasdet.cli``."""
+"""Runs the command line for ``python -m kerasdet.cli``."""
 
 import sys
 

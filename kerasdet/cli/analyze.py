@@ -33,12 +33,14 @@ def analyze(
 
     Args:
         options: Parsed options with `model`, `data`, `split`, `images`, `against`, `out` and `json`.
-        load: Function from the path of a model to the loaded model.
-        default_data: Function from the path of a model to the evaluation dataset of the model's configuration.
-        configuration: Function from the path of a model to the gin file of its training, or None.
+        load: Function that takes the path of a model and returns the loaded model.
+        default_data: Function that takes the path of a model and returns the evaluation dataset of the model's
+            configuration.
+        configuration: Function that takes the path of a model and returns the path of the gin file of its training, or
+            None.
 
     Raises:
-        UserError: If options contradict one another, or the detections do not fit the data.
+        UserError: If options contradict each other, or the detections do not match the data.
     """
     check_library()
     read = {"MODEL_OR_DETECTIONS": options.model, "--data": options.data, "--against": options.against}
@@ -50,12 +52,12 @@ def analyze(
             require_model(path)
     models = [path for path in named if not _is_results(path)]
     if options.images and not _is_coco_file(options.data):
-        raise UserError("--images was given without --data, the file of COCO annotations: give both or none.")
+        raise UserError("--images was given without --data, the file of COCO annotations: pass both or neither.")
     if options.split and not options.data:
-        raise UserError("--split was given without --data, the dataset that has the split: give both or none.")
+        raise UserError("--split was given without --data, the dataset that has the split: pass both or neither.")
     if not options.data and not models:
         raise UserError(
-            f"{options.model} contains detections and no model: name the ground truth with --data, such as "
+            f"{options.model} contains detections, not a model: pass the ground truth with --data, such as "
             "data/val.json."
         )
     truth = _open(options, models, default_data)
@@ -85,7 +87,7 @@ def analyze(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Truth:
-    """Holds ground truth, and the dataset with its images unless they are missing."""
+    """Holds ground truth, and the dataset with its images (None if the images are missing)."""
 
     content: str | dict
     dataset: Dataset | None
@@ -102,7 +104,7 @@ def _is_coco_file(path):
 
 
 def _open(options, models, default_data):
-    """Opens the data. Models need the images; for files of detections they are optional and give the page pictures."""
+    """Opens the data. Models need the images; with files of detections, images only illustrate the page."""
     if _is_coco_file(options.data) and not models:
         truth = read_ground_truth(options.data)
         names = {image["id"]: Path(image["file_name"]).name for image in truth["images"] if image.get("file_name")}
@@ -131,10 +133,12 @@ def _of_dataset(dataset):
 
 
 def _with_classes(truth, predictors):
-    """Reorders the classes of the data to the order of the models' classes."""
+    """Gives the classes of the data the order of the models' classes."""
     for path, predictor in predictors.items():
         if predictor.num_classes is None:
-            raise UserError(f"{path} predicts boxes without classes, which have no AP: give a detector with classes.")
+            raise UserError(
+                f"{path} predicts boxes without classes, for which AP is not defined: pass a detector with classes."
+            )
         truth = _of_dataset(match_dataset(predictor.num_classes, predictor.class_names, truth.dataset))
     return truth
 
@@ -150,7 +154,7 @@ def _run(path, truth, predictors, configuration):
 
 
 def _settings(file):
-    """Returns the settings in a gin file that a run wrote, name -> value."""
+    """Returns the settings in a gin file that a run wrote, a dict from name to value."""
     settings, name = {}, None
     for line in () if file is None else file.read_text(encoding="utf-8").splitlines():
         if found := re.match(r"([\w./]+) = ?(.*)", line):
@@ -164,7 +168,7 @@ def _settings(file):
 class _Timed:
     """Measures how long a predictor takes for each image.
 
-    The first image of each size is left out, because TensorFlow traces its graph then.
+    The first image of each size is not counted, because TensorFlow then traces its graph.
     """
 
     def __init__(self, predictor):

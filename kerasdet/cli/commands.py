@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         options: Parsed options; `command` is the name of the command.
 
     Raises:
-        UserError: For a mistake of the user. `kerasdet.cli.report` recognises other mistakes and bugs.
+        UserError: For a mistake of the user. `kerasdet.cli.report` also recognises mistakes in other errors.
         SystemExit: With the exit code of a worker that failed.
     """
     # Whole stacks for --debug; `report` also needs the frame that raised, which Keras and TensorFlow cut away
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
 def _train(options):
     if options.data is not None:
         if others := [each for each in options.overrides if each.partition("=")[0].strip() == "DATA"]:
-            raise UserError(f"--data {options.data} and --set {others[0]} are both given: name the data once.")
+            raise UserError(f"--data {options.data} and --set {others[0]} are both given: pass only one.")
         options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
     if options.workers is None:
@@ -100,29 +100,33 @@ def _eval(options):
 def _check_eval_options(options):
     """Raises a UserError for options that would have no effect."""
     if options.engine and options.metrics != "coco":
-        raise UserError(f"--engine is for COCO's AP, and --metrics is {options.metrics}: leave one of them out.")
+        raise UserError(
+            f"--engine is only for COCO's AP, but --metrics is {options.metrics}: remove --engine or --metrics."
+        )
     if options.detections:
         if not options.annotations:
             raise UserError(
-                "--detections was given without --annotations, the ground truth to score against: give both."
+                "--detections was given without --annotations, the ground truth to score against: pass both."
             )
         if options.model:
-            raise UserError(f"{options.model} and --detections are both given: name one of them.")
+            raise UserError(f"{options.model} and --detections are both given: pass only one.")
         for name in ("data", "split", "images", "batch_size", "tta", "tile", "overlap", "save_detections"):
             if getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"{flag} has no effect with --detections, because no model runs: leave {flag} out, or give a MODEL "
+                    f"{flag} has no effect with --detections, because no model runs: remove {flag}, or pass a MODEL "
                     "instead of --detections."
                 )
     elif not options.model:
-        raise UserError("There is nothing to evaluate: give a MODEL, or a file of COCO results with --detections.")
+        raise UserError("There is nothing to evaluate: pass a MODEL, or a file of COCO results with --detections.")
     elif options.data and options.annotations:
-        raise UserError("--data and --annotations are both given: name one of them.")
+        raise UserError("--data and --annotations are both given: pass only one.")
     elif options.split and not options.data:
-        raise UserError("--split was given without --data, the dataset that has the split: give both or none.")
+        raise UserError("--split was given without --data, the dataset that has the split: pass both or neither.")
     elif options.images and not options.annotations:
-        raise UserError("--images was given without --annotations, the COCO file of these images: give both or none.")
+        raise UserError(
+            "--images was given without --annotations, the COCO file of these images: pass both or neither."
+        )
 
 
 def _evaluate_model(options):
@@ -138,7 +142,7 @@ def _evaluate_model(options):
 
 
 def _dataset_named(options):
-    """Opens the dataset that the options name, or returns None."""
+    """Opens the dataset that the options name; returns None if they name none."""
     if options.data is None:
         return CocoDataset(options.annotations, options.images) if options.annotations else None
     splits = recognise(options.data).splits
@@ -147,16 +151,16 @@ def _dataset_named(options):
 
 
 def _evaluation_data(model):
-    """Reads the dataset that the configuration of a run, or of a SavedModel of it, evaluates on."""
+    """Reads the evaluation dataset in the configuration of a run, or of a SavedModel of the run."""
     for file in (_configuration(model), Path(model) / "assets" / "config.gin"):
         if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin, which names the dataset to evaluate on: give --data or --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the dataset to evaluate on: pass --data or --annotations.")
 
 
 def _load(path, load=load_predictor):
-    """Loads a model after the modules that its run's configuration imports: they hold its classes.
+    """Loads a model, after importing the modules in the configuration of its run, which define the model's classes.
 
     The configuration is in the folder of the run, or beside a file such as RUN/best.keras.
     """
@@ -167,7 +171,7 @@ def _load(path, load=load_predictor):
 
 
 def _configuration(path):
-    """Returns the configuration of a run, or of the run that a file belongs to, or None."""
+    """Returns the configuration of a run, or of the run to which a file belongs; None if there is none."""
     path = Path(path)
     folders = [path] if path.is_dir() else [path.parent]
     if path.parent.name == "checkpoints":
@@ -197,7 +201,7 @@ def _predict(options):
 def _with_tiles(predictor, options):
     if options.tile is None:
         if options.overlap is not None:
-            raise UserError("--overlap was given without --tile, the size of the tiles: give both or none.")
+            raise UserError("--overlap was given without --tile, the size of the tiles: pass both or neither.")
         return predictor
     return TiledPredictor(predictor, options.tile, 0.2 if options.overlap is None else options.overlap)
 
@@ -208,12 +212,14 @@ def _export(options):
     given = {name: value for name, value in vars(options).items() if value is not None}
     options_of_all = {option.name: option.option for spec in specs() for option in spec.options}
     if wrong := sorted((options_of_all.keys() - form.options.keys()) & given.keys()):
-        raise UserError(f"{options_of_all[wrong[0]]} has no effect with --format {form.name}: leave it out.")
+        raise UserError(f"{options_of_all[wrong[0]]} has no effect with --format {form.name}: remove the option.")
     if options.serving and form.new_version is None:
-        raise UserError(f"--serving has no effect with --format {form.name}, which no server can load: leave it out.")
+        raise UserError(
+            f"--serving has no effect with --format {form.name}, which no server can load: remove --serving."
+        )
     for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
         if name in given and not options.eval:
-            raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: give both or none.")
+            raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: pass both or neither.")
     if not Path(options.model).exists() and Path(options.out).exists():
         raise UserError(
             f"The model {options.model} does not exist, but {options.out} does: expected the model first, then the "
@@ -248,7 +254,7 @@ def _convert(options):
         for name in ("labels", "num_classes", "reference_outputs"):
             if getattr(options, name):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is {what}: leave it out."
+                    f"--{name.replace('_', '-')} is for detectors, but {options.source} is {what}: remove the option."
                 )
     labels = read_labels(options.labels) if options.labels else None
     out = _model_file(options.out)
@@ -271,20 +277,21 @@ def _model_file(out):
     """Returns the file to write: `out` itself if it ends in .keras, otherwise model.keras in a folder."""
     path, suffix = Path(out), Path(out).suffix.lower()
     if suffix in MODEL_SUFFIXES:
-        raise UserError(f"--out {out} ends in {suffix}: expected a folder or a .keras file. Choose another name.")
+        raise UserError(f"--out {out} ends in {suffix}: expected a folder or a .keras file. Change --out.")
     return path if suffix == ".keras" and not path.is_dir() else path / "model.keras"
 
 
 def _compare(model, options):
-    """Prints the differences between a converted model and the source framework; raises an error for large ones."""
+    """Prints the differences of a converted model from the source framework; raises an error if one is too large."""
     report = verify(model, _read_outputs(options.reference_outputs), options.source)
     for name, difference, same in report:
         print(f"{name:<14} {difference:.2e}{'' if same else '   differs'}")
     different = [name for name, _, same in report if not same]
     if different:
         raise VerificationError(
-            f"The model converted from {options.file} has another {different[0]} than {options.reference_outputs}: "
-            "nothing was written. Check --source, --norm-epsilon and that both files come from the same checkpoint."
+            f"The model converted from {options.file} has another {different[0]} than {options.reference_outputs}, "
+            "so no file was written. Check --source, --norm-epsilon and whether both files come from the same "
+            f"checkpoint."
         )
 
 
@@ -293,4 +300,4 @@ def _read_outputs(path):
         with np.load(path) as outputs:
             return dict(outputs)
     except (TypeError, AttributeError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not an .npz file of arrays ({error}): write it with numpy.savez.") from None
+        raise UserError(f"{path} is not an .npz file of arrays ({error}): write the file with numpy.savez.") from None

@@ -17,7 +17,7 @@ def run_data(options: argparse.Namespace) -> None:
         options: Parsed options; `action` is the name of the command.
 
     Raises:
-        UserError: For a mistake of the user. From ``check``, if the dataset has errors.
+        UserError: For a mistake of the user, and if ``check`` finds errors in the dataset.
     """
     {"check": _check, "convert": _convert, "split": _split}[options.action](options)
 
@@ -26,7 +26,10 @@ def _check(options):
     report = check(options.data, strict=options.strict)
     print(report)
     if report.errors:
-        raise UserError(f"{options.data} has {len(report.errors)} errors, which are listed above: correct them.")
+        raise UserError(
+            f"{options.data} has {len(report.errors)} errors, which are listed above: correct these "
+            f"errors, then check the dataset again."
+        )
 
 
 def _convert(options):
@@ -55,7 +58,9 @@ def _split(options):
     whole = counts.pop("all")
     _print(counts, options.target)
     if whole["near_duplicates"]:
-        print(f"{whole['near_duplicates']} images are near duplicates of others; near duplicates are in the same part.")
+        print(
+            f"{whole['near_duplicates']} images are near duplicates of others; near duplicates stay in the same part."
+        )
 
 
 def _print(counts: Mapping[str, Counter], target):
@@ -69,6 +74,6 @@ def _print(counts: Mapping[str, Counter], target):
             print(f"{target}: {name}: {', '.join(parts)}")
     if lost:
         print(
-            f"The format cannot hold {', '.join(f'{count} {name}' for name, count in lost.items())}: these are left "
+            f"The format cannot store {', '.join(f'{count} {name}' for name, count in lost.items())}: these are left "
             "out."
         )

@@ -1,4 +1,4 @@
-"""Defines the options of ``kerasdet data``. It imports no TensorFlow, so that usage errors answer at once."""
+"""Defines the options of ``kerasdet data``. It imports no TensorFlow, so that usage errors are reported immediately."""
 
 import argparse
 import csv
@@ -18,8 +18,8 @@ def add_data(commands: argparse._SubParsersAction) -> list[argparse.ArgumentPars
     """
     data = commands.add_parser(
         "data",
-        help="Check, convert and divide datasets.",
-        description="Check, convert and divide datasets of any format: COCO, Pascal VOC, YOLO, LabelMe, VIA, TFRecord.",
+        help="Check, convert and split datasets.",
+        description="Check, convert and split datasets of any format: COCO, Pascal VOC, YOLO, LabelMe, VIA, TFRecord.",
         epilog="`kerasdet data COMMAND --help` lists the options of a command.",
     )
     actions = data.add_subparsers(dest="action", required=True, metavar="COMMAND")
@@ -45,7 +45,7 @@ def _add_check(actions):
     check = _add(
         actions,
         "check",
-        "Say what a dataset holds and what is wrong with it: annotations, image files, rare classes, near duplicates.",
+        "Report the contents and the errors of a dataset: annotations, image files, rare classes, near duplicates.",
         "downloads/my-data",
     )
     check.add_argument("data", type=os.path.expanduser, metavar="DATA", help=_SOURCE_HELP)
@@ -68,7 +68,7 @@ def _add_split(actions):
     split = _add(
         actions,
         "split",
-        "Divide a dataset into parts with equal shares of each class; near duplicates stay in one part.",
+        "Split a dataset into parts with the same mix of classes; near duplicates stay in one part.",
         "downloads/my-data data/my-data --parts train=0.8,val=0.2",
     )
     _add_target(split)
@@ -76,11 +76,11 @@ def _add_split(actions):
         "--parts", type=_shares, required=True, metavar="NAME=SHARE,...", help="shares that sum to 1: train=0.8,val=0.2"
     )
     split.add_argument("--to", choices=FORMATS, default="coco", help="format to write (default coco)")
-    split.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the division (default 0)")
+    split.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the split (default 0)")
     return split
 
 
-_SOURCE_HELP = "a folder, or the file that describes the dataset: data.yaml, COCO's JSON, one TFRecord of several"
+_SOURCE_HELP = "a folder, or the file that describes the dataset: data.yaml, COCO's JSON, one of several TFRecords"
 
 
 def _add_target(parser):
@@ -90,8 +90,8 @@ def _add_target(parser):
         "--classes",
         type=_classes,
         metavar="NAMES",
-        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge, with old= to leave one out; "
-        "double quotes around a name with a comma",
+        help="classes to keep, in this order: cat,dog; or old=new,... to rename and merge classes, where old= leaves "
+        "a class out; put double quotes around a name with a comma",
     )
     parser.add_argument(
         "--on-bad-image",
@@ -110,7 +110,7 @@ def _shares(text):
         except ValueError:
             raise argparse.ArgumentTypeError(f"{item!r} is not NAME=SHARE, such as train=0.8") from None
     if len(shares) < len(text.split(",")) or not all(name.replace("_", "").isalnum() for name in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} needs different names of letters and digits")
+        raise argparse.ArgumentTypeError(f"{text!r} needs different part names, of letters and digits")
     return shares
 
 
@@ -121,5 +121,5 @@ def _classes(text):
         return items
     pairs = [item.partition("=") for item in items]
     if not all(equals for _, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} mixes names and old=new; write one of the two")
+        raise argparse.ArgumentTypeError(f"{text!r} mixes names and old=new; use only one form")
     return {old.strip(): new.strip() or None for old, _, new in pairs}

@@ -17,9 +17,9 @@ def image_files(words: Iterable[str]) -> list[str]:
     """Expands the arguments of a command to the paths of image files.
 
     Args:
-        words: Each is a file; a folder (its images without subfolders); a glob such as ``data/*.jpg`` (the images that
-            it matches, or all files if none has the suffix of an image); or ``@FILE``, a text file with one of these
-            per line. Empty lines and lines that begin with # are skipped.
+        words: Files; folders (stand for their images, without subfolders); globs such as ``data/*.jpg`` (stand for the
+            matching images, or for all matching files if none has the suffix of an image); and ``@FILE``, a text file
+            with one of these per line. Empty lines and lines that begin with # are skipped.
 
     Returns:
         Paths in the order of the arguments. Paths of a folder or glob are sorted. Files need not exist.
@@ -34,11 +34,12 @@ def media_files(words: Iterable[str]) -> list[str]:
     """Expands the arguments of a command to images and videos.
 
     Args:
-        words: Files, folders, globs and ``@FILE``, like in `image_files`; also video files, URLs such as
-            "rtsp://host/stream" and numbers of cameras. A glob finds images and videos, a folder only images.
+        words: Files, folders, globs and ``@FILE``, as in `image_files`; also video files, URLs such as
+            "rtsp://host/stream" and camera numbers. A glob matches images and videos, a folder stands for its images
+            only.
 
     Returns:
-        Paths, URLs and numbers of cameras in the order of the arguments.
+        Paths, URLs and camera numbers, in the order of the arguments.
 
     Raises:
         UserError: If a folder contains no image, a glob matches no file, or a list cannot be read.
@@ -53,7 +54,7 @@ def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[s
         if not any(Path(line).exists() for line in lines) and any((beside / line).exists() for line in lines):
             raise UserError(
                 f"The list of images {word[1:]} has paths relative to its own folder, such as {lines[0]}: expected "
-                f"paths relative to the working folder. Run the command in {beside}, or write whole paths."
+                f"paths relative to the working folder. Run the command in {beside}, or write full paths."
             )
         for line in lines:
             yield from _expand(line, with_videos, from_list=True)
@@ -61,13 +62,13 @@ def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[s
         images = list_images(Path(word))
         others = sum(not path.name.startswith(".") for path in Path(word).iterdir()) - len(images)
         if others:
-            log.info("%s: folders, and files whose names are not an image's, are left out (%d).", word, others)
+            log.info("%s: folders, and files without the suffix of an image, are left out (%d).", word, others)
         yield from map(str, images)
     elif with_videos and is_video(word) and ("://" in word or not glob.has_magic(word)):
         yield word
     elif "://" in word:
         raise UserError(
-            f"{word} is a URL: expected a file, a folder, a glob or @FILE. Download the image and give its path."
+            f"{word} is a URL: expected a file, a folder, a glob or @FILE. Download the image and pass its path."
         )
     elif is_file_of_video(word) and not (with_videos and glob.has_magic(word)):
         raise UserError(f"{word} is a video: expected images. Extract its frames first, for example with ffmpeg.")
@@ -88,11 +89,11 @@ def _lines(path):
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
-            f"The list of images {path} cannot be read: {error.strerror}. Name a text file with one path per line."
+            f"The list of images {path} cannot be read: {error.strerror}. Pass a text file with one path per line."
         ) from None
     except UnicodeDecodeError:
         raise UserError(
-            f"The list of images {path} is not a text file: expected one path per line. Name a text file."
+            f"The list of images {path} is not a text file: expected one path per line. Pass a text file."
         ) from None
     lines = [line.strip() for line in text.splitlines()]
     paths = [str(Path(line).expanduser()) for line in lines if line and not line.startswith("#")]

@@ -24,7 +24,7 @@ def inspect(options: argparse.Namespace) -> None:
         model, transforms = config.model_and_transforms()
         source += f", with the recipe {options.config}"
     elif options.overrides:
-        raise UserError("--set changes a recipe, but no recipe is given: name one with --config.")
+        raise UserError("--set changes a recipe, but no recipe is given: pass a recipe with --config.")
     found = inspect_dataset(
         splits,
         options.out,
@@ -39,7 +39,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def _open(path):
-    """Opens all splits of a dataset, the training data first, with masks and keypoints if they have them."""
+    """Opens all splits of a dataset, the training data first, with masks and keypoints if the splits have any."""
     names = sorted(recognise(path).splits, key=lambda split: split != "train")
     skipping = {"on_bad_image": "skip", "on_bad_object": "skip"}
     return {name: open_dataset(path, name, **skipping, masks=None, keypoints=None) for name in names}

@@ -1,7 +1,7 @@
 """Defines the options of every command.
 
-Neither this module nor `kerasdet.export.formats` imports TensorFlow, so `kerasdet --help` and usage errors answer at
-once.
+Neither this module nor `kerasdet.export.formats` imports TensorFlow, so `kerasdet --help` and usage errors respond
+immediately.
 """
 
 import argparse
@@ -12,12 +12,12 @@ from kerasdet.cli.data_parser import add_data
 from kerasdet.export.formats import default_spec, specs
 
 _CLASSES_HELP = (
-    ". For a .keras file of your own classes, the modules that a config.gin beside it imports are imported first; put "
-    "their folder on PYTHONPATH"
+    ". For a .keras file of your own classes, the modules that a config.gin beside it imports are imported first; "
+    "put the folder of these modules on PYTHONPATH"
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    "what `kerasdet export` wrote: a folder, a .tflite or an .onnx file; or a name that `kerasdet zoo` lists"
+    "an export of `kerasdet export`: a folder, a .tflite or an .onnx file; or a name that `kerasdet zoo` lists"
     f"{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (
@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line.
 
     Returns:
-        A parser. The parsed options have `command`, the name of the command, `debug`, and the options of the command.
+        The parser. The parsed options have `command`, the name of the command, `debug`, and the options of the command.
     """
     parser = argparse.ArgumentParser(
         prog="kerasdet",
@@ -77,20 +77,21 @@ def _add_train(commands):
         "config", type=_path, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
     )
     _add_overrides(
-        train, "override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last one wins"
+        train, "override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last value wins"
     )
     train.add_argument(
         "--data",
         type=_path,
         metavar="DATA",
         help="train and evaluate on this dataset instead of the recipe's: a folder, or the file that describes it, in "
-        "any format of docs/data.md. It needs the splits train and val; NUM_CLASSES follows it",
+        "any format of docs/data.md. The dataset needs the splits train and val; NUM_CLASSES is set to its number of "
+        "classes",
     )
     train.add_argument(
         "--workers",
         type=_count,
         metavar="N",
-        help="train in N processes of this machine, each with its share of the GPUs (default: in this process)",
+        help="train in N processes of this machine, which share the GPUs (default: in this process)",
     )
     return train
 
@@ -116,7 +117,7 @@ def _add_eval(commands):
         "configuration)",
     )
     evaluate.add_argument(
-        "--split", metavar="NAME", help="the split of --data (default: val, else test, else the only one)"
+        "--split", metavar="NAME", help="the split of --data (default: val, otherwise test, otherwise the only split)"
     )
     evaluate.add_argument("--annotations", type=_path, metavar="FILE", help="COCO annotations, instead of --data")
     evaluate.add_argument(
@@ -128,9 +129,7 @@ def _add_eval(commands):
     evaluate.add_argument(
         "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
     )
-    evaluate.add_argument(
-        "--batch-size", type=_count, metavar="N", help="images that are detected at a time (default 1)"
-    )
+    evaluate.add_argument("--batch-size", type=_count, metavar="N", help="number of images in a batch (default 1)")
     evaluate.add_argument(
         "--tta",
         nargs="*",
@@ -150,8 +149,8 @@ def _add_eval(commands):
         "--metrics",
         choices=("coco", "voc", "lvis", "open-images", "boundary"),
         default="coco",
-        help="the rules that score: COCO's (default), AP of Pascal VOC 2007 and 2012, LVIS' AP of rare, common and "
-        "frequent classes, Open Images' AP with boxes of groups, or Boundary AP of masks",
+        help="the scoring rules: COCO's (default), AP of Pascal VOC 2007 and 2012, LVIS' AP of rare, common and "
+        "frequent classes, Open Images' AP with group boxes, or Boundary AP of masks",
     )
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
     evaluate.add_argument(
@@ -178,15 +177,15 @@ def _add_predict(commands):
         type=_path,
         metavar="IMAGE",
         help="image files, folders of images, quoted globs such as 'data/*.jpg', or @FILE: a text file with one of "
-        "these a line; video files, addresses of streams (rtsp://...), or the number of a camera, such as 0",
+        "these per line; video files, URLs of streams (rtsp://...), or the number of a camera, such as 0",
     )
     predict.add_argument(
         "--score-threshold",
         type=_fraction,
         default=0.3,
         metavar="S",
-        help="drop detections with a score of S or less; S is in [0, 1] (default 0.3). The model's own "
-        "threshold has been applied before",
+        help="drop detections with a score of S or less; S is in [0, 1] (default 0.3). The model's own threshold is "
+        "applied first",
     )
     _add_tiles(predict)
     predict.add_argument(
@@ -216,13 +215,14 @@ def _add_tiles(command):
         type=_count,
         metavar="SIZE",
         help="find small objects in large images: detect on tiles of SIZE x SIZE pixels and on the whole image, and "
-        "merge the results",
+        "merge the detections",
     )
     command.add_argument(
         "--overlap",
         type=_fraction,
         metavar="X",
-        help="share of a tile that overlaps the next one (default 0.2). Objects up to this length are whole in a tile",
+        help="fraction of a tile's side that it shares with the next tile (default 0.2). Objects up to this length "
+        "lie completely inside a tile",
     )
 
 
@@ -230,7 +230,7 @@ def _add_export(commands):
     export = _add_command(
         commands,
         "export",
-        "Write a model as a SavedModel, a TFLite file or another format, load it again and compare both.",
+        "Export a model as a SavedModel, a TFLite file or another format, and compare the export with the model.",
         "runs/first served --serving",
         "runs/first model.tflite --precision int8 --calibration-images data/images",
     )
@@ -266,7 +266,8 @@ def _add_export(commands):
         "--max-ap-drop",
         type=_fraction,
         metavar="X",
-        help="fail if the AP of the export on the data of --eval is lower by more than X, in [0, 1] (default 0.02)",
+        help="fail if the AP of the export on the data of --eval is lower than that of the model by more than X, in "
+        "[0, 1] (default 0.02)",
     )
     export.add_argument(
         "--serving",
@@ -306,7 +307,7 @@ def _add_convert(commands):
     convert = _add_command(
         commands,
         "convert",
-        "Make a Keras model of a checkpoint of torchvision, detectron2 or mmdetection.",
+        "Convert a checkpoint of torchvision, detectron2 or mmdetection to a Keras model.",
         "retinanet.pth --source torchvision/retinanet_resnet50_fpn --out converted",
     )
     convert.add_argument("file", type=_path, metavar="FILE", help="a .pth, .pkl, .safetensors or .npz file")
@@ -317,7 +318,7 @@ def _add_convert(commands):
         help="the framework's model, such as torchvision/retinanet_resnet50_fpn; a wrong NAME lists them all",
     )
     convert.add_argument(
-        "--out", required=True, type=_path, metavar="DIR", help="the folder that receives model.keras, or a .keras file"
+        "--out", required=True, type=_path, metavar="DIR", help="the folder to write model.keras to, or a .keras file"
     )
     convert.add_argument(
         "--num-classes",
@@ -330,13 +331,13 @@ def _add_convert(commands):
         "--norm-epsilon",
         type=float,
         metavar="E",
-        help="epsilon of the backbone's norms (default: that of the published checkpoint)",
+        help="epsilon of the backbone's norms (default: the epsilon of the published checkpoint)",
     )
     convert.add_argument(
         "--weights",
         metavar="NAME",
-        help="the entry or prefix of the tensors to take, such as model_ema; needed only if FILE holds several sets of "
-        "weights, and the error lists their names",
+        help="the entry or name prefix of the tensors to use, such as model_ema; needed only if FILE holds several "
+        "sets of weights, whose names the error message lists",
     )
     convert.add_argument(
         "--labels",
@@ -372,7 +373,7 @@ def _add_inspect(commands):
         "--config",
         type=_path,
         metavar="RECIPE",
-        help="a gin file, or the name of one inside kerasdet: its anchors, resize rule and augmentation are applied",
+        help="a gin file, or the name of a recipe of kerasdet: its anchors, resize rule and augmentation are applied",
     )
     _add_overrides(inspect, "override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated")
     inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
@@ -402,7 +403,7 @@ def _add_analyze(commands):
         "data of the model's own gin configuration)",
     )
     analyze.add_argument(
-        "--split", metavar="NAME", help="the split of --data (default: val, else test, else the only one)"
+        "--split", metavar="NAME", help="the split of --data (default: val, otherwise test, otherwise the only split)"
     )
     analyze.add_argument(
         "--images",
@@ -414,10 +415,10 @@ def _add_analyze(commands):
         "--against",
         type=_path,
         metavar="MODEL_OR_DETECTIONS",
-        help="an earlier model or its detections: the page says what got fixed and what broke",
+        help="an earlier model or its detections: the page shows what improved and what got worse",
     )
     analyze.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
-    analyze.add_argument("--json", type=_path, metavar="FILE", help="write all numbers as JSON, too")
+    analyze.add_argument("--json", type=_path, metavar="FILE", help="also write all numbers as JSON")
     return analyze
 
 
@@ -425,19 +426,19 @@ def _add_zoo(commands):
     zoo = _add_command(
         commands,
         "zoo",
-        "List the published weights that kerasdet fetches by name, wherever a command takes a MODEL or a CHECKPOINT. "
-        "Files and models are kept in KERASDET_HOME (default: the user's cache folder). KERASDET_MIRROR is the address "
-        "of a server, or a folder, to fetch from instead of the publishers.",
+        "List the published weights that kerasdet downloads by name, wherever a command takes a MODEL or a "
+        "CHECKPOINT. Files and models are kept in KERASDET_HOME (default: the user's cache folder). KERASDET_MIRROR "
+        "is the URL of a server, or a folder, to download from instead of the publishers.",
         "retinanet",
         "--json",
     )
     zoo.add_argument("text", nargs="?", default="", metavar="TEXT", help="list only names that contain TEXT")
-    zoo.add_argument("--json", action="store_true", help="print JSON instead of a table, with addresses and hashes")
+    zoo.add_argument("--json", action="store_true", help="print JSON instead of a table, with URLs and hashes")
     return zoo
 
 
 def _path(text):
-    """Expands ~, which the shell does not do in `@~/list.txt` or in a quoted glob."""
+    """Expands ~, which the shell does not expand in `@~/list.txt` or in a quoted glob."""
     return text[:1] + os.path.expanduser(text[1:]) if text.startswith("@") else os.path.expanduser(text)
 
 

@@ -32,18 +32,18 @@ def predict(
     """Detects objects in images and in the frames of videos one by one, and prints the detections.
 
     Args:
-        predictor: A Keras model, an export or `TiledPredictor`.
-        paths: Image files; and videos: files, URLs or numbers of cameras.
+        predictor: A Keras model, an export or a `TiledPredictor`.
+        paths: Paths of images or videos, video URLs, or camera numbers.
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        draw: Existing folder for images and videos with drawn detections. None draws nothing.
-        crops: Folder for pictures of the detected objects, one subfolder per class. None writes no pictures.
-        coco: File for all detections as a COCO dataset with scores. None writes no file.
+        draw: Existing folder for images and videos with drawn detections. None: nothing is drawn.
+        crops: Folder for pictures of the detected objects, with one subfolder per class. None: no pictures are written.
+        coco: Path of a file for all detections as a COCO dataset with scores. None: no file is written.
         track: Whether objects of videos get ids that stay the same from frame to frame.
-        max_frames: Number of frames after which each video ends. None reads to the end.
+        max_frames: Stops each video after this many frames. None: videos are read to the end.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
-        UserError: If images or videos cannot be read. The detections in the others are printed first.
+        UserError: If images or videos cannot be read. The detections in the other images and videos are printed first.
     """
     _warn_of_own_threshold(predictor, score_threshold)
     names = _names(paths)
@@ -75,7 +75,7 @@ def predict(
         except KeyboardInterrupt:
             if not is_video(path):
                 raise
-            print(f"{path} ends here: interrupted. The output up to this point is complete.", file=sys.stderr)
+            print(f"Interrupted: {path} ends here. The output up to this point is complete.", file=sys.stderr)
             break
     if coco_file is not None:
         coco_file.write()
@@ -92,7 +92,7 @@ _MAX_REASONS = 5
 
 
 class _Unreadable(Exception):
-    """Signals that an image or video cannot be read, or not to its end."""
+    """Signals that an image or video cannot be read, or that a video cannot be read to the end."""
 
 
 class _Drawing:
@@ -122,10 +122,10 @@ class _Drawing:
 
 
 def _frames(path, max_frames) -> Iterator[tuple[Frame, float | None]]:
-    """Yields an image, or the frames of a video with its frames per second.
+    """Yields an image, or the frames of a video, with the video's frames per second (None for an image).
 
     Raises:
-        _Unreadable: If it cannot be read; a damaged video yields the frames before the damage first.
+        _Unreadable: If the image or video cannot be read. A damaged video first yields the frames before the damage.
     """
     try:
         if not is_video(path):
@@ -156,10 +156,10 @@ def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_fr
     """Checks the options of `predict` before a model is loaded.
 
     Args:
-        paths: Image files; and videos: files, URLs or numbers of cameras.
-        draw: Folder for images and videos with drawn detections, or None.
+        paths: Paths of images or videos, video URLs, or camera numbers.
+        draw: Folder for images and videos with drawn detections. None: nothing is drawn.
         track: Whether objects of videos get ids.
-        max_frames: Number of frames after which each video ends, or None.
+        max_frames: Stops each video after this many frames. None: videos are read to the end.
 
     Raises:
         UserError: If an option would have no effect, a package is missing, or a drawing would replace an input.
@@ -167,7 +167,7 @@ def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_fr
     videos = [path for path in paths if is_video(path)]
     for option, is_given in (("--track", track), ("--max-frames", max_frames is not None)):
         if is_given and not videos:
-            raise UserError(f"{option} is for videos, but only images are given: name a video, or leave {option} out.")
+            raise UserError(f"{option} is for videos, but only images are given: pass a video, or remove {option}.")
     if videos:
         require_extra("av", f"the video {videos[0]}", "video")
     if track:
@@ -186,7 +186,7 @@ def _suffix(path):
 
 
 def _names(paths):
-    """Returns a file name for what is made of each image or video; those with equal names also get their number."""
+    """Returns a name for the output files of each image or video; equal names get a number."""
     stems = [f"camera{path}" if is_camera(path) else re.sub(r"[^\w.,+ -]", "_", Path(path).stem) for path in paths]
     names: list[str] = []
     single = {stem for stem, count in Counter(stem.casefold() for stem in stems).items() if count == 1}

@@ -21,9 +21,9 @@ def records(found: Detections) -> list[dict]:
 
     Returns:
         One dict per object with `label`, `class_id`, `score` and `box` (yxyx in pixels of the image). If the model
-        predicts them, also `keypoints`, a list of (y, x, score), and `segmentation`, a compressed RLE like in COCO's
-        results. With a tracker also `track_id`, None for objects without id. Further outputs of the model's branches
-        are in `extras`, by name.
+        predicts keypoints or masks, also `keypoints`, a list of (y, x, score), or `segmentation`, a compressed RLE as
+        in COCO's results. With a tracker also `track_id`, None for objects without an id. `extras` holds further
+        outputs of the model's branches, by name.
     """
     rows = []
     for box, score, class_id, label in zip(found.boxes, found.scores, found.class_ids, found.labels, strict=True):
@@ -52,7 +52,7 @@ def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) ->
         found: Detections of the image.
         image: (H, W, 3) uint8 RGB.
         folder: Folder in which the folders of the classes are created.
-        name: Beginning of the file names, which is followed by the number of the object.
+        name: Beginning of the file names, to which the number of the object is appended.
     """
     height, width = image.shape[:2]
     for index, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
@@ -67,12 +67,12 @@ def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) ->
 class CocoFile:
     """Collects detections as a COCO dataset whose annotations have scores, and writes it.
 
-    Labelling tools, FiftyOne and `CocoDataset` read the file. Its annotations are also the entries of a COCO results
-    file. Category ids are class ids + 1.
+    Labelling tools, FiftyOne and `CocoDataset` can read the file. Its annotations are also valid entries of a COCO
+    results file. Category ids are class ids + 1.
 
     Args:
-        path: File to write.
-        predictor: Predictor that knows the classes.
+        path: Path of the file to write.
+        predictor: Predictor whose classes become the categories.
 
     Raises:
         OSError: If the file cannot be written.
@@ -109,7 +109,7 @@ class CocoFile:
         """Writes the file.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If the file cannot be written.
         """
         content = {"images": self.images, "categories": self.categories, "annotations": self.annotations}
         with replacing(self.path) as partial:

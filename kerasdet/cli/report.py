@@ -1,4 +1,4 @@
-"""Prints errors: one line for a user's mistake, and a request to report it for a bug of kerasdet."""
+"""Prints errors: one line for a mistake of the user, and a request to report a bug of kerasdet."""
 
 import dis
 import re
@@ -37,14 +37,14 @@ def report_error(error: Exception, command: str, *, debug: bool) -> int:
     print(f"kerasdet {command}: {type(error).__name__}: {str(error).split(_GIN_NOTE)[0].strip()}", file=sys.stderr)
     print("This is a bug in kerasdet, or in a module that your configuration imports. ", end="", file=sys.stderr)
     if debug:
-        print("Please report it with the stack above.", file=sys.stderr)
+        print("Please report this error with the stack trace above.", file=sys.stderr)
     else:
-        print("Please report it with the stack, which `kerasdet --debug ...` shows.", file=sys.stderr)
+        print("Please report this error with the stack trace, which `kerasdet --debug ...` shows.", file=sys.stderr)
     return 1
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """Decides whether the user can correct the cause of an error: a command, a configuration, a file or the machine.
+    """Decides whether the user can fix the cause of an error: a command, a configuration, a file or the machine.
 
     Args:
         error: The error that a command raised.
@@ -104,7 +104,7 @@ def _configured(error):
 
 
 def _raised_by_kerasdet(error):
-    """Returns whether a `raise` statement of kerasdet made the error: a check. Any other error is a bug."""
+    """Returns whether a `raise` statement of kerasdet, that is a check, raised the error. Any other error is a bug."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return False

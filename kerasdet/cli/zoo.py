@@ -16,14 +16,14 @@ _TO_THE_RIGHT = ("classes", "box AP", "branch AP", "MB")
 
 
 def list_zoo(text: str, *, as_json: bool) -> None:
-    """Prints the published weights that kerasdet knows.
+    """Prints the published weights that kerasdet can download.
 
     Args:
-        text: Only names that contain this text are listed. Upper and lower case do not matter.
+        text: Only names that contain this string are listed, regardless of upper and lower case.
         as_json: Whether to print one JSON array instead of a table.
 
     Raises:
-        UserError: If no name contains the text.
+        UserError: If no name contains `text`.
     """
     entries = [_entry(weights) for weights in ZOO.values() if text.lower() in weights.name.lower()]
     if not entries:

@@ -1,9 +1,9 @@
 """Turns datasets of any common format into `tf.data` batches.
 
-`recognise` finds out the format of a dataset. The module of the format reads it into a dict in the form of a COCO file,
-of which `dataset` makes records, one per image. `sampler` decides in which order images come, `transforms` change an
-image together with its annotations, and `pipeline` makes batches. `shapes` generates a small dataset to experiment
-with.
+`recognise` detects the format of a dataset. The module of that format reads the dataset into a dict in the form of a
+COCO file, and `dataset` converts the dict to records, one per image. `sampler` determines the order of images,
+`transforms` change an image together with its annotations, and `pipeline` makes batches. `shapes` generates a small
+dataset to experiment with.
 """
 
 from kerasdet.data.coco import CocoDataset

@@ -1,8 +1,8 @@
 """Reads and checks the values of COCO annotations, for training and for evaluation.
 
-Files of many tools differ from COCO's format in details whose meaning is clear, such as numbers written as text. The
-reader converts such values and counts them, and raises a `UserError` for anything else. Training and evaluation use the
-same reader, so they see the same objects.
+The files of many tools deviate from COCO's format in ways whose meaning is clear, such as numbers written as strings.
+The reader converts such values and counts them, and raises a `UserError` for anything else. Training and evaluation use
+the same reader, so they see the same objects.
 """
 
 import dataclasses
@@ -35,42 +35,43 @@ CHANGES = {
     "moved_files": "images found under another path",
     "missing_sizes": "image sizes read from the files",
     "infinite_boxes": "boxes that are not finite dropped",
-    "converted_values": "values of another type converted",
+    "converted_values": "values converted to the right type",
     "repeated_images": "repeated images merged",
     "repeated_categories": "repeated categories merged",
     "repeated_names": "class names that several categories share",
     "similar_names": "class names that differ only in case",
     "repeated_files": "image files that several images share",
-    "unnamed_categories": "categories without a name called by their id",
-    "grouping_categories": "categories without objects that only group others left out",
+    "unnamed_categories": "categories without a name, which are named by their id",
+    "grouping_categories": "categories left out because they have no objects and only group others",
     "background_categories": "classes for the background, which have no objects and which detectors do not need",
-    "orphaned_annotations": "annotations of images that are not in the file dropped",
-    "missing_boxes": "missing boxes computed from their masks",
-    "replaced_areas": "areas replaced by those of the boxes",
-    "flat_polygons": "polygons of another form read",
+    "orphaned_annotations": "annotations dropped because their image is not in the file",
+    "missing_boxes": "missing boxes computed from the masks",
+    "replaced_areas": "areas replaced by the areas of the boxes",
+    "flat_polygons": "polygons converted to COCO's form",
     "short_polygons": "objects with polygons of fewer than three points, which were dropped",
-    "odd_polygons": "polygons of an odd number of values cut",
+    "odd_polygons": "polygons with an odd number of values, whose last value was dropped",
     "masks_outside_boxes": "masks outside their boxes",
-    "unnamed_keypoints": "keypoints of categories without keypoints dropped",
-    "skeletons_from_0": "skeletons counted from 0",
-    "bad_objects": "annotations that cannot be read left out",
+    "unnamed_keypoints": "keypoints dropped because their category has none",
+    "skeletons_from_0": "skeletons whose keypoints are counted from 0",
+    "bad_objects": "unreadable annotations left out",
 }
 _GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")  # of Open Images and of converters; the last one wins
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """Holds the contents of a COCO file, in which all values have the right type.
+    """Holds the contents of a COCO file after its values were checked and converted to the right types.
 
     Args:
         images: Dicts with an int `id`, and int `height` and `width`, which are None if the file has none.
         categories: Dicts with an int `id` and a str `name`, by ascending id. With keypoints, `keypoints` is a list of
             names.
         annotations: Dicts with an int `image_id` and `category_id`, four numbers `bbox`, a number `area`, and `iscrowd`
-            and `difficult`, which are 0 or 1, as is `is_group_of` if the file has it. With masks, `segmentation` is
-            the result of `read_segmentation`. With keypoints, `keypoints` is a list of 3 J numbers or None.
+            and `difficult`, which are 0 or 1, as is `is_group_of` if the file has it. With masks, `segmentation` is the
+            result of `read_segmentation`. With keypoints, `keypoints` is a list of 3 J numbers (x, y, visibility), or
+            None.
         changes: Counts the values that had to be converted or repaired.
-        bad: Indices of the annotations that cannot be read, in the file's list. Always empty with
+        bad: Indices, in the file's list of annotations, of those that cannot be read. Always empty with
             ``on_bad_object="error"``.
     """
 
@@ -105,8 +106,10 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the file is not JSON.
+        UserError: If the path is a folder, or the file is not JSON.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; expected a JSON file. Pass the path of the file in this folder.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"The file {path} does not exist. Check the path.")
     with open(path, "rb") as file:
@@ -133,18 +136,20 @@ def read_contents(
         source: Path or name of the file for error messages.
         masks: Whether to read segmentations.
         keypoints: Whether to read keypoints.
-        strict: Whether to raise an error for values that would otherwise be converted, such as numbers written as text.
-        on_bad_object: "error" raises at an annotation that cannot be read, "skip" counts it and leaves it out.
+        strict: Whether to raise an error for values that would otherwise be converted, such as numbers written as
+            strings.
+        on_bad_object: "error" raises a `UserError` for an annotation that cannot be read, "skip" counts such
+            annotations and leaves them out.
 
     Returns:
-        The contents; entries keep their order and further keys.
+        The contents of the file; entries keep their order, and keys that COCO does not define.
 
     Raises:
         UserError: If a value cannot be read. The message names the file and the item.
     """
     source = os.fspath(source)
     if on_bad_object not in ("error", "skip"):
-        raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Choose one of the two.')
+        raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Change on_bad_object.')
     _check_sections(data, source)
     changes = Changes(source, strict)
     categories = read_categories(data["categories"], changes, keypoints)
@@ -166,7 +171,7 @@ def read_contents(
         first = data["annotations"][0]
         raise UserError(
             f'{source}: {name_of(first)} has the image_id {show(first["image_id"])}, but no entry of "images" has that '
-            "id; the other annotations have no image either. Correct the ids or add the entries."
+            "id; the other annotations have no image either. Correct their image_id, or add the images."
         )
     _check_units(kept, source)
     used = {annotation["category_id"] for annotation in kept}
@@ -192,11 +197,13 @@ def _check_sections(data, source):
             )
     for key in ("images", "categories"):
         if not data[key]:
-            raise UserError(f'{source}: "{key}" is empty; expected at least one entry. Correct the file.')
+            raise UserError(
+                f'{source}: "{key}" is empty; expected at least one entry. Add entries, or give another file.'
+            )
 
 
 def _check_units(annotations, source):
-    """Refuses boxes as fractions of the image, which would become boxes of less than a pixel."""
+    """Raises an error if the boxes are fractions of the image instead of pixels."""
     boxes = [annotation["bbox"] for annotation in annotations]
     if boxes and are_fractions(boxes):
         raise UserError(
@@ -228,14 +235,14 @@ def _images(items, changes):
             if first.get("file_name") != image.get("file_name"):
                 raise UserError(
                     f"{changes.source}: two images share the id {image_id}; the second is {image.get('file_name')}. "
-                    "Give each image an id of its own."
+                    "Give each image a unique id."
                 )
             changes.add("repeated_images", f"image {image_id}", "is in the file twice")
     return found
 
 
 def _side(value, image_id, key, changes):
-    """Returns a side of an image; None if it is missing, which other tools also write as 0 or -1."""
+    """Returns the height or width of an image; None if it is missing (some tools write 0 or -1)."""
     if type(value) is int and value > 0:
         return value
     if is_missing(value):
@@ -263,7 +270,8 @@ class _AnnotationReader:
             annotation: Entry of `annotations` of the file.
 
         Returns:
-            A copy with values of the right type, or None if it has no image or its box is not finite.
+            A copy of the annotation with values of the right types; None if its image is not in the file or its box is
+            not finite.
         """
 
         def name():
@@ -337,7 +345,7 @@ class _AnnotationReader:
             raise self._error(name, f"{error}. Correct its segmentation.") from None
 
     def _read_runs(self, code, name):
-        """Checks that the run lengths of a mask can be read, which costs as much as reading them."""
+        """Reads the run lengths of a mask, and raises an error if they are invalid."""
         try:
             rle.runs_from_segmentation(code, *code["size"])
         except ValueError as error:
@@ -373,7 +381,7 @@ class _AnnotationReader:
         return numbers
 
     def _area(self, value, box, name):
-        """Returns the area that decides whether an object is small, medium or large in an evaluation."""
+        """Returns the area by which evaluation classifies an object as small, medium or large."""
         if type(value) in (int, float) and 0 < value < MAX_ID:
             return value
         own = max(box[2], 0) * max(box[3], 0)
@@ -389,7 +397,7 @@ class _AnnotationReader:
         return own
 
     def _keypoints(self, annotation, category, name):
-        """Returns 3 numbers for each keypoint, or None if the object has no keypoints."""
+        """Returns x, y and visibility of each keypoint in a flat list, or None if the object has no keypoints."""
         values, count = annotation.get("keypoints"), len(category["keypoints"])
         if is_missing(values):
             return None
@@ -411,7 +419,7 @@ class _AnnotationReader:
 
 
 def _is_outside(segmentation, box):
-    """Returns whether a polygon does not touch its box, as if its coordinates were swapped or relative."""
+    """Returns whether a polygon does not touch its box, which happens if its coordinates are swapped or relative."""
     if not isinstance(segmentation, list):
         return False
     mask = box_of(segmentation)
@@ -419,7 +427,7 @@ def _is_outside(segmentation, box):
 
 
 def _flat_keypoints(values):
-    """Returns the numbers of keypoints that are nested, text or null where a keypoint is not labelled."""
+    """Converts keypoints to a flat list of numbers, from nested lists, strings, or null for unlabelled keypoints."""
     items = as_list(values) or []
     if any(isinstance(item, list | tuple) for item in items):
         items = [value for item in items for value in (item if isinstance(item, list | tuple) else [item])]
@@ -438,6 +446,6 @@ def name_of(annotation: Mapping) -> str:
         annotation: Entry of `annotations` of a COCO file.
 
     Returns:
-        A text such as "annotation 7".
+        A string such as "annotation 7".
     """
     return f"annotation {annotation['id']}" if "id" in annotation else f"an annotation ({str(annotation)[:200]})"

@@ -22,8 +22,8 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
         keypoints: Whether to read the names of keypoints.
 
     Returns:
-        Entries by id, in ascending order. Each has an int `id` and a str `name`; with keypoints also `keypoints`, a
-        list of names.
+        A dict from id to category, in ascending order of ids. Each category has an int `id` and a str `name`; with
+        keypoints also `keypoints`, a list of names.
 
     Raises:
         UserError: If a category cannot be read.
@@ -46,8 +46,8 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
         first = found.setdefault(category_id, category)
         if first["name"] != category["name"]:
             raise UserError(
-                f'{changes.source}: categories "{first["name"]}" and "{category["name"]}" share the id {category_id}. '
-                "Give each category an id of its own."
+                f'{changes.source}: categories "{first["name"]}" and "{category["name"]}" share the id '
+                f"{category_id}. Give each category a unique id."
             )
         if first is not category:
             changes.add("repeated_categories", f"category {category_id}", "is in the file twice")
@@ -68,18 +68,18 @@ def match_classes(
 ) -> list[int | None]:
     """Finds the class of a dataset that corresponds to each class of a model.
 
-    Classes match by name. If no name is the same, they match by order, with a warning: the names may be translations.
+    Classes match by name. If no name is the same, they match by order, with a warning: a dataset may have translated
+    names.
 
     Args:
-        names: Names of the dataset's classes.
+        names: Names of the dataset's classes, in the order of the class ids.
         model_names: K names of the model's classes. `UNUSED` may occur several times.
         present: Names of the classes that have objects in the dataset.
         source: Path or name of the dataset for error messages.
 
     Returns:
-        K indices into `names`; None for a class that the dataset does not have. Classes match by name, and by names
-        that differ only in case, with a warning. If no name is the same, they may be translations, and match by order
-        with a warning.
+        K indices into `names`, one for each class of the model; None for a class that the dataset does not have. Names
+        that differ only in case also match, with a warning.
 
     Raises:
         UserError: If the dataset has objects of a class that the model does not have.
@@ -106,7 +106,7 @@ def match_classes(
 
 
 def _in_case_of(names, model_names, present, source):
-    """Returns names and `present` with the case of the model's names, where that tells which class is meant."""
+    """Returns `names` and `present` with the upper and lower case of the model's names, where the match is unique."""
     own, models = ([name.casefold() for name in each] for each in (names, model_names))
     as_model = {
         name: model_names[models.index(key)]
@@ -133,9 +133,7 @@ def _category_name(value, category_id, changes):
         changes.add("unnamed_categories", where, "has no name")
         return str(category_id)
     if as_float(value) is None:
-        raise UserError(
-            f'{changes.source}: {where} has the name {show(value)}; expected a string "name". Correct the category.'
-        )
+        raise UserError(f'{changes.source}: {where} has the name {show(value)}; expected a string. Change "name".')
     changes.add("converted_values", where, f'has "name" {show(value)}')
     return str(value)
 
@@ -147,7 +145,10 @@ def _category_keypoints(category, changes):
         return {"keypoints": []}
     names = as_list(listed) if not isinstance(listed, str) else None
     if names is None or not all(isinstance(each, str) or as_int(each) is not None for each in names):
-        raise UserError(f'{changes.source}: the "keypoints" of {where} are not a list of names. Correct the category.')
+        raise UserError(
+            f'{changes.source}: the "keypoints" of {where} are not a list; expected a list of names. Change '
+            '"keypoints".'
+        )
     if not all(isinstance(each, str) for each in names):
         changes.add("converted_values", where, f'has "keypoints" {show(names)}')
     return {"keypoints": [str(each) for each in names]}
@@ -173,8 +174,8 @@ def read_skeleton(category: Mapping, changes: Changes) -> tuple[tuple[int, int],
     first = 0 if pairs and min(map(min, pairs)) == 0 else 1
     if pairs is None or not all(first <= index < count + first for pair in pairs for index in pair):
         raise UserError(
-            f'{changes.source}: the "skeleton" of {where} is not a list of pairs of numbers from 1 to {count}. '
-            "Correct the category."
+            f'{changes.source}: the "skeleton" of {where} is {show(value)}; expected a list of pairs of numbers from '
+            f'1 to {count}. Change "skeleton".'
         )
     if first == 0:
         changes.add("skeletons_from_0", where, f"has the skeleton {show(value)}")
@@ -192,7 +193,7 @@ def _pairs(value):
 
 
 def without_groups(categories: Mapping[int, dict], used: Collection[int], changes: Changes) -> list[dict]:
-    """Removes the category that Roboflow adds: one without objects that is only the supercategory of other categories.
+    """Removes the category that Roboflow adds, which has no objects and is only the supercategory of other categories.
 
     Args:
         categories: Result of `read_categories`.
@@ -200,7 +201,7 @@ def without_groups(categories: Mapping[int, dict], used: Collection[int], change
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        The other categories.
+        The remaining categories.
     """
     groups = {str(category.get("supercategory")) for category in categories.values()}
     kept = []

@@ -1,4 +1,4 @@
-"""Reads a whole dataset and reports its contents and its faults."""
+"""Reads a whole dataset and reports its contents and its errors."""
 
 import dataclasses
 import os
@@ -22,13 +22,13 @@ _HARMLESS = ("difficult_boxes",)
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-    """Reports the contents and the faults of a split.
+    """Reports the contents and the errors of a split.
 
     Args:
         name: Name of the split, such as "train".
-        errors: Sentences about faults that must be corrected before the split can be used.
-        notes: Sentences about repaired values, and about facts that deserve attention.
-        objects: Number of objects by class.
+        errors: Sentences about errors that must be corrected before the split can be used.
+        notes: Sentences about repaired values and about facts to check.
+        objects: Number of objects by class name.
         records: Records of the usable images.
     """
 
@@ -41,7 +41,7 @@ class SplitReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Reports the contents and the faults of a dataset; `str(report)` is the text to print.
+    """Reports the contents and the errors of a dataset; `str(report)` is the text to print.
 
     Args:
         source: Format and path of the dataset.
@@ -55,7 +55,7 @@ class Report:
 
     @property
     def errors(self) -> list[str]:
-        """Sentences about faults that must be corrected before the dataset can be used."""
+        """Sentences about errors that must be corrected before the dataset can be used."""
         return [error for split in self.splits for error in split.errors]
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
         strict: Whether repaired and dropped values are listed as errors and not as notes.
 
     Returns:
-        The report. It names up to 200 bad images and annotations of each split.
+        The report. It lists up to 200 bad images and annotations of each split.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -107,7 +107,7 @@ def _check_split(source, name, strict):
             line = f"{dataset.counts[kind]} {phrase}: {_listed(by_kind.get(kind, []))}".removesuffix(": ")
             (errors if strict and kind not in _HARMLESS else notes).append(line)
     if not any(len(record.boxes) for record in dataset.records) and name not in ("val", "test"):
-        errors.append("no image has an object: nothing to train on")
+        errors.append("no image has an object, so there is nothing to train on: annotate objects")
     if dataset.counts["images_without_objects"]:
         notes.append(f"{dataset.counts['images_without_objects']} images without objects")
     numbers = Counter(int(class_id) for record in dataset.records for class_id in record.class_ids)
@@ -124,7 +124,10 @@ def _across(splits):
     readable = [split for split in splits if split.objects]
     for split in readable[1:]:
         if list(split.objects) != list(readable[0].objects):
-            notes.append(f"{readable[0].name} and {split.name} have different classes: give the names to keep")
+            notes.append(
+                f"{readable[0].name} and {split.name} have different classes: pass classes (--classes) with "
+                "the names to keep"
+            )
     records = [(split.name, record) for split in splits for record in split.records]
     groups = near_duplicates(fingerprints([record for _, record in records]))
     if copies := sum(map(len, groups)) - len(groups):
@@ -141,8 +144,8 @@ def _across(splits):
         notes.append(f"near duplicates in {_listed([f'{name} ({path})' for name, path in pair.items()])}")
     if shared:
         notes.append(
-            f"pictures in several splits: {len(shared)}, which makes the AP too high; `kerasdet data split` keeps near "
-            "duplicates together"
+            f"{len(shared)} images are in several splits, which makes the AP too high: split the data with `kerasdet "
+            "data split`, which keeps near duplicates together"
         )
     return notes
 

@@ -15,14 +15,14 @@ _OTHER_SUFFIXES = (".json", ".yaml", ".yml", ".csv", ".tsv", ".pbtxt", ".xml")
 
 
 def check_class_list(lines: Sequence[str], path: Path) -> None:
-    """Checks that a text file has a class name per line, and not also ids, or code of another format.
+    """Checks that each line of a text file is a class name, without ids or the syntax of another format.
 
     Args:
-        lines: Lines of the file without those that are empty.
-        path: The file, for the message of an error.
+        lines: Lines of the file, without empty lines.
+        path: Path of the file, for error messages.
 
     Raises:
-        UserError: If the lines are something else.
+        UserError: If a line starts with an id, or the file is in another format.
     """
     what = None
     if path.suffix.lower() in _OTHER_SUFFIXES:
@@ -33,19 +33,20 @@ def check_class_list(lines: Sequence[str], path: Path) -> None:
         what = f"begins with {lines[0][:40]!r}"
     if what:
         raise UserError(
-            f"{path} {what}; expected only a class name per line, in the order of the ids. Rewrite the file."
+            f"{path} {what}; expected one class name per line, in the order of the class ids, without ids. Change "
+            "the file."
         )
 
 
 def _are_numbered(lines):
-    """Returns whether all of several lines begin with a number, and the numbers count from 0 or 1 in any order."""
+    """Returns whether all lines begin with a number, and the numbers are 0, 1, ... or 1, 2, ... in any order."""
     found = [_NUMBERED.match(line) for line in lines]
     numbers = sorted(int(match[1]) for match in found if match)
     return len(found) > 1 and all(found) and numbers in ([*range(len(found))], [*range(1, len(found) + 1)])
 
 
 def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> dict[str, Any]:
-    """Selects, orders, renames or merges the classes of a dataset. All images stay, also those without objects left.
+    """Selects, orders, renames or merges the classes of a dataset. Images whose objects were all removed are kept.
 
     Example:
         >>> select_classes(data, ["dog", "cat"], "pets.json")  # only these two, in this order
@@ -54,7 +55,8 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
     Args:
         data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. It is not changed.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. In a
-            mapping, None removes a class, equal new names merge classes, and classes that it lacks stay as they are.
+            mapping, None removes a class, equal new names merge classes, and classes that are not in the mapping are
+            kept unchanged.
         source: Path or name of the dataset for error messages.
 
     Returns:
@@ -101,7 +103,7 @@ def _check_form(classes):
     """Raises an error if `classes` is neither a list of names nor a mapping of names."""
     if isinstance(classes, str):
         raise UserError(
-            f"classes is the text {classes!r}; expected a list of names, or a mapping from old to new names. Write "
+            f"classes is the string {classes!r}; expected a list of names, or a mapping from old to new names. Write "
             f"[{classes!r}]."
         )
     if not isinstance(classes, Mapping | Sequence):
@@ -113,5 +115,6 @@ def _check_form(classes):
     for old, new in classes.items():
         if new is not None and not (isinstance(new, str) and new.strip()):
             raise UserError(
-                f"classes maps {old!r} to {new!r}; expected the new name, or None to leave the class out. Correct it."
+                f"classes maps {old!r} to {new!r}; expected the new name, or None to leave the class out. Change "
+                "classes."
             )

@@ -22,18 +22,19 @@ class CocoDataset(Dataset):
             contains the first image: `images` next to the JSON, and the folder of the JSON itself (Roboflow). For a
             JSON named ``X_NAME.json``, also `images/NAME`, `images` and `NAME` beside the folder of the JSON (COCO,
             CVAT).
-        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        keep_images_without_objects: Whether to keep images without objects to train on, see `Dataset`.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
-            text.
+            strings.
         max_pixels: Images with more pixels than this count as damaged.
 
     Raises:
         FileNotFoundError: If the JSON or the folder does not exist.
-        UserError: If the JSON is not in COCO format, or image files cannot be used. The message names the item.
+        UserError: If the JSON is not in COCO format, or image files cannot be used. The message names the image or
+            annotation.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class CocoDataset(Dataset):
 
 
 def _find_folder(path, data):
-    """Returns the folder that contains the first image, among the usual places beside the JSON and above it."""
+    """Returns the folder, of the usual ones beside the JSON and above it, that contains the first image."""
     beside, above = path.parent, path.parent.parent
     part = path.stem.rsplit("_", 1)[-1]
     folders = [beside / "images", beside, above / "images" / part, above / "images", above / part]

@@ -19,13 +19,13 @@ _IMAGE_FOLDERS = ("images", "data", "imgs", "img", "JPEGImages")
 
 
 def json_kind(path: Path) -> str | None:
-    """Recognises the format of a JSON file.
+    """Detects the format of a JSON file.
 
     Args:
         path: Path of the file.
 
     Returns:
-        "coco", "labelme", "via", "label studio", "detections", or None for another format.
+        "coco", "labelme", "via", "label studio", "createml", "detections", or None for another format.
     """
     if path.stat().st_size > _LARGE:
         with open(path, "rb") as file:
@@ -39,7 +39,8 @@ def json_kind(path: Path) -> str | None:
     if is_via(data):
         return "via"
     if isinstance(data, list) and data and isinstance(data[0], dict):
-        return "detections" if "score" in data[0] else "label studio" if "data" in data[0] else None
+        keys = {"detections": {"score"}, "label studio": {"data"}, "createml": {"image", "annotations"}}
+        return next((kind for kind, own in keys.items() if own <= data[0].keys()), None)
     return None
 
 
@@ -51,7 +52,8 @@ def find_coco(path: Path) -> dict[str, Reader]:
             split.
 
     Returns:
-        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no COCO file.
+        A dict from split name to the function that reads this split into a dict in the form of a COCO file; {} if there
+        is no COCO file.
 
     Raises:
         UserError: If several files could be the annotations of a split.
@@ -82,7 +84,7 @@ def _is_coco(file):
 
 
 def _choose(files, split):
-    """Returns the file of a split with boxes of all classes, where COCO has several for other tasks."""
+    """Returns the annotation file of a split; prefers COCO's `instances` to its files for other tasks."""
     own = [file for file in files if not file.name.lower().startswith(_OTHER_TASKS)] or files
     if len(own) > 1:
         raise UserError(
@@ -93,7 +95,7 @@ def _choose(files, split):
 
 
 def read_coco(path: Path, split: str, changes: Changes) -> dict:
-    """Reads a COCO file and finds its images, even if the paths in the file are those of another machine.
+    """Reads a COCO file and finds its images, even if the file contains the paths of another machine.
 
     Args:
         path: Path of the file.
@@ -101,8 +103,9 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
-        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. Each `file_name` is the
-        whole path of the image.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. Each `file_name` becomes
+        the full path of the image. Contents without a list `images` are returned unchanged; `Dataset` then reports the
+        error.
     """
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
@@ -111,14 +114,14 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
     images = []
     for number, image in enumerate(data["images"]):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]:
-            where = f"{path.name}: image {image.get('id', f'number {number}')}"
+            where = f"{path}: image {image.get('id', f'number {number}')}"
             image = {**image, "file_name": str(finder.find(image["file_name"], where))}
         images.append(image)
     return {**data, "images": images}
 
 
 def _image_folders(path, split):
-    """Returns the folders that may hold the images of a COCO file, the most likely first."""
+    """Returns the folders that may hold the images of a COCO file, the most likely one first."""
     roots = [path.parent] if path.parent.name.lower() != "annotations" else [path.parent.parent, path.parent]
     folders = []
     for root in roots:

@@ -45,11 +45,11 @@ def convert(
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
-            text.
+            strings.
 
     Returns:
-        Split name -> numbers of images, boxes and repaired values by name. The key "lost" has the numbers of things
-        that the new format cannot hold.
+        A dict from split name to counts by name: images, boxes and repaired values. The key "lost" holds the counts of
+        values that the new format cannot store.
 
     Raises:
         FileNotFoundError: If the source does not exist.
@@ -57,7 +57,7 @@ def convert(
     """
     folder = empty_folder(target, source)
     if to not in WRITERS:
-        raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Choose one of them.")
+        raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Change the format.")
     found = recognise(source)
     return write_parts(read_parts(found, classes, on_bad_image, strict), folder, to)
 
@@ -71,7 +71,7 @@ def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Count
         to: Format to write: "coco", "tfrecord", "voc" or "yolo".
 
     Returns:
-        Split name -> numbers of images, boxes and repaired values by name, and "lost", like `convert`.
+        A dict from split name to counts by name, and "lost", as `convert` returns them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lost = WRITERS[to](parts, folder)
@@ -90,10 +90,10 @@ def read_parts(
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
-            text.
+            strings.
 
     Returns:
-        The splits, with checked values.
+        The splits of the dataset, with checked values.
 
     Raises:
         UserError: If two splits have different classes, or an item is invalid.
@@ -130,14 +130,14 @@ def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
         source: Path of the dataset that is read.
 
     Returns:
-        The path.
+        The path of the folder.
 
     Raises:
-        UserError: If the path is a file, a folder with files, or inside the source, which would then read the copies.
+        UserError: If the path is a file, a folder with files, or inside the source.
     """
     path = expand(path)
-    if not is_remote(os.fspath(source)) and expand(source).resolve() in path.resolve().parents:
-        raise UserError(f"{path} lies inside of the source {source}; expected a folder elsewhere. Name another folder.")
+    if not is_remote(source) and expand(source).resolve() in path.resolve().parents:
+        raise UserError(f"{path} lies inside the source {source}; expected a folder outside it. Name another folder.")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
     return path

@@ -1,4 +1,4 @@
-"""Defines `Dataset`, the one type of dataset: every format is read into the form of a COCO file, then into it."""
+"""Defines `Dataset`, the class of all datasets: every format is first read into the form of a COCO file."""
 
 import copy
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasdet.arguments import check_names
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
 from kerasdet.data.files import REPAIRS
@@ -32,7 +33,7 @@ NOTES = {
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
-    "repeated_boxes": "boxes that are in their image more than once",
+    "repeated_boxes": "boxes that occur more than once in an image",
     "duplicate_annotation_ids": "duplicate annotation ids",
 }
 
@@ -40,16 +41,17 @@ NOTES = {
 class Dataset:
     """Makes records from a dict in the form of a COCO file.
 
-    Boxes are clipped to their image; boxes that have no area or lie outside are dropped. Images are turned upright by
-    their EXIF orientation, unless the annotations give height and width of the pixels as stored. Values that differ
-    from COCO's format are converted if their meaning is clear, such as numbers written as text. `counts` says how often
-    each of these happened, and one line of the log sums them up.
+    Boxes are clipped to their image; boxes without area and boxes outside their image are dropped. EXIF rotation is
+    applied, unless the annotated height and width are those of the unrotated pixels. Values that differ from COCO's
+    format are converted if their meaning is clear, such as numbers written as strings. `counts` holds the number of
+    each kind of repair; one log line summarises them.
 
-    With masks, objects whose mask covers no pixel are dropped, because their box is then meaningless. Converting all
+    With masks, objects whose mask covers no pixel are dropped, because the box is then meaningless. Converting all
     polygons of COCO to run lengths takes about two minutes. With keypoints, pixel indices become pixel centres (+ 0.5),
     and objects without keypoints get keypoints of visibility 0.
 
-    To add a format, write a function that reads it into such a dict, and a subclass whose constructor calls this one.
+    To add a format, write a function that reads it into a dict in the form of a COCO file, and a subclass that passes
+    the dict to this constructor.
 
     Example:
         >>> data = {
@@ -61,42 +63,42 @@ class Dataset:
 
     Args:
         data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. It is not changed.
-            Images without `height` and `width` get them from their files. An annotation may have a true `difficult`,
-            like in Pascal VOC: training uses the object, evaluation ignores it. An image that is not a file of its own
-            has the key `content`, a function that returns the bytes of the encoded image; its `file_name` is then only
-            a name for error messages.
-        images: Folder that each `file_name` is relative to. None takes each `file_name` as a path.
+            If an image lacks `height` and `width`, they are read from its file. An annotation may have ``"difficult":
+            True``, as in Pascal VOC: training uses the object, evaluation ignores it. An image that is not a separate
+            file has the key `content`, a function that returns the bytes of the encoded image; `file_name` is then only
+            used in error messages.
+        images: Folder that each `file_name` is relative to. None: each `file_name` is already a path.
         source: Path or name of the dataset for error messages.
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
             with `keypoints=True`, neither does an object without a labelled keypoint.
         on_bad_image: What to do if an image file is missing, damaged or not of the size in the annotations: "error"
-            raises one `UserError` that names them, "skip" leaves them out.
+            raises one `UserError` that lists the images, "skip" leaves the images out.
         on_bad_object: What to do if an annotation cannot be read, such as one with a box of three numbers: "error"
-            raises a `UserError` that names it, "skip" leaves it out of training and evaluation.
+            raises a `UserError` that names the annotation, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
-        strict: Whether to raise an error for values that would be converted, such as numbers written as text, and for
-            objects that would be clipped or dropped. By default these are counted and logged.
+        strict: Whether to raise an error for values that would be converted, such as numbers written as strings, and
+            for objects that would be clipped or dropped. By default these are counted and logged.
         max_pixels: Images with more pixels than this count as damaged. A malicious file can claim any size.
 
     Attributes:
-        annotations: Path or name of the dataset, for messages.
-        records: Tuple of `Record`, in the order of `images`.
-        class_names: Tuple of K names, by ascending category id.
-        category_ids: Tuple of K category ids; `category_ids[class_id]` is the id of a class.
+        annotations: Path of the annotation file, or the name in `source`; used in messages.
+        records: Tuple of `Record`, one per usable image, in the order of ``data["images"]``.
+        class_names: Tuple of the K class names, by ascending category id.
+        category_ids: Tuple of the K category ids, ascending; ``category_ids[class_id]`` is the category id of a class.
         num_classes: Number of classes, K.
-        keypoint_names: Tuple of J names; () if keypoints are not read.
+        keypoint_names: Tuple of the J keypoint names; () if keypoints are not read.
         skeleton: Tuple of pairs of keypoint indices from 0; () if keypoints are not read.
-        keypoint_flip: Tuple of J indices that swaps left and right, see `kerasdet.geometry.keypoints.flip_order`; ()
-            if keypoints are not read.
-        counts: Number of images and boxes that were kept, changed and dropped, by name.
+        keypoint_flip: Tuple of J indices, the permutation that swaps left and right keypoints, see
+            `kerasdet.geometry.keypoints.flip_order`; () if keypoints are not read.
+        counts: Numbers of images and boxes that were kept, changed and dropped, by kind.
         problems: Tuple of `Problem`: the image files and annotations that were changed or dropped, up to
-            `kerasdet.data.values.MAX_LISTED` of a kind.
+            `kerasdet.data.values.MAX_LISTED` of each kind.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         UserError: If `data` does not have the form of a COCO file, or image files cannot be used. The message names the
-            item.
+            image or annotation.
     """
 
     def __init__(
@@ -118,8 +120,8 @@ class Dataset:
         folder = Path("" if images is None else images)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{source}: the image folder {folder} does not exist, or is not a folder. Give the folder that holds "
-                "the images as images= in Python, --images on the command line, or TRAIN_IMAGES or EVAL_IMAGES in gin."
+                f"{source}: the image folder {folder} does not exist, or is not a folder. Pass the folder that holds "
+                "the images (--images; gin: TRAIN_IMAGES or EVAL_IMAGES; Python: images=)."
             )
         contents = read_contents(
             data, source, masks=masks, keypoints=keypoints, strict=strict, on_bad_object=on_bad_object
@@ -211,10 +213,10 @@ class Dataset:
         return GroundTruth(sections, self.annotations)
 
     def add_changes(self, changes: Changes) -> None:
-        """Adds what the reader of another format repaired to `counts` and `problems`, and logs it.
+        """Adds the repairs of the reader of another format to `counts` and `problems`, and logs them.
 
         Args:
-            changes: Counter of the repairs.
+            changes: Counts the repairs.
         """
         for kind, count in changes.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
@@ -233,8 +235,10 @@ class Dataset:
             A dataset with the same images and objects, but other class ids.
 
         Raises:
-            UserError: If the dataset has objects of other classes, or the names do not tell which class is which.
+            UserError: If the dataset has objects of a class that is not in `class_names`, or the classes cannot be
+                matched by name.
         """
+        check_names("class_names", class_names)
         present = {self.class_names[i] for record in self.records for i in np.unique(record.class_ids)}
         index = match_classes(self.class_names, class_names, present, self.annotations)
         if index == list(range(len(class_names))):
@@ -255,18 +259,18 @@ class Dataset:
         return other
 
     def _contents(self) -> Mapping[str, Any]:
-        """Returns the dict, in the form of a COCO file, that the dataset was made from."""
+        """Returns the dict, in the form of a COCO file, from which the dataset was made."""
         return self._data
 
 
 def _warn_of_units(annotations, xywh, size, source):
-    """Warns of boxes that are probably corners, or pixels of images of another size."""
+    """Warns of boxes that probably hold corners, or pixels of images of another size."""
     beyond = np.flatnonzero((xywh[:, :2] + xywh[:, 2:] > 1.1 * size[:, ::-1]).any(1))
     if len(beyond) > len(xywh) / 2:
         first = annotations[beyond[0]]
         _logger.warning(
-            "%s: most boxes reach far beyond their image (first: %s has %s). They may be corners instead of widths "
-            "and heights, or pixels of images of another size: check the annotations.",
+            '%s: most boxes extend far beyond their image (first: %s has "bbox" %s). They may hold corners instead '
+            "of widths and heights, or pixels of images of another size: check the annotations.",
             source,
             name_of(first),
             show(first["bbox"]),
@@ -275,8 +279,8 @@ def _warn_of_units(annotations, xywh, size, source):
     of_corners = (xywh[:, 2] - xywh[:, 0]) * (xywh[:, 3] - xywh[:, 1])
     if len(xywh) and np.allclose(areas, of_corners) and not np.isclose(areas, xywh[:, 2] * xywh[:, 3]).any():
         _logger.warning(
-            "%s: every area is that of a box [x1, y1, x2, y2] (first: %s has %s and area %g), and boxes are read as "
-            "[x, y, width, height]. They may be corners: check the annotations.",
+            '%s: every "area" fits a box [x1, y1, x2, y2] (first: %s has "bbox" %s and area %g), but boxes are '
+            "read as [x, y, width, height]. The boxes may hold corners: check the annotations.",
             source,
             name_of(annotations[0]),
             show(annotations[0]["bbox"]),
@@ -285,7 +289,7 @@ def _warn_of_units(annotations, xywh, size, source):
 
 
 def _refuse(problems, ids, source):
-    """Raises an error about the first object that would be clipped or dropped, or the first id that is used twice."""
+    """Raises an error about the first object that would be clipped or dropped, or the first repeated annotation id."""
     repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
     for problem in (*problems, *repeated):
         raise UserError(
@@ -295,30 +299,30 @@ def _refuse(problems, ids, source):
 
 
 def _file_names(images, source):
-    """Returns the file name of each image, which an evaluation does not need, and a dataset does."""
+    """Returns the file name of each image; raises an error if one is missing."""
     for number, image in enumerate(images):
         if not image.get("file_name") or not isinstance(image["file_name"], str):
             raise UserError(
-                f'{source}: image number {number} is {show(image)}; it needs an integer "id" and a "file_name". Add '
-                "them to the file."
+                f'{source}: image number {number} is {show(image)}; expected an integer "id" and a "file_name". Add '
+                "these keys to the file."
             )
     return [image["file_name"] for image in images]
 
 
 def _keypoint_names(contents, source):
-    """Returns names and skeleton of the keypoints, which all categories with keypoints must share."""
+    """Returns names and skeleton of the keypoints; raises an error if two categories have different keypoints."""
     categories = [category for category in contents.categories if category["keypoints"]]
     if not categories:
         raise UserError(
-            f'{source}: no category has "keypoints", which keypoints=True needs. Add the names of the keypoints to the '
-            "category, or read the dataset without keypoints."
+            f'{source}: no category has "keypoints", the names of keypoints, but keypoints=True was set. Add the '
+            "names to the category, or read the dataset without keypoints."
         )
     first, *others = categories
     for other in others:
         if other["keypoints"] != first["keypoints"]:
             raise UserError(
-                f"{source}: categories {first['id']} and {other['id']} have different keypoints, but a model has one "
-                "set. Remove the keypoints of one of the two categories."
+                f"{source}: categories {first['id']} and {other['id']} have different keypoints; expected the same "
+                'keypoints in all categories that have any. Remove "keypoints" from one category.'
             )
     return tuple(first["keypoints"]), read_skeleton(first, contents.changes)
 
@@ -367,7 +371,7 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
 
 
 def _problems(kind, found, annotations, paths):
-    """Yields the first objects that have a fault."""
+    """Yields a `Problem` for each of the first faulty objects."""
     for annotation in (annotations[i] for i in np.flatnonzero(found)[:MAX_LISTED]):
         text = (
             "has a mask without a pixel" if kind == "objects_without_mask" else f'has "bbox" {show(annotation["bbox"])}'
@@ -395,8 +399,15 @@ def _runs(annotations, sizes, source):
             reason = str(error).removesuffix(".")
             raise UserError(f"{source}: {name_of(annotation)} {reason}. Correct its segmentation.") from None
     if runs and not any(map(len, runs)):
+        if drawn := [annotation for annotation in annotations if annotation["segmentation"]]:
+            raise UserError(
+                f'{source}: no mask covers a pixel (first: {name_of(drawn[0])} has "segmentation" '
+                f"{show(drawn[0]['segmentation'])}); expected polygons in pixels. Multiply fractions by the width and "
+                "height of the images."
+            )
         raise UserError(
-            f"{source}: no annotation has a mask, which masks=True needs. Add segmentations, or read the dataset "
+            f'{source}: no annotation has a "segmentation", but masks=True was set. Add segmentations, or read the '
+            "dataset "
             "without masks."
         )
     return runs

@@ -1,4 +1,4 @@
-"""Finds near duplicates among images: the same picture, scaled, compressed or slightly changed."""
+"""Finds near duplicates: images that show the same picture, scaled, compressed or slightly changed."""
 
 import dataclasses
 import io
@@ -35,8 +35,8 @@ class Fingerprints:
 def fingerprints(records: Sequence[Record]) -> Fingerprints:
     """Computes the fingerprints of images.
 
-    The hash is the difference hash of the package imagehash, along both axes: it has one bit per cell of an 8x8 grid,
-    which says whether the cell is brighter than its neighbour.
+    The hash is the difference hash of the package imagehash, along both axes. It has one bit per axis and cell of an
+    8x8 grid, which is 1 if the cell is brighter than its neighbour.
 
     Args:
         records: Records of N images.
@@ -60,7 +60,7 @@ def _fingerprint(record):
 
 
 def _gray(record):
-    """Decodes an image to gray, a large JPEG at a reduced size, which is many times faster."""
+    """Decodes an image to gray; decodes a large JPEG at a reduced size, which is many times faster."""
     with Image.open(io.BytesIO(record.encoded())) as image:
         if image.mode not in _MODES:  # Pillow would clip 16 bits to 8
             return Image.fromarray(record.image()).convert("L")
@@ -69,13 +69,13 @@ def _gray(record):
 
 
 def near_duplicates(prints: Fingerprints) -> list[list[int]]:
-    """Groups images that are near duplicates of one another, directly or through other images of the group.
+    """Groups near duplicates. Two images of a group are near duplicates, or are linked by other images of the group.
 
     Args:
         prints: Fingerprints of N images.
 
     Returns:
-        Groups of at least two image indices, ascending. The groups are ordered by their first index.
+        The groups: lists of two or more image indices in ascending order. The groups are ordered by their first index.
     """
     count = len(prints.bits)
     parent = list(range(count))
@@ -112,7 +112,8 @@ def _buckets(bits):
 def _links(prints, bucket):
     """Yields pairs of images that connect all near duplicates of a bucket.
 
-    An image that is joined is not compared again with those that are, so thousands of equal images take one pass.
+    An image that already belongs to a group is not compared with others of its group, so thousands of equal images take
+    one pass.
     """
     left = np.array(bucket)
     while len(left):

@@ -1,4 +1,4 @@
-"""Finds, reads and measures the files that annotations name."""
+"""Finds the image files that annotations name, and reads text files and image sizes."""
 
 import re
 import unicodedata
@@ -26,16 +26,18 @@ REPAIRS = {
     "labels_without_image": "label files without an image ignored",
     "scores_ignored": "scores in label files ignored",
     "shapes_without_area": "shapes without area ignored",
-    "unnamed_shapes": "shapes without a class called object",
-    "images_without_file": "images without a file of annotations left out",
-    "joined_shapes": "objects of several shapes with one group_id",
+    "ignored_shapes": "shapes with a label of LabelMe that means no object, which were left out",
+    "contradicting_texts": "objects whose class text is not the name of their label, which was used",
+    "unnamed_shapes": "shapes without a class, read as class object",
+    "images_without_file": "images without an annotation file left out",
+    "joined_shapes": "objects joined from several shapes with the same group_id",
     "default_groups": "files in which all shapes have group_id 0, read as no group",
-    "mapped_options": "numbers of options replaced by their names",
-    "contradicting_names": "files that name another image than the one of their own name, which was taken",
-    "swapped_corners": "boxes with swapped corners turned",
+    "mapped_options": "numbers of options replaced by the names of the options",
+    "contradicting_names": "annotation files that name another image than the one with their own name, which was used",
+    "swapped_corners": "boxes whose corners were swapped",
     "shared_labels": "label files that several images share",
     "no_labels": "splits without a label file",
-    "other_class_lists": "lists of classes beside the one that was taken",
+    "other_class_lists": "other lists of classes, which were not used",
 }
 
 
@@ -60,13 +62,13 @@ def read_text(path: Path) -> str:
 def is_image(path: Path) -> bool:
     """Tells by its suffix whether a file is an image.
 
-    Hidden files, such as "._photo.jpg" in archives of macOS, do not count.
+    Hidden files, such as "._photo.jpg" in archives of macOS, do not count as images.
 
     Args:
         path: Path of the file.
 
     Returns:
-        Whether the file counts as an image.
+        True if the file has the suffix of an image and is not hidden.
     """
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -115,16 +117,16 @@ def upright_sizes(paths: Iterable[str | Path]) -> list[tuple[int, int] | None]:
 
 
 class ImageFinder:
-    """Finds image files by the names that annotations give them.
+    """Finds image files by their names in annotations.
 
     A name may have Windows separators, folders of another machine, URL escapes, another suffix or the upload hash of
-    Label Studio. The finder repairs such names and counts them. It never returns one file for two names.
+    Label Studio. The finder repairs and counts such names. It never returns the same file for two different names.
 
     Args:
         folders: Folders that names are relative to, the most likely one first.
         changes: Counts the values that had to be converted or repaired.
-        split: Split of the images. Files in the folder of another split are not considered, unless the name contains
-            that folder.
+        split: Split of the images. Files in the folder of another split are skipped, unless the name contains that
+            folder.
     """
 
     def __init__(self, folders: Sequence[Path], changes: Changes, split: str = WHOLE) -> None:
@@ -142,7 +144,7 @@ class ImageFinder:
             where: Annotation file and item that contain the name, for error messages.
 
         Returns:
-            Path of the image file. If there is none, the path at which it was expected.
+            Path of the image file. If no file is found, the path at which it was expected.
 
         Raises:
             UserError: If several files match the name, two names lead to one file, the name is not a valid file name,
@@ -159,8 +161,8 @@ class ImageFinder:
         other = self._name_of.setdefault(path, name)
         if other != name:
             raise UserError(
-                f"{where} names the image {name!r}, and {other!r} is another name in the annotations, but both lead to "
-                f"the file {path}. Add the missing image, or correct the name."
+                f"{where} names the image {name!r}, which leads to the file {path} of the image {other!r}; expected "
+                "one file for each name. Add the missing image, or correct the name."
             )
         if direct is None:
             fact = f"names the image {name!r}, which is not in {self.folders[0]}; {path} was taken"
@@ -183,8 +185,8 @@ class ImageFinder:
             found = [path for path in known if not self._is_of_another_split(path, parts)]
             if known and not found:
                 raise UserError(
-                    f"{where} of the split {self.split} names the image {name!r}, and only the folder of another split "
-                    f"has it: {known[0]}. Add the missing image, or write its folder into the name."
+                    f"{where} of the split {self.split} names the image {name!r}, but only another split has this "
+                    f"file: {known[0]}. Add the missing image to the split, or put the folder into the name."
                 )
             if len(found) > 1:
                 raise UserError(
@@ -212,7 +214,7 @@ class ImageFinder:
 
 
 def _key(name):
-    """Returns a name as file systems compare it: macOS decomposes accents, and Windows ignores case."""
+    """Normalises a name as file systems do: macOS decomposes accents, and Windows ignores case."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -222,7 +224,7 @@ def image_entry(image_id: int, path: Path, size: tuple[int, int] | None) -> dict
     Args:
         image_id: Id of the image.
         path: Path of the image file.
-        size: Height and width in pixels, or None if they cannot be read; `Dataset` then reports the fault of the file.
+        size: Height and width in pixels, or None if they cannot be read; `Dataset` then reports why.
 
     Returns:
         Dict with `id`, `file_name`, and if known `height` and `width`.

@@ -22,7 +22,7 @@ class CheckedFile(NamedTuple):
         size: Height and width in pixels; (0, 0) if the file cannot be used.
         exif: Whether decoding applies the EXIF orientation; False if there is none.
         by_pil: Whether Pillow decodes the file.
-        problem: Why the file cannot be used, or None.
+        problem: Why the file cannot be used; None if it can be used.
     """
 
     size: tuple[int, int] = (0, 0)
@@ -32,7 +32,7 @@ class CheckedFile(NamedTuple):
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Lists the images in a folder, without those in subfolders and hidden files.
+    """Lists the images in a folder, excluding subfolders and hidden files.
 
     Args:
         folder: Path of the folder.
@@ -56,8 +56,8 @@ def list_images(folder: Path) -> list[Path]:
 def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str]:
     """Finds the image files of a dataset.
 
-    A name that does not exist in the folder may be a path on the machine that wrote the annotations: with Windows
-    separators, or with other folders. Then the file is found by the last part of the path.
+    A name that does not exist in the folder may be a path on another machine, with Windows separators or other folders.
+    The file is then found by the last part of the path.
 
     Args:
         folder: Folder of the images.
@@ -97,11 +97,11 @@ def check_files(
     max_pixels: int,
     changes: Changes,
 ) -> list[CheckedFile]:
-    """Checks that image files exist, are whole and have the size that the annotations state.
+    """Checks that image files exist, are complete and have the size that the annotations state.
 
     Args:
         paths: Paths of N image files.
-        contents: For each image a function that returns its bytes, if it is not a file of its own; None otherwise.
+        contents: For each image a function that returns its bytes, if the image is not a separate file; None otherwise.
         sizes: Height and width of each image according to the annotations, in pixels; None if unknown.
         source: Path or name of the dataset for error messages.
         on_bad_image: "error" raises an error that names the unusable files, "skip" returns their problems.
@@ -115,15 +115,15 @@ def check_files(
         UserError: If `on_bad_image` is unknown, or is "error" and files cannot be used.
     """
     if on_bad_image not in ("error", "skip"):
-        raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Choose one of the two.')
+        raise UserError(f'on_bad_image is {on_bad_image!r}; expected "error" or "skip". Change on_bad_image.')
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(functools.partial(check_file, max_pixels=max_pixels), paths, contents, sizes))
     bad = [f"{path}: {file.problem}" for path, file in zip(paths, files, strict=True) if file.problem]
     if bad and on_bad_image == "error":
         raise UserError(
             f"{source}: {len(bad)} of {len(paths)} images cannot be used: {'; '.join(bad[:_MAX_NAMED])}"
-            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair them, or pass on_bad_image="skip" (ON_BAD_IMAGE) to '
-            "leave them out."
+            f'{"; ..." if len(bad) > _MAX_NAMED else ""}. Repair these images, or pass on_bad_image="skip" (gin: '
+            "ON_BAD_IMAGE) to leave them out."
         )
     for path, size in zip(paths, sizes, strict=True):
         if size[0] is None:
@@ -137,11 +137,11 @@ def check_file(
     size: tuple[int | None, int | None],
     max_pixels: int = images.MAX_PIXELS,
 ) -> CheckedFile:
-    """Checks that an image file exists, is whole and has the size that the annotations state.
+    """Checks that an image file exists, is complete and has the size that the annotations state.
 
     Args:
         path: Path of the file.
-        content: Function that returns the bytes of the image, if it is not a file of its own; None otherwise.
+        content: Function that returns the bytes of the image, if the image is not a separate file; None otherwise.
         size: Height and width according to the annotations, in pixels; None if unknown.
         max_pixels: An image with more pixels than this is unusable.
 

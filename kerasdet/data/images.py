@@ -1,8 +1,8 @@
 """Opens image files: checks them, decodes them to RGB and turns them upright by their EXIF orientation.
 
-Training, `detect` and exported SavedModels share these functions, so they see the same pixels. `decode` uses only stock
-TensorFlow ops and runs in graphs; every static shape may be unknown. Pillow decodes the files that TensorFlow cannot
-decode, or decodes to other pixels.
+Training, `detect` and exported SavedModels share these functions, and thus see the same pixels. `decode` uses only
+stock TensorFlow ops and runs in graphs; every static shape may be unknown. Pillow decodes files that TensorFlow cannot
+decode or would decode to different pixels.
 """
 
 import dataclasses
@@ -52,7 +52,8 @@ class ImageInfo:
         stored: Height and width as stored, in pixels.
         upright: Height and width after rotation by EXIF, in pixels.
         is_turned: Whether EXIF states another orientation than upright.
-        by_pil: Whether Pillow must decode the file, because TensorFlow cannot, or decodes it to other pixels.
+        by_pil: Whether Pillow must decode the file, because TensorFlow cannot decode it or would decode it to different
+            pixels.
     """
 
     stored: tuple[int, int]
@@ -79,7 +80,10 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
         image = jpeg.decode(encoded)
         if not refuse_damaged:
             return image
-        message = "The image is damaged: its data ends too soon, or has marks that do not belong there."
+        message = (
+            "The image is damaged: its data is truncated, or contains markers at invalid places. Download or save it "
+            "again."
+        )
         with tf.control_dependencies([tf.debugging.Assert(~jpeg.is_damaged(encoded, image), [message])]):
             return tf.identity(image)
 
@@ -118,7 +122,8 @@ def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -
 
     Args:
         encoded: Bytes of the file, () string.
-        exif: Whether to apply the EXIF orientation, a bool or () bool. A Python False saves time: EXIF is not read.
+        exif: Whether to apply the EXIF orientation, a bool or () bool. The Python value False saves time, because EXIF
+            is not read at all.
         by_pil: Whether Pillow decodes the file, () bool. None never uses Pillow, so the graph does not call Python.
 
     Returns:
@@ -160,7 +165,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
 
 
 def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
-    """Checks that an image file is whole and can be decoded, without decoding all of it if possible.
+    """Checks that an image file is complete and can be decoded, if possible without decoding all of it.
 
     Args:
         encoded: Bytes of the file.
@@ -170,8 +175,8 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
         The sizes of the image, and how to decode it.
 
     Raises:
-        UserError: If the file cannot be used. The message begins with a verb ("is", "has"); callers put the name of the
-            file in front of it.
+        UserError: If the file cannot be used. The message begins with a verb ("is", "has"), and callers put the name of
+            the file before it.
     """
     try:
         with _open(encoded) as image:
@@ -202,7 +207,7 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
 
 
 def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tensor:
-    """Turns a stored image upright.
+    """Applies an EXIF orientation to an image as stored.
 
     Args:
         image: Image as stored, (H, W, C).
@@ -223,7 +228,7 @@ def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tens
 
 
 def _decode_other(encoded):
-    """Decodes any file but a JPEG. For a BMP with a palette TensorFlow returns indices; their colours are looked up."""
+    """Decodes a file other than a JPEG; looks up the colours of a BMP with a palette."""
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 1 << 11), tf.uint8), tf.int32)
     head = tf.concat([head, tf.zeros([1 << 11], tf.int32)], 0)
@@ -246,7 +251,7 @@ def _open(encoded):
         with Image.open(io.BytesIO(encoded)) as image:
             kind = f"is {image.format}"
     except Exception:
-        kind = f"is not a {FORMATS} file, whatever its name says"
+        kind = f"is not a {FORMATS} file; download it again, or convert it to JPEG or PNG if it is another image format"
     raise UserError(f"{kind}; convert it to JPEG or PNG")
 
 
@@ -261,7 +266,7 @@ _graph_orientation = tf.function(jpeg.exif_orientation, input_signature=[tf.Tens
 
 
 def _check_jpeg(encoded):
-    """Decodes a JPEG at 1/8 of its size with libjpeg-turbo, to see warnings that TensorFlow and Pillow hide."""
+    """Decodes a JPEG at 1/8 of its size with libjpeg-turbo, to get the warnings that TensorFlow and Pillow hide."""
     import simplejpeg
 
     try:
@@ -284,7 +289,7 @@ def _check_jpeg(encoded):
 
 
 def _check_decodes(encoded, reason):
-    """Lets TensorFlow decide about a JPEG of a kind that simplejpeg does not know."""
+    """Checks by TensorFlow whether a JPEG can be decoded that simplejpeg does not support."""
     try:
         jpeg.decode(encoded)
     except tf.errors.InvalidArgumentError:

@@ -1,6 +1,6 @@
 """Reads the structure of image files as TensorFlow graph functions: the EXIF orientation, and damage to JPEGs.
 
-They use only stock TensorFlow ops, so that an exported graph contains them.
+The functions use only stock TensorFlow ops, so that exported graphs can contain them.
 """
 
 import tensorflow as tf
@@ -20,7 +20,7 @@ def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
         encoded: Bytes of the image file, () string.
 
     Returns:
-        The orientation, () int32 in 1..8. It is 1 (upright) if the file is of another format, has no EXIF (in a PNG,
+        The orientation, () int32 in 1..8. It is 1 (upright) if the file has another format, has no EXIF data (in a PNG:
         none before the pixels) or is malformed.
     """
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
@@ -96,18 +96,18 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     three signs of damage in sequential (not progressive) files:
 
     - a marker inside the pixel data that does not belong there;
-    - a long run of zero bytes, which JPEG's usual code tables never produce for pictures;
-    - pixel data that end too soon, so that the bottom right corner is gray. Only for images that end in this gray, the
-      function decodes a second time to be sure.
+    - a long run of zero bytes, which JPEG's usual Huffman tables never produce for pictures;
+    - truncated pixel data, which leave the bottom right corner gray;
+      an image that ends in this gray is decoded a second time to confirm the damage.
 
-    It does not find damage in progressive files, or changed bytes that keep the number of pixel blocks.
+    The function does not find damage in progressive files, nor changed bytes that keep the number of pixel blocks.
 
     Args:
         encoded: Bytes of the file, () string.
         image: Result of `decode`.
 
     Returns:
-        () bool, true if the file is damaged.
+        Whether the file is damaged, () bool.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     start, is_sequential = _scan(data)
@@ -138,14 +138,14 @@ def _longest_zeros(data):
 
 
 def _has_usual_table(header):
-    """Returns whether a header has the code table of JPEG's Annex K.3 for luminance, as most encoders write it."""
+    """Returns whether a header has the Huffman table of JPEG's Annex K.3 for luminance, which most encoders write."""
     count = tf.maximum(tf.size(header) - len(_USUAL_TABLE), 0)
     same = [header[i : i + count] == value for i, value in enumerate(_USUAL_TABLE)]
     return tf.reduce_any(tf.reduce_all(same, 0))
 
 
 def _scan(data):
-    """Returns where the data of the pixels begins, and whether the file is sequential, not progressive."""
+    """Returns the position of the first byte of pixel data, and whether the file is sequential (not progressive)."""
     size = tf.size(data)
 
     def is_segment(position, marker, _):

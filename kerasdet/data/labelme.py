@@ -1,4 +1,4 @@
-"""Reads LabelMe's JSON: one file an image, with shapes of several kinds."""
+"""Reads LabelMe's JSON: one file per image, with shapes of several kinds."""
 
 import base64
 import binascii
@@ -21,7 +21,7 @@ from kerasdet.data.values import Changes, as_int
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
-_NOT_CLASSES = ("__ignore__", "_background_")  # the first lines of LabelMe's labels.txt
+_NOT_CLASSES = ("__ignore__", "_background_")  # labels of LabelMe that mean no object
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 _SHAPES = ("polygon", "rectangle", "circle", "mask")
 
@@ -39,15 +39,16 @@ def is_labelme(data: Any) -> bool:
 
 
 def labels_of(data: Mapping[str, Any]) -> set[str]:
-    """Collects the labels of the shapes in a file.
+    """Collects the labels of the objects in a file.
 
     Args:
         data: Parsed JSON of a LabelMe file.
 
     Returns:
-        The labels, without duplicates.
+        The labels, without duplicates, and without `__ignore__` and `_background_`.
     """
-    return {str(shape.get("label")).strip() for shape in data["shapes"] if isinstance(shape, dict)}
+    labels = {str(shape.get("label")).strip() for shape in data["shapes"] if isinstance(shape, dict)}
+    return labels - {*_NOT_CLASSES}
 
 
 def listed_labels(folder: Path) -> list[str]:
@@ -70,19 +71,20 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
     """Reads LabelMe files.
 
     Shapes with the same label and `group_id` are parts of one object, unless all shapes of a file have the id 0, which
-    other tools write for "no group". Points and lines have no area: they are counted and left out. An image that is
-    missing on disk is read from the file's `imageData`.
+    other tools write for "no group". Points and lines, which have no area, and shapes with the labels `__ignore__` and
+    `_background_` are counted and left out. If the image file is missing, the image is read from `imageData` in the
+    JSON.
 
     Args:
         files: Paths of the JSON files.
-        names: The K names of the classes.
+        names: Names of the K classes, in the order of the class ids.
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
 
     Raises:
-        UserError: If a file or a shape is invalid. The message names it.
+        UserError: If a file or a shape is invalid. The message names the file and the shape.
     """
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     category_of = {name: number for number, name in enumerate(names, 1)}
@@ -92,8 +94,8 @@ def read_labelme(files: Sequence[Path], names: Sequence[str], changes: Changes) 
         data = read_json(path)
         if not is_labelme(data):
             raise UserError(
-                f'{path} has no list "shapes" or no "imagePath"; expected a LabelMe file. Remove the file from the '
-                "folder."
+                f'{path} has no list "shapes" or no "imagePath"; expected a LabelMe file. Add these keys, or remove '
+                "the file from the folder."
             )
         if path.parent not in finders:
             finders[path.parent] = ImageFinder([path.parent, path.parent.parent / "images"], changes)
@@ -113,8 +115,8 @@ def _image(image_id, path, data, finder):
     own = next((each for suffix in SUFFIXES if (each := path.with_suffix(suffix)).is_file()), found)
     if own.stem != found.stem and found.is_file():
         raise UserError(
-            f"{path} names the image {data['imagePath']!r}, but {own.name} beside it has the name of the JSON; "
-            'expected one image. Correct "imagePath", or rename one of the two.'
+            f"{path} refers to {data['imagePath']!r} in imagePath, but {own.name}, which also exists, matches the "
+            f"file name; it is unclear which image is meant. Set imagePath to {own.name!r}, or remove the wrong image."
         )
     stated = as_int(data.get("imageHeight")), as_int(data.get("imageWidth"))
     size = stated if all(length is not None and length > 0 for length in stated) else None
@@ -127,7 +129,7 @@ def _image(image_id, path, data, finder):
 
 
 def _count_images_without_file(files, entries, changes):
-    """Counts the images beside LabelMe files that none of them names: LabelMe writes no file for an empty image."""
+    """Counts images without a LabelMe file: LabelMe writes no file for an image without objects."""
     named = {entry["file_name"] for entry in entries}
     for folder in sorted({path.parent for path in files}):
         for path in sorted(folder.iterdir()):
@@ -160,7 +162,7 @@ def image_data(path: Path) -> bytes:
 
 
 def _objects(data, path, names, changes):
-    """Returns (label, polygons, masks) of each object: shapes of a group are joined."""
+    """Returns (label, polygons, masks) of each object; shapes of the same group are joined."""
     ids = [shape.get("group_id") for shape in data["shapes"] if isinstance(shape, dict)]
     is_default = len(ids) > 1 and all(str(group) == "0" for group in ids)
     if is_default:
@@ -183,28 +185,38 @@ def _objects(data, path, names, changes):
 
 
 def _part(shape, where, names, changes):
-    """Returns (label, polygons, masks) of a shape, one of which is empty; None if the shape has no area."""
+    """Returns (label, polygons, masks) of a shape, with no polygon or no mask; None if the shape is no object."""
     label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
     if not label or not isinstance(shape.get("points"), list):
-        raise UserError(f'{where} is {str(shape)[:80]}; expected a "label" and "points". Correct the file.')
+        raise UserError(
+            f'{where} is {str(shape)[:80]}; expected an object with a "label" and "points". Change or remove the shape.'
+        )
     kind = shape.get("shape_type") or "polygon"
     if kind in _WITHOUT_AREA:
         changes.add("shapes_without_area", where, f"is a {kind}")
         return None
+    if label in _NOT_CLASSES:
+        changes.note("ignored_shapes", where, f"has the label {label}")
+        return None
     if label not in names:
         raise UserError(
-            f"{where} has the label {label!r}; expected one of {', '.join(names)}. Correct the label, or the list of "
-            "classes."
+            f"{where} has the label {label!r}; expected one of {', '.join(names)}. Change the label, or add it to "
+            "the list of classes."
         )
     try:
         points = np.array(shape["points"], np.float64).reshape(-1, 2)
     except (TypeError, ValueError):
         points = np.full((1, 2), np.nan)
+    if kind == "rotation":
+        raise UserError(
+            f"{where} is a rotation, a rotated rectangle of X-AnyLabeling; expected one of {', '.join(_SHAPES)}, "
+            "because boxes are upright. Change its shape_type to polygon."
+        )
     least = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3)
     if kind not in _SHAPES or len(points) < least or not np.isfinite(points).all():
         raise UserError(
             f"{where} is a {kind} with the points {str(shape['points'])[:80]}; expected one of {', '.join(_SHAPES)}, "
-            f"and at least {least} points (x, y). Correct the shape."
+            f"and at least {least} points (x, y). Change or remove the shape."
         )
     return (label, [], [_mask(shape, points, where)]) if kind == "mask" else (label, [_outline(kind, points)], [])
 
@@ -240,8 +252,7 @@ def _region(polygons, masks, size, path):
         return {"bbox": box_of_polygons(polygons), "segmentation": [polygon.ravel().tolist() for polygon in polygons]}
     if None in size:
         raise UserError(
-            f"{path}: the image of this file is missing, but reading its masks needs the size of the image. Add the "
-            "image."
+            f"{path}: the image of this file is missing, and its size is needed to read the masks. Add the image."
         )
     whole = np.zeros(size, bool)
     if polygons:

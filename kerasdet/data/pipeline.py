@@ -1,4 +1,4 @@
-"""Makes the `tf.data` batches that models train on and are evaluated on from the records of a dataset.
+"""Makes `tf.data` batches for training and evaluation from the records of a dataset.
 
 The pipeline looks records up by position, and all randomness depends only on (seed, position). A run that resumes at
 step s therefore starts at position ``s * batch_size`` and sees the same batches as an uninterrupted run, without
@@ -25,7 +25,7 @@ _PADDING = {"class_ids": -1}
 
 
 class Dataset(Protocol):
-    """Describes the attributes of a dataset that the pipeline reads. `CocoDataset` and `VocDataset` have them.
+    """Defines the attributes of a dataset that the pipeline reads, such as those of `CocoDataset` and `VocDataset`.
 
     Attributes:
         records: Records of the images, at least one.
@@ -67,15 +67,18 @@ def training_batches(
         dataset: A `CocoDataset`, a `VocDataset` or another object with `records`.
         batch_size: Number of images in a batch, over all replicas.
         transforms: Callables ``(example, seed) -> example``, applied in order; see `kerasdet.data.transforms`.
-        sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None does neither.
+        sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None: every image is
+            seen once per epoch, without grouping.
         seed: Seed of the image order and of the transforms.
-        start_step: Number of batches to skip. The batches that follow equal those of a run from step 0.
+        start_step: Number of batches to skip. The remaining batches are the same as in a run that starts at step 0.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
-        pad_to: Fixed (height, width) in pixels to pad images to, instead of `size_divisor`.
-        max_boxes: Fixed number of rows M for the objects of an image. Default: the maximum in each batch.
+        pad_to: Fixed (height, width) in pixels to pad images to. None: images are padded to multiples of
+            `size_divisor`.
+        max_boxes: Fixed number of rows M for the objects of an image. None: the largest number of objects in each
+            batch.
         mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
         input_context: The `tf.distribute.InputContext` of a worker. The worker then gets only its part of each batch,
-            replica by replica, and decodes no other images.
+            in the order of its replicas, and decodes only these images. None: there is one worker.
 
     Returns:
         Endless batches: dicts of `image` (B, H, W, 3); `image_size` (B, 2), heights and widths without padding in
@@ -91,8 +94,8 @@ def training_batches(
     most = max(len(record.boxes) for record in records)
     if max_boxes is not None and most > max_boxes:
         raise UserError(
-            f"max_boxes is {max_boxes}, but an image has {most} boxes; expected at least as many rows as boxes. Raise "
-            f"max_boxes to {most} or more."
+            f"max_boxes is {max_boxes}, but an image has {most} boxes; expected at least as many rows as boxes. "
+            f"Increase max_boxes to {most} or more."
         )
     read = _reader(dataset, mask_size)
 
@@ -135,10 +138,11 @@ def evaluation_batches(
     Args:
         dataset: A `CocoDataset`, a `VocDataset` or another object with `records`.
         batch_size: Number of images in a batch.
-        resize: Callable ``example -> example``, such as `ResizeShortestEdge`, which then uses its first length. None
-            keeps the size of the images.
+        resize: Callable ``example -> example``, such as `ResizeShortestEdge`, which without a seed uses its first
+            length. None keeps the size of the images.
         size_divisor: The pipeline pads image height and width to multiples of this number of pixels.
-        pad_to: Fixed (height, width) in pixels to pad images to, instead of `size_divisor`.
+        pad_to: Fixed (height, width) in pixels to pad images to. None: images are padded to multiples of
+            `size_divisor`.
         mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
         shard: (i, n) selects every n-th image, starting with image i.
 
@@ -165,8 +169,8 @@ def evaluation_batches(
 def _records(dataset):
     if not dataset.records:
         raise UserError(
-            "The dataset has no images; expected at least one. Its `counts` say how many images were dropped and why: "
-            "set on_bad_image or keep_images_without_objects to keep more, or give other annotations."
+            "The dataset has no images; expected at least one. Its `counts` hold the number of dropped images by "
+            "reason. Set on_bad_image or keep_images_without_objects to keep more images, or use other annotations."
         )
     return dataset.records
 
@@ -230,7 +234,7 @@ def _slices(records, names):
 def _encoded(records):
     """Returns a graph function that reads the bytes of an image by the path and the index of its record.
 
-    Images inside of TFRecords and in memory are read by Python: TensorFlow has no op that reads a part of a file.
+    Images inside TFRecords and in memory are read by Python, because TensorFlow has no op that reads a part of a file.
     """
     if all(record.content is None for record in records):
         return lambda path, index: tf.io.read_file(path)
@@ -248,13 +252,15 @@ def _pad(example, size_divisor, pad_to=None, max_boxes=None):
         height, width = tf.unstack(-(-size // size_divisor) * size_divisor)
     else:
         height, width = pad_to
-        message = f"An image is larger than pad_to={tuple(pad_to)}. Raise pad_to or resize the images to fit. Image id:"
+        message = (
+            f"An image is larger than pad_to={tuple(pad_to)}. Increase pad_to, or resize the images to fit. Image id:"
+        )
         checks = [tf.debugging.Assert(tf.reduce_all(size <= pad_to), [message, example["image_id"], "size:", size])]
     with tf.control_dependencies(checks):
         image = resize_ops.pad_to(example["image"], height, width)
     rows = tf.maximum(tf.shape(example["boxes"])[0], 1)
     if max_boxes is not None:
-        message = f"Mixed images have more objects than max_boxes={max_boxes}. Raise max_boxes to at least:"
+        message = f"Mixed images have more objects than max_boxes={max_boxes}. Increase max_boxes to at least:"
         check = tf.debugging.Assert(rows <= max_boxes, [message, rows, "image id:", example["image_id"]])
         with tf.control_dependencies([check]):
             rows = tf.constant(max_boxes)

@@ -1,4 +1,4 @@
-"""Holds a split of a dataset with checked values; the writers of all formats take this form."""
+"""Defines the form of a dataset's split, with checked values, that the writers of all formats take."""
 
 import dataclasses
 from collections import Counter
@@ -53,7 +53,7 @@ class Part:
         name: Name of the split.
         items: Images with their objects.
         categories: COCO categories with an int `id` and a str `name`, by ascending id.
-        counts: Numbers of repaired and dropped values by name.
+        counts: Numbers of repaired and dropped values, by kind.
     """
 
     name: str
@@ -75,17 +75,17 @@ def make_part(
 
     Args:
         name: Name of the split.
-        data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file with whole paths of
-            images.
+        data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file with full paths of
+            the images.
         source: Path of the dataset for error messages.
-        taken: Names of the images of other splits. The names of this split are added to the set.
+        taken: Names of the images of other splits. The function adds the names of this split to the set.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
-            text.
+            strings.
 
     Returns:
-        The split.
+        The checked split.
 
     Raises:
         UserError: If a value or an image is invalid.

@@ -15,10 +15,10 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
 
     Args:
         items: Items to loop over.
-        label: Text before the bar.
-        total: Number of items. None takes `len(items)` if there is one.
+        label: Label before the bar.
+        total: Number of items. None: `len(items)`, if `items` has a length.
 
     Returns:
-        The same items.
+        An iterable of the same items.
     """
     return tqdm(items, label, total, leave=False, disable=None, delay=1)

@@ -1,4 +1,4 @@
-"""Recognises the format of a dataset by its files, and opens it as a `Dataset`."""
+"""Detects the format of a dataset by its files, and opens the dataset as a `Dataset`."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import functools
 import itertools
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kerasdet.data.dataset import Dataset
 from kerasdet.data.examples import read_examples
 from kerasdet.data.files import images_in, is_image, read_text
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
+from kerasdet.data.unknown import explain_unknown
 from kerasdet.data.values import Changes
 from kerasdet.data.voc_folders import find_voc
 from kerasdet.errors import UserError
@@ -27,7 +27,6 @@ from kerasdet.paths import expand
 _logger = logging.getLogger("kerasdet.data")
 
 _SAMPLE = 20  # number of JSON files that are tried before a folder counts as not LabelMe's
-_FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Source:
     Args:
         path: Path of the dataset, or the folder inside it that contains the data.
         format: Name of the format.
-        splits: Split name -> function that reads the split into a dict in the form of a COCO file. Names are "train",
-            "val", "test" or others; "all" if the data are not split.
+        splits: A dict from split name ("train", "val", "test" or others; "all" if the dataset is not split) to the
+            function that reads this split into a dict in the form of a COCO file.
     """
 
     path: Path
@@ -51,35 +50,42 @@ class Source:
 
 
 def recognise(path: str | os.PathLike) -> Source:
-    """Recognises the format of a dataset.
+    """Detects the format of a dataset.
 
     Args:
         path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, or one of several TFRecords. A
             path on S3, HTTP or another remote file system is first copied into the cache.
 
     Returns:
-        The format and the splits. The annotations have not been read yet, only file names and class lists.
+        The format and the splits. Only file names and class lists are read, not the annotations.
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        UserError: If the format is unknown. The message lists the contents of the folder and says what to do.
+        UserError: If the format is unknown. The message lists the contents of the folder and what to do.
     """
-    path = remote.local_copy(os.fspath(path)) if remote.is_remote(os.fspath(path)) else expand(path)
+    path = remote.local_copy(path) if remote.is_remote(path) else expand(path, "The path of the dataset")
     if not path.exists() and not list(path.parent.glob(path.name) if path.parent.is_dir() else []):
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
+    if (source := _find(path)) is None:
+        raise UserError(explain_unknown(path))
+    return source
+
+
+def _find(path):
+    """Returns the dataset at a path, or inside its only folder; None if no format fits."""
     for name, find in _FINDERS.items():
         if splits := find(path):
             if path.is_dir() and (other := _other_annotations(path, name)):
                 _logger.warning(
-                    "%s holds %s and also %s, which is not read. To read it, give its path.", path, name, other
+                    "%s holds %s and also %s, which is not read. To read that file, pass its path.", path, name, other
                 )
             return Source(path, name, splits)
     if path.is_dir():
         inside = [each for each in path.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
         folders = [each for each in inside if each.is_dir()]
         if len(folders) == 1 and not any(is_image(each) for each in inside):  # an archive unpacked into its own folder
-            return recognise(folders[0])
-    raise UserError(_unknown(path))
+            return _find(folders[0])
+    return None
 
 
 def _find_yolo(path):
@@ -96,14 +102,10 @@ def _find_yolo(path):
             if path.is_dir():
                 continue
             raise
-        keys = [key for key in data if _is_split(key, data[key], file.parent)]
+        keys = yolo.split_keys(data, file)
         if "names" in data and keys:
             names = yolo.class_names(data, file)
-            splits = {key: split_of(key) for key in keys}
-            found[file] = {
-                key if split == WHOLE else split: functools.partial(_read_yolo, data, file, key, names)
-                for key, split in splits.items()
-            }
+            found[file] = {split: functools.partial(_read_yolo, data, file, key, names) for split, key in keys.items()}
     first, *others = found or [None]
     if others and (first.stem != "data" or others[0].stem == "data"):
         raise UserError(
@@ -111,13 +113,6 @@ def _find_yolo(path):
             f"one, or one named data.yaml. Give the file: {first}."
         )
     return found.get(first, {})
-
-
-def _is_split(key, value, folder):
-    """Returns whether a key of a `data.yaml` names a split: a usual one, or one with a folder that exists."""
-    if key in yolo.SPLIT_KEYS:
-        return bool(value)
-    return key != "path" and isinstance(value, str) and value != "" and (folder / value).is_dir()
 
 
 def _read_yolo(data, file, key, names, changes):
@@ -143,7 +138,7 @@ def _find_yolo_folder(path):
 
 
 def _find_json(path, kind):
-    """Returns the JSON files of a folder that are of a kind; looks into a few, and then only at the suffix."""
+    """Returns the JSON files of a folder if they are of a kind; reads only the first few files."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" and json_kind(path) == kind else []
     files = sorted(file for file in path.rglob("*.json") if not file.name.startswith("."))
@@ -181,13 +176,10 @@ def _find_labelme(path):
 
 
 def _find_via(path):
-    return {
-        split_of(file.stem, file.parent.name): functools.partial(_read_via, file) for file in _find_json(path, "via")
-    }
-
-
-def _read_via(file, changes):
-    return via.read_via(read_json(file), file, changes)
+    groups: dict[str, list[Path]] = {}
+    for file in _find_json(path, "via"):
+        groups.setdefault(split_of(file.stem, file.parent.name), []).append(file)
+    return {split: functools.partial(via.read_via, files) for split, files in groups.items()}
 
 
 def _find_tfrecord(path):
@@ -207,7 +199,7 @@ def _find_tfrecord(path):
         own = [file for file in maps if file.parent == files[0].parent] or maps
         categories = tfrecord.read_label_map(own[0]) if own else None
         every = [shard for file in files for shard in tfrecord.shards(file)]
-        return tfrecord.read_tfrecords(list(dict.fromkeys(every)), categories)
+        return tfrecord.read_tfrecords(list(dict.fromkeys(every)), categories, changes)
 
     return {split: functools.partial(read, own) for split, own in groups.items()}
 
@@ -239,70 +231,51 @@ def _other_annotations(path, name):
     return next(itertools.chain(coco, xml), None)
 
 
-def _unknown(path):
-    """Returns the message about data of no known format."""
-    expected = f"expected a dataset in the format {_FORMATS}"
-    if path.is_file():
-        kind = json_kind(path) if path.suffix.lower() == ".json" else None
-        if kind in ("detections", "label studio"):
-            holds = "detections" if kind == "detections" else "tasks of Label Studio"
-            advice = "Give the ground truth." if kind == "detections" else "Export them as COCO or YOLO."
-            return f"{path} holds {holds}; {expected}. {advice}"
-        if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
-            return f"{path} is an archive; {expected}. Unpack it and give the folder."
-        return f"{path} is of no format that kerasdet knows; {expected}. Give the folder of the dataset."
-    suffixes = Counter(file.suffix.lower() or "files without a suffix" for file in path.rglob("*") if file.is_file())
-    if not suffixes:
-        return f"The folder {path} is empty; {expected}. Check the path."
-    holds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
-    if all(is_image(Path(f"x{suffix}")) for suffix in suffixes):
-        advice = "Put the annotations into the folder, or give the folder above it."
-    elif any(file.suffix.lower() == ".txt" and _looks_like_labels(file) for file in path.rglob("*.txt")):
-        advice = 'These look like YOLO labels without a class list: add a data.yaml with "names" and "train".'
-    elif any("<annotations" in read_text(file)[:500] for file in path.rglob("*.xml")):
-        advice = "This is CVAT's own XML: export the task as COCO 1.0."
-    elif ".csv" in suffixes:
-        advice = "Export the CSV again as COCO, VOC or YOLO."
-    elif ".zip" in suffixes:
-        advice = "Unpack the archive."
-    else:
-        advice = "Export the annotations in one of these formats, or name the file that holds them."
-    return f"The folder {path} holds {holds}; {expected}. {advice}"
-
-
-def _looks_like_labels(file):
-    words = read_text(file)[:200].split()
-    return len(words) >= 5 and words[0].isdigit() and words[1].replace(".", "").isdigit()
-
-
 def choose_split(source: Source, split: str | None) -> str:
-    """Chooses a split of a dataset by any of its names.
+    """Chooses a split of a dataset by name; "val", "valid" and "validation" are the same.
 
     Args:
         source: Result of `recognise`.
         split: Name such as "val" or "validation"; None if the dataset has only one split.
 
     Returns:
-        A key of `source.splits`.
+        The name of the split, a key of `source.splits`.
 
     Raises:
-        UserError: If there is no such split, or `split` is None and there are several.
+        UserError: If the dataset has no such split, or `split` is None and the dataset has several splits.
     """
     known = ", ".join(source.splits)
+    if not isinstance(split, str | None):
+        raise UserError(f"The split is {split!r}; expected the name of one split, such as {known}. Pass one name.")
     if split is None:
         if len(source.splits) == 1:
             return next(iter(source.splits))
         raise UserError(
-            f"{source.path} has the splits {known}, and none was chosen; expected the name of one. Pass split=NAME "
-            "(--split NAME)."
+            f"{source.path} has the splits {known}; expected the name of one of these. Pass --split NAME (Python: "
+            "split=NAME)."
         )
     for name in (split, split_of(split)):
         if name in source.splits:
             return name
+    has = known if known != WHOLE else "one part without a name"
+    if source.path.is_file() and split_of(split) in _splits_beside(source.path):
+        raise UserError(
+            f"{source.path} has no split {split}, only {has}; another file of its folder has that split. Give the "
+            f"folder {source.path.parent}."
+        )
     raise UserError(
-        f"{source.path} has no split {split}; it has {known if known != WHOLE else 'one part without a name'}. Give "
-        "another split, or divide the data: kerasdet data split SOURCE TARGET --parts train=0.8,val=0.2."
+        f"{source.path} has no split {split}; it has {has}. Pass another split, or split the dataset: kerasdet data "
+        "split SOURCE TARGET --parts train=0.8,val=0.2."
     )
+
+
+def _splits_beside(file):
+    """Returns the splits of the dataset that the folder of a file holds."""
+    try:
+        found = _find(file.parent)
+    except UserError:
+        return {}
+    return found.splits if found else {}
 
 
 def read_source(source: Source, split: str, changes: Changes, classes: Classes | None = None) -> dict[str, Any]:
@@ -316,7 +289,7 @@ def read_source(source: Source, split: str, changes: Changes, classes: Classes |
             keeps all.
 
     Returns:
-        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file, with the whole path of
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file, with the full path of
         each image.
     """
     data = source.splits[split](changes)
@@ -324,7 +297,7 @@ def read_source(source: Source, split: str, changes: Changes, classes: Classes |
 
 
 def _select(data, classes, changes):
-    """Selects classes after their ids and names have become integers and texts."""
+    """Selects classes after converting ids to integers and names to strings."""
     contents = read_contents(data, changes.source, strict=changes.strict, on_bad_object=changes.on_bad_object)
     changes.merge(contents.changes)
     clean = {"images": contents.images, "annotations": contents.annotations, "categories": contents.categories}
@@ -340,7 +313,8 @@ def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None)
             keeps all.
 
     Returns:
-        K names in the order of the class ids. If there are several splits, the names of the training data.
+        The K class names in the order of the class ids. If the dataset has several splits, the names of the training
+        split.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -365,7 +339,7 @@ def open_dataset(
     keypoints: bool | None = False,
     strict: bool = False,
 ) -> Dataset:
-    """Opens a dataset of any format that kerasdet knows, and logs its format, its numbers and any repairs.
+    """Opens a dataset of any supported format, and logs its format, its size and any repairs.
 
     The formats are COCO and the exports of Roboflow, CVAT, Label Studio, FiftyOne and LabelMe2COCO; Pascal VOC and
     loose files of LabelImg; YOLO; LabelMe; VIA; TFRecords of the TensorFlow Object Detection API. docs/data.md
@@ -378,14 +352,16 @@ def open_dataset(
 
     Args:
         path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, or one of several TFRecords.
-        split: Name of a split: "train", "val" (or valid, validation), "test". None if the dataset has only one split.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, which
-            merges classes that get the same name and leaves out those that get None. Default: all.
-        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        split: Name of a split: "train", "val" (or "valid", "validation") or "test". None if the dataset has only one
+            split.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which classes with the same new name are merged and classes mapped to None are left out. None keeps all
+            classes.
+        keep_images_without_objects: Whether to keep images without objects to train on, see `Dataset`.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
-        on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names it, "skip"
-            leaves the annotation out.
+        on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names the
+            annotation, "skip" leaves it out.
         masks: Whether to read the segmentations. None reads them if every object has one.
         keypoints: Whether to read the keypoints. None reads them if a class has keypoints.
         strict: Whether to raise an error for values that would be repaired. By default repairs are counted and logged.
@@ -396,7 +372,7 @@ def open_dataset(
     Raises:
         FileNotFoundError: If the path does not exist.
         UserError: If the format is unknown, the split does not exist, or an item is invalid. The message names the
-            item.
+            image or annotation.
     """
     source = recognise(path)
     name = choose_split(source, split)
@@ -449,10 +425,10 @@ def dataset_from_examples(
     Args:
         examples: Dicts with `image`, a path or an array (H, W, 3) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids`
             (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
-            `image_id`. Rows with class id -1 are padding. The examples are read once. Arrays of images stay in memory:
-            pass paths, or convert to TFRecord, if the images do not fit into memory.
-        class_names: The K names of the classes.
-        keypoint_names: The J names of the keypoints. With them, keypoints are read.
+            `image_id`. Rows with class id -1 are padding. The examples are read once. Images that are arrays stay in
+            memory; if they do not fit, pass paths instead, or convert the data to TFRecord.
+        class_names: Names of the K classes, in the order of the class ids.
+        keypoint_names: Names of the J keypoints. With them, keypoints are read.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
             keeps all.
         masks: Whether to read the masks.
@@ -460,10 +436,10 @@ def dataset_from_examples(
         **options: Other arguments of `Dataset`.
 
     Returns:
-        The dataset.
+        The dataset of all examples.
 
     Raises:
-        UserError: If an example has another form. The message has the number of the example, from 0.
+        UserError: If an example does not have this form. The message names the index of the example, from 0.
     """
     data = read_examples(examples, class_names, keypoint_names)
     data = data if classes is None else _select(data, classes, Changes(name))

@@ -27,8 +27,8 @@ class Record:
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
         by_pil: Whether Pillow decodes the image, because TensorFlow cannot, or decodes it to other pixels.
-        content: Function that returns the bytes of the encoded image, if it is not a file of its own but part of a
-            TFRecord or in memory. `path` is then only a name for error messages.
+        content: Function that returns the bytes of the encoded image, if the image is not a separate file but in memory
+            or part of a TFRecord. `path` is then only used in error messages. None: `path` is the image file.
     """
 
     image_id: int
@@ -56,9 +56,9 @@ class Record:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the image has no object to learn. Crowds do not count, nor objects without labelled keypoints.
+        """Whether the image has no object to train on. Crowds do not count as objects.
 
-        Objects without labelled keypoints count if the dataset was read without keypoints.
+        If the dataset was read with keypoints, objects without labelled keypoints do not count either.
         """
         objects = ~self.is_crowd
         if self.keypoints is not None:
@@ -75,7 +75,8 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
         count: Number of images.
 
     Returns:
-        One dict per image, name -> read-only array. Objects keep their order.
+        One dict per image, from the name of a column to the read-only array of the image's objects, in their original
+        order.
     """
     order = np.argsort(rows, kind="stable")
     borders = np.searchsorted(rows[order], np.arange(1, count))
@@ -84,15 +85,15 @@ def split_by_image(columns: Mapping[str, np.ndarray], rows: np.ndarray, count: i
 
 
 def clip_boxes(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Clips boxes to their images and finds those that are left without area.
+    """Clips boxes to their images, and marks boxes that have no area left.
 
     Args:
         xywh: Boxes as (x, y, width, height) in pixels, (N, 4) float64.
         size: Height and width of the image of each box, in pixels, (N, 2).
 
     Returns:
-        The clipped boxes, (N, 4) float32 yxyx; a mask of the boxes to keep, (N,) bool; and masks of the clipped and
-        the unusable boxes, kind of change -> (N,) bool.
+        The clipped boxes, (N, 4) float32 yxyx; a mask of the boxes to keep, (N,) bool; and a dict from kind of change
+        (such as "clipped_boxes") to a mask of the changed or unusable boxes, (N,) bool.
     """
     finite = np.isfinite(xywh).all(1)
     x, y, w, h = np.where(finite[:, None], xywh, 0.0).T

@@ -8,13 +8,13 @@ from kerasdet.geometry import rle
 
 
 def box_of_polygons(polygons: Sequence[Sequence[float] | np.ndarray]) -> list[float]:
-    """Computes the box around polygons.
+    """Computes the tight box around polygons.
 
     Args:
         polygons: At least one polygon in pixels, [x, y, x, y, ...] or (P, 2) as (x, y).
 
     Returns:
-        [x, y, width, height] in pixels.
+        The box [x, y, width, height] in pixels.
     """
     points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
     low, high = points.min(0), points.max(0)
@@ -22,13 +22,13 @@ def box_of_polygons(polygons: Sequence[Sequence[float] | np.ndarray]) -> list[fl
 
 
 def box_of_mask(mask: np.ndarray) -> list[float]:
-    """Computes the box around a mask.
+    """Computes the tight box around a mask.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
-        [x, y, width, height] in pixels; zeros if the mask is empty.
+        The box [x, y, width, height] in pixels; zeros if the mask is empty.
     """
     if not mask.any():
         return [0.0, 0.0, 0.0, 0.0]
@@ -45,11 +45,11 @@ def mask_of(segmentation: Sequence | Mapping, height: int, width: int) -> np.nda
         width: Width of the image in pixels.
 
     Returns:
-        (H, W) bool.
+        The mask, (H, W) bool.
 
     Raises:
         ValueError: If the segmentation is invalid. The message begins with "has"; callers put the file and the
-            annotation in front of it.
+            annotation before it.
     """
     runs = rle.runs_from_segmentation(segmentation, height, width)
     if not len(runs):
@@ -101,7 +101,7 @@ def polygons_of(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _right_turn(previous, current, choices):
-    """Chooses the edge that turns right, so that pixels that touch at a corner stay separate."""
+    """Chooses the edge that turns right; pixels that touch only at a corner then stay separate."""
     if previous is None:
         return choices[0]
     dx, dy = current[0] - previous[0], current[1] - previous[1]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,16 +16,16 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _CHUNK = 1 << 22
 
 
-def is_remote(path: str) -> bool:
+def is_remote(path: Any) -> bool:
     """Tells whether a path is on a remote file system.
 
     Args:
-        path: Path or URL.
+        path: Path or URL, or a value that is neither.
 
     Returns:
         True if the path begins with a scheme, such as ``s3://``.
     """
-    return _SCHEME.match(path) is not None
+    return isinstance(path, str) and _SCHEME.match(path) is not None
 
 
 def local_copy(url: str) -> Path:
@@ -33,14 +34,15 @@ def local_copy(url: str) -> Path:
     Files that are already in the cache with the same size are not copied again.
 
     Args:
-        url: Address such as ``s3://bucket/data`` or ``http://host/val.tfrecord``. Over HTTP, only files can be copied.
+        url: URL such as ``s3://bucket/data`` or ``http://host/val.tfrecord``. Over HTTP, only files can be copied, not
+            folders.
 
     Returns:
-        Path of the copy.
+        Path of the local copy.
 
     Raises:
-        UserError: If TensorFlow cannot read from the file system, or the address does not exist. The message says why
-            and what to do.
+        UserError: If TensorFlow cannot read from the file system, or the address does not exist. The message gives the
+            reason and a remedy.
     """
     url = url.rstrip("/")
     scheme = _SCHEME.match(url)[1].lower()
@@ -62,7 +64,7 @@ def local_copy(url: str) -> Path:
 
 
 def _reach(scheme, url):
-    """Checks that TensorFlow has the file system of a scheme, for which it may need tensorflow-io."""
+    """Checks that TensorFlow, if needed with tensorflow-io, can read the file system of a URL scheme."""
     try:
         tf.io.gfile.exists(url)
     except tf.errors.UnimplementedError:
@@ -70,7 +72,8 @@ def _reach(scheme, url):
             import tensorflow_io  # noqa: F401 (registers its file systems when it is imported)
         except Exception as error:  # on other versions of TensorFlow than its own it raises almost anything
             raise UserError(
-                f"{url} is on {scheme}, which TensorFlow can read only with tensorflow-io, but that cannot be imported "
+                f"{url} is on {scheme}, which TensorFlow can read only with tensorflow-io, but tensorflow-io cannot "
+                "be imported "
                 f"({' '.join(str(error).split())[:80]}). tensorflow-io works up to TensorFlow 2.16; this "
                 f"is {tf.__version__}. "
                 'Copy the data to a local disk, or install TensorFlow 2.16 and "kerasdet[io]".'

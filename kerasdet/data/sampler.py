@@ -1,7 +1,7 @@
-"""Decides in which order training visits the images, and how often.
+"""Determines the order in which training visits the images, and how often it visits each.
 
-The order depends only on (seed, epoch). The position of any step can be computed without going through the steps before
-it, so a resumed run starts at once.
+The order depends only on (seed, epoch). The images of any step can be computed without iterating over the earlier
+steps, so a resumed run starts immediately.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from kerasdet.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """Configures how training samples images: repeats images with rare classes, groups images by aspect ratio.
+    """Samples the training images: may repeat images with rare classes, and may group images by aspect ratio.
 
     Args:
         repeat_threshold: Images with a rare class are repeated (LVIS, https://arxiv.org/abs/1908.03195). A class is
             rare if fewer than this fraction of images contain it. An image is seen ``max(1, sqrt(repeat_threshold /
             fraction))`` times per epoch, where `fraction` is the fraction of images that contain the image's rarest
             class. LVIS uses 0.001. None visits every image once.
-        group_by_aspect_ratio: Whether the images of a batch are all wider than high, or all not. This saves padding.
+        group_by_aspect_ratio: Whether all images of a batch are wider than high, or none is. This reduces padding.
 
     Raises:
         UserError: If the threshold is not in (0, 1].
@@ -37,7 +37,7 @@ class ImageSampler:
         if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
             raise UserError(
                 f"ImageSampler got repeat_threshold={threshold!r}; expected a fraction of the images in (0, 1], or "
-                "None. Correct repeat_threshold."
+                "None. Change repeat_threshold."
             )
 
     def order(self, records: Sequence[Record], batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
@@ -47,11 +47,11 @@ class ImageSampler:
             records: Records of the images, at least one.
             batch_size: Number of images in a batch, over all replicas.
             seed: Seed of the order.
-            start_step: Number of batches to leave out.
+            start_step: Number of batches to skip.
 
         Returns:
-            An endless dataset of pairs (position, index of the record), both int64. `batch_size` consecutive pairs form
-            a batch.
+            An endless `tf.data.Dataset` of pairs (position in the run, index of the record), both int64. `batch_size`
+            consecutive pairs form a batch.
         """
         repeats = np.ones(len(records))
         if self.repeat_threshold is not None:
@@ -69,7 +69,7 @@ class ImageSampler:
 
 
 def repeat_factors(class_ids: Sequence[np.ndarray], threshold: float) -> np.ndarray:
-    """Computes how often each image is seen in an epoch, by the rarest class that it contains.
+    """Computes how often each image is seen per epoch, from the frequency of the rarest class in the image.
 
     Args:
         class_ids: Class ids of the objects of each of N images.
@@ -77,7 +77,7 @@ def repeat_factors(class_ids: Sequence[np.ndarray], threshold: float) -> np.ndar
             sqrt(t / f) times.
 
     Returns:
-        (N,) float64, at least 1. Images without objects get 1.
+        The repeat factors, (N,) float64, at least 1. The factor of an image without objects is 1.
     """
     shown = [np.unique(ids) for ids in class_ids]
     images = np.bincount(np.concatenate([np.zeros(0, np.int64), *shown]).astype(np.int64))
@@ -87,11 +87,11 @@ def repeat_factors(class_ids: Sequence[np.ndarray], threshold: float) -> np.ndar
 
 
 class _Stream:
-    """Repeats some images endlessly; in each epoch they come in a new order.
+    """Repeats a set of images endlessly, in a new order in each epoch.
 
     Image i comes ``floor(r * (e + 1) + u) - floor(r * e + u)`` times in epoch e, where r is its repeat factor and u in
-    [0, 1) is drawn once. So each epoch has floor(r) or ceil(r) of it, and all epochs together never differ by more
-    than one from r times their number.
+    [0, 1) is drawn once. So image i occurs floor(r) or ceil(r) times in each epoch, and the total over n epochs differs
+    from n * r by at most one.
 
     Args:
         images: Indices of the images, (N,).
@@ -130,10 +130,10 @@ class _Stream:
 
 
 def _grouped(streams, batch_size, seed, start_step):
-    """Joins streams so that each batch comes from one of them.
+    """Joins streams so that all images of a batch come from the same stream.
 
-    In epoch e, a stream gives as many batches as it completes from the beginning of its epoch e to that of e + 1. The
-    batches of all streams come in a random order.
+    In epoch e, a stream contributes the batches that it completes between the start of its epoch e and the start of
+    epoch e + 1. The batches of all streams are shuffled.
     """
 
     def before(epoch):
@@ -163,7 +163,7 @@ def last_epoch(start: Callable[[int], int], position: int) -> int:
         position: Position to find, 0 or more.
 
     Returns:
-        The number of the epoch, from 0.
+        The index of the epoch, from 0.
     """
     low, high = 0, 1
     while start(high) <= position:

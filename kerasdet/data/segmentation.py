@@ -1,4 +1,4 @@
-"""Reads segmentations in the forms that tools write: polygons as flat lists or as points, and run lengths."""
+"""Reads segmentations in the forms that annotation tools write: polygons as flat lists or lists of points, and RLE."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ Segmentation = list[list[float]] | dict
 
 
 def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation | None:
-    """Converts a segmentation to the form that COCO documents.
+    """Converts a segmentation to COCO's documented form.
 
     Args:
         value: Polygons, one flat polygon, a polygon of points, or RLE {"size", "counts"}, compressed or not.
@@ -24,14 +24,15 @@ def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation 
         name: Function that returns the name of the annotation for error messages.
 
     Returns:
-        Polygons [[x, y, ...], ...] of at least three points each, RLE, or None if there is no mask.
+        Polygons [[x, y, ...], ...] with at least three points each, or RLE {"size", "counts"}; None if `value` holds no
+        mask.
 
     Raises:
         ValueError: If the value is not a segmentation. The message begins with "has"; callers put the file and the
-            annotation in front of it.
+            annotation before it.
     """
     if isinstance(value, str) and value.strip():
-        changes.add("converted_values", name(), 'has a "segmentation" as text')
+        changes.add("converted_values", name(), 'has a "segmentation" as a string')
         value = as_list(value)
         if value is None:
             raise ValueError('has a "segmentation" that is neither a list of polygons nor an RLE')
@@ -54,13 +55,13 @@ def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation 
 
 
 def box_of(segmentation: Segmentation) -> list[float]:
-    """Computes the box around a segmentation.
+    """Computes the tight box around a segmentation.
 
     Args:
         segmentation: Result of `read_segmentation`.
 
     Returns:
-        [x, y, width, height] in pixels.
+        The box [x, y, width, height] in pixels.
     """
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
@@ -71,13 +72,13 @@ def box_of(segmentation: Segmentation) -> list[float]:
 
 
 def _is_polygon(value):
-    """Returns whether a polygon is in COCO's form, fast; NaN anywhere in the list makes its sum NaN."""
+    """Returns whether a polygon is in COCO's form, by a fast check: NaN in the list makes its sum NaN."""
     plain = is_plain(value) and len(value) >= 6 and len(value) % 2 == 0
     return plain and min(value) >= -_MAX_PIXEL and max(value) <= _MAX_PIXEL and not math.isnan(sum(value))
 
 
 def _as_polygons(items, changes, name):
-    """Returns lists of numbers, whether the items are polygons, the numbers of one polygon, or its points."""
+    """Returns polygons as lists of numbers; `items` are polygons, or the numbers or the points of one polygon."""
     if as_float(items[0]) is not None:
         changes.add("flat_polygons", name(), "has one polygon outside a list of polygons")
         items = [items]
@@ -117,12 +118,12 @@ def _read_rle(value, changes, name):
     if whole is None or len(whole) != 2 or None in whole:
         raise ValueError(f"has an RLE mask of size {show(value.get('size'))}; expected height and width")
     if isinstance(counts, str) and not counts.isascii():
-        raise ValueError(f'has an RLE mask whose "counts" are not ASCII text: {show(counts)}')
+        raise ValueError(f'has an RLE mask whose "counts" are not an ASCII string: {show(counts)}')
     if not isinstance(counts, str | bytes):
         listed = as_list(counts)
         runs = None if listed is None else [as_int(count) for count in listed]
         if runs is None or None in runs:
-            raise ValueError('has an RLE mask whose "counts" are neither text nor a list of integers')
+            raise ValueError('has an RLE mask whose "counts" are neither a string nor a list of integers')
         if min(runs, default=0) < 0:
             raise ValueError(f'has an RLE mask whose "counts" contain {min(runs)}; expected lengths of 0 or more')
         if not all(type(count) is int for count in listed):

@@ -65,7 +65,7 @@ def write(
     objects: tuple[int, int] = (1, 6),
     scale: tuple[float, float] = (0.2, 0.6),
 ) -> Path:
-    """Writes a dataset of shapes, unless the folder holds it already.
+    """Writes a dataset of shapes, unless the folder already holds this dataset.
 
     Image i depends only on `seed` and i, so a longer dataset begins with the images of a shorter one. For training and
     validation, use two folders with different seeds. The folder appears only when it is complete.
@@ -75,17 +75,18 @@ def write(
         num_images: Number of images.
         seed: Seed of all images, 0 or more.
         image_size: Height and width of every image, in pixels.
-        objects: Smallest and largest number of shapes in an image. An image gets fewer shapes if no place is left.
+        objects: Smallest and largest number of shapes in an image. An image gets fewer shapes if there is no space
+            left.
         scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
             largest).
 
     Returns:
         Path of `annotations.json`, a COCO file. Boxes (x, y, width, height), `area` and `segmentation` (compressed RLE)
-        describe the visible pixels. A keypoint is the pixel that contains it, with visibility 2 (visible), 1 (behind a
-        later shape) or 0 (outside the image).
+        describe the visible pixels. A keypoint is stored as the pixel that contains it, with visibility 2 (visible), 1
+        (behind a later shape) or 0 (outside the image).
 
     Raises:
-        UserError: If an argument is out of range, or the folder holds something else.
+        UserError: If an argument is out of range, or the folder holds other files or a dataset with other arguments.
     """
     arguments = {
         "num_images": num_images,
@@ -112,9 +113,9 @@ def write(
 
 def _check(num_images, seed, image_size, objects, scale):
     if num_images < 1:
-        raise UserError(f"num_images is {num_images}; expected at least 1. Give a larger number.")
+        raise UserError(f"num_images is {num_images}; expected at least 1. Increase num_images.")
     if seed < 0:
-        raise UserError(f"seed is {seed}; expected an integer of 0 or more. Give another seed.")
+        raise UserError(f"seed is {seed}; expected an integer of 0 or more. Change seed.")
     if len(image_size) != 2 or min(image_size) < 16:
         raise UserError(
             f"image_size is {tuple(image_size)}; expected (height, width) of at least 16 pixels each. Give a larger "
@@ -122,21 +123,21 @@ def _check(num_images, seed, image_size, objects, scale):
         )
     if len(objects) != 2 or not 0 <= objects[0] <= objects[1]:
         raise UserError(
-            f"objects is {tuple(objects)}; expected (smallest, largest) with 0 <= smallest <= largest. Correct objects."
+            f"objects is {tuple(objects)}; expected (smallest, largest) with 0 <= smallest <= largest. Change objects."
         )
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
-            f"scale is {tuple(scale)}; expected (smallest, largest) with 0 < smallest <= largest <= 1. Correct scale."
+            f"scale is {tuple(scale)}; expected (smallest, largest) with 0 < smallest <= largest <= 1. Change scale."
         )
     if scale[0] * min(image_size) < 6:
         raise UserError(
             f"scale is {tuple(scale)}, whose smallest shapes have less than 6 pixels in an image of "
-            f"{tuple(image_size)}; expected 6 pixels or more. Raise scale or image_size."
+            f"{tuple(image_size)}; expected 6 pixels or more. Increase scale or image_size."
         )
 
 
 def _holds(folder: Path, info: dict) -> bool:
-    """Returns whether the folder holds exactly this dataset, False if it is absent or empty; raises otherwise."""
+    """Returns True if the folder holds exactly this dataset, False if it is absent or empty; otherwise raises."""
     if not folder.exists():
         return False
     if not folder.is_dir():
@@ -152,14 +153,20 @@ def _holds(folder: Path, info: dict) -> bool:
     if found == info:
         return True
     if isinstance(found, dict) and found.get("description") == DESCRIPTION:
+        old, new = ({"version": each["version"], **each["arguments"]} for each in (found, info))
+        changed = [name for name in new if old.get(name) != new[name]]
         raise UserError(
-            f"{folder} holds shapes of version {found.get('version')} with {found.get('arguments')}; expected version "
-            f"{info['version']} with {info['arguments']}. Name another folder, or remove this one."
+            f"{folder} holds a generated shapes dataset with {_listed(old, changed)}; expected "
+            f"{_listed(new, changed)}. Use another folder, or delete this folder."
         )
     raise UserError(
         f"{folder} holds files that are not generated shapes; expected a folder that is empty or does not exist yet. "
         "Name another folder."
     )
+
+
+def _listed(arguments, names):
+    return ", ".join(f"{name}={arguments.get(name)}" for name in names)
 
 
 def _move(temporary: Path, folder: Path, info: dict):
@@ -220,7 +227,8 @@ def _place(rng, name, side, owner, areas):
     """Places a shape so that enough of it and of the earlier shapes stays visible.
 
     Returns:
-        Coverage (h, w), its top left pixel and the keypoints (J, 2) as (y, x), or None if no try succeeds.
+        The coverage (h, w) in [0, 1], its top-left pixel (y, x) and the keypoints (J, 2) as (y, x); None if no attempt
+        succeeds.
     """
     for _ in range(MAX_TRIES):
         polygon, keypoints = _pose(rng, name, side, centre=rng.uniform((0, 0), owner.shape))
@@ -369,10 +377,10 @@ def shapes_dataset(
         keypoints: Whether to read the keypoints of the arrows.
 
     Returns:
-        The dataset.
+        The dataset of generated shapes.
 
     Raises:
-        UserError: If an argument is out of range, or the folder holds something else.
+        UserError: If an argument is out of range, or the folder holds other files or a dataset with other arguments.
     """
     path = write(folder, num_images=num_images, seed=seed, image_size=image_size, scale=scale)
     return CocoDataset(path, masks=masks, keypoints=keypoints)

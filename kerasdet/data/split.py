@@ -1,4 +1,4 @@
-"""Divides a dataset into parts, such as train and val, with the same mix of classes and near duplicates in one part."""
+"""Splits a dataset into parts with the same mix of classes; near duplicates stay in the same part."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ def split(
     on_bad_image: str = "error",
     strict: bool = False,
 ) -> dict[str, Counter]:
-    """Divides a dataset and writes the parts with a copy of the images.
+    """Splits a dataset into parts, and writes the parts with a copy of the images.
 
     Each part gets its share of every class and of the images, as closely as possible (iterative stratification,
     Sechidis et al., 2011). Near duplicates, such as frames of a video, stay in the same part, so that evaluation does
@@ -41,7 +41,7 @@ def split(
     Args:
         source: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
         target: Folder to write to; it must be empty or not exist.
-        parts: Part name -> share of the images. The shares sum to 1.
+        parts: Maps the name of each part, such as "train", to its share of the images. The shares sum to 1.
         to: Format to write: "coco", "tfrecord", "voc" or "yolo".
         seed: Seed of the order in which images are assigned to parts.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
@@ -49,10 +49,10 @@ def split(
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
-            text.
+            strings.
 
     Returns:
-        Part name -> numbers by name: "images", "boxes of NAME" for each class, and those of `convert`.
+        A dict from part name to counts by name: "images", "boxes of NAME" for each class, and the counts of `convert`.
 
     Raises:
         FileNotFoundError: If the source does not exist.
@@ -69,7 +69,7 @@ def split(
     owners = assign(table, duplicates, list(parts.values()), seed)
     if missing := [name for index, name in enumerate(parts) if index not in owners]:
         raise UserError(
-            f"The part {missing[0]} gets no image of the {len(items)} in {source}, because near duplicates stay "
+            f"The part {missing[0]} gets none of the {len(items)} images in {source}, because near duplicates stay "
             "together; expected at least one image for each part. Give the part a larger share, or add images."
         )
     counts = Counter({"near_duplicates": sum(map(len, duplicates))})
@@ -86,15 +86,15 @@ def check_shares(parts: Mapping[str, float]) -> None:
     """Checks that shares are positive and sum to 1.
 
     Args:
-        parts: Part name -> share.
+        parts: Maps the name of each part to its share.
 
     Raises:
-        UserError: If a share is not positive, the sum is not 1, or two parts have names of one split (val and valid).
+        UserError: If a share is not positive, the sum is not 1, or two names mean the same split ("val" and "valid").
     """
     for name, other in itertools.combinations(parts, 2):
         if split_of(name) == split_of(other) != WHOLE:
             raise UserError(
-                f"The parts {name} and {other} have names of one split; expected different splits. Rename one."
+                f"The names {name} and {other} mean the same split; expected different splits. Rename the part {other}."
             )
     total = sum(parts.values())
     if not parts or min(parts.values()) <= 0 or not math.isclose(total, 1, abs_tol=1e-6):
@@ -105,7 +105,7 @@ def check_shares(parts: Mapping[str, float]) -> None:
 
 
 def _with_unique_ids(items: Sequence[Item]) -> list[Item]:
-    """Numbers the images anew if splits that are joined use an id twice."""
+    """Renumbers the images if two joined splits use the same id."""
     if len({item.record.image_id for item in items}) == len(items):
         return list(items)
     renumbered = []
@@ -125,13 +125,13 @@ def assign(table: np.ndarray, groups: Sequence[Sequence[int]], shares: Sequence[
     """Assigns images to parts by iterative stratification.
 
     Args:
-        table: Number of objects of each class in each image, (N, K).
+        table: Number of objects of each of K classes in each of N images, (N, K).
         groups: Lists of indices of images that must stay together.
         shares: Share of each part. The shares sum to 1.
         seed: Seed of the order of images.
 
     Returns:
-        Index of the part of each image, (N,).
+        The index of the part of each image, (N,).
     """
     grouped = {index for group in groups for index in group}
     units = [list(group) for group in groups] + [[index] for index in range(len(table)) if index not in grouped]

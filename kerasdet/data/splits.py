@@ -1,4 +1,4 @@
-"""Recognises the splits of datasets by their names: tools write val, valid, validation or val2017."""
+"""Recognises splits by their names: tools write val, valid, validation or val2017."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -25,35 +25,41 @@ _ALIASES = {
 
 
 def split_of(name: str, *folders: str) -> str:
-    """Derives a split from the name of a file, or of the folders around it.
+    """Derives a split from the name of a file, or from the names of its parent folders.
 
     Example:
         >>> split_of("instances_val2017"), split_of("_annotations.coco", "valid"), split_of("labels", "my test")
         ('val', 'val', 'all')
 
     Args:
-        name: Name of a file without suffix. One word in it may name the split.
-        folders: Names of the folders around the file, the innermost first. The whole name must name the split.
+        name: Name of a file without suffix. One of its words may name the split.
+        folders: Names of the parent folders, the innermost first. The whole name must be the name of a split, or
+            `obj_SPLIT_data` as CVAT writes it.
 
     Returns:
         "train", "val", "test" or "trainval"; "all" if no name contains a split.
     """
     words = [_ALIASES.get(word) for word in re.split(r"[^a-z]+", name.lower())]
-    words = [*reversed(words), *(_ALIASES.get(folder.lower().rstrip("0123456789_-")) for folder in folders)]
+    words = [*reversed(words), *map(_split_of_folder, folders)]
     return next(filter(None, words), WHOLE)
 
 
-def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
-    """Groups files by the split that the folders between `root` and the file name.
+def _split_of_folder(name):
+    name = re.sub(r"^obj_(.+)_data$", r"\1", name.lower())
+    return _ALIASES.get(name.rstrip("0123456789_-"))
 
-    If `root` has no such folders, its own name decides.
+
+def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Groups files by split, according to the folders between `root` and the file.
+
+    If no folder between `root` and the file names a split, the name of `root` is used.
 
     Args:
         files: Paths of the files, inside `root`.
         root: Folder of the dataset.
 
     Returns:
-        Split name -> paths.
+        A dict from split name to the paths of its files.
     """
     groups: dict[str, list[Path]] = {}
     for file in files:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kerasdet.data.files import read_text
+from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
@@ -31,7 +32,7 @@ def is_tfrecord(path: Path) -> bool:
         path: Path of the file.
 
     Returns:
-        True for the name of a TFRecord.
+        True if the name is that of a TFRecord file.
     """
     return _SHARD.sub("", path.name).lower().endswith(SUFFIXES) or (
         _SHARD.search(path.name) is not None and path.suffix.lower() in SUFFIXES
@@ -87,7 +88,7 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
         path: Path of the file.
 
     Returns:
-        Category id -> COCO category with `id` and `name`.
+        A dict from category id to COCO category with `id` and `name`.
 
     Raises:
         UserError: If an item lacks id or name.
@@ -107,11 +108,11 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
         if keypoints := re.findall(r"keypoints\s*:?\s*\{[^{}]*label\s*:\s*[\"']([^\"']*)[\"'][^{}]*\}", body):
             category["keypoints"] = keypoints
         if category["id"] in categories:
-            raise UserError(f"{path}: two items have the id {category['id']}. Give each class an id of its own.")
+            raise UserError(f"{path}: two items have the id {category['id']}. Give each class a unique id.")
         categories[category["id"]] = category
     if not categories:
         raise UserError(
-            f"{path} has no item {{ id: 1 name: 'cat' }}; expected one item per class. Give another label map."
+            f"{path} has no item; expected one item {{ id: 1 name: 'cat' }} per class. Use another label map."
         )
     return categories
 
@@ -125,7 +126,7 @@ def read_slice(path: str, offset: int, length: int) -> bytes:
         length: Number of bytes.
 
     Returns:
-        The bytes.
+        The bytes of this part.
     """
     with tf.io.gfile.GFile(path, "rb") as file:
         file.seek(offset)
@@ -133,22 +134,27 @@ def read_slice(path: str, offset: int, length: int) -> bytes:
 
 
 def read_tfrecords(
-    files: Sequence[Path], categories: Mapping[int, Mapping[str, Any]] | None, progress: Callable = iter
+    files: Sequence[Path],
+    categories: Mapping[int, Mapping[str, Any]] | None,
+    changes: Changes,
+    progress: Callable = iter,
 ) -> dict:
     """Reads the annotations of TFRecord files. Images are not copied: their position in the file is stored.
 
-    Coordinates are rounded to 0.001 pixels, because the normalised float32 numbers are not more precise.
+    Coordinates are rounded to 0.001 pixels, because normalised float32 coordinates are not more precise.
 
     Args:
         files: Paths of the files.
-        categories: Result of `read_label_map`; None takes ids and names from the records.
+        categories: Result of `read_label_map`; None: ids and names come from the records.
+        changes: Counts the class texts that are not in the label map.
         progress: Function that wraps an iterable to show progress.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a file is damaged or compressed, or a record is invalid. The message names it.
+        UserError: If a file is damaged or compressed, or a record is invalid. The message names the file and the
+            record.
     """
     entries, annotations, seen, joints = [], [], {}, []
     for path in files:
@@ -166,8 +172,10 @@ def read_tfrecords(
                         name or str(annotation["category_id"]), annotation["category_id"]
                     )
                 else:
-                    annotation["category_id"] = _known(annotation["category_id"], name, categories, where)
+                    annotation["category_id"] = _known(annotation["category_id"], name, categories, where, changes)
                 annotations.append(annotation)
+    if not entries:
+        raise UserError(f"{files[0]} holds no record; expected one record for each image. Write the file again.")
     _use_source_ids(entries, annotations)
     found = list(categories.values()) if categories else _categories(seen, files)
     if joints:
@@ -239,7 +247,7 @@ def _image(features, content, path, offset, image_id, where):
 
 
 def _use_source_ids(entries, annotations):
-    """Takes `image/source_id` as the id of images if all are different whole numbers, as those of COCO are."""
+    """Uses `image/source_id` as the id of images if all of them are different integers, as in COCO."""
     sources = [entry.pop("source_id") for entry in entries]
     if all(text.isascii() and text.isdigit() and len(text) < 19 for text in sources) and len(set(sources)) == len(
         sources
@@ -263,14 +271,14 @@ def _objects(features, entry, where, joints):
     if any(len(column) != count for column in columns.values()) or (count and not labels and not texts):
         lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
         raise UserError(
-            f"{where} has {lengths}; expected the same number for all, one per object. Write the record again."
+            f"{where} has {lengths}; expected lists of the same length, one value per object. Write the record again."
         )
     size = np.array([entry["width"], entry["height"]] * 2, np.float64)
     corners = np.array(edges, np.float64).T.reshape(-1, 4)
     if (np.abs(corners) > 2).any():
         raise UserError(
-            f"{where} has the box coordinate {np.abs(corners).max():g}; expected fractions of the image's size, from 0 "
-            "to 1. Divide pixels by width or height of the image."
+            f"{where} has the box coordinate {np.abs(corners).max():g}; expected fractions of the image size, in [0, "
+            "1]. Divide pixel coordinates by the width or height of the image."
         )
     corners = np.round(corners * size, _DECIMALS)  # (N, 4) as x1, y1, x2, y2
     masks = _masks(features, count, entry, where)
@@ -290,7 +298,7 @@ def _objects(features, entry, where, joints):
 
 
 def _masks(features, count, entry, where):
-    """Returns the masks (H, W) bool of a record, or None. They are PNG files, or numbers one mask after the other."""
+    """Returns the masks (H, W) bool of a record, or None. Masks are stored as PNG files or as pixel values."""
     values = features.get("image/object/mask")
     if not values or not count:
         return None
@@ -325,7 +333,7 @@ def _keypoints(features, count, size, where, joints):
         joints.append(texts if len(texts) == number else [f"keypoint_{i}" for i in range(1, number + 1)])
     if len(joints[0]) != number:
         raise UserError(
-            f"{where} has {number} keypoints per object; expected {len(joints[0])} like the records before it. Write "
+            f"{where} has {number} keypoints per object; expected {len(joints[0])}, as in the earlier records. Write "
             "the record again."
         )
     points = np.nan_to_num(np.stack([xs, ys, np.zeros(len(xs))], 1)) * [*size, 0]
@@ -335,16 +343,25 @@ def _keypoints(features, count, size, where, joints):
     return points.reshape(count, -1).tolist()
 
 
-def _known(label, name, categories, where):
-    """Returns the category id of an object: by its label, or by its text if it has no label."""
-    if label in categories:
-        return label
+def _known(label, name, categories, where, changes):
+    """Returns the category id of an object, by its label or, without a label, by its class name."""
     by_name = {category["name"]: category_id for category_id, category in categories.items()}
+    if label in categories:
+        own = categories[label]["name"]
+        if name and name != own:
+            fact = f"has the label {label}, which the label map names {own!r}, and the class text {name!r}"
+            if name in by_name:
+                raise UserError(
+                    f"{where} {fact}, which is the label {by_name[name]} there; expected a text and a label of the "
+                    "same class. Use the label map with which the file was written, or write the record again."
+                )
+            changes.note("contradicting_texts", where, fact)
+        return label
     if name in by_name:
         return by_name[name]
     raise UserError(
-        f"{where} has the label {label} ({name!r}), which is not in the label map. Give the label map that the file "
-        "was written with."
+        f"{where} has the label {label} ({name!r}), which is not in the label map. Use the label map with which the "
+        "file was written."
     )
 
 
@@ -352,7 +369,7 @@ def _categories(seen, files):
     """Returns the categories of records without a label map."""
     if len(set(seen.values())) < len(seen):  # no labels, or labels that contradict the texts
         raise UserError(
-            f"{files[0]}: the classes {', '.join(sorted(seen)[:5])} have the same label number; expected one number "
-            "per class. Put the label map (.pbtxt) beside the file."
+            f"{files[0]}: the classes {', '.join(sorted(seen)[:5])} have the same label; expected one label per "
+            "class. Put the label map (.pbtxt) beside the file."
         )
     return [{"id": category_id, "name": name} for name, category_id in sorted(seen.items(), key=lambda item: item[1])]

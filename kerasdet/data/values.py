@@ -1,4 +1,4 @@
-"""Converts the values of annotation files, which some tools write as another type, such as "1", 1.0 or true for 1."""
+"""Converts values of annotation files that some tools write with another type, such as "1", 1.0 or true for 1."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ Name = Callable[[], str]
 
 
 def as_int(value: Any) -> int | None:
-    """Converts a value of any type to a whole number.
+    """Converts a value of any type to an integer.
 
     Args:
-        value: An integer, a float such as 3.0 or a text such as "3".
+        value: An integer, a float such as 3.0 or a string such as "3".
 
     Returns:
-        The number, or None if the value is not a whole number of at most 63 bits. A bool is not a number.
+        The integer, or None if the value is a bool or is not an integer of at most 63 bits.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -42,10 +42,10 @@ def as_float(value: Any) -> float | None:
     """Converts a value of any type to a number.
 
     Args:
-        value: A number or a text such as "1.5".
+        value: A number or a string such as "1.5".
 
     Returns:
-        The number, which may be infinite or NaN, or None if the value is not a number. A bool is not a number.
+        The float, which may be infinite or NaN; None if the value is a bool or not a number.
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | str | np.number):
         return None
@@ -63,7 +63,7 @@ def as_flag(value: Any) -> int | None:
     """Converts a value of any type to a flag, 0 or 1.
 
     Args:
-        value: 0, 1, a bool, None for 0, or a text such as "0", "1.0" and "true".
+        value: 0, 1, a bool, None (which means 0), or a string such as "0", "1.0" and "true".
 
     Returns:
         0 or 1, or None if the value is not a flag.
@@ -79,7 +79,7 @@ def as_list(value: Any) -> list | None:
     """Converts a value of any type to a list.
 
     Args:
-        value: A list, a tuple, an array, or its JSON as text.
+        value: A list, a tuple, an array, or a string with a JSON list.
 
     Returns:
         The list, or None if the value is not a list.
@@ -98,10 +98,10 @@ def as_floats(value: Any) -> list[float] | None:
     """Converts a value of any type to a list of numbers.
 
     Args:
-        value: A list, a tuple, an array, or its JSON as text.
+        value: A list, a tuple, an array, or a string with a JSON list.
 
     Returns:
-        The numbers, or None if the value is not a list or an item is not a number.
+        The list of floats, or None if the value is not a list or an item is not a number.
     """
     values = as_list(value)
     numbers = None if values is None else [as_float(item) for item in values]
@@ -115,7 +115,7 @@ def is_plain(values: Any) -> bool:
         values: Value of any type.
 
     Returns:
-        True for such a list.
+        True if the value is such a list.
     """
     return type(values) is list and all(
         type(value) is float or (type(value) is int and -MAX_ID <= value <= MAX_ID) for value in values
@@ -142,14 +142,14 @@ def is_missing(value: Any) -> bool:
         value: Value of any type.
 
     Returns:
-        True for None, and for an empty list, dict or text.
+        True for None, and for an empty list, dict or string.
     """
     return value is None or (isinstance(value, Sequence | dict | np.ndarray) and len(value) == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Describes one fault of a dataset that the reader repaired, or because of which it left the item out.
+    """Describes one fault of a dataset, which the reader repaired or for which it left the item out.
 
     Args:
         kind: Kind of the fault, a key of `Dataset.counts`.
@@ -167,17 +167,17 @@ class Changes:
 
     Args:
         source: Path or name of the file for error messages.
-        strict: Whether to raise an error at the first such value.
+        strict: Whether to raise an error at the first value that must be converted or repaired.
         on_bad_object: "error" or "skip", see `read_object`.
 
     Attributes:
-        counts: Kind of change -> number of changes.
-        problems: Kind of change -> the first `MAX_LISTED` changes.
+        counts: Number of changes, by kind.
+        problems: List of `Problem`s: the first `MAX_LISTED` changes of each kind.
     """
 
     def __init__(self, source: str, strict: bool = False, on_bad_object: str = "error") -> None:
         if on_bad_object not in ("error", "skip"):
-            raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Choose one of the two.')
+            raise UserError(f'on_bad_object is {on_bad_object!r}; expected "error" or "skip". Change on_bad_object.')
         self.source = source
         self.strict = strict
         self.on_bad_object = on_bad_object
@@ -203,7 +203,7 @@ class Changes:
         self.note(kind, name, fact)
 
     def note(self, kind: str, name: str, fact: str) -> None:
-        """Counts a fact for the log that is not an error, even with `strict`.
+        """Counts a fact for the log that is not an error, not even with `strict`.
 
         Args:
             kind: Name of the kind of fact, a key of `counts`.
@@ -215,17 +215,17 @@ class Changes:
             self.problems.append(Problem(kind, name, fact))
 
     def read_object(self, read: Callable[[], Any], name: str) -> Any:
-        """Reads an object, and leaves it out if it cannot be read and `on_bad_object` is "skip".
+        """Reads an annotation; skips it on a `UserError` if `on_bad_object` is "skip".
 
         Args:
-            read: Function that reads the object.
-            name: Name of the object, with which the messages of its errors begin.
+            read: Function that reads the annotation, and raises a `UserError` if it is invalid.
+            name: Name of the annotation, the first words of its error messages.
 
         Returns:
-            Result of `read`, or None if the object is left out.
+            The result of `read`, or None if the annotation is skipped.
 
         Raises:
-            UserError: If the object cannot be read and `on_bad_object` is "error".
+            UserError: If the annotation cannot be read and `on_bad_object` is "error".
         """
         try:
             return read()
@@ -236,22 +236,22 @@ class Changes:
             return None
 
     def merge(self, other: "Changes") -> None:
-        """Adds the changes that another object counted for the same file.
+        """Adds the changes that another `Changes` counted for the same file.
 
         Args:
-            other: The other object.
+            other: The changes to add.
         """
         self.counts.update(other.counts)
         self.problems += other.problems
 
     def describe(self, phrases: dict[str, str]) -> list[str]:
-        """Describes each kind of change by its number and its first item, for the log.
+        """Describes each kind of change by its count and its first item, for the log.
 
         Args:
-            phrases: Kind of change -> text, such as "values of another type converted".
+            phrases: Maps each kind of change to its description, such as "values converted to the right type".
 
         Returns:
-            One text per kind of change that occurred.
+            One string per kind of change that occurred.
         """
         first = {each.kind: f"{each.item} {each.text}" for each in reversed(self.problems)}
         return [
@@ -262,7 +262,7 @@ class Changes:
         """Converts a value, and counts it if its type changed.
 
         Args:
-            value: The value.
+            value: The value to convert.
             converter: `as_int`, `as_float`, `as_flag` or `as_floats`.
             name: Function that returns the name of the item for error messages.
             key: Key of the value in the item.
@@ -283,7 +283,7 @@ def show(value: Any) -> str:
         value: Value of any type.
 
     Returns:
-        The representation of the value, cut to 80 characters.
+        The `repr` of the value, shortened to 80 characters.
     """
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kerasdet.data.annotations import read_json
 from kerasdet.data.files import ImageFinder, image_entry, upright_sizes
 from kerasdet.data.regions import box_of_polygons
 from kerasdet.data.values import Changes
@@ -39,23 +40,44 @@ def _entries(data):
     return list(data.get("_via_img_metadata", data).values())
 
 
-def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
-    """Reads a project or an export of VIA (VGG Image Annotator).
+def read_via(files: Sequence[Path], changes: Changes) -> dict:
+    """Reads projects or exports of VIA (VGG Image Annotator) and joins them.
 
-    The class of a region is its attribute `class`, `label`, `name`, `type`, `category` or `object`, or else its only
-    attribute. If no region has attributes, there is one class, "object".
+    The class of a region is its attribute `class`, `label`, `name`, `type`, `category` or `object`, or, if it has none
+    of these, its only attribute. If no region has attributes, there is one class, "object".
 
     Args:
-        data: Parsed JSON.
-        path: Path of the file. The images are beside it, or in `images/`.
+        files: Paths of the JSON files of a split. The images are beside each file, or in `images/`.
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
 
     Raises:
-        UserError: If a region is invalid. The message names it.
+        UserError: If a region is invalid, or two files annotate the same image. The message names the file and the
+            region.
     """
+    entries, annotations, file_of = [], [], {}
+    for file in files:
+        own, regions = _read_file(read_json(file), file, changes)
+        for entry in own:
+            if (other := file_of.setdefault(entry["file_name"], file)) != file:
+                raise UserError(
+                    f"{other} and {file} both annotate the image {entry['file_name']}; expected one VIA file for each "
+                    "image. Remove the older file, or give the path of one file instead of the folder."
+                )
+        annotations += [{**region, "image_id": region["image_id"] + len(entries)} for region in regions]
+        entries += [{**entry, "id": entry["id"] + len(entries)} for entry in own]
+    names = sorted({annotation["name"] for annotation in annotations}) or [_UNNAMED]
+    category_of = {name: number for number, name in enumerate(names, 1)}
+    for number, annotation in enumerate(annotations, 1):
+        annotation.update(id=number, category_id=category_of[annotation.pop("name")])
+    categories = [{"id": number, "name": name} for name, number in category_of.items()]
+    return {"images": entries, "annotations": annotations, "categories": categories}
+
+
+def _read_file(data, path, changes):
+    """Returns the images of a file, and its regions with the name of their class; ids of images count from 1."""
     finder = ImageFinder([path.parent, path.parent / "images"], changes)
     items = _entries(data)
     images = [finder.find(str(item["filename"]), f"{path}: item {number}") for number, item in enumerate(items, 1)]
@@ -79,12 +101,7 @@ def read_via(data: Mapping[str, Any], path: Path, changes: Changes) -> dict:
                     changes.note("mapped_options", where, f"has {key} {name!r}, which is {options[name]!r}")
                     name = options[name]
                 annotations.append({"image_id": entry["id"], "name": name, "iscrowd": 0, **shape})
-    names = sorted({annotation["name"] for annotation in annotations}) or [_UNNAMED]
-    category_of = {name: number for number, name in enumerate(names, 1)}
-    for number, annotation in enumerate(annotations, 1):
-        annotation.update(id=number, category_id=category_of[annotation.pop("name")])
-    categories = [{"id": number, "name": name} for name, number in category_of.items()]
-    return {"images": entries, "annotations": annotations, "categories": categories}
+    return entries, annotations
 
 
 def _class_key(items, path):
@@ -111,7 +128,7 @@ def _attributes(region):
 
 
 def _options(data, key):
-    """Returns the names of the options of a class attribute by their numbers; {} if its options are no numbers."""
+    """Returns the names of the options of a class attribute by their numbers; {} if the options have no numbers."""
     attributes = data.get("_via_attributes")
     regions = attributes.get("region") if isinstance(attributes, dict) else None
     attribute = regions.get(key) if isinstance(regions, dict) and key else None
@@ -127,7 +144,7 @@ def _class_name(attributes, key, where, changes):
         value = [name for name, chosen in value.items() if chosen]
     if isinstance(value, list):
         if len(value) > 1:
-            raise UserError(f"{where} has {key} {', '.join(map(str, value))}; expected one class. Choose one.")
+            raise UserError(f"{where} has {key} {', '.join(map(str, value))}; expected one class. Keep only one.")
         value = next(iter(value), None)
     if value is None or not str(value).strip():
         changes.add("unnamed_shapes", where, f"has no {key}")
@@ -156,8 +173,8 @@ def _shape(region, where, changes):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{where} is {str(region)[:120]}; expected a rect, polygon, circle or ellipse with its numbers. Correct "
-            "the region."
+            f"{where} is {str(region)[:120]}; expected a rect, polygon, circle or ellipse with its coordinates. "
+            "Change or remove the region."
         ) from None
     return {"bbox": box_of_polygons([points]), "segmentation": [points.ravel().tolist()]}
 

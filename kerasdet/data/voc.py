@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from kerasdet.arguments import check_names
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.values import Changes, are_fractions, as_flag, as_float
@@ -19,12 +20,14 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+_OTHER_OUTLINES = {"polygon": "polygon", "robndbox": "rotated box", "rotated_bndbox": "rotated box"}
+
 
 class VocDataset(Dataset):
     """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 
-    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. Training uses objects marked
-    difficult, like detectron2; in evaluation they count neither as found nor as missed. An image is the file in
+    The XML counts pixels from 1 and includes both ends, so a box begins at xmin - 1. Training uses objects marked as
+    difficult, as in detectron2; in evaluation, these count neither as found nor as missed. An image is the file in
     ``JPEGImages`` with the name of its XML, in any format. Sizes that are missing or 0 are read from the image files.
 
     Example:
@@ -35,20 +38,20 @@ class VocDataset(Dataset):
     Args:
         root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
         split: Name of a list of images in ``ImageSets/Main``, such as "trainval". Every folder must have this list.
-        class_names: The K names of the classes. Other names in an XML raise an error.
-        keep_images_without_objects: Whether to keep images without an object to learn, see `Dataset`.
+        class_names: Names of the K classes, in the order of the class ids. Other names in an XML raise an error.
+        keep_images_without_objects: Whether to keep images without objects to train on, see `Dataset`.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
-            text.
+            strings.
         max_pixels: Images with more pixels than this count as damaged.
 
     Attributes:
         annotations: Path of the first list of images.
-        records: Tuple of `Record`, in the order of the lists. The image id consists of the digits of the file name,
-            or is the position from 1 if that does not give unique ids.
-        class_names: Tuple of K names.
-        category_ids: The numbers 1..K.
+        records: Tuple of `Record`, in the order of the lists. The image id consists of the digits of the file name. If
+            these ids are not unique, it is the position in the lists, from 1.
+        class_names: Tuple of the K class names.
+        category_ids: Tuple of the category ids 1..K.
 
     Raises:
         FileNotFoundError: If a list, an XML or a folder does not exist.
@@ -66,6 +69,7 @@ class VocDataset(Dataset):
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        check_names("class_names", class_names)
         roots = [expand(folder) for folder in ([root] if isinstance(root, str | os.PathLike) else root)]
         lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in roots]
         places = [(folder, name) for folder, path in zip(roots, lists, strict=True) for name in _names(path)]
@@ -86,7 +90,7 @@ def _coco(places, class_names, changes):
     """Returns the contents of an equivalent COCO file."""
     if len(set(class_names)) < len(class_names):
         raise UserError(
-            f"class_names has a name more than once: {', '.join(class_names)}. Give each class its own name."
+            f"class_names has a name more than once: {', '.join(class_names)}. Give each class a unique name."
         )
     class_of = {name: class_id for class_id, name in enumerate(class_names)}
     files = {folder: _files_by_stem(folder / "JPEGImages") for folder in {folder for folder, _ in places}}
@@ -128,21 +132,21 @@ def _files_by_stem(folder):
 
 
 def _image_path(folder, name, file_name, files):
-    """Returns the image of an XML: name.jpg, the file that it names, or the only one with that stem."""
+    """Returns the image of an XML: NAME.jpg, the file that the XML names, or the only image with that stem."""
     same_stem = files.get(name, [])
     for path in (folder / f"{name}.jpg", folder / file_name if file_name else None):
         if path in same_stem:
             return path
     if len(same_stem) > 1:
         raise UserError(
-            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}; expected one. "
-            "Remove the others."
+            f"{folder} has several images for {name}: {', '.join(path.name for path in same_stem)}; expected one "
+            "image. Remove the other files."
         )
     return same_stem[0] if same_stem else folder / f"{name}.jpg"
 
 
 def _names(path):
-    """Returns the names of the images in a list."""
+    """Returns the names in a list of images."""
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         choices = (
@@ -161,11 +165,11 @@ def _names(path):
 
 
 def listed_name(line: str, annotations: Path) -> str:
-    """Reads the name of an image in a line of a list: lists of one class add 1, 0 or -1, and other tools a suffix.
+    """Reads the name of an image in a line of a list. The line may also hold a label (1, 0 or -1) or a file suffix.
 
     Args:
         line: The line.
-        annotations: Folder of the XML files. A reading of the line that names one of these files is preferred.
+        annotations: Folder of the XML files. An interpretation of the line that names one of these files is preferred.
 
     Returns:
         Name of the image without folder and suffix.
@@ -189,7 +193,7 @@ def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple
 
     Args:
         path: Path of the XML file.
-        class_of: Class name -> class id.
+        class_of: Maps class names to class ids.
         changes: Counts the repairs.
 
     Returns:
@@ -226,7 +230,13 @@ def _object(item, class_of, where, changes):
             "class_names."
         )
     if (count := len(item.findall("bndbox"))) > 1:
-        raise UserError(f"{where} has {count} bndbox; expected one. Give each box an object of its own.")
+        raise UserError(f"{where} has {count} bndbox; expected one. Write a separate object for each box.")
+    other = next((tag for tag in _OTHER_OUTLINES if item.find(tag) is not None), None)
+    if count == 0 and other:
+        raise UserError(
+            f"{where} has a {_OTHER_OUTLINES[other]} (<{other}>) and no <bndbox>; expected an upright box. Export "
+            "boxes, or polygons as COCO."
+        )
     x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
     if x1 > x2 or y1 > y2:
         changes.add("swapped_corners", where, f"has the corners x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")
@@ -244,7 +254,7 @@ def _length(tree, name, path):
         return None
     length = _number(tree, f"size/{name}", path)
     if length < 0 or length != int(length):
-        raise UserError(f"{path} has size/{name} {length:g}; expected a positive integer. Correct <size>.")
+        raise UserError(f"{path} has size/{name} {length:g}; expected a positive integer. Change <size>.")
     return int(length) or None
 
 
@@ -252,7 +262,7 @@ def _difficult(text, where):
     text = (text or "").strip()
     flag = 0 if text.lower() == "unspecified" else as_flag(text)  # LabelImg and others write it into any field
     if flag is None:
-        raise UserError(f"{where} has difficult {text!r}; expected 0 or 1. Correct the file.")
+        raise UserError(f"{where} has difficult {text!r}; expected 0 or 1. Change its <difficult>.")
     return flag
 
 
@@ -260,5 +270,5 @@ def _number(item, key, where):
     text = item.findtext(key)
     number = as_float(text)
     if number is None or not math.isfinite(number):
-        raise UserError(f"{where} has {key} {text!r}; expected a number. Correct the file.")
+        raise UserError(f"{where} has {key} {text!r}; expected a number. Change its <{key}>.")
     return number

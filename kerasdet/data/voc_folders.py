@@ -26,8 +26,8 @@ def find_voc(path: Path) -> dict[str, Reader]:
             files. In the last case, subfolders such as `train/` and `valid/` are splits.
 
     Returns:
-        Split name -> function that reads the split into a dict in the form of a COCO file; {} if there is no annotation
-        in XML.
+        A dict from split name to the function that reads this split into a dict in the form of a COCO file; {} if the
+        folder holds no annotation in XML.
     """
     if not path.is_dir():
         return {}
@@ -49,7 +49,7 @@ def find_voc(path: Path) -> dict[str, Reader]:
     groups = listed or by_split(loose, path)
     every = [file for files in groups.values() for file in files]
     names = functools.cache(lambda: class_names(dict.fromkeys(every), path))
-    return {split: functools.partial(_read_split, files, names, path) for split, files in groups.items()}
+    return {split: functools.partial(_read_split, split, files, names, path) for split, files in groups.items()}
 
 
 def _split_name(name):
@@ -58,7 +58,7 @@ def _split_name(name):
 
 
 def _listed(file, root):
-    """Returns the XML files that a list of ImageSets names. A second column is the label of a list of one class."""
+    """Returns the XML files that a list in ImageSets names. In lists of one class, a second column holds a label."""
     annotations = root / "Annotations"
     lines = [line.strip() for line in read_text(file).splitlines()]
     return [annotations / f"{listed_name(line, annotations)}.xml" for line in lines if line]
@@ -78,7 +78,7 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
         root: Folder that may contain CVAT's `labelmap.txt` or `classes.txt`.
 
     Returns:
-        Class names in the order of the list; sorted if there is no list.
+        The class names in the order of the list, or sorted by name if the folder has no list.
 
     Raises:
         UserError: If no file has an object.
@@ -96,13 +96,13 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
     names = {(item.findtext("name") or "").strip() for file in files for item in parse(file).findall("object")} - {""}
     if not names:
         raise UserError(
-            f"{root} has {len(files)} XML files without any object; expected at least one object. Annotate images."
+            f"{root} has {len(files)} XML files without any object; expected at least one object. Annotate objects."
         )
     return tuple(sorted(names))
 
 
 def parse(path: Path) -> ElementTree.Element:
-    """Parses an XML file of any encoding that `read_text` knows.
+    """Parses an XML file in any encoding that `read_text` supports.
 
     Args:
         path: Path of the file.
@@ -122,8 +122,13 @@ def parse(path: Path) -> ElementTree.Element:
         raise UserError(f"{path} is not valid XML: {error}. Correct the file, or save it as UTF-8.") from None
 
 
-def _read_split(files, names, root, changes):
+def _read_split(split, files, names, root, changes):
     """Reads XML files into a dict in the form of a COCO file."""
+    if not files:
+        raise UserError(
+            f"{root}: the list of the split {split} in ImageSets/Main names no image; expected one name per line. Fill "
+            "the list, or choose another split."
+        )
     class_of = {name: class_id for class_id, name in enumerate(names())}
     finders, entries, annotations = {}, [], []
     for file, count in Counter(files).items():
@@ -153,7 +158,7 @@ def _read_split(files, names, root, changes):
 
 
 def _image_of(file, file_name, finder, changes):
-    """Returns the image of an XML file: that of its own name, because tools rename both; or else `file_name`."""
+    """Returns the image of an XML file: the one with the name of the XML (tools rename both), otherwise `file_name`."""
     suffixes = [each for suffix in SUFFIXES for each in (suffix, suffix.upper())]
     for folder in finder.folders:
         own = [path for suffix in suffixes if (path := folder / f"{file.stem}{suffix}").is_file()]
@@ -164,8 +169,8 @@ def _image_of(file, file_name, finder, changes):
             return other
         if len(own) > 1 and not own[0].samefile(own[1]):
             raise UserError(
-                f"{file} could be about {own[0]} or {own[1]}; expected one image with the name of the XML file. "
-                "Remove one of them."
+                f"{file} matches two images, {own[0]} and {own[1]}; expected one image with the name of the XML "
+                "file. Delete or rename the wrong image."
             )
         if other.stem != file.stem and other.is_file():
             changes.add("contradicting_names", str(file), f"names the image {file_name}, not {own[0].name}")

@@ -10,14 +10,14 @@ from kerasdet.data.progress import progress
 
 
 def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
-    """Writes splits as COCO files. Ids of images and categories stay as they are.
+    """Writes splits as COCO files. The ids of images and categories are kept.
 
     Args:
         parts: Splits of the dataset.
         folder: Empty folder to write to.
 
     Returns:
-        Numbers of things that the format cannot hold, by name. Empty for COCO.
+        Counts of values that the format cannot store, by name; empty for COCO.
     """
     for part in parts:
         target = folder / "images" / part.name
@@ -34,7 +34,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
 
 
 def _plain(annotation):
-    """Returns the keys of an annotation that COCO defines, and Pascal VOC's mark of difficult objects."""
+    """Returns the keys of an annotation that COCO defines, and `difficult` of Pascal VOC."""
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
     plain = {key: annotation[key] for key in keys}
     segmentation = annotation.get("segmentation")

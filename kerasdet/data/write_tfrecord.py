@@ -32,7 +32,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
         folder: Empty folder to write to.
 
     Returns:
-        Numbers of things that the format cannot hold, by name. Empty for TFRecord.
+        Counts of values that the format cannot store, by name; empty for TFRecord.
     """
     folder.mkdir(parents=True, exist_ok=True)
     categories = parts[0].categories

@@ -17,7 +17,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
         folder: Empty folder to write to.
 
     Returns:
-        Numbers of things that the format cannot hold, such as masks, by name.
+        Counts of values that the format cannot store, such as masks, by name.
     """
     lost: Counter[str] = Counter()
     images, annotations, lists = (folder / name for name in ("JPEGImages", "Annotations", "ImageSets/Main"))

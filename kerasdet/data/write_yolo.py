@@ -23,7 +23,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
         folder: Empty folder to write to.
 
     Returns:
-        Numbers of things that the format cannot hold, such as holes of masks, by name.
+        Counts of values that the format cannot store, such as holes of masks, by name.
     """
     lost: Counter[str] = Counter()
     annotations = [each for part in parts for item in part.items for each in item.annotations]
@@ -42,6 +42,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
                 if annotation["iscrowd"]:
                     lost["crowds"] += 1
                     continue
+                lost["difficult flags"] += bool(annotation.get("difficult"))
                 values = _polygon(annotation, *size) if polygons else _box(annotation["bbox"], *size)
                 values += _keypoints(annotation.get("keypoints"), joints, *size)
                 rows.append(" ".join([str(class_of[annotation["category_id"]]), *map(_number, values)]))
@@ -55,7 +56,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
 
 
 def _number(value):
-    """Formats a number so that it is read again without a loss."""
+    """Formats a number so that reading it gives the same value."""
     return repr(float(value)).removesuffix(".0")
 
 

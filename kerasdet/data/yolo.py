@@ -12,6 +12,7 @@ import yaml
 from kerasdet.data.classes import check_class_list
 from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
 from kerasdet.data.regions import box_of_polygons
+from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes, as_int, as_list
 from kerasdet.errors import UserError
 
@@ -26,7 +27,7 @@ def read_yaml(path: Path) -> dict:
         path: Path of the file.
 
     Returns:
-        Key -> value. The class names are texts as written in the file: `yes`, `null` and `007` stay texts.
+        The contents, a dict. Class names are strings as written in the file: `yes`, `null` and `007` stay strings.
 
     Raises:
         UserError: If the file is not YAML, or not a mapping.
@@ -34,19 +35,19 @@ def read_yaml(path: Path) -> dict:
     try:
         text = read_text(path)
         if twice := _repeated_key(yaml.compose(text, yaml.BaseLoader)):
-            raise UserError(f"{path} has the key {twice!r} twice; expected each key once. Remove or rename one.")
+            raise UserError(f"{path} has the key {twice!r} twice; expected each key once. Remove or rename a key.")
         data = yaml.safe_load(text)
         if isinstance(data, dict) and "names" in data:
             data["names"] = yaml.load(text, yaml.BaseLoader)["names"]
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the file.") from None
     if not isinstance(data, dict):
-        raise UserError(f'{path} holds {str(data)[:80]!r}; expected the keys "names" and "train". Correct the file.')
+        raise UserError(f'{path} holds {str(data)[:80]!r}; expected the keys "names" and "train". Add these keys.')
     return data
 
 
 def _repeated_key(node):
-    """Returns a key that a mapping of a YAML file has twice, of which YAML silently takes the last; None without."""
+    """Returns a key that occurs twice in a mapping (YAML would silently use the last value), or None."""
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -62,7 +63,7 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
         path: Path of the file, for error messages.
 
     Returns:
-        Class id -> name.
+        A dict from class id to class name.
 
     Raises:
         UserError: If names are missing, or differ in number from `nc`.
@@ -75,15 +76,20 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     except (AttributeError, TypeError, ValueError):
         raise UserError(
             f'{path}: "names" is {str(data.get("names"))[:80]}; expected a list of class names, or a mapping from '
-            "class id to name. Correct the file."
+            'class id to name. Change "names".'
         ) from None
     if nameless := [number for number, name in names.items() if not name]:
-        raise UserError(f'{path}: class {nameless[0]} of "names" has an empty name; expected a text. Correct the file.')
+        raise UserError(
+            f'{path}: class {nameless[0]} of "names" has an empty name; expected a non-empty string. Change "names".'
+        )
     count = data.get("nc", len(names))
     if as_int(count) != len(names):
-        raise UserError(f'{path}: "nc" is {count!r}, but "names" has {len(names)} classes. Correct one of the two.')
+        raise UserError(
+            f'{path}: "nc" is {count!r}, but "names" has {len(names)} classes; expected the same number. Change "nc" '
+            'or "names".'
+        )
     if not names:
-        raise UserError(f'{path}: "names" is empty; expected at least one class. Correct the file.')
+        raise UserError(f'{path}: "names" is empty; expected at least one class. Add the class names.')
     return names
 
 
@@ -94,7 +100,7 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
         root: Folder of the dataset.
 
     Returns:
-        A dict class id -> name, and the path of the file; None if there is no such file.
+        A dict from class id to class name, and the path of the file; None if the folder has no class list.
     """
     folders = (root, root / "labels", root / "train")
     for path in (folder / name for folder in folders for name in _NAME_FILES):
@@ -104,6 +110,39 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
             if any(names):
                 return {number: name for number, name in enumerate(names) if name}, path
     return None
+
+
+def split_keys(data: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Finds the keys of a `data.yaml` that name splits: the usual ones, and others whose folder has images.
+
+    Args:
+        data: Result of `read_yaml`.
+        path: Path of the file.
+
+    Returns:
+        A dict from split name to key.
+
+    Raises:
+        UserError: If two keys name the same split, such as "val" and "valid", and differ in their value.
+    """
+    found: dict[str, str] = {}
+    for key, value in data.items():
+        if not (value if key in SPLIT_KEYS else _is_image_folder(key, value, path.parent)):
+            continue
+        split = key if (known := split_of(key)) == WHOLE else known
+        first = found.setdefault(split, key)
+        if data[first] != value:
+            raise UserError(
+                f"{path} has the keys {first!r} and {key!r}, which both mean the split {split}; expected one key for "
+                f"each split. Write both folders as a list, {first}: [{data[first]}, {value}], or remove a key."
+            )
+    return found
+
+
+def _is_image_folder(key, value, root):
+    if key == "path" or not isinstance(key, str) or not isinstance(value, str) or not value:
+        return False
+    return any(map(is_image, (root / value).rglob("*"))) if (root / value).is_dir() else False
 
 
 def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes) -> list[Path]:
@@ -136,7 +175,7 @@ def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes
 
 
 def _place(entry, base, path, key, changes):
-    """Returns the folder or list that an entry of a `data.yaml` means."""
+    """Returns the path of the folder or list that an entry of a `data.yaml` refers to."""
     root = path.parent
     entry = entry.replace("\\", "/")
     plain = [root / base / entry, root / entry] if base else [root / entry]
@@ -150,7 +189,7 @@ def _place(entry, base, path, key, changes):
         if candidate.exists():
             return candidate
     parts = [part for part in f"{base or ''}/{entry}".split("/") if part not in ("", ".", "..")]
-    for start in range(len(parts)):
+    for start in _starts([each.removesuffix(".txt") for each in parts], root):
         candidate = root.joinpath(*parts[start:])
         if candidate.exists():
             fact = f"is {entry!r}, which does not exist; {candidate} was taken"
@@ -159,13 +198,21 @@ def _place(entry, base, path, key, changes):
     raise UserError(f"{path}: {key} is {entry!r}, but {plain[0]} does not exist. Correct the path, or add the folder.")
 
 
+def _starts(parts, root):
+    """Yields how many leading parts of a path of another machine may be left out: not the one that names its split."""
+    split = split_of("", *reversed(parts))
+    for start in range(len(parts)):
+        if split_of("", *reversed(parts[start:]), root.name) == split:
+            yield start
+
+
 def _listed(path, root):
-    """Returns the images that a text file lists, relative to it or to the folder of the `data.yaml`."""
+    """Returns the images in a text file, with paths relative to the text file or to the folder of the `data.yaml`."""
     lines = [line.strip().replace("\\", "/") for line in read_text(path).splitlines()]
     images = []
     for line in filter(None, lines):
         parts = [part for part in line.split("/") if part not in ("", ".", "..")]
-        tails = [Path(*parts[start:]) for start in range(len(parts))]
+        tails = [Path(*parts[start:]) for start in _starts(parts, root)]
         candidates = [
             path.parent / line,
             root / line,
@@ -182,9 +229,9 @@ def label_of(image: Path) -> Path:
         image: Path of the image.
 
     Returns:
-        The first existing file, with the suffix .txt or .TXT, of two places: the image's path with its last folder
-        `images` (or `JPEGImages`) replaced by `labels`, then the folder of the image. If no file exists, the path in
-        `labels` or, without a folder `images`, beside the image.
+        The first label file (.txt or .TXT) that exists in two places: the image's path with its last folder `images`
+        (or `JPEGImages`) replaced by `labels`, then the folder of the image. If no file exists, the path in `labels`,
+        or beside the image if its path has no folder `images`.
     """
     places = [image]
     for index in range(len(image.parts) - 2, -1, -1):
@@ -227,11 +274,11 @@ def read_yolo(
     """Reads the label files of images. An image without a label file, or with an empty one, has no objects.
 
     A row is a class id and either a box (x centre, y centre, width, height), or the points of a polygon, or a box and
-    keypoints. All are fractions of the image's width and height.
+    keypoints. All coordinates are fractions of the image's width and height.
 
     Args:
         images: Paths of the images.
-        names: Class id -> name.
+        names: Maps class ids to class names.
         changes: Counts the values that had to be converted or repaired.
         keypoint_shape: Result of `keypoint_shape`: the number of keypoints and of values per keypoint; () for none.
 
@@ -240,7 +287,7 @@ def read_yolo(
         categories are YOLO's class ids.
 
     Raises:
-        UserError: If a row has another form. The message names file and line.
+        UserError: If a row does not have one of these forms. The message names file and line.
     """
     categories = [{"id": class_id, "name": name} for class_id, name in sorted(names.items())]
     if keypoint_shape:
@@ -251,7 +298,7 @@ def read_yolo(
         entries.append(image_entry(image_id, image, size))
         label = label_of(image)
         if label in used and label.is_file():
-            changes.note("shared_labels", str(label), f"is for {image.name} and another image of that stem")
+            changes.note("shared_labels", str(label), f"is for {image.name} and another image with the same stem")
         used.add(label)
         if size is None or not label.is_file():
             continue
@@ -272,7 +319,7 @@ def read_yolo(
 
 
 def _is_label(path):
-    """Returns whether a text file beside labels holds labels: lists of images and notes do not."""
+    """Returns whether a text file beside labels holds labels; lists of images and notes do not."""
     words = read_text(path).split()
     return len(words) >= 5 and words[0].isdigit() and not any(is_image(Path(word)) for word in words[:5])
 
@@ -285,12 +332,12 @@ def _row(words, names, size, keypoint_shape, where, changes):
         values = [math.nan]
     if not all(map(math.isfinite, values)):
         raise UserError(
-            f"{where} is {' '.join(words)[:80]!r}; expected numbers that are separated by spaces. Correct the line."
+            f"{where} is {' '.join(words)[:80]!r}; expected numbers separated by spaces. Change or remove the line."
         )
     class_id, values = values[0], values[1:]
     if class_id != int(class_id) or int(class_id) not in names:
         raise UserError(
-            f"{where} has the class id {words[0]}; expected one of {min(names)} to {max(names)}. Correct the id, or "
+            f"{where} has the class id {words[0]}; expected one of {min(names)} to {max(names)}. Change the id, or "
             "add its name to the class list."
         )
     count = math.prod(keypoint_shape) if keypoint_shape else 0
@@ -299,12 +346,14 @@ def _row(words, names, size, keypoint_shape, where, changes):
         values = values[:4]
     if len(values) != 4 + count and (count or len(values) < 6 or len(values) % 2):
         expected = f"4 + {count} for keypoints" if count else "4 for a box, or an even number from 6 for a polygon"
-        raise UserError(f"{where} has {len(values)} numbers after the class id; expected {expected}. Correct the line.")
+        raise UserError(
+            f"{where} has {len(values)} numbers after the class id; expected {expected}. Change or remove the line."
+        )
     coordinates = values[: 4 if count else None]
     if worst := next((value for value in coordinates if abs(value) > 2), None):
         raise UserError(
-            f"{where} has the coordinate {worst:g}; expected fractions of the image's size, from 0 to 1. Divide pixels "
-            "by width or height of the image."
+            f"{where} has the coordinate {worst:g}; expected fractions of the image size, in [0, 1]. Divide pixel "
+            "coordinates by the width or height of the image."
         )
     height, width = size
     if len(values) - count == 4:

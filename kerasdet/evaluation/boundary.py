@@ -1,4 +1,4 @@
-"""Scores masks by their outlines, which a mask IoU hardly sees on large objects."""
+"""Scores masks by their boundaries, to which the mask IoU of large objects is insensitive."""
 
 import contextlib
 import io
@@ -15,20 +15,20 @@ from kerasdet.evaluation.metrics import CocoMetrics
 def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
     """Measures Boundary AP (https://arxiv.org/abs/2103.16562): COCO's AP of masks with the smaller of two IoUs.
 
-    One is the IoU of the masks, the other that of their pixels within 2 % of the image's diagonal of the outline.
-    faster-coco-eval computes both.
+    The first is the IoU of the masks. The second is the IoU of their boundary regions: the pixels whose distance from
+    the outline is at most 2 % of the image's diagonal. faster-coco-eval computes both.
 
     Args:
-        ground_truth: Path of a COCO annotation file with masks, or its content.
-        results: Path of a COCO results file with masks, or its content.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        ground_truth: Path of a COCO annotation file with masks, or its contents as a dict.
+        results: Path of a COCO results file with masks, or its contents as a list of detections.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        COCO's twelve numbers, and the AP of each class.
+        COCO's twelve metrics, and the AP of each class.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`, or if faster-coco-eval is not installed.
+        UserError: In the cases of `evaluate_coco`, or if faster-coco-eval is not installed.
     """
     library = require_extra("faster_coco_eval", "Boundary AP", "boundary")
     cases, _ = cases_of_type(ground_truth, results, "segm", image_ids)
@@ -49,7 +49,7 @@ def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence
 
 
 def _with_text(entry):
-    """Returns an entry whose RLE is text: faster-coco-eval reads no bytes."""
+    """Returns an entry whose RLE is a string, because faster-coco-eval does not read bytes."""
     counts = entry["segmentation"]["counts"]
     if isinstance(counts, str):
         return entry

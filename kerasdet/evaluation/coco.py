@@ -1,6 +1,6 @@
 """Scores detections by COCO's rules: AP and recall of boxes, masks and keypoints.
 
-This module does not import TensorFlow: NumPy, pycocotools and hotcoco are enough to score a detections file.
+This module does not import TensorFlow: scoring a file of detections needs only NumPy, pycocotools and hotcoco.
 """
 
 import dataclasses
@@ -30,10 +30,11 @@ def read_ground_truth(source: Source) -> GroundTruth:
     """Reads COCO ground truth and checks its values.
 
     Args:
-        source: Path of an annotation file, or its content, which is not changed.
+        source: Path of an annotation file, or its contents as a dict, which is not changed.
 
     Returns:
-        Dict with the lists `images`, `categories` and `annotations`. All values have the right types.
+        The ground truth, a dict of the lists `images`, `categories` and `annotations` whose values have the right
+        types.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -46,16 +47,16 @@ def read_ground_truth(source: Source) -> GroundTruth:
 
 
 def check_ground_truth(source: Source, iou_types: Sequence[str]) -> None:
-    """Checks before a training that evaluations can read the ground truth.
+    """Checks, before training starts, that evaluations can read the ground truth.
 
     Args:
-        source: Path of an annotation file, or its content.
-        iou_types: The types to score, such as ("bbox", "segm"). Types that the ground truth lacks are not checked,
+        source: Path of an annotation file, or its contents as a dict.
+        iou_types: Types of geometry to score, such as ("bbox", "segm"). Types that the ground truth lacks are skipped,
             because `evaluate_all` does not score them.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If an evaluation would fail.
+        UserError: If the ground truth is invalid.
     """
     content, name = _content(source, "the ground truth")
     for iou_type in _types_of(content, iou_types):
@@ -69,23 +70,23 @@ def evaluate_all(
     sigmas: Sequence[float] | None = None,
     engine: str | None = None,
 ) -> DetectorMetrics:
-    """Scores boxes, masks and keypoints, as far as both results and ground truth have them.
+    """Scores boxes, masks and keypoints: every type that both results and ground truth have.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
-        sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
-            for 17 keypoints and 0.05 for any other number.
-        engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
+        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
+            COCO's values for 17 keypoints, 0.05 for any other number.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
-        The metrics of boxes, masks and keypoints. Empty results are scored as boxes.
+        The metrics of each type. Empty results are scored as boxes.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
-            lacks.
+        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
+            the ground truth.
     """
     check_engine(engine)
     all_cases = read_cases(ground_truth, results, image_ids, sigmas)
@@ -98,19 +99,20 @@ def read_cases(
     """Reads detections and ground truth for each type that both have: boxes, masks and keypoints.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content. If it is empty, the type is boxes.
-        image_ids: Ids of the images to score. None takes all images of the ground truth.
-        sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
-            for 17 keypoints and 0.05 for any other number.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections. If the results are empty, the
+            type is boxes.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
+        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
+            COCO's values for 17 keypoints, 0.05 for any other number.
 
     Returns:
         One `Cases` per type.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
-            lacks.
+        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
+            the ground truth.
     """
     (truth, truth_name), (entries, results_name) = _content(ground_truth, "the ground truth"), _results(results)
     chosen = types_of(truth, entries)
@@ -119,7 +121,7 @@ def read_cases(
 
 
 def types_of(ground_truth: Source, results: Source) -> list[str]:
-    """Returns which of "bbox", "segm" and "keypoints" both files have; "bbox" for empty results."""
+    """Returns the types of "bbox", "segm" and "keypoints" that both files have; "bbox" for empty results."""
     (truth, _), (entries, _) = _content(ground_truth, "the ground truth"), _results(results)
     offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
     return _types_of(truth, offered or ["bbox"])
@@ -131,18 +133,18 @@ def cases_of_type(
     """Reads detections and ground truth of one type.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections.
         iou_type: "bbox", "segm" or "keypoints".
-        image_ids: Ids of the images to score. None takes all images of the ground truth.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
         The `Cases`, and the name of the ground truth for error messages.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
-            lacks.
+        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
+            the ground truth.
     """
     content, name = _content(ground_truth, "the ground truth")
     return _cases(_read(content, name, [iou_type]), *_results(results), iou_type, image_ids), name
@@ -158,26 +160,27 @@ def evaluate_coco(
 ) -> CocoMetrics:
     """Scores results against ground truth by COCO's rules.
 
-    Among equal scores of one class in one image, the earlier result ranks higher, as in pycocotools. Annotations with a
-    true `difficult`, as in Pascal VOC, count neither as found nor as missed.
+    Among equal scores of one class in one image, the earlier result ranks higher, as in pycocotools. Annotations with
+    ``"difficult": true``, as in Pascal VOC, count neither as found nor as missed.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content, which is not changed.
-        results: Path of a COCO results file, or its content, which is not changed.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict, which is not changed.
+        results: Path of a COCO results file, or its contents as a list of detections, which is not changed.
         iou_type: "bbox", "segm" for masks as compressed RLE, or "keypoints" for the categories that have keypoints in
             the ground truth.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
-        sigmas: (J,) annotators' spread at each keypoint, as a fraction of the object's size. None takes COCO's values
-            for 17 keypoints and 0.05 for any other number.
-        engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers; pycocotools is the reference.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
+        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
+            COCO's values for 17 keypoints, 0.05 for any other number.
+        engine: Library that computes AP, "hotcoco" or "pycocotools" (the reference); both give the same numbers. None:
+            hotcoco.
 
     Returns:
         COCO's twelve metrics such as AP and AP50 (ten for keypoints), and the AP of each class.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
-            lacks.
+        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
+            the ground truth.
     """
     if iou_type not in GEOMETRY:
         raise UserError(f"iou_type is {iou_type!r}: choose one of {', '.join(map(repr, GEOMETRY))}.")
@@ -188,18 +191,19 @@ def evaluate_coco(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cases:
-    """Holds the ground truth and the detections that an evaluation compares, after reading and checking.
+    """Holds the ground truth and the detections of an evaluation, after reading and checking.
 
     Args:
         iou_type: "bbox", "segm" or "keypoints".
         images: Entries `images` of the COCO ground truth.
         categories: Entries `categories` of the COCO ground truth.
-        annotations: Annotations of the scored images, for COCOeval. A true `ignored` marks objects, other than crowds,
-            that count neither as found nor as missed.
+        annotations: Annotations of the scored images, for COCOeval. If `ignored` is true, an object counts neither as
+            found nor as missed; crowds have `iscrowd` instead.
         detections: The detections in the form of annotations, in the order of the results.
         image_ids: Ids of the scored images, ascending.
-        names: Scored category id -> class name, by ascending id.
-        sigmas: (J,) annotators' spread at each keypoint, or None.
+        names: Maps the ids of the scored categories to class names, by ascending id.
+        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size; None
+            without keypoints.
     """
 
     iou_type: str
@@ -215,12 +219,12 @@ class Cases:
         """Computes precision and recall with an engine.
 
         Args:
-            engine: "hotcoco" or "pycocotools"; None for hotcoco.
-            limits: Numbers of boxes per image for which recall is measured without regard to classes. None scores each
-                class with COCO's own limits.
+            engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
+            limits: Maximum numbers of boxes per image for which class-agnostic recall is measured. None: classes are
+                scored separately with COCO's limits.
 
         Returns:
-            Arrays of precision and recall.
+            The arrays of precision and recall.
 
         Raises:
             UserError: If the engine is unknown or not installed.
@@ -245,10 +249,10 @@ class Cases:
         """Computes COCO's metrics and the AP of each class.
 
         Args:
-            engine: "hotcoco" or "pycocotools"; None for hotcoco.
+            engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
         Returns:
-            The metrics.
+            COCO's metrics, and the AP of each class.
 
         Raises:
             UserError: If the engine is unknown or not installed.
@@ -262,22 +266,23 @@ class Cases:
 def evaluate_proposals(
     ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None, engine: str | None = None
 ) -> DetectorMetrics:
-    """Measures the average recall (mean over IoU 0.50 to 0.95) of boxes without regard to classes.
+    """Measures the class-agnostic average recall of boxes (mean over IoU thresholds 0.50 to 0.95).
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content. The categories of the results are ignored.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
-        engine: "hotcoco" (the default) or "pycocotools". Both give the same numbers.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections. The categories of the results are
+            ignored.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
-        Metrics with ``AR100``, ``AR300`` and ``AR1000``, the recall of the best 100, 300 and 1000 boxes of each image;
+        The metrics ``AR100``, ``AR300`` and ``AR1000``, the recall with the best 100, 300 and 1000 boxes of each image;
         and ``ARs``, ``ARm`` and ``ARl``, the recall of small, medium and large objects with the best 1000 boxes.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
-            lacks.
+        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
+            the ground truth.
     """
     contents = _read(*_content(ground_truth, "the ground truth"), ["bbox"])
     numbers = _cases(contents, *_results(results), "bbox", image_ids).accumulate(engine, PROPOSAL_LIMITS)
@@ -305,7 +310,7 @@ def _prepare(contents, iou_type, image_ids=None, sigmas=None):
 
 
 def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=None):
-    """Reads and checks what a type of evaluation compares."""
+    """Reads and checks the ground truth and detections of one type."""
     annotations, category_ids, image_ids, sigmas = _prepare(contents, iou_type, image_ids, sigmas)
     names = _class_names(contents.categories)
     images = {image["id"]: image for image in contents.images}
@@ -313,8 +318,10 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     reader = ResultsReader(iou_type, images, names, count, contents.changes.source, Changes(results_name))
     detections = reader.read(entries)
     _log_changes(reader.changes)
-    if not annotations:
-        _logger.warning("%s has no object to find, so AP is not defined.", contents.changes.source)
+    if not any(map(_is_counted, annotations)):
+        kinds = "crowds (iscrowd 1), difficult objects or objects without a mask or labelled keypoint"
+        reason = f": all {len(annotations)} objects are {kinds}, which are not counted" if annotations else ""
+        _logger.warning("%s has no object to find%s, so AP is not defined.", contents.changes.source, reason)
     if iou_type == "bbox":
         warn_of_units(detections, images, results_name)
     return Cases(
@@ -329,37 +336,42 @@ def _cases(contents, entries, results_name, iou_type, image_ids=None, sigmas=Non
     )
 
 
+def _is_counted(annotation):
+    """Returns whether an annotation counts as found or missed."""
+    return not (annotation["iscrowd"] or annotation["ignored"] or annotation.get("num_keypoints") == 0)
+
+
 def _content(source, otherwise):
-    """Returns the content of a path, or the content itself, and its name for messages."""
+    """Returns the contents of a file, or `source` itself if it is no path, and a name for messages."""
     if isinstance(source, (str, os.PathLike)):
         return read_json(source), os.fspath(source)
     return source, getattr(source, "source", otherwise)
 
 
 def _results(source):
-    """Returns the entries of a results file, and its name for messages."""
+    """Returns the entries of a results file, and the name of the file for messages."""
     entries, name = _content(source, "the results")
     if isinstance(entries, dict) and isinstance(entries.get("annotations"), list):
         raise UserError(
-            f"{name} is a COCO dataset, such as `kerasdet predict --coco` writes with ids of its own; expected a list "
-            "of detections with the image ids of the ground truth. Write it with `kerasdet eval --save-detections`."
+            f"{name} is a COCO dataset, such as `kerasdet predict --coco` writes; expected a list of detections with "
+            "the image ids of the ground truth. Write such a list with `kerasdet eval --save-detections`."
         )
     if not isinstance(entries, list):
         raise UserError(
-            f"Cannot read {name}, a {type(entries).__name__}: expected a list of detections. Give a file in COCO's "
+            f"Cannot read {name}, a {type(entries).__name__}: expected a list of detections. Use a file in COCO's "
             "results format."
         )
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
             raise UserError(
-                f"{name}: result {number} is {show(entry)}: expected an object with an image_id. Give a file in COCO's "
-                "results format."
+                f"{name}: result {number} is {show(entry)}: expected an object with an image_id. Use a file in "
+                "COCO's results format."
             )
     return entries, name
 
 
 def _read(content, name, iou_types, log=True):
-    """Reads what ground truth needs for some types, and logs what it lacks or has in another form."""
+    """Reads the ground truth for some types, and logs missing and converted values."""
     contents = read_contents(content, name, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
     without_mask = [a for a in contents.annotations if "segm" in iou_types and a["segmentation"] is None]
     if log:
@@ -376,7 +388,7 @@ def _read(content, name, iou_types, log=True):
 
 
 def _types_of(truth, iou_types):
-    """Returns the types that the ground truth has, too. `read_contents` checks it later."""
+    """Returns the types that the ground truth has; `read_contents` checks the values later."""
     data = truth if isinstance(truth, Mapping) else {}
 
     def has_any(section, key):
@@ -397,30 +409,31 @@ def _log_changes(changes):
 
 
 def _class_names(categories):
-    """Category id -> name, with the id added to names that several categories share."""
+    """Returns the name of each category by id; adds the id to names that several categories share."""
     names = {category["id"]: category["name"] for category in categories}
     count = Counter(names.values())
     return {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
 def _scored_categories(categories, iou_type, sigmas, where):
-    """Ids of the categories to score, and the sigma (J,) of each keypoint."""
+    """Returns the ids of the categories to score, and the sigma (J,) of each keypoint."""
     if iou_type != "keypoints":
         return [category["id"] for category in categories], None
     having = [category for category in categories if category["keypoints"]]
     if not having:
-        raise UserError(f"{where} has no category with keypoints: score boxes or masks, or give a file with keypoints.")
+        raise UserError(f"{where} has no category with keypoints: score boxes or masks, or use a file with keypoints.")
     count = len(having[0]["keypoints"])
     if any(len(category["keypoints"]) != count for category in having):
         raise UserError(
-            f"{where} has categories with different numbers of keypoints: give files with one such category each."
+            f"{where} has categories with different numbers of keypoints: score each of these categories from a "
+            "separate file."
         )
     if sigmas is None:
         standard = Params(iouType="keypoints").kpt_oks_sigmas
         sigmas = standard if len(standard) == count else np.full(count, UNIFORM_SIGMA)
     if len(sigmas) != count:
         raise UserError(
-            f"There are {len(sigmas)} sigmas, but {where} has {count} keypoints: give one sigma per keypoint."
+            f"There are {len(sigmas)} sigmas, but {where} has {count} keypoints: pass one sigma per keypoint."
         )
     return [category["id"] for category in having], np.asarray(sigmas, np.float64)
 
@@ -428,22 +441,24 @@ def _scored_categories(categories, iou_type, sigmas, where):
 def _checked_image_ids(image_ids, images, where):
     chosen = sorted(set(np.asarray(image_ids).tolist()))
     if not chosen:
-        raise UserError("image_ids is empty, so there is nothing to evaluate: give at least one id, or None for all.")
+        raise UserError(
+            "image_ids is empty, so there is nothing to evaluate: pass at least one id, or None for all images."
+        )
     for image_id in chosen:
         if image_id not in images:
             raise UserError(
-                f"image_ids has {image_id!r}, but {where} has no image of this id: remove it from image_ids."
+                f"image_ids has {image_id!r}, but {where} has no image of this id: remove the id from image_ids."
             )
     return chosen
 
 
 def _check_masks(contents, scored, where):
-    """Checks that there are masks to score, and that the scored images have sizes."""
+    """Checks that the ground truth has masks, and the sizes of the scored images."""
     for image in contents.images:
         if image["id"] in scored and image["height"] is None:
             raise UserError(
-                f"{where}: image {image['id']} has no height and width, which the scores of masks need. Add them to "
-                "the file."
+                f"{where}: image {image['id']} has no height and width, which are needed to score masks. Add height "
+                "and width to the image."
             )
     if contents.annotations and all(annotation["segmentation"] is None for annotation in contents.annotations):
         raise UserError(
@@ -453,11 +468,11 @@ def _check_masks(contents, scored, where):
 
 
 def _for_coco(annotation, number, iou_type, image, sigmas, where):
-    """Returns what COCOeval needs of an annotation.
+    """Returns the keys of an annotation that COCOeval needs.
 
     pycocotools 2.0 takes id 0 for "no match", and merges annotations that share an id. An object without a mask becomes
     a crowd that fills its box, so that a mask found there is neither right nor wrong. A difficult object counts neither
-    as found nor as missed, and matches by ordinary IoU: no range of areas holds its area.
+    as found nor as missed, and is matched by ordinary IoU; its area lies outside all area ranges.
     """
     result = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area", "iscrowd")}
     result |= {"id": number, "ignored": bool(annotation["difficult"])}

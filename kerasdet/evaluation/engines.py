@@ -1,4 +1,4 @@
-"""Runs COCO's matching and accumulation by hotcoco or by pycocotools; their numbers are equal to the last bit."""
+"""Runs COCO's matching and accumulation with hotcoco or pycocotools; the results are equal to the last bit."""
 
 import contextlib
 import dataclasses
@@ -41,11 +41,11 @@ _KEYPOINTS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accumulated:
-    """Holds precision and recall as pycocotools' COCOeval accumulates them; -1 where there is no ground truth.
+    """Holds precision and recall in the layout of pycocotools' COCOeval; -1 where there is no ground truth.
 
     Args:
-        precision: (T, 101, K, A, M), indexed by IoU threshold (0.50 to 0.95), recall (0 to 1), category, area range
-            (all, small, medium, large) and limit of detections per image.
+        precision: (T, 101, K, A, M), indexed by IoU threshold (0.50 to 0.95), recall (0.00 to 1.00), category, area
+            range (all, small, medium, large) and limit of detections per image.
         recall: (T, K, A, M), indexed by IoU threshold, category, area range and limit of detections per image.
     """
 
@@ -59,7 +59,7 @@ class Accumulated:
             iou_type: "bbox", "segm" or "keypoints".
 
         Returns:
-            Twelve metrics by name, such as "AP50"; ten for keypoints. NaN without ground truth.
+            Twelve metrics by name, such as "AP50"; ten for keypoints. A metric without ground truth is NaN.
         """
         arrays = {"precision": self.precision, "recall": self.recall}
         return {
@@ -72,7 +72,7 @@ def mean_of_known(values: np.ndarray) -> float:
     """Averages the values that are not -1, COCO's value for "no ground truth".
 
     Args:
-        values: Numbers of any shape.
+        values: Array of any shape.
 
     Returns:
         The mean; NaN if all values are -1.
@@ -100,13 +100,14 @@ def accumulate(
         iou_type: "bbox", "segm" or "keypoints".
         image_ids: Ids of the images to score.
         category_ids: Ids of the categories to score, ascending.
-        sigmas: (J,) annotators' spread at each keypoint; only for "keypoints".
-        limits: Numbers of boxes per image for which recall is measured without regard to classes. None scores each
-            class with COCO's own limits.
-        engine: "hotcoco" or "pycocotools"; None for hotcoco.
+        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size; only
+            for "keypoints".
+        limits: Maximum numbers of boxes per image for which class-agnostic recall is measured. None: classes are scored
+            separately with COCO's limits.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
-        Arrays of precision and recall.
+        The arrays of precision and recall.
 
     Raises:
         UserError: If the engine is unknown or not installed.
@@ -135,12 +136,12 @@ def accumulate(
 
 
 def shifts_of(image_ids: Sequence[int], category_ids: Sequence[int]) -> dict[str, int]:
-    """Returns the numbers that make ids of images and of categories non-negative, as hotcoco needs them."""
+    """Returns the offsets that make the ids of images and categories non-negative, which hotcoco needs."""
     return {key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))}
 
 
 def shifted(dataset: Mapping, shifts: Mapping[str, int]) -> Mapping:
-    """Returns a dataset with numbers added to its ids of images and of categories."""
+    """Returns a dataset with offsets added to the ids of images and categories."""
     if not any(shifts.values()):
         return dataset
     sections = (("images", "image_id"), ("categories", "category_id"))
@@ -156,10 +157,10 @@ def shifted(dataset: Mapping, shifts: Mapping[str, int]) -> Mapping:
 
 
 def check_engine(engine: str | None) -> str:
-    """Checks that an engine can run.
+    """Checks that an engine exists and is installed.
 
     Args:
-        engine: "hotcoco" or "pycocotools"; None for hotcoco.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
         The name of the engine.

@@ -1,4 +1,4 @@
-"""Evaluates any predictor on batches of images, in the coordinates of the original images."""
+"""Evaluates any predictor on a dataset, in the coordinates of the original images."""
 
 import functools
 import sys
@@ -29,17 +29,18 @@ def evaluate(
 
     Args:
         predictor: Anything that detects: a Keras model, a loaded export or an `AugmentedPredictor`. It resizes the
-            images by its own rule.
-        dataset: A `kerasdet.data.Dataset`. Masks and keypoints are scored even if it was read without them.
-        batch_size: Number of images that run at once; images of a batch are padded to one size.
-        engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
+            images by its own resize rule.
+        dataset: A `kerasdet.data.Dataset`. Masks and keypoints are scored even if the dataset was read without masks
+            and keypoints.
+        batch_size: Number of images in a batch; the images of a batch are padded to one size.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
         Metrics with the AP of boxes, in total and for each class, and the AP of masks and keypoints if both predictor
         and ground truth have them. For a predictor without classes, the recall that `evaluate_proposals` returns.
 
     Raises:
-        UserError: If the data have objects of classes that the predictor does not know.
+        UserError: If the dataset has objects of classes that the predictor does not know.
 
     Example:
         >>> model = kerasdet.load("runs/mine")
@@ -54,20 +55,20 @@ def evaluate(
 def evaluate_with_results(
     predictor: Predictor, dataset: Dataset, *, batch_size: int = 1, engine: str | None = None, rules: str = "coco"
 ) -> tuple[DetectorMetrics, list[dict]]:
-    """Runs `evaluate` and also returns the detections.
+    """Evaluates a predictor by named rules, and also returns the detections.
 
     Args:
         predictor: A Keras model, a loaded export or an `AugmentedPredictor`.
         dataset: A `kerasdet.data.Dataset`.
-        batch_size: Number of images that run at once; images of a batch are padded to one size.
-        engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
-        rules: Rules that score, see `evaluate_rules`.
+        batch_size: Number of images in a batch; the images of a batch are padded to one size.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
+        rules: Name of the scoring rules, see `evaluate_rules`.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
 
     Raises:
-        UserError: If the data have objects of classes that the predictor does not know.
+        UserError: If the dataset has objects of classes that the predictor does not know.
     """
     if predictor.num_classes is not None:
         dataset = match_dataset(predictor.num_classes, predictor.class_names, dataset)
@@ -78,7 +79,7 @@ def evaluate_with_results(
 
 
 def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 1) -> tf.data.Dataset:
-    """Makes batches of a dataset, resized and padded by a predictor's rule. Each worker gets its part of the images.
+    """Makes batches of a dataset, resized and padded by a predictor's rule. Each worker gets a part of the images.
 
     Args:
         predictor: Predictor whose `preprocessing` resizes and pads the images.
@@ -87,7 +88,7 @@ def predictor_batches(predictor: Predictor, dataset: Dataset, batch_size: int = 
 
     Returns:
         A finite `tf.data.Dataset` of dicts with `image` (B, H, W, 3), `image_size` (B, 2), heights and widths without
-        padding, `original_size` (B, 2), those before resizing, in pixels, and `image_id` (B,); see
+        padding, `original_size` (B, 2), heights and widths before resizing, in pixels, and `image_id` (B,); see
         `kerasdet.data.pipeline.evaluation_batches`.
     """
     rule, resize, pad_to = predictor.preprocessing, None, None
@@ -106,8 +107,8 @@ def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
         dataset: A dataset that was read with the masks or keypoints that the model learns.
 
     Returns:
-        The mean of each loss over all images by name with the prefix "val_", such as `val_box_loss`, and their sum as
-        `val_loss`.
+        The mean of each loss over all images, under the loss's name with the prefix "val_", such as `val_box_loss`, and
+        the sum of all means as `val_loss`.
     """
     losses = list(model.batch_losses(predictor_batches(model, dataset)))
     losses = [each for part in all_gather_object(_strategy(model), losses) for each in part]
@@ -120,11 +121,11 @@ def _strategy(predictor):
 
 
 def match_dataset(num_classes: int, class_names: Sequence[str] | None, dataset: Dataset) -> Dataset:
-    """Reorders the classes of a dataset to the order that they have in a model.
+    """Gives the classes of a dataset the order of a model's classes.
 
     Args:
         num_classes: Number of classes of the model.
-        class_names: Names of the model's classes. None if they are unknown; then the order of the dataset stays.
+        class_names: Names of the model's classes. None: the names are unknown, and the dataset is not changed.
         dataset: A `kerasdet.data.Dataset`.
 
     Returns:
@@ -139,7 +140,7 @@ def match_dataset(num_classes: int, class_names: Sequence[str] | None, dataset: 
     if num_classes != dataset.num_classes:
         raise UserError(
             f"The model has {num_classes} classes without names, but {dataset.annotations} has {dataset.num_classes}: "
-            "evaluate on a dataset with the classes that the model was trained for."
+            "expected the same number. Evaluate on a dataset with the classes on which the model was trained."
         )
     return dataset
 
@@ -153,19 +154,19 @@ def evaluate_batches(
     engine: str | None = None,
     rules: str = "coco",
 ) -> tuple[DetectorMetrics, list[dict]]:
-    """Measures the AP of a predictor over batches.
+    """Measures the AP of a predictor on batches of images.
 
     Args:
         predictor: Keras model, loaded export or other `Predictor`.
-        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2) heights and widths without padding,
-            `original_size` (B, 2) heights and widths in the dataset, and `image_id` (B,). The last batch may be
-            smaller.
-        ground_truth: A COCO annotation file, or the dict it holds.
-        category_ids: (K,) the dataset's category id for each class id. None for a predictor without classes: all
-            results get the ground truth's first category and are scored by `evaluate_proposals`.
-        image_ids: The images to score; None for all of the ground truth.
-        engine: "hotcoco" (the default) or "pycocotools", which computes AP; the numbers are the same.
-        rules: Rules that score, see `evaluate_rules`.
+        batches: Dicts with `image` (B, H, W, 3), `image_size` (B, 2), heights and widths without padding in pixels,
+            `original_size` (B, 2), heights and widths before resizing in pixels, and `image_id` (B,). The last batch
+            may be smaller.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        category_ids: The category id in the ground truth of each of the K classes. None for a predictor without
+            classes: all detections get the first category of the ground truth and are scored by `evaluate_proposals`.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
+        engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
+        rules: Name of the scoring rules, see `evaluate_rules`.
 
     Returns:
         The metrics, and the detections as entries of a COCO results file.
@@ -173,6 +174,7 @@ def evaluate_batches(
     Raises:
         ValueError: If an image occurs twice, is missing or is not among `image_ids`, or a category is not in the ground
             truth.
+        UserError: If `rules` other than "coco" are used for a predictor without classes.
     """
     check_engine(engine)  # checked here, before hours of detection
     truth = read_ground_truth(ground_truth)
@@ -182,13 +184,16 @@ def evaluate_batches(
         score(truth, [], image_ids)  # finds a package or keys of the ground truth that are missing
     if category_ids is None:
         if rules != "coco":
-            raise UserError(f"The rules {rules} score classes, and the model proposes boxes without: use coco.")
+            raise UserError(
+                f"The rules {rules!r} score classes, but the model predicts boxes without classes: use "
+                f"the rules 'coco'."
+            )
         score, category_ids = evaluate_proposals, known[:1]
     for category_id in category_ids:
         if category_id not in known:
             raise ValueError(
-                f"category_ids has {category_id}, which is not a category id of the ground truth: give one of its "
-                f"{len(known)} ids for each class id."
+                f"category_ids has {category_id}, which is not a category id of the ground truth: pass one of its "
+                f"{len(known)} ids for each class."
             )
     wanted = {image["id"] for image in truth["images"]} if image_ids is None else set(np.asarray(image_ids).tolist())
     rank, workers = worker_rank(_strategy(predictor))
@@ -216,7 +221,7 @@ def evaluate_batches(
 
 
 def _verbosity():
-    """Chooses Keras' moving bar on a terminal or in a notebook. Elsewhere, one line at the end: a file needs no bar."""
+    """Returns the verbosity of Keras' progress bar: a moving bar on terminals and in notebooks, one line in files."""
     return 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
 
 

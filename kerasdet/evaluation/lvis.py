@@ -1,4 +1,4 @@
-"""Scores detections by the rules of LVIS, whose annotators did not look for every category in every image."""
+"""Scores detections by the rules of LVIS, in which only some categories were annotated in each image."""
 
 import contextlib
 import io
@@ -20,30 +20,30 @@ _IMAGE_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 def evaluate_lvis(
     ground_truth: Source, results: Source, iou_type: str = "segm", image_ids: Sequence[int] | None = None
 ) -> CocoMetrics:
-    """Scores results against LVIS ground truth, with the numbers of lvis-api.
+    """Scores results against LVIS ground truth, with the same numbers as lvis-api.
 
     Annotators of LVIS looked only for some categories in each image: those with objects in the image, and those in the
     image's `neg_category_ids`. Detections of other categories are ignored. Wrong detections of a category in the
-    image's `not_exhaustive_category_ids` are ignored as well. The best 300 detections of an image count. Boxes and
-    masks without area are left out, like in lvis-api.
+    image's `not_exhaustive_category_ids` are ignored as well. Only the 300 detections of an image with the highest
+    scores count. Boxes and masks without area are left out, as in lvis-api.
 
     Args:
-        ground_truth: Path of an LVIS annotation file, or its content.
-        results: Path of a COCO results file, or its content.
+        ground_truth: Path of an LVIS annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections.
         iou_type: "segm" or "bbox".
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
         Metrics with the names in `SUMMARY`. `APr`, `APc` and `APf` are the AP of rare, common and frequent categories,
-        by the `frequency` of each category. There is no AP of single classes.
+        by the `frequency` of each category. The AP of each class is not computed.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, the ground truth lacks LVIS' own keys, or a result names an
-            image or a category that the ground truth lacks.
+        UserError: If a file does not have COCO's format, the ground truth lacks LVIS' own keys, or a result refers to
+            an image or a category that is not in the ground truth.
     """
     if iou_type not in ("bbox", "segm"):
-        raise UserError(f"iou_type is {iou_type!r}: choose 'bbox' or 'segm', which LVIS scores.")
+        raise UserError(f"iou_type is {iou_type!r}: LVIS scores 'bbox' and 'segm'. Choose one of these.")
     check_engine("hotcoco")
     import hotcoco
 
@@ -51,14 +51,14 @@ def evaluate_lvis(
     for image in cases.images:
         if missing := [key for key in _IMAGE_KEYS if not isinstance(image.get(key), list)]:
             raise UserError(
-                f"{where}: image {image['id']} has no list {missing[0]}, which the rules of LVIS need. Give an "
-                "annotation file of LVIS v1, or use evaluate_coco."
+                f"{where}: image {image['id']} has no list {missing[0]}, which the rules of LVIS need. Use an "
+                "annotation file of LVIS v1, or COCO's rules (evaluate_coco)."
             )
     for category in cases.categories:
         if category.get("frequency") not in ("r", "c", "f"):
             raise UserError(
                 f"{where}: category {category['id']} has the frequency {category.get('frequency')!r}; expected 'r', "
-                "'c' or 'f'. Give an annotation file of LVIS v1."
+                "'c' or 'f'. Use an annotation file of LVIS v1."
             )
     dataset = {"images": cases.images, "categories": cases.categories}
     truth = {**dataset, "annotations": [entry for entry in cases.annotations if entry["area"] > 0]}

@@ -28,7 +28,7 @@ class CocoMetrics:
     per_class: dict[str, float]
 
     def __getitem__(self, name: str) -> float:
-        """Returns a number of the summary by its name, such as `metrics["AP50"]`."""
+        """Returns a metric of the summary by its name, such as `metrics["AP50"]`."""
         return self.summary[name]
 
     def content(self) -> dict:
@@ -40,11 +40,11 @@ class CocoMetrics:
         }
 
     def to_json(self) -> str:
-        """Returns the metrics as a JSON object, null for NaN."""
+        """Returns the metrics as a JSON object, with null for NaN."""
         return json.dumps(self.content(), indent=2)
 
     def table(self) -> str:
-        """Formats the summary, then the AP of every class in columns, "-" for NaN."""
+        """Formats the summary, then the AP of every class in columns, with "-" for NaN."""
         margin = max(6, len(self.iou_type))
         lines = [
             f"{self.iou_type:<{margin}}" + "".join(f"{name:>7}" for name in self.summary),
@@ -73,14 +73,14 @@ class DetectorMetrics:
     """Holds the metrics of everything that a detector predicts: boxes, masks and keypoints.
 
     Attributes:
-        by_type: "bbox", "segm" or "keypoints" -> its metrics. Types that were not evaluated are absent.
+        by_type: Metrics by type: "bbox", "segm" or "keypoints". Types that were not evaluated are absent.
     """
 
     by_type: Mapping[str, CocoMetrics]
 
     @property
     def summary(self) -> dict[str, float]:
-        """Returns all numbers by name: "AP" for boxes, "segm/AP" for masks, "keypoints/AP" for keypoints."""
+        """Returns all metrics by name: "AP" for boxes, "segm/AP" for masks, "keypoints/AP" for keypoints."""
         return {
             name if iou_type == "bbox" else f"{iou_type}/{name}": value
             for iou_type, metrics in self.by_type.items()
@@ -88,7 +88,7 @@ class DetectorMetrics:
         }
 
     def __getitem__(self, name: str) -> float:
-        """Returns a number of the summary by its name, such as `metrics["segm/AP50"]`."""
+        """Returns a metric of the summary by its name, such as `metrics["segm/AP50"]`."""
         return self.summary[name]
 
     def to_json(self) -> str:

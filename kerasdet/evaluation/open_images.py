@@ -1,4 +1,4 @@
-"""Scores detections by the rules of Open Images, whose boxes may hold a whole group of objects."""
+"""Scores detections by the rules of Open Images, in which one box may enclose a group of objects."""
 
 import contextlib
 import io
@@ -15,24 +15,24 @@ from kerasdet.evaluation.metrics import CocoMetrics
 def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
     """Scores boxes as the Open Images Challenge does, at an IoU of 0.5.
 
-    A box with a true `is_group_of` (or `isgroupof`, `IsGroupOf`) holds a group of objects. Detections with half of
-    their area or more inside it count together as one right detection with the highest of their scores; without any,
-    the group is missed. Other boxes match one detection each. In an image with `neg_category_ids`, the categories that
-    people looked for and did not find, detections of categories that are neither there nor annotated do not count.
-    Crowds and difficult objects are left out: neither is a part of Open Images. Detections of parent classes are not
-    derived from those of their children.
+    A box with a true `is_group_of` (or `isgroupof`, `IsGroupOf`) encloses a group of objects. All detections with at
+    least half of their area inside a group's box count as one correct detection, which has the highest of their scores;
+    a group without such a detection is missed. Every other box matches one detection. An image may list, as
+    `neg_category_ids`, the categories that annotators looked for and did not find; detections of categories that are
+    neither listed nor annotated in the image then do not count. Crowds and difficult objects are left out, because Open
+    Images does not have them. Detections of parent classes are not derived from detections of their child classes.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        `AP50`, averaged over the classes with boxes, and that of each class.
+        The metric `AP50`, averaged over the classes with boxes, and the AP50 of each class.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: As `evaluate_coco`.
+        UserError: In the cases of `evaluate_coco`.
     """
     check_engine("hotcoco")
     import hotcoco
@@ -65,7 +65,7 @@ def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Seque
 
 
 def _judged(cases, objects):
-    """Returns the detections of categories that people looked for in the image."""
+    """Returns the detections of categories that annotators looked for in the image."""
     looked_for = defaultdict(set)
     for entry in objects:
         looked_for[entry["image_id"]].add(entry["category_id"])

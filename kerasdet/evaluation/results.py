@@ -23,12 +23,12 @@ class ResultsReader:
 
     Args:
         iou_type: "bbox", "segm" or "keypoints".
-        images: Image id -> entry of the ground truth's `images`.
+        images: Maps image ids to entries of the ground truth's `images`.
         categories: Ids of the ground truth's categories.
         num_keypoints: Number of keypoints of a result; only for "keypoints".
         truth_name: Name of the ground truth in error messages.
-        changes: Counts the values that are valid but had to be converted, such as numbers written as text. Its `source`
-            is the name of the results in error messages.
+        changes: Counts the values that are valid but had to be converted, such as numbers written as strings. Its
+            `source` is the name of the results in error messages.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ResultsReader:
             entries: Entries of a results file.
 
         Returns:
-            Annotations for COCOeval, with ids from 1.
+            The results as annotations for COCOeval, with ids from 1.
 
         Raises:
             UserError: If an entry is not a result, or its image or category is not in the ground truth.
@@ -84,7 +84,7 @@ class ResultsReader:
         return {**result, "id": number, "iscrowd": 0}
 
     def _geometry(self, value, image_id, name):
-        """Returns the geometry of a result and the area that decides whether it is small, medium or large."""
+        """Returns the geometry of a result, and the area that determines whether it is small, medium or large."""
         if self.iou_type == "segm":
             code = self._mask(value, self.images[image_id], name)
             # COCO's size classes go by mask area, but its loadRes takes the box's area if the entry has a box.
@@ -102,7 +102,8 @@ class ResultsReader:
             if min(numbers[2:]) < 0:
                 raise self._error(
                     name,
-                    f"has the bbox {show(value)}; expected x, y, width, height, the last two not below 0. Export the "
+                    f"has the bbox {show(value)}; expected x, y, width, height, where width and height are 0 or "
+                    "more. Export the "
                     "results again.",
                 )
             return numbers, numbers[2] * numbers[3]
@@ -126,9 +127,9 @@ class ResultsReader:
             plural = {"image": "images", "category": "categories"}[kind]
             raise self._error(
                 name,
-                f"is {'of' if kind == 'category' else 'for'} {kind} {show(value)}, which {self.truth_name} lacks: "
-                f"expected the id of one of the {len(known)} {plural}, such as {next(iter(known))}. Give "
-                "the results of a model on this ground truth.",
+                f"is {'of' if kind == 'category' else 'for'} {kind} {show(value)}, which is not in "
+                f"{self.truth_name}: expected the id of one of the {len(known)} {plural}, such as "
+                f"{next(iter(known))}. Use detections for the images and categories of this ground truth.",
             )
         return number
 
@@ -137,7 +138,7 @@ class ResultsReader:
 
 
 def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], name: str) -> None:
-    """Warns of boxes that are probably fractions, corners, or pixels of images of another size.
+    """Warns of boxes that probably hold fractions, corners, or pixels of images of another size.
 
     Args:
         detections: Results of `ResultsReader` with boxes.
@@ -161,7 +162,7 @@ def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], 
     ]
     if len(beyond) > len(boxes) / 2:
         _logger.warning(
-            "%s: most boxes reach far beyond their image (first: %s); expected [x, y, width, height] in pixels of the "
+            "%s: most boxes extend far beyond their image (first: %s); expected [x, y, width, height] in pixels of the "
             "original image, not corners.",
             name,
             show(beyond[0]),
@@ -177,11 +178,11 @@ def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
         width: Width of the image in pixels.
 
     Returns:
-        RLE {"size", "counts"}.
+        The RLE {"size", "counts"}.
 
     Raises:
         ValueError: If the RLE has another number of pixels than the image. The message begins with "has"; callers put
-            the file and the result in front of it.
+            the file and the result before it.
     """
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))

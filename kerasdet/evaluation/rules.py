@@ -20,22 +20,22 @@ def evaluate_rules(
     image_ids: Sequence[int] | None = None,
     engine: str | None = None,
 ) -> DetectorMetrics:
-    """Scores results by COCO's or another benchmark's rules.
+    """Scores results by the rules of COCO or another benchmark.
 
     Args:
         rules: "coco" (`evaluate_all`), "voc" (`evaluate_voc`), "lvis" (`evaluate_lvis` of boxes and masks),
             "open-images" (`evaluate_open_images`) or "boundary" (`evaluate_boundary`).
-        ground_truth: Path of a COCO annotation file, or its content.
-        results: Path of a COCO results file, or its content.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
         engine: "hotcoco" (the default) or "pycocotools"; only for "coco".
 
     Returns:
-        The metrics of each type that the rules score. Those of "boundary" have the type "boundary".
+        The metrics of each type that the rules score. The metrics of "boundary" are under the type "boundary".
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If there are no such rules, or the files lack what the rules need.
+        UserError: If the rules are unknown, or the files lack values that the rules need.
     """
     if rules == "coco":
         return evaluate_all(ground_truth, results, image_ids, engine=engine)
@@ -44,6 +44,6 @@ def evaluate_rules(
         return DetectorMetrics({each: evaluate_lvis(ground_truth, results, each, image_ids) for each in types})
     single = {"voc": evaluate_voc, "open-images": evaluate_open_images, "boundary": evaluate_boundary}
     if rules not in single:
-        raise UserError(f"There are no rules {rules!r}: expected one of {', '.join(RULES)}. Choose one of them.")
+        raise UserError(f"rules is {rules!r}: expected one of {', '.join(RULES)}. Change --rules (Python: rules=).")
     metrics = single[rules](ground_truth, results, image_ids)
     return DetectorMetrics({metrics.iou_type: metrics})

@@ -15,23 +15,24 @@ IOU = 0.5
 def evaluate_voc(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
     """Scores boxes by the rules of Pascal VOC 2007 and 2012.
 
-    A detection is right if the IoU with the object of its class that it overlaps most is above 0.5, and no better
-    detection has found this object. Difficult objects and crowds count neither as found nor as missed. VOC's devkit
-    adds a pixel to the height and width of boxes; this function does not, so IoUs differ slightly.
+    A detection is correct if its IoU with the object of its class that it overlaps most is 0.5 or more, as in VOC's
+    devkit, and no detection with a higher score has found this object. Difficult objects and crowds count neither as
+    found nor as missed. The devkit adds one pixel to the height and width of boxes; this function does not, so IoUs
+    differ slightly.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content; a true `difficult` marks difficult objects.
-        results: Path of a COCO results file, or its content.
-        image_ids: Ids of the images to score. None scores all images of the ground truth.
+        ground_truth: Path of a COCO annotation file, or its content; ``"difficult": true`` marks difficult objects.
+        results: Path of a COCO results file, or its contents as a list of detections.
+        image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        Metrics with `AP07`, the mean precision at eleven recalls, and `AP12`, the area under the precision-recall
-        curve, both averaged over the classes with objects. The metric of each class is its `AP12`.
+        The metrics `AP07`, the mean precision at eleven recalls, and `AP12`, the area under the precision-recall curve,
+        both averaged over the classes with objects. The metric of each class is its `AP12`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result names an image or a category that the ground truth
-            lacks.
+        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
+            the ground truth.
     """
     cases, _ = cases_of_type(ground_truth, results, "bbox", image_ids)
     objects, found = defaultdict(list), defaultdict(list)
@@ -51,7 +52,7 @@ def evaluate_voc(ground_truth: Source, results: Source, image_ids: Sequence[int]
 
 
 def _class_ap(found, objects):
-    """Returns the AP of VOC2007 and of VOC2012 of one class, NaN without objects."""
+    """Returns the APs of one class by VOC2007 and VOC2012; NaN without objects."""
     positives = sum(not _ignored(each) for there in objects.values() for each in there)
     if not positives:
         return np.nan, np.nan
@@ -60,7 +61,7 @@ def _class_ap(found, objects):
         there = objects[detection["image_id"]]
         overlaps = mask_utils.iou([detection["bbox"]], [each["bbox"] for each in there], [0] * len(there))
         best = int(np.argmax(overlaps)) if there else -1
-        if best < 0 or overlaps[0, best] <= IOU:
+        if best < 0 or overlaps[0, best] < IOU:
             right.append(False)
         elif not _ignored(there[best]):
             right.append(there[best]["id"] not in taken)

@@ -1,7 +1,7 @@
-"""Makes the anchor boxes of a feature pyramid.
+"""Generates the anchor boxes of a feature pyramid.
 
-A pyramid level is named after its nominal stride: ``p3`` has a stride of 2**3 pixels. The anchors of a level are listed
-cell by cell, row first. Within a cell they have the order of `AnchorGenerator.cell_anchors`.
+A pyramid level is named after its nominal stride: ``p3`` has a stride of 2**3 pixels. The anchors of a level are in
+row-major order of cells. Within a cell they follow `AnchorGenerator.cell_anchors`.
 """
 
 import re
@@ -20,7 +20,7 @@ def level_number(name: str) -> int:
     """Returns the number in the name of a feature or level: 5 for "c5", "p5" and "c5_first".
 
     Args:
-        name: A letter, the number l of a stride of ``2**l`` pixels, and possibly more.
+        name: A letter, the number l (for a stride of ``2**l`` pixels), and optionally a suffix.
     """
     return int(re.match(r"[a-z](\d+)", name)[1])
 
@@ -30,8 +30,8 @@ def octave_sizes(smallest: float = 32.0, octaves: int = 3, levels: int = 5) -> t
 
     Args:
         smallest: Edge length of the finest level's smallest anchor, in pixels.
-        octaves: Number of sizes on each level. Each is ``2 ** (1 / octaves)`` times the one before it.
-        levels: Number of levels; sizes double from one to the next.
+        octaves: Number of sizes on each level. Each size is ``2 ** (1 / octaves)`` times the previous one.
+        levels: Number of levels; sizes double from one level to the next.
 
     Returns:
         One tuple of `octaves` edge lengths in pixels for each of `levels` levels.
@@ -49,10 +49,10 @@ def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"), offset
 
     Args:
         levels: Names of the pyramid levels, finest first.
-        offset: Position of a point in its cell, in strides: 0.5 is the middle (FCOS), 0 the upper left corner (RTMDet).
+        offset: Position of a point in its cell, in strides: 0.5 is the centre (FCOS), 0 the top-left corner (RTMDet).
 
     Returns:
-        An `AnchorGenerator` with one anchor per cell.
+        An `AnchorGenerator` with one square per cell.
     """
     sizes = tuple((2 ** level_number(level),) for level in levels)
     return AnchorGenerator(sizes, aspect_ratios=(1.0,), levels=levels, offset=offset)
@@ -60,22 +60,23 @@ def point_squares(levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"), offset
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class AnchorGenerator(ConfigFromInit):
-    """Lays out anchors for every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).
+    """Generates the anchors of every cell of every level (Faster R-CNN, https://arxiv.org/abs/1506.01497).
 
     Args:
-        sizes: Edge lengths of each level's square anchors, in pixels: one tuple per level.
+        sizes: Edge lengths of the square anchors in pixels, one tuple per level. Anchors with other aspect ratios have
+            the same areas.
         aspect_ratios: Height over width of the anchors: one tuple for all levels, or one per level.
         levels: Names of the pyramid levels, finest first.
-        offset: Position of an anchor's centre in its cell, in strides: 0 is the upper left corner (detectron2,
-            torchvision), 0.5 the middle.
+        offset: Position of an anchor's centre in its cell, in strides: 0 is the top-left corner (detectron2,
+            torchvision), 0.5 the centre of the cell.
         round_corners: Whether the corners of a cell's anchors are rounded to integers, as in torchvision.
-        ratios_first: Whether a cell lists its anchors ratio by ratio (torchvision). Otherwise size by size
-            (detectron2).
-        strides_from_image: Whether the stride is image size // grid size (torchvision); otherwise 2**level. They differ
-            if the padded image is not a multiple of the coarsest stride.
+        ratios_first: Whether the anchors of a cell are ordered by ratio, then size (torchvision). If False they are
+            ordered by size, then ratio (detectron2).
+        strides_from_image: Whether the stride is image size // grid size (torchvision). If False it is 2**level. The
+            two strides differ if the size of the padded image is not a multiple of the coarsest stride.
 
     Raises:
-        ValueError: If `sizes`, `aspect_ratios` and `levels` do not agree in length.
+        ValueError: If `sizes`, `aspect_ratios` and `levels` have different lengths.
     """
 
     def __init__(
@@ -93,13 +94,14 @@ class AnchorGenerator(ConfigFromInit):
         if not len(sizes) == len(aspect_ratios) == len(levels):
             raise ValueError(
                 f"AnchorGenerator needs sizes and aspect ratios for each of its {len(levels)} levels {tuple(levels)}, "
-                f"got {len(sizes)} of sizes and {len(aspect_ratios)} of aspect ratios. Give one of each per level."
+                f"but got {len(sizes)} tuples of sizes and {len(aspect_ratios)} tuples of aspect ratios. Pass one "
+                "tuple of each per level."
             )
         for name, levels_of in (("sizes", sizes), ("aspect_ratios", aspect_ratios)):
             for numbers in levels_of:
                 check_numbers("AnchorGenerator", 0, **{name: numbers})
                 if not numbers or not min(numbers):
-                    raise UserError(f"AnchorGenerator.{name} has {numbers!r} for a level: give numbers above 0.")
+                    raise UserError(f"AnchorGenerator.{name} has {numbers!r} for a level: expected numbers above 0.")
         self.sizes = tuple(tuple(level) for level in sizes)
         self.aspect_ratios = tuple(tuple(level) for level in aspect_ratios)
         self.levels = tuple(levels)
@@ -113,13 +115,13 @@ class AnchorGenerator(ConfigFromInit):
         """Number of anchors per cell, A, which is the same on all levels.
 
         Raises:
-            ValueError: If the levels differ in this number. All levels share one head, so they must agree.
+            ValueError: If this number differs between levels, which share one head.
         """
         counts = {len(s) * len(r) for s, r in zip(self.sizes, self.aspect_ratios, strict=True)}
         if len(counts) != 1:
             raise ValueError(
                 f"AnchorGenerator has {sorted(counts)} anchors per cell on its levels: expected the same number on "
-                "every level. Give each level the same number of sizes and of aspect ratios."
+                "every level. Pass the same number of sizes and of aspect ratios for each level."
             )
         return counts.pop()
 
@@ -130,7 +132,7 @@ class AnchorGenerator(ConfigFromInit):
             level: Name of the pyramid level, such as "p3".
 
         Returns:
-            (A, 4) float32 boxes yxyx, in pixels of the network's input.
+            The anchors, (A, 4) float32 yxyx in pixels of the network's input.
         """
         index = self.levels.index(level)
         sizes, ratios = np.array(self.sizes[index]), np.sqrt(np.array(self.aspect_ratios[index]))
@@ -142,14 +144,15 @@ class AnchorGenerator(ConfigFromInit):
         return np.round(anchors) if self.round_corners else anchors
 
     def __call__(self, grids: Mapping[str, tuple], image_size: tuple) -> dict[str, tf.Tensor]:
-        """Lays out the anchors of all levels.
+        """Generates the anchors of all levels.
 
         Args:
-            grids: Level name -> (height, width) of its feature map in cells, Python or tensor integers.
+            grids: Maps level names to the (height, width) of the level's feature map in cells, Python or tensor
+                integers.
             image_size: (height, width) of the padded network input in pixels.
 
         Returns:
-            Level name -> (height * width * A, 4) float32 boxes yxyx, in pixels of the network's input.
+            A dict from level name to boxes (height * width * A, 4) float32 yxyx, in pixels of the network's input.
         """
         return {level: self._level_anchors(level, grids[level], image_size) for level in self.levels}
 

@@ -1,6 +1,6 @@
-"""Defines box arithmetic, and THE coordinate convention of kerasdet.
+"""Defines box arithmetic and the coordinate convention of kerasdet.
 
-A box is ``(y1, x1, y2, x2)``: float32, in absolute pixels of the image that it belongs to. Coordinates are continuous:
+A box is ``(y1, x1, y2, x2)``: float32, in absolute pixels of its image. Coordinates are continuous:
 
 * An image of H x W pixels spans ``[0, H] x [0, W]``.
 * The centre of pixel (i, j), row i and column j, is ``(i + 0.5, j + 0.5)``.
@@ -27,7 +27,7 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
         boxes: (..., 4) yxyx in pixels.
 
     Returns:
-        (...), in square pixels.
+        The areas, (...), in square pixels.
     """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     return (y2 - y1) * (x2 - x1)
@@ -41,7 +41,7 @@ def iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
         boxes2: (..., M, 4) yxyx in pixels.
 
     Returns:
-        (..., N, M) float32 in [0, 1]; 0 if both boxes are empty.
+        The IoUs, (..., N, M) float32 in [0, 1]; 0 if both boxes are empty.
 
     Example:
         >>> iou(tf.constant([[0.0, 0, 10, 10]]), tf.constant([[0.0, 0, 10, 5]])).numpy().tolist()
@@ -60,7 +60,7 @@ def iof(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
         boxes2: (..., M, 4) yxyx in pixels.
 
     Returns:
-        (..., N, M) float32 in [0, 1]; 0 if the first box is empty.
+        The IoFs, (..., N, M) float32 in [0, 1]; 0 if the first box is empty.
     """
     boxes1, boxes2 = tf.expand_dims(boxes1, -2), tf.expand_dims(boxes2, -3)  # (..., N, 1, 4), (..., 1, M, 4)
     return tf.math.divide_no_nan(_intersection(boxes1, boxes2), area(boxes1))
@@ -77,7 +77,7 @@ def _intersection(boxes1, boxes2):
 
 @tf.custom_gradient
 def _maximum(x, y):
-    """Computes the maximum; ties split the gradient evenly, so that equal boxes get none (like in PyTorch)."""
+    """Computes the maximum; ties split the gradient evenly, as in PyTorch, so that equal boxes get a gradient of 0."""
     share = 0.5 * (tf.cast(x > y, x.dtype) + tf.cast(x >= y, x.dtype))
     return tf.maximum(x, y), lambda upstream: (upstream * share, upstream * (1 - share))
 
@@ -87,7 +87,7 @@ def _minimum(x, y):
 
 
 def _paired_iou(boxes1, boxes2):
-    """Computes IoU and union of box i with box i, (...) each."""
+    """Computes IoU and union of each pair of boxes, (...) each."""
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     height, width = _minimum(y2, v2) - _maximum(y1, v1), _minimum(x2, u2) - _maximum(x1, u1)
@@ -97,34 +97,34 @@ def _paired_iou(boxes1, boxes2):
 
 
 def _enclosing_size(boxes1, boxes2):
-    """Computes height and width of the smallest box that encloses box i of both, (...) each."""
+    """Computes height and width of the smallest box that encloses each pair of boxes, (...) each."""
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
     v1, u1, v2, u2 = tf.unstack(boxes2, axis=-1)
     return _maximum(y2, v2) - _minimum(y1, v1), _maximum(x2, u2) - _minimum(x1, u1)
 
 
 def paired_iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
-    """Computes the IoU of box i with box i, with a gradient.
+    """Computes the IoU of each box in `boxes1` with the box at the same position in `boxes2`; differentiable.
 
     Args:
         boxes1: (..., 4) yxyx in pixels.
         boxes2: (..., 4) yxyx in pixels.
 
     Returns:
-        (...), in [0, 1].
+        The IoUs, (...), in [0, 1].
     """
     return _paired_iou(boxes1, boxes2)[0]
 
 
 def paired_giou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
-    """Computes the generalised IoU of box i with box i (Rezatofighi et al., https://arxiv.org/abs/1902.09630).
+    """Computes the generalised IoU of boxes at the same positions (https://arxiv.org/abs/1902.09630).
 
     Args:
         boxes1: (..., 4) yxyx in pixels.
         boxes2: (..., 4) yxyx in pixels.
 
     Returns:
-        (...), in [-1, 1].
+        The values, (...), in [-1, 1].
     """
     overlap, union = _paired_iou(boxes1, boxes2)
     height, width = _enclosing_size(boxes1, boxes2)
@@ -133,14 +133,14 @@ def paired_giou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
 
 
 def paired_diou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
-    """Computes the distance IoU of box i with box i (Zheng et al., https://arxiv.org/abs/1911.08287).
+    """Computes the distance IoU of boxes at the same positions (https://arxiv.org/abs/1911.08287).
 
     Args:
         boxes1: (..., 4) yxyx in pixels.
         boxes2: (..., 4) yxyx in pixels.
 
     Returns:
-        (...), in [-1, 1].
+        The values, (...), in [-1, 1].
     """
     overlap, _ = _paired_iou(boxes1, boxes2)
     height, width = _enclosing_size(boxes1, boxes2)
@@ -150,16 +150,17 @@ def paired_diou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
 
 
 def paired_ciou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
-    """Computes the complete IoU of box i with box i (Zheng et al., https://arxiv.org/abs/1911.08287).
+    """Computes the complete IoU of boxes at the same positions (https://arxiv.org/abs/1911.08287).
 
-    It is the distance IoU minus a penalty for different aspect ratios. The penalty's weight gets no gradient.
+    It is the distance IoU minus a penalty for different aspect ratios. The gradient does not flow through the weight of
+    the penalty.
 
     Args:
         boxes1: (..., 4) yxyx in pixels.
         boxes2: (..., 4) yxyx in pixels.
 
     Returns:
-        (...), at most 1.
+        The values, (...), at most 1.
     """
     overlap, _ = _paired_iou(boxes1, boxes2)
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)
@@ -177,7 +178,7 @@ def centers(boxes: tf.Tensor) -> tf.Tensor:
         boxes: (..., 4) yxyx in pixels.
 
     Returns:
-        (..., 2) as (y, x) in pixels.
+        The centres, (..., 2) as (y, x) in pixels.
     """
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
@@ -187,10 +188,10 @@ def clip(boxes: tf.Tensor, image_size: tf.Tensor | tuple[int, int]) -> tf.Tensor
 
     Args:
         boxes: (..., N, 4) yxyx in pixels.
-        image_size: (..., 2). Height and width of each image in pixels.
+        image_size: (..., 2), height and width of each image in pixels.
 
     Returns:
-        (..., N, 4) of the type of `boxes`.
+        The new boxes, (..., N, 4) of the dtype of `boxes`.
     """
     limit = tf.cast(image_size, boxes.dtype)
     limit = tf.expand_dims(tf.concat([limit, limit], -1), -2)  # (..., 1, 4)
@@ -202,10 +203,10 @@ def scale(boxes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
     Args:
         boxes: (..., N, 4) yxyx in pixels.
-        factor: (..., 2). Factors of y and x coordinates: the new size of the image over the old one.
+        factor: (..., 2), factors of y and x coordinates: the new size of the image divided by the old size.
 
     Returns:
-        (..., N, 4) of the type of `boxes`.
+        The new boxes, (..., N, 4) of the dtype of `boxes`.
     """
     factor = tf.cast(factor, boxes.dtype)
     return boxes * tf.expand_dims(tf.concat([factor, factor], -1), -2)
@@ -219,7 +220,7 @@ def flip_left_right(boxes: tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
         width: Width of the image in pixels, an int or () tensor.
 
     Returns:
-        (..., 4) of the type of `boxes`.
+        The new boxes, (..., 4) of the dtype of `boxes`.
     """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     width = tf.cast(width, boxes.dtype)
@@ -234,7 +235,7 @@ def flip_up_down(boxes: tf.Tensor, height: int | tf.Tensor) -> tf.Tensor:
         height: Height of the image in pixels, an int or () tensor.
 
     Returns:
-        (..., 4) of the type of `boxes`.
+        The new boxes, (..., 4) of the dtype of `boxes`.
     """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     height = tf.cast(height, boxes.dtype)

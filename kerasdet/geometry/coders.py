@@ -1,4 +1,4 @@
-"""Defines box coders: they convert between boxes and the numbers that a network regresses."""
+"""Defines box coders, which convert between boxes and the regression targets of a network."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ _ACTIVATIONS = {"relu": tf.nn.relu, "exp": tf.exp, "linear": tf.identity}
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DeltaCoder(ConfigFromInit):
-    """Encodes a box as deltas (dy, dx, dh, dw) from an anchor (R-CNN, https://arxiv.org/abs/1311.2524, appendix C).
+    """Converts between boxes and deltas (dy, dx, dh, dw) relative to anchors (R-CNN, https://arxiv.org/abs/1311.2524).
 
     Args:
-        weights: Factors of (dy, dx, dh, dw); larger ones make the network predict larger numbers.
-        max_log_scale: Upper bound of dh and dw in decoding. It keeps the exponential from overflowing.
-        min_log_scale: Lower bound of dh and dw in decoding. mmdetection has minus the upper bound. None for no bound.
+        weights: Factors by which (dy, dx, dh, dw) are multiplied; with larger weights the network predicts larger
+            values.
+        max_log_scale: Upper bound of dh and dw in decoding. It prevents an overflow of the exponential function.
+        min_log_scale: Lower bound of dh and dw in decoding. mmdetection uses minus the upper bound. None: no bound.
 
     Raises:
-        UserError: If `weights` are not four numbers.
+        UserError: If `weights` does not hold four numbers.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class DeltaCoder(ConfigFromInit):
         check_numbers("DeltaCoder", 1e-6, weights=weights)
         if len(weights) != 4:
             raise UserError(
-                f"DeltaCoder.weights is {tuple(weights)}: give four numbers, the factors of (dy, dx, dh, dw)."
+                f"DeltaCoder.weights is {tuple(weights)}: expected four numbers, the factors of (dy, dx, dh, dw)."
             )
         self.weights = tuple(weights)
         self.max_log_scale = max_log_scale
@@ -50,7 +51,7 @@ class DeltaCoder(ConfigFromInit):
             anchors: (..., 4) yxyx in pixels, with heights and widths above 0.
 
         Returns:
-            (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
+            The deltas, (..., 4) as (dy, dx, dh, dw), multiplied by `weights`.
         """
         center, size = _center_size(boxes)
         anchor_center, anchor_size = _center_size(anchors)
@@ -65,7 +66,7 @@ class DeltaCoder(ConfigFromInit):
             anchors: (..., 4) yxyx in pixels.
 
         Returns:
-            (..., 4) boxes yxyx in pixels.
+            The boxes, (..., 4) yxyx in pixels.
         """
         shift, log_scale = tf.split(deltas / tf.constant(self.weights, deltas.dtype), 2, -1)
         anchor_center, anchor_size = _center_size(anchors)
@@ -85,14 +86,14 @@ def _center_size(boxes):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DistanceCoder(ConfigFromInit):
-    """Encodes a box as distances (t, l, b, r) from a point to its sides (FCOS, https://arxiv.org/abs/1904.01355).
+    """Converts between boxes and the distances (t, l, b, r) of points (FCOS, https://arxiv.org/abs/1904.01355).
 
     A point is given as a square: its centre is the point, its side is the stride of the pyramid level in pixels.
 
     Args:
-        normalize: Whether distances are in strides. If False they are in pixels.
-        activation: Function that turns raw predictions into distances: "relu", "exp" or "linear". With "linear",
-            distances can be negative. None takes "relu" if `normalize`, else "exp".
+        normalize: Whether distances are in strides of the level. If False they are in pixels.
+        activation: Function that converts raw predictions to distances: "relu", "exp" or "linear". With "linear",
+            distances can be negative. None: "relu" if `normalize`, else "exp".
 
     Raises:
         UserError: If `activation` is unknown.
@@ -107,13 +108,13 @@ class DistanceCoder(ConfigFromInit):
         self.activation = activation
 
     def activate(self, raw: tf.Tensor) -> tf.Tensor:
-        """Turns raw predictions into distances.
+        """Converts raw predictions to distances.
 
         Args:
-            raw: (..., 4) numbers that the network predicts.
+            raw: (..., 4) raw predictions of the network.
 
         Returns:
-            (..., 4) distances as (t, l, b, r), in strides or pixels.
+            The distances, (..., 4) as (t, l, b, r), in strides or pixels.
         """
         return _ACTIVATIONS[self.activation or ("relu" if self.normalize else "exp")](raw)
 
@@ -125,7 +126,8 @@ class DistanceCoder(ConfigFromInit):
             squares: (..., 4) yxyx in pixels, one square per point.
 
         Returns:
-            (..., 4) distances as (t, l, b, r), in strides or pixels; negative on a side that the point lies outside of.
+            The distances, (..., 4) as (t, l, b, r), in strides or pixels; negative for a side if the point lies outside
+            the box on that side.
         """
         corner, opposite = tf.split(boxes, 2, -1)
         center, size = _center_size(squares)
@@ -133,14 +135,14 @@ class DistanceCoder(ConfigFromInit):
         return distances / tf.concat([size, size], -1) if self.normalize else distances
 
     def decode(self, distances: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Decodes distances into boxes.
+        """Decodes distances to boxes.
 
         Args:
             distances: (..., 4) as (t, l, b, r), in strides or pixels.
             squares: (..., 4) yxyx in pixels, one square per point.
 
         Returns:
-            (..., 4) boxes yxyx in pixels.
+            The boxes, (..., 4) yxyx in pixels.
         """
         center, size = _center_size(squares)
         if self.normalize:
@@ -150,13 +152,13 @@ class DistanceCoder(ConfigFromInit):
 
 
 def centerness(distances: tf.Tensor) -> tf.Tensor:
-    """Computes how central a point lies inside its box (FCOS, https://arxiv.org/abs/1904.01355).
+    """Computes the centerness of points in their boxes (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
         distances: (..., 4) as (t, l, b, r), from the point to the sides of the box, in any unit.
 
     Returns:
-        (...), 1 at the centre of the box and 0 on its sides.
+        The centerness, (...): 1 at the centre of the box and 0 on its sides.
     """
     before, after = tf.split(distances, 2, -1)  # (..., 2)
     return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

@@ -1,11 +1,11 @@
-"""Cuts, turns and covers crops of masks, so that masks follow an image through augmentation.
+"""Transforms crops of masks, so that masks follow the augmentation of an image.
 
 A crop (S, S) is the part of a mask inside its object's box, resized to S x S cells; see `kerasdet.geometry.masks`.
-Cutting averages over the area of the old cells and loses only resolution: a crop of half the box has S / 2 cells of
-detail per side. An affine map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares with
-full-size masks of COCO objects of at least 8 pixels. Cut to a quarter of the box, the mean IoU is 0.999 and the worst
-0.991. Turned by 10 degrees, which blurs the full-size mask as well, the mean is 0.988 and the worst 0.951: for these
-the border moves by less than half a pixel.
+Cropping averages over the area of the old cells and loses only resolution: a crop to half of the box has S / 2 cells of
+detail per side. An affine map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares the results
+with transformed full-size masks of COCO objects of at least 8 pixels. After a crop to a quarter of the box, the mean
+IoU is 0.999 and the lowest 0.991. After a rotation by 10 degrees, which also blurs the full-size mask, the mean IoU is
+0.988 and the lowest 0.951; the border moves by less than half a pixel.
 """
 
 import tensorflow as tf
@@ -15,16 +15,16 @@ _TOUCHED = 51  # a fifth of 255: `tight_boxes` takes cells up to this value as e
 
 
 def recrop(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor) -> tf.Tensor:
-    """Computes the crops for other boxes of the same objects.
+    """Converts crops to other boxes of the same objects.
 
     Args:
-        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+        masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
-        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
-        new_boxes: (M, 4) yxyx in pixels. Boxes that the new crops cover. Outside the old box a mask is empty.
+        boxes: (M, 4) yxyx in pixels, the boxes that the crops cover.
+        new_boxes: (M, 4) yxyx in pixels, the boxes that the new crops cover. Outside its old box, a mask is empty.
 
     Returns:
-        (M, S, S) uint8. A new cell is the mean of the old ones under it.
+        The new crops, (M, S, S) uint8. A new cell is the mean of the old cells that it covers.
     """
     cells = tf.cast(masks, tf.float32)  # (M, S, S)
     y, x = (_overlaps(boxes, new_boxes, axis, masks.shape[-1]) for axis in (0, 1))  # (M, S, S) each
@@ -33,7 +33,7 @@ def recrop(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor) -> tf.Tenso
 
 
 def _overlaps(boxes, new_boxes, axis, size):
-    """Returns the share of each old cell in each new cell along an axis: (M, new cells, old cells)."""
+    """Returns the fraction of each new cell that each old cell covers, along one axis: (M, new cells, old cells)."""
     low, high = boxes[:, axis], boxes[:, axis + 2]
     cell = (high - low) / size
     start = tf.math.divide_no_nan(new_boxes[:, axis] - low, cell)  # in old cells
@@ -45,15 +45,15 @@ def _overlaps(boxes, new_boxes, axis, size):
 
 
 def tight_boxes(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """Finds the tight boxes of masks. A side that the mask touches stays exactly; other sides are exact to one cell.
+    """Finds the tight boxes of masks. Sides that the mask touches are kept exactly; other sides are exact to one cell.
 
     Args:
-        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+        masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
-        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+        boxes: (M, 4) yxyx in pixels, the boxes that the crops cover.
 
     Returns:
-        (M, 4) yxyx in pixels; zeros if the mask is empty.
+        The tight boxes, (M, 4) yxyx in pixels; zeros if the mask is empty.
     """
     size = masks.shape[-1]
     touched = masks > _TOUCHED
@@ -72,12 +72,12 @@ def areas(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     """Computes the areas of masks.
 
     Args:
-        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+        masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
-        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
+        boxes: (M, 4) yxyx in pixels, the boxes that the crops cover.
 
     Returns:
-        (M,) float32, in square pixels.
+        The areas, (M,) float32, in square pixels.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     return tf.reduce_mean(tf.cast(masks, tf.float32), [1, 2]) / _FULL * sides[:, 0] * sides[:, 1]
@@ -87,13 +87,13 @@ def affine_boxes(masks: tf.Tensor, boxes: tf.Tensor, matrix: tf.Tensor) -> tf.Te
     """Finds the tight boxes of masks after an affine map.
 
     Args:
-        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+        masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
-        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
-        matrix: (2, 3). Maps (y, x, 1) to the new (y, x), in continuous pixels.
+        boxes: (M, 4) yxyx in pixels, the boxes that the crops cover.
+        matrix: (2, 3), maps (y, x, 1) to the new (y, x), in continuous pixels.
 
     Returns:
-        (M, 4) yxyx in pixels, exact to a cell; zeros for an empty mask.
+        The tight boxes, (M, 4) yxyx in pixels, exact to one cell; zeros for an empty mask.
     """
     size = masks.shape[-1]
     cell = (boxes[:, 2:] - boxes[:, :2]) / size  # (M, 2)
@@ -116,14 +116,15 @@ def warp(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor, inverse: tf.T
     """Computes the crops of masks after an affine map.
 
     Args:
-        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+        masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
-        boxes: (M, 4) yxyx in pixels. Boxes that the crops cover.
-        new_boxes: (M, 4) yxyx in pixels. Boxes of the objects after the map.
-        inverse: (2, 3). Maps (y, x, 1) after the map to the (y, x) before it, in continuous pixels.
+        boxes: (M, 4) yxyx in pixels, the boxes that the crops cover.
+        new_boxes: (M, 4) yxyx in pixels, the boxes of the objects after the map.
+        inverse: (2, 3), the inverse map: maps (y, x, 1) after the affine map to (y, x) before the map, in continuous
+            pixels.
 
     Returns:
-        (M, S, S) uint8. The bilinear sample at the centre of each new cell.
+        The new crops, (M, S, S) uint8: bilinear samples at the centres of the new cells.
     """
     size = masks.shape[-1]
     steps = (tf.range(size + 0.0) + 0.5) / size
@@ -155,13 +156,13 @@ def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
     """Computes the crops of full-size masks, exactly.
 
     Args:
-        bitmaps: (M, H, W), bool, or float in [0, 1] for the fraction of each pixel that the object covers. M may be 1
-            for one bitmap that all boxes share.
+        bitmaps: (M, H, W), bool, or float in [0, 1] for the fraction of each pixel that the object covers. The first
+            axis may be 1, for a bitmap that all boxes share.
         boxes: (M, 4) yxyx in pixels, inside the image.
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
+        The crops, (M, S, S) uint8: the covered fraction of each of the S x S cells of a box, times 255.
     """
     values = tf.cast(bitmaps, tf.float32)
     shape = tf.shape(values)
@@ -178,15 +179,15 @@ def from_bitmaps(bitmaps: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def subtract(masks: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """Takes away the part of masks that something else covers.
+    """Removes the parts of masks that other objects cover.
 
     Args:
-        masks: (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells,
+        masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
-        others: (M, S, S) uint8. Crops, to the same boxes, of the things that cover the objects.
+        others: (M, S, S) uint8, the masks that cover the objects, cropped to the same boxes.
 
     Returns:
-        (M, S, S) uint8. Cells that both cover in part keep the product of the two fractions.
+        The remaining masks, (M, S, S) uint8: each cell's covered fraction times the uncovered fraction of `others`.
     """
     free = _FULL - tf.cast(others, tf.float32)
     return tf.cast(tf.round(tf.cast(masks, tf.float32) * free / _FULL), tf.uint8)

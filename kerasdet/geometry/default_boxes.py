@@ -1,4 +1,4 @@
-"""Lays out SSD's default boxes (anchors whose sizes are fractions of the image size), and matches them to objects."""
+"""Generates SSD's default boxes (anchors whose sizes are fractions of the image size), and matches them to objects."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,20 +14,20 @@ from kerasdet.keras_utils import ConfigFromInit, float_dtype
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DefaultBoxes(ConfigFromInit):
-    """Lays out default boxes for every cell of every level (SSD, https://arxiv.org/abs/1512.02325, section 2.2).
+    """Generates the default boxes of every cell of every level (SSD, https://arxiv.org/abs/1512.02325, section 2.2).
 
-    A cell has a square of the level's scale, a square of the geometric mean of this and the next scale, and two boxes
-    for each aspect ratio. The defaults are those of SSD300.
+    A cell has a square with the level's scale as side, a square whose side is the geometric mean of this and the next
+    scale, and two boxes for each aspect ratio. The defaults are those of SSD300.
 
     Args:
-        scales: Side of the square of each level, as a fraction of the image's side, finest level first; then one more
-            number, the next scale of the coarsest level.
-        aspect_ratios: For each level the ratios of the long to the short side; each makes a wide and a high box.
+        scales: Side of the square of each level, as a fraction of the image's side, finest level first; one additional
+            last entry is the next scale of the coarsest level.
+        aspect_ratios: For each level the ratios of the long to the short side; each ratio gives a wide and a tall box.
         levels: Names of the levels, finest first.
-        strides: Distance of neighbouring cells of each level, in pixels. None divides the image evenly among the cells.
+        strides: Distance of neighbouring cells of each level, in pixels. None: the cells divide the image evenly.
 
     Raises:
-        UserError: If the numbers of scales, aspect ratios, strides and levels do not agree.
+        UserError: If the numbers of scales, aspect ratios and strides do not match the number of levels.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DefaultBoxes(ConfigFromInit):
             if values is not None and len(values) != expected:
                 raise UserError(
                     f"DefaultBoxes.{name} has {len(values)} entries: expected {expected} for {count} levels "
-                    f"({', '.join(levels)}). Give one per level, and one more of scales."
+                    f"({', '.join(levels)}). Pass one entry per level, and one more for scales."
                 )
         self.scales = tuple(scales)
         self.aspect_ratios = tuple(tuple(ratios) for ratios in aspect_ratios)
@@ -55,17 +55,17 @@ class DefaultBoxes(ConfigFromInit):
 
     @property
     def num_anchors(self) -> tuple[int, ...]:
-        """Number of boxes per cell, for each level."""
+        """Number of default boxes per cell of each level, finest level first."""
         return tuple(2 + 2 * len(ratios) for ratios in self.aspect_ratios)
 
     def cell_sizes(self, level: str) -> np.ndarray:
-        """Returns the sizes of the boxes of a cell.
+        """Returns the sizes of the default boxes of a cell.
 
         Args:
             level: Name of the pyramid level, such as "p3".
 
         Returns:
-            (A, 2) float32, heights and widths as fractions of the image's height and width.
+            The sizes, (A, 2) float32: heights and widths as fractions of the image's height and width.
         """
         index = self.levels.index(level)
         scale, between = self.scales[index], (self.scales[index] * self.scales[index + 1]) ** 0.5
@@ -76,14 +76,15 @@ class DefaultBoxes(ConfigFromInit):
         return np.clip(np.float32(sizes), 0, 1)
 
     def __call__(self, grids: Mapping[str, tuple], image_size: tuple) -> dict[str, tf.Tensor]:
-        """Lays out the boxes of all levels.
+        """Generates the default boxes of all levels.
 
         Args:
-            grids: Level name -> (height, width) of its feature map in cells, Python or tensor integers.
+            grids: Maps level names to the (height, width) of the level's feature map in cells, Python or tensor
+                integers.
             image_size: (height, width) of the padded network input in pixels.
 
         Returns:
-            Level name -> (height * width * A, 4) float32 boxes yxyx, in pixels of the network's input.
+            A dict from level name to boxes (height * width * A, 4) float32 yxyx, in pixels of the network's input.
         """
         return {level: self._level_boxes(level, grids[level], image_size) for level in self.levels}
 
@@ -105,14 +106,15 @@ class DefaultBoxes(ConfigFromInit):
 class SSDMatcher(ConfigFromInit):
     """Matches default boxes to ground truth (SSD, https://arxiv.org/abs/1512.02325, section 2.2).
 
-    Each object gets the default box that overlaps it most; if several objects want the same box, the last one gets it.
-    Other boxes are matched to the object that they overlap most, if the IoU is at least `foreground_iou`.
+    Each object is matched to the default box with the highest IoU; if several objects have the same best box, it is
+    matched to the last of these objects. Every other box is matched to the object with the highest IoU, if that is at
+    least `foreground_iou`.
 
     Args:
-        foreground_iou: Boxes that overlap their best object by at least this IoU are positive, and all others negative.
+        foreground_iou: Boxes whose highest IoU with an object is at least this are positive, all others are negative.
             In [0, 1].
-        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None treats
-            crowds as background.
+        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None: crowds are
+            background.
     """
 
     def __init__(self, foreground_iou: float = 0.5, ignore_crowd_iof: float | None = None):
@@ -120,14 +122,14 @@ class SSDMatcher(ConfigFromInit):
         self.ignore_crowd_iof = ignore_crowd_iof
 
     def __call__(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Matches the boxes of a batch.
+        """Matches the default boxes of a batch.
 
         Args:
             anchors: (R, 4) yxyx in pixels.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
 
         Returns:
-            (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
+            The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         valid = tf.pad(valid_gt_mask(batch), [[0, 0], [0, 1]])  # one row that matches nothing, so that M may be 0
         gt_boxes = tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]])

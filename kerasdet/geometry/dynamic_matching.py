@@ -1,4 +1,4 @@
-"""Matches points to ground truth by what the network predicts at them: the dynamic assignment of RTMDet."""
+"""Matches points to ground truth by the network's predictions at the points: the dynamic assignment of RTMDet."""
 
 import math
 from collections.abc import Mapping
@@ -15,23 +15,24 @@ _IOU_EPSILON = 1e-7
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DynamicSoftLabelAssigner(ConfigFromInit):
-    """Gives each object the points whose predictions fit it best (RTMDet, https://arxiv.org/abs/2212.07784, 3.3).
+    """Matches objects to the points whose predictions fit them best (RTMDet, https://arxiv.org/abs/2212.07784).
 
-    Only points inside a ground-truth box take part. The cost of a point for an object is the sum of three terms:
+    Only points inside a ground-truth box can be matched. The cost of a point for an object is the sum of three terms:
 
     * a quality focal loss whose target is the IoU of the predicted box with the object,
     * ``-iou_weight * log(IoU)``,
     * ``10 ** (distance - center_radius)``, with the distance from the object's centre in strides.
 
-    An object gets the points of least cost. Their number is the sum of the object's `top_k` best IoUs, rounded down,
-    and at least 1. A point that several objects want goes to the object for which its cost is least.
+    An object is matched to the points with the lowest costs. The number of points is the sum of the object's `top_k`
+    highest IoUs, rounded down, and at least 1. A point that is matched to several objects is assigned to the object
+    with the lowest cost.
 
     Args:
-        center_radius: Distance from an object's centre, in strides, at which the third term of the cost is 1.
-        top_k: How many of an object's best IoUs are summed to find its number of points.
+        center_radius: Distance from an object's centre, in strides, at which the third term is 1.
+        top_k: Number of highest IoUs of an object that are summed to get its number of points.
         iou_weight: Factor of -log(IoU) in the cost.
         padded_size_divisor: Points outside the image's own size, rounded up to a multiple of this many pixels, are
-            ignored. None lets the padding of a batch take part.
+            ignored. None: points in the padding of a batch can be matched, too.
     """
 
     def __init__(
@@ -58,15 +59,17 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
 
         Args:
             logits: (B, R, K) predicted class logits.
-            boxes: (B, R, 4) predicted boxes yxyx in pixels. A box of negative height or width overlaps nothing.
-            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            boxes: (B, R, 4) predicted boxes yxyx in pixels. The IoU of a box with a negative height or width is 0.
+            squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
+                side.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). With
                 `padded_size_divisor` also ``image_size`` (B, 2), heights and widths without padding, in pixels.
-            centers: (B, M, 2) centres (y, x) of the objects in pixels; None takes those of the boxes.
+            centers: (B, M, 2) centres (y, x) of the objects in pixels; None: the centres of the ground-truth boxes.
 
         Returns:
-            The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2). Then
-            the IoU of each matched point's predicted box with its object, (B, R) float32, 0 for other points.
+            The matches, Two tensors. The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1)
+            or `IGNORE` (-2). The IoU of each matched point's predicted box with its object, (B, R) float32, 0 for other
+            points.
         """
         logits, boxes = tf.stop_gradient(logits), tf.stop_gradient(boxes)
         # one object that matches nothing, so that M may be 0
@@ -96,13 +99,13 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
         return matched if ignored is None else tf.where(ignored, IGNORE, matched), soft_labels
 
     def _inside_any(self, points, gt_boxes, gt_valid):
-        """Finds the points (B, R) that lie inside any valid box (B, M, 4), not on its sides."""
+        """Marks the points (B, R) that lie inside any valid box (B, M, 4); points on a side do not count."""
         points, gt_boxes = points[:, None], gt_boxes[:, None]  # (R, 1, 2), (B, 1, M, 4)
         inside = tf.reduce_all((points > gt_boxes[..., :2]) & (points < gt_boxes[..., 2:]), -1)  # (B, R, M)
         return tf.reduce_any(inside & gt_valid[:, None], -1)
 
     def _candidates(self, cost, overlap, pairs):
-        """Marks the points of least cost that each object wants, (B, R, M) bool."""
+        """Marks the points with the lowest costs of each object, (B, R, M) bool."""
         top_k = tf.minimum(self.top_k, tf.shape(cost)[1])
         best, _ = tf.math.top_k(tf.transpose(overlap, [0, 2, 1]), top_k)  # (B, M, k)
         number = tf.maximum(tf.cast(tf.reduce_sum(best, -1, keepdims=True), tf.int32), 1)  # (B, M, 1)
@@ -115,7 +118,7 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
 
 
 def _class_cost(logits, class_ids, overlap):
-    """Sums the quality focal loss over classes, (B, R, M), if the object's class had its IoU `overlap` as target."""
+    """Computes the quality focal loss (B, R, M), summed over classes, with the IoU as target of the object's class."""
     probs = tf.sigmoid(logits)
     background = tf.nn.softplus(logits) * tf.square(probs)  # (B, R, K), the losses for a target of 0
     own_logits, own_probs, own_background = (
@@ -126,7 +129,7 @@ def _class_cost(logits, class_ids, overlap):
 
 
 def _owners(wanted, cost):
-    """Returns each point's object (B, R): the one that wants it, or of several the one of least cost, or NEGATIVE."""
+    """Returns the index of each point's object (B, R), the one with the lowest cost of several, or NEGATIVE."""
     takers = tf.reduce_sum(tf.cast(wanted, tf.int32), -1)  # (B, R)
     only = tf.argmax(wanted, -1, output_type=tf.int32)
     cheapest = tf.argmin(cost, -1, output_type=tf.int32)

@@ -1,8 +1,8 @@
-"""Keypoints: flips, heatmap targets for training, and decoding of predicted heatmaps.
+"""Flips and scales keypoints, computes heatmap targets for training, and decodes predicted heatmaps.
 
 A keypoint is (y, x, visibility), or (y, x, score) if predicted. Coordinates are continuous pixels, like those of boxes:
-a keypoint that COCO puts into pixel (i, j) lies at (i + 0.5, j + 0.5). Visibility is COCO's: 0 not labelled (then y and
-x are 0), 1 labelled but hidden, 2 visible.
+a keypoint in pixel (i, j) of COCO has the coordinates (i + 0.5, j + 0.5). Visibility is that of COCO: 0 for unlabelled
+(y and x are 0), 1 for labelled but hidden, 2 for visible.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ _CUBIC = -0.75  # PyTorch's bicubic coefficient; tf.image.resize has -0.5, so it
 
 
 def flip_order(names: Sequence[str]) -> tuple[int, ...]:
-    """Computes the order of keypoints after a flip: ``left_eye`` and ``right_eye`` swap.
+    """Computes the order of keypoints after a flip, which swaps ``left_eye`` and ``right_eye``.
 
     Args:
-        names: J keypoint names. "left" and "right" in a name denote its side.
+        names: Names of the J keypoints; "left" or "right" in a name tells the side of the keypoint.
 
     Returns:
-        J indices, for the argument `order` of `flip_left_right`. A keypoint without an opposite keeps its index.
+        J indices, for the argument `order` of `flip_left_right`. A keypoint without a counterpart keeps its index.
 
     Example:
         >>> flip_order(["nose", "left_eye", "right_eye"])
@@ -52,11 +52,11 @@ def scale(keypoints: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Scales keypoints to a resized image.
 
     Args:
-        keypoints: (..., M, J, 3) as (y, x, visibility or score), in pixels.
-        factor: (..., 2). Factors of y and x coordinates: the new size of the image over the old one.
+        keypoints: (..., M, J, 3) as (y, x, visibility or score), with y and x in pixels.
+        factor: (..., 2), factors of y and x coordinates: the new size of the image divided by the old size.
 
     Returns:
-        (..., M, J, 3) of the type of `keypoints`.
+        The scaled keypoints, (..., M, J, 3) of the dtype of `keypoints`.
     """
     factor = tf.cast(factor, keypoints.dtype)
     factor = tf.concat([factor, tf.ones_like(factor[..., :1])], -1)
@@ -64,29 +64,29 @@ def scale(keypoints: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def shift(keypoints: tf.Tensor, offset: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
-    """Moves keypoints, and marks those outside the image as not labelled.
+    """Moves keypoints, and marks keypoints outside the image as unlabelled.
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
-        offset: (2,). Distance along y and x, in pixels.
-        image_size: (2,). Height and width of the image in pixels.
+        offset: (2,), distances along y and x in pixels.
+        image_size: (2,), height and width of the image in pixels.
 
     Returns:
-        (..., J, 3); keypoints that are not labelled or outside are 0.
+        The keypoints, (..., J, 3); unlabelled keypoints and keypoints outside the image are 0.
     """
     places = keypoints[..., :2] + tf.cast(offset, keypoints.dtype)
     return zero_outside(tf.concat([places, keypoints[..., 2:]], -1), image_size)
 
 
 def zero_outside(keypoints: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
-    """Marks keypoints outside the image as not labelled.
+    """Marks keypoints outside the image as unlabelled.
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
-        image_size: (2,). Height and width of the image in pixels.
+        image_size: (2,), height and width of the image in pixels.
 
     Returns:
-        (..., J, 3); keypoints that are not labelled or outside are 0.
+        The keypoints, (..., J, 3); unlabelled keypoints and keypoints outside the image are 0.
     """
     places, size = keypoints[..., :2], tf.cast(image_size, keypoints.dtype)
     inside = tf.reduce_all((places >= 0) & (places <= size), -1, keepdims=True)
@@ -94,30 +94,30 @@ def zero_outside(keypoints: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
 
 
 def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Flips keypoints horizontally, together with their image, and swaps left with right ones.
+    """Flips keypoints horizontally, together with their image, and swaps left and right keypoints.
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
         width: Width of the image in pixels, an int or () tensor.
-        order: (J,) int. Order of keypoints after the flip, from `flip_order`.
+        order: (J,) int, the order of keypoints after the flip, from `flip_order`.
 
     Returns:
-        (..., J, 3); keypoints that are not labelled are 0.
+        The flipped keypoints, (..., J, 3); unlabelled keypoints are 0.
     """
     y, x, visibility = tf.unstack(tf.gather(keypoints, order, axis=-2), axis=-1)
     return _zero_unlabelled(y, tf.cast(width, x.dtype) - x, visibility)
 
 
 def flip_up_down(keypoints: tf.Tensor, height: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Flips keypoints vertically, together with their image, and swaps left with right ones, as any flip does.
+    """Flips keypoints vertically, together with their image, and swaps left and right keypoints, as every flip does.
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
         height: Height of the image in pixels, an int or () tensor.
-        order: (J,) int. Order of keypoints after the flip, from `flip_order`.
+        order: (J,) int, the order of keypoints after the flip, from `flip_order`.
 
     Returns:
-        (..., J, 3); keypoints that are not labelled are 0.
+        The flipped keypoints, (..., J, 3); unlabelled keypoints are 0.
     """
     y, x, visibility = tf.unstack(tf.gather(keypoints, order, axis=-2), axis=-1)
     return _zero_unlabelled(tf.cast(height, y.dtype) - y, x, visibility)
@@ -133,13 +133,13 @@ def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tu
     A keypoint on the bottom or right border of its region belongs to the last cell.
 
     Args:
-        keypoints: (..., J, 3) as (y, x, visibility), in pixels. Keypoints of each region's object.
-        rois: (..., 4) yxyx in pixels. Regions that the heatmaps cover.
+        keypoints: (..., J, 3) as (y, x, visibility), the keypoints of each region's object, in pixels.
+        rois: (..., 4) yxyx in pixels, the regions that the heatmaps cover.
         size: Height and width of the heatmaps in cells.
 
     Returns:
-        Two tensors (..., J). The first is the index of each keypoint's cell, int32, counted row by row. The second is
-        bool: whether the keypoint is labelled and inside the region. Where it is False, the index is 0.
+        Two tensors (..., J). The first is the index of each keypoint's cell, int32, counted row by row; 0 if the second
+        is False. The second is bool: whether the keypoint is labelled and inside the region.
     """
     low, high = tf.expand_dims(rois[..., :2], -2), tf.expand_dims(rois[..., 2:], -2)  # (..., 1, 2)
     places = keypoints[..., :2]
@@ -151,16 +151,16 @@ def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tu
 
 
 def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: str = "detectron2") -> tf.Tensor:
-    """Decodes heatmaps into keypoints: the highest pixel after bicubic resizing to the size of the region.
+    """Decodes heatmaps to keypoints: the pixel with the highest value after bicubic resizing to the region's size.
 
     Args:
-        heatmaps: (..., h, w, J). Logits of each keypoint.
-        rois: (..., 4) yxyx in pixels. Regions that the heatmaps cover.
+        heatmaps: (..., h, w, J), a heatmap of logits for each keypoint.
+        rois: (..., 4) yxyx in pixels, the regions that the heatmaps cover.
         convention: Source framework that defines a keypoint's score. "detectron2": the probability of the pixel,
             by a softmax over the h * w cells. "torchvision": the logit at the pixel.
 
     Returns:
-        (..., J, 3) float32 as (y, x, score), in pixels of the image.
+        The keypoints, (..., J, 3) float32 as (y, x, score), with y and x in pixels of the image.
 
     Raises:
         ValueError: If the convention is unknown.
@@ -189,11 +189,11 @@ def check_convention(convention: str) -> None:
         ValueError: If `convention` is another name.
     """
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention is {convention!r}: expected 'detectron2' or 'torchvision'. Choose one of them.")
+        raise ValueError(f"convention is {convention!r}: expected 'detectron2' or 'torchvision'. Change convention.")
 
 
 def _decode_one(heatmap, roi, convention):
-    """Decodes one heatmap (h, w, J) of one region (4,) into keypoints (J, 3)."""
+    """Decodes the heatmaps (h, w, J) of one region (4,) to keypoints (J, 3)."""
     length = tf.maximum(roi[2:] - roi[:2], 1.0)
     pixels = tf.math.ceil(length)
     size = tf.cast(pixels, tf.int32)

@@ -12,20 +12,21 @@ _THRESHOLD = _FULL / 2 - 0.5
 def sample_crops(
     crops: tf.Tensor, boxes: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, stride: int
 ) -> tf.Tensor:
-    """Samples masks on a coarse pixel grid: tells for each grid pixel whether it belongs to the object.
+    """Samples masks on a coarse grid of pixels: tells for each sampled pixel whether it belongs to the object.
 
-    The grid has every `stride`-th row and column of the image, from the middle of the first `stride` pixels on.
+    The grid consists of every `stride`-th row and column of the image, starting in the middle of the first `stride`
+    pixels.
 
     Args:
         crops: (B, M, S, S) uint8, the covered fraction of each cell of an object's box times 255, from
             `kerasdet.geometry.masks.crops_from_runs`.
-        boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
+        boxes: (B, M, 4) yxyx in pixels, the boxes of the objects.
         height: Number of rows of the grid.
         width: Number of columns of the grid.
         stride: Distance of neighbouring rows and columns of the grid, in pixels of the image.
 
     Returns:
-        (B, M, height, width) bool.
+        The sampled masks, (B, M, height, width) bool.
     """
     cells = crops.shape[-1]
 
@@ -47,10 +48,11 @@ def mask_centers(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     Args:
         crops: (B, M, S, S) uint8, the covered fraction of each cell of an object's box times 255, from
             `kerasdet.geometry.masks.crops_from_runs`.
-        boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
+        boxes: (B, M, 4) yxyx in pixels, the boxes of the objects.
 
     Returns:
-        (B, M, 2) as (y, x) in pixel indices: 0.5 less than kerasdet's continuous coordinates. (0, 0) for empty masks.
+        The centres, (B, M, 2) as (y, x) in pixel indices, which are 0.5 less than kerasdet's continuous coordinates;
+        (0, 0) for empty masks.
     """
     weights = tf.cast(crops, boxes.dtype)
     total = tf.reduce_sum(weights, [2, 3])  # (B, M)
@@ -68,17 +70,18 @@ def checked_crops(masks: tf.Tensor) -> tf.Tensor:
         masks: (..., S, S) bool or uint8.
 
     Returns:
-        (..., S, S) uint8.
+        The crops, (..., S, S) uint8.
 
     Raises:
-        UserError: If the crops have another type.
+        UserError: If the crops have another dtype.
     """
     masks = tf.convert_to_tensor(masks)
     if masks.dtype.is_bool:
         return tf.cast(masks, tf.uint8) * 255
     if masks.dtype.is_floating:
         raise UserError(
-            f"batch['masks'] has type {masks.dtype.name}: give bool, or uint8 with the covered fraction of each cell "
+            f"batch['masks'] has type {masks.dtype.name}: expected bool, or uint8 with the covered fraction of each "
+            "cell "
             "times 255."
         )
     return masks

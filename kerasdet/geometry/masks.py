@@ -1,12 +1,15 @@
 """Crops instance masks to a fixed size for training, computes mask targets, and pastes masks into images.
 
-A crop is the part of a mask inside its object's box, resized to a square of S x S cells. A cell holds the fraction of
-its area that the object covers, scaled to 0..255. Crops are computed exactly from run lengths, without a bitmap, so
-their size and cost do not depend on the image.
+A crop is the part of a mask inside the box of its object, resized to a square of S x S cells. A cell holds the fraction
+of its area that the object covers, scaled to 0..255. Crops are computed exactly from run lengths, without a bitmap, so
+the memory and time of a crop do not depend on the size of the image.
 
 ``tests/geometry/test_masks.py`` measures the loss of detail by pasting crops back into their boxes. Over 1,129 objects
-of COCO images, the mean IoU with the original mask is 0.9997 at S = 112 (the worst is 0.992; the mean of boxes larger
-than 224 pixels is 0.9988) and 0.998 at S = 56. Sampling the middle pixel of each cell would give 0.996 and 0.987.
+of COCO images, the mean IoU with the original mask is 0.9997 at S = 112 (the lowest is 0.992; the mean of boxes larger
+than 224 pixels is 0.9988) and 0.998 at S = 56. Sampling the middle pixel of each cell would give mean IoUs of 0.996 and
+0.987.
+
+A convention is the source framework whose mask targets or mask pasting is reproduced.
 """
 
 import tensorflow as tf
@@ -28,15 +31,15 @@ def crops_from_runs(
     """Computes the crops of one image's objects from the run lengths of their masks.
 
     Args:
-        runs: (R,) int32. Run lengths of all objects one after the other; those of one object cover the whole image,
-            column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
-        num_runs: (M,) int32. Number of run lengths of each object.
+        runs: (R,) int32, the run lengths of all objects one after the other. The run lengths of one object cover the
+            whole image, column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
+        num_runs: (M,) int32, the number of run lengths of each object.
         boxes: (M, 4) yxyx in pixels, inside the image.
-        image_size: (2,). Height and width of the image in pixels.
+        image_size: (2,), height and width of the image in pixels.
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
+        The crops, (M, S, S) uint8: the covered fraction of each of the S x S cells of an object's box, times 255.
     """
     height, width = tf.unstack(tf.cast(image_size, tf.float64))
     boxes = tf.cast(boxes, tf.float64)
@@ -90,20 +93,21 @@ def crop_masks_for_rois(
 
     Both source frameworks apply ROIAlign with adaptive sampling to full-size bitmaps; torchvision samples half a pixel
     further to the bottom right. A bilinear sample of a bitmap is the mean over a square of one pixel. This function
-    takes that mean from the crop instead. Cropping changes mask losses by at most 2e-4 (relative).
+    computes that mean from the crop instead. Cropping changes mask losses by at most 2e-4 (relative).
 
     Args:
-        masks: (B, M, S, S) uint8. Covered fraction of each cell of an object's box, times 255, from `crops_from_runs`.
-        boxes: (B, M, 4) yxyx in pixels. Boxes of the objects.
-        rois: (B, P, 4) yxyx in pixels. Regions to compute targets for.
-        matched_gt: (B, P) int32. Index of each region's object; a negative index gives a target of 0.
+        masks: (B, M, S, S) uint8, the covered fraction of each cell of an object's box, times 255, from
+            `crops_from_runs`.
+        boxes: (B, M, 4) yxyx in pixels, the boxes of the objects.
+        rois: (B, P, 4) yxyx in pixels, the regions to compute targets for.
+        matched_gt: (B, P) int32, the index of each region's object; the target for a negative index is 0.
         size: Height and width of the targets in cells.
         convention: "detectron2" rounds targets to 0 or 1, "torchvision" keeps fractions.
-        image_size: (B, 2). Height and width of each image in pixels; outside, the source frameworks repeat the
-            outermost pixels. None does not repeat them.
+        image_size: (B, 2), height and width of each image in pixels; outside the image, the outermost pixels are
+            repeated, as in the source frameworks. None: masks are 0 outside the image.
 
     Returns:
-        (B, P, size, size) float32 in [0, 1].
+        The targets, (B, P, size, size) float32 in [0, 1].
 
     Raises:
         ValueError: If the convention is unknown.
@@ -161,7 +165,7 @@ def paste_masks(
 ) -> tf.Tensor:
     """Pastes predicted masks into an image, in stock TensorFlow ops; `kerasdet.ops.paste_masks` is faster.
 
-    The conventions differ as the source frameworks do:
+    The conventions reproduce the source frameworks:
 
     * "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
       object if its value is at least the threshold.
@@ -174,17 +178,17 @@ def paste_masks(
     A box with a non-finite coordinate gives an empty mask.
 
     Args:
-        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        mask_probs: (D, S, S): for each cell of an object's box, the probability that it shows the object, in [0, 1].
         boxes: (D, 4) yxyx in pixels of the image.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
-        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
-        whole_image: Whether to compute every pixel instead of only those near the box. Slower, but the shapes are
-            static, as XLA requires.
+        threshold: Pixels with a lower probability do not belong to the object. In (0, 1].
+        whole_image: Whether to compute every pixel instead of only the pixels near the box. This is slower, but the
+            shapes are static, as XLA requires.
 
     Returns:
-        (D, height, width) bool.
+        The pasted masks, (D, height, width) bool.
 
     Raises:
         ValueError: If the convention is unknown.
@@ -270,8 +274,8 @@ def _mmdet_weights(cells, extent, other_length, length):
 def _mmdet_pixels(canvas, extent, other_length):
     """Computes the number of pixels to which mmdetection resizes a mask: the float64 ``ceil(canvas * (1 / factor))``.
 
-    The factor is that of the other axis, resized length over length. It is recovered from `extent`, which is
-    ``canvas / factor`` in float32. Other extents, of masks that are not mmdetection's, are rounded up.
+    The factor is that of the other axis: resized length divided by length. It is recovered from `extent`, which is
+    ``canvas / factor`` in float32. Other extents, which do not come from mmdetection's resizing, are rounded up.
     """
     extent = tf.cast(extent, tf.float64)
     resized = tf.maximum(tf.round(canvas * other_length / tf.maximum(extent, 1e-6)), 1.0)
@@ -313,13 +317,13 @@ def check_convention(convention: str, known: tuple[str, ...] = CONVENTIONS) -> N
 
     Args:
         convention: Name to check.
-        known: Names that exist.
+        known: Accepted names.
 
     Raises:
         ValueError: If `convention` is not in `known`.
     """
     if convention not in known:
-        further = "".join(f", or {name!r} for masks of the whole input" for name in known[len(CONVENTIONS) :])
+        further = "".join(f", or {name!r} for masks of the whole network input" for name in known[len(CONVENTIONS) :])
         raise ValueError(
-            f"convention is {convention!r}: expected 'detectron2' or 'torchvision'{further}. Choose one of them."
+            f"convention is {convention!r}: expected 'detectron2' or 'torchvision'{further}. Change convention."
         )

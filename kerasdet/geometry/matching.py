@@ -1,7 +1,8 @@
 """Matches anchors, points and proposals to ground truth.
 
 All matchers return ``matched_gt`` (B, R) int32. An entry is the index of the matched object in the image's ground
-truth, `NEGATIVE` (-1) for background, or `IGNORE` (-2) for an anchor without a loss. Boxes are yxyx in pixels.
+truth, `NEGATIVE` (-1) for background, or `IGNORE` (-2) for an anchor that is excluded from the losses. Boxes are yxyx
+in pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,25 +38,27 @@ def match_iou(
     min_low_quality_iou: float = 0.0,
     ignored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Matches by IoU with two thresholds (Faster R-CNN, section 3.1.2).
+    """Matches anchors by IoU with two thresholds (Faster R-CNN, section 3.1.2).
 
     Args:
         anchors: (R, 4) yxyx in pixels, shared by the images of the batch, or (B, R, 4).
         gt_boxes: (B, M, 4) yxyx in pixels.
-        gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
-        foreground_iou: Anchors that overlap their best object by at least this IoU are positive.
-        background_iou: Anchors below this IoU are negative; those in between are ignored.
-        allow_low_quality_matches: Whether each object also gets the anchors that overlap it most, even at a low IoU.
-            If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
-        low_quality_owner: Object that such a low-quality anchor is matched to. "best": the object that the anchor
-            overlaps most (detectron2, torchvision). "forcing": the object that has no better anchor; of several, the
-            last one (mmdetection).
-        min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU get no low-quality match
+        gt_valid: (B, M) bool, false for padding and for objects that are excluded from training, such as crowds.
+        foreground_iou: Anchors whose highest IoU with an object is at least this are positive.
+        background_iou: Anchors whose highest IoU is below this are negative; anchors between the two thresholds are
+            ignored.
+        allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
+            is low. If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
+        low_quality_owner: Object to which an anchor with such a low-quality match is matched. "best": the object with
+            which the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better
+            anchor; of several such objects, the last one (mmdetection).
+        min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``).
-        ignored: (B, R) bool, anchors to ignore whatever they overlap, such as the result of `covered`.
+        ignored: (B, R) bool, anchors to ignore regardless of their IoUs, such as the result of `covered`. None: no
+            anchor.
 
     Returns:
-        (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
+        The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
 
     Raises:
         UserError: If `low_quality_owner` is unknown.
@@ -92,22 +95,23 @@ def match_fcos(
 ) -> tf.Tensor:
     """Matches every point to the smallest box that it lies in (FCOS, https://arxiv.org/abs/1904.01355).
 
-    A loop compares the points with 8 objects at a time, so a temporary has at most 16 * B * R numbers for any number of
-    objects.
+    A loop compares the points with 8 objects at a time, so a temporary tensor has at most 16 * B * R values, for any
+    number of objects.
 
     Args:
-        squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
-        ranges: (R, 2) lower and upper bound, in pixels, of the largest distance from a point to the sides of its box.
+        squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as side.
+        ranges: (R, 2), lower and upper bound, in pixels, of the largest distance from a point to the sides of its box.
         gt_boxes: (B, M, 4) yxyx in pixels.
-        gt_valid: (B, M) bool, false for padding and for objects that are not trained on, such as crowds.
-        radius: Largest distance, in strides, of a point from the centre of its box in y and in x; None for no bound.
-        convention: Source framework whose ranges and ties are reproduced. "detectron2" (torchvision's, too) excludes
+        gt_valid: (B, M) bool, false for padding and for objects that are excluded from training, such as crowds.
+        radius: Largest distance, in strides, of a point from the centre of its box in y and in x. None: no bound.
+        convention: Source framework whose ranges and ties are reproduced. "detectron2" (also for torchvision) excludes
             the bounds of a range and compares ``1e8 - area`` in float32: areas that differ by less than about 8 square
             pixels tie, and the first object wins. "mmdet" includes the bounds and compares exact areas.
-        ignored: (B, R) bool, points to ignore regardless of position, such as the result of `covered`.
+        ignored: (B, R) bool, points to ignore regardless of their position, such as the result of `covered`. None: no
+            point.
 
     Returns:
-        (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
+        The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
 
     Raises:
         UserError: If `convention` is unknown.
@@ -145,7 +149,7 @@ def match_fcos(
 
 
 def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min_iof: float) -> tf.Tensor:
-    """Finds the anchors that lie in regions to ignore, such as crowds (mmdetection's ``ignore_iof_thr``).
+    """Marks the anchors that lie in regions to ignore, such as crowds (mmdetection's ``ignore_iof_thr``).
 
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
@@ -154,7 +158,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
         min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it. In [0, 1].
 
     Returns:
-        (B, R) bool.
+        A mask, (B, R) bool, true for anchors that a region covers.
     """
 
     def step(start, state, boxes, valid):
@@ -182,15 +186,16 @@ def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -
 
 
 def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int) -> tf.Tensor:
-    """Finds the anchors that an image has only because its batch is padded to the largest image.
+    """Marks the anchors in the part of the padding that an image has only because other images of its batch are larger.
 
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         image_size: (B, 2) heights and widths without padding, in pixels.
-        divisor: An image alone in a batch would be padded to a multiple of this, in pixels.
+        divisor: Number of pixels to whose multiples an image is padded in a batch of its own.
 
     Returns:
-        (B, R) bool, true if an anchor's centre lies outside the image's own size, rounded up to the divisor.
+        A mask, (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of
+        `divisor`.
     """
     limit = tf.cast(-(-image_size // divisor) * divisor, anchors.dtype)[:, None]  # (B, 1, 2)
     # Centres lie on a grid of half pixels or more. Computed from corners, one on the limit may come out below it.
@@ -202,10 +207,11 @@ def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
 
     Args:
         values: (B, M, ...), one value per object, such as boxes or class ids.
-        matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
+        matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for anchors without an
+            object.
 
     Returns:
-        (B, R, ...) of the type of `values`.
+        The gathered values, (B, R, ...) of the dtype of `values`.
     """
     values = tf.convert_to_tensor(values)
     padded = tf.pad(values, [[0, 0], [1, 0]] + [[0, 0]] * (values.shape.rank - 2))  # anchors without a match read row 0
@@ -213,28 +219,28 @@ def gather_gt(values: tf.Tensor, matched_gt: tf.Tensor) -> tf.Tensor:
 
 
 def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Marks the objects that a detector trains on: those that are neither padding nor crowds.
+    """Marks the objects that a detector is trained on, which are neither padding nor crowds.
 
     Args:
         batch: ``class_ids`` (B, M), -1 for padding, and ``is_crowd`` (B, M).
 
     Returns:
-        (B, M) bool.
+        A mask, (B, M) bool, true for objects to train on.
     """
     return (batch["class_ids"] >= 0) & ~batch["is_crowd"]
 
 
 def ignore_mask(anchors: tf.Tensor, batch: Mapping[str, tf.Tensor], min_iof: float | None) -> tf.Tensor | None:
-    """Marks the anchors that lie in crowds.
+    """Marks the anchors that lie inside crowds.
 
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         batch: ``boxes`` (B, M, 4) yxyx in pixels and ``is_crowd`` (B, M) bool.
-        min_iof: An anchor is marked if more than this fraction of its area lies in one crowd. In [0, 1]. None disables
-            the check.
+        min_iof: An anchor is marked if more than this fraction of its area lies in one crowd, in [0, 1]. None: no
+            anchor is marked.
 
     Returns:
-        (B, R) bool, or None if `min_iof` is None.
+        A mask, (B, R) bool, true for anchors to ignore; None if `min_iof` is None.
     """
     return None if min_iof is None else covered(anchors, batch["boxes"], batch["is_crowd"], min_iof=min_iof)
 
@@ -244,20 +250,22 @@ class IoUMatcher(ConfigFromInit):
     """Matches anchors or proposals to ground truth by IoU (Faster R-CNN, section 3.1.2).
 
     Args:
-        foreground_iou: Anchors that overlap their best object by at least this IoU are positive. In [0, 1].
-        background_iou: Anchors below this IoU are negative; those in between are ignored. In [0, 1].
-        allow_low_quality_matches: Whether each object also gets the anchors that overlap it most, even at a low IoU.
+        foreground_iou: Anchors whose highest IoU with an object is at least this are positive. In [0, 1].
+        background_iou: Anchors whose highest IoU is below this are negative; anchors between the two thresholds are
+            ignored. In [0, 1].
+        allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
+            is low.
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
-            ``ignore_iof_thr``), unless the image has only crowds. None disables it: crowds then leave no trace
-            (torchvision, detectron2).
-        low_quality_owner: Object that such a low-quality anchor is matched to. "best": the object that the anchor
-            overlaps most (detectron2, torchvision). "forcing": the object that has no better anchor; of several, the
-            last one (mmdetection).
-        min_low_quality_iou: Objects whose best anchor overlaps them by less than this IoU get no low-quality match
+            ``ignore_iof_thr``), unless the image has only crowds. None: crowds have no effect (torchvision,
+            detectron2).
+        low_quality_owner: Object to which an anchor with such a low-quality match is matched. "best": the object with
+            which the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better
+            anchor; of several such objects, the last one (mmdetection).
+        min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``). In [0, 1].
         padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this
-            many pixels, are ignored (mmdetection). An image then trains on the same anchors in every batch. None also
-            trains on anchors in the padding (torchvision, detectron2).
+            many pixels, are ignored (mmdetection). The anchors of an image then do not depend on the batch. None:
+            anchors in the padding are trained, too (torchvision, detectron2).
 
     Raises:
         UserError: If `low_quality_owner` is unknown.
@@ -295,7 +303,7 @@ class IoUMatcher(ConfigFromInit):
                 `padded_size_divisor` also ``image_size`` (B, 2), heights and widths without padding, in pixels.
 
         Returns:
-            (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
+            The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         valid = valid_gt_mask(batch)
         ignored = ignore_mask(anchors, batch, self.ignore_crowd_iof)
@@ -322,13 +330,14 @@ class FCOSMatcher(ConfigFromInit):
     """Matches each point to the smallest box around it (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
-        regress_ranges: One (low, high) pair per pyramid level, in pixels. A level is responsible for an object if the
-            largest distance from the point to the sides of its box lies in the level's range.
-        center_radius: Largest distance of a positive point from the centre of its box, in strides. None accepts points
-            anywhere inside the box.
-        convention: "detectron2" (torchvision's too) or "mmdet"; `match_fcos` says how they differ.
-        ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored; None
-            disables it, as in all published FCOS.
+        regress_ranges: One (low, high) pair per pyramid level, in pixels. A point of a level can be matched to an
+            object if the largest distance from the point to the sides of the object's box lies in the level's range.
+        center_radius: Largest distance of a positive point from the centre of its box, in strides. None: points
+            anywhere inside the box can be positive.
+        convention: Source framework whose rule is reproduced: "detectron2" (also for torchvision) or "mmdet", see
+            `match_fcos`.
+        ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored; None: no point
+            is ignored for this, as in all published FCOS models.
 
     Raises:
         UserError: If `convention` is unknown.
@@ -352,13 +361,13 @@ class FCOSMatcher(ConfigFromInit):
         """Matches the points of a batch.
 
         Args:
-            levels: Level name -> (R_l, 4) yxyx in pixels, finest level first. Each box is a square centred on a point,
-                as large as the stride of its level.
+            levels: The squares (R_l, 4) yxyx in pixels by level name, finest level first. Each square is centred on a
+                point and has the stride of its level as side.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
 
         Returns:
-            (B, R) int32, the points of all levels one after the other: an index into the image's ground truth,
-            `NEGATIVE` (-1) or `IGNORE` (-2).
+            The matches, (B, R) int32 for the points of all levels one after the other: an index into the image's ground
+            truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         squares = tf.concat(list(levels.values()), 0)  # (R, 4)
         counts = [tf.shape(level)[0] for level in levels.values()]

@@ -1,4 +1,4 @@
-"""Converts COCO segmentations (polygons, run-length encodings) to run lengths, and masks to compressed RLE and back."""
+"""Converts COCO segmentations (polygons, RLE) to run lengths, and masks to compressed RLE and back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width:
         width: Width of the image in pixels.
 
     Returns:
-        (R,) int32. Lengths of alternating runs outside and inside the mask, column by column; empty if the mask covers
-        no pixel.
+        The run lengths, (R,) int32: lengths of alternating runs outside and inside the mask, column by column; empty if
+        the mask covers no pixel.
 
     Raises:
         ValueError: If the segmentation is invalid. The message begins with "has"; callers put the file and the
-            annotation in front of it.
+            annotation before it.
     """
     if isinstance(segmentation, Mapping):
         runs = _rle_runs(segmentation, height, width)
@@ -61,7 +61,7 @@ def _rle_runs(segmentation, height, width):
     elif isinstance(counts, Sequence) and all(isinstance(count, int) for count in counts):
         runs = np.array(counts, np.float64)
     else:
-        raise ValueError('has an RLE mask whose "counts" are neither text nor a list of integers')
+        raise ValueError('has an RLE mask whose "counts" are neither a string nor a list of integers')
     if runs.sum() != height * width or (runs < 0).any():
         raise ValueError(
             f'has an RLE mask of {runs.sum():.0f} pixels; expected run lengths ("counts") of 0 or more that sum to the '
@@ -71,10 +71,10 @@ def _rle_runs(segmentation, height, width):
 
 
 def _uncompressed(counts: bytes) -> np.ndarray:
-    """Decodes COCO's compressed RLE into run lengths (R,); [-1] if the text is invalid.
+    """Decodes COCO's compressed RLE to run lengths (R,); returns [-1] if the bytes are invalid.
 
-    A character minus "0" has six bits: five bits of a number, low ones first, and one that is set if more follow. From
-    the third run on, a number is the difference to the run two places before.
+    Each character minus "0" has six bits: five bits of a number, low bits first, and one bit that is set if further
+    characters of the number follow. From the third run on, a number is the difference to the run two places before.
     """
     characters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = (characters & 32) == 0
@@ -99,19 +99,19 @@ def encode(masks: np.ndarray | tf.Tensor) -> list[dict]:
         masks: (D, H, W) bool.
 
     Returns:
-        D dicts {"size": [H, W], "counts": text}, as in COCO's result files.
+        D dicts {"size": [H, W], "counts": str}, as in COCO's results files.
     """
     columns = np.asfortranarray(np.asarray(masks, np.uint8).transpose(1, 2, 0))  # (H, W, D)
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in rle.encode(columns)]
 
 
 def decode(codes: Sequence[Mapping]) -> np.ndarray:
-    """Decodes compressed RLE into masks.
+    """Decodes compressed RLE to masks.
 
     Args:
-        codes: D >= 1 dicts {"size": [H, W], "counts": text or bytes} of equal sizes.
+        codes: One or more dicts {"size": [H, W], "counts": str or bytes} of equal sizes.
 
     Returns:
-        (D, H, W) bool.
+        The masks, (D, H, W) bool.
     """
     return rle.decode(list(codes)).transpose(2, 0, 1).astype(bool)

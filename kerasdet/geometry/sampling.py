@@ -1,4 +1,4 @@
-"""Samples the anchors and proposals that a detector trains on."""
+"""Samples the anchors and proposals that a detector is trained on."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from kerasdet.keras_utils import ConfigFromInit
 
 
 def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -> tf.Tensor:
-    """Draws one row of random numbers per image; a row depends only on seed, step and image id, not on the batch.
+    """Draws one row of random numbers per image, which depends only on seed, step and image id, not on the batch.
 
     Args:
         size: R, the number of values per image.
@@ -20,7 +20,7 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
         image_ids: (B,) integers, one per image.
 
     Returns:
-        (B, R) float32 in [0, 1).
+        The random numbers, (B, R) float32 in [0, 1).
     """
     seed = tf.random.fold_in(tf.constant([seed, 0], tf.int32), tf.cast(step, tf.int32))
 
@@ -31,7 +31,7 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
 
 
 def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Draws a random priority for each candidate (anchor or proposal); a sampler picks the highest.
+    """Draws a random priority for each candidate (anchor or proposal); a sampler selects the highest priorities.
 
     Args:
         size: R, number of candidates in each image.
@@ -41,7 +41,7 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
             batch and on every replica. Without ids, its position in the batch replaces the id.
 
     Returns:
-        (B, R) float32 in [0, 1).
+        The random numbers, (B, R) float32 in [0, 1).
     """
     image_ids = batch["image_id"] if "image_id" in batch else tf.range(tf.shape(batch["boxes"])[0])
     return per_image_uniform(size, seed, step, image_ids)
@@ -55,10 +55,11 @@ class BalancedSampler(ConfigFromInit):
 
     Args:
         samples_per_image: Maximum number of candidates per image to train on.
-        positive_fraction: Largest fraction of positives among them, in (0, 1]; negatives fill the rest.
+        positive_fraction: Largest fraction of positives among the sampled candidates, in (0, 1]; negatives fill the
+            rest.
 
     Raises:
-        ValueError: If `samples_per_image` times `positive_fraction` is below 1, so that no positive fits in.
+        ValueError: If `samples_per_image` times `positive_fraction` is below 1, so that no positive would be sampled.
     """
 
     def __init__(self, samples_per_image: int = 256, positive_fraction: float = 0.5):
@@ -66,8 +67,8 @@ class BalancedSampler(ConfigFromInit):
         check_positive("BalancedSampler", samples_per_image=samples_per_image)
         if int(samples_per_image * positive_fraction) < 1:
             raise ValueError(
-                f"samples_per_image={samples_per_image} with positive_fraction={positive_fraction} leaves no room for "
-                "positives: raise one of them until their product is 1 or more."
+                f"samples_per_image={samples_per_image} with positive_fraction={positive_fraction} leaves no room "
+                "for positives: increase samples_per_image or positive_fraction, so that their product is 1 or more."
             )
         self.samples_per_image = samples_per_image
         self.positive_fraction = positive_fraction
@@ -78,16 +79,16 @@ class BalancedSampler(ConfigFromInit):
         return int(self.samples_per_image * self.positive_fraction)
 
     def __call__(self, matched_gt: tf.Tensor, priority: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Picks the candidates of each image to train on.
+        """Samples the candidates of each image to train on.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none. Candidates
-                marked `IGNORE` are never picked.
-            priority: (B, R) float from `sampling_priority`. The positives and the negatives of highest priority are
-                picked.
+            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for anchors without an
+                object. Candidates marked `IGNORE` are never sampled.
+            priority: (B, R) float from `sampling_priority`. The positives and the negatives with the highest priorities
+                are sampled.
 
         Returns:
-            Two masks (B, R) bool: the picked positives, and the picked negatives.
+            Two masks (B, R) bool: the sampled positives and the sampled negatives.
         """
         positive = _highest(matched_gt >= 0, priority, tf.minimum(self.max_positives, tf.shape(matched_gt)[1]))
         room = self.samples_per_image - tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)

@@ -23,23 +23,25 @@ _PER_OBJECT = ("boxes", "scores", "class_ids", "mask_probs", "mask_boxes", "keyp
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """Holds the objects that a predictor found in one image, best first.
+    """Holds the objects that a predictor found in one image, in descending order of score.
 
-    Index with a number, a slice, a bool mask (N,) or an array of indices to get the `Detections` of those objects.
+    Index with an integer, a slice, a bool mask (N,) or an array of indices to get the `Detections` of the selected
+    objects.
 
     Args:
         boxes: (N, 4) float32, (y1, x1, y2, x2) in pixels of the image.
         scores: (N,) float32 in [0, 1].
         class_ids: (N,) int32, from 0.
         image_size: Height and width of the image in pixels.
-        class_names: Names of the model's classes by class id, or None.
-        mask_probs: (N, S, S) probabilities of the object in each cell of its box, or None for a model without masks.
-        mask_boxes: (N, 4) float32 yxyx in pixels of the image. Areas that `mask_probs` cover, if these are not the
-            boxes; None otherwise.
-        keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image, or None.
-        mask_convention: How `mask_probs` are pasted into the image, "detectron2", "torchvision" or "mmdet"; required
-            with `mask_probs`.
-        skeleton: Pairs of keypoint indices that `draw` joins by lines.
+        class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown.
+        mask_probs: (N, S, S): for each cell of an object's box, the probability that it shows the object. None: the
+            model predicts no masks.
+        mask_boxes: (N, 4) float32 yxyx in pixels of the image, the areas that `mask_probs` cover. None: `mask_probs`
+            cover the boxes.
+        keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image. None: the model predicts no keypoints.
+        mask_convention: Source framework whose pasting of masks is reproduced: "detectron2", "torchvision" or "mmdet";
+            required with `mask_probs`.
+        skeleton: Pairs of keypoint indices that `draw` connects by a line.
         extras: Further outputs of the model's branches by name, (N, ...) each.
 
     Raises:
@@ -77,11 +79,12 @@ class Detections:
         counts = {name: len(value) for name, value in {**self._per_object(), **self.extras}.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(
-                f"Detections have arrays of different lengths, {counts}: give every array one entry per object."
+                f"Detections have arrays of different lengths, {counts}: expected one entry per object in each "
+                "array. Pass arrays of the same length."
             )
         if self.mask_probs is not None and self.mask_convention is None:
             raise ValueError(
-                "mask_probs come without mask_convention: give the convention of the model that predicted them, "
+                "mask_probs need a mask_convention: pass the convention of the model that predicted the masks, "
                 "'detectron2', 'torchvision' or 'mmdet'."
             )
 
@@ -128,7 +131,7 @@ class Detections:
 
     @property
     def xyxy(self) -> np.ndarray:
-        """The boxes (N, 4) as (x1, y1, x2, y2)."""
+        """The boxes, (N, 4) float32 as (x1, y1, x2, y2) in pixels of the image."""
         return self.boxes[:, [1, 0, 3, 2]]
 
     @property
@@ -140,7 +143,8 @@ class Detections:
     def masks(self) -> np.ndarray | None:
         """The masks (N, H, W) bool of the full image, or None for a model without masks.
 
-        The first access pastes them into the image and stores them. Index or filter first to paste fewer.
+        The first access pastes the masks into the image and stores them. Select or filter objects first to paste fewer
+        masks.
         """
         if self.mask_probs is None:
             return None
@@ -153,14 +157,14 @@ class Detections:
     def filter(
         self, score: float | None = None, classes: int | str | Sequence[int | str] | None = None
     ) -> "Detections":
-        """Keeps the objects above a score, of some classes, or both.
+        """Selects the objects above a score, of some classes, or both.
 
         Args:
-            score: Objects with a score at or below this are dropped. In [0, 1]; None keeps all.
-            classes: A class id or name, or several; None keeps all.
+            score: Objects with a score at or below this are dropped, in [0, 1]. None keeps all scores.
+            classes: A class id or name, or a sequence of these. None keeps all classes.
 
         Returns:
-            The remaining `Detections`, in their order.
+            The `Detections` of the remaining objects, in the same order.
 
         Raises:
             UserError: If a class is unknown, or the score is outside [0, 1].
@@ -182,7 +186,7 @@ class Detections:
         if isinstance(wanted, str):
             if not self.class_names:
                 raise UserError(
-                    f"There is no class {wanted!r}: the model has no class names. Give class ids, numbers from 0."
+                    f"There is no class {wanted!r}: the model has no class names. Pass class ids, integers from 0."
                 )
             if wanted not in self.class_names:
                 names = ", ".join(self.class_names[:10]) + ", ..." * (len(self.class_names) > 10)
@@ -190,18 +194,18 @@ class Detections:
             return self.class_names.index(wanted)
         if wanted < 0 or (self.class_names and wanted >= len(self.class_names)):
             known = f"from 0 to {len(self.class_names) - 1}" if self.class_names else "from 0"
-            raise UserError(f"There is no class id {wanted}: choose a whole number {known}.")
+            raise UserError(f"There is no class id {wanted}: expected an integer {known}.")
         return wanted
 
     def draw(self, image: ImageLike, *, scale: int = 1) -> np.ndarray:
         """Draws boxes, names, scores, masks and keypoints on the image.
 
         Args:
-            image: The image that was given to `detect`: an RGB array (H, W, 3), a PIL image or a path.
-            scale: Whole factor by which a small image is enlarged first, so that names stay legible.
+            image: The image that was passed to `detect`: an RGB array (H, W, 3), a PIL image or a path.
+            scale: Integer factor by which the image is enlarged first, so that names are legible on small images.
 
         Returns:
-            (H * scale, W * scale, 3) uint8, a copy.
+            The drawing, (H * scale, W * scale, 3) uint8 RGB. `image` is not changed.
 
         Raises:
             UserError: If the image has another size than the detections.
@@ -209,8 +213,8 @@ class Detections:
         image = open_image(image)
         if image.shape[:2] != self.image_size:
             raise UserError(
-                f"The image has height and width {image.shape[:2]}, the detections {self.image_size}: draw on the "
-                "image that was given to detect."
+                f"The image has height and width {image.shape[:2]}, but the detections are for {self.image_size}: "
+                "pass the image that was passed to detect."
             )
         return visualize.draw_boxes(
             image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8),
@@ -225,18 +229,18 @@ class Detections:
         )
 
     def _drawn_labels(self):
-        """Returns the class names with the ids that a `Tracker` gave."""
+        """Returns the class names, with the ids of a `Tracker` if there are any."""
         ids = self.extras.get(interop.TRACK_ID, np.full(len(self), -1)).tolist()
         return [f"{label} #{i}" if i >= 0 else label for label, i in zip(self.labels, ids, strict=True)]
 
     def encode_masks(self) -> list[dict]:
-        """Encodes the masks as COCO's compressed RLE, without full-size masks if kerasdet's ops are compiled.
+        """Encodes the masks as compressed COCO RLE. With the compiled ops, no full-size bitmap is created.
 
         Returns:
-            {"size": [height, width], "counts": text} for each object.
+            One dict {"size": [height, width], "counts": str} per object.
 
         Raises:
-            ValueError: If there are no masks.
+            ValueError: If the detections have no masks.
         """
         if self.mask_probs is None:
             raise ValueError("These detections have no masks: use a model with a MaskBranch, such as MaskRCNN.")
@@ -246,22 +250,22 @@ class Detections:
         """Converts the detections to entries of a COCO results file.
 
         Args:
-            image_id: The dataset's id of the image.
-            category_ids: (K,) the dataset's category id for each class id.
+            image_id: Id of the image in the dataset.
+            category_ids: The category id in the dataset of each of the K classes.
 
         Returns:
-            Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `score`, and if the model predicts
-            them `segmentation` as compressed RLE and `keypoints` as (x, y, score, x, ...), in which COCO puts the
-            centre of the first pixel at 0.
+            Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `score`, and, if the model predicts
+            masks or keypoints, `segmentation` as compressed RLE or `keypoints` as (x, y, score, x, ...), where x and y
+            are 0 at the centre of the first pixel, as in COCO.
 
         Raises:
-            ValueError: If a class id has no category.
+            ValueError: If `category_ids` has no entry for a class id.
         """
         for class_id in self.class_ids.tolist():
             if not 0 <= class_id < len(category_ids):
                 raise ValueError(
-                    f"Image {image_id} has a detection of class {class_id}, but the dataset names {len(category_ids)} "
-                    "categories: use the dataset that the model was built for."
+                    f"Image {image_id} has a detection of class {class_id}, but the dataset has {len(category_ids)} "
+                    "categories: use a dataset with the classes of the model."
                 )
         entries = []
         boxes = self.boxes.astype(np.float64).tolist()
@@ -282,8 +286,8 @@ class Detections:
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:
-            A `supervision.Detections`; class names are in its ``data["class_name"]``, `extras` under their names, and
-            the ids of `kerasdet.inference.Tracker` in its `tracker_id`.
+            A `supervision.Detections`; ``data["class_name"]`` holds the class names, `data` also the `extras`, and
+            `tracker_id` the ids of `kerasdet.inference.Tracker`.
 
         Raises:
             UserError: If supervision is not installed.
@@ -294,11 +298,11 @@ class Detections:
         """Converts keypoints to `supervision.KeyPoints`, for its annotators.
 
         Returns:
-            A `supervision.KeyPoints`; class names are in its ``data["class_name"]``.
+            A `supervision.KeyPoints`; ``data["class_name"]`` holds the class names.
 
         Raises:
             UserError: If supervision is not installed.
-            ValueError: If there are no keypoints.
+            ValueError: If the detections have no keypoints.
         """
         return interop.to_key_points(self)
 
@@ -311,19 +315,20 @@ class Detections:
         class_names: Sequence[str] | None = None,
         key_points: "supervision.KeyPoints | None" = None,
     ) -> "Detections":
-        """Converts `supervision.Detections`, such as those of its slicer or tracker; masks keep their pixels.
+        """Converts `supervision.Detections`, such as those of its slicer or trackers; masks keep their pixels.
 
         Args:
             detections: Objects of supervision. Missing scores become 1, missing class ids become 0.
             image_size: Height and width of the image in pixels.
-            class_names: Names by class id; None takes those of ``data["class_name"]``.
-            key_points: The keypoints of the same objects, in their order.
+            class_names: Class names, in the order of the class ids. None: the names in ``data["class_name"]``.
+            key_points: Keypoints of the same objects, in the same order. None: no keypoints.
 
         Returns:
-            The `Detections`, best first. Ids of a tracker are in ``extras["track_id"]``, arrays of `data` in `extras`.
+            The `Detections`, in descending order of score. ``extras["track_id"]`` holds the ids of a tracker, `extras`
+            also the arrays of `data`.
 
         Raises:
-            UserError: If masks, keypoints or names do not fit.
+            UserError: If the sizes or numbers of masks, keypoints or names contradict the detections.
 
         Example:
             >>> sliced = supervision.InferenceSlicer(lambda image: model.detect(image).to_supervision())(image)
@@ -342,19 +347,20 @@ def unpad(
     mask_convention: str | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Detections:
-    """Takes the detections of one image out of padded detections.
+    """Extracts the detections of one image from padded detections.
 
     Args:
         detections: Padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels
             of the images.
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
-        class_names: Names of the model's classes by class id, or None.
-        mask_convention: "detectron2", "torchvision" or "mmdet"; required if there are `mask_probs`.
+        class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown.
+        mask_convention: Source framework whose pasting of masks is reproduced: "detectron2", "torchvision" or "mmdet";
+            required with `mask_probs`.
         skeleton: Pairs of keypoint indices that drawings connect by a line.
 
     Returns:
-        The image's `Detections`, without padding. Outputs that `Detections` has no field for are in `extras`.
+        The `Detections` of the image, without padding. `extras` holds outputs for which `Detections` has no field.
     """
     count = int(detections["valid"][index])
     values = {name: np.asarray(value[index])[:count] for name, value in detections.items() if name != "valid"}

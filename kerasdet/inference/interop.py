@@ -1,4 +1,4 @@
-"""Converts detections to and from supervision's classes, which its annotators, trackers, slicers and metrics take."""
+"""Converts detections to and from the classes of supervision, for its annotators, trackers, slicers and metrics."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ def to_key_points(found: "Detections") -> "supervision.KeyPoints":
         found: Detections with keypoints.
 
     Returns:
-        A `supervision.KeyPoints`; class names are in its ``data["class_name"]``.
+        A `supervision.KeyPoints`; ``data["class_name"]`` holds the class names.
 
     Raises:
         UserError: If supervision is not installed.
@@ -82,14 +82,14 @@ def fields_from_supervision(
     Args:
         detections: A `supervision.Detections`.
         image_size: Height and width of the image in pixels.
-        class_names: Names by class id, or None.
-        key_points: The keypoints of the same objects, or None.
+        class_names: Class names, in the order of the class ids. None: the names in ``data["class_name"]``.
+        key_points: Keypoints of the same objects, in the same order. None: no keypoints.
 
     Returns:
-        Argument name -> value.
+        The arguments, a dict from name to value.
 
     Raises:
-        UserError: If masks, keypoints or names do not fit.
+        UserError: If the sizes or numbers of masks, keypoints or names contradict the detections.
     """
     count = len(detections)
     scores = np.ones(count) if detections.confidence is None else detections.confidence
@@ -114,12 +114,12 @@ def fields_from_supervision(
 
 
 def _class_names(class_names, labels, class_ids):
-    """Returns the names by class id; ids that no object has are named by their number."""
+    """Returns class names in the order of the class ids; an id that no object has gets its number as name."""
     if class_names is not None:
         highest = max(np.asarray(class_ids).tolist(), default=-1)
         if highest >= len(class_names):
             raise UserError(
-                f"An object has class id {highest}, but there are {len(class_names)} class_names: give a name for "
+                f"An object has class id {highest}, but there are {len(class_names)} class_names: pass a name for "
                 f"every class id from 0 to {highest}."
             )
         return tuple(class_names)
@@ -130,11 +130,11 @@ def _class_names(class_names, labels, class_ids):
 
 
 def _mask_fields(masks, image_size):
-    """Stores full masks (N, H, W) so that pasting gives back the same pixels: a square window around each object."""
+    """Crops full masks (N, H, W) to a square window around each object, so that pasting restores the same pixels."""
     if masks.shape[1:] != tuple(image_size):
         raise UserError(
-            f"The masks have height and width {masks.shape[1:]}, image_size is {tuple(image_size)}: give the height "
-            "and width of the image that the masks belong to."
+            f"The masks have height and width {masks.shape[1:]}, but image_size is {tuple(image_size)}: pass the "
+            "height and width of the image of the masks."
         )
     corners, side = np.zeros((len(masks), 2), int), 1
     for index, mask in enumerate(masks):
@@ -156,7 +156,7 @@ def _mask_fields(masks, image_size):
 def _keypoint_fields(key_points, count):
     if len(key_points) != count:
         raise UserError(
-            f"There are {len(key_points)} objects with keypoints, but {count} detections: give keypoints and "
+            f"There are {len(key_points)} objects with keypoints, but {count} detections: pass keypoints and "
             "detections of the same objects."
         )
     xy = np.asarray(key_points.xy, np.float32)

@@ -1,14 +1,14 @@
 """Defines padded detections, a dict of tensors for a batch of B images. Only this module rescales detections.
 
-D is the largest number of detections of an image; images with fewer are padded. Graphs, training loops and exports
-exchange this dict:
+D is the largest number of detections of an image; images with fewer detections are padded. Graphs, training loops and
+exports use this dict:
 
 * `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
 * `class_ids` (B, D) int32, -1 for padding, and `valid` (B,) int32, the number of detections without padding.
 * From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4) yxyx in pixels, and `keypoints`
   (B, D, J, 3) as (y, x, score).
 
-Branches of a user add outputs (B, D, ...) of their own. `BranchOutput` says how these are rescaled and exported.
+A user's own branches add further outputs (B, D, ...). `BranchOutput` defines how these are rescaled and exported.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ class BranchOutput:
     Args:
         export_name: Name among the outputs of the TF Object Detection API, such as "detection_masks".
         rescaling: "boxes_relative": the output is relative to the box and does not change. "positions": the output is
-            (B, D, ..., 3) as (y, x, score), and y and x scale with the image. "swapped_boxes": the output is boxes
-            (B, D, 4) whose y scales by the factor of x and the reverse, because mmdetection swaps the two factors when
-            it resizes the masks of RTMDet-Ins.
+            (B, D, ..., 3) as (y, x, score), and y and x scale with the image. "swapped_boxes": the output is boxes (B,
+            D, 4) whose y coordinates are scaled by the factor of x and whose x coordinates by the factor of y, because
+            mmdetection swaps these factors when it resizes the masks of RTMDet-Ins.
     """
 
     export_name: str
@@ -51,16 +51,16 @@ def rescale(
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
     clip: bool = True,
 ) -> dict[str, tf.Tensor]:
-    """Converts padded detections from pixels of resized images to pixels of the original ones, and clips the boxes.
+    """Converts padded detections from pixels of resized images to pixels of the original images, and clips the boxes.
 
-    The function also runs in graphs.
+    The function also works inside a `tf.function`.
 
     Args:
         detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`).
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
-        to_size: (B, 2) heights and widths of the images that the new coordinates refer to.
-        branch_outputs: Output name -> `BranchOutput`, which says how the output is rescaled.
-        clip: Whether boxes are clipped to the images. `Preprocessing.letterboxes` says which models do not clip.
+        to_size: (B, 2) heights and widths of the images that the new coordinates refer to, in pixels.
+        branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
+        clip: Whether boxes are clipped to the images. Models with `Preprocessing.letterboxes` do not clip.
 
     Returns:
         Padded detections in pixels of the images of `to_size`. Scores, class ids and counts are unchanged.
@@ -76,8 +76,8 @@ def rescale(
 def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
     """Concatenates padded detections of several batches, or detections of several views of one image.
 
-    Masks of whole images (those with `mask_boxes`) may differ in size. Smaller ones are continued by their last row and
-    column, and their `mask_boxes` grow with them.
+    Masks of whole images (with `mask_boxes`) may differ in size. Smaller masks are extended by repeating their last row
+    and column, and their `mask_boxes` are extended accordingly.
 
     Args:
         parts: Dicts with the same keys: padded detections with arrays (B, D, ...), or detections of one image with
@@ -93,14 +93,14 @@ def join(parts: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
 def with_equal_masks(
     parts: Sequence[Mapping[str, tf.Tensor]], square: bool = False
 ) -> Sequence[Mapping[str, tf.Tensor]]:
-    """Continues masks of whole images (those with `mask_boxes`) by their last row and column to one size.
+    """Extends masks of whole images (with `mask_boxes`) to one size, by repeating their last row and column.
 
     Args:
         parts: Dicts with the same keys: padded detections (B, D, ...), or detections of one image (N, ...).
-        square: Whether the common size is a square, which detectron2's rule of pasting needs.
+        square: Whether the common size is a square, which detectron2's mask pasting requires.
 
     Returns:
-        The dicts with masks of one size, the largest among `parts`, and `mask_boxes` that grew with them.
+        The dicts with masks of the largest size among `parts`, and with extended `mask_boxes`.
     """
     if "mask_boxes" not in parts[0]:
         return parts
@@ -110,7 +110,7 @@ def with_equal_masks(
 
 
 def _with_larger_masks(detections, size):
-    """Continues `mask_probs` (..., h, w) to `size` (2,) cells of the same extent."""
+    """Extends `mask_probs` (..., h, w) to `size` (2,) cells; the size of a cell in pixels does not change."""
     probs, boxes = detections["mask_probs"], detections["mask_boxes"]
     old = tf.shape(probs)[-2:]
     rows, columns = (tf.minimum(tf.range(size[axis]), old[axis] - 1) for axis in (0, 1))
@@ -126,20 +126,20 @@ def to_tf_od(
     class_offset: int,
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
 ) -> dict[str, tf.Tensor]:
-    """Converts padded detections to outputs of the TF Object Detection API: other names, boxes relative to the image.
+    """Converts padded detections to outputs of the TF Object Detection API: its names, and boxes relative to the image.
 
-    The function also runs in graphs.
+    The function also works inside a `tf.function`.
 
     Args:
         detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`).
         size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
-        class_offset: Added to the class ids; the API counts classes from 1.
-        branch_outputs: Output name -> `BranchOutput`, which has the name of the output in the API.
+        class_offset: Number that is added to the class ids: 1 for the API, which counts classes from 1.
+        branch_outputs: Maps output names to `BranchOutput`s, which hold the names of outputs in the API.
 
     Returns:
         Dict of float32 tensors: `detection_boxes` (B, D, 4) yxyx in 0..1, `detection_scores` (B, D),
         `detection_classes` (B, D), `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and
-        `detection_keypoints` (B, D, J, 3). Outputs of a user's branches keep their type.
+        `detection_keypoints` (B, D, J, 3). Outputs of a user's branches keep their dtype.
     """
     scaled = _scaled(detections, 1 / tf.cast(size, tf.float32), branch_outputs)
     outputs = {
@@ -159,13 +159,13 @@ def from_tf_od(
 ) -> dict[str, tf.Tensor]:
     """Converts outputs of the TF Object Detection API back to padded detections; reverses `to_tf_od`.
 
-    The function also runs in graphs.
+    The function also works inside a `tf.function`.
 
     Args:
-        outputs: Name -> tensor or array, such as `detection_boxes`.
+        outputs: Tensors or arrays by name, such as `detection_boxes`.
         sizes: (B, 2), or (1, 2) for all, heights and widths of the images in pixels.
-        class_offset: Subtracted from the class ids; give the value that `to_tf_od` added.
-        branch_outputs: Output name -> `BranchOutput`, the same as for `to_tf_od`.
+        class_offset: Number that is subtracted from the class ids, the value of `to_tf_od`.
+        branch_outputs: Maps output names to `BranchOutput`s, as for `to_tf_od`.
 
     Returns:
         Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels.

@@ -26,11 +26,13 @@ class Predictor:
 
     Attributes:
         num_classes: Number of classes K, or None for a predictor without classes, such as a `ProposalNetwork`.
-        class_names: The K names, or None if they are unknown.
+        class_names: Names of the K classes, in the order of the class ids. None: the names are unknown.
         preprocessing: The model's `Preprocessing`, or `KeepSize` if `detect_batch` resizes images itself.
-        mask_convention: How masks are pasted into an image, "detectron2", "torchvision" or "mmdet"; None without masks.
-        skeleton: Pairs of keypoint indices that drawings join by lines.
-        branch_outputs: Name -> `BranchOutput` of each output beside boxes, scores and classes, such as `mask_probs`.
+        mask_convention: Source framework whose pasting of masks is reproduced: "detectron2", "torchvision" or "mmdet".
+            None: no masks.
+        skeleton: Pairs of keypoint indices that drawings connect by a line.
+        branch_outputs: Maps the names of outputs other than boxes, scores and classes, such as `mask_probs`, to
+            `BranchOutput`s.
     """
 
     num_classes: int | None = None
@@ -51,18 +53,19 @@ class Predictor:
 
         Args:
             images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of
-                arrays, PIL images and paths. Arrays are RGB, 0..255, uint8 or float. A file is turned upright by its
-                EXIF orientation; a PIL image is taken as its pixels are.
-            batch_size: Number of images that run at once. Smaller batches need less memory.
-            resize: None for the model's own rule, False for no resizing, or (shortest, longest): the shorter side gets
-                `shortest` pixels unless the longer one would exceed `longest`.
+                arrays, PIL images and paths. Arrays are RGB, 0..255, uint8 or float. The EXIF orientation of a file is
+                applied, that of a PIL image is not.
+            batch_size: Number of images that the model processes at once. Smaller batches need less memory.
+            resize: None for the model's own rule, False for no resizing, or (shortest, longest): the shorter side is
+                resized to `shortest` pixels, unless the longer side would then exceed `longest`.
 
         Returns:
-            The `Detections` of a single image, or a list of them for a batch or list, in pixels of the images given.
+            The `Detections` of a single image, or a list of `Detections` for a batch or list, in pixels of the given
+            images.
 
         Raises:
-            UserError: If there is no image, an image or `resize` is invalid, or `batch_size` is below 1.
-            FileNotFoundError: If a path names no file.
+            UserError: If `images` is empty, an image or `resize` is invalid, or `batch_size` is below 1.
+            FileNotFoundError: If a file does not exist.
 
         Example:
             >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
@@ -74,7 +77,7 @@ class Predictor:
             2
         """
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
-            raise UserError(f"batch_size is {batch_size!r}: give a positive integer.")
+            raise UserError(f"batch_size is {batch_size!r}: expected a positive integer.")
         check_resize(resize)
         items, is_single = split_images(images)
         found = []
@@ -88,9 +91,9 @@ class Predictor:
         """Detects objects in a batch that `preprocessing.batch` made.
 
         Args:
-            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), the sizes without
-                padding, by default all of the image; `original_size` (B, 2), the sizes before resizing, by default
-                `image_size`.
+            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), heights and widths
+                without padding in pixels, by default those of `image`; `original_size` (B, 2), heights and widths
+                before resizing, by default `image_size`.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -109,7 +112,7 @@ class Predictor:
             image_sizes: B pairs (height, width) of the original images, in pixels.
 
         Returns:
-            B `Detections`, without padding.
+            A list of B `Detections`, without padding.
         """
         arrays = {name: np.asarray(value) for name, value in detections.items()}
         return [

@@ -1,4 +1,4 @@
-"""Opens, resizes, pads and normalises images: the only place that does so for inference."""
+"""Opens, resizes, pads and normalises images for inference."""
 
 import os
 import warnings
@@ -30,17 +30,18 @@ class Preprocessing(ConfigFromInit):
     Args:
         mean: Three channel means on a scale of 0..255, in the network's channel order.
         std: Three channel standard deviations on a scale of 0..255, in the network's channel order.
-        channel_order: Channel order that the network was trained on, "rgb" or "bgr". Images always come as RGB.
+        channel_order: Channel order of the network's input, "rgb" or "bgr". The methods always take RGB images.
         shortest: Length of an image's shorter side after resizing, in pixels.
-        longest: Limit of the longer side, in pixels. If the longer side would exceed it, the image becomes smaller.
+        longest: Limit of the longer side, in pixels. If the longer side would exceed the limit, it gets this length,
+            and the shorter side is below `shortest`.
         rounding: Rule of the resized size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do,
-            and "square" stretches images to a square; see `kerasdet.ops.resize.shortest_edge_size`.
+            and "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
             "opencv" works on uint8 without antialiasing.
-        size_divisor: Height and width of a batch are padded to a multiple of this many pixels.
+        size_divisor: The height and width of a batch are padded to multiples of this number of pixels.
         letterbox_value: Value, 0..255, of the pixels that pad each image to a square of `longest` pixels. The network
-            sees them as part of the image, so boxes may reach into them (RTMDet: 114). None pads with zeros after
-            normalisation, and boxes are clipped to the image.
+            sees these pixels as part of the image, so boxes may extend into them (RTMDet: 114). None: images are padded
+            with zeros after normalisation, and boxes are clipped to the image.
 
     Raises:
         ValueError: If `mean` or `std` are not three numbers, `std` is not positive, or `channel_order`, `rounding` or
@@ -65,19 +66,20 @@ class Preprocessing(ConfigFromInit):
             raise ValueError(f"channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"mean is {tuple(mean)} and std is {tuple(std)}: give three numbers each, and std above 0."
+                f"mean is {tuple(mean)} and std is {tuple(std)}: expected three numbers each, and std above 0."
             )
         if rounding not in resize_ops.ROUNDINGS:
             raise ValueError(f"rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}.")
         if kernel not in resize_ops.KERNELS:
             raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
         if letterbox_value is not None and not 0 <= letterbox_value <= 255:
-            raise UserError(f"letterbox_value is {letterbox_value!r}: give a pixel value, 0 to 255, or None.")
+            raise UserError(f"letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None.")
         check_positive("Preprocessing", shortest=shortest, longest=longest, size_divisor=size_divisor)
         if longest < shortest:
             raise UserError(
-                f"Preprocessing.longest (LONGEST_EDGE) is {longest}, below shortest (SHORTEST_EDGE), {shortest}: no "
-                f"image would have a shorter side of {shortest} pixels. Raise longest or lower shortest."
+                f"Preprocessing.longest (gin: LONGEST_EDGE) is {longest}, below shortest (gin: SHORTEST_EDGE), "
+                f"{shortest}: no image would have a shorter side of {shortest} pixels. Increase longest or decrease "
+                "shortest."
             )
         self.mean = tuple(mean)
         self.std = tuple(std)
@@ -91,11 +93,11 @@ class Preprocessing(ConfigFromInit):
 
     @property
     def letterboxes(self) -> bool:
-        """Whether images are letterboxed: padded by `letterbox_value`, so that boxes may reach into the padding."""
+        """Whether images are letterboxed: padded with `letterbox_value`, so that boxes may extend into the padding."""
         return self.letterbox_value is not None
 
     def network_input(self, image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Converts a batch from `batch` to the arguments of the model.
+        """Converts the result of `batch` to the inputs of the model.
 
         Args:
             image: (B, H, W, 3) RGB, 0..255, uint8 or float, padded at the bottom right.
@@ -117,24 +119,24 @@ class Preprocessing(ConfigFromInit):
 
         Args:
             image_size: (2,) largest height and largest width of the resized images, in pixels.
-            resize: The argument `resize` that `batch` got.
+            resize: The argument `resize` of `batch`.
 
         Returns:
-            (2,) int32, height and width in pixels.
+            The padded height and width, (2,) int32 in pixels.
         """
         if not self.letterboxes or resize is False:
             return self.padded_size(image_size)
         return tf.fill([2], self.padded_size(resize[1] if resize else self.longest))
 
     def normalize(self, image: tf.Tensor, image_size: tf.Tensor | None) -> tf.Tensor:
-        """Turns pixels into the network's input, which is zero where the image is padded.
+        """Normalises pixels for the network, and sets padding to zero.
 
         Args:
             image: (B, H, W, 3) RGB, 0..255, uint8 or float.
-            image_size: (B, 2) int32 valid heights and widths in pixels, or None if no image is padded.
+            image_size: (B, 2) int32, heights and widths without padding in pixels. None: no image is padded.
 
         Returns:
-            (B, H, W, 3) float32.
+            The network's input, (B, H, W, 3) float32.
         """
         x = tf.cast(image, float_dtype())
         if self.channel_order == "bgr":
@@ -149,11 +151,11 @@ class Preprocessing(ConfigFromInit):
 
         Args:
             image: (H, W, 3) or (B, H, W, 3), 0..255, uint8 or float.
-            shortest: Length of the shorter side in pixels; None takes the model's own.
-            longest: Limit of the longer side in pixels; None takes the model's own.
+            shortest: Length of the shorter side in pixels. None: `self.shortest`.
+            longest: Limit of the longer side in pixels. None: `self.longest`.
 
         Returns:
-            (h, w, 3) or (B, h, w, 3) float32.
+            The resized images, (h, w, 3) or (B, h, w, 3) float32.
         """
         height, width = tf.unstack(tf.shape(image)[-3:-1])
         size = resize_ops.shortest_edge_size(
@@ -166,10 +168,10 @@ class Preprocessing(ConfigFromInit):
         """Rounds heights and widths up to the next multiple of `size_divisor`.
 
         Args:
-            size: (...) int32, in pixels.
+            size: (...) int32, heights or widths in pixels.
 
         Returns:
-            (...) int32, in pixels.
+                The padded heights or widths, (...) int32 in pixels.
         """
         return -(-size // self.size_divisor) * self.size_divisor
 
@@ -179,16 +181,17 @@ class Preprocessing(ConfigFromInit):
         """Resizes and pads images into a batch.
 
         Args:
-            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
-                With a tensor the method also runs in graphs.
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float. With
+                a tensor, the method also works inside a `tf.function`.
             resize: None for the model's own rule, False for no resizing, or (shortest, longest) in pixels.
 
         Returns:
             Dict of `image` (B, h, w, 3) float32, padded at the bottom right; `image_size` (B, 2) int32, heights and
-            widths after resizing and without padding; and `original_size` (B, 2) int32, those before resizing.
+            widths after resizing and without padding; and `original_size` (B, 2) int32, heights and widths before
+            resizing; all in pixels.
 
         Raises:
-            UserError: If `resize` is neither None, False nor a pair of positive whole numbers.
+            UserError: If `resize` is neither None, False nor a pair of positive integers.
 
         Example:
             >>> detections = model.detect_batch(model.preprocessing.batch([image, other_image]))
@@ -210,7 +213,7 @@ class Preprocessing(ConfigFromInit):
 
     @property
     def filling(self) -> tuple[float, float, float]:
-        """RGB value, 0..255, of the pixels that `letterbox` adds: `letterbox_value`, or `mean` if that is None."""
+        """RGB value, 0..255, of the pixels that `letterbox` adds: `letterbox_value` or, if that is None, `mean`."""
         if self.letterboxes:
             return (float(self.letterbox_value),) * 3
         return tuple(self.mean if self.channel_order == "rgb" else self.mean[::-1])
@@ -218,8 +221,8 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The rest has the value `filling`, which the network sees as padding. With the rounding "square" the image is
-        stretched instead, and there is no rest.
+        The filled pixels have the value `filling`, which is zero after normalisation unless the model has a
+        `letterbox_value`. With the rounding "square" the image is stretched instead, and nothing is filled.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -246,13 +249,13 @@ class Preprocessing(ConfigFromInit):
 class KeepSize:
     """Replaces `Preprocessing` in predictors that resize images themselves: exports, tiles, test-time augmentation.
 
-    Images keep their size and type; a batch is padded to its largest image.
+    Images keep their size and dtype; a batch is padded to its largest image.
     """
 
     size_divisor = 1
 
     def resize(self, image: tf.Tensor, shortest: int | None = None, longest: int | None = None) -> tf.Tensor:
-        """Returns the image unchanged.
+        """Returns the images unchanged.
 
         Args:
             image: (H, W, 3) or (B, H, W, 3).
@@ -268,10 +271,10 @@ class KeepSize:
         """Returns heights and widths unchanged, because the predictor pads by its own rule.
 
         Args:
-            size: (...) int32, in pixels.
+            size: (...) int32, heights or widths in pixels.
 
         Returns:
-            `size`.
+                `size`.
         """
         return size
 
@@ -282,7 +285,7 @@ class KeepSize:
 
         Args:
             images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
-            resize: None; the predictor resizes by its own rule.
+            resize: Must be None, because the predictor resizes by its own rule.
 
         Returns:
             Dict of `image` (B, h, w, 3), padded at the bottom right, uint8 if all images are uint8 and float32
@@ -295,7 +298,7 @@ class KeepSize:
         if resize is not None:
             raise UserError(
                 f"resize is {resize!r}, but this predictor (an export, tiles or test-time augmentation) resizes images "
-                "by its own rule: leave resize out, or call detect of the Keras model."
+                "by its own rule: remove the argument, or call detect of the Keras model."
             )
         if not isinstance(images, list | tuple):
             return _padded(images, tf.shape(images)[1:3], self.padded_size)
@@ -335,32 +338,32 @@ def check_resize(resize: tuple[int, int] | bool | None) -> None:
         resize: None, False, or (shortest, longest) in pixels.
 
     Raises:
-        UserError: If `resize` is anything else.
+        UserError: If `resize` has another form.
     """
     if resize is None or resize is False:
         return
     pair = isinstance(resize, list | tuple) and len(resize) == 2
     if not pair or not all(isinstance(length, int | np.integer) and length > 0 for length in resize):
         raise UserError(
-            f"resize is {resize!r}: give (shortest, longest) in whole pixels, None for the model's own rule or False "
-            "for no resizing."
+            f"resize is {resize!r}: expected (shortest, longest) in whole pixels, None for the model's own rule or "
+            "False for no resizing."
         )
 
 
 def open_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarray], bool]:
-    """Opens everything that `detect` accepts as RGB arrays.
+    """Opens images in every form that `detect` accepts, as RGB arrays.
 
     Args:
         images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of arrays,
-            PIL images and paths. Arrays are RGB, 0..255, uint8 or float. A file is turned upright by its EXIF
-            orientation; a PIL image is taken as its pixels are.
+            PIL images and paths. Arrays are RGB, 0..255, uint8 or float. The EXIF orientation of a file is applied,
+            that of a PIL image is not.
 
     Returns:
-        The images as (H, W, 3) arrays, uint8 or float32, and whether `images` was a single one.
+        The images as (H, W, 3) arrays, uint8 or float32, and whether `images` was a single image.
 
     Raises:
-        UserError: If there is no image, or an item is of another kind. The message names the item's index.
-        FileNotFoundError: If a path names no file.
+        UserError: If `images` is empty, or an item is not an image. The message names the index of the item.
+        FileNotFoundError: If a file does not exist.
     """
     items, is_single = split_images(images)
     return [open_image(item, index) for index, item in enumerate(items)], is_single
@@ -377,14 +380,14 @@ def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLik
         A list with one array, PIL image or path per image, and whether `images` was a single image.
 
     Raises:
-        UserError: If there is no image.
+        UserError: If `images` is empty.
     """
     is_single = not isinstance(images, list | tuple) and len(getattr(images, "shape", ())) != 4
     items = [images] if is_single else list(images)
     if not items:
         raise UserError(
-            f"There is no image: expected at least one, got an empty {type(images).__name__}. Give an image, a path or "
-            "a list of them."
+            f"There is no image: expected at least one, got an empty {type(images).__name__}. Pass an image, a path "
+            "or a list of these."
         )
     return items, is_single
 
@@ -397,11 +400,11 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
         index: Position of the image in its list, for error messages.
 
     Returns:
-        (H, W, 3), uint8 or float32.
+        The image, (H, W, 3) uint8 or float32.
 
     Raises:
-        UserError: If `image` is of another kind, or the file cannot be decoded.
-        FileNotFoundError: If a path names no file.
+        UserError: If `image` is not an image, or the file cannot be decoded.
+        FileNotFoundError: If a file does not exist.
     """
     if isinstance(image, str | os.PathLike):
         return _open_file(expand(image, f"Image {index}"), index)
@@ -429,14 +432,14 @@ def _open_file(path, index):
 
 
 def _describe(image):
-    """Returns an error message for an invalid image, with the remedy."""
+    """Returns a description of an invalid image for the error message, and the remedy."""
     if image is None:
         return "None", "check the function that read it; cv2.imread returns None for a file that it cannot read"
     if isinstance(image, bytes | bytearray):
         return f"{type(image).__name__}", "open encoded files with PIL.Image.open(io.BytesIO(...))"
     if isinstance(image, list | tuple):
         return f"a {type(image).__name__}", "turn it into an array with numpy.asarray"
-    return f"of type {type(image).__name__}", "convert it with numpy.asarray, or give a list of images"
+    return f"of type {type(image).__name__}", "convert it with numpy.asarray, or pass a list of images"
 
 
 def _checked_array(image, index):
@@ -445,14 +448,14 @@ def _checked_array(image, index):
     if len(shape) != 3 or shape[2] != 3:
         _refuse(index, f"an array of shape {shape}", _shape_remedy(shape))
     if 0 in shape:
-        _refuse(index, f"an array of shape {shape}, which has no pixels", "leave it out")
+        _refuse(index, f"an array of shape {shape}, which has no pixels", "remove it from the list")
     if image.dtype == np.uint8:
         return image
     if image.dtype.kind not in "iuf":
         _refuse(index, f"an array of {image.dtype}", "convert it to uint8")
     low, high = image.min(), image.max()
     if not np.isfinite(low) or not np.isfinite(high):
-        _refuse(index, f"a {image.dtype} array with values that are NaN or infinite", "replace them")
+        _refuse(index, f"a {image.dtype} array with values that are NaN or infinite", "replace these values")
     if low < 0 or high > 255:
         remedy = "undo the normalisation; a model normalises its images itself" if low < 0 else "scale it to 0..255"
         _refuse(index, f"a {image.dtype} array with values from {low:.6g} to {high:.6g}", remedy)
@@ -460,7 +463,8 @@ def _checked_array(image, index):
         return image.astype(np.uint8)
     if 0 < high <= 1:
         warnings.warn(
-            f"Image {index} has no value above 1, on a scale of 0..255: multiply it by 255 if its scale is 0..1.",
+            f"Image {index} has no value above 1, although pixels are expected in 0..255: multiply the image by 255 "
+            "if its values are in 0..1.",
             stacklevel=2,
         )
     return image.astype(np.float32)
@@ -474,8 +478,8 @@ def _shape_remedy(shape):
     if len(shape) == 3 and shape[0] == 3:
         return "move the channels to the end: image.transpose(1, 2, 0)"
     if len(shape) == 4:
-        return "give a batch (B, height, width, 3) by itself, not inside a list"
-    return "give three channels, red, green and blue"
+        return "pass a batch (B, height, width, 3) by itself, not inside a list"
+    return "pass three channels, red, green and blue"
 
 
 def _refuse(index, what, remedy):

@@ -1,4 +1,4 @@
-"""Lets SAHI slice images for a predictor. Importing this module needs SAHI."""
+"""Adapts predictors to SAHI, which slices images. Importing this module requires SAHI."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ _cv = require_extra("sahi.utils.cv", "kerasdet.inference.sahi", "sahi")
 
 
 class SahiDetectionModel(_base.DetectionModel):
-    """Presents a predictor as SAHI's `DetectionModel`, for `get_sliced_prediction` and SAHI's other functions.
+    """Wraps a predictor as a `DetectionModel` of SAHI, for `get_sliced_prediction` and SAHI's other functions.
 
-    SAHI counts categories as kerasdet counts class ids, from 0. Masks become polygons, as SAHI requires; objects whose
-    mask has no pixel inside a slice are left out.
+    Category ids of SAHI equal kerasdet's class ids, from 0. Masks become polygons, as SAHI requires; objects whose mask
+    has no pixel inside a slice are left out.
 
     Args:
         model: A Keras model, an export, or any other `Predictor`.
@@ -38,12 +38,13 @@ class SahiDetectionModel(_base.DetectionModel):
     def __init__(self, model: Predictor, confidence_threshold: float = 0.3, **kwargs: Any):
         if not isinstance(model, Predictor):
             raise UserError(
-                f"model is of type {type(model).__name__}: give a predictor, such as the result of kerasdet.load(...)."
+                f"model is of type {type(model).__name__}: expected a predictor, such as the result of "
+                "kerasdet.load(...)."
             )
         super().__init__(model=model, confidence_threshold=confidence_threshold, **kwargs)
 
     def set_model(self, model: Predictor, **kwargs: Any) -> None:
-        """Sets the predictor and reads its class names; SAHI calls this.
+        """Sets the predictor and reads its class names. SAHI calls this method.
 
         Args:
             model: The predictor.
@@ -54,7 +55,7 @@ class SahiDetectionModel(_base.DetectionModel):
         self.category_mapping = {str(k): name for k, name in enumerate(names)}
 
     def perform_inference(self, image: np.ndarray) -> None:
-        """Detects objects in one image and stores them for SAHI, which calls this.
+        """Detects objects in one image and stores the detections. SAHI calls this method.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -62,7 +63,7 @@ class SahiDetectionModel(_base.DetectionModel):
         self._original_predictions = [self.model.detect(image)]
 
     def perform_batch_inference(self, images: Sequence[np.ndarray]) -> None:
-        """Detects objects in several images and stores them for SAHI, which calls this.
+        """Detects objects in several images and stores the detections. SAHI calls this method.
 
         Args:
             images: Arrays (H, W, 3) uint8 RGB.

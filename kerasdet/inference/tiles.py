@@ -1,4 +1,4 @@
-"""Detects small objects in large images: runs a predictor on overlapping tiles and merges what it finds."""
+"""Detects small objects in large images: runs a predictor on overlapping tiles and merges the detections."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,20 +18,20 @@ _TILES_AT_ONCE = 8
 
 
 class TiledPredictor(PredictorWrapper):
-    """Runs a predictor on overlapping tiles of every image, and on the whole image, and merges the results.
+    """Runs a predictor on overlapping tiles of every image, and on the whole image, and merges the detections.
 
-    The model resizes each tile by its own rule, so objects in tiles appear larger than in the whole image. The whole
-    image finds objects that are larger than a tile. `merge_tiles` removes duplicates. An image that fits into one tile
-    runs once, like without a `TiledPredictor`.
+    The model resizes each tile by its own rule, so objects appear larger in tiles than in the resized whole image.
+    Objects that are larger than a tile are found in the whole image. `merge_tiles` removes duplicates. An image that
+    fits into one tile runs once, as without a `TiledPredictor`.
 
     Args:
         model: A Keras model, an export, an `AugmentedPredictor` or any other predictor. It is not changed.
-        tile: Length of a tile's sides in pixels of the image.
-        overlap: Share of a tile that it has in common with the next one. In [0, 1). Objects up to this length are whole
-            in at least one tile.
+        tile: Height and width of a tile in pixels of the image.
+        overlap: Fraction of a tile's side that it shares with the next tile, in [0, 1). Objects up to this length lie
+            completely inside at least one tile.
 
     Raises:
-        UserError: If `tile` is no positive integer, or `overlap` is not in [0, 1).
+        UserError: If `tile` is not a positive integer, or `overlap` is not in [0, 1).
 
     Example:
         >>> detections = TiledPredictor(model, tile=640, overlap=0.2).detect("aerial.jpg")
@@ -39,9 +39,9 @@ class TiledPredictor(PredictorWrapper):
 
     def __init__(self, model: Predictor, tile: int = 640, overlap: float = 0.2):
         if not isinstance(tile, int | np.integer) or isinstance(tile, bool) or tile < 1:
-            raise UserError(f"tile is {tile!r}: give a positive integer, such as 640.")
+            raise UserError(f"tile is {tile!r}: expected a positive integer, such as 640.")
         if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
-            raise UserError(f"overlap is {overlap!r}: give a share from 0 up to but not including 1, such as 0.2.")
+            raise UserError(f"overlap is {overlap!r}: expected a fraction of 0 or more and less than 1, such as 0.2.")
         super().__init__(model)
         self.tile = int(tile)
         self.overlap = float(overlap)
@@ -49,10 +49,10 @@ class TiledPredictor(PredictorWrapper):
 
     @property
     def mask_convention(self) -> str | None:
-        """The model's convention of pasting masks, or None for a model without masks.
+        """Source framework whose pasting of masks is reproduced. None: no masks.
 
-        mmdetection's convention only works for masks that begin at the image's upper left corner. Models with this
-        convention get detectron2's, which may drop half a cell of a mask at the border of a tile.
+        mmdetection's convention only works for masks that begin at the top-left corner of the image. It is replaced by
+        detectron2's convention, which may drop half a cell of a mask at the border of a tile.
         """
         return "detectron2" if self.model.mask_convention == "mmdet" else self.model.mask_convention
 
@@ -61,7 +61,8 @@ class TiledPredictor(PredictorWrapper):
 
         Args:
             batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right; `image_size` (B, 2),
-                heights and widths without padding, and `original_size` (B, 2), those before resizing, in pixels.
+                heights and widths without padding, and `original_size` (B, 2), heights and widths before resizing, in
+                pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -75,7 +76,7 @@ class TiledPredictor(PredictorWrapper):
         return rescale(_pad(found), image_size, original_size, self.branch_outputs, clip=False)
 
     def _detect_one(self, image):
-        """Returns the detections of one image as a dict of arrays (N, ...), best first."""
+        """Returns the detections of one image as a dict of arrays (N, ...), in descending order of score."""
         tiles = tile_boxes(*image.shape[:2], self.tile, self.overlap)
         groups = [tiles[start : start + _TILES_AT_ONCE] for start in range(0, len(tiles), _TILES_AT_ONCE)]
         if len(tiles) > 1:
@@ -90,7 +91,7 @@ class TiledPredictor(PredictorWrapper):
         return {name: value[keep] for name, value in merged.items()}
 
     def _detect_views(self, image, views):
-        """Yields what the model finds in each view, in coordinates of the image and without padding."""
+        """Yields the detections of each view, in coordinates of the image and without padding."""
         batch = self.model.preprocessing.batch([image[y1:y2, x1:x2] for y1, x1, y2, x2 in views])
         found = {name: np.asarray(value) for name, value in self.model.detect_batch(batch).items()}
         for index, (y, x, _, _) in enumerate(views):
@@ -110,17 +111,17 @@ class TiledPredictor(PredictorWrapper):
 
 
 def tile_boxes(height: int, width: int, tile: int, overlap: float) -> np.ndarray:
-    """Covers an image with overlapping tiles; the last ones of a row or column end at the image's side.
+    """Covers an image with overlapping tiles; the last tile of a row or column ends at the side of the image.
 
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        tile: Length of a tile's sides in pixels.
-        overlap: Share of a tile's side that the next tile covers, at least. In [0, 1).
+        tile: Height and width of a tile in pixels.
+        overlap: Smallest fraction of a tile's side that it shares with the next tile, in [0, 1).
 
     Returns:
-        (T, 4) int32 yxyx in pixels, row by row. Along a side that is shorter than a tile, tiles have the image's
-        length.
+        The T tiles, (T, 4) int32 yxyx in pixels, row by row. If the image is shorter than a tile, the tiles are as long
+        as the image.
 
     Example:
         >>> tile_boxes(100, 250, 100, 0.0)[:, 1]
@@ -142,23 +143,24 @@ def merge_tiles(
     views: np.ndarray,
     image_size: Sequence[int],
 ) -> np.ndarray:
-    """Drops duplicate detections of overlapping views (tiles): non-maximum suppression that knows about cut objects.
+    """Drops duplicate detections of overlapping views (tiles), by an NMS that accounts for cut objects.
 
-    A box is cut if it ends at a side of its view that is not a side of the image. Boxes that are not cut come first,
-    each by descending score; one is dropped if a kept box of its class from another view has an IoU above 0.5 with it.
-    Then come the cut boxes; one is dropped if more than half of its area is inside a kept box of its class from another
-    view. Boxes of one view never drop each other, because the model itself has suppressed duplicates there.
+    A box is cut if it ends at a side of its view that is not a side of the image. The function first processes boxes
+    that are not cut, in descending order of score: a box is dropped if its IoU with a kept box of its class from
+    another view is above 0.5. Then it processes cut boxes, in descending order of score: a box is dropped if more than
+    half of its area is inside a kept box of its class from another view. Boxes of the same view never drop each other,
+    because the model has already removed duplicates within a view.
 
     Args:
         boxes: (N, 4) yxyx in pixels of the image.
-        scores: (N,).
-        class_ids: (N,).
-        view_index: (N,) row of `views` in which each box was found.
-        views: (V, 4) yxyx in pixels of the image, the part that each view shows.
+        scores: (N,) scores.
+        class_ids: (N,) int class ids.
+        view_index: (N,) int, the row of `views` in which each box was found.
+        views: (V, 4) yxyx in pixels of the image, the part of the image that each view shows.
         image_size: Height and width of the image in pixels.
 
     Returns:
-        (M,) indices of the remaining boxes, by descending score.
+        Indices of the M remaining boxes, (M,), in descending order of score.
     """
     view, limits = views[view_index], np.tile(image_size, 2)
     gap = np.abs(boxes - view)

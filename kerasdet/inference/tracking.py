@@ -1,4 +1,4 @@
-"""Gives the objects of a video ids that stay the same from frame to frame."""
+"""Assigns ids to the objects of a video; an object keeps its id from frame to frame."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ LOWEST_SCORE = 0.1  # ByteTrack's own value: detections with lower scores are no
 class Tracker:
     """Tracks the objects of one video: an object keeps its id from frame to frame.
 
-    The algorithm is ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`. Each class is followed on
-    its own, so an id never moves to an object of another class; an object whose class changes gets another id. Give it
-    detections with low scores as well: they keep the id of an object that is hard to see for a moment.
+    The algorithm is ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`. Each class is tracked
+    separately, so an id never moves to an object of another class; an object whose class changes gets another id. Pass
+    detections with low scores as well: with these, an object that is hard to see for a moment keeps its id.
 
     Args:
-        rate: Frames per second. A lost object keeps its id for one second.
+        rate: Frames per second of the video. A lost object keeps its id for one second.
         score_threshold: Only detections with a score of at least this start a new track. In [0, 1].
 
     Raises:
-        UserError: If the package is not installed.
+        UserError: If the package `trackers` is not installed.
 
     Example:
         >>> tracker = Tracker(rate=25)
@@ -46,7 +46,7 @@ class Tracker:
         self._ids = {}  # (class, id within the class) -> id
 
     def update(self, found: Detections) -> Detections:
-        """Matches the next frame's detections to the objects of earlier frames and gives them ids.
+        """Matches the detections of the next frame to the objects of earlier frames, and assigns ids.
 
         Args:
             found: All detections of the frame.

@@ -1,4 +1,4 @@
-"""Merges the detections of a model in several sizes and mirror images of an image (test-time augmentation)."""
+"""Merges the detections of a model on several sizes and mirror images of an image (test-time augmentation)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,13 +20,13 @@ class AugmentedPredictor(PredictorWrapper):
     """Runs a Keras detector on several views (resized and mirrored copies) of every image and merges the results.
 
     Non-maximum suppression runs once, on the candidates of all views. Masks and keypoint heatmaps of the remaining
-    objects are averaged over the views; in mirror images left and right keypoints change places (Mask R-CNN,
+    objects are averaged over the views; in mirror images left and right keypoints are swapped (Mask R-CNN,
     https://arxiv.org/abs/1703.06870, appendix A).
 
     Args:
         model: The detector, a Keras model of kerasdet. It is not changed.
-        shortest: Lengths of the views' shorter sides in pixels; by default 0.75, 1 and 1.25 times the model's own. The
-            limit of the longer side grows in proportion.
+        shortest: Lengths of the shorter sides of the views, in pixels; by default 0.75, 1 and 1.25 times the length of
+            the model's preprocessing. The limit of the longer side is scaled in proportion.
         hflip: Whether to add the mirror image of each view.
 
     Raises:
@@ -45,8 +45,8 @@ class AugmentedPredictor(PredictorWrapper):
         for length in self.shortest:
             if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
                 raise UserError(
-                    f"`shortest` has {length!r}: give the shorter side of each view in whole pixels, such as "
-                    f"{rule.shortest}."
+                    f"shortest has the length {length!r}: expected the shorter side of each view in whole pixels, "
+                    f"such as {rule.shortest}."
                 )
         longest = [round(rule.longest * length / rule.shortest) for length in self.shortest]
         self._views = [self._make_view(*lengths) for lengths in zip(self.shortest, longest, strict=True)]
@@ -56,7 +56,8 @@ class AugmentedPredictor(PredictorWrapper):
 
         Args:
             batch: `image` (B, H, W, 3) in the images' own sizes, padded at the bottom right; `image_size` (B, 2),
-                heights and widths without padding, and `original_size` (B, 2), those before resizing, in pixels.
+                heights and widths without padding, and `original_size` (B, 2), heights and widths before resizing, in
+                pixels.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -71,7 +72,7 @@ class AugmentedPredictor(PredictorWrapper):
         return rescale(detections, image_size, original_size, self.branch_outputs)
 
     def _make_view(self, shortest, longest):
-        """Returns a graph function: an image (H, W, 3) -> candidates in its pixels, of the view and its mirror (V)."""
+        """Returns a `tf.function` from an image (H, W, 3) to the candidates of a view and of its mirror image (V)."""
 
         def run_view(image):
             rule = self.model.preprocessing
@@ -106,7 +107,7 @@ class AugmentedPredictor(PredictorWrapper):
         return detections
 
     def _class_maps(self, branch, view, detections, size):
-        """Returns a branch's maps (V, D, ...) of the detections in a view and its mirror, all turned back."""
+        """Returns a branch's maps (V, D, ...) of the detections in a view and its mirror image, flipped back."""
         factor = tf.cast(view["size"], tf.float32) / tf.cast(size, tf.float32)
         count = 2 if self.hflip else 1
         boxes = tf.repeat(box_ops.scale(detections["boxes"], factor), count, axis=0)  # (V, D, 4)
@@ -115,7 +116,7 @@ class AugmentedPredictor(PredictorWrapper):
         return tf.concat([maps[:1], *([branch.hflip(maps[1:])] if self.hflip else [])], 0)
 
     def _unflip(self, boxes, width):
-        """Mirrors the boxes of the second view; its own inverse. Boxes (V, N, 4)."""
+        """Mirrors the boxes (V, N, 4) of the second view; applying it twice changes nothing."""
         if not self.hflip:
             return boxes
         return tf.stack([boxes[0], box_ops.flip_left_right(boxes[1], width)])

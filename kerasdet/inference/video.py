@@ -1,4 +1,4 @@
-"""Reads the frames of video files, streams and cameras, and writes videos, by PyAV (pip install 'kerasdet[video]')."""
+"""Reads frames of video files, streams and cameras, and writes videos, with PyAV (pip install 'kerasdet[video]')."""
 
 import dataclasses
 import os
@@ -21,11 +21,11 @@ _FALLBACK_RATE = Fraction(25)
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Holds one picture of a video.
+    """Holds one frame of a video.
 
     Args:
-        image: (H, W, 3) uint8 RGB, turned upright by the video's rotation.
-        index: Number of the frame, from 0.
+        image: (H, W, 3) uint8 RGB, after applying the rotation in the video's metadata.
+        index: Index of the frame, from 0.
         time: Seconds since the first frame.
     """
 
@@ -35,14 +35,14 @@ class Frame:
 
 
 def is_video(word: str) -> bool:
-    """Tells whether an argument of a command is a video: a file by its suffix, a URL, or the number of a camera.
+    """Tells whether an argument of a command is a video: a file with the suffix of videos, a URL, or a camera number.
 
     Args:
         word: Argument such as "street.mp4", "rtsp://host/stream" or "0". If a file or folder named "0" exists, "0" is
             not a camera. The URL of an image is not a video.
 
     Returns:
-        Whether `VideoReader` should open the argument.
+        True if `VideoReader` should open the argument.
     """
     if "://" in word:
         return Path(word.partition("?")[0]).suffix.lower() not in IMAGES
@@ -56,7 +56,7 @@ def is_file_of_video(word: str) -> bool:
         word: Path of a file.
 
     Returns:
-        Whether the path names a video file. The file need not exist.
+        True if the path ends like a video file. The file need not exist.
     """
     return Path(word).suffix.lower() in SUFFIXES and not Path(word).is_dir()
 
@@ -77,14 +77,14 @@ class VideoReader:
     """Opens a video and reads its frames one by one.
 
     Args:
-        source: Path of a video file, a URL such as "rtsp://host/stream", or the number of a camera as text, such as
+        source: Path of a video file, a URL such as "rtsp://host/stream", or the number of a camera as a string, such as
             "0".
 
     Attributes:
-        rate: Frames per second, on average.
+        rate: Average number of frames per second.
 
     Raises:
-        UserError: If PyAV is not installed, the source cannot be opened or has no video.
+        UserError: If PyAV is not installed, or the source cannot be opened or has no video stream.
         FileNotFoundError: If the file does not exist.
 
     Example:
@@ -100,7 +100,7 @@ class VideoReader:
         if not self._container.streams.video:
             self._container.close()
             raise UserError(
-                f"{source} has no video stream: expected a file with pictures, such as an MP4 file. Give another file."
+                f"{source} has no video stream: expected a file with pictures, such as an MP4 file. Use another file."
             )
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
@@ -111,29 +111,29 @@ class VideoReader:
         if platform is None:
             raise UserError(
                 f"Camera {self.source} cannot be opened on this system: kerasdet opens cameras on Linux and macOS "
-                "only. Give a video file or a URL."
+                "only. Use a video file or a URL."
             )
         form, device = CAMERAS[platform]
         try:
             return self._av.open(device.format(self.source), format=form)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
-                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): give the "
+                f"Camera {self.source} ({device.format(self.source)}) does not open ({_reason(error)}): use the "
                 "number of a connected camera that no other program uses."
             ) from None
 
     def _open_file(self):
         if "://" not in self.source and not Path(self.source).is_file():
             raise FileNotFoundError(
-                f"The video {self.source} does not exist: give the path of a video file, a URL or the number of a "
-                "camera."
+                f"The video {self.source} does not exist: expected the path of a video file, a URL or the number of "
+                "a camera."
             )
         try:
             return self._av.open(self.source)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
-                f"The video {self.source} cannot be read ({_reason(error)}): expected a video that FFmpeg reads, such "
-                "as an MP4 file."
+                f"The video {self.source} cannot be read ({_reason(error)}): expected a video that FFmpeg can read, "
+                "such as an MP4 file. Convert it, or use another file."
             ) from None
 
     def __enter__(self) -> "VideoReader":
@@ -146,7 +146,7 @@ class VideoReader:
         """Yields the frames.
 
         Raises:
-            UserError: If the video has no frame, or is damaged after the frames that were read.
+            UserError: If the video has no frames, or cannot be decoded to the end.
         """
         index, start = 0, None
         try:
@@ -162,19 +162,19 @@ class VideoReader:
             ) from None
         if not index:
             raise UserError(
-                f"The video {self.source} has no frame: expected at least one picture. Copy or record the video again."
+                f"The video {self.source} has no frames: expected at least one. Copy or record the video again."
             )
 
 
 class VideoWriter:
-    """Writes pictures as an H.264 video without sound, in an MP4 file that browsers and players can show.
+    """Writes pictures as an H.264 video without sound, in an MP4 file that browsers and players can play.
 
-    A temporary file gets its final name when it is complete. H.264 needs even widths and heights: odd ones get one more
-    column or row, a copy of the last.
+    The video is written to a temporary file, which is renamed when it is complete. H.264 needs even widths and heights,
+    so the last column or row of odd sizes is repeated.
 
     Args:
-        path: File to write, ending in .mp4.
-        rate: Frames per second, on average.
+        path: Path of the file to write, ending in .mp4.
+        rate: Average number of frames per second.
 
     Raises:
         UserError: If PyAV is not installed.
@@ -199,7 +199,7 @@ class VideoWriter:
         """Appends a picture.
 
         Args:
-            image: (H, W, 3) uint8 RGB. A picture of another size than the first is resized to it.
+            image: (H, W, 3) uint8 RGB. A picture is resized to the size of the first picture, if they differ.
             time: Time at which the picture appears, in seconds since the beginning.
         """
         height, width = image.shape[:2]
@@ -221,7 +221,7 @@ class VideoWriter:
     def close(self) -> None:
         """Completes the file. If no picture was written, no file is created.
 
-        A writer that is closed early, such as by Ctrl-C, keeps the pictures written so far.
+        If the writer is closed early, such as after Ctrl-C, the file contains the pictures written so far.
         """
         if self._stream is not None:
             self._container.mux(self._stream.encode())

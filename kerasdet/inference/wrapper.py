@@ -1,4 +1,4 @@
-"""Describes a predictor that runs another one, such as test-time augmentation or tiles."""
+"""Defines the base class of predictors that run another predictor, such as test-time augmentation or tiles."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ class PredictorWrapper(Predictor):
     """Base class of predictors that run another predictor and have its classes and outputs.
 
     Args:
-        model: The other predictor. It is not changed.
+        model: The predictor to run. It is not changed.
     """
 
     def __init__(self, model: Predictor):
@@ -18,25 +18,25 @@ class PredictorWrapper(Predictor):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of the model's classes, or None for a model without classes."""
+        """Number of classes of the model. None: the model has no classes."""
         return self.model.num_classes
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the model's classes, or None."""
+        """Names of the model's classes. None: the names are unknown."""
         return self.model.class_names
 
     @property
     def mask_convention(self) -> str | None:
-        """The model's convention of pasting masks, or None for a model without masks."""
+        """Source framework whose pasting of the model's masks is reproduced. None: no masks."""
         return self.model.mask_convention
 
     @property
     def skeleton(self) -> Sequence[tuple[int, int]]:
-        """Pairs of the model's keypoints that drawings connect by a line."""
+        """Pairs of the model's keypoint indices that drawings connect by a line."""
         return self.model.skeleton
 
     @property
     def branch_outputs(self) -> Mapping[str, BranchOutput]:
-        """The outputs of the model's branches."""
+        """The `BranchOutput`s of the model's branches, by name of the output."""
         return self.model.branch_outputs

@@ -12,18 +12,18 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Describes what a detector needs from a backbone; `kerasdet.ResNet` is one of them.
+    """Defines the attributes and the call that a detector needs from a backbone, such as `kerasdet.ResNet`.
 
     A backbone is a `keras.Model` that takes normalised images and returns feature maps by name. Necks and detectors
-    read only the three attributes below and call the model, so any architecture fits. When a detector is constructed,
-    it runs the backbone on a small image and raises an error if the features differ from the attributes. To write a
-    backbone:
+    only read the three attributes below and call the model, so any architecture can be used. When a detector is
+    constructed, it runs the backbone on a small image and raises an error if the features differ from the attributes.
+    To write a backbone:
 
     1. Subclass `keras.Model` and register it with `keras.saving.register_keras_serializable(package=...)`.
     2. Set `features`, `channels` and `strides` in the constructor. All three list the same names, finest first.
     3. Name a feature after its stride: ``c{l}`` has a stride of ``2**l`` pixels (``c3`` has 8). A neck derives the
-       names of its outputs from these (``c3`` -> ``p3``). A dilated stage keeps its name and states its true stride, so
-       a neck that merges it refuses the backbone.
+       names of its outputs from these (``c3`` -> ``p3``). A dilated stage keeps its name and states its true stride in
+       `strides`; a detector whose neck merges it raises an error.
     4. Pad like PyTorch if you convert PyTorch weights; `kerasdet.layers.ConvNorm` does so.
     5. Build all variables in the constructor, so that `load_weights` works before the first call.
 
@@ -83,7 +83,7 @@ class Backbone(Protocol):
             training: Whether norms and other layers run in training mode.
 
         Returns:
-            name -> (B, h, w, C), where C is ``channels[name]``, and h and w are H and W divided by ``strides[name]``,
-            rounded up.
+            Feature maps (B, h, w, C) by name, where C is ``channels[name]``, and h and w are H and W divided by
+            ``strides[name]``, rounded up.
         """
         ...

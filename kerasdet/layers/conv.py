@@ -7,19 +7,20 @@ import tensorflow as tf
 class ConvNorm(keras.layers.Layer):
     """Applies a convolution padded like PyTorch's, then a norm, then an activation.
 
-    TensorFlow's "SAME" padding puts the odd pixel at the bottom right. With a stride of 2 it therefore samples other
-    pixels than the source frameworks. This layer pads all four sides by ``dilation * (kernel_size - 1) / 2`` pixels.
+    TensorFlow's "SAME" padding puts the odd pixel at the bottom right. With a stride of 2, its windows are one pixel
+    off those of the source frameworks. This layer pads all four sides by ``dilation * (kernel_size - 1) / 2`` pixels.
 
     Args:
         filters: Number of output channels.
         kernel_size: Height and width of the kernel in cells; odd.
         strides: Step of the kernel in cells, along both axes.
         dilation: Distance between neighbouring kernel taps in cells.
-        groups: Number of channel groups that are convolved separately. Must divide the input channels and `filters`.
-        padded: Whether to pad at all; without it the map gets smaller.
+        groups: Number of channel groups that are convolved separately. Must divide the number of input channels and
+            `filters`.
+        padded: Whether to pad. If False the output is smaller than the input, as with "valid" padding.
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
-        use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
+        use_bias: Whether the convolution has a bias. None adds a bias only if `norm` is None.
         kernel_initializer: Keras initializer of the kernel. None is He's normal initializer over the outputs
             (``VarianceScaling(2, "fan_out")``), like PyTorch's ResNets.
         bias_initializer: Keras initializer of the bias.
@@ -83,7 +84,7 @@ class ConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            (B, ceil(H / strides), ceil(W / strides), filters).
+            Features (B, ceil(H / strides), ceil(W / strides), filters).
         """
         x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))
@@ -93,14 +94,14 @@ class ConvNorm(keras.layers.Layer):
 
 
 class DepthwiseConvNorm(keras.layers.Layer):
-    """Convolves each channel by a kernel of its own, padded like PyTorch's, then applies a norm and an activation.
+    """Applies a depthwise convolution padded like PyTorch's, then a norm, then an activation.
 
     Args:
         kernel_size: Height and width of the kernels in cells; odd.
         strides: Step of the kernels in cells, along both axes.
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
-        use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
+        use_bias: Whether the convolution has a bias. None adds a bias only if `norm` is None.
         kernel_initializer: Keras initializer of the kernels.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -147,7 +148,7 @@ class DepthwiseConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            (B, ceil(H / strides), ceil(W / strides), C).
+            Features (B, ceil(H / strides), ceil(W / strides), C).
         """
         x = self.conv(x if self.pad is None else self.pad(x))
         if self.norm is not None:

@@ -15,12 +15,12 @@ _CHANNELS = 64  # of the stem at a widen_factor of 1; each stage doubles them
 
 
 def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilon: float, **kwargs) -> ConvNorm:
-    """Makes a convolution that is followed by a norm and a SiLU, with the initial weights of PyTorch's convolutions.
+    """Makes a convolution followed by a norm and a SiLU, initialised like PyTorch's convolutions.
 
     Args:
         filters: Number of output channels.
         kernel_size: Height and width of the kernel in cells; odd.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
         norm_epsilon: Constant that the norm adds to variances.
         **kwargs: Arguments of `ConvNorm`.
 
@@ -44,12 +44,12 @@ def _torch_uniform():
 
 
 class CSPNeXtBlock(keras.layers.Layer):
-    """Applies a 3x3 convolution, a depthwise 5x5 one and a 1x1 one, each with a norm and a SiLU.
+    """Applies a 3x3, a depthwise 5x5 and a 1x1 convolution, each with a norm and a SiLU.
 
     Args:
-        channels: Number of channels, of the input and everywhere inside.
-        identity: Whether the input is added to the result.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None for no norm.
+        channels: Number of channels of the input, the output and all layers.
+        identity: Whether the input is added to the output.
+        norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
         norm_epsilon: Constant that the norms add to variances.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
@@ -83,10 +83,10 @@ class CSPNeXtBlock(keras.layers.Layer):
 
         Args:
             x: (B, h, w, channels).
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         y = x
         for conv in self.convs:
@@ -98,11 +98,11 @@ class CSPLayer(keras.layers.Layer):
     """Runs blocks on one half of the channels and joins both halves (CSPNet, https://arxiv.org/abs/1911.11929).
 
     Args:
-        channels: Number of output channels; the halves have half as many each.
+        channels: Number of output channels; each half has half as many.
         num_blocks: Number of `CSPNeXtBlock`s.
-        identity: Whether each block adds its input.
-        attention: Whether a channel attention weighs the joined halves.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None for no norm.
+        identity: Whether each block adds its input to its output.
+        attention: Whether `ChannelAttention` weights the joined halves.
+        norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
         norm_epsilon: Constant that the norms add to variances.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
@@ -144,10 +144,10 @@ class CSPLayer(keras.layers.Layer):
 
         Args:
             x: (B, h, w, C).
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         main = self.main(x, training=training)
         for block in self.blocks:
@@ -159,7 +159,7 @@ class CSPLayer(keras.layers.Layer):
 
 
 class ChannelAttention(keras.layers.Layer):
-    """Multiplies each channel by a hard sigmoid of a 1x1 convolution of all channels' means.
+    """Multiplies each channel by a weight: a hard sigmoid of a 1x1 convolution of the channel means.
 
     Args:
         channels: Number of channels of the input.
@@ -181,18 +181,20 @@ class ChannelAttention(keras.layers.Layer):
             x: (B, h, w, channels).
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         logits = self.fc(tf.reduce_mean(x, [1, 2], keepdims=True))  # (B, 1, 1, C)
         return x * (tf.nn.relu6(logits + 3) / 6)
 
 
 class SPP(keras.layers.Layer):
-    """Joins features with their maxima in squares of 5, 9 and 13 cells (https://arxiv.org/abs/1406.4729).
+    """Applies spatial pyramid pooling: joins features with their maxima in squares of 5, 9 and 13 cells.
+
+    The method is that of https://arxiv.org/abs/1406.4729.
 
     Args:
-        channels: Number of channels of input and output; half as many are pooled.
-        norm: A name of `kerasdet.layers.norm.NORMS`, or None for no norm.
+        channels: Number of channels of input and output; the pooled features have half as many.
+        norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
         norm_epsilon: Constant that the norms add to variances.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
@@ -209,14 +211,14 @@ class SPP(keras.layers.Layer):
         self.conv2.build((None, None, None, 4 * self.half))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Joins features with their maxima.
+        """Applies spatial pyramid pooling.
 
         Args:
             x: (B, h, w, channels).
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         pooled = [self.conv1(x, training=training)]
         for _ in range(3):  # a maximum over 5x5 cells of maxima over 5x5 is one over 9x9, and so on
@@ -237,19 +239,19 @@ class CSPNeXt(ConfigFromInit, keras.Model):
     | widen_factor | 0.375 | 0.5 | 0.75 | 1 | 1.25 |
 
     Args:
-        deepen_factor: Factor of the numbers of blocks, which are 3, 6, 6 and 3 for ``c2`` to ``c5``.
-        widen_factor: Factor of the numbers of channels, which are 128, 256, 512 and 1024 for ``c2`` to ``c5``.
+        deepen_factor: Factor applied to the numbers of blocks, which are 3, 6, 6 and 3 for ``c2`` to ``c5``.
+        widen_factor: Factor applied to the numbers of channels, which are 128, 256, 512 and 1024 for ``c2`` to ``c5``.
         out_features: Names of the returned feature maps. Stages after the last of them are not built.
-        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
-        freeze_at: Number of parts that are not trained, counted from the input: 1 freezes the stem, 2 also ``c2``, and
-            so on. 0 freezes nothing.
+        freeze_at: Number of parts that are frozen (not trained), counted from the input: 1 freezes the stem, 2 also
+            ``c2``, and so on. 0 freezes nothing.
         **kwargs: Arguments of `keras.Model`.
 
     Attributes:
         features: Names of the returned feature maps, in the order of `out_features`.
-        channels: name -> number of channels, of the returned feature maps.
-        strides: name -> pixels of the image per cell, of the returned feature maps.
+        channels: Number of channels of each returned feature map, by name.
+        strides: Pixels of the image per cell of each returned feature map, by name.
 
     Raises:
         UserError: If a feature name is unknown, or `widen_factor` leaves the stem without channels.
@@ -276,11 +278,14 @@ class CSPNeXt(ConfigFromInit, keras.Model):
         if unknown := set(out_features) - set(available):
             raise UserError(
                 f"CSPNeXt has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
-                "Correct out_features."
+                "Change out_features."
             )
         width = int(_CHANNELS * widen_factor)
         if width < 2:
-            raise UserError(f"widen_factor is {widen_factor}: give at least 1/32, which makes a stem of 2 channels.")
+            raise UserError(
+                f"CSPNeXt.widen_factor is {widen_factor}: expected at least 1/32, with which the stem "
+                "has 2 channels. Increase it."
+            )
         self.deepen_factor = deepen_factor
         self.widen_factor = widen_factor
         self.out_features = tuple(out_features)
@@ -331,10 +336,11 @@ class CSPNeXt(ConfigFromInit, keras.Model):
 
         Args:
             images: (B, H, W, 3) float, normalised.
-            training: Whether norms run in training mode.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            name -> (B, h, w, C) in the order of `out_features`; h and w are H and W over the stride, rounded up.
+            Feature maps (B, h, w, C) by name, in the order of `out_features`; h and w are H and W divided by the
+            stride, rounded up.
         """
         x = images
         for layer in self.stem:

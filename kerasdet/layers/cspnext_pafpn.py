@@ -23,7 +23,7 @@ class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
         in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.
         channels: Number of channels of every output level.
         num_blocks: Number of blocks in each `CSPLayer`.
-        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -57,7 +57,7 @@ class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
         return tuple(f"p{name[1:]}" for name in self.in_features)
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
-        """Creates layers and variables for features of the shapes `input_shape`: name -> (B, h, w, C)."""
+        """Creates layers and variables for features whose shapes (B, h, w, C) are `input_shape`, by name."""
         widths = [input_shape[name][-1] for name in self.in_features]
         with policy_scope(self.dtype_policy):
             self._create_layers(widths)
@@ -72,7 +72,7 @@ class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
             freeze(self)
 
     def _create_layers(self, widths):
-        """Creates the layers for features of `widths` channels; the two paths keep the channels of each level."""
+        """Creates the layers for features with `widths` channels; both paths keep the channels of each level."""
 
         def conv(filters, kernel_size, name, **options):
             return conv_norm_silu(filters, kernel_size, self.norm, self.norm_epsilon, name=name, **options)
@@ -92,11 +92,11 @@ class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
         """Merges the features into a pyramid.
 
         Args:
-            features: name -> (B, h, w, C), a backbone's output.
-            training: Whether norms run in training mode.
+            features: Feature maps (B, h, w, C) by name, the output of a backbone.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            level -> (B, h, w, channels), finest first, with the names of `levels`.
+            Features (B, h, w, channels) by level name, in the order of `levels` (finest first).
         """
         fine = [features[name] for name in self.in_features]
         x, reduced = fine[-1], []

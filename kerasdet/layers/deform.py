@@ -1,4 +1,4 @@
-"""Defines a deformable convolution that replaces an ordinary one."""
+"""Defines a deformable convolution with the interface of `ConvNorm`."""
 
 import keras
 import tensorflow as tf
@@ -24,7 +24,7 @@ class DeformConvNorm(keras.layers.Layer):
             (https://arxiv.org/abs/1811.11168).
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
-        use_bias: Whether the convolution has a bias. None adds a bias exactly if `norm` is None.
+        use_bias: Whether the convolution has a bias. None adds a bias only if `norm` is None.
         kernel_initializer: Keras initializer of the kernel. None is He's normal initializer over the outputs.
         bias_initializer: Keras initializer of the bias.
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -52,9 +52,7 @@ class DeformConvNorm(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if deform_version not in (1, 2):
-            raise ValueError(
-                f"Deformable convolution has no version {deform_version}: choose 1 (offsets) or 2 (offsets and a mask)."
-            )
+            raise ValueError(f"deform_version is {deform_version}: choose 1 (offsets) or 2 (offsets and a mask).")
         self.deform_groups = deform_groups
         self.deform_version = deform_version
         self.pad = keras.layers.ZeroPadding2D(dilation * (kernel_size - 1) // 2, name="pad")
@@ -97,7 +95,7 @@ class DeformConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            (B, ceil(H / strides), ceil(W / strides), filters).
+            Features (B, ceil(H / strides), ceil(W / strides), filters).
         """
         offsets, mask = self.offset(self.pad(x)), None
         if self.deform_version == 2:

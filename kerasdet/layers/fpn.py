@@ -21,10 +21,11 @@ class FPN(ConfigFromInit, keras.layers.Layer):
     sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:
-        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number; more may
-            follow in features of the same stride, which are added without upsampling (``c5_first`` and ``c5``).
+        in_features: Names of the backbone features to merge, finest first. A name is ``c`` and a level number, such as
+            ``c5``. A second feature of the same stride has a suffix, such as ``c5_first``, and is added without
+            upsampling.
         channels: Number of channels of every output level.
-        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
         fusion: How a level is merged with the upsampled coarser one: "sum" or "average" of the two.
         upsampling: How a coarser level is resized: "nearest" or "bilinear".
@@ -88,7 +89,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         return own + tuple(f"p{first_extra + i}" for i in range(self.top.num_levels if self.top else 0))
 
     def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
-        """Creates the variables for features of the shapes `input_shape`: name -> (B, h, w, C)."""
+        """Creates the variables for features whose shapes (B, h, w, C) are `input_shape`, by name."""
         for name, lateral, output in zip(self.in_features, self.laterals, self.outputs, strict=True):
             lateral.build(input_shape[name])
             output.build((None, None, None, self.channels))
@@ -100,12 +101,12 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         """Merges the features into a pyramid.
 
         Args:
-            features: name -> (B, h, w, C), a backbone's output. Features that are not in `in_features` are passed to
-                `top` only.
-            training: Whether norms run in training mode.
+            features: Feature maps (B, h, w, C) by name, the output of a backbone. Features that are not in
+                `in_features` are passed to `top` only.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            level -> (B, h, w, channels), finest first, with the names of `levels`.
+            Features (B, h, w, channels) by level name, in the order of `levels` (finest first).
         """
         merged = coarser = None
         pyramid = {}
@@ -136,7 +137,7 @@ def upsample_nearest(coarse: tf.Tensor, fine: tf.Tensor) -> tf.Tensor:
         fine: (B, H, W, C) feature map of the finer level, with H = 2 * h or 2 * h - 1, and W = 2 * w or 2 * w - 1.
 
     Returns:
-        (B, H, W, C), `coarse` resized.
+        The resized feature map, (B, H, W, C).
     """
     size = tf.shape(fine)[1:3]
     doubled = composite(_double, "Doubling")(coarse)
@@ -150,7 +151,7 @@ def _double(x):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
-    """Adds one coarser level, which has every second cell of another level: the P6 of Faster R-CNN.
+    """Adds one coarser level, every second row and column of another level: the P6 of Faster R-CNN.
 
     Args:
         in_feature: Name of the level to subsample.
@@ -167,7 +168,7 @@ class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
         """Computes the extra level.
 
         Args:
-            features: Name -> (B, h, w, C), the backbone's features and the levels of the FPN.
+            features: Feature maps (B, h, w, C) by name: those of the backbone and the levels of the FPN.
 
         Returns:
             A list of one tensor (B, ceil(h / 2), ceil(w / 2), C).
@@ -177,7 +178,7 @@ class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ConvTop(ConfigFromInit, keras.layers.Layer):
-    """Adds levels by 3x3 convolutions of stride 2, each on the level before: P6 and P7 of RetinaNet and FCOS.
+    """Adds coarser levels by 3x3 convolutions of stride 2 (P6 and P7 of RetinaNet and FCOS).
 
     Args:
         in_feature: Name of the input of the first convolution: a backbone feature (``c5``) or a level (``p5``).
@@ -207,7 +208,7 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
         ]
 
     def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
-        """Creates the variables for features and levels of the shapes `input_shape`: name -> (B, h, w, C)."""
+        """Creates the variables for features and levels whose shapes (B, h, w, C) are `input_shape`, by name."""
         shape = input_shape[self.in_feature]
         for conv in self.convs:
             conv.build(shape)
@@ -217,10 +218,11 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
         """Computes the extra levels.
 
         Args:
-            features: Name -> (B, h, w, C), the backbone's features and the levels of the FPN.
+            features: Feature maps (B, h, w, C) by name: those of the backbone and the levels of the FPN.
 
         Returns:
-            One tensor (B, h, w, channels) per level, finest first; each is half as high and wide as the one before.
+            A list of one tensor (B, h, w, channels) per level, finest first; each level halves the height and width of
+            the previous one.
         """
         activation = keras.activations.get(self.activation)
         extra = [self.convs[0](features[self.in_feature])]

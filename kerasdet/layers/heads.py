@@ -1,4 +1,4 @@
-"""Heads of dense detectors and of region proposal networks; all levels of a pyramid share their weights."""
+"""Defines the heads of dense detectors and RPNs; the levels of a pyramid share the weights of a head."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,10 @@ class Tower(keras.layers.Layer):
         levels: Names of the pyramid's levels.
         norm: A name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        deform_last: Whether the last convolution is a deformable one with a mask (DCNv2).
+        deform_last: Whether the last convolution is a modulated deformable convolution (DCNv2).
         use_bias: Whether the convolutions have biases; None adds them only if there is no norm.
         activation: Name of the Keras activation after each norm.
-        norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
+        norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Tower(keras.layers.Layer):
 
         Args:
             x: (B, h, w, C) feature map.
-            level: Name of the pyramid level, such as "p3"; it chooses the batch norms.
-            training: Whether norms use the statistics of the batch.
+            level: Name of the pyramid level, such as "p3"; it selects the batch norms.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (B, h, w, channels).
+            Features (B, h, w, channels).
         """
         key = self.norm_keys.index(level) if len(self.norm_keys) > 1 else 0
         for conv, norm in zip(self.convs, self.norms[key :: len(self.norm_keys)], strict=True):
@@ -97,9 +97,8 @@ class Tower(keras.layers.Layer):
 class DenseHead(keras.layers.Layer):
     """Base class of heads that predict something for each anchor of a pyramid.
 
-    The constructor of a head does not take the numbers of classes, anchors and channels: the model knows them and
-    passes them to `attach`, which creates the layers and variables. A subclass defines `create_layers`, `build` and
-    `call`.
+    The constructor of a head does not take the numbers of classes, anchors and channels: the model passes these to
+    `attach`, which creates the layers and variables. A subclass defines `create_layers`, `build` and `call`.
     """
 
     def __init__(self, **kwargs):
@@ -118,7 +117,8 @@ class DenseHead(keras.layers.Layer):
             channels: Number of channels of each level, and of the towers.
 
         Raises:
-            UserError: If the head belongs to a model of other sizes.
+            UserError: If the head belongs to a model with other numbers of classes, anchors or channels, or other
+                levels.
         """
         sizes = (num_classes, num_anchors, tuple(levels), channels)
         if self.attached_to == sizes:
@@ -147,7 +147,7 @@ class DenseHead(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must define create_layers.")
 
     def get_build_config(self) -> None:
-        """Returns None, so that Keras does not build a loaded head before its model attaches it."""
+        """Returns None: Keras must not build the head on loading, because `attach` builds it."""
         return None
 
 
@@ -159,7 +159,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
         num_convs: Number of convolutions in each of the two towers.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
+        deform_last: Whether the last convolution of each tower is a modulated deformable convolution (DCNv2).
         prior_probability: Probability of each class at each anchor before training, in (0, 1). A small value keeps
             the many negatives from dominating the first losses.
 
@@ -212,8 +212,8 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
         """Predicts class logits and box deltas for every anchor.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
-            training: Whether norms use the statistics of the batch.
+            pyramid: Features (B, h, w, C) by level name.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Two dicts by level name, float32: ``class_logits`` with (B, h * w * A, K), and ``box_deltas`` with
@@ -232,16 +232,17 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
 class FCOSHead(ConfigFromInit, DenseHead):
     """Predicts classes, distances to the sides of a box, and centerness for each point (FCOS, arXiv 2006.09214).
 
-    The distances are raw numbers. `kerasdet.FCOS` makes them positive with the `activate` method of its coder.
+    The head returns raw distances, which may be negative. The `activate` method of the coder of `kerasdet.FCOS` makes
+    them positive.
 
     Args:
         num_convs: Number of convolutions in each of the two towers.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         use_bias: Whether the towers' convolutions have biases in addition to a norm. Without a norm they always do.
-        deform_last: Whether the last convolution of each tower is a modulated deformable one (DCNv2).
+        deform_last: Whether the last convolution of each tower is a modulated deformable convolution (DCNv2).
         centerness_on_boxes: Whether the box tower predicts centerness; otherwise the class tower does.
-        level_scales: Whether the raw distances of each level are multiplied by a learnt factor.
+        level_scales: Whether the raw distances of each level are multiplied by a trainable scalar, which starts at 1.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 
     Example:
@@ -309,8 +310,8 @@ class FCOSHead(ConfigFromInit, DenseHead):
         """Predicts class logits, raw distances and centerness for every point.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
-            training: Whether norms use the statistics of the batch.
+            pyramid: Features (B, h, w, C) by level name.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Three dicts by level name, float32: ``class_logits`` with (B, h * w, K), ``box_distances`` with (B, h * w,
@@ -329,18 +330,18 @@ class FCOSHead(ConfigFromInit, DenseHead):
 
 
 class Scale(keras.layers.Layer):
-    """Multiplies by one learnt number that starts at 1, in float32 under every precision policy."""
+    """Multiplies by one trainable scalar that starts at 1, in float32 under every precision policy."""
 
     def __init__(self, **kwargs):
         # Keras would round inputs to 16 bits under a mixed policy, and distances in pixels do not fit into these
         super().__init__(**{"autocast": False, **kwargs})
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the learnt number."""
+        """Creates the trainable scalar, for inputs of any shape."""
         self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns `x`, of any shape, times the learnt number."""
+        """Multiplies `x`, of any shape, by the trainable scalar."""
         return x * self.scale
 
 
@@ -375,7 +376,7 @@ class RPNHead(keras.layers.Layer):
         """Predicts objectness and box deltas for every anchor.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
 
         Returns:
             Two dicts by level name, float32: ``objectness`` with (B, h * w * A) logits, and ``box_deltas`` with
@@ -397,11 +398,11 @@ def check_attached(head: DenseHead) -> None:
         head: The head.
 
     Raises:
-        RuntimeError: If no model has, so that the head has no layers yet.
+        RuntimeError: If no model has attached the head, which then has no layers.
     """
     if head.attached_to is None:
         raise RuntimeError(
-            f"{type(head).__name__} has no layers yet: give it to a model, or call attach(num_classes=..., "
+            f"{type(head).__name__} has no layers yet: pass the head to a model, or call attach(num_classes=..., "
             "num_anchors=..., levels=..., channels=...) first."
         )
 
@@ -411,7 +412,7 @@ def check_one_point(head: DenseHead, num_anchors: int) -> None:
 
     Args:
         head: The head, for the error message.
-        num_anchors: Number of anchors per cell of the model.
+        num_anchors: Number of anchors that the model has in each cell.
 
     Raises:
         UserError: If `num_anchors` is not 1.
@@ -428,16 +429,16 @@ def _predictor(filters, name, kernel_size=3):
 
 
 def _class_predictor(filters, prior_probability):
-    """Returns a convolution whose bias gives each logit the prior probability."""
+    """Returns a convolution whose initial bias gives each class the prior probability."""
     bias = keras.initializers.Constant(prior_bias(prior_probability))
     return ConvNorm(filters, 3, kernel_initializer=small_normal(), bias_initializer=bias, name="class_logits")
 
 
 def prior_bias(probability: float) -> float:
-    """Computes the bias that gives a sigmoid output a probability before training.
+    """Computes the initial bias for which a sigmoid output starts at a given probability.
 
     Args:
-        probability: In (0, 1).
+        probability: Initial probability, in (0, 1).
 
     Returns:
         The logit of the probability.
@@ -453,17 +454,17 @@ def per_anchor(x: tf.Tensor, size: int) -> tf.Tensor:
         size: Number of values per anchor, such as K classes or 4 box deltas.
 
     Returns:
-        (B, h * w * A, size) float32.
+        The predictions, (B, h * w * A, size) float32.
     """
     return tf.cast(tf.reshape(x, [tf.shape(x)[0], -1, size]), float_dtype())
 
 
 def small_normal() -> keras.initializers.Initializer:
-    """Returns a new normal initializer with a small standard deviation, for predictors.
+    """Returns a new normal initializer with a standard deviation of 0.01, for predictors.
 
     Each layer needs a new object: layers that share a Keras initializer object would start with equal values.
 
     Returns:
-        The initializer.
+        The Keras initializer.
     """
     return keras.initializers.RandomNormal(stddev=0.01)

@@ -1,4 +1,4 @@
-"""Makes backbones from models of `keras.applications` and KerasHub; they follow `kerasdet.layers.Backbone`."""
+"""Makes backbones from models of `keras.applications` and KerasHub, with the protocol `kerasdet.layers.Backbone`."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -23,15 +23,15 @@ _PIXELS = {
 
 
 class _Pyramid(keras.Model):
-    """Runs a Keras model from images to features; `connect` makes it a backbone."""
+    """Runs a Keras model that maps images to features; `connect` makes it a backbone."""
 
     def connect(self, features: Mapping[str, keras.KerasTensor], mean: Sequence[float], std: Sequence[float]) -> None:
         """Sets the attributes `features`, `channels` and `strides` that the protocol of backbones needs.
 
         Args:
-            features: Feature name -> tensor in `self.backbone`, finest first.
-            mean: Means of the pixels that the network expects, on a scale of 0..255.
-            std: Standard deviations of these pixels.
+            features: Output tensors of `self.backbone` by feature name, finest first.
+            mean: Means of the pixels that the model expects, RGB on a scale of 0..255.
+            std: Standard deviations of the pixels that the model expects, RGB on a scale of 0..255.
         """
         self.features = tuple(features)
         self.channels = {name: int(tensor.shape[-1]) for name, tensor in features.items()}
@@ -51,7 +51,7 @@ class _Pyramid(keras.Model):
             training: Whether norms and dropout run in training mode.
 
         Returns:
-            name -> (B, h, w, C); h and w are H and W over the stride, rounded up.
+            Feature maps (B, h, w, C) by name; h and w are H and W divided by the stride, rounded up.
         """
         scale, shift = (tf.constant(value, images.dtype) for value in (self._network.scale, self._network.shift))
         size = tf.shape(images)[1:3]
@@ -76,11 +76,11 @@ class PyramidBackbone(ConfigFromInit, _Pyramid):
     """Makes a backbone from a Keras model with `pyramid_outputs`, such as KerasHub's feature pyramid backbones.
 
     Args:
-        backbone: Keras model whose only input is the images, with the attribute `pyramid_outputs`: name such as "P3" ->
-            tensor of stride 8.
-        out_features: Names of the returned feature maps: ``c3`` is "P3", and so on.
+        backbone: Keras model whose only input is the images, with the attribute `pyramid_outputs`, a dict from a name
+            such as "P3" to an output tensor, here of stride 8.
+        out_features: Names of the returned feature maps: ``c3`` stands for "P3", and so on.
         input_mean: Means of the pixels that the model expects, RGB on a scale of 0..255.
-        input_std: Standard deviations of these pixels.
+        input_std: Standard deviations of the pixels that the model expects, RGB on a scale of 0..255.
         freeze_norms: Whether the batch norms use their stored statistics. Set it for pretrained models.
         **kwargs: Arguments of `keras.Model`.
 
@@ -107,8 +107,8 @@ class PyramidBackbone(ConfigFromInit, _Pyramid):
         if not isinstance(outputs, Mapping):
             raise UserError(
                 f"PyramidBackbone got a {type(backbone).__name__}: expected a Keras model with `pyramid_outputs`, such "
-                "as keras_hub.models.ResNetBackbone. Other models can follow the protocol of "
-                "kerasdet.layers.Backbone."
+                "as keras_hub.models.ResNetBackbone. For other models, write a backbone as kerasdet.layers.Backbone "
+                "describes."
             )
         available = {f"c{level_number(name.lower())}": tensor for name, tensor in outputs.items()}
         _check_features(type(backbone).__name__, out_features, available)
@@ -159,8 +159,8 @@ class KerasApplication(ConfigFromInit, _Pyramid):
         if pixels is None or not callable(make):
             names = [name for name in dir(keras.applications) if name.startswith(tuple(_PIXELS))]
             raise UserError(
-                f"KerasApplication.architecture is {architecture!r}: expected one of {', '.join(names)}. Correct the "
-                "name."
+                f"KerasApplication.architecture is {architecture!r}: expected one of {', '.join(names)}. Change "
+                "architecture."
             )
         self.architecture = architecture
         self.pretrained = pretrained
@@ -174,7 +174,7 @@ class KerasApplication(ConfigFromInit, _Pyramid):
         self.connect({name: available[name] for name in out_features}, *pixels)
 
     def get_config(self) -> dict:
-        """Returns the constructor arguments; a copy needs no download, because its weights come from the file."""
+        """Returns the constructor arguments, with `pretrained=None`: a loaded model gets its weights from its file."""
         return {**super().get_config(), "pretrained": None}
 
 
@@ -195,6 +195,5 @@ def _check_features(name, wanted, available):
     missing = [feature for feature in wanted if feature not in available]
     if missing or not wanted:
         raise UserError(
-            f"{name} has no feature {', '.join(missing)}: expected some of {', '.join(available)}. "
-            "Correct out_features."
+            f"{name} has no feature {', '.join(missing)}: expected some of {', '.join(available)}. Change out_features."
         )

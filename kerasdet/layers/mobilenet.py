@@ -45,20 +45,20 @@ class MobileNetV3(ConfigFromInit, keras.Model):
     block; torchvision's FPN merges it with ``c5``.
 
     Args:
-        width_factor: Factor of all numbers of channels, which are then rounded to multiples of 8.
-        reduced_tail: Whether the blocks of ``c5`` have half as many channels, like in SSDLite.
+        width_factor: Factor applied to all numbers of channels, which are then rounded to multiples of 8.
+        reduced_tail: Whether the blocks of ``c5`` have half as many channels, as in SSDLite.
         out_features: Names of the returned feature maps.
-        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
-        norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
-        freeze_at: Number of parts that are not trained, counted from the input: 1 freezes the stem with ``c1``, 2 also
-            ``c2``, and so on. 0 freezes nothing.
+        norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
+        freeze_at: Number of parts that are frozen (not trained), counted from the input: 1 freezes the stem with
+            ``c1``, 2 also ``c2``, and so on. 0 freezes nothing.
         **kwargs: Arguments of `keras.Model`.
 
     Attributes:
         features: Names of the returned feature maps, in the order of `out_features`.
-        channels: name -> number of channels, of the returned feature maps.
-        strides: name -> pixels of the image per cell, of the returned feature maps.
+        channels: Number of channels of each returned feature map, by name.
+        strides: Pixels of the image per cell of each returned feature map, by name.
 
     Raises:
         UserError: If a feature name is unknown, or `width_factor` is not positive.
@@ -85,10 +85,10 @@ class MobileNetV3(ConfigFromInit, keras.Model):
         if unknown := set(out_features) - set(_FEATURES):
             raise UserError(
                 f"MobileNetV3 has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(_FEATURES)}. "
-                "Correct out_features."
+                "Change out_features."
             )
         if width_factor <= 0:
-            raise UserError(f"width_factor is {width_factor}: expected a number above 0, such as 0.5 or 1.")
+            raise UserError(f"MobileNetV3.width_factor is {width_factor}: expected a number above 0, such as 0.5 or 1.")
         self.width_factor = width_factor
         self.reduced_tail = reduced_tail
         self.out_features = tuple(out_features)
@@ -165,10 +165,11 @@ class MobileNetV3(ConfigFromInit, keras.Model):
 
         Args:
             images: (B, H, W, 3) float, normalised.
-            training: Whether norms run in training mode.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            name -> (B, h, w, C) in the order of `out_features`; h and w are H and W over the stride, rounded up.
+            Feature maps (B, h, w, C) by name, in the order of `out_features`; h and w are H and W divided by the
+            stride, rounded up.
         """
         x, features = self.stem(images, training=training), {}
         for number, block in enumerate(self.blocks, start=1):
@@ -183,13 +184,13 @@ class MobileNetV3(ConfigFromInit, keras.Model):
 
 
 def _divisible_by_8(channels):
-    """Rounds a number of channels to a multiple of 8, by which it loses at most a tenth."""
+    """Rounds a number of channels to a multiple of 8 that is at least 90 % of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class _Block(keras.layers.Layer):
-    """Expands the channels, convolves each of them, weighs them, and reduces their number."""
+    """Expands the channels, applies a depthwise convolution and channel weights, and projects to fewer channels."""
 
     def __init__(
         self, channels, inner_channels, out_channels, kernel_size, strides, *, excite, activation, norm_layer, name

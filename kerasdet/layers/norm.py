@@ -1,4 +1,4 @@
-"""Defines normalisation layers, which are chosen by name.
+"""Defines normalisation layers, which are selected by name.
 
 | name | statistics | scale and offset |
 |---|---|---|
@@ -29,10 +29,10 @@ def make_norm(
     """Creates a normalisation layer by its name.
 
     Args:
-        norm: A name of `NORMS`, such as "bn", or None.
+        norm: A name in `NORMS`, such as "bn". None: no norm.
         epsilon: Constant added to variances.
-        groups: Number of channel groups of ``gn``. Must divide the channels.
-        momentum: Fraction of a running average that a training step keeps, in [0, 1].
+        groups: Number of channel groups of "gn". Must divide the number of channels.
+        momentum: Weight of the old value when a training step updates a running average, in [0, 1].
         name: Name of the layer.
 
     Returns:
@@ -62,10 +62,9 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
     normalisation, and the rounded statistics shift every channel. Statistics and parameters stay float32.
 
     Args:
-        mode: One of ``frozen_bn``, ``bn_inference``, ``bn`` and ``sync_bn``; the table in `kerasdet.layers.norm`
-            explains them.
+        mode: "frozen_bn", "bn_inference", "bn" or "sync_bn", see the table in `kerasdet.layers.norm`.
         epsilon: Constant added to the variance.
-        momentum: Fraction of a running average that a training step keeps, in [0, 1].
+        momentum: Weight of the old value when a training step updates a running average, in [0, 1].
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
@@ -95,7 +94,7 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
             training: Whether to use the statistics of the batch, in the modes "bn" and "sync_bn".
 
         Returns:
-            (B, H, W, C).
+            The normalised features, (B, H, W, C).
         """
         if training and self.trainable and self.mode in ("bn", "sync_bn"):
             return self._normalize_by_batch(x)
@@ -130,7 +129,7 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
         return y
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Returns the shape of the input."""
+        """Returns `input_shape`: normalisation keeps the shape."""
         return input_shape
 
 
@@ -138,12 +137,12 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
 class GroupNormalization(ConfigFromInit, keras.layers.Layer):
     """Normalises groups of channels of each image (https://arxiv.org/abs/1803.08494).
 
-    The weights fit Keras' layer of the same name. In Keras 3.15.1 that layer takes ten times as long on CPUs, and errs
-    by 2e-4 for values far from zero, since it subtracts the squared mean from the mean of squares. This layer can go
-    when Keras subtracts the mean first and is as fast.
+    The weights have the same layout as those of Keras' layer of the same name. In Keras 3.15.1 that layer takes ten
+    times as long on CPUs, and has errors of 2e-4 for values far from zero, since it subtracts the squared mean from the
+    mean of squares. This layer can be removed when Keras subtracts the mean first and is as fast.
 
     Args:
-        groups: Number of channel groups. Must divide the channels.
+        groups: Number of channel groups. Must divide the number of channels.
         epsilon: Constant added to the variance.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
@@ -158,8 +157,8 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
         channels = input_shape[-1]
         if channels % self.groups:
             raise ValueError(
-                f"GroupNormalization cannot split {channels} channels into {self.groups} groups: the number of groups "
-                "must divide the channels. Choose other groups."
+                f"GroupNormalization cannot split {channels} channels into {self.groups} groups: the number of "
+                "groups must divide the number of channels. Change GroupNormalization.groups."
             )
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)
@@ -171,7 +170,7 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
             x: (B, H, W, C).
 
         Returns:
-            (B, H, W, C) of the type of `x`.
+            The normalised features, (B, H, W, C) of the dtype of `x`.
         """
         normalize = composite(self._normalize, "GroupNormalization", groups=self.groups, epsilon=self.epsilon)
         return normalize(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
@@ -193,7 +192,7 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
         return tf.reshape(tf.tile(group_means, [1, 1, 1, size]), [-1, 1, channels])
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Returns the shape of the input."""
+        """Returns `input_shape`: normalisation keeps the shape."""
         return input_shape
 
 

@@ -1,4 +1,4 @@
-"""Heads of R-CNNs, which predict for each region. N = B * P is the number of all regions of the B images."""
+"""Defines the heads of R-CNNs, which predict for each region. N = B * P is the number of regions of all B images."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BoxHead(ConfigFromInit, keras.layers.Layer):
-    """Turns pooled features into a vector by 3x3 convolutions, then fully connected layers.
+    """Converts pooled features to one vector per region by 3x3 convolutions, then fully connected layers.
 
     Args:
         num_convs: Number of 3x3 convolutions; the standard head has 0.
@@ -57,10 +57,10 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
 
         Args:
             x: (N, h, w, C) pooled features of N regions.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, `out_channels`).
+            The vectors, (N, `out_channels`).
         """
         for conv in self.convs:
             x = conv(x, training=training)
@@ -76,7 +76,7 @@ class BoxPredictor(ConfigFromInit, keras.layers.Layer):
 
     Args:
         num_classes: K, number of classes without background.
-        class_agnostic: Whether a region has one box for all classes instead of one for each.
+        class_agnostic: Whether a region has a single box for all classes instead of one box per class.
     """
 
     def __init__(self, num_classes: int, class_agnostic: bool = False, **kwargs):
@@ -117,8 +117,8 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
 
     Args:
         num_classes: K, number of classes without background.
-        num_convs: Number of 3x3 convolutions before the transposed one.
-        channels: Number of output channels of all these convolutions.
+        num_convs: Number of 3x3 convolutions before the transposed convolution.
+        channels: Number of output channels of the 3x3 convolutions and of the transposed convolution.
         norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
     """
 
@@ -152,10 +152,10 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
 
         Args:
             x: (N, h, w, C) pooled features of N regions.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, 2h, 2w, K) float32 logits.
+            Mask logits, (N, 2h, 2w, K) float32.
         """
         for conv in self.convs:
             x = conv(x, training=training)
@@ -168,7 +168,7 @@ class KeypointHead(ConfigFromInit, keras.layers.Layer):
 
     Args:
         num_keypoints: J, number of keypoints of an object.
-        num_convs: Number of 3x3 convolutions before the transposed one.
+        num_convs: Number of 3x3 convolutions before the transposed convolution.
         channels: Number of output channels of the 3x3 convolutions.
     """
 
@@ -198,7 +198,7 @@ class KeypointHead(ConfigFromInit, keras.layers.Layer):
             x: (N, h, w, C) pooled features of N regions.
 
         Returns:
-            (N, 4h, 4w, J) float32 logits.
+            Heatmaps of logits, (N, 4h, 4w, J) float32.
         """
         for conv in self.convs:
             x = conv(x)

@@ -25,35 +25,35 @@ class ResNet(ConfigFromInit, keras.Model):
     """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
 
     The model follows the protocol `kerasdet.layers.Backbone`. The defaults suit training from random weights: no part
-    is frozen, and the norms learn. For pretrained weights, the source frameworks use ``norm="frozen_bn"`` and
+    is frozen, and the norms are trained. For pretrained weights, the source frameworks use ``norm="frozen_bn"`` and
     ``freeze_at=2``; pass both.
 
     Args:
-        depth: 18, 34, 50, 101 or 152. Sets the defaults of `stages` and `block`.
-        stages: Number of residual blocks of each stage, for ``c2``, ``c3`` ... A fifth stage creates ``c6``. None takes
-            those of `depth`.
-        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, and 1x1 with four times the width). None takes
-            that of `depth`.
+        depth: 18, 34, 50, 101 or 152. Defines the defaults of `stages` and `block`.
+        stages: Number of residual blocks of each stage, for ``c2``, ``c3`` ... A fifth stage creates ``c6``. None: the
+            numbers of a ResNet of this `depth`.
+        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, and 1x1 with four times the width). None: the
+            block of a ResNet of this `depth`.
         width: Number of channels of the stem and inner channels of the first stage; every stage doubles them.
         out_features: Names of the returned feature maps. Stages after the last of them are not built.
-        stride_in_1x1: Whether the first convolution of a bottleneck has the stride (caffe, MSRA), not the 3x3
-            (torchvision).
-        dilate_last: Whether the last built stage has a dilation of 2 in place of its stride, so that its map keeps the
-            stride of the stage before.
+        stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the stride (Caffe, MSRA). If False the 3x3
+            convolution has the stride (torchvision).
+        dilate_last: Whether the last built stage has a dilation of 2 in place of its stride, so that its feature map
+            keeps the stride of the previous stage.
         groups: Number of channel groups of a bottleneck's 3x3 convolution.
-        deform_stages: Names of the feature maps whose blocks have a deformable convolution as ``conv2``.
+        deform_stages: Names of the feature maps, such as "c3", in whose blocks ``conv2`` is a deformable convolution.
         deform_version: Version of the deformable convolutions: 1 for offsets, 2 for offsets and a mask.
-        deform_groups: Number of channel groups of the deformable convolutions that have their own offsets.
-        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        deform_groups: Number of input channel groups of the deformable convolutions; each group has its own offsets.
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
-        freeze_at: Number of parts that are not trained, counted from the input: 1 freezes the stem, 2 also ``c2``, and
-            so on. 0 freezes nothing.
+        freeze_at: Number of parts that are frozen (not trained), counted from the input: 1 freezes the stem, 2 also
+            ``c2``, and so on. 0 freezes nothing.
         **kwargs: Arguments of `keras.Model`.
 
     Attributes:
         features: Names of the returned feature maps, in the order of `out_features`.
-        channels: name -> number of channels, of the returned feature maps.
-        strides: name -> pixels of the image per cell, of the returned feature maps.
+        channels: Number of channels of each returned feature map, by name.
+        strides: Pixels of the image per cell of each returned feature map, by name.
 
     Raises:
         ValueError: If `depth`, `block`, `norm` or a feature name is unknown, or if basic blocks have `groups` > 1.
@@ -101,7 +101,7 @@ class ResNet(ConfigFromInit, keras.Model):
         if unknown := {*out_features, *deform_stages} - set(available):
             raise ValueError(
                 f"This ResNet has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
-                "Correct out_features and deform_stages, or add stages."
+                "Change out_features and deform_stages, or add stages."
             )
         check_positive("ResNet", width=width, groups=groups)
         check_numbers("ResNet", 0, len(self.stages) + 1, freeze_at=freeze_at)
@@ -169,10 +169,11 @@ class ResNet(ConfigFromInit, keras.Model):
 
         Args:
             images: (B, H, W, 3) float, normalised.
-            training: Whether norms run in training mode.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            name -> (B, h, w, C) in the order of `out_features`; h and w are H and W over the stride, rounded up.
+            Feature maps (B, h, w, C) by name, in the order of `out_features`; h and w are H and W divided by the
+            stride, rounded up.
         """
         x = self.pool(self.pool_pad(self.stem(images, training=training)))
         features = {}

@@ -18,13 +18,13 @@ class RoIPooler(ConfigFromInit):
     """Pools features of regions from the pyramid level that suits their size (https://arxiv.org/abs/1612.03144).
 
     Args:
-        output_size: Side of the pooled features, in cells.
-        method: "roi_align" samples features between cells (Mask R-CNN), "roi_pool" takes the maximum of whole cells
-            (Fast R-CNN).
-        sampling_ratio: Number of samples per output cell along each axis. 0 takes the size of the output cell in cells
-            of the feature map, rounded up. RoIAlign only.
-        aligned: Whether pixel centres lie at 0.5 (detectron2, mmdetection). If False they lie at 0, and regions are at
-            least one cell high and wide (torchvision). RoIAlign only.
+        output_size: Side S of the pooled features, in cells.
+        method: "roi_align" interpolates features at sample points and averages them (Mask R-CNN), "roi_pool" takes the
+            maximum over cells (Fast R-CNN).
+        sampling_ratio: Number of samples per output cell along each axis. 0 uses as many samples as the output cell
+            covers cells of the feature map, rounded up. RoIAlign only.
+        aligned: Whether the centre of the first pixel is at coordinate 0.5 (detectron2, mmdetection). If False it is at
+            0, and regions are at least one cell high and wide (torchvision). RoIAlign only.
         level_epsilon: Constant added to a region's level before it is rounded down; torchvision adds 1e-6.
 
     Raises:
@@ -51,13 +51,13 @@ class RoIPooler(ConfigFromInit):
         """Pools the features of regions.
 
         Args:
-            pyramid: Level name -> (B, h, w, C), for "p2", "p3" ... without a gap. If several levels have one stride,
-                only the first of them is pooled from, as in torchvision.
+            pyramid: Features (B, h, w, C) by level name, for "p2", "p3" ... without a gap. If several levels have the
+                same stride, only the first of them is used, as in torchvision.
             rois: (B, P, 4) yxyx in pixels of the network's input.
-            output_size: Side S of the pooled features, in cells. None takes that of the pooler.
+            output_size: Side S of the pooled features, in cells. None: `output_size` of the pooler.
 
         Returns:
-            (B * P, S, S, C). The regions form the batch axis of the heads.
+            Pooled features (B * P, S, S, C).
         """
         size = output_size or self.output_size
         maps = {}

@@ -24,16 +24,17 @@ _MOMENTUM = 0.9  # momentum of batch norms, PyTorch's default
 class RTMDetHead(ConfigFromInit, DenseHead):
     """Predicts classes and distances to the sides of a box for each point (RTMDet, https://arxiv.org/abs/2212.07784).
 
-    The levels share the towers' convolutions; each level has its own norms and predictors. The distances are raw
-    numbers. `kerasdet.RTMDet` turns them into distances with the `activate` method of its coder.
+    The levels share the towers' convolutions; each level has its own norms and predictors. The head returns raw
+    distances; the `activate` method of the coder of `kerasdet.RTMDet` converts them to distances relative to the
+    stride.
 
     Args:
         num_convs: Number of convolutions in each tower.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        box_tower: Whether distances have a tower of their own. If False they are predicted from the class tower, like
-            in RTMDet-Ins. mmdetection then runs that tower twice per step, so the running averages of its norms move
-            twice. Here they move once, by the same distance.
+        box_tower: Whether distances have a separate tower. If False they are predicted from the class tower, as in
+            RTMDet-Ins. mmdetection then runs the class tower twice per step, which updates the running averages of its
+            norms twice. kerasdet runs it once, with one update of the same size.
         box_bias: Raw distance that each point predicts before training.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 
@@ -91,8 +92,8 @@ class RTMDetHead(ConfigFromInit, DenseHead):
         """Predicts class logits and raw distances for every point.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
-            training: Whether norms use the statistics of the batch.
+            pyramid: Features (B, h, w, C) by level name.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Two dicts by level name, float32: ``class_logits`` with (B, h * w, K), and ``box_distances`` with
@@ -107,10 +108,10 @@ class RTMDetHead(ConfigFromInit, DenseHead):
 
 
 class LevelPredictors(keras.layers.Layer):
-    """Predicts numbers for each cell by a 1x1 convolution; each level has its own.
+    """Predicts values for each cell by a 1x1 convolution; each level has its own convolution.
 
     Args:
-        size: Numbers per cell.
+        size: Number of values per cell.
         levels: Names of the pyramid's levels.
         bias: Initial value of all biases.
         name: Name of the layer.
@@ -136,13 +137,13 @@ class LevelPredictors(keras.layers.Layer):
             conv.build(input_shape)
 
     def call(self, x: tf.Tensor, level: str) -> tf.Tensor:
-        """Predicts the numbers of one level.
+        """Predicts the values of one level.
 
         Args:
             x: (B, h, w, C) feature map.
             level: Name of the pyramid level.
 
         Returns:
-            (B, h * w, size) float32.
+            The values, (B, h * w, size) float32.
         """
         return per_anchor(self.convs[level](x), self.size)

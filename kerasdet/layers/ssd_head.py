@@ -13,14 +13,14 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class SSDHead(ConfigFromInit, DenseHead):
-    """Predicts classes with background and box deltas for each default box; every level has its own layers.
+    """Predicts class logits (with background) and box deltas for each default box; every level has its own layers.
 
     Args:
-        separable: Whether each predictor is a depthwise 3x3 convolution with ReLU6 and a 1x1 convolution (SSDLite);
-            otherwise it is a 3x3 convolution.
-        norm: Norm after the depthwise convolutions, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        separable: Whether each predictor is a depthwise 3x3 convolution with ReLU6 followed by a 1x1 convolution
+            (SSDLite). If False it is a 3x3 convolution.
+        norm: Norm after the depthwise convolutions, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
-        norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
+        norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
 
     Example:
         >>> model = kerasdet.SSD(80, head=SSDHead(separable=True, norm="bn"))
@@ -47,7 +47,7 @@ class SSDHead(ConfigFromInit, DenseHead):
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: Number of default boxes in each cell, one number for each level.
+            num_anchors: Number of default boxes per cell of each level.
             levels: Names of the levels, finest first.
             channels: Number of channels of each level.
         """
@@ -92,12 +92,13 @@ class SSDHead(ConfigFromInit, DenseHead):
         """Predicts class logits and box deltas for every default box.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
-            training: Whether norms use the statistics of the batch.
+            pyramid: Features (B, h, w, C) by level name.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Two dicts by level name, float32: ``class_logits`` (B, h * w * A, K + 1), background last, and
-            ``box_deltas`` (B, h * w * A, 4) as (dy, dx, dh, dw).
+            ``box_deltas`` (B, h * w * A, 4) as (dy, dx, dh, dw). A is the number of default boxes per cell of the
+            level.
         """
         of_classes = of_boxes = pyramid
         if self.separable:

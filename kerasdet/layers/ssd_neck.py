@@ -22,19 +22,19 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
     Args:
         in_features: Names of the backbone features, finest first. Each is ``c`` and a level number.
         extra_channels: Number of channels of each extra level.
-        unpadded: How many of the last extra levels have a 3x3 convolution without padding and stride, which shortens
-            height and width by two cells, such as from 3x3 to 1x1 (SSD300: 2).
-        separable: Whether the 3x3 convolutions are depthwise and a 1x1 convolution follows, with ReLU6 (SSDLite).
-        norm: Norm after each convolution, a name of `kerasdet.layers.norm.NORMS`. None for none.
+        unpadded: Number of extra levels, counted from the coarsest, whose 3x3 convolution has no padding and a stride
+            of 1; it shortens height and width by two cells, such as from 3x3 to 1x1 (SSD300: 2).
+        separable: Whether each 3x3 convolution is a depthwise one with ReLU6, followed by a 1x1 convolution (SSDLite).
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
-        norm_momentum: Fraction of a running average of the norms that a training step keeps, in [0, 1].
-        finest_scale: The cells of the finest level are divided by their L2 norm and multiplied by a learnt factor per
-            channel that starts at this value (ParseNet, https://arxiv.org/abs/1506.04579; SSD300: 20). None leaves the
-            level unchanged.
+        norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
+        finest_scale: The cells of the finest level are divided by their L2 norm and multiplied by a trainable factor
+            per channel that starts at this value (ParseNet, https://arxiv.org/abs/1506.04579; SSD300: 20). None leaves
+            the level unchanged.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        UserError: If there is no extra level or `unpadded` exceeds their number.
+        UserError: If there is no extra level, or `unpadded` is negative or exceeds the number of extra levels.
 
     Example:
         >>> neck = SSDNeck(("c3", "c4"), (512, 256, 256, 256), unpadded=2, finest_scale=20.0)
@@ -59,7 +59,8 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         if not extra_channels or not 0 <= unpadded <= len(extra_channels):
             raise UserError(
                 f"SSDNeck got extra_channels={tuple(extra_channels)} and unpadded={unpadded}: expected at least one "
-                "extra level, and `unpadded` not above their number. Correct them."
+                f"entry in extra_channels, and unpadded in 0..{len(extra_channels)} (their number). Change unpadded "
+                "or extra_channels."
             )
         self.in_features = tuple(in_features)
         self.extra_channels = tuple(extra_channels)
@@ -102,7 +103,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         return self._in_channels + self.extra_channels
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
-        """Creates the variables for features of the shapes `input_shape`: name -> (B, h, w, C)."""
+        """Creates the variables for features whose shapes (B, h, w, C) are `input_shape`, by name."""
         self._in_channels = tuple(input_shape[name][-1] for name in self.in_features)
         if self.finest_scale is not None:
             self.scale_weight = self.add_weight(
@@ -120,11 +121,11 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         """Computes the levels.
 
         Args:
-            features: name -> (B, h, w, C), a backbone's output.
-            training: Whether norms run in training mode.
+            features: Feature maps (B, h, w, C) by name, the output of a backbone.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            level -> (B, h, w, C), finest first, with the names of `levels`.
+            Features (B, h, w, C) by level name, in the order of `levels` (finest first).
         """
         maps = [features[name] for name in self.in_features]
         if self.finest_scale is not None:

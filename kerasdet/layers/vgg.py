@@ -20,7 +20,7 @@ class VGG(ConfigFromInit, keras.Model):
     norms.
 
     Args:
-        stages: Numbers of 3x3 convolutions of the five stages.
+        stages: Number of 3x3 convolutions in each of the five stages.
         width: Number of channels of the first stage; the next three stages double them, and the fifth keeps them.
         fc_channels: Number of channels of ``c4``.
         freeze_at: Number of stages that are not trained, counted from the input. 0 freezes nothing.
@@ -28,8 +28,8 @@ class VGG(ConfigFromInit, keras.Model):
 
     Attributes:
         features: Names of the returned feature maps, ``("c3", "c4")``.
-        channels: name -> number of channels.
-        strides: name -> pixels of the image per cell.
+        channels: Number of channels of each feature map, by name.
+        strides: Pixels of the image per cell of each feature map, by name.
 
     Raises:
         UserError: If there are not five stages.
@@ -50,7 +50,9 @@ class VGG(ConfigFromInit, keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         if len(stages) != 5 or min(stages) < 1:
-            raise UserError(f"VGG got stages={tuple(stages)}: expected five numbers from 1, such as (2, 2, 3, 3, 3).")
+            raise UserError(
+                f"VGG got stages={tuple(stages)}: expected five integers of 1 or more, such as (2, 2, 3, 3, 3)."
+            )
         self.stages = tuple(stages)
         self.width = width
         self.fc_channels = fc_channels
@@ -92,7 +94,7 @@ class VGG(ConfigFromInit, keras.Model):
             training: Ignored: the model has no norms.
 
         Returns:
-            A dict of ``c3`` and ``c4``, (B, h, w, C) each; h and w are H and W over the stride, rounded up.
+            A dict of ``c3`` and ``c4``, (B, h, w, C) each; h and w are H and W divided by the stride, rounded up.
         """
         x, convs = images, iter(self.convs)
         for stage, (count, pool) in enumerate(zip(self.stages, [*self.pools, self.last_pool], strict=True)):

@@ -1,4 +1,4 @@
-"""Defines batches of images: what training takes, and their sizes on one device or on many replicas."""
+"""Prepares batches for training and inference, on one device or on many replicas."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from kerasdet.ops.distribute import global_max, num_replicas
 
 
 def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
-    """Casts a batch to the types that losses need, and fills in `is_crowd` and `image_size` if they are missing.
+    """Casts a batch to the dtypes that losses need, and fills in `is_crowd` and `image_size` if they are missing.
 
     Args:
         data: The batch as Keras passes it to a step: a dict with `image` (B, H, W, 3), `boxes` (B, M, 4) yxyx in pixels
@@ -43,8 +43,23 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
     return {name: tf.cast(value, types[name]) if name in types else value for name, value in batch.items()}
 
 
+def equal_parts(replicas: int, micro_batches: int) -> str:
+    """Says how a training step divides its images, for error messages.
+
+    Args:
+        replicas: Number of replicas of the strategy.
+        micro_batches: Number of micro-batches that each replica's batch is split into.
+
+    Returns:
+        Words such as "into 4 micro-batches" or "among 2 replicas with 4 micro-batches each".
+    """
+    if replicas == 1:
+        return f"into {micro_batches} micro-batches"
+    return f"among {replicas} replicas" + f" with {micro_batches} micro-batches each" * (micro_batches > 1)
+
+
 def unpack_batch(data: Mapping | tf.Tensor | tuple) -> Mapping | tf.Tensor:
-    """Takes the batch out of the data that Keras passes to a step.
+    """Extracts the batch from the data that Keras passes to `train_step` and similar methods.
 
     Args:
         data: A batch, which Keras passes from a dataset, or a tuple that starts with a batch, from `train_on_batch`.
@@ -63,7 +78,7 @@ def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
             pixels, or an image tensor without padding.
 
     Returns:
-        (B, 2) int32, in pixels.
+        Heights and widths, (B, 2) int32 in pixels.
     """
     if isinstance(batch, Mapping):
         if "image_size" in batch:
@@ -122,7 +137,8 @@ def drop_padded_outputs(outputs: Mapping | tf.Tensor, is_real: tf.Tensor | None)
     """Drops the outputs that a model computed for the image that `pad_empty_batch` added.
 
     Args:
-        outputs: A tensor (B, ...) or a nested dict of them. Anchors stay, because they have no batch axis.
+        outputs: A tensor (B, ...), or a nested dict of tensors. Entries under the key ``anchors`` are unchanged,
+            because they have no batch axis.
         is_real: () int32 flag from `pad_empty_batch`: 1 for a real batch, 0 for the added image. None keeps all
             outputs.
 

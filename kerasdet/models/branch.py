@@ -7,7 +7,7 @@ outputs. A new branch is one subclass of `Branch` in one file. It defines:
 - the network: `build` and `call`;
 - training: `compute_targets` and `compute_losses`;
 - inference: `select_class_maps`, `hflip` and `postprocess`;
-- data: `check_dataset`, and `learn_names` if it has names to learn.
+- data: `check_dataset`, and `learn_names` if the branch takes names from the dataset.
 
 Use a branch by ``RoIHeads(branches=[MyBranch()])``; it is saved with the model. To use it in gin files, its module also
 calls ``gin.register``.
@@ -39,8 +39,8 @@ RESCALINGS = ("boxes_relative", "positions", "swapped_boxes")
 class Branch(keras.layers.Layer):
     """Base class of all branches; `kerasdet.models.branch` lists what a subclass defines.
 
-    The constructor of a branch does not take the numbers of classes and channels: the model knows them and passes them
-    to `attach`, which creates the layers.
+    The constructor of a branch does not take the numbers of classes and channels: the model passes these to `attach`,
+    which creates the layers.
 
     Args:
         pool_size: Height and width, in cells, of the features that are pooled for this branch. None reuses the pooled
@@ -51,11 +51,13 @@ class Branch(keras.layers.Layer):
         target_key: Key of a training batch that holds the ground truth, such as ``"masks"``.
         loss_names: Keys that `compute_losses` returns.
         output_names: Keys that `postprocess` adds to detections.
-        metric: COCO's ``iouType`` that measures the outputs: ``"segm"``, ``"keypoints"``, or None if none does.
+        metric: COCO's ``iouType`` that evaluates the outputs: ``"segm"`` or ``"keypoints"``. None: the outputs are not
+            evaluated.
         rescaling: How outputs change when the image is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
-            as masks inside the boxes or plain numbers, do not change. ``"positions"`` outputs are (B, D, ..., 3) as
-            (y, x, score), and y and x scale with the image.
-        export_names: Output name -> its name in exports. The default is ``detection_`` and the output's name.
+            as masks inside the boxes or scalars, do not change. ``"positions"`` outputs are (B, D, ..., 3) as (y, x,
+            score), and y and x scale with the image.
+        export_names: Maps the name of an output to its name in exports. By default that is ``detection_`` and the
+            output's name.
         convention: Source framework whose way of decoding the outputs the branch follows, such as "detectron2", or None
             if the frameworks agree.
         skeleton: Pairs of point indices that drawings join by a line.
@@ -63,7 +65,7 @@ class Branch(keras.layers.Layer):
         map_size: Height and width, in cells, of the maps that `call` returns, if it returns maps; `build` sets it.
 
     Example:
-        A branch that predicts one number for each region, from ``difficulty`` (B, M) in the batch::
+        A branch that predicts one value for each region; the batch holds the ground truth ``difficulty`` (B, M)::
 
             import keras
             import tensorflow as tf
@@ -154,12 +156,12 @@ class Branch(keras.layers.Layer):
             freeze(self)
 
     def get_build_config(self) -> None:
-        """Returns None, so that Keras does not build a loaded branch before its model attaches it."""
+        """Returns None: Keras must not build the branch on loading, because `attach` builds it."""
         return None
 
     @property
     def outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> `BranchOutput`, which holds the output's name in exports and its rescaling."""
+        """Maps the name of each output to a `BranchOutput`, which holds its name in exports and its rescaling."""
         return {
             name: BranchOutput(self.export_names.get(name, f"detection_{name}"), self.rescaling)
             for name in self.output_names
@@ -167,14 +169,14 @@ class Branch(keras.layers.Layer):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether the branch has batch norms, so that a region's output in training depends on the other regions."""
+        """Whether the branch has batch norms; if so, a region's output in training depends on the other regions."""
         return self.norm in ("bn", "sync_bn")
 
     def check_batch(self, batch: Mapping[str, tf.Tensor]) -> None:
         """Checks that a training batch has the ground truth of this branch.
 
         Args:
-            batch: Training batch, name -> tensor.
+            batch: Training batch, a dict of tensors.
 
         Raises:
             UserError: If the batch lacks `target_key`.
@@ -212,32 +214,34 @@ class Branch(keras.layers.Layer):
             positive: (B, P) bool, which regions have an object.
 
         Returns:
-            A dict with a scalar for each of `loss_names`, divided by a count over all replicas.
+            A dict with a scalar for each of `loss_names`, normalised over all replicas (for example by their number of
+            positives).
         """
         raise NotImplementedError(f"{type(self).__name__} must define compute_losses.")
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Selects the predictions of the detected classes, such as one mask of the K that a region has.
+        """Selects the predictions of the detected classes, such as the mask of the detected class out of K masks.
 
         Args:
             logits: (B * D, ...) result of `call`. Maps, such as masks, are (B * D, S, S, ...).
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, ...), and (B, D, S, S, ...) for maps. Test-time augmentation averages them over views of an image.
+            The selected predictions, (B, D, ...), or (B, D, S, S, ...) for maps. Test-time augmentation averages them
+            over views of an image.
         """
         raise NotImplementedError(f"{type(self).__name__} must define select_class_maps.")
 
     def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """Converts predictions for a mirrored image to predictions for the image itself, by reversing their columns.
 
-        Override the method if other predictions than maps also distinguish left from right.
+        Override this method if the branch has other predictions that distinguish left from right.
 
         Args:
             maps: Result of `select_class_maps`. Maps are (B, D, S, S, ...).
 
         Returns:
-            The maps with their columns reversed. Predictions with fewer than two axes after (B, D), such as one number
+            The maps with their columns reversed. Predictions with fewer than two axes after (B, D), such as one scalar
             per region, are unchanged.
         """
         return tf.reverse(maps, [3]) if maps.shape.rank > 3 else maps

@@ -25,12 +25,12 @@ class LossNormalizer(ConfigFromInit):
     A positive is an anchor or point that is matched to an object.
 
     Args:
-        method: "ema": the running mean of the positives in a batch (detectron2). "batch": the positives of this batch
-            (FCOS of mmdetection and torchvision). "image": each image's loss is divided by its own positives, then
-            averaged over images (torchvision's RetinaNet). "image_sum": the positives of this batch, where an image
-            without positives counts as one (mmdetection's RetinaNet).
+        method: "ema": the running mean of the number of positives per batch (detectron2). "batch": the positives of
+            this batch (FCOS of mmdetection and torchvision). "image": each image's loss is divided by its own
+            positives, then averaged over images (torchvision's RetinaNet). "image_sum": the positives of this batch,
+            where an image without positives counts as one positive (mmdetection's RetinaNet).
         momentum: Weight of the old running mean in the new one, in [0, 1); only for "ema".
-        start: First value of the running mean, in anchors; only for "ema".
+        start: Initial value of the running mean, a number of anchors; only for "ema".
 
     Raises:
         UserError: If `method` is unknown.
@@ -46,10 +46,11 @@ class LossNormalizer(ConfigFromInit):
         self.start = start
 
     def __call__(self, matched_gt: tf.Tensor, running_mean: tf.Tensor) -> tf.Tensor:
-        """Returns the divisor of this batch.
+        """Computes the divisor of the losses of a batch.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
+            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for anchors without an
+                object.
             running_mean: () mean of positives before this batch; only "ema" reads it.
 
         Returns:
@@ -183,14 +184,14 @@ def _check_features(backbone):
 
 
 def check_num_classes(model: str, num_classes: int) -> None:
-    """Checks that the number of classes is a whole number from 1.
+    """Checks that the number of classes is an integer of 1 or more.
 
     Args:
         model: Name of the model's class, for the error message.
         num_classes: K, number of classes without background.
 
     Raises:
-        UserError: If `num_classes` is anything else.
+        UserError: If `num_classes` is not an integer of 1 or more.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
         raise UserError(f"num_classes of {model} is {num_classes!r}: give a whole number, 1 or more.")

@@ -1,4 +1,4 @@
-"""Implements the steps that RetinaNet, FCOS and RTMDet share: all predict at every anchor or point of a pyramid.
+"""Implements the steps that RetinaNet, FCOS, SSD and RTMDet share, which predict at every anchor or point of a pyramid.
 
 "Positives" are the anchors or points that are matched to an object.
 """
@@ -28,8 +28,8 @@ def attach_head(model: Detector) -> None:
     anchors, neck = model.anchors, model.neck
     if tuple(anchors.levels) != tuple(neck.levels):
         raise UserError(
-            f"The anchors are for the levels {tuple(anchors.levels)}, but the neck makes {tuple(neck.levels)}: give "
-            "the anchors the levels of the neck."
+            f"The anchors are for the levels {tuple(anchors.levels)}, but the neck makes {tuple(neck.levels)}. Pass "
+            "an anchor generator with the levels of the neck."
         )
     if not neck.built:
         neck.build({name: (None, None, None, channels) for name, channels in model.backbone.channels.items()})
@@ -39,7 +39,7 @@ def attach_head(model: Detector) -> None:
 
 
 def add_running_mean(model: Detector) -> None:
-    """Creates the variable with the running mean of positives per batch, which a `LossNormalizer("ema")` reads.
+    """Creates the variable for the running mean of the number of positives, which `LossNormalizer("ema")` uses.
 
     Args:
         model: Detector with a `normalizer`.
@@ -52,13 +52,13 @@ def add_running_mean(model: Detector) -> None:
 def pyramid_and_anchors(
     model: Detector, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-    """Runs backbone and neck, and lays out the anchors.
+    """Runs backbone and neck, and generates the anchors.
 
     Args:
         model: Detector with `preprocessing`, `backbone`, `neck` and `anchors`.
         inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths without
             padding in pixels; or a bare image tensor without padding.
-        training: Whether norms use the statistics of the batch.
+        training: Whether batch norms use the statistics of the batch.
 
     Returns:
         Two dicts by level name: the pyramid, (B, h, w, C), and the anchors, (R_l, 4) yxyx in pixels of the network's
@@ -75,11 +75,12 @@ def all_levels(outputs: Mapping, name: str) -> tf.Tensor:
     """Concatenates an output over all pyramid levels.
 
     Args:
-        outputs: Output name -> level name -> (B, R_l, ...), or (R_l, 4) for ``anchors``.
+        outputs: Result of the model's `call`: for each output name, a dict from level name to (B, R_l, ...), or to
+            (R_l, 4) for ``anchors``.
         name: Name of the output, such as "class_logits".
 
     Returns:
-        (B, R, ...), or (R, 4) for ``anchors``.
+        The concatenated output, (B, R, ...), or (R, 4) for ``anchors``.
     """
     return tf.concat(list(outputs[name].values()), 0 if name == "anchors" else 1)
 
@@ -88,7 +89,8 @@ def matched_targets(matched_gt: tf.Tensor, anchors: tf.Tensor, batch: Mapping[st
     """Looks up the class and box of the object that each anchor is matched to.
 
     Args:
-        matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for none.
+        matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for anchors without an
+            object.
         anchors: (R, 4) yxyx in pixels.
         batch: ``boxes`` (B, M, 4) yxyx in pixels and ``class_ids`` (B, M).
 
@@ -109,7 +111,7 @@ def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tenso
 
     Args:
         model: Detector with `class_loss` and `num_classes`.
-        outputs: Result of the model's `call`, with ``class_logits``: level name -> (B, R_l, K).
+        outputs: Result of the model's `call`, with ``class_logits``, a dict from level name to (B, R_l, K).
         targets: Result of `matched_targets`.
         normalizer: () or (B, 1), divisor from `LossNormalizer`.
 
@@ -123,7 +125,7 @@ def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tenso
 
 
 def update_running_mean(model: Detector, targets: Mapping[str, tf.Tensor]) -> None:
-    """Updates the running mean of positives after a training step; does nothing unless the normalizer is "ema".
+    """Updates the running mean of the number of positives per batch, if the model's normalizer is "ema".
 
     Args:
         model: Detector with a `normalizer`.

@@ -18,7 +18,7 @@ from kerasdet.ops import implementation
 
 
 class Detector(Predictor, Trainer):
-    """Joins a network, pure post-processing and a training step in one `keras.Model`.
+    """Combines a network, its post-processing and its training step in one `keras.Model`.
 
     A subclass defines `call`, `compute_targets`, `compute_losses`, `decode` and `apply_nms`; read `RetinaNet` as an
     example. The input of a model is a batch: a dict of `image` (B, H, W, 3), RGB 0..255, and `image_size` (B, 2),
@@ -32,7 +32,7 @@ class Detector(Predictor, Trainer):
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        branches: Layers that predict more than class and box; see `kerasdet.models.branch`.
+        branches: Layers that predict further outputs, such as masks; see `kerasdet.models.branch`.
     """
 
     branches: Sequence[keras.layers.Layer] = ()
@@ -67,7 +67,7 @@ class Detector(Predictor, Trainer):
     def class_names(self, class_names: Sequence[str] | None) -> None:
         # A file with another number of names could be written but not opened
         if isinstance(class_names, str) or (class_names and len(class_names) != self.num_classes):
-            what = "is a text" if isinstance(class_names, str) else f"has length {len(class_names)}"
+            what = "is a string" if isinstance(class_names, str) else f"has length {len(class_names)}"
             raise UserError(
                 f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
                 f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the class "
@@ -77,7 +77,7 @@ class Detector(Predictor, Trainer):
 
     @property
     def mask_convention(self) -> str | None:
-        """How masks are pasted into an image, "detectron2", "torchvision" or "mmdet"; None for models without masks."""
+        """Source framework whose mask pasting is reproduced: "detectron2", "torchvision" or "mmdet". None: no masks."""
         conventions = [branch.convention for branch in self.branches if "mask_probs" in branch.output_names]
         return conventions[0] if conventions else None
 
@@ -88,7 +88,7 @@ class Detector(Predictor, Trainer):
 
     @property
     def branch_outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> `BranchOutput` (name in exports, rescaling), for all outputs of the branches."""
+        """Maps each output of the branches to a `BranchOutput`, which holds its name in exports and its rescaling."""
         return {name: output for branch in self.branches for name, output in branch.outputs.items()}
 
     def branch_inputs(self, outputs: Mapping, image_size: tf.Tensor) -> Mapping:
@@ -99,7 +99,7 @@ class Detector(Predictor, Trainer):
             image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
 
         Returns:
-            The pyramid, level name -> (B, h, w, C). Subclasses may return a dict of other outputs.
+            The pyramid, a dict from level name to features (B, h, w, C). Subclasses may return a dict of other outputs.
         """
         return outputs.get("pyramid", {})
 
@@ -121,7 +121,7 @@ class Detector(Predictor, Trainer):
 
         Args:
             outputs: The dict that the model returned.
-            image_size: (B, 2) int32 valid heights and widths of the network's input, in pixels.
+            image_size: (B, 2) int32, heights and widths without padding, in pixels of the network's input.
 
         Returns:
             A dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) descending, `class_ids` (B, D) with -1 for padding, and
@@ -130,7 +130,7 @@ class Detector(Predictor, Trainer):
         return self.apply_nms(self.decode(outputs, image_size), image_size)
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Runs the network and post-processing on resized, padded images. The method also runs in graphs.
+        """Runs the network and post-processing on resized, padded images. It also works inside a `tf.function`.
 
         Args:
             batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), heights and widths

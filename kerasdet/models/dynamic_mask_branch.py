@@ -36,18 +36,18 @@ _INTEREST = 8  # relative coordinates are divided by this many strides
 class DynamicMaskBranch(ConfigFromInit, Branch):
     """Predicts an instance mask for each point by convolutions whose weights the point predicts (RTMDet-Ins).
 
-    The method is CondInst's (https://arxiv.org/abs/2003.05664), the sizes are RTMDet-Ins' (arXiv 2212.07784). All
-    points share features of stride 8. A point predicts 169 numbers: the weights and biases of three 1x1 convolutions.
-    Their input is the shared features and the position relative to the point. Their output is the point's mask of the
-    network's whole input.
+    The method is that of CondInst (https://arxiv.org/abs/2003.05664), the sizes are those of RTMDet-Ins (arXiv
+    2212.07784). All points share features of stride 8. A point predicts 169 values: the weights and biases of three 1x1
+    convolutions. The input of the convolutions is the shared features and the position relative to the point. Their
+    output is the point's mask, which covers the whole network input.
 
     The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4) yxyx in pixels, the area that the masks
     cover: the whole network input, or the image in test-time augmentation.
 
     Args:
-        num_convs: Number of 3x3 convolutions before the kernels are predicted; each level has its own.
+        num_convs: Number of 3x3 convolutions before the layer that predicts the kernels; each level has its own.
         feature_convs: Number of 3x3 convolutions of the shared features.
-        norm: Norm of these convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm: Norm of all these 3x3 convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         loss_weight: Factor of the loss.
     """
@@ -57,7 +57,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
     output_names = ("mask_probs", "mask_boxes")
     metric = "segm"
     convention = "mmdet"
-    _how_to_read_targets = "set CocoDataset.masks=True (masks=True); Pascal VOC has none"
+    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have none"
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
     @property
     def outputs(self) -> dict[str, BranchOutput]:
-        """Output name -> `BranchOutput`, which holds the output's name in exports and its rescaling."""
+        """Maps the name of each output to a `BranchOutput`, which holds its name in exports and its rescaling."""
         return {
             "mask_probs": BranchOutput("detection_masks"),
             "mask_boxes": BranchOutput("detection_mask_boxes", "swapped_boxes"),
@@ -138,15 +138,15 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             conv.build(input_shape)
 
     def call(self, pyramid: Mapping[str, tf.Tensor], training: bool = False) -> dict:
-        """Predicts the kernels of all points and the features that they share.
+        """Predicts the convolution kernels of all points, and the features that all points share.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
-            training: Whether norms use the statistics of the batch.
+            pyramid: Features (B, h, w, C) by level name.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            A dict of ``kernels``: level name -> (B, R_l, 169), and ``features`` (B, h, w, 8) of the finest level's
-            size, float32.
+            A dict of ``kernels``, a dict from level name to (B, R_l, 169) for the R_l points of the level, and
+            ``features`` (B, h, w, 8) float32 at the resolution of the finest level.
         """
         kernels = {
             level: self.kernels(self.kernel_towers[level](x, level=level, training=training), level=level)
@@ -160,21 +160,22 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         return {"kernels": kernels, "features": tf.cast(self.projection(x), float_dtype())}
 
     def mask_logits(self, outputs: Mapping, points: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        """Computes the mask logits of some points.
+        """Computes mask logits for selected points.
 
         Args:
             outputs: Result of `call`.
-            points: (B, P) indices of points.
-            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            points: (B, P) indices of the selected points among the R points of all levels.
+            squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
+                side.
 
-        Returns:
-            (B, P, h, w) logits with the stride of the finest level, sampled at the upper left corners of cells.
+            (B, P, h, w) logits at the resolution of the finest level; each is sampled at the top-left corner of its
+                cell.
         """
         kernels = tf.gather(all_levels(outputs, "kernels"), points, batch_dims=1)  # (B, P, 169)
         return _convolve(outputs["features"], kernels, tf.gather(squares, points), self.stride)
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Samples the ground-truth masks at half the stride of the features.
+        """Samples the ground-truth masks at twice the resolution of the features.
 
         Args:
             outputs: Result of `call`.
@@ -182,7 +183,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
                 boxes.
 
         Returns:
-            A dict of ``masks`` (B, M, 2 * h, 2 * w) bool.
+            A dict of ``masks`` (B, M, 2 * h, 2 * w) bool, each object's mask in the whole network input.
         """
         height, width = tf.unstack(2 * tf.shape(outputs["features"])[1:3])
         crops = mask_targets.checked_crops(batch["masks"])
@@ -196,7 +197,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
                 boxes.
 
         Returns:
-            (B, M, 2) as (y, x) in pixels.
+            The centres of mass, (B, M, 2) as (y, x) in pixels.
         """
         return mask_targets.mask_centers(mask_targets.checked_crops(batch["masks"]), batch["boxes"])
 
@@ -210,10 +211,11 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             targets: Result of `compute_targets`.
             matched_gt: (B, R) int32, the index of each point's object in the ground truth; negative for points without
                 an object.
-            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
+                side.
 
         Returns:
-            A dict of ``mask_loss``, ().
+            A dict of the scalar ``mask_loss``.
         """
         positive = matched_gt >= 0
         counts = tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
@@ -236,7 +238,8 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         Args:
             outputs: Result of `call`.
             points: (B, D) index of the point that predicted each detection.
-            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
+                side.
             detections: ``class_ids`` (B, D), -1 for padding.
 
         Returns:
@@ -247,12 +250,13 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         return self.postprocess(tf.sigmoid(logits), {**detections, "image_size": size})
 
     def image_maps(self, outputs: Mapping, points: tf.Tensor, squares: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
-        """Computes masks of points, cut to the image and resized to a fixed size, for test-time augmentation.
+        """Computes the masks of selected points, cropped to the image and resized to S x S, for test-time augmentation.
 
         Args:
             outputs: Result of `call`.
-            points: (B, D) indices of points.
-            squares: (R, 4) yxyx in pixels, one per point: centred on the point, as large as the stride of its level.
+            points: (B, D) indices of the selected points among the R points of all levels.
+            squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
+                side.
             image_size: (B, 2) heights and widths of the images in the network's input, in pixels.
 
         Returns:
@@ -265,7 +269,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         return tf.sigmoid(tf.matmul(tf.matmul(rows, logits), columns, transpose_b=True))
 
     def postprocess(self, maps: tf.Tensor, detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the outputs of detections.
+        """Returns the masks of detections, and the boxes that the masks cover.
 
         Args:
             maps: (B, D, S, S) probabilities.

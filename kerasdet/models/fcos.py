@@ -27,28 +27,30 @@ SCORE_CONVENTIONS = ("sqrt", "product")
 class FCOS(ConfigFromInit, Detector):
     """Detects objects from points at every position of a feature pyramid (https://arxiv.org/abs/2006.09214).
 
-    The defaults are detectron2's, except that the default backbone starts from random weights and trains completely.
-    A point is represented by a square anchor: centred on the point, as large as the stride of its level.
+    The defaults are those of detectron2, except that the default backbone has random weights and no frozen layers. A
+    point is represented by a square anchor: centred on the point, as large as the stride of its level.
 
     Args:
         num_classes: K, number of classes without background.
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
-        backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `ResNet(50)`.
-        neck: Layer from features to a pyramid. By default an FPN with P6 and P7 made from P5.
-        anchors: One square per cell. By default `point_squares` of the neck's levels.
-        coder: Converts between boxes and the distances that the head predicts, and makes the distances positive. By
-            default `DistanceCoder`.
+        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. By default
+            `ResNet(50)`.
+        neck: Layer that maps features to a pyramid. By default an FPN with P6 and P7 made from P5.
+        anchors: Generates one square per cell of the pyramid. By default `point_squares` of the neck's levels.
+        coder: Converts between boxes and the distances that the head predicts, and makes these positive. By default
+            `DistanceCoder`.
         head: Predicts class logits, distances and centerness. By default `FCOSHead()`.
-        matcher: Matches points to ground truth. By default `FCOSMatcher()`, centre sampling within 1.5 strides.
+        matcher: Matches points to ground-truth objects. By default `FCOSMatcher()`, centre sampling within 1.5 strides.
         class_loss: Classification loss. By default `FocalLoss()`.
         box_loss: Box loss, `GIoULoss` or `IoULoss`. By default `GIoULoss()`.
         centerness_loss_weight: Factor of the centerness loss.
-        centerness_weights_boxes: Whether each point's box loss is weighted by its centerness, and their sum divided by
-            the sum of the weights (mmdetection). If False all positive points weigh the same.
+        centerness_weights_boxes: If True, the box loss is the average over positive points, weighted by their
+            centerness (mmdetection). If False, all positive points have the same weight.
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=300)`.
-        score_convention: Rule that combines class probability and centerness to the score. "sqrt": the square root of
-            their product; it is compared with the score threshold (detectron2, torchvision). "product": their product;
-            the threshold and `pre_nms_top_k` apply to the class probability alone (mmdetection).
+        score_convention: Rule that combines class probability and centerness into the score. "sqrt": the score is the
+            square root of their product; the score threshold applies to it (detectron2, torchvision). "product": the
+            score is their product; the threshold and `pre_nms_top_k` apply to the class probability alone
+            (mmdetection).
         postprocessing: Score threshold and NMS of detections. By default
             `Postprocessing(score_threshold=0.2, nms_threshold=0.6)`.
         preprocessing: Resize rule and pixel statistics.
@@ -115,17 +117,17 @@ class FCOS(ConfigFromInit, Detector):
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
-        """Predicts for every point.
+        """Predicts class logits, distances and centerness for every point.
 
         Args:
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Four dicts by level name: ``class_logits`` (B, R_l, K); ``box_distances`` (B, R_l, 4) as (t, l, b, r);
-            ``centerness`` (B, R_l) logits; and ``anchors`` (R_l, 4), the points' squares, yxyx in pixels. R_l counts
-            the cells of the level, row by row.
+            ``centerness`` (B, R_l) logits; and ``anchors`` (R_l, 4), the points' squares, yxyx in pixels. R_l is the
+            number of cells of level l; points are in row-major order of cells.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         outputs = self.head(pyramid, training=training)
@@ -141,8 +143,8 @@ class FCOS(ConfigFromInit, Detector):
                 trained on.
 
         Returns:
-            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, of each point,
-            see `kerasdet.models.dense.matched_targets`, and ``centerness`` (B, R), 1 for points without an object.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, for each point
+            (see `kerasdet.models.dense.matched_targets`), and ``centerness`` (B, R), 1 for points without an object.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         targets = dense.matched_targets(self.matcher(outputs["anchors"], batch), anchors, batch)
@@ -156,7 +158,7 @@ class FCOS(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            Loss name -> () float32.
+            A dict from the name of each loss to its value, () float32.
         """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         is_positive = tf.cast(targets["matched_gt"] >= 0, float_dtype())  # (B, R)
@@ -173,7 +175,7 @@ class FCOS(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of positives after a training step.
+        """Updates the running mean of the number of positive points, if the normalizer is "ema".
 
         Args:
             targets: Result of `compute_targets`.
@@ -219,7 +221,7 @@ class FCOS(ConfigFromInit, Detector):
         return dense.filtered(self.postprocessing, boxes, ranks, factor, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS class by class.
+        """Applies NMS to each class separately.
 
         Args:
             candidates: Result of `decode`.
@@ -234,15 +236,15 @@ class FCOS(ConfigFromInit, Detector):
         )  # `decode` has applied the score threshold
 
     def level_scores(self, outputs: Mapping, level: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes the values that rank the points of a level, and the factors that turn these into scores.
+        """Computes the values that the score threshold applies to, and factors that convert them to scores.
 
         Args:
             outputs: Result of `call`.
             level: Name of a pyramid level, such as "p3".
 
         Returns:
-            Values (B, R_l, K), which are compared with the score threshold, and factors (B, R_l): the score is their
-            product.
+            Values (B, R_l, K) that the score threshold applies to, and factors (B, R_l). The score is value times
+            factor.
         """
         ranks = tf.sigmoid(outputs["class_logits"][level])  # (B, R_l, K)
         factor = tf.sigmoid(outputs["centerness"][level])  # (B, R_l)

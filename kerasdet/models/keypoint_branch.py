@@ -47,7 +47,7 @@ class KeypointBranch(ConfigFromInit, Branch):
     metric = "keypoints"
     rescaling = "positions"
     export_names = {"keypoints": "detection_keypoints"}  # noqa: RUF012
-    _how_to_read_targets = "set CocoDataset.keypoints=True (keypoints=True); Pascal VOC has none"
+    _how_to_read_targets = "set CocoDataset.keypoints=True (Python: keypoints=True); Pascal VOC datasets have none"
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class KeypointBranch(ConfigFromInit, Branch):
 
         Args:
             pooled: (N, S / 4, S / 4, C) pooled features of N regions.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, S, S, J) logits.
+            Heatmaps of logits, (N, S, S, J).
         """
         return self.head(pooled)
 
@@ -113,7 +113,7 @@ class KeypointBranch(ConfigFromInit, Branch):
 
         Returns:
             A dict of ``cells`` (B, P, J) int32, the index of each keypoint's cell among the S * S cells, and
-            ``visible`` (B, P, J) bool, which keypoints have a loss.
+            ``visible`` (B, P, J) bool, true for keypoints that the loss includes.
         """
         cells, visible = keypoint_ops.heatmap_targets(
             gather_gt(batch["keypoints"], matched_gt), rois, size=self.map_size
@@ -131,7 +131,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             positive: (B, P) bool, which regions have an object.
 
         Returns:
-            A dict of ``keypoint_loss``, ().
+            A dict of the scalar ``keypoint_loss``.
         """
         cells = tf.reshape(targets["cells"], [-1, self.num_keypoints])  # (N, J)
         weights = tf.cast(targets["visible"] & positive[..., None], float_dtype())
@@ -143,14 +143,14 @@ class KeypointBranch(ConfigFromInit, Branch):
         return {"keypoint_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Groups the heatmaps by image; all classes share them.
+        """Reshapes the heatmaps to one row per image; all classes share the same heatmaps.
 
         Args:
             logits: (B * D, S, S, J) result of `call`.
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S, J) logits.
+            Heatmaps of logits, (B, D, S, S, J).
         """
         return tf.reshape(logits, tf.concat([tf.shape(class_ids), tf.shape(logits)[1:]], 0))
 
@@ -163,7 +163,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             maps: (B, D, S, S, J) heatmaps.
 
         Returns:
-            (B, D, S, S, J).
+            The heatmaps (B, D, S, S, J) of the image itself.
 
         Raises:
             UserError: If there are no `keypoint_names` to tell left from right.

@@ -39,7 +39,7 @@ class MaskBranch(ConfigFromInit, Branch):
     metric = "segm"
     rescaling = "boxes_relative"
     export_names = {"mask_probs": "detection_masks"}  # noqa: RUF012
-    _how_to_read_targets = "set CocoDataset.masks=True (masks=True); Pascal VOC has none"
+    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have none"
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class MaskBranch(ConfigFromInit, Branch):
 
         Args:
             pooled: (N, S / 2, S / 2, C) pooled features of N regions.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            (N, S, S, K) logits.
+            Mask logits, (N, S, S, K).
         """
         return self.head(pooled, training=training)
 
@@ -96,7 +96,7 @@ class MaskBranch(ConfigFromInit, Branch):
             A dict of ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).
 
         Raises:
-            ValueError: If the masks are of another type.
+            ValueError: If ``masks`` is neither bool nor uint8.
         """
         masks = tf.convert_to_tensor(batch["masks"])
         if masks.dtype.is_floating:
@@ -128,7 +128,7 @@ class MaskBranch(ConfigFromInit, Branch):
             positive: (B, P) bool, which regions have an object.
 
         Returns:
-            A dict of ``mask_loss``, ().
+            A dict of the scalar ``mask_loss``.
         """
         weights = tf.cast(tf.reshape(positive, [-1]), float_dtype())  # (N,)
         logits = _of_class(logits, tf.reshape(targets["class_ids"], [-1]))  # (N, S, S)
@@ -145,7 +145,7 @@ class MaskBranch(ConfigFromInit, Branch):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S) probabilities.
+            Mask probabilities, (B, D, S, S).
         """
         probs = tf.sigmoid(_of_class(logits, tf.reshape(class_ids, [-1])))
         return tf.reshape(probs, tf.concat([tf.shape(class_ids), tf.shape(probs)[1:]], 0))
@@ -158,7 +158,8 @@ class MaskBranch(ConfigFromInit, Branch):
             detections: ``boxes`` (B, D, 4) yxyx in pixels and ``class_ids`` (B, D), -1 for padding.
 
         Returns:
-            A dict of ``mask_probs`` (B, D, S, S), probabilities of the object in the cells of its box.
+            A dict of ``mask_probs`` (B, D, S, S): for each of the S x S cells of a box, the probability that it shows
+            the object.
         """
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 

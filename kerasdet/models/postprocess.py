@@ -22,7 +22,7 @@ def top_candidates(
     """Finds the best (anchor, class) pairs of one level.
 
     Each of the k best pairs belongs to one of the k anchors with the largest maximum over classes. The function first
-    selects these anchors, and never sorts the classes of the others.
+    selects these anchors, then sorts only their classes.
 
     Args:
         logits: (B, R, K) class logits.
@@ -30,7 +30,7 @@ def top_candidates(
         score: Monotonic function from logits to scores.
 
     Returns:
-        Scores, anchor indices and class ids, (B, min(k, R * K)) each, by descending score.
+        Scores, anchor indices and class ids, (B, min(k, R * K)) each, in descending order of score.
     """
     num_classes = tf.shape(logits)[2]
     num_anchors = tf.minimum(k, tf.shape(logits)[1])
@@ -48,7 +48,7 @@ def best_class_only(scores: tf.Tensor) -> tf.Tensor:
         scores: (B, R, K) logits or probabilities.
 
     Returns:
-        (B, R, K). The scores of all other classes are the most negative float.
+        The scores, (B, R, K), with the most negative float for all classes but the best one.
     """
     best = tf.reduce_max(scores, -1, keepdims=True)
     return tf.where(scores == best, scores, scores.dtype.min)
@@ -64,7 +64,7 @@ class Postprocessing(ConfigFromInit):
     Args:
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
         pre_nms_top_k: Maximum number of candidates per pyramid level before NMS. R-CNNs ignore it.
-        nms_threshold: Boxes of a class that overlap a better one by more than this IoU are dropped. In [0, 1].
+        nms_threshold: Boxes are dropped whose IoU with a higher-scored box of the same class exceeds this. In [0, 1].
         max_detections: D, maximum number of detections per image.
         min_size: Boxes that have a side below this many pixels after clipping to the image are dropped before NMS.
             None keeps them.
@@ -72,8 +72,8 @@ class Postprocessing(ConfigFromInit):
             (detectron2's dense models).
         empty_boxes: What happens to boxes that are empty after clipping: "drop_after_nms" (detectron2, all R-CNNs),
             "drop_before_nms" (mmdetection's dense models) or "keep" (torchvision's dense models).
-        multi_label: Whether one anchor or point may give detections of several classes. If False only its best class
-            is used. For dense models only.
+        multi_label: Whether one anchor or point may give detections of several classes. If False, only its best class
+            counts. Used by dense models only.
 
     Raises:
         UserError: If `empty_boxes` is unknown, or is "drop_before_nms" without `clip_before_nms`; or if a number is out
@@ -134,13 +134,14 @@ class Postprocessing(ConfigFromInit):
     def apply_nms(
         self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor, score_threshold: float | None = None
     ) -> dict[str, tf.Tensor]:
-        """Applies NMS class by class and clips the kept boxes to the image.
+        """Applies NMS to each class separately, and clips the remaining boxes to the image.
 
         Args:
             candidates: ``boxes`` (B, N, 4) yxyx in pixels, ``scores`` (B, N), ``class_ids`` (B, N), and possibly
                 further tensors (B, N, ...).
             image_size: (B, 2) heights and widths without padding, in pixels.
-            score_threshold: Overrides the threshold of this object, for models that have applied it to another score.
+            score_threshold: Replaces `self.score_threshold`, for models that have already applied that threshold to
+                another score. None keeps it.
 
         Returns:
             Padded detections in the coordinates of the candidates, with the further tensors as (B, D, ...).
@@ -177,11 +178,11 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
     """Drops detections: the others move to the front, in their order, and padding fills the rest.
 
     Args:
-        detections: Name -> (B, D, ...), such as ``boxes`` and ``scores``.
+        detections: Tensors (B, D, ...) by name, such as ``boxes`` and ``scores``.
         keep: (B, D) bool, false for detections to drop.
 
     Returns:
-        The padded detections, with the new numbers ``valid`` (B,).
+        The padded detections; ``valid`` (B,) holds the new number of detections of each image.
     """
     order = tf.argsort(tf.cast(~keep, tf.int32), axis=-1, stable=True)
     valid = tf.reduce_sum(tf.cast(keep, tf.int32), -1)
@@ -202,7 +203,7 @@ def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         detections: Padded detections, a dict with ``boxes`` (B, D, 4) yxyx in pixels.
 
     Returns:
-        The padded detections without those.
+        The padded detections without empty boxes.
     """
     keep = _has_area(detections["boxes"]) & tf.sequence_mask(detections["valid"], tf.shape(detections["boxes"])[1])
     return compact({name: value for name, value in detections.items() if name != "valid"}, keep)

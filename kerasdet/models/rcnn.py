@@ -24,12 +24,14 @@ class FasterRCNN(ConfigFromInit, Detector):
     Args:
         num_classes: K, number of classes without background.
         class_names: Names of the K classes in the order of their ids; training sets them from the dataset.
-        backbone: Keras model from images to features; the default is a ResNet-50 with random weights.
-        neck: Layer from features to a pyramid; the default is an FPN with p2 to p6.
-        rpn: First stage, which proposes regions.
-        roi_heads: Second stage, which classifies and refines the regions; its branches add masks and keypoints.
-        preprocessing: Resize rule and pixel statistics.
-        seed: Seed of the sampling of anchors and regions.
+        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. None: a ResNet-50
+            with random weights.
+        neck: Layer that maps features to a pyramid. None: an FPN with levels p2 to p6.
+        rpn: First stage, which proposes regions. None: `RPN()`.
+        roi_heads: Second stage, which classifies and refines the regions; its branches add masks and keypoints. None:
+            `RoIHeads()`.
+        preprocessing: Resize rule and pixel statistics. None: `Preprocessing()`.
+        seed: Seed for the random sampling of anchors and regions in training.
 
     Raises:
         TypeError: If `backbone` is not a backbone.
@@ -86,14 +88,14 @@ class FasterRCNN(ConfigFromInit, Detector):
         return self.roi_heads.postprocessing
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Runs the model for its losses: samples regions with the ground truth and predicts for these.
+        """Runs the model on a training batch: samples regions to train on and predicts for them.
 
         Args:
             batch: Training batch; see `kerasdet.models.batch.training_batch`.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            The result of `call`.
+            The result of `call` with ground truth.
 
         Raises:
             UserError: If the batch lacks the ground truth of a branch.
@@ -108,19 +110,19 @@ class FasterRCNN(ConfigFromInit, Detector):
         ground_truth: Mapping[str, tf.Tensor] | None = None,
         training: bool = False,
     ) -> dict:
-        """Predicts for every anchor and every region.
+        """Runs both stages: predicts for every anchor, selects regions, and predicts for every region.
 
         Args:
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
             ground_truth: Batch with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
-                The second stage then predicts for a sample of regions to train on. None lets it predict for all
-                proposals.
-            training: Whether norms use the statistics of the batch.
+                With ground truth, the second stage predicts for a sample of regions to train on. None: it predicts for
+                all proposals.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            A dict of ``rpn``, the result of `RPN.call`; ``pyramid``: level name -> (B, h, w, C); and the entries that
-            `RoIHeads.call` returns.
+            A dict of ``rpn``, the result of `RPN.call`; ``pyramid``, a dict from level name to features (B, h, w, C);
+            and the entries that `RoIHeads.call` returns.
         """
         image, image_size = unpack_inputs(inputs)
         if image_size is None:
@@ -134,7 +136,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         return {"rpn": rpn, "pyramid": pyramid, **self.roi_heads(pyramid, regions, training=training)}
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict:
-        """Computes what each sampled anchor and region should predict.
+        """Computes the targets of sampled anchors and regions.
 
         Args:
             outputs: Result of `call` with ground truth.
@@ -188,7 +190,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         return self.roi_heads.decode(outputs, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS class by class.
+        """Applies NMS to each class separately.
 
         Args:
             candidates: Result of `decode`.
@@ -220,7 +222,7 @@ class FasterRCNN(ConfigFromInit, Detector):
 
         Args:
             branch: One of `branches`.
-            pyramid: Level name -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
             boxes: (B, D, 4) yxyx in pixels of the network's input.
             class_ids: (B, D) int32, -1 for padding.
 
@@ -253,7 +255,7 @@ class KeypointRCNN(FasterRCNN):
     It is a `FasterRCNN` whose `roi_heads` have a `KeypointBranch` by default.
 
     Args:
-        num_classes: K, number of classes without background; 1 for people.
+        num_classes: K, number of classes without background; 1 if people are the only class.
         roi_heads: Second stage; give it ``branches=[KeypointBranch(num_keypoints)]`` for keypoints.
         **kwargs: Arguments of `FasterRCNN`.
     """

@@ -22,17 +22,18 @@ from kerasdet.models.postprocess import Postprocessing, best_class_only, top_can
 class RetinaNet(ConfigFromInit, Detector):
     """Detects objects from anchors at every position of a feature pyramid (https://arxiv.org/abs/1708.02002).
 
-    The defaults are detectron2's, except that the default backbone starts from random weights and trains completely.
+    The defaults are those of detectron2, except that the default backbone has random weights and no frozen layers.
 
     Args:
         num_classes: K, number of classes without background.
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
-        backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `ResNet(50)`.
-        neck: Layer from features to a pyramid. By default an FPN with P6 and P7 made from C5.
-        anchors: Anchors of the neck's levels. By default nine per cell.
+        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. By default
+            `ResNet(50)`.
+        neck: Layer that maps features to a pyramid. By default an FPN with P6 and P7 made from C5.
+        anchors: Generates the anchors of all levels of the neck. By default nine anchors per cell.
         coder: Converts between boxes and the deltas that the head predicts. By default `DeltaCoder()`.
         head: Predicts class logits and box deltas. By default `RetinaNetHead()`, four convolutions without norm.
-        matcher: Matches anchors to ground truth. By default `IoUMatcher(0.5, 0.4)`.
+        matcher: Matches anchors to ground-truth objects. By default `IoUMatcher(0.5, 0.4)`.
         class_loss: Classification loss. By default `FocalLoss()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=0)`, plain L1.
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=100)`.
@@ -91,23 +92,23 @@ class RetinaNet(ConfigFromInit, Detector):
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
-        """Predicts for every anchor.
+        """Predicts class logits and box deltas for every anchor.
 
         Args:
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Three dicts by level name: ``class_logits`` (B, R_l, K); ``box_deltas`` (B, R_l, 4) as (dy, dx, dh, dw); and
-            ``anchors`` (R_l, 4) yxyx in pixels. R_l counts the anchors of the level: row by row, cell by cell, and
-            within a cell in the order of `AnchorGenerator.cell_anchors`.
+            ``anchors`` (R_l, 4) yxyx in pixels. R_l is the number of anchors of level l. Anchors are in row-major order
+            of cells; within a cell they follow `AnchorGenerator.cell_anchors`.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         return {**self.head(pyramid, training=training), "anchors": anchors}
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Matches anchors to ground truth.
+        """Matches anchors to ground-truth objects.
 
         Args:
             outputs: Result of `call`.
@@ -115,8 +116,8 @@ class RetinaNet(ConfigFromInit, Detector):
                 trained on.
 
         Returns:
-            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels of each anchor,
-            see `kerasdet.models.dense.matched_targets`.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels for each
+            anchor; see `kerasdet.models.dense.matched_targets`.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         return dense.matched_targets(self.matcher(anchors, batch), anchors, batch)
@@ -129,7 +130,7 @@ class RetinaNet(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            Loss name -> () float32.
+            A dict from the name of each loss to its value, () float32.
         """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         positive = tf.cast(targets["matched_gt"] >= 0, float_dtype()) / normalizer  # (B, R)
@@ -140,7 +141,7 @@ class RetinaNet(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of positives after a training step.
+        """Updates the running mean of the number of positive anchors, if the normalizer is "ema".
 
         Args:
             targets: Result of `compute_targets`.
@@ -152,7 +153,7 @@ class RetinaNet(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+            image_size: (B, 2) int32, heights and widths without padding, in pixels.
 
         Returns:
             A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N), and ``class_ids``
@@ -173,7 +174,7 @@ class RetinaNet(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+            image_size: (B, 2) int32, heights and widths without padding, in pixels.
 
         Returns:
             A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
@@ -186,11 +187,11 @@ class RetinaNet(ConfigFromInit, Detector):
         return dense.filtered(self.postprocessing, boxes, tf.sigmoid(logits), None, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS class by class.
+        """Applies NMS to each class separately.
 
         Args:
             candidates: Result of `decode`.
-            image_size: (B, 2) int32 heights and widths without padding, in pixels.
+            image_size: (B, 2) int32, heights and widths without padding, in pixels.
 
         Returns:
             Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)

@@ -35,18 +35,18 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     which creates the layers.
 
     Args:
-        pooler: Pools the features of a region; its `output_size` is the S of the box head.
-        box_head: Layer from pooled features (N, S, S, C) to vectors (N, `out_channels`).
+        pooler: Pools the features of each region; its `output_size` is S, the side of the box head's input in cells.
+        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`).
         branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
-        matcher: Matches proposals to ground truth for training.
+        matcher: Matches proposals to ground-truth objects in training.
         sampler: Samples the regions to train on.
-        add_gt_as_proposals: When the ground-truth boxes are added to the proposals to train on. "before_matching":
-            they are matched like proposals, so of two objects with the same box one gets both (detectron2,
-            torchvision). "after_matching": each is matched to itself, and no low-quality match can use it
-            (mmdetection).
-        coder: Encodes boxes relative to regions.
+        add_gt_as_proposals: When the ground-truth boxes are added to the proposals to train on. "before_matching": they
+            are matched like proposals, so of two objects with the same box only one is matched (detectron2,
+            torchvision). "after_matching": each ground-truth box is matched to its own object, and takes no part in
+            low-quality matches (mmdetection).
+        coder: Converts between boxes and their deltas relative to regions.
         box_loss: Loss of the boxes of positive regions, such as `SmoothL1Loss` or `GIoULoss`.
-        class_agnostic: Whether a region has one box for all classes instead of one for each.
+        class_agnostic: Whether a region has a single box for all classes instead of one box per class.
         postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before NMS,
             as in all R-CNNs; `pre_nms_top_k` has no effect.
 
@@ -104,7 +104,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             channels: Number of channels of each level.
 
         Raises:
-            UserError: If the heads belong to a model with other classes, levels or channels.
+            UserError: If the heads belong to a model with another number of classes or channels, or other levels.
         """
         sizes = (num_classes, tuple(levels), channels)
         if self.built:
@@ -129,7 +129,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             freeze(self)
 
     def get_build_config(self) -> None:
-        """Returns None, so that Keras does not build loaded heads before their model attaches them."""
+        """Returns None: Keras must not build the layer on loading, because `attach` builds it."""
         return None
 
     def select_regions(
@@ -142,16 +142,16 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         """Selects the regions to predict for: all proposals or, given ground truth, a sample to train on.
 
         Args:
-            proposals: Result of `RPN.propose`: ``boxes`` (B, N, 4) yxyx in pixels, and ``valid`` (B,), how many of the
-                N are proposals and not padding.
+            proposals: Result of `RPN.propose`: ``boxes`` (B, N, 4) yxyx in pixels, and ``valid`` (B,), the number of
+                proposals of each image; the rest of the N rows is padding.
             ground_truth: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
             seed: Seed of the sampling.
             step: () integer, the training step.
 
         Returns:
             A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. With ground
-            truth also ``matched_gt`` (B, P) int32 from the matcher: the index of each region's object, negative for
-            none. An image's positive regions come first.
+            truth also ``matched_gt`` (B, P) int32: the index of each region's object in the ground truth, negative for
+            regions without an object. The positive regions of an image come first.
         """
         rois = tf.stop_gradient(proposals["boxes"])
         valid = tf.sequence_mask(proposals["valid"], tf.shape(rois)[1])
@@ -180,17 +180,17 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     def call(
         self, pyramid: Mapping[str, tf.Tensor], regions: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """Predicts for every region.
+        """Predicts classes, boxes and, in training, the outputs of the branches for every region.
 
         Args:
-            pyramid: level -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
             regions: Result of `select_regions`.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             A dict of the entries of `regions`, ``class_logits`` (B, P, K + 1) with the background last, and
-            ``box_deltas`` (B, P, K, 4) as (dy, dx, dh, dw), or (B, P, 1, 4) if `class_agnostic`. If the regions are a
-            sample to train on, also the logits of each branch under the branch's name.
+            ``box_deltas`` (B, P, K, 4) as (dy, dx, dh, dw), or (B, P, 1, 4) if `class_agnostic`. If the regions were
+            selected with ground truth, also the logits of each branch, under the branch's name.
         """
         rois = regions["rois"]
         batch, count = tf.unstack(tf.shape(rois)[:2])
@@ -213,12 +213,12 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         """Pools the features of regions for a branch or, by default, for the box head.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
             rois: (B, P, 4) yxyx in pixels of the network's input.
             branch: One of `branches`, or None for the box head.
 
         Returns:
-            (B * P, S, S, C) pooled features.
+            The pooled features, (B * P, S, S, C).
         """
         _, levels, _ = self._sizes
         return self.pooler({level: pyramid[level] for level in levels}, rois, branch.pool_size if branch else None)
@@ -230,7 +230,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Args:
             branch: One of `branches`.
-            pyramid: Level name -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
             boxes: (B, D, 4) yxyx in pixels of the network's input.
             class_ids: (B, D) int32, -1 for padding.
 
@@ -253,10 +253,10 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         return regions[:, :most]
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict:
-        """Computes what each sampled region should predict.
+        """Computes the targets of sampled regions.
 
         Args:
-            outputs: Result of `call` on a sample to train on.
+            outputs: Result of `call` on regions that were selected with ground truth.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and the `target_key` of each branch.
 
         Returns:
@@ -279,7 +279,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         """Computes the losses of the second stage, averaged over the sampled regions of all replicas.
 
         Args:
-            outputs: Result of `call` on a sample to train on.
+            outputs: Result of `call` on regions that were selected with ground truth.
             targets: Result of `compute_targets`.
 
         Returns:
@@ -312,8 +312,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            A dict of ``boxes`` (B, P * K, 4) yxyx in pixels of the network's input, ``scores`` (B, P * K) with 0 for
-            boxes that are too small or padding, and ``class_ids`` (B, P * K).
+            A dict of ``boxes`` (B, P * K, 4) yxyx in pixels of the network's input, ``scores`` (B, P * K), which are 0
+            for padding and for boxes smaller than `min_size`, and ``class_ids`` (B, P * K).
         """
         scores = tf.nn.softmax(outputs["class_logits"])[..., : self.num_classes]  # (B, P, K)
         boxes = self.coder.decode(outputs["box_deltas"], outputs["rois"][:, :, None])  # (B, P, K or 1, 4)
@@ -332,12 +332,12 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     ) -> dict[str, tf.Tensor]:
         """Adds the outputs of the branches to detections.
 
-        To save time, the branches run only on as many boxes per image as the image with the most detections has; with
-        static shapes they run on all D.
+        To save time, the branches run only on the first boxes of each image, as many as the image with the most
+        detections has. With static shapes they run on all D boxes.
 
         Args:
             detections: Padded detections: ``boxes`` (B, D, 4) yxyx in pixels, ``class_ids`` (B, D) and ``valid`` (B,).
-            pyramid: Level name -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
 
         Returns:
             The padded detections with the branches' outputs, each (B, D, ...), zero for padding.
@@ -414,6 +414,7 @@ def _check_outputs(branch, outputs):
     for name, value in outputs.items():
         if branch.rescaling == "positions" and value.shape[-1] != 3:
             raise UserError(
-                f"{name} of {type(branch).__name__} has the shape {tuple(value.shape)}, but rescaling 'positions' "
-                "needs (B, D, ..., 3) with (y, x, score): return that shape, or set rescaling to 'boxes_relative'."
+                f"{name} of {type(branch).__name__} has the shape {tuple(value.shape)}, but outputs with "
+                "rescaling='positions' need (B, D, ..., 3) with (y, x, score): return that shape, or set rescaling "
+                f"to 'boxes_relative'."
             )

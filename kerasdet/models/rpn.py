@@ -39,7 +39,7 @@ def default_neck() -> FPN:
     """Makes the default neck of R-CNNs: an FPN with p2 to p5, and p6 pooled from p5.
 
     Returns:
-        The layer.
+        The FPN layer.
     """
     return FPN(("c2", "c3", "c4", "c5"), top=MaxPoolTop())
 
@@ -55,7 +55,7 @@ def default_backbone() -> ResNet:
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ProposalSelection(ConfigFromInit):
-    """Selects proposals from the predicted boxes: the best of each level, then non-maximum suppression (NMS).
+    """Selects proposals from predicted boxes: the best boxes of each level, then non-maximum suppression (NMS).
 
     Args:
         pre_nms_top_k: Maximum number of candidates per level before NMS, in inference.
@@ -111,8 +111,8 @@ class ProposalSelection(ConfigFromInit):
             training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
-            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N) with minus infinity for boxes that are
-            dropped, and ``level_ids`` (B, N), the index of each box's pyramid level.
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for boxes that the
+            filters drop, and ``level_ids`` (B, N), the index of each box's pyramid level.
         """
         top_k = self.train_pre_nms_top_k if training else self.pre_nms_top_k
         boxes, logits, level_ids = [], [], []
@@ -131,15 +131,15 @@ class ProposalSelection(ConfigFromInit):
         return {"boxes": boxes, "logits": logits, "level_ids": tf.concat(level_ids, 1)}
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        """Applies NMS level by level, and keeps the best boxes of all levels.
+        """Applies NMS to each level separately, then keeps the boxes with the highest scores of all levels.
 
         Args:
             candidates: Result of `decode`.
             training: Whether to use `train_post_nms_top_k` instead of `post_nms_top_k`.
 
         Returns:
-            A dict of ``boxes`` (B, P, 4) yxyx in pixels, ``logits`` (B, P) descending, and ``valid`` (B,), how many of
-            the P are proposals. The rest is padding, zeros.
+            A dict of ``boxes`` (B, P, 4) yxyx in pixels, ``logits`` (B, P) descending, and ``valid`` (B,), the number
+            of proposals of each image. Rows of zeros pad the rest.
         """
         boxes, logits = candidates["boxes"], candidates["logits"]
         indices, valid = nms(
@@ -163,18 +163,18 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     """Proposes regions: predicts for each anchor whether it holds an object, and its box (arXiv 1506.01497).
 
     Args:
-        anchors: Anchors over all levels of the neck.
-        coder: Encodes boxes relative to anchors.
-        num_convs: Number of 3x3 convolutions of the head; 0 leaves the two 1x1 predictors.
-        matcher: Matches anchors to ground truth for training.
-        sampler: Samples the anchors to train on.
+        anchors: Generates the anchors of all levels of the neck. None: `default_anchors()`.
+        coder: Converts between boxes and their deltas relative to anchors.
+        num_convs: Number of 3x3 convolutions of the head; 0 keeps only the two 1x1 predictors.
+        matcher: Matches anchors to ground-truth objects in training. None: `IoUMatcher(0.7, 0.3)`.
+        sampler: Samples the anchors to train on. None: `BalancedSampler(256, 0.5)`.
         box_loss: Loss of the boxes of positive anchors, such as `SmoothL1Loss` or `GIoULoss`.
         normalizer: Divisor of both losses, counted over all replicas. "fixed": the sampler's `samples_per_image` times
             the number of images (detectron2). "sampled": the number of sampled anchors (torchvision). "image_sum": the
             sum over images of the sampled positives and negatives, counting at least one of each (mmdetection).
-        straddle_threshold: Anchors that reach this many pixels or more beyond the image border are not trained on. None
-            trains on all.
-        proposals: Selects the proposals from the predicted boxes.
+        straddle_threshold: Anchors that extend this many pixels or more beyond the image border are ignored in
+            training. None: no anchor is ignored for this.
+        proposals: Selects the proposals from the predicted boxes. None: `ProposalSelection()`.
 
     Raises:
         UserError: If `normalizer` is unknown.
@@ -213,15 +213,16 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         self.head.build(input_shape)
 
     def call(self, pyramid: Mapping[str, tf.Tensor], image: tf.Tensor) -> dict[str, dict[str, tf.Tensor]]:
-        """Predicts for every anchor.
+        """Predicts objectness logits and box deltas for every anchor.
 
         Args:
-            pyramid: Level name -> (B, h, w, C).
+            pyramid: Features (B, h, w, C) by level name.
             image: (B, H, W, 3), the padded network input. Only its height and width are used, to lay out the anchors.
 
         Returns:
-            Three dicts by level name, R_l anchors on level l: ``objectness`` (B, R_l) logits, ``box_deltas``
-            (B, R_l, 4) as (dy, dx, dh, dw), and ``anchors`` (R_l, 4) yxyx in pixels.
+            Three dicts by level name: ``objectness`` (B, R_l) logits, ``box_deltas`` (B, R_l, 4) as (dy, dx, dh, dw),
+            and ``anchors`` (R_l, 4) yxyx in pixels. R_l is the number of anchors of level l. Anchors are in row-major
+            order of cells; within a cell they follow `AnchorGenerator.cell_anchors`.
         """
         pyramid = {level: pyramid[level] for level in self.anchors.levels}
         grids = {level: tuple(tf.unstack(tf.shape(x)[1:3])) for level, x in pyramid.items()}
@@ -237,13 +238,13 @@ class RPN(ConfigFromInit, keras.layers.Layer):
 
         Returns:
             A dict of ``boxes`` (B, P, 4) yxyx in pixels of the network's input, ``logits`` (B, P) descending, and
-            ``valid`` (B,), how many of the P are proposals and not padding.
+            ``valid`` (B,), the number of proposals of each image; the rest of the P rows is padding.
         """
         candidates = self.proposals.decode(outputs, image_size, self.coder, training)
         return self.proposals.apply_nms(candidates, training)
 
     def match(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Matches anchors to ground truth, and ignores anchors that reach too far beyond the image border.
+        """Matches anchors to ground truth, and ignores anchors that extend too far beyond the image border.
 
         Args:
             anchors: (R, 4) yxyx in pixels.
@@ -251,7 +252,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
                 (B, 2), heights and widths without padding in pixels.
 
         Returns:
-            (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
+            The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
         matched_gt = self.matcher(anchors, batch)
         if self.straddle_threshold is None:
@@ -292,7 +293,8 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict of ``rpn_class_loss`` and ``rpn_box_loss``, () each.
+            A dict of the scalars ``rpn_class_loss`` (all sampled anchors) and ``rpn_box_loss`` (positive anchors only),
+            each divided by the normalizer.
         """
         anchors = tf.concat(list(outputs["anchors"].values()), 0)  # (R, 4)
         logits = tf.concat(list(outputs["objectness"].values()), 1)  # (B, R)
@@ -313,14 +315,15 @@ class RPN(ConfigFromInit, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ProposalNetwork(ConfigFromInit, Detector):
-    """Detects objects without telling their class, with a region proposal network alone.
+    """Detects objects without classifying them, with a region proposal network alone.
 
     Args:
-        backbone: Keras model from images to features; the default is a ResNet-50 with random weights.
-        neck: Layer from features to a pyramid; the default is an FPN with p2 to p6.
-        rpn: Predicts objects and selects the proposals.
+        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. None: a ResNet-50
+            with random weights.
+        neck: Layer that maps features to a pyramid. None: an FPN with levels p2 to p6.
+        rpn: Predicts objects and selects the proposals. None: `RPN()`.
         preprocessing: Resize rule and pixel statistics.
-        seed: Seed of the sampling of anchors.
+        seed: Seed for the random sampling of anchors in training.
 
     Raises:
         TypeError: If `backbone` is not a backbone.
@@ -356,12 +359,12 @@ class ProposalNetwork(ConfigFromInit, Detector):
         return self.rpn.proposals
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
-        """Predicts for every anchor.
+        """Predicts objectness logits and box deltas for every anchor.
 
         Args:
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             The result of `RPN.call`: dicts by level name of ``objectness`` (B, R_l), ``box_deltas`` (B, R_l, 4) as
@@ -393,7 +396,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            Loss name -> () float32.
+            A dict from the name of each loss to its value, () float32.
         """
         return self.rpn.compute_losses(outputs, targets)
 
@@ -419,7 +422,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
         return self.rpn.proposals.decode(outputs, image_size, self.rpn.coder)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS level by level.
+        """Applies NMS to each level separately.
 
         Args:
             candidates: Result of `decode`.
@@ -444,7 +447,7 @@ def build_pyramid(backbone: keras.Model, neck: keras.layers.Layer, rpn: RPN) -> 
 
     Args:
         backbone: Model that follows the protocol `kerasdet.layers.backbone.Backbone`.
-        neck: Layer from features to a pyramid, such as an `FPN`.
+        neck: Layer that maps features to a pyramid, such as an `FPN`.
         rpn: Region proposal network.
 
     Raises:

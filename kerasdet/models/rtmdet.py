@@ -39,20 +39,22 @@ _PREPROCESSING = {
 class RTMDet(ConfigFromInit, Detector):
     """Detects objects from points at every position of a feature pyramid (https://arxiv.org/abs/2212.07784).
 
-    The defaults are those of mmdetection's RTMDet-l. A point is the upper left corner of a cell. By default images are
+    The defaults are those of mmdetection's RTMDet-l. A point is the top-left corner of a cell. By default images are
     letterboxed: they are padded to a square with grey pixels that the network sees as part of the image. Boxes may
-    therefore reach beyond the image, like in mmdetection.
+    therefore extend beyond the image, as in mmdetection.
 
     Args:
         num_classes: K, number of classes without background.
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
-        backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `CSPNeXt()`.
-        neck: Layer from features to a pyramid. By default `CSPNeXtPAFPN()`.
-        anchors: One square per cell. By default `point_squares` of the neck's levels with an offset of 0.
+        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. By default
+            `CSPNeXt()`.
+        neck: Layer that maps features to a pyramid. By default `CSPNeXtPAFPN()`.
+        anchors: Generates one square per cell of the pyramid. By default `point_squares` of the neck's levels with an
+            offset of 0.
         coder: Converts between boxes and the distances that the head predicts. By default
             `DistanceCoder(activation="exp")`. RTMDet-tiny and RTMDet-s have the activation "linear".
         head: Predicts class logits and distances. By default `RTMDetHead()`.
-        matcher: Matches points to ground truth. By default `DynamicSoftLabelAssigner()`.
+        matcher: Matches points to ground-truth objects. By default `DynamicSoftLabelAssigner()`.
         class_loss: Classification loss with soft targets. By default `QualityFocalLoss()`.
         box_loss: Box loss, `GIoULoss` or `IoULoss`. By default `GIoULoss(weight=2)`.
         branches: Further predictions for each point: ``[DynamicMaskBranch()]`` for masks, or an empty list.
@@ -124,17 +126,17 @@ class RTMDet(ConfigFromInit, Detector):
         return not self.branches
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
-        """Predicts for every point.
+        """Predicts class logits and distances for every point, and the outputs of the branches.
 
         Args:
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Three dicts by level name: ``class_logits`` (B, R_l, K); ``box_distances`` (B, R_l, 4) as (t, l, b, r); and
-            ``anchors`` (R_l, 4), the points' squares, yxyx in pixels. R_l counts the cells of the level, row by row.
-            Then the outputs of each branch under the branch's name.
+            ``anchors`` (R_l, 4), the points' squares, yxyx in pixels. R_l is the number of cells of level l; points are
+            in row-major order of cells. The outputs of each branch are under the branch's name.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         outputs = self.head(pyramid, training=training)
@@ -143,11 +145,11 @@ class RTMDet(ConfigFromInit, Detector):
         return {**outputs, "box_distances": distances, "anchors": anchors, **branches}
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Runs the model for its losses.
+        """Runs the model on a training batch, to compute its losses.
 
         Args:
             batch: Training batch; see `kerasdet.models.batch.training_batch`.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             The result of `call`.
@@ -169,8 +171,8 @@ class RTMDet(ConfigFromInit, Detector):
                 not trained on.
 
         Returns:
-            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, of each point,
-            see `kerasdet.models.dense.matched_targets`; ``soft_labels`` (B, R), the IoU of each matched point's
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, for each point
+            (see `kerasdet.models.dense.matched_targets`); ``soft_labels`` (B, R), the IoU of each matched point's
             predicted box with its object; and the targets of each branch under the branch's name.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
@@ -192,7 +194,7 @@ class RTMDet(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            Loss name -> () float32.
+            A dict from the name of each loss to its value, () float32.
         """
         anchors, logits = dense.all_levels(outputs, "anchors"), dense.all_levels(outputs, "class_logits")
         soft_labels = targets["soft_labels"]  # (B, R), 0 without an object
@@ -249,7 +251,7 @@ class RTMDet(ConfigFromInit, Detector):
         return dense.filtered(self.postprocessing, boxes, scores, None, image_size)
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS class by class.
+        """Applies NMS to each class separately.
 
         Args:
             candidates: Result of `decode`.
@@ -287,7 +289,7 @@ class RTMDet(ConfigFromInit, Detector):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            A dict of the outputs, if there are branches, and ``image_size``.
+            A dict of ``image_size`` and, if the model has branches, the entries of `outputs`.
         """
         return {**outputs, "image_size": image_size} if self.branches else {}
 
@@ -305,7 +307,7 @@ class RTMDet(ConfigFromInit, Detector):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            (B, D, S, S) mask probabilities.
+            Mask probabilities, (B, D, S, S).
         """
         anchors = dense.all_levels(inputs, "anchors")  # (R, 4)
         decoded = self.coder.decode(dense.all_levels(inputs, "box_distances"), anchors)  # (B, R, 4)

@@ -34,21 +34,21 @@ _PREPROCESSING = {
 class SSD(ConfigFromInit, Detector):
     """Detects objects from default boxes at every position of feature maps of several sizes (SSD, arXiv 1512.02325).
 
-    The defaults are those of torchvision's SSD300, except that nothing is frozen. Images are stretched to a square.
-    SSDLite (https://arxiv.org/abs/1801.04381) has other parts: `MobileNetV3`, and neck and head with `separable=True`.
+    The defaults are those of torchvision's SSD300, except that no layer is frozen. Images are stretched to a square.
+    For SSDLite (https://arxiv.org/abs/1801.04381), pass a `MobileNetV3`, and a neck and a head with `separable=True`.
 
     Args:
         num_classes: K, number of classes without background.
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
-        backbone: Keras model from images to features, as `kerasdet.layers.backbone` describes. By default `VGG()`.
-        neck: Layer from features to levels, whose channels may differ. By default SSD300's `SSDNeck`.
+        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. By default `VGG()`.
+        neck: Layer that maps features to levels, whose channels may differ. By default SSD300's `SSDNeck`.
         anchors: Default boxes of the neck's levels. By default `DefaultBoxes()`.
         coder: Converts between boxes and the deltas that the head predicts. By default `DeltaCoder((10, 10, 5, 5))`.
         head: Predicts class logits and box deltas. By default `SSDHead()`.
         matcher: Matches default boxes to ground truth. By default `SSDMatcher()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=1)`.
-        negative_ratio: Number of negatives per positive that are trained on in each image (hard negative mining): those
-            with the highest classification loss.
+        negative_ratio: Number of negatives per positive in the classification loss of each image: the negatives with
+            the highest loss (hard negative mining).
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("batch")`.
         postprocessing: Score threshold and NMS of detections; its `pre_nms_top_k` is per class. By default
             torchvision's: a score threshold of 0.01, 400 candidates per class, an IoU threshold of 0.45, and 200
@@ -112,17 +112,17 @@ class SSD(ConfigFromInit, Detector):
         self.built = True
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
-        """Predicts for every default box.
+        """Predicts class logits and box deltas for every default box.
 
         Args:
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
-            training: Whether norms use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
 
         Returns:
             Three dicts by level name: ``class_logits`` (B, R_l, K + 1), background last; ``box_deltas`` (B, R_l, 4) as
-            (dy, dx, dh, dw); and ``anchors`` (R_l, 4) yxyx in pixels. R_l counts the default boxes of the level: row by
-            row, cell by cell.
+            (dy, dx, dh, dw); and ``anchors`` (R_l, 4) yxyx in pixels. R_l is the number of default boxes of level l, in
+            row-major order of cells.
         """
         pyramid, anchors = dense.pyramid_and_anchors(self, inputs, training)
         return {**self.head(pyramid, training=training), "anchors": anchors}
@@ -136,21 +136,21 @@ class SSD(ConfigFromInit, Detector):
                 trained on.
 
         Returns:
-            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels of each default
-            box, see `kerasdet.models.dense.matched_targets`.
+            A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels for each
+            default box; see `kerasdet.models.dense.matched_targets`.
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         return dense.matched_targets(self.matcher(anchors, batch), anchors, batch)
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes ``class_loss``, of positives and the hardest negatives, and ``box_loss``, both normalised.
+        """Computes ``class_loss`` (positives and hardest negatives) and ``box_loss`` (positives), both normalised.
 
         Args:
             outputs: Result of `call`.
             targets: Result of `compute_targets`.
 
         Returns:
-            Loss name -> () float32.
+            A dict from the name of each loss to its value, () float32.
         """
         matched_gt = targets["matched_gt"]  # (B, R)
         normalizer = self.normalizer(matched_gt, self.mean_positives)  # () or (B, 1)
@@ -170,7 +170,7 @@ class SSD(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of positives after a training step.
+        """Updates the running mean of the number of positive anchors, if the normalizer is "ema".
 
         Args:
             targets: Result of `compute_targets`.
@@ -219,7 +219,7 @@ class SSD(ConfigFromInit, Detector):
         return self.coder.decode(dense.all_levels(outputs, "box_deltas"), dense.all_levels(outputs, "anchors")), scores
 
     def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS class by class.
+        """Applies NMS to each class separately.
 
         Args:
             candidates: Result of `decode`.

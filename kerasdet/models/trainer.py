@@ -8,9 +8,17 @@ from types import SimpleNamespace
 import keras
 import tensorflow as tf
 
+from kerasdet.errors import UserError
 from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction, flatten_layers, inner_optimizer
 from kerasdet.keras_utils import float_dtype
-from kerasdet.models.batch import drop_padded_outputs, pad_empty_batch, pad_to_global_max, training_batch, unpack_batch
+from kerasdet.models.batch import (
+    drop_padded_outputs,
+    equal_parts,
+    pad_empty_batch,
+    pad_to_global_max,
+    training_batch,
+    unpack_batch,
+)
 from kerasdet.ops.distribute import global_sum, local_reductions, local_replicas, num_replicas
 
 
@@ -25,10 +33,10 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        micro_batches: Number of parts that a replica's batch is split into. They run one after the other to save
-            memory, and their gradients are averaged.
+        micro_batches: Number of micro-batches that a replica's batch is split into. These run one after the other to
+            save memory, and their gradients are averaged.
         xla: Whether XLA compiles the training step. All batches then need one shape.
-        data_wait: Seconds that `fit` has waited for data so far.
+        data_wait: Total time in seconds that `fit` has waited for data.
     """
 
     def __init__(self, loss_names: Sequence[str], **kwargs):
@@ -50,16 +58,16 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
 
     def build_optimizer(self) -> None:
-        """Creates the variables of the optimizer. With `use_ema` they include averages of the norms' statistics.
+        """Creates the variables of the optimizer. With `use_ema` these include averages of the norms' statistics.
 
-        The moving means and variances of norms are not trained, so Keras would not average them. Those of the trained
-        weights do not fit the averaged weights.
+        Keras averages only trained weights, but the averaged weights also need averaged moving means and variances of
+        norms.
         """
         averages = getattr(inner_optimizer(self.optimizer), "use_ema", False)
         self.optimizer.build([*self.trainable_variables, *(moving_statistics(self) if averages else ())])
 
     def compile_from_config(self, config: dict) -> None:
-        """Compiles a loaded model; Keras calls this.
+        """Compiles a loaded model. Overrides Keras; do not call it directly.
 
         Args:
             config: Result of `get_compile_config`.
@@ -74,7 +82,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             data: A training batch (see `training_batch`), or a tuple that starts with one.
 
         Returns:
-            The running means of losses, gradient norm and positives by name.
+            The running means of the losses, the gradient norm and the number of positives, by name.
         """
         batch = pad_to_global_max(self._with_finite_pixels(self._with_valid_objects(training_batch(data))))
         gradients, losses, positives = self._accumulate_gradients(batch)
@@ -105,7 +113,9 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return self._track(_with_total(self.compute_losses(outputs, targets)))
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Runs the model for its losses. Two-stage models override the method to pass the ground truth to `call`.
+        """Runs the model on a training batch, to compute its losses.
+
+        Two-stage models override this method to pass the ground truth to `call`.
 
         Args:
             batch: A training batch; see `training_batch`.
@@ -210,22 +220,33 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         return tf.debugging.Assert(finite, message, summarize=64)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Builds the function that `fit` calls for each batch; Keras calls this.
+        """Builds the function that `fit` calls for each batch. Overrides Keras; do not call it directly.
 
         Args:
             force: Whether to rebuild an existing function.
         """
         if self.train_function is None or force:
+            self._check_built()
             self.train_function = self._on_replicas(self.train_step, self._check_division, jit=self.xla)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Builds the function that `evaluate` calls for each batch; Keras calls this.
+        """Builds the function that `evaluate` calls for each batch. Overrides Keras; do not call it directly.
 
         Args:
             force: Whether to rebuild an existing function.
         """
         if self.test_function is None or force:
             self.test_function = self._on_replicas(self.test_step)
+
+    def _check_built(self):
+        """Raises a UserError for a layer that has yet to create its weights: the optimizer would not know them."""
+        for part in self.layers:
+            for layer in flatten_layers(part):
+                if not layer.built and type(layer).build is not keras.layers.Layer.build:
+                    raise UserError(
+                        f"The layer {layer.name} ({type(layer).__name__}) in {part.name} has no weights yet; expected "
+                        f"all weights before training. Call its `build` in {type(part).__name__}.build."
+                    )
 
     def _check_division(self, batch):
         """Raises a ValueError unless the images divide evenly among replicas and their micro-batches."""
@@ -236,10 +257,10 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             len(unpack_batch(each)["image"]) for each in self.distribute_strategy.experimental_local_results(batch)
         ]
         if 0 in counts or any(count % self.micro_batches for count in counts):
-            among = f"{replicas} replicas" + f" with {self.micro_batches} micro_batches each" * (self.micro_batches > 1)
             raise ValueError(
-                f"A training batch has {sum(counts)} images, which cannot be divided evenly among {among}: drop the "
-                "smaller last batch of a dataset with batch(..., drop_remainder=True), or choose another batch size."
+                f"A training batch of {sum(counts)} images cannot be divided evenly "
+                f"{equal_parts(replicas, self.micro_batches)}: choose a batch size that is a multiple of "
+                f"{replicas * self.micro_batches}, and drop a smaller last batch with batch(..., drop_remainder=True)."
             )
 
     def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:

@@ -1,4 +1,4 @@
-"""Operations that detectors need: each in stock TensorFlow ops, most also compiled, with the same numbers."""
+"""Defines the operations of detectors: each in stock TensorFlow ops, most also compiled, with the same results."""
 
 from kerasdet.ops.deform_conv import deform_conv2d
 from kerasdet.ops.dispatch import implementation, static_shapes

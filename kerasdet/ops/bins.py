@@ -1,4 +1,4 @@
-"""Lists the feature map cells in each bin of a region of interest, and computes rows in chunks to bound memory."""
+"""Lists the feature map cells in each bin of a region, and computes rows in chunks to bound memory."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,16 @@ import tensorflow as tf
 def cells_of_bins(y_counts: tf.Tensor, x_counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Lists every cell of every bin. The cells of a bin are the product of its rows and its columns.
 
-    The caller keeps two flat lists: the rows of all bins one after the other, and the columns of all bins.
+    The caller holds two flat lists: the rows of all bins one after the other, and the columns of all bins.
 
     Args:
-        y_counts: (N, h) int32. Number of feature map rows in each row of bins, for each of N regions.
-        x_counts: (N, w) int32. Number of feature map columns in each column of bins.
+        y_counts: (N, h) int32, the number of feature map rows in each row of bins, for each of N regions.
+        x_counts: (N, w) int32, the number of feature map columns in each column of bins.
 
     Returns:
         Three (E,) int32 tensors with one entry per cell: the index of the cell's bin in the flattened (N, h, w),
-        ascending; the index of the cell's row in the flat list of rows; that of its column in the list of columns.
+        ascending; the index of the cell's row in the flat list of rows; and the index of its column in the flat list of
+        columns.
     """
     y_starts = tf.reshape(tf.cumsum(tf.reshape(y_counts, [-1]), exclusive=True), tf.shape(y_counts))
     x_starts = tf.reshape(tf.cumsum(tf.reshape(x_counts, [-1]), exclusive=True), tf.shape(x_counts))
@@ -43,12 +44,12 @@ def map_chunks(
 
     Args:
         function: Maps `begin` and `end`, () int32 each, to the rows (end - begin, *row_shape) float32.
-        count: () int32. Number of rows.
-        chunk: () int32. Number of rows computed at a time.
+        count: () int32, the number of rows.
+        chunk: () int32, the number of rows computed at a time.
         row_shape: Static shape of one row.
 
     Returns:
-        (count, *row_shape) float32.
+        The rows, (count, *row_shape) float32.
     """
     chunks = tf.maximum((count + chunk - 1) // chunk, 1)  # TensorArray.concat needs at least one chunk
     results = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=[None, *row_shape])
@@ -67,12 +68,12 @@ def sum_chunks(
 
     Args:
         function: Maps `begin` and `end`, () int32 each, to the sum over these rows, with the shape of `zeros`.
-        count: () int32. Number of rows.
-        chunk: () int32. Number of rows summed at a time.
-        zeros: Initial value of the sum; gives shape and type.
+        count: () int32, the number of rows.
+        chunk: () int32, the number of rows summed at a time.
+        zeros: Initial value of the sum; defines its shape and dtype.
 
     Returns:
-        The sum, with the shape and type of `zeros`.
+        The sum, with the shape and dtype of `zeros`.
     """
 
     def body(begin, total):

@@ -1,4 +1,4 @@
-"""Defines deformable convolution, version 1 (https://arxiv.org/abs/1703.06211) and 2 (https://arxiv.org/abs/1811.11168)."""
+"""Defines deformable convolution (version 1: https://arxiv.org/abs/1703.06211, 2: https://arxiv.org/abs/1811.11168)."""
 
 import tensorflow as tf
 
@@ -20,26 +20,28 @@ def deform_conv2d(
 ) -> tf.Tensor:
     """Applies a deformable convolution: each kernel tap samples the features at its own offset, bilinearly.
 
-    Outside the feature map the features are 0. The backward pass samples again, because stored samples would need
-    kh * kw times the memory of `x`.
+    Outside the feature map the features are 0. The backward pass recomputes the samples, because storing them would
+    need kh * kw times the memory of `x`.
 
     Args:
-        x: (B, H, W, C). Features.
-        kernel: (kh, kw, C / groups, O). Weights of the convolution.
-        offsets: (B, h, w, G * kh * kw * 2). Offsets in cells, as (y, x) per tap. Each of the G deformable groups of
-            C / G channels has its own.
-        mask: (B, h, w, G * kh * kw). Factors that the samples are multiplied by (version 2). None for version 1.
+        x: (B, H, W, C), the features.
+        kernel: (kh, kw, C / groups, O), the weights of the convolution.
+        offsets: (B, h, w, G * kh * kw * 2), the offsets in cells, as (y, x) per tap. Each of the G deformable groups of
+            C / G channels has its own offsets.
+        mask: (B, h, w, G * kh * kw), the factors by which the samples are multiplied (version 2). None: version 1.
         strides: Step of the kernel in cells, along both axes.
         padding: Number of zero cells added on all four sides.
         dilations: Distance between neighbouring taps in cells.
-        groups: Number of channel groups that are convolved separately; an output channel sees C / groups channels.
-        deformable_groups: G, the number of channel groups with offsets of their own.
+        groups: Number of channel groups that are convolved separately; an output channel depends on C / groups input
+            channels.
+        deformable_groups: G, the number of channel groups that have their own offsets.
 
     Returns:
-        (B, h, w, O) of the type of `x`, computed in float32. (h, w) is the size of `offsets`.
+        The output, (B, h, w, O) of the dtype of `x`, computed in float32. (h, w) is the size of `offsets`.
 
     Raises:
-        ValueError: If the channels do not fit the groups, the kernel, the offsets or the mask.
+        ValueError: If the numbers of channels of `x`, `kernel`, `offsets` and `mask` and the numbers of groups
+            contradict each other.
 
     Example:
         >>> x, kernel = tf.ones([1, 8, 8, 16]), tf.ones([3, 3, 16, 4])
@@ -167,8 +169,8 @@ def _corners(points, shape):
     """Finds the four cells around each point and their bilinear weights.
 
     Args:
-        points: (B, h, w, taps, G, 2). Positions in cells, as (y, x).
-        shape: (4,) int32. Shape of the feature map.
+        points: (B, h, w, taps, G, 2), positions in cells as (y, x).
+        shape: (4,) int32, the shape of the feature map.
 
     Returns:
         Indices into the B * H * W * G cells, and weights, which are 0 outside the map: (B, h, w, taps, G, 4) each.
@@ -200,7 +202,7 @@ def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups)
         raise ValueError(
             f"deform_conv2d has {channels} input channels, {kernel_shape[3]} filters, groups={groups} and "
             f"deformable_groups={deformable_groups}: groups must divide channels and filters, deformable_groups must "
-            "divide the channels. Choose other groups."
+            "divide the channels. Change groups or deformable_groups."
         )
     if kernel_shape[2] != channels // groups:
         raise ValueError(

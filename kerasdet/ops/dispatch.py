@@ -36,20 +36,20 @@ _chosen: str | None = None
 def implementation(name: str) -> Iterator[None]:
     """Chooses the implementation of `kerasdet.ops` inside a ``with`` block.
 
-    By default the operations use the compiled ops if their library loads. A `tf.function` keeps the implementation that
-    it was traced with. The choice holds for all threads, since TensorFlow traces in several.
+    By default the operations use the compiled ops if their library loads. A `tf.function` keeps the implementation with
+    which it was traced. The choice applies to all threads, because TensorFlow traces in several threads.
 
     Args:
         name: "compiled" for the compiled ops; "tensorflow" for stock TensorFlow ops, which run anywhere; "tflite" for
-            stock ops with static shapes that TFLite can convert; "onnx" for stock ops in functions that an export to
-            ONNX replaces by ONNX's own operators (see `composite`).
+            stock ops with static shapes that TFLite can convert; "onnx" for stock ops in functions that the export to
+            ONNX replaces by ONNX's operators (see `composite`).
 
     Yields:
         None.
 
     Raises:
         ValueError: If the name is unknown.
-        RuntimeError: If the compiled ops are asked for and their library does not load.
+        RuntimeError: If `name` is "compiled" and the library of the compiled ops does not load.
 
     Example:
         >>> with kerasdet.ops.implementation("tensorflow"):
@@ -57,7 +57,7 @@ def implementation(name: str) -> Iterator[None]:
     """
     if name not in ("compiled", "tensorflow", "tflite", "onnx"):
         raise ValueError(
-            f'implementation is {name!r}: expected "compiled", "tensorflow", "tflite" or "onnx". Choose one of them.'
+            f'implementation is {name!r}: expected "compiled", "tensorflow", "tflite" or "onnx". Change the name.'
         )
     if name == "compiled" and raw_ops() is None:
         raise RuntimeError(
@@ -75,15 +75,15 @@ def implementation(name: str) -> Iterator[None]:
 def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     """Returns the compiled ops if the code traced here should use them.
 
-    They are not used for XLA, TFLite and ONNX, which support no custom ops of ours, nor inside
+    Compiled ops are not used for XLA, TFLite and ONNX, which do not support them, nor inside
     ``implementation("tensorflow")``.
 
     Args:
-        for_gpus: Whether the op has a GPU kernel. If it has one, but TensorFlow sees a GPU that the library was not
-            built for, the function returns None: stock ops on the GPU are faster than the compiled op on the CPU.
+        for_gpus: Whether the op has a GPU kernel. If it has one, but TensorFlow uses a GPU for which the library was
+            not built, the function returns None: stock ops on the GPU are faster than the compiled op on the CPU.
 
     Returns:
-        The module of the ops, or None for stock TensorFlow ops.
+        The module of the compiled ops, or None to use stock TensorFlow ops.
     """
     if _chosen in ("tensorflow", "onnx") or static_shapes():
         return None
@@ -91,7 +91,7 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
 
 
 def static_shapes() -> bool:
-    """Tells whether the code that is traced goes to XLA or TFLite: both need static shapes and lack sparse matrices.
+    """Tells whether the traced code is for XLA or TFLite, which need static shapes and lack sparse matrices.
 
     Returns:
         True inside a function compiled by XLA, or inside ``implementation("tflite")``.
@@ -100,7 +100,7 @@ def static_shapes() -> bool:
 
 
 def in_tflite() -> bool:
-    """Tells whether the code that is traced goes to TFLite.
+    """Tells whether the traced code is for TFLite.
 
     Returns:
         True inside ``implementation("tflite")``.
@@ -109,7 +109,7 @@ def in_tflite() -> bool:
 
 
 def in_onnx() -> bool:
-    """Tells whether the code that is traced goes to ONNX.
+    """Tells whether the traced code is for ONNX.
 
     Returns:
         True inside ``implementation("onnx")``.
@@ -118,7 +118,7 @@ def in_onnx() -> bool:
 
 
 def composite(function: Callable, name: str, **attributes: object) -> Callable:
-    """Wraps stock ops in a function that an export to ONNX recognises and replaces by ONNX's own operator.
+    """Wraps stock ops in a function that the export to ONNX recognises and replaces by ONNX's operator.
 
     Args:
         function: A function of tensors that returns a tensor or a tuple of tensors.
@@ -126,7 +126,7 @@ def composite(function: Callable, name: str, **attributes: object) -> Callable:
         **attributes: Numbers, bools and strings that describe the operation.
 
     Returns:
-        The function itself, except within ``implementation("onnx")``.
+        The wrapped function inside ``implementation("onnx")``, otherwise `function` itself.
     """
     if not in_onnx():
         return function
@@ -141,9 +141,9 @@ def composite(function: Callable, name: str, **attributes: object) -> Callable:
 
 @functools.cache
 def _lacks_gpu_kernels() -> bool:
-    """Returns whether TensorFlow has GPUs that the library has no kernels for, and warns once.
+    """Returns whether TensorFlow uses GPUs for which the library has no kernels, and warns once.
 
-    A compiled op would then run on the CPU, and the copies to the CPU and back cost more than it saves.
+    A compiled op would then run on the CPU, and copying data to the CPU and back takes more time than the op saves.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus or raw_ops() is None:
@@ -154,12 +154,12 @@ def _lacks_gpu_kernels() -> bool:
         reason = f"The compiled ops have no kernels for a GPU as old as {old[0]}"
     else:
         return False
-    _logger.warning("%s. On GPUs, TensorFlow's are used.", reason)
+    _logger.warning("%s. On GPUs, TensorFlow's ops are used.", reason)
     return True
 
 
 def _capability(gpu):
-    """Returns the compute capability of a GPU; TensorFlow may not know it, and then the oldest supported one."""
+    """Returns the compute capability of a GPU, or the oldest supported one if TensorFlow does not know it."""
     return tf.config.experimental.get_device_details(gpu).get("compute_capability", _MIN_COMPUTE_CAPABILITY)
 
 
@@ -168,12 +168,13 @@ def raw_ops() -> ModuleType | None:
     """Loads the compiled ops regardless of the chosen implementation.
 
     Returns:
-        The module of the ops, or None if the library does not load or is older than this package. A warning says so.
+        The module of the compiled ops, or None, with a warning, if the library does not load or is older than this
+        package.
     """
     try:
         library = tf.load_op_library(str(LIBRARY))
     except (tf.errors.OpError, OSError) as error:
-        _logger.warning("The compiled ops do not load, so TensorFlow's are used: %s", error)
+        _logger.warning("The compiled ops do not load, so TensorFlow's ops are used: %s", error)
         return None
     missing = [name for name in _OPS if not hasattr(library, f"kerasdet_{name}")]
     if missing:

@@ -26,7 +26,8 @@ def num_replicas() -> int:
 def local_reductions() -> Iterator[None]:
     """Disables cross-replica reductions inside the block.
 
-    Evaluation needs this: each replica works on its own batches, and replicas may run different numbers of batches.
+    Evaluation needs this: each replica processes its own batches, and replicas may process different numbers of
+    batches.
 
     Yields:
         None.
@@ -42,10 +43,10 @@ def global_sum(x: tf.Tensor | Sequence[tf.Tensor]) -> tf.Tensor | list[tf.Tensor
     """Sums tensors over all replicas.
 
     Args:
-        x: Tensor or list of tensors, of equal shapes on all replicas.
+        x: Tensor or list of tensors, with the same shapes on all replicas.
 
     Returns:
-        The sums, shaped as `x`; `x` itself on a single replica.
+        The sums, with the structure and shapes of `x`; `x` itself on a single replica.
     """
     replica = tf.distribute.get_replica_context()
     if replica is None or num_replicas() == 1:
@@ -57,22 +58,22 @@ def global_mean(x: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Averages tensors over all replicas.
 
     Args:
-        x: Tensors, of equal shapes on all replicas.
+        x: List of tensors, with the same shapes on all replicas.
 
     Returns:
-        The means, shaped as `x`.
+        The means, with the shapes of `x`.
     """
     return [value / num_replicas() for value in global_sum(x)] if num_replicas() > 1 else list(x)
 
 
 def global_max(x: tf.Tensor) -> tf.Tensor:
-    """Takes the elementwise maximum over all replicas.
+    """Computes the elementwise maximum over all replicas.
 
     Args:
-        x: Tensor of equal shape on all replicas.
+        x: Tensor, with the same shape on all replicas.
 
     Returns:
-        The maximum, shaped as `x`.
+        The maximum, with the shape of `x`.
     """
     replica = tf.distribute.get_replica_context()
     if replica is None or num_replicas() == 1:
@@ -98,14 +99,14 @@ def worker_rank(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def all_gather_object(strategy: tf.distribute.Strategy, value: Any) -> list:
-    """Gathers a value from every worker. All workers must call it, so it also serves as a barrier.
+    """Gathers a value from every worker. All workers must call this function, so it also serves as a barrier.
 
     Args:
         strategy: `tf.distribute` strategy that the model was built in.
-        value: Anything that JSON can hold.
+        value: A value that can be stored as JSON.
 
     Returns:
-        The values of all workers, by rank.
+        A list of the values of all workers, in the order of their ranks.
     """
     if worker_rank(strategy)[1] == 1:
         return [value]

@@ -1,4 +1,4 @@
-"""Chooses the level of a feature pyramid for each box, by its size."""
+"""Assigns boxes to the levels of a feature pyramid, by their sizes."""
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ def assign_levels(
         epsilon: Constant added to the level before it is rounded down.
 
     Returns:
-        (N,) int32. Level numbers in lowest..highest.
+        The level numbers, (N,) int32 in lowest..highest.
     """
     ratio = tf.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / canonical_size + 1e-8
     begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
@@ -27,11 +27,11 @@ def assign_levels(
 
 
 def _level_begin(level, canonical_level, epsilon):
-    """Returns the smallest ratio of size to canonical size that `level` begins at.
+    """Returns the smallest ratio of size to canonical size at which a box belongs to `level`.
 
-    A box is on the level ``floor(canonical_level + log2(ratio) + epsilon)``. The sum is computed in float32, like in
-    the source frameworks. The logarithm is computed in float64 here: TensorFlow's float32 logarithm is inexact enough
-    to move boxes to another level.
+    A box is on the level ``floor(canonical_level + log2(ratio) + epsilon)``. The sum is computed in float32, as in the
+    source frameworks. The logarithm is computed in float64 here: the error of TensorFlow's float32 logarithm can move
+    boxes to another level.
     """
     ulps = np.arange(-64, 65) * 2.0**-24
     ratios = np.float32(2.0 ** (level - canonical_level - epsilon) * (1 + ulps))

@@ -1,4 +1,4 @@
-"""Crops masks of objects for training, and pastes masks of detections into their image, as bitmaps or run lengths."""
+"""Crops masks of objects for training, and pastes masks of detections into images, as bitmaps or RLE."""
 
 import numpy as np
 import tensorflow as tf
@@ -21,18 +21,18 @@ def paste_masks(
 ) -> tf.Tensor:
     """Pastes predicted masks into an image.
 
-    The result equals that of `kerasdet.geometry.masks.paste_masks`; a compiled op computes it faster if it loads.
+    The result equals that of `kerasdet.geometry.masks.paste_masks`; with the compiled ops, the function is faster.
 
     Args:
-        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        mask_probs: (D, S, S): for each cell of an object's box, the probability that it shows the object, in [0, 1].
         boxes: (D, 4) yxyx in pixels of the image.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
-        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
+        threshold: Pixels with a lower probability do not belong to the object. In (0, 1].
 
     Returns:
-        (D, height, width) bool.
+        The pasted masks, (D, height, width) bool.
 
     Raises:
         ValueError: If the convention is unknown.
@@ -63,15 +63,15 @@ def encode_masks(
     The compiled op never creates a full-size bitmap.
 
     Args:
-        mask_probs: (D, S, S). Probability of the object in each cell of its box, in [0, 1].
+        mask_probs: (D, S, S): for each cell of an object's box, the probability that it shows the object, in [0, 1].
         boxes: (D, 4) yxyx in pixels of the image.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
-        threshold: Pixels of a lower probability do not belong to the object. In (0, 1].
+        threshold: Pixels with a lower probability do not belong to the object. In (0, 1].
 
     Returns:
-        D dicts {"size": [height, width], "counts": text}, one per mask, as in COCO's result files.
+        D dicts {"size": [height, width], "counts": str}, one per mask, as in COCO's results files.
 
     Raises:
         ValueError: If the convention is unknown.
@@ -92,18 +92,18 @@ def crops_from_runs(
 ) -> tf.Tensor:
     """Computes the crops of one image's objects from the run lengths of their masks.
 
-    The result equals that of `kerasdet.geometry.masks.crops_from_runs`; a compiled op computes it faster if it loads.
+    The result equals that of `kerasdet.geometry.masks.crops_from_runs`; with the compiled ops, the function is faster.
 
     Args:
-        runs: (R,) int32. Run lengths of all objects one after the other. Those of one object cover the whole image,
-            column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
-        num_runs: (M,) int32. Number of run lengths of each object.
+        runs: (R,) int32, the run lengths of all objects one after the other. The run lengths of one object cover the
+            whole image, column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
+        num_runs: (M,) int32, the number of run lengths of each object.
         boxes: (M, 4) yxyx in pixels, inside the image.
-        image_size: (2,). Height and width of the image in pixels.
+        image_size: (2,), height and width of the image in pixels.
         size: S, the height and width of a crop in cells.
 
     Returns:
-        (M, S, S) uint8. Crop of each object's mask to its box: the covered fraction of each of S x S cells, times 255.
+        The crops, (M, S, S) uint8: the covered fraction of each of the S x S cells of an object's box, times 255.
     """
     library = compiled_ops(for_gpus=False)
     if library is None:

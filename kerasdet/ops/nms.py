@@ -27,21 +27,21 @@ def nms(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies greedy non-maximum suppression to every image of a batch, in float32.
 
-    Of boxes with equal scores, the first wins. A box with a non-finite coordinate overlaps nothing. A NaN score is
-    below every threshold.
+    Of overlapping boxes with equal scores, the first is kept. The IoU of a box with a non-finite coordinate is 0. A NaN
+    score is below every threshold.
 
     Args:
         boxes: (B, N, 4) yxyx in pixels.
-        scores: (B, N).
-        class_ids: (B, N) integers from 0. Boxes of different classes never suppress each other. None treats all boxes
-            as one class.
+        scores: (B, N) scores.
+        class_ids: (B, N) integers from 0. Boxes of different classes never suppress each other. None: all boxes belong
+            to one class.
         iou_threshold: A box is dropped if its IoU with a kept box of a higher score is above this. In [0, 1].
         max_detections: D, the largest number of boxes kept per image.
         score_threshold: Boxes with a score at or below this are dropped.
 
     Returns:
-        The indices of the kept boxes by descending score, (B, D) int32 padded with -1, and the number of kept boxes per
-        image, (B,) int32.
+        The indices of the kept boxes in descending order of score, (B, D) int32 padded with -1, and the number of kept
+        boxes per image, (B,) int32.
 
     Example:
         >>> boxes = tf.constant([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])
@@ -108,7 +108,7 @@ def _each_image(boxes, scores, iou_threshold, max_detections, score_threshold):
 def _separate(boxes, class_ids):
     """Shifts the boxes of each class to a separate area, so that boxes of different classes do not overlap.
 
-    The areas form a square grid rather than a row: smaller coordinates lose fewer digits in float32.
+    The areas form a square grid instead of a row, because smaller coordinates lose fewer digits in float32.
     """
     low = tf.reduce_min(boxes[..., :2], axis=[1, 2], keepdims=True)
     high = tf.reduce_max(boxes[..., 2:], axis=[1, 2], keepdims=True)

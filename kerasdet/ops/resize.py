@@ -1,7 +1,7 @@
 """Resizes and pads images with the arithmetic of the source frameworks.
 
-Single uint8 images are resized by a compiled op if it loads; stock TensorFlow ops give the same numbers. Every static
-shape may be unknown. `kerasdet.inference.preprocessing` chooses rounding and kernel for a model.
+Single uint8 images are resized by a compiled op if the library loads; stock TensorFlow ops give the same pixels. Every
+static shape may be unknown. `kerasdet.inference.preprocessing` holds the rounding and the kernel of a model.
 """
 
 import tensorflow as tf
@@ -26,19 +26,19 @@ def shortest_edge_size(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes the size of an image whose shorter edge is resized to `shortest`.
 
-    If the longer edge would then exceed `longest`, it is resized to `longest` instead. The aspect ratio is kept, except
-    with the rounding "square".
+    If the longer edge would then exceed `longest`, it is resized to `longest` instead. The aspect ratio is preserved,
+    except with the rounding "square".
 
     Args:
-        height: () int. Height of the image in pixels.
-        width: () int. Width of the image in pixels.
-        shortest: () int. Target length of the shorter edge in pixels.
-        longest: () int. Largest length of the longer edge in pixels.
+        height: Height of the image in pixels, an integer.
+        width: Width of the image in pixels, an integer.
+        shortest: Target length of the shorter edge in pixels, an integer.
+        longest: Largest length of the longer edge in pixels, an integer.
         rounding: "detectron2" scales the shorter edge, then shrinks both edges if the longer one exceeds its limit, and
-            rounds to the nearest pixel (`ResizeShortestEdge`). The others scale once, by the smaller of the two
-            factors: "torchvision" rounds down (`GeneralizedRCNNTransform`), "mmdetection" to the nearest pixel
-            (`mmcv.imrescale`). "square" stretches every image to a square of side `shortest`, or `longest` if that is
-            less (SSD).
+            rounds to the nearest pixel (`ResizeShortestEdge`). "torchvision" (`GeneralizedRCNNTransform`) and
+            "mmdetection" (`mmcv.imrescale`) scale once, by the smaller of the two factors; the first rounds down, the
+            second to the nearest pixel. "square" stretches every image to a square of side `shortest`, or `longest` if
+            that is smaller (SSD).
 
     Returns:
         The new height and width in pixels, () int32 each.
@@ -52,7 +52,7 @@ def shortest_edge_size(
     """
     height, width, shortest, longest = (tf.cast(x, tf.float64) for x in (height, width, shortest, longest))
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding is {rounding!r}: expected one of {', '.join(ROUNDINGS)}. Choose one of them.")
+        raise ValueError(f"rounding is {rounding!r}: expected one of {', '.join(ROUNDINGS)}. Change rounding.")
     if rounding == "square":
         side = tf.cast(tf.minimum(shortest, longest), tf.int32)
         return side, side
@@ -78,14 +78,14 @@ def resize(
         size: New height and width in pixels, two ints or a (2,) tensor.
         kernel: "bilinear" equals `torch.nn.functional.interpolate` (half-pixel centres, no antialiasing). "pil" equals
             `PIL.Image.resize` with BILINEAR on uint8: antialiased, and rounded to integers after the horizontal pass,
-            which comes first (Pillow up to 12), and after the vertical one. "opencv" equals `cv2.resize` with
-            INTER_LINEAR on uint8 (`mmcv.imrescale`): not antialiased, in fixed-point arithmetic. Both round floats to
-            integers first.
-        window: (4,) int32, yxyx in pixels of the resized image, inside it. Equals a crop of the result, but costs only
-            as much as its own pixels. None computes the whole image.
+            which comes first (Pillow up to 12), and after the vertical pass. "opencv" equals `cv2.resize` with
+            INTER_LINEAR on uint8 (`mmcv.imrescale`): not antialiased, in fixed-point arithmetic. "pil" and "opencv"
+            first round floats to integers.
+        window: (4,) int32 yxyx, a window inside the resized image, in pixels. Only its pixels are computed, with the
+            values of a crop of the whole result. None: the whole image.
 
     Returns:
-        (..., height, width, C) float32, of the size of the window if there is one.
+        The resized images or windows, (..., height, width, C) float32.
 
     Raises:
         ValueError: If `kernel` is unknown.
@@ -100,22 +100,22 @@ def resize(
 def resize_uint8(
     image: tf.Tensor, size: tuple[int, int] | tf.Tensor, kernel: str, window: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Resizes uint8 images by a kernel that gives whole numbers; see `resize`.
+    """Resizes uint8 images by a kernel with uint8 results; see `resize`.
 
     Args:
         image: (..., H, W, C) uint8.
         size: New height and width in pixels, two ints or a (2,) tensor.
         kernel: "pil" or "opencv".
-        window: (4,) int32, yxyx in pixels of the resized image, inside it. None computes the whole image.
+        window: (4,) int32 yxyx, a window inside the resized image, in pixels. None: the whole image.
 
     Returns:
-        (..., height, width, C) uint8.
+        The resized images or windows, (..., height, width, C) uint8.
 
     Raises:
         ValueError: If `kernel` is unknown.
     """
     if kernel not in UINT8_KERNELS:
-        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Choose one of them.")
+        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Change kernel.")
     library = compiled_ops(for_gpus=False) if image.shape.rank == 3 and image.shape[-1] == 3 else None
     if library is not None:
         size = tf.cast(size, tf.int32)
@@ -131,7 +131,7 @@ def _crop(image, window):
 
 
 def _ranges(size, window):
-    """Returns first and last row, and first and last column to compute."""
+    """Returns the first and last row, and the first and last column to compute."""
     if window is None:
         return 0, size[0], 0, size[1]
     y1, x1, y2, x2 = tf.unstack(window)
@@ -186,8 +186,8 @@ def _pil_pass(image, index, weight, axis):
 def _opencv_resize(image, size, window):
     """Resizes an int32 image (..., H, W, C) as OpenCV's INTER_LINEAR does for uint8, in its fixed-point arithmetic.
 
-    OpenCV blends columns with weights of 11 bits, then rows, and drops bits in between. At exactly half the size it
-    takes means of 2x2 pixels instead.
+    OpenCV blends columns with 11-bit weights, then rows, and drops bits in between. At exactly half the size it
+    computes means of 2x2 pixels instead.
     """
     shape = tf.shape(image)
     is_half = (shape[-3] == 2 * size[0]) & (shape[-2] == 2 * size[1])
@@ -196,14 +196,14 @@ def _opencv_resize(image, size, window):
 
 
 def _mean_of_2x2(image):
-    """Averages blocks of 2x2 pixels; it is traced for odd sizes, too, and then leaves out the last row or column."""
+    """Averages blocks of 2x2 pixels. It is also traced for odd sizes, and then leaves out the last row or column."""
     upper, lower = image[..., :-1:2, :, :], image[..., 1::2, :, :]
     rows = upper + lower
     return tf.bitwise.right_shift(rows[..., :-1:2, :] + rows[..., 1::2, :] + 2, 2)
 
 
 def _opencv_blend(image, size, window):
-    """Blends two columns, then two rows, for each output pixel; 27 bits are the most that a value has."""
+    """Blends two columns, then two rows, for each output pixel; values need at most 27 bits."""
     y1, y2, x1, x2 = _ranges(size, window)
     left, right, weights = _opencv_taps(size[1], tf.shape(image)[-2], x1, x2, clamp=True)
     upper, lower, y_weights = _opencv_taps(size[0], tf.shape(image)[-3], y1, y2, clamp=False)
@@ -236,7 +236,7 @@ def _opencv_taps(size, length, start, stop, clamp):
 
 
 def pad_to(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
-    """Pads images with zeros at the bottom and on the right.
+    """Pads images with zeros at the bottom and the right.
 
     Args:
         image: (..., H, W, C).
@@ -244,7 +244,7 @@ def pad_to(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) ->
         width: Width after padding in pixels, at least W.
 
     Returns:
-        (..., height, width, C) of the type of `image`.
+        The padded images, (..., height, width, C) of the dtype of `image`.
     """
     shape = tf.shape(image)
     batch = [[0, 0]] * (len(image.shape) - 3)

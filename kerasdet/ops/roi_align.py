@@ -1,13 +1,13 @@
 """Defines ROIAlign (https://arxiv.org/abs/1703.06870) on one feature map and on a pyramid.
 
-How the stock TensorFlow implementation works: a bin is the mean of bilinear samples on a regular grid. It is therefore
-a weighted sum of cells, and the weight of a cell is the weight of its row times the weight of its column. All bins
+In the stock TensorFlow implementation, a bin is the mean of bilinear samples on a regular grid. A bin is therefore a
+weighted sum of cells, and the weight of a cell is the weight of its row times the weight of its column. All bins
 together form one sparse matrix that is multiplied with the feature map; its transpose gives the gradient. The grid of
-samples, which is large for a long thin box, is never created. XLA and TFLite have no sparse matrices: for them the
+samples, which is large for a long thin box, is never created. XLA and TFLite have no sparse matrices; there, the
 samples are summed one after the other.
 
 `tf.image.crop_and_resize` would give the values but not the gradients: in TensorFlow 2.21 its CPU gradient loses
-updates of cells that several threads add to at once.
+updates if several threads add to the same cell.
 """
 
 import functools
@@ -28,7 +28,7 @@ _ATTRIBUTES += ("canonical_size", "canonical_level", "level_epsilon")
 
 
 class _Rois(NamedTuple):
-    """Holds regions in the coordinates of their feature maps, and the position of each map in a table of all cells."""
+    """Holds regions in coordinates of their feature maps, and the position of each map in a table of all cells."""
 
     start: tf.Tensor  # (N, 2) in cells; 0 is the centre of the first cell
     size: tf.Tensor  # (N, 2) in cells
@@ -45,21 +45,22 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = True,
 ) -> tf.Tensor:
-    """Pools each box into a grid of bins; a bin is the mean of bilinear samples. Only features get gradients.
+    """Pools each box into a grid of bins; a bin is the mean of bilinear samples. Only the features get gradients.
 
-    Samples up to one cell outside the map take the border's value; samples further outside are 0.
+    Samples up to one cell outside the map have the value of the border; samples further outside are 0.
 
     Args:
         features: (B, H, W, C) feature map.
         boxes: (B, P, 4) yxyx in pixels of the image.
-        output_size: Number of bins as (h, w), or one int for both.
+        output_size: Number of bins as (h, w), or an int if both are equal.
         spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.
-        sampling_ratio: Number of samples per bin along each axis. 0 takes the size of a bin in cells, rounded up.
-        aligned: Whether pixel centres lie at 0.5 (detectron2, mmdetection). If False they lie at 0, and regions are at
-            least one cell high and wide (torchvision).
+        sampling_ratio: Number of samples per bin along each axis. 0 uses as many samples as a bin covers cells of the
+            feature map, rounded up.
+        aligned: Whether the centre of the first pixel is at coordinate 0.5 (detectron2, mmdetection). If False it is at
+            0, and regions are at least one cell high and wide (torchvision).
 
     Returns:
-        (B, P, h, w, C) of the type of `features`, computed in float32.
+        The pooled features, (B, P, h, w, C) of the dtype of `features`, computed in float32.
 
     Example:
         >>> features, boxes = tf.ones([1, 25, 40, 256]), tf.constant([[[16.0, 16, 200, 300]]])
@@ -94,21 +95,22 @@ def multilevel_roi_align(
     canonical_level: int = 4,
     level_epsilon: float = 0.0,
 ) -> tf.Tensor:
-    """Applies ROIAlign to each box on the pyramid level for its size (equation 1 of FPN, arXiv 1612.03144).
+    """Applies ROIAlign to each box, on the pyramid level that suits its size (equation 1 of FPN, arXiv 1612.03144).
 
     Args:
-        pyramid: Level name -> (B, H, W, C), for "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
+        pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
         boxes: (B, P, 4) yxyx in pixels of the image.
-        output_size: Number of bins as (h, w), or one int for both.
-        sampling_ratio: Number of samples per bin along each axis. 0 takes the size of a bin in cells, rounded up.
-        aligned: Whether pixel centres lie at 0.5 (detectron2, mmdetection). If False they lie at 0, and regions are at
-            least one cell high and wide (torchvision).
+        output_size: Number of bins as (h, w), or an int if both are equal.
+        sampling_ratio: Number of samples per bin along each axis. 0 uses as many samples as a bin covers cells of the
+            feature map, rounded up.
+        aligned: Whether the centre of the first pixel is at coordinate 0.5 (detectron2, mmdetection). If False it is at
+            0, and regions are at least one cell high and wide (torchvision).
         canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
         canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
         level_epsilon: Constant added to the level before it is rounded down; torchvision adds 1e-6.
 
     Returns:
-        (B, P, h, w, C) of the type of the pyramid, computed in float32.
+        The pooled features, (B, P, h, w, C) of the dtype of the pyramid, computed in float32.
 
     Raises:
         ValueError: If the levels have a gap.
@@ -158,8 +160,8 @@ def _align_each_level(maps, boxes, level, scales, options):
     """Pools the boxes of each level together, as a `composite` that becomes ONNX's RoiAlign.
 
     Args:
-        maps: Levels (B, H, W, C).
-        boxes: (B, P, 4).
+        maps: Feature maps (B, H, W, C) of all levels.
+        boxes: (B, P, 4) yxyx in pixels.
         level: (B * P,) index of each box's level.
         scales: Cells per pixel of each level.
         options: `output_size`, `sampling_ratio` and `aligned`.
@@ -181,7 +183,7 @@ def _align_each_level(maps, boxes, level, scales, options):
 
 @functools.cache
 def _pool_composite(output_size, sampling_ratio, aligned):
-    """Returns `_pool_level` without scaling. It is made once, because TensorFlow takes seconds to trace it."""
+    """Returns `_pool_level` without scaling. The function is cached, because TensorFlow takes seconds to trace it."""
     pool = functools.partial(
         _pool_level, spatial_scale=1.0, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
     )
@@ -197,7 +199,7 @@ def _pool_composite(output_size, sampling_ratio, aligned):
 
 
 def _pool_level(features, boxes, images, spatial_scale, output_size, sampling_ratio, aligned):
-    """Pools boxes (N, 4) from features (B, H, W, C) of the images (N,) into (N, h, w, C)."""
+    """Pools N boxes (N, 4) of the images (N,) from features (B, H, W, C); returns (N, h, w, C)."""
     shape, count = tf.shape(features), tf.shape(boxes)[0]
     rois = _make_rois(
         boxes,
@@ -252,7 +254,7 @@ def _pool(table, rois, output_size, sampling_ratio):
 
 
 def _pool_samples(table, rois, output_size, samples):
-    """Pools in static shapes: adds one sample of every bin at a time, until the largest bin is complete."""
+    """Pools with static shapes: adds one sample of every bin at a time, until the largest bin is complete."""
     table_size, channels = tf.shape(table)[0], table.shape[1]
     limit = tf.reduce_max(tf.reduce_prod(tf.pad(samples, [[0, 1], [0, 0]]), 1))
     columns_of_samples = tf.maximum(samples[:, 1], 1)
@@ -327,9 +329,9 @@ def _pool_bins(table, rois, output_size, sampling_ratio):
 
 
 def _at_least_one(rois):
-    """Replaces zero regions by one that lies outside the map.
+    """Replaces an empty set of regions by one region outside the map.
 
-    TensorFlow 2.16 crashes in a product with an empty sparse matrix. This can go when 2.16 is no longer supported.
+    TensorFlow 2.16 crashes in a product with an empty sparse matrix. Remove this when 2.16 is no longer supported.
     """
     missing = tf.maximum(1 - tf.shape(rois.start)[0], 0)
 
@@ -381,14 +383,14 @@ def _line_weights(start, size, samples, bins, limit):
     """Computes the weight of each row (or column) in each bin: the mean of its samples' bilinear weights.
 
     Args:
-        start: (N,). Starts of the regions along this axis in cells.
-        size: (N,). Lengths of the regions in cells.
-        samples: (N,) int32. Number of samples per bin.
+        start: (N,), starts of the regions along this axis in cells.
+        size: (N,), lengths of the regions in cells.
+        samples: (N,) int32, number of samples per bin.
         bins: Number of bins.
-        limit: (N,) int32. Number of rows (or columns) of each region's map.
+        limit: (N,) int32, number of rows (or columns) of each region's map.
 
     Returns:
-        (N, bins, largest limit).
+        The weights, (N, bins, largest limit).
     """
     count, num_lines = tf.shape(start)[0], tf.maximum(tf.reduce_max(limit), 1)
     numbers = tf.range(tf.maximum(tf.reduce_max(samples), 1))
@@ -404,12 +406,12 @@ def _line_samples(start, size, samples, bins, limit, numbers):
     """Finds the two rows (or columns) around samples of each bin, and their weights in the bin.
 
     Args:
-        start: (N,). Starts of the regions along this axis in cells.
-        size: (N,). Lengths of the regions in cells.
-        samples: (N,) int32. Number of samples per bin.
+        start: (N,), starts of the regions along this axis in cells.
+        size: (N,), lengths of the regions in cells.
+        samples: (N,) int32, number of samples per bin.
         bins: Number of bins.
-        limit: (N,) int32. Number of rows (or columns) of each region's map.
-        numbers: (S,) or (N, 1, S) int32. Numbers of the wanted samples. Numbers from `samples` on get weight 0.
+        limit: (N,) int32, number of rows (or columns) of each region's map.
+        numbers: (S,) or (N, 1, S) int32, indices of the samples to return. Indices of `samples` or more get weight 0.
 
     Returns:
         Rows (or columns), (N, bins, S, 2) int32, and weights, (N, bins, S, 2) float32.

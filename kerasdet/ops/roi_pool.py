@@ -14,19 +14,19 @@ _OUTSIDE = -1e6  # pixels; outside every image
 def roi_pool(
     features: tf.Tensor, boxes: tf.Tensor, *, output_size: int | tuple[int, int], spatial_scale: float
 ) -> tf.Tensor:
-    """Pools each box into a grid of bins; a bin is the maximum of its cells. Only features get gradients.
+    """Pools each box into a grid of bins; a bin is the maximum of its cells. Only the features get gradients.
 
-    Box coordinates are rounded to whole cells. A bin outside the map is 0. Of equal cells, the first in reading order
-    gets the gradient, like in torchvision.
+    Box coordinates are rounded to whole cells. A bin outside the map is 0. Of cells with the same maximum, the first in
+    row-major order gets the gradient, as in torchvision.
 
     Args:
         features: (B, H, W, C) feature map.
         boxes: (B, P, 4) yxyx in pixels of the image.
-        output_size: Number of bins as (h, w), or one int for both.
+        output_size: Number of bins as (h, w), or an int if both are equal.
         spatial_scale: Cells of the feature map per pixel of the image: 1 / stride.
 
     Returns:
-        (B, P, h, w, C) of the type of `features`.
+        The pooled features, (B, P, h, w, C) of the dtype of `features`.
     """
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
@@ -93,18 +93,18 @@ def multilevel_roi_pool(
     canonical_level: int = 4,
     level_epsilon: float = 0.0,
 ) -> tf.Tensor:
-    """Applies ROIPool to each box on the pyramid level for its size, like `kerasdet.ops.multilevel_roi_align`.
+    """Applies ROIPool to each box, on the pyramid level that suits its size, like `kerasdet.ops.multilevel_roi_align`.
 
     Args:
-        pyramid: Level name -> (B, H, W, C), for "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
+        pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
         boxes: (B, P, 4) yxyx in pixels of the image.
-        output_size: Number of bins as (h, w), or one int for both.
+        output_size: Number of bins as (h, w), or an int if both are equal.
         canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
         canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
         level_epsilon: Constant added to the level before it is rounded down.
 
     Returns:
-        (B, P, h, w, C) of the type of the pyramid.
+        The pooled features, (B, P, h, w, C) of the dtype of the pyramid.
     """
     numbers = [int(name[1:]) for name in pyramid]
     own = assign_levels(
@@ -122,7 +122,7 @@ def multilevel_roi_pool(
 
 
 def _lines(low, high, bins, limit):
-    """Returns the first row (or column) of each bin and the one after its last, (N, bins) int32 each, of N regions."""
+    """Returns the first row (or column) of each bin, and the row after the last, (N, bins) int32 each, of N regions."""
     size = tf.maximum(high - low + 1, 1.0)
     # float64, since grappler turns a float32 division by a constant into an inexact multiplication.
     bin_size = tf.cast(tf.cast(size, tf.float64) / bins, tf.float32)[:, None]

@@ -12,20 +12,20 @@ def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf
     """Creates a sparse matrix in compressed sparse row (CSR) format.
 
     Args:
-        rows: (N,) int32. Row of each value, ascending.
-        columns: (N,) int32. Column of each value, in any order within a row.
+        rows: (N,) int32, the row of each value, ascending.
+        columns: (N,) int32, the column of each value, in any order within a row.
         values: (N,) float32.
-        shape: (2,) int64. Number of rows and columns.
+        shape: (2,) int64, the numbers of rows and columns.
 
     Returns:
-        A () tensor of type variant, TensorFlow's handle of a sparse matrix. Pass it to `matmul`.
+        A scalar tensor of dtype variant, TensorFlow's handle of a sparse matrix, for `matmul`.
     """
     indices = tf.stack([tf.cast(rows, tf.int64), tf.cast(columns, tf.int64)], -1)
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(indices=indices, values=values, dense_shape=shape)
 
 
 def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:
-    """Computes ``matrix @ dense`` or ``matrix.T @ dense``, without a gradient and bit-identical each time.
+    """Computes ``matrix @ dense`` or ``matrix.T @ dense``, without a gradient and deterministically (bit for bit).
 
     Args:
         matrix: Sparse matrix from `csr_matrix`, (M, K), or (K, M) if `transpose`.
@@ -33,7 +33,7 @@ def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.T
         transpose: Whether to transpose `matrix`.
 
     Returns:
-        (M, C) float32.
+        The product, (M, C) float32.
     """
     if transpose:
         # SparseMatrixMatMul(transpose_a=True) in TensorFlow 2.21 adds partial sums in the order in which its threads
@@ -47,11 +47,11 @@ def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> t
 
     Args:
         table: (T, C) float32.
-        indices: (N, K) int32. Indices of table rows.
-        weights: (N, K) float32. Weight of each row.
+        indices: (N, K) int32, indices of table rows.
+        weights: (N, K) float32, the weight of each row.
 
     Returns:
-        (N, C) float32.
+        The sums, (N, C) float32.
     """
     if static_shapes():
         return tf.einsum("nkc,nk->nc", tf.gather(table, indices), weights)

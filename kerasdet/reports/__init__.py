@@ -1,6 +1,6 @@
 """Writes self-contained HTML pages about datasets and about detections.
 
-`page` makes the HTML, `charts` the plots, `pictures` the images. `inspect` composes the page about a dataset from the
+`page` builds the HTML, `charts` the plots, `pictures` the images. `inspect` composes the page about a dataset from the
 sections in `content`, `sizes`, `fit` and `duplicates`. `analyze` composes the page about detections from the sections
 in `analysis_*`. Charts need ``pip install 'kerasdet[report]'``.
 """

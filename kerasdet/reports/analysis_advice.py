@@ -1,4 +1,4 @@
-"""Turns an analysis into sentences that say what is wrong and what to do."""
+"""Converts an analysis to sentences that say what is wrong and what to do."""
 
 import math
 
@@ -29,11 +29,11 @@ def advise(
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         words: "boxes" or "masks", the type of detections that was analysed.
-        result: Comparison with another run, or None.
-        scales: Factor that the model resizes each image by, (I,); None if it is unknown.
+        result: Comparison with another run. None: no other run.
+        scales: Factor by which the model resizes each image, (I,). None: unknown.
 
     Returns:
-        Findings with an advice each, problems first.
+        Findings with advice, problems first.
     """
     instances = analysis.instances
     objects = int(analysis.positives[0].sum())
@@ -42,7 +42,7 @@ def advise(
             Finding(
                 "problem",
                 "The ground truth has no object that counts, so there is nothing to find.",
-                "Check that the annotations belong to these images, and that not all are crowds or difficult.",
+                "Check that the annotations belong to these images, and that not all of them are crowds or difficult.",
             )
         ]
     found = [] if result is None else [_verdict(result)]
@@ -52,8 +52,8 @@ def advise(
             Finding(
                 "problem",
                 f"There is no detection, and there are {count(objects, 'object')}.",
-                "Train longer, lower the model's own score threshold (`Postprocessing.score_threshold`), or give the "
-                "right detections file.",
+                "Train longer, lower the model's own score threshold (`Postprocessing.score_threshold`), or pass the "
+                "right file of detections.",
             ),
         ]
     if (broken := _mismatch(analysis, words)) is not None:
@@ -67,8 +67,8 @@ def advise(
         found.append(
             Finding(
                 "advice",
-                f"With {count(images, 'image')}, AP is known only to {ap.low:.3f} to {ap.high:.3f}.",
-                "Compare runs with `--against`, which is sharper, or evaluate on more images.",
+                f"With {count(images, 'image')}, the confidence interval of AP is wide: {ap.low:.3f} to {ap.high:.3f}.",
+                "Compare runs with `--against`, whose intervals are narrower, or evaluate on more images.",
                 "numbers",
             )
         )
@@ -80,7 +80,9 @@ def advise(
 def _verdict(result):
     span = result.differences["AP"]
     if math.isnan(span.value) or math.isnan(span.low):
-        return Finding("advice", "The difference of AP is not known: there are too few objects.", "", "comparison")
+        return Finding(
+            "advice", "The difference of AP cannot be estimated, because there are too few objects.", "", "comparison"
+        )
     if span.value == 0 and not result.fixed.any() and not result.broken.any():
         return Finding("good", "Both runs find the same objects with the same AP.", "", "comparison")
     words = (
@@ -95,7 +97,7 @@ def _verdict(result):
 
 
 def _mismatch(analysis, words):
-    """Checks whether detections and ground truth belong together at all."""
+    """Checks whether detections and ground truth belong together."""
     instances, kinds = analysis.instances, analysis.errors
     if kinds.counts["classification"] > _SHARE_OF_ALL * len(instances.scores) and kinds.ap < 0.1:
         return Finding(
@@ -169,7 +171,7 @@ def _error_advice(analysis, words):
 
 
 def _crowded_with_background(analysis):
-    """Names the share of the worst image if it has many detections on background: its objects may lack annotations."""
+    """Names the share of the worst image if it has many detections on background: annotations may be missing."""
     errors, shown = analysis.shown_errors, analysis.shown
     wrong = (errors.kinds == BACKGROUND_ERROR) & ~errors.excused
     counts = np.bincount(shown.images[wrong], minlength=shown.num_images)
@@ -191,7 +193,7 @@ def _confusion_action(analysis):
 
 
 def _missed_action(analysis):
-    """Returns advice for the size or the class whose objects are missed most."""
+    """Returns advice for the size or class whose objects are missed most often."""
     instances, missed = analysis.instances, analysis.errors.missed
     small = (instances.object_areas < 32**2) & ~instances.ignored
     others = ~small & ~instances.ignored

@@ -1,4 +1,4 @@
-"""Makes the sections of the page about scores: precision and recall, thresholds to copy, calibration."""
+"""Builds the sections of the page about scores: precision and recall, thresholds, calibration."""
 
 import json
 
@@ -18,7 +18,7 @@ def scores(analysis: Analysis, model: str) -> Section:
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        model: Path of the model for the command that the section shows, or "MODEL".
+        model: Path of the model, for the command in the section; "MODEL" if it is unknown.
 
     Returns:
         The section of the page.
@@ -87,7 +87,7 @@ def _points(points: Curve):
 
 
 def reliability(analysis: Analysis) -> Section | None:
-    """Shows how well scores agree with the share of right detections.
+    """Shows how well scores agree with the fraction of correct detections.
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.

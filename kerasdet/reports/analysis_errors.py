@@ -1,4 +1,4 @@
-"""Makes the sections of the page about errors: the cost of each kind, and the classes that are confused."""
+"""Builds the sections of the page about errors: the cost of each kind, and the confused classes."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _MEANINGS = {
 
 
 def errors(analysis: Analysis, words: str) -> Section:
-    """Shows the kinds of errors and the AP that each costs.
+    """Shows the kinds of errors and the AP that each kind costs.
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
@@ -52,7 +52,7 @@ def errors(analysis: Analysis, words: str) -> Section:
 
 
 def confused(analysis: Analysis) -> Section:
-    """Shows which classes are confused with which, above the best score threshold.
+    """Shows which classes are confused with each other, above the best score threshold.
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.

@@ -1,4 +1,4 @@
-"""Makes the section of the page with the worst images: ground truth beside detections, filtered by kind of error."""
+"""Builds the section of the page with the worst images: ground truth beside detections, filtered by kind of error."""
 
 import html
 from collections import Counter
@@ -30,14 +30,15 @@ OpenPicture = Callable[[int], np.ndarray | None]
 def images(
     analysis: Analysis, cases: Cases, open_picture: OpenPicture, names: dict[int, str], result: Comparison | None = None
 ) -> Section | None:
-    """Shows the images that have most errors above the best score threshold.
+    """Shows the images with the most errors above the best score threshold.
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
         cases: The ground truth and detections that were analysed.
-        open_picture: Function from an image id to the image (H, W, 3) uint8, or to None if there is no such file.
-        names: Image id -> file name.
-        result: Comparison with another run. The objects that it fixed or broke become filters.
+        open_picture: Function that takes an image id and returns the image (H, W, 3) uint8 RGB, or None if the file is
+            missing.
+        names: Maps image ids to file names.
+        result: Comparison with another run, whose fixed and broken objects become filters. None: no other run.
 
     Returns:
         The section of the page; None if no image can be opened, or no image has an error.
@@ -70,7 +71,7 @@ def images(
 
 
 def _errors_of_images(analysis, result):
-    """Returns {kind: number} for each image, in the order of `ERRORS`, without zeros."""
+    """Returns the number of errors of each kind, a dict per image, in the order of `ERRORS` and without zeros."""
     errors, shown = analysis.shown_errors, analysis.shown
     table = np.zeros((shown.num_images, len(ERRORS)), int)
     wrong = (errors.kinds >= 0) & ~errors.excused
@@ -153,5 +154,5 @@ def _half(small, objects, factor, with_masks):
 
 
 def _box(entry):
-    """Returns x, y, width, height; detections of masks need not have a box."""
+    """Returns the box x, y, width, height of an entry; computes the box from the mask if the entry has only a mask."""
     return entry["bbox"] if "bbox" in entry else mask_utils.toBbox(entry["segmentation"]).tolist()

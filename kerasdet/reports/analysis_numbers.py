@@ -1,4 +1,4 @@
-"""Makes the sections of the page with COCO's metrics: totals with intervals, classes and sizes, comparison of runs."""
+"""Builds the sections of the page with COCO's metrics: totals with intervals, classes and sizes, comparison of runs."""
 
 import math
 from collections.abc import Sequence
@@ -30,24 +30,24 @@ def value(numeral: float, digits: int = 3) -> str:
     """Formats a number.
 
     Args:
-        numeral: The number.
+        numeral: Number to format.
         digits: Number of decimals.
 
     Returns:
-        The text; "-" for NaN.
+        The formatted string; "-" for NaN.
     """
     return "-" if math.isnan(numeral) else number(numeral, digits)
 
 
 def between(span: Interval, signed: bool = False) -> str:
-    """Formats the limits of a confidence interval.
+    """Formats the lower and upper limit of a confidence interval.
 
     Args:
-        span: The interval.
+        span: Interval to format.
         signed: Whether to write the sign of positive limits.
 
     Returns:
-        The text; "-" for NaN.
+        The formatted string; "-" for NaN.
     """
     if math.isnan(span.low):
         return "-"
@@ -68,8 +68,8 @@ def numbers(analysis: Analysis, words: str) -> Section:
     columns = [Column("Number"), Column("Meaning"), Column("Value", "number"), Column("95 % interval", "number")]
     table = page.table(columns, rows, f"COCO's numbers for {words}", sortable=False)
     intro = (
-        "The interval says how much a number depends on the choice of images: it comes from evaluating images that are "
-        "drawn again with replacement."
+        "The interval says how much a number depends on the choice of images: it comes from evaluating resampled "
+        "images (drawn with replacement)."
     )
     return Section("numbers", "COCO's numbers", [table], intro)
 
@@ -130,8 +130,8 @@ def comparison(
         result: Differences between `analysis` and `other`.
         analysis: The run that the page is about.
         other: The earlier run.
-        name: Name of the earlier run in the text.
-        changed: (name, before, now) of the settings of training that differ.
+        name: Name of the earlier run on the page.
+        changed: Training settings that differ, as (name, before, now).
 
     Returns:
         The section of the page.

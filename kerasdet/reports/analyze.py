@@ -1,4 +1,4 @@
-"""Composes the page about the detections of a model."""
+"""Builds the page about the detections of a model."""
 
 import dataclasses
 import os
@@ -31,11 +31,11 @@ class Run:
 
     Args:
         name: Name or path of the model, to be shown on the page.
-        cases: Boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections of boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
         seconds: Seconds that each image took; empty if the detections come from a file.
-        model: The model, if it ran.
-        dataset: The dataset that it ran on.
-        settings: Settings of its training, name -> value.
+        model: The model. None if the detections come from a file.
+        dataset: Dataset on which the model ran. None if the detections come from a file.
+        settings: Settings of the model's training, by name.
     """
 
     name: str
@@ -55,22 +55,23 @@ def analyze_run(
     names: Mapping[int, str] | None = None,
     source: str = "",
 ) -> tuple[list[Finding], dict]:
-    """Writes a self-contained HTML page that says what is wrong with detections and what to do.
+    """Writes a self-contained HTML page about detections: what is wrong and what to do.
 
     Args:
-        run: The detections.
+        run: The detections to analyse.
         out: Path of the HTML file.
-        against: Detections of another run on the same images, to compare with.
-        open_picture: Function from an image id to the image (H, W, 3) uint8, or to None if there is no such file.
-        names: Image id -> file name.
+        against: Detections of another run on the same images, for a comparison. None: no comparison.
+        open_picture: Function that takes an image id and returns the image (H, W, 3) uint8 RGB, or None if the file is
+            missing.
+        names: Maps image ids to file names.
         source: Origin of the data, for the line below the title.
 
     Returns:
-        The findings at the top of the page, problems first, and all numbers as plain values for JSON.
+        The findings at the top of the page, problems first, and all results as a dict of JSON values.
 
     Raises:
-        UserError: If the folder of `out` does not exist, the two runs have no type of detections in common, or
-            vl-convert, which draws the charts, is not installed.
+        UserError: If the folder of `out` does not exist, the runs and the ground truth share neither boxes nor masks,
+            or vl-convert, which draws the charts, is not installed.
     """
     if not Path(out).absolute().parent.is_dir():
         raise UserError(
@@ -100,9 +101,10 @@ def analyze_run(
         if iou_type == chosen[0]:
             tiles = _tiles(analysis, run)
     if not parts:
+        sources = ", ".join(each.name for each in (run, against) if each is not None)
         raise UserError(
-            "Runs and ground truth have neither boxes nor masks in common; expected at least one of the two. Give "
-            "detections with bbox or segmentation."
+            f"{sources} and the ground truth share neither boxes nor masks, so there is nothing to analyse; expected "
+            "at least one of these. Save detections with 'bbox' or 'segmentation'."
         )
     anchors, of_anchors = _anchors(run)
     found[against is not None : against is not None] = of_anchors  # what changed stays first
@@ -132,7 +134,7 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
 
 
 def _changed(run, against):
-    """Returns (name, before, now) of the settings that differ, but for the folder of the run."""
+    """Returns (name, before, now) of the settings that differ, except the folder of the run."""
     before, now = against.settings, run.settings
     if not before or not now:
         return []
@@ -141,7 +143,7 @@ def _changed(run, against):
 
 
 def _scales(run, cases):
-    """Returns the factor that the model resizes each image by, (I,), or None if it is unknown."""
+    """Returns the factor by which the model resizes each image, (I,), or None if it is unknown."""
     rule = getattr(run.model, "preprocessing", None)
     images = {image["id"]: image for image in cases.images}
     sizes = [(images[image_id]["height"], images[image_id]["width"]) for image_id in cases.image_ids]
@@ -151,7 +153,7 @@ def _scales(run, cases):
 
 
 def _anchors(run):
-    """Returns the section about the model's anchors and its findings, without those that only praise."""
+    """Returns the section about the model's anchors, and its findings except those of level "good"."""
     if not isinstance(run.model, Detector) or run.dataset is None:
         return [], []
     section, found = fit.anchors(join_splits({"the evaluated images": run.dataset}), run.model, 0)
@@ -198,8 +200,8 @@ def _further(run, content):
         rows = [("median", f"{values['median_ms']:.1f} ms"), ("95 % are faster than", f"{values['p95_ms']:.1f} ms")]
         table = page.table([Column("Time of an image"), Column("Value", "number")], rows, "Speed", sortable=False)
         intro = (
-            "Network and post-processing on this machine, one image at a time, without reading and resizing files. The "
-            "first image of each size is left out, because TensorFlow prepares itself."
+            "Network and post-processing on this machine, one image at a time, without reading and resizing files. "
+            "The first image of each size is not counted, because TensorFlow then traces the model."
         )
         made.append(Section("speed", "Speed", [table], intro))
     return made

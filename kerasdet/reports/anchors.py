@@ -1,4 +1,4 @@
-"""Measures how the anchors or points of a detector fit the objects of a dataset, and suggests better ones."""
+"""Measures how well the anchors or points of a detector fit the objects of a dataset, and suggests better ones."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,12 +25,12 @@ class Assigner:
 
     Args:
         anchors: Generator of the anchors, or of the squares of FCOS' points.
-        match: Function from (level name -> anchors, batch) to (1, R) int32, the index of each anchor's object, negative
-            for none.
-        foreground_iou: An anchor matches an object from this IoU on; None for a matcher without IoU.
-        ranges: One (low, high) of FCOS' distances for each level, in pixels; None for a matcher by IoU.
+        match: Function that takes the anchors by level name and a batch, and returns the index of each anchor's object,
+            (1, R) int32, negative for anchors without an object.
+        foreground_iou: An anchor matches an object if their IoU is at least this. None for a matcher without IoU.
+        ranges: Range (low, high) of FCOS' distances for each level, in pixels. None for a matcher by IoU.
         size_divisor: Images are padded to multiples of this many pixels.
-        stage: Name of the part for texts, such as "RPN".
+        stage: Name of the part for the page, such as "RPN".
     """
 
     anchors: AnchorGenerator
@@ -43,10 +43,10 @@ class Assigner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
-    """Holds the numbers of anchors that N objects got.
+    """Holds the numbers of anchors that are matched to N objects.
 
     Args:
-        by_merit: (N,) int64, number of anchors that overlap the object by the foreground IoU or more. For FCOS, the
+        by_merit: (N,) int64, number of anchors whose IoU with the object is at least the foreground IoU. For FCOS, the
             number of all points of the object.
         total: (N,) int64, number of all positive anchors of the object.
         levels: (N, L) int64, number of positive anchors of the object on each level.
@@ -66,7 +66,7 @@ def assigner_of(model: Detector) -> Assigner | None:
         model: A detector.
 
     Returns:
-        The part, or None if the model has neither anchors nor a matcher.
+        The assigner, or None if the model has no anchors or no matcher.
     """
     part = getattr(model, "rpn", model)
     if not hasattr(part, "anchors") or not hasattr(part, "matcher"):
@@ -95,7 +95,7 @@ def with_ranges(assigner: Assigner, matcher: FCOSMatcher) -> Assigner:
         matcher: The new matcher.
 
     Returns:
-        The copy.
+        The copy of the assigner.
     """
     return dataclasses.replace(assigner, match=matcher, ranges=matcher.regress_ranges)
 
@@ -108,7 +108,7 @@ def match_objects(assigner: Assigner, objects: Objects) -> Matches:
         objects: Objects in pixels of the resized images.
 
     Returns:
-        The numbers of anchors that each object gets.
+        The numbers of anchors that are matched to each object.
     """
     levels = assigner.anchors.levels
     by_merit, total = np.zeros((2, len(objects)), np.int64)
@@ -147,9 +147,9 @@ def match_objects(assigner: Assigner, objects: Objects) -> Matches:
 
 
 def best_overlaps(anchors: AnchorGenerator, objects: Objects, size_divisor: int) -> np.ndarray:
-    """Computes the IoU of every object with its best anchor, without laying out the anchors.
+    """Computes the highest IoU of every object with an anchor, without generating all anchors.
 
-    Among the anchors of one shape on one level, the nearest overlaps an object most.
+    Among the anchors of the same shape and level, the nearest one has the highest IoU with an object.
 
     Args:
         anchors: Generator of the anchors.
@@ -157,7 +157,7 @@ def best_overlaps(anchors: AnchorGenerator, objects: Objects, size_divisor: int)
         size_divisor: Images are padded to multiples of this many pixels.
 
     Returns:
-        (N,) float64 in [0, 1].
+        The IoUs, (N,) float64 in [0, 1].
     """
     best = np.zeros(len(objects))
     for start in range(0, len(objects), _CHUNK):
@@ -178,21 +178,22 @@ def best_overlaps(anchors: AnchorGenerator, objects: Objects, size_divisor: int)
 
 
 def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: int, threshold: float) -> AnchorGenerator:
-    """Fits the sizes and aspect ratios of anchors to objects; the number of anchors per cell and all else stay.
+    """Fits the sizes and aspect ratios of anchors to objects; the number of anchors per cell does not change.
 
     All sizes are scaled by one factor, because the pyramid determines the steps between levels. Candidates for the
     aspect ratios are clusters of the objects' aspect ratios (k-means of their logarithms, like YOLOv2's anchors,
     https://arxiv.org/abs/1612.08242), and ratios that are spread evenly around the median. The result is the
-    combination with which most objects overlap an anchor by the threshold, at the real positions of the anchors.
+    combination with which the largest number of objects have an IoU of at least `threshold` with an anchor, at the real
+    positions of the anchors.
 
     Args:
         anchors: The current generator.
         objects: Objects in pixels of the resized images, at least one.
         size_divisor: Images are padded to multiples of this many pixels.
-        threshold: An anchor matches an object from this IoU on.
+        threshold: An anchor matches an object if their IoU is at least this.
 
     Returns:
-        The generator that fits best, which may be the current one.
+        The best generator; the current one if no other is better.
     """
 
     def quality(candidate):
@@ -210,7 +211,7 @@ def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: in
 
 
 def suggest_ranges(matcher: FCOSMatcher, assigner: Assigner, objects: Objects) -> FCOSMatcher:
-    """Scales the ranges of FCOS' levels so that most objects get a point.
+    """Scales the regression ranges of FCOS by the factor that gives the largest number of objects a point.
 
     Args:
         matcher: The current matcher.
@@ -218,7 +219,7 @@ def suggest_ranges(matcher: FCOSMatcher, assigner: Assigner, objects: Objects) -
         objects: Objects in pixels of the resized images.
 
     Returns:
-        The matcher with which most objects get a point, which may be the current one.
+        The best matcher; the current one if no factor improves it.
     """
     best, most = matcher, (match_objects(assigner, objects).total > 0).sum()
     for factor in (0.25, 0.5, 0.707, 1.414, 2.0, 4.0):
@@ -252,21 +253,21 @@ def sample_images(objects: Objects, most: int, seed: int) -> Objects:
 
 
 def _layout(assigner, size):
-    """Returns level -> (R_l, 4) anchors of an image of a size in pixels."""
+    """Returns the anchors (R_l, 4) of an image of the given size in pixels, by level name."""
     padded = [-(-side // assigner.size_divisor) * assigner.size_divisor for side in size]
     grids = {level: tuple(-(-side // 2 ** int(level[1:])) for side in padded) for level in assigner.anchors.levels}
     return assigner.anchors(grids, tuple(padded))
 
 
 def _paired_iou(a, b):
-    """Returns the IoU of each row of two arrays (N, 4): NumPy, because it runs on millions of rows without a graph."""
+    """Returns the IoU of each row of two arrays (N, 4), in NumPy, which processes millions of rows without a graph."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     inside = np.maximum(sides, 0).prod(1)
     return inside / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inside)
 
 
 def _ratio_sets(ratios, count):
-    """Yields sets of `count` aspect ratios: clusters of the objects', and even spreads around their median."""
+    """Yields sets of `count` aspect ratios: clusters of the objects' ratios, and even spreads around their median."""
     logs = np.log(np.clip(ratios, _MIN_RATIO, _MAX_RATIO))
     centers = np.quantile(logs, (np.arange(count) + 0.5) / count)
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Draws charts with Vega-Lite as SVG, so that the page needs no script to show them.
+"""Draws charts with Vega-Lite as SVG, which need no script on the page.
 
 Colours are CSS variables of the page, so that charts follow its theme. Each mark has an ARIA label, which the page also
 shows as a tooltip.
@@ -57,7 +57,7 @@ class Chart:
     """Holds a Vega-Lite chart.
 
     Args:
-        spec: The specification, without schema, configuration and width.
+        spec: Vega-Lite specification, without schema, configuration and width.
         description: A sentence that says what the chart shows, for screen readers.
         height: Height of the chart with its axes, in pixels.
     """
@@ -73,7 +73,7 @@ class Chart:
             width: "wide" or "narrow", see `WIDTHS`.
 
         Returns:
-            An SVG element.
+            The SVG element as a string.
 
         Raises:
             UserError: If vl-convert is not installed.
@@ -87,7 +87,7 @@ class Chart:
 
 
 def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) -> Chart:
-    """Makes horizontal bars, one for each name.
+    """Draws horizontal bars, one for each name.
 
     Args:
         rows: (name, value, label) of each bar; the label is its tooltip.
@@ -118,10 +118,10 @@ def histogram(
     markers: Sequence[tuple[float, str]] = (),
     exponents: bool = False,
 ) -> Chart:
-    """Makes a histogram.
+    """Draws a histogram.
 
     Args:
-        rows: (low, high, count, label) of each bin.
+        rows: (low, high, count, label) of each bin; low and high are its edges, the label is its tooltip.
         x_axis: Title of the horizontal axis.
         description: A sentence that says what the chart shows, for screen readers.
         markers: Positions of vertical lines and their labels.
@@ -156,7 +156,7 @@ def stacked(
     colours: Sequence[str],
     description: str,
 ) -> Chart:
-    """Makes a histogram whose columns are divided into parts; its horizontal axis shows powers of 2.
+    """Draws a stacked histogram, whose horizontal axis shows powers of 2.
 
     Args:
         rows: (low, high, part, count, label) of each part of a bin; low and high are exponents of 2.
@@ -200,14 +200,15 @@ def heatmap(
     *,
     points: Sequence[tuple[float, float, str]] = (),
 ) -> Chart:
-    """Makes a map of counts over two logarithmic axes.
+    """Draws a heatmap of counts over two log2 axes.
 
     Args:
-        cells: (x, y, count, label) of each cell that is not empty; x and y are its lower ends, as exponents of 2.
-        step: Edge length of a cell, in exponents of 2.
+        cells: (log2 x, log2 y, count, label) of each non-empty cell; x and y are the lower bounds of the cell, the
+            label is its tooltip and its text for screen readers.
+        step: Width and height of a cell, in exponents of 2.
         axes: Titles of the horizontal and the vertical axis.
         description: A sentence that says what the chart shows, for screen readers.
-        points: (x, y, label) of marks drawn over the cells.
+        points: (log2 x, log2 y, label) of marks drawn over the cells.
 
     Returns:
         The chart.
@@ -252,7 +253,7 @@ def lines(
     *,
     diagonal: bool = False,
 ) -> Chart:
-    """Makes lines over axes from 0 to 1.
+    """Draws lines over axes from 0 to 1.
 
     Args:
         curves: (name, colour, width, points) of each line; a point is (x, y). The name is its tooltip.
@@ -289,10 +290,10 @@ def lines(
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, description: str) -> Chart:
-    """Makes a point with a confidence interval for each name.
+    """Draws a point with a confidence interval for each name.
 
     Args:
-        rows: (name, value, low, high, label) of each; the label is its tooltip.
+        rows: (name, value, low, high, label) of each point; the label is its tooltip.
         axis: Title of the axis of values.
         description: A sentence that says what the chart shows, for screen readers.
 
@@ -321,11 +322,11 @@ def matrix(
     axes: tuple[str, str],
     description: str,
 ) -> Chart:
-    """Makes a table of shaded cells with their numbers.
+    """Draws a matrix of shaded cells with their numbers.
 
     Args:
         cells: (row, column, weight in 0..1, text, label) of each cell that is not empty; the label is its tooltip.
-        rows: Names of the rows, from above.
+        rows: Names of the rows, from top to bottom.
         columns: Names of the columns.
         axes: Titles of the rows and of the columns.
         description: A sentence that says what the chart shows, for screen readers.
@@ -365,7 +366,7 @@ _WHOLE = {
 
 
 def _binned(field, title, low, high, exponents):
-    """Returns the horizontal channel of a histogram."""
+    """Returns the encoding of the horizontal axis of a histogram."""
     scale = {"zero": False, "nice": False, "domain": [low, high]}
     axis = (_power_ticks([low, high]) if exponents else _WHOLE) | {"labelFlush": False}
     return {"field": field, "bin": "binned", "type": "quantitative", "title": title, "axis": axis, "scale": scale}

@@ -1,4 +1,4 @@
-"""Makes the sections about the contents of a dataset: splits, classes, problems and samples."""
+"""Builds the sections about the contents of a dataset: splits, classes, problems and samples."""
 
 import os
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ _LOST = ("zero_area_boxes", "negative_boxes", "outside_boxes", "objects_without_
 
 
 def tiles(data: Splits) -> page.Html:
-    """Makes the row of large numbers at the top of the page.
+    """Builds the row of large numbers at the top of the page.
 
     Args:
         data: Splits of the dataset.
 
     Returns:
-        The HTML.
+        The row as HTML.
     """
     datasets = data.datasets.values()
     values = [
@@ -99,7 +99,7 @@ def classes(data: Splits, model: Detector | None) -> tuple[Section, list[Finding
 
     Args:
         data: Splits of the dataset.
-        model: Detector whose classes are compared, or None.
+        model: Detector whose number of classes is compared with the data. None: no comparison.
 
     Returns:
         The section of the page, and its findings.
@@ -160,7 +160,7 @@ def _class_findings(data, totals, model):
             Finding(
                 "problem",
                 f"{_some_classes(missing, training)} no object to train on: {_names(missing)}.",
-                "Remove them from the list of classes, or add images of them.",
+                "Remove these classes from the list of classes, or add images with such objects.",
                 "classes",
             )
         )
@@ -170,7 +170,7 @@ def _class_findings(data, totals, model):
             Finding(
                 "advice",
                 f"{_some_classes(few, training)} fewer than {FEW_OBJECTS} objects to train on: {_names(few)}.",
-                "Expect a low AP for them. Label more images, or merge classes.",
+                "Expect a low AP for these classes. Label more images, or merge classes.",
                 "classes",
             )
         )
@@ -198,13 +198,13 @@ def _class_findings(data, totals, model):
 
 
 def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
-    """Lists the faults of files and annotations.
+    """Lists the problems of files and annotations.
 
     Args:
         data: Splits of the dataset.
 
     Returns:
-        The section of the page, None without faults, and its findings.
+        The section of the page (None without problems), and its findings.
     """
     kinds, items, found = [], [], []
     for split, dataset in data.datasets.items():
@@ -229,8 +229,9 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
             found.append(
                 Finding(
                     "problem",
-                    f"{count(n, 'annotation')} of {split} cannot be read; training stops at the first of them.",
-                    "Correct those in the list.",
+                    f"{count(n, 'annotation')} of {split} cannot be read; training stops at the first unreadable "
+                    "annotation.",
+                    "Correct the annotations in the list.",
                     "problems",
                 )
             )
@@ -241,7 +242,7 @@ def problems(data: Splits) -> tuple[Section | None, list[Finding]]:
                     "advice",
                     f"{count(lost, 'object')} of {split} {'has' if lost == 1 else 'have'} no usable box or mask and "
                     f"{'is' if lost == 1 else 'are'} left out.",
-                    "Correct them in your labelling tool, or remove them.",
+                    "Correct these objects in your labelling tool, or remove them.",
                     "problems",
                 )
             )
@@ -265,8 +266,8 @@ def samples(
 
     Args:
         data: Splits of the dataset.
-        transforms: Transforms of the training.
-        most: Maximum number of samples.
+        transforms: Training transforms.
+        most: Maximum number of samples to show.
         seed: Seed of the choice of images and of the transforms.
 
     Returns:
@@ -293,7 +294,7 @@ def samples(
 
 
 def _transform_names(transform):
-    """Yields the name of a transform, or the names of those that it applies, such as those of a `RandomApply`."""
+    """Yields the name of a transform, or the names of the transforms that it applies, as a `RandomApply` does."""
     inner = getattr(transform, "transforms", None)
     if inner is None:
         yield getattr(transform, "__name__", type(transform).__name__)

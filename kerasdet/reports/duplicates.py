@@ -1,4 +1,4 @@
-"""Makes the section about images that look alike."""
+"""Builds the section about images that look alike."""
 
 import numpy as np
 
@@ -42,7 +42,9 @@ def duplicates(data: Splits) -> tuple[Section, list[Finding]]:
             break
     columns = [Column("Images"), Column("In"), Column("Number", "number")]
     table = page.table(columns, rows, "Images that look alike", total=len(groups), sortable=False, titled=False)
-    intro = "Images with nearly the same content, such as copies and frames of a video. Those across splits come first."
+    intro = (
+        "Images with nearly the same content, such as copies and frames of a video. Groups across splits come first."
+    )
     return Section("duplicates", "Near duplicates", [table], intro), _findings(data, split_of, across, inside)
 
 
@@ -55,7 +57,7 @@ def _findings(data, split_of, across, inside):
                 "problem",
                 f"{count(images, 'image')} outside {data.training} {'looks' if images == 1 else 'look'} like an image "
                 "of another split. AP will be higher than on new images.",
-                "Keep images that look alike in one split; `kerasdet data split` does so.",
+                "Keep images that look alike in one split, as `kerasdet data split` does.",
                 "duplicates",
             )
         )

@@ -1,4 +1,4 @@
-"""Makes the section about how anchors or points match the objects, with suggestions ready to paste."""
+"""Builds the section about how anchors or points match the objects, with suggestions to copy."""
 
 import numpy as np
 
@@ -30,11 +30,11 @@ def anchors(data: Splits, model: Detector | None, seed: int) -> tuple[Section | 
 
     Args:
         data: Splits of the dataset.
-        model: Detector whose anchors and matcher are examined, or None.
+        model: Detector whose anchors and matcher are examined. None: no section.
         seed: Seed of the choice of images.
 
     Returns:
-        The section of the page, None without a model, and its findings.
+        The section of the page (None without a model), and its findings.
     """
     assigner = None if model is None else assigner_of(model)
     training = data.objects[data.training]
@@ -207,7 +207,7 @@ def _points(data, assigner, model, sample, matches, where):
 
 
 def _outcome_figure(objects, outcomes, colours, title):
-    """Draws the share of objects with each outcome, for each size of objects."""
+    """Draws the share of objects with each outcome, by size of the objects."""
     octave = np.floor(np.log2(np.maximum(objects.edges, 1))).astype(int)
     rows, table = [], []
     for k in range(octave.min(), octave.max() + 1):
@@ -274,7 +274,7 @@ def _reason(objects, low, assigner):
 
 
 def _most(objects, low, class_names):
-    """Names the class of most of the objects that overlap no anchor, if there are several classes."""
+    """Names the class to which most objects without an overlapping anchor belong, if there are several classes."""
     if len(class_names) < 2:
         return ""
     counts = np.bincount(objects.class_ids[low], minlength=len(class_names))
@@ -307,7 +307,7 @@ def _article(stage):
 
 
 def _some(objects, most):
-    """Returns the objects of the first images, at most about `most` of them; images come in random order."""
+    """Returns the objects of the first images, about `most` objects at most; images are in random order."""
     images = np.random.default_rng(0).permutation(len(objects.sizes))
     total = np.cumsum(objects.per_image[images])
     keep = np.sort(images[: max(int(np.searchsorted(total, most)), 1)])

@@ -1,4 +1,4 @@
-"""Composes the page about a dataset."""
+"""Builds the page about a dataset."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -31,19 +31,20 @@ def inspect_dataset(
     and duplicates are shown as pictures up to a limit, so the page stays small for any dataset.
 
     Args:
-        splits: Datasets by the name of their split; the first one is the training data.
+        splits: Datasets by the name of their split; the first dataset is the training data.
         out: Path of the HTML file.
         title: Title of the page.
         source: Origin of the data, such as the path and the recipe, for the line below the title.
-        model: Detector whose anchors, matcher and resize rule are compared with the objects. None leaves this out.
-        transforms: Training transforms that samples are shown with.
-        seed: Seed of samples and of the choice of images.
+        model: Detector whose anchors, matcher and resize rule are compared with the objects. None: no comparison.
+        transforms: Training transforms that are applied to the samples.
+        seed: Seed of the samples and of the choice of images.
 
     Returns:
         The findings at the top of the page, problems first.
 
     Raises:
-        UserError: If a split has no images, or vl-convert, which draws the charts, is not installed.
+        UserError: If a split has no usable images, the folder of `out` does not exist, or vl-convert, which draws the
+            charts, is not installed.
 
     Example:
         >>> splits = {"train": CocoDataset("data/train.json"), "val": CocoDataset("data/val.json")}

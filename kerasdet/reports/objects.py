@@ -1,4 +1,4 @@
-"""Collects the objects of a dataset into flat arrays, in pixels of the files and of the resized images."""
+"""Collects the objects of a dataset in flat arrays, in pixels of the image files or of the resized images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Objects:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Height and width of the objects in pixels, (N, 2)."""
+        """Heights and widths of the objects in pixels, (N, 2)."""
         return self.boxes[:, 2:] - self.boxes[:, :2]
 
     @property
@@ -80,7 +80,7 @@ def join(parts: Sequence[Objects]) -> Objects:
         parts: Objects of each dataset.
 
     Returns:
-        All objects; the images are numbered consecutively.
+        The joined objects; images are numbered consecutively.
     """
     starts = np.cumsum([0, *(len(part.sizes) for part in parts)])
     return Objects(
@@ -93,7 +93,7 @@ def join(parts: Sequence[Objects]) -> Objects:
 
 
 def of_images(objects: Objects, images: np.ndarray) -> Objects:
-    """Keeps the objects of some images.
+    """Selects the objects of some images.
 
     Args:
         objects: Objects of R images.
@@ -113,7 +113,7 @@ def resized(objects: Objects, preprocessing: Preprocessing) -> Objects:
 
     Args:
         objects: Objects in pixels of the files.
-        preprocessing: The model's preprocessing, which has the resize rule.
+        preprocessing: The model's preprocessing, which holds the resize rule.
 
     Returns:
         The objects and image sizes in pixels of the resized images.

@@ -1,6 +1,6 @@
 """Builds HTML pages that work without a network, by keyboard, with a screen reader, in light and dark mode.
 
-The functions take plain text: special characters are escaped, and words between backticks become code. A cell of a
+The functions take plain strings: special characters are escaped, and words between backticks become code. A cell of a
 table may also be of the type `Html`, which is inserted unchanged.
 """
 
@@ -24,18 +24,19 @@ LEVELS = {"problem": "Problem", "advice": "Advice", "good": "Good"}
 
 
 class Html(str):
-    """Marks a text as HTML, which is not escaped."""
+    """Marks a string as HTML, which is not escaped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Holds one conclusion for the reader of a page, and an advice.
+    """Holds one conclusion for the reader of a page, and advice.
 
     Args:
-        level: "problem" if it makes results wrong, "advice" if it makes them worse, "good" if nothing needs to be done.
-        text: Sentence that says what was found, with numbers.
-        action: Sentence that says what to do; empty for none.
-        section: Id of the section that shows the details; empty for none.
+        level: "problem" if the finding makes results wrong, "advice" if it makes results worse, "good" if nothing needs
+            to be done.
+        text: Sentence that states the finding, with numbers.
+        action: Sentence that says what to do; "" for none.
+        section: Id of the section that shows the details; "" for none.
     """
 
     level: str
@@ -65,7 +66,7 @@ class Section:
         id: HTML id of the section, unique on the page.
         title: Heading.
         parts: Contents, HTML from the functions of this module.
-        intro: Sentence below the heading; empty for none.
+        intro: Sentence below the heading; "" for none.
     """
 
     id: str
@@ -75,10 +76,10 @@ class Section:
 
 
 def text(words: str) -> Html:
-    """Escapes a text for HTML and turns words between backticks into code.
+    """Escapes a string for HTML, and converts words between backticks to code.
 
     Args:
-        words: The plain text.
+        words: Plain string.
 
     Returns:
         HTML.
@@ -94,7 +95,7 @@ def paragraph(words: str) -> Html:
     """Makes a paragraph.
 
     Args:
-        words: The plain text.
+        words: Plain string.
 
     Returns:
         HTML.
@@ -103,10 +104,10 @@ def paragraph(words: str) -> Html:
 
 
 def heading(words: str) -> Html:
-    """Makes a heading inside of a section.
+    """Makes a heading inside a section.
 
     Args:
-        words: The plain text.
+        words: Plain string.
 
     Returns:
         HTML.
@@ -118,24 +119,24 @@ def number(value: float, digits: int = 0) -> str:
     """Formats a number with thousands separators and a fixed number of decimals.
 
     Args:
-        value: The number.
+        value: Number to format.
         digits: Number of decimals.
 
     Returns:
-        The text.
+        The formatted string.
     """
     return f"{value:,.{digits}f}"
 
 
 def share(part: float, whole: float) -> str:
-    r"""Formats a share in percent, with a decimal below 10 %. Only a share of exactly 0 is written as 0.
+    r"""Formats a share in percent, with one decimal below 10 %. Only a share of exactly 0 is written as 0.
 
     Args:
-        part: Number of the part.
-        whole: Number of the whole.
+        part: Size of the part.
+        whole: Size of the whole.
 
     Returns:
-        The text.
+        The formatted string.
 
     Example:
         >>> share(1, 8), share(1, 30), share(1, 100_000), share(0, 5)
@@ -156,12 +157,12 @@ def count(value: int, singular: str, plural: str = "") -> str:
     """Formats a number with its noun, such as "1 image" and "1,200 images".
 
     Args:
-        value: The number.
-        singular: The noun.
-        plural: Plural of the noun; empty for the noun with an s.
+        value: Number to format.
+        singular: Singular of the noun.
+        plural: Plural of the noun; "" for the singular with an s.
 
     Returns:
-        The text.
+        The formatted string.
     """
     return f"{value:,} {singular if value == 1 else plural or singular + 's'}"
 
@@ -210,13 +211,13 @@ def table(
     sortable: bool = True,
     titled: bool = True,
 ) -> Html:
-    """Makes a table that scrolls sideways on narrow screens and has several pages if it is long.
+    """Makes a table that scrolls horizontally on narrow screens, and has several pages if it is long.
 
     Args:
         columns: The columns.
-        rows: Cells of each row: texts or HTML. Rows after `MAX_ROWS` are left out, and a note says so.
-        caption: Text that says what the table lists.
-        total: Number of rows of the whole list, if `rows` is only its beginning.
+        rows: Cells of each row, strings or HTML. Only the first `MAX_ROWS` rows are shown, with a note.
+        caption: Caption that says what the table lists.
+        total: Number of rows of the whole list, if `rows` is only its beginning. None: `rows` is complete.
         sortable: Whether a click on a header sorts the rows.
         titled: Whether the caption is visible. Screen readers always read it.
 
@@ -249,13 +250,13 @@ def table(
 def figure(
     chart: Chart, title: str, words: str = "", data: Html | None = None, keys: Sequence[tuple[str, str]] = ()
 ) -> Html:
-    """Makes a chart with a title and a table of its numbers, which the reader can unfold.
+    """Makes a figure: a chart with a title and a table of its numbers, which the reader can unfold.
 
     Args:
         chart: The chart, which is drawn once for wide and once for narrow screens.
-        title: Text that says what the chart shows.
-        words: Sentence that says how to read the chart, or what follows from it; empty for none.
-        data: Table of the numbers, for screen readers and the keyboard; None for none.
+        title: Title that says what the chart shows.
+        words: Sentence that says how to read the chart, or what it shows; "" for none.
+        data: Table of the numbers, for screen readers and the keyboard. None: no table.
         keys: Legend of the chart, pairs of (CSS colour, name).
 
     Returns:
@@ -275,7 +276,7 @@ def code(lines: str, label: str) -> Html:
     """Makes a block of code with a button that copies it.
 
     Args:
-        lines: The code.
+        lines: Code to show.
         label: Name of the block for screen readers.
 
     Returns:
@@ -292,7 +293,7 @@ def image(uri: str, alternative: str) -> Html:
 
     Args:
         uri: The data URI.
-        alternative: Text that describes the image.
+        alternative: Alternative text that describes the image.
 
     Returns:
         HTML.
@@ -335,7 +336,7 @@ def _tagged(tags, index):
 
 
 def _filters(tags, order):
-    """Returns a button for all pictures and one for each tag that some picture has; a script shows them."""
+    """Returns a button for all pictures and a button for each tag of a picture; a script makes the buttons visible."""
     numbers = Counter(tag for each in tags for tag in each)
     if not numbers:
         return ""
@@ -368,7 +369,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
         out: Path of the HTML file.
         title: Title of the page.
         subtitle: Line below the title, such as the path of the data.
-        sections: The sections, in the order of the page.
+        sections: Sections of the page, in their order.
     """
     links = "".join(f'<li><a href="#{section.id}">{text(section.title)}</a></li>' for section in sections)
     parts = "".join(
@@ -418,7 +419,7 @@ _numbers = itertools.count()
 
 
 def _svg(drawing: str, description: str) -> str:
-    """Makes a drawing of Vega an image with a description, which scales with the page, and its ids unique."""
+    """Converts a drawing of Vega to an image with a description and unique ids, which scales with the page."""
     unique = f"chart{next(_numbers)}-"
     drawing = re.sub(r'\bid="([^"]+)"', rf'id="{unique}\1"', drawing)
     drawing = re.sub(r"url\(#([^)]+)\)", rf"url(#{unique}\1)", drawing)

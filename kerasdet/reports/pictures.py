@@ -1,4 +1,4 @@
-"""Makes small JPEG pictures as data URIs: images of a dataset, and augmented training samples."""
+"""Makes small JPEG pictures as data URIs: images of a dataset and augmented training samples."""
 
 import base64
 import dataclasses
@@ -27,7 +27,7 @@ class Sample:
     Args:
         picture: The image with its objects drawn, (H, W, 3) uint8.
         image_id: Id of the image in the dataset.
-        class_ids: Class ids of its objects, (M,) int32.
+        class_ids: Class ids of the objects, (M,) int32.
     """
 
     picture: np.ndarray
@@ -57,7 +57,7 @@ def thumbnail(record: Record, edge: int) -> str:
         edge: Limit of the longer side in pixels.
 
     Returns:
-        A data URI.
+        The reduced image as a data URI.
     """
     image = Image.fromarray(record.image())
     image.thumbnail((edge, edge))
@@ -69,7 +69,7 @@ def samples(dataset: Dataset, transforms: Sequence[Transform], count: int, seed:
 
     Args:
         dataset: Dataset to draw images from.
-        transforms: Transforms of the training; empty shows the images as they are.
+        transforms: Training transforms. If empty, the images are shown unchanged.
         count: Maximum number of samples.
         seed: Seed of the choice of images and of the transforms.
 
@@ -88,7 +88,7 @@ def samples(dataset: Dataset, transforms: Sequence[Transform], count: int, seed:
 
 
 def _choose(dataset, count, seed):
-    """Chooses images at random, but one of every class first, the rarest class first."""
+    """Chooses images at random, but first one image of every class, starting with the rarest class."""
     order = np.random.default_rng(seed).permutation(len(dataset.records)).tolist()
     images_of = {}
     for index in order:

@@ -1,4 +1,4 @@
-"""Makes the section about sizes, aspect ratios and number of objects."""
+"""Builds the section about sizes, aspect ratios and numbers of objects."""
 
 import numpy as np
 
@@ -20,10 +20,10 @@ def sizes(data: Splits, model: Detector | None) -> tuple[Section | None, list[Fi
 
     Args:
         data: Splits of the dataset.
-        model: Detector whose anchors and resize rule are shown, or None.
+        model: Detector whose anchors and resize rule are shown. None: objects only.
 
     Returns:
-        The section of the page, None without objects, and its findings.
+        The section of the page (None without objects), and its findings.
     """
     objects = data.all_objects
     if not len(objects):
@@ -160,7 +160,7 @@ def _anchor_sizes(anchors):
 
 
 def _bins(logs, step, name, total):
-    """Counts values in bins of a width; returns (low, high, count, label) of each."""
+    """Counts values in bins of equal width; returns (low, high, count, label) of each bin."""
     first, last = int(np.floor(logs.min() / step)), int(np.floor(logs.max() / step)) + 1
     counts = np.bincount(np.clip(np.floor(logs / step).astype(int) - first, 0, None), minlength=last - first)
     return [

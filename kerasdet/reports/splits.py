@@ -14,8 +14,8 @@ class Splits:
     """Holds the splits of a dataset, the training data first.
 
     Args:
-        datasets: Split name -> dataset.
-        objects: Split name -> objects in pixels of the files; class ids are indices into `class_names`.
+        datasets: Datasets by split name.
+        objects: Objects by split name, in pixels of the image files; class ids are indices into `class_names`.
         class_names: Names of the classes of all splits.
     """
 
@@ -38,7 +38,7 @@ def join_splits(datasets: Mapping[str, Dataset]) -> Splits:
     """Collects the objects of several datasets, with the same class ids in all of them.
 
     Args:
-        datasets: Split name -> dataset, at least one.
+        datasets: Datasets by split name, at least one.
 
     Returns:
         The joined splits.

@@ -35,13 +35,13 @@ class RunCallbacks:
     checkpoint. With several workers only the first one calls the callbacks; all stop together at the end of an epoch.
 
     Args:
-        callbacks: Keras callbacks. Their `params` get ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and the name
-            of the model's class as ``model``.
-        model: Model in training.
+        callbacks: Keras callbacks. Their `params` contain ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and
+            ``model``, the name of the model's class.
+        model: Detector in training.
         out_dir: Folder of the run.
         steps: Number of steps of the whole run.
         steps_per_epoch: Number of steps in an epoch.
-        batch_size: Number of images in a step, over all replicas.
+        batch_size: Number of images in a training step, over all replicas.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RunCallbacks:
         """Calls `on_train_batch_begin`.
 
         Args:
-            step: Number of the step, from 0.
+            step: Index of the step in the run, from 0.
         """
         self._call("on_train_batch_begin", step - 1, None)
 
@@ -92,7 +92,7 @@ class RunCallbacks:
         """Calls `on_train_batch_end`. The process waits for the device only if a callback reads the logs.
 
         Args:
-            step: Number of the step, from 0.
+            step: Index of the step in the run, from 0.
             logs: Losses by name.
         """
         self._call("on_train_batch_end", step - 1, logs)
@@ -107,7 +107,7 @@ class RunCallbacks:
         """Calls `on_test_end` after an evaluation.
 
         Args:
-            values: Numbers of the evaluation by name.
+            values: Metrics of the evaluation by name.
         """
         self._call("on_test_end", dict(values))
 
@@ -118,8 +118,8 @@ class RunCallbacks:
 
         Args:
             step: Number of completed steps.
-            logs: Numbers of the training and of the evaluation by name.
-            is_last: Whether no epoch follows.
+            logs: Losses and metrics of the epoch by name.
+            is_last: Whether this is the last epoch.
         """
         if self.is_empty:
             return
@@ -141,5 +141,5 @@ class RunCallbacks:
             getattr(callback, hook)(*arguments)
 
     def _epoch(self, step):
-        """Returns the number, from 0, of the epoch of a step, which is counted from 1."""
+        """Returns the index of an epoch, from 0, for a step that is counted from 1."""
         return (step - 1) // self.steps_per_epoch

@@ -16,6 +16,7 @@ from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
+from kerasdet.models.batch import equal_parts
 from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.options import StepOptions, Validation
@@ -37,20 +38,20 @@ def check_arguments(
     step_options: StepOptions,
     log_every: int,
 ) -> None:
-    """Checks the arguments of `train`, each by itself and together.
+    """Checks the arguments of `train`, one by one and in combination.
 
     Args:
         model: Detector.
         data: Dataset to train on.
         optimizer: Keras optimizer.
-        steps: Number of steps of the whole run.
-        batch_size: Number of images in a step, over all replicas.
-        validation: Data and rules of evaluation, or None.
+        steps: Number of training steps of the whole run.
+        batch_size: Number of images in a training step, over all replicas.
+        validation: Data and rules of evaluation. None: the run is not evaluated.
         step_options: Padding, micro-batches and compilation of a step.
-        log_every: Number of steps per line of the log.
+        log_every: Number of steps between two lines of the log.
 
     Raises:
-        UserError: If an argument is wrong.
+        UserError: If an argument is invalid.
     """
     check_positive("train", steps=steps, batch_size=batch_size, log_every=log_every)
     check_classes(model, data)
@@ -78,34 +79,35 @@ def check_classes(model: keras.Model, data: Any) -> None:
     if model.num_classes not in (None, data.num_classes):
         raise UserError(
             f"The model has {model.num_classes} classes, but {data.annotations} has {data.num_classes} "
-            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): set NUM_CLASSES "
-            f"(num_classes) to {data.num_classes}."
+            f"({', '.join(data.class_names[:5])}{', ...' if data.num_classes > 5 else ''}): set NUM_CLASSES (Python: "
+            f"num_classes=) to {data.num_classes}."
         )
 
 
 def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
-    """Warns if the training images are never resized to the size that the model uses for detection.
+    """Warns if training resizes images to very different sizes than detection does.
 
     Args:
         model: Detector.
-        transforms: The transforms of training; `ResizeShortestEdge` among them sets the size.
+        transforms: Transforms of the training images. The size is that of a `ResizeShortestEdge` in the list.
     """
     rule = model.preprocessing
     for transform in transforms:
         if not isinstance(transform, ResizeShortestEdge) or not hasattr(rule, "shortest"):
             continue
-        low, high = min(transform.shortest), max(transform.shortest)
+        low = round(min(transform.shortest) * min(transform.scales))
+        high = round(max(transform.shortest) * max(transform.scales))
         if not low <= rule.shortest <= high:
             log.warning(
-                "Training resizes the shorter side of images to %s pixels, and the model detects at %d: set "
-                "ResizeShortestEdge.shortest and longest, or SHORTEST_EDGE and LONGEST_EDGE, to similar sizes.",
+                "Training resizes the shorter side of images to %s pixels, but detection resizes it to %d: set "
+                "SHORTEST_EDGE and LONGEST_EDGE (Python: shortest and longest of ResizeShortestEdge) to similar sizes.",
                 f"{low} to {high}" if low < high else low,
                 rule.shortest,
             )
 
 
 def warn_of_units(model: keras.Model) -> None:
-    """Warns if the model divides pixels in 0..255 by deviations of pixels in 0..1.
+    """Warns if all values of the model's `std` are below 1, as for pixels in 0..1, although pixels are in 0..255.
 
     Args:
         model: Detector.
@@ -113,31 +115,31 @@ def warn_of_units(model: keras.Model) -> None:
     mean, std = (getattr(model.preprocessing, name, None) for name in ("mean", "std"))
     if std is not None and 0 < max(std) < 1:
         log.warning(
-            "Preprocessing.mean is %s and Preprocessing.std is %s, as for pixels in 0..1, and pixels are in 0..255: "
-            "multiply both by 255.",
+            "Preprocessing.mean is %s and Preprocessing.std is %s, as for pixels in 0..1, but pixels are in 0..255: "
+            "multiply mean and std by 255.",
             tuple(mean),
             tuple(std),
         )
 
 
 def warn_of_threshold(model: keras.Model, validation: Validation | None) -> None:
-    """Warns if the model's own score threshold hides detections that count for AP.
+    """Warns if the model's score threshold drops detections that count for AP.
 
     Args:
         model: Detector.
-        validation: Rules of evaluation, or None.
+        validation: Data and rules of evaluation. None: the run is not evaluated.
     """
     threshold = getattr(model.postprocessing, "score_threshold", 0.0)
     if validation is not None and threshold > _MAX_THRESHOLD:
         log.warning(
             "Postprocessing.score_threshold is %g, so detections with lower scores do not count and AP will be low: "
-            "set it to 0.05, and choose a threshold when you detect.",
+            "set it to 0.05 for training, and choose a threshold for detection.",
             threshold,
         )
 
 
 def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
-    """Warns if the learning rate does not reach its peak, or ends before the run.
+    """Warns if the learning rate does not reach its peak, or if its schedule has another length than the run.
 
     Args:
         optimizer: Keras optimizer.
@@ -148,15 +150,16 @@ def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
     name = config.get("class_name") if isinstance(config, Mapping) else None
     if settings.get("warmup_steps", 0) >= steps:
         log.warning(
-            "The learning rate rises for %s.warmup_steps %d, and STEPS (steps) is %d, so it does not reach its "
-            "peak: set fewer warmup steps.",
+            "The learning rate rises during %s.warmup_steps=%d steps, but STEPS (Python: steps=) is %d, so it does "
+            "not reach its peak: decrease warmup_steps.",
             name,
             settings["warmup_steps"],
             steps,
         )
     if settings.get("total_steps", steps) < steps:
         log.warning(
-            "The learning rate ends after %s.total_steps %d, and STEPS (steps) is %d: set both to the same number.",
+            "The schedule of the learning rate ends after %s.total_steps=%d steps, but STEPS (Python: steps=) is %d: "
+            "set total_steps to STEPS.",
             name,
             settings["total_steps"],
             steps,
@@ -164,27 +167,27 @@ def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
 
 
 def check_lists(**values: Any) -> None:
-    """Checks that arguments are sequences of objects.
+    """Checks that arguments are lists or other sequences of objects.
 
     Args:
         values: Arguments by name.
 
     Raises:
-        UserError: If one is a single object or a text.
+        UserError: If an argument is a single object or a string.
     """
     for name, value in values.items():
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise UserError(f"{name} is {value!r}: it must be a list, even of one. Write [...] around it.")
+            raise UserError(f"{name} is {value!r}: expected a list, also for a single object. Write [...] around it.")
 
 
 def check_objects(data: Any) -> None:
-    """Checks that the dataset has an object to train on.
+    """Checks that the dataset has at least one object to train on.
 
     Args:
         data: Dataset.
 
     Raises:
-        UserError: If the dataset has no object, or only crowds.
+        UserError: If the dataset has no objects, or only crowds.
     """
     crowds = sum(len(record.is_crowd) for record in data.records)
     if not data.records or not all(record.is_crowd.all() for record in data.records):
@@ -197,25 +200,25 @@ def check_objects(data: Any) -> None:
     reason = f"its {crowds} objects are all crowds (iscrowd 1)" if crowds else "its images have no objects"
     counts = f" ({', '.join(f'{count} {name}' for name, count in dropped.items())})" if dropped else ""
     raise UserError(
-        f"{data.annotations} has nothing to train on: {reason}{counts}. Give annotations with objects that are not "
+        f"{data.annotations} has nothing to train on: {reason}{counts}. Use annotations with objects that are not "
         "crowds."
     )
 
 
 def warn_of_same_data(data: Any, validation: Validation | None) -> None:
-    """Warns if a run is evaluated on the images that it is trained on.
+    """Warns if the validation data contain training images.
 
     Args:
         data: Dataset to train on.
-        validation: Rules of evaluation, or None.
+        validation: Data and rules of evaluation. None: the run is not evaluated.
     """
     if validation is None or data.records is validation.data.records:
         return  # the same object is a choice, not a mistake
     trained = {record.path for record in data.records}
     if shared := sum(record.path in trained for record in validation.data.records):
         log.warning(
-            "%d of %d images of %s are also trained on, so AP will be too high: divide the data, for example with "
-            "`kerasdet data split`.",
+            "%d of %d images of %s are also training images, so AP will be too high: split the data, for example "
+            "with `kerasdet data split`.",
             shared,
             len(validation.data.records),
             validation.data.annotations,
@@ -223,14 +226,14 @@ def warn_of_same_data(data: Any, validation: Validation | None) -> None:
 
 
 def check_evaluation(model: keras.Model, validation: Validation) -> None:
-    """Checks that `kerasdet.evaluate` can read the ground truth of the validation data.
+    """Checks that an evaluation with `kerasdet.evaluate` can read the ground truth of the validation data.
 
     Args:
         model: Detector.
         validation: Data and rules of evaluation.
 
     Raises:
-        UserError: If an evaluation would fail because of the data.
+        UserError: If the ground truth is invalid.
     """
     if metric_names(validation.evaluate, model, validation.data):
         types = ["bbox", *(branch.metric for branch in model.branches if branch.metric)]
@@ -238,18 +241,18 @@ def check_evaluation(model: keras.Model, validation: Validation) -> None:
 
 
 def match_validation(model: keras.Model, data: Any, validation: Validation | None) -> Validation | None:
-    """Reorders the classes of the validation data to the order of the training data.
+    """Gives the classes of the validation data the order of the training data.
 
     Args:
-        model: Detector. For a model without classes nothing changes.
+        model: Detector. If it has no classes, the data are not changed.
         data: Dataset to train on.
-        validation: Data and rules of evaluation, or None.
+        validation: Data and rules of evaluation. None: the run is not evaluated.
 
     Returns:
-        The validation with reordered data, or None if `validation` is None.
+        The `Validation` with reordered classes, or None if `validation` is None.
 
     Raises:
-        UserError: If the validation data have objects of classes that are not trained.
+        UserError: If the validation data have objects of classes that the training data lack.
     """
     if validation is None or model.num_classes is None:
         return validation
@@ -268,36 +271,35 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribu
     """
     if optimizer.gradient_accumulation_steps:
         raise UserError(
-            f"optimizer.gradient_accumulation_steps is {optimizer.gradient_accumulation_steps}, which `train` does not "
-            "support, because steps that only accumulate would count as steps of the run: leave it out and set "
-            "StepOptions.micro_batches."
+            f"optimizer.gradient_accumulation_steps is {optimizer.gradient_accumulation_steps}, which `train` does "
+            "not support: remove the argument, and set StepOptions.micro_batches instead."
         )
     if optimizer.ema_overwrite_frequency and strategy.num_replicas_in_sync > 1:
         raise UserError(
-            "optimizer.ema_overwrite_frequency is set, but it works on one device only: leave it out. Training ends "
-            "with the averaged weights anyway."
+            "optimizer.ema_overwrite_frequency is set, but Keras supports it on one device only: remove the "
+            "argument. Training ends with the averaged weights anyway."
         )
     inner = inner_optimizer(optimizer)
     for name in ("clipnorm", "clipvalue", "global_clipnorm"):
         limit = getattr(inner, name)
         if limit is not None and not (isinstance(limit, Real) and 0 < limit < math.inf):
-            raise UserError(f"optimizer.{name} is {limit!r}: give a number above 0, or None for no clipping.")
+            raise UserError(f"optimizer.{name} is {limit!r}: expected a number above 0, or None for no clipping.")
 
 
 def check_monitor(model: keras.Model, validation: Validation) -> None:
-    """Checks that an evaluation returns the number `validation.monitor`, if its names are known before the first one.
+    """Checks that `validation.monitor` is a metric of the evaluation, if the names of the metrics are known.
 
     Args:
         model: Detector.
         validation: Data and rules of evaluation.
 
     Raises:
-        UserError: If no number has this name.
+        UserError: If no metric has this name.
     """
     names = metric_names(validation.evaluate, model, validation.data)
     if validation.monitor and names and validation.monitor not in names:
         raise UserError(
-            f"Validation.monitor is {validation.monitor!r}, which the evaluation does not return: choose one of "
+            f"Validation.monitor is {validation.monitor!r}, which is not a metric of the evaluation: choose one of "
             f"{', '.join(names)}."
         )
 
@@ -306,23 +308,23 @@ def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_optio
     """Checks that all replicas, and all micro-batches of a replica, get the same number of images.
 
     Args:
-        batch_size: Number of images in a step, over all replicas.
+        batch_size: Number of images in a training step, over all replicas.
         strategy: `tf.distribute` strategy that the model was built in.
         step_options: Padding, micro-batches and compilation of a step.
 
     Raises:
-        UserError: If the images cannot be divided evenly, or `jit_compile` is set with several replicas.
+        UserError: If the batch size is not a multiple of replicas times micro-batches, or if `jit_compile` is set with
+            several replicas.
     """
     replicas, parts = strategy.num_replicas_in_sync, step_options.micro_batches
     if batch_size % (replicas * parts):
-        among = f"{replicas} replicas" + (f" with {parts} micro_batches each" if parts > 1 else "")
         raise UserError(
-            f"BATCH_SIZE (batch_size) is {batch_size}, which cannot be divided evenly among {among}: choose a multiple "
-            f"of {replicas * parts}."
+            f"BATCH_SIZE (Python: batch_size=) is {batch_size}, which cannot be divided evenly "
+            f"{equal_parts(replicas, parts)}: choose a multiple of {replicas * parts}."
         )
     if step_options.jit_compile and replicas > 1:
         raise UserError(
-            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set it to False."
+            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set jit_compile=False."
         )
 
 
@@ -339,12 +341,12 @@ def check_same_on_all_workers(
         strategy: `tf.distribute` strategy that the model was built in.
         completed_steps: Number of steps in the checkpoint that this worker found.
         out_dir: Folder of the run.
-        settings: Settings by name: datasets, and values that JSON can hold.
-        options: Dataclasses by name, such as `StepOptions`. Their fields are compared as well. None if an option is
-            off.
+        settings: Settings by name: datasets, and values that can be stored as JSON.
+        options: Dataclasses by name, such as `StepOptions`, whose fields are compared as well. A value is None if an
+            option is off.
 
     Raises:
-        UserError: If the workers differ.
+        UserError: If workers have different checkpoints, settings or datasets.
     """
     settings = {name: _comparable(value) for name, value in settings.items()}
     for option, group in (options or {}).items():
@@ -363,8 +365,8 @@ def check_same_on_all_workers(
     steps = [worker["completed_steps"] for worker in workers]
     if len(set(steps)) > 1:
         raise UserError(
-            f"The workers find checkpoints of different steps, {steps}, in {out_dir}: put OUT_DIR on a disk that all "
-            "workers share."
+            f"The workers find checkpoints of different steps, {steps}, in {out_dir}; expected the same. Set OUT_DIR "
+            "to a folder on a disk that all workers share."
         )
 
 

@@ -17,8 +17,9 @@ class ClassWeights:
     """Holds the weights of a detector that depend on its classes.
 
     Args:
-        class_names: K names in the order of the class ids.
-        values: Index in the model's variables -> value. Its last axis is indexed by the class.
+        class_names: Names of the K classes, in the order of the class ids.
+        values: Maps the index of a variable in the model's variables to its value, an array whose last axis is the
+            class axis.
         origin: Name of the model for log messages.
     """
 
@@ -35,7 +36,7 @@ def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
         origin: Name of the model for log messages.
 
     Returns:
-        The weights; None if the class names of the model are unknown.
+        The weights that depend on the classes; None if the class names of the model are unknown.
     """
     if not model.class_names:
         return None
@@ -44,14 +45,14 @@ def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
 
 
 def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: ClassWeights) -> None:
-    """Assigns the old weights to classes whose names the old model has as well, and logs the names.
+    """Copies the old weights of classes whose names the old model has, too, and logs the names.
 
-    Other classes keep the current weights of the model: random ones, or those of another class if the number of classes
-    did not change. In models with background, the weights of the background are copied as well.
+    Other classes keep the current weights of the model: random weights, or the weights of another class if the number
+    of classes did not change. In models with background, the weights of the background are copied as well.
 
     Args:
-        model: Detector with K classes, of the same architecture as the old one.
-        class_names: K names in the order of the class ids.
+        model: Detector with K classes and the architecture of the old model.
+        class_names: Names of the K classes, in the order of the class ids.
         old: Result of `class_weights` for the old model.
     """
     pairs = [
@@ -67,7 +68,7 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
         "Classes whose weights are copied from %s, matched by name: %s. Classes that start %s: %s.",
         old.origin,
         _listed(shared),
-        "anew" if len(class_names) != len(old.class_names) else "with the weights of other classes",
+        "with random weights" if len(class_names) != len(old.class_names) else "with the weights of other classes",
         _listed(missing),
     )
     if not pairs:
@@ -86,9 +87,9 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
 
 
 def _split(model, variable):
-    """Returns how the last axis of a variable divides into groups, classes and numbers per class; None if it does not.
+    """Returns how a variable's last axis splits into groups, classes and values per class; None if it cannot be split.
 
-    Dense heads have a group for each anchor of a cell, R-CNNs four numbers for each class of their boxes.
+    Dense heads have one group per anchor of a cell, the box predictors of R-CNNs four values per class.
     """
     if not len(variable.shape):  # the shape of a scalar is no empty tuple under TensorFlow
         return None

@@ -11,7 +11,7 @@ from kerasdet.keras_compat import average_pairs, inner_optimizer
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Gives the model its averaged weights inside the ``with`` block, and restores the trained weights after it.
+    """Uses the averaged weights inside the ``with`` block, and restores the trained weights afterwards.
 
     Does nothing if the optimizer keeps no averages. Keras' `SwapEMAWeights` (3.15.1) swaps by adding and subtracting,
     so rounding changes the trained weights. This function restores them bit for bit.
@@ -33,10 +33,10 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 
 
 def use_averages(model: keras.Model) -> None:
-    """Overwrites the model's weights with their averages, if its optimizer keeps any.
+    """Overwrites the model's weights with their averages, if the optimizer keeps averages.
 
     Args:
-        model: Compiled model, or one without an optimizer.
+        model: Compiled model, or a model without an optimizer.
     """
     for variable, average in _pairs(model):
         variable.assign(average)

@@ -1,4 +1,4 @@
-"""Identifies a dataset by a short text, to check that all workers and all processes of a run use the same data."""
+"""Identifies a dataset by a short string, to check that all workers and processes of a run use the same data."""
 
 import zlib
 from pathlib import Path
@@ -6,15 +6,16 @@ from typing import Any
 
 
 def fingerprint(data: Any) -> str:
-    """Identifies a dataset by its images, their order, their objects and the names of its classes.
+    """Identifies a dataset by its images, their order, their objects and the class names.
 
-    Equal datasets in different folders have equal fingerprints. Image ids would not suffice: most files count from 1.
+    Equal datasets in different folders have equal fingerprints. Image ids alone would not suffice, because most files
+    count them from 1.
 
     Args:
         data: Dataset.
 
     Returns:
-        A text such as "292 images of 3 classes (checksum 0a1b2c3d)".
+        A string such as "292 images of 3 classes (checksum 0a1b2c3d)".
     """
     checksum = zlib.crc32("\n".join(map(str, data.class_names)).encode())
     for record in data.records:

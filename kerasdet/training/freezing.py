@@ -14,12 +14,13 @@ _INITIAL_NORM = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance
 
 
 def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
-    """Freezes layers of a detector: their weights are not trained, and their norms use stored statistics.
+    """Freezes layers of a detector: their weights are not trained, and batch norms use stored statistics.
 
     Args:
         model: Detector.
-        patterns: Names of the model's parts, such as "backbone" or "rpn", or of layers inside a part, such as
-            "backbone/stem" and "backbone/c2_*".
+        patterns: Each is the name of a part of the model, such as "backbone" or "rpn", or ``PART/PATTERN``, where the
+            pattern is matched against the names of layers in the part as by `fnmatch`: "backbone/stem",
+            "backbone/c2_*".
 
     Raises:
         UserError: If a pattern matches nothing, or no layer is left to train.
@@ -35,12 +36,13 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
     """Checks that frozen layers do not have random weights, unless `patterns` names them.
 
-    A frozen layer counts as random if the norm in it still has every initial value: scale 1, offset 0 and, in a batch
-    norm, mean 0 and variance 1. Pretrained weights never have all of these.
+    A frozen norm counts as random if all its variables still have their initial values: scale 1, offset 0 and, in a
+    batch norm, mean 0 and variance 1. Pretrained norms do not.
 
     Args:
-        model: Detector, before `freeze_layers`.
-        patterns: Names of layers that the user freezes on purpose, such as "backbone"; they may have random weights.
+        model: Detector, before `freeze_layers` runs. Only layers that the model froze itself, such as by `freeze_at`,
+            are checked.
+        patterns: Layers that the user freezes on purpose, as in `freeze_layers`; these may have random weights.
 
     Raises:
         UserError: If a frozen layer has random weights.
@@ -52,7 +54,8 @@ def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
             raise UserError(
                 f"{len(random)} frozen layers of {type(model).__name__}.{name} have random weights "
                 f"({random[0]}{', ...' if len(random) > 1 else ''}) and would keep them, so the other layers would "
-                "learn from noise. Load pretrained weights (kerasdet.load, or pretrained or backbone_weights in gin), "
+                "learn from noise. Load pretrained weights (gin: pretrained or backbone_weights; Python: "
+                "kerasdet.load), "
                 f"build a ResNet with norm='bn' and freeze_at=0, or pass freeze=['{name}'] if these layers should stay "
                 "random."
             )
@@ -72,7 +75,7 @@ def _parts(model):
 
 
 def _matches(model, patterns):
-    """Returns all layers that match a pattern; a matched layer inside a part is listed without its inner layers."""
+    """Returns all layers that match a pattern; of nested layers that match, only the outer one."""
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UserError(f"freeze is {patterns!r}: give a list of names, such as ['backbone'].")
     return [layer for pattern in patterns for layer in _matches_one(model, pattern)]

@@ -1,4 +1,4 @@
-"""Keras callbacks that copy a run's numbers, pictures and files to MLflow or Weights & Biases."""
+"""Defines Keras callbacks that log metrics, pictures and files of a run to MLflow or Weights & Biases."""
 
 import math
 import time
@@ -17,12 +17,13 @@ COMPARISON = "comparison.png"  # picture that a run writes: ground truth beside 
 
 
 class RunLogger(keras.callbacks.Callback):
-    """Base class of loggers, which copy the numbers, pictures and files of a training run to a tracking service.
+    """Base class of loggers, which send metrics, pictures and files of a training run to a tracking service.
 
     This class decides when to log; a subclass defines `start`, `log`, `log_picture`, `log_file` and `finish`. At the
-    end of each epoch it logs the numbers and, after an evaluation, the picture of ground truth and detections. At the
-    end of training it copies ``config.gin``, ``metrics.jsonl`` and the model: ``best.keras``, or without validation the
-    last checkpoint. The service's id of the run is stored in OUT_DIR, so a resumed training continues the same run.
+    end of each epoch it logs losses and metrics and, after an evaluation, the picture of ground truth and detections.
+    At the end of training it copies ``config.gin``, ``metrics.jsonl`` and the model: ``best.keras``, or, without
+    validation, the last checkpoint. The service's id of the run is stored in OUT_DIR, so a resumed training continues
+    the same run.
 
     Attributes:
         id_file: Name of the file in OUT_DIR that holds the id of the run.
@@ -41,8 +42,8 @@ class RunLogger(keras.callbacks.Callback):
         """
         if "out_dir" not in (self.params or {}):
             raise UserError(
-                f"{type(self).__name__} works in kerasdet.train only: pass it to kerasdet.train as one of the "
-                "callbacks."
+                f"{type(self).__name__} works in kerasdet.train only: pass it as one of the callbacks (Python: "
+                "callbacks=[...])."
             )
         self.out_dir = Path(self.params["out_dir"])
         self._picture_time = None
@@ -54,11 +55,11 @@ class RunLogger(keras.callbacks.Callback):
                 partial.write_text(f"{run_id}\n", encoding="utf-8")
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Logs the finite numbers of an epoch, and the picture if there was an evaluation.
+        """Logs the finite losses and metrics of an epoch and, after an evaluation, the picture.
 
         Args:
-            epoch: Number of the epoch, from 0.
-            logs: Numbers by name, with ``step``.
+            epoch: Index of the epoch, from 0.
+            logs: Losses and metrics by name, and ``step``.
         """
         values = {name: float(value) for name, value in (logs or {}).items() if math.isfinite(value)}
         step = int(values.pop("step"))
@@ -92,11 +93,11 @@ class RunLogger(keras.callbacks.Callback):
         raise NotImplementedError(f"{type(self).__name__} does not define start.")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers.
+        """Logs losses and metrics.
 
         Args:
             step: Number of completed training steps.
-            values: Finite numbers by name.
+            values: Finite values by name.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define log.")
 
@@ -118,7 +119,7 @@ class RunLogger(keras.callbacks.Callback):
         raise NotImplementedError(f"{type(self).__name__} does not define log_file.")
 
     def finish(self) -> None:
-        """Marks the run as finished at the service; training has ended before."""
+        """Marks the run as finished at the service, after training has ended."""
         raise NotImplementedError(f"{type(self).__name__} does not define finish.")
 
     def _settings(self) -> dict[str, Any]:
@@ -129,11 +130,11 @@ class MLflowLogger(RunLogger):
     """Logs a training run to MLflow.
 
     Args:
-        tracking_uri: Place where the runs are stored: the address of a server, a database such as
-            "sqlite:///mlflow.db", or a folder such as "file:///data/mlruns". For a folder, MLflow 3 needs the
-            environment variable MLFLOW_ALLOW_FILE_STORE=true. None takes MLFLOW_TRACKING_URI, or MLflow's default.
-        experiment: Name of the experiment, created if necessary.
-        run_name: Name of the run; None takes the name of OUT_DIR.
+        tracking_uri: Where MLflow stores the runs: the URL of a server, a database such as "sqlite:///mlflow.db", or a
+            folder such as "file:///data/mlruns". For a folder, MLflow 3 needs the environment variable
+            MLFLOW_ALLOW_FILE_STORE=true. None: the environment variable MLFLOW_TRACKING_URI, or MLflow's default.
+        experiment: Name of the MLflow experiment, created if necessary. None: MLflow's default.
+        run_name: Name of the run. None: the name of OUT_DIR.
 
     Raises:
         UserError: If MLflow is not installed, or cannot use `tracking_uri`.
@@ -183,11 +184,11 @@ class MLflowLogger(RunLogger):
         return run.info.run_id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers to MLflow.
+        """Logs losses and metrics to MLflow.
 
         Args:
             step: Number of completed training steps.
-            values: Finite numbers by name.
+            values: Finite values by name.
         """
         now = round(time.time() * 1000)
         metrics = [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
@@ -220,10 +221,10 @@ class WandbLogger(RunLogger):
     """Logs a training run to Weights & Biases.
 
     Args:
-        project: Name of the project.
-        name: Name of the run; None takes the name of OUT_DIR.
-        mode: "online", "offline" (files in OUT_DIR/wandb, which `wandb sync` uploads) or "disabled". None takes
-            WANDB_MODE, or "online".
+        project: Name of the Weights & Biases project.
+        name: Name of the run. None: the name of OUT_DIR.
+        mode: "online", "offline" (files in OUT_DIR/wandb, which `wandb sync` uploads) or "disabled". None: the
+            environment variable WANDB_MODE, or "online".
 
     Raises:
         UserError: If wandb is not installed, or the mode is unknown.
@@ -267,11 +268,11 @@ class WandbLogger(RunLogger):
         return self._run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers to Weights & Biases.
+        """Logs losses and metrics to Weights & Biases.
 
         Args:
             step: Number of completed training steps.
-            values: Finite numbers by name.
+            values: Finite values by name.
         """
         self._run.log({"step": step, **values})
 

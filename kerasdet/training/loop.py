@@ -1,4 +1,4 @@
-"""Runs the steps of a training run, and saves and evaluates after some of them."""
+"""Runs the steps of a training run, and saves and evaluates the model at intervals."""
 
 import logging
 import signal
@@ -29,24 +29,24 @@ STOP_CHECK_INTERVAL = 5
 
 
 class TrainingLoop(keras.callbacks.Callback):
-    """Trains a model up to a total number of steps, and saves and evaluates it between steps.
+    """Trains a model up to a total number of steps, and saves and evaluates it at intervals.
 
     The total includes the steps of earlier processes of the same run.
 
     Args:
         model: Detector, compiled and restored.
-        folder: Folder of the checkpoints. None in a worker that writes no files.
-        max_to_keep: Number of the latest checkpoints that stay on disk.
+        folder: Folder of the checkpoints. None: this worker writes no files.
+        max_to_keep: Number of the latest checkpoints to keep on disk.
         throughput: Logs losses and speed.
-        validator: Evaluates the model. None trains without validation.
+        validator: Evaluates the model. None: the run has no validation.
         callbacks: Calls the user's Keras callbacks.
         save_every: Number of steps between two checkpoints.
         validate_every: Number of steps between two evaluations.
         steps: Number of steps of the whole run.
-        batch_size: Number of images in a step, over all replicas.
-        settings: Settings of the run that checkpoints record.
-        completed_steps: Number of steps that earlier processes completed.
-        completed_images: Number of images that earlier processes trained on.
+        batch_size: Number of images in a training step, over all replicas.
+        settings: Settings of the run by name, which checkpoints store.
+        completed_steps: Number of steps that earlier processes of the run completed.
+        completed_images: Number of images that earlier processes of the run trained on.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class TrainingLoop(keras.callbacks.Callback):
         """Runs the remaining steps.
 
         Args:
-            batches: Function from a worker's ``input_context`` to a dataset of the batches that the run has not seen.
+            batches: Function that takes a worker's ``input_context`` and returns a `tf.data.Dataset` of the batches
+                that remain.
 
         Raises:
             SystemExit: With code 143 after SIGTERM.
@@ -139,16 +140,16 @@ class TrainingLoop(keras.callbacks.Callback):
         """Calls `on_train_batch_begin` of the user's callbacks.
 
         Args:
-            batch: Number of the step in this process, from 0.
+            batch: Index of the step in this process, from 0.
             logs: Ignored.
         """
         self.callbacks.batch_begin(self.completed_steps + batch + 1)
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Logs a step, saves and validates if they are due, and stops after SIGTERM.
+        """Logs a step, saves and evaluates the model if due, and stops after SIGTERM.
 
         Args:
-            batch: Number of the step in this process, from 0.
+            batch: Index of the step in this process, from 0.
             logs: Losses by name.
         """
         step = self.completed_steps + batch + 1
@@ -167,7 +168,7 @@ class TrainingLoop(keras.callbacks.Callback):
                 self.callbacks.epoch_end(step, logs, is_last=step == self.steps)
 
     def _should_stop(self, step):
-        """Returns whether any worker received SIGTERM; all workers get the same answer."""
+        """Returns whether any worker received SIGTERM; the result is the same on all workers."""
         strategy = self.detector.distribute_strategy
         is_due = step % STOP_CHECK_INTERVAL == 0 or worker_rank(strategy)[1] == 1
         return is_due and any(all_gather_object(strategy, self.stop_requested))
@@ -198,18 +199,18 @@ class TrainingLoop(keras.callbacks.Callback):
             self._stop()
 
     def _stop(self):
-        log.info("SIGTERM: the state is saved; the same command resumes from it.")
+        log.info("SIGTERM: the run has saved a checkpoint and stops. Run the same command to resume.")
         raise SystemExit(128 + signal.SIGTERM)
 
 
 def handle_sigterm(handler: Callable | int | None) -> Callable | int | None:
-    """Installs a handler of SIGTERM, the signal by which schedulers ask a process to end.
+    """Installs a handler for SIGTERM, the signal with which schedulers end a process.
 
     Args:
-        handler: Function or constant to pass to `signal.signal`. None installs nothing.
+        handler: Function or constant to pass to `signal.signal`. None: nothing is installed.
 
     Returns:
-        The previous handler. None outside of the main thread, where Python cannot install handlers.
+        The previous handler. None outside the main thread, where Python cannot install handlers.
     """
     if handler is None or threading.current_thread() is not threading.main_thread():
         return None

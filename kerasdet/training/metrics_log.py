@@ -1,4 +1,4 @@
-"""Writes the numbers of a run as lines of JSON and as TensorBoard curves."""
+"""Writes losses and metrics of a run as lines of JSON and as TensorBoard curves."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Logs numbers by step to ``metrics.jsonl`` and to TensorBoard.
+    """Logs losses and metrics by step to ``metrics.jsonl`` and TensorBoard.
 
     Args:
         out_dir: Folder of the run.
-        completed_steps: Step of the checkpoint that the run resumes from. Lines of later steps are deleted, because the
-            run repeats these steps.
+        completed_steps: Step of the checkpoint from which the run resumes. Lines of later steps are deleted, because
+            the run repeats these steps.
         writes: Whether this process writes files. Only the first of several workers does.
     """
 
@@ -37,11 +37,11 @@ class RunLog:
             self.writer = tf.summary.create_file_writer(str(out_dir / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line; values that are not finite are left out, because JSON cannot express them.
+        """Appends one line. Values that are not finite are left out, because JSON cannot represent them.
 
         Args:
             step: Number of completed steps.
-            values: Numbers by name.
+            values: Values by name.
         """
         line = {"step": step, **{name: value for name, value in values.items() if math.isfinite(value)}}
         self.lines.append(line)
@@ -55,7 +55,7 @@ class RunLog:
         self.writer.flush()
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows an image in TensorBoard.
+        """Writes an image to TensorBoard.
 
         Args:
             step: Number of completed steps.
@@ -71,10 +71,10 @@ class ThroughputLogger:
     """Logs the mean losses, learning rate, images per second and waiting time for data, every few steps.
 
     Args:
-        model: Model in training.
-        run_log: Log that receives the numbers.
-        batch_size: Number of images in a step, over all replicas.
-        every: Number of steps between two lines; the numbers are means over these steps.
+        model: Detector in training.
+        run_log: Log to which the means are written.
+        batch_size: Number of images in a training step, over all replicas.
+        every: Number of steps between two lines, over which the values are averaged.
         steps: Number of steps of the whole run.
     """
 
@@ -87,7 +87,7 @@ class ThroughputLogger:
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new interval of steps to average over."""
+        """Starts a new interval of steps over which values are averaged."""
         self.count, self.wait_before, self.start = 0, self.model.data_wait, time.perf_counter()
 
     def __call__(self, step: int, logs: Mapping) -> None:
@@ -119,7 +119,7 @@ class ThroughputLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock inside the ``with`` block, in which the model is saved or evaluated.
+        """Excludes the time in the ``with`` block, such as of saving and evaluation, from the measured throughput.
 
         Yields:
             None.

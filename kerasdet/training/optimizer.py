@@ -1,4 +1,4 @@
-"""Implements optimizers like PyTorch's, for which published detection recipes are tuned."""
+"""Implements optimizers with the update rules of PyTorch, for which published detection recipes are tuned."""
 
 import keras
 import tensorflow as tf
@@ -12,24 +12,24 @@ NORM_PARAMETERS = ("gamma", "beta")
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class SGD(keras.optimizers.SGD):
-    """Implements SGD with momentum, an L2 penalty in the gradient, and detectron2's exceptions for norms and biases.
+    """Implements SGD with momentum and an L2 penalty in the gradient, and detectron2's exceptions for norms and biases.
 
-    One step is `g = gradient + weight_decay * w; m = momentum * m + g; w -= learning_rate * m`, or
-    `w -= learning_rate * (g + momentum * m)` with Nesterov. Keras' own SGD differs in two ways: its momentum buffer
-    contains the learning rate (so a lower rate takes effect late) and its weight decay bypasses the momentum.
-    Clipping acts on the raw gradient, before the penalty is added.
+    One step is `g = gradient + weight_decay * w; m = momentum * m + g; w -= learning_rate * m`, or `w -= learning_rate
+    * (g + momentum * m)` with Nesterov. Keras' own SGD differs in two ways: its momentum buffer contains the learning
+    rate (so a lower rate takes effect with a delay) and its weight decay bypasses the momentum. Clipping acts on the
+    raw gradient, before the penalty is added.
 
     The optimizer recognises parameters by the names that Keras gives them: `gamma` and `beta` in norms, `bias`
     elsewhere. `exclude_from_weight_decay` works as in Keras.
 
     Args:
         learning_rate: A float or a `keras.optimizers.schedules.LearningRateSchedule`.
-        momentum: Share of the momentum buffer that a step keeps. In [0, 1].
+        momentum: Decay factor of the momentum buffer per step, in [0, 1].
         nesterov: Whether to use Nesterov momentum.
-        weight_decay: Factor of the weights that is added to their gradient.
+        weight_decay: L2 penalty: each weight times this factor is added to its gradient.
         norm_weight_decay: Weight decay of scales and offsets of norms.
-        bias_weight_decay: Weight decay of biases. None takes `weight_decay`.
-        bias_lr_factor: Factor on the learning rate of biases.
+        bias_weight_decay: Weight decay of biases. None: `weight_decay`.
+        bias_lr_factor: Factor by which the learning rate of biases is multiplied.
         **kwargs: Remaining arguments of `keras.optimizers.SGD`: clipnorm, clipvalue, global_clipnorm, use_ema, ...
 
     Raises:
@@ -67,12 +67,12 @@ class SGD(keras.optimizers.SGD):
         return self.l2
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        """Updates one variable; Keras calls this.
+        """Updates one variable. Overrides Keras; do not call it directly.
 
         Args:
             gradient: Clipped gradient, with the shape of the variable.
             variable: Variable to update.
-            learning_rate: () learning rate of this step.
+            learning_rate: Learning rate of this step, a scalar.
         """
         index, parameter, decays = optimizer_variable(self, variable)
         dtype = variable.dtype
@@ -90,7 +90,7 @@ class SGD(keras.optimizers.SGD):
         self.assign_sub(variable, ops.multiply(gradient, learning_rate))
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
+        """Returns the constructor arguments."""
         return {
             **super().get_config(),
             "weight_decay": self.l2,
@@ -102,17 +102,17 @@ class SGD(keras.optimizers.SGD):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
-    """Implements AdamW with mmdetection's exceptions from weight decay, and moving averages that warm up.
+    """Implements AdamW with mmdetection's exceptions from weight decay, and a warmup for averaged weights.
 
     Args:
         learning_rate: A float or a `keras.optimizers.schedules.LearningRateSchedule`.
-        weight_decay: Share of the weights that is subtracted in each step, times the learning rate.
-        beta_1: Share of the mean of gradients that a step keeps. In [0, 1).
-        beta_2: Share of the mean of squared gradients that a step keeps. In [0, 1).
-        epsilon: Added to the root of the mean of squared gradients.
+        weight_decay: Each step multiplies every weight by 1 minus the product of this factor and the learning rate.
+        beta_1: Decay factor of the running mean of gradients, in [0, 1).
+        beta_2: Decay factor of the running mean of squared gradients, in [0, 1).
+        epsilon: Constant added to the root of the mean of squared gradients.
         decay_norms_and_biases: Whether scales and offsets of norms, and all biases, decay like other weights.
-        ema_warmup: With `use_ema`: number of steps in which the averages follow the weights closely (mmengine's
-            ``gamma``). 0 for no warmup.
+        ema_warmup: With `use_ema`: time constant, in steps, of the warmup in which the averages follow the weights
+            closely (mmengine's ``gamma``). 0: no warmup.
         **kwargs: Remaining arguments of `keras.optimizers.AdamW`: clipnorm, global_clipnorm, use_ema, ema_momentum, ...
     """
 
@@ -136,7 +136,7 @@ class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
             self.exclude_from_weight_decay(var_names=names)
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
+        """Returns the constructor arguments."""
         return {
             **super().get_config(),
             "decay_norms_and_biases": self.decay_norms_and_biases,

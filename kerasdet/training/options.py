@@ -11,20 +11,20 @@ from kerasdet.errors import UserError
 
 @dataclass(frozen=True)
 class Validation:
-    """Configures evaluation during training: data, interval, the metric of the best model and early stopping.
+    """Configures evaluation during training: data, interval, metric of the best model and early stopping.
 
     Args:
         data: Dataset to evaluate on.
-        evaluate: Function ``evaluate(model, data)`` that returns an object with ``summary``, a dict of numbers by name.
+        evaluate: Function ``evaluate(model, data)`` that returns an object with ``summary``, a dict of metrics by name.
             `kerasdet.evaluate` measures COCO AP. The losses on `data` are always measured as well.
         every: Number of epochs between two evaluations. A run always evaluates after its last step.
-        monitor: Name of the number that decides which model is best, such as "AP50", "segm/AP" or "val_loss". None
-            takes the first number of the summary.
-        patience: Number of evaluations in a row without a better `monitor` after which training stops. None never
-            stops early.
+        monitor: Name of the metric that selects the best model, such as "AP50", "segm/AP" or "val_loss". None: the
+            first metric of the summary.
+        patience: Number of consecutive evaluations without improvement of `monitor` after which training stops. None:
+            training never stops early.
 
     Raises:
-        UserError: If there is no data, or a count is not a positive integer.
+        UserError: If `data` is None, or `every` or `patience` is not a positive integer.
     """
 
     data: Any
@@ -36,7 +36,8 @@ class Validation:
     def __post_init__(self):
         if self.data is None:
             raise UserError(
-                "Validation.data is None: give a dataset, or set train.validation to None to train without validation."
+                "Validation.data is None: expected a dataset. Pass one, or set train.validation=None to train "
+                "without validation."
             )
         check_positive("Validation", every=self.every, patience=self.patience)
 
@@ -46,12 +47,12 @@ class Checkpointing:
     """Configures checkpoints: how often a run saves its state, and how many files it keeps.
 
     Args:
-        steps_per_epoch: Number of steps between two checkpoints, which is the length of an epoch. None takes one pass
-            over the data.
-        max_to_keep: Number of the latest checkpoints that stay on disk.
+        steps_per_epoch: Number of steps between two checkpoints, which is the length of an epoch. None: one pass over
+            the data.
+        max_to_keep: Number of the latest checkpoints to keep on disk.
 
     Raises:
-        UserError: If a count is not a positive integer.
+        UserError: If an argument is not a positive integer.
     """
 
     steps_per_epoch: int | None = None
@@ -63,14 +64,17 @@ class Checkpointing:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Configures a training step: padding, number of micro-batches and compilation.
+    """Configures the training step: padding, micro-batches and compilation.
 
     Args:
-        pad_to: Height and width in pixels to which every batch is padded. None pads each batch to its largest image.
-        max_boxes: Number of objects to which every image is padded. None pads to the most objects in a batch.
-        micro_batches: Number of parts into which a replica splits its images. The parts run one after the other, which
-            saves memory, and the step applies the mean of their gradients. Each part divides its losses by its own
-            number of objects, so results differ slightly from those of one large batch.
+        pad_to: Height and width in pixels to which every batch is padded. None: each batch is padded to its largest
+            image.
+        max_boxes: Number of objects to which every image is padded. None: images are padded to the largest number of
+            objects in their batch.
+        micro_batches: Number of parts (micro-batches) into which a replica splits its images. The parts run one after
+            the other, which saves memory, and the step applies the mean of the gradients of all parts. The losses of
+            each part are normalised by the positives in the part, so results differ slightly from those of one large
+            batch.
         jit_compile: Whether XLA compiles the step. Needs `pad_to`, `max_boxes` and a single replica.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Saves and restores the state of a run."""
+"""Saves and restores the state of a training run."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def checkpoints(folder: Path) -> list[Path]:
         folder: Folder of checkpoints, which need not exist.
 
     Returns:
-        Paths of the files ``step_*.keras``.
+        Paths of the files ``step_*.keras``, in the order of the steps.
     """
     return sorted(path for path in Path(folder).glob("step_*.keras") if re.fullmatch(r"step_\d+\.keras", path.name))
 
@@ -46,11 +46,11 @@ def save(
     Args:
         model: Compiled model.
         folder: Folder of checkpoints, created if necessary.
-        max_to_keep: Number of the latest checkpoints that stay.
+        max_to_keep: Number of the latest checkpoints to keep.
         step: Number of completed steps.
         images: Number of images that the run has trained on.
-        settings: Settings of the run by name, values that JSON can hold. `open_model` needs the setting ``freeze``, the
-            argument `patterns` of `freeze_layers`.
+        settings: Settings of the run by name, with values that can be stored as JSON. `open_model` needs the setting
+            ``freeze``, the argument `patterns` of `freeze_layers`.
 
     Raises:
         OSError: If the file cannot be written. Older checkpoints stay intact.
@@ -69,11 +69,11 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
 
     Args:
         model: Model to save.
-        path: File to replace.
-        state: Contents of an extra file in the archive, values that JSON can hold.
+        path: Path of the file to write or replace.
+        state: Contents of an additional JSON file in the archive. None: no additional file.
 
     Raises:
-        OSError: If the file cannot be written. `path` keeps its old content.
+        OSError: If the file cannot be written. An old file at `path` is kept.
     """
     with replacing(path) as partial:
         for abandoned in path.parent.glob(".partial_*.keras"):
@@ -93,7 +93,7 @@ class Progress(NamedTuple):
     Args:
         steps: Number of completed steps.
         images: Number of images that the run has trained on.
-        changes: Text for a message that lists the settings whose values differ from those of the checkpoint.
+        changes: Names and values of the settings that differ from those of the checkpoint, as a string for a message.
     """
 
     steps: int
@@ -104,16 +104,17 @@ class Progress(NamedTuple):
 def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> Progress:
     """Loads the last checkpoint of a folder into a model, if there is one.
 
-    The settings of the new optimizer stay, including its learning rate. Only the number of iterations and the values
-    per weight, such as momenta, are loaded from the checkpoint.
+    The new optimizer keeps its settings, including the learning rate. Only its number of iterations and its variables
+    for each weight, such as momenta, are loaded from the checkpoint.
 
     Args:
-        model: Compiled model with a built optimizer. It is changed.
+        model: Compiled model with a built optimizer. The function loads its weights and optimizer variables.
         folder: Folder of checkpoints.
-        settings: Settings of this run by name, values that JSON can hold; compared with those of the checkpoint.
+        settings: Settings of this run by name, with values that can be stored as JSON; they are compared with those of
+            the checkpoint.
 
     Returns:
-        The progress of the run. Without a checkpoint, 0 steps.
+        The progress of the run: 0 steps if the folder has no checkpoint.
 
     Raises:
         UserError: If the file is damaged, or was saved from another model or optimizer.
@@ -122,10 +123,13 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     if not saved:
         return Progress(0, 0)
     path = saved[-1]
-    elsewhere = "choose another OUT_DIR (out_dir) or delete that run."
+    elsewhere = f"use another OUT_DIR (Python: out_dir=), or delete the folder {folder}."
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
-        raise UserError(f"The checkpoint {path} was saved with another optimizer, {differences}: {elsewhere}")
+        raise UserError(
+            f"The checkpoint {path} was saved with other optimizer settings: {differences}. Restore the "
+            f"old settings to resume, or {elsewhere}"
+        )
     _check_class_names(path, model, elsewhere)
     try:
         with _keeping_learning_rate(model.optimizer):
@@ -147,7 +151,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
 
 
 def _check_class_names(path, model, elsewhere):
-    """Raises an error if a class of the checkpoint now has another id, because the weights would be another class's."""
+    """Raises an error if a class of the checkpoint has another id now: weights would be used for the wrong class."""
     with zipfile.ZipFile(path) as archive:
         old = json.loads(archive.read("config.json"))["config"].get("class_names") or []
     new = list(getattr(model, "class_names", None) or [])
@@ -160,7 +164,7 @@ def _check_class_names(path, model, elsewhere):
 
 
 def _model_differences(path, model):
-    """Lists up to five arguments of a detector's parts that differ from those of the checkpoint, for a message."""
+    """Lists up to five arguments of a detector's parts that differ from the checkpoint, for a message."""
     if not hasattr(model, "preprocessing"):
         return ""
     with zipfile.ZipFile(path) as archive:
@@ -172,7 +176,7 @@ def _model_differences(path, model):
 
 
 def _leaves(config, name=""):
-    """Yields the arguments in a serialised model by their paths, such as "preprocessing.shortest"."""
+    """Yields the arguments in a serialised model with their paths, such as "preprocessing.shortest"."""
     if isinstance(config, dict):
         inner = config.get("config") if "class_name" in config else config
         for key, value in inner.items() if isinstance(inner, dict) else ():
@@ -187,7 +191,7 @@ def _leaves(config, name=""):
 
 @contextlib.contextmanager
 def _keeping_learning_rate(optimizer):
-    """Lets Keras load an optimizer's variables inside the block, but not its learning rate.
+    """Prevents Keras from loading the learning rate with an optimizer's other variables inside the block.
 
     Keras 3.15.1 saves a constant rate as a variable after `iterations`, and a schedule not at all. Loading it would
     replace the new rate by the old one, and shift all other variables if only one of the two rates is constant.
@@ -218,10 +222,10 @@ def _keeping_learning_rate(optimizer):
 
 
 def open_model(path: Path) -> keras.Model:
-    """Loads the model of a ``.keras`` file, with its averaged weights if it was trained with any.
+    """Loads the model of a ``.keras`` file, with averaged weights if the optimizer kept averages.
 
     Args:
-        path: Checkpoint, or any ``.keras`` file.
+        path: Path of a checkpoint, or of another ``.keras`` file.
 
     Returns:
         The Keras model.
@@ -257,14 +261,14 @@ def _read_undamaged(path):
     except Exception as error:  # a damaged archive raises errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"The checkpoint {path} is damaged ({reason}): delete it to resume from the checkpoint before it."
+            f"The checkpoint {path} is damaged ({reason}): delete this file to resume from the previous checkpoint."
         ) from None
 
 
 def _differences(state, values):
-    """Lists values that differ from a state, for a message; a state of an earlier kerasdet may lack some."""
+    """Lists values that differ from a saved state, for a message; states of earlier versions may lack some values."""
     return ", ".join(
-        f"{name} was {_shown(state[name])} and is {_shown(value)}"
+        f"{name} was {_shown(state[name])} and is now {_shown(value)}"
         for name, value in values.items()
         if name in state and state[name] != value
     )

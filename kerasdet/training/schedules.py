@@ -1,4 +1,4 @@
-"""Defines learning rate schedules: a warmup, then steps down, a cosine, or a constant rate and a cosine.
+"""Defines learning rate schedules: a warmup, then decay at milestones, a cosine, or a constant rate and a cosine.
 
 The schedules compute in float64, because in float32 step counts beyond 2**24 and `1 + cos` near the end of training
 lose digits.
@@ -24,7 +24,7 @@ def _check_warmup(warmup_steps, warmup, warmup_factor, **rates):
     if warmup not in WARMUPS:
         raise UserError(f"warmup is {warmup!r}: choose one of {', '.join(map(repr, WARMUPS))}.")
     if warmup_steps < 0:
-        raise UserError(f"warmup_steps is {warmup_steps}: give 0 (no warmup) or more.")
+        raise UserError(f"warmup_steps is {warmup_steps}: expected 0 (no warmup) or more.")
 
 
 def _warmup_scale(step, warmup_steps, warmup_factor, warmup):
@@ -40,10 +40,10 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         base_lr: Learning rate between the warmup and the first milestone.
         milestones: Ascending steps. From step `milestones[i]` on, the rate has been multiplied i + 1 times.
-        gamma: Factor on the learning rate at each milestone.
-        warmup_steps: Number of steps until the rate reaches `base_lr`; 0 for no warmup.
-        warmup_factor: Factor on `base_lr` at step 0. In [0, 1].
-        warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
+        gamma: Factor by which the learning rate is multiplied at each milestone.
+        warmup_steps: Number of steps until the rate reaches `base_lr`. 0: no warmup.
+        warmup_factor: Learning rate at step 0, as a fraction of `base_lr`, in [0, 1].
+        warmup: "linear" increases the factor linearly to 1, "constant" keeps `warmup_factor` until the warmup ends.
 
     Raises:
         UserError: If the milestones do not ascend, the warmup is unknown, or a rate is negative.
@@ -60,9 +60,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if any(later <= earlier for earlier, later in pairwise(milestones)):
-            raise UserError(
-                f"milestones are {list(milestones)}: give ascending steps, each greater than the one before it."
-            )
+            raise UserError(f"milestones are {list(milestones)}: expected ascending steps without repetitions.")
         check_positive("WarmupMultiStep", **{f"milestones[{i}]": step for i, step in enumerate(milestones)})
         _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, gamma=gamma)
         self.base_lr = base_lr
@@ -73,7 +71,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup = warmup
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        """Returns the learning rate of a step, a scalar."""
+        """Computes the learning rate of a training step, a scalar."""
         step = ops.cast(step, "float64")
         lr = self.base_lr * _warmup_scale(step, self.warmup_steps, self.warmup_factor, self.warmup)
         for milestone in self.milestones:
@@ -81,7 +79,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         return ops.cast(lr, keras.config.floatx())
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
+        """Returns the constructor arguments."""
         return {
             "base_lr": self.base_lr,
             "milestones": self.milestones,
@@ -94,16 +92,16 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Multiplies a warmup by half a cosine over the whole of training (detectron2's WarmupCosineLR).
+    """Multiplies a warmup factor by half a cosine over the whole training (detectron2's WarmupCosineLR).
 
     The cosine starts at step 0, not at the end of the warmup, so the highest rate is slightly below `base_lr`.
 
     Args:
         base_lr: Learning rate at the top of the cosine.
-        total_steps: Step at which the rate reaches `final_lr`; it stays there afterwards.
-        warmup_steps: Number of steps until the warmup is complete; 0 for no warmup.
-        warmup_factor: Factor on the rate at step 0. In [0, 1].
-        warmup: "linear" rises evenly, "constant" stays at `warmup_factor` until the warmup ends.
+        total_steps: Step at which the rate reaches `final_lr`; the rate is constant afterwards.
+        warmup_steps: Number of steps until the warmup is complete. 0: no warmup.
+        warmup_factor: Warmup factor at step 0, in [0, 1].
+        warmup: "linear" increases the factor linearly to 1, "constant" keeps `warmup_factor` until the warmup ends.
         final_lr: Learning rate at the bottom of the cosine.
 
     Raises:
@@ -121,7 +119,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if total_steps <= 0:
-            raise UserError(f"total_steps is {total_steps}: give 1 or more.")
+            raise UserError(f"total_steps is {total_steps}: expected 1 or more.")
         _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, final_lr=final_lr)
         self.base_lr = base_lr
         self.total_steps = total_steps
@@ -131,7 +129,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.final_lr = final_lr
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        """Returns the learning rate of a step, a scalar."""
+        """Computes the learning rate of a training step, a scalar."""
         step = ops.cast(step, "float64")
         progress = ops.minimum(step / self.total_steps, ops.ones_like(step))
         cosine = 0.5 * (1.0 + ops.cos(math.pi * progress))
@@ -140,7 +138,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return ops.cast(lr, keras.config.floatx())
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
+        """Returns the constructor arguments."""
         return {
             "base_lr": self.base_lr,
             "total_steps": self.total_steps,
@@ -153,19 +151,19 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Warms up, keeps a constant rate, then falls along half a cosine (RTMDet, https://arxiv.org/abs/2212.07784).
+    """Warms up, keeps a constant rate, then decays along half a cosine (RTMDet, https://arxiv.org/abs/2212.07784).
 
     Args:
         base_lr: Learning rate between the warmup and the cosine.
-        total_steps: Step at which the rate reaches `final_lr`; it stays there afterwards.
-        flat_steps: Step at which the cosine begins. None takes half of `total_steps`.
-        warmup_steps: Number of steps of the warmup; the last of them has `base_lr` (mmengine's LinearLR). 0 for no
+        total_steps: Step at which the rate reaches `final_lr`; the rate is constant afterwards.
+        flat_steps: Step at which the cosine begins. None: half of `total_steps`.
+        warmup_steps: Number of steps of the warmup; its last step has `base_lr`, as in mmengine's LinearLR. 0: no
             warmup.
-        warmup_factor: Factor on `base_lr` at step 0. In [0, 1].
-        final_lr: Learning rate at the end. None takes a twentieth of `base_lr`.
+        warmup_factor: Learning rate at step 0, as a fraction of `base_lr`, in [0, 1].
+        final_lr: Learning rate at the end. None: a twentieth of `base_lr`.
 
     Raises:
-        UserError: If the steps are not in order.
+        UserError: If `flat_steps` is not below `total_steps`, or another argument is out of range.
     """
 
     def __init__(
@@ -182,8 +180,8 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
         _check_warmup(warmup_steps, "linear", warmup_factor, base_lr=base_lr, final_lr=final_lr)
         if not 0 <= flat < total_steps:
             raise UserError(
-                f"flat_steps is {flat}, but total_steps is {total_steps}: give a step from 0 to {total_steps - 1}, at "
-                "which the cosine begins."
+                f"flat_steps is {flat}, but total_steps is {total_steps}: expected a step from 0 to "
+                f"{total_steps - 1}, at which the cosine begins."
             )
         self.base_lr = base_lr
         self.total_steps = total_steps
@@ -193,7 +191,7 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.final_lr = final_lr
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        """Returns the learning rate of a step, a scalar."""
+        """Computes the learning rate of a training step, a scalar."""
         step = ops.cast(step, "float64")
         start = self.total_steps // 2 if self.flat_steps is None else self.flat_steps
         final_lr = self.base_lr / 20 if self.final_lr is None else self.final_lr
@@ -203,7 +201,7 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
         return ops.cast(lr, keras.config.floatx())
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
+        """Returns the constructor arguments."""
         return {
             "base_lr": self.base_lr,
             "total_steps": self.total_steps,

@@ -1,4 +1,4 @@
-"""Makes `tf.distribute` strategies by name; a strategy chooses the devices of a training run."""
+"""Makes `tf.distribute` strategies, which choose the devices of a training run, by name."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Makes a `tf.distribute` strategy; build and train the model in its scope.
+    """Makes a `tf.distribute` strategy. Build and train the model in the scope of the strategy.
 
     Example:
         >>> with make_strategy("mirrored").scope():
@@ -33,7 +33,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
             "tpu" for the TPU that TensorFlow's resolver finds.
 
     Returns:
-        The strategy.
+        The `tf.distribute` strategy.
 
     Raises:
         UserError: If the name is unknown, TF_CONFIG is not valid, a worker cannot start, or there is no TPU.
@@ -53,11 +53,11 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 def wait_for_workers(address: str, workers: Sequence[str]) -> None:
     """Waits until all workers listen on their ports.
 
-    TensorFlow waits for workers, too, but logs nothing meanwhile and cannot be interrupted.
+    TensorFlow waits for workers, too, but logs nothing while it waits, and cannot be interrupted.
 
     Args:
         address: ``host:port`` of this worker.
-        workers: ``host:port`` of all workers, this one included.
+        workers: ``host:port`` of all workers, including this worker.
 
     Raises:
         UserError: If another process uses the port of this worker.
@@ -69,7 +69,7 @@ def wait_for_workers(address: str, workers: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(
             f"The worker at {address} of TF_CONFIG cannot use its port ({os.strerror(error.errno)}): end the process "
-            "that uses the port, or choose another port in the TF_CONFIG of all workers."
+            "that uses this port, or set another port in the TF_CONFIG of all workers."
         ) from None
     with server:
         if others:
@@ -88,7 +88,7 @@ def _multi_worker():
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"The worker at {address} of TF_CONFIG cannot start ({reason}): check that all workers run and can reach "
-            "one another."
+            "each other over the network."
         ) from None
     handle_sigterm(handler_before)  # TensorFlow 2.21 installs its own handler, which swallows the signal
     return strategy

@@ -1,4 +1,4 @@
-"""Trains by Keras `fit` on one device or many, and resumes interrupted runs."""
+"""Trains with Keras' `fit` on one or many devices, and resumes interrupted runs."""
 
 import contextlib
 import logging
@@ -56,7 +56,7 @@ def train(
     ``tensorboard/`` and ``metrics.jsonl`` into `out_dir`. On SIGTERM it saves a checkpoint, then exits.
 
     To train on many replicas, build model and optimizer and call this function in the scope of a `tf.distribute`
-    strategy (see `make_strategy`). All workers need the same `out_dir`; only the first writes there.
+    strategy (see `make_strategy`). All workers need the same `out_dir`; only the first worker writes to it.
 
     Example:
         >>> data = CocoDataset("mine/train.json")
@@ -78,39 +78,42 @@ def train(
         data: Dataset to train on.
         optimizer: Keras optimizer; `kerasdet.training.SGD` follows the published recipes. With `use_ema`, the averaged
             weights are evaluated, saved as ``best.keras`` and returned.
-        steps: Number of steps of the whole run, including those of earlier processes.
-        batch_size: Number of images in a step, over all replicas.
+        steps: Number of training steps of the whole run, including the steps of earlier processes.
+        batch_size: Number of images in a training step, over all replicas.
         out_dir: Folder for everything that the run writes.
         transforms: Functions of `kerasdet.data.transforms` that resize and augment each image, in this order.
-        sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None does neither.
-        freeze: Layers that are not trained, such as "backbone", "backbone/stem" and "backbone/c2_*".
-        validation: Data and rules of evaluation. None trains without validation.
-        checkpointing: How often checkpoints are written, and how many stay. None takes the defaults.
-        step_options: Padding, micro-batches and compilation of a step. None takes the defaults.
+        sampler: Object that repeats images with rare classes, or groups images by aspect ratio. None: every image is
+            seen once per epoch, without grouping.
+        freeze: Names and patterns of layers to freeze (not to train), such as "backbone", "backbone/stem" and
+            "backbone/c2_*"; see `kerasdet.training.freezing.freeze_layers`.
+        validation: Data and rules of evaluation. None: the run has no validation.
+        checkpointing: How often checkpoints are written, and how many are kept. None: `Checkpointing()`.
+        step_options: Padding, micro-batches and compilation of a step. None: `StepOptions()`.
         callbacks: Keras callbacks, such as `keras.callbacks.CSVLogger`, `kerasdet.training.MLflowLogger` and
-            `WandbLogger`. All of Keras' training hooks are called, and `on_test_begin` and `on_test_end` around an
-            evaluation. An epoch ends after each evaluation (without validation: after each checkpoint) and after the
-            last step. Its logs have the losses, the learning rate, ``step`` and the numbers of the evaluation. `params`
-            has ``out_dir``. Checkpoints do not save the state of callbacks. With several workers, only the first calls
-            the callbacks.
-        log_every: Number of steps between two lines of the log, which has the means over these steps.
+            `WandbLogger`. All training methods of the callbacks are called, and `on_test_begin` and `on_test_end`
+            around each evaluation. An epoch ends after each evaluation (without validation: after each checkpoint) and
+            after the last step. The logs of an epoch hold the losses, the learning rate, ``step`` and the metrics of
+            the evaluation; `params` holds ``out_dir``. Checkpoints do not save the state of callbacks. With several
+            workers, only the first worker calls the callbacks.
+        log_every: Number of steps between two lines of the log, which hold the means over these steps.
         seed: Seed of the order of images and of the transforms.
-        config: Text that configured the run, saved as ``config.gin`` in `out_dir` if the run can start.
+        config: Gin configuration of the run, saved as ``config.gin`` in `out_dir` when the run starts. None: nothing is
+            saved.
 
     Returns:
         The trained model.
 
     Raises:
-        UserError: If model and data do not fit, an option is wrong, frozen layers have random weights, images cannot be
-            divided evenly among replicas, another process trains in `out_dir`, or `out_dir` holds the run of another
+        UserError: If model and data do not fit, an option is invalid, frozen layers have random weights, images cannot
+            be divided evenly among replicas, another process trains in `out_dir`, or `out_dir` holds the run of another
             model or a damaged checkpoint.
         OSError: If `out_dir` cannot be written. Existing files stay intact.
-        FloatingPointError: If the loss is not finite. The message has iteration, losses and image ids; the weights stay
-            intact.
+        FloatingPointError: If the loss is not finite. The message contains iteration, losses and image ids; the weights
+            are not changed.
         SystemExit: With code 143 after SIGTERM.
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
-    out_dir = expand(out_dir, "OUT_DIR (out_dir)")
+    out_dir = expand(out_dir, "OUT_DIR (Python: out_dir=)")
     strategy = model.distribute_strategy
     checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
     validation = checks.match_validation(model, data, validation)
@@ -146,7 +149,7 @@ def train(
     rank, _ = worker_rank(strategy)
     if rank == 0:
         for folder in (out_dir, out_dir / "checkpoints", out_dir / "tensorboard"):
-            make_folder(folder, "OUT_DIR (out_dir)")
+            make_folder(folder, "OUT_DIR (Python: out_dir=)")
     with locked(out_dir) if rank == 0 else contextlib.nullcontext():
         settings = {"data": fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
         if validation is not None:
@@ -223,28 +226,29 @@ def _take_names(model, data):
 
 
 def _is_finished(out_dir, completed_steps, steps, validator, changes):
-    """Says whether a run has nothing left to train, and what becomes of settings that have changed."""
+    """Returns whether a run is finished; logs changed settings, or raises an error if they have no effect."""
     if not completed_steps:
         return False
     if completed_steps >= steps:
-        reason, remedy = f"it has made {completed_steps} steps, and STEPS (steps) is {steps}", "raise STEPS"
+        reason = f"it has completed {completed_steps} steps, and STEPS is {steps}"
+        remedy = "raise STEPS (Python: steps=)"
     elif validator is not None and validator.should_stop():
         reason = f"{validator.monitor} has not improved in {validator.patience} evaluations"
         remedy = "raise Validation.patience"
     else:
         if changes:
-            log.warning("The run in %s goes on with other settings: %s.", out_dir, changes)
+            log.warning("The run in %s continues with other settings: %s.", out_dir, changes)
         return False
     if changes:
         raise UserError(
             f"The run in {out_dir} is finished: {reason}. The new settings of this command have no effect on it "
-            f"({changes}): choose another OUT_DIR (out_dir), or {remedy} to go on with them."
+            f"({changes}): choose another OUT_DIR (Python: out_dir=), or {remedy} to continue with the new settings."
         )
     log.info("The run in %s is finished: %s. To train on, %s.", out_dir, reason, remedy)
     return True
 
 
 def _assertion_text(message):
-    """Extracts the sentence from the message of a failed TensorFlow assertion, a list of bracketed values."""
+    """Converts the message of a failed TensorFlow assertion, a list of bracketed values, to a sentence."""
     facts = re.search(r"assertion failed: (.*)", message).group(1)
     return " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", facts)) or facts

@@ -1,4 +1,4 @@
-"""Evaluates during a run, keeps the best model, stops early and logs images of detections."""
+"""Evaluates a model during training, saves the best model, stops early and logs images of detections."""
 
 import gc
 import inspect
@@ -30,10 +30,11 @@ class Validator:
     """Evaluates a model in training, with its averaged weights if the optimizer keeps any.
 
     Args:
-        model: Model in training.
+        model: Detector in training.
         validation: Data and rules of evaluation.
-        run_log: Log that receives the numbers, ``val_loss`` and pictures. It also has the numbers of earlier processes.
-        best: Path to save the model with the best monitored number to. None in a worker that writes no files.
+        run_log: Log to which metrics, ``val_loss`` and pictures are written. It also holds the metrics that earlier
+            processes of the run logged.
+        best: Path at which the model with the best monitored metric is saved. None: this worker writes no files.
     """
 
     def __init__(self, model: keras.Model, validation: Validation, run_log: RunLog, best: Path | None):
@@ -53,10 +54,10 @@ class Validator:
             step: Number of completed steps.
 
         Returns:
-            The numbers of the evaluation and the validation losses by name.
+            The metrics of the evaluation and the validation losses, by name.
 
         Raises:
-            UserError: If no number has the name `monitor`.
+            UserError: If no metric has the name `monitor`.
         """
         before = self._history()
         with averaged_weights(self.model):
@@ -66,7 +67,7 @@ class Validator:
             self.monitor = self.monitor or next(iter(values))
             if self.monitor not in [*values, *self._names()]:
                 raise UserError(
-                    f"Validation.monitor is {self.monitor!r}, which the evaluation does not return: choose one of "
+                    f"Validation.monitor is {self.monitor!r}, which is not a metric of the evaluation: choose one of "
                     f"{', '.join(values)}."
                 )
             if self.best is not None:
@@ -93,18 +94,18 @@ class Validator:
         return values
 
     def has_evaluated(self, step: int) -> bool:
-        """Tells whether the log has an evaluation after this step.
+        """Tells whether the log contains an evaluation after this step.
 
         Args:
             step: Number of completed steps.
 
         Returns:
-            False if the evaluation must still run.
+            False if the model must still be evaluated after this step.
         """
         return any(line["step"] == step for line in self._evaluations())
 
     def should_stop(self) -> bool:
-        """Tells whether none of the last `patience` evaluations improved the monitored number.
+        """Tells whether none of the last `patience` evaluations improved the monitored metric.
 
         Returns:
             True if training should stop.
@@ -119,26 +120,26 @@ class Validator:
         return [self._score(line) for line in self._evaluations()]
 
     def _evaluations(self):
-        """Returns the evaluations in the log; only lines of training have a learning rate."""
+        """Returns the lines of evaluations in the log; unlike lines of training, these have no learning rate."""
         return [line for line in self.run_log.lines if "learning_rate" not in line]
 
     def _score(self, values):
-        """Returns the monitored number, negated if it is a loss, so that higher is better."""
+        """Returns the monitored metric, negated if it is a loss, so that higher is better."""
         value = values.get(self.monitor, math.nan)
         return -math.inf if math.isnan(value) else -value if self.monitor.endswith("loss") else value
 
 
 def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]:
-    """Lists the names of the numbers that an evaluation will return.
+    """Lists the names of the metrics that an evaluation returns.
 
     Args:
-        evaluate: Function that evaluates, `kerasdet.evaluate` or another one.
+        evaluate: Function that evaluates the model, such as `kerasdet.evaluate`.
         model: Detector.
         data: Dataset to evaluate on.
 
     Returns:
-        Names such as "AP50" and "val_loss". For another function than `kerasdet.evaluate` the names are not known in
-        advance, and the list is empty.
+        Names such as "AP50" and "val_loss". The list is empty for functions other than `kerasdet.evaluate`, whose
+        metrics are not known in advance.
     """
     if inspect.unwrap(evaluate) is not evaluation.evaluate:  # gin wraps the function
         return []
@@ -151,7 +152,7 @@ def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]
 
 
 def _has_targets(model, data):
-    """Returns whether the dataset was read with all ground truth that the model's losses need."""
+    """Returns whether the dataset was read with all ground truth, such as masks, that the model's losses need."""
     try:
         for branch in model.branches:
             branch.check_dataset(data)
@@ -170,7 +171,7 @@ def comparison(model: keras.Model, data: Any, count: int = 4, min_score: float =
         min_score: Detections with a score at or below this are not drawn. In [0, 1].
 
     Returns:
-        (H, W, 3) uint8.
+        The picture, (H, W, 3) uint8 RGB.
     """
     pictures = []
     for record in data.records[:count]:

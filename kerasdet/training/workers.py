@@ -22,26 +22,29 @@ GRACE_SECONDS = 120  # time for the other workers to save after a signal ended t
 def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
     """Runs a command in several processes that train together as workers, until all have ended.
 
-    If a worker is killed, the others cannot continue. All are then restarted, up to `MAX_RESTARTS` times, and resume
-    from the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on to the workers, which have `GRACE_SECONDS` to
-    save. The workers run in their own sessions, so that Ctrl-C in a terminal reaches them only once.
+    If a worker is killed, the others cannot continue. All workers are then restarted, up to `MAX_RESTARTS` times, and
+    resume from the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on to the workers, which have `GRACE_SECONDS`
+    to save a checkpoint. The workers run in their own sessions, so that Ctrl-C in a terminal reaches them only once.
 
     Args:
         command: Command of a worker, such as ``["kerasdet", "train", "recipe.gin"]``.
         count: Number of workers.
-        num_gpus: Number of GPUs of this machine, which are divided among the workers. 0 runs all on the CPU.
+        num_gpus: Number of GPUs of this machine, which are divided among the workers. 0: all workers run on the CPU.
 
     Returns:
-        0, or the exit code of the first worker that failed.
+        The exit code: 0, or that of the first worker that failed.
 
     Raises:
-        UserError: If there are GPUs, but fewer than `count`.
+        UserError: If the machine has GPUs, but fewer than `count`.
     """
     if 0 < num_gpus < count:
-        raise UserError(f"There are {count} workers, but only {num_gpus} GPUs: give --workers {num_gpus} or fewer.")
+        raise UserError(
+            f"There are {count} workers, but only {num_gpus} GPUs: expected at most one worker per GPU. "
+            f"Pass --workers {num_gpus} or fewer."
+        )
     for restarts in range(MAX_RESTARTS + 1):
         if restarts:
-            log.warning("A worker was killed: restarting all (%d of at most %d times).", restarts, MAX_RESTARTS)
+            log.warning("A worker was killed: restarting all workers (restart %d of %d).", restarts, MAX_RESTARTS)
         with _received_signals() as received:
             workers = [
                 subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
@@ -58,10 +61,10 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
     Args:
         count: Number of workers.
-        num_gpus: Number of GPUs to divide among the workers; 0 sets no GPUs.
+        num_gpus: Number of GPUs to divide among the workers; 0: no GPUs are assigned.
 
     Returns:
-        One dict per worker, variable name -> value.
+        One dict of environment variables per worker.
     """
     with contextlib.ExitStack() as stack:  # all sockets are open at once, so that their ports differ
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -78,7 +81,7 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 def _wait(workers, received):
-    """Waits for all workers; returns the exit codes of those that failed by themselves, lowest first."""
+    """Waits for all workers; returns the sorted exit codes of workers that failed by themselves."""
     passed_on, deadline = 0, math.inf
     while True:
         for number in received[passed_on:]:
@@ -103,7 +106,7 @@ def _wait(workers, received):
 
 @contextlib.contextmanager
 def _received_signals():
-    """Collects the signals to end that arrive inside the block; ignored ones, as under nohup, stay ignored."""
+    """Collects termination signals that arrive inside the block; ignored signals, as under nohup, stay ignored."""
     received = []
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}

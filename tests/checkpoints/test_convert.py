@@ -67,7 +67,7 @@ def test_values_that_are_not_finite_raise(state, value):
         (
             "backbone.body.conv1.weight",
             lambda value: value.astype(np.int8),
-            "holds int8 numbers, as quantised weights do",
+            "holds int8 values, like quantised weights",
         ),
         ("backbone.body.bn1.running_var", lambda value: -value, "is a variance and has -"),
         ("backbone.fpn.inner_blocks.0.0.weight", np.zeros_like, "is zero everywhere: expected trained weights"),
@@ -84,7 +84,7 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     assert message(state) == (
         f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.0.conv1.weight; "
         "unexpected: backbone.body.layer9.0.conv1.weight; "
-        "of another shape: head.regression_head.conv.1.0.bias (7,). Choose the source that the file belongs to."
+        "of another shape: head.regression_head.conv.1.0.bias (7,). Choose the source of the file."
     )
 
 
@@ -127,7 +127,7 @@ def test_backbone_is_taken_out_of_a_detector(caplog):
     kernel = next(v for v in backbone.variables if v.path.endswith("stem/conv/kernel"))
     np.testing.assert_array_equal(kernel, state["backbone.body.conv1.weight"].transpose(2, 3, 1, 0))
     [message] = caplog.messages
-    assert "tensors under backbone.body. are used; these are left out: backbone.fpn" in message
+    assert "tensors with the prefix backbone.body. are used; these tensors are left out: backbone.fpn" in message
 
 
 def test_unknown_source_raises_and_lists_the_sources():

@@ -117,7 +117,7 @@ def test_stalled_connection_is_resumed(server, path, monkeypatch):
 def test_endless_cuts_end_with_a_message_and_a_later_call_goes_on(server, path):
     server.cuts = [1000] * 4
     text = message(server, path)
-    assert "broke off (4,000 of 3,000,000 bytes came) in 4 tries, after 4,000 bytes" in text
+    assert "failed (4,000 of 3,000,000 bytes received) in 4 tries, after 4,000 bytes" in text
     fetch(server, path)
     assert_complete(path)
     assert server.ranges_asked()[-1] == "bytes=4000-"
@@ -206,7 +206,7 @@ def test_endless_redirects_raise(server, path):
 
 def test_user_and_password_are_sent_to_their_host_only(server, path):
     server.credentials = "ann:s3/cret"
-    assert "answers 401 (Unauthorized). Set KERASDET_MIRROR with a user and password" in message(server, path)
+    assert "answers 401 (Unauthorized). Set KERASDET_MIRROR with a user and a password" in message(server, path)
     url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcret@")
     with serving() as other:
         other.files["b.pth"] = DATA
@@ -232,7 +232,7 @@ def test_wrong_hash_names_both_and_leaves_nothing(server, path):
 
 def test_missing_file_raises_at_once(server, path):
     server.files.clear()
-    assert "answers 404 (Not Found). The file is not there: complete the mirror" in message(server, path)
+    assert "answers 404 (Not Found). The mirror does not have the file: add the file" in message(server, path)
     assert len(server.requests) == 1
 
 
@@ -250,7 +250,7 @@ def test_server_that_stays_busy_raises(server, path):
 def test_silent_server_raises(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     server.stalls = [0] * 4
-    assert "cannot be reached (nothing came for 0.1 s) in 4 tries, after 0 bytes." in message(server, path)
+    assert "cannot be reached (no data received for 0.1 s) in 4 tries, after 0 bytes." in message(server, path)
 
 
 def test_unreachable_server_raises_at_once(path):

@@ -49,7 +49,7 @@ def test_other_number_of_labels_raises(names, message):
 )
 def test_list_with_more_than_names_raises(tmp_path, content, message):
     (tmp_path / "labels.txt").write_text(content)
-    with pytest.raises(UserError, match=rf"{message}; expected only a class name per line"):
+    with pytest.raises(UserError, match=rf"{message}; expected one class name per line"):
         read_labels(tmp_path / "labels.txt")
     (tmp_path / "names.txt").write_text("2 wheeler\n4 wheeler\n7-seater\n")
     assert read_labels(tmp_path / "names.txt")[1] == "4 wheeler"

@@ -322,7 +322,7 @@ OBJECTS = Call(Global("numpy", "dtype"), ("O8", 0, 1))
         (Build(ARRAY.target, (1, (-1,), ARRAY.state[2], False, "")), "shape"),
         (Build(ARRAY.target, (1, (3,), ARRAY.state[2], False, Text2(b"\0" * 8))), "has 8 bytes, but shape"),
         (Build(ARRAY.target, (1, (2**62, 4), ARRAY.state[2], False, Text2(b"\0" * 8))), "fill the memory"),
-        (ARRAY.target, "no contents"),
+        (ARRAY.target, "never sets its data"),
         (Persistent(("storage", Global("torch", "FloatStorage"), "0", "cpu", 4)), "persistent"),
         (Raw(b"\x82\x01"), "EXT1"),
         (Raw(b"\x97"), "NEXT_BUFFER"),

@@ -243,7 +243,7 @@ FCOS = "torchvision/fcos_resnet50_fpn"
 MISTAKES = {
     "train: no such configuration": (
         ["train", "retinanet_r5"],
-        "no configuration retinanet_r5: give the path of a gin file, or one of",
+        "no configuration retinanet_r5: expected the path of a gin file, or one of",
     ),
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
     "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "ResNet has no argument widht: choose one of "),
@@ -252,11 +252,11 @@ MISTAKES = {
         "--set RetinaNet.head_num_convs=3: RetinaNet has no argument head_num_convs: choose one of num_classes, ",
     ),
     "train: macro without value": (["train", "finetune"], "CHECKPOINT, EVAL_ANNOTATIONS, NUM_CLASSES"),
-    "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': it must be a positive integer"),
-    "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': it must be a number"),
+    "train: text for a number": ([*SMALL, "--set", "STEPS=10k"], "STEPS is '10k': expected a positive integer"),
+    "train: text for a rate": ([*SMALL, "--set", "LR=fast"], "LR is 'fast': expected a number"),
     "train: text for a size": (
         [*SMALL, "--set", "ResNet.width=wide"],
-        "ResNet.width is 'wide': it must be an integer",
+        "ResNet.width is 'wide': expected an integer",
     ),
     "train: no batch": ([*SMALL, "--set", "BATCH_SIZE=0"], "BATCH_SIZE is 0"),
     "train: precision": ([*SMALL, "--set", "PRECISION=float7"], "float7"),
@@ -277,14 +277,14 @@ MISTAKES = {
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],
         ": the image folder {}/no does not exist",
     ),
-    "eval: nothing": (["eval"], "There is nothing to evaluate: give a MODEL, or a file of COCO results"),
+    "eval: nothing": (["eval"], "There is nothing to evaluate: pass a MODEL, or a file of COCO results"),
     "eval: no model": (
         ["eval", "{}/absent", *DATA],
-        "{}/absent does not exist: name the folder of a run, a .keras file or an export",
+        "{}/absent does not exist: expected the folder of a run, a .keras file or an export",
     ),
-    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin, which names the dataset to evaluate on: give "),
+    "eval: no data": (["eval", "{}/plain.keras"], "has no config.gin, which names the dataset to evaluate on: pass "),
     "eval: missing path": (["eval", "{}/absent"], "{}/absent does not exist"),
-    "eval: folder without model": (["eval", "{}/shapes"], "{}/shapes contains no model: name the OUT_DIR"),
+    "eval: folder without model": (["eval", "{}/shapes"], "{}/shapes contains no model: pass the OUT_DIR"),
     "predict: checkpoint of torch": (["predict", "{}/other.pth", PICTURE], "convert it with `kerasdet convert`"),
     "export: renamed checkpoint of torch": (["export", "{}/torch.keras", "{}/new"], "`kerasdet convert`"),
     "eval: no annotations": (
@@ -314,7 +314,7 @@ MISTAKES = {
     ),
     "eval: detections are detected already": (
         ["eval", "--detections", "{}/words.json", *DATA, "--save-detections", "{}/new"],
-        "--save-detections has no effect with --detections, because no model runs: leave --save-detections out",
+        "--save-detections has no effect with --detections, because no model runs: remove --save-detections",
     ),
     "eval: TTA of detections": (
         ["eval", "--detections", "{}/words.json", *DATA, "--tta"],
@@ -322,7 +322,7 @@ MISTAKES = {
     ),
     "predict: image before the model": (
         ["predict", PICTURE, "{}/shapes/images"],
-        "000001.jpg is an image: expected the folder of a run, a .keras file or an export. Name the model first",
+        "000001.jpg is an image: expected the folder of a run, a .keras file or an export. Pass the model first",
     ),
     "predict: pictures over the images": (
         ["predict", "{}/run", "{}/png/a.png", "--draw", "{}/png/../png"],
@@ -330,17 +330,17 @@ MISTAKES = {
     ),
     "predict: configuration": (["predict", "{}/run/config.gin", PICTURE], "config.gin is a configuration: expected"),
     "predict: annotations": (["predict", "{}/words.json", PICTURE], "words.json is not a model: expected the folder"),
-    "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} contains no model: name the OUT_DIR of a"),
+    "predict: folder of a checkpoint": (["predict", "{}", PICTURE], "{} contains no model: pass the OUT_DIR of a"),
     "train: number for a folder": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "OUT_DIR=7"],
-        "OUT_DIR (out_dir) is 7: expected the path of a file or folder. Name one, such as ./7 if that is its name.",
+        "OUT_DIR (Python: out_dir=) is 7: expected the path of a file or folder. Pass a path",
     ),
     "train: number for a model": ([*FINETUNE, "--set", "CHECKPOINT=7"], "The path of a model is 7: expected the path"),
     "train: checkpoint of torch": (
         [*FINETUNE, "--set", "CHECKPOINT={}/other.pth"],
         "other.pth is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`",
     ),
-    "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes contains no model: name the OUT_DIR"),
+    "predict: no model": (["predict", "{}/shapes", PICTURE], "{}/shapes contains no model: pass the OUT_DIR"),
     "predict: cut model": (
         ["predict", "{}/cut.keras", PICTURE],
         "cut.keras is not a valid .keras file, or it is truncated",
@@ -359,7 +359,7 @@ MISTAKES = {
     ),
     "export: images without --eval": (
         ["export", "{}/run", "{}/new", "--images", "{}/shapes/images"],
-        "--images needs --eval, the annotations of these images: give both or none",
+        "--images needs --eval, the annotations of these images: pass both or neither",
     ),
     "export: drop without --eval": (
         ["export", "{}/run", "{}/new", "--max-ap-drop", "0.1"],
@@ -384,7 +384,7 @@ MISTAKES = {
     ),
     "export: file for a folder": (
         ["export", "{}/run", "{}/new.tflite", "--format", "saved_model"],
-        "Format saved_model writes a folder, but {}/new.tflite ends in .tflite: rename it, or choose format tflite",
+        "Format saved_model writes a folder, but {}/new.tflite ends in .tflite: change the path, or choose format ",
     ),
     "export: folder for a file": (
         ["export", "{}/run", "{}/new", "--format", "tflite"],

@@ -68,7 +68,7 @@ def test_settings_that_data_replaces_have_no_effect(yolo, caplog, capsys):
     config.load("retinanet_r18_fpn_shapes", [f"DATA={yolo}", "TRAIN_DIR=elsewhere"])
     assert "--set TRAIN_DIR=elsewhere has no effect, because this configuration does not use %TRAIN_DIR" in caplog.text
     assert kerasdet("train", "finetune", "--data", yolo, "--set", "DATA=other") == 2
-    assert "are both given: name the data once" in capsys.readouterr().err
+    assert "are both given: pass only one" in capsys.readouterr().err
 
 
 def test_data_keeps_what_the_user_sets(yolo):

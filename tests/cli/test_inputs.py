@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 def test_folder_gives_its_visible_images_sorted(folder, caplog):
     caplog.set_level("INFO", "kerasdet")
     assert image_files([str(folder)]) == [str(folder / "a.PNG"), str(folder / "b.jpg")]
-    assert caplog.messages == [f"{folder}: folders, and files whose names are not an image's, are left out (3)."]
+    assert caplog.messages == [f"{folder}: folders, and files without the suffix of an image, are left out (3)."]
 
 
 def test_files_keep_the_order_of_the_command_line_and_need_not_exist(folder):

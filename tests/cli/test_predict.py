@@ -140,7 +140,7 @@ def test_interrupted_video_is_complete_up_to_there(folder, capsys, monkeypatch, 
     monkeypatch.setattr(VideoReader, "__iter__", interrupted)
     assert kerasdet("predict", folder / "model.keras", folder / "clip.mp4", "--json", "--draw", tmp_path) == 0
     captured = capsys.readouterr()
-    assert len(json.loads(captured.out)) == 3 and "clip.mp4 ends here: interrupted" in captured.err
+    assert len(json.loads(captured.out)) == 3 and "Interrupted: " in captured.err
     assert len(frames(tmp_path / "clip.mp4")) == 3
 
 
@@ -154,7 +154,7 @@ def test_interrupted_video_is_complete_up_to_there(folder, capsys, monkeypatch, 
         (["{}/large.png", "--track"], "--track is for videos, but only images are given"),
         (["{}/large.png", "--max-frames", "3"], "--max-frames is for videos, but only images are given"),
         (["{}/large.png", "--overlap", "0.3"], "--overlap was given without --tile"),
-        (["{}/large.png", "--tile", "64", "--overlap", "1"], "overlap is 1.0: give a share from 0 up to"),
+        (["{}/large.png", "--tile", "64", "--overlap", "1"], "overlap is 1.0: expected a fraction of 0 or more"),
         (["{}/clip.mp4", "--draw", "{}"], "--draw {} would overwrite the video {}/clip.mp4: choose another folder"),
     ],
 )

@@ -342,7 +342,7 @@ def test_results_are_read_like_annotations(folder, caplog):
         for entry in entries:
             change(entry)
         assert evaluate_all(data, entries).to_json() == expected
-    assert "values of another type converted (first: result 1 has" in caplog.text
+    assert "values converted to the right type (first: result 1 has" in caplog.text
 
 
 def test_masks_of_results_may_have_any_form(folder):
@@ -367,7 +367,7 @@ def test_boxes_that_are_corners_or_of_another_size_are_named(folder, change, cap
     for annotation in data["annotations"]:
         annotation["bbox"] = change(12, 14, 17, 6)
     CocoDataset(_written(folder, data))
-    assert "data.json: most boxes reach far beyond their image (first: annotation 1 has " in caplog.text
+    assert "data.json: most boxes extend far beyond their image (first: annotation 1 has " in caplog.text
     caplog.clear()
     CocoDataset(_written(folder, plain()))
     assert "most boxes" not in caplog.text
@@ -391,7 +391,7 @@ def test_contents_that_are_probably_wrong_are_counted(folder, caplog):
     for entry in (corners := results()):
         entry["bbox"] = [20, 12, 29, 19]
     evaluate_all(plain(), corners)
-    assert "the results: most boxes reach far beyond their image (first: [20" in caplog.text
+    assert "the results: most boxes extend far beyond their image (first: [20" in caplog.text
     with pytest.raises(UserError, match=r"is a COCO dataset, such as `kerasdet predict --coco` writes"):
         evaluate_all(plain(), {"images": [], "annotations": []})
 

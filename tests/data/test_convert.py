@@ -195,5 +195,16 @@ def test_outlines_of_masks_cover_their_pixels():
 
 def test_target_inside_the_source_raises(tmp_path):
     make(tmp_path)
-    with pytest.raises(UserError, match=r"lies inside .*; expected a folder elsewhere"):
+    with pytest.raises(UserError, match=r"lies inside .*; expected a folder outside it"):
         convert(tmp_path, tmp_path / "new", "coco")
+
+
+@pytest.mark.parametrize("to", sorted(WRITERS))
+def test_flags_of_difficult_objects_survive_or_are_counted(tmp_path, to):
+    def difficult(data):
+        data["annotations"][0]["difficult"] = 1
+        return data
+
+    counts = convert(make(tmp_path / "source", difficult), tmp_path / "target", to)
+    kept = sum(open_dataset(tmp_path / "target", split).counts.get("difficult_boxes", 0) for split in ("train", "val"))
+    assert (kept, counts["lost"].get("difficult flags", 0)) == ((0, 2) if to == "yolo" else (2, 0))

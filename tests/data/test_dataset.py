@@ -178,7 +178,7 @@ def test_areas_that_show_corners_and_similar_names_are_said(tmp_path, caplog):
     data["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 12, 9], "area": 60}]
     data["categories"] = [{"id": 1, "name": "Cat"}, {"id": 2, "name": "cat"}]
     assert Dataset(data, tmp_path, source="data", strict=True).counts["similar_names"] == 1
-    assert "every area is that of a box [x1, y1, x2, y2]" in caplog.text
+    assert 'every "area" fits a box [x1, y1, x2, y2]' in caplog.text
     caplog.clear()
     data["annotations"][0]["area"] = 108
     Dataset(data, tmp_path, source="data")

@@ -96,7 +96,7 @@ def test_splits_share_the_classes(tmp_path):
         ({"label": "x", "points": [[1, 2]], "shape_type": "polygon"}, "shape 1 is a polygon"),
         ({"label": "x", "points": [[1, "a"], [2, 2]], "shape_type": "rectangle"}, "shape 1 is a rect"),
         ({"label": "x", "points": [[1, 1], [2, 2]], "shape_type": "star"}, "shape 1 is a star"),
-        ({"points": []}, 'expected a "label"'),
+        ({"points": []}, 'expected an object with a "label"'),
         ({"label": "x", "points": [[1, 1], [2, 2]], "shape_type": "mask", "mask": "??"}, "mask"),
     ],
 )
@@ -158,7 +158,7 @@ def test_bad_shapes_are_skipped_on_request(tmp_path):
     dataset = open_dataset(tmp_path, on_bad_object="skip")
     assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 1)
     assert dataset.problems[0].item == f"{tmp_path / 'a.json'}: shape 1"
-    assert dataset.problems[0].text.startswith("is a rotation")
+    assert dataset.problems[0].text.startswith("is a rotation, a rotated rectangle of X-AnyLabeling")
 
 
 def test_file_of_another_image_raises(tmp_path):
@@ -166,6 +166,16 @@ def test_file_of_another_image_raises(tmp_path):
     (tmp_path / "b.json").write_text((tmp_path / "a.json").read_text())
     picture(tmp_path / "b.png", 1)
     with pytest.raises(
-        UserError, match=r"b.json names the image 'a.png', but b.png beside it has the name of the JSON"
+        UserError, match=r"b.json refers to 'a.png' in imagePath, but b.png, which also exists, matches the file name"
     ):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("listed", ["", "__ignore__\n_background_\nx\n"])
+def test_labels_that_mean_no_object_are_left_out(tmp_path, listed):
+    write(tmp_path, [rectangle("__ignore__", (20, 20)), rectangle("x", (1, 1)), rectangle("_background_", (9, 9))])
+    write_text(tmp_path / "labels.txt", listed)
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("x",)
+    assert dataset.records[0].boxes.tolist() == [[1, 1, 7, 9]]
+    assert dataset.counts["ignored_shapes"] == 2

@@ -101,7 +101,7 @@ def test_pad_to_and_max_boxes_fix_the_shapes(dataset):
     assert batch["image"].shape == (2, 64, 96, 3) and batch["class_ids"].shape == (2, 5)
     with pytest.raises(tf.errors.InvalidArgumentError, match="larger than pad_to"):
         take(training_batches(dataset, 2, pad_to=(32, 96)), 1)
-    with pytest.raises(ValueError, match="Raise max_boxes to 2"):
+    with pytest.raises(ValueError, match="Increase max_boxes to 2"):
         training_batches(dataset, 2, max_boxes=1)
 
 
@@ -224,7 +224,7 @@ def test_until_step_switches_at_the_same_step_after_resuming(dataset):
 def test_max_boxes_counts_the_objects_of_mixed_images(shapes):
     most = max(len(record.boxes) for record in shapes.records)
     batches = training_batches(shapes, 2, [Mosaic((64, 64))], max_boxes=most)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Raise max_boxes"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Increase max_boxes"):
         take(batches, 4)
     fixed = training_batches(shapes, 2, [Mosaic((64, 64))], max_boxes=4 * most)
     assert take(fixed, 1)[0]["boxes"].shape == (2, 4 * most, 4)

@@ -190,7 +190,9 @@ def test_write_fills_an_empty_folder(tmp_path):
 
 def test_write_refuses_a_folder_with_other_contents(tmp_path):
     shapes.write(tmp_path / "set", num_images=2)
-    with pytest.raises(ValueError, match="holds shapes of version"):
+    with pytest.raises(
+        ValueError, match=r"holds a generated shapes dataset with num_images=\d+; expected num_images=\d+\. Use"
+    ):
         shapes.write(tmp_path / "set", num_images=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")

@@ -93,7 +93,7 @@ def test_wrong_shares_raise(tmp_path, parts, expected):
 
 
 def test_part_without_an_image_raises(tmp_path):
-    with pytest.raises(UserError, match="gets no image"):
+    with pytest.raises(UserError, match="gets none of the"):
         split(make(tmp_path / "source", [scene(0)]), tmp_path / "target", {"train": 0.8, "val": 0.2})
 
 
@@ -119,7 +119,7 @@ def test_faults_are_listed(tmp_path):
     assert len(report.errors) == 2
     for part in ("train_2.png does not exist", "train_3.png is not a", "annotation 1 has", "annotation 2 "):
         assert part in text
-    assert "near duplicates in train" in text and "pictures in several splits: 1" in text
+    assert "near duplicates in train" in text and "1 images are in several splits" in text
     assert len(check(tmp_path, strict=True).errors) == 4
 
 
@@ -196,10 +196,10 @@ def test_xml_of_an_encoding_that_python_lacks_is_reported(tmp_path):
 
 
 def test_parts_of_one_split_raise():
-    with pytest.raises(UserError, match="parts val and valid have names of one split"):
+    with pytest.raises(UserError, match="names val and valid mean the same split"):
         check_shares({"train": 0.5, "val": 0.25, "valid": 0.25})
 
 
 def test_split_without_objects_is_an_error(tmp_path):
     report = check(make(tmp_path, [scene(0)], split="train", change=lambda data: data | {"annotations": []}))
-    assert report.errors == ["no image has an object: nothing to train on"]
+    assert report.errors == ["no image has an object, so there is nothing to train on: annotate objects"]

@@ -144,6 +144,10 @@ def test_classes_without_a_label_map(tmp_path):
     "changes,expected",
     [
         ({"image__object__class__label": [9, 3], "image__object__class__text": [b"fox", b"cat"]}, r"label 9 \('fox'\)"),
+        (
+            {"image__object__class__text": [b"cat", b"cat"]},
+            r"record 1 has the label 7, which the label map names 'dog', and the class text 'cat'",
+        ),
         ({"image__object__bbox__xmax": [0.75]}, "1 xmax"),
         ({"image__object__bbox__xmax": [48.0, 9.0]}, "coordinate 48"),
         ({"image__encoded": []}, 'expected "image/encoded"'),
@@ -183,4 +187,17 @@ def test_damaged_image_in_a_record_is_named(tmp_path):
 def test_bad_label_map_is_named(tmp_path, text):
     write(tmp_path / "a.tfrecord", example(), label_map=text)
     with pytest.raises(UserError, match=r"label_map\.pbtxt"):
+        open_dataset(tmp_path)
+
+
+def test_class_texts_that_are_not_in_the_label_map_are_counted(tmp_path):
+    write(tmp_path / "a.tfrecord", example(image__object__class__text=[b"Hund", b"cat"]))
+    dataset = open_dataset(tmp_path)
+    assert dataset.records[0].class_ids.tolist() == [1, 0]
+    assert dataset.counts["contradicting_texts"] == 1
+
+
+def test_file_without_records_is_named(tmp_path):
+    write(tmp_path / "train.tfrecord")
+    with pytest.raises(UserError, match=r"train\.tfrecord holds no record; expected one record for each image"):
         open_dataset(tmp_path)

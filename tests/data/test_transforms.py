@@ -59,6 +59,18 @@ def test_sampling_draws_from_choices_or_range():
     assert ResizeShortestEdge((20,), 24)(example)["image_size"].numpy().tolist() == [16, 24]
 
 
+def test_scales_multiply_both_lengths():
+    def sizes(transform):
+        drawn = (transform(example_with((0, 0, 5, 5)), seed)["image_size"] for seed in seeds(60))  # of 60 x 90 pixels
+        return {tuple(size.numpy().tolist()) for size in drawn}
+
+    assert sizes(ResizeShortestEdge((20,), 1000, scales=(1.0, 0.9, 1.1))) == {(18, 27), (20, 30), (22, 33)}
+    assert sizes(ResizeShortestEdge((40,), 30, scales=(1.0, 2.0))) == {(20, 30), (40, 60)}
+    assert sizes(ResizeShortestEdge((20, 21), 1000, "range", scales=(2.0,))) == {(40, 60), (41, 62), (42, 63)}
+    unscaled = ResizeShortestEdge((20,), 1000, scales=(1.0, 0.9))(example_with((0, 0, 5, 5)))
+    assert unscaled["image_size"].numpy().tolist() == [20, 30]
+
+
 def test_flips_are_involutions_and_equal_numpy(rng):
     example = example_with((3, 4, 20, 50))
     example["image"] = tf.constant(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
@@ -93,7 +105,10 @@ def test_flips_are_independent():
         (lambda: ResizeShortestEdge((640, 672, 800), sampling="range"), "low, high"),
         (lambda: ResizeShortestEdge(()), "lengths"),
         (lambda: ResizeShortestEdge((0,)), "lengths"),
-        (lambda: RandomFlip(1.5), "expected a probability"),
+        (lambda: ResizeShortestEdge(scales=()), "factor above 0"),
+        (lambda: ResizeShortestEdge(scales=(0.0,)), "factor above 0"),
+        (lambda: ResizeShortestEdge((640, 800), sampling="range", scales=(0.9, 1.1)), "exactly one"),
+        (lambda: RandomFlip(1.5), "expected probabilities"),
     ],
 )
 def test_invalid_arguments_raise(make, message):

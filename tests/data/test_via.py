@@ -88,3 +88,18 @@ def test_several_classes_of_a_region_raise(tmp_path):
         open_dataset(path)
     write_json(path, {"a": entry(region(RECT, kind=["cat"]), region(RECT, kind={"dog": True}))})
     assert open_dataset(path).class_names == ("cat", "dog")
+
+
+def test_files_of_a_folder_are_joined(tmp_path):
+    for name, kind in (("a", "dog"), ("b", "cat")):
+        picture(tmp_path / f"{name}.png", 0)
+        write_json(
+            tmp_path / f"part_{name}.json", {name: {**entry(region(RECT, kind=kind)), "filename": f"{name}.png"}}
+        )
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert [record.path for record in dataset.records] == [str(tmp_path / f"{name}.png") for name in "ab"]
+    assert [record.class_ids.tolist() for record in dataset.records] == [[1], [0]]
+    write_json(tmp_path / "older.json", {"a": entry()})
+    with pytest.raises(UserError, match=r"older.json and .*part_a.json both annotate the image .*a.png; expected one"):
+        open_dataset(tmp_path)

@@ -129,7 +129,7 @@ def test_one_of_two_images_with_a_name_must_be_named(tmp_path):
     picture(tmp_path / "a.jpg", 1)
     assert open_dataset(tmp_path).records[0].path.endswith("a.png")
     change(tmp_path / "a.xml", "<filename>a.png", "<filename>x.png")
-    with pytest.raises(UserError, match=r"a.xml could be about .*a.jpg or .*a.png; expected one image"):
+    with pytest.raises(UserError, match=r"a.xml matches two images, .*a.jpg and .*a.png; expected one image"):
         open_dataset(tmp_path)
 
 
@@ -137,4 +137,20 @@ def test_lists_with_suffixes_and_objects_without_a_name(tmp_path):
     write(tmp_path / "Annotations/a.xml", tmp_path / "JPEGImages/a.png", "dog", "")
     write_text(tmp_path / "ImageSets/Main/train.txt", "a.png\n")
     with pytest.raises(UserError, match=r"a.xml: object 2 has the class ''; expected one of dog"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("tag", "kind"), [("polygon", "polygon"), ("robndbox", "rotated box")])
+def test_outlines_without_a_box_are_named(tmp_path, tag, kind):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog")
+    write_text(tmp_path / "a.xml", (tmp_path / "a.xml").read_text().replace("bndbox", tag))
+    with pytest.raises(UserError, match=rf"object 1 has a {kind} \(<{tag}>\) and no <bndbox>; expected an upright box"):
+        open_dataset(tmp_path)
+
+
+def test_empty_list_names_its_split(tmp_path):
+    write(tmp_path / "Annotations/a.xml", tmp_path / "JPEGImages/a.png", "dog")
+    write_text(tmp_path / "ImageSets/Main/train.txt", "")
+    write_text(tmp_path / "ImageSets/Main/val.txt", "a\n")
+    with pytest.raises(UserError, match="the list of the split train in ImageSets/Main names no image"):
         open_dataset(tmp_path, "train")

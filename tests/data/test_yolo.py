@@ -3,6 +3,7 @@ import pytest
 from foreign_data import SIZE, picture, write_text
 
 from kerasdet.data import open_dataset
+from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError
 
 H, W = SIZE
@@ -194,7 +195,7 @@ def test_class_list_with_more_than_names_raises(tmp_path, text):
     make(tmp_path, ["1 0.5 0.5 0.5 0.5"])
     (tmp_path / "data.yaml").unlink()
     write_text(tmp_path / "classes.txt", text)
-    with pytest.raises(UserError, match=r"classes.txt .*; expected only a class name per line"):
+    with pytest.raises(UserError, match=r"classes.txt .*; expected one class name per line"):
         open_dataset(tmp_path, "train")
 
 
@@ -213,3 +214,38 @@ def test_label_of_two_images_and_annotations_of_another_format_are_said(tmp_path
     write_text(tmp_path / "train.json", '{"images": [], "annotations": [], "categories": []}')
     assert open_dataset(tmp_path, "train").counts["shared_labels"] == 1
     assert "holds YOLO and also" in caplog.text and "train.json, which is not read" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["valid", "val_extra"])
+def test_two_keys_of_a_split_raise(tmp_path, key):
+    make(tmp_path, [None], yaml=f"{YAML}{key}: images/train\n")
+    with pytest.raises(UserError, match=f"data.yaml has the keys 'val' and '{key}', which both mean the split val"):
+        open_dataset(tmp_path, "val")
+
+
+def test_keys_of_other_folders_are_no_splits(tmp_path):
+    make(tmp_path, ["1 0.5 0.5 0.5 0.5"], yaml=f"{YAML}train_labels: labels/train\nmore: images/train\nnote: ''\n")
+    assert [*recognise(tmp_path).splits] == ["train", "val", "more"]
+    assert open_dataset(tmp_path, "train").counts["boxes"] == 1
+
+
+@pytest.mark.parametrize("entry", ["../valid/images", "/content/pets/val/images", "val.txt"])
+def test_path_of_a_missing_split_is_not_repaired_to_another_folder(tmp_path, entry):
+    picture(tmp_path / "images/0.png", 0)
+    write_text(tmp_path / "val.txt", "/content/valid/images/0.png")
+    write_text(tmp_path / "data.yaml", f"train: images\nval: {entry}\nnames: [cat]\n")
+    assert len(open_dataset(tmp_path, "train")) == 1
+    with pytest.raises(UserError, match=r"images.* does not exist"):
+        open_dataset(tmp_path, "val")
+
+
+def test_subsets_of_cvat_are_splits(tmp_path):
+    write_text(tmp_path / "obj.names", "cat\n")
+    for folder, subset in (("obj_Train_data", "train"), ("obj_Validation_data", "Validation")):
+        picture(tmp_path / folder / f"{subset}.png", 0)
+        write_text(tmp_path / folder / f"{subset}.txt", "0 0.5 0.5 0.5 0.5")
+        write_text(tmp_path / f"{subset}.txt", f"data/{folder}/{subset}.png")
+    assert [*recognise(tmp_path).splits] == ["train", "val"]
+    assert [record.path for record in open_dataset(tmp_path, "val").records] == [
+        str(tmp_path / "obj_Validation_data/Validation.png")
+    ]

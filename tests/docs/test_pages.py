@@ -57,7 +57,7 @@ def test_gin_names_exist(page):
 
 def test_wrong_links_and_names_are_found():
     page = doc_blocks.ROOT / "README.md"
-    text = "[a](docs/missing.md) [b](docs/design.md#rooms) [c](#no-such-heading) `[d](code.md)`"
+    text = "[a](docs/missing.md) [b](docs/design.md#layers-of-packages) [c](#no-such-heading) `[d](code.md)`"
     assert broken_links(page, text) == ["docs/missing.md", "#no-such-heading"]
     assert unknown_gin_names("`Validation.evry=2` `Validation.every=2` `train.stepz = 1`") == [
         "Validation.evry",

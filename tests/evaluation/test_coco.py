@@ -163,16 +163,16 @@ def test_image_ids_restrict_the_evaluation():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"image_id": 99}, r"result 2 is for image 99, which the ground truth lacks"),
+        ({"image_id": 99}, r"result 2 is for image 99, which is not in the ground truth"),
         (
             {"image_id": "one"},
-            r"result 2 is for image 'one', which the ground truth lacks: .* one of the 2 images, such as 1",
+            r"result 2 is for image 'one', which is not in the ground truth: .* one of the 2 images, such as 1",
         ),
         ({"image_id": 2**70}, r"result 2 is for image 1180591620717411303424, which"),
         ({"score": True}, r"result 2 has the score True"),
         ({"bbox": None}, r"result 2 has no bbox"),
-        ({"bbox": [50, 50, -10, -10]}, r"result 2 has the bbox .*the last two not below 0"),
-        ({"category_id": 0}, r"result 2 is of category 0, which the ground truth lacks"),
+        ({"bbox": [50, 50, -10, -10]}, r"result 2 has the bbox .*where width and height are 0 or more"),
+        ({"category_id": 0}, r"result 2 is of category 0, which is not in the ground truth"),
         ({"score": float("nan")}, r"result 2 has the score nan"),
         ({"score": "high"}, r"result 2 has the score 'high'"),
         ({"bbox": [1, 2, 3]}, r"result 2 has the bbox \[1, 2, 3\]; expected x, y, width, height"),
@@ -236,7 +236,7 @@ def test_masks_of_wrong_format_or_size_raise():
     with pytest.raises(ValueError, match=message):
         evaluate_coco(truth, [{**entry, "segmentation": {"size": [5, 5], "counts": "i0"}}], "segm")
     del truth["images"][1]["height"]
-    with pytest.raises(ValueError, match="image 2 has no height and width, which the scores of masks need"):
+    with pytest.raises(ValueError, match="image 2 has no height and width, which are needed to score masks"):
         evaluate_coco(truth, [], "segm")
 
 
@@ -366,3 +366,12 @@ def test_evaluate_all_scores_what_results_and_ground_truth_share(rng):
     assert metrics.table() == "\n\n".join(part.table() for part in metrics.by_type.values())
     assert list(evaluate_all(truth, keypoints).by_type) == ["keypoints"]
     assert list(evaluate_all(truth, []).by_type) == ["bbox"]
+
+
+@pytest.mark.parametrize("change", [{"iscrowd": 1}, {"difficult": True}])
+def test_objects_that_do_not_count_explain_a_missing_ap(change, caplog):
+    truth = small_truth()
+    for annotation in truth["annotations"]:
+        annotation.update(change)
+    assert math.isnan(evaluate_coco(truth, perfect(truth))["AP"])
+    assert "has no object to find: all 3 objects are crowds" in caplog.text

@@ -98,7 +98,7 @@ def test_image_twice_or_missing_or_unknown_raises(rng):
 
 
 def test_unknown_category_raises_before_the_first_batch(rng):
-    with pytest.raises(ValueError, match="5, which is not a category id of the ground truth: give one of its 2 ids"):
+    with pytest.raises(ValueError, match="5, which is not a category id of the ground truth: pass one of its 2 ids"):
         evaluate_batches(None, None, truth_of(1, rng), [4, 5])
 
 
@@ -185,7 +185,7 @@ def test_test_time_augmentation_is_evaluated_like_a_model(model, data):
 
 
 def test_another_number_of_classes_raises(data):
-    with pytest.raises(ValueError, match=r"The model has 2 classes without names, .* has 5: evaluate on a dataset"):
+    with pytest.raises(ValueError, match=r"The model has 2 classes without names, .* has 5: .* Evaluate on a dataset"):
         evaluate_with_results(tiny.detector(2), data)
 
 

@@ -53,7 +53,7 @@ def scalar_voc(truth, results, category):
     for entry in sorted((e for e in results if e["category_id"] == category), key=lambda e: -e["score"]):
         near = [(iou(entry["bbox"], a["bbox"]), a) for a in objects if a["image_id"] == entry["image_id"]]
         overlap, best = max(near, key=lambda pair: pair[0], default=(0, None))
-        if overlap > 0.5:
+        if overlap >= 0.5:  # as VOCevaldet.m: ovmax>=VOCopts.minoverlap
             if best["difficult"] or best["iscrowd"]:
                 continue
             right, wrong = (right, wrong + 1) if best["id"] in found else (right + 1, wrong)
@@ -75,6 +75,17 @@ def test_voc_numbers_equal_scalar_code():
         np.testing.assert_allclose(list(metrics.per_class.values()), [area for _, area in values], atol=1e-12)
         expected = np.nanmean(values, 0)
         np.testing.assert_allclose([metrics["AP07"], metrics["AP12"]], expected, atol=1e-12)
+
+
+def test_voc_counts_a_detection_with_an_iou_of_exactly_one_half():
+    truth = {
+        "images": [{"id": 1, "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 20]}],
+    }
+    result = {"image_id": 1, "category_id": 1, "score": 0.9}
+    assert evaluate_voc(truth, [{**result, "bbox": [0, 0, 10, 10]}])["AP12"] == 1
+    assert evaluate_voc(truth, [{**result, "bbox": [0, 0, 10, 9.9]}])["AP12"] == 0
 
 
 def test_voc_without_objects_or_detections():
@@ -240,7 +251,7 @@ def test_eval_takes_the_rules(files, rules, key, name, capsys):
     "words,message",
     [
         (["--metrics", "voc"], "result 1 has no bbox"),
-        (["--metrics", "voc", "--engine", "pycocotools"], "--engine is for COCO's AP"),
+        (["--metrics", "voc", "--engine", "pycocotools"], "--engine is only for COCO's AP"),
     ],
 )
 def test_rules_that_do_not_fit_are_one_sentence(files, words, message, capsys):

@@ -76,7 +76,7 @@ def test_file_has_operators_of_onnx_only_and_all_metadata(tmp_path):
     properties = {entry.key: entry.value for entry in file.metadata_props}
     assert json.loads(properties["class_names"]) == list(tiny.CLASS_NAMES)
     assert properties["config.gin"] == "STEPS = 3\n"
-    assert "the shorter side resized to 64 pixels unless the longer one would exceed 96" in properties["input"]
+    assert "the shorter side resized to 64 pixels or, if the longer side would then exceed 96" in properties["input"]
     assert json.loads(properties["kerasdet"])["precision"] == "float32"
     assert kerasdet.load(path).class_names == tiny.CLASS_NAMES
 
@@ -111,7 +111,7 @@ def test_unsupported_options_and_files_raise(models, tmp_path, monkeypatch):
     for options, message in [
         ({"postprocessing": "ssd"}, "ONNX has no postprocessing 'ssd': choose one of raw, nms"),
         ({"precision": "bfloat16"}, "no precision 'bfloat16': choose one of float32, float16, int8"),
-        ({"size": (0, 4)}, "give .height, width. in whole pixels"),
+        ({"size": (0, 4)}, "expected .height, width. in whole pixels"),
         ({"precision": "int8"}, "int8 needs calibration images"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -206,7 +206,9 @@ def test_verify_export_of_another_model_raises(exported):
 def test_export_over_existing_files_raises(tmp_path, model):
     (tmp_path / "precious.txt").write_text("x")
     for path in (tmp_path, tmp_path / "precious.txt"):
-        with pytest.raises(FileExistsError, match="exists and is not empty: export to another folder or delete it"):
+        with pytest.raises(
+            FileExistsError, match="exists and is not empty: export to another folder, or delete this one"
+        ):
             export_saved_model(model, path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -230,11 +232,11 @@ def test_unknown_precision_raises(model, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"class_offset": -1}, "class_offset is -1: expected a whole number from 0 to 16777211"),
-        ({"class_offset": 2**24}, "class_offset is 16777216: expected a whole number from 0 to"),
+        ({"class_offset": -1}, "class_offset is -1: expected an integer from 0 to 16777211"),
+        ({"class_offset": 2**24}, "class_offset is 16777216: expected an integer from 0 to"),
         ({"class_offset": 1.0}, r"class_offset is 1\.0: "),
         ({"class_offset": True}, "class_offset is True: "),
-        ({"max_pixels": 0}, "max_pixels is 0: expected a whole number from 1"),
+        ({"max_pixels": 0}, "max_pixels is 0: expected an integer from 1"),
     ],
 )
 def test_number_out_of_its_range_raises(model, tmp_path, option, message):
@@ -264,8 +266,8 @@ BAD = {
     "PNG cut in its header": (PNG[:18], "has a damaged header"),
     "PNG cut in the middle": (PNG[: len(PNG) // 2], "is damaged or cut short"),
     "PNG with other bytes": (PNG[:60] + b"XXXX" + PNG[64:], "is damaged or cut short"),
-    "bomb": (BOMB, "has 3600000000 pixels, and this model accepts 50000000: send it smaller"),
-    "JPEG bomb": (None, "has 4225000000 pixels, and this model accepts 50000000: send it smaller"),
+    "bomb": (BOMB, "has 3600000000 pixels, and this model accepts 50000000: send a smaller image"),
+    "JPEG bomb": (None, "has 4225000000 pixels, and this model accepts 50000000: send a smaller image"),
     "no pixels": (PNG[:16] + bytes(8) + PNG[24:], "has a damaged header"),
 }
 

@@ -21,6 +21,8 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.export import export_tflite, tflite, verify_export
 from kerasdet.export.tflite import postprocessing as post
 from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
+from kerasdet.export.tflite.write import default_size
+from kerasdet.models import Preprocessing
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("ai_edge_quantizer")
@@ -125,7 +127,7 @@ def test_boxes_in_letterbox_padding_are_dropped(tflite_file):
     [
         ("model.bin", {}, "does not end in .tflite"),
         ("model.tflite", {"size": 96}, "size is 96: give"),
-        ("model.tflite", {"size": (0, 96)}, "give .height, width. in whole pixels"),
+        ("model.tflite", {"size": (0, 96)}, "expected .height, width. in whole pixels"),
         (
             "model.tflite",
             {"precision": "int8", "calibration_images": [np.zeros([8, 8], np.uint8)]},
@@ -184,7 +186,7 @@ def test_custom_op_considers_every_class(num_classes, threads):
     model = tiny.detector(num_classes, max_detections=30)
     specs = {"encodings": [1, 40, 4], "scores": [1, 40, num_classes]}
     function = tf.function(
-        lambda **candidates: post.suppress_by_custom_op(model, candidates),
+        lambda **candidates: post.apply_nms_custom_op(model, candidates),
         input_signature=None,
     ).get_concrete_function(**{name: tf.TensorSpec(shape, tf.float32, name) for name, shape in specs.items()})
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
@@ -262,9 +264,15 @@ def test_missing_package_is_named_with_its_extra(models, tflite_file, tmp_path, 
         export_tflite(models("tiny"), tmp_path / "x.tflite", size=(64, 64), precision="dynamic")
 
 
-def test_example_detections_equal_the_model(tmp_path):
+def test_default_size_is_not_wider_than_the_rule_of_coco():
+    rules = (800, 1333), (240, 1067), (300, 300)
+    sizes = [default_size(Preprocessing(shortest=shortest, longest=longest)) for shortest, longest in rules]
+    assert sizes == [(800, 1333), (240, 400), (300, 300)]
+
+
+def test_example_detections_equal_those_of_kerasdet(tmp_path):
     model = tiny.talkative(score_threshold=0.3)
-    path = export_tflite(model, tmp_path / "x.tflite", size=(64, 64), input_type="uint8")
+    path = export_tflite(model, tmp_path / "x.tflite", size=(64, 96), input_type="uint8")
     image = tiny.images(sizes=[(64, 64)])[0]
     Image.fromarray(image).save(tmp_path / "a.png")
     run = subprocess.run(
@@ -275,7 +283,7 @@ def test_example_detections_equal_the_model(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
-    expected = model.detect(image)
+    expected = kerasdet.load(path).detect(image)
     assert len(lines) == len(expected) > 0
     boxes = np.array([line[2:] for line in lines], float)
     np.testing.assert_allclose(boxes, expected.boxes, atol=0.06)

@@ -120,7 +120,7 @@ def test_differing_output_of_a_branch_raises(model, name, change, message):
 def test_invalid_declaration_of_outputs_raises():
     cases = [
         ({"output_names": ("other",)}, "returns difficulty, but output_names is other"),
-        ({"rescaling": "positions"}, r"needs \(B, D, ..., 3\)"),
+        ({"rescaling": "positions"}, r"need \(B, D, ..., 3\)"),
         ({"rescaling": "half"}, "choose boxes_relative or positions"),
         ({"output_names": ("scores",)}, "Two outputs have the name scores"),
         ({"export_names": {"difficulty": "detection_masks"}}, "detection_masks in exports"),

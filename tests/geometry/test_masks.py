@@ -100,7 +100,7 @@ def test_segmentation_without_pixels_gives_no_runs():
         ({"size": [5, 6], "counts": [40, -10]}, "RLE mask of 30 pixels"),
         ({"size": [5, 6], "counts": "\x7f"}, "RLE mask of -1 pixels"),
         ({"size": [5, 6], "counts": "P" * 40}, "RLE mask of -1 pixels"),
-        ({"size": [5, 6], "counts": None}, "neither text nor a list"),
+        ({"size": [5, 6], "counts": None}, "neither a string nor a list"),
     ],
 )
 def test_invalid_segmentation_raises(segmentation, message):

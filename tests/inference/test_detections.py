@@ -96,7 +96,7 @@ def test_arrays_of_different_lengths_raise():
 
 
 def test_masks_without_convention_raise():
-    with pytest.raises(ValueError, match="mask_probs come without mask_convention"):
+    with pytest.raises(ValueError, match="mask_probs need a mask_convention"):
         detections(mask_convention=None)
 
 
@@ -133,7 +133,7 @@ def test_filter_by_unknown_class_raises(classes, message):
 
 
 def test_filter_by_name_without_names_raises():
-    with pytest.raises(UserError, match=r"no class 'cat': the model has no class names. Give class ids"):
+    with pytest.raises(UserError, match=r"no class 'cat': the model has no class names. Pass class ids"):
         detections(class_names=None).filter(classes="cat")
 
 
@@ -177,7 +177,9 @@ def test_draw_draws_on_a_copy(rng, tmp_path):
 
 
 def test_draw_on_an_image_of_another_size_raises():
-    with pytest.raises(UserError, match=r"height and width \(80, 60\), the detections \(60, 80\): draw on the image"):
+    with pytest.raises(
+        UserError, match=r"height and width \(80, 60\), but the detections are for \(60, 80\): pass the image"
+    ):
         detections().draw(np.zeros((80, 60, 3), np.uint8))
 
 
@@ -190,7 +192,7 @@ def test_to_coco():
         {"image_id": 8, "category_id": 4, "bbox": [5.0, 40.25, 75.0, 19.75], "score": 0.25},
     ]
     json.dumps(results)
-    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the dataset names 1 categories"):
+    with pytest.raises(ValueError, match="Image 8 has a detection of class 1, but the dataset has 1 categories"):
         found.to_coco(8, [4])
 
 

@@ -74,14 +74,14 @@ def test_batch_size_limits_the_images_of_a_batch():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, None, True])
 def test_invalid_batch_size_raises(batch_size):
-    with pytest.raises(UserError, match=r"batch_size is .*: give a positive integer"):
+    with pytest.raises(UserError, match=r"batch_size is .*: expected a positive integer"):
         Corners().detect(np.zeros((8, 8, 3), np.uint8), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("predictor", [Corners(), Corners(Preprocessing()), AugmentedPredictor(tiny.detector())])
 @pytest.mark.parametrize("resize", [300, True, "300", (300,), (300, 400, 3), (0, 300), (-1, 300), (300.5, 400)])
 def test_invalid_resize_raises(predictor, resize):
-    with pytest.raises(UserError, match=r"^resize is .*: give \(shortest, longest\)"):
+    with pytest.raises(UserError, match=r"^resize is .*: expected \(shortest, longest\)"):
         predictor.detect(np.zeros((32, 32, 3), np.uint8), resize=resize)
 
 

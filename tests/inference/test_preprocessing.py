@@ -211,7 +211,7 @@ def test_pil_images_of_8_bits_become_rgb(picture, mode):
 
 
 def test_floats_on_a_scale_of_one_warn(picture):
-    with pytest.warns(UserWarning, match="Image 0 has no value above 1.* multiply it by 255"):
+    with pytest.warns(UserWarning, match="Image 0 has no value above 1.* multiply the image by 255"):
         open_images(picture / 255)
 
 
@@ -230,8 +230,8 @@ BAD = {
         np.zeros((2, 3, 8, 9)),
         r"Image 0 is an array of shape \(3, 8, 9\).*; move the channels",
     ),
-    "batch in a list": ([np.zeros((2, 8, 9, 3))], r"shape \(2, 8, 9, 3\).*; give a batch .* by itself"),
-    "two channels": (np.zeros((8, 9, 2)), r"shape \(8, 9, 2\).*; give three channels"),
+    "batch in a list": ([np.zeros((2, 8, 9, 3))], r"shape \(2, 8, 9, 3\).*; pass a batch .* by itself"),
+    "two channels": (np.zeros((8, 9, 2)), r"shape \(8, 9, 2\).*; pass three channels"),
     "no pixels": (np.zeros((0, 9, 3), np.uint8), r"shape \(0, 9, 3\), which has no pixels"),
     "second of a list": ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8))], r"Image 1 is an array of shape \(8, 8\)"),
     "bool": (np.zeros((8, 9, 3), bool), "Image 0 is an array of bool: .*; convert it to uint8"),

@@ -82,7 +82,7 @@ def test_low_scores_are_dropped_and_categories_renumbered(image):
 
 
 def test_model_that_is_no_predictor_raises():
-    with pytest.raises(UserError, match=r"model is of type str: give a predictor"):
+    with pytest.raises(UserError, match=r"model is of type str: expected a predictor"):
         SahiDetectionModel("model.keras")
 
 

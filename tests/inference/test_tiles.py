@@ -214,9 +214,9 @@ def test_it_describes_itself_like_its_model(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile": 0}, "tile is 0: give a positive integer"),
+        ({"tile": 0}, "tile is 0: expected a positive integer"),
         ({"tile": 64.5}, r"tile is 64\.5"),
-        ({"overlap": 1.0}, r"overlap is 1\.0: give a share from 0 up to"),
+        ({"overlap": 1.0}, r"overlap is 1\.0: expected a fraction of 0 or more"),
         ({"overlap": -0.1}, r"overlap is -0\.1"),
         ({"overlap": "0.2"}, "overlap is '0.2'"),
     ],

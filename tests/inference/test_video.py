@@ -106,7 +106,7 @@ def test_sources_that_do_not_open_raise(file, tmp_path, monkeypatch):
         VideoReader(str(tmp_path / "words.mp4"))
     with pytest.raises(FileNotFoundError, match=r"The video .*none\.mp4 does not exist"):
         VideoReader(str(tmp_path / "none.mp4"))
-    with pytest.raises(UserError, match=r"Camera 97 \(.*97.*\) does not open \(.*\): give the number of a connected"):
+    with pytest.raises(UserError, match=r"Camera 97 \(.*97.*\) does not open \(.*\): use the number of a connected"):
         VideoReader("97")
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(UserError, match="kerasdet opens cameras on Linux and macOS only"):

@@ -49,7 +49,7 @@ def test_mixed_precision_returns_half_precision_features(rng):
 
 
 def test_unknown_version_raises():
-    with pytest.raises(ValueError, match="no version 3"):
+    with pytest.raises(ValueError, match="deform_version is 3"):
         DeformConvNorm(3, 3, deform_version=3)
 
 

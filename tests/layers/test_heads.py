@@ -40,7 +40,7 @@ def test_head_has_no_layers_before_a_model_attaches_it(make, rng):
     layer = make(num_convs=1)
     assert not layer.weights and not layer.built
     for use in (lambda: layer.build((None, None, None, 32)), lambda: layer(pyramid(rng))):
-        with pytest.raises(RuntimeError, match=f"{make.__name__} has no layers yet: give it to a model"):
+        with pytest.raises(RuntimeError, match=f"{make.__name__} has no layers yet: pass the head to a model"):
             use()
 
 

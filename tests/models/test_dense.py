@@ -184,6 +184,26 @@ def test_backbone_that_is_not_a_resnet_trains_saves_loads_and_detects(model_clas
         np.testing.assert_array_equal(value, again[name])
 
 
+class UnbuiltHead(RetinaNetHead):
+    """Creates a layer that its `build` forgets."""
+
+    def create_layers(self, *args):
+        super().create_layers(*args)
+        self.gate = keras.layers.Conv2D(32, 1, name="gate")
+
+    def call(self, pyramid, training=False):
+        return super().call({level: self.gate(x) for level, x in pyramid.items()}, training=training)
+
+
+def test_layers_without_weights_are_named_before_training():
+    model = RetinaNet(
+        NUM_CLASSES, backbone=PlainBackbone(), neck=FPN(channels=32, top=ConvTop("c5", 32)), head=UnbuiltHead(1)
+    )
+    model.compile(optimizer="sgd", run_eagerly=True)
+    with pytest.raises(UserError, match=r"layer gate \(Conv2D\) in head has no weights yet.*in UnbuiltHead\.build"):
+        model.train_on_batch(batch())
+
+
 def plain_retinanet(call=None, **attributes):
     """Makes a model on a `PlainBackbone` with other attributes, or whose `call` passes its features to `call`."""
 

@@ -142,7 +142,7 @@ def test_gpu_without_kernels_uses_stock_ops(monkeypatch, caplog):
             assert dispatch.compiled_ops() is dispatch.raw_ops()
     finally:
         dispatch._lacks_gpu_kernels.cache_clear()
-    assert len(caplog.records) == 1 and "On GPUs, TensorFlow's are used" in caplog.text
+    assert len(caplog.records) == 1 and "On GPUs, TensorFlow's ops are used" in caplog.text
 
 
 @pytest.mark.skipif(dispatch.raw_ops() is None, reason="the compiled ops are not built here")

@@ -62,7 +62,7 @@ def test_missing_library_warns_once_and_falls_back_to_stock_ops(missing, caplog,
         indices, _ = detections()
         detections()
     assert indices.numpy().tolist() == [[2, 1, -1]]
-    assert len(caplog.records) == 1 and "TensorFlow's are used" in caplog.text
+    assert len(caplog.records) == 1 and "TensorFlow's ops are used" in caplog.text
     with pytest.raises(RuntimeError, match=r"do not load from .*_kerasdet_ops\.so"), ops.implementation("compiled"):
         pass
 

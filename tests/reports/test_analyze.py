@@ -162,7 +162,7 @@ def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folde
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["faulty.json"], "contains detections and no model: name the ground truth with --data"),
+        (["faulty.json"], "contains detections, not a model: pass the ground truth with --data"),
         (["faulty.json", "--data", "annotations.json", "--split", "val", "--images", "nowhere"], "nowhere"),
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
         (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),

@@ -152,7 +152,7 @@ def test_stopping_and_resuming_do_not_change_the_training(whole, data, tmp_path)
     [
         ([keras.callbacks.CSVLogger], "at position 0: expected a keras.callbacks.Callback object; write @Name"),
         ([Recorder(), "csv"], "has 'csv' at position 1"),
-        (Recorder(), "callbacks is .*: it must be a list"),
+        (Recorder(), "callbacks is .*: expected a list"),
     ],
 )
 def test_no_callback_raises(data, tmp_path, callbacks, message):

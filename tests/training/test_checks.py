@@ -54,7 +54,7 @@ def test_one_object_is_enough(dataset):
 def test_training_at_other_sizes_than_detection_warns(caplog, shortest, warns):
     model = SimpleNamespace(preprocessing=Preprocessing(shortest=96, longest=128))
     checks.warn_of_other_sizes(model, [ResizeShortestEdge(shortest, 128), RandomFlip()])
-    assert ("and the model detects at 96" in caplog.text) == warns
+    assert ("but detection resizes it to 96" in caplog.text) == warns
 
 
 def test_validation_data_take_the_classes_of_the_training_data(dataset):
@@ -83,9 +83,9 @@ def test_ground_truth_that_an_evaluation_cannot_read_raises(dataset):
 
 
 def test_single_object_in_the_place_of_a_list_raises():
-    with pytest.raises(UserError, match=r"^transforms is .*RandomFlip.*: it must be a list, even of one"):
+    with pytest.raises(UserError, match=r"^transforms is .*RandomFlip.*: expected a list, also for a single object"):
         checks.check_lists(transforms=RandomFlip())
-    with pytest.raises(UserError, match=r"^freeze is 'backbone': it must be a list"):
+    with pytest.raises(UserError, match=r"^freeze is 'backbone': expected a list"):
         checks.check_lists(transforms=[], freeze="backbone")
 
 
@@ -102,7 +102,7 @@ def test_deviations_of_pixels_in_0_to_1_warn(caplog):
     checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing((0.0,) * 3, (1.0,) * 3)))
     assert not caplog.records
     checks.warn_of_units(SimpleNamespace(preprocessing=Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
-    assert "multiply both by 255" in caplog.text
+    assert "multiply mean and std by 255" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_evaluation_on_training_images_warns(dataset, caplog):
     checks.warn_of_same_data(data, Validation(data))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     checks.warn_of_same_data(data, Validation(other))
-    assert "1 of 1 images of held.json are also trained on" in caplog.text
+    assert "1 of 1 images of held.json are also training images" in caplog.text

@@ -40,7 +40,7 @@ def test_shared_classes_predict_as_before(name, tmp_path, caplog):
         keep_shared_classes(tuned, NEW, tuned.pretrained_classes)
     tuned.class_names = NEW
     [message] = [record.getMessage() for record in caplog.records if "are copied" in record.getMessage()]
-    assert message.endswith("matched by name: dog, person. Classes that start anew: truck, N/A.")
+    assert message.endswith("matched by name: dog, person. Classes that start with random weights: truck, N/A.")
     before, after = outputs_by_class(old), outputs_by_class(tuned)
     for shared in {*before} & {*after}:
         for x, y in zip(before[shared], after[shared], strict=True):

@@ -99,7 +99,7 @@ def signal_second_worker(data, out_dir, number):
 def test_sigterm_to_one_worker_stops_all_after_the_same_saved_step(tmp_path, data):
     codes, errors = signal_second_worker(data, tmp_path, signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM] * 2, errors[0][-3000:]
-    assert all("the state is saved" in text for text in errors)
+    assert all("the run has saved a checkpoint" in text for text in errors)
     steps = len((tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"step_{steps:08d}.keras"]
 

@@ -87,12 +87,12 @@ def test_restoring_with_another_optimizer_raises(saved, recwarn):
     adamw = keras.optimizers.AdamW
     scaled = keras.optimizers.LossScaleOptimizer(adamw(use_ema=True))
     others = {
-        "optimizer was AdamW and is SGD": keras.optimizers.SGD(use_ema=True),
-        "use_ema was True and is False": adamw(),
-        r"loss scaling was none and is dynamic \(PRECISION mixed_float16\)": scaled,
+        "optimizer was AdamW and is now SGD": keras.optimizers.SGD(use_ema=True),
+        "use_ema was True and is now False": adamw(),
+        r"loss scaling was none and is now dynamic \(PRECISION mixed_float16\)": scaled,
     }
     for message, optimizer in others.items():
-        with pytest.raises(ValueError, match=rf"00003\.keras was saved with another optimizer, {message}: choose"):
+        with pytest.raises(ValueError, match=rf"with other optimizer settings: {message}\. Restore"):
             resume.restore(model(optimizer=optimizer), saved[1])
     assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
 
@@ -100,7 +100,7 @@ def test_restoring_with_another_optimizer_raises(saved, recwarn):
 def test_other_settings_are_listed(saved):
     assert resume.restore(model(), saved[1], SETTINGS) == (3, 48, "")
     progress = resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
-    assert progress.changes == "data was 40 images and is 30 images, seed was 0 and is 5"
+    assert progress.changes == "data was 40 images and is now 30 images, seed was 0 and is now 5"
 
 
 def test_checkpoint_without_settings_restores(tmp_path, saved):
@@ -116,14 +116,14 @@ def test_checkpoint_without_settings_restores(tmp_path, saved):
 
 
 CHANGED_RATES = {
-    "constant": (0.25, 0.125, "learning_rate was 0.25 and is 0.125"),
+    "constant": (0.25, 0.125, "learning_rate was 0.25 and is now 0.125"),
     "schedule": (
         WarmupCosine(0.25, 8),
         WarmupCosine(0.125, 8),
-        "WarmupCosine.base_lr was 0.25 and is 0.125",
+        "WarmupCosine.base_lr was 0.25 and is now 0.125",
     ),
-    "constant_to_schedule": (0.25, WarmupCosine(0.125, 8), "learning_rate was 0.25 and is WarmupCosine"),
-    "schedule_to_constant": (WarmupCosine(0.25, 8), 0.125, "learning_rate was WarmupCosine and is 0.125"),
+    "constant_to_schedule": (0.25, WarmupCosine(0.125, 8), "learning_rate was 0.25 and is now WarmupCosine"),
+    "schedule_to_constant": (WarmupCosine(0.25, 8), 0.125, "learning_rate was WarmupCosine and is now 0.125"),
 }
 
 
@@ -156,5 +156,5 @@ def test_new_learning_rate_applies_and_the_rest_of_the_optimizer_resumes(tmp_pat
 def test_other_settings_of_the_optimizer_apply_and_are_listed(saved):
     other = model(optimizer=keras.optimizers.AdamW(0.1, use_ema=True, weight_decay=0.25, clipnorm=2.0))
     changes = resume.restore(other, saved[1]).changes
-    assert changes == "weight_decay was 0.004 and is 0.25, clipnorm was None and is 2"
+    assert changes == "weight_decay was 0.004 and is now 0.25, clipnorm was None and is now 2"
     assert other.optimizer.weight_decay == 0.25

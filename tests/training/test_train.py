@@ -148,7 +148,7 @@ def test_finished_run_returns_at_once(resumed, data, caplog):
     assert len(before) == STEPS
     for a, b in zip(tiny.weights(model), tiny.weights(finished), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert f"{out_dir} is finished: it has made 6 steps, and STEPS (steps) is 6. To train on, raise" in caplog.text
+    assert f"{out_dir} is finished: it has completed 6 steps, and STEPS is 6. To train on, raise" in caplog.text
 
 
 def test_finished_run_with_other_settings_raises(resumed, data, tmp_path, caplog):
@@ -158,10 +158,10 @@ def test_finished_run_with_other_settings_raises(resumed, data, tmp_path, caplog
     message = r"is finished: .* have no effect on it \(data was 5 images .* choose another OUT_DIR .*, or raise STEPS"
     with pytest.raises(UserError, match=message):
         run(out_dir, others, config="STEPS = 6")
-    with pytest.raises(UserError, match=r"finished: .* \(learning_rate was WarmupMultiStep and is 0\.5\)"):
+    with pytest.raises(UserError, match=r"finished: .* \(learning_rate was WarmupMultiStep and is now 0\.5\)"):
         run(out_dir, data, optimizer=SGD(0.5, weight_decay=1e-3))
     assert (out_dir / "config.gin").read_text() == before
-    assert "goes on" not in caplog.text
+    assert "continues" not in caplog.text
 
 
 def test_model_takes_class_names_of_the_data(resumed):
@@ -171,9 +171,9 @@ def test_model_takes_class_names_of_the_data(resumed):
 
 def test_resuming_with_another_model_raises(uninterrupted, data):
     out_dir = uninterrupted[0]
-    with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model .*: choose another OUT_DIR"):
+    with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model .*: use another OUT_DIR"):
         run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
-    with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with another optimizer"):
+    with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with other optimizer settings"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
     other = CocoDataset(data.annotations)
     other.class_names = tuple(reversed(tiny.CLASS_NAMES))
@@ -193,7 +193,7 @@ def test_damaged_checkpoint_raises(tmp_path, uninterrupted, data, damage):
     folder.mkdir()
     (folder / "step_00000004.keras").write_bytes(content)
     (folder / "step_00000006.keras").write_bytes(damaged[damage])
-    with pytest.raises(ValueError, match=r"step_00000006\.keras is damaged .*: delete it to resume from the"):
+    with pytest.raises(ValueError, match=r"step_00000006\.keras is damaged .*: delete this file to resume from the"):
         run(tmp_path, data)
 
 
@@ -269,15 +269,15 @@ def test_counts_that_are_not_positive_whole_numbers_raise(tmp_path, data):
     owners = {Checkpointing: ("steps_per_epoch", "max_to_keep"), StepOptions: ("max_boxes", "micro_batches")}
     for value in (-1, 1.5, "10", True):
         for name in ("steps", "batch_size", "log_every"):
-            with pytest.raises(UserError, match=f"train.{name} is {value!r}: it must be a positive integer"):
+            with pytest.raises(UserError, match=f"train.{name} is {value!r}: expected a positive integer"):
                 run(tmp_path, data, model=model, **{name: value})
         for name in ("every", "patience"):
-            with pytest.raises(UserError, match=f"Validation.{name} is {value!r}: it must be a positive integer"):
+            with pytest.raises(UserError, match=f"Validation.{name} is {value!r}: expected a positive integer"):
                 Validation(data, **{name: value})
         for owner, names in owners.items():
             for name in names:
                 with pytest.raises(
-                    UserError, match=f"{owner.__name__}.{name} is {value!r}: it must be a positive integer"
+                    UserError, match=f"{owner.__name__}.{name} is {value!r}: expected a positive integer"
                 ):
                     owner(**{name: value})
 
@@ -343,7 +343,7 @@ def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
 def test_unknown_monitor_raises_after_the_first_evaluation(tmp_path, data):
     validation = Validation(data, lambda model, data: Summary(0.1), monitor="mAP")
     with pytest.raises(
-        UserError, match=r"monitor is 'mAP', which the evaluation does not return: choose one of score, val_loss"
+        UserError, match=r"monitor is 'mAP', which is not a metric of the evaluation: choose one of score, val_loss"
     ):
         run(tmp_path, data, validation=validation, steps=1)
 
@@ -358,7 +358,7 @@ def test_misspelt_monitor_raises_before_the_first_step(tmp_path, data, data_with
     ):
         model = tiny.rcnn(branches=[KeypointBranch(4)])
         run(out_dir, data_with_parts, model=model, validation=Validation(data_with_parts, monitor="segm/AP"))
-    with pytest.raises(UserError, match=r"Validation\.data is None: give a dataset, or set train\.validation to None"):
+    with pytest.raises(UserError, match=r"Validation\.data is None: expected a dataset"):
         Validation(None, monitor="AP")
     assert not out_dir.exists()
 
@@ -429,9 +429,7 @@ def test_micro_batches_equal_the_whole_batch(tmp_path, data, optimizer):
 
 
 def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
-    with pytest.raises(
-        ValueError, match=r"batch_size\) is 2, which cannot be divided evenly among 1 replicas with 3 micro_batches"
-    ):
+    with pytest.raises(ValueError, match=r"batch_size=\) is 2, which cannot be divided evenly into 3 micro-batches"):
         run(tmp_path, data, step_options=StepOptions(micro_batches=3))
     with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 2, .* set StepOptions\.micro_batches"):
         run(tmp_path, data, optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2))
@@ -443,7 +441,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
         run(tmp_path, data, freeze=["bacbone"])
     with pytest.raises(ValueError, match=r"freeze has 'backbone/c9_\*', which matches no layer of backbone"):
         run(tmp_path, data, freeze=["backbone/c9_*"])
-    for freeze, expected in (("backbone", "it must be a list"), ([3], "give a list of names, such as")):
+    for freeze, expected in (("backbone", "expected a list"), ([3], "give a list of names, such as")):
         with pytest.raises(ValueError, match=re.escape(f"freeze is {freeze!r}: {expected}")):
             run(tmp_path, data, freeze=freeze)
     with pytest.raises(ValueError, match=r"freeze=\[.*\] leaves no layer of RetinaNet to train"):
@@ -451,7 +449,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
     with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: give a number above 0, or None for no clip"):
         run(tmp_path, data, optimizer=SGD(1e-3, global_clipnorm=-1.0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"OUT_DIR \(out_dir\): .*file/run cannot be written: Not a directory"):
+    with pytest.raises(OSError, match=r"OUT_DIR \(Python: out_dir=\): .*file/run cannot be written: Not a directory"):
         run(tmp_path / "file" / "run", data)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -467,7 +465,7 @@ def test_full_disk_leaves_the_configuration_intact(tmp_path, data, resumed):
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
 def test_file_in_place_of_a_folder_raises(tmp_path, data, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OSError, match=rf"OUT_DIR \(out_dir\): .*/{name} cannot be written: it is a file"):
+    with pytest.raises(OSError, match=rf"OUT_DIR \(Python: out_dir=\): .*/{name} cannot be written: it is a file"):
         run(tmp_path, data, config="STEPS = 3\n")
     assert not (tmp_path / "config.gin").exists()
     assert (tmp_path / name).read_text() == "mine"
@@ -497,15 +495,15 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     other.records = other.records[1:]
     model = tiny.detector(preprocessing=Preprocessing(shortest=64, longest=128))
     run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5)
-    [message] = [message for message in caplog.messages if "goes on with other settings: " in message]
+    [message] = [message for message in caplog.messages if "continues with other settings: " in message]
     for words in (
         "data was 5 images of 5 classes (",
-        "and is 4 images",
-        "batch_size was 2 and is 1",
-        "longest was 96 and is 128",
+        "and is now 4 images",
+        "batch_size was 2 and is now 1",
+        "longest was 96 and is now 128",
     ):
         assert words in message
-    with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is \['neck'\]"):
+    with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is now \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])
 
 

@@ -14,14 +14,14 @@ _TYPES = {"float": "TYPE_FP32", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
 
 
 def triton_config(path: str, name: str = "detector") -> str:
-    """Returns the text of ``config.pbtxt``.
+    """Returns the text of a Triton ``config.pbtxt`` for an exported ONNX file.
 
     Args:
-        path: The ONNX file.
-        name: Name of the model's folder in the repository.
+        path: Path of the ONNX file.
+        name: Name of the model in the Triton model repository.
 
     Returns:
-        The text.
+        The configuration as text.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     # With max_batch_size 0 Triton passes requests on as they are. Its own batching would join images of one size only.

@@ -4,7 +4,7 @@
 |---|---|
 | ``models/detector/1/`` | the SavedModel; the next export to the same folder becomes version 2 |
 | ``models.config`` | the list of models that the server loads |
-| ``batching.config`` | parameters of batching on the server, which is off by default; the README says when to use it |
+| ``batching.config`` | parameters of batching on the server (off by default); the README says when to use it |
 | ``docker-compose.yml`` | a server with gRPC on port 8500 and REST on 8501 |
 | ``grpc_client.py``, ``rest_client.py`` | example clients |
 """
@@ -29,11 +29,11 @@ _WARMUP_SIZES = ((480, 640), (640, 480))
 def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Adds a version to a folder for TF Serving, where it appears only once it is complete.
 
-    A server that watches the folder thus never loads half a version, and a failure leaves no version behind.
+    A server that watches the folder thus never loads an incomplete version, and a failed export leaves no version.
 
     Args:
-        folder: The folder to serve, new or made by an earlier export. The version becomes `models/detector/NUMBER`
-            inside it.
+        folder: The folder to serve, a new folder or that of an earlier export. The version becomes
+            `models/detector/NUMBER` in the folder.
 
     Yields:
         The path to which the block must write the SavedModel, and the path that it has afterwards.
@@ -59,7 +59,7 @@ def next_version(folder: str | Path) -> Path:
         folder: The folder that holds the versions in `models/detector/`; it need not exist.
 
     Returns:
-        A path that ends in a number, one more than that of the newest version.
+        The path of the next version; it ends in a number, one more than that of the newest version.
     """
     versions = Path(folder) / "models" / NAME
     numbers = [int(path.name) for path in versions.glob("*") if path.name.isdigit()]
@@ -67,7 +67,7 @@ def next_version(folder: str | Path) -> Path:
 
 
 def write_templates(folder: str | Path) -> None:
-    """Writes TF Serving's configuration and example clients into a folder. Files that exist are not changed.
+    """Writes TF Serving's configuration and example clients into a folder. Existing files are not changed.
 
     Args:
         folder: The folder that holds the versions in `models/detector/`.
@@ -79,10 +79,10 @@ def write_templates(folder: str | Path) -> None:
 
 
 def write_warmup(path: str | Path) -> Path:
-    """Writes example requests that TF Serving runs when it loads a version (warm-up), so that no user waits.
+    """Writes warm-up requests, which TF Serving runs when it loads a version, so that the first request is fast.
 
     Args:
-        path: A SavedModel that `export_saved_model` wrote.
+        path: Path of a SavedModel that `export_saved_model` wrote.
 
     Returns:
         The path of the ``PredictionLog`` records.

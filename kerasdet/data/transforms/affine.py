@@ -1,4 +1,4 @@
-"""Turns, shifts, scales and shears images together with their objects."""
+"""Rotates, shifts, scales and shears images together with their objects."""
 
 import dataclasses
 import math
@@ -19,10 +19,10 @@ from kerasdet.geometry import keypoints as keypoint_ops
 
 @dataclasses.dataclass(frozen=True)
 class RandomRotate90:
-    """Turns the image by 90, 180 or 270 degrees, each equally likely; boxes, masks and keypoints stay exact.
+    """Rotates the image by 90, 180 or 270 degrees, each equally likely; boxes, masks and keypoints stay exact.
 
     Args:
-        probability: Probability that the image is turned, in [0, 1].
+        probability: Probability that the image is rotated, in [0, 1].
 
     Raises:
         UserError: If the probability is outside [0, 1].
@@ -34,14 +34,14 @@ class RandomRotate90:
         check_probabilities(self, "probability")
 
     def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
-        """Turns an example.
+        """Rotates an example at random.
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the decision and the angle, (2,) int32.
+            seed: Seed of the random decision and of the angle, (2,) int32.
 
         Returns:
-            The example, turned or not.
+            The example, rotated or unchanged.
         """
         draw = tf.random.stateless_uniform([2], seed)
         turns = 1 + tf.cast(draw[1] * 3, tf.int32)  # counterclockwise
@@ -49,14 +49,14 @@ class RandomRotate90:
 
 
 def rotate_90(example: dict[str, Any], turns: tf.Tensor) -> dict[str, Any]:
-    """Turns an example counterclockwise by multiples of 90 degrees, like `np.rot90`.
+    """Rotates an example counterclockwise by multiples of 90 degrees, like `np.rot90`.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        turns: Number of turns, () int32 in 0..3.
+        turns: Number of rotations by 90 degrees, () int32 in 0..3.
 
     Returns:
-        The turned example.
+        The rotated example.
     """
     order = example.get("keypoint_flip")
     if order is not None:  # the flips that make up a turn swap left and right keypoints, but a turn must not
@@ -82,21 +82,22 @@ def _transpose(example):
 
 @dataclasses.dataclass(frozen=True)
 class RandomAffine:
-    """Rotates, shifts, scales and shears the image around its centre; its size stays.
+    """Rotates, shifts, scales and shears the image around its centre; the image size does not change.
 
-    The matrix is computed like in torchvision's `RandomAffine`; the default ranges and the rules about small objects
-    are those of mmdetection's `YOLOXRandomAffine`. With masks, the new box of an object is the tight box of its mask.
-    Without masks, it is the box around the four mapped corners, which is too large if the image is rotated.
+    The matrix is computed as in torchvision's `RandomAffine`; the default ranges and the rules about small objects are
+    those of mmdetection's `YOLOXRandomAffine`. With masks, the new box of an object is the tight box of its mask.
+    Without masks, it is the box around the four mapped corners, which is larger than the object if the image is
+    rotated.
 
     Args:
-        degrees: Largest angle of the rotation, in degrees.
-        translate: Largest shift, as a fraction of height and width.
-        scale: Smallest and largest factor.
+        degrees: Largest angle of the rotation in either direction, in degrees.
+        translate: Largest shift in either direction, as a fraction of height and width.
+        scale: Smallest and largest scale factor.
         shear: Largest angle of the shear along both axes, in degrees.
         fill: Value of pixels outside the image, in 0..255.
         probability: Probability that the image changes, in [0, 1].
-        min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
     Raises:
         UserError: If an argument is out of range.
@@ -118,7 +119,7 @@ class RandomAffine:
         if self.shear >= 90 or not 0 <= self.fill <= 255:
             raise UserError(
                 f"RandomAffine got shear={self.shear} and fill={self.fill}; expected a shear below 90 degrees and a "
-                "fill in 0..255. Correct the two."
+                "fill in 0..255. Change shear or fill."
             )
 
     def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
@@ -126,10 +127,10 @@ class RandomAffine:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the decision and the matrix, (2,) int32.
+            seed: Seed of the random decision and of the matrix, (2,) int32.
 
         Returns:
-            The example, changed or not.
+            The example, transformed or unchanged.
         """
         draw = tf.random.stateless_uniform([7], seed)
 
@@ -140,7 +141,7 @@ class RandomAffine:
         return at_random(self.probability, draw[0], changed, example)
 
     def _matrix(self, draw, size):
-        """Draws the matrix from six uniform numbers: (2, 3), maps (y, x, 1) to the new (y, x)."""
+        """Computes the matrix (2, 3), which maps (y, x, 1) to the new (y, x), from six uniform random numbers."""
         signed = 2 * draw - 1
         angle, shear_x, shear_y = tf.unstack(
             signed[:3] * (tf.constant([self.degrees, self.shear, self.shear], tf.float32) * (math.pi / 180))
@@ -164,8 +165,8 @@ def apply_affine(
         example: Tensors of one image, see `kerasdet.data.transforms`.
         matrix: (2, 3), invertible. Maps (y, x, 1) to the new (y, x), in continuous pixels.
         fill: Value of pixels outside the image, in 0..255.
-        min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
     Returns:
         The example with mapped image and objects.

@@ -19,8 +19,8 @@ def check_probabilities(owner: object, *names: str) -> None:
     values = {name: getattr(owner, name) for name in names}
     if not all(_is_number(value) and 0 <= value <= 1 for value in values.values()):
         raise UserError(
-            f"{type(owner).__name__} got {_listed(values)}; expected a probability, a number in [0, 1]. Correct the "
-            "value."
+            f"{type(owner).__name__} got {_listed(values)}; expected probabilities, numbers in [0, 1]. Change "
+            f"{', '.join(names)}."
         )
 
 
@@ -48,7 +48,7 @@ def check_range(owner: object, name: str, low: float, high: float = float("inf")
 
 
 def check_at_least(owner: object, low: float, *names: str) -> None:
-    """Checks that attributes are numbers, or sequences of numbers, not below a limit.
+    """Checks that attributes are numbers, or sequences of numbers, of at least `low`.
 
     Args:
         owner: Transform that has the attributes.

@@ -13,10 +13,10 @@ from kerasdet.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class GaussianBlur:
-    """Blurs the image with a Gaussian of random width, like torchvision's `GaussianBlur`.
+    """Blurs the image with a Gaussian of random standard deviation, like torchvision's `GaussianBlur`.
 
     Args:
-        kernel_size: Number of pixels along each axis that the kernel covers, an odd number.
+        kernel_size: Height and width of the kernel in pixels; odd.
         sigma: Smallest and largest standard deviation of the Gaussian, in pixels.
         probability: Probability that the image is blurred, in [0, 1].
 
@@ -42,10 +42,10 @@ class GaussianBlur:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the decision and the width, (2,) int32.
+            seed: Seed of the random decision and of the width, (2,) int32.
 
         Returns:
-            The example, blurred or not.
+            The example, blurred or unchanged.
         """
         draw = tf.random.stateless_uniform([2], seed)
         sigma = self.sigma[0] + draw[1] * (self.sigma[1] - self.sigma[0])

@@ -21,7 +21,7 @@ def check_fill(owner: object) -> None:
         owner: Transform that fills the area around images.
 
     Raises:
-        UserError: If `fill` is not a number in 0..255, or three of them.
+        UserError: If `fill` is neither a number in 0..255 nor three such numbers.
     """
     values = owner.fill if isinstance(owner.fill, Sequence) else (owner.fill,)
     if len(values) not in (1, 3) or not all(isinstance(v, int | float) and 0 <= v <= 255 for v in values):
@@ -32,7 +32,7 @@ def check_fill(owner: object) -> None:
 
 
 def place_image(image: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, fill: Fill) -> tf.Tensor:
-    """Places an image on a canvas; the parts outside of the canvas are cut off.
+    """Places an image on a canvas; the parts outside the canvas are cut off.
 
     Args:
         image: (H, W, 3).
@@ -41,7 +41,7 @@ def place_image(image: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, fill: Fill
         fill: Value of the pixels around the image, in 0..255: a number, or one for each channel.
 
     Returns:
-        (height, width, 3) of the type of `image`. Fractions of `fill` are rounded for uint8.
+        The canvas, (height, width, 3) of the dtype of `image`. For uint8, `fill` is rounded to integers.
     """
     start, stop = tf.maximum(-offset, 0), tf.minimum(tf.shape(image)[:2], size - offset)
     stop = tf.maximum(stop, start)
@@ -69,15 +69,15 @@ def place_image(image: tf.Tensor, offset: tf.Tensor, size: tf.Tensor, fill: Fill
 def place(
     example: dict[str, Any], offset: tf.Tensor, size: tf.Tensor, fill: Fill = 0.0, **limits: float
 ) -> dict[str, Any]:
-    """Places an image and its objects on a canvas; the parts outside of the canvas are cut off.
+    """Places an image and its objects on a canvas; the parts outside the canvas are cut off.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
         offset: (2,) int32, position (y, x) of the image's top left corner on the canvas, in pixels; may be negative.
         size: Height and width of the canvas in pixels, (2,) int32.
         fill: Value of the pixels around the image, in 0..255: a number, or one for each channel.
-        **limits: Arguments `min_visible` and `min_size` of `kerasdet.data.transforms.objects.cut`, by which objects
-            that are cut off too far are dropped.
+        **limits: Arguments `min_visible` and `min_size` of `kerasdet.data.transforms.objects.cut`, the limits below
+            which cut objects are dropped.
 
     Returns:
         The example on the canvas.

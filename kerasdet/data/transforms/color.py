@@ -16,15 +16,15 @@ class RandomPhotometricDistort:
     """Changes brightness, contrast, saturation, hue and the order of channels (SSD, https://arxiv.org/abs/1512.02325).
 
     Order and default values are those of mmdetection's `PhotoMetricDistortion`: brightness, contrast, saturation, hue,
-    channels. The contrast changes either before the saturation or after the hue. Each change is applied with a
-    probability. Values are clipped to 0..255 after each change, like in SSD's own code, and rounded at the end if the
+    channels. The contrast changes either before the saturation or after the hue. Each change is applied with the given
+    probability. Values are clipped to 0..255 after each change, as in SSD's own code, and rounded at the end if the
     image is uint8.
 
     Args:
         brightness: Largest change of brightness; a value in [-brightness, brightness] is added. In 0..255.
-        contrast: Smallest and largest factor of all values.
-        saturation: Smallest and largest factor of the saturation in HSV.
-        hue: Largest change of the hue, in degrees of 360.
+        contrast: Smallest and largest factor by which all values are multiplied.
+        saturation: Smallest and largest factor by which the saturation in HSV is multiplied.
+        hue: Largest change of the hue in either direction, in degrees (0..360).
         probability: Probability of each of the four changes, in [0, 1].
         channel_probability: Probability that the channels are put into another order, in [0, 1].
 
@@ -53,7 +53,7 @@ class RandomPhotometricDistort:
             seed: Seed of all changes, (2,) int32.
 
         Returns:
-            The example with another image.
+            The example with the changed image.
         """
         draw = tf.random.stateless_uniform([11], seed)
         applies = draw[:4] < self.probability

@@ -1,4 +1,4 @@
-"""Combines transforms: in a row, with a probability, and up to a step of the training run."""
+"""Combines transforms: applies them in sequence, with a probability, or up to a training step."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -36,16 +36,16 @@ def apply_if(
     example: Example,
     otherwise: Callable[[], Example] | None = None,
 ) -> Example:
-    """Returns ``change()`` if a condition holds, otherwise the unchanged example.
+    """Applies a change if a condition holds.
 
     Args:
         when: Condition, () bool.
         change: Function that returns the changed example; it runs only if the condition holds.
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        otherwise: Function that returns an example to use instead of the unchanged one. None for no such function.
+        otherwise: Function that returns an example to use instead of the unchanged one. None: the unchanged example.
 
     Returns:
-        One of the two examples.
+        The changed or the unchanged example.
 
     Raises:
         UserError: If the two examples have different keys or types; TensorFlow's graphs require the same.
@@ -70,23 +70,23 @@ def _same_types(result, specs):
         if before != after:
             raise UserError(
                 f"A transform that is applied with a probability or up to a step changes the type of '{name}': it is "
-                f"{before} with the transform and {after} without; expected the same type. Convert it, or for a "
-                "resized image use kernel='pil' or 'opencv', which keep uint8."
+                f"{before} with the transform and {after} without; expected the same type. Convert '{name}' to one "
+                "type. For a resized image, use kernel='pil' or 'opencv', which keep uint8."
             )
     return result
 
 
 def at_random(probability: float, draw: tf.Tensor, change: Callable[[], Example], example: Example) -> Example:
-    """Returns ``change()`` with a probability, otherwise the unchanged example.
+    """Applies a change with a probability.
 
     Args:
-        probability: Probability of the change. With 0 and 1 the graph has no condition.
+        probability: Probability of the change. If it is 0 or 1, the graph contains no condition.
         draw: Uniform random number in [0, 1), () float32.
         change: Function that returns the changed example.
         example: Tensors of one image, see `kerasdet.data.transforms`.
 
     Returns:
-        One of the two examples.
+        The changed or the unchanged example.
     """
     if probability <= 0 or probability >= 1:
         return change() if probability >= 1 else example
@@ -120,7 +120,7 @@ def _prepared(transform, draw):
 
 @dataclasses.dataclass(frozen=True)
 class RandomApply:
-    """Applies either all of its transforms or none of them, at random.
+    """Applies either all transforms of a list or none, at random.
 
     Args:
         transforms: Callables ``(example, seed) -> example``, applied in order.
@@ -155,10 +155,10 @@ class RandomApply:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the decision and of the transforms, (2,) int32.
+            seed: Seed of the random decision and of the transforms, (2,) int32.
 
         Returns:
-            The example, changed or not.
+            The example, transformed or unchanged.
         """
         draw = tf.random.stateless_uniform([], seed)
         return at_random(self.probability, draw, lambda: apply_all(self.transforms, example, seed), example)
@@ -168,7 +168,7 @@ class RandomApply:
 class UntilStep:
     """Applies transforms up to a training step, and other transforms afterwards.
 
-    Strong augmentation such as mosaic helps most of the run and is switched off for its last epochs (YOLOX,
+    Strong augmentation such as mosaic is usually switched off for the last epochs of training (YOLOX,
     https://arxiv.org/abs/2107.08430). The step follows from the position of the image in the run, so a resumed run
     switches at the same step.
 

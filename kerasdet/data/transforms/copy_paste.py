@@ -19,14 +19,14 @@ from kerasdet.geometry import masks as mask_ops
 class CopyPaste(MixTransform):
     """Pastes objects of another image by their masks (simple copy-paste, https://arxiv.org/abs/2012.07177).
 
-    The other image should be resized and cropped like this one: pass the same `transforms`. A random number of its
-    objects, without crowds, is pasted at the same positions. The masks and boxes of covered objects lose the covered
+    The other image should be resized and cropped like the first one: pass the same `transforms`. A random number of its
+    objects, except crowds, is pasted at the same positions. The masks and boxes of covered objects lose the covered
     part, and their covered keypoints become hidden. The default values are those of mmdetection's `CopyPaste`.
 
     Args:
         max_objects: Largest number of objects that are pasted.
         box_tolerance: A covered object is kept if no side of its box moves by more than this, in pixels.
-        min_area: A covered object is also kept if more than this area of its mask is left, in square pixels.
+        min_area: A covered object is also kept if more than this area of its mask stays visible, in square pixels.
         probability: Probability that objects are pasted, in [0, 1].
         transforms: Callables ``(example, seed) -> example``, applied to the other image first.
 
@@ -65,8 +65,8 @@ class CopyPaste(MixTransform):
         """
         if "masks" not in example:
             raise UserError(
-                "CopyPaste got examples without masks; expected a dataset that was read with masks=True. Read the "
-                "masks, or use MixUp or Mosaic."
+                "CopyPaste got examples without masks; expected a dataset that was read with masks=True. Set "
+                "masks=True, or use MixUp or Mosaic."
             )
         seeds = tf.unstack(tf.random.split(seed, 3))
         random = tf.random.stateless_uniform([2], seeds[0])
@@ -81,7 +81,7 @@ class CopyPaste(MixTransform):
         return at_random(self.probability, random[0], pasted, example)
 
     def _some(self, other, random, seed):
-        """Selects a random number of objects, each number from 0 to all equally likely."""
+        """Selects a random number of objects; every number from 0 to all objects is equally likely."""
         count = tf.shape(other["boxes"])[0]
         chosen = tf.cast(random * tf.cast(tf.minimum(count, self.max_objects) + 1, tf.float32), tf.int32)
         rank = tf.random.experimental.stateless_shuffle(tf.range(count), seed)

@@ -1,4 +1,4 @@
-"""Crops and zooms images, and cuts their objects."""
+"""Crops and zooms images together with their objects."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _ROUNDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class ScaleJitter:
-    """Resizes by a random factor and crops to a size: large-scale jitter (https://arxiv.org/abs/2012.07177).
+    """Resizes by a random factor and crops to a fixed size: large-scale jitter (https://arxiv.org/abs/2012.07177).
 
     The image is scaled to fit into `size`, times a random factor. If it then exceeds `size`, a random crop of that size
     is taken (detectron2's `ResizeScale` and `FixedSizeCrop`). A smaller image keeps its size and is padded in the batch
@@ -27,10 +27,11 @@ class ScaleJitter:
 
     Args:
         size: Height and width of the crop in pixels.
-        scale: Smallest and largest factor. The paper's large-scale jitter is (0.1, 2.0), its standard one (0.8, 1.25).
+        scale: Smallest and largest factor. The paper uses (0.1, 2.0) for large-scale jitter and (0.8, 1.25) for
+            standard jitter.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
-        min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
     Raises:
         UserError: If an argument is out of range.
@@ -57,7 +58,7 @@ class ScaleJitter:
             seed: Seed of the factor and of the crop's position, (2,) int32.
 
         Returns:
-            The example with an image of at most `size`.
+            The resized and cropped example, with an image of at most `size`.
         """
         draw = tf.random.stateless_uniform([3], seed)
         old = tf.cast(tf.shape(example["image"])[:2], tf.float32)
@@ -79,15 +80,15 @@ class RandomIoUCrop:
     """Crops so that at least one object overlaps the crop by a minimum IoU (SSD, https://arxiv.org/abs/1512.02325).
 
     It follows torchvision's `RandomIoUCrop`: a minimum IoU between crop and objects is drawn, then crops are drawn
-    until one reaches it with some object. Objects whose centre is outside the crop are dropped.
+    until one has at least this IoU with some object. Objects whose centre is outside the crop are dropped.
 
     Args:
         scale: Smallest and largest length of the crop's sides, as a fraction of the image's sides.
         aspect_ratio: Smallest and largest width / height of the crop.
         min_ious: Minimum IoUs to draw from; 1 keeps the whole image.
         trials: Number of crops to draw before another minimum is drawn.
-        min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
     Raises:
         UserError: If an argument is out of range.
@@ -115,7 +116,7 @@ class RandomIoUCrop:
             seed: Seed of the crop, (2,) int32.
 
         Returns:
-            The example, cropped or whole.
+            The example, cropped or unchanged.
         """
         window = self._draw(example["boxes"], tf.shape(example["image"])[:2], seed)
         center, edges = box_ops.centers(example["boxes"]), tf.cast(window, tf.float32)
@@ -154,9 +155,9 @@ class RandomZoomOut:
     """Places the image on a larger canvas, so that objects become smaller (SSD; torchvision's `RandomZoomOut`).
 
     Args:
-        side: Smallest and largest factor between the sides of the canvas and those of the image. Height and width get
-            the same factor.
-        fill: Value of the canvas in 0..255: a number, or one for each channel. Default: the mean of ImageNet.
+        side: Smallest and largest ratio of the sides of the canvas to the sides of the image, the same for height and
+            width.
+        fill: Value of the canvas in 0..255: a number, or one for each channel. Default: ImageNet's mean colour.
         probability: Probability that the image is placed on a canvas, in [0, 1].
 
     Raises:

@@ -17,14 +17,14 @@ _TRIES = 10  # torchvision's number of trials: a rectangle that does not fit int
 class RandomErasing:
     """Overwrites a rectangle of the image (https://arxiv.org/abs/1708.04896); the default values are torchvision's.
 
-    Objects stay as they are: the rectangle occludes them.
+    The annotations do not change: the rectangle occludes objects.
 
     Args:
         probability: Probability that a rectangle is erased, in [0, 1].
         scale: Smallest and largest area of the rectangle, as a fraction of the image's area.
         ratio: Smallest and largest height / width of the rectangle.
-        fill: Value of the erased pixels in 0..255: a number, or one for each channel. None draws the value of each
-            pixel at random, which worked best in the paper.
+        fill: Value of the erased pixels in 0..255: a number, or one for each channel. None: each pixel gets a random
+            value, which worked best in the paper.
 
     Raises:
         UserError: If an argument is out of range.

@@ -13,7 +13,7 @@ from kerasdet.geometry import keypoints as keypoint_ops
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-    """Flips the image and its annotations at random; left and right keypoints change places.
+    """Flips the image and its annotations at random; left and right keypoints are swapped.
 
     Args:
         horizontal: Probability of a left-right flip, in [0, 1].
@@ -37,7 +37,7 @@ class RandomFlip:
             seed: Seed of both decisions, (2,) int32.
 
         Returns:
-            The example, flipped or not.
+            The example, flipped or unchanged.
         """
         draw = tf.random.stateless_uniform([2], seed)
         example = at_random(self.horizontal, draw[0], lambda: flip_left_right(example), example)

@@ -20,15 +20,15 @@ _RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "ke
 class NumpyTransform:
     """Applies a function of NumPy arrays, such as the transforms of another library.
 
-    The function runs in Python and holds the interpreter lock (GIL), so it is slower than the other transforms. It gets
-    a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H, W, 3) uint8,
-    `boxes` (M, 4) yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks` (M, H, W)
-    bool, in the size of the image, and `keypoints` (M, J, 3) as (y, x, visibility). To drop an object, the function
-    removes its row from all arrays. Boxes are clipped to the image afterwards; boxes without area are dropped.
+    The function runs in Python and holds the interpreter lock (GIL), so it is slower than the other transforms. The
+    function gets a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H,
+    W, 3) uint8, `boxes` (M, 4) yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks`
+    (M, H, W) bool, in the size of the image, and `keypoints` (M, J, 3) as (y, x, visibility). To drop an object, the
+    function removes its row from all arrays. Boxes are clipped to the image afterwards; boxes without area are dropped.
 
     Args:
-        function: Function ``(arrays, seed) -> arrays``. All its randomness must come from the seed.
-        image_only: Whether the function gets only the image and keeps its size. This saves time.
+        function: Function ``(arrays, seed) -> arrays``. All randomness must come from the seed.
+        image_only: Whether the function gets only the image, and returns an image of the same size. This saves time.
 
     Example:
         >>> import albumentations as A
@@ -80,7 +80,7 @@ class NumpyTransform:
         return keep_visible(example, box_ops.clip(example["boxes"], size), min_visible=0.0, min_size=0.0)
 
     def _call(self, seed, arrays):
-        """Calls the function and returns its arrays, in the order and of the types of those given."""
+        """Calls the function and returns its arrays, with the order and dtypes of the given arrays."""
         types = {name: array.dtype for name, array in arrays.items()}
         size = arrays["image"].shape
         changed = self.function(dict(arrays), seed)
@@ -90,19 +90,19 @@ class NumpyTransform:
             problem = _mismatch(arrays, size if self.image_only else None)
         if problem is not None:
             name = getattr(self.function, "__name__", type(self.function).__name__)
-            raise UserError(f"NumpyTransform: the function {name} returned {problem}. Correct the function.")
+            raise UserError(f"NumpyTransform: the function {name} returned {problem}. Change the function.")
         return [np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items()]
 
 
 def _bitmaps(example):
-    """Returns the masks in the size of the image, (M, H, W) bool."""
+    """Returns masks as large as the image, (M, H, W) bool."""
     size = tf.shape(example["image"])
     probs = tf.cast(example["masks"], tf.float32) / 255
     return mask_ops.paste_masks(probs, example["boxes"], size[0], size[1])
 
 
 def _unusable(changed, arrays):
-    """Returns what is wrong with the names and ranks of returned arrays, or None."""
+    """Returns an error message if the names or ranks of returned arrays are wrong, otherwise None."""
     if not isinstance(changed, Mapping):
         return f"{type(changed).__name__}; expected a dict of arrays"
     if unknown := changed.keys() - arrays.keys():
@@ -115,7 +115,7 @@ def _unusable(changed, arrays):
 
 
 def _mismatch(arrays, size):
-    """Returns which arrays do not fit one another, or None."""
+    """Returns an error message if the shapes of returned arrays contradict each other, otherwise None."""
     shape = arrays["image"].shape
     if size is not None and shape != size:
         return f"an image of shape {shape} for one of {size}; expected the same, because image_only is True"

@@ -13,10 +13,10 @@ _HUES, _MAXIMUM = 180.0, 255.0  # OpenCV's HSV of uint8 images: hue in steps of 
 
 @dataclasses.dataclass(frozen=True)
 class RandomHSV:
-    """Adds random numbers to hue, saturation and value, like mmdetection's `YOLOXHSVRandomAug`.
+    """Adds random offsets to hue, saturation and value, like mmdetection's `YOLOXHSVRandomAug`.
 
-    Each of the three changes with probability 1/2. Values have the units of OpenCV's HSV of uint8 images: whole
-    numbers, the hue in steps of 2 degrees, saturation and value in 0..255.
+    Each of the three channels changes with probability 1/2. Values have the units of OpenCV's HSV of uint8 images:
+    whole numbers, the hue in steps of 2 degrees, saturation and value in 0..255.
 
     Args:
         hue: Largest change of the hue, in steps of 2 degrees.
@@ -42,7 +42,7 @@ class RandomHSV:
             seed: Seed of the changes, (2,) int32.
 
         Returns:
-            The example with another image.
+            The example with the changed image.
         """
         draw = tf.random.stateless_uniform([2, 3], seed)
         limits = tf.constant([self.hue, self.saturation, self.value], tf.float32)

@@ -14,9 +14,9 @@ from kerasdet.errors import UserError
 class MixTransform:
     """Base class of transforms that mix an image with further images of the dataset.
 
-    `training_batches` calls `bind`, which turns the transform into a callable ``(example, seed) -> example``. The seed
-    alone determines the further images, so runs are reproducible and can be resumed. A subclass defines `mix`, and an
-    attribute `transforms` with the transforms to apply to each further image.
+    `training_batches` calls `bind`, which turns the transform into a callable ``(example, seed) -> example``. The
+    further images depend only on the seed, so runs are reproducible and can be resumed. A subclass defines `mix`, and
+    an attribute `transforms` with the transforms to apply to each further image.
     """
 
     transforms: tuple[Transform, ...]

@@ -16,7 +16,7 @@ from kerasdet.data.transforms.resize import check_kernel, resize_to
 
 @dataclasses.dataclass(frozen=True)
 class MixUp(MixTransform):
-    """Averages the image with another one and keeps the objects of both, like mmdetection's `MixUp` (YOLOX).
+    """Averages the image with another image and keeps the objects of both, like mmdetection's `MixUp` (YOLOX).
 
     The other image is resized to fit into `size`, put on a canvas of that size, resized again by a random factor,
     flipped at random, and cropped or padded to the size of the first image. If the other image has no objects, the
@@ -28,9 +28,9 @@ class MixUp(MixTransform):
         flip: Probability that the other image is flipped horizontally, in [0, 1].
         fill: Value of the canvas around the other image in 0..255: a number, or one for each channel.
         probability: Probability that the image is blended, in [0, 1].
-        kernel: Kernel of the resizing, see `kerasdet.ops.resize.resize`.
-        min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        kernel: Resize kernel, see `kerasdet.ops.resize.resize`.
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
         transforms: Callables ``(example, seed) -> example``, applied to the other image first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Puts four images together in one."""
+"""Joins four images in one."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Mosaic(MixTransform):
         center: Smallest and largest coordinate of the common point, as a multiple of `size`.
         fill: Value of the canvas around the images in 0..255: a number, or one for each channel.
         probability: Probability that the image becomes a mosaic, in [0, 1].
-        kernel: Kernel of the resizing, see `kerasdet.ops.resize.resize`.
-        min_visible: Objects that keep less than this fraction of their area are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        kernel: Resize kernel, see `kerasdet.ops.resize.resize`.
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
         transforms: Callables ``(example, seed) -> example``, applied to each of the three other images.
 
     Raises:

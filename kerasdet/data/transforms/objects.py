@@ -1,7 +1,7 @@
-"""Moves, cuts, drops and joins the objects of an example.
+"""Moves, clips, drops and joins the objects of an example.
 
 The objects of an example are the rows of its tensors named in `OBJECT_KEYS`. `boxes` (M, 4), `masks` (M, S, S) and
-`keypoints` (M, J, 3) have positions in the image and change with it; the other tensors do not.
+`keypoints` (M, J, 3) depend on positions in the image and change with the image; the other tensors do not.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 
 
 def select(example: dict[str, Any], keep: tf.Tensor) -> dict[str, Any]:
-    """Keeps some objects of an example.
+    """Keeps the selected objects of an example.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
@@ -44,7 +44,7 @@ def join(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def scale(example: dict[str, Any], factor: tf.Tensor) -> dict[str, Any]:
-    """Scales the boxes and keypoints of an example; cropped masks do not depend on the scale.
+    """Scales the boxes and keypoints of an example; masks do not change, because they are cropped to the boxes.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
@@ -70,7 +70,7 @@ def cut(
     """Converts the objects of an example to coordinates of a window of the image, and cuts them at its border.
 
     With masks, the new box of a cut object is the tight box of the rest of its mask. Without masks, it is the rest of
-    the box. Keypoints outside of the window get visibility 0. Objects that the window does not cut keep box and mask.
+    the box. Keypoints outside the window get visibility 0. Objects that lie fully inside the window keep box and mask.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
@@ -78,7 +78,7 @@ def cut(
         size: (2,), height and width of the window in pixels.
         min_visible: Objects that keep less than this fraction of their area (of the mask, or of the box without masks)
             are dropped. In [0, 1].
-        min_size: Objects that are cut to a box with a shorter side than this are dropped. In pixels.
+        min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
     Returns:
         The example with the objects in pixels of the window, and the same image.
@@ -97,7 +97,7 @@ def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, 
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        boxes: (M, 4) yxyx in pixels. The part of each object's box that is left; it may be empty.
+        boxes: (M, 4) yxyx in pixels. The remaining part of each object's box; it may be empty.
         min_visible: Smallest fraction of its area that a cut object must keep, in [0, 1].
         min_size: Smallest length of the shorter side of a cut object's box, in pixels.
 

@@ -1,4 +1,4 @@
-"""Pads images to a fixed size with pixels that the model sees as part of the image."""
+"""Pads images to a fixed size; the model sees the padding as part of the image."""
 
 import dataclasses
 from typing import Any
@@ -11,9 +11,9 @@ from kerasdet.data.transforms.canvas import GRAY, Fill, check_fill, place
 
 @dataclasses.dataclass(frozen=True)
 class PadTo:
-    """Pads the image at the bottom right to a fixed size, for models that letterbox such as RTMDet.
+    """Pads the image at the bottom right to a fixed size, for models with letterboxed input such as RTMDet.
 
-    `image_size` includes the padding, so the model sees it as part of the image.
+    `image_size` includes the padding, so the model sees the padding as part of the image.
 
     Args:
         size: Height and width of the result in pixels.
@@ -40,7 +40,7 @@ class PadTo:
         Returns:
             The example with an image of exactly `size`.
         """
-        message = f"PadTo got an image larger than its size {tuple(self.size)}. Raise size or resize images to fit:"
+        message = f"PadTo got an image larger than its size {tuple(self.size)}. Increase size, or resize images to fit:"
         old = tf.shape(example["image"])[:2]
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(old <= self.size), [message, old])]):
             image = tf.identity(example["image"])

@@ -1,4 +1,4 @@
-"""Resizes images, to a fixed length or to random ones for training at several scales."""
+"""Resizes images to a fixed size, or to random sizes for multi-scale training."""
 
 import dataclasses
 from typing import Any
@@ -12,15 +12,17 @@ from kerasdet.ops import resize as resize_ops
 
 @dataclasses.dataclass(frozen=True)
 class ResizeShortestEdge:
-    """Resizes so that the shorter edge gets a given length, but the longer edge stays within its limit.
+    """Resizes so that the shorter edge gets a given length, unless the longer edge would then exceed its limit.
 
     Args:
-        shortest: Lengths of the shorter edge to draw from, in pixels. Without a seed the first one is used.
+        shortest: Lengths of the shorter edge in pixels, from which one is drawn. Without a seed the first length is
+            used.
         longest: Limit of the longer edge, in pixels.
         sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
         rounding: Rule of the new size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do, and
-            "square" stretches images to a square; see `kerasdet.ops.resize.shortest_edge_size`.
+            "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
+        scales: Factors, of which one is drawn and multiplies both lengths. Without a seed the first is used.
 
     Raises:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
@@ -31,19 +33,27 @@ class ResizeShortestEdge:
     sampling: str = "choice"
     rounding: str = "detectron2"
     kernel: str = "pil"
+    scales: tuple[float, ...] | float = (1.0,)
 
     def __post_init__(self) -> None:
         shortest = (self.shortest,) if isinstance(self.shortest, int) else tuple(self.shortest)
         object.__setattr__(self, "shortest", shortest)
+        scales = (self.scales,) if isinstance(self.scales, int | float) else tuple(self.scales)
+        object.__setattr__(self, "scales", scales)
         if not shortest or min(*shortest, self.longest) < 1:
             raise UserError(
-                f"ResizeShortestEdge got shortest={shortest} and longest={self.longest}; expected lengths of 1 pixel "
-                "or more. Correct the two."
+                f"ResizeShortestEdge got shortest={shortest} and longest={self.longest}; expected at least one "
+                "shortest length, and lengths of 1 pixel or more. Change shortest or longest."
+            )
+        if not scales or min(scales) <= 0 or (self.sampling == "range" and len(scales) > 1):
+            raise UserError(
+                f"ResizeShortestEdge got scales={scales} with sampling={self.sampling!r}; expected at least one "
+                "factor above 0, and exactly one with 'range'. Change scales."
             )
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
                 raise UserError(
-                    f"ResizeShortestEdge got {name}={getattr(self, name)!r}; expected one of {words}. Choose one."
+                    f"ResizeShortestEdge got {name}={getattr(self, name)!r}; expected one of {words}. Change {name}."
                 )
         if self.sampling == "range" and (len(shortest) != 2 or shortest[0] > shortest[1]):
             raise UserError(
@@ -56,23 +66,27 @@ class ResizeShortestEdge:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed that draws the length, (2,) int32. None uses the first length.
+            seed: Seed of the random length, (2,) int32. None: the first length is used.
 
         Returns:
-            The example with resized image, boxes and keypoints; cropped masks do not depend on the size.
+            The example with resized image, boxes and keypoints; masks do not change, because they are cropped to the
+            boxes.
         """
         old = tf.shape(example["image"])[:2]
-        size = resize_ops.shortest_edge_size(old[0], old[1], self._draw(seed), self.longest, self.rounding)
+        shortest, longest = self._draw(seed)
+        size = resize_ops.shortest_edge_size(old[0], old[1], shortest, longest, self.rounding)
         return resize_to(example, tf.maximum(tf.stack(size), 1), self.kernel)
 
     def _draw(self, seed):
+        """Returns the length of the shorter edge and the limit of the longer one."""
+        sizes = [(round(edge * f), round(self.longest * f)) for edge in self.shortest for f in self.scales]
         if seed is None:
-            return tf.constant(self.shortest[0])
+            return tf.constant(sizes[0][0]), sizes[0][1]
         if self.sampling == "range":
-            low, high = self.shortest
-            return tf.random.stateless_uniform([], seed, low, high + 1, tf.int32)
-        index = tf.random.stateless_uniform([], seed, 0, len(self.shortest), tf.int32)
-        return tf.gather(self.shortest, index)
+            (low, longest), (high, _) = sizes
+            return tf.random.stateless_uniform([], seed, low, high + 1, tf.int32), longest
+        shortest, longest = tf.unstack(tf.gather(sizes, tf.random.stateless_uniform([], seed, 0, len(sizes), tf.int32)))
+        return shortest, longest
 
 
 _WORDS = {
@@ -91,7 +105,7 @@ def resize_to(example: dict[str, Any], size: tf.Tensor, kernel: str) -> dict[str
         kernel: One of `kerasdet.ops.resize.KERNELS`.
 
     Returns:
-        The example with resized image, boxes and keypoints; cropped masks do not depend on the size.
+        The example with resized image, boxes and keypoints; masks do not change, because they are cropped to the boxes.
     """
     old = tf.shape(example["image"])[:2]
     image = resize_image(example["image"], size, kernel)
@@ -109,7 +123,7 @@ def resize_image(image: tf.Tensor, size: tf.Tensor, kernel: str, window: tf.Tens
         window: (4,) int32, yxyx in pixels of the resized image. None computes the whole image.
 
     Returns:
-        (h, w, 3), uint8 if the kernel gives whole numbers, and else float32.
+        The resized image or window, (h, w, 3): uint8 for the kernels "pil" and "opencv", float32 for "bilinear".
     """
     if kernel in resize_ops.UINT8_KERNELS and image.dtype == tf.uint8:
         return resize_ops.resize_uint8(image, size, kernel, window)
@@ -124,9 +138,9 @@ def check_kernel(owner: object) -> None:
         owner: Transform that resizes images.
 
     Raises:
-        UserError: If the kernel is unknown.
+        UserError: If `kernel` is unknown.
     """
     if owner.kernel not in resize_ops.KERNELS:
         raise UserError(
-            f"{type(owner).__name__} got kernel={owner.kernel!r}; expected one of {resize_ops.KERNELS}. Choose one."
+            f"{type(owner).__name__} got kernel={owner.kernel!r}; expected one of {resize_ops.KERNELS}. Change kernel."
         )

@@ -31,7 +31,7 @@ def detect(
         timeout: Time limit of the request, in seconds.
 
     Returns:
-        Output name -> array; see assets/model_card.md.
+        The outputs, arrays by name; see assets/model_card.md.
     """
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
