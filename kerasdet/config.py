@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
-from kerasdet.config_checks import check_order, check_type, has_effect, part_of, targets, used_parts
+from kerasdet.config_checks import check_called, check_order, check_type, has_effect, part_of, targets, used_parts
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
@@ -484,7 +484,9 @@ def _check_types(path, overrides):
                 names.add(repr(value)[1:])
                 target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
             where = "--set" if names & overridden else path
-            check_type(f"{where}: {target}", value, _ITEMS[name], argument)
+            references = [*gin.config.iterate_references({argument: value})]
+            check_called(f"{where}: {target}", value, references, _ITEMS[name], argument)
+            check_type(f"{where}: {target}", value, _ITEMS[name], argument, _ITEMS)
 
 
 def _has(name):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from kerasdet.arguments import check_numbers
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, untied_name
 from kerasdet.checkpoints.sources import SOURCES
@@ -50,11 +51,12 @@ def to_model(
         The model: a detector, or a backbone if the source is a backbone.
 
     Raises:
-        UserError: If the source is unknown, or tensors are missing, unexpected or of another shape. The message names
+        UserError: If an argument is invalid, or tensors are missing, unexpected or of another shape. The message names
             the tensors.
     """
     if source not in SOURCES:
         raise UserError(f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the source of the file.")
+    check_numbers("to_model", 0.0, 1.0, norm_epsilon=norm_epsilon)  # 0 is the value of torchvision's published files
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
     tensors = _CSPNEXT_TENSORS if spec.kind == "rtmdet" else _RESNET_TENSORS

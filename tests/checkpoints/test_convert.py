@@ -190,6 +190,10 @@ def test_num_classes_needs_no_class_layer_in_the_file(state):
     assert to_model(entries, TORCHVISION_SOURCE, num_classes=3).num_classes == 3
 
 
+def test_negative_epsilon_raises(state):
+    assert message(state, norm_epsilon=-1.0).startswith("to_model.norm_epsilon is -1.0: expected a number from 0 to 1")
+
+
 @pytest.mark.parametrize("num_classes", [0, -1])
 def test_num_classes_below_one_raises(state, num_classes):
     assert "num_classes" in message(state, num_classes=num_classes)
