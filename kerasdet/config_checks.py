@@ -6,6 +6,7 @@ parts to which its arguments refer are called in the same scope.
 
 import collections.abc
 import inspect
+import itertools
 import os
 import re
 import types
@@ -93,6 +94,33 @@ def targets(text: str) -> list[str]:
         Names such as "train/CocoDataset.masks" and "LR", in the order of the file.
     """
     return re.findall(r"^([A-Za-z_][\w./]*)\s*=", text, re.MULTILINE)
+
+
+def check_text(text: str, path: Path) -> None:
+    """Checks that a text may be a gin configuration, and that each binding has a value.
+
+    Args:
+        text: Contents of the file.
+        path: Path of the file, for the error message.
+
+    Raises:
+        UserError: If the file is empty or JSON, or a binding has no value.
+    """
+    if not re.sub(r"#.*", "", text).strip():
+        raise UserError(
+            f"{path}: the file is empty: expected a gin configuration. Write settings into it, such as "
+            "include 'finetune.gin'."
+        )
+    if text.lstrip().startswith(("{", "[")):
+        raise UserError(
+            f"{path}: the file is JSON, not a gin configuration. Pass a recipe such as finetune, and the file of a "
+            "dataset with --data."
+        )
+    lines = [*text.splitlines(), ""]
+    for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
+        found = re.match(r"([A-Za-z_][\w./]*)\s*=\s*(#.*)?$", line)
+        if found and not following.startswith((" ", "\t")):
+            raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value behind the =.")
 
 
 def check_order(text: str, read: Callable[[str], str], path: Path) -> None:

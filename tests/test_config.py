@@ -443,6 +443,7 @@ MISTAKES = {
     "RetinaNet.neck=FPN()": r"would set the string 'FPN\(\)', not the class .* Write RetinaNet\.neck=@FPN\(\)",
     "Preprocessing.mean=(1, 2": "is a bracket not closed",
     "OUT_DIR=(runs)/a": "Failed to parse",
+    "BATCH_SIZE=2,": "ends in a comma. Write BATCH_SIZE=2",
 }
 
 
@@ -459,7 +460,10 @@ WRONG_FILES = {
     f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
     f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
     f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
-    f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin, line",
+    f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin: line 2: STEPS has no value",
+    f"include '{SHAPES}.gin'\nSTEPS =  # many\nLR = 1\n": "own.gin: line 2: STEPS has no value",
+    "# nothing\n": "own.gin: the file is empty: expected a gin configuration",
+    '{"images": []}': "own.gin: the file is JSON, not a gin configuration",
     f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
     "import no_such_module\n": "No module named 'no_such_module'",

@@ -178,7 +178,7 @@ def _assign(variables, state, spec, source):
         problems.append(f"unexpected: {_list(unexpected)}")
     values = {name: our_layout(name, state[theirs[name]], spec) for name in variables if theirs[name] in state}
     misshapen = [
-        f"{theirs[name]} {state[theirs[name]].shape}"
+        f"{theirs[name]} {state[theirs[name]].shape}{_expected(value, variables[name].shape)}"
         for name, value in values.items()
         if value is None or value.shape != tuple(variables[name].shape)
     ]
@@ -209,6 +209,14 @@ def _warn_of_kind(variables, spec, source):
                 "--source (Python: source=).",
                 *(kinds[is_msra], source, kinds[not is_msra]),
             )
+
+
+def _expected(value, shape):
+    """Describes the expected shape of a tensor that has another one; `value` is in the layout of Keras, or None."""
+    if len(shape) < 2:
+        return f" (expected {tuple(shape)})"
+    found = "" if value is None or value.ndim < 2 else f"{value.shape}, "
+    return f" (in Keras' layout {found}expected {tuple(shape)})"
 
 
 def _check_trained(name, value, source):
