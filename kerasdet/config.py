@@ -497,8 +497,8 @@ def _check_types(path, overrides):
                 target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
             where = "--set" if names & overridden else path
             references = [*gin.config.iterate_references({argument: value})]
-            check_called(f"{where}: {target}", value, references, _ITEMS[name], argument)
             check_type(f"{where}: {target}", value, _ITEMS[name], argument, _ITEMS)
+            check_called(f"{where}: {target}", value, references, _ITEMS[name], argument)
 
 
 def _has(name):
