@@ -84,8 +84,8 @@ def _check_training_data(recipe):
         return
     if isinstance(path, str) and not expand(path, "TRAIN_ANNOTATIONS").exists():
         raise FileNotFoundError(
-            f"{path}, the training data of {recipe} (TRAIN_ANNOTATIONS), does not exist. Pass your dataset with "
-            "--data, or set TRAIN_ANNOTATIONS and EVAL_ANNOTATIONS."
+            f"The file {path} does not exist, the training data of {recipe} (TRAIN_ANNOTATIONS). Pass your dataset "
+            "with --data, or set TRAIN_ANNOTATIONS and EVAL_ANNOTATIONS."
         )
 
 

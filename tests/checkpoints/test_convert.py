@@ -239,7 +239,7 @@ def test_convert_prints_errors_in_one_line(file, tmp_path, capsys):
     np.savez(file, **{"head.classification_head.cls_logits.bias": np.zeros(18)})
     assert convert(file, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.startswith("kerasdet convert: The checkpoint does not fit") and error.count("\n") == 1
+    assert error.startswith(f"kerasdet convert: {file}: The checkpoint does not fit") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
