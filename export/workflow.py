@@ -67,7 +67,8 @@ def export_and_verify(
         eval_data: Dataset on which the AP of model and export is measured. None: AP is not measured.
         max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
             keypoints. This is the most important check of 8-bit exports.
-        gin_config: Operative gin configuration of the run, which is stored in the export. None: no configuration.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
         **options: Options of the format, such as `class_offset` of a SavedModel or `size` of a TFLite file.
 
     Returns:
@@ -358,7 +359,8 @@ def read_images(images: Sequence) -> list[np.ndarray]:
         images: Arrays (H, W, 3), PIL images or paths. The list may be empty.
 
     Returns:
-        Arrays (H, W, 3) uint8 RGB, rounded because the signature ``encoded`` of a SavedModel takes image files.
+        Arrays (H, W, 3) uint8 RGB. Floats are rounded, because the signature ``encoded`` of a SavedModel takes image
+        files.
     """
     if not len(images):
         return []
