@@ -20,6 +20,7 @@ from kerasdet.errors import UserError
 Part = tuple[str, str]  # (scope, name) of a class or function; the name of a macro begins with %
 
 _SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+_MAX_CLASSES = 3  # largest number of classes that a message proposes
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, tuple, list)
 
 
@@ -188,7 +189,8 @@ def check_type(
         return
     if isinstance(value, str | int | float) and all(map(_is_part, kinds)):
         fitting = [f"@{key}()" for key, each in (configurables or {}).items() if _is_subclass(each, kinds)]
-        example = f", such as {' or '.join(fitting[:3])}" if fitting else ""
+        # every model and backbone is a keras.Model: among many classes, most do not fit
+        example = f", such as {' or '.join(fitting)}" if 0 < len(fitting) <= _MAX_CLASSES else ""
         raise UserError(f"{name} is {value!r}: expected an object{example}. Write @Name() with the name of the class.")
     if not all(kind in _SCALARS for kind in kinds) or repr(value).startswith(("@", "%")):
         return

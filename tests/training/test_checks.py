@@ -34,7 +34,7 @@ def dataset(tmp_path):
 @pytest.mark.parametrize(
     "annotations, message",
     [
-        ([], "held.json has nothing to train on: its images have no objects. Give"),
+        ([], "held.json has nothing to train on: its images have no objects. Use"),
         ([{"iscrowd": 1}, {"iscrowd": "true"}], r"its 2 objects are all crowds \(iscrowd 1\)"),
         ([{"bbox": [2, 3, 0, 9]}], r"its images have no objects \(1 zero area boxes\)"),
         ([{"bbox": [90, 3, 5, 9]}], r"its images have no objects \(1 outside boxes\)"),
@@ -140,9 +140,13 @@ def test_deviations_of_pixels_in_0_to_1_warn(caplog):
         (
             WarmupMultiStep(0.1, (60, 80), warmup_steps=100),
             100,
-            "WarmupMultiStep.warmup_steps 100, .* does not reach its peak",
+            "WarmupMultiStep.warmup_steps=100 .* does not reach its peak",
         ),
-        (WarmupCosine(0.1, 200, warmup_steps=10), 300, "ends after WarmupCosine.total_steps 200, and STEPS .* is 300"),
+        (
+            WarmupCosine(0.1, 200, warmup_steps=10),
+            300,
+            "ends after WarmupCosine.total_steps=200 steps, but STEPS .* is 300",
+        ),
         (0.1, 10, None),
     ],
 )
