@@ -12,7 +12,7 @@ import numpy as np
 from kerasdet import FPN, MaskRCNN, ResNet, RetinaNet
 from kerasdet.data import CocoDataset, shapes
 from kerasdet.geometry.sampling import BalancedSampler
-from kerasdet.layers import BoxHead, ConvNorm, ConvTop, MaxPoolTop, RetinaNetHead
+from kerasdet.layers import BoxHead, ConvNorm, ConvTop, MaxPoolTop, RetinaNetHead, make_norm
 from kerasdet.models import RPN, KeypointBranch, MaskBranch, Preprocessing, ProposalSelection, RoIHeads
 from kerasdet.models.postprocess import Postprocessing
 
@@ -21,15 +21,19 @@ CLASS_NAMES = ("disk", "square", "triangle", "star", "arrow")
 
 @keras.saving.register_keras_serializable(package="tests")
 class PlainBackbone(keras.Model):
-    """Computes c3, c4 and c5 by plain convolutions: the smallest model that keeps the protocol of backbones."""
+    """Computes features by plain convolutions: the smallest model that keeps the protocol of backbones."""
 
-    def __init__(self, width=4, **kwargs):
+    def __init__(self, width=4, features=("c3", "c4", "c5"), norm=None, **kwargs):
         super().__init__(**kwargs)
         self.width = width
-        self.features = ("c3", "c4", "c5")
-        self.channels = {"c3": 4 * width, "c4": 8 * width, "c5": 16 * width}
-        self.strides = {"c3": 8, "c4": 16, "c5": 32}
-        self.convs = [ConvNorm(width * 2**i, 3, strides=2, activation="relu", name=f"conv{i}") for i in range(5)]
+        self.features = tuple(features)
+        self.norm = norm
+        self.channels = {name: width * 2 ** (int(name[1:]) - 1) for name in features}
+        self.strides = {name: 2 ** int(name[1:]) for name in features}
+        self.convs = [
+            ConvNorm(width * 2**i, 3, strides=2, norm=make_norm(norm), activation="relu", name=f"conv{i}")
+            for i in range(5)
+        ]
         channels = 3
         for conv in self.convs:
             conv.build((None, None, None, channels))
@@ -44,7 +48,7 @@ class PlainBackbone(keras.Model):
         return {name: features[name] for name in self.features}
 
     def get_config(self):
-        return {**super().get_config(), "width": self.width}
+        return {**super().get_config(), "width": self.width, "features": self.features, "norm": self.norm}
 
 
 def backbone(**kwargs):

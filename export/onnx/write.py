@@ -68,7 +68,8 @@ def export_onnx(
         input_type: Dtype of the input's pixels, "float32" or "uint8".
         calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
             "int8" needs these images to determine the ranges of activations.
-        gin_config: Operative gin configuration of the run, which is stored in the export. None: no configuration.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
 
     Returns:
         The path of the file.
@@ -114,7 +115,7 @@ def onnx_model(
         size: Height and width of the input in pixels, for a single image. None: any number of images of any size.
         input_type: Dtype of the input's pixels, one of `INPUT_TYPES`.
         calibration_images: Images with which "int8" determines the ranges of activations.
-        gin_config: Operative gin configuration of the run. None: the export contains no configuration.
+        gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
         name: Name of the format, for error messages.
 
     Returns:

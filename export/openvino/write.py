@@ -41,7 +41,8 @@ def export_openvino(
         input_type: Dtype of the input's pixels, "float32" or "uint8".
         calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
             "int8" needs these images to determine the ranges of activations.
-        gin_config: Operative gin configuration of the run, which is stored in the export. None: no configuration.
+        gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
+            configuration.
 
     Returns:
         The path of the folder.

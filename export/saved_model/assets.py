@@ -32,7 +32,7 @@ def write_assets(
         path: Path of the folder of the SavedModel.
         options: Options of the export, including ``class_offset`` and ``precision``.
         signatures: Concrete functions by name of the signature.
-        gin_config: Operative gin configuration of the run. None: the export contains no configuration.
+        gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
     """
     folder = path / "assets"
     folder.mkdir(exist_ok=True)

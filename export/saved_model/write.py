@@ -62,7 +62,8 @@ def export_saved_model(
             TPUs) or "float16" (GPUs). Box decoding and NMS run in float32.
         max_pixels: A request with an encoded image that has more pixels fails before the image is decoded.
         ops: "tensorflow" for stock ops, or "compiled" for kerasdet's compiled ops, which the server must then load.
-        gin_config: Operative gin configuration of the run, which is stored in the assets. None: no configuration.
+        gin_config: Operative gin configuration of the training run, which is stored in the assets. None: no
+            configuration.
 
     Returns:
         The path of the folder.

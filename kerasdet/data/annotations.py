@@ -106,8 +106,10 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the file is not JSON.
+        UserError: If the path is a folder, or the file is not JSON.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; expected a JSON file. Pass the path of the file in this folder.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"The file {path} does not exist. Check the path.")
     with open(path, "rb") as file:

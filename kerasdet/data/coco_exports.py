@@ -25,7 +25,7 @@ def json_kind(path: Path) -> str | None:
         path: Path of the file.
 
     Returns:
-        "coco", "labelme", "via", "label studio", "detections", or None for another format.
+        "coco", "labelme", "via", "label studio", "createml", "detections", or None for another format.
     """
     if path.stat().st_size > _LARGE:
         with open(path, "rb") as file:
@@ -39,7 +39,8 @@ def json_kind(path: Path) -> str | None:
     if is_via(data):
         return "via"
     if isinstance(data, list) and data and isinstance(data[0], dict):
-        return "detections" if "score" in data[0] else "label studio" if "data" in data[0] else None
+        keys = {"detections": {"score"}, "label studio": {"data"}, "createml": {"image", "annotations"}}
+        return next((kind for kind, own in keys.items() if own <= data[0].keys()), None)
     return None
 
 
@@ -113,7 +114,7 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
     images = []
     for number, image in enumerate(data["images"]):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]:
-            where = f"{path.name}: image {image.get('id', f'number {number}')}"
+            where = f"{path}: image {image.get('id', f'number {number}')}"
             image = {**image, "file_name": str(finder.find(image["file_name"], where))}
         images.append(image)
     return {**data, "images": images}

@@ -136,7 +136,7 @@ def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
         UserError: If the path is a file, a folder with files, or inside the source.
     """
     path = expand(path)
-    if not is_remote(os.fspath(source)) and expand(source).resolve() in path.resolve().parents:
+    if not is_remote(source) and expand(source).resolve() in path.resolve().parents:
         raise UserError(f"{path} lies inside the source {source}; expected a folder outside it. Name another folder.")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")

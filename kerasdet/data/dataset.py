@@ -399,6 +399,12 @@ def _runs(annotations, sizes, source):
             reason = str(error).removesuffix(".")
             raise UserError(f"{source}: {name_of(annotation)} {reason}. Correct its segmentation.") from None
     if runs and not any(map(len, runs)):
+        if drawn := [annotation for annotation in annotations if annotation["segmentation"]]:
+            raise UserError(
+                f'{source}: no mask covers a pixel (first: {name_of(drawn[0])} has "segmentation" '
+                f"{show(drawn[0]['segmentation'])}); expected polygons in pixels. Multiply fractions by the width and "
+                "height of the images."
+            )
         raise UserError(
             f'{source}: no annotation has a "segmentation", but masks=True was set. Add segmentations, or read the '
             "dataset "

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kerasdet.arguments import check_names
 from kerasdet.data.files import image_entry, upright_size
+from kerasdet.data.values import are_fractions, as_int, show
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
@@ -40,6 +41,8 @@ def read_examples(
         examples = examples.as_numpy_iterator()
     check_names("class_names", class_names)
     check_names("keypoint_names", keypoint_names)
+    if not class_names:
+        raise UserError("class_names is empty; expected the name of at least one class. Pass a list of names.")
     images, annotations = [], []
     number_of: dict[int, int] = {}
     for number, example in enumerate(examples):
@@ -52,7 +55,7 @@ def read_examples(
             )
         if unknown := sorted(set(example) - set(_KEYS)):
             raise UserError(f"{where} has the key {unknown[0]!r}; expected one of {', '.join(_KEYS)}. Remove the key.")
-        image_id = int(example.get("image_id", number + 1))
+        image_id = _image_id(example.get("image_id", number + 1), where)
         if (first := number_of.setdefault(image_id, number)) != number:
             raise UserError(
                 f"Examples {first} and {number} have the same image_id {image_id}; expected a unique id for each "
@@ -67,10 +70,42 @@ def read_examples(
             "There are no examples; expected at least one. An iterator can be read only once: pass a new "
             "iterator, or a list."
         )
+    _check_units(annotations)
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
     if keypoint_names:
         categories = [{**category, "keypoints": list(keypoint_names)} for category in categories]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _check_units(annotations):
+    """Raises an error if the boxes are fractions of the image instead of pixels."""
+    boxes = [[y, x, y + h, x + w] for x, y, w, h in (annotation["bbox"] for annotation in annotations)]
+    if boxes and are_fractions(boxes):
+        raise UserError(
+            f"The boxes of the examples have no number above 1 (first: {show(boxes[0])}); expected (y1, x1, y2, x2) in "
+            "pixels. Multiply the fractions by the height and width of the images."
+        )
+
+
+def _image_id(value, where):
+    scalar = np.asarray(value)
+    image_id = as_int(scalar.item()) if scalar.size == 1 else None
+    if image_id is None:
+        raise UserError(f"{where} has the image_id {show(value)}; expected an integer. Change it, or leave it out.")
+    return image_id
+
+
+def _array(value, name, where):
+    """Converts a value to an array of numbers."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # rows of different lengths
+        array = np.asarray(None)
+    if array.size and array.dtype.kind not in "biuf":
+        raise UserError(
+            f"{where} has {name} {show(value)}; expected an array of numbers, with rows of the same length. Change it."
+        )
+    return array
 
 
 def _image(image_id, image, where):
@@ -78,7 +113,7 @@ def _image(image_id, image, where):
         image = image.decode("utf-8", errors="surrogateescape")
     if isinstance(image, str | os.PathLike):
         return image_entry(image_id, image, upright_size(image))
-    pixels = np.asarray(image)
+    pixels = _array(image, "the image", where)
     if pixels.dtype != np.uint8:
         raise UserError(
             f"{where} has an image of type {pixels.dtype}; expected uint8 in 0..255. Multiply floats in 0..1 by 255 "
@@ -106,9 +141,11 @@ def _objects(example, entry, num_classes, num_keypoints, where):
     size = entry.get("height"), entry.get("width")
     optional = {"is_crowd": (-1,), "keypoints": (-1, num_keypoints, 3), "masks": (-1, *size)}
     columns |= {name: shape for name, shape in optional.items() if example.get(name) is not None}
+    if "keypoints" in columns and not num_keypoints:
+        raise UserError(f"{where} has keypoints, but keypoint_names is empty; expected their names. Pass them.")
     arrays = {}
     for name, shape in columns.items():
-        values = np.asarray(example[name])
+        values = _array(example[name], name, where)
         try:
             arrays[name] = values.reshape(shape) if values.size or shape[1:] else np.zeros((0, *shape[1:]))
             if values.size and values.shape[1:] != arrays[name].shape[1:]:

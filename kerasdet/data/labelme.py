@@ -207,6 +207,11 @@ def _part(shape, where, names, changes):
         points = np.array(shape["points"], np.float64).reshape(-1, 2)
     except (TypeError, ValueError):
         points = np.full((1, 2), np.nan)
+    if kind == "rotation":
+        raise UserError(
+            f"{where} is a rotation, a rotated rectangle of X-AnyLabeling; expected one of {', '.join(_SHAPES)}, "
+            "because boxes are upright. Change its shape_type to polygon."
+        )
     least = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3)
     if kind not in _SHAPES or len(points) < least or not np.isfinite(points).all():
         raise UserError(

@@ -6,7 +6,6 @@ import functools
 import itertools
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kerasdet.data.dataset import Dataset
 from kerasdet.data.examples import read_examples
 from kerasdet.data.files import images_in, is_image, read_text
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
+from kerasdet.data.unknown import explain_unknown
 from kerasdet.data.values import Changes
 from kerasdet.data.voc_folders import find_voc
 from kerasdet.errors import UserError
@@ -27,7 +27,6 @@ from kerasdet.paths import expand
 _logger = logging.getLogger("kerasdet.data")
 
 _SAMPLE = 20  # number of JSON files that are tried before a folder counts as not LabelMe's
-_FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +63,16 @@ def recognise(path: str | os.PathLike) -> Source:
         FileNotFoundError: If the path does not exist.
         UserError: If the format is unknown. The message lists the contents of the folder and what to do.
     """
-    path = remote.local_copy(os.fspath(path)) if remote.is_remote(os.fspath(path)) else expand(path)
+    path = remote.local_copy(path) if remote.is_remote(path) else expand(path, "The path of the dataset")
     if not path.exists() and not list(path.parent.glob(path.name) if path.parent.is_dir() else []):
         raise FileNotFoundError(f"The dataset {path} does not exist. Check the path.")
+    if (source := _find(path)) is None:
+        raise UserError(explain_unknown(path))
+    return source
+
+
+def _find(path):
+    """Returns the dataset at a path, or inside its only folder; None if no format fits."""
     for name, find in _FINDERS.items():
         if splits := find(path):
             if path.is_dir() and (other := _other_annotations(path, name)):
@@ -78,8 +84,8 @@ def recognise(path: str | os.PathLike) -> Source:
         inside = [each for each in path.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
         folders = [each for each in inside if each.is_dir()]
         if len(folders) == 1 and not any(is_image(each) for each in inside):  # an archive unpacked into its own folder
-            return recognise(folders[0])
-    raise UserError(_unknown(path))
+            return _find(folders[0])
+    return None
 
 
 def _find_yolo(path):
@@ -225,42 +231,6 @@ def _other_annotations(path, name):
     return next(itertools.chain(coco, xml), None)
 
 
-def _unknown(path):
-    """Returns the error message for a dataset of unknown format."""
-    expected = f"expected a dataset in the format {_FORMATS}"
-    if path.is_file():
-        kind = json_kind(path) if path.suffix.lower() == ".json" else None
-        if kind in ("detections", "label studio"):
-            holds = "detections" if kind == "detections" else "tasks of Label Studio"
-            advice = "Give the ground truth." if kind == "detections" else "Export them as COCO or YOLO."
-            return f"{path} holds {holds}; {expected}. {advice}"
-        if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
-            return f"{path} is an archive; {expected}. Unpack it and give the folder."
-        return f"{path} has an unknown format; {expected}. Pass the folder of the dataset."
-    suffixes = Counter(file.suffix.lower() or "files without a suffix" for file in path.rglob("*") if file.is_file())
-    if not suffixes:
-        return f"The folder {path} is empty; {expected}. Check the path."
-    holds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
-    if all(is_image(Path(f"x{suffix}")) for suffix in suffixes):
-        advice = "Put the annotations into the folder, or give the folder above it."
-    elif any(file.suffix.lower() == ".txt" and _looks_like_labels(file) for file in path.rglob("*.txt")):
-        advice = 'These look like YOLO labels without a class list: add a data.yaml with "names" and "train".'
-    elif any("<annotations" in read_text(file)[:500] for file in path.rglob("*.xml")):
-        advice = "This is CVAT's own XML: export the task as COCO 1.0."
-    elif ".csv" in suffixes:
-        advice = "Export the CSV again as COCO, VOC or YOLO."
-    elif ".zip" in suffixes:
-        advice = "Unpack the archive."
-    else:
-        advice = "Export the annotations in one of these formats, or name the file that holds them."
-    return f"The folder {path} holds {holds}; {expected}. {advice}"
-
-
-def _looks_like_labels(file):
-    words = read_text(file)[:200].split()
-    return len(words) >= 5 and words[0].isdigit() and words[1].replace(".", "").isdigit()
-
-
 def choose_split(source: Source, split: str | None) -> str:
     """Chooses a split of a dataset by name; "val", "valid" and "validation" are the same.
 
@@ -275,6 +245,8 @@ def choose_split(source: Source, split: str | None) -> str:
         UserError: If the dataset has no such split, or `split` is None and the dataset has several splits.
     """
     known = ", ".join(source.splits)
+    if not isinstance(split, str | None):
+        raise UserError(f"The split is {split!r}; expected the name of one split, such as {known}. Pass one name.")
     if split is None:
         if len(source.splits) == 1:
             return next(iter(source.splits))
@@ -285,10 +257,25 @@ def choose_split(source: Source, split: str | None) -> str:
     for name in (split, split_of(split)):
         if name in source.splits:
             return name
+    has = known if known != WHOLE else "one part without a name"
+    if source.path.is_file() and split_of(split) in _splits_beside(source.path):
+        raise UserError(
+            f"{source.path} has no split {split}, only {has}; another file of its folder has that split. Give the "
+            f"folder {source.path.parent}."
+        )
     raise UserError(
-        f"{source.path} has no split {split}; it has {known if known != WHOLE else 'one part without a name'}. Pass "
-        "another split, or split the dataset: kerasdet data split SOURCE TARGET --parts train=0.8,val=0.2."
+        f"{source.path} has no split {split}; it has {has}. Pass another split, or split the dataset: kerasdet data "
+        "split SOURCE TARGET --parts train=0.8,val=0.2."
     )
+
+
+def _splits_beside(file):
+    """Returns the splits of the dataset that the folder of a file holds."""
+    try:
+        found = _find(file.parent)
+    except UserError:
+        return {}
+    return found.splits if found else {}
 
 
 def read_source(source: Source, split: str, changes: Changes, classes: Classes | None = None) -> dict[str, Any]:

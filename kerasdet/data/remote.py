@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,16 +16,16 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _CHUNK = 1 << 22
 
 
-def is_remote(path: str) -> bool:
+def is_remote(path: Any) -> bool:
     """Tells whether a path is on a remote file system.
 
     Args:
-        path: Path or URL.
+        path: Path or URL, or a value that is neither.
 
     Returns:
         True if the path begins with a scheme, such as ``s3://``.
     """
-    return _SCHEME.match(path) is not None
+    return isinstance(path, str) and _SCHEME.match(path) is not None
 
 
 def local_copy(url: str) -> Path:

@@ -174,6 +174,8 @@ def read_tfrecords(
                 else:
                     annotation["category_id"] = _known(annotation["category_id"], name, categories, where, changes)
                 annotations.append(annotation)
+    if not entries:
+        raise UserError(f"{files[0]} holds no record; expected one record for each image. Write the file again.")
     _use_source_ids(entries, annotations)
     found = list(categories.values()) if categories else _categories(seen, files)
     if joints:

@@ -20,6 +20,8 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+_OTHER_OUTLINES = {"polygon": "polygon", "robndbox": "rotated box", "rotated_bndbox": "rotated box"}
+
 
 class VocDataset(Dataset):
     """Reads a Pascal VOC dataset: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
@@ -229,6 +231,12 @@ def _object(item, class_of, where, changes):
         )
     if (count := len(item.findall("bndbox"))) > 1:
         raise UserError(f"{where} has {count} bndbox; expected one. Write a separate object for each box.")
+    other = next((tag for tag in _OTHER_OUTLINES if item.find(tag) is not None), None)
+    if count == 0 and other:
+        raise UserError(
+            f"{where} has a {_OTHER_OUTLINES[other]} (<{other}>) and no <bndbox>; expected an upright box. Export "
+            "boxes, or polygons as COCO."
+        )
     x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
     if x1 > x2 or y1 > y2:
         changes.add("swapped_corners", where, f"has the corners x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")

@@ -49,7 +49,7 @@ def find_voc(path: Path) -> dict[str, Reader]:
     groups = listed or by_split(loose, path)
     every = [file for files in groups.values() for file in files]
     names = functools.cache(lambda: class_names(dict.fromkeys(every), path))
-    return {split: functools.partial(_read_split, files, names, path) for split, files in groups.items()}
+    return {split: functools.partial(_read_split, split, files, names, path) for split, files in groups.items()}
 
 
 def _split_name(name):
@@ -122,8 +122,13 @@ def parse(path: Path) -> ElementTree.Element:
         raise UserError(f"{path} is not valid XML: {error}. Correct the file, or save it as UTF-8.") from None
 
 
-def _read_split(files, names, root, changes):
+def _read_split(split, files, names, root, changes):
     """Reads XML files into a dict in the form of a COCO file."""
+    if not files:
+        raise UserError(
+            f"{root}: the list of the split {split} in ImageSets/Main names no image; expected one name per line. Fill "
+            "the list, or choose another split."
+        )
     class_of = {name: class_id for class_id, name in enumerate(names())}
     finders, entries, annotations = {}, [], []
     for file, count in Counter(files).items():

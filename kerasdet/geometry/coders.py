@@ -16,7 +16,7 @@ _ACTIVATIONS = {"relu": tf.nn.relu, "exp": tf.exp, "linear": tf.identity}
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DeltaCoder(ConfigFromInit):
-    """Converts between boxes and deltas (dy, dx, dh, dw) from anchors (R-CNN, https://arxiv.org/abs/1311.2524).
+    """Converts between boxes and deltas (dy, dx, dh, dw) relative to anchors (R-CNN, https://arxiv.org/abs/1311.2524).
 
     Args:
         weights: Factors by which (dy, dx, dh, dw) are multiplied; with larger weights the network predicts larger

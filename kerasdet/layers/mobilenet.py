@@ -165,7 +165,7 @@ class MobileNetV3(ConfigFromInit, keras.Model):
 
         Args:
             images: (B, H, W, 3) float, normalised.
-            training: Whether norms run in training mode.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
             Feature maps (B, h, w, C) by name, in the order of `out_features`; h and w are H and W divided by the

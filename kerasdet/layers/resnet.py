@@ -36,8 +36,8 @@ class ResNet(ConfigFromInit, keras.Model):
             block of a ResNet of this `depth`.
         width: Number of channels of the stem and inner channels of the first stage; every stage doubles them.
         out_features: Names of the returned feature maps. Stages after the last of them are not built.
-        stride_in_1x1: Whether the first convolution of a bottleneck has the stride (caffe, MSRA), not the 3x3
-            (torchvision).
+        stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the stride (Caffe, MSRA). If False the 3x3
+            convolution has the stride (torchvision).
         dilate_last: Whether the last built stage has a dilation of 2 in place of its stride, so that its feature map
             keeps the stride of the previous stage.
         groups: Number of channel groups of a bottleneck's 3x3 convolution.
@@ -169,7 +169,7 @@ class ResNet(ConfigFromInit, keras.Model):
 
         Args:
             images: (B, H, W, 3) float, normalised.
-            training: Whether norms run in training mode.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
             Feature maps (B, h, w, C) by name, in the order of `out_features`; h and w are H and W divided by the

@@ -122,7 +122,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
 
         Args:
             features: Feature maps (B, h, w, C) by name, the output of a backbone.
-            training: Whether norms run in training mode.
+            training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
             Features (B, h, w, C) by level name, in the order of `levels` (finest first).

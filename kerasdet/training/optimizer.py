@@ -106,8 +106,7 @@ class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
 
     Args:
         learning_rate: A float or a `keras.optimizers.schedules.LearningRateSchedule`.
-        weight_decay: Each step subtracts this factor times the learning rate from each weight, as a fraction of the
-            weight.
+        weight_decay: Each step multiplies every weight by 1 minus the product of this factor and the learning rate.
         beta_1: Decay factor of the running mean of gradients, in [0, 1).
         beta_2: Decay factor of the running mean of squared gradients, in [0, 1).
         epsilon: Constant added to the root of the mean of squared gradients.

@@ -274,6 +274,11 @@ MISTAKES = {
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
         "The file {}/no.json does not exist",
     ),
+    "train: no data of a recipe": (
+        ["train", "retinanet_r18_fpn_bccd"],
+        "The file data/bccd/train.json does not exist, the training data of retinanet_r18_fpn_bccd (TRAIN_ANNOTATIONS)"
+        ". Pass your dataset with --data",
+    ),
     "train: no images": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],
         ": the image folder {}/no does not exist",

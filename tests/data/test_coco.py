@@ -252,8 +252,9 @@ def test_masks_become_run_lengths(tmp_path):
 @pytest.mark.parametrize(
     "segmentation, message",
     [
-        (None, "no annotation has a mask"),
-        ([], "no annotation has a mask"),
+        (None, 'no annotation has a "segmentation"'),
+        ([], 'no annotation has a "segmentation"'),
+        ([[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]], "no mask covers a pixel .*annotation 4 has .*; expected polygons in pixels"),
         ([1, 2, 3, 4, 5, "x"], "annotation 4 has a polygon whose entries are not all pixel"),
         ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* \[20, 30\]"),
         ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),
@@ -293,7 +294,7 @@ def test_keypoints_become_pixel_centres(tmp_path):
         ([0] * 9, ({"id": 7, "name": "person"},), 'no category has "keypoints"'),
         ([0] * 9, (PERSON, {**PERSON, "id": 8, "keypoints": ["tail"]}), "categories 7 and 8 have different keypoints"),
         ([0] * 9, ({**PERSON, "skeleton": [[0, 3]]},), "pairs of numbers from 1 to 3"),
-        ([0] * 9, ({**PERSON, "keypoints": "nose"},), "not a list of names"),
+        ([0] * 9, ({**PERSON, "keypoints": "nose"},), "are not a list; expected a list of names"),
     ],
 )
 def test_bad_keypoints_raise(tmp_path, keypoints, categories, message):

@@ -169,7 +169,10 @@ def test_images_of_another_split_are_not_taken(tmp_path):
     for split in ("train", "val"):
         write_json(tmp_path / f"annotations/instances_{split}.json", coco(NAMES))
     check(open_dataset(tmp_path, "train"))
-    with pytest.raises(UserError, match=r"of the split val names the image 'a.png', and only .*/images/train/a.png"):
+    with pytest.raises(
+        UserError,
+        match=r"of the split val names the image 'a.png', but only another split has this file: .*/images/train/a.png",
+    ):
         open_dataset(tmp_path, "val")
     write_json(tmp_path / "annotations/instances_val.json", renamed(lambda name: f"train/{name}"))
     check(open_dataset(tmp_path, "val"))

@@ -158,7 +158,7 @@ def test_bad_shapes_are_skipped_on_request(tmp_path):
     dataset = open_dataset(tmp_path, on_bad_object="skip")
     assert (dataset.counts["boxes"], dataset.counts["bad_objects"]) == (1, 1)
     assert dataset.problems[0].item == f"{tmp_path / 'a.json'}: shape 1"
-    assert dataset.problems[0].text.startswith("is a rotation")
+    assert dataset.problems[0].text.startswith("is a rotation, a rotated rectangle of X-AnyLabeling")
 
 
 def test_file_of_another_image_raises(tmp_path):

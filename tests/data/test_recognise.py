@@ -3,7 +3,14 @@ import pytest
 import tensorflow as tf
 from foreign_data import SIZE, coco, picture, write_json, write_text
 
-from kerasdet.data import VocDataset, dataset_from_examples, evaluation_batches, open_dataset, training_batches
+from kerasdet.data import (
+    CocoDataset,
+    VocDataset,
+    dataset_from_examples,
+    evaluation_batches,
+    open_dataset,
+    training_batches,
+)
 from kerasdet.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
@@ -20,6 +27,12 @@ BOXES = [[1, 2, 11, 22], [5, 5, 9, 9]]
         ({"a.png": None, "labels/a.txt": "0 0.5 0.5 0.5 0.5"}, 'add a data.yaml with "names"'),
         ({"a.zip": ""}, "Unpack the archive"),
         ({"a.doc": ""}, "Export the annotations in one of these formats"),
+        ({"images/a.png": None, "annotations.xml": "<annotations></annotations>"}, "CVAT's own XML"),
+        ({"images/a.png": None, "data.yaml": "names:\n\t- cat"}, r"data\.yaml is not valid YAML"),
+        ({"images/a.png": None, "data.yaml": "names: [cat]"}, r"data\.yaml names no folder of images; .* train:"),
+        ({"images/a.png": None, "data.yaml": "train: images"}, r'data\.yaml has no "names"; expected the class names'),
+        ({"project.json": '[{"id": 1, "data": {}, "annotations": []}]'}, "project.json holds tasks of Label Studio"),
+        ({"a.json": '[{"image": "a.png", "annotations": []}]'}, "annotations of CreateML; .* as COCO or YOLO"),
     ],
 )
 def test_unknown_folder_says_what_to_do(tmp_path, files, expected):
@@ -209,3 +222,62 @@ NAMES = {
 def test_names_must_be_a_list_of_strings(call, names, expected):
     with pytest.raises(UserError, match=f"_names (is|has) .*{expected}"):
         NAMES[call](names)
+
+
+EXAMPLES = {
+    "empty names": ({}, [], "class_names is empty; expected the name of at least one class"),
+    "ragged boxes": ({"boxes": [[1, 2, 3, 4], [1, 2]]}, ["a", "b"], "Example 0 has boxes .*; expected an array"),
+    "texts as boxes": ({"boxes": [["a"] * 4] * 2}, ["a", "b"], "Example 0 has boxes .*; expected an array"),
+    "text as id": ({"image_id": "a"}, ["a", "b"], "Example 0 has the image_id 'a'; expected an integer"),
+    "texts as flags": ({"is_crowd": ["x", "y"]}, ["a", "b"], "Example 0 has is_crowd .*; expected an array"),
+    "ragged image": ({"image": [[1, 2], [3]]}, ["a", "b"], "Example 0 has the image .*; expected an array"),
+    "fractions": (
+        {"boxes": [[0.1, 0.2, 0.3, 0.4]] * 2},
+        ["a", "b"],
+        r"first: \[0.1, 0.2, 0.3, 0.4\]\); expected \(y1, x1",
+    ),
+    "keypoints without names": (
+        {"keypoints": np.ones((2, 3, 3))},
+        ["a", "b"],
+        "Example 0 has keypoints, but keypoint_names is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_values_of_another_type_name_the_example(name):
+    changes, names, expected = EXAMPLES[name]
+    with pytest.raises(UserError, match=expected):
+        dataset_from_examples([example(**changes)], names)
+
+
+@pytest.mark.parametrize("path", [None, 3, ["mine"], {"images": []}])
+def test_path_of_another_type_raises(path):
+    with pytest.raises(UserError, match=r"The path of the dataset is .*: expected the path of a file or folder"):
+        open_dataset(path)
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    picture(tmp_path / "images/a.png", 0)
+    for split in ("train", "val"):
+        write_json(tmp_path / f"{split}.json", coco(["a.png"]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", [0, ["train", "val"]])
+def test_split_of_another_type_raises(two_files, split):
+    with pytest.raises(UserError, match=r"The split is .*; expected the name of one split, such as train, val"):
+        open_dataset(two_files, split)
+
+
+def test_file_of_another_split_leads_to_its_folder(two_files):
+    with pytest.raises(UserError, match=rf"has no split val, only train; .* Give the folder {two_files}\."):
+        open_dataset(two_files / "train.json", "val")
+
+
+def test_pattern_and_folder_instead_of_a_file_say_so(two_files):
+    with pytest.raises(UserError, match=r"\*\.json is a pattern of file names; .* Give the folder"):
+        open_dataset(two_files / "*.json")
+    with pytest.raises(UserError, match=f"{two_files} is a folder; expected a JSON file"):
+        CocoDataset(two_files)

@@ -195,3 +195,9 @@ def test_class_texts_that_are_not_in_the_label_map_are_counted(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.records[0].class_ids.tolist() == [1, 0]
     assert dataset.counts["contradicting_texts"] == 1
+
+
+def test_file_without_records_is_named(tmp_path):
+    write(tmp_path / "train.tfrecord")
+    with pytest.raises(UserError, match=r"train\.tfrecord holds no record; expected one record for each image"):
+        open_dataset(tmp_path)

@@ -138,3 +138,19 @@ def test_lists_with_suffixes_and_objects_without_a_name(tmp_path):
     write_text(tmp_path / "ImageSets/Main/train.txt", "a.png\n")
     with pytest.raises(UserError, match=r"a.xml: object 2 has the class ''; expected one of dog"):
         open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("tag", "kind"), [("polygon", "polygon"), ("robndbox", "rotated box")])
+def test_outlines_without_a_box_are_named(tmp_path, tag, kind):
+    write(tmp_path / "a.xml", tmp_path / "a.png", "dog")
+    write_text(tmp_path / "a.xml", (tmp_path / "a.xml").read_text().replace("bndbox", tag))
+    with pytest.raises(UserError, match=rf"object 1 has a {kind} \(<{tag}>\) and no <bndbox>; expected an upright box"):
+        open_dataset(tmp_path)
+
+
+def test_empty_list_names_its_split(tmp_path):
+    write(tmp_path / "Annotations/a.xml", tmp_path / "JPEGImages/a.png", "dog")
+    write_text(tmp_path / "ImageSets/Main/train.txt", "")
+    write_text(tmp_path / "ImageSets/Main/val.txt", "a\n")
+    with pytest.raises(UserError, match="the list of the split train in ImageSets/Main names no image"):
+        open_dataset(tmp_path, "train")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from models import models
 
 import kerasdet
@@ -43,7 +44,7 @@ def assert_same(actual, expected, atol=1e-3):
 
 def test_training_learns_a_batch():
     keras.utils.set_random_seed(0)
-    model = models.ssdlite(norm="bn")
+    model = models.ssd(norm="bn", backbone=tiny.PlainBackbone(norm="bn"))
     model.compile(optimizer=keras.optimizers.Adam(3e-3, global_clipnorm=5.0))
     data = tf.data.Dataset.from_tensors(batch())
     first = model.evaluate(data, return_dict=True, verbose=0)["loss"]

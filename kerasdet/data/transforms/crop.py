@@ -157,7 +157,7 @@ class RandomZoomOut:
     Args:
         side: Smallest and largest ratio of the sides of the canvas to the sides of the image, the same for height and
             width.
-        fill: Value of the canvas in 0..255: a number, or one for each channel. Default: ImageNet's mean color.
+        fill: Value of the canvas in 0..255: a number, or one for each channel. Default: ImageNet's mean colour.
         probability: Probability that the image is placed on a canvas, in [0, 1].
 
     Raises:
