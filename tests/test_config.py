@@ -6,6 +6,7 @@ import gin
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 from conftest import shared
 
@@ -57,6 +58,7 @@ def clear_configuration():
     yield
     gin.clear_config()
     keras.mixed_precision.set_global_policy("float32")
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +159,10 @@ TRAINED = {
 }
 
 
+# To trace a step takes much longer than to run it once; tests of models and of training trace the steps of all models.
+AS_GRAPH = ("mask_rcnn_r18_fpn_shapes", "rtmdet_ins_tiny_shapes")
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if pace == "slow" else []) for name, pace in TRAINED.items()]
 )
@@ -164,6 +170,7 @@ def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, nam
     out_dir = tmp_path / "run"
     overrides = tiny_overrides(config.GIN_CONFIGS / f"{name}.gin", material, out_dir)
     config.load(name, [*overrides, "train.validation=None"])
+    tf.config.run_functions_eagerly(name not in AS_GRAPH)
     with caplog.at_level("INFO", "kerasdet"):
         model = config.train()
     if name == "finetune":
