@@ -99,7 +99,10 @@ def check_calibration(precision: str, calibration_images: Sequence) -> None:
             len(calibration_images),
         )
     if precision == "int8" and not len(calibration_images):
-        raise UserError("int8 needs calibration images: pass a few dozen images that are typical for the model.")
+        raise UserError(
+            "int8 needs calibration images: pass a few dozen images that are typical for the model with "
+            "--calibration-images (Python: calibration_images=)."
+        )
     if precision != "int8" and len(calibration_images):
         raise UserError(
             f"Calibration images are for precision int8, but the precision is {precision}: remove the "

@@ -1,7 +1,7 @@
 """Converts a model's inference to one fast graph: batch norm folded, weights and arithmetic in the chosen precision.
 
 Each pass is a function from a `GraphDef` to a `GraphDef` that does not depend on the model. Several passes undo a
-workaround in a layer that only training needs, so their order matters:
+workaround in a layer that only training needs, so their order matters. `rename_functions` comes before all:
 
 1. `drop_gradients` removes the custom gradients of kerasdet's ops, which no other process can look up.
 2. `to_float32` converts 16-bit ops of a model trained under a mixed policy to float32. The passes below fold weights;
@@ -71,12 +71,11 @@ class InferenceGraph(tf.Module):
         if precision not in PRECISIONS:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
         concrete = tf.function(function, input_signature=signature).get_concrete_function()
-        frozen, graph = freeze_variables(concrete)
+        graph, self.inputs, outputs = freeze_variables(concrete)
         names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
-        self.inputs = [tensor.name for tensor in frozen.inputs]
-        self.outputs = {name: tensor.name for name, tensor in zip(names, frozen.outputs, strict=True)}
+        self.outputs = dict(zip(names, outputs, strict=True))
         ends = [name.split(":")[0] for name in (*self.inputs, *self.outputs.values())]
-        for step in (drop_gradients, to_float32, fold_constants, fold_batch_norm, fold_strides):
+        for step in (rename_functions, drop_gradients, to_float32, fold_constants, fold_batch_norm, fold_strides):
             graph = step(graph)
         if precision != "float32":
             graph = lower_precision(graph, tf.as_dtype(precision), ends)
@@ -98,6 +97,30 @@ class InferenceGraph(tf.Module):
         return dict(zip(self.outputs, results, strict=True))
 
 
+def rename_functions(graph: GraphDef) -> GraphDef:
+    """Gives the functions of a graph, such as bodies of loops, other names than those of the graph that it comes from.
+
+    TensorFlow knows the functions of all traced graphs by name, and refuses another definition under the same name.
+
+    Args:
+        graph: A graph.
+
+    Returns:
+        The new graph.
+    """
+    graph = _copy(graph)
+    names = {function.signature.name: f"{function.signature.name}_frozen" for function in graph.library.function}
+    for function in graph.library.function:
+        function.signature.name = names[function.signature.name]
+    for node in _all_nodes(graph):
+        node.op = names.get(node.op, node.op)
+        for attribute in node.attr.values():
+            called = [attribute.func] if attribute.HasField("func") else attribute.list.func
+            for each in called:
+                each.name = names.get(each.name, each.name)
+    return graph
+
+
 def drop_gradients(graph: GraphDef) -> GraphDef:
     """Removes references to custom gradients, which other processes do not have.
 
@@ -108,6 +131,7 @@ def drop_gradients(graph: GraphDef) -> GraphDef:
         The converted graph.
     """
     graph = _copy(graph)
+    del graph.library.gradient[:]
     for node in _all_nodes(graph):
         node.attr.pop("_gradient_op_type", None)
     return graph

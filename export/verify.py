@@ -120,7 +120,7 @@ ROUNDED = Tolerance(  # bfloat16 and float16, of the export or of the model
 EIGHT_BITS = Tolerance(  # dynamic and int8
     max_box_error=math.inf,
     max_score_error=math.inf,
-    median_box_error=0.08,  # 0.053
+    median_box_error=0.12,  # 0.053; a detector after 150 steps on BCCD 0.085
     p95_box_error=0.2,  # 0.137
     box_bias=0.0075,  # 0.0035
     mean_iou=0.8,  # 0.864
@@ -237,8 +237,9 @@ def compare(
     violations = _violations(report, tolerance)
     if violations:
         raise VerificationError(
-            f"{subject} differs from the model in {', '.join(violations)}: {report} Use another precision, or report "
-            "the model and this line as a bug of kerasdet."
+            f"{subject} differs from the model in {', '.join(violations)}: {report} Use another precision. "
+            + ("Models that were trained for a few steps differ most in 8 bits. " if tolerance is EIGHT_BITS else "")
+            + "If the model is well trained, report it with this line as a bug of kerasdet."
         )
     return report
 

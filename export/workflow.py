@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 import statistics
@@ -25,12 +26,12 @@ from kerasdet.inference.preprocessing import open_images
 from kerasdet.models import Detector
 from kerasdet.paths import expand
 
+log = logging.getLogger(__name__)
+
 MAX_AP_DROP = 0.02
 
-_SAMPLE_SIZES = (
-    (480, 640),
-    (500, 333),
-)  # sizes of the generated images; two, so that more than one shape is compared
+# Sizes of the generated images; two, so that more than one shape is compared
+_SAMPLE_SIZES = ((480, 640), (500, 333))
 _WANTED = 20  # number of detections to compare if the model has none above its own threshold
 _RUNS = 3  # timed runs of the Keras model after the first, which traces
 
@@ -126,7 +127,9 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
         export_format.write(model, path, **write_options)
 
     with _remove_on_failure(path):
+        log.info("Writing %s ...", path)
         write(model, path)
+        log.info("Comparing %d images with the model, in a process of its own ...", len(images))
         report = verify_export(model, path, images)
         lines = [_describe(path), f"Run by {export_format.runtime} alone: {report}"]
         if not report.detections:
@@ -136,7 +139,7 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
         elif _tolerance(model, write_options["precision"]) is EIGHT_BITS:
             lines.append(
                 "AP was not measured: pass --eval ANNOTATIONS (Python: eval_data=) to measure the loss of 8 bits, "
-                "and to reject an export that loses more than {max_ap_drop:g}."
+                f"and to reject an export that loses more than {max_ap_drop:g}."
             )
     return "\n".join(lines)
 

@@ -1,10 +1,12 @@
-"""Checks numbers and lists of names that users set, so that an invalid value raises an error immediately."""
+"""Checks numbers, lists of names and objects that users pass, so that an invalid value raises an error immediately."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from kerasdet.errors import UserError
+
+_MAX_SHOWN = 60  # longest value in characters that a message quotes
 
 
 def check_positive(owner: str, **counts: int | None) -> None:
@@ -60,6 +62,30 @@ def check_names(argument: str, values: Any) -> None:
         raise UserError(f"{argument} is {values!r}; expected a list of names. Write a list such as ['cat', 'dog'].")
     if other := [each for each in values if not isinstance(each, str)]:
         raise UserError(f"{argument} has the item {other[0]!r}; expected a string. Change {argument}.")
+
+
+def check_object(name: str, value: Any, fits: bool, expected: str, example: str) -> None:
+    """Checks that an argument is an object of the right kind, and not its class.
+
+    Args:
+        name: Name of the argument, such as "train.optimizer", for the error message.
+        value: Value of the argument.
+        fits: Whether the value is of the right kind.
+        expected: Kind of object, such as "a Keras optimizer", for the error message.
+        example: Expression for such an object, such as "SGD(0.01)", for the error message.
+
+    Raises:
+        UserError: If `fits` is False, or the value is a class.
+    """
+    if isinstance(value, type):
+        raise UserError(
+            f"{name} is the class {value.__name__}: expected {expected}, an object of the class. Write "
+            f"{value.__name__}(...) (gin: @{value.__name__}())."
+        )
+    if not fits:
+        text = repr(value)
+        text = text if len(text) <= _MAX_SHOWN else f"an object of the class {type(value).__name__}"
+        raise UserError(f"{name} is {text}: expected {expected}. Pass {example}.")
 
 
 def _is(value, kind):

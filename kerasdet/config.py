@@ -21,7 +21,16 @@ import keras
 import tensorflow as tf
 
 from kerasdet import data, evaluation, layers, loading, losses, models, training
-from kerasdet.config_checks import check_order, check_type, has_effect, part_of, targets, used_parts
+from kerasdet.config_checks import (
+    check_called,
+    check_order,
+    check_text,
+    check_type,
+    has_effect,
+    part_of,
+    targets,
+    used_parts,
+)
 from kerasdet.data import shapes, transforms
 from kerasdet.errors import UserError
 from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
@@ -189,6 +198,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     """
     path = _find(config).absolute()
     text = _read_text(path)
+    check_text(text, path)
     gin.clear_config()
     # gin 0.5.0 can only append to its search path, in which the working folder would be first: a folder `base` of the
     # user would hide that of kerasdet
@@ -405,6 +415,8 @@ def _as_binding(override):
         raise UserError(f"the override {override!r} cannot be read: expected NAME=value.")
     if "." not in name:
         _require_macro(name)
+    if value.endswith(",") and not value.startswith("("):
+        raise UserError(f"the override {override!r} ends in a comma. Write {name}={value.rstrip(',')}.")
     if not value.startswith(("@", "%")):
         try:
             ast.literal_eval(value)
@@ -484,7 +496,9 @@ def _check_types(path, overrides):
                 names.add(repr(value)[1:])
                 target, value = f"{target} ({repr(value)[1:]})", macro(repr(value)[1:])
             where = "--set" if names & overridden else path
-            check_type(f"{where}: {target}", value, _ITEMS[name], argument)
+            references = [*gin.config.iterate_references({argument: value})]
+            check_type(f"{where}: {target}", value, _ITEMS[name], argument, _ITEMS)
+            check_called(f"{where}: {target}", value, references, _ITEMS[name], argument)
 
 
 def _has(name):

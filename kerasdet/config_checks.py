@@ -6,11 +6,12 @@ parts to which its arguments refer are called in the same scope.
 
 import collections.abc
 import inspect
+import itertools
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kerasdet.errors import UserError
 Part = tuple[str, str]  # (scope, name) of a class or function; the name of a macro begins with %
 
 _SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+_MAX_CLASSES = 3  # largest number of classes that a message proposes
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, tuple, list)
 
 
@@ -95,6 +97,33 @@ def targets(text: str) -> list[str]:
     return re.findall(r"^([A-Za-z_][\w./]*)\s*=", text, re.MULTILINE)
 
 
+def check_text(text: str, path: Path) -> None:
+    """Checks that a text may be a gin configuration, and that each binding has a value.
+
+    Args:
+        text: Contents of the file.
+        path: Path of the file, for the error message.
+
+    Raises:
+        UserError: If the file is empty or JSON, or a binding has no value.
+    """
+    if not re.sub(r"#.*", "", text).strip():
+        raise UserError(
+            f"{path}: the file is empty: expected a gin configuration. Write settings into it, such as "
+            "include 'finetune.gin'."
+        )
+    if text.lstrip().startswith(("{", "[")):
+        raise UserError(
+            f"{path}: the file is JSON, not a gin configuration. Pass a recipe such as finetune, and the file of a "
+            "dataset with --data."
+        )
+    lines = [*text.splitlines(), ""]
+    for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
+        found = re.match(r"([A-Za-z_][\w./]*)\s*=\s*(#.*)?$", line)
+        if found and not following.startswith((" ", "\t")):
+            raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value behind the =.")
+
+
 def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
     """Checks that no later `include` overwrites a binding of a gin file.
 
@@ -132,14 +161,20 @@ def _all_targets(name, read) -> Iterator[str]:
             yield from _all_targets(other, read)
 
 
-def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
-    """Checks that a value has the annotated type of an argument. Only numbers, strings and sequences are checked.
+def check_type(
+    name: str, value: Any, item: Callable, argument: str, configurables: Mapping[str, Callable] | None = None
+) -> None:
+    """Checks that a value has the annotated type of an argument.
+
+    Only numbers, strings and sequences are checked, and that no number or string stands for an object of Keras or
+    kerasdet.
 
     Args:
         name: Name of the binding, for the error message.
         value: Value to check. Objects that are not created yet appear as "@Name()" in the error message.
         item: Class or function that has the argument.
         argument: Name of the argument.
+        configurables: Classes and functions by name, from which the error message proposes classes.
 
     Raises:
         UserError: If the value has another type, such as the string "false" for a bool.
@@ -150,8 +185,13 @@ def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
     if all(kind in _SEQUENCES for kind in kinds):
         is_object = repr(value).startswith("@") and repr(value)[1:2].isupper()  # functions may return lists
         if is_object or isinstance(value, str | int | float):
-            raise UserError(f"{name} is {value!r}: expected a list. Write [{value!r}].")
+            raise UserError(f"{name} is {value!r}: expected a list. Write [{_called(repr(value))}].")
         return
+    if isinstance(value, str | int | float) and all(map(_is_part, kinds)):
+        fitting = [f"@{key}()" for key, each in (configurables or {}).items() if _is_subclass(each, kinds)]
+        # every model and backbone is a keras.Model: among many classes, most do not fit
+        example = f", such as {' or '.join(fitting)}" if 0 < len(fitting) <= _MAX_CLASSES else ""
+        raise UserError(f"{name} is {value!r}: expected an object{example}. Write @Name() with the name of the class.")
     if not all(kind in _SCALARS for kind in kinds) or repr(value).startswith(("@", "%")):
         return
     allowed = {*kinds} | ({int} if float in kinds else set())
@@ -159,6 +199,43 @@ def check_type(name: str, value: Any, item: Callable, argument: str) -> None:
     if type(value) not in allowed and not is_flag:
         expected = " or ".join(text for kind, text in _SCALARS.items() if kind in kinds)
         raise UserError(f"{name} is {value!r}: expected {expected}. Change the value.")
+
+
+def check_called(name: str, value: Any, references: Sequence[Any], item: Callable, argument: str) -> None:
+    """Checks that a value has no class in the place of an object: @AdamW instead of @AdamW().
+
+    Args:
+        name: Name of the binding, for the error message.
+        value: Value to check, for the error message.
+        references: gin's references in the value.
+        item: Class or function that has the argument.
+        argument: Name of the argument.
+
+    Raises:
+        UserError: If a reference is a class, but the argument does not take classes.
+    """
+    takes_classes = {type, collections.abc.Callable} & _kinds(item, argument)
+    for reference in references:
+        if not reference.evaluate and isinstance(reference.configurable.wrapped, type) and not takes_classes:
+            is_list = isinstance(value, list | tuple)
+            raise UserError(
+                f"{name} {'has' if is_list else 'is'} {reference!r}, a class: expected an object of it. Write "
+                f"{_called(repr(reference))}."
+            )
+
+
+def _called(text):
+    """Returns a reference such as "@AdamW" to a class with the brackets that make an object."""
+    is_class = text.startswith("@") and text.rpartition("/")[2].lstrip("@")[:1].isupper() and not text.endswith(")")
+    return f"{text}()" if is_class else text
+
+
+def _is_part(kind):
+    return isinstance(kind, type) and kind.__module__.split(".")[0] in ("keras", "kerasdet")
+
+
+def _is_subclass(item, kinds):
+    return isinstance(item, type) and issubclass(item, tuple(kinds))
 
 
 def _kinds(item, argument):

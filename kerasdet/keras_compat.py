@@ -187,21 +187,26 @@ def kernel_devices(op: str) -> set[str]:
     return {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(op).kernel}
 
 
-def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple:
+def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tuple[Any, list[str], list[str]]:
     """Converts the variables of a concrete function to constants.
 
     Uses the private `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does this
-    for sessions only. Seen in TensorFlow 2.16.1 and 2.21.0.
+    for sessions only, and `convert_variables_to_constants_v2_as_graph` also makes a function of the result, which takes
+    longer than the rest. Seen in TensorFlow 2.16.1 and 2.21.0.
 
     Args:
         function: The concrete function.
 
     Returns:
-        The frozen concrete function, and its `GraphDef`, in which control flow stays functional.
+        The frozen `GraphDef`, in which control flow stays functional, and the names of its input and output tensors.
     """
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
+    from tensorflow.python.framework import convert_to_constants as private
 
-    return convert_variables_to_constants_v2_as_graph(function, lower_control_flow=False)
+    data = private._FunctionConverterDataInEager(function, lower_control_flow=False, aggressive_inlining=False)
+    graph, frozen = private._replace_variables_by_constants(data)
+    weights = {function.graph.internal_captures[index].name for index in frozen}
+    inputs = [tensor.name for tensor in function.inputs if tensor.name not in weights]
+    return graph, inputs, [tensor.name for tensor in function.outputs]
 
 
 def function_graph(graph: "tf.Graph", definition: Any) -> "tf.Graph":

@@ -76,9 +76,7 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     """
     path = expand(path, name)
     if path.is_dir():
-        raise IsADirectoryError(
-            f"{name}: {path} is a folder: expected a file. Pass a path such as {path / 'new.json'}."
-        )
+        raise IsADirectoryError(f"{name}: {path} is a folder: expected a file. Add the name of a file in it.")
     if path.exists() and not path.is_file():
         return path  # a device, such as /dev/stdout
     make_folder(path.parent, name)

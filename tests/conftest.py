@@ -69,9 +69,38 @@ def unoptimized_graphs():
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
+@pytest.fixture(scope="module")
+def models_opened_once():
+    """Opens each .keras file once, so that commands share a model and its graph. Not for tests that train it."""
+    from kerasdet import loading
+
+    open_model, opened = loading.open_model, {}
+
+    def open_once(file):
+        key = file, file.stat().st_mtime_ns
+        if key not in opened:
+            opened[key] = open_model(file)
+        return opened[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "open_model", open_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def warm_workers():
+    """Lets exports be verified in processes that are started only once, see tests/warm_workers.py."""
+    import warm_workers
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("onnx", "saved_model", "tflite"):
+            patch.setattr(f"kerasdet.export.{name}.format.run_worker", warm_workers.run)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def graphs_as_traced(request):
-    """Leaves the optimizer of graphs to the tests of exports, inference and commands, which run what users run."""
+    """Leaves the optimizer of graphs to tests of exports, inference and commands, of which some do without it, too."""
     if request.path.parent.name in UNOPTIMIZED:
         request.getfixturevalue("unoptimized_graphs")
 

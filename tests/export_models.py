@@ -1,14 +1,8 @@
 """Makes the tiny models of the detector contract with weights that keep activations small, as after training."""
 
-import functools
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
+import warm_workers
 from models.models import COVERING, MODELS, SLOW, randomized
 
 import kerasdet
@@ -77,7 +71,7 @@ def verify_alone(model, path, images):
     """
     export_format = format_of(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kerasdet.export.onnx.format.run_worker", _run_in_common_process)
+        patch.setattr("kerasdet.export.onnx.format.run_worker", warm_workers.run)
         run = export_format.run_in_worker(model, path, images)
     return _compare(model, run.cases, export_format.read_metadata(path))
 
@@ -88,33 +82,6 @@ def _compare(model, cases, metadata):
         tolerance_for(metadata["precision"]),
         score_threshold=getattr(model.postprocessing, "score_threshold", 0.0),
     )
-
-
-_LOOP = """
-import json, runpy, sys
-for line in sys.stdin:
-    script, *arguments = json.loads(line)
-    try:
-        runpy.run_path(script)["main"](*arguments)
-        print(json.dumps(""), flush=True)
-    except Exception as error:
-        print(json.dumps(repr(error)), flush=True)
-"""
-
-
-@functools.cache
-def _common_process():
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", _LOOP], cwd=tempfile.gettempdir(), **pipes)
-
-
-def _run_in_common_process(script, path, folder):
-    process = _common_process()
-    print(json.dumps([str(script), str(path.resolve()), folder]), file=process.stdin, flush=True)
-    error = json.loads(process.stdout.readline())
-    assert not error, error
-    with np.load(Path(folder) / "outputs.npz") as outputs:
-        return dict(outputs)
 
 
 __all__ = ["COVERING", "MODELS", "SLOW", "make", "verify_alone", "verify_in_process"]

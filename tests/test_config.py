@@ -443,6 +443,7 @@ MISTAKES = {
     "RetinaNet.neck=FPN()": r"would set the string 'FPN\(\)', not the class .* Write RetinaNet\.neck=@FPN\(\)",
     "Preprocessing.mean=(1, 2": "is a bracket not closed",
     "OUT_DIR=(runs)/a": "Failed to parse",
+    "BATCH_SIZE=2,": "ends in a comma. Write BATCH_SIZE=2",
 }
 
 
@@ -459,7 +460,10 @@ WRONG_FILES = {
     f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
     f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
     f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
-    f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin, line",
+    f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin: line 2: STEPS has no value",
+    f"include '{SHAPES}.gin'\nSTEPS =  # many\nLR = 1\n": "own.gin: line 2: STEPS has no value",
+    "# nothing\n": "own.gin: the file is empty: expected a gin configuration",
+    '{"images": []}': "own.gin: the file is JSON, not a gin configuration",
     f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
     "import no_such_module\n": "No module named 'no_such_module'",
@@ -655,6 +659,13 @@ TYPES = {
     "AdamW.decay_norms_and_biases=no": "is 'no': expected True or False",
     "Validation.every=often": "Validation.every is 'often': expected an integer",
     "train.transforms=@RandomFlip()": r"is @RandomFlip\(\): expected a list. Write \[@RandomFlip\(\)\]",
+    "train.transforms=@RandomFlip": r"is @RandomFlip: expected a list. Write \[@RandomFlip\(\)\]",
+    "train.transforms=[@RandomFlip]": r"has @RandomFlip, a class: expected an object of it. Write @RandomFlip\(\)",
+    "train.optimizer=@AdamW": r"train.optimizer is @AdamW, a class: expected an object of it. Write @AdamW\(\)",
+    "train.optimizer=adam": r"train.optimizer is 'adam': expected an object, such as @SGD\(\) or @AdamW\(\)",
+    "train.validation=@Validation": r"train.validation is @Validation, a class: .* Write @Validation\(\)",
+    "train.validation=val.json": r"train.validation is 'val.json': expected an object, such as @Validation\(\)",
+    "RetinaNet.neck=@FPN": r"RetinaNet.neck is @FPN, a class: .* Write @FPN\(\)",
     "train.freeze=backbone": "train.freeze is 'backbone': expected a list",
     "RetinaNet.num_classes=['a']": r"RetinaNet.num_classes is \['a'\]: expected an integer",
     "OUT_DIR=[a]": r"'OUT_DIR=\[a\]': strings in brackets need quotes: write OUT_DIR=\['a', 'b'\]",

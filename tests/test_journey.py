@@ -10,6 +10,7 @@ from PIL import Image
 
 from kerasdet import cli
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_workers")]
 SETTINGS = {
     "OUT_DIR": "run",
     "TRAIN_DIR": "data/train",
@@ -54,7 +55,6 @@ def log(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_training_learns_and_logs_its_progress(run):
     losses = [line["loss"] for line in log(run) if "loss" in line]
     measured = [line for line in log(run) if "AP50" in line]
@@ -67,14 +67,12 @@ def test_training_learns_and_logs_its_progress(run):
     assert checkpoints == ["step_00000130.keras", "step_00000260.keras"]
 
 
-@pytest.mark.slow
 def test_repeated_command_finds_the_run_finished(run):
     before = log(run)
     kerasdet("train", "retinanet_r18_fpn_shapes", *overrides(SETTINGS))
     assert log(run) == before
 
 
-@pytest.mark.slow
 def test_eval_gives_the_numbers_of_the_training(capsys, run):
     kerasdet("eval", run, "--json", "metrics.json", "--batch-size", 8)
     metrics = json.loads(Path("metrics.json").read_text())
@@ -83,7 +81,6 @@ def test_eval_gives_the_numbers_of_the_training(capsys, run):
     assert "AP50" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_predict_finds_and_draws_objects(capsys, run):
     pictures = [f"data/eval/images/00000{n}.jpg" for n in (1, 2, 3)]
     kerasdet("predict", run, *pictures, "--score-threshold", 0.05, "--draw", "drawn")
@@ -94,7 +91,6 @@ def test_predict_finds_and_draws_objects(capsys, run):
     assert np.asarray(Image.open("drawn/000001.png")).shape[2] == 3
 
 
-@pytest.mark.slow
 def test_export_verifies_and_evaluates_like_the_model(capsys, run):
     kerasdet("export", run, "served", "--verify-images", "data/eval/images/000001.jpg")
     assert "served: " in capsys.readouterr().out

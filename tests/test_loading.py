@@ -11,6 +11,8 @@ from kerasdet.layers import RetinaNetHead
 from kerasdet.loading import backbone_weights, load, load_detector, pretrained
 from kerasdet.models.common import LossNormalizer
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
+
 
 @pytest.fixture(scope="module")
 def model():

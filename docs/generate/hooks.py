@@ -1,7 +1,8 @@
 """Hooks of MkDocs: find the package, put generated text into pages, and make notebooks of tutorials.
 
 A line ``<!-- generated: NAME -->`` of a page is replaced by what the function NAME in `_HOMES` returns, and a line
-``<!-- results: NAME -->`` by the table of ``benchmarks/results/NAME.json``.
+``<!-- results: NAME -->`` by the table of ``benchmarks/results/NAME.json``. Lines of text directly below a mark tell
+readers of the Markdown file where the contents are; the site drops them.
 """
 
 import importlib
@@ -28,6 +29,8 @@ _HOMES = {
     "surface": "settings",
     "zoo": "weights",
 }
+
+_MARK = re.compile(r"^<!-- (?P<kind>generated|results): (?P<name>\w+) -->$(?:\n\S.*)*", re.MULTILINE)
 
 _PACKAGES = tempfile.TemporaryDirectory()  # of links to kerasdet as it is installed
 
@@ -72,12 +75,11 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
         title, _, rest = markdown.partition("\n")
         name = f"{page.file.name}.ipynb"
         markdown = f'{title}\n\n[This page as a notebook]({name}){{download="{name}"}}\n{rest}'
-    markdown = re.sub(r"^<!-- generated: (\w+) -->$", lambda match: generate(match[1]), markdown, flags=re.MULTILINE)
-    return re.sub(r"^<!-- results: (\w+) -->$", lambda match: _results(match[1]), markdown, flags=re.MULTILINE)
+    return _MARK.sub(lambda match: _contents(match["kind"], match["name"]), markdown)
 
 
-def _results(name):
-    return _module("measurements").results(name)
+def _contents(kind, name):
+    return generate(name) if kind == "generated" else _module("measurements").results(name)
 
 
 def _is_tutorial(file):

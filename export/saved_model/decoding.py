@@ -9,6 +9,10 @@ from kerasdet.data import images as image_ops
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.ops import resize as resize_ops
 
+# To optimise a dataset takes much longer than to run it for the single image that it reads.
+_UNOPTIMIZED = tf.data.Options()
+_UNOPTIMIZED.experimental_optimization.apply_default_optimizations = False
+_UNOPTIMIZED.autotune.enabled = False
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -100,6 +104,6 @@ def _attempt(function, encoded):
     A failed op would end the graph with a message that does not name the image. Inside a dataset, `ignore_errors`
     catches the failure.
     """
-    result = tf.data.Dataset.from_tensors(encoded).map(function)
+    result = tf.data.Dataset.from_tensors(encoded).map(function).with_options(_UNOPTIMIZED)
     empty = tf.zeros([size or 0 for size in result.element_spec.shape], result.element_spec.dtype)
     return result.ignore_errors().reduce((False, empty), lambda _, value: (True, value))

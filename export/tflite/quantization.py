@@ -68,6 +68,19 @@ def lower_precision(
     return bytes(result.quantized_model)
 
 
+def check_installed(precision: str) -> None:
+    """Checks that the package is installed that converts to a precision.
+
+    Args:
+        precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
+
+    Raises:
+        UserError: If ai-edge-quantizer is needed and not installed.
+    """
+    if precision != "float32":
+        _quantizer()
+
+
 def _scope(operation):
     """Returns a pattern for the names of ops to convert, without the matrix products by which norms compute means."""
     return "^(?!.*norm)" if operation == "FULLY_CONNECTED" else ".*"

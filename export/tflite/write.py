@@ -23,7 +23,7 @@ from kerasdet.export.network import as_input, detections, raw_outputs, run_netwo
 from kerasdet.export.tflite import postprocessing as post
 from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
-from kerasdet.export.tflite.quantization import lower_precision
+from kerasdet.export.tflite.quantization import check_installed, lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
 from kerasdet.inference.preprocessing import Preprocessing, open_images
 from kerasdet.keras_compat import tflite_converter_error
@@ -79,7 +79,7 @@ def export_tflite(
     size = tuple(size or default_size(model.preprocessing))
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     with implementation("tflite"):
-        flatbuffer = _convert(model, postprocessing, size, input_type)
+        flatbuffer = convert_detector(model, postprocessing, size, input_type)
     inputs = [as_input(model.preprocessing.letterbox(image, *size)[0].numpy(), input_type) for image in images]
     flatbuffer = lower_precision(flatbuffer, precision, inputs, [model.backbone.name, model.neck.name])
     options = {
@@ -121,10 +121,24 @@ def _check_options(model, postprocessing, precision, input_type, calibration_ima
             f"{type(model).__name__} cannot be exported with postprocessing {postprocessing} in {precision}: {reason}."
         )
     checks.check_calibration(precision, calibration_images)
+    check_installed(precision)
 
 
-def _convert(model, postprocessing, size, input_type):
-    """Returns the TFLite file in float32, without metadata."""
+def convert_detector(model: Detector, postprocessing: str, size: tuple[int, int], input_type: str) -> bytes:
+    """Converts a detector in float32.
+
+    Args:
+        model: The detector.
+        postprocessing: One of `kerasdet.export.tflite.spec.POSTPROCESSING`.
+        size: Height and width of the input in pixels.
+        input_type: Type of the input's pixels, "float32" or "uint8".
+
+    Returns:
+        The TFLite file, without metadata.
+
+    Raises:
+        UserError: If TFLite lacks an op of the model.
+    """
 
     def network(image):
         outputs, image_size = run_network(model, image)

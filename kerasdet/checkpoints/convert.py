@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from kerasdet.arguments import check_numbers
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, untied_name
 from kerasdet.checkpoints.sources import SOURCES
@@ -50,11 +51,12 @@ def to_model(
         The model: a detector, or a backbone if the source is a backbone.
 
     Raises:
-        UserError: If the source is unknown, or tensors are missing, unexpected or of another shape. The message names
+        UserError: If an argument is invalid, or tensors are missing, unexpected or of another shape. The message names
             the tensors.
     """
     if source not in SOURCES:
         raise UserError(f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the source of the file.")
+    check_numbers("to_model", 0.0, 1.0, norm_epsilon=norm_epsilon)  # 0 is the value of torchvision's published files
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
     tensors = _CSPNEXT_TENSORS if spec.kind == "rtmdet" else _RESNET_TENSORS
@@ -176,7 +178,7 @@ def _assign(variables, state, spec, source):
         problems.append(f"unexpected: {_list(unexpected)}")
     values = {name: our_layout(name, state[theirs[name]], spec) for name in variables if theirs[name] in state}
     misshapen = [
-        f"{theirs[name]} {state[theirs[name]].shape}"
+        f"{theirs[name]} {state[theirs[name]].shape}{_expected(value, variables[name].shape)}"
         for name, value in values.items()
         if value is None or value.shape != tuple(variables[name].shape)
     ]
@@ -207,6 +209,14 @@ def _warn_of_kind(variables, spec, source):
                 "--source (Python: source=).",
                 *(kinds[is_msra], source, kinds[not is_msra]),
             )
+
+
+def _expected(value, shape):
+    """Describes the expected shape of a tensor that has another one; `value` is in the layout of Keras, or None."""
+    if len(shape) < 2:
+        return f" (expected {tuple(shape)})"
+    found = "" if value is None or value.ndim < 2 else f"{value.shape}, "
+    return f" (in Keras' layout {found}expected {tuple(shape)})"
 
 
 def _check_trained(name, value, source):

@@ -138,7 +138,8 @@ def find(name: str) -> Weights:
             f"{framework} publishes no weights of {name}: convert your own with `kerasdet convert --source {name}`."
         )
     else:
-        near = difflib.get_close_matches(name, ZOO, n=3)
+        containing = [other for other in ZOO if name in other]  # "torchvision/retinanet" is no misspelt resnet
+        near = containing[:3] or difflib.get_close_matches(name, ZOO, n=3)
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
         reason = (
             f"There is no file or folder {name}, and no such name in the zoo. {meant}`kerasdet zoo` lists the names."

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from kerasdet.cli.parser import make_parser
 from kerasdet.cli.report import report_error
+from kerasdet.cli.stderr import hidden_stderr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,13 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help`` (code 0), usage errors (2), and after SIGTERM (143).
     """
     options = make_parser().parse_args(arguments)
-    if not options.debug:
-        # TensorFlow reads it when it is imported; 2 leaves errors. In 2.21 each start would otherwise print "All log
-        # messages before absl::InitializeLog()", cpu_feature_guard's advice and oneDNN's.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kerasdet").setLevel(logging.INFO)
     try:
+        if not options.debug:
+            _import_tensorflow_quietly()
         from kerasdet.cli import commands
 
         commands.run(options)
@@ -48,3 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return report_error(error, options.command, debug=options.debug)
     return 0
+
+
+def _import_tensorflow_quietly():
+    """Imports TensorFlow and looks for devices without the lines that this prints.
+
+    TF_CPP_MIN_LOG_LEVEL=2 hides the advice of cpu_feature_guard and oneDNN, but not "All log messages before
+    absl::InitializeLog()" and "failed call to cuInit", which `tensorflow` 2.21 prints on machines without a GPU.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with hidden_stderr():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()

@@ -21,6 +21,7 @@ from kerasdet.loading import require_model
 from kerasdet.paths import prepare_files
 from kerasdet.reports import Run, analyze_run
 from kerasdet.reports.charts import check_library
+from kerasdet.reports.page import check_suffix
 
 
 def analyze(
@@ -43,6 +44,7 @@ def analyze(
         UserError: If options contradict each other, or the detections do not match the data.
     """
     check_library()
+    check_suffix(options.out)
     read = {"MODEL_OR_DETECTIONS": options.model, "--data": options.data, "--against": options.against}
     files = prepare_files({"--out": options.out, "--json": options.json}, read)
     out, numbers = files["--out"], files.get("--json")

@@ -27,7 +27,7 @@ from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, s
 from kerasdet.export.workflow import export_and_verify
 from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
-from kerasdet.paths import make_folder, prepare_file, prepare_files
+from kerasdet.paths import expand, make_folder, prepare_file, prepare_files
 from kerasdet.training import run_workers
 
 
@@ -64,6 +64,8 @@ def _train(options):
             raise UserError(f"--data {options.data} and --set {others[0]} are both given: pass only one.")
         options.overrides.insert(0, f"DATA={options.data}")
     config.load(options.config, options.overrides)
+    if options.data is None:
+        _check_training_data(options.config)
     if options.workers is None:
         config.train()
         return
@@ -72,6 +74,19 @@ def _train(options):
     command = [sys.executable, "-m", "kerasdet.cli", "train", options.config, *overrides, *debug]
     if code := run_workers(command, options.workers, len(tf.config.list_physical_devices("GPU"))):
         raise SystemExit(code)
+
+
+def _check_training_data(recipe):
+    """Raises an error that names --data if the file of training annotations in a recipe does not exist."""
+    try:
+        path = config.macro("TRAIN_ANNOTATIONS")
+    except ValueError:  # the recipe reads its data in another way
+        return
+    if isinstance(path, str) and not expand(path, "TRAIN_ANNOTATIONS").exists():
+        raise FileNotFoundError(
+            f"The file {path} does not exist, the training data of {recipe} (TRAIN_ANNOTATIONS). Pass your dataset "
+            "with --data, or set TRAIN_ANNOTATIONS and EVAL_ANNOTATIONS."
+        )
 
 
 def _eval(options):
@@ -258,12 +273,11 @@ def _convert(options):
                 )
     labels = read_labels(options.labels) if options.labels else None
     out = _model_file(options.out)
-    model = to_model(
-        read(options.file, options.weights),
-        options.source,
-        num_classes=options.num_classes,
-        norm_epsilon=options.norm_epsilon,
-    )
+    state = read(options.file, options.weights)
+    try:
+        model = to_model(state, options.source, num_classes=options.num_classes, norm_epsilon=options.norm_epsilon)
+    except UserError as error:
+        raise UserError(f"{options.file}: {error}") from None
     if labels is not None:
         model.class_names = names_of_classes(labels, model.num_classes, options.labels)
     if options.reference_outputs:

@@ -25,7 +25,8 @@ def image_files(words: Iterable[str]) -> list[str]:
         Paths in the order of the arguments. Paths of a folder or glob are sorted. Files need not exist.
 
     Raises:
-        UserError: If a folder contains no image, a glob matches no file, or a list cannot be read.
+        UserError: If a folder contains no image, a glob matches no file, a list cannot be read, or a text file lacks
+            its @.
     """
     return [path for word in words for path in _expand(word, with_videos=False)]
 
@@ -72,6 +73,8 @@ def _expand(word: str, with_videos: bool, from_list: bool = False) -> Iterator[s
         )
     elif is_file_of_video(word) and not (with_videos and glob.has_magic(word)):
         raise UserError(f"{word} is a video: expected images. Extract its frames first, for example with ffmpeg.")
+    elif Path(word).suffix.lower() == ".txt" and Path(word).is_file():
+        raise UserError(f"{word} is a text file: expected an image. To read paths from the file, pass @{word}.")
     elif glob.has_magic(word) and not Path(word).exists():
         found = sorted(path for path in glob.glob(word, recursive=True) if Path(path).is_file())
         if not found:

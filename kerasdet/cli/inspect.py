@@ -7,6 +7,7 @@ from kerasdet import config
 from kerasdet.data.recognise import open_dataset, recognise
 from kerasdet.errors import UserError
 from kerasdet.reports import inspect_dataset
+from kerasdet.reports.page import check_suffix
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -15,6 +16,7 @@ def inspect(options: argparse.Namespace) -> None:
     Args:
         options: Parsed options with `data`, `config`, `overrides` and `out`.
     """
+    check_suffix(options.out)
     splits = _open(options.data)
     source, model, transforms = str(options.data), None, []
     if options.config:

@@ -329,7 +329,7 @@ def _add_convert(commands):
     )
     convert.add_argument(
         "--norm-epsilon",
-        type=float,
+        type=_fraction,
         metavar="E",
         help="epsilon of the backbone's norms (default: the epsilon of the published checkpoint)",
     )
@@ -364,7 +364,10 @@ def _add_inspect(commands):
         "data/bccd --config retinanet_r18_fpn_bccd --out page.html",
     )
     inspect.add_argument(
-        "data", type=_path, metavar="DATA", help="COCO annotations, or a folder of them with a file for each split"
+        "data",
+        type=_path,
+        metavar="DATA",
+        help="a dataset in any format of docs/data.md: a folder, or the file that describes it",
     )
     inspect.add_argument(
         "--config",
@@ -435,7 +438,9 @@ def _add_zoo(commands):
 
 
 def _path(text):
-    """Expands ~, which the shell does not expand in `@~/list.txt` or in a quoted glob."""
+    """Expands ~, which the shell does not expand in `@~/list.txt` or in a quoted glob; rejects an empty path."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty: expected a file or folder, such as runs/first")
     return text[:1] + os.path.expanduser(text[1:]) if text.startswith("@") else os.path.expanduser(text)
 
 

@@ -132,7 +132,13 @@ def _across(splits):
     groups = near_duplicates(fingerprints([record for _, record in records]))
     if copies := sum(map(len, groups)) - len(groups):
         notes.append(f"near duplicates of other images: {copies}")
-    shared = [group for group in groups if len({records[index][0] for index in group}) > 1]
+    inside: list[list[int]] = []
+    shared: list[list[int]] = []
+    for group in groups:
+        (inside if len({records[index][0] for index in group}) == 1 else shared).append(group)
+    for group in inside[:_MAX_NAMED]:
+        paths = [str(records[index][1].path) for index in group]
+        notes.append(f"near duplicates in {records[group[0]][0]}: {_listed(paths)}")
     for group in shared[:_MAX_NAMED]:
         pair = {records[index][0]: records[index][1].path for index in group}
         notes.append(f"near duplicates in {_listed([f'{name} ({path})' for name, path in pair.items()])}")

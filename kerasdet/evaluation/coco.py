@@ -115,16 +115,31 @@ def read_cases(
             the ground truth.
     """
     (truth, truth_name), (entries, results_name) = _content(ground_truth, "the ground truth"), _results(results)
-    chosen = types_of(truth, entries)
+    chosen = _shared_types(truth, truth_name, entries, results_name)
     contents = _read(truth, truth_name, chosen)
     return [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
 
 
 def types_of(ground_truth: Source, results: Source) -> list[str]:
-    """Returns the types of "bbox", "segm" and "keypoints" that both files have; "bbox" for empty results."""
-    (truth, _), (entries, _) = _content(ground_truth, "the ground truth"), _results(results)
+    """Returns the types of "bbox", "segm" and "keypoints" that both files have; "bbox" for empty results.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UserError: If the files have no type in common.
+    """
+    return _shared_types(*_content(ground_truth, "the ground truth"), *_results(results))
+
+
+def _shared_types(truth, truth_name, entries, results_name):
     offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
-    return _types_of(truth, offered or ["bbox"])
+    shared = _types_of(truth, offered or ["bbox"])
+    if not shared:
+        lacking = " and ".join({"segm": "masks", "keypoints": "keypoints"}[each] for each in offered)
+        raise UserError(
+            f"The detections in {results_name} have {lacking} but no boxes, and {truth_name} has no {lacking}: "
+            f"expected geometry that both have. Add a bbox to each detection, or use ground truth with {lacking}."
+        )
+    return shared
 
 
 def cases_of_type(

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras.utils import Progbar
 
+from kerasdet.arguments import check_object
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
@@ -40,7 +41,8 @@ def evaluate(
         and ground truth have them. For a predictor without classes, the recall that `evaluate_proposals` returns.
 
     Raises:
-        UserError: If the dataset has objects of classes that the predictor does not know.
+        UserError: If an argument is of another kind, or the dataset has objects of classes that the predictor does not
+            know.
 
     Example:
         >>> model = kerasdet.load("runs/mine")
@@ -48,6 +50,9 @@ def evaluate(
         >>> 0 <= metrics["AP"] <= 1
         True
     """
+    is_predictor = hasattr(predictor, "detect_batch")
+    check_object("evaluate.predictor", predictor, is_predictor, "a detector", 'kerasdet.load("runs/first")')
+    check_object("evaluate.dataset", dataset, hasattr(dataset, "records"), "a dataset", 'open_dataset("data", "val")')
     metrics, _ = evaluate_with_results(predictor, dataset, batch_size=batch_size, engine=engine)
     return metrics
 

@@ -52,7 +52,7 @@ def evaluate_lvis(
         if missing := [key for key in _IMAGE_KEYS if not isinstance(image.get(key), list)]:
             raise UserError(
                 f"{where}: image {image['id']} has no list {missing[0]}, which the rules of LVIS need. Use an "
-                "annotation file of LVIS v1, or COCO's rules (evaluate_coco)."
+                "annotation file of LVIS v1, or COCO's rules (--metrics coco, Python: evaluate_coco)."
             )
     for category in cases.categories:
         if category.get("frequency") not in ("r", "c", "f"):

@@ -15,6 +15,9 @@ from kerasdet.geometry import rle
 
 _logger = logging.getLogger(__name__)
 
+# Corners [x1, y1, x2, y2] given as [x, y, width, height]: this share of the boxes would fit as corners ...
+_NEARLY_ALL = 0.98
+_SOME = 0.1  # ... and this share extends beyond the image as it is
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
@@ -155,18 +158,24 @@ def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], 
             show(boxes[0]),
         )
     sizes = [(images[each["image_id"]].get("width"), images[each["image_id"]].get("height")) for each in detections]
-    beyond = [
-        box
-        for box, (width, height) in zip(boxes, sizes, strict=True)
-        if width and height and (box[0] + box[2] > 1.1 * width or box[1] + box[3] > 1.1 * height)
-    ]
-    if len(beyond) > len(boxes) / 2:
+    known = [(box, size) for box, size in zip(boxes, sizes, strict=True) if all(size)]
+    beyond = [box for box, size in known if not _fits([box[0] + box[2], box[1] + box[3]], size, 1.1)]
+    fit_as_corners = [_fits(box[2:], size, 1.01) and box[2] > box[0] and box[3] > box[1] for box, size in known]
+    are_corners = sum(fit_as_corners) >= _NEARLY_ALL * len(boxes) and len(beyond) > _SOME * len(boxes)
+    if len(beyond) > len(boxes) / 2 or are_corners:
         _logger.warning(
-            "%s: most boxes extend far beyond their image (first: %s); expected [x, y, width, height] in pixels of the "
-            "original image, not corners.",
+            "%s: %d of %d boxes extend far beyond their image (first: %s); expected [x, y, width, height] in pixels of "
+            "the original image, not corners.",
             name,
+            len(beyond),
+            len(boxes),
             show(beyond[0]),
         )
+
+
+def _fits(corner, size, factor):
+    """Returns whether a box whose far corner is `corner` ends inside an image of a size, but for a factor."""
+    return all(end <= factor * length for end, length in zip(corner, size, strict=True))
 
 
 def as_rle(segmentation: list | dict, height: int, width: int) -> dict:

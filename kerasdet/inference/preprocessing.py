@@ -422,7 +422,7 @@ def _open_file(path, index):
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "missing"
         raise FileNotFoundError(
-            f"Image {index}, {str(path)!r}, is {kind}: expected the path of a JPEG, PNG, BMP or GIF file."
+            f"Image {index}, {str(path)!r}, is {kind}: expected the path of a {image_files.FORMATS} file."
         )
     try:
         return image_files.read(path)

@@ -51,7 +51,10 @@ def make_norm(
         return GroupNormalization(groups, epsilon, name=name)
     if norm in NORMS:
         return BatchNorm(norm, epsilon=epsilon, momentum=momentum, name=name)
-    raise ValueError(f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None.")
+    raise ValueError(
+        f"Unknown norm {norm!r}: choose one of {', '.join(NORMS)}, or None. Change the argument norm of the backbone, "
+        "neck or head, such as ResNet.norm or RetinaNetHead.norm."
+    )
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -158,7 +161,8 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
         if channels % self.groups:
             raise ValueError(
                 f"GroupNormalization cannot split {channels} channels into {self.groups} groups: the number of "
-                "groups must divide the number of channels. Change GroupNormalization.groups."
+                f"groups must divide the number of channels. Change the channels of the layers before it (in recipes "
+                f"HEAD_CHANNELS) to a multiple of {self.groups}, or choose another norm."
             )
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)

@@ -18,6 +18,7 @@ _COSTLY = 0.02  # the page gives advice about an error that costs at least this 
 _BAD_CALIBRATION = 0.1
 _LOOSE = 0.3  # boxes count as inexact if AP75 is lower than AP50 by at least this
 _FOUND = 0.05  # if at most this share of the objects is found, something is wrong with the files
+_USEFUL = 0.5  # the best threshold is good news if it finds this share of the objects, with this precision
 _SHARE_OF_ALL = 0.3  # if at least this share of the boxes fits an object of another class, the classes are mixed up
 
 
@@ -265,12 +266,13 @@ def _rare_classes(analysis):
 def _score_advice(analysis):
     best, found = analysis.threshold, []
     if best is not None:
+        is_good = min(best.recall, best.precision) >= _USEFUL
         found.append(
             Finding(
-                "good",
+                "good" if is_good else "advice",
                 f"The best threshold is {best.score:g}: it finds {best.recall:.0%} of the objects, and "
                 f"{best.precision:.0%} of its detections are right.",
-                f"Detect with `--score-threshold {best.score:g}`.",
+                f"Detect with `--score-threshold {best.score:g}`." if 0 <= best.score <= 1 else "",
                 "scores",
             )
         )

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import kerasdet
+from kerasdet.errors import UserError
 from kerasdet.reports.charts import Chart
 
 MAX_ROWS = 500  # maximum number of rows of a table
@@ -25,6 +26,19 @@ LEVELS = {"problem": "Problem", "advice": "Advice", "good": "Good"}
 
 class Html(str):
     """Marks a string as HTML, which is not escaped."""
+
+
+def check_suffix(path: str | os.PathLike) -> None:
+    """Checks that the name of a page to write does not end like a file of another kind.
+
+    Args:
+        path: Path of the page.
+
+    Raises:
+        UserError: If the path has another suffix than .html or .htm.
+    """
+    if Path(path).suffix.lower() not in ("", ".html", ".htm"):
+        raise UserError(f"--out {path} is to hold an HTML page: expected a name that ends in .html. Change --out.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,15 +11,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasdet.arguments import check_positive
+from kerasdet.arguments import check_object, check_positive
+from kerasdet.data.sampler import ImageSampler
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
 from kerasdet.models.batch import equal_parts
+from kerasdet.models.detector import Detector
 from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.fingerprint import fingerprint
-from kerasdet.training.options import StepOptions, Validation
+from kerasdet.training.options import Checkpointing, StepOptions, Validation
 from kerasdet.training.validation import metric_names
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,50 @@ def check_arguments(
         check_monitor(model, validation)
         check_evaluation(model, validation)
     check_division(batch_size, strategy, step_options)
+
+
+def check_parts(
+    model: Any,
+    data: Any,
+    optimizer: Any,
+    *,
+    transforms: Any,
+    sampler: Any,
+    validation: Any,
+    checkpointing: Any,
+    step_options: Any,
+) -> None:
+    """Checks that each part of a run is an object of the right kind, and not a class, a name or a path.
+
+    Args:
+        model: Detector.
+        data: Dataset to train on.
+        optimizer: Keras optimizer.
+        transforms: List of transforms of the training images.
+        sampler: `ImageSampler`, or None.
+        validation: `Validation`, or None.
+        checkpointing: `Checkpointing`.
+        step_options: `StepOptions`.
+
+    Raises:
+        UserError: If a part is of another kind.
+    """
+    dataset = ("a dataset", 'open_dataset("data", "train")')
+    check_object("train.model", model, isinstance(model, Detector), "a detector", 'kerasdet.load("runs/first")')
+    check_object("train.data", data, hasattr(data, "records"), *dataset)
+    is_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)
+    check_object("train.optimizer", optimizer, is_optimizer, "a Keras optimizer", "kerasdet.training.SGD(0.01)")
+    for index, transform in enumerate(transforms):
+        check_object(f"train.transforms[{index}]", transform, callable(transform), "a transform", "RandomFlip()")
+    options = {"sampler": (sampler, ImageSampler), "validation": (validation, Validation)}
+    options |= {"checkpointing": (checkpointing, Checkpointing), "step_options": (step_options, StepOptions)}
+    for name, (value, kind) in options.items():
+        if value is not None:
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            example = f"{kind.__name__}({'data' if kind is Validation else ''})"
+            check_object(f"train.{name}", value, isinstance(value, kind), f"{article} {kind.__name__}", example)
+    if validation is not None:
+        check_object("Validation.data", validation.data, hasattr(validation.data, "records"), *dataset)
 
 
 def check_classes(model: keras.Model, data: Any) -> None:

@@ -151,15 +151,18 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
 
 
 def _check_class_names(path, model, elsewhere):
-    """Raises an error if a class of the checkpoint has another id now: weights would be used for the wrong class."""
+    """Raises an error if the classes differ from those of the checkpoint: its weights would serve the wrong classes."""
     with zipfile.ZipFile(path) as archive:
         old = json.loads(archive.read("config.json"))["config"].get("class_names") or []
     new = list(getattr(model, "class_names", None) or [])
-    if all(name not in new or new.index(name) == index for index, name in enumerate(old)):
+    if not old or not new or old == new:
         return
+    is_reordered = sorted(old) == sorted(new)
+    remedy = f"Set CLASSES to {tuple(old)}" if is_reordered else "Resume with the data of the run"
     raise UserError(
-        f"{path} was trained on the classes {', '.join(old)} in this order, and the data now have {', '.join(new)}: "
-        f"expected the same order. Set CLASSES to {tuple(old)}, or {elsewhere}"
+        f"{path} was trained on the classes {', '.join(old)}{' in this order' if is_reordered else ''}, and the data "
+        f"now have {', '.join(new)}: expected the same {'order' if is_reordered else 'classes'}. {remedy}, or "
+        f"{elsewhere}"
     )
 
 

@@ -104,9 +104,9 @@ def train(
         The trained model.
 
     Raises:
-        UserError: If model and data do not fit, an option is invalid, frozen layers have random weights, images cannot
-            be divided evenly among replicas, another process trains in `out_dir`, or `out_dir` holds the run of another
-            model or a damaged checkpoint.
+        UserError: If an argument is of another kind, model and data do not fit, an option is invalid, frozen layers
+            have random weights, images cannot be divided evenly among replicas, another process trains in `out_dir`, or
+            `out_dir` holds the run of another model, of other classes or a damaged checkpoint.
         OSError: If `out_dir` cannot be written. Existing files stay intact.
         FloatingPointError: If the loss is not finite. The message contains iteration, losses and image ids; the weights
             are not changed.
@@ -114,8 +114,18 @@ def train(
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (Python: out_dir=)")
-    strategy = model.distribute_strategy
     checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
+    checks.check_parts(
+        model,
+        data,
+        optimizer,
+        transforms=transforms,
+        sampler=sampler,
+        validation=validation,
+        checkpointing=checkpointing,
+        step_options=step_options,
+    )
+    strategy = model.distribute_strategy
     validation = checks.match_validation(model, data, validation)
     check_callbacks(callbacks)
     checks.check_arguments(

@@ -84,7 +84,7 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     assert message(state) == (
         f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.0.conv1.weight; "
         "unexpected: backbone.body.layer9.0.conv1.weight; "
-        "of another shape: head.regression_head.conv.1.0.bias (7,). Choose the source of the file."
+        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Choose the source of the file."
     )
 
 
@@ -190,6 +190,10 @@ def test_num_classes_needs_no_class_layer_in_the_file(state):
     assert to_model(entries, TORCHVISION_SOURCE, num_classes=3).num_classes == 3
 
 
+def test_negative_epsilon_raises(state):
+    assert message(state, norm_epsilon=-1.0).startswith("to_model.norm_epsilon is -1.0: expected a number from 0 to 1")
+
+
 @pytest.mark.parametrize("num_classes", [0, -1])
 def test_num_classes_below_one_raises(state, num_classes):
     assert "num_classes" in message(state, num_classes=num_classes)
@@ -235,7 +239,7 @@ def test_convert_prints_errors_in_one_line(file, tmp_path, capsys):
     np.savez(file, **{"head.classification_head.cls_logits.bias": np.zeros(18)})
     assert convert(file, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.startswith("kerasdet convert: The checkpoint does not fit") and error.count("\n") == 1
+    assert error.startswith(f"kerasdet convert: {file}: The checkpoint does not fit") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -56,9 +56,7 @@ def test_classes_of_coco():
 
 
 def test_unknown_names_raise_with_a_suggestion():
-    with pytest.raises(
-        FileNotFoundError, match=r"no such name in the zoo\. Did you mean mmdet/retinanet_r50_fpn_1x or"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no such name in the zoo\. Did you mean mmdet/retinanet_r50_fpn_1x\?"):
         find("mmdet/retinanet_r50_fpn_1")
     with pytest.raises(FileNotFoundError, match=r"detectron2 publishes no weights of .* `kerasdet convert --source"):
         find("detectron2/fcos_R_50_FPN")
@@ -104,3 +102,8 @@ def test_command_without_a_match_raises(capsys):
         capsys.readouterr().err
         == f"kerasdet zoo: No name in the zoo contains 'yolo': run `kerasdet zoo` to list all {len(ZOO)} names.\n"
     )
+
+
+def test_part_of_a_name_proposes_the_names_that_contain_it():
+    with pytest.raises(FileNotFoundError, match=r"Did you mean torchvision/retinanet_resnet50_fpn"):
+        find("torchvision/retinanet")

@@ -18,6 +18,7 @@ from kerasdet.evaluation import evaluate
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.models import KeypointBranch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers", "models_opened_once")
 SHAPES = "retinanet_r18_fpn_shapes"
 
 
@@ -272,6 +273,11 @@ MISTAKES = {
     "train: no annotations": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
         "The file {}/no.json does not exist",
+    ),
+    "train: no data of a recipe": (
+        ["train", "retinanet_r18_fpn_bccd"],
+        "The file data/bccd/train.json does not exist, the training data of retinanet_r18_fpn_bccd (TRAIN_ANNOTATIONS)"
+        ". Pass your dataset with --data",
     ),
     "train: no images": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_IMAGES={}/no"],

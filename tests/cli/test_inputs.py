@@ -51,6 +51,11 @@ def test_list_names_files_folders_and_globs(folder):
     assert image_files(["@list.txt", "b.jpg"]) == ["b.jpg", "deep/c.jpg", "a.PNG", "b.jpg"]
 
 
+def test_list_without_its_sign_raises(folder):
+    with pytest.raises(UserError, match=r"^notes.txt is a text file: .* pass @notes.txt\.$"):
+        media_files(["b.jpg", "notes.txt"])
+
+
 def test_list_expands_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     (folder / "list.txt").write_text("~/b.jpg\n")

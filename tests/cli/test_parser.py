@@ -39,6 +39,9 @@ def test_help_has_an_example(capsys, command):
         (["export", "x", "y", "--fast"], "unrecognized arguments: --fast"),
         (["export", "x", "y", "--precision", "int4"], "invalid choice: 'int4'"),
         (["convert", "x", "--out", "y"], "required: --source"),
+        (["convert", "x", "--source", "s", "--out", "y", "--norm-epsilon", "-1"], "'-1' is not a number from 0 to 1"),
+        (["predict", "x", ""], "argument IMAGE: the path is empty"),
+        (["eval", "x", "--data", " "], "argument --data: the path is empty"),
     ],
 )
 def test_wrong_usage_exits_with_usage_and_reason(capsys, words, reason):

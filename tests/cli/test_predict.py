@@ -15,6 +15,9 @@ from kerasdet.loading import load_predictor
 pytest.importorskip("av", reason="needs the extra video")
 
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "models_opened_once")
+
+
 def kerasdet(*arguments):
     return cli.main([str(argument) for argument in arguments])
 

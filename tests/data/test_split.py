@@ -123,6 +123,13 @@ def test_faults_are_listed(tmp_path):
     assert len(check(tmp_path, strict=True).errors) == 4
 
 
+def test_near_duplicates_in_one_split_are_named(tmp_path):
+    text = str(check(make(tmp_path, [scene(0), scene(1), scene(0)], split="train")))
+    assert "near duplicates of other images: 1" in text
+    assert re.search(r"near duplicates in train: \S+train_0\.png, \S+train_2\.png$", text, re.MULTILINE)
+    assert "train_1.png" not in text and "several splits" not in text
+
+
 def test_every_unreadable_object_is_listed(tmp_path):
     def spoil(data):
         for number, segmentation in enumerate([[["a", 1, 2, 3, 4, 5]], {"size": [2, 2], "counts": [1]}, None]):

@@ -46,6 +46,31 @@ def test_zoo_lists_every_name():
     assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == sorted(ZOO, key=lambda name: list(ZOO).index(name))
 
 
+def test_recommended_models_have_the_numbers_of_the_zoo():
+    page = (doc_blocks.ROOT / "docs/zoo.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| ([\d.]+) \| ([\d.]*) ?\| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 7
+    for name, box, branch, megabytes in rows:
+        weights = ZOO[name]
+        assert (float(box), int(megabytes)) == (weights.box_ap, weights.megabytes)
+        assert (float(branch) if branch else None) == weights.branch_ap
+    r50 = [
+        weights.box_ap for name, weights in ZOO.items() if "50" in name and weights.box_ap and "keypoint" not in name
+    ]
+    below = sum(ap < ZOO["mmdet/rtmdet_tiny"].box_ap for ap in r50)
+    assert f"exceeds that of {below} of the {len(r50)} published R50" in page
+
+
+def test_marks_say_in_the_markdown_file_where_the_contents_are():
+    marks = [
+        (page.name, below)
+        for page in doc_blocks.PAGES
+        for below in re.findall(r"^<!-- (?:generated|results): \w+ -->\n(.*)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(marks) == 8
+    assert [name for name, below in marks if "`make docs`" not in below] == []
+
+
 def test_measurements_become_tables(tmp_path, monkeypatch):
     measurements = generator("measurements")
     monkeypatch.setattr(measurements, "RESULTS", tmp_path)

@@ -56,6 +56,16 @@ def tab(request, browser, address):
     assert wrong == []
 
 
+def test_generated_contents_replace_the_sentence_below_a_mark(address):
+    for page, heading in (
+        ("zoo/", b'id="torchvision"'),
+        ("configuration/", b'id="retinanet"'),
+        ("rtmdet/", b"OpenVINO int8"),
+    ):
+        html = urllib.request.urlopen(address + page).read()
+        assert heading in html and b"<code>make docs</code> builds" not in html
+
+
 def test_tutorials_are_notebooks_with_outputs(address):
     tutorials = sorted((doc_blocks.ROOT / "docs/tutorials").glob("*.md"))
     assert len(tutorials) == 5

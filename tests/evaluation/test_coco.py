@@ -16,6 +16,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from kerasdet.errors import UserError
 from kerasdet.evaluation import coco
 from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, read_ground_truth
 from kerasdet.evaluation.metrics import SUMMARY, CocoMetrics
@@ -375,3 +376,27 @@ def test_objects_that_do_not_count_explain_a_missing_ap(change, caplog):
         annotation.update(change)
     assert math.isnan(evaluate_coco(truth, perfect(truth))["AP"])
     assert "has no object to find: all 3 objects are crowds" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key, geometry", [("segmentation", {"size": [120, 160], "counts": "x"}), ("keypoints", [1] * 51)]
+)
+def test_detections_without_a_type_of_the_ground_truth_raise(key, geometry):
+    results = [{"image_id": 1, "category_id": 4, "score": 0.5, key: geometry}]
+    what = "masks" if key == "segmentation" else "keypoints"
+    with pytest.raises(UserError, match=rf"^The detections in the results have {what} but no boxes, and the ground"):
+        evaluate_all(small_truth(), results)
+
+
+@pytest.mark.parametrize("as_corners", [False, True])
+def test_corners_in_the_place_of_sizes_warn(caplog, as_corners):
+    rng = np.random.default_rng(0)
+    starts = rng.uniform(0, 1, (50, 2)) * (120, 80)
+    boxes = np.concatenate([starts, rng.uniform(4, 40, (50, 2))], 1)  # most fit the image of 160 x 120, even as corners
+    boxes[:, 2:] = np.minimum(boxes[:, 2:], (160, 120) - boxes[:, :2])
+    boxes[:, 2:] += boxes[:, :2] * as_corners
+    beyond = int(((boxes[:, :2] + boxes[:, 2:]) > 1.1 * np.array([160, 120])).any(1).sum())
+    results = [{"image_id": 1, "category_id": 4, "score": 0.5, "bbox": box} for box in boxes.tolist()]
+    evaluate_all(small_truth(), results)
+    assert (beyond > 0) == as_corners
+    assert (f"{beyond} of 50 boxes extend far beyond their image" in caplog.text) == as_corners

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
 
-from kerasdet.evaluation import evaluate_with_results
+from kerasdet.errors import UserError
+from kerasdet.evaluation import evaluate, evaluate_with_results
 from kerasdet.evaluation.evaluate import evaluate_batches, predictor_batches
 from kerasdet.geometry import rle
 from kerasdet.inference import AugmentedPredictor, Predictor
@@ -206,3 +209,11 @@ def test_classes_that_the_data_lack_are_matched_by_name(data):
     metrics, results = evaluate_with_results(Named(), data)
     assert metrics["AP"] == pytest.approx(1.0)
     assert {result["category_id"] for result in results} <= set(data.category_ids)
+
+
+def test_arguments_of_another_kind_raise():
+    dataset, oracle = SimpleNamespace(records=()), Oracle({"annotations": []})
+    with pytest.raises(UserError, match=r"^evaluate.dataset is 'val.json': expected a dataset. Pass open_dataset"):
+        evaluate(oracle, "val.json")
+    with pytest.raises(UserError, match=r"^evaluate.predictor is namespace\(records=\(\)\): expected a detector"):
+        evaluate(dataset, oracle)

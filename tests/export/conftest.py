@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 
 import pytest
 import tiny
@@ -35,6 +36,11 @@ def shared_folder(tmp_path_factory, name):
     return folder
 
 
+def file_name(*parts):
+    """Joins a model's name and options to the stem of a file's name."""
+    return re.sub(r"\W+", "-", "_".join(map(str, parts)))
+
+
 @contextlib.contextmanager
 def locked(path):
     """Lets one process at a time into the block."""
@@ -52,7 +58,7 @@ def saved_model(models, tmp_path_factory):
     folder = shared_folder(tmp_path_factory, "saved_models")
 
     def path(name, **options):
-        key = "_".join([name, *map(str, options.values())])
+        key = file_name(name, *options.values())
         with locked(folder / f"{key}.lock"):
             if not (folder / key).exists():
                 export_saved_model(models(name), folder / f"{key}.partial", **options).rename(folder / key)
@@ -63,16 +69,32 @@ def saved_model(models, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tflite_file(models, tmp_path_factory):
-    """Returns a function from a model's name and export options to the path of its TFLite file."""
+    """Returns a function from a model's name and export options to the path of its TFLite file.
+
+    Precisions differ only in what becomes of the converted model. Several processes that run the tests share the
+    conversions. The models must not change.
+    """
+    write = pytest.importorskip("kerasdet.export.tflite.write")
+    convert, conversions = write.convert_detector, shared_folder(tmp_path_factory, "tflite_conversions")
     folder, made = tmp_path_factory.mktemp("tflite"), {}
 
     def path(name, **options):
-        key = "_".join(["model", name, *map(str, options.values())])
-        if key not in made:
-            calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
-            size = (64, 64) if name == "tiny" else TFLITE_SIZE
-            file = folder / f"{key}.tflite"
-            made[key] = export_tflite(models(name), file, **{"size": size, **calibration, **options})
+        key = file_name("model", name, *options.values())
+        if key in made:
+            return made[key]
+
+        def convert_once(model, *arguments):
+            file = conversions / (file_name(name, *arguments) + ".tflite")
+            with locked(file.with_suffix(".lock")):
+                if not file.exists():
+                    file.write_bytes(convert(model, *arguments))
+            return file.read_bytes()
+
+        calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
+        settings = {"size": (64, 64) if name == "tiny" else TFLITE_SIZE, **calibration, **options}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(write, "convert_detector", convert_once)
+            made[key] = export_tflite(models(name), folder / f"{key}.tflite", **settings)
         return made[key]
 
     return path
@@ -91,7 +113,7 @@ def shared_conversions(tmp_path_factory):
     @contextlib.contextmanager
     def context(name):
         def convert_once(model, *options):
-            file = folder / ("_".join([name, *map(str, options)]) + ".onnx")
+            file = folder / (file_name(name, *options) + ".onnx")
             levels_file = file.with_suffix(".json")
             with locked(file.with_suffix(".lock")):
                 if not file.exists():
@@ -132,7 +154,7 @@ def _exporter(models, shared_conversions, export):
     made = {}
 
     def path(name, **options):
-        key = "_".join([name, *map(str, options.values())])
+        key = file_name(name, *options.values())
         if key not in made:
             calibration = {"calibration_images": tiny.images(seed=1)} if options.get("precision") == "int8" else {}
             with shared_conversions(name):

@@ -1,6 +1,5 @@
 """Tests the C++ client, built with the libraries of the installed TensorFlow."""
 
-import io
 import os
 import shutil
 import subprocess
@@ -51,35 +50,40 @@ def parsed(output):
     return found
 
 
-# The client reads boxes, scores and classes alike from all models: with classes, without, and from two stages.
-@pytest.mark.parametrize("name", ["retinanet", "proposal_network", "mask_keypoint_rcnn"])
-def test_client_detections_equal_the_model(binary, models, saved_model, tmp_path, name):
-    model, path = models(name), saved_model(name)
+def assert_equal(found, file, model):
+    image = tf.io.decode_jpeg(Path(file).read_bytes(), dct_method="INTEGER_ACCURATE").numpy()
+    expected = model.detect(image)
+    assert len(found) == len(expected) > 5
+    np.testing.assert_array_equal(found[:, 0], expected.class_ids + 1)
+    np.testing.assert_allclose(found[:, 1], expected.scores, atol=1e-5)
+    pixels = found[:, 2:] * np.tile(image.shape[:2], 2)
+    np.testing.assert_allclose(pixels, expected.boxes, atol=1e-3)
+
+
+@pytest.fixture
+def files(tmp_path):
     for index, image in enumerate(tiny.images()):
         Image.fromarray(image).save(tmp_path / f"{index}.jpg", quality=90)
-    files = sorted(tmp_path.glob("*.jpg"))
-    process = run(binary, path, *files)
+    return sorted(tmp_path.glob("*.jpg"))
+
+
+def test_client_detections_of_two_stages_equal_the_model(binary, models, saved_model, files):
+    process = run(binary, saved_model("mask_keypoint_rcnn"), *files)
     assert process.returncode == 0, process.stderr
+    assert list(parsed(process.stdout)) == list(map(str, files))
     for file, found in parsed(process.stdout).items():
-        image = tf.io.decode_jpeg(Path(file).read_bytes(), dct_method="INTEGER_ACCURATE").numpy()
-        expected = model.detect(image)
-        assert len(found) == len(expected) > 5
-        np.testing.assert_array_equal(found[:, 0], expected.class_ids + 1)
-        np.testing.assert_allclose(found[:, 1], expected.scores, atol=1e-5)
-        pixels = found[:, 2:] * np.tile(image.shape[:2], 2)
-        np.testing.assert_allclose(pixels, expected.boxes, atol=1e-3)
+        assert_equal(found, file, models("mask_keypoint_rcnn"))
 
 
-def test_client_reports_bad_images_and_continues(binary, saved_model, tmp_path):
-    path = saved_model("tiny")
-    file = io.BytesIO()
-    Image.fromarray(tiny.images()[0]).save(file, "JPEG")
-    (tmp_path / "cut.jpg").write_bytes(file.getvalue()[: len(file.getvalue()) * 3 // 4])
-    (tmp_path / "good.jpg").write_bytes(file.getvalue())
-    process = run(binary, path, tmp_path / "cut.jpg", tmp_path / "absent.jpg", tmp_path / "good.jpg")
+def test_client_reports_bad_images_and_continues(binary, models, saved_model, files, tmp_path):
+    path, content = saved_model("tiny"), files[0].read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) * 3 // 4])
+    process = run(binary, path, tmp_path / "cut.jpg", tmp_path / "absent.jpg", *files)
     assert process.returncode == 1
     assert "cut.jpg: assertion failed: [image_bytes[0] is damaged or cut short]" in process.stderr
     assert "absent.jpg: cannot be read" in process.stderr
-    assert list(parsed(process.stdout)) == [str(tmp_path / "good.jpg")]
-    assert run(binary, tmp_path, tmp_path / "good.jpg").returncode == 2
+    assert list(parsed(process.stdout)) == list(map(str, files))
+    for file, found in parsed(process.stdout).items():
+        assert_equal(found, file, models("tiny"))
+    assert run(binary, tmp_path, files[0]).returncode == 2
     assert run(binary).returncode == 2

@@ -11,13 +11,15 @@ from kerasdet.errors import UserError
 from kerasdet.export import verify_export
 from kerasdet.ops.dispatch import raw_ops
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers")  # `verify_export` runs the optimised ones
 TOLERANCES = {"boxes": (1e-3, 0), "scores": (1e-5, 0), "mask_probs": (1e-4, 0), "keypoints": (1e-2, 1e-2)}
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in (*COVERING, "faster_rcnn")]
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in COVERING]
 
 
-@pytest.mark.parametrize("name", ["retinanet", pytest.param("mask_keypoint_rcnn", marks=pytest.mark.slow)])
-def test_float32_export_equals_the_model_without_kerasdet(models, saved_model, name):
-    report = verify_export(models(name), saved_model(name), tiny.images())
+@pytest.mark.slow
+def test_float32_export_equals_the_model_without_kerasdet(models, saved_model):
+    """Tests in test_saved_model.py do the same with the model of one stage."""
+    report = verify_export(models("mask_keypoint_rcnn"), saved_model("mask_keypoint_rcnn"), tiny.images())
     assert report.detections >= 50
     assert report.one_sided == 0
     assert report.max_box_error <= 1e-3
@@ -29,7 +31,13 @@ def test_float32_export_equals_the_model_without_kerasdet(models, saved_model, n
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name,precision",
-    [(name, precision) for name in COVERING for precision in ("bfloat16", "float16")[name == "rtmdet_ins" :]],
+    [
+        ("retinanet", "float16"),
+        ("fcos", "bfloat16"),
+        ("rtmdet_ins", "float16"),
+        ("mask_keypoint_rcnn", "float16"),
+        ("mask_keypoint_rcnn", "bfloat16"),
+    ],
 )
 def test_16_bit_export_stores_16_bit_weights_and_stays_close(models, saved_model, name, precision):
     path = saved_model(name, precision=precision)

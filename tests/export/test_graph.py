@@ -105,7 +105,7 @@ def test_only_wide_convolutions_with_bias_are_split(rng):
 
 def test_equal_constants_are_stored_once():
     concrete = tf.function(features(tiny.backbone()), input_signature=IMAGE).get_concrete_function()
-    graph = freeze_variables(concrete)[1]
+    graph, _, _ = freeze_variables(concrete)
     used = {name for node in fold_constants(graph).node for name in node.input}
     values = [n.attr["value"].tensor.SerializeToString() for n in graph.node if n.op == "Const" and n.name in used]
     assert len(values) == len(set(values)) < sum(node.op == "Const" for node in graph.node)

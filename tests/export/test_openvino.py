@@ -15,7 +15,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
-PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # their parts are mask_keypoint_rcnn's: float32 shows that they fit
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
+# The parts of these are mask_keypoint_rcnn's: float32 shows that they fit.
+PARTS_OF_ANOTHER = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 CELLS = [
     (name, precision)
     for precision in ("float32", "float16", "int8")

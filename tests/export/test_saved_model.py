@@ -213,15 +213,19 @@ def test_export_over_existing_files_raises(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_class_offset_and_gin_config_options(tmp_path):
-    model = tiny.talkative(class_names=None)
-    path = export_saved_model(model, tmp_path, class_offset=0, gin_config="STEPS = 3\n")  # an empty folder is fine
-    image = tiny.images()[0]
-    found = tf.saved_model.load(str(path)).signatures["serving_default"](image=tf.constant(image[None]))
-    expected = model.detect(image).class_ids
+def test_options_change_the_export(tmp_path):
+    model, image = tiny.talkative(class_names=None), tiny.images()[0]
+    options = {"class_offset": 0, "gin_config": "STEPS = 3\n", "max_pixels": image.shape[0] * image.shape[1]}
+    path = export_saved_model(model, tmp_path, **options)  # an empty folder is fine
+    signature = tf.saved_model.load(str(path)).signatures["encoded"]
+    found, expected = signature(image_bytes=tf.constant([PNG])), model.detect(image).class_ids
+    assert len(expected) > 10
     np.testing.assert_array_equal(found["detection_classes"][0, : len(expected)], expected)
     assert not (path / "assets" / "labels.txt").exists()
     assert (path / "assets" / "config.gin").read_text() == "STEPS = 3\n"
+    wider = np.pad(image, [[0, 0], [0, 1], [0, 0]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes\[0\] has 4160 pixels"):
+        signature(image_bytes=tf.constant([encoded(wider)]))
 
 
 def test_unknown_precision_raises(model, tmp_path):
@@ -300,13 +304,3 @@ def test_image_of_another_shape_raises_and_names_the_expected_one(loaded, signat
 def test_image_without_pixels_raises(loaded):
     with pytest.raises(tf.errors.InvalidArgumentError, match="image has no pixels"):
         loaded.signatures["serving_default"](image=tf.zeros([2, 0, 5, 3], tf.uint8))
-
-
-def test_max_pixels_option_limits_images(model, tmp_path):
-    image = tiny.images()[0]
-    path = export_saved_model(model, tmp_path / "model", max_pixels=image.shape[0] * image.shape[1])
-    signature = tf.saved_model.load(str(path)).signatures["encoded"]
-    assert signature(image_bytes=tf.constant([PNG]))["num_detections"][0] > 10
-    wider = np.pad(image, [[0, 0], [0, 1], [0, 0]])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes\[0\] has 4160 pixels"):
-        signature(image_bytes=tf.constant([encoded(wider)]))

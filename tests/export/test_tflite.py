@@ -27,17 +27,20 @@ from kerasdet.models import Preprocessing
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("ai_edge_quantizer")
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 SIZE = (96, 128)
 EXAMPLES = Path(tflite.__file__).with_name("examples")
 QUICK = {("retinanet", "nms", "float32"), ("fcos", "postprocess", "int8"), ("mask_keypoint_rcnn", "nms", "float32")}
 PARTS_OF_ANOTHER = ("mask_rcnn", "keypoint_rcnn")  # their parts are mask_keypoint_rcnn's: float32 shows that they fit
 ONLY_RTMDET = {("postprocess", "float32"), ("postprocess", "int8"), ("raw", "float32")}  # rtmdet_ins has the others
+OF_THE_NETWORK = ("float16", "dynamic")  # these change the convolutions, which "nms" compares, and nothing behind them
 CELLS = [
     (name, kind, precision)
     for name in MODELS
     for kind in POSTPROCESSING
     for precision in PRECISIONS
     if (name != "rtmdet" or (kind, precision) in ONLY_RTMDET)
+    and (kind == "nms" or precision not in OF_THE_NETWORK)
     and (name not in PARTS_OF_ANOTHER or kind != "nms" or precision == "float32")
 ]
 
@@ -177,9 +180,8 @@ def test_input_size_option(models, tmp_path, size):
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 20])
-def test_custom_op_considers_every_class(num_classes, threads):
+def test_custom_op_considers_every_class(num_classes):
     """LiteRT 2.3 skips the class whose number is that of its threads."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -191,18 +193,21 @@ def test_custom_op_considers_every_class(num_classes, threads):
     ).get_concrete_function(**{name: tf.TensorSpec(shape, tf.float32, name) for name, shape in specs.items()})
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
     converter.allow_custom_ops = True
-    run = Interpreter(model_content=converter.convert(), num_threads=threads)
-    run.allocate_tensors()
+    content = converter.convert()
     places = np.stack([np.arange(40) / 40, np.full(40, 0.5)], -1)
     values = {
         "encodings": np.concatenate([places, np.full([40, 2], np.log(0.01))], -1)[None].astype(np.float32),
         "scores": np.eye(40, num_classes, dtype=np.float32)[None] * 0.9,
     }
-    for detail in run.get_input_details():
-        run.set_tensor(detail["index"], next(value for name, value in values.items() if name in detail["name"]))
-    run.invoke()
-    found = [run.get_tensor(detail["index"]) for detail in run.get_output_details()]
-    assert any(sorted(value.ravel()[:num_classes]) == list(range(num_classes)) for value in found if value.ndim == 2)
+    for threads in (1, 2, 3, 4):
+        run = Interpreter(model_content=content, num_threads=threads)
+        run.allocate_tensors()
+        for detail in run.get_input_details():
+            run.set_tensor(detail["index"], next(value for name, value in values.items() if name in detail["name"]))
+        run.invoke()
+        found = [run.get_tensor(detail["index"]) for detail in run.get_output_details()]
+        classes = [sorted(value.ravel()[:num_classes]) for value in found if value.ndim == 2]
+        assert list(range(num_classes)) in classes, threads
 
 
 @pytest.mark.slow
@@ -214,9 +219,8 @@ def test_custom_op_finds_more_than_a_hundred_objects_of_a_class(tmp_path):
     assert report.one_sided == 0
 
 
-def test_file_contains_labels_and_metadata(tmp_path):
-    model = tiny.talkative()
-    path = export_tflite(model, tmp_path / "x.tflite", size=(64, 64), gin_config="STEPS = 3\n")
+def test_file_contains_labels_and_metadata(tflite_file):
+    path = tflite_file("tiny", gin_config="STEPS = 3\n")
     with zipfile.ZipFile(path) as archive:
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
         assert archive.read("labels.txt").decode().split() == list(tiny.CLASS_NAMES)

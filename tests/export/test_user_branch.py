@@ -14,6 +14,8 @@ from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.models import MaskBranch
 from kerasdet.models.branch import Branch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers")
+
 
 class Number(ConfigFromInit, Branch):
     """Predicts one number for each region, with a layer of its own."""

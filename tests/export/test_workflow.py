@@ -18,6 +18,7 @@ from kerasdet.export.spec import FormatSpec, Option
 from kerasdet.inference import KeepSize, Predictor
 from kerasdet.models.postprocess import Postprocessing
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 SIZE = {"format": "tflite", "size": (64, 64)}
 
 

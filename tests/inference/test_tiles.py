@@ -15,7 +15,8 @@ from kerasdet.inference.tiles import merge_tiles, tile_boxes
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 MASKS = ("mask_probs", "mask_boxes")
-QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn", "rtmdet_ins")
+# Together these have boxes with classes and without, masks of both kinds, and keypoints.
+COVERING = ("retinanet", "proposal_network", "mask_keypoint_rcnn", "rtmdet_ins")
 
 
 class Blobs(Predictor):
@@ -141,10 +142,7 @@ def test_batches_of_several_sizes_are_padded():
         np.testing.assert_array_equal(found.class_ids, alone.class_ids)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS],
-)
+@pytest.fixture(scope="module", params=COVERING)
 def model(request):
     return randomized(MODELS[request.param]())
 

@@ -15,19 +15,11 @@ from kerasdet.inference.tta import SCALES
 from kerasdet.models import KeypointBranch
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
-# rtmdet_ins and mask_keypoint_rcnn have their parts.
-PARTS_OF_ANOTHER = ("rtmdet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
-QUICK = ("retinanet", "proposal_network", "mask_keypoint_rcnn")
+# These have the parts of all models: anchors and distances, regions, masks of both kinds, and keypoints.
+COVERING = ("retinanet", "proposal_network", "mask_keypoint_rcnn", pytest.param("rtmdet_ins", marks=pytest.mark.slow))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-        for name in MODELS
-        if name not in PARTS_OF_ANOTHER
-    ],
-)
+@pytest.fixture(scope="module", params=COVERING)
 def model(request):
     model = randomized(MODELS[request.param]())
     for branch in keypoint_branches(model):

@@ -240,6 +240,25 @@ def test_threshold_is_one_that_predict_takes():
         assert (None if threshold is None else threshold.score) == expected
 
 
+@pytest.mark.parametrize(
+    "factor, offset, level, advises", [(1, 0, "good", True), (100, 0, "good", False), (1, 60, "advice", True)]
+)
+def test_threshold_is_advised_if_predict_takes_it_and_praised_if_it_is_good(factor, offset, level, advises):
+    boxes = [[10.0 + 4 * k, 10.0, 8.0, 8.0] for k in range(4)]
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"id": k, "image_id": 1, "category_id": 1, "bbox": box} for k, box in enumerate(boxes, 1)],
+    }
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": [x, y + offset * (k > 0), w, h], "score": factor * (0.9 - 0.1 * k)}
+        for k, (x, y, w, h) in enumerate(boxes)
+    ]
+    (cases,) = read_cases(truth, found)
+    best = next(each for each in advise(analyze_cases(cases, samples=5), "boxes") if "best threshold" in each.text)
+    assert (best.level, "--score-threshold" in best.action) == (level, advises)
+
+
 def test_detections_on_one_image_without_annotations_are_named():
     box = {"image_id": 1, "category_id": 1, "bbox": [10.0, 10.0, 20.0, 20.0]}
     truth = {

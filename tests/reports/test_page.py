@@ -13,6 +13,15 @@ def test_texts_are_escaped_and_backticks_become_code():
     assert page.text(page.Html("<b>x</b>")) == "<b>x</b>"
 
 
+def test_page_with_the_name_of_another_kind_of_file_raises():
+    for path in ("new", "new.html", "new.HTM"):
+        page.check_suffix(path)
+    with pytest.raises(
+        UserError, match=r"^--out new\.pdf is to hold an HTML page: expected a name that ends in \.html"
+    ):
+        page.check_suffix("new.pdf")
+
+
 @pytest.mark.parametrize(
     "part,whole,words",
     [

@@ -10,8 +10,8 @@ from PIL import Image
 
 from kerasdet.data import Dataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
-from kerasdet.models import Preprocessing
-from kerasdet.training import SGD, Validation, WarmupCosine, WarmupMultiStep, checks
+from kerasdet.models import Preprocessing, RetinaNet
+from kerasdet.training import SGD, Checkpointing, Validation, WarmupCosine, WarmupMultiStep, checks
 
 MODEL = SimpleNamespace(num_classes=2, branches=(), loss_names=())
 
@@ -34,7 +34,7 @@ def dataset(tmp_path):
 @pytest.mark.parametrize(
     "annotations, message",
     [
-        ([], "held.json has nothing to train on: its images have no objects. Give"),
+        ([], "held.json has nothing to train on: its images have no objects. Use"),
         ([{"iscrowd": 1}, {"iscrowd": "true"}], r"its 2 objects are all crowds \(iscrowd 1\)"),
         ([{"bbox": [2, 3, 0, 9]}], r"its images have no objects \(1 zero area boxes\)"),
         ([{"bbox": [90, 3, 5, 9]}], r"its images have no objects \(1 outside boxes\)"),
@@ -82,6 +82,34 @@ def test_ground_truth_that_an_evaluation_cannot_read_raises(dataset):
     checks.check_evaluation(model, Validation(dataset({"segmentation": []}, {"segmentation": [[2, 3, 8, 3, 8, 9]]})))
 
 
+WRONG_PARTS = {
+    "model": ("runs/good", "train.model is 'runs/good': expected a detector. Pass kerasdet.load"),
+    "data": ("d/mine", "train.data is 'd/mine': expected a dataset. Pass open_dataset"),
+    "optimizer": ("adam", "train.optimizer is 'adam': expected a Keras optimizer. Pass kerasdet.training.SGD"),
+    "transforms": ([RandomFlip], r"train.transforms\[0\] is the class RandomFlip: .* Write RandomFlip\(...\) \(gin: @"),
+    "sampler": (3, r"train.sampler is 3: expected an ImageSampler. Pass ImageSampler\(\)"),
+    "validation": ("val.json", r"train.validation is 'val.json': expected a Validation. Pass Validation\(data\)"),
+    "checkpointing": (
+        Checkpointing,
+        "train.checkpointing is the class Checkpointing: expected a Checkpointing, an obj",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+def test_part_of_another_kind_raises(dataset, name):
+    value, message = WRONG_PARTS[name]
+    parts = {"model": object.__new__(RetinaNet), "data": dataset({}), "optimizer": SGD(0.1), "transforms": []}
+    parts |= dict.fromkeys(("sampler", "validation", "checkpointing", "step_options"))
+    checks.check_parts(**parts)
+    with pytest.raises(UserError, match=f"^{message}"):
+        checks.check_parts(**{**parts, name: value})
+    with pytest.raises(UserError, match=r"^train.optimizer is the class SGD: expected a Keras optimizer"):
+        checks.check_parts(**{**parts, "optimizer": SGD})
+    with pytest.raises(UserError, match=r"^Validation.data is 'd/mine': expected a dataset"):
+        checks.check_parts(**{**parts, "validation": Validation("d/mine")})
+
+
 def test_single_object_in_the_place_of_a_list_raises():
     with pytest.raises(UserError, match=r"^transforms is .*RandomFlip.*: expected a list, also for a single object"):
         checks.check_lists(transforms=RandomFlip())
@@ -112,9 +140,13 @@ def test_deviations_of_pixels_in_0_to_1_warn(caplog):
         (
             WarmupMultiStep(0.1, (60, 80), warmup_steps=100),
             100,
-            "WarmupMultiStep.warmup_steps 100, .* does not reach its peak",
+            "WarmupMultiStep.warmup_steps=100 .* does not reach its peak",
         ),
-        (WarmupCosine(0.1, 200, warmup_steps=10), 300, "ends after WarmupCosine.total_steps 200, and STEPS .* is 300"),
+        (
+            WarmupCosine(0.1, 200, warmup_steps=10),
+            300,
+            "ends after WarmupCosine.total_steps=200 steps, but STEPS .* is 300",
+        ),
         (0.1, 10, None),
     ],
 )

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kerasdet.errors import UserError
 from kerasdet.training import WarmupCosine, resume
 
 SETTINGS = {"data": "40 images", "batch_size": 4, "seed": 0, "freeze": []}
@@ -101,6 +102,31 @@ def test_other_settings_are_listed(saved):
     assert resume.restore(model(), saved[1], SETTINGS) == (3, 48, "")
     progress = resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
     assert progress.changes == "data was 40 images and is now 30 images, seed was 0 and is now 5"
+
+
+@pytest.mark.parametrize(
+    "new, message",
+    [
+        (
+            ["cat", "fox"],
+            "trained on the classes cat, dog, and the data now have cat, fox: .* same classes. Resume with",
+        ),
+        (["cat", "dog", "fox"], "the classes cat, dog, and the data now have cat, dog, fox: expected the same classes"),
+        (["dog", "cat"], r"dog in this order, and the data now have dog, cat: .* Set CLASSES to \('cat', 'dog'\), or"),
+    ],
+)
+def test_other_classes_than_those_of_the_checkpoint_raise(tmp_path, saved, new, message):
+    [path] = resume.checkpoints(saved[1])
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / path.name, "w") as named:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                content = json.dumps({"config": {**json.loads(content)["config"], "class_names": ["cat", "dog"]}})
+            named.writestr(name, content)
+    other = model()
+    other.class_names = new
+    with pytest.raises(UserError, match=message):
+        resume.restore(other, tmp_path)
 
 
 def test_checkpoint_without_settings_restores(tmp_path, saved):
