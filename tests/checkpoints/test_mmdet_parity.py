@@ -12,11 +12,8 @@ from pycocotools import mask as coco_mask
 
 from kerasdet import ops
 from kerasdet.checkpoints import SOURCES, to_model
-from kerasdet.export import export_saved_model
 from kerasdet.geometry import masks
 from kerasdet.geometry.boxes import centers
-from kerasdet.inference.detections import unpad
-from kerasdet.inference.padded import from_tf_od
 from kerasdet.models import Detector
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
@@ -183,23 +180,6 @@ def test_end_to_end(case):
         if f"e2e_{index}_mask_area" in case.golden:
             areas = coco_mask.area(result.encode_masks())[partners(found, expected)]
             np.testing.assert_allclose(areas, case.golden[f"e2e_{index}_mask_area"], rtol=0.01, atol=2)
-
-
-@pytest.mark.slow
-@only(["mmdet_faster_rcnn_r50_fpn"])
-def test_exported_model_gives_the_same_end_to_end(case, tmp_path, monkeypatch):
-    """The file resizes by mmdetection's rule and OpenCV's kernel inside."""
-    monkeypatch.setattr(case.model.preprocessing, "shortest", SHORTEST)
-    monkeypatch.setattr(case.model.preprocessing, "longest", LONGEST)
-    exported = tf.saved_model.load(str(export_saved_model(case.model, tmp_path / "saved"))).signatures["encoded"]
-    images = [golden.weights().image(250, 333, 11), golden.weights().image(300, 200, 12)]
-    outputs = exported(image_bytes=tf.stack([tf.io.encode_png(image) for image in images]))
-    padded = from_tf_od(outputs, [image.shape[:2] for image in images], class_offset=1)
-    for index, image in enumerate(images):
-        found = golden.unpadded(unpad(padded, index, image.shape[:2]))
-        expected = golden.expected_detections(case.golden, f"e2e_{index}")
-        assert len(found["scores"]) == len(expected["scores"])
-        assert golden.matched(found, expected, pixels=0.05, score=1e-4) == len(expected["scores"])
 
 
 @only(["mmdet_retinanet_r50_fpn"])

@@ -203,6 +203,13 @@ MODELS = {
 }
 
 
+def on_plain_features(name, norm="bn_inference", **kwargs):
+    """Makes a model of `MODELS` on the smallest backbone, for tests of what comes after its features."""
+    coarse = ("c3", "c4", "c5")
+    features = coarse if name in ("retinanet", "fcos", "rtmdet", "rtmdet_ins") else ("c2", *coarse)
+    return MODELS[name](norm, **{"backbone": tiny.PlainBackbone(8, features, norm), **kwargs})
+
+
 # Only the slow suite runs these: `rtmdet_ins` and `mask_keypoint_rcnn` have all their parts.
 SLOW = ("rtmdet", "proposal_network", "faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 # Together these have all parts of all models, for tests that are too expensive for each model.

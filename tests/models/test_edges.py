@@ -1,9 +1,11 @@
 """Tests R-CNNs with no, few, tiny and too many objects, in training and in inference."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from models.models import MODELS, OBJECT_KEYS, batch, randomized, without_objects
+from models.models import OBJECT_KEYS, batch, on_plain_features, randomized, without_objects
 from models.test_contract import assert_contract, detections_of, inputs, losses, numpy
 
 from kerasdet import ops
@@ -20,7 +22,7 @@ BOX_LOSSES = {"rpn_box_loss", "box_loss", "mask_loss", "keypoint_loss"}
 
 @pytest.fixture(scope="module", params=RCNNS)
 def make(request):
-    return MODELS[request.param]
+    return functools.partial(on_plain_features, request.param)
 
 
 @pytest.fixture(scope="module")
