@@ -137,7 +137,9 @@ def test_last_batch_with_fewer_images_than_replicas_evaluates_as_on_one(uneven_d
     message = differences.pop("error")
     assert "evaluate loss" in differences and ("predict boxes" in differences) == (case > 1)
     assert max(differences.values()) < 1e-3, differences
-    assert message.startswith("A training batch has 1 images, which cannot be divided evenly among 2 replicas")
+    assert message.startswith(
+        "A training batch of 1 images cannot be divided evenly among 2 replicas: choose a batch size"
+    )
 
 
 def test_batch_that_does_not_divide_into_micro_batches_raises():
@@ -146,6 +148,6 @@ def test_batch_that_does_not_divide_into_micro_batches_raises():
     model.micro_batches = 2
     dataset = tf.data.Dataset.from_tensors({name: value[:1] for name, value in batch().items()})
     with pytest.raises(
-        ValueError, match=r"has 1 images, which cannot be divided evenly among 1 replicas with 2 micro_batches"
+        ValueError, match=r"batch of 1 images cannot be divided evenly into 2 micro-batches: .* multiple of 2"
     ):
         model.fit(dataset, verbose=0)
