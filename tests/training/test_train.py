@@ -446,7 +446,7 @@ def test_impossible_arguments_raise_before_anything_is_written(tmp_path, data):
             run(tmp_path, data, freeze=freeze)
     with pytest.raises(ValueError, match=r"freeze=\[.*\] leaves no layer of RetinaNet to train"):
         run(tmp_path, data, freeze=["backbone", "neck", "head"])
-    with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: give a number above 0, or None for no clip"):
+    with pytest.raises(ValueError, match=r"global_clipnorm is -1\.0: expected a number above 0, or None for no clip"):
         run(tmp_path, data, optimizer=SGD(1e-3, global_clipnorm=-1.0))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"OUT_DIR \(Python: out_dir=\): .*file/run cannot be written: Not a directory"):
