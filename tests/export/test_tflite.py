@@ -129,7 +129,7 @@ def test_boxes_in_letterbox_padding_are_dropped(tflite_file):
     "name,options,message",
     [
         ("model.bin", {}, "does not end in .tflite"),
-        ("model.tflite", {"size": 96}, "size is 96: give"),
+        ("model.tflite", {"size": 96}, "size is 96: expected .height, width."),
         ("model.tflite", {"size": (0, 96)}, "expected .height, width. in whole pixels"),
         (
             "model.tflite",
