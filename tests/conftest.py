@@ -31,13 +31,31 @@ def shared(path):
     return full
 
 
+def forget_custom_gradients():
+    """Removes the gradients that TensorFlow registers for ever: each keeps the graph in which it was traced."""
+    from tensorflow.python.framework import ops
+
+    registered = ops.gradient_registry._registry
+    for name in [name for name in registered if name.startswith("CustomGradient-")]:
+        del registered[name]
+
+
+def clear_kernel_cache():
+    """Lets TensorFlow forget the kernels of the functions and eager operations that ran."""
+    from tensorflow.python.eager import context
+
+    context.context().clear_kernel_cache()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def memory_given_back():
     """Frees a file's models and graphs: they refer to themselves, and two workers would keep 20 GiB of them."""
     gc.freeze()  # what was imported before stays, so that no collection during the tests visits it
     yield
+    forget_custom_gradients()
     gc.unfreeze()
     gc.collect()
+    clear_kernel_cache()
     if sys.platform == "linux":  # glibc keeps freed memory, unless it is asked
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
