@@ -138,7 +138,7 @@ def drop_gradients(graph: GraphDef) -> GraphDef:
 
 
 def to_float32(graph: GraphDef) -> GraphDef:
-    """Converts all 16-bit tensors, like those of a model trained in mixed precision, to float32.
+    """Converts all float16 and bfloat16 tensors, such as those of a model trained in mixed precision, to float32.
 
     Args:
         graph: The graph to convert.

@@ -114,8 +114,8 @@ def check_text(text: str, path: Path) -> None:
         )
     if text.lstrip().startswith(("{", "[")):
         raise UserError(
-            f"{path}: the file is JSON, not a gin configuration. Pass a recipe such as finetune, and the file of a "
-            "dataset with --data."
+            f"{path}: the file is JSON, not a gin configuration. Pass a recipe such as finetune; if the file "
+            "describes a dataset, pass it with --data."
         )
     lines = [*text.splitlines(), ""]
     for number, (line, following) in enumerate(itertools.pairwise(lines), 1):

@@ -221,14 +221,14 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     ours = {_inner_path(v): v for v in model.backbone.variables}
     ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
     wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
-    wrong += [
-        name for name in theirs if name not in ours
-    ]  # otherwise the weights of a ResNet-101 would fit into a ResNet-50
+    # Otherwise the weights of a ResNet-101 would fit into a ResNet-50.
+    wrong += [name for name in theirs if name not in ours]
     if wrong:
         raise UserError(
-            f"The backbone in {path} does not fit the backbone of the model: "
-            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} are missing in one of the backbones, or "
-            "differ in shape. Configure the model's backbone like that in the file."
+            f"The backbone in {path} does not fit the backbone of the model: {_shape_in(theirs, wrong[0])} in the "
+            f"file and {_shape_in(ours, wrong[0])} in the model"
+            f"{f', and {len(wrong) - 1} more differ' if len(wrong) > 1 else ''}. Configure the model's backbone "
+            "like the one in the file."
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])
@@ -249,6 +249,11 @@ def _check_kind(model, source, path):
                 f"The backbone in {path} was trained with {name}={value!r}, but the model has {own!r}: expected the "
                 "same value. Choose a recipe and a checkpoint of the same kind (MSRA and caffe, or torchvision)."
             )
+
+
+def _shape_in(variables, name):
+    """Describes a variable of one of two backbones that differ."""
+    return f"{name} has the shape {tuple(variables[name].shape)}" if name in variables else f"there is no {name}"
 
 
 def _inner_path(variable):

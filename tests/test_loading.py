@@ -196,7 +196,7 @@ def test_backbone_weights_load_from_backbone_or_detector(tmp_path, model, of):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"stages": (2, 1, 1, 1)}, r"c2_1/conv1/conv/kernel, .* \.\.\. are missing in one"),
+        ({"stages": (2, 1, 1, 1)}, r"there is no c2_1/conv1/conv/kernel in the file"),
         ({"width": 16}, "stem/conv/kernel"),
         ({"norm": "bn", "block": "bottleneck"}, "c2_0/conv1/conv/kernel"),
     ],

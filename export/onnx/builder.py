@@ -80,7 +80,10 @@ class GraphBuilder:
         return outputs[0] if num_outputs == 1 else outputs
 
     def copy(self, name: str) -> str:
-        """Adds a node that copies a value, even a constant, and returns the name of the copy."""
+        """Adds an Identity node for the value called `name`, and returns the name of its output.
+
+        Unlike `add`, it does not fold the node if the value is a constant.
+        """
         copy = self.new_name("copy")
         self.nodes.append(helper.make_node("Identity", [name], [copy], name=copy))
         return copy

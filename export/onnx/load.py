@@ -138,7 +138,9 @@ class GraphPredictor(Predictor):
             size: Height and width of the input in pixels.
 
         Returns:
-            Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., in pixels of the input.
+            Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (B, D, 4) yxyx in pixels of the input,
+            `scores` and `class_ids` (B, D), `valid` (B,), and the outputs of the branches. D is the maximum number of
+            detections per image.
         """
         if self._heads is None:
             return from_tf_od(outputs, tf.constant([size]), self.metadata["class_offset"], self.branch_outputs)

@@ -196,14 +196,16 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
 
 
 def compare(analysis: Analysis, other: Analysis) -> Comparison:
-    """Compares two runs on the same images. Both analyses must have the same seed.
+    """Compares two runs on the same images.
+
+    Both analyses must have the same seed, so that they resample the same images.
 
     Args:
         analysis: Analysis of the run.
         other: Analysis of the run to compare with.
 
     Returns:
-        The differences between the runs.
+        The differences, `analysis` minus `other`, and the objects that only one of the runs finds.
     """
     found, was_found = (_found(each.shown) for each in (analysis, other))
     return Comparison(

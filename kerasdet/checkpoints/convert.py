@@ -55,7 +55,7 @@ def to_model(
             the tensors.
     """
     if source not in SOURCES:
-        raise UserError(f"source is {source!r}; expected one of {', '.join(SOURCES)}. Choose the source of the file.")
+        raise UserError(f"source is {source!r}; expected one of {', '.join(SOURCES)}. Pass one of them.")
     check_numbers("to_model", 0.0, 1.0, norm_epsilon=norm_epsilon)  # 0 is the value of torchvision's published files
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
@@ -91,7 +91,7 @@ def _untied(state, spec, source):
         if first in state and not np.array_equal(state[name], state[first]):
             raise UserError(
                 f"The tensors {name} and {first} of the checkpoint differ, but in {source} they are the same tensor. "
-                "Choose the source of the file."
+                "Pass the --source (Python: source=) that the file was trained with."
             )
     return {name: value for name, value in state.items() if names[name] == name}
 
@@ -110,8 +110,8 @@ def _entry(state, name, spec, source):
     theirs = _source_name(name, spec)
     if theirs not in state:
         raise UserError(
-            f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Choose the "
-            "source of the file."
+            f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Pass the "
+            "--source (Python: source=) that the file was trained with."
         )
     return theirs, state[theirs]
 
@@ -137,16 +137,16 @@ def _count_classes(state, spec, source):
         if bias.size < 2:
             raise UserError(
                 f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs an entry for each class "
-                "and one for the background. Choose the source of the file."
+                "and one for the background. Pass the --source (Python: source=) that the file was trained with."
             )
         return bias.size - 1
     num_anchors = _anchors_of_finest_level(spec)
     columns, rest = divmod(bias.size, num_anchors)
     if rest or columns <= spec.background_first:
         raise UserError(
-            f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs {num_anchors} entries, one "
-            f"per anchor, for each class{' and for the background' if spec.background_first else ''}. Choose the "
-            "source of the file."
+            f"The tensor {name} of the checkpoint has {bias.size} entries; {source} needs a multiple of {num_anchors}: "
+            f"an entry per anchor for each class{' and for the background' if spec.background_first else ''}. Pass the "
+            "--source (Python: source=) that the file was trained with."
         )
     return columns - spec.background_first
 
@@ -185,7 +185,10 @@ def _assign(variables, state, spec, source):
     if misshapen:
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
-        raise UserError(f"The checkpoint does not fit {source}: {'; '.join(problems)}. Choose the source of the file.")
+        raise UserError(
+            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the --source (Python: source=) "
+            "that the file was trained with."
+        )
     for name, value in values.items():
         _check_trained(name, value, theirs[name])
         variables[name].assign(value)

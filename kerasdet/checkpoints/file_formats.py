@@ -168,7 +168,7 @@ def _entry(archive, info):
 def _torch_zip(archive, entries, root, file_size, weights):
     order = _entry(archive, entries[f"{root}byteorder"]) if f"{root}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
-        raise ValueError("the zip entry 'byteorder' is {order[:20]!r}; expected 'little' or 'big'")
+        raise ValueError(f"the zip entry 'byteorder' is {order[:20]!r}; expected 'little' or 'big'")
     contents = load(io.BytesIO(_entry(archive, entries[f"{root}data.pkl"])), storage)
 
     def fetch(key):

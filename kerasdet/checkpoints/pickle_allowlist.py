@@ -42,7 +42,10 @@ class Dtype:
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """Holds a pickled NumPy array with its raw bytes."""
+    """Holds a pickled NumPy array with its raw bytes.
+
+    Pickles of Python 2 hold these as a latin-1 string. `dtype` is None until the pickle sets the data.
+    """
 
     dtype: Dtype | None = None
     shape: tuple[int, ...] = ()

@@ -29,9 +29,9 @@ _HEADROOM = 64 * 2**20
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """Describes the elements that a torch file stores under `key`.
+    """Describes the storage that a torch file holds under `key`: `numel` elements of the type `element`.
 
-    Tensors use `length` of the `numel` elements, from element `start` on.
+    `element` is a key of `DTYPES`. Tensors may use only a part, `length` elements from index `start` on.
     """
 
     key: str

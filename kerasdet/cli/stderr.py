@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def hidden_stderr() -> Iterator[None]:
-    """Hides what the process writes to standard error in a block, including C++ code; shows it if the block raises.
+    """Hides the standard error output of the process, including that of C++ libraries, in a ``with`` block.
+
+    If the block raises an exception, the output is printed after all.
 
     Yields:
         Nothing.

@@ -111,11 +111,19 @@ def read_parts(
     for part in parts[1:]:
         if _classes(part) != _classes(first):
             raise UserError(
-                f"{source.path}: the split {first.name} has the classes {', '.join(_classes(first).values())}, and "
-                f"{part.name} {', '.join(_classes(part).values())}; expected the same classes with the same ids. "
-                "Pass classes (--classes) with the names to keep."
+                f"{source.path}: the splits {first.name} and {part.name} have different classes: "
+                f"{_difference(_classes(first), _classes(part), first.name, part.name)}. Expected the same names and "
+                "ids. Pass --classes (Python: classes=) with the names to keep."
             )
     return parts
+
+
+def _difference(ours, theirs, our_name, their_name):
+    """Describes the first id under which two splits have different classes."""
+    ids = [each for each in sorted({*ours, *theirs}) if ours.get(each) != theirs.get(each)]
+    further = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
+    names = [f"{each.get(ids[0], 'missing')} in {name}" for each, name in ((ours, our_name), (theirs, their_name))]
+    return f"id {ids[0]} is {' and '.join(names)}{further}"
 
 
 def _classes(part: Part) -> Mapping[int, str]:

@@ -252,7 +252,8 @@ def _region(polygons, masks, size, path):
         return {"bbox": box_of_polygons(polygons), "segmentation": [polygon.ravel().tolist() for polygon in polygons]}
     if None in size:
         raise UserError(
-            f"{path}: the image of this file is missing, and its size is needed to read the masks. Add the image."
+            f"{path}: its image is missing or cannot be read, and imageHeight and imageWidth are missing; the size is "
+            "needed to read the masks. Add the image, or both keys."
         )
     whole = np.zeros(size, bool)
     if polygons:

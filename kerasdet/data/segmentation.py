@@ -106,7 +106,14 @@ def _joined(points):
 def _numbers(polygon, changes, name):
     numbers = [as_float(item) for item in polygon]
     if None in numbers or not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > _MAX_PIXEL:
-        raise ValueError(f"has a polygon whose entries are not all pixel coordinates: {show(polygon)}")
+        wrong = next(
+            item
+            for item, number in zip(polygon, numbers, strict=True)
+            if number is None or not abs(number) <= _MAX_PIXEL
+        )
+        raise ValueError(
+            f"has a polygon with the entry {show(wrong)}; expected finite numbers in pixels, at most {_MAX_PIXEL:g}"
+        )
     if not is_plain(polygon):
         changes.add("converted_values", name(), f"has the polygon {show(polygon)}")
     return numbers

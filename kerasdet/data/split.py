@@ -69,8 +69,9 @@ def split(
     owners = assign(table, duplicates, list(parts.values()), seed)
     if missing := [name for index, name in enumerate(parts) if index not in owners]:
         raise UserError(
-            f"The part {missing[0]} gets none of the {len(items)} images in {source}, because near duplicates stay "
-            "together; expected at least one image for each part. Give the part a larger share, or add images."
+            f"The part {missing[0]} gets none of the {len(items)} images in {source}"
+            f"{', in which near duplicates stay together' if duplicates else ''}; expected at least one image for each "
+            "part. Give the part a larger share, or add images."
         )
     counts = Counter({"near_duplicates": sum(map(len, duplicates))})
     made = []

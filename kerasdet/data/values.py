@@ -203,7 +203,7 @@ class Changes:
         self.note(kind, name, fact)
 
     def note(self, kind: str, name: str, fact: str) -> None:
-        """Counts a fact for the log that is not an error, not even with `strict`.
+        """Counts a fact and records it for the log. Unlike `add`, this never raises an error, even if `strict` is set.
 
         Args:
             kind: Name of the kind of fact, a key of `counts`.

@@ -28,10 +28,11 @@ def evaluate_rules(
         ground_truth: Path of a COCO annotation file, or its contents as a dict.
         results: Path of a COCO results file, or its contents as a list of detections.
         image_ids: Ids of the images to score. None: all images of the ground truth.
-        engine: "hotcoco" (the default) or "pycocotools"; only for "coco".
+        engine: "hotcoco" (the default) or "pycocotools" for the rules "coco". Other rules ignore it.
 
     Returns:
-        The metrics of each type that the rules score. The metrics of "boundary" are under the type "boundary".
+        The metrics by type of detection: "bbox", "segm" or "keypoints", as far as the rules score it. For the rules
+        "boundary" the only type is "boundary".
 
     Raises:
         FileNotFoundError: If a file does not exist.

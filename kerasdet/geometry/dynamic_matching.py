@@ -67,9 +67,8 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
             centers: (B, M, 2) centres (y, x) of the objects in pixels; None: the centres of the ground-truth boxes.
 
         Returns:
-            The matches, Two tensors. The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1)
-            or `IGNORE` (-2). The IoU of each matched point's predicted box with its object, (B, R) float32, 0 for other
-            points.
+            Two tensors: the matches, (B, R) int32, indices into the image's ground truth, `NEGATIVE` (-1) or `IGNORE`
+            (-2); and the IoU of each matched point's predicted box with its object, (B, R) float32, 0 for other points.
         """
         logits, boxes = tf.stop_gradient(logits), tf.stop_gradient(boxes)
         # one object that matches nothing, so that M may be 0

@@ -171,7 +171,7 @@ class Preprocessing(ConfigFromInit):
             size: (...) int32, heights or widths in pixels.
 
         Returns:
-                The padded heights or widths, (...) int32 in pixels.
+            The padded heights or widths, (...) int32 in pixels.
         """
         return -(-size // self.size_divisor) * self.size_divisor
 
@@ -274,7 +274,7 @@ class KeepSize:
             size: (...) int32, heights or widths in pixels.
 
         Returns:
-                `size`.
+            `size`.
         """
         return size
 

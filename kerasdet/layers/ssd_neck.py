@@ -59,8 +59,8 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         if not extra_channels or not 0 <= unpadded <= len(extra_channels):
             raise UserError(
                 f"SSDNeck got extra_channels={tuple(extra_channels)} and unpadded={unpadded}: expected at least one "
-                f"entry in extra_channels, and unpadded in 0..{len(extra_channels)} (their number). Change unpadded "
-                "or extra_channels."
+                f"entry in extra_channels, and unpadded from 0 to the number of these entries. Change unpadded or "
+                "extra_channels."
             )
         self.in_features = tuple(in_features)
         self.extra_channels = tuple(extra_channels)

@@ -130,13 +130,13 @@ class Branch(keras.layers.Layer):
         self.pool_size = pool_size
 
     def attach(self, *, num_classes: int, channels: int, pool_size: int) -> None:
-        """Creates the layers and variables, unless they exist.
+        """Creates the layers and variables, unless they exist, and freezes them if the branch is not trainable.
 
         Args:
             num_classes: K, number of classes without background.
             channels: Number of channels of the pooled features.
-            pool_size: Height and width in cells of the box head's pooled features, which a branch with
-                ``pool_size=None`` shares.
+            pool_size: Height and width, in cells, of the box head's pooled features. The branch uses it only if its own
+                attribute `pool_size` is None.
 
         Raises:
             UserError: If the branch belongs to a model with another number of classes.

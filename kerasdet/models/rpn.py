@@ -164,16 +164,16 @@ class RPN(ConfigFromInit, keras.layers.Layer):
 
     Args:
         anchors: Generates the anchors of all levels of the neck. None: `default_anchors()`.
-        coder: Converts between boxes and their deltas relative to anchors.
+        coder: Converts between boxes and their deltas relative to anchors. None: `DeltaCoder()`.
         num_convs: Number of 3x3 convolutions of the head; 0 keeps only the two 1x1 predictors.
         matcher: Matches anchors to ground-truth objects in training. None: `IoUMatcher(0.7, 0.3)`.
         sampler: Samples the anchors to train on. None: `BalancedSampler(256, 0.5)`.
-        box_loss: Loss of the boxes of positive anchors, such as `SmoothL1Loss` or `GIoULoss`.
+        box_loss: Loss of the boxes of positive anchors, such as `GIoULoss()`. None: `SmoothL1Loss()`.
         normalizer: Divisor of both losses, counted over all replicas. "fixed": the sampler's `samples_per_image` times
             the number of images (detectron2). "sampled": the number of sampled anchors (torchvision). "image_sum": the
             sum over images of the sampled positives and negatives, counting at least one of each (mmdetection).
-        straddle_threshold: Anchors that extend this many pixels or more beyond the image border are ignored in
-            training. None: no anchor is ignored for this.
+        straddle_threshold: Anchors that extend more than this many pixels beyond the image are ignored in training; at
+            the right and bottom, this many or more. None: no anchor is ignored for this.
         proposals: Selects the proposals from the predicted boxes. None: `ProposalSelection()`.
 
     Raises:

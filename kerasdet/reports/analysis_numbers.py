@@ -75,7 +75,7 @@ def numbers(analysis: Analysis, words: str) -> Section:
 
 
 def classes(analysis: Analysis) -> Section:
-    """Shows the AP of each class and of each size of objects.
+    """Shows for each class its AP, also by object size, and recall and precision at the threshold with the best F1.
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.

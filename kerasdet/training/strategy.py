@@ -120,7 +120,9 @@ def _addresses(text):
     if wrong := [address for address in workers if not re.fullmatch(r"\S+:\d+", str(address))]:
         raise _bad_tf_config(text, f"has {wrong[0]!r} instead of host:port of a worker")
     if not 0 <= index < len(job):
-        raise _bad_tf_config(text, f"has the index {index}, but the {len(job)} workers count from 0")
+        raise _bad_tf_config(
+            text, f"has the task index {index}; expected 0 to {len(job) - 1}, because its cluster lists {len(job)}"
+        )
     return job[index], workers
 
 

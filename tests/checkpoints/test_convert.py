@@ -69,7 +69,7 @@ def test_values_that_are_not_finite_raise(state, value):
             lambda value: value.astype(np.int8),
             "holds int8 values, like quantised weights",
         ),
-        ("backbone.body.bn1.running_var", lambda value: -value, "is a variance and has -"),
+        ("backbone.body.bn1.running_var", lambda value: -value, "is a variance and has the value -"),
         ("backbone.fpn.inner_blocks.0.0.weight", np.zeros_like, "is zero everywhere: expected trained weights"),
     ],
 )
@@ -84,7 +84,8 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     assert message(state) == (
         f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.0.conv1.weight; "
         "unexpected: backbone.body.layer9.0.conv1.weight; "
-        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Choose the source of the file."
+        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Pass the --source "
+        "(Python: source=) that the file was trained with."
     )
 
 
@@ -99,7 +100,8 @@ def test_last_layers_of_another_shape_are_named(state, shapes):
 @pytest.mark.parametrize("shape", [(), (9,), (100,)])
 def test_class_bias_that_gives_no_number_of_classes_is_named(state, shape):
     state["head.classification_head.cls_logits.bias"] = np.zeros(shape)
-    assert f"head.classification_head.cls_logits.bias of the checkpoint has shape {shape}" in message(state)
+    text = f"head.classification_head.cls_logits.bias of the checkpoint has {math.prod(shape)} entries; "
+    assert text in message(state)
 
 
 def test_long_lists_of_names_are_shortened(state):

@@ -240,8 +240,8 @@ REFUSED = {
         'no box has a number above 1 .*annotation 1 has "bbox" .* in pixels',
     ),
     "no box, no mask": (first(bbox=None, segmentation=[]), 'annotation 1 has no "bbox"'),
-    "polygon of words": (first(segmentation=[["a"] * 6]), "annotation 1 has a polygon whose entries"),
-    "polygon of NaN": (first(segmentation=[[float("nan")] * 6]), "annotation 1 has a polygon whose entries"),
+    "polygon of words": (first(segmentation=[["a"] * 6]), "annotation 1 has a polygon with the entry"),
+    "polygon of NaN": (first(segmentation=[[float("nan")] * 6]), "annotation 1 has a polygon with the entry"),
     "mask of a number": (first(segmentation=7), 'annotation 1 has the "segmentation" 7'),
     "RLE of another size": (
         first(segmentation={"size": [30, 20], "counts": [600]}),

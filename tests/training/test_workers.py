@@ -108,8 +108,8 @@ def tf_config(workers, index=0, **task):
         (tf_config("127.0.0.1:23411"), "does not list the workers"),
         (tf_config([]), "does not list the workers"),
         (tf_config(["a:1", "b"]), "has 'b' instead of host:port of a worker"),
-        (tf_config(["a:1", "b:1"], index=2), "has the index 2, but the 2 workers count from 0"),
-        (tf_config(["a:1", "b:1"], index=-1), "has the index -1"),
+        (tf_config(["a:1", "b:1"], index=2), "has the task index 2; expected 0 to 1, because its cluster lists 2"),
+        (tf_config(["a:1", "b:1"], index=-1), "has the task index -1"),
     ],
 )
 def test_wrong_tf_config_raises(monkeypatch, text, fault):
