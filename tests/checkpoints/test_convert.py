@@ -297,7 +297,7 @@ def test_weights_of_the_other_kind_warn(caplog):
     state = golden.constants(golden.shallow_layout(DETECTRON2))
     to_model(state, DETECTRON2_SOURCE)
     assert (
-        "the torchvision (pytorch) kind, and detectron2/retinanet_R_50_FPN is of the MSRA (caffe) kind" in caplog.text
+        "the torchvision (pytorch) kind, but detectron2/retinanet_R_50_FPN is of the MSRA (caffe) kind" in caplog.text
     )
     caplog.clear()
     to_model({**state, "backbone.bottom_up.stem.conv1.norm.running_var": np.ones(64, np.float32)}, DETECTRON2_SOURCE)
