@@ -31,8 +31,8 @@ def test_defaults_and_types_are_those_of_the_signature():
     assert rows["patience"][1:] == (
         r"int \| None",
         "`None`",
-        "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training never "
-        "stops early.",
+        "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training "
+        "never stops early.",
     )
     assert inspect.signature(config.training.Validation).parameters["every"].default == 1
 
