@@ -108,7 +108,7 @@ def test_points_are_squares_around_the_middle_of_cells():
 def test_different_numbers_of_sizes_and_levels_raise():
     with pytest.raises(ValueError, match="sizes and aspect ratios for each of its 5 levels"):
         AnchorGenerator(sizes=((32.0,), (64.0,)))
-    with pytest.raises(ValueError, match="2 of aspect ratios"):
+    with pytest.raises(ValueError, match="2 tuples of aspect ratios"):
         AnchorGenerator(aspect_ratios=((1.0,), (2.0,)))
 
 

@@ -112,7 +112,7 @@ def test_supervisions_slicer_takes_detect(sv):
 
 def test_arguments_that_do_not_fit_raise(sv):
     theirs, points = detections().to_supervision(), detections().to_supervision_keypoints()
-    with pytest.raises(UserError, match=r"masks have height and width \(60, 80\), image_size is \(80, 60\)"):
+    with pytest.raises(UserError, match=r"masks have height and width \(60, 80\), but image_size is \(80, 60\)"):
         Detections.from_supervision(theirs, (80, 60))
     with pytest.raises(UserError, match="class id 1, but there are 1 class_names"):
         Detections.from_supervision(theirs, SIZE, class_names=["cat"])

@@ -89,6 +89,7 @@ def test_model_that_is_no_predictor_raises():
 def test_missing_package_raises():
     code = "import sys; sys.modules['sahi'] = None; import kerasdet.inference.sahi"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "UserError: sahi is not installed, but kerasdet.inference.sahi needs it: pip install 'kerasdet[sahi]'" in (
-        process.stderr
+    assert (
+        "UserError: sahi is not installed, but kerasdet.inference.sahi needs it: run pip install 'kerasdet[sahi]'"
+        in (process.stderr)
     )

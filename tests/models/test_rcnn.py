@@ -147,7 +147,7 @@ def test_custom_branch_trains_detects_and_saves(tmp_path):
 def branch_example():
     """Returns the class that the docstring of `Branch` shows; executing it checks the text."""
     names = {}
-    code = textwrap.dedent(Branch.__doc__.split("in the batch::")[1])
+    code = textwrap.dedent(Branch.__doc__.split("(B, M)::")[1])
     exec(code.replace("my_package", "tests_rcnn").split("model =")[0], names)
     return names["DifficultyBranch"]
 
