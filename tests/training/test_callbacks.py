@@ -185,7 +185,7 @@ def test_logger_outside_of_a_run_raises():
 @pytest.mark.parametrize(("logger", "package"), [(MLflowLogger, "mlflow"), (WandbLogger, "wandb")])
 def test_missing_package_raises(monkeypatch, logger, package):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(UserError, match=rf"{package} is not installed, but {logger.__name__} needs it: run pip install"):
+    with pytest.raises(UserError, match=rf"{package} is not installed, but {logger.__name__} needs it: run pip"):
         logger()
 
 
