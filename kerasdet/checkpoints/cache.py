@@ -6,14 +6,16 @@ downloaded and converted again.
 """
 
 import hashlib
+import logging
 import os
 import random
 import urllib.parse
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kerasdet.checkpoints.convert import to_model
-from kerasdet.checkpoints.download import check, download, file_hash
+from kerasdet.checkpoints.download import check, download, file_hash, shown
 from kerasdet.checkpoints.read import read
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.zoo import Weights, find, is_name
@@ -21,9 +23,10 @@ from kerasdet.errors import UserError
 from kerasdet.files import replacing, waiting_lock
 from kerasdet.paths import cache_home, expand
 
-_CONVERSION = (
-    1  # increase it if models converted by an earlier kerasdet no longer load, or would be converted differently
-)
+# Increase it if models converted by an earlier kerasdet no longer load, or would be converted differently.
+_CONVERSION = 1
+
+log = logging.getLogger(__name__)
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
@@ -81,7 +84,7 @@ def model_folder(weights: Weights) -> Path:
     """Returns the folder of the converted model of published weights. The first call downloads and converts them.
 
     Several processes may call this function at the same time: one process does the work, the others wait. A killed
-    process leaves no incomplete model.
+    process leaves no incomplete model. A model that the disk damaged later is converted again.
 
     Args:
         weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
@@ -93,12 +96,15 @@ def model_folder(weights: Weights) -> Path:
         UserError: If the weights cannot be downloaded or converted.
     """
     folder = _folder(weights)
-    if (folder / "model.keras").exists():
-        return folder
+    model = folder / "model.keras"
     try:
+        if _is_intact(model):
+            return folder
         with waiting_lock(folder.parent / ".lock", f"Another process prepares {weights.name}: waiting for it."):
-            if not (folder / "model.keras").exists():
-                _convert(weights, _fetch(weights), folder / "model.keras")
+            if not _is_intact(model):
+                if model.exists():
+                    log.warning("%s is damaged: it is converted again.", model)
+                _prepare(weights, model)
     except OSError as error:
         raise UserError(f"{error} Set KERASDET_HOME to a folder that can be written to.") from None
     return folder
@@ -123,6 +129,35 @@ def mirrored(url: str) -> str:
     return f"{mirror.rstrip('/')}/{_host_and_path(url)}"
 
 
+def _is_intact(model):
+    """Tells whether a converted model exists and all its bytes are as they were written."""
+    if not model.exists():
+        return False
+    try:
+        with zipfile.ZipFile(model) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged archive raises errors of many types
+        return False
+
+
+def _prepare(weights, model):
+    """Downloads a published file if necessary, and converts it."""
+    file = _fetch(weights)
+    is_verified = weights.digest is not None or _record(file).exists()
+    try:
+        _convert(weights, file, model)
+    except UserError as error:
+        if is_verified:
+            raise
+        file.unlink()  # such as the login page of a network: without a hash, only the conversion finds it
+        raise UserError(f"{shown(mirrored(weights.url))} was removed from the cache. {error}") from None
+    if not is_verified:
+        with replacing(_record(file)) as record:
+            record.write_text(file_hash(file, "sha256"))
+
+
 def _fetch(weights):
     """Returns the path of the published file; downloads the file if it is missing or damaged."""
     path = _file(weights)
@@ -139,14 +174,11 @@ def _fetch(weights):
         raise UserError(
             f"{weights.name} is not in the cache {cache_home()} and cannot be downloaded: {error}"
         ) from None
-    if digest is None:
-        with replacing(_record(path)) as file:
-            file.write_text(file_hash(path, "sha256"))
     return path
 
 
 def _recorded(path):
-    """Returns the hash of the first download, for files without a published hash; later downloads must match."""
+    """Returns the hash of the first file that was converted, for files without a published hash."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -157,9 +189,8 @@ def _record(path):
 
 def _convert(weights, file, out):
     """Converts a published file, in a new thread without the caller's strategy and dtype policy."""
-    state = (
-        random.getstate()
-    )  # Keras draws seeds from it: a first run, which converts weights, must train like later runs
+    # Keras draws seeds from it: a first run, which converts weights, must train like later runs.
+    state = random.getstate()
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_convert_here, weights, file, out).result()

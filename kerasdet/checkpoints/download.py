@@ -29,12 +29,8 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
-_PASSING = (
-    TimeoutError,
-    ConnectionResetError,
-    http.client.IncompleteRead,
-)  # HTTP codes after which another try may succeed
+_BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP codes after which another try may succeed
+_PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +137,13 @@ def shown(url: str) -> str:
     Returns:
         The URL without user name and password.
     """
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+    return re.sub(r"(?<=://)[^/?#]*@", "", url)  # up to the last @: passwords may contain one
 
 
 def _complete(url, partial):
     """Downloads the rest of a partial file, in several attempts. Returns whether the file had contents before."""
     start, failed = _size(partial), 0
+    most = start  # a server that states a wrong length would otherwise be asked for the same bytes for ever
     while True:
         before = _size(partial)
         try:
@@ -167,7 +164,8 @@ def _complete(url, partial):
             reason = f"{'failed' if is_cut else 'cannot be reached'} ({_reason(error)})"
             if not is_cut and not isinstance(error, _PASSING):
                 raise UserError(f"{shown(url)} {reason}. {_advice(None)}") from None
-        failed = 1 if _size(partial) >= before + _ENOUGH else failed + 1
+        failed = 1 if _size(partial) >= most + _ENOUGH else failed + 1
+        most = max(most, _size(partial))
         if failed > len(WAITS):
             kept = " The next attempt resumes there." if _size(partial) else ""
             raise UserError(

@@ -106,6 +106,12 @@ def test_cut_chunked_transfer_is_resumed(server, path):
     assert server.ranges_asked() == [None, "bytes=700000-"]
 
 
+def test_wrong_length_does_not_download_for_ever(server, path):
+    server.excess = 7
+    text = message(server, path)
+    assert "in 4 tries" in text and len(server.requests) <= 8
+
+
 def test_stalled_connection_is_resumed(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
     server.stalls = [900_000]
@@ -205,9 +211,9 @@ def test_endless_redirects_raise(server, path):
 
 
 def test_user_and_password_are_sent_to_their_host_only(server, path):
-    server.credentials = "ann:s3/cret"
+    server.credentials = "ann:s3/cr@et"
     assert "answers 401 (Unauthorized). Set KERASDET_MIRROR with a user and a password" in message(server, path)
-    url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcret@")
+    url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcr@et@")
     with serving() as other:
         other.files["b.pth"] = DATA
         server.redirects["models/a.pth"] = f"{other.url}/b.pth"

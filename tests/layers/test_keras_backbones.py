@@ -61,13 +61,13 @@ def keras_hub_backbone():
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """Leaves one narrow block per stage of EfficientNetV2B0 and ConvNeXtTiny: all of their layers at a tenth."""
-    blocks = efficientnet_v2.DEFAULT_BLOCKS_ARGS["efficientnetv2-b0"]
-    quarter = [
-        {**block, "num_repeat": 1, **{name: block[name] // 4 for name in ("input_filters", "output_filters")}}
-        for block in blocks
-    ]
-    monkeypatch.setitem(efficientnet_v2.DEFAULT_BLOCKS_ARGS, "efficientnetv2-b0", quarter)
+    """Leaves one narrow block per stage of EfficientNetV2 and ConvNeXtTiny: all of their layers at a tenth."""
+    for size in ("efficientnetv2-b0", "efficientnetv2-s"):
+        quarter = [
+            {**block, "num_repeat": 1, **{name: block[name] // 4 for name in ("input_filters", "output_filters")}}
+            for block in efficientnet_v2.DEFAULT_BLOCKS_ARGS[size]
+        ]
+        monkeypatch.setitem(efficientnet_v2.DEFAULT_BLOCKS_ARGS, size, quarter)
     small = {"depths": [1, 1, 1, 1], "projection_dims": [8, 16, 24, 32]}
     monkeypatch.setitem(convnext.MODEL_CONFIGS, "tiny", {**convnext.MODEL_CONFIGS["tiny"], **small})
 
@@ -121,6 +121,18 @@ def test_features_of_a_whole_application_have_their_strides():
     }
 
 
+@pytest.mark.parametrize("name", ["EfficientNetV2B0", "EfficientNetV2S", "ConvNeXtTiny"])
+def test_features_equal_those_of_the_application_from_raw_pixels(shallow, name):
+    """The application's own preprocessing is the truth; the last feature is its output."""
+    backbone = KerasApplication(name, out_features=("c5",))
+    application = getattr(keras.applications, name)(include_top=False, weights=None)
+    application.set_weights(backbone.backbone.get_weights())
+    expected = application(IMAGE[None].astype(np.float32))
+    found = backbone(Preprocessing().normalize(IMAGE[None], None))["c5"]
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.ptp(expected))
+
+
 def test_features_of_odd_images_cover_the_image():
     backbone = PyramidBackbone(HubBackbone(), out_features=("c2", "c5"))
     assert backbone.strides == {"c2": 4, "c5": 32} and backbone.channels == {"c2": 8, "c5": 8}
@@ -158,6 +170,10 @@ def test_frozen_norms_use_their_statistics():
         (lambda: PyramidBackbone(HubBackbone(), out_features=("c6",)), "has no feature c6: expected some of c1, c2"),
         (lambda: KerasApplication("EfficientNetV3"), "architecture is 'EfficientNetV3': expected one of ConvNeXtBase,"),
         (lambda: KerasApplication("MobileNetV3Small", out_features=("c1",)), "MobileNetV3Small has no feature c1"),
+        (
+            lambda: KerasApplication("MobileNetV3Small", pretrained="no.weights.h5"),
+            "pretrained is 'no.weights.h5', but these weights of MobileNetV3Small cannot be loaded: The `weights`",
+        ),
     ],
 )
 def test_wrong_arguments_raise(make, message):
