@@ -169,6 +169,12 @@ def test_no_network_is_said_with_the_name_and_the_ways_out(server, tmp_path):
     )
 
 
+def test_name_is_exported_into_a_folder_that_exists(server, tmp_path, capsys):
+    server.close()
+    assert cli.main(["export", RETINANET, str(tmp_path), "--serving"]) == 2
+    assert f"{RETINANET} is not in the cache" in capsys.readouterr().err
+
+
 def test_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("KERASDET_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
