@@ -51,8 +51,8 @@ def detector(backbone):
 def keras_hub_backbone():
     """Makes a tiny ResNet of KerasHub, where it is installed."""
     models = pytest.importorskip("keras_hub").models
-    stages = {"stackwise_num_filters": [8, 16, 16, 16], "stackwise_num_strides": [1, 2, 2, 2]}
-    stem = {"input_conv_filters": [8], "input_conv_kernel_sizes": [7]}
+    stages = {"stackwise_num_filters": [64, 16, 16, 16], "stackwise_num_strides": [1, 2, 2, 2]}
+    stem = {"input_conv_filters": [64], "input_conv_kernel_sizes": [7]}
     hub = models.ResNetBackbone(
         **stem, **stages, stackwise_num_blocks=[1] * 4, block_type="basic_block", image_shape=(None, None, 3)
     )
