@@ -18,7 +18,7 @@ _FEW_IMAGES = 8  # for calibration
 
 
 def new_file(path: str | os.PathLike, name: str) -> Path:
-    """Checks that an export can be written to a file, which must have the format's suffix and not exist.
+    """Checks the path of a new export: it must have the suffix of the format, and the file must not exist.
 
     Args:
         path: Path of the file; ``~`` is expanded.

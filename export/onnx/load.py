@@ -21,7 +21,7 @@ _NEEDED += ("class_offset", "precision", "postprocessing", "input_type")
 
 
 class GraphPredictor(Predictor):
-    """Base class of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
+    """Base class of predictors that run an exported ONNX graph in some runtime, such as onnxruntime or OpenVINO.
 
     Args:
         path: Path of the file or folder.
@@ -29,8 +29,8 @@ class GraphPredictor(Predictor):
 
     Attributes:
         path: Path of the file or folder.
-        metadata: The entry ``kerasdet`` of the properties, the model's description as
-            `kerasdet.export.metadata.model_metadata` makes it.
+        metadata: Description of the model, a dict that `kerasdet.export.metadata.model_metadata` made. The file stores
+            it in the property ``kerasdet``.
     """
 
     def __init__(self, path: Path, properties: Mapping[str, str]):
@@ -47,7 +47,14 @@ class GraphPredictor(Predictor):
         self._heads = RawHeads(properties["model"]) if self.metadata["postprocessing"] == "raw" else None
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph on the input (B, h, w, 3) and returns the outputs by name."""
+        """Runs the graph.
+
+        Args:
+            pixels: Input of the graph, (B, h, w, 3).
+
+        Returns:
+            The outputs by name.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define run.")
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -172,7 +179,7 @@ class OnnxPredictor(GraphPredictor):
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on the input (B, h, w, 3) and returns the outputs by name."""
+        """Runs the file on the input `pixels` (B, h, w, 3) and returns the outputs by name."""
         return dict(zip(self._names, self._session.run(self._names, {"image": pixels}), strict=True))
 
 

@@ -36,7 +36,7 @@ class OpenVinoPredictor(GraphPredictor):
         self._names = [output.any_name for output in self._compiled.outputs]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph on the input (B, h, w, 3) and returns the outputs by name."""
+        """Runs the graph on the input `pixels` (B, h, w, 3) and returns the outputs by name."""
         request = self._compiled.create_infer_request()  # one for each call, because several threads may call
         results = request.infer({"image": pixels})
         return {name: np.array(results[name]) for name in self._names}

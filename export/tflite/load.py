@@ -35,8 +35,8 @@ class TFLitePredictor(Predictor):
 
     Attributes:
         path: Path of the file.
-        metadata: The contents of the ``kerasdet.json`` in the file, as `kerasdet.export.metadata.model_metadata` makes
-            it.
+        metadata: Description of the model, a dict that `kerasdet.export.metadata.model_metadata` made. The file stores
+            it as ``kerasdet.json``.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -102,7 +102,7 @@ class TFLitePredictor(Predictor):
         return as_input(pixels.numpy(), self.metadata["input_type"])[None], size
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on the input (1, h, w, 3) and returns the outputs by name."""
+        """Runs the file on the input `pixels` (1, h, w, 3) and returns the outputs by name."""
         with self._lock:
             return {name: np.array(value) for name, value in self._run(image=pixels).items()}
 

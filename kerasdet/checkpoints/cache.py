@@ -30,8 +30,8 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
     """Resolves the name of published weights to a local folder; downloads and converts the weights if necessary.
 
     Args:
-        path: A path, or a name of `kerasdet.checkpoints.zoo.ZOO`. An existing file or folder takes precedence over a
-            name.
+        path: A path, or the name of published weights, a key of `kerasdet.checkpoints.zoo.ZOO`. An existing file or
+            folder takes precedence over a name.
 
     Returns:
         The folder that contains ``model.keras``, or `path` itself if it is not a name.

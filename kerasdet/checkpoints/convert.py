@@ -225,14 +225,14 @@ def _expected(value, shape):
 def _check_trained(name, value, source):
     """Raises an error if a tensor has values that cannot result from training."""
     if value.dtype.kind != "f":
-        problem = f"holds {value.dtype} values, like quantised weights: expected floats"
+        problem = f"holds {value.dtype} values, as quantised weights do: expected floats"
     elif name.endswith("variance") and (value < 0).any():
         problem = f"is a variance and has the value {value.min():g}: expected 0 or more"
     elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
         problem = "is zero everywhere: expected trained weights"
     else:
         return
-    raise UserError(f"The checkpoint's {source} {problem}. Use the trained checkpoint in float32 or float16.")
+    raise UserError(f"The checkpoint's tensor {source} {problem}. Use the trained checkpoint in float32 or float16.")
 
 
 def _default_statistic(name, shape):

@@ -80,9 +80,7 @@ def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> Non
     except UserError:
         if not resumed:
             raise
-        log.warning(
-            "%s was completed from an earlier download, but has another hash: the download starts again.", path.name
-        )
+        log.warning("%s, completed from an earlier download, has the wrong hash: the download starts again.", path.name)
         _complete(url, partial)
         check(partial, digest, shown(url))
     with _storing(path):

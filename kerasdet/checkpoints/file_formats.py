@@ -44,7 +44,7 @@ _SAFETENSORS = {
 
 
 def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a torch zip file or an `.npz` file, which it distinguishes by the contents.
+    """Reads a torch zip file or an `.npz` file. The contents of the zip file tell which of the two it is.
 
     Args:
         data: Bytes of the whole file.
@@ -108,7 +108,7 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file, which holds a JSON header, then the tensors without gap or overlap.
+    """Reads a `.safetensors` file: a JSON header, then the tensors without gap or overlap.
 
     Args:
         data: Bytes of the whole file.

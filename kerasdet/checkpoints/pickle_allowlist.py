@@ -61,7 +61,7 @@ def lookup(module: str, name: str) -> Function | Element:
         name: Name of the object in the module.
 
     Returns:
-        The harmless constructor that stands for the name.
+        kerasdet's harmless constructor, which replaces the named object.
 
     Raises:
         ValueError: If the name is not in the allowlist `TABLE`.

@@ -70,7 +70,7 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
     Args:
         encoded: Bytes of the image file, () string.
         exif: Whether to apply the EXIF orientation of a JPEG or PNG, a bool or () bool.
-        refuse_damaged: Whether to raise an error for a JPEG whose pixels `jpeg.is_damaged` finds damaged.
+        refuse_damaged: Whether to raise an error if a JPEG is damaged, see `kerasdet.data.jpeg.is_damaged`.
 
     Returns:
         RGB image, (H, W, 3) uint8.
@@ -165,7 +165,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
 
 
 def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
-    """Checks that an image file is complete and can be decoded, if possible without decoding all of it.
+    """Checks that an image file is complete and can be decoded. Most files are checked without decoding them fully.
 
     Args:
         encoded: Bytes of the file.

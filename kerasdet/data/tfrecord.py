@@ -188,8 +188,8 @@ def _records(path):
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise UserError(
-                f"{path} is compressed with gzip; expected a file without compression, because images are read at "
-                "random. Decompress it."
+                f"{path} is compressed with gzip; expected a file without compression, because images are read in "
+                "random order. Decompress it."
             )
     offset = _HEADER
     try:

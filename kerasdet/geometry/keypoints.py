@@ -180,7 +180,7 @@ def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: st
 
 
 def check_convention(convention: str) -> None:
-    """Checks the name of a keypoint convention.
+    """Checks the name of a keypoint convention, the source framework whose scores are reproduced.
 
     Args:
         convention: "detectron2" or "torchvision".

@@ -191,7 +191,7 @@ def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int)
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         image_size: (B, 2) heights and widths without padding, in pixels.
-        divisor: Number of pixels to whose multiples an image is padded in a batch of its own.
+        divisor: Even in a batch of its own, an image is padded to multiples of this number of pixels.
 
     Returns:
         A mask, (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of
@@ -334,10 +334,10 @@ class FCOSMatcher(ConfigFromInit):
             object if the largest distance from the point to the sides of the object's box lies in the level's range.
         center_radius: Largest distance of a positive point from the centre of its box, in strides. None: points
             anywhere inside the box can be positive.
-        convention: Source framework whose rule is reproduced: "detectron2" (also for torchvision) or "mmdet", see
-            `match_fcos`.
-        ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored; None: no point
-            is ignored for this, as in all published FCOS models.
+        convention: Source framework whose ranges and ties are reproduced: "detectron2" (also for torchvision) or
+            "mmdet", see `match_fcos`.
+        ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored. None: crowds
+            have no effect, as in all published FCOS models.
 
     Raises:
         UserError: If `convention` is unknown.

@@ -11,7 +11,7 @@ from kerasdet.keras_utils import ConfigFromInit
 
 
 def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -> tf.Tensor:
-    """Draws one row of random numbers per image, which depends only on seed, step and image id, not on the batch.
+    """Draws random numbers for each image. They depend only on seed, step and image id, not on the batch.
 
     Args:
         size: R, the number of values per image.

@@ -151,7 +151,7 @@ def _double(x):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
-    """Adds one coarser level, every second row and column of another level: the P6 of Faster R-CNN.
+    """Adds one coarser level: every second row and column of another level (P6 of Faster R-CNN).
 
     Args:
         in_feature: Name of the level to subsample.

@@ -44,14 +44,14 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
 
 
 def equal_parts(replicas: int, micro_batches: int) -> str:
-    """Says how a training step divides its images, for error messages.
+    """Describes how a training step divides its images, for error messages.
 
     Args:
         replicas: Number of replicas of the strategy.
         micro_batches: Number of micro-batches that each replica's batch is split into.
 
     Returns:
-        Words such as "into 4 micro-batches" or "among 2 replicas with 4 micro-batches each".
+        A phrase such as "into 4 micro-batches" or "among 2 replicas with 4 micro-batches each".
     """
     if replicas == 1:
         return f"into {micro_batches} micro-batches"

@@ -29,7 +29,7 @@ class Html(str):
 
 
 def check_suffix(path: str | os.PathLike) -> None:
-    """Checks that the name of a page to write does not end like a file of another kind.
+    """Checks that the path of a new page does not have the suffix of another kind of file.
 
     Args:
         path: Path of the page.
@@ -38,7 +38,7 @@ def check_suffix(path: str | os.PathLike) -> None:
         UserError: If the path has another suffix than .html or .htm.
     """
     if Path(path).suffix.lower() not in ("", ".html", ".htm"):
-        raise UserError(f"--out {path} is to hold an HTML page: expected a name that ends in .html. Change --out.")
+        raise UserError(f"--out {path} is not the name of an HTML page: expected a name that ends in .html. Change it.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -356,9 +356,9 @@ MISTAKES = {
     "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "contains a ResNet, not a detector"),
     "export: suffix of another tool": (
         ["export", "{}/run", "{}/new.engine"],
-        "No export format writes .engine files, as {}/new.engine would be: expected a folder (saved_model) or a file",
+        "{}/new.engine ends in .engine, which no export format writes: expected a folder (saved_model) or a file",
     ),
-    "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "No export format writes .keras files"),
+    "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "ends in .keras, which no export format writes"),
     "export: output before the model": (
         ["export", "{}/new.tflite", "{}/run"],
         "The model {}/new.tflite does not exist, but {}/run does: expected the model first, then the file or folder to",

@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def filling(rule: dict) -> tuple[int, ...]:
-    """Returns the colour with which the input is filled outside of the image."""
+    """Returns the colour of the padding around a letterboxed image."""
     if rule["letterbox_value"] is not None:
         return (round(rule["letterbox_value"]),) * 3
     mean = map(round, rule["mean"])

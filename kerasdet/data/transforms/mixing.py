@@ -12,7 +12,7 @@ from kerasdet.errors import UserError
 
 
 class MixTransform:
-    """Base class of transforms that mix an image with further images of the dataset.
+    """Base class of transforms that mix an image with other images of the dataset, such as `Mosaic`.
 
     `training_batches` calls `bind`, which turns the transform into a callable ``(example, seed) -> example``. The
     further images depend only on the seed, so runs are reproducible and can be resumed. A subclass defines `mix`, and
