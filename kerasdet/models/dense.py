@@ -148,8 +148,8 @@ def filtered(
         image_size: (B, 2) heights and widths without padding, in pixels.
 
     Returns:
-        A dict of ``boxes`` (B, R, 4) yxyx in pixels, clipped if the model clips before NMS, and ``scores`` (B, R, K), 0
-        for pairs of box and class that a filter drops.
+        A dict of ``boxes`` (B, R, 4) yxyx in pixels, and ``scores`` (B, R, K). Boxes are clipped if the model clips
+        before NMS. A score is 0 if a filter drops the box for this class.
     """
     keep = scores > postprocessing.score_threshold  # (B, R, K)
     if factor is not None:
