@@ -107,9 +107,9 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         size = path.stat().st_size
         path.unlink()
         raise UserError(
-            f"{origin} has {size:,} bytes with the {algorithm.upper()} {found[: max(12, len(expected))]}..., "
-            f"expected {expected}...: the file was damaged or is another file, and was removed. Try again, or use "
-            "another mirror (KERASDET_MIRROR)."
+            f"{origin} has the wrong hash: the {algorithm.upper()} of its {size:,} bytes begins with "
+            f"{found[: max(12, len(expected))]}; expected {expected}. The file was damaged or is another file, and was "
+            "removed. Try again, or use another mirror (KERASDET_MIRROR)."
         )
 
 

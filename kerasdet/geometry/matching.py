@@ -49,9 +49,9 @@ def match_iou(
             ignored.
         allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
             is low. If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
-        low_quality_owner: Object to which an anchor with such a low-quality match is matched. "best": the object with
-            which the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better
-            anchor; of several such objects, the last one (mmdetection).
+        low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
+            the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
+            of several such objects, the last one (mmdetection).
         min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``).
         ignored: (B, R) bool, anchors to ignore regardless of their IoUs, such as the result of `covered`. None: no
@@ -258,9 +258,9 @@ class IoUMatcher(ConfigFromInit):
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
             ``ignore_iof_thr``), unless the image has only crowds. None: crowds have no effect (torchvision,
             detectron2).
-        low_quality_owner: Object to which an anchor with such a low-quality match is matched. "best": the object with
-            which the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better
-            anchor; of several such objects, the last one (mmdetection).
+        low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
+            the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
+            of several such objects, the last one (mmdetection).
         min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``). In [0, 1].
         padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this

@@ -113,10 +113,10 @@ def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tenso
         model: Detector with `class_loss` and `num_classes`.
         outputs: Result of the model's `call`, with ``class_logits``, a dict from level name to (B, R_l, K).
         targets: Result of `matched_targets`.
-        normalizer: () or (B, 1), divisor from `LossNormalizer`.
+        normalizer: Divisor from `LossNormalizer`, a scalar or (B, 1).
 
     Returns:
-        The loss, ().
+        The loss, a scalar.
     """
     logits = all_levels(outputs, "class_logits")  # (B, R, K)
     valid = tf.cast(targets["matched_gt"] != IGNORE, float_dtype()) / normalizer  # (B, R)

@@ -158,7 +158,7 @@ class FCOS(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         is_positive = tf.cast(targets["matched_gt"] >= 0, float_dtype())  # (B, R)

@@ -194,7 +194,7 @@ class RTMDet(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         anchors, logits = dense.all_levels(outputs, "anchors"), dense.all_levels(outputs, "class_logits")
         soft_labels = targets["soft_labels"]  # (B, R), 0 without an object

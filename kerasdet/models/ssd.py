@@ -150,7 +150,7 @@ class SSD(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         matched_gt = targets["matched_gt"]  # (B, R)
         normalizer = self.normalizer(matched_gt, self.mean_positives)  # () or (B, 1)

@@ -377,7 +377,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
 
 
 def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Writes a page.
+    """Writes a self-contained HTML page.
 
     Args:
         out: Path of the HTML file.

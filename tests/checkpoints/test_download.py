@@ -226,7 +226,7 @@ def test_user_and_password_are_sent_to_their_host_only(server, path):
 
 def test_wrong_hash_names_both_and_leaves_nothing(server, path):
     text = message(server, path, ("sha256", "0badc0de"))
-    assert f"has 3,000,000 bytes with the SHA256 {SHA[1]}" in text and "expected 0badc0de..." in text
+    assert f"the SHA256 of its 3,000,000 bytes begins with {SHA[1]}" in text and "expected 0badc0de." in text
     assert not path.with_name("a.pth.partial").exists()
 
 
