@@ -16,7 +16,9 @@ from kerasdet.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """Determines the order of the training images. It can repeat images with rare classes, and group by aspect ratio.
+    """Determines the order of the training images.
+
+    It can repeat images with rare classes, and can group images by aspect ratio.
 
     Args:
         repeat_threshold: Images with a rare class are repeated (LVIS, https://arxiv.org/abs/1908.03195). A class is

@@ -186,12 +186,12 @@ def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -
 
 
 def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int) -> tf.Tensor:
-    """Marks the anchors in the part of the padding that an image has only because other images of its batch are larger.
+    """Marks the anchors in padding that exists only because other images of the batch are larger.
 
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         image_size: (B, 2) heights and widths without padding, in pixels.
-        divisor: Even in a batch of its own, an image is padded to multiples of this number of pixels.
+        divisor: An image that is alone in its batch is padded to multiples of this number of pixels.
 
     Returns:
         A mask, (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of
