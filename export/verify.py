@@ -149,7 +149,7 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
             rounding errors.
 
     Returns:
-        A row of the table of tolerances.
+        The tolerances: the largest accepted differences.
     """
     if precision in ("dynamic", "int8"):
         return EIGHT_BITS

@@ -107,7 +107,7 @@ class GraphPredictor(Predictor):
         return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """Converts images to the graph's input; letterboxes them if the size of the input is fixed.
+        """Converts images to the graph's input. If its size is fixed, the images are resized and padded to that size.
 
         Args:
             images: (B, H, W, 3) RGB, 0..255, uint8 or float; a single image if the size is fixed.

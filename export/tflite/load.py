@@ -89,7 +89,7 @@ class TFLitePredictor(Predictor):
         return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
-        """Letterboxes an image to the input size of the TFLite file.
+        """Resizes and pads an image to the input size of the TFLite file.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
