@@ -217,7 +217,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
 
         Returns:
             Two dicts by level name, float32: ``class_logits`` with (B, h * w * A, K), and ``box_deltas`` with
-            (B, h * w * A, 4) as (dy, dx, dh, dw).
+            (B, h * w * A, 4) as (dy, dx, dh, dw). A is the number of anchors in each cell.
         """
         class_logits, box_deltas = {}, {}
         for level, x in pyramid.items():
@@ -392,13 +392,13 @@ class RPNHead(keras.layers.Layer):
 
 
 def check_attached(head: DenseHead) -> None:
-    """Checks that a model has attached a head.
+    """Checks that a head has layers, which a model creates by calling `DenseHead.attach`.
 
     Args:
         head: The head.
 
     Raises:
-        RuntimeError: If no model has attached the head, which then has no layers.
+        RuntimeError: If `attach` was not called yet.
     """
     if head.attached_to is None:
         raise RuntimeError(
