@@ -149,7 +149,8 @@ def _complete(url, partial):
             return start > 0
         except urllib.error.HTTPError as error:
             error.close()
-            reason = f"answers {error.code} ({str(error.reason).splitlines()[0]})"
+            words = str(error.reason).splitlines()  # none from servers that send only the code
+            reason = f"answers {error.code}{f' ({words[0]})' if words else ''}"
             if (
                 error.code == 416 and before
             ):  # the file on the server is not longer than the partial file, or has changed
@@ -235,8 +236,8 @@ def _position(response):
                 f"{response.headers.get('Content-Range')!r}; expected 'bytes START-END/TOTAL'"
             )
         return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length")
-    return 0, None if length is None else int(length)
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
 
 
 def _resumable(url, partial):

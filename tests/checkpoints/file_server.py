@@ -17,7 +17,7 @@ class FileServer:
         ranges: Whether it answers requests for a part.
         cuts: For each further response the number of bytes after which the connection breaks; None for no break.
         stalls: For each further response the number of bytes after which nothing more comes; None for no stall.
-        statuses: For each further response an error code to answer with; None for the file.
+        statuses: For each further response an error code to answer with, or (code, reason); None for the file.
         redirects: Path -> address that it redirects to, with `redirect_code`.
         chunked: Whether it tells no length.
         excess: Number of bytes by which the length that it tells is too large.
@@ -68,7 +68,7 @@ class FileServer:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
         elif status or path not in self.files:
-            handler.send_error(status or 404)
+            handler.send_error(*(status if isinstance(status, tuple) else (status or 404,)))
         else:
             self._send(handler, self.files[path])
 

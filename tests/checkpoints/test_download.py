@@ -242,6 +242,11 @@ def test_missing_file_raises_at_once(server, path):
     assert len(server.requests) == 1
 
 
+def test_code_without_a_reason_raises_its_message(server, path):
+    server.statuses = [(403, "")]
+    assert "answers 403. Set KERASDET_MIRROR" in message(server, path)
+
+
 def test_busy_server_is_asked_again(server, path):
     server.statuses = [503, 429, None]
     fetch(server, path)
