@@ -29,6 +29,7 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
+_SAFE = "/%:@!$&'()*+,;=~"  # characters of a URL's path that are not encoded; a path may be encoded already
 _BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP codes after which another try may succeed
 _PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)
 
@@ -158,7 +159,9 @@ def _complete(url, partial):
                 reason = "has no more bytes than the earlier download"
             elif error.code not in _BUSY:
                 raise UserError(f"{shown(url)} {reason}. {_advice(error.code)}") from None
-        except (_Cut, urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        except UserError:
+            raise
+        except (_Cut, http.client.HTTPException, OSError, ValueError) as error:  # ValueError: of an invalid URL
             is_cut = isinstance(error, _Cut) or _size(partial) > start
             reason = f"{'failed' if is_cut else 'cannot be reached'} ({_reason(error)})"
             if not is_cut and not isinstance(error, _PASSING):
@@ -216,7 +219,8 @@ def _request(url):
     parts = urllib.parse.urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(
-        parts._replace(netloc=host).geturl(), headers={"User-Agent": "kerasdet", "Accept-Encoding": "identity"}
+        parts._replace(netloc=host, path=urllib.parse.quote(parts.path, safe=_SAFE)).geturl(),
+        headers={"User-Agent": "kerasdet", "Accept-Encoding": "identity"},
     )
     if at:
         credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
@@ -293,7 +297,7 @@ def _reason(error):
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
         return f"no data received for {TIMEOUT:g} s"
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return " ".join((getattr(inner, "strerror", None) or str(inner)).split()) or type(inner).__name__
 
 
 def _advice(code):

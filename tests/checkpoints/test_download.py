@@ -277,7 +277,16 @@ def test_unreachable_server_raises_at_once(path):
             download(f"http://127.0.0.1:{port}/a.pth", path)
 
 
-@pytest.mark.parametrize("url", ["gopher://a/b.pth", "http://127.0.0.1:port/b.pth", "http:///b.pth"])
+@pytest.mark.parametrize("name", ["models/a b/ü.pth", "models/a%20b/%C3%BC.pth"])
+def test_letters_of_a_path_are_encoded_once(server, path, name):
+    server.files["models/a%20b/%C3%BC.pth"] = DATA
+    download(f"{server.url}/{name}", path, SHA)
+    assert_complete(path)
+
+
+@pytest.mark.parametrize(
+    "url", ["gopher://a/b.pth", "http://127.0.0.1:port/b.pth", "http:///b.pth", "http://[::1/b.pth"]
+)
 def test_address_that_is_none_raises(path, url):
     with pytest.raises(UserError, match=r"b\.pth cannot be reached \(.+\)\. Connect"):
         download(url, path)
