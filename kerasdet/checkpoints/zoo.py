@@ -128,7 +128,8 @@ def similar(text: str) -> str:
         The most similar name, such as ``mmdet/rtmdet_tiny``; an empty string if no name is similar.
     """
     models = {name.partition("/")[2].lower(): name for name in reversed(ZOO)}
-    found = difflib.get_close_matches(text.rpartition("/")[2].lower(), models, n=1, cutoff=0.85)
+    wanted = text.rpartition("/")[2].lower().removesuffix("_3x")  # detectron2's longest schedule has the plain name
+    found = difflib.get_close_matches(wanted, models, n=1, cutoff=0.85)
     return models[found[0]] if found else ""
 
 
