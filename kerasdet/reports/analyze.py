@@ -11,7 +11,7 @@ import numpy as np
 from kerasdet.analysis import Analysis, analyze_cases, compare
 from kerasdet.data.dataset import Dataset
 from kerasdet.errors import UserError
-from kerasdet.evaluation.coco import Cases
+from kerasdet.evaluation.cases import Cases
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
@@ -31,7 +31,7 @@ class Run:
 
     Args:
         name: Name or path of the model, to be shown on the page.
-        cases: Ground truth and detections of boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections of boxes, masks and keypoints, from `kerasdet.evaluation.cases.read_cases`.
         seconds: Seconds that each image took; empty if the detections come from a file.
         model: The model. None if the detections come from a file.
         dataset: Dataset on which the model ran. None if the detections come from a file.
