@@ -25,7 +25,8 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import check_installed, lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-from kerasdet.inference.preprocessing import Preprocessing, open_images
+from kerasdet.inference.images import open_images
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation

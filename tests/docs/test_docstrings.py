@@ -33,7 +33,7 @@ WITHOUT_OUTPUT = [
     "kerasdet.export.workflow.export_and_verify",
     "kerasdet.inference.detections.Detections",
     "kerasdet.inference.detections.Detections.filter",
-    "kerasdet.layers.heads.RetinaNetHead",
+    "kerasdet.layers.retinanet_head.RetinaNetHead",
     "kerasdet.loading.load",
     "kerasdet.loading.pretrained",
     "kerasdet.visualize.draw_curve",
