@@ -22,7 +22,7 @@ from kerasdet.files import replacing, waiting_lock
 from kerasdet.paths import cache_home, expand
 
 _CONVERSION = (
-    1  # increase it if models converted by an earlier kerasdet no longer load, or would be converted differently
+    2  # increase it if models converted by an earlier kerasdet no longer load, or would be converted differently
 )
 
 

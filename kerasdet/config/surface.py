@@ -18,6 +18,7 @@ from kerasdet.models import common, postprocess
 SURFACE = (
     models.RetinaNet,
     models.FCOS,
+    models.Centerness,
     models.SSD,
     models.RTMDet,
     models.RTMDetIns,

@@ -4,7 +4,7 @@ from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models.branch import Branch
 from kerasdet.models.detector import Detector
 from kerasdet.models.dynamic_mask_branch import DynamicMaskBranch
-from kerasdet.models.fcos import FCOS
+from kerasdet.models.fcos import FCOS, Centerness
 from kerasdet.models.keypoint_branch import KeypointBranch
 from kerasdet.models.mask_branch import MaskBranch
 from kerasdet.models.proposal_network import ProposalNetwork
@@ -20,6 +20,7 @@ __all__ = [
     "RPN",
     "SSD",
     "Branch",
+    "Centerness",
     "Detector",
     "DynamicMaskBranch",
     "FasterRCNN",
