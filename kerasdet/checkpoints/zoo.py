@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.data.annotations import TYPE_NAMES
 from kerasdet.data.categories import UNUSED
 
 # COCO's names by category id. torchvision's detectors have a class for each id from 1 to 90, used or not.
@@ -65,11 +66,11 @@ class Weights:
 
     @property
     def task(self) -> str:
-        """Kind of model: "proposals", "boxes", "masks" or "keypoints" for detectors, or "backbone"."""
+        """Kind of model: "backbone", "proposals", or what it detects, a value of `TYPE_NAMES` such as "boxes"."""
         spec = SOURCES[self.source]
         if spec.kind in ("backbone", "rpn"):
             return "backbone" if spec.kind == "backbone" else "proposals"
-        return "keypoints" if spec.keypoint is not None else "masks" if spec.mask is not None else "boxes"
+        return TYPE_NAMES["keypoints" if spec.keypoint is not None else "segm" if spec.mask is not None else "bbox"]
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from kerasdet.config.macros import (
     used_macros,
 )
 from kerasdet.config.surface import ARGUMENTS, CONFIGURABLES, ITEMS
+from kerasdet.data.dataset import OPTIONAL_GROUND_TRUTH
 from kerasdet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _follow_data(is_new):
     """
     if is_new or not is_set("NUM_CLASSES"):
         gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
-    for name in ("masks", "keypoints"):
+    for name in OPTIONAL_GROUND_TRUTH:
         try:
             gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))
         except ValueError:  # the recipe does not read them

@@ -26,6 +26,7 @@ from kerasdet.geometry import rle
 _logger = logging.getLogger("kerasdet.data")
 
 # What the log says of each count that is not one of `CHANGES`
+OPTIONAL_GROUND_TRUTH = ("masks", "keypoints")  # arguments of datasets that switch on reading it
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from kerasdet.data.annotations import TYPE_NAMES
 from kerasdet.data.values import Changes, is_missing, show
 from kerasdet.errors import UserError
 from kerasdet.evaluation.engines import Accumulated, accumulate, mean_of_known
@@ -164,7 +165,7 @@ def _shared_types(truth, truth_name, entries, results_name):
     offered = [name for name, key in GEOMETRY.items() if any(not is_missing(e.get(key)) for e in entries)]
     shared = types_in(truth, offered or ["bbox"])
     if not shared:
-        lacking = " and ".join({"segm": "masks", "keypoints": "keypoints"}[each] for each in offered)
+        lacking = " and ".join(TYPE_NAMES[each] for each in offered)
         raise UserError(
             f"The detections in {results_name} have {lacking} but no boxes, and {truth_name} has no {lacking}: "
             f"expected geometry that both have. Add a bbox to each detection, or use ground truth with {lacking}."

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.data.transforms.objects import keep_visible
+from kerasdet.data.transforms.objects import full_masks, keep_visible
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import crops
-from kerasdet.geometry import masks as mask_ops
 
 _RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "keypoints": 3}
 
@@ -58,7 +57,8 @@ class NumpyTransform:
         """
         crop_size = example["masks"].shape[-1] if "masks" in example else None
         names = [name for name in _RANKS if name in example and (name == "image" or not self.image_only)]
-        values = [_bitmaps(example) if name == "masks" else example[name] for name in names]
+        size = tf.unstack(tf.shape(example["image"])[:2])
+        values = [full_masks(example, *size) if name == "masks" else example[name] for name in names]
         number = tf.random.stateless_uniform([], seed, 0, tf.int32.max, tf.int32)
 
         def call(number, *arrays):
@@ -92,13 +92,6 @@ class NumpyTransform:
             name = getattr(self.function, "__name__", type(self.function).__name__)
             raise UserError(f"NumpyTransform: the function {name} returned {problem}. Change the function.")
         return [np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items()]
-
-
-def _bitmaps(example):
-    """Returns masks as large as the image, (M, H, W) bool."""
-    size = tf.shape(example["image"])
-    probs = tf.cast(example["masks"], tf.float32) / 255
-    return mask_ops.paste_masks(probs, example["boxes"], size[0], size[1])
 
 
 def _unusable(changed, arrays):

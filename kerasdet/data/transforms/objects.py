@@ -11,6 +11,7 @@ import tensorflow as tf
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import crops
 from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.geometry.masks import paste_masks
 
 OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
 
@@ -41,6 +42,22 @@ def join(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """
     names = [name for name in OBJECT_KEYS if name in example]
     return {**example, **{name: tf.concat([example[name], other[name]], 0) for name in names}}
+
+
+def full_masks(example: dict[str, Any], height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor | None:
+    """Pastes the masks of an example into bitmaps of the size of its image.
+
+    Args:
+        example: Tensors of one image, see `kerasdet.data.transforms`.
+        height: H, height of the image in pixels.
+        width: W, width of the image in pixels.
+
+    Returns:
+        The masks, (M, H, W) bool, or None if the example has no masks.
+    """
+    if "masks" not in example:
+        return None
+    return paste_masks(tf.cast(example["masks"], tf.float32) / 255, example["boxes"], height, width)
 
 
 def scale(example: dict[str, Any], factor: tf.Tensor) -> dict[str, Any]:
