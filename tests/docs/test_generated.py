@@ -92,7 +92,7 @@ def test_measurements_become_tables(tmp_path, monkeypatch):
 def test_results_come_from_scripts_that_write_json():
     measurements = generator("measurements")
     for path in measurements.RESULTS.glob("*.json"):
-        script = re.search(r"benchmarks/(\w+\.py)", measurements._origin(path))[1]
+        script = re.search(r"benchmarks/(\w+\.py)", measurements.origin(path))[1]
         assert '"--json"' in (measurements.SCRIPTS / script).read_text()
 
 
