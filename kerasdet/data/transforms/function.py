@@ -12,7 +12,7 @@ from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import crops
 
-_RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "keypoints": 3}
+_RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "keypoints": 3, "extra_values": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class NumpyTransform:
     function gets a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H,
     W, 3) uint8, `boxes` (M, 4) yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks`
     (M, H, W) bool, in the size of the image, and `keypoints` (M, J, 3) as (y, x, visibility). To drop an object, the
-    function removes its row from all arrays. Boxes are clipped to the image afterwards; boxes without area are dropped.
+    function removes its row from all arrays. Numbers of `extra_annotation_keys` are the columns of `extra_values`
+    (M, V). Boxes are clipped to the image afterwards; boxes without area are dropped.
 
     Args:
         function: Function ``(arrays, seed) -> arrays``. All randomness must come from the seed.

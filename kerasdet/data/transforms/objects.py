@@ -13,7 +13,7 @@ from kerasdet.geometry import crops
 from kerasdet.geometry import keypoints as keypoint_ops
 from kerasdet.geometry.masks import paste_masks
 
-OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
+OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints", "extra_values")
 
 
 def select(example: dict[str, Any], keep: tf.Tensor) -> dict[str, Any]:
