@@ -32,10 +32,11 @@ COCO_CLASSES_BY_ID = tuple(_COCO.get(category_id, UNUSED) for category_id in ran
 
 # Licences that the publishers state for the weights. The training data have their own licences.
 LICENSES = {"torchvision": "BSD-3-Clause", "detectron2": "CC BY-SA 3.0", "mmdet": "Apache-2.0"}
+# Names of models with a configuration but without published weights
 UNPUBLISHED = (
     "detectron2/fcos_R_50_FPN",
     "mmdet/fcos_center_r50_caffe_fpn_gn-head",
-)  # names of models with a configuration but without published weights
+)
 
 _VARIANT = re.compile(r"_(1x|2x|imagenet_v2)$")
 _HASHES = (("sha256", r"-([0-9a-f]{8})\.pth$"), ("md5", r"/model_final_([0-9a-f]{6})\.pkl$"))

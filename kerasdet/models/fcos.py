@@ -249,9 +249,8 @@ class FCOS(ConfigFromInit, Detector):
             Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
             descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
         """
-        return self.postprocessing.apply_nms(
-            candidates, image_size, score_threshold=0.0
-        )  # `decode` has applied the score threshold
+        # `decode` has applied the score threshold
+        return self.postprocessing.apply_nms(candidates, image_size, score_threshold=0.0)
 
     def level_scores(self, outputs: Mapping, level: str) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the values that the score threshold applies to, and factors that convert them to scores.

@@ -192,7 +192,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         proposals: ProposalSelection | None = None,
         **kwargs,
     ):
-        super().__init__(**{"autocast": False, "name": "rpn", **kwargs})
+        super().__init__(**{"autocast": False, "name": "rpn", **kwargs})  # anchors stay float32 under every policy
         if normalizer not in NORMALIZERS:
             raise UserError(f"RPN.normalizer is {normalizer!r}: choose one of {', '.join(map(repr, NORMALIZERS))}.")
         self.anchors = anchors or default_anchors()

@@ -126,9 +126,8 @@ def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, 
     example = {**example, "boxes": boxes}
     share = tf.math.divide_no_nan(box_ops.area(boxes), box_ops.area(old))
     if "masks" in example:
-        rows = tf.where(
-            is_cut & (share > 0)
-        )  # only for cut objects: resampling would change the masks of others slightly
+        # Only for cut objects: resampling would change the masks of others slightly
+        rows = tf.where(is_cut & (share > 0))
         at = rows[:, 0]
         masks, before, window = (tf.gather(value, at) for value in (example["masks"], old, boxes))
         tight = crops.tight_boxes(crops.recrop(masks, before, window), window)
