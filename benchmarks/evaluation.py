@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py [--images 5000] [--objects 36000] [--detections 200000] [--out FILE]
 
-Both engines score the same boxes, and the script fails if a number of theirs differs in a single bit.
+Both engines score the same boxes. The script fails if their results differ in a single bit.
 """
 
 import argparse

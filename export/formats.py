@@ -72,8 +72,8 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
     if not spec.suffix and suffix in (*MODEL_SUFFIXES, ".keras"):
         files = ", ".join(f"{spec.suffix} ({spec.name})" for spec in specs() if spec.suffix)
         raise UserError(
-            f"No export format writes {suffix} files, as {path} would be: expected a folder ({default_spec().name}) or "
-            f"a file that ends in {files}. Change the path."
+            f"{path} ends in {suffix}, which no export format writes: expected a folder ({default_spec().name}) or a "
+            f"file that ends in {files}. Change the path."
         )
     return spec
 

@@ -15,10 +15,11 @@ training needs, so their order matters. `rename_functions` comes before all:
    strides, because the gradient of a strided 1x1 convolution corrupts the heap in oneDNN (TensorFlow 2.21). Inference
    has no gradient, and the direct form reads the pixels once.
 6. In 16 bits `lower_precision` rounds weights and activations. It comes after all folding, so that a folded weight is
-   rounded once. Then `widen_strides` adds a detour against another fault of oneDNN, for 16-bit convolutions only, so it
-   must see the final types and the strides that step 5 restored.
-   In float32 `split_wide_convs` adds a detour for speed. It replaces convolution, bias and ReLU by a function call that
-   no other pass looks into, so it comes last. TFLite and ONNX do not use oneDNN and skip step 6's detours.
+   rounded once. Then `widen_strides` works around another bug of oneDNN, which only 16-bit convolutions have. It must
+   therefore see the final types, and the strides that step 5 restored.
+   In float32 `split_wide_convs` makes wide convolutions faster. It replaces convolution, bias and ReLU by a function
+   call that no other pass looks into, so it comes last. TFLite and ONNX do not use oneDNN, so their exports skip
+   `widen_strides` and `split_wide_convs`.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,15 +91,16 @@ class InferenceGraph(tf.Module):
 
 
 def rename_functions(graph: GraphDef) -> GraphDef:
-    """Gives the functions of a graph, such as bodies of loops, other names than those of the graph that it comes from.
+    """Renames the functions of a graph, such as the bodies of loops.
 
-    TensorFlow knows the functions of all traced graphs by name, and refuses another definition under the same name.
+    TensorFlow knows the functions of all traced graphs by name, and refuses a second definition of the same name. The
+    new names differ from those of the traced graph.
 
     Args:
-        graph: A graph.
+        graph: The graph to convert.
 
     Returns:
-        The new graph.
+        The converted graph.
     """
     graph = copied(graph)
     names = {function.signature.name: f"{function.signature.name}_frozen" for function in graph.library.function}

@@ -16,7 +16,7 @@ Entries of ``metadata_props``:
 |---|---|
 | ``kerasdet`` | the description of the model and its export as JSON, see `kerasdet.export.metadata` |
 | ``class_names`` | JSON list, if the model has names |
-| ``input`` | how an image becomes the input, in a sentence |
+| ``input`` | a sentence that explains how to convert an image to the input |
 | ``model`` | ``raw`` only: the model's configuration as JSON |
 | ``config.gin`` | the run's operative configuration, if there is one |
 """

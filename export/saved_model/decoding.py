@@ -31,7 +31,7 @@ def decode_batch(
         padding, and their original heights and widths (B, 2) int32.
 
     Raises:
-            tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
+        tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
     """
 
     # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.

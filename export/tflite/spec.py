@@ -28,7 +28,8 @@ SPEC = FormatSpec(
         Option(
             "size",
             None,
-            "height and width of the input in pixels (default: shortest, longest edge of the resize rule, up to 5:3)",
+            "height and width of the input in pixels (default: the shortest and longest edge of the model's resize "
+            "rule, with a width of at most 5/3 of the height)",
             kind="count",
             nargs=2,
             metavar=("H", "W"),

@@ -29,8 +29,8 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
     """Resolves the name of published weights to a local folder; downloads and converts the weights if necessary.
 
     Args:
-        path: A path, or a name of `kerasdet.checkpoints.zoo.ZOO`. An existing file or folder takes precedence over a
-            name.
+        path: A path, or the name of published weights, a key of `kerasdet.checkpoints.zoo.ZOO`. An existing file or
+            folder takes precedence over a name.
 
     Returns:
         The folder that contains ``model.keras``, or `path` itself if it is not a name.
@@ -68,7 +68,7 @@ def is_cached(weights: Weights) -> bool:
     """Tells whether published weights are in the cache, so that they can be loaded offline.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         True if the cache contains the published file or the converted model.
@@ -83,7 +83,7 @@ def model_folder(weights: Weights) -> Path:
     process leaves no incomplete model.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         The folder that contains ``model.keras``.

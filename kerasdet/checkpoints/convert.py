@@ -91,7 +91,7 @@ def _untied(state, spec, source):
         if first in state and not np.array_equal(state[name], state[first]):
             raise UserError(
                 f"The tensors {name} and {first} of the checkpoint differ, but in {source} they are the same tensor. "
-                "Pass the --source (Python: source=) that the file was trained with."
+                "Pass the model of the file with --source (Python: source=)."
             )
     return {name: value for name, value in state.items() if names[name] == name}
 
@@ -120,7 +120,7 @@ def _entry(state, name, spec, source):
     if theirs not in state:
         raise UserError(
             f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Pass the "
-            "--source (Python: source=) that the file was trained with."
+            "model of the file with --source (Python: source=)."
         )
     return theirs, state[theirs]
 
@@ -146,7 +146,7 @@ def _count_classes(state, spec, source):
         if bias.size < 2:
             raise UserError(
                 f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs an entry for each class "
-                "and one for the background. Pass the --source (Python: source=) that the file was trained with."
+                "and one for the background. Pass the model of the file with --source (Python: source=)."
             )
         return bias.size - 1
     num_anchors = _anchors_of_finest_level(spec)
@@ -155,7 +155,7 @@ def _count_classes(state, spec, source):
         raise UserError(
             f"The tensor {name} of the checkpoint has {bias.size} entries; {source} needs a multiple of {num_anchors}: "
             f"an entry per anchor for each class{' and for the background' if spec.background_first else ''}. Pass the "
-            "--source (Python: source=) that the file was trained with."
+            "model of the file with --source (Python: source=)."
         )
     return columns - spec.background_first
 
@@ -195,8 +195,8 @@ def _assign(variables, state, spec, source):
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
         raise UserError(
-            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the --source (Python: source=) "
-            "that the file was trained with."
+            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the model of the file with --source "
+            "(Python: source=)."
         )
     for name, value in values.items():
         _check_trained(name, value, theirs[name])
@@ -234,14 +234,14 @@ def _expected(value, shape):
 def _check_trained(name, value, source):
     """Raises an error if a tensor has values that cannot result from training."""
     if value.dtype.kind != "f":
-        problem = f"holds {value.dtype} values, like quantised weights: expected floats"
+        problem = f"holds {value.dtype} values, as quantised weights do: expected floats"
     elif name.endswith("variance") and (value < 0).any():
         problem = f"is a variance and has the value {value.min():g}: expected 0 or more"
     elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
         problem = "is zero everywhere: expected trained weights"
     else:
         return
-    raise UserError(f"The checkpoint's {source} {problem}. Use the trained checkpoint in float32 or float16.")
+    raise UserError(f"The checkpoint's tensor {source} {problem}. Use the trained checkpoint in float32 or float16.")
 
 
 def _default_statistic(name, shape):

@@ -114,7 +114,7 @@ def is_name(text: str) -> bool:
         text: Any string.
 
     Returns:
-            True if the string has this form; the name need not exist.
+        True if the string has this form; the name need not exist.
     """
     framework, slash, model = text.partition("/")
     return framework in LICENSES and bool(slash and model) and "/" not in model

@@ -143,7 +143,7 @@ def _add_eval(commands):
         "--engine",
         choices=("hotcoco", "pycocotools"),
         help="the library that computes AP (default hotcoco). Both give the same numbers; pycocotools is the "
-        "reference, and far slower",
+        "reference implementation, but far slower",
     )
     evaluate.add_argument(
         "--metrics",
@@ -189,7 +189,7 @@ def _add_predict(commands):
     )
     _add_tiles(predict)
     predict.add_argument(
-        "--track", action="store_true", help="give each object of a video an id that stays the same from frame to frame"
+        "--track", action="store_true", help="give each object of a video an id, which it keeps from frame to frame"
     )
     predict.add_argument("--max-frames", type=_count, metavar="N", help="end each video after N frames")
     predict.add_argument(
@@ -221,7 +221,7 @@ def _add_tiles(command):
         "--overlap",
         type=_fraction,
         metavar="X",
-        help="fraction of a tile's side that it shares with the next tile (default 0.2). Objects up to this length "
+        help="overlap of neighbouring tiles as a fraction of SIZE (default 0.2). Objects no longer than the overlap "
         "lie completely inside a tile",
     )
 
@@ -325,7 +325,7 @@ def _add_convert(commands):
         "--source",
         required=True,
         metavar="NAME",
-        help="the framework's model, such as torchvision/retinanet_resnet50_fpn; a wrong NAME lists them all",
+        help="the framework's model, such as torchvision/retinanet_resnet50_fpn; an unknown NAME prints a list of all",
     )
     convert.add_argument(
         "--out", required=True, type=_path, metavar="DIR", help="the folder to write model.keras to, or a .keras file"
@@ -334,8 +334,8 @@ def _add_convert(commands):
         "--num-classes",
         type=_count,
         metavar="K",
-        help="re-initialise the layers whose size depends on the number of classes, for K classes (default: the "
-        "checkpoint's classes)",
+        help="number of classes for fine-tuning: the layers whose size depends on it get new random weights (default: "
+        "the checkpoint's classes and weights)",
     )
     convert.add_argument(
         "--norm-epsilon",
@@ -346,8 +346,8 @@ def _add_convert(commands):
     convert.add_argument(
         "--weights",
         metavar="NAME",
-        help="the entry or name prefix of the tensors to use, such as model_ema; needed only if FILE holds several "
-        "sets of weights, whose names the error message lists",
+        help="the set of weights to use, an entry of FILE or a prefix of tensor names, such as model_ema. It is needed "
+        "only if FILE holds several sets; the error message then lists their names",
     )
     convert.add_argument(
         "--labels",

@@ -44,11 +44,11 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     """Reads a gin file and applies overrides. Replaces the previous configuration.
 
     Args:
-        config: Path of a file or of a run's folder, or the name of a file inside kerasdet, with or without ``.gin``.
+        config: Path of a gin file or of a run's folder, or the name of a recipe of kerasdet, with or without ``.gin``.
         overrides: Strings such as ``MACRO=value`` or ``Name.argument=value``. String values need no quotes.
             ``DATA=path`` replaces the data of the file by a dataset of any format, and sets the number of classes from
             it; see ``gin_configs/dataset/folder.gin``.
-        defaults: Values for macros that the file requires and that neither the file nor the overrides set.
+        defaults: Values by macro name. They are used for macros that neither the file nor the overrides set.
 
     Raises:
         FileNotFoundError: If the file does not exist.

@@ -52,7 +52,7 @@ def _is_bound(name):
 def import_modules(config: str | Path) -> None:
     """Imports the modules that a gin file imports, without configuring anything.
 
-    Afterwards a model can be loaded whose classes are in these modules.
+    Afterwards Keras can load models whose classes are defined in these modules.
 
     Args:
         config: Path of the gin file.
@@ -64,7 +64,9 @@ def import_modules(config: str | Path) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"{config} imports {name}: {error}. Put the folder of this module on PYTHONPATH.") from None
+            raise UserError(
+                f"{config} imports {name}, which failed: {error}. Put the folder of this module on PYTHONPATH."
+            ) from None
 
 
 def eval_data() -> data.CocoDataset:

@@ -223,10 +223,10 @@ class Dataset:
         return GroundTruth(sections, self.annotations)
 
     def add_changes(self, changes: Changes) -> None:
-        """Adds the repairs of the reader of another format to `counts` and `problems`, and logs them.
+        """Adds the repairs that the reader of a format made to `counts` and `problems`, and logs them.
 
         Args:
-            changes: Counts the repairs.
+            changes: The repairs, counted by kind.
         """
         for kind, count in changes.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
@@ -303,8 +303,8 @@ def _refuse(problems, ids, source):
     repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
     for problem in (*problems, *repeated):
         raise UserError(
-            f"{source}: {problem.item} {problem.text}, which strict=True does not allow. Correct the file, or leave "
-            "out strict."
+            f"{source}: {problem.item} {problem.text}, which strict=True does not allow. Correct the file, or remove "
+            "strict."
         )
 
 

@@ -161,8 +161,8 @@ class ImageFinder:
         other = self._name_of.setdefault(path, name)
         if other != name:
             raise UserError(
-                f"{where} names the image {name!r}, which leads to the file {path} of the image {other!r}; expected "
-                "one file for each name. Add the missing image, or correct the name."
+                f"{where} names the image {name!r}. The only file found for this name, {path}, belongs to the image "
+                f"{other!r}; expected one file for each name. Add the missing image, or correct the name."
             )
         if direct is None:
             fact = f"names the image {name!r}, which is not in {self.folders[0]}; {path} was taken"

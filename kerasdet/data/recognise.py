@@ -232,7 +232,7 @@ def _other_annotations(path, name):
 
 
 def choose_split(source: Source, split: str | None) -> str:
-    """Chooses a split of a dataset by name; "val", "valid" and "validation" are the same.
+    """Chooses a split of a dataset by name; "val", "valid" and "validation" mean the same split.
 
     Args:
         source: Result of `recognise`.

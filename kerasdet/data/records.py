@@ -28,7 +28,7 @@ class Record:
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
         extra_values: Further numbers of each object, see `kerasdet.data.extra_values`, (M, V) float32. None if none
             were read.
-        by_pil: Whether Pillow decodes the image, because TensorFlow cannot, or decodes it to other pixels.
+        by_pil: Whether Pillow decodes the image, because TensorFlow cannot decode it or would give other pixels.
         content: Function that returns the bytes of the encoded image, if the image is not a separate file but in memory
             or part of a TFRecord. `path` is then only used in error messages. None: `path` is the image file.
     """

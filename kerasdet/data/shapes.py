@@ -131,7 +131,7 @@ def _check(num_images, seed, image_size, objects, scale):
         )
     if scale[0] * min(image_size) < 6:
         raise UserError(
-            f"scale is {tuple(scale)}, whose smallest shapes have less than 6 pixels in an image of "
+            f"scale is {tuple(scale)}, which makes the smallest shapes shorter than 6 pixels in an image of "
             f"{tuple(image_size)}; expected 6 pixels or more. Increase scale or image_size."
         )
 

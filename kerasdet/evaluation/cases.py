@@ -154,6 +154,10 @@ def cases_of_type(
 def types_of(ground_truth: Source, results: Source) -> list[str]:
     """Returns the types of "bbox", "segm" and "keypoints" that both files have; "bbox" for empty results.
 
+    Args:
+        ground_truth: Path of a COCO annotation file, or its contents as a dict.
+        results: Path of a COCO results file, or its contents as a list of detections.
+
     Raises:
         FileNotFoundError: If a file does not exist.
         UserError: If the files have no type in common.

@@ -321,7 +321,7 @@ def _torchvision_samples(pixels, low, high, cells):
 
 
 def check_convention(convention: str, known: tuple[str, ...] = CONVENTIONS) -> None:
-    """Checks the name of a mask convention.
+    """Checks the name of a mask convention, the source framework whose masks are reproduced.
 
     Args:
         convention: Name to check.

@@ -220,7 +220,8 @@ class Preprocessing(ConfigFromInit):
             width: Width of the result in pixels.
 
         Returns:
-            The letterboxed image, (height, width, 3) float32, and the (height, width) of the part that shows the image.
+            The letterboxed image, (height, width, 3) float32, and the (height, width) in pixels of the part that shows
+            the image.
         """
         if self.rounding == "square":
             return resize_ops.resize(image, (height, width), self.kernel), (height, width)

@@ -76,7 +76,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
 
         Returns:
             Two dicts by level name, float32: ``class_logits`` with (B, h * w * A, K), and ``box_deltas`` with
-            (B, h * w * A, 4) as (dy, dx, dh, dw).
+            (B, h * w * A, 4) as (dy, dx, dh, dw). A is the number of anchors in each cell.
         """
         class_logits, box_deltas = {}, {}
         for level, x in pyramid.items():

@@ -94,7 +94,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         return self.rpn.compute_losses(outputs, targets)
 

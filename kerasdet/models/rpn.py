@@ -270,7 +270,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
                 (B, 2), heights and widths without padding in pixels.
             seed: Seed of the sampling.
-            step: () integer, the training step.
+            step: Scalar integer, the training step.
 
         Returns:
             A dict of ``positive`` and ``negative`` (B, R) bool, the sampled anchors, and ``boxes`` (B, R, 4) yxyx in

@@ -117,5 +117,5 @@ def _mismatch(arrays, size):
         return f"masks of shape {arrays['masks'].shape} for an image of {shape}; expected the image's height and width"
     rows = {name: len(value) for name, value in arrays.items() if name != "image"}
     if len(set(rows.values())) > 1:
-        return f"{rows} as numbers of objects; expected the same number in all arrays"
+        return f"arrays with different numbers of objects, {rows}; expected the same number in all arrays"
     return None

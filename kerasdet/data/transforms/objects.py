@@ -110,7 +110,7 @@ def cut(
 
 
 def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, min_size: float) -> dict[str, Any]:
-    """Cuts objects to parts of their boxes and drops objects of which too little is left.
+    """Cuts objects to the given parts of their boxes, and drops objects that keep too little.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
