@@ -55,7 +55,7 @@ class GraphPredictor(Predictor):
         Returns:
             The outputs by name.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define run.")
+        raise NotImplementedError(f"{type(self).__name__} does not define run: define this method.")
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch that `preprocessing.batch` made.

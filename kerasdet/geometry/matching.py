@@ -155,7 +155,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         regions: (B, M, 4) yxyx in pixels.
         is_region: (B, M) bool, false for padding.
-        min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it. In [0, 1].
+        min_iof: A region covers an anchor if it contains more than this fraction of the anchor's area. In [0, 1].
 
     Returns:
         A mask, (B, R) bool, true for anchors that a region covers.
