@@ -79,7 +79,7 @@ def check_size(size: tuple[int, int] | None) -> None:
     if size is not None and not (
         np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
     ):
-        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels.")
+        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels, such as (320, 320).")
 
 
 def check_calibration(precision: str, calibration_images: Sequence) -> None:

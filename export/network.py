@@ -88,7 +88,8 @@ def to_original(
     dropped, unless the model sees the padding as part of the image.
 
     Args:
-        detections: Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`.
+        detections: Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`.
         size: Height and width of the resized images without padding, in pixels.
         original_size: (B, 2) heights and widths of the original images, in pixels.
         rule: The model's preprocessing.
@@ -123,7 +124,8 @@ class RawHeads:
             size: Height and width of the input in pixels.
 
         Returns:
-            Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., in pixels of the input.
+            Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (B, D, 4) yxyx in pixels of the input,
+            `scores` (B, D) and more.
         """
         counts = [len(each) for each in anchors.values()]
         heads = {

@@ -149,7 +149,7 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
             rounding errors.
 
     Returns:
-        A row of the table of tolerances.
+        The tolerances: the largest accepted differences.
     """
     if precision in ("dynamic", "int8"):
         return EIGHT_BITS
@@ -214,7 +214,7 @@ def compare(
     """Compares the detections of a model with those of its export.
 
     Args:
-        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` ..., see
+        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
             `kerasdet.inference.padded`) for the same images, in pixels: first the model's, then the export's.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.

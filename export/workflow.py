@@ -226,7 +226,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         path: Path of the export.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
     """
     return format_of(path).read_metadata(Path(path))
 

@@ -79,7 +79,7 @@ def check_object(name: str, value: Any, fits: bool, expected: str, example: str)
     """
     if isinstance(value, type):
         raise UserError(
-            f"{name} is the class {value.__name__}: expected {expected}, an object of the class. Write "
+            f"{name} is the class {value.__name__}, not an object: expected {expected}. Write "
             f"{value.__name__}(...) (gin: @{value.__name__}())."
         )
     if not fits:

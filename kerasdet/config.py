@@ -310,7 +310,9 @@ def import_modules(config: str | Path) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"{config} imports {name}: {error}. Put the folder of this module on PYTHONPATH.") from None
+            raise UserError(
+                f"{config} imports {name}, which failed: {error}. Put the folder of this module on PYTHONPATH."
+            ) from None
 
 
 def eval_data() -> data.CocoDataset:

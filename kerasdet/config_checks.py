@@ -121,7 +121,7 @@ def check_text(text: str, path: Path) -> None:
     for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
         found = re.match(r"([A-Za-z_][\w./]*)\s*=\s*(#.*)?$", line)
         if found and not following.startswith((" ", "\t")):
-            raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value behind the =.")
+            raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value after the =.")
 
 
 def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
@@ -206,8 +206,8 @@ def check_called(name: str, value: Any, references: Sequence[Any], item: Callabl
 
     Args:
         name: Name of the binding, for the error message.
-        value: Value to check, for the error message.
-        references: gin's references in the value.
+        value: The value, for the error message.
+        references: The gin references in the value, such as @AdamW; these are checked.
         item: Class or function that has the argument.
         argument: Name of the argument.
 

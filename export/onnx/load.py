@@ -55,7 +55,7 @@ class GraphPredictor(Predictor):
         Returns:
             The outputs by name.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define run.")
+        raise NotImplementedError(f"{type(self).__name__} does not define run: define this method.")
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch that `preprocessing.batch` made.
@@ -107,7 +107,7 @@ class GraphPredictor(Predictor):
         return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """Converts images to the graph's input; letterboxes them if the size of the input is fixed.
+        """Converts images to the graph's input. If its size is fixed, the images are resized and padded to that size.
 
         Args:
             images: (B, H, W, 3) RGB, 0..255, uint8 or float; a single image if the size is fixed.
@@ -166,7 +166,7 @@ class OnnxPredictor(GraphPredictor):
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+        UserError: If kerasdet did not write the file, or if onnxruntime is not installed or cannot load the file.
 
     Example:
         >>> detections = kerasdet.load("detector.onnx").detect("street.jpg")
@@ -190,7 +190,7 @@ def read_metadata(path: Path) -> dict:
         path: Path of the ONNX file.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the file has no description.
@@ -209,20 +209,20 @@ def read_properties(path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+        UserError: If kerasdet did not write the file, or if onnxruntime is not installed or cannot load the file.
     """
     return _properties(_session(path, 1, optimize=False), path)
 
 
 def parse_metadata(text: str, path: Path) -> dict:
-    """Parses the entry ``kerasdet`` of a file's properties.
+    """Parses the description of a model, which exported files store under the name ``kerasdet``.
 
     Args:
-        text: The entry, a JSON string.
+        text: The description, a JSON string.
         path: Path of the file or folder, for the error message.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the string is not the description of a model.

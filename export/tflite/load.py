@@ -89,7 +89,7 @@ class TFLitePredictor(Predictor):
         return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
-        """Letterboxes an image to the input size of the TFLite file.
+        """Resizes and pads an image to the input size of the TFLite file.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -113,7 +113,8 @@ class TFLitePredictor(Predictor):
             outputs: Output arrays by name.
 
         Returns:
-            Padded detections, a dict of `boxes` (1, D, 4) yxyx, `scores` ..., in pixels of the file's input.
+            Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (1, D, 4) yxyx in pixels of the file's
+            input, `scores` (1, D) and more.
         """
         if self._heads is not None:
             return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])
@@ -128,7 +129,7 @@ def read_metadata(path: Path) -> dict:
         path: Path of the TFLite file.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the file has no description.

@@ -99,7 +99,7 @@ COUNTING_BIAS = {
 def build(
     spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], norm_epsilon: float | None
 ) -> keras.Model:
-    """Builds the model of a source, with random weights.
+    """Builds the kerasdet model that corresponds to a model of a source framework, with random weights.
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.

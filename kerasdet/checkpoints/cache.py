@@ -69,7 +69,7 @@ def is_cached(weights: Weights) -> bool:
     """Tells whether published weights are in the cache, so that they can be loaded offline.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         True if the cache contains the published file or the converted model.
@@ -84,7 +84,7 @@ def model_folder(weights: Weights) -> Path:
     process leaves no incomplete model.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         The folder that contains ``model.keras``.

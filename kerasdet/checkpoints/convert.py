@@ -91,7 +91,7 @@ def _untied(state, spec, source):
         if first in state and not np.array_equal(state[name], state[first]):
             raise UserError(
                 f"The tensors {name} and {first} of the checkpoint differ, but in {source} they are the same tensor. "
-                "Pass the --source (Python: source=) that the file was trained with."
+                "Pass the model of the file with --source (Python: source=)."
             )
     return {name: value for name, value in state.items() if names[name] == name}
 
@@ -111,7 +111,7 @@ def _entry(state, name, spec, source):
     if theirs not in state:
         raise UserError(
             f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Pass the "
-            "--source (Python: source=) that the file was trained with."
+            "model of the file with --source (Python: source=)."
         )
     return theirs, state[theirs]
 
@@ -137,7 +137,7 @@ def _count_classes(state, spec, source):
         if bias.size < 2:
             raise UserError(
                 f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs an entry for each class "
-                "and one for the background. Pass the --source (Python: source=) that the file was trained with."
+                "and one for the background. Pass the model of the file with --source (Python: source=)."
             )
         return bias.size - 1
     num_anchors = _anchors_of_finest_level(spec)
@@ -146,7 +146,7 @@ def _count_classes(state, spec, source):
         raise UserError(
             f"The tensor {name} of the checkpoint has {bias.size} entries; {source} needs a multiple of {num_anchors}: "
             f"an entry per anchor for each class{' and for the background' if spec.background_first else ''}. Pass the "
-            "--source (Python: source=) that the file was trained with."
+            "model of the file with --source (Python: source=)."
         )
     return columns - spec.background_first
 
@@ -186,8 +186,8 @@ def _assign(variables, state, spec, source):
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
         raise UserError(
-            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the --source (Python: source=) "
-            "that the file was trained with."
+            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the model of the file with --source "
+            "(Python: source=)."
         )
     for name, value in values.items():
         _check_trained(name, value, theirs[name])

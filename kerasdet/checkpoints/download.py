@@ -107,9 +107,9 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         size = path.stat().st_size
         path.unlink()
         raise UserError(
-            f"{origin} has {size:,} bytes with the {algorithm.upper()} {found[: max(12, len(expected))]}..., "
-            f"expected {expected}...: the file was damaged or is another file, and was removed. Try again, or use "
-            "another mirror (KERASDET_MIRROR)."
+            f"{origin} has the wrong hash: the {algorithm.upper()} of its {size:,} bytes begins with "
+            f"{found[: max(12, len(expected))]}; expected {expected}. The file was damaged or is another file, and was "
+            "removed. Try again, or use another mirror (KERASDET_MIRROR)."
         )
 
 
@@ -167,9 +167,10 @@ def _complete(url, partial):
                 raise UserError(f"{shown(url)} {reason}. {_advice(None)}") from None
         failed = 1 if _size(partial) >= before + _ENOUGH else failed + 1
         if failed > len(WAITS):
-            kept = " The next attempt resumes there." if _size(partial) else ""
+            kept = " The next call continues with the missing bytes." if _size(partial) else ""
             raise UserError(
-                f"{shown(url)} {reason} in {failed} tries, after {_size(partial):,} bytes.{kept} {_advice(None)}"
+                f"{shown(url)} {reason}; {failed} tries failed, and {_size(partial):,} bytes are on the disk.{kept} "
+                f"{_advice(None)}"
             )
         log.info("%s %s: trying again in %g s.", shown(url), reason, WAITS[failed - 1])
         time.sleep(WAITS[failed - 1])
@@ -304,7 +305,8 @@ def _advice(code):
         )
     if code in (404, 410):
         return (
-            "The mirror does not have the file: add the file, or unset KERASDET_MIRROR to download from the publisher."
+            "The server does not have the file: add it to the mirror, unset KERASDET_MIRROR to download from the "
+            "publisher, or convert your own copy with `kerasdet convert`."
         )
     return (
         "Connect to the internet once, set KERASDET_MIRROR to a server or folder that has the file, or convert your "

@@ -16,7 +16,9 @@ from kerasdet.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """Determines the order of the training images. It can repeat images with rare classes, and group by aspect ratio.
+    """Determines the order of the training images.
+
+    It can repeat images with rare classes, and can group images by aspect ratio.
 
     Args:
         repeat_threshold: Images with a rare class are repeated (LVIS, https://arxiv.org/abs/1908.03195). A class is
@@ -159,8 +161,8 @@ def last_epoch(start: Callable[[int], int], position: int) -> int:
     """Finds the last epoch that starts at or before a position.
 
     Args:
-        start: Function that takes the index of an epoch and returns the epoch's first position. It never decreases, and
-            grows without limit.
+        start: Function that takes the index of an epoch and returns the epoch's first position. Later epochs never have
+            smaller positions, and the positions grow without limit.
         position: Position in the endless order of images, 0 or more.
 
     Returns:

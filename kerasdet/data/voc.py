@@ -110,7 +110,7 @@ def check_units(annotations: Sequence[Mapping], source: str) -> None:
 
     Args:
         annotations: Results of `read_xml`.
-        source: Path of the dataset in messages.
+        source: Path of the dataset for error messages.
 
     Raises:
         UserError: If all boxes are fractions.

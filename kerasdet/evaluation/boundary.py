@@ -24,7 +24,7 @@ def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence
         image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        COCO's twelve metrics, and the AP of each class.
+        The twelve metrics of COCO for masks, and the AP of each class.
 
     Raises:
         FileNotFoundError: If a file does not exist.

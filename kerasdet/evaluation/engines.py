@@ -143,7 +143,7 @@ def shifts_of(image_ids: Sequence[int], category_ids: Sequence[int]) -> dict[str
         category_ids: Ids of the categories.
 
     Returns:
-        The offset to add to the ids under each of the keys "image_id" and "category_id".
+        A dict of the offsets, 0 or more, that are added to the ids: "image_id" and "category_id".
     """
     return {key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))}
 

@@ -16,7 +16,7 @@ def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf
     Args:
         size: R, the number of values per image.
         seed: Seed of the training run.
-        step: () integer, the training step.
+        step: Scalar integer, the training step.
         image_ids: (B,) integers, one per image.
 
     Returns:
@@ -36,7 +36,7 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
     Args:
         size: R, number of candidates in each image.
         seed: Seed of the training run.
-        step: () integer, the training step.
+        step: Scalar integer, the training step.
         batch: ``boxes`` (B, M, 4) and optionally ``image_id`` (B,). With ids, an image gets the same numbers in every
             batch and on every replica. Without ids, its position in the batch replaces the id.
 

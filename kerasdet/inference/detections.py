@@ -350,8 +350,8 @@ def unpad(
     """Extracts the detections of one image from padded detections.
 
     Args:
-        detections: Padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels
-            of the images.
+        detections: Padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`), in pixels of the images.
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown.

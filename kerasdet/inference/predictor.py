@@ -100,7 +100,7 @@ class Predictor:
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
             `kerasdet.inference.padded`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define detect_batch.")
+        raise NotImplementedError(f"{type(self).__name__} does not define detect_batch: define this method.")
 
     def unpad(
         self, detections: Mapping[str, np.ndarray | tf.Tensor], image_sizes: Sequence[tuple[int, int]]

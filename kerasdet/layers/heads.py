@@ -392,13 +392,13 @@ class RPNHead(keras.layers.Layer):
 
 
 def check_attached(head: DenseHead) -> None:
-    """Checks that a model has attached a head.
+    """Checks that a head has layers, which a model creates by calling `DenseHead.attach`.
 
     Args:
         head: The head.
 
     Raises:
-        RuntimeError: If no model has attached the head, which then has no layers.
+        RuntimeError: If `attach` was not called yet.
     """
     if head.attached_to is None:
         raise RuntimeError(

@@ -197,7 +197,7 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
 
 
 def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Drops detections with empty boxes, such as boxes in the padding of a letterbox after clipping to the image.
+    """Drops detections with empty boxes, such as boxes that lay in the padding before they were clipped to the image.
 
     Args:
         detections: Padded detections, a dict with ``boxes`` (B, D, 4) yxyx in pixels.

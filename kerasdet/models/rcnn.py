@@ -161,7 +161,7 @@ class FasterRCNN(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and the losses of the branches,
-            () each.
+            each a scalar.
         """
         return {
             **self.rpn.compute_losses(outputs["rpn"], targets["rpn"]),

@@ -272,7 +272,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
                 (B, 2), heights and widths without padding in pixels.
             seed: Seed of the sampling.
-            step: () integer, the training step.
+            step: Scalar integer, the training step.
 
         Returns:
             A dict of ``positive`` and ``negative`` (B, R) bool, the sampled anchors, and ``boxes`` (B, R, 4) yxyx in
@@ -396,7 +396,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         return self.rpn.compute_losses(outputs, targets)
 

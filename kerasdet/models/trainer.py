@@ -26,7 +26,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     """Base class that trains a model; a subclass defines `call`, `compute_targets` and `compute_losses`.
 
     N replicas train exactly like one device with the same global batch: all images are padded to the largest one on any
-    replica, loss normalisers count on all replicas, and gradients are summed before they are clipped.
+    replica, the divisors of losses are counted over all replicas, and gradients are summed before they are clipped.
 
     Args:
         loss_names: Keys of the dict that `compute_losses` returns.

@@ -66,7 +66,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         "none": matches.total == 0,
     }
     intro = (
-        f"The matcher of {_article(assigner.stage)} gives an object every anchor that overlaps it by an IoU of "
+        f"The matcher of {_article(assigner.stage)} gives an object every anchor whose IoU with the object is "
         f"{threshold:g} or more. It ran {where} of {data.training}."
     )
     parts = [
@@ -89,8 +89,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             page.heading("Suggested anchors"),
             paragraph(
                 f"Fitted to the objects of {data.training}: {share((after >= threshold).sum(), len(objects))} of them "
-                f"overlap an anchor by {threshold:g} or more, instead of {share((~low).sum(), len(objects))} now. The "
-                "number of anchors stays the same. Add these options to `kerasdet train`:"
+                f"have an IoU of {threshold:g} or more with an anchor, instead of {share((~low).sum(), len(objects))} "
+                "now. The number of anchors stays the same. Add these options to `kerasdet train`:"
             ),
             code(lines, "Options with the suggested anchors"),
         ]
@@ -107,7 +107,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         found.append(
             Finding(
                 "advice",
-                f"{share(low.sum(), len(objects))} of the objects overlap no anchor by {threshold:g} or more at "
+                f"{share(low.sum(), len(objects))} of the objects have an IoU below {threshold:g} with every anchor at "
                 f"`SHORTEST_EDGE={shortest}`{_reason(objects, low, assigner)}"
                 f"{_most(objects, low, data.class_names)}.",
                 "Use the suggested anchors, which reduce this share to "
@@ -129,7 +129,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             Finding(
                 "good",
                 f"The anchors fit as well as any of their kind: {share((~low).sum(), len(objects))} of the objects "
-                f"overlap one by {threshold:g} or more.",
+                f"have an IoU of {threshold:g} or more with an anchor.",
                 "",
                 "anchors",
             )

@@ -96,7 +96,7 @@ def text(words: str) -> Html:
         words: Plain string.
 
     Returns:
-        HTML.
+        The HTML text.
 
     Example:
         >>> text("set `LR` < 1")
@@ -112,7 +112,7 @@ def paragraph(words: str) -> Html:
         words: Plain string.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(f"<p>{text(words)}</p>")
 
@@ -124,7 +124,7 @@ def heading(words: str) -> Html:
         words: Plain string.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(f"<h3>{text(words)}</h3>")
 
@@ -188,7 +188,7 @@ def tiles(values: Sequence[tuple[str, str]]) -> Html:
         values: Pairs of (label, value).
 
     Returns:
-        HTML.
+        The HTML text.
     """
     items = "".join(f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>" for label, value in values)
     return Html(f'<dl class="tiles">{items}</dl>')
@@ -201,7 +201,7 @@ def findings(found: Sequence[Finding]) -> Html:
         found: The findings.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     order = sorted(found, key=lambda finding: list(LEVELS).index(finding.level))
     items = []
@@ -236,7 +236,7 @@ def table(
         titled: Whether the caption is visible. Screen readers always read it.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     rows = list(rows)
     total, rows = total or len(rows), rows[:MAX_ROWS]
@@ -274,7 +274,7 @@ def figure(
         keys: Legend of the chart, pairs of (CSS colour, name).
 
     Returns:
-        HTML.
+        The HTML text.
     """
     drawn = "".join(
         f'<div class="chart {width}">{_svg(chart.svg(width), f"{title}. {chart.description}")}</div>'
@@ -294,7 +294,7 @@ def code(lines: str, label: str) -> Html:
         label: Name of the block for screen readers.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(
         f'<div class="code"><pre tabindex="0" aria-label="{html.escape(label)}"><code>{html.escape(lines)}</code></pre>'
@@ -310,7 +310,7 @@ def image(uri: str, alternative: str) -> Html:
         alternative: Alternative text that describes the image.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(f'<img src="{uri}" alt="{html.escape(alternative)}">')
 
@@ -333,7 +333,7 @@ def gallery(
         wide: Whether a picture takes the whole width.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     items = "".join(
         f"<li{_tagged(tags, i)}><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>"
@@ -370,14 +370,14 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
         entries: Pairs of (CSS colour, name).
 
     Returns:
-        HTML.
+        The HTML text.
     """
     items = "".join(f'<li><span style="background:{colour}"></span>{text(name)}</li>' for colour, name in entries)
     return Html(f'<ul class="legend">{items}</ul>')
 
 
 def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Writes a page.
+    """Writes a self-contained HTML page.
 
     Args:
         out: Path of the HTML file.

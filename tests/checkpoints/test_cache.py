@@ -183,7 +183,7 @@ def test_wrong_hash_leaves_no_model(server, tmp_path):
     name = next(path for path in server.files if path.endswith(".pth"))
     server.files[name] = b"<html>Please log in</html>"
     assert re.search(
-        r"has 26 bytes with the SHA256 \w{12}\.\.\., expected \w{8}\.\.\.: the file was damaged", error_of(RETINANET)
+        r"the SHA256 of its 26 bytes begins with \w{12}; expected \w{8}\. The file was damaged", error_of(RETINANET)
     )
     assert not [file for file in files_below(tmp_path / "home") if not file.endswith((".lock", ".json"))]
 

@@ -84,8 +84,8 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     assert message(state) == (
         f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.0.conv1.weight; "
         "unexpected: backbone.body.layer9.0.conv1.weight; "
-        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Pass the --source "
-        "(Python: source=) that the file was trained with."
+        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Pass the model of "
+        "the file with --source (Python: source=)."
     )
 
 
