@@ -28,8 +28,8 @@ def detector(name):
     """Makes a RetinaNet or a Mask R-CNN whose norms take statistics over all replicas."""
     keras.utils.set_random_seed(1)
     if name == "retinanet":
-        return tiny.detector(backbone=tiny.PlainBackbone(norm="sync_bn"))
-    backbone = tiny.PlainBackbone(features=("c2", "c3", "c4", "c5"), norm="sync_bn")
+        return tiny.detector(backbone=tiny.backbone(norm="sync_bn"))
+    backbone = tiny.backbone(norm="sync_bn", out_features=("c2", "c3", "c4", "c5"))
     return tiny.rcnn(backbone=backbone, branches=[MaskBranch(num_convs=1, channels=8)])
 
 
