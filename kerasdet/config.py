@@ -180,7 +180,7 @@ gin.config._FILE_READERS[:] = [(_open_included, lambda path: os.path.isfile(_inc
 
 
 def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
-    """Reads a gin file and applies overrides. Replaces the previous configuration.
+    """Reads a gin file and applies overrides. The result replaces the previous configuration.
 
     Args:
         config: Path of a gin file or of a run's folder, or the name of a recipe of kerasdet, with or without ``.gin``.
