@@ -263,7 +263,7 @@ def _read_undamaged(path):
         with zipfile.ZipFile(path) as archive:
             missing = {_STATE, *_KERAS_FILES} - {*archive.namelist()}
             if damaged := min(missing, default=None) or archive.testzip():
-                raise zipfile.BadZipFile(f"{damaged} in it is {'missing' if missing else 'not as it was written'}")
+                raise zipfile.BadZipFile(f"its entry {damaged} is {'missing' if missing else 'not as it was written'}")
             return json.loads(archive.read(_STATE))
     except PermissionError:
         raise
