@@ -446,7 +446,7 @@ MISTAKES = {
     "train.optimizer=@SDG()": "No configurable matching reference '@SDG",
     "train.optimizer=SGD": r"would set the string 'SGD', not the class .* Write train\.optimizer=@SGD",
     "RetinaNet.neck=FPN()": r"would set the string 'FPN\(\)', not the class .* Write RetinaNet\.neck=@FPN\(\)",
-    "Preprocessing.mean=(1, 2": "is a bracket not closed",
+    "Preprocessing.mean=(1, 2": "expected a closing bracket",
     "OUT_DIR=(runs)/a": "Failed to parse",
     "BATCH_SIZE=2,": "ends in a comma. Write BATCH_SIZE=2",
 }
@@ -469,7 +469,7 @@ WRONG_FILES = {
     f"include '{SHAPES}.gin'\nSTEPS =  # many\nLR = 1\n": "own.gin: line 2: STEPS has no value",
     "# nothing\n": "own.gin: the file is empty: expected a gin configuration",
     '{"images": []}': "own.gin: the file is JSON, not a gin configuration",
-    f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
+    f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "expected a closing bracket",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
     "import no_such_module\n": "No module named 'no_such_module'",
     "train.steps = 3\n": "PRECISION is used but never set",

@@ -154,9 +154,8 @@ def _complete(url, partial):
         except urllib.error.HTTPError as error:
             error.close()
             reason = f"answers {error.code} ({str(error.reason).splitlines()[0]})"
-            if (
-                error.code == 416 and before
-            ):  # the file on the server is not longer than the partial file, or has changed
+            if error.code == 416 and before:
+                # The file on the server is not longer than the partial file, or has changed
                 partial.unlink()
                 reason = "has no more bytes than the earlier download"
             elif error.code not in _BUSY:

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
-    """Reads a gin file and applies overrides. Replaces the previous configuration.
+    """Reads a gin file and applies overrides. The result replaces the previous configuration.
 
     Args:
         config: Path of a gin file or of a run's folder, or the name of a recipe of kerasdet, with or without ``.gin``.
@@ -76,7 +76,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         for override in overrides:
             gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
-        raise UserError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
+        raise UserError(f"{path}: {error.args[0]}: expected a closing bracket. Close all brackets.") from None
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
         raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None

@@ -40,7 +40,7 @@ def roi_pool(
     count = tf.size(boxes) // 4
 
     def cells(begin, end):
-        """Returns the bin and the cell, (E,) each, of every cell in the bins of the regions `begin` to `end`."""
+        """Lists the cells in the bins of regions `begin` to `end`: the indices of bins and of cells, (E,) each."""
         part = slice(begin, end)
         bins, y, x = cells_of_bins(y_end[part] - y_begin[part], x_end[part] - x_begin[part])
         rows = tf.ragged.range(tf.reshape(y_begin[part], [-1]), tf.reshape(y_end[part], [-1])).flat_values

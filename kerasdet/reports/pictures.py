@@ -75,7 +75,7 @@ def samples(dataset: Dataset, transforms: Sequence[Transform], count: int, seed:
         seed: Seed of the choice of images and of the transforms.
 
     Yields:
-        The samples.
+        One `Sample` per drawn image.
     """
     records = _choose(dataset, count, seed)
     if not records:
