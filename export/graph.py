@@ -53,7 +53,6 @@ class InferenceGraph(tf.Module):
         detect: The optimised function, a `tf.function`.
         graph_def: The optimised graph, with a placeholder for each weight.
         inputs: Names of the graph's input tensors, in the order of the arguments.
-        outputs: Maps the names of outputs to the names of their tensors.
 
     Raises:
         UserError: If the precision is unknown.
@@ -66,8 +65,8 @@ class InferenceGraph(tf.Module):
         concrete = tf.function(function, input_signature=signature).get_concrete_function()
         graph, self.inputs, outputs = freeze_variables(concrete)
         names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
-        self.outputs = dict(zip(names, outputs, strict=True))
-        ends = [name.split(":")[0] for name in (*self.inputs, *self.outputs.values())]
+        self._outputs = tuple(zip(names, outputs, strict=True))
+        ends = [name.split(":")[0] for name in (*self.inputs, *outputs)]
         for step in (rename_functions, drop_gradients, to_float32, fold_constants, fold_batch_norm, fold_strides):
             graph = step(graph)
         if precision != "float32":
@@ -78,6 +77,11 @@ class InferenceGraph(tf.Module):
         self.graph_def, weights = extract_weights(in_order(graph, ends), graph)
         self.weights = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
         self.detect = tf.function(self._call, input_signature=signature)
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Maps the names of outputs to the names of their tensors."""
+        return dict(self._outputs)  # a dict in an attribute would become a wrapper, which json cannot write
 
     def _call(self, *arguments):
         values = {f"{name}:0": weight.read_value() for name, weight in self.weights.items()}
