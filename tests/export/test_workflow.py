@@ -198,7 +198,7 @@ def test_export_with_large_ap_drop_raises(toy, models, tmp_path, monkeypatch, ex
         assert "AP was not measured" not in report
     else:
         with pytest.raises(
-            VerificationError, match=r"x\.toy has AP .* on val\.json, the model 0\.500: the export loses more"
+            VerificationError, match=r"x\.toy reaches AP .* on val\.json, the model 0\.500: the export loses more"
         ):
             export_and_verify(*arguments, eval_data=data, **options)
         assert not list(tmp_path.iterdir())
