@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from checkpoints import golden
 from checkpoints.golden import XYXY
-from checkpoints.test_mmdet_parity import Case, loss_batch, partners
+from checkpoints.test_mmdet_parity import Case, loss_batch
 from pycocotools.mask import encode
 
 from kerasdet import losses, ops, training
@@ -92,7 +92,7 @@ def test_detections_match_one_to_one(case):
     result = case.model.postprocess(case.outputs, tf.constant([[HEIGHT, WIDTH]]))
     found = assert_same_detections(golden.detections(result, 0), case.golden, "detections")
     if case.model.branches:
-        order = partners(found, golden.expected_detections(case.golden, "detections"))
+        order = golden.partners(found, golden.expected_detections(case.golden, "detections"))
         assert_same_masks(pasted(case.model, result, (HEIGHT, WIDTH))[order], case.golden, "detections")
 
 
@@ -120,7 +120,7 @@ def assert_same_masks(found, answers, prefix):
 def test_mask_logits_belong_to_the_points_of_detections(case):
     decoded = case.model.decode(case.outputs, tf.constant([[HEIGHT, WIDTH]]))
     found = case.model.postprocessing.apply_nms(decoded, tf.constant([[HEIGHT, WIDTH]]))
-    order = partners(golden.detections(found, 0), golden.expected_detections(case.golden, "detections"))
+    order = golden.partners(golden.detections(found, 0), golden.expected_detections(case.golden, "detections"))
     squares = dense.all_levels(case.outputs, "anchors")
     own = tf.gather(squares, found["points"][0]).numpy()[order]
     expected = case.golden["detections_points"]
@@ -138,7 +138,7 @@ def test_end_to_end(case):
         found = assert_same_detections(golden.unpadded(result), case.golden, f"e2e_{index}")
         if result.mask_probs is not None:
             expected = golden.expected_detections(case.golden, f"e2e_{index}")
-            found = result[partners(found, expected)].masks
+            found = result[golden.partners(found, expected)].masks
             difference = np.abs(found.sum((1, 2)) - case.golden[f"e2e_{index}_mask_area"])
             assert difference.max() < 1e-3 * found[0].size and difference.sum() < 1e-4 * found.size
             shape = case.golden[f"e2e_{index}_masks_shape"]
@@ -173,7 +173,7 @@ def test_postprocessing_at_every_threshold(case):
     )
     assert_same_detections(golden.detections(found, 0), case.border, "post")
     if case.model.branches:
-        order = partners(golden.detections(found, 0), golden.expected_detections(case.border, "post"))
+        order = golden.partners(golden.detections(found, 0), golden.expected_detections(case.border, "post"))
         assert_same_masks(pasted(case.model, found, original_size[0].numpy())[order], case.border, "post")
 
 
