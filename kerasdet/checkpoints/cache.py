@@ -24,7 +24,7 @@ from kerasdet.files import replacing, waiting_lock
 from kerasdet.paths import cache_home, expand
 
 # Increase it if models converted by an earlier kerasdet no longer load, or would be converted differently.
-_CONVERSION = 1
+_CONVERSION = 2
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def is_cached(weights: Weights) -> bool:
     Returns:
         True if the cache contains the published file or the converted model.
     """
-    return (_folder(weights) / "model.keras").exists() or _file(weights).exists()
+    return (converted_folder(weights) / "model.keras").exists() or published_file(weights).exists()
 
 
 def model_folder(weights: Weights) -> Path:
@@ -95,7 +95,7 @@ def model_folder(weights: Weights) -> Path:
     Raises:
         UserError: If the weights cannot be downloaded or converted.
     """
-    folder = _folder(weights)
+    folder = converted_folder(weights)
     model = folder / "model.keras"
     try:
         if _is_intact(model):
@@ -144,10 +144,10 @@ def _is_intact(model):
 
 def _prepare(weights, model):
     """Downloads a published file if necessary, and converts it."""
-    file = _fetch(weights)
+    file = fetch(weights)
     is_verified = weights.digest is not None or _record(file).exists()
     try:
-        _convert(weights, file, model)
+        convert(weights, file, model)
     except UserError as error:
         if is_verified:
             raise
@@ -158,9 +158,19 @@ def _prepare(weights, model):
             record.write_text(file_hash(file, "sha256"))
 
 
-def _fetch(weights):
-    """Returns the path of the published file; downloads the file if it is missing or damaged."""
-    path = _file(weights)
+def fetch(weights: Weights) -> Path:
+    """Downloads a published file if it is missing or damaged.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: If the file cannot be downloaded.
+    """
+    path = published_file(weights)
     digest = weights.digest or _recorded(path)
     if path.exists():
         try:
@@ -187,9 +197,18 @@ def _record(path):
     return path.with_name(f"{path.name}.sha256")
 
 
-def _convert(weights, file, out):
-    """Converts a published file, in a new thread without the caller's strategy and dtype policy."""
-    # Keras draws seeds from it: a first run, which converts weights, must train like later runs.
+def convert(weights: Weights, file: Path, out: Path) -> None:
+    """Converts a published file, in a new thread without the caller's strategy and dtype policy.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        file: Path of the published file.
+        out: Path of the ``.keras`` file to write.
+
+    Raises:
+        UserError: If the file cannot be converted.
+    """
+    # Keras draws seeds from this state: a first run, which converts weights, must train like later runs.
     state = random.getstate()
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -206,12 +225,27 @@ def _convert_here(weights, file, out):
         model.save(partial)
 
 
-def _file(weights):
+def published_file(weights: Weights) -> Path:
+    """Returns the place of a published file in the cache.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The path of the file, which may not exist yet.
+    """
     return cache_home() / "downloads" / _host_and_path(weights.url)
 
 
-def _folder(weights):
-    """Returns the folder of a conversion, which changes with the table of the source and the published file."""
+def converted_folder(weights: Weights) -> Path:
+    """Returns the folder of a converted model, which changes with the table of the source and the published file.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The path of the folder, which may not exist yet.
+    """
     key = repr((_CONVERSION, SOURCES[weights.source], weights.url))
     return cache_home() / "models" / weights.name / hashlib.sha256(key.encode()).hexdigest()[:12]
 

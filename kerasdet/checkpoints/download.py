@@ -30,7 +30,8 @@ WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
 _SAFE = "/%:@!$&'()*+,;=~"  # characters of a URL's path that are not encoded; a path may be encoded already
-_BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP codes after which another try may succeed
+# HTTP codes, and errors, after which another try may succeed
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)
 
 log = logging.getLogger(__name__)
@@ -152,9 +153,8 @@ def _complete(url, partial):
             error.close()
             words = str(error.reason).splitlines()  # none from servers that send only the code
             reason = f"answers {error.code}{f' ({words[0]})' if words else ''}"
-            if (
-                error.code == 416 and before
-            ):  # the file on the server is not longer than the partial file, or has changed
+            if error.code == 416 and before:
+                # The file on the server is not longer than the partial file, or has changed
                 partial.unlink()
                 reason = "has no more bytes than the earlier download"
             elif error.code not in _BUSY:
@@ -224,9 +224,8 @@ def _request(url):
     )
     if at:
         credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header(
-            "Authorization", f"Basic {credentials}"
-        )  # the password must not be sent to another host
+        # The password must not be sent to another host
+        request.add_unredirected_header("Authorization", f"Basic {credentials}")
     return request
 
 

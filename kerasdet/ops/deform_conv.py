@@ -216,7 +216,7 @@ def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups)
         if given not in (None, number):
             raise ValueError(
                 f"`{name}` of deform_conv2d has {given} channels: expected {number}, for {deformable_groups} "
-                f"deformable groups of {taps} kernel taps. Change `{name}` or `deformable_groups`."
+                f"deformable groups of {taps} kernel positions. Change `{name}` or `deformable_groups`."
             )
 
 

@@ -25,7 +25,7 @@ LEVELS = {"problem": "Problem", "advice": "Advice", "good": "Good"}
 
 
 class Html(str):
-    """Marks a string as HTML, which is not escaped."""
+    """Marks a string as HTML, so that it is not escaped."""
 
 
 def check_suffix(path: str | os.PathLike) -> None:

@@ -91,7 +91,7 @@ def _matches_one(model, pattern):
     if not path:
         return [parts[name]]
     inner = flatten_layers(parts[name], include_self=False)
-    found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(layer.path, f"*/{path}")]
+    found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(f"/{layer.path}", f"*/{path}")]
     if not found:
         raise UserError(
             f"freeze has {pattern!r}, which matches no layer of {name}: call model.{name}.summary() to see the names."
