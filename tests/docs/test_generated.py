@@ -7,7 +7,7 @@ import re
 import doc_blocks
 import pytest
 
-from kerasdet import config
+from kerasdet import config, training
 from kerasdet.checkpoints.zoo import ZOO
 
 
@@ -26,7 +26,7 @@ def test_every_key_has_a_default_and_a_description(item):
 
 
 def test_defaults_and_types_are_those_of_the_signature():
-    rows = {row[0]: row for row in generator("settings").describe_arguments(config.training.Validation)}
+    rows = {row[0]: row for row in generator("settings").describe_arguments(training.Validation)}
     assert rows["data"][1:3] == ("Any", "required")
     assert rows["patience"][1:] == (
         r"int \| None",
@@ -34,7 +34,7 @@ def test_defaults_and_types_are_those_of_the_signature():
         "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training "
         "never stops early.",
     )
-    assert inspect.signature(config.training.Validation).parameters["every"].default == 1
+    assert inspect.signature(training.Validation).parameters["every"].default == 1
 
 
 def test_descriptions_end_where_the_next_section_begins():
@@ -92,7 +92,7 @@ def test_measurements_become_tables(tmp_path, monkeypatch):
 def test_results_come_from_scripts_that_write_json():
     measurements = generator("measurements")
     for path in measurements.RESULTS.glob("*.json"):
-        script = re.search(r"benchmarks/(\w+\.py)", measurements._origin(path))[1]
+        script = re.search(r"benchmarks/(\w+\.py)", measurements.origin(path))[1]
         assert '"--json"' in (measurements.SCRIPTS / script).read_text()
 
 
