@@ -1,10 +1,15 @@
 """Writes the table of published weights from ``zoo.txt``."""
 
+import parity
+
 from kerasdet.checkpoints import SOURCES
 from kerasdet.checkpoints.zoo import ZOO
 from kerasdet.inference.preprocessing import Preprocessing
 
-_HEADER = "| name | finds | box AP | mask or keypoint AP | million parameters | MB | shorter, longer side | licence |"
+_COLUMNS = (
+    *("name", "finds", "box AP", "mask or keypoint AP", "parity", "million parameters", "MB", "shorter, longer side"),
+    "licence",
+)
 
 
 def zoo() -> str:
@@ -12,7 +17,8 @@ def zoo() -> str:
     parts = []
     for publisher in dict.fromkeys(name.partition("/")[0] for name in ZOO):
         rows = [_row(weights) for name, weights in ZOO.items() if name.startswith(f"{publisher}/")]
-        parts.append("\n".join([f"## {publisher}\n", _HEADER, "|---|---|---|---|---|---|---|---|", *rows]))
+        header = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+        parts.append("\n".join([f"## {publisher}\n", *header, *rows]))
     return "\n\n".join(parts)
 
 
@@ -21,5 +27,6 @@ def _row(weights):
     sides = f"{rule.shortest}, {rule.longest}" if weights.task != "backbone" else ""
     box, branch = ("" if value is None else f"{value:.1f}" for value in (weights.box_ap, weights.branch_ap))
     parameters = f"{weights.megabytes / 4:.0f}"  # of float32
-    cells = (f"`{weights.name}`", weights.task, box, branch, parameters, weights.megabytes, sides, weights.license)
-    return f"| {' | '.join(map(str, cells))} |"
+    compared = parity.parity(weights.source)
+    cells = (f"`{weights.name}`", weights.task, box, branch, compared, parameters, weights.megabytes, sides)
+    return f"| {' | '.join(map(str, [*cells, weights.license]))} |"

@@ -5,7 +5,9 @@ import inspect
 import re
 
 import doc_blocks
+import numpy as np
 import pytest
+from conftest import shared
 
 from kerasdet import config
 from kerasdet.checkpoints.zoo import ZOO
@@ -47,6 +49,32 @@ def test_zoo_lists_every_name():
     assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == sorted(ZOO, key=lambda name: list(ZOO).index(name))
 
 
+def test_parity_says_whose_outputs_are_compared():
+    parity = generator("parity")
+    folders = [shared(f"reference/{name}") for name in ("models", "mmdet", "rtmdet")]
+    compared = {path.stem.replace("_", "/", 1) for folder in folders for path in folder.glob("*.npz")}
+    with np.load(doc_blocks.ROOT / "tests/checkpoints/data/torchvision_mobile.npz") as file:
+        compared |= {f"torchvision/{name.partition('/')[0]}" for name in file.files}
+    assert set(parity.tested()) == compared
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("detectron2/mask_rcnn_R_50_FPN", "yes"),
+        ("torchvision/ssd300_vgg16", "yes"),
+        ("mmdet/retinanet_r101_caffe_fpn", "as `retinanet_r50_caffe_fpn`"),
+        ("mmdet/rtmdet_x", "as `rtmdet_m`"),  # with the activation of distances of m, not of s
+        ("torchvision/fasterrcnn_resnet50_fpn_v2", "as `maskrcnn_resnet50_fpn_v2` without its masks"),
+        ("mmdet/faster_rcnn_r50_caffe_fpn", "no"),  # matches otherwise than mask_rcnn_r50_caffe_fpn
+        ("detectron2/MSRA_R-50", "features"),
+        ("mmdet/cspnext-l", "as `cspnext-tiny`"),
+    ],
+)
+def test_parity_of_a_source(source, says):
+    assert generator("parity").parity(source) == says
+
+
 def test_recommended_models_have_the_numbers_of_the_zoo():
     page = (doc_blocks.ROOT / "docs/zoo.md").read_text()
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| ([\d.]+) \| ([\d.]*) ?\| (\d+) \|", page, re.MULTILINE)
@@ -68,7 +96,7 @@ def test_marks_say_in_the_markdown_file_where_the_contents_are():
         for page in doc_blocks.PAGES
         for below in re.findall(r"^<!-- (?:generated|results): \w+ -->\n(.*)$", page.read_text(), re.MULTILINE)
     ]
-    assert len(marks) == 8
+    assert len(marks) == 9
     assert [name for name, below in marks if "`make docs`" not in below] == []
 
 
@@ -111,6 +139,7 @@ def test_tutorial_becomes_a_notebook_with_outputs():
         ("code", "print(1)"),
     ]
     assert notebook["cells"][1]["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "AP 0.5\n"}]
+    assert [cell.get("execution_count") for cell in notebook["cells"]] == [None, 1, None, 2]
     assert len({cell["id"] for cell in notebook["cells"]}) == 4
 
 
