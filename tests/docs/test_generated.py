@@ -143,6 +143,12 @@ def test_tutorial_becomes_a_notebook_with_outputs():
     assert len({cell["id"] for cell in notebook["cells"]}) == 4
 
 
+def test_comment_belongs_to_the_block_below_it():
+    source = "<!-- generated: zoo -->\nHere.\n\n<!-- check: slow -->\n```python\nx = 1\n```\n\n```bash\nls\n```\n"
+    blocks = generator("code_blocks").read_blocks(doc_blocks.ROOT / "README.md", source)
+    assert [(block.kind, block.text) for block in blocks] == [("check", "slow"), (None, "")]
+
+
 def test_recorded_outputs_replace_old_ones(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(
