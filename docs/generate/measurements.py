@@ -14,7 +14,7 @@ def benchmarks() -> str:
     if not files:
         return "`benchmarks/results` holds no measurements of this version yet."
     return "\n\n".join(
-        f"### {_title(path)}\n\n{_origin(path)}\n\n{_table(json.loads(path.read_text()))}" for path in files
+        f"### {_title(path)}\n\n{origin(path)}\n\n{_table(json.loads(path.read_text()))}" for path in files
     )
 
 
@@ -31,7 +31,7 @@ def _title(path):
     return path.stem.replace("_", " ").capitalize()
 
 
-def _origin(path):
+def origin(path):
     """Returns the purpose of the script that wrote a file, and the command. NAME_DEVICE.json comes from NAME.py."""
     names = [script.stem for script in SCRIPTS.glob("*.py") if f"{path.stem}_".startswith(f"{script.stem}_")]
     if not names:

@@ -16,7 +16,7 @@ from kerasdet.analysis.precision import Curve, Threshold, best_threshold, class_
 from kerasdet.analysis.tide import Errors, tide
 
 if TYPE_CHECKING:
-    from kerasdet.evaluation.coco import Cases
+    from kerasdet.evaluation.cases import Cases
 
 DEFAULT_SCORE = 0.3  # default of `kerasdet predict`; used if no detection is right at any threshold
 
@@ -40,9 +40,9 @@ class Analysis:
         thresholds: Score threshold with the best F1 for each class; None for a class without correct detections.
         threshold: Score threshold with the best F1 for all detections together; None without correct detections.
         errors: Kinds of errors of all detections, and the AP that each kind costs.
-        shown: Objects, and the detections above `threshold`.
-        shown_errors: Kinds of errors of the detections above `threshold`.
-        table: Confusion of the detections above `threshold`, see `kerasdet.analysis.confusion.confusion`.
+        shown: All objects, but only the detections above `score`.
+        shown_errors: Kinds of errors of the detections above `score`.
+        table: Confusion matrix of the detections above `score`, see `kerasdet.analysis.confusion.confusion`.
         reliability: Calibration of all detections at an IoU of 0.5.
     """
 
@@ -75,7 +75,7 @@ class Analysis:
 
     @property
     def score(self) -> float:
-        """Score above which detections are shown: the score of `threshold`, or a default if that is None."""
+        """Score above which detections are shown: `threshold.score`, or 0.3 if `threshold` is None."""
         return DEFAULT_SCORE if self.threshold is None else self.threshold.score
 
     def content(self) -> dict:
@@ -131,8 +131,8 @@ class Comparison:
         differences: Maps the names of COCO's metrics to their differences, this run minus the other run, with 95 %
             confidence intervals. Both runs are resampled with the same images.
         class_differences: Differences of the AP of each of the K classes, with 95 % confidence intervals.
-        fixed: (G,) bool, objects that only this run finds above its threshold.
-        broken: (G,) bool, objects that only the other run finds above its threshold.
+        fixed: (G,) bool, true for objects that only this run finds with its own score threshold.
+        broken: (G,) bool, true for objects that only the other run finds with its own score threshold.
     """
 
     differences: dict[str, Interval]
@@ -156,7 +156,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
     """Runs every analysis on the detections of one type, boxes or masks.
 
     Args:
-        cases: Ground truth and detections, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections, from `kerasdet.evaluation.cases.read_cases`.
         samples: Number of resampled sets of images for the confidence intervals.
         seed: Seed of the resampling.
 

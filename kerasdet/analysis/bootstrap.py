@@ -18,7 +18,7 @@ _LIMITS = (1, 10, 100)
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Holds a metric and the limits of its confidence interval from resampled images; NaN without ground truth."""
+    """Holds a metric and the limits of its confidence interval; all are NaN if there is no ground truth."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ def coco_matches(instances: Instances) -> Matches:
 
 
 def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """Draws samples of images with replacement.
+    """Draws samples of I images each, with replacement, for the bootstrap.
 
     Args:
         num_images: Number I of images.
@@ -46,8 +46,8 @@ def weights(num_images: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarra
         seed: Seed of the random numbers.
 
     Returns:
-        The counts, (1 + S, I) float32: how often each sample contains each image. The first row is all 1 and stands for
-        the original images.
+        The counts, (1 + S, I) float32: how often each sample contains each image. The first row is all 1: it is the
+        original set of images.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(num_images, np.full(num_images, 1 / num_images), samples)
@@ -62,7 +62,7 @@ def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict
     Args:
         instances: Objects and detections.
         matches: Result of `coco_matches`.
-        drawn: (S, I) float32 from `weights`: how often each of S samples contains each of I images.
+        drawn: Result of `weights`, (S, I) float32: how often each of S samples contains each of I images.
 
     Returns:
         A dict from metric name to (S,) values in [0, 1]; NaN for samples without objects. The key "class" holds the AP
@@ -160,7 +160,7 @@ def interval(values: np.ndarray, share: float = 0.95) -> Interval:
     together. The interval is shifted by the mean difference.
 
     Args:
-        values: (1 + S,) from `resampled`: the metric for all images, then for each of S samples.
+        values: (1 + S,) values of a metric from `resampled`: first for all images, then for each of S samples.
         share: Fraction of the resampled values that lie inside the interval.
 
     Returns:

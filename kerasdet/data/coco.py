@@ -1,6 +1,7 @@
 """Reads COCO JSON: one file of annotations and a folder of images."""
 
 import os
+from collections.abc import Sequence
 
 from kerasdet.data.annotations import read_json
 from kerasdet.data.dataset import Dataset
@@ -27,6 +28,8 @@ class CocoDataset(Dataset):
             `UserError` that names it, "skip" leaves the image out.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
+        extra_annotation_keys: Keys of the annotations whose numbers, or lists of equally many numbers, are read as the
+            ground truth of own branches. Batches hold them as float32 under the same keys.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             strings.
         max_pixels: Images with more pixels than this count as damaged.
@@ -46,6 +49,7 @@ class CocoDataset(Dataset):
         on_bad_image: str = "error",
         masks: bool = False,
         keypoints: bool = False,
+        extra_annotation_keys: Sequence[str] = (),
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -59,6 +63,7 @@ class CocoDataset(Dataset):
             on_bad_image=on_bad_image,
             masks=masks,
             keypoints=keypoints,
+            extra_annotation_keys=extra_annotation_keys,
             strict=strict,
             max_pixels=max_pixels,
         )

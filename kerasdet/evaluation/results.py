@@ -146,7 +146,7 @@ def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], 
     Args:
         detections: Results of `ResultsReader` with boxes.
         images: Images of the ground truth by id.
-        name: Name of the results in messages.
+        name: Name of the results for log messages.
     """
     if not detections:
         return

@@ -1,4 +1,4 @@
-"""Converts an analysis to sentences that say what is wrong and what to do."""
+"""Converts an analysis to sentences that state what is wrong and what to do."""
 
 import math
 
@@ -29,7 +29,7 @@ def advise(
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        words: "boxes" or "masks", the type of detections that was analysed.
+        words: Name of the type of detections that was analysed, such as "boxes".
         result: Comparison with another run. None: no other run.
         scales: Factor by which the model resizes each image, (I,). None: unknown.
 
@@ -113,8 +113,8 @@ def _mismatch(analysis, words):
     if found < _FOUND * objects:
         return Finding(
             "problem",
-            f"Only {found:,} of {count(objects, 'object')} are overlapped by {FOREGROUND:g} or more by one of "
-            f"{count(len(instances.scores), 'detection')} of their class.",
+            f"Only {found:,} of {count(objects, 'object')} have an IoU of {FOREGROUND:g} or more with a detection of "
+            f"their class; there are {count(len(instances.scores), 'detection')}.",
             "If the model detects well in pictures, image ids or coordinates differ: COCO's boxes are x, y, width, "
             "height in pixels of the original image. Otherwise train longer.",
             "errors",
@@ -138,17 +138,17 @@ def _error_advice(analysis, words):
                 "tight?",
             ),
             "both": (
-                f"Detections of a wrong class that also lie badly cost {cost:.3f} AP50 ({number:,}).",
+                f"Detections with both a wrong class and an inexact position cost {cost:.3f} AP50 ({number:,}).",
                 "Train longer; such errors go together with the other two kinds.",
             ),
             "duplicate": (
-                f"Second detections of an object cost {cost:.3f} AP50 ({number:,}).",
+                f"Duplicate detections of an object cost {cost:.3f} AP50 ({number:,}).",
                 "Lower `Postprocessing.nms_threshold`, so that NMS drops more.",
             ),
             "background": (
                 f"Detections on background cost {cost:.3f} AP50 ({number:,}).",
                 f"Filter the images by background{_crowded_with_background(analysis)}. If they show objects, annotate "
-                "them; otherwise add images of what is mistaken, without objects, to the training data.",
+                "them; otherwise add images with such background and without objects to the training data.",
             ),
             "missed": (
                 f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
@@ -257,7 +257,7 @@ def _rare_classes(analysis):
             "advice",
             f"{count(len(few), 'class has', 'classes have')} fewer than {_FEW_OBJECTS} objects to evaluate on: "
             f"{listed}.",
-            "Their AP says little; add images with them.",
+            "Their AP is unreliable: add images with these classes.",
             "classes",
         )
     ]

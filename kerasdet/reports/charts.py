@@ -290,7 +290,7 @@ def lines(
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, description: str) -> Chart:
-    """Draws a point with a confidence interval for each name.
+    """Draws one point with its confidence interval per row.
 
     Args:
         rows: (name, value, low, high, label) of each point; the label is its tooltip.

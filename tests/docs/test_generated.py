@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import shared
 
-from kerasdet import config
+from kerasdet import config, training
 from kerasdet.checkpoints.zoo import ZOO
 
 
@@ -28,7 +28,7 @@ def test_every_key_has_a_default_and_a_description(item):
 
 
 def test_defaults_and_types_are_those_of_the_signature():
-    rows = {row[0]: row for row in generator("settings").describe_arguments(config.training.Validation)}
+    rows = {row[0]: row for row in generator("settings").describe_arguments(training.Validation)}
     assert rows["data"][1:3] == ("Any", "required")
     assert rows["patience"][1:] == (
         r"int \| None",
@@ -36,7 +36,7 @@ def test_defaults_and_types_are_those_of_the_signature():
         "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training "
         "never stops early.",
     )
-    assert inspect.signature(config.training.Validation).parameters["every"].default == 1
+    assert inspect.signature(training.Validation).parameters["every"].default == 1
 
 
 def test_descriptions_end_where_the_next_section_begins():
@@ -90,6 +90,17 @@ def test_recommended_models_have_the_numbers_of_the_zoo():
     assert f"exceeds that of {below} of the {len(r50)} published R50" in page
 
 
+def test_latencies_of_recommended_models_are_those_of_the_results():
+    table = generator("measurements").latency().splitlines()
+    column = table[0].split(" | ").index("RTMDet-tiny, 320")
+    measured = {row.split("|")[1].strip(): int(row.split("|")[column + 1]) for row in table[2:9]}
+    page = (doc_blocks.ROOT / "docs/zoo.md").read_text()
+    lite = re.search(r"TFLite at 320x320: (\d+) ms in float32, (\d+) ms in int8 \[1\]", page)
+    assert [int(number) for number in lite.groups()] == [measured["TFLite float32"], measured["TFLite int8"]]
+    cpu = re.search(r"(\d+) ms in OpenVINO int8, (\d+) ms in ONNX Runtime float32 \[1\]", page)
+    assert [int(number) for number in cpu.groups()] == [measured["OpenVINO int8"], measured["ONNX Runtime float32"]]
+
+
 def test_marks_say_in_the_markdown_file_where_the_contents_are():
     marks = [
         (page.name, below)
@@ -120,7 +131,7 @@ def test_measurements_become_tables(tmp_path, monkeypatch):
 def test_results_come_from_scripts_that_write_json():
     measurements = generator("measurements")
     for path in measurements.RESULTS.glob("*.json"):
-        script = re.search(r"benchmarks/(\w+\.py)", measurements._origin(path))[1]
+        script = re.search(r"benchmarks/(\w+\.py)", measurements.origin(path))[1]
         assert '"--json"' in (measurements.SCRIPTS / script).read_text()
 
 

@@ -17,7 +17,7 @@ def test_page_with_the_name_of_another_kind_of_file_raises():
     for path in ("new", "new.html", "new.HTM"):
         page.check_suffix(path)
     with pytest.raises(
-        UserError, match=r"^--out new\.pdf is to hold an HTML page: expected a name that ends in \.html"
+        UserError, match=r"^--out new\.pdf is not the name of an HTML page: expected a name that ends in \.html"
     ):
         page.check_suffix("new.pdf")
 
