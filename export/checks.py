@@ -10,6 +10,7 @@ import numpy as np
 from kerasdet.errors import UserError
 from kerasdet.export.formats import choose_spec
 from kerasdet.models import Detector
+from kerasdet.models.detector import is_detector
 from kerasdet.paths import expand
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def check_model(model: Detector) -> None:
     Raises:
         TypeError: If the model is another object, such as a backbone.
     """
-    if not isinstance(model, Detector):
+    if not is_detector(model):
         raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")
 
 

@@ -1,4 +1,4 @@
-"""Lists the export formats. To add a format, add a folder in `export/` and its name in `FORMATS`.
+"""Lists the export formats: the folders of `export/` that have a ``spec.py``.
 
 Importing this module imports no TensorFlow: `specs` and `recognize` read the light ``spec.py`` of each folder, and
 `format_named` imports the ``format.py`` of one format.
@@ -16,12 +16,9 @@ from kerasdet.paths import expand
 if TYPE_CHECKING:
     from kerasdet.export.protocol import Format
 
-FORMATS = (
-    "saved_model",
-    "tflite",
-    "onnx",
-    "openvino",
-)
+_DEFAULT = "saved_model"  # for paths without a known suffix
+_FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/spec.py"))
+FORMATS = (_DEFAULT, *(name for name in _FOLDERS if name != _DEFAULT))
 # Suffixes of other tools' model files. A folder with such a name would pass for one of them.
 MODEL_SUFFIXES = (
     *(".onnx", ".h5", ".hdf5", ".pb", ".pbtxt", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".safetensors", ".torchscript"),
@@ -39,12 +36,12 @@ def specs() -> list[FormatSpec]:
 
 
 def default_spec() -> FormatSpec:
-    """Returns the default format, for paths without a known suffix: the first format that writes folders.
+    """Returns the default format, for paths without a known suffix.
 
     Returns:
         The `SPEC` of the format.
     """
-    return next(spec for spec in specs() if not spec.suffix)
+    return _spec_named(_DEFAULT)
 
 
 def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:

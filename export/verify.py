@@ -364,7 +364,7 @@ _AT_MOST = {
     "p95_box_error": "boxes (95th percentile)",
     "box_bias": "boxes (all moved alike)",
     "score_error": "mean score",
-    "max_mask_error": "masks",
+    "max_mask_error": "masks (worst)",
     "mean_mask_error": "masks (mean)",
     "moved_keypoints": "keypoints",
 }

@@ -22,7 +22,7 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
 from kerasdet.export.formats import choose_spec, format_named, format_of
 from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
-from kerasdet.inference.preprocessing import open_images
+from kerasdet.inference.images import open_images
 from kerasdet.models import Detector
 from kerasdet.paths import expand
 

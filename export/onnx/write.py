@@ -34,8 +34,10 @@ from kerasdet.export import checks
 from kerasdet.export.metadata import model_metadata
 from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
 from kerasdet.export.onnx.quantization import quantize
-from kerasdet.export.onnx.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-from kerasdet.inference.preprocessing import Preprocessing, open_images
+from kerasdet.export.onnx.spec import POSTPROCESSING, PRECISIONS
+from kerasdet.export.spec import INPUT_TYPES
+from kerasdet.inference.images import open_images
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.paths import prepare_file
 

@@ -20,12 +20,14 @@ from kerasdet.export import checks
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
 from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
+from kerasdet.export.spec import INPUT_TYPES
 from kerasdet.export.tflite import postprocessing as post
 from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import check_installed, lower_precision
-from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
-from kerasdet.inference.preprocessing import Preprocessing, open_images
+from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
+from kerasdet.inference.images import open_images
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation

@@ -24,7 +24,7 @@ from kerasdet.analysis.precision import Curve, Threshold, best_threshold, class_
 from kerasdet.analysis.tide import Errors, tide
 
 if TYPE_CHECKING:
-    from kerasdet.evaluation.coco import Cases
+    from kerasdet.evaluation.cases import Cases
 
 DEFAULT_SCORE = 0.3  # default of `kerasdet predict`; used if no detection is right at any threshold
 
@@ -168,7 +168,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
     """Runs every analysis on the detections of one type, boxes or masks.
 
     Args:
-        cases: Ground truth and detections, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections, from `kerasdet.evaluation.cases.read_cases`.
         samples: Number of resampled sets of images for the confidence intervals.
         seed: Seed of the resampling.
 

@@ -9,7 +9,7 @@ import numpy as np
 from kerasdet.arguments import check_numbers
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, untied_name
-from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.checkpoints.sources import SOURCES, Source
 from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator, level_number
@@ -60,7 +60,7 @@ def to_model(
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
     tensors = _CSPNEXT_TENSORS if spec.kind == "rtmdet" else _RESNET_TENSORS
-    state = take_model(state, [_source_name(name, spec) for name in tensors])
+    state = take_model(state, [name_in_source(name, spec) for name in tensors])
     names = modern_names(state, spec.framework)
     state = {
         names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)
@@ -75,7 +75,7 @@ def to_model(
     if num_classes is not None:
         skipped = {name for name in variables if name.startswith(CLASS_LAYERS[spec.kind])}
         for name in skipped:
-            state.pop(_source_name(name, spec), None)
+            state.pop(name_in_source(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
     _warn_of_kind(variables, spec, source)
@@ -96,7 +96,16 @@ def _untied(state, spec, source):
     return {name: value for name, value in state.items() if names[name] == name}
 
 
-def _source_name(name, spec):
+def name_in_source(name: str, spec: Source) -> str:
+    """Returns the name of a variable in the checkpoints of a source.
+
+    Args:
+        name: Name of the variable in kerasdet, from `named_variables`.
+        spec: A value of `SOURCES`.
+
+    Returns:
+        The name of the tensor.
+    """
     finest = {"rcnn": 2, "rpn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
 
@@ -107,7 +116,7 @@ def _finest_level(spec):
 
 
 def _entry(state, name, spec, source):
-    theirs = _source_name(name, spec)
+    theirs = name_in_source(name, spec)
     if theirs not in state:
         raise UserError(
             f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Pass the "
@@ -161,7 +170,7 @@ def _anchors_of_finest_level(spec):
 
 def _assign(variables, state, spec, source):
     """Assigns every tensor to its variable; raises an error that names missing, unexpected or misshapen tensors."""
-    theirs = {name: _source_name(name, spec) for name in variables}
+    theirs = {name: name_in_source(name, spec) for name in variables}
     if spec.framework == "detectron2" and not any(name.endswith("running_var") for name in state):
         # MSRA's files have affine norms without statistics; detectron2 then takes mean 0 and variance 1.
         statistics = {name: value for name, value in theirs.items() if "running" in value}

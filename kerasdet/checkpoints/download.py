@@ -29,12 +29,13 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
+# HTTP codes, and errors, after which another try may succeed
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (
     TimeoutError,
     ConnectionResetError,
     http.client.IncompleteRead,
-)  # HTTP codes after which another try may succeed
+)
 
 log = logging.getLogger(__name__)
 
@@ -220,9 +221,8 @@ def _request(url):
     )
     if at:
         credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header(
-            "Authorization", f"Basic {credentials}"
-        )  # the password must not be sent to another host
+        # The password must not be sent to another host
+        request.add_unredirected_header("Authorization", f"Basic {credentials}")
     return request
 
 

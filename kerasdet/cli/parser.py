@@ -280,27 +280,37 @@ def _add_export(commands):
 
 
 def _add_format_options(export):
-    """Adds the options of the formats. An option of several formats appears once."""
+    """Adds the options of the formats. An option of several formats appears once, with the choices and help of all."""
     kinds = {"text": str, "path": _path, "int": int, "count": _count}
-    groups, known = {}, set()
+    groups, owners = {}, {}
     for spec in specs():
         for option in spec.options:
-            if option.name in known:
-                continue
-            known.add(option.name)
-            owners = [each.name for each in specs() if option.name in {other.name for other in each.options}]
-            title = f"only for --format {' or '.join(owners)}"
-            if title not in groups:
-                groups[title] = export.add_argument_group(title)
-            groups[title].add_argument(
-                option.option,
-                dest=option.name,
-                type=kinds[option.kind],
-                choices=option.choices,
-                nargs=option.nargs,
-                metavar=option.metavar,
-                help=option.help,
-            )
+            owners.setdefault(option.name, []).append((spec.name, option))
+    for name, found in owners.items():
+        first = found[0][1]
+        title = f"only for --format {' or '.join(owner for owner, _ in found)}"
+        if title not in groups:
+            groups[title] = export.add_argument_group(title)
+        choices = [choice for _, option in found for choice in option.choices or ()]
+        groups[title].add_argument(
+            first.option,
+            dest=name,
+            type=kinds[first.kind],
+            choices=tuple(dict.fromkeys(choices)) or None,
+            nargs=first.nargs,
+            metavar=first.metavar,
+            help=_joined_help(found),
+        )
+
+
+def _joined_help(found):
+    """Joins the help texts of an option that several formats have, pairs (format, option)."""
+    formats = {}
+    for owner, option in found:
+        formats.setdefault(option.help, []).append(owner)
+    if len(formats) == 1:
+        return found[0][1].help
+    return "; ".join(f"for {' and '.join(owners)}, {text}" for text, owners in formats.items())
 
 
 def _add_convert(commands):

@@ -55,6 +55,7 @@ CHANGES = {
     "skeletons_from_0": "skeletons whose keypoints are counted from 0",
     "bad_objects": "unreadable annotations left out",
 }
+TYPE_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # COCO's types of geometry, in messages
 _GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")  # of Open Images and of converters; the last one wins
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kerasdet.errors import require_extra
-from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.cases import Source, cases_of_type
 from kerasdet.evaluation.engines import Accumulated, mean_of_known
 from kerasdet.evaluation.metrics import CocoMetrics
 

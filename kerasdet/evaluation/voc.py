@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.cases import Source, cases_of_type
 from kerasdet.evaluation.metrics import CocoMetrics
 
 IOU = 0.5

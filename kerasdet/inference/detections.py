@@ -12,7 +12,7 @@ from kerasdet import ops, visualize
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.inference import interop
-from kerasdet.inference.preprocessing import ImageLike, open_image
+from kerasdet.inference.images import ImageLike, open_image
 
 if TYPE_CHECKING:
     import supervision

@@ -8,15 +8,9 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.images import ImageLike, open_image, split_images
 from kerasdet.inference.padded import BranchOutput
-from kerasdet.inference.preprocessing import (
-    ImageLike,
-    KeepSize,
-    Preprocessing,
-    check_resize,
-    open_image,
-    split_images,
-)
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing, check_resize
 
 
 class Predictor:

@@ -357,9 +357,8 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
         The variables, in the order of the layers.
     """
     norms = [layer for layer in flatten_layers(model) if hasattr(layer, "moving_mean") and layer.trainable]
-    norms = [
-        norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")
-    ]  # kerasdet's batch norms have a `mode`
+    # kerasdet's batch norms have a `mode`
+    norms = [norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")]
     return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
 
 

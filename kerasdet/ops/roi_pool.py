@@ -111,9 +111,8 @@ def multilevel_roi_pool(
         tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon
     )
     own = tf.reshape(own, tf.shape(boxes)[:2])[..., None]  # (B, P, 1)
-    parts = [
-        tf.where(own == number, boxes, _OUTSIDE) for number in numbers
-    ]  # a box outside the map pools to 0, so the sum over levels selects one
+    # A box outside the map pools to 0, so the sum over levels selects one
+    parts = [tf.where(own == number, boxes, _OUTSIDE) for number in numbers]
     pooled = [
         roi_pool(features, part, output_size=output_size, spatial_scale=2.0**-number)
         for number, features, part in zip(numbers, pyramid.values(), parts, strict=True)

@@ -29,7 +29,7 @@ def advise(
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        words: "boxes" or "masks", the type of detections that was analysed.
+        words: Name of the type of detections that was analysed, such as "boxes".
         result: Comparison with another run. None: no other run.
         scales: Factor by which the model resizes each image, (I,). None: unknown.
 

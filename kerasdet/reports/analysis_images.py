@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 from kerasdet import visualize
 from kerasdet.analysis import Analysis, Comparison
 from kerasdet.analysis.tide import ERRORS, IGNORED, MISSED, RIGHT
-from kerasdet.evaluation.coco import Cases
+from kerasdet.evaluation.cases import Cases
 from kerasdet.reports import page, pictures
 from kerasdet.reports.page import Section, count
 

@@ -59,7 +59,7 @@ def numbers(analysis: Analysis, words: str) -> Section:
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        words: "boxes" or "masks", the type of detections that was analysed.
+        words: Name of the type of detections that was analysed, such as "boxes".
 
     Returns:
         The section of the page.

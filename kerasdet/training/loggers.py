@@ -262,9 +262,8 @@ class WandbLogger(RunLogger):
             resume="allow",
             config=self._settings(),
         )
-        self._run.define_metric(
-            "*", step_metric="step"
-        )  # a resumed run may repeat steps; wandb's own step counter does not accept these
+        # A resumed run may repeat steps; wandb's own step counter does not accept these
+        self._run.define_metric("*", step_metric="step")
         return self._run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ import kerasdet
 from kerasdet import cli
 from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.checkpoints.state_dict import StateDict
+from kerasdet.keras_compat import flatten_layers
 from kerasdet.layers.norm import BatchNorm
 
 TORCHVISION, TORCHVISION_SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
@@ -208,7 +209,7 @@ def test_num_classes_below_one_raises(state, num_classes):
 def test_norm_epsilon_replaces_the_published_one(state, argument, expected):
     """The published files of torchvision's v1 detectors have an epsilon of 0."""
     backbone = to_model(state, TORCHVISION_SOURCE, norm_epsilon=argument).backbone
-    assert {norm.epsilon for norm in backbone._flatten_layers() if isinstance(norm, BatchNorm)} == {expected}
+    assert {norm.epsilon for norm in flatten_layers(backbone) if isinstance(norm, BatchNorm)} == {expected}
 
 
 # Command line

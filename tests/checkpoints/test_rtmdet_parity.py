@@ -11,7 +11,7 @@ from pycocotools.mask import encode
 from kerasdet import losses, ops, training
 from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.checkpoints.build import named_variables
-from kerasdet.checkpoints.convert import _source_name
+from kerasdet.checkpoints.convert import name_in_source
 from kerasdet.checkpoints.names import untied_name
 from kerasdet.geometry import masks, rle
 from kerasdet.geometry.boxes import centers
@@ -206,7 +206,7 @@ def test_sizes_of_resized_masks(case):
         found = rescale(found, resized[None], original[None], case.model.branch_outputs)
         extents = found["mask_boxes"][0, 0, 2:]
         others = tf.cast(original[::-1], tf.float64)
-        lengths = masks._mmdet_pixels(tf.constant(640.0, tf.float64), extents, others)
+        lengths = masks.mmdet_pixels(tf.constant(640.0, tf.float64), extents, others)
         np.testing.assert_array_equal(lengths, canvas)
         np.testing.assert_array_equal(np.minimum(lengths, original), expected)
 
@@ -359,7 +359,7 @@ def gradients(case, prefixes, training):
     batch = ground_truth_batch(case, prefixes)
     spec = SOURCES[case.name.replace("_", "/", 1)]
     trainable = {
-        _source_name(name, spec): variable
+        name_in_source(name, spec): variable
         for name, variable in named_variables(case.model, "rtmdet").items()
         if variable.trainable
     }
@@ -407,7 +407,7 @@ def untied(name, case):
 def moving_statistics(case):
     spec = SOURCES[case.name.replace("_", "/", 1)]
     variables = named_variables(case.model, "rtmdet").items()
-    return {_source_name(name, spec): variable for name, variable in variables if "/moving_" in name}
+    return {name_in_source(name, spec): variable for name, variable in variables if "/moving_" in name}
 
 
 @pytest.mark.slow
@@ -416,7 +416,7 @@ def test_training_steps_and_their_moving_average(case):
     """Four steps of AdamW with statistics of the batch; weights and moving statistics are averaged."""
     model, batch = case.model, ground_truth_batch(case, ["gt", "gt2"])
     spec = SOURCES[case.name.replace("_", "/", 1)]
-    named = {_source_name(name, spec): variable for name, variable in named_variables(model, "rtmdet").items()}
+    named = {name_in_source(name, spec): variable for name, variable in named_variables(model, "rtmdet").items()}
     names = [name.removeprefix("steps_ema_") for name in case.border if name.startswith("steps_ema_")]
     before = [np.array(variable) for variable in model.variables]
     options = {"weight_decay": 0.05, "epsilon": 1e-8, "decay_norms_and_biases": False}

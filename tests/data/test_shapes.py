@@ -207,7 +207,7 @@ def test_failed_write_leaves_no_files(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(shapes, "_scene", fail)
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         shapes.write(tmp_path / "set", num_images=2)
     assert not list(tmp_path.iterdir())

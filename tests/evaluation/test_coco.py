@@ -18,7 +18,8 @@ from pycocotools.cocoeval import COCOeval
 
 from kerasdet.errors import UserError
 from kerasdet.evaluation import coco
-from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_all, evaluate_coco
+from kerasdet.evaluation.ground_truth import read_ground_truth
 from kerasdet.evaluation.metrics import SUMMARY, CocoMetrics
 
 FAKES = {"bbox": "fakebbox100", "segm": "fakesegm100"}

@@ -10,7 +10,7 @@ from reports.pages import Reader, watched_tab
 from kerasdet import cli
 from kerasdet.analysis import analyze_cases, compare
 from kerasdet.data import shapes
-from kerasdet.evaluation.coco import read_cases
+from kerasdet.evaluation.cases import read_cases
 from kerasdet.reports.analysis_advice import advise
 
 PLANTED = {"classification": 1, "localisation": 1, "duplicate": 1, "background": 1, "missed": 1}
