@@ -221,6 +221,16 @@ def test_convolutions_of_many_channels_equal_tensorflow():
     np.testing.assert_allclose(found, function(image)["y"], rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("size", [(12, 14), (9, 5), (3, 20)])
+def test_nearest_pixels_equal_tensorflow(size):
+    """The necks of users resize in this way."""
+    image = np.random.default_rng(0).normal(size=[1, 6, 7, 3]).astype(np.float32)
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32, "image")
+    model = convert(lambda x: {"y": tf.image.resize(tf.nn.relu(x), size, "nearest")}, spec, "float32")
+    [found] = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": image})
+    np.testing.assert_array_equal(found, tf.image.resize(tf.nn.relu(image), size, "nearest"))
+
+
 def test_unknown_operation_raises():
     def function(image):
         return {"y": tf.math.lgamma(image)}
