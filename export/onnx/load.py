@@ -258,5 +258,5 @@ def _session(path, num_threads, optimize=True):
     try:
         return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
     except Exception as error:  # onnxruntime raises classes of its own that share no base
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{path} cannot be loaded by onnxruntime: {reason}. Export the model again.") from None
