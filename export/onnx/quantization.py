@@ -6,9 +6,11 @@ models with a second stage only the neck is quantised: rounding in the backbone 
 selects.
 """
 
+import contextlib
+import logging
 import re
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +53,7 @@ def quantize(model: "onnx.ModelProto", inputs: Iterable[np.ndarray], layers: Col
 
     scope = re.compile(rf"(^|/)({'|'.join(map(re.escape, layers))})(_\d+)*/")  # TensorFlow numbers its name scopes
     kept = [node.name for node in model.graph.node if not scope.search(node.name)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _silent_root_logger():
         source, target = (Path(folder) / name for name in ("float32.onnx", "int8.onnx"))
         onnx.save(model, source)
         ort.quantize_static(
@@ -65,3 +67,17 @@ def quantize(model: "onnx.ModelProto", inputs: Iterable[np.ndarray], layers: Col
             weight_type=ort.QuantType.QInt8,
         )
         return onnx.load(target)
+
+
+@contextlib.contextmanager
+def _silent_root_logger() -> Iterator[None]:
+    """Hides onnxruntime's advice about the caller's model, and its handler, which would repeat all later warnings."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
