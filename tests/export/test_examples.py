@@ -89,10 +89,11 @@ def test_python_example_fits_images_into_the_input_like_the_predictor(onnx_file,
     "rule",
     [
         {"shortest": 320, "longest": 500},
+        {"shortest": 320, "longest": 500, "rounding": "torchvision"},
         {"shortest": 300, "longest": 310, "rounding": "mmdetection", "letterbox_value": 114},
         {"shortest": 300, "longest": 300, "rounding": "square"},
     ],
-    ids=["plain", "letterbox", "stretch"],
+    ids=["detectron2", "torchvision", "letterbox", "stretch"],
 )
 def test_python_example_sizes_its_input_like_the_predictor(monkeypatch, rule, size):
     monkeypatch.syspath_prepend(ONNX)

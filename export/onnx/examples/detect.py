@@ -30,7 +30,8 @@ def sizes(rule: dict, picture: tuple[int, int], shape: list) -> tuple[tuple[int,
         scale = min(width / picture[0], height / picture[1])
     else:
         scale = min(rule["shortest"] / min(picture), rule["longest"] / max(picture))
-    size = tuple(max(round(side * scale), 1) for side in picture)
+    offset = 1e-9 if rule["rounding"] == "torchvision" else 0.5  # torchvision rounds down
+    size = tuple(max(int(side * scale + offset), 1) for side in picture)
     if fixed:
         return size, (width, height)
     if rule["letterbox_value"] is None:
