@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A unit may import itself and the units on the lines above its own.
 LAYERS = (
     ("errors", "keras_compat"),
-    ("paths", "files", "arguments", "config_checks"),
+    ("paths", "files", "arguments"),
     ("keras_utils",),
     ("geometry",),
     ("losses", "ops"),

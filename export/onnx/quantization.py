@@ -2,9 +2,9 @@
 
 Weights are int8 with a scale for each output channel, and use only 7 bits: processors without VNNI instructions add
 pairs of products of 8 bits in 16 bits, where full weights would overflow. Activations are uint8, with ranges that are
-measured on the calibration images. Only backbone and neck are quantised, because rounding in the heads changes scores and boxes. In
-models with a second stage only the neck is quantised: rounding in the backbone would change which proposals NMS
-selects.
+measured on the calibration images. Only backbone and neck are quantised, because rounding in the heads changes scores
+and boxes. In models with a second stage only the neck is quantised: rounding in the backbone would change which
+proposals NMS selects.
 """
 
 import contextlib

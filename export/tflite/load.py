@@ -35,8 +35,8 @@ class TFLitePredictor(Predictor):
 
     Attributes:
         path: Path of the file.
-        metadata: The contents of the ``kerasdet.json`` in the file, as `kerasdet.export.metadata.model_metadata` makes
-            it.
+        metadata: Description of the model, a dict that `kerasdet.export.metadata.model_metadata` made. The file stores
+            it as ``kerasdet.json``.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -89,7 +89,7 @@ class TFLitePredictor(Predictor):
         return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
-        """Letterboxes an image to the input size of the TFLite file.
+        """Resizes and pads an image to the input size of the TFLite file.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -102,7 +102,7 @@ class TFLitePredictor(Predictor):
         return as_input(pixels.numpy(), self.metadata["input_type"])[None], size
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on the input (1, h, w, 3) and returns the outputs by name."""
+        """Runs the file on the input `pixels` (1, h, w, 3) and returns the outputs by name."""
         with self._lock:
             return {name: np.array(value) for name, value in self._run(image=pixels).items()}
 
@@ -113,7 +113,8 @@ class TFLitePredictor(Predictor):
             outputs: Output arrays by name.
 
         Returns:
-            Padded detections, a dict of `boxes` (1, D, 4) yxyx, `scores` ..., in pixels of the file's input.
+            Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (1, D, 4) yxyx in pixels of the file's
+            input, `scores` (1, D) and more.
         """
         if self._heads is not None:
             return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])
@@ -128,7 +129,7 @@ def read_metadata(path: Path) -> dict:
         path: Path of the TFLite file.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the file has no description.

@@ -29,12 +29,13 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
+# HTTP codes, and errors, after which another try may succeed
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (
     TimeoutError,
     ConnectionResetError,
     http.client.IncompleteRead,
-)  # HTTP codes after which another try may succeed
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,7 @@ def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> Non
     except UserError:
         if not resumed:
             raise
-        log.warning(
-            "%s was completed from an earlier download, but has another hash: the download starts again.", path.name
-        )
+        log.warning("%s, completed from an earlier download, has the wrong hash: the download starts again.", path.name)
         _complete(url, partial)
         check(partial, digest, shown(url))
     with _storing(path):
@@ -109,9 +108,9 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         size = path.stat().st_size
         path.unlink()
         raise UserError(
-            f"{origin} has {size:,} bytes with the {algorithm.upper()} {found[: max(12, len(expected))]}..., "
-            f"expected {expected}...: the file was damaged or is another file, and was removed. Try again, or use "
-            "another mirror (KERASDET_MIRROR)."
+            f"{origin} has the wrong hash: the {algorithm.upper()} of its {size:,} bytes begins with "
+            f"{found[: max(12, len(expected))]}; expected {expected}. The file was damaged or is another file, and was "
+            "removed. Try again, or use another mirror (KERASDET_MIRROR)."
         )
 
 
@@ -155,9 +154,8 @@ def _complete(url, partial):
         except urllib.error.HTTPError as error:
             error.close()
             reason = f"answers {error.code} ({str(error.reason).splitlines()[0]})"
-            if (
-                error.code == 416 and before
-            ):  # the file on the server is not longer than the partial file, or has changed
+            if error.code == 416 and before:
+                # The file on the server is not longer than the partial file, or has changed
                 partial.unlink()
                 reason = "has no more bytes than the earlier download"
             elif error.code not in _BUSY:
@@ -169,9 +167,10 @@ def _complete(url, partial):
                 raise UserError(f"{shown(url)} {reason}. {_advice(None)}") from None
         failed = 1 if _size(partial) >= before + _ENOUGH else failed + 1
         if failed > len(WAITS):
-            kept = " The next attempt resumes there." if _size(partial) else ""
+            kept = " The next call continues with the missing bytes." if _size(partial) else ""
             raise UserError(
-                f"{shown(url)} {reason} in {failed} tries, after {_size(partial):,} bytes.{kept} {_advice(None)}"
+                f"{shown(url)} {reason}; {failed} tries failed, and {_size(partial):,} bytes are on the disk.{kept} "
+                f"{_advice(None)}"
             )
         log.info("%s %s: trying again in %g s.", shown(url), reason, WAITS[failed - 1])
         time.sleep(WAITS[failed - 1])
@@ -222,9 +221,8 @@ def _request(url):
     )
     if at:
         credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header(
-            "Authorization", f"Basic {credentials}"
-        )  # the password must not be sent to another host
+        # The password must not be sent to another host
+        request.add_unredirected_header("Authorization", f"Basic {credentials}")
     return request
 
 
@@ -306,7 +304,8 @@ def _advice(code):
         )
     if code in (404, 410):
         return (
-            "The mirror does not have the file: add the file, or unset KERASDET_MIRROR to download from the publisher."
+            "The server does not have the file: add it to the mirror, unset KERASDET_MIRROR to download from the "
+            "publisher, or convert your own copy with `kerasdet convert`."
         )
     return (
         "Connect to the internet once, set KERASDET_MIRROR to a server or folder that has the file, or convert your "

@@ -304,9 +304,9 @@ def _compare(model, options):
     different = [name for name, _, same in report if not same]
     if different:
         raise VerificationError(
-            f"The model converted from {options.file} has another {different[0]} than {options.reference_outputs}, "
-            "so no file was written. Check --source, --norm-epsilon and whether both files come from the same "
-            f"checkpoint."
+            f"The output {different[0]} of the model converted from {options.file} differs from that in "
+            f"{options.reference_outputs}, so no file was written. Check --source, --norm-epsilon and whether both "
+            "files come from the same checkpoint."
         )
 
 

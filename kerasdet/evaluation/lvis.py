@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from kerasdet.errors import UserError
-from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.cases import Source, cases_of_type
 from kerasdet.evaluation.engines import check_engine
 from kerasdet.evaluation.metrics import CocoMetrics
 

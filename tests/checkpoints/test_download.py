@@ -117,7 +117,7 @@ def test_stalled_connection_is_resumed(server, path, monkeypatch):
 def test_endless_cuts_end_with_a_message_and_a_later_call_goes_on(server, path):
     server.cuts = [1000] * 4
     text = message(server, path)
-    assert "failed (4,000 of 3,000,000 bytes received) in 4 tries, after 4,000 bytes" in text
+    assert "failed (4,000 of 3,000,000 bytes received); 4 tries failed, and 4,000 bytes are on the disk." in text
     fetch(server, path)
     assert_complete(path)
     assert server.ranges_asked()[-1] == "bytes=4000-"
@@ -226,13 +226,13 @@ def test_user_and_password_are_sent_to_their_host_only(server, path):
 
 def test_wrong_hash_names_both_and_leaves_nothing(server, path):
     text = message(server, path, ("sha256", "0badc0de"))
-    assert f"has 3,000,000 bytes with the SHA256 {SHA[1]}" in text and "expected 0badc0de..." in text
+    assert f"the SHA256 of its 3,000,000 bytes begins with {SHA[1]}" in text and "expected 0badc0de." in text
     assert not path.with_name("a.pth.partial").exists()
 
 
 def test_missing_file_raises_at_once(server, path):
     server.files.clear()
-    assert "answers 404 (Not Found). The mirror does not have the file: add the file" in message(server, path)
+    assert "answers 404 (Not Found). The server does not have the file: add it to" in message(server, path)
     assert len(server.requests) == 1
 
 
@@ -244,13 +244,16 @@ def test_busy_server_is_asked_again(server, path):
 
 def test_server_that_stays_busy_raises(server, path):
     server.statuses = [503] * 4
-    assert "answers 503 (Service Unavailable) in 4 tries, after 0 bytes. Connect" in message(server, path)
+    assert "answers 503 (Service Unavailable); 4 tries failed, and 0 bytes are on the disk. Connect" in message(
+        server, path
+    )
 
 
 def test_silent_server_raises(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     server.stalls = [0] * 4
-    assert "cannot be reached (no data received for 0.1 s) in 4 tries, after 0 bytes." in message(server, path)
+    text = message(server, path)
+    assert "cannot be reached (no data received for 0.1 s); 4 tries failed, and 0 bytes are on the disk." in text
 
 
 def test_unreachable_server_raises_at_once(path):

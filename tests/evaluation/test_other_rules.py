@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from kerasdet import cli
 from kerasdet.errors import UserError
 from kerasdet.evaluation import evaluate_boundary, evaluate_lvis, evaluate_open_images, evaluate_rules, evaluate_voc
-from kerasdet.evaluation.coco import cases_of_type
+from kerasdet.evaluation.cases import cases_of_type
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])

@@ -12,7 +12,11 @@ from PIL import Image, ImageOps
 
 
 def filling(rule: dict) -> tuple[int, ...]:
-    """Returns the colour with which the input is filled outside of the image."""
+    """Returns the colour (red, green, blue) of the padding around an image.
+
+    Args:
+        rule: The entry ``preprocessing`` of the description in the file.
+    """
     if rule["letterbox_value"] is not None:
         return (round(rule["letterbox_value"]),) * 3
     mean = map(round, rule["mean"])
@@ -20,7 +24,16 @@ def filling(rule: dict) -> tuple[int, ...]:
 
 
 def sizes(rule: dict, picture: tuple[int, int], shape: list) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the size (width, height) of the resized picture, and the size of the input that holds it top left."""
+    """Computes the size of the resized picture, and the size of the input that holds it top left.
+
+    Args:
+        rule: The entry ``preprocessing`` of the description in the file.
+        picture: Width and height of the picture in pixels.
+        shape: Shape (B, H, W, 3) of the file's input.
+
+    Returns:
+        Both sizes, (width, height) in pixels.
+    """
     _, height, width, _ = shape  # numbers if the file has a fixed size, else names
     fixed = isinstance(height, int)
     if rule["rounding"] == "square":  # SSD stretches its images

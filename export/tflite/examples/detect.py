@@ -14,7 +14,11 @@ from PIL import Image, ImageOps
 
 
 def filling(rule: dict) -> tuple[int, ...]:
-    """Returns the colour with which the input is filled outside of the image."""
+    """Returns the colour (red, green, blue) of the padding around an image.
+
+    Args:
+        rule: The entry ``preprocessing`` of the description in the file.
+    """
     if rule["letterbox_value"] is not None:
         return (round(rule["letterbox_value"]),) * 3
     mean = map(round, rule["mean"])
