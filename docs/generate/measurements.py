@@ -62,6 +62,21 @@ def runtimes() -> str:
     return "\n\n".join(parts) or "No run of `benchmarks/runtimes.py` is stored."
 
 
+def latency() -> str:
+    """Returns a table of the median latency of exports, with a column for each model and input size."""
+    columns = {}
+    for path in (RESULTS / "rtmdet.json", *sorted(RESULTS.glob("runtimes_*.json"))):
+        found = json.loads(path.read_text())
+        for row in found["rows"]:
+            if row.get("mebibytes", 1) is None:  # another model, which has no file
+                continue
+            column = columns.setdefault(f"{found['model']}, {row.get('size', found.get('size'))}", {})
+            column[row.get("side", row.get("runtime"))] = f"{row['median_ms']:.0f}"
+    sides = dict.fromkeys(side for column in columns.values() for side in column)
+    rows = [f"| {side} | {' | '.join(column.get(side, '') for column in columns.values())} |" for side in sides]
+    return "\n".join([f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows])
+
+
 def _table(contents):
     """Returns facts as a list, and the rows of the first list of records as a table."""
     rows = contents if isinstance(contents, list) else next(filter(_is_rows, contents.values()), [])

@@ -205,7 +205,9 @@ def published_file(weights: Weights) -> Path:
 
 
 def converted_folder(weights: Weights) -> Path:
-    """Returns the folder of a converted model, which changes with the table of the source and the published file.
+    """Returns the folder of a converted model.
+
+    A change of the description of the source model, or another published file, leads to another folder.
 
     Args:
         weights: Value of `kerasdet.checkpoints.zoo.ZOO`.

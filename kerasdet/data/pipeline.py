@@ -65,7 +65,7 @@ def training_batches(
         >>> dataset = CocoDataset("mine/train.json")
         >>> transforms = [ResizeShortestEdge((640, 800), 1333), RandomFlip()]
         >>> batches = training_batches(dataset, batch_size=2, transforms=transforms)
-        >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
+        >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12, shuffle=False)
 
     Args:
         dataset: A `CocoDataset`, a `VocDataset` or another object with `records`.
