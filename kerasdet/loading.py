@@ -280,6 +280,8 @@ def _check_keras_file(file):
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
             "and pass the folder that this command writes."
         )
+    if format_of(file.parent) is not None:
+        raise UserError(f"{file} is a part of an export: pass its folder, {file.parent}.")
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")
@@ -293,7 +295,8 @@ def _model_file(path):
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
     if not found:
-        inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
+        suffixes = (".keras", *_CHECKPOINT_SUFFIXES)
+        inside = [file for file in path.iterdir() if file.suffix.lower() in suffixes or format_of(file) is not None]
         hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
             f"The folder {path} contains no model: pass the OUT_DIR of a training run, a .keras file or an "

@@ -230,7 +230,8 @@ def _export(options):
         raise UserError(f"{options_of_all[wrong[0]]} has no effect with --format {form.name}: remove the option.")
     if options.serving and form.new_version is None:
         raise UserError(
-            f"--serving has no effect with --format {form.name}, which no server can load: remove --serving."
+            f"--serving has no effect with --format {form.name}, which has no folder layout of a model server: remove "
+            "--serving, or use format saved_model or openvino."
         )
     for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
         if name in given and not options.eval:
