@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from export_models import MODELS, SLOW, verify_alone
+from export_models import EXPORTED, SLOW, verify_alone
 
 import kerasdet
 from kerasdet.errors import UserError
@@ -21,10 +21,10 @@ PARTS_OF_ANOTHER = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 CELLS = [
     (name, precision)
     for precision in ("float32", "float16", "int8")
-    for name in MODELS
+    for name in EXPORTED
     if (name != "rtmdet" or precision == "int8") and (name not in PARTS_OF_ANOTHER or precision == "float32")
 ]
-QUICK = [(name, "float32") for name in MODELS if name not in SLOW]
+QUICK = [(name, "float32") for name in EXPORTED if name not in (*SLOW, "ssd")]  # test_ssd.py has ssd's
 
 
 @pytest.mark.parametrize(
