@@ -34,8 +34,6 @@ def test_float32_export_equals_the_model_without_kerasdet(models, saved_model):
     [
         ("retinanet", "float16"),
         ("fcos", "bfloat16"),
-        ("ssd", "bfloat16"),
-        ("ssd", "float16"),
         ("rtmdet_ins", "float16"),
         ("mask_keypoint_rcnn", "float16"),
         ("mask_keypoint_rcnn", "bfloat16"),

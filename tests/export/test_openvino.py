@@ -40,9 +40,11 @@ def test_ir_equals_the_model(models, openvino_folder, name, precision):
         assert report.moved_keypoints == 0
     elif precision == "float16":
         assert report.one_sided <= 0.1 * report.detections
-        assert 1e-4 < report.max_box_error < 0.5
+        assert (
+            (name != "ssd") * 1e-4 <= report.max_box_error < 0.5
+        )  # ssd's coder divides deltas by 5 and 10, and so their rounding
     else:
-        assert 0.1 < report.max_box_error < 20
+        assert (name != "ssd") * 0.1 <= report.max_box_error < 20
 
 
 @pytest.mark.parametrize("kind", ["nms", "raw"])
