@@ -66,9 +66,8 @@ def test_file_equals_the_model(models, tflite_file, name, kind, precision):
         assert report.moved_keypoints == 0
     elif precision == "float16":
         assert report.one_sided <= 0.1 * report.detections
-        assert (
-            (name != "ssd") * 1e-3 <= report.max_box_error < 0.5
-        )  # ssd's coder divides deltas by 5 and 10, and so their rounding
+        # ssd's coder divides deltas by 5 and 10, and so their rounding
+        assert (name != "ssd") * 1e-3 <= report.max_box_error < 0.5
         assert report.max_score_error < 5e-3
     else:
         assert (name != "ssd") * 0.1 <= report.max_box_error < 20
