@@ -23,6 +23,8 @@ import tensorflow as tf
 from kerasdet import data, evaluation, layers, loading, losses, models, training
 from kerasdet.config_checks import (
     check_called,
+    check_circles,
+    check_includes,
     check_order,
     check_text,
     check_type,
@@ -204,11 +206,12 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     # user would hide that of kerasdet
     gin.config._LOCATION_PREFIXES[:] = [str(path.parent), str(GIN_CONFIGS), ""]
     override = None
+    check_includes(path, _find_included, _read_text)
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             _check_own_macros(text)
-            check_order(text, _read_included, path)
+            check_order(text, lambda name: _read_text(_find_included(name)), path)
         names = [override.partition("=")[0].strip() for override in overrides]
         if "DATA" in names and "DATA" not in _used_macros():
             _replace_data()
@@ -218,7 +221,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         raise UserError(f"{path}: {error.args[0]}: is a bracket not closed?") from None
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
-        raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: {_reason(error)}") from None
     if "DATA" in _used_macros() and _is_set("DATA"):
         _follow_data(is_new="DATA" in names and "NUM_CLASSES" not in names)
     for name, value in (defaults or {}).items():
@@ -226,14 +229,30 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
             gin.bind_parameter(f"%{name}", value)
     _check_macros(path)
     _check_types(path, overrides)
+    check_circles(_references(), path)
     is_own = parsed.includes and GIN_CONFIGS not in path.parents
     _warn_of_unused(overrides, targets(text) if is_own else [], path)
 
 
-def _read_included(name):
-    """Reads an included file from the first folder of gin's search path that contains it."""
-    places = [os.path.join(prefix, name) for prefix in gin.config._LOCATION_PREFIXES]
-    return _read_text(next(_included(place) for place in places if os.path.isfile(_included(place))))
+def _find_included(name):
+    """Returns the path of an included file in the first folder of gin's search path that contains it, or None."""
+    places = [_included(os.path.join(prefix, name)) for prefix in gin.config._LOCATION_PREFIXES]
+    return next((place for place in places if os.path.isfile(place)), None)
+
+
+def _reason(error):
+    """Describes an error of gin in a sentence."""
+    if isinstance(error, ImportError):
+        reason, _, place = str(error).partition("\n  In file ")
+        return _import_failure(place.rpartition("\n")[2].strip(), reason)
+    return _unknown_argument(error) or " ".join(str(error).split())
+
+
+def _import_failure(statement, reason):
+    return (
+        f"{statement!r} fails ({reason}): expected a module that Python can import. Correct its name, or put the "
+        "folder that contains it on PYTHONPATH."
+    )
 
 
 def _replace_data():
@@ -306,11 +325,12 @@ def import_modules(config: str | Path) -> None:
     Raises:
         UserError: If a module cannot be imported.
     """
-    for name in re.findall(r"^import ([\w.]+)", _read_text(expand(config)), re.MULTILINE):
+    statements = r"^(?:from ([\w.]+) )?import ([\w.]+)"  # gin's `from a import b` imports the module a.b
+    for found in re.finditer(statements, _read_text(expand(config)), re.MULTILINE):
         try:
-            importlib.import_module(name)
+            importlib.import_module(".".join(filter(None, found.groups())))
         except ImportError as error:
-            raise UserError(f"{config} imports {name}: {error}. Put the folder of this module on PYTHONPATH.") from None
+            raise UserError(f"{config}: {_import_failure(found[0], error)}") from None
 
 
 def eval_data() -> data.CocoDataset:

@@ -124,6 +124,57 @@ def check_text(text: str, path: Path) -> None:
             raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value behind the =.")
 
 
+def check_includes(path: Path, find: Callable[[str], str | None], read: Callable[[str], str]) -> None:
+    """Checks that all files that a gin file includes exist, and that no file includes itself.
+
+    Args:
+        path: Path of the gin file.
+        find: Function that takes the name of an included file and returns its path, or None if there is no such file.
+        read: Function that takes a path and returns the contents of the file.
+
+    Raises:
+        UserError: If an included file does not exist, or a file includes itself, also through other files.
+    """
+
+    def follow(file, outer):
+        for number, line in enumerate(read(file).splitlines(), 1):
+            name = _include(line)
+            inner = find(name) if name else None
+            if name and inner is None:
+                raise UserError(
+                    f"{path}: line {number} of {file} includes {name}, but there is no such file: expected a file "
+                    f"beside {path.name}, or one of kerasdet such as finetune.gin. Correct the name."
+                )
+            if name and os.path.realpath(inner) in outer:
+                raise UserError(
+                    f"{path}: line {number} of {file} includes {name}, which includes this file again: expected "
+                    "includes without a circle. Delete the line."
+                )
+            if name:
+                follow(inner, {*outer, os.path.realpath(inner)})
+
+    follow(path, {os.path.realpath(path)})
+
+
+def check_circles(references: Mapping[Part, Collection[Part]], path: Path) -> None:
+    """Checks that the value of no macro depends on the macro itself.
+
+    Args:
+        references: Maps each part to the parts to which its bindings refer, as for `used_parts`.
+        path: Path of the gin file, for the error message.
+
+    Raises:
+        UserError: If a macro depends on itself.
+    """
+    for (_, name), inner in references.items():
+        used = {other for _, other in used_parts(references, [other for _, other in inner])}
+        if name.startswith("%") and name in used:
+            raise UserError(
+                f"{path}: the value of {name[1:]} depends on {name[1:]} itself: expected a value. Write a value behind "
+                f"the = of {name[1:]}."
+            )
+
+
 def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
     """Checks that no later `include` overwrites a binding of a gin file.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 
 from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.checkpoints.read import looks_like_checkpoint
 from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
@@ -23,6 +24,7 @@ _OTHER_FILES = {
     (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Pass the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
+    (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ".",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }
@@ -273,9 +275,11 @@ def _check_keras_file(file):
             names = archive.namelist()
     if "config.json" in names:
         return
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty (0 bytes): expected {_MODEL}. Copy or save it again.")
     is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
     suffix = file.suffix.lower()
-    if is_torch or suffix in _CHECKPOINT_SUFFIXES:
+    if is_torch or (suffix in _CHECKPOINT_SUFFIXES and looks_like_checkpoint(file)):
         raise UserError(
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
             "and pass the folder that this command writes."
@@ -283,6 +287,11 @@ def _check_keras_file(file):
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")
+    if suffix in _CHECKPOINT_SUFFIXES:
+        raise UserError(
+            f"{file} is neither a .keras file nor a checkpoint that `kerasdet convert` reads, whatever its suffix: "
+            f"expected {_MODEL}. Download or save it again."
+        )
     raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
 
 

@@ -77,12 +77,25 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     path = expand(path, name)
     if path.is_dir():
         raise IsADirectoryError(f"{name}: {path} is a folder: expected a file. Add the name of a file in it.")
-    if path.exists() and not path.is_file():
-        return path  # a device, such as /dev/stdout
+    if is_device(path):
+        return path
     make_folder(path.parent, name)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
     return path
+
+
+def is_device(path: Path) -> bool:
+    """Tells whether a path is a device, a pipe or an open file, such as /dev/stdout, which no new file may replace.
+
+    Args:
+        path: Path of a file, which need not exist.
+
+    Returns:
+        True if the path must be written to directly.
+    """
+    folder = str(path.parent.resolve())
+    return folder == "/dev" or folder.startswith("/proc/") or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
 def prepare_files(

@@ -463,7 +463,9 @@ def test_invalid_override_raises_one_line(override):
 
 
 WRONG_FILES = {
-    "include 'base/nothing.gin'\n": "Unable to open file: base/nothing.gin",
+    "include 'base/nothing.gin'\n": "line 1 of .*own.gin includes base/nothing.gin, but there is no such file",
+    "include 'own.gin'\n": "line 1 of .*own.gin includes own.gin, which includes this file again",
+    f"include '{SHAPES}.gin'\nSTEPS = %BATCH_SIZE\nBATCH_SIZE = %STEPS\n": "the value of STEPS depends on STEPS itself",
     f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
     f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
     f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
@@ -473,7 +475,8 @@ WRONG_FILES = {
     '{"images": []}': "own.gin: the file is JSON, not a gin configuration",
     f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "is a bracket not closed",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
-    "import no_such_module\n": "No module named 'no_such_module'",
+    "import no_such.module\n": r"'import no_such.module' fails \(No module named 'no_such'\): expected a module",
+    "from os import nothing\n": "'from os import nothing' fails .* PYTHONPATH",
     "train.steps = 3\n": "PRECISION is used but never set",
 }
 

@@ -11,8 +11,9 @@ from kerasdet.errors import UserError
 from kerasdet.export.saved_model.write import export_saved_model
 from kerasdet.export.tflite.load import TFLitePredictor
 from kerasdet.export.tflite.write import export_tflite
+from kerasdet.inference import VideoReader
 from kerasdet.inference.preprocessing import open_image
-from kerasdet.paths import expand, make_folder, prepare_file
+from kerasdet.paths import expand, is_device, make_folder, prepare_file
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ TAKES_A_PATH = {
     "CocoDataset": CocoDataset,
     "CocoDataset.images": lambda path: CocoDataset(tiny_annotations(), path),
     "detect": open_image,
+    "VideoReader": VideoReader,
     "TFLitePredictor": TFLitePredictor,
     "export_saved_model": lambda path: export_saved_model(None, "~/full"),
     "export_tflite": lambda path: export_tflite(None, "~/full/there.tflite"),
@@ -93,8 +95,10 @@ def test_file_to_write_gets_its_folders(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["numbers.json"]
 
 
-def test_device_may_be_written():
+def test_device_may_be_written(tmp_path):
     assert prepare_file("/dev/null", "--json") == Path("/dev/null")
+    assert is_device(Path("/dev/stdout")) and is_device(Path("/proc/self/fd/1"))
+    assert not is_device(tmp_path) and not is_device(tmp_path / "new.json") and not is_device(Path("/dev/shm/new.json"))
 
 
 def test_file_that_cannot_be_written_raises(tmp_path):

@@ -35,6 +35,7 @@ from kerasdet.export.metadata import model_metadata
 from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
 from kerasdet.export.onnx.quantization import quantize
 from kerasdet.export.onnx.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
+from kerasdet.files import replacing
 from kerasdet.inference.preprocessing import Preprocessing, open_images
 from kerasdet.models import Detector
 from kerasdet.paths import prepare_file
@@ -91,7 +92,9 @@ def export_onnx(
         "input_type": input_type,
         "calibration_images": calibration_images,
     }
-    path.write_bytes(onnx_model(model, gin_config=gin_config, name="ONNX", **options).SerializeToString())
+    content = onnx_model(model, gin_config=gin_config, name="ONNX", **options).SerializeToString()
+    with replacing(path) as partial:
+        partial.write_bytes(content)
     return path
 
 

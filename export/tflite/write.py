@@ -25,6 +25,7 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import check_installed, lower_precision
 from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
+from kerasdet.files import replacing
 from kerasdet.inference.preprocessing import Preprocessing, open_images
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
@@ -101,7 +102,9 @@ def export_tflite(
     description = f"{name} of kerasdet, {precision}, postprocessing {postprocessing}"
     further = sorted(output.export_name for output in model.branch_outputs.values())
     order = tuple(dict.fromkeys((*post.OUTPUT_ORDER, *further)))
-    path.write_bytes(with_metadata(flatbuffer, name, description, order, files))
+    content = with_metadata(flatbuffer, name, description, order, files)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
     return path
 
 

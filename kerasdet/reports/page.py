@@ -16,6 +16,7 @@ from pathlib import Path
 
 import kerasdet
 from kerasdet.errors import UserError
+from kerasdet.files import replacing
 from kerasdet.reports.charts import Chart
 
 MAX_ROWS = 500  # maximum number of rows of a table
@@ -396,8 +397,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
     )
     assets = resources.files("kerasdet.reports") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    Path(out).write_text(
-        f"""<!doctype html>
+    content = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -424,9 +424,9 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
 {script}</script>
 </body>
 </html>
-""",
-        encoding="utf-8",
-    )
+"""
+    with replacing(Path(out)) as partial:
+        partial.write_text(content, encoding="utf-8")
 
 
 _numbers = itertools.count()

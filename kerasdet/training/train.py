@@ -176,7 +176,7 @@ def train(
             validator = Validator(model, validation, run_log, out_dir / "best.keras" if rank == 0 else None)
         if not _is_finished(out_dir, completed_steps, steps, validator, changes) and rank == 0 and config is not None:
             with replacing(out_dir / "config.gin") as partial:
-                partial.write_text(config)
+                partial.write_text(config, encoding="utf-8")
         validate_every = epoch * validation.every if validation is not None else steps
         run_callbacks = RunCallbacks(
             callbacks,

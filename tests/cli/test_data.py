@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import tiny
 from foreign_data import coco, picture, write_json, write_text
@@ -117,3 +119,13 @@ def test_eval_reads_any_format(yolo, tmp_path, capsys):
     assert "no split test" in capsys.readouterr().err
     assert kerasdet("eval", tmp_path / "model.keras", "--split", "val") == 2
     assert "--split was given without --data" in capsys.readouterr().err
+
+
+def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
+    data = coco(["a.jpg"])
+    data["categories"][0]["name"] = "猫"
+    picture(tmp_path / "images/a.jpg", 0)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert kerasdet("data", "check", write_json(tmp_path / "train.json", data)) == 0
+    assert b"\\u732b" in terminal.buffer.getvalue()
