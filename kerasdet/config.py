@@ -245,6 +245,11 @@ def _reason(error):
     if isinstance(error, ImportError):
         reason, _, place = str(error).partition("\n  In file ")
         return _import_failure(place.rpartition("\n")[2].strip(), reason)
+    if isinstance(error, SyntaxError) and error.text and error.lineno:
+        return (
+            f"line {error.lineno}, {error.text.strip()!r}, cannot be read ({error.msg}): expected NAME = value. "
+            "Correct the line."
+        )
     return _unknown_argument(error) or " ".join(str(error).split())
 
 
@@ -400,7 +405,9 @@ def macro(name: str) -> Any:
 
 def _unknown_argument(error):
     """Returns a sentence if gin's error is about an argument that does not exist, or None for other errors."""
-    found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
+    found = re.search(
+        r"Configurable '(?:\w+\.)*(\w+)' doesn't (?:include kwarg|have a parameter named) '(\w+)'", str(error)
+    )
     if found is None or found[1] not in ARGUMENTS:
         return None
     name, argument = found.groups()

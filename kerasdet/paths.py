@@ -30,6 +30,8 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
         text = os.fspath(path)
         if not text.strip():
             raise UserError(f"{name} is empty: expected the path of a file or folder. Pass a path such as runs/first.")
+        if "\0" in text:
+            raise UserError(f"{name} is {text!r}: expected a path without a null byte. Correct the path.")
         if re.match(r"[A-Za-z][\w+.-]+:/", text):  # otherwise gs://bucket/run would become a local folder `gs:`
             raise UserError(
                 f"{name} is {text}, a URL: expected the path of a local file or folder. Mount the remote "
@@ -56,7 +58,7 @@ def make_folder(folder: Path, name: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        reason = "it is a file or a broken link" if isinstance(error, FileExistsError) else error.strerror
         raise OSError(f"{name}: {folder} cannot be written: {reason}. Choose a writable folder.") from None
 
 
@@ -94,7 +96,7 @@ def is_device(path: Path) -> bool:
     Returns:
         True if the path must be written to directly.
     """
-    folder = str(path.parent.resolve())
+    folder = os.path.realpath(path.parent)
     return folder == "/dev" or folder.startswith("/proc/") or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
@@ -115,9 +117,9 @@ def prepare_files(
         OSError: If a file cannot be written.
     """
     files = {name: prepare_file(path, name) for name, path in outputs.items() if path is not None}
-    owners = {expand(path, name).resolve(): name for name, path in inputs.items() if path}
+    owners = {os.path.realpath(expand(path, name)): name for name, path in inputs.items() if path}
     for name, path in files.items():
-        if (owner := owners.setdefault(path.resolve(), name)) != name:
+        if (owner := owners.setdefault(os.path.realpath(path), name)) != name:
             raise UserError(f"{name} would overwrite {path}, the file of {owner}: choose another file for {name}.")
     return files
 

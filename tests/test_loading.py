@@ -95,7 +95,7 @@ def test_damaged_file_raises_and_is_named(tmp_path, file):
         (
             "a.pth",
             b"<!doctype html>",
-            r"a\.pth is neither a \.keras file nor a checkpoint that `kerasdet convert` reads",
+            r"a\.pth is neither a \.keras file nor a checkpoint that `kerasdet",
         ),
         ("a.pkl", b"\x80\x04}q\x00.", r"a\.pkl is a checkpoint of another framework.* `kerasdet convert`"),
         ("ckpt-1.index", b"\0\0", r"ckpt-1\.index is a part of a TensorFlow checkpoint"),

@@ -13,7 +13,7 @@ from kerasdet.export.tflite.load import TFLitePredictor
 from kerasdet.export.tflite.write import export_tflite
 from kerasdet.inference import VideoReader
 from kerasdet.inference.preprocessing import open_image
-from kerasdet.paths import expand, is_device, make_folder, prepare_file
+from kerasdet.paths import expand, is_device, make_folder, prepare_file, prepare_files
 
 
 @pytest.fixture
@@ -75,6 +75,7 @@ def test_configuration_in_the_home_folder_is_found(home):
         (True, r"^OUT_DIR is True: .* runs/first"),
         (["a"], r"^OUT_DIR is \['a'\]: "),
         (b"runs", r"^OUT_DIR is b'runs': "),
+        ("a\0b", r"^OUT_DIR is 'a\\x00b': expected a path without a null byte"),
         (" ", r"^OUT_DIR is empty: expected the path"),
         (Path("gs://bucket/run"), r"^OUT_DIR is gs:/bucket/run, a URL"),
         ("gs://bucket/run", r"^OUT_DIR is gs://bucket/run, a URL: expected the path of a local file or folder\. Mount"),
@@ -101,6 +102,14 @@ def test_device_may_be_written(tmp_path):
     assert not is_device(tmp_path) and not is_device(tmp_path / "new.json") and not is_device(Path("/dev/shm/new.json"))
 
 
+def test_link_to_itself_raises(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        prepare_files({"--json": tmp_path / "loop" / "a.json"}, {"--data": tmp_path / "loop"})
+    with pytest.raises(OSError, match="it is a file or a broken link"):
+        make_folder(tmp_path / "loop", "OUT_DIR")
+
+
 def test_file_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match=rf"^--json: {tmp_path}/file/new cannot be written: Not a directory\. Choose"):
@@ -110,7 +119,8 @@ def test_file_that_cannot_be_written_raises(tmp_path):
     ):
         prepare_file(tmp_path, "--json")
     with pytest.raises(
-        OSError, match=rf"^--out: {tmp_path}/file cannot be written: it is a file\. Choose a writable folder"
+        OSError,
+        match=rf"^--out: {tmp_path}/file cannot be written: it is a file or a broken link\. Choose a writable folder",
     ):
         make_folder(tmp_path / "file", "--out")
 
