@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +105,8 @@ class VideoReader:
         if not self._container.streams.video:
             self._container.close()
             raise UserError(
-                f"{source} has no video stream: expected a file with pictures, such as an MP4 file. Use another file."
+                f"{source} has no video stream, or it is cut off: expected a file with pictures, such as an MP4 file. "
+                "Copy it again, or use another file."
             )
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
@@ -183,13 +186,15 @@ class VideoWriter:
         rate: Average number of frames per second.
 
     Raises:
-        UserError: If PyAV is not installed, or `path` is not a local path.
+        UserError: If PyAV is not installed, `path` is not a local path, or `rate` is not a positive number.
         OSError: If the folder cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, rate: float):
         self._av = require_extra("av", f"the video {path}", "video")
         self.path = expand(path, "The path of a video")
+        if not isinstance(rate, Real) or not 0 < rate < math.inf:
+            raise UserError(f"VideoWriter.rate is {rate!r}: expected frames per second, a number above 0.")
         self._partial = self.path.with_name(f".partial_{self.path.name}")
         make_folder(self.path.parent, "The folder of a video")
         self._container = self._av.open(f"file:{self._partial}", "w", format="mp4")
@@ -210,8 +215,18 @@ class VideoWriter:
             time: Time at which the picture appears, in seconds since the beginning.
 
         Raises:
+            UserError: If the picture has another shape or type, or the time is not finite.
             OSError: If the disk is full. The temporary file is then deleted.
         """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"A picture for {self.path} has the shape {image.shape} and the type {image.dtype}: expected RGB, "
+                "(height, width, 3) uint8. Convert the picture."
+            )
+        if not math.isfinite(time):
+            raise UserError(
+                f"The time of a picture for {self.path} is {time!r}: expected seconds. Pass a finite number."
+            )
         height, width = image.shape[:2]
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         self._stream = self._stream or self._start(*image.shape[:2])
@@ -241,11 +256,12 @@ class VideoWriter:
         if self._container is None:
             return
         with self._deleting_on_failure():
-            if self._stream is not None:
+            is_empty = self._last < 0
+            if not is_empty:
                 self._container.mux(self._stream.encode())
             container, self._container = self._container, None
             container.close()
-            if self._stream is None:
+            if is_empty:
                 self._partial.unlink(missing_ok=True)
             else:
                 os.replace(self._partial, self.path)

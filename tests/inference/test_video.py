@@ -48,6 +48,20 @@ def test_any_name_and_kind_of_path_is_read(file, tmp_path):
         assert len(list(reader)) == 5
 
 
+def test_picture_time_or_rate_of_another_kind_raises(tmp_path):
+    for image, time, message in (
+        (picture(0)[..., 0], 0.0, r"shape \(61, 90\) and the type uint8: expected RGB"),
+        (picture(0) / 255, 0.0, "the type float64: expected RGB"),
+        (picture(0), float("nan"), "time of a picture .* is nan: expected seconds"),
+    ):
+        with pytest.raises(UserError, match=message), VideoWriter(tmp_path / "a.mp4", rate=10) as writer:
+            writer.write(image, time)
+    for rate in (0, -5, float("nan"), "fast"):
+        with pytest.raises(UserError, match=r"VideoWriter\.rate is"):
+            VideoWriter(tmp_path / "a.mp4", rate=rate)
+    assert not list(tmp_path.iterdir())
+
+
 def test_full_disk_leaves_no_video(tmp_path):
     def write():
         with VideoWriter(tmp_path / "a.mp4", rate=10) as writer:
