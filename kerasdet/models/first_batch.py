@@ -21,6 +21,7 @@ _SHAPES = {
     "masks": ("B", "M", "S", "S"),
     "keypoints": ("B", "M", "J", 3),
 }
+_REMEDIES = {"masks": "cut each mask to its box, and resize it to a square", "image": "move the channels to the end"}
 
 
 def check_first_batch(data: Mapping | tuple) -> None:
@@ -66,7 +67,8 @@ def _check_shapes(arrays):
     for name, array in arrays.items():
         shape, written = _SHAPES[name], f"({', '.join(map(str, _SHAPES[name]))})"
         if array.ndim != len(shape):
-            remedy = "call batch on the dataset" if array.ndim == len(shape) - 1 else f"reshape {name}"
+            is_single = name == "image" and array.ndim == 3
+            remedy = "call batch on the dataset" if is_single else _REMEDIES.get(name, f"reshape {name}")
             raise _error(f"{name} of shape {array.shape}", written, remedy)
         for symbol, length in zip(shape, array.shape, strict=True):
             if symbol in ("H", "W"):
@@ -74,7 +76,7 @@ def _check_shapes(arrays):
             known, owner = sizes.setdefault(symbol, (length, name)) if isinstance(symbol, str) else (symbol, name)
             if length != known:
                 other = "" if owner == name else f", but {owner} of shape {arrays[owner].shape}"
-                raise _error(f"{name} of shape {array.shape}{other}", written, f"reshape {name}")
+                raise _error(f"{name} of shape {array.shape}{other}", written, _REMEDIES.get(name, f"reshape {name}"))
 
 
 def _check_pixels(image):
