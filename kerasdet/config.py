@@ -246,10 +246,8 @@ def _reason(error):
         reason, _, place = str(error).partition("\n  In file ")
         return _import_failure(place.rpartition("\n")[2].strip(), reason)
     if isinstance(error, SyntaxError) and error.text and error.lineno:
-        return (
-            f"line {error.lineno}, {error.text.strip()!r}, cannot be read ({error.msg}): expected NAME = value. "
-            "Correct the line."
-        )
+        what = f"line {error.lineno}, {error.text.strip()!r}, cannot be read ({error.msg})"
+        return f"{' '.join(what.split())}: expected NAME = value. Correct the line."
     return _unknown_argument(error) or " ".join(str(error).split())
 
 

@@ -468,7 +468,7 @@ WRONG_FILES = {
     "include 'own.gin'\n": "line 1 of .*own.gin includes own.gin, which includes this file again",
     f"include '{SHAPES}.gin'\nSTEPS = %BATCH_SIZE\nBATCH_SIZE = %STEPS\n": "(STEPS|BATCH_SIZE) depends on itself",
     f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
-    f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
+    f"include '{SHAPES}.gin'\ntrain.step = 3\n": "train has no argument step: choose one of .* steps, ",
     f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
     f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin: line 2: STEPS has no value",
     f"include '{SHAPES}.gin'\nSTEPS =  # many\nLR = 1\n": "own.gin: line 2: STEPS has no value",
