@@ -1,4 +1,6 @@
 import io
+import os
+import signal
 
 import pytest
 import tiny
@@ -129,3 +131,13 @@ def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdout", terminal)
     assert kerasdet("data", "check", write_json(tmp_path / "train.json", data)) == 0
     assert b"\\u732b" in terminal.buffer.getvalue()
+
+
+def test_sigterm_removes_an_incomplete_dataset(yolo, tmp_path, monkeypatch):
+    """The signal arrives while the first image is written."""
+    monkeypatch.setattr("kerasdet.data.portable.Item.save", lambda item, path: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit_code:
+        kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "coco")
+    assert exit_code.value.code == 143
+    assert not (tmp_path / "coco").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
