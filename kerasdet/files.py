@@ -84,7 +84,8 @@ def removing_on_failure(path: Path) -> Iterator[None]:
             if was_folder:
                 path.mkdir()
         elif is_ours:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
 
 

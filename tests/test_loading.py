@@ -78,7 +78,8 @@ def test_truncated_checkpoint_raises_and_is_named(run_dir, keep):
     newest = run_dir / "checkpoints" / "step_00000100.keras"
     content = newest.read_bytes()
     newest.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
-    with pytest.raises(ValueError, match=re.escape(f"{newest} is not a valid .keras file")):
+    problem = "is not a valid .keras file" if keep else "is empty (0 bytes)"
+    with pytest.raises(ValueError, match=re.escape(f"{newest} {problem}")):
         load(run_dir)
 
 

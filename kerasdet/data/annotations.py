@@ -176,6 +176,8 @@ def read_contents(
             "id; the other annotations have no image either. Correct their image_id, or add the images."
         )
     _check_units(kept, source)
+    if keypoints:
+        _check_units_of_keypoints(kept, source)
     used = {annotation["category_id"] for annotation in kept}
     return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes, bad)
 
@@ -212,7 +214,11 @@ def _check_units(annotations, source):
             f'{source}: no box has a number above 1 (first: {name_of(annotations[0])} has "bbox" {show(boxes[0])}); '
             "expected [x, y, width, height] in pixels. Multiply the fractions by the width and height of the images."
         )
-    points = [point for annotation in annotations for point in _labelled(annotation.get("keypoints"))]
+
+
+def _check_units_of_keypoints(annotations, source):
+    """Raises an error if the keypoints are fractions of the image instead of pixels."""
+    points = [point for annotation in annotations for point in _labelled(annotation["keypoints"])]
     if points and are_fractions(points):
         raise UserError(
             f"{source}: no keypoint has a coordinate above 1 (first: {show(points[0])}); expected x and y in pixels. "
@@ -320,7 +326,7 @@ class _AnnotationReader:
         points = _labelled(annotation["keypoints"])
         if points and not any(_is_near(point, annotation["bbox"]) for point in points):
             fact = f'has "bbox" {show(annotation["bbox"])} and its keypoints elsewhere'
-            self.changes.add("keypoints_outside_boxes", name(), fact)
+            self.changes.note("keypoints_outside_boxes", name(), fact)
         count = annotation.get("num_keypoints", len(points))
         if annotation["keypoints"] is not None and as_int(count) != len(points):
             self.changes.note("contradicting_counts", name(), f'has "num_keypoints" {show(count)} but {len(points)}')

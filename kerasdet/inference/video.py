@@ -133,8 +133,7 @@ class VideoReader:
         path = None if is_url else expand(self.source, "The path of a video")
         if path is not None and not path.is_file():
             raise FileNotFoundError(
-                f"The video {self.source} does not exist: expected the path of a video file, a URL or the number of "
-                "a camera."
+                f"The video {path} does not exist: expected the path of a video file, a URL or the number of a camera."
             )
         try:
             # FFmpeg would take "night: 1.mp4" for a URL with the protocol "night"

@@ -129,7 +129,7 @@ def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     picture(tmp_path / "images/a.jpg", 0)
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", terminal)
-    assert kerasdet("data", "check", write_json(tmp_path / "train.json", data)) == 0
+    assert kerasdet("data", "check", write_json(tmp_path / "train.json", data)) == 2  # it has no objects
     assert b"\\u732b" in terminal.buffer.getvalue()
 
 
