@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kerasdet.data.values import are_fractions
 from kerasdet.errors import UserError
+from kerasdet.inference.preprocessing import shape_remedy
 from kerasdet.models.batch import unpack_batch
 
 # Key -> its shape; B images, M objects, S cells of a mask, J keypoints
@@ -21,7 +22,6 @@ _SHAPES = {
     "masks": ("B", "M", "S", "S"),
     "keypoints": ("B", "M", "J", 3),
 }
-_REMEDIES = {"masks": "cut each mask to its box, and resize it to a square", "image": "move the channels to the end"}
 
 
 def check_first_batch(data: Mapping | tuple) -> None:
@@ -68,7 +68,7 @@ def _check_shapes(arrays):
         shape, written = _SHAPES[name], f"({', '.join(map(str, _SHAPES[name]))})"
         if array.ndim != len(shape):
             is_single = name == "image" and array.ndim == 3
-            remedy = "call batch on the dataset" if is_single else _REMEDIES.get(name, f"reshape {name}")
+            remedy = "call batch on the dataset" if is_single else _remedy(name, array)
             raise _error(f"{name} of shape {array.shape}", written, remedy)
         for symbol, length in zip(shape, array.shape, strict=True):
             if symbol in ("H", "W"):
@@ -76,7 +76,13 @@ def _check_shapes(arrays):
             known, owner = sizes.setdefault(symbol, (length, name)) if isinstance(symbol, str) else (symbol, name)
             if length != known:
                 other = "" if owner == name else f", but {owner} of shape {arrays[owner].shape}"
-                raise _error(f"{name} of shape {array.shape}{other}", written, _REMEDIES.get(name, f"reshape {name}"))
+                raise _error(f"{name} of shape {array.shape}{other}", written, _remedy(name, array))
+
+
+def _remedy(name, array):
+    if name == "image":
+        return shape_remedy(array.shape[1:])
+    return "cut each mask to its box, and resize it to a square" if name == "masks" else f"reshape {name}"
 
 
 def _check_pixels(image):
