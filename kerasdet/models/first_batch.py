@@ -44,6 +44,7 @@ def check_first_batch(data: Mapping | tuple) -> None:
     if not arrays["image"].size:
         return  # a replica without images
     _check_pixels(arrays["image"])
+    _check_sizes(arrays)
     _check_objects(arrays)
 
 
@@ -53,7 +54,7 @@ def _array(name, value) -> np.ndarray:
         remedy = "batch with padded_batch, or call to_tensor" if kind == "RaggedTensor" else "call tf.sparse.to_dense"
         raise _error(f"{name} as a {kind}", "a dense tensor, padded with class id -1", remedy)
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf" and array.dtype != tf.bfloat16.as_numpy_dtype:
+    if array.dtype.kind not in ("iuf" if name == "image" else "biuf") and array.dtype != tf.bfloat16.as_numpy_dtype:
         raise _error(f"{name} of dtype {tf.as_dtype(array.dtype).name}", "numbers", f"convert {name}")
     return array
 
@@ -97,6 +98,17 @@ def _check_pixels(image):
             "The first batch has no pixel above 1, although pixels are expected in 0..255: multiply the images by 255 "
             "if their values are in 0..1.",
             stacklevel=2,
+        )
+
+
+def _check_sizes(arrays):
+    height, width = arrays["image"].shape[1:3]
+    sizes = arrays.get("image_size", np.empty((0, 2)))
+    if (wrong := sizes[((sizes > (height, width)) | (sizes < 1)).any(1)]).size:
+        raise _error(
+            f"image_size {wrong[0].tolist()} for images of {height}x{width} (height x width)",
+            "the height and width of each image without its padding",
+            "give the height first, in pixels of the padded images",
         )
 
 

@@ -30,6 +30,15 @@ MISTAKES = {
     ),
     "normalised": ({"image": np.random.default_rng(0).normal(size=(2, 8, 8, 3))}, r"pixels from -.* Undo the norm"),
     "16 bits": ({"image": np.full((2, 64, 96, 3), 999, np.uint16)}, r"pixels from 999 to 999: expected RGB in 0..255"),
+    "width first": (
+        {"image_size": [[96, 64]] * 2},
+        r"image_size \[96, 64\] for images of 64x96 .*: expected the height",
+    ),
+    "bool pixels": ({"image": np.zeros((2, 64, 96, 3), bool)}, r"image of dtype bool: expected numbers"),
+    "gray": (
+        {"image": np.zeros((2, 64, 96, 1), np.uint8)},
+        r"image of shape \(2, 64, 96, 1\): .* Repeat the grey channel",
+    ),
     "paths": ({"image": np.array(["a.jpg", "b.jpg"])}, r"image of dtype string: expected numbers"),
     "names": ({"class_ids": np.array([["cat", "dog"]] * 2)}, r"class_ids of dtype string: expected numbers"),
     "half a class": ({"class_ids": np.array([[0, 0.5]] * 2)}, r"the class id 0.5: expected integers from 0"),
