@@ -30,7 +30,7 @@ class AugmentedPredictor(PredictorWrapper):
         hflip: Whether to add the mirror image of each view.
 
     Raises:
-        UserError: If a length is not a positive integer.
+        UserError: If a length is not a positive integer, or the model is an export or tiled.
 
     Example:
         >>> detections = AugmentedPredictor(model, shortest=(600, 800, 1000)).detect("street.jpg")
@@ -38,6 +38,11 @@ class AugmentedPredictor(PredictorWrapper):
 
     def __init__(self, model: Predictor, shortest: Sequence[int] = (), hflip: bool = True):
         rule = model.preprocessing
+        if isinstance(rule, KeepSize):
+            raise UserError(
+                f"{type(model).__name__} resizes images by its own rule: expected a Keras model for test-time "
+                "augmentation. Pass the model itself."
+            )
         super().__init__(model)
         self.shortest = tuple(shortest) or tuple(round(rule.shortest * scale) for scale in SCALES)
         self.hflip = hflip

@@ -123,6 +123,7 @@ def _check_objects(arrays):
             "convert the masks to bool",
         )
     is_object = class_ids >= 0
+    _check_keypoints(arrays.get("keypoints"), is_object)
     boxes = arrays["boxes"][is_object].astype(np.float64)
     if not len(boxes) or not np.isfinite(boxes).all():
         return
@@ -141,3 +142,16 @@ def _check_objects(arrays):
                 "(y1, x1, y2, x2) in pixels of the image, without its padding",
                 "change the order of the numbers, or resize boxes with their image",
             )
+
+
+def _check_keypoints(keypoints, is_object):
+    points = np.empty((0, 3)) if keypoints is None else keypoints[is_object].reshape(-1, 3).astype(np.float64)
+    if not np.isfinite(points).all():
+        raise _error("a keypoint that is not finite", "(y, x, visibility) with visibility 0 if unlabelled", "change it")
+    labelled = points[points[:, 2] > 0, :2]
+    if len(labelled) and are_fractions(labelled.tolist()):
+        raise _error(
+            f"no keypoint with a coordinate above 1 (first: {labelled[0].tolist()})",
+            "(y, x, visibility) with y and x in pixels",
+            "multiply fractions by the height and width of the image",
+        )

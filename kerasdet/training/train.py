@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_seed
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
 from kerasdet.data.sampler import ImageSampler
@@ -114,6 +115,7 @@ def train(
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (Python: out_dir=)")
+    check_seed("train", seed)
     checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
     checks.check_parts(
         model,

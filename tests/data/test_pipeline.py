@@ -121,6 +121,13 @@ def test_evaluation_covers_every_image_once(dataset):
     assert plain["is_crowd"][2].tolist() == [False, True]
 
 
+@pytest.mark.parametrize("name, value", [("batch_size", 0), ("size_divisor", 0), ("pad_to", 64), ("mask_size", 0.5)])
+def test_number_of_another_kind_raises(dataset, name, value):
+    for batches in (training_batches, evaluation_batches):
+        with pytest.raises(UserError, match=rf"{batches.__name__}\.{name} is {value}"):
+            batches(dataset, **{"batch_size": 2, name: value})
+
+
 def test_empty_dataset_raises():
     empty = SimpleNamespace(records=())
     with pytest.raises(ValueError, match="no images"):

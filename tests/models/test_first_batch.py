@@ -43,6 +43,8 @@ MISTAKES = {
     "names": ({"class_ids": np.array([["cat", "dog"]] * 2)}, r"class_ids of dtype string: expected numbers"),
     "half a class": ({"class_ids": np.array([[0, 0.5]] * 2)}, r"the class id 0.5: expected integers from 0"),
     "ragged": ({"class_ids": tf.ragged.constant([[0, 2], [1]])}, r"class_ids as a RaggedTensor: .* padded_batch"),
+    "keypoints as fractions": ({"keypoints": np.full((2, 2, 4, 3), 0.5)}, r"no keypoint with a coordinate above 1"),
+    "keypoints of NaN": ({"keypoints": np.full((2, 2, 4, 3), np.nan)}, r"a keypoint that is not finite: expected"),
     "masks of 0 and 1": ({"masks": np.ones((2, 2, 28, 28), np.uint8)}, r"uint8 masks of 0 and 1: .* to bool"),
     "masks of the image": ({"masks": np.ones((2, 2, 64, 96), bool)}, r"masks of shape .*: expected \(B, M, S, S\)"),
 }
