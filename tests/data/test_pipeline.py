@@ -12,6 +12,7 @@ from kerasdet.data import ImageSampler, RandomFlip, ResizeShortestEdge, evaluati
 from kerasdet.data.records import Record
 from kerasdet.data.shapes import shapes_dataset
 from kerasdet.data.transforms import CopyPaste, Mosaic, RandomApply, UntilStep
+from kerasdet.errors import UserError
 from kerasdet.geometry import masks
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
